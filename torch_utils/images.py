@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one conversion between uint8 pixels and [-1, 1], image grids, class sheets and atomic PNG files.
+
+Shapes: N images, C channels (1 or 3), H W height and width.
+"""
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import torch
+
+from dnnlib import util
+
+_LABEL_GAP = 4  # pixels between a row's label and its images
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """float [..., C, H, W] in [-1, 1] -> uint8 of the same shape: clamp(x * 127.5 + 128, 0, 255), truncated, computed in float32.
+
+    The quantisation of every image that leaves the project (SPEC of StyleGAN's FID: 127.5 and 128, truncated, not rounded).
+    """
+    return (x.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def to_float(x: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., C, H, W] -> float32 in [-1, 1]: x / 127.5 - 1. to_uint8(to_float(x)) == x."""
+    return x.to(torch.float32) / 127.5 - 1
+
+
+def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [N, C, H, W] -> uint8 [rows * H, columns * W, C], row by row; empty cells of the last row are black."""
+    array = np.asarray(images.detach().cpu() if isinstance(images, torch.Tensor) else images)
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3) or array.shape[0] == 0:
+        raise ValueError(f'images must be uint8 [N, 1 or 3, H, W] with N > 0, got {array.dtype} {list(array.shape)}')
+    if columns < 1:
+        raise ValueError(f'columns must be at least 1, got {columns}')
+    n, c, h, w = array.shape
+    rows = -(-n // columns)
+    cells = np.zeros((rows * columns, c, h, w), dtype=np.uint8)
+    cells[:n] = array
+    return cells.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+
+
+def _to_pil(array: np.ndarray) -> PIL.Image.Image:
+    """uint8 [H, W], [H, W, 1] or [H, W, 3] -> PIL image."""
+    if array.dtype != np.uint8:
+        raise ValueError(f'pixels must be uint8, got {array.dtype}')
+    return PIL.Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else np.ascontiguousarray(array))
+
+
+def _magnify(image: PIL.Image.Image, cell: int, target: int) -> tuple[PIL.Image.Image, int]:
+    """Repeats the pixels of images too small to stand beside a line of text, so that a cell is at least `target` pixels high."""
+    factor = max(1, -(-target // cell))
+    return (image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST), factor) if factor > 1 else (image, 1)
+
+
+def labelled_grid(images: torch.Tensor | np.ndarray, row_labels: Sequence[str], columns: int, min_cell: int = 24) -> PIL.Image.Image:
+    """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in font.
+
+    images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise); the result is an RGB PIL image.
+    min_cell: images lower than this are magnified by a whole factor (their pixels repeated) to leave room for the text.
+    """
+    pixels = grid(images, columns)
+    rows = -(-len(images) // columns)
+    if len(row_labels) != rows:
+        raise ValueError(f'{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels')
+    cell = pixels.shape[0] // rows
+    sheet, factor = _magnify(_to_pil(pixels).convert('RGB'), cell, min_cell)
+    cell *= factor
+    size = max(10, min(cell // 3, 20))
+    font = PIL.ImageFont.load_default(size=size)
+    labels = [_printable(label, font) for label in row_labels]
+    boxes = [font.getbbox(label) for label in labels]
+    margin = int(np.ceil(max(box[2] for box in boxes))) + 2 * _LABEL_GAP
+    canvas = PIL.Image.new('RGB', (margin + sheet.width, sheet.height), 'white')
+    canvas.paste(sheet, (margin, 0))
+    draw = PIL.ImageDraw.Draw(canvas)
+    for row, (label, box) in enumerate(zip(labels, boxes, strict=True)):
+        draw.text((margin - _LABEL_GAP - box[2], (row + 0.5) * cell), label, fill='black', font=font, anchor='lm')
+    return canvas
+
+
+def _printable(label: str, font, limit: int = 40) -> str:
+    """The label on one line, shortened; with letters the font can draw (PIL's bitmap fallback font knows Latin-1 alone)."""
+    line = ' '.join(str(label).split())
+    line = line if len(line) <= limit else line[:limit - 3].rstrip() + '...'
+    return line if isinstance(font, PIL.ImageFont.FreeTypeFont) else line.encode('latin-1', 'replace').decode('latin-1')
+
+
+def save_png(image: np.ndarray | PIL.Image.Image, path: str | os.PathLike) -> None:
+    """Writes uint8 [H, W], [H, W, 1 or 3] or a PIL image as a PNG; `path` never holds a part of a file."""
+    picture = image if isinstance(image, PIL.Image.Image) else _to_pil(image)
+    with util.atomic_write(path) as f:
+        picture.save(f, format='PNG')
