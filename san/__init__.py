@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slicing adversarial networks (SAN): last layers whose direction and features are trained by different objectives.
+
+Usable with any discriminator; imports torch alone. Takida et al., "SAN: Inducing Metrizability of GAN with Discriminative
+Normalized Linear Layer", ICLR 2024.
+"""
+
+from san.layers import SANConv1d, SANConv2d, SANConv3d, SANEmbedding, SANLinear, SANLogits, normalize_
+from san.objectives import (
+    DISCRIMINATOR_LOSSES,
+    GENERATOR_GAINS,
+    discriminator_terms,
+    generator_terms,
+    hinge_d,
+    wasserstein_dir,
+)
+
+__all__ = [
+    "DISCRIMINATOR_LOSSES",
+    "GENERATOR_GAINS",
+    "SANConv1d",
+    "SANConv2d",
+    "SANConv3d",
+    "SANEmbedding",
+    "SANLinear",
+    "SANLogits",
+    "discriminator_terms",
+    "generator_terms",
+    "hinge_d",
+    "normalize_",
+    "wasserstein_dir",
+]

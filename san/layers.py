@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Last layers of a SAN discriminator: a unit direction, a scale, and two outputs that differ only in their gradients.
+
+A discriminator is f(x) = <omega, h(x)> with features h and a last linear layer omega. A SAN layer writes omega as scale times a
+unit direction and returns `SANLogits(fun, dir)`, equal as numbers (Takida et al., ICLR 2024, section 5):
+
+    fun = scale * <stopgrad(direction), h>      trains h, the input bias and the scale; what a generator maximises
+    dir = stopgrad(scale) * <direction, stopgrad(h)>      trains the direction alone
+
+Shapes: N batch, I inputs, O outputs, D embedding width.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-12  # smallest norm a direction is divided by
+
+
+class SANLogits(NamedTuple):
+    """The two outputs of a SAN layer: the same numbers, different gradients (module docstring)."""
+
+    fun: Tensor
+    dir: Tensor
+
+
+class _SANLayer(nn.Module):
+    """Direction and scale shared by every kind of SAN layer. The leading axis of `weight` counts the directions."""
+
+    weight: nn.Parameter
+    scale: nn.Parameter
+
+    def _set_direction(self, initial: Tensor, scale_shape: tuple[int, ...]) -> None:
+        """Split an initial weight into unit directions and their norms, so that the layer starts as the ordinary one would."""
+        norm = initial.flatten(1).norm(dim=1).clamp_min(EPS)
+        self.scale = nn.Parameter(norm.view(scale_shape))
+        self.weight = nn.Parameter(F.normalize(initial.flatten(1), dim=1, eps=EPS).view_as(initial))
+
+    def normalize_(self) -> None:
+        """Project `weight` back onto unit directions, in place and outside autograd; an optimizer's state is untouched."""
+        with torch.no_grad():
+            flat = self.weight.flatten(1)
+            self.weight.copy_(F.normalize(flat, dim=1, eps=EPS).view_as(self.weight))
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the distribution of torch's own linear and convolution layers."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+class _SANWeighted(_SANLayer):
+    """A SAN layer that maps features to logits; subclasses say which linear map `weight` is."""
+
+    def __init__(self, shape: tuple[int, ...], bias: bool, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self._set_direction(_uniform(shape, generator), (shape[0],))
+        self.bias = nn.Parameter(torch.zeros(shape[1])) if bias else None  # added to the input: it belongs to h
+
+    def _map(self, h: Tensor, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> SANLogits:
+        """Features to logits; see the module docstring for what each of the two outputs trains."""
+        per_channel = (-1,) + (1,) * (self.weight.ndim - 2)
+        h = x if self.bias is None else x + self.bias.view(per_channel)
+        direction = F.normalize(self.weight.flatten(1), dim=1, eps=EPS).view_as(self.weight)
+        scale = self.scale.view(per_channel)
+        return SANLogits(
+            fun=scale * self._map(h, direction.detach()),
+            dir=scale.detach() * self._map(h.detach(), direction),
+        )
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, bias={self.bias is not None}"
+
+
+class SANLinear(_SANWeighted):
+    """Linear SAN layer, [N, ..., in_features] -> SANLogits of [N, ..., out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, generator: torch.Generator | None = None) -> None:
+        super().__init__((out_features, in_features), bias, generator)
+
+    def _map(self, h: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(h, weight)
+
+
+class _SANConv(_SANWeighted):
+    dims: int
+    conv: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,  # zeros around h, outside the reach of the input bias
+        dilation: int | tuple[int, ...] = 1,
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        kernel = (kernel_size,) * self.dims if isinstance(kernel_size, int) else tuple(kernel_size)
+        super().__init__((out_channels, in_channels, *kernel), bias, generator)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+
+    def _map(self, h: Tensor, weight: Tensor) -> Tensor:
+        return type(self).conv(h, weight, None, self.stride, self.padding, self.dilation)
+
+
+class SANConv1d(_SANConv):
+    """1D SAN convolution, [N, I, L] -> SANLogits of [N, O, L']; arguments as torch.nn.Conv1d's."""
+
+    dims, conv = 1, staticmethod(F.conv1d)
+
+
+class SANConv2d(_SANConv):
+    """2D SAN convolution, [N, I, H, W] -> SANLogits of [N, O, H', W']; arguments as torch.nn.Conv2d's."""
+
+    dims, conv = 2, staticmethod(F.conv2d)
+
+
+class SANConv3d(_SANConv):
+    """3D SAN convolution, [N, I, T, H, W] -> SANLogits of [N, O, T', H', W']; arguments as torch.nn.Conv3d's."""
+
+    dims, conv = 3, staticmethod(F.conv3d)
+
+
+class SANEmbedding(_SANLayer):
+    """One direction per row: labels int64 [N] -> SANLogits of vectors [N, D].
+
+    The inner product with features h makes class-conditional logits. The caller keeps the two gradients apart:
+    `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        initial = torch.empty(num_embeddings, embedding_dim).normal_(generator=generator)
+        self._set_direction(initial, (num_embeddings, 1))
+
+    def forward(self, labels: Tensor) -> SANLogits:
+        direction = F.normalize(F.embedding(labels, self.weight), dim=-1, eps=EPS)
+        scale = F.embedding(labels, self.scale)
+        return SANLogits(fun=scale * direction.detach(), dir=scale.detach() * direction)
+
+    def extra_repr(self) -> str:
+        return ", ".join(str(size) for size in self.weight.shape)
+
+
+def normalize_(module: nn.Module) -> None:
+    """Project every SAN direction inside `module` to unit norm, in place. To be called before the first and after each discriminator step."""
+    for layer in module.modules():
+        if isinstance(layer, _SANLayer):
+            layer.normalize_()
