@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attribute dictionaries, tee logging, atomic files, cached downloads, objects by name, and parsing of numbers given on a command line.
+
+Names and signatures are those that StyleGAN-family code calls. Nothing here imports torch, and nothing here touches the network except `open_url`.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import importlib
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, TextIO, overload
+
+_NETWORK_SCHEMES = ("http", "https")
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 30.0
+_MAX_WAIT_SECONDS = 30.0
+# Answers that mean "later", everything else in 4xx means "never".
+_RETRY_STATUS = (408, 425, 429)
+
+
+class EasyDict(dict[str, Any]):
+    """A dict whose string keys are also attributes: `d.x = 1`, `d["x"]`, `del d.x`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no attribute or key {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f"no attribute or key {name!r}") from None
+
+
+class Logger:
+    """Copies what is written to stdout and stderr into a file while it is open.
+
+    Use as a context manager, or call `close()`. Loggers nest: closing one gives back the streams it found.
+
+    Args:
+        file_name: log file, or None to copy nothing (then only `should_flush` has an effect).
+        file_mode: 'w' starts a new file, 'a' appends.
+        should_flush: flush file and stream after every write, so that nothing is lost in a crash.
+    """
+
+    def __init__(self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush: bool = True) -> None:
+        self.file: TextIO | None = None
+        if file_name is not None:
+            self.file = open(file_name, file_mode, encoding="utf-8")
+        self._streams = (sys.stdout, sys.stderr)
+        self._tees = (_Tee(sys.stdout, self.file, should_flush), _Tee(sys.stderr, self.file, should_flush))
+        sys.stdout, sys.stderr = self._tees
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, text: str | bytes) -> None:
+        """Writes to the original stdout and to the file."""
+        self._tees[0].write(text if isinstance(text, str) else text.decode())
+
+    def flush(self) -> None:
+        """Flushes the original stdout and the file."""
+        self._tees[0].flush()
+
+    def close(self) -> None:
+        """Gives the streams back and closes the file. Closing twice is allowed."""
+        # Someone may have put another stream on top in the meantime: theirs stays.
+        if sys.stdout is self._tees[0]:
+            sys.stdout = self._streams[0]
+        if sys.stderr is self._tees[1]:
+            sys.stderr = self._streams[1]
+        for tee in self._tees:
+            tee.detach_log()
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+class _Tee(io.TextIOBase):
+    """A text stream that forwards to another one and to a log file."""
+
+    def __init__(self, stream: TextIO, log: TextIO | None, should_flush: bool) -> None:
+        self._stream = stream
+        self._log = log
+        self._should_flush = should_flush
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if len(text) == 0:
+            return 0
+        self._stream.write(text)
+        if self._log is not None:
+            self._log.write(text)
+        if self._should_flush:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+        if self._log is not None:
+            self._log.flush()
+
+    def detach_log(self) -> None:
+        self._log = None
+
+
+def format_time(seconds: float) -> str:
+    """Whole seconds as '42s', '3m 07s', '2h 05m 09s' or '1d 03h 20m'."""
+    total = round(float(seconds))
+    if total < 0:
+        return "-" + format_time(-total)
+    minutes, s = divmod(total, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days > 0:
+        return f"{days}d {h:02d}h {m:02d}m"
+    if hours > 0:
+        return f"{h}h {m:02d}m {s:02d}s"
+    if minutes > 0:
+        return f"{m}m {s:02d}s"
+    return f"{s}s"
+
+
+def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
+    """'0,1,4-6' -> [0, 1, 4, 5, 6]; ranges include both ends; a list passes through.
+
+    Raises:
+        ValueError: an entry is neither a non-negative integer nor a rising range.
+    """
+    if not isinstance(text, str):
+        return [int(value) for value in text]
+    values: list[int] = []
+    for entry in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", entry)
+        if match is None:
+            raise ValueError(f"cannot read {entry.strip()!r} in {text!r} as an integer or a range; write for example 0,1,4-6")
+        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+        if last < first:
+            raise ValueError(f"range {entry.strip()!r} in {text!r} runs backwards; write {last}-{first}")
+        values.extend(range(first, last + 1))
+    return values
+
+
+def parse_vec2(text: str | tuple[float, float]) -> tuple[float, float]:
+    """'1,2' -> (1.0, 2.0); a pair passes through.
+
+    Raises:
+        ValueError: not two finite numbers.
+    """
+    parts = text.split(",") if isinstance(text, str) else list(text)
+    try:
+        x, y = (float(part) for part in parts)
+    except ValueError:
+        raise ValueError(f"cannot read {text!r} as two numbers; write for example 0.5,-1") from None
+    if not all(abs(value) < float("inf") for value in (x, y)):
+        raise ValueError(f"{text!r} must be two finite numbers")
+    return x, y
+
+
+def get_obj_by_name(name: str) -> Any:
+    """The object that a dotted name means: 'collections.OrderedDict', 'package.module.Class.method'.
+
+    Raises:
+        ImportError: no leading part of the name is a module; the module's own import errors pass through.
+        AttributeError: the module exists and has no such member.
+    """
+    parts = name.split(".")
+    if not all(parts):
+        raise ImportError(f"{name!r} is not a dotted name of an object")
+    for count in range(len(parts), 0, -1):
+        module_name = ".".join(parts[:count])
+        try:
+            obj: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # Only a missing part of the name itself means "look one level up"; a module that lacks a dependency must say so.
+            if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+                raise
+            continue
+        for part in parts[count:]:
+            if not hasattr(obj, part):
+                raise AttributeError(f"{name!r}: {getattr(obj, '__name__', obj)} has no member {part!r}")
+            obj = getattr(obj, part)
+        return obj
+    raise ImportError(f"{name!r}: there is no module {parts[0]!r}")
+
+
+def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
+    """Calls the function that `func_name` means (see `get_obj_by_name`) with the other arguments.
+
+    Raises:
+        TypeError: what the name means cannot be called.
+    """
+    func = get_obj_by_name(func_name)
+    if not callable(func):
+        raise TypeError(f"{func_name!r} cannot be called")
+    return func(*args, **kwargs)
+
+
+def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
+    """An instance of the class that `class_name` means, built with the other arguments."""
+    return call_func_by_name(*args, func_name=class_name, **kwargs)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path` that takes its name only when the block ends well.
+
+    Until then an older file of that name stays as it is; after an error the temporary file is gone. The bytes are on the
+    disk (fsync) before the name changes. The mode is 'wb' or 'w' (UTF-8).
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"atomic_write knows the modes 'wb' and 'w', not {mode!r}")
+    target = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, mode, encoding="utf-8" if mode == "w" else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp's files are private; a finished file gets the permissions that open() would have given it.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
+    """True for an http(s) address with a host, and for file:// ones if `allow_file_urls`."""
+    if not isinstance(obj, str) or "://" not in obj:
+        return False
+    try:
+        parts = urllib.parse.urlsplit(obj)
+    except ValueError:
+        return False
+    if parts.scheme == "file":
+        return allow_file_urls
+    return parts.scheme in _NETWORK_SCHEMES and bool(parts.hostname)
+
+
+def make_cache_dir_path(*paths: str) -> str:
+    """A path inside the cache folder: $DNNLIB_CACHE_DIR, else $XDG_CACHE_HOME/dnnlib, else ~/.cache/dnnlib. Creates nothing."""
+    root = os.environ.get("DNNLIB_CACHE_DIR")
+    if not root:
+        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib")
+    return os.path.join(root, *paths)
+
+
+@overload
+def open_url(url: str, cache_dir: str | None = ..., num_attempts: int = ..., verbose: bool = ..., *, return_filename: Literal[True],
+             cache: bool = ..., sha256: str | None = ...) -> str: ...
+@overload
+def open_url(url: str, cache_dir: str | None = ..., num_attempts: int = ..., verbose: bool = ..., return_filename: Literal[False] = ...,
+             cache: bool = ..., sha256: str | None = ...) -> IO[bytes]: ...
+def open_url(
+    url: str,
+    cache_dir: str | None = None,
+    num_attempts: int = 10,
+    verbose: bool = True,
+    return_filename: bool = False,
+    cache: bool = True,
+    sha256: str | None = None,
+) -> Any:
+    """Opens a local path, a file:// address or an http(s) address for reading bytes.
+
+    A download goes to the cache folder under a partial name and gets its final name when it is complete and, if `sha256` is
+    given, right. With `DNNLIB_OFFLINE=1` in the environment only local files and what is already in the cache are read.
+
+    Args:
+        url: local path, file:// or http(s) address.
+        cache_dir: folder of downloads; None = `make_cache_dir_path("downloads")`.
+        num_attempts: tries per download; the wait between them doubles from 1 to 30 seconds.
+        verbose: say on stderr that a download runs.
+        return_filename: return the file's path instead of an open file.
+        cache: keep the download. False = hold it in memory only.
+        sha256: expected hexadecimal hash of the bytes; None = not checked.
+
+    Raises:
+        FileNotFoundError: no such local file.
+        ValueError: odd scheme, a hash that does not match, or `return_filename` without `cache`.
+        OSError: offline and not in the cache, or every attempt failed.
+    """
+    if num_attempts < 1:
+        raise ValueError(f"num_attempts must be at least 1, not {num_attempts}")
+    local = _local_path(url)
+    if local is not None:
+        if not os.path.isfile(local):
+            raise FileNotFoundError(f"no such file: {local}")
+        _check_sha256(local, sha256)
+        return local if return_filename else open(local, "rb")
+    if return_filename and not cache:
+        raise ValueError("return_filename=True needs cache=True: without the cache there is no file")
+
+    path = os.path.join(cache_dir or make_cache_dir_path("downloads"), _cache_name(url))
+    if cache and os.path.isfile(path):
+        if sha256 is None or sha256_file(path) == sha256.lower():
+            return path if return_filename else open(path, "rb")
+        os.unlink(path)  # not what was asked for: fetch it again
+
+    if os.environ.get("DNNLIB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no"):
+        raise OSError(f"DNNLIB_OFFLINE is set and {url} is not in the cache; unset it, or put the file at {path}")
+    if verbose:
+        print(f"Downloading {url}", file=sys.stderr, flush=True)
+    if cache:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _with_attempts(url, num_attempts, lambda: _download(url, path, sha256))
+        return path if return_filename else open(path, "rb")
+    return _with_attempts(url, num_attempts, lambda: _fetch(url, sha256))
+
+
+def _local_path(url: str) -> str | None:
+    """The local path that `url` means, or None for an http(s) address."""
+    if is_url(url):
+        return None
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
+    if match is None:
+        return os.path.expanduser(url)
+    scheme = match.group(1).lower()
+    if scheme == "file":
+        parts = urllib.parse.urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(f"{url}: a file:// address must name a file of this machine, file:///path")
+        return urllib.request.url2pathname(parts.path)
+    if scheme in _NETWORK_SCHEMES:
+        raise ValueError(f"{url}: the address has no host")
+    raise ValueError(f"{url}: cannot read {scheme}:// addresses; give a local path, file://, http:// or https://")
+
+
+def _cache_name(url: str) -> str:
+    """File name of a download: a hash of the whole address (two may share a last part), then that last part for people's eyes."""
+    last = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:]
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}_{readable or 'download'}"
+
+
+def _with_attempts(url: str, num_attempts: int, action: Callable[[], Any]) -> Any:
+    """Runs `action`, again after what may pass by itself (connection, timeout, busy server)."""
+    wait = 1.0
+    for attempt in range(1, num_attempts + 1):
+        try:
+            return action()
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 and error.code not in _RETRY_STATUS:
+                raise OSError(f"cannot download {url}: the server answers {error.code} {error.reason}") from None
+            reason = f"{error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+        if attempt < num_attempts:
+            time.sleep(wait)
+            wait = min(2 * wait, _MAX_WAIT_SECONDS)
+    raise OSError(f"cannot download {url}: {reason} ({num_attempts} attempt{'s' if num_attempts > 1 else ''})")
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """The body of an address, block by block; raises when it ends before its announced length."""
+    request = urllib.request.Request(url, headers={"User-Agent": "dnnlib", "Accept-Encoding": "identity"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+        announced = response.headers.get("Content-Length")
+        received = 0
+        while block := response.read(_BLOCK_BYTES):
+            received += len(block)
+            yield block
+    if announced is not None and received != int(announced):
+        raise http.client.HTTPException(f"the connection ended after {received} of {announced} bytes")
+
+
+def _download(url: str, path: str, sha256: str | None) -> None:
+    digest = hashlib.sha256()
+    with atomic_write(path) as file:
+        for block in _blocks(url):
+            digest.update(block)
+            file.write(block)
+        _compare_sha256(url, digest.hexdigest(), sha256)
+
+
+def _fetch(url: str, sha256: str | None) -> io.BytesIO:
+    data = b"".join(_blocks(url))
+    _compare_sha256(url, hashlib.sha256(data).hexdigest(), sha256)
+    return io.BytesIO(data)
+
+
+def _check_sha256(path: str, sha256: str | None) -> None:
+    if sha256 is not None:
+        _compare_sha256(path, sha256_file(path), sha256)
+
+
+def _compare_sha256(what: str, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted.lower():
+        raise ValueError(f"{what}: sha256 is {found}, expected {wanted.lower()}; the file is damaged or another one")

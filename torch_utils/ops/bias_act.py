@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bias, activation function, gain and clamp of a layer in one call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+SQRT2 = 2.0**0.5
+IMPLEMENTATIONS = ("ref", "cuda")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function with the slope and the gain it has when the caller names none.
+
+    The gains of relu, lrelu and swish keep the second moment of a unit normal input near 1.
+    """
+
+    func: Callable[[torch.Tensor, float], torch.Tensor]  # (x, alpha) -> y
+    def_alpha: float = 0.0
+    def_gain: float = 1.0
+
+
+activation_funcs: dict[str, Activation] = {
+    "linear": Activation(lambda x, alpha: x),
+    "relu": Activation(lambda x, alpha: F.relu(x), def_gain=SQRT2),
+    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), def_alpha=0.2, def_gain=SQRT2),
+    "tanh": Activation(lambda x, alpha: torch.tanh(x)),
+    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x)),
+    "elu": Activation(lambda x, alpha: F.elu(x)),
+    "selu": Activation(lambda x, alpha: F.selu(x)),
+    "softplus": Activation(lambda x, alpha: F.softplus(x)),
+    "swish": Activation(lambda x, alpha: F.silu(x), def_gain=SQRT2),
+}
+
+
+def bias_act(
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """clamp(gain * act(x + b)), differentiable twice.
+
+    Args:
+        x: any shape.
+        b: bias [x.shape[dim]], or None.
+        dim: axis of x that the bias runs along.
+        act: name in `activation_funcs`.
+        alpha: slope of 'lrelu' below zero; None = the activation's own. The other activations have none.
+        gain: factor after the activation; None = the activation's own.
+        clamp: bound of the output's absolute value; None = unbounded. The gradient at the bound itself is zero.
+        impl: 'ref', or 'cuda' = the fastest implementation there is for x's device.
+
+    Returns:
+        a tensor of x's shape and dtype.
+
+    Raises:
+        ValueError: unknown `act` or `impl`, a negative `clamp`, or a bias that does not fit.
+    """
+    check_impl(impl)
+    if act not in activation_funcs:
+        raise ValueError(f"act={act!r} is not an activation function; known are {', '.join(activation_funcs)}")
+    if clamp is not None and clamp < 0:
+        raise ValueError(f"clamp={clamp} must not be negative; None = no clamp")
+    if b is not None:
+        if not -x.ndim <= dim < x.ndim:
+            raise ValueError(f"dim={dim} is not an axis of x with shape {tuple(x.shape)}")
+        if b.shape != (x.shape[dim],):
+            raise ValueError(f"the bias must have shape ({x.shape[dim]},) for x of shape {tuple(x.shape)} and dim={dim}, not {tuple(b.shape)}")
+    spec = activation_funcs[act]
+    alpha = spec.def_alpha if alpha is None else float(alpha)
+    gain = spec.def_gain if gain is None else float(gain)
+    # Dispatch point: a fused kernel for x.device takes over here when impl == 'cuda'.
+    return _bias_act_ref(x, b, dim, spec, alpha, gain, clamp)
+
+
+def check_impl(impl: str) -> None:
+    """Raises ValueError unless `impl` is an implementation's name."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl={impl!r} is not an implementation; use 'cuda' (fastest there is for the device) or 'ref'")
+
+
+def _bias_act_ref(
+    x: torch.Tensor, b: torch.Tensor | None, dim: int, spec: Activation, alpha: float, gain: float, clamp: float | None
+) -> torch.Tensor:
+    if b is not None:
+        shape = [1] * x.ndim
+        shape[dim] = -1
+        x = x + b.to(x.dtype).reshape(shape)
+    x = spec.func(x, alpha)
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = clamp_abs(x, float(clamp))
+    return x
+
+
+def clamp_abs(x: torch.Tensor, bound: float) -> torch.Tensor:
+    """clamp(x, -bound, bound) whose gradient is zero on the bound itself, as in the published operation."""
+    # torch.clamp lets the gradient through on the bound in some releases and stops it there in others; this does not depend on it.
+    return torch.where(x.abs() < bound, x, x.detach().clamp(-bound, bound))

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pad, upsample, filter and downsample a batch of images: the resampling operation of StyleGAN-family networks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import resampling
+from .bias_act import check_impl
+
+Factors = int | Sequence[int]
+
+
+def setup_filter(
+    f: Any,
+    device: torch.device | str = "cpu",
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> torch.Tensor:
+    """Makes a filter for the functions below from taps.
+
+    Args:
+        f: taps [n] (a separable filter, or the outer product's factor), [h, w], a single number, or None = identity.
+        device: where the filter goes.
+        normalize: scale the taps to sum 1.
+        flip_filter: reverse the taps.
+        gain: overall gain of the filter over both axes.
+        separable: keep [n] taps as one-dimensional? None = yes from 8 taps on.
+
+    Returns:
+        float32 [n] (separable) or [h, w].
+
+    Raises:
+        ValueError: no taps, more than two axes, or [h, w] taps with separable=True.
+    """
+    taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"a filter has the shape [n] or [h, w] with at least one tap, not {list(taps.shape)}")
+    if taps.ndim == 0:
+        taps = taps[None]
+    if taps.ndim == 2 and separable:
+        raise ValueError(f"separable=True needs a filter of shape [n], not {list(taps.shape)}")
+    if separable is None:
+        separable = taps.ndim == 1 and taps.numel() >= 8
+    if taps.ndim == 1 and not separable:
+        taps = taps.outer(taps)
+    if normalize:
+        taps = taps / taps.sum()
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    return (taps * gain ** (taps.ndim / 2)).to(device)
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: Factors = 1,
+    down: Factors = 1,
+    padding: Factors = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Inserts up - 1 zeros after each pixel, pads, convolves with `f`, keeps every down-th pixel. Differentiable twice.
+
+    Args:
+        x: [N, C, H, W], contiguous or channels_last; the result has the same layout.
+        f: filter [n] (applied along both axes), [h, w], or None = identity.
+        up, down: integer factor, or [x, y].
+        padding: pixels of the upsampled image: one number, [x, y] or [left, right, top, bottom]; negative = crop.
+        flip_filter: False = convolution, True = correlation.
+        gain: factor of the result.
+        impl: 'ref', or 'cuda' = the fastest implementation there is for x's device.
+
+    Returns:
+        [N, C, h, w] with h = (H * up + top + bottom - taps) // down + 1, and w likewise.
+
+    Raises:
+        ValueError: arguments of another form, or an output without pixels.
+    """
+    check_impl(impl)
+    check_image(x)
+    check_filter(f)
+    up_x, up_y = parse_factors(up, "up")
+    down_x, down_y = parse_factors(down, "down")
+    pad_x0, pad_x1, pad_y0, pad_y1 = parse_padding(padding)
+    # Dispatch point: a fused kernel for x.device takes over here when impl == 'cuda'.
+    rows = resampling.AxisPlan(x.shape[2], filter_size(f)[1], up_y, down_y, pad_y0, pad_y1)
+    columns = resampling.AxisPlan(x.shape[3], filter_size(f)[0], up_x, down_x, pad_x0, pad_x1)
+    return resampling.resample(x, f, rows, columns, flip_filter, float(gain))
+
+
+def filter2d(
+    x: torch.Tensor, f: torch.Tensor | None, padding: Factors = 0, flip_filter: bool = False, gain: float = 1, impl: str = "cuda"
+) -> torch.Tensor:
+    """Filters an image and keeps its size; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
+    width, height = filter_size(f)
+    extra = parse_padding(padding)
+    pad = [extra[0] + width // 2, extra[1] + (width - 1) // 2, extra[2] + height // 2, extra[3] + (height - 1) // 2]
+    return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: Factors = 2,
+    padding: Factors = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Upsamples an image to `up` times its size and keeps its mean; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
+    up_x, up_y = parse_factors(up, "up")
+    width, height = filter_size(f)
+    extra = parse_padding(padding)
+    pad = [
+        extra[0] + (width + up_x - 1) // 2,
+        extra[1] + (width - up_x) // 2,
+        extra[2] + (height + up_y - 1) // 2,
+        extra[3] + (height - up_y) // 2,
+    ]
+    return upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=gain * up_x * up_y, impl=impl)
+
+
+def downsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    down: Factors = 2,
+    padding: Factors = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Downsamples an image to 1/`down` of its size; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
+    down_x, down_y = parse_factors(down, "down")
+    width, height = filter_size(f)
+    extra = parse_padding(padding)
+    pad = [
+        extra[0] + (width - down_x + 1) // 2,
+        extra[1] + (width - down_x) // 2,
+        extra[2] + (height - down_y + 1) // 2,
+        extra[3] + (height - down_y) // 2,
+    ]
+    return upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def check_image(x: torch.Tensor) -> None:
+    """Raises ValueError unless x is a floating-point tensor [N, C, H, W]."""
+    if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
+        found = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"x must be a floating-point tensor [N, C, H, W], not {found}")
+
+
+def check_filter(f: torch.Tensor | None, name: str = "f") -> None:
+    """Raises ValueError unless f is None or a floating-point tensor [n] or [h, w] with taps."""
+    if f is None:
+        return
+    if not isinstance(f, torch.Tensor) or f.ndim not in (1, 2) or f.numel() == 0 or not f.is_floating_point():
+        found = f"{f.dtype} {list(f.shape)}" if isinstance(f, torch.Tensor) else type(f).__name__
+        raise ValueError(f"filter {name} must be None or a floating-point tensor [n] or [h, w] with taps (see setup_filter), not {found}")
+
+
+def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    """(width, height) of a filter; 1 x 1 for None."""
+    if f is None:
+        return 1, 1
+    return f.shape[-1], f.shape[0]
+
+
+def parse_factors(value: Factors, name: str) -> tuple[int, int]:
+    """An up or down factor as (x, y); raises ValueError unless both are positive integers."""
+    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= 1 for v in pair):
+        raise ValueError(f"{name}={value!r} must be a positive integer or two of them, [x, y]")
+    return int(pair[0]), int(pair[1])
+
+
+def parse_padding(value: Factors) -> tuple[int, int, int, int]:
+    """A padding as (left, right, top, bottom); raises ValueError unless it is 1, 2 or 4 integers."""
+    pads = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(pads) not in (2, 4) or not all(isinstance(v, int | np.integer) for v in pads):
+        raise ValueError(f"padding={value!r} must be an integer, [x, y] or [left, right, top, bottom]")
+    if len(pads) == 2:
+        pads = (pads[0], pads[0], pads[1], pads[1])
+    return int(pads[0]), int(pads[1]), int(pads[2]), int(pads[3])
