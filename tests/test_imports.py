@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The import rules of docs/architecture.md, read from the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"dnnlib", "torch_utils", "san", "training", "metrics"}
+SCRIPTS = {p.stem for p in ROOT.glob("*.py")}
+
+ALLOWED = {
+    "dnnlib": {"dnnlib"},
+    "torch_utils": {"torch_utils", "dnnlib"},
+    "san": {"san"},
+    "training": {"training", "san", "torch_utils", "dnnlib"},
+    "metrics": {"metrics", "torch_utils", "dnnlib"},
+}
+
+# Inside training a module imports only modules listed before it (docs/architecture.md).
+TRAINING_ORDER = [
+    "config", "data", "class_embedding", "generator", "discriminator", "losses", "schedules", "plots", "inputs", "state", "build", "steps",
+    "periodic", "loop",
+]  # fmt: skip
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names that a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_packages_import_only_what_is_below_them(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        used = {name.split(".")[0] for name in imported_modules(path)} & (OURS | SCRIPTS)
+        assert used <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[package])}"
+
+
+def test_only_distributed_imports_torch_distributed():
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            if any(name.startswith("torch.distributed") for name in imported_modules(path)):
+                assert path == ROOT / "torch_utils" / "distributed.py"
+
+
+def test_training_files_import_only_earlier_ones():
+    for path in (ROOT / "training").rglob("*.py"):
+        relative = path.relative_to(ROOT / "training")
+        module = relative.parts[0].removesuffix(".py")
+        if module == "__init__":
+            continue
+        assert module in TRAINING_ORDER, f"{relative} is not in the order of docs/architecture.md"
+        for name in imported_modules(path):
+            parts = name.split(".")
+            if parts[0] != "training" or len(parts) < 2 or parts[1] == module:
+                continue
+            assert TRAINING_ORDER.index(parts[1]) < TRAINING_ORDER.index(module), f"{relative} imports {name}"
+
+
+def test_san_stands_alone():
+    for path in (ROOT / "san").rglob("*.py"):
+        outside = {name.split(".")[0] for name in imported_modules(path)} - {"san"}
+        assert "timm" not in outside
+        assert "numpy" not in outside
+
+
+def test_every_source_file_carries_its_licence():
+    tracked = [p for p in ROOT.rglob("*.py") if not {".venv", "build", "demo"} & set(p.relative_to(ROOT).parts)]
+    for path in tracked:
+        assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0"), path

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train StyleSAN-XL.
+
+    # a stem at 16x16 on labelled images, on whatever device there is
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji16.zip --gpus=1 --batch=64 --cond=True --syn_layers=7
+
+    # the next stage: a superresolution head on that stem
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64 --cond=True --superres \\
+        --up_factor=2 --head_layers=4 --path_stem=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
+
+    # go on exactly where a run stopped
+    python train.py --resume=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
+
+    # several processes: --gpus=8 starts them; under torchrun they are there already
+    torchrun --nproc-per-node=8 train.py --outdir=training-runs --cfg=stylegan3-t --data=imagenet16.zip --gpus=8 --batch=2048 --cond=True
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import dnnlib
+from metrics.evaluate import Evaluator
+from metrics.registry import parse_metric
+from torch_utils import distributed, persistence
+from training import build, loop
+from training.config import BACKBONES, XL, TrainConfig, describe, from_json, to_json
+from training.generator import Generator, layer_table
+from training.periodic import Score
+from training.steps import NonFiniteError
+
+RESTART_EXIT_CODE = 3
+OPTIONS_FILE = "training_options.json"
+
+# flag -> option of TrainConfig; the flags' defaults are the config's
+FLAGS = {
+    "data": "data.path",
+    "cond": "data.cond",
+    "mirror": "data.mirror",
+    "max_images": "data.max_images",
+    "workers": "data.workers",
+    "cache_mb": "data.cache_mb",
+    "class_embedding": "data.class_embedding",
+    "embed_dim": "data.embed_dim",
+    "cfg": "generator.cfg",
+    "syn_layers": "generator.syn_layers",
+    "cbase": "generator.cbase",
+    "cmax": "generator.cmax",
+    "z_dim": "generator.z_dim",
+    "w_dim": "generator.w_dim",
+    "map_depth": "generator.map_depth",
+    "margin_size": "generator.margin_size",
+    "superres": "generator.superres",
+    "path_stem": "generator.path_stem",
+    "up_factor": "generator.up_factor",
+    "head_layers": "generator.head_layers",
+    "backbones": "discriminator.backbones",
+    "backbone_weights": "discriminator.backbone_weights",
+    "feature_size": "discriminator.feature_size",
+    "proj_channels": "discriminator.proj_channels",
+    "head_channels": "discriminator.head_channels",
+    "cond_channels": "discriminator.cond_channels",
+    "bn_group": "discriminator.bn_group",
+    "augment": "discriminator.augment",
+    "d_precision": "discriminator.precision",
+    "cls_weight": "loss.cls_weight",
+    "cls_model": "loss.cls_model",
+    "cls_weights": "loss.cls_weights",
+    "blur_init_sigma": "loss.blur_init_sigma",
+    "blur_fade_kimg": "loss.blur_fade_kimg",
+    "pl_weight": "loss.pl_weight",
+    "pl_start_kimg": "loss.pl_start_kimg",
+    "glr": "optim.glr",
+    "dlr": "optim.dlr",
+    "beta2": "optim.beta2",
+    "ema_kimg": "optim.ema_kimg",
+    "ema_rampup": "optim.ema_rampup",
+    "seed": "run.seed",
+    "gpus": "run.gpus",
+    "batch": "run.batch",
+    "batch_gpu": "run.batch_gpu",
+    "kimg": "run.kimg",
+    "tick": "run.tick",
+    "snap": "run.snap",
+    "metrics": "run.metrics",
+    "checkpoint_minutes": "run.checkpoint_minutes",
+    "keep_checkpoints": "run.keep_checkpoints",
+    "keep_snapshots": "run.keep_snapshots",
+    "restart_every": "run.restart_every",
+    "device": "run.device",
+    "precision": "run.precision",
+    "nobench": "run.nobench",
+    "desc": "run.desc",
+    "grid": "run.grid",
+}
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return () if value.strip().lower() in ("", "none") else tuple(v.strip() for v in value.split(","))
+
+
+def _mapping(value: str) -> dict[str, str]:
+    pairs = [item.split("=", 1) for item in _list(value)]
+    if any(len(p) != 2 or not all(p) for p in pairs):
+        raise click.BadParameter(f"'{value}': give NAME=FILE, several separated by commas")
+    return {name: path for name, path in pairs}
+
+
+class _Parsed(click.ParamType):
+    """A click type from a parsing function."""
+
+    def __init__(self, parse: Callable[[str], Any], name: str) -> None:
+        self.parse, self.name = parse, name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.parse(value) if isinstance(value, str) else value
+
+
+LIST = _Parsed(_list, "LIST")
+MAPPING = _Parsed(_mapping, "NAME=FILE,...")
+SPECIAL_TYPES = {"backbones": LIST, "metrics": LIST, "backbone_weights": MAPPING}
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add one option per entry of FLAGS, with type, default and help from the config's fields. `--a-b` and `--a_b` are the same flag."""
+    rows = {name: (value, about, origin.removeprefix("default of ")) for name, value, origin, about in describe(TrainConfig(), set())}
+    tree = to_json(TrainConfig())
+    for flag, option in reversed(list(FLAGS.items())):
+        section, key = option.split(".")
+        default = tree[section][key]
+        value, about, source = rows[option]
+        kind: Any = SPECIAL_TYPES.get(flag) or (str if default is None else type(default))
+        if flag == "max_images":
+            kind = int
+        text = f"{about} [default: {','.join(default) or 'none' if isinstance(default, list) else value}, from {source}]"
+        names = list(dict.fromkeys([f"--{flag.replace('_', '-')}", f"--{flag}"]))
+        if flag == "superres":
+            command = click.option(*names, flag, is_flag=True, default=None, help=text)(command)
+        else:
+            command = click.option(*names, flag, type=kind, default=None, help=text)(command)
+    return command
+
+
+def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig, set[str]]:
+    """Apply the given flags to `base`. Returns the config and the names of the options that were given.
+
+    Raises:
+        ValueError: values that do not go together, in one line.
+    """
+    changes = {FLAGS[flag]: value for flag, value in values.items() if flag in FLAGS and value is not None}
+    if values.get("fp32"):
+        changes["run.precision"] = "fp32"
+    if values.get("init_from"):
+        changes["run.init_from"] = values["init_from"]
+    config = base.override({k: list(v) if isinstance(v, tuple) else v for k, v in changes.items()})
+    config.validate()
+    for name in config.run.metrics:
+        parse_metric(name)
+    return config, set(changes)
+
+
+def description(config: TrainConfig, data_name: str) -> str:
+    """What follows the number in a run folder's name, as StyleGAN3 writes it."""
+    run = config.run
+    text = f"{config.generator.cfg}-{data_name}-gpus{run.gpus}-batch{run.batch}"
+    return f"{text}-{run.desc}" if run.desc else text
+
+
+def run_folders(outdir: str) -> dict[int, Path]:
+    """Number -> run folder below `outdir`."""
+    if not os.path.isdir(outdir):
+        return {}
+    found = ((re.match(r"(\d+)(-|$)", p.name), p) for p in Path(outdir).iterdir() if p.is_dir())
+    return {int(m.group(1)): p for m, p in found if m}
+
+
+def new_run_folder(outdir: str, desc: str) -> Path:
+    """Create the next numbered folder; safe when several runs start at once."""
+    Path(outdir).mkdir(parents=True, exist_ok=True)
+    number = max(run_folders(outdir), default=-1) + 1
+    while True:
+        path = Path(outdir) / f"{number:05d}-{desc}"
+        taken = any(n == number for n in run_folders(outdir))
+        try:
+            if not taken:
+                path.mkdir()
+                return path
+        except FileExistsError:
+            pass  # another run was faster
+        number += 1
+
+
+def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
+    """The newest folder of the same description and options whose run has not finished (what --restart_every goes on with)."""
+    for _, path in sorted(run_folders(outdir).items(), reverse=True):
+        options = path / OPTIONS_FILE
+        if path.name.split("-", 1)[-1] != desc or not options.is_file():
+            continue
+        status = path / "status.json"
+        outcome = json.loads(status.read_text())["outcome"] if status.is_file() else None
+        if outcome != loop.FINISHED and from_json(json.loads(options.read_text())["config"]) == config:
+            return path
+        return None
+    return None
+
+
+class RunLock:
+    """Keeps a second process out of a run folder, for as long as this one lives."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.file = open(run_dir / ".lock", "a+")  # noqa: SIM115 (held until the process ends)
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise click.ClickException(f"{run_dir} is in use by another training process: wait for it or stop it") from None
+        self.file.truncate(0)
+        self.file.write(f"{os.getpid()}\n")
+        self.file.flush()
+
+
+def load_run(run_dir: str) -> TrainConfig:
+    """The config of an existing run folder.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    path = Path(run_dir) / OPTIONS_FILE
+    if not path.is_file():
+        raise ValueError(f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network pickle to start from its weights")
+    saved = json.loads(path.read_text())
+    if "config" not in saved:
+        raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with --init-from")
+    return from_json(saved["config"])
+
+
+def make_evaluate(config: TrainConfig, run_dir: str, device: torch.device) -> Callable[[Generator], list[Score]] | None:
+    """The callable that the loop calls at every snapshot: metrics of G_ema against the training images, unflipped."""
+    if not config.run.metrics:
+        return None
+    dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed))
+    evaluator = Evaluator(dataset, list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
+
+    def evaluate(generator: Generator) -> list[Score]:
+        return [Score(r.metric, r.value, r.lower_is_better, r.as_dict()) for r in evaluator(generator)]
+
+    return evaluate
+
+
+def train_process(tree: dict[str, Any], run_dir: str) -> None:
+    """One process of a run."""
+    config = from_json(tree)
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = distributed.init(build.pick_device(config.run.device, local).type)
+    log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if distributed.is_main() else nullcontext()
+    with log:
+        try:
+            outcome = loop.train(config, run_dir, device, make_evaluate(config, run_dir, device))
+        except NonFiniteError as err:
+            raise click.ClickException(f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={run_dir}, at a lower --glr/--dlr") from None
+        except torch.OutOfMemoryError as err:
+            raise click.ClickException(
+                f"out of memory on {device} at --batch-gpu={config.batch_gpu}: lower --batch-gpu (results do not depend on it), --cbase or --cmax ({err})"
+            ) from None
+        if distributed.is_main():
+            print({loop.FINISHED: "Finished.", loop.INTERRUPTED: f"Saved. Go on with --resume={run_dir}", loop.RESTART: "Saved for the restart."}[outcome])
+    distributed.shutdown()
+
+
+def estimate_memory_gb(config: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:
+    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a generator step keeps."""
+    g_params = sum(p.numel() for p in G.parameters())
+    state = 4 * (g_params * 5 + d_params * 4 + backbone_params)
+    width = 4 if config.run.precision == "fp32" else 2
+    activations = 0
+    for layer in G.layer_specs:
+        conv = layer.in_channels * layer.in_size**2 + layer.out_channels * (layer.in_size + 2) ** 2
+        rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
+        activations += width * (conv + 2 * rise)
+    per_feature = sum(32 * (config.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in config.discriminator.backbones)
+    return (state + config.batch_gpu * (activations + per_feature)) / 2**30
+
+
+def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str) -> None:
+    """What --dry-run shows: every option with its origin, the data, the layers, parameters and memory."""
+    click.echo("\nOptions (name, value, origin)")
+    for name, value, origin, _ in describe(config, given):
+        click.echo(f"  {name:34s} {value:44s} {origin}")
+    click.echo(f"  {'derived: images per round':34s} {config.batch_gpu:<44d} batch / gpus unless --batch-gpu is given")
+    click.echo(f"  {'derived: EMA half-life, kimg':34s} {config.ema_kimg:<44g} batch * 10 / 32 unless --ema-kimg is given")
+    flips = " (half of them flipped copies)" if config.data.mirror else ""
+    click.echo(f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes")
+    G = build.make_generator(config.generator, dataset, config.data.embed_dim, config.run.seed)
+    click.echo("\nGenerator\n" + layer_table(G))
+    D = build.make_discriminator(config.discriminator, dataset.label_dim, dataset.resolution, config.run.seed)
+    heads = sum(p.numel() for p in D.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in D.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
+    click.echo(f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, frozen {frozen:,}")
+    click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
+    click.echo(f"Run folder: {run_dir}")
+
+
+@click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+@click.option("--outdir", metavar="DIR", help="where run folders are made; each run gets a new numbered one")
+@config_options
+@click.option("--fp32", type=bool, default=False, help="float32 everywhere (--precision=fp32)")
+@click.option("--resume", metavar="RUN_DIR|PATH|URL", help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)")
+@click.option("--init-from", "init_from", metavar="PATH|URL", help="start from the weights of a network pickle")
+@click.option("--freezed", type=int, default=0, help="accepted for compatibility; must be 0")
+@click.option("--stem", is_flag=True, help="accepted for compatibility: without --superres a stem is trained")
+@click.option("-n", "--dry-run", is_flag=True, help="print the whole plan and leave")
+def main(**values: Any) -> None:
+    """Parse, check everything that can be checked, choose the run folder, start the processes."""
+    try:
+        run_main(values)
+    except (ValueError, FileNotFoundError) as err:
+        raise click.ClickException(str(err)) from None
+
+
+def run_main(values: dict[str, Any]) -> None:
+    """`main` with library errors still as exceptions."""
+    if values["freezed"]:
+        raise ValueError(f"--freezed={values['freezed']} has no effect on a projected discriminator: leave it out")
+    resume = values["resume"]
+    resuming = resume is not None and os.path.isdir(resume)
+    if resume is not None and not resuming:
+        if values["init_from"]:
+            raise ValueError("--resume with a network pickle and --init-from are the same thing: give one")
+        values["init_from"] = resume
+    config, given = build_config(values, load_run(resume) if resuming else TrainConfig())
+    if not resuming:
+        missing = [f"--{flag}" for flag in ("outdir", "cfg", "data", "gpus", "batch") if values[flag] is None]
+        if missing:
+            raise ValueError(f"missing {', '.join(missing)} (or --resume=RUN_DIR to go on)")
+    dataset = build.make_dataset(config.data, config.run.seed)
+    build.check_weights(config)
+    desc = description(config, dataset.name)
+    goes_on = None if resuming or values["restart_every"] is None else unfinished_run(values["outdir"], desc, config)
+    if values["dry_run"]:
+        target = resume if resuming else str(goes_on or os.path.join(values["outdir"], f"{max(run_folders(values['outdir']), default=-1) + 1:05d}-{desc}"))
+        print_plan(config, given, dataset, target)
+        return
+    start(config, Path(resume) if resuming else goes_on, values["outdir"], desc)
+
+
+def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) -> None:
+    """Make or lock the run folder, record the options, run, exit with 3 for a restart and 130 after an interruption."""
+    lock = None
+    torchrun = distributed.under_torchrun()
+    if torchrun:
+        distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    run_dir: Path | None = None
+    if distributed.is_main():
+        run_dir = existing or new_run_folder(outdir, desc)
+        lock = RunLock(run_dir)
+        record = {"config": to_json(config), "command": sys.argv, "torch": torch.__version__, "resumed": existing is not None}
+        with dnnlib.util.atomic_write(str(run_dir / OPTIONS_FILE), "w") as f:
+            json.dump(record, f, indent=2)
+        (run_dir / "status.json").unlink(missing_ok=True)
+        print(f"Run folder: {run_dir}")
+    run_dir = distributed.broadcast_object(run_dir)
+    assert run_dir is not None
+    distributed.launch(train_process, config.run.gpus, to_json(config), str(run_dir))
+    del lock
+    status = run_dir / "status.json"
+    outcome = json.loads(status.read_text())["outcome"] if status.is_file() else loop.INTERRUPTED
+    if outcome == loop.RESTART:
+        sys.exit(RESTART_EXIT_CODE)
+    if outcome == loop.INTERRUPTED:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

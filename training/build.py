@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a TrainConfig to the objects of a run: data set, networks, classifier. Used by the loop and by `train.py --dry-run`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torch_utils import features, rng
+from training.class_embedding import compute_class_embedding, random_class_embedding
+from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
+from training.data import ImageDataset
+from training.discriminator import ProjectedDiscriminator
+from training.generator import Generator, build_stem, build_superres
+from training.generator import load as load_generator
+
+EMBEDDING_NETWORK = "tf_efficientnet_lite0"
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of a process.
+
+    Raises:
+        ValueError: the named device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device=cuda, but torch finds no CUDA device: check the driver with nvidia-smi, or use --device=cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device=mps, but torch finds no Apple GPU: use --device=cpu")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def _cpu_has_bf16_matrix_units() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The reduced type of the generator's marked layers; None = float32 everywhere."""
+    if name == "auto":
+        if device.type == "cuda":
+            name = "fp16"
+        else:
+            name = "bf16" if device.type == "cpu" and _cpu_has_bf16_matrix_units() else "fp32"
+    return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def make_dataset(cfg: DataConfig, seed: int) -> ImageDataset:
+    """Open the data set.
+
+    Raises:
+        ValueError, FileNotFoundError: one line about what is wrong with it.
+    """
+    return ImageDataset(cfg.path, use_labels=cfg.cond, xflip=cfg.mirror, max_size=cfg.max_images, random_seed=seed)
+
+
+def plain_dataset(dataset: ImageDataset) -> ImageDataset:
+    """The same images with labels where there are any, all of them, unflipped: what class embeddings and metrics refer to."""
+    return ImageDataset(dataset.path, use_labels=dataset.has_labels)
+
+
+def stem_file(path: str) -> str:
+    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest, network."""
+    if not os.path.isdir(path):
+        return path
+    for name in ("best_model.pkl", "network-snapshot.pkl"):
+        if os.path.isfile(os.path.join(path, name)):
+            return os.path.join(path, name)
+    raise ValueError(f"--path_stem={path}: the folder holds neither best_model.pkl nor network-snapshot.pkl; name a run folder or a network pickle")
+
+
+def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int) -> Generator:
+    """A fresh stem, or a superresolution stage on a frozen stem; float32 on the CPU, weights drawn from `seed` alone.
+
+    Raises:
+        ValueError: the stem does not fit the data set.
+    """
+    c_dim = dataset.label_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.torch_generator(seed, "init/G").initial_seed())
+        if not cfg.superres:
+            G = build_stem(
+                cfg.cfg, dataset.resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase, cmax=cfg.cmax, embed_dim=embed_dim,
+                z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size,
+            )  # fmt: skip
+        else:
+            stem = load_generator(stem_file(str(cfg.path_stem)))
+            G = build_superres(stem, cfg.cfg, up_factor=cfg.up_factor, head_layers=cfg.head_layers)
+    if G.img_resolution != dataset.resolution:
+        raise ValueError(
+            f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but --up_factor={cfg.up_factor} on this stem gives "
+            f"{G.img_resolution}x{G.img_resolution}: prepare the data with dataset_tool.py --resolution={G.img_resolution}x{G.img_resolution}"
+        )
+    if G.c_dim != c_dim:
+        raise ValueError(f"--path_stem={cfg.path_stem} knows {G.c_dim} classes, --data={dataset.path} has {c_dim}: use the data set the stem was trained on")
+    return G
+
+
+def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, device: torch.device) -> torch.Tensor | None:
+    """The initial class embedding [classes, width], or None without classes.
+
+    Raises:
+        ValueError: a given file does not fit. FileNotFoundError: weights are missing.
+    """
+    if dataset.label_dim == 0:
+        return None
+    if cfg.class_embedding == "random":
+        return random_class_embedding(dataset.label_dim, cfg.embed_dim, seed)
+    if cfg.class_embedding == "auto":
+        network = features.load(EMBEDDING_NETWORK).to(device)
+        return compute_class_embedding(plain_dataset(dataset), network, device=device)
+    if not os.path.isfile(cfg.class_embedding):
+        raise ValueError(f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of shape [classes, width]")
+    table = np.load(cfg.class_embedding, allow_pickle=False)
+    if table.ndim != 2 or len(table) != dataset.label_dim:
+        raise ValueError(f"--class-embedding={cfg.class_embedding} has shape {list(table.shape)}; the data set needs [{dataset.label_dim}, width]")
+    return torch.from_numpy(table.astype(np.float32))
+
+
+def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
+    """Arguments of ProjectedDiscriminator beside its backbones, classes and resolution."""
+    return {
+        "feature_size": cfg.feature_size,
+        "proj_channels": cfg.proj_channels,
+        "head_channels": cfg.head_channels,
+        "cond_channels": cfg.cond_channels,
+        "bn_group": cfg.bn_group,
+        "augment": cfg.augment,
+        "compute_dtype": torch.bfloat16 if cfg.precision == "bf16" else torch.float32,
+    }
+
+
+def make_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int) -> ProjectedDiscriminator:
+    """Frozen backbones, the random projection and the heads, on the CPU, drawn from `seed` alone.
+
+    Raises:
+        FileNotFoundError: a backbone's weights are missing (names the file and where to put it). ValueError: options that do not fit.
+    """
+    backbones = [features.load(name, cfg.backbone_weights.get(name), seed=seed) for name in cfg.backbones]
+    return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
+
+
+def make_classifier(cfg: LossConfig, dataset: ImageDataset) -> torch.nn.Module | None:
+    """The guidance classifier, or None at weight 0.
+
+    Raises:
+        ValueError: its classes are not the data set's. FileNotFoundError: its weights are missing.
+    """
+    if cfg.cls_weight == 0:
+        return None
+    classifier = features.classifier(cfg.cls_model, cfg.cls_weights)
+    if classifier.num_classes != dataset.label_dim:
+        raise ValueError(
+            f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} tells {classifier.num_classes} classes apart, --data={dataset.path} has "
+            f"{dataset.label_dim}: use --cls_weight=0, or name a classifier of these classes with --cls_model and --cls_weights"
+        )
+    return classifier
+
+
+def check_weights(cfg: TrainConfig) -> None:
+    """Fail before training starts if a frozen network's weights are not at hand.
+
+    Raises:
+        FileNotFoundError: one line naming the file and where to put it.
+    """
+    for name in cfg.discriminator.backbones:
+        features.check(name, cfg.discriminator.backbone_weights.get(name))
+    if cfg.data.cond and cfg.data.class_embedding == "auto" and not cfg.generator.superres and not cfg.run.init_from:
+        features.check(EMBEDDING_NETWORK)
+    if cfg.loss.cls_weight > 0:
+        features.check(cfg.loss.cls_model, cfg.loss.cls_weights)
+
+
+def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
+    """What a snapshot says of its data set, in the form that StyleGAN tools read."""
+    return {
+        "class_name": "training.data.ImageDataset",
+        "path": cfg.data.path,
+        "use_labels": cfg.data.cond,
+        "max_size": len(dataset) // (2 if cfg.data.mirror else 1),
+        "xflip": cfg.data.mirror,
+        "resolution": dataset.resolution,
+        "random_seed": cfg.run.seed,
+    }
+
+
+def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:
+    """Columns and rows of the fake grids. `auto`: a row per class up to 32 classes, else what fits about 1920 x 1080 pixels.
+
+    Raises:
+        ValueError: --grid is not COLUMNSxROWS.
+    """
+    if run.grid != "auto":
+        try:
+            columns, rows = (int(v) for v in run.grid.lower().split("x"))
+        except ValueError:
+            raise ValueError(f"--grid={run.grid}: give COLUMNSxROWS, such as 10x4") from None
+        if columns < 1 or rows < 1:
+            raise ValueError(f"--grid={run.grid}: columns and rows must be positive")
+        return columns, rows
+    columns = min(max(1920 // resolution, 4), 16)
+    rows = c_dim if 1 < c_dim <= 32 else min(max(1080 // resolution, 4), 9)
+    return columns, rows

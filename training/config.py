@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a run: frozen dataclasses, their defaults, their checks, their JSON form.
+
+Every default of the project's training lives in this file and nowhere else. A field's metadata says what it is and where its
+default comes from, which is what `train.py --dry-run` prints.
+
+Units: kimg = thousands of real images shown to the discriminator; batch = images per optimizer step, over all processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+XL = "StyleGAN-XL"
+SG3 = "StyleGAN3"
+PG = "Projected GANs"
+SAN = "SAN"
+OURS = "this project"
+
+BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
+
+
+def opt(default: Any, about: str, source: str) -> Any:
+    """A dataclass field with its meaning and the origin of its default."""
+    metadata = {"about": about, "source": source}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt."""
+
+    path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS)
+    cond: bool = opt(False, "class-conditional", SG3)
+    mirror: bool = opt(False, "add horizontally flipped copies", SG3)
+    max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS)
+    workers: int = opt(3, "threads that decode images, per process", SG3)
+    cache_mb: int = opt(1024, "keep decoded images in memory up to this size, MiB per process; 0 = never", OURS)
+    class_embedding: str = opt("auto", "auto = computed from the data with EfficientNet-Lite0; random; or a .npy file [classes, width]", OURS)
+    embed_dim: int = opt(320, "width of the class embedding when it is random", XL)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator's plan. The undoubled capacities: config -t doubles them, -r quadruples them."""
+
+    cfg: str = opt("stylegan3-t", "stylegan3-t (translation equivariant) or stylegan3-r (and rotation)", SG3)
+    syn_layers: int = opt(14, "layers of a stem without toRGB", XL)
+    cbase: int = opt(32768, "capacity multiplier", SG3)
+    cmax: int = opt(512, "maximum number of feature maps", SG3)
+    z_dim: int = opt(64, "latent dimensions", XL)
+    w_dim: int = opt(512, "style dimensions", SG3)
+    map_depth: int = opt(2, "mapping layers", XL)
+    margin_size: int = opt(10, "extra pixels around every feature map", SG3)
+    superres: bool = opt(False, "train a superresolution head on a frozen stem", XL)
+    path_stem: str | None = opt(None, "network pickle or run folder of the stem", XL)
+    up_factor: int = opt(2, "superresolution: output over stem resolution", XL)
+    head_layers: int = opt(7, "superresolution: layers of the head", XL)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The projected discriminator. Smaller numbers make the same network smaller."""
+
+    backbones: tuple[str, ...] = opt(BACKBONES, "frozen timm networks", XL)
+    backbone_weights: dict[str, str] = opt({}, "backbone -> weights file, or 'random'; otherwise its default source", OURS)
+    feature_size: int = opt(224, "size to which smaller images are brought before a CNN backbone", XL)
+    proj_channels: int = opt(64, "width of the random projection's finest level; the coarser ones are 2, 4 and 8 times as wide", PG)
+    head_channels: int = opt(64, "width of the heads' finest convolution; coarser ones follow", PG)
+    cond_channels: int = opt(64, "width of the class projection", XL)
+    bn_group: int = opt(8, "samples over which the heads' batch statistics are taken; 0 = the whole round", XL)
+    augment: bool = opt(True, "DiffAugment before each backbone", PG)
+    precision: str = opt("fp32", "fp32, or bf16 for backbones, projection and head convolutions", XL)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Objectives."""
+
+    adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL)
+    cls_weight: float = opt(0.0, "weight of the classifier guidance", XL)
+    cls_model: str = opt("deit_small_distilled_patch16_224", "timm classifier of the guidance; its classes must be the data set's", XL)
+    cls_weights: str | None = opt(None, "weights file of that classifier; None = its default source", OURS)
+    blur_init_sigma: float = opt(2.0, "blur before the discriminator, in pixels; 0 = none", XL)
+    blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL)
+    pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL)
+    pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL)
+    pl_interval: int = opt(4, "steps between path length steps", SG3)
+    pl_batch_shrink: int = opt(2, "path length uses batch / this", SG3)
+    pl_decay: float = opt(0.01, "decay of the running mean path length", SG3)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam, EMA."""
+
+    glr: float = opt(0.0025, "generator learning rate", SG3)
+    dlr: float = opt(0.002, "discriminator learning rate", SG3)
+    beta1: float = opt(0.0, "Adam beta 1", SG3)
+    beta2: float = opt(0.99, "Adam beta 2", SG3)
+    eps: float = opt(1e-8, "Adam epsilon", SG3)
+    d_reg_interval: int = opt(16, "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none", XL)
+    ema_kimg: float = opt(0.0, "half-life of the generator's moving average, kimg; 0 = batch * 10 / 32", SG3)
+    ema_rampup: float = opt(0.05, "cap the half-life at this fraction of the images shown; 0 = no cap", SG3)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, on what, and what is written."""
+
+    seed: int = opt(0, "random seed of everything", SG3)
+    gpus: int = opt(1, "processes (one per device)", SG3)
+    batch: int = opt(64, "images per step, over all processes", OURS)
+    batch_gpu: int = opt(0, "images per accumulation round and process; 0 = batch / gpus", SG3)
+    kimg: float = opt(25000.0, "length of the run", SG3)
+    tick: float = opt(4.0, "kimg between status lines", SG3)
+    snap: int = opt(50, "ticks between snapshots", SG3)
+    metrics: tuple[str, ...] = opt(("fid50k_full",), "evaluated at every snapshot", SG3)
+    checkpoint_minutes: float = opt(15.0, "minutes between resumable checkpoints (one more at each snapshot and at every stop)", OURS)
+    keep_checkpoints: int = opt(2, "checkpoints kept", OURS)
+    keep_snapshots: int = opt(0, "numbered snapshots kept; 0 = all", OURS)
+    restart_every: float = opt(999999999.0, "seconds after which the run saves itself and leaves with exit code 3", XL)
+    device: str = opt("auto", "auto, cuda, cpu or mps", OURS)
+    precision: str = opt("auto", "generator: fp32, fp16, bf16; auto = fp16 on cuda, bf16 on CPUs with bf16 matrix units, else fp32", SG3)
+    nobench: bool = opt(False, "disable cuDNN benchmarking", SG3)
+    init_from: str | None = opt(None, "network pickle whose weights the run starts from", SG3)
+    desc: str | None = opt(None, "text in the run folder's name", SG3)
+    grid: str = opt("auto", "columns x rows of the fake grids, such as 10x4", OURS)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The whole tree. Built by `train.py`, stored as training_options.json, read again by `--resume RUN_DIR`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def batch_gpu(self) -> int:
+        """Images per accumulation round and process."""
+        return self.run.batch_gpu or self.run.batch // self.run.gpus
+
+    @property
+    def ema_kimg(self) -> float:
+        """Half-life of the generator's moving average, kimg. Default: batch * 10 / 32 (StyleGAN3)."""
+        return self.optim.ema_kimg or self.run.batch * 10 / 32
+
+    def override(self, changes: dict[str, Any]) -> TrainConfig:
+        """Return a copy with `{"section.key": value}` replaced.
+
+        Raises:
+            ValueError: unknown section or key (names the nearest known one) or a value of the wrong type.
+        """
+        tree = to_json(self)
+        known = [f"{s}.{k}" for s, keys in tree.items() for k in keys]
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(f"unknown option '{name}'{_nearest(name, known)}")
+            section, key = name.split(".")
+            tree[section][key] = value
+        return from_json(tree)
+
+    def validate(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            ValueError: one line that names the flag, its value and the remedy.
+        """
+        run, gen, disc = self.run, self.generator, self.discriminator
+        _require(gen.cfg in ("stylegan3-t", "stylegan3-r"), f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r")
+        _require(run.gpus >= 1, f"--gpus={run.gpus}: at least 1 process is needed")
+        _require(run.batch >= 1, f"--batch={run.batch}: at least 1 image is needed")
+        _require(run.batch % run.gpus == 0, f"--batch={run.batch} is not a multiple of --gpus={run.gpus}: change one of them")
+        _require(
+            run.batch % (run.gpus * self.batch_gpu) == 0,
+            f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times --batch-gpu={self.batch_gpu}: change --batch-gpu",
+        )
+        _require(run.kimg >= 0, f"--kimg={run.kimg:g}: must not be negative")
+        _require(run.tick > 0 and run.snap >= 1, f"--tick={run.tick:g}, --snap={run.snap}: both must be positive")
+        _require(run.device in ("auto", "cuda", "cpu", "mps"), f"--device={run.device}: use auto, cuda, cpu or mps")
+        _require(run.precision in ("auto", "fp32", "fp16", "bf16"), f"--precision={run.precision}: use auto, fp32, fp16 or bf16")
+        _require(disc.precision in ("fp32", "bf16"), f"--d-precision={disc.precision}: use fp32 or bf16")
+        _require(len(disc.backbones) > 0, "--backbones is empty: name at least one timm network")
+        _require(gen.map_depth == 2, f"--map-depth={gen.map_depth}: the method's mapping network has 2 layers; leave it at 2")
+        _require(gen.syn_layers >= 4, f"--syn_layers={gen.syn_layers}: at least 4 layers are needed")
+        _require(gen.head_layers >= 4, f"--head_layers={gen.head_layers}: at least 4 layers are needed")
+        _require(not gen.superres or bool(gen.path_stem), "--superres needs --path_stem: the network pickle or run folder of the stem")
+        _require(gen.superres or not gen.path_stem, f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or drop it")
+        _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
+        _require(self.loss.cls_weight >= 0, f"--cls_weight={self.loss.cls_weight:g}: must not be negative")
+        _require(self.loss.cls_weight == 0 or self.data.cond, "--cls_weight needs --cond True: guidance asks for a class")
+        for name in disc.backbone_weights:
+            _require(name in disc.backbones, f"weights are given for '{name}', which is not among --backbones {','.join(disc.backbones)}")
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "generator": GeneratorConfig,
+    "discriminator": DiscriminatorConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f": did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def to_json(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """The config as plain dicts, lists and scalars."""
+    return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for s, d in dataclasses.asdict(config).items()}
+
+
+def from_json(tree: dict[str, dict[str, Any]]) -> TrainConfig:
+    """Inverse of `to_json`. Missing keys take their defaults, so that older run folders stay readable.
+
+    Raises:
+        ValueError: an unknown section or key, named with the nearest known one, or a value of the wrong type.
+    """
+    sections = {}
+    for section, values in tree.items():
+        if section not in SECTIONS:
+            raise ValueError(f"unknown section '{section}'{_nearest(section, list(SECTIONS))}")
+        hints = typing.get_type_hints(SECTIONS[section])
+        for key in values:
+            if key not in hints:
+                raise ValueError(f"unknown option '{section}.{key}'{_nearest(key, list(hints))}")
+        sections[section] = SECTIONS[section](**{k: _coerce(f"{section}.{k}", v, hints[k]) for k, v in values.items()})
+    return TrainConfig(**sections)
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    kind = next(o for o in options if o is not type(None))
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"option '{name}' must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
+
+
+def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, str]]:
+    """Rows (name, value, where the value comes from, meaning) for every option.
+
+    Args:
+        given: the names ("section.key") that the user set.
+    """
+    rows = []
+    for section, cls in SECTIONS.items():
+        values = getattr(config, section)
+        for f in dataclasses.fields(cls):
+            name = f"{section}.{f.name}"
+            origin = "given" if name in given else f"default of {f.metadata['source']}"
+            rows.append((name, str(getattr(values, f.name)), origin, f.metadata["about"]))
+    return rows

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step reads: latents, labels, augmentation draws.
+
+A step of B images over P processes runs in rounds. Round r of process p takes the global samples [(r P + p) b, (r P + p + 1) b) of the step,
+b = images per round and process. Every draw is a function of (seed, purpose, images shown, global sample), so neither P nor b changes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from torch_utils import rng
+from training.data import sample_indices
+
+DRAWS_PER_SAMPLE = 7  # DiffAugment: brightness, saturation, contrast, 2 x translation, 2 x cutout
+
+
+@dataclass
+class Round:
+    """One accumulation round of one process."""
+
+    z: torch.Tensor  # [b, Z]
+    labels: torch.Tensor | None  # int64 [b]
+    draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]
+    samples: Sequence[int]  # global sample indices within the step
+
+
+def round_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list[list[int]]:
+    """Global sample indices of each round of process `rank`."""
+    starts = range(rank * batch_gpu, batch, processes * batch_gpu)
+    return [list(range(s, min(s + batch_gpu, batch))) for s in starts]
+
+
+@dataclass
+class InputSource:
+    """Draws the inputs of every step.
+
+    `labels`: the data set's labels, int64 [n], from which generated samples take theirs (None: unconditional).
+    """
+
+    seed: int
+    z_dim: int
+    labels: np.ndarray | None
+    backbones: tuple[str, ...]  # empty: no augmentation
+    device: torch.device
+    batch: int
+    processes: int
+    rank: int
+    batch_gpu: int
+
+    def augment_draws(self, purpose: str, nimg: int, samples: Sequence[int]) -> dict[str, torch.Tensor] | None:
+        """Uniform draws [b, 7] per backbone, or None without augmentation."""
+        if not self.backbones:
+            return None
+        return {
+            name: rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (DRAWS_PER_SAMPLE,)).to(self.device, non_blocking=True)
+            for name in self.backbones
+        }
+
+    def latents(self, purpose: str, nimg: int, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """z [b, Z] and labels [b] drawn from the data set's."""
+        z = rng.normal(self.seed, f"z/{purpose}", nimg, samples, (self.z_dim,)).to(self.device, non_blocking=True)
+        if self.labels is None:
+            return z, None
+        picks = rng.integers(self.seed, f"label/{purpose}", nimg, samples, len(self.labels))
+        return z, torch.from_numpy(self.labels[picks.numpy()]).to(self.device, non_blocking=True)
+
+    def rounds(self, purpose: str, nimg: int, shrink: int = 1) -> list[Round]:
+        """Rounds of generated samples for one phase; `shrink` divides the batch (path length regularisation)."""
+        batch = max(self.batch // shrink, self.processes)
+        batch_gpu = min(max(self.batch_gpu // shrink, 1), batch // self.processes)
+        rounds = []
+        for samples in round_samples(batch, self.processes, self.rank, batch_gpu):
+            z, labels = self.latents(purpose, nimg, samples)
+            rounds.append(Round(z, labels, self.augment_draws(purpose, nimg, samples), samples))
+        return rounds
+
+    def real_indices(self, nimg: int, dataset_size: int) -> Iterator[np.ndarray]:
+        """This process's real images, step after step from `nimg` on: data set indices in the order of the rounds."""
+        mine = np.concatenate(round_samples(self.batch, self.processes, self.rank, self.batch_gpu))
+        while True:
+            yield sample_indices(self.seed, nimg, self.batch, dataset_size)[mine]
+            nimg += self.batch

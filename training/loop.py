@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: build -> resume -> while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_utils import checkpoint, distributed, images, training_stats
+from training import build, schedules, steps
+from training.config import TrainConfig
+from training.data import ImageDataset, Loader
+from training.generator import load_weights
+from training.inputs import InputSource, Round, round_samples
+from training.periodic import Evaluate, Periodic, StopRequest
+from training.state import TrainState
+
+FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
+
+
+def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:
+    """Train until --kimg, a stop request or the restart deadline; go on from the newest checkpoint in `run_dir` if there is one.
+
+    Returns "finished", "interrupted" or "restart".
+
+    Raises:
+        steps.NonFiniteError: a gradient is not finite; the last checkpoint is intact.
+        ValueError: the data set is not the one the checkpoint was made with.
+    """
+    configure(cfg, device)
+    dataset = build.make_dataset(cfg.data, cfg.run.seed)
+    state = make_state(cfg, dataset, device)
+    resume(state, run_dir, dataset)
+    classifier = build.make_classifier(cfg.loss, dataset)
+    classifier = classifier.to(device) if classifier is not None else None
+    inputs = InputSource(
+        seed=cfg.run.seed, z_dim=state.G.z_dim, labels=dataset.labels if dataset.label_dim > 0 else None,
+        backbones=cfg.discriminator.backbones if cfg.discriminator.augment else (), device=device,
+        batch=cfg.run.batch, processes=distributed.world_size(), rank=distributed.rank(), batch_gpu=cfg.batch_gpu,
+    )  # fmt: skip
+    periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
+    periodic.begin(state)
+    stop = StopRequest(cfg.run.restart_every)
+    loader = Loader(dataset, inputs.real_indices(state.progress.nimg, len(dataset)), workers=cfg.data.workers, cache_mb=cfg.data.cache_mb)
+    outcome = FINISHED
+    try:
+        while state.progress.nimg < cfg.run.kimg * 1000:
+            one_step(cfg, state, inputs, loader, classifier)
+            periodic.bar(state)
+            done = state.progress.nimg >= cfg.run.kimg * 1000
+            if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
+                periodic.tick(state, done)
+            elif periodic.checkpoint_is_due():
+                periodic.save_checkpoint(state)
+            request = stop.agreed(device)
+            if request != stop.GO_ON and not done:
+                outcome = INTERRUPTED if request == stop.INTERRUPTED else RESTART
+                periodic.save_checkpoint(state)
+                break
+    finally:
+        stop.close()
+        loader.close()
+    periodic.end(state, outcome)
+    distributed.barrier()
+    return outcome
+
+
+def configure(cfg: TrainConfig, device: torch.device) -> None:
+    """Process-wide switches."""
+    training_stats.init_multiprocessing(distributed.rank(), device if distributed.world_size() > 1 else None)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not cfg.run.nobench
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
+    """Networks on their device. The class embedding is computed by the first process and shared."""
+    stem_training = not cfg.generator.superres and not cfg.run.init_from
+    table = build.make_class_embedding(cfg.data, dataset, cfg.run.seed, device) if stem_training and distributed.is_main() else None
+    table = distributed.broadcast_object(table)
+    G = build.make_generator(cfg.generator, dataset, cfg.data.embed_dim if table is None else table.shape[1], cfg.run.seed)
+    if table is not None:
+        G.mapping.set_class_embedding(table)
+    D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+    if cfg.run.init_from:
+        load_weights(cfg.run.init_from, G, D)
+    G.synthesis.reduced_dtype = build.pick_precision(cfg.run.precision, device)
+    D.normalize_()  # SAN: once before the first discriminator step
+    return TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
+
+
+def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:
+    """Restore the newest checkpoint, if there is one."""
+    path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
+    if path is None:
+        return
+    saved: dict[str, Any] = checkpoint.load(path)
+    if saved["data_hash"] != dataset.content_hash():
+        raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
+    state.load_state_dict(saved["train"])
+    if distributed.is_main():
+        print(f"Going on from {path} at {state.progress.nimg / 1000:.1f} kimg")
+
+
+def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: Iterator[Any], classifier: steps.Classifier | None) -> None:
+    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL)."""
+    started = time.monotonic()
+    p, batch_reals, batch_labels = state.progress, *next(loader)
+    sigma = schedules.blur_sigma(p.nimg, cfg.loss.blur_init_sigma, cfg.loss.blur_fade_kimg)
+    state.D.advance_spectral_norms()
+    steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier)
+    if cfg.loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= cfg.loss.pl_start_kimg * 1000 and p.step % cfg.loss.pl_interval == 0:
+        steps.path_length_step(state, inputs.rounds("path_length", p.nimg, cfg.loss.pl_batch_shrink), cfg.loss, cfg.run.seed)
+    fakes = inputs.rounds("D", p.nimg)
+    reals, pixels = [], []
+    for i, samples in enumerate(round_samples(inputs.batch, inputs.processes, inputs.rank, inputs.batch_gpu)):
+        part = slice(i * inputs.batch_gpu, (i + 1) * inputs.batch_gpu)
+        labels = batch_labels[part].to(inputs.device, non_blocking=True) if inputs.labels is not None else None
+        pixels.append(images.to_float(batch_reals[part].to(inputs.device, non_blocking=True)))
+        reals.append(Round(pixels[-1], labels, inputs.augment_draws("real", p.nimg, samples), samples))
+    steps.d_step(state, fakes, reals, pixels, cfg.loss, sigma)
+    state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.optim.ema_rampup))
+    p.nimg += cfg.run.batch
+    p.step += 1
+    p.seconds += time.monotonic() - started

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TrainState: everything that a run needs to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from training.config import OptimConfig
+from training.discriminator import ProjectedDiscriminator
+from training.generator import Generator
+from training.schedules import lazy_adam
+
+
+@dataclass
+class Progress:
+    """Counters of a run. Real images shown, finished ticks, where the current tick began, seconds of training."""
+
+    nimg: int = 0
+    step: int = 0
+    tick: int = 0
+    tick_start_nimg: int = 0
+    seconds: float = 0.0
+    best_metric: float | None = None
+    best_nimg: int | None = None
+
+
+@dataclass
+class TrainState:
+    """Networks, optimizers, running statistics and counters.
+
+    Draws and the data position are functions of (seed, progress), so nothing else is needed to resume.
+    """
+
+    G: Generator
+    D: ProjectedDiscriminator
+    G_ema: Generator
+    g_params: dict[str, torch.nn.Parameter]
+    d_params: dict[str, torch.nn.Parameter]
+    g_opt: torch.optim.Optimizer
+    d_opt: torch.optim.Optimizer
+    pl_mean: torch.Tensor
+    progress: Progress = field(default_factory=Progress)
+
+    @classmethod
+    def create(cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int) -> TrainState:
+        """Wrap networks that are on their device. Parameters that do not require gradients (a frozen stem) stay out of the optimizers."""
+        g_params = {k: p for k, p in G.named_parameters() if p.requires_grad}
+        d_params = {k: p for k, p in D.named_parameters() if p.requires_grad}
+        betas = (optim.beta1, optim.beta2)
+        g_lr, g_betas = lazy_adam(optim.glr, betas, pl_interval)
+        # Deviation: the discriminator has no regularisation, yet the published optimizer is corrected as if it had; the effective values are kept.
+        d_lr, d_betas = lazy_adam(optim.dlr, betas, optim.d_reg_interval)
+        device = next(G.parameters()).device
+        return cls(
+            G=G,
+            D=D,
+            G_ema=copy.deepcopy(G).eval().requires_grad_(False),
+            g_params=g_params,
+            d_params=d_params,
+            g_opt=torch.optim.Adam(list(g_params.values()), lr=g_lr, betas=g_betas, eps=optim.eps, fused=device.type != "mps"),
+            d_opt=torch.optim.Adam(list(d_params.values()), lr=d_lr, betas=d_betas, eps=optim.eps, fused=device.type != "mps"),
+            pl_mean=torch.zeros([], device=device),
+        )
+
+    @torch.no_grad()
+    def update_ema(self, beta: float) -> None:
+        """G_ema <- G + beta (G_ema - G) for parameters; buffers (w_avg, magnitude averages) are copied (StyleGAN3)."""
+        ema, now = list(self.G_ema.parameters()), list(self.G.parameters())
+        torch._foreach_lerp_(ema, [p.detach() for p in now], 1.0 - beta)
+        for b_ema, b in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
+            b_ema.copy_(b)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values."""
+        return {
+            "G": self.G.state_dict(),
+            "G_ema": self.G_ema.state_dict(),
+            "D": self.D.saved_state_dict(),
+            "g_opt": self.g_opt.state_dict(),
+            "d_opt": self.d_opt.state_dict(),
+            "pl_mean": self.pl_mean,
+            "progress": dict(vars(self.progress)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore in place; every key must match.
+
+        Raises:
+            RuntimeError: a tensor is missing, left over or of another shape (from torch).
+        """
+        self.G.load_state_dict(state["G"])
+        self.G_ema.load_state_dict(state["G_ema"])
+        self.D.load_saved_state_dict(state["D"])
+        self.g_opt.load_state_dict(state["g_opt"])
+        self.d_opt.load_state_dict(state["d_opt"])
+        self.pl_mean.copy_(state["pl_mean"])
+        self.progress = Progress(**state["progress"])

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algorithm: one generator step, one path length step, one discriminator step (StyleGAN-XL with SAN heads).
+
+Each step accumulates gradients over its rounds, averages them over processes, refuses anything non-finite before a weight moves, and
+takes one optimizer step. Loss weights are such that the gradient is that of the mean over the step's whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from torch_utils import distributed, rng, training_stats
+from torch_utils.ops import conv2d_gradfix
+from training import losses
+from training.config import LossConfig
+from training.inputs import Round
+from training.state import TrainState
+
+Classifier = Callable[[torch.Tensor], torch.Tensor]
+
+
+class NonFiniteError(RuntimeError):
+    """A gradient is NaN or infinite. The weights and the last checkpoint are intact."""
+
+
+def apply_gradients(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Average gradients over processes, check them, step, forget them.
+
+    Raises:
+        NonFiniteError: naming `where` and the first tensor concerned; nothing has been updated then.
+    """
+    grads = {name: p.grad for name, p in params.items() if p.grad is not None}
+    distributed.all_reduce_mean_(list(grads.values()))
+    norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
+    if not bool(torch.isfinite(norms).all()):
+        name = next(n for n, norm in zip(grads, norms, strict=True) if not torch.isfinite(norm))
+        raise NonFiniteError(f"{where}: the gradient of '{name}' is not finite")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _report(kind: str, logits: losses.Logits) -> None:
+    fun = torch.cat([x.fun.detach().flatten() for x in logits.values()])
+    training_stats.report(f"Loss/scores/{kind}", fun)
+    training_stats.report(f"Loss/signs/{kind}", fun.sign())
+
+
+def _trainable(state: TrainState, which: str) -> None:
+    for p in state.g_params.values():
+        p.requires_grad_(which == "G")
+    for p in state.d_params.values():
+        p.requires_grad_(which == "D")
+
+
+def g_step(state: TrainState, rounds: list[Round], cfg: LossConfig, blur_sigma: float, classifier: Classifier | None = None) -> None:
+    """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1)."""
+    _trainable(state, "G")
+    for r in rounds:
+        images = state.G(r.z, r.labels)
+        logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
+        loss = losses.generator_adversarial(logits, scale=cfg.adversarial_scale)
+        if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
+            guidance = losses.guidance(classifier, images, r.labels)
+            training_stats.report("Loss/G/guidance_loss", guidance)
+            loss = loss + cfg.cls_weight * guidance
+        _report("fake", logits)
+        training_stats.report("Loss/G/loss", loss)
+        loss.div(len(rounds)).backward()
+    apply_gradients(state.g_params, state.g_opt, f"generator step at {state.progress.nimg} images")
+
+
+def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, seed: int) -> None:
+    """Path length regularisation (StyleGAN2, section 3.2), without the lazy gain and without weight gradients in the first derivative."""
+    _trainable(state, "G")
+    for r in rounds:
+        ws = state.G.mapping(r.z, r.labels)
+        if not ws.requires_grad:  # a frozen mapping network
+            ws.requires_grad_(True)
+        images = state.G.synthesis(ws)
+        noise = rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])).to(images.device)
+        with conv2d_gradfix.no_weight_gradients():
+            lengths = losses.path_lengths(images, ws, noise)
+        everyone = distributed.all_gather_cat(lengths.detach())
+        penalty, mean, surrogate = losses.path_length_penalty(lengths, state.pl_mean, cfg.pl_decay, everyone)
+        state.pl_mean.copy_(mean)
+        training_stats.report("Loss/pl_penalty", penalty)
+        training_stats.report("Loss/G/reg", penalty * cfg.pl_weight)
+        surrogate.mul(cfg.pl_weight / len(rounds)).backward()
+    apply_gradients(state.g_params, state.g_opt, f"path length step at {state.progress.nimg} images")
+
+
+def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: list[torch.Tensor], cfg: LossConfig, blur_sigma: float) -> None:
+    """Discriminator: hinge on fun, Wasserstein on dir (SAN, eq. 13), then the directions return to the unit sphere.
+
+    Args:
+        rounds: latents and labels of the generated images. reals: labels and draws of the real ones (their z is unused).
+        images: the real images of each round, [b, 3, R, R] in [-1, 1].
+    """
+    _trainable(state, "D")
+    styles = []
+    for fake, real, x in zip(rounds, reals, images, strict=True):
+        with torch.no_grad():
+            ws = state.G.mapping(fake.z, fake.labels)
+            generated = state.G.synthesis(ws)
+        styles.append((ws[:, 0], fake.labels))
+        logits = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
+        loss_fake = losses.discriminator(logits, real=False, scale=cfg.adversarial_scale)
+        (loss_fake.fun + loss_fake.dir).div(len(rounds)).backward()
+        _report("fake", logits)
+        logits = state.D(losses.blur(x, blur_sigma), real.labels, real.draws)
+        loss_real = losses.discriminator(logits, real=True, scale=cfg.adversarial_scale)
+        (loss_real.fun + loss_real.dir).div(len(rounds)).backward()
+        _report("real", logits)
+        training_stats.report("Loss/D/fun", loss_fake.fun + loss_real.fun)
+        training_stats.report("Loss/D/dir", loss_fake.dir + loss_real.dir)
+        training_stats.report("Loss/D/loss", sum(loss_fake) + sum(loss_real))
+    _update_w_avg(state, styles)
+    apply_gradients(state.d_params, state.d_opt, f"discriminator step at {state.progress.nimg} images")
+    state.D.normalize_()
+
+
+def _update_w_avg(state: TrainState, styles: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
+    """Feed the average styles in the order of the global samples, whatever the number of processes."""
+    if not any(p is q for p in state.G.mapping.parameters() for q in state.g_params.values()):
+        return  # a frozen mapping network keeps its average
+    for w, labels in styles:  # round by round: gathered, a round is a contiguous run of global samples
+        everyone = distributed.all_gather_cat(w)
+        state.G.mapping.update_w_avg(everyone, None if labels is None else distributed.all_gather_cat(labels))
