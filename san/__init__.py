@@ -8,25 +8,33 @@ Normalized Linear Layer", ICLR 2024.
 from san.layers import SANConv1d, SANConv2d, SANConv3d, SANEmbedding, SANLinear, SANLogits, normalize_
 from san.objectives import (
     DISCRIMINATOR_LOSSES,
-    GENERATOR_GAINS,
+    GENERATOR_OBJECTIVES,
+    discriminator_loss,
     discriminator_terms,
+    generator_objective,
     generator_terms,
     hinge_d,
+    hinge_fake,
+    hinge_real,
     wasserstein_dir,
 )
 
 __all__ = [
     "DISCRIMINATOR_LOSSES",
-    "GENERATOR_GAINS",
+    "GENERATOR_OBJECTIVES",
     "SANConv1d",
     "SANConv2d",
     "SANConv3d",
     "SANEmbedding",
     "SANLinear",
     "SANLogits",
+    "discriminator_loss",
     "discriminator_terms",
+    "generator_objective",
     "generator_terms",
     "hinge_d",
+    "hinge_fake",
+    "hinge_real",
     "normalize_",
     "wasserstein_dir",
 ]

@@ -26,11 +26,11 @@ DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     "hinge": DiscriminatorLoss(real=lambda d: F.relu(1 - d), fake=lambda d: F.relu(1 + d)),
 }
 
-# -d and d, the Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN, eq. 14 and 15)
+# -d and d, the Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN)
 DIRECTION_LOSS = DiscriminatorLoss(real=lambda d: -d, fake=lambda d: d)
 
 # Strictly increasing h of the generator's loss -E[h(d(G(z)))]: Yi, Zhu & Liu, "MonoFlow", ICML 2023
-GENERATOR_GAINS: dict[str, Callable[[Tensor], Tensor]] = {
+GENERATOR_OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda d: d,
 }
 
@@ -44,10 +44,19 @@ def _pick(table: dict[str, Entry], name: str, what: str) -> Entry:
     return table[name]
 
 
+def hinge_real(fun: Tensor) -> Tensor:
+    """max(0, 1 - fun), of the logits' shape: the discriminator's hinge loss on real samples."""
+    return DISCRIMINATOR_LOSSES["hinge"].real(fun)
+
+
+def hinge_fake(fun: Tensor) -> Tensor:
+    """max(0, 1 + fun), of the logits' shape: the discriminator's hinge loss on generated samples."""
+    return DISCRIMINATOR_LOSSES["hinge"].fake(fun)
+
+
 def hinge_d(fun_real: Tensor, fun_fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Hinge loss of the discriminator on `fun`: (max(0, 1 - real), max(0, 1 + fake)), each of its logits' shape."""
-    loss = DISCRIMINATOR_LOSSES["hinge"]
-    return loss.real(fun_real), loss.fake(fun_fake)
+    """Hinge loss of the discriminator on `fun`: (terms of real samples, terms of generated ones), each of its logits' shape."""
+    return hinge_real(fun_real), hinge_fake(fun_fake)
 
 
 def wasserstein_dir(dir_real: Tensor, dir_fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,18 +64,28 @@ def wasserstein_dir(dir_real: Tensor, dir_fake: Tensor) -> tuple[Tensor, Tensor]
     return DIRECTION_LOSS.real(dir_real), DIRECTION_LOSS.fake(dir_fake)
 
 
+def discriminator_loss(name: str = "hinge") -> DiscriminatorLoss:
+    """The discriminator loss of that name, for `fun`. Raises ValueError for an unknown one."""
+    return _pick(DISCRIMINATOR_LOSSES, name, "discriminator loss")
+
+
+def generator_objective(name: str = "logit") -> Callable[[Tensor], Tensor]:
+    """The increasing h of the generator's loss -E[h(fun)] (MonoFlow). Raises ValueError for an unknown one."""
+    return _pick(GENERATOR_OBJECTIVES, name, "generator objective")
+
+
 def discriminator_terms(logits: SANLogits, real: bool, loss: str = "hinge") -> SANLogits:
     """Terms that the discriminator minimises for a batch that is all real or all generated.
 
-    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective (SAN, eq. 16).
+    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective.
     Raises ValueError for an unknown loss.
     """
-    chosen = _pick(DISCRIMINATOR_LOSSES, loss, "discriminator loss")
+    chosen = discriminator_loss(loss)
     if real:
         return SANLogits(chosen.real(logits.fun), DIRECTION_LOSS.real(logits.dir))
     return SANLogits(chosen.fake(logits.fun), DIRECTION_LOSS.fake(logits.dir))
 
 
-def generator_terms(fun: Tensor, loss: str = "logit") -> Tensor:
-    """-h(fun), what the generator minimises (MonoFlow). Raises ValueError for an unknown loss."""
-    return -_pick(GENERATOR_GAINS, loss, "generator loss")(fun)
+def generator_terms(fun: Tensor, objective: str = "logit") -> Tensor:
+    """-h(fun), what the generator minimises, of the logits' shape. Raises ValueError for an unknown objective."""
+    return -generator_objective(objective)(fun)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fixed random projection between a frozen feature network and its heads (Sauer et al., "Projected GANs", NeurIPS 2021).
+
+Cross-channel mixing is a 1x1 convolution per level; cross-scale mixing runs from the lowest resolution up, adding each level to the
+one below it. Transformers first reassemble their tokens into four resolutions. Nothing here is trained: weights are buffers, drawn
+once and stored with the checkpoint.
+
+Names of buffers are the published ones (`scratch.layer{l}_ccm`, `scratch.layer{l}_csm.out_conv`), except in the reassemble of
+transformers: `reassemble.layer{l}.project` and `.resample` are published as `pretrained.layer{l}.3` and `.4`.
+
+Shapes: N batch, C channels, H W height and width, l level (0 = the highest resolution in `scratch`; `reassemble` counts from 1).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FixedConv2d(nn.Module):
+    """A convolution with fixed random weights: buffers, so that no optimizer and no requires_grad_() finds them.
+
+    Weights and bias are U(-b, b) with b = 1/sqrt(fan_in), the distribution of the published networks' projections.
+    Computes in the type of its input.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, transposed: bool = False, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.stride, self.transposed = stride, transposed
+        self.padding = 0 if transposed else kernel_size // 2
+        shape = (in_channels, out_channels) if transposed else (out_channels, in_channels)
+        shape_with_kernel = (*shape, kernel_size, kernel_size)
+        bound = 1 / math.sqrt(math.prod(shape_with_kernel[1:]))
+        self.register_buffer("weight", torch.empty(shape_with_kernel).uniform_(-bound, bound, generator=generator))
+        self.register_buffer("bias", torch.empty(out_channels).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if self.transposed:
+            return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
+
+
+class CrossScaleMixing(nn.Module):
+    """Bilinear doubling with aligned corners, and a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.out_conv = FixedConv2d(in_channels, out_channels, generator=generator)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        # A 1x1 convolution and bilinear interpolation (whose weights sum to 1) commute: convolving first costs a quarter.
+        return F.interpolate(self.out_conv(x), size, mode="bilinear", align_corners=True)
+
+
+class Reassemble(nn.Module):
+    """A transformer's four token maps, all at one resolution, to maps at 4, 2, 1 and 1/2 times it, with D/8, D/4, D/2 and D channels."""
+
+    def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.channels = [width // 8, width // 4, width // 2, width]
+        for level, channels in enumerate(self.channels, start=1):
+            layer = nn.Module()
+            layer.project = FixedConv2d(width, channels, generator=generator)
+            if level in (1, 2):
+                factor = 4 // level
+                layer.resample = FixedConv2d(channels, channels, factor, stride=factor, transposed=True, generator=generator)
+            elif level == 4:
+                layer.resample = FixedConv2d(channels, channels, 3, stride=2, generator=generator)
+            self.add_module(f"layer{level}", layer)
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        maps = []
+        for level, x in enumerate(tokens, start=1):
+            layer = self.get_submodule(f"layer{level}")
+            x = layer.project(x)
+            maps.append(layer.resample(x) if hasattr(layer, "resample") else x)
+        return maps
+
+
+class RandomProjection(nn.Module):
+    """Four feature maps to four maps that mix channels and scales; each comes out at twice the resolution of its level.
+
+    in_channels: channels of the network's levels. kind: 'cnn' or 'vit' (equal channels, reassembled first).
+    width: P, channels of the finest level; cross-channel mixing gives P, 2P, 4P, 8P, and the outputs have P, P, 2P, 4P (published: 64).
+    """
+
+    def __init__(self, in_channels: Sequence[int], kind: str = "cnn", width: int = 64, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.reassemble = Reassemble(in_channels[0], generator) if kind == "vit" else None
+        levels = in_channels if self.reassemble is None else self.reassemble.channels
+        mixed = [width * 2**level for level in range(len(levels))]
+        self.out_channels = [max(width, channels // 2) for channels in mixed]
+        self.scratch = nn.Module()
+        for level, channels in enumerate(levels):
+            self.scratch.add_module(f"layer{level}_ccm", FixedConv2d(channels, mixed[level], generator=generator))
+        for level in reversed(range(len(levels))):
+            self.scratch.add_module(f"layer{level}_csm", CrossScaleMixing(mixed[level], self.out_channels[level], generator))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """[N, C_l, H_l, W_l] per level -> [N, out_channels_l, 2 H_l, 2 W_l] per level, in the type of the features."""
+        if self.reassemble is not None:
+            features = self.reassemble(features)
+        below: Tensor | None = None
+        mixed: list[Tensor] = []
+        for level in reversed(range(len(features))):
+            x = self.scratch.get_submodule(f"layer{level}_ccm")(features[level])
+            if below is not None:
+                x = x + below
+            # The next level's own size: twice this one's, unless a stride rounded.
+            size = features[level - 1].shape[2:] if level else (2 * x.shape[2], 2 * x.shape[3])
+            below = self.scratch.get_submodule(f"layer{level}_csm")(x, size)
+            mixed.insert(0, below)
+        return mixed
