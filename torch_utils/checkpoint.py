@@ -83,7 +83,7 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
     """Writes `state` as the newest checkpoint of `folder` and returns its path once it is durable; then removes all but the `keep` newest.
 
     state: nested dicts (string or integer keys), lists and tuples of tensors (any dtype, kept bit for bit; any device, loaded on the CPU),
-    None, bool, int, float and str; ValueError otherwise. Checkpoints of more than `nimg` images belong to a line that the
+    None, bool, int, float and str; ValueError otherwise. Other checkpoints of `nimg` images or more belong to a line that the
     run went back from, or are damaged, and are removed too. OSError, with the earlier checkpoints intact, when the disk is full.
     """
     if keep < 1 or not 0 <= nimg < 10**12:
@@ -107,9 +107,9 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(directory)
-    older = [entry for n, entry in _entries(directory) if n <= nimg and entry != path]
-    newer = [entry for n, entry in _entries(directory) if n > nimg]
-    for entry in newer + older[:len(older) - (keep - 1)]:
+    older = [entry for n, entry in _entries(directory) if n < nimg]
+    replaced = [entry for n, entry in _entries(directory) if n >= nimg and entry != path]
+    for entry in replaced + older[:max(0, len(older) - (keep - 1))]:
         entry.unlink(missing_ok=True)
     return path
 
