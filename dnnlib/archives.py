@@ -248,7 +248,8 @@ def _list_folder(path: str) -> Archive:
             if _is_hidden(name):
                 continue
             if entry.is_symlink() and not _stays_inside(real_root, entry.path):
-                raise ValueError(f'{path}: {name} is a link that leaves the folder ({os.path.realpath(entry.path)}); copy the files or name that folder')
+                raise ValueError(f'{path}: {name} is a link that leaves the folder or leads nowhere ({os.path.realpath(entry.path)}); '
+                                 'copy the files, or name that folder instead')
             if entry.is_dir(follow_symlinks=False):
                 archive.directories.add(name)
                 pending.append(name)
