@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metric names and what they mean.
+
+    name     = family [count] [_full]         fid50k_full  fid10k_full  fid50k  is50k  kid50k_full
+             | pr_inception [_count] [_full]  pr_inception_50k_full
+             | fd_lite0 [_count]              fd_lite0  fd_lite0_50k  fd_lite0_5000
+    count    = images to generate: digits, with an optional k for thousands (default: 50k)
+
+`_full` compares with every image of the data set; a published name without it compares with a seeded random subset of as many real images as are
+generated. `fd_lite0` always compares with every image. Precision and recall here are on Inception's features, so they do
+not take the published name pr50k3_full, which is VGG16's. Names are rewritten to one spelling (`fid50000_full` is `fid50k_full`).
+A new metric is one more `Family`: the detector output it reads, what it keeps of it, and a pure function from arrays to numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from metrics import fid, inception_score, kid, precision_recall
+from metrics.statistics import FeatureArray, Moments, Store
+
+DEFAULT_NUM_GEN = 50_000
+INCEPTION = "inception-2015-12-05"
+LITE0 = "lite0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of number. `compute(generated, real, seed)` gets what was kept of the detector's output (`real` is None unless needs_real) and
+    returns values keyed by what follows the metric's name in the results: '' for a single number, or '_mean', '_std', ..."""
+
+    name: str
+    detector: str
+    output: Literal["features", "probabilities"]
+    keep: Literal["moments", "array"]
+    needs_real: bool
+    compute: Callable[[Store, Store | None, int], dict[str, float]]
+    lower_is_better: bool = True
+    count_separator: str = ""
+    always_full: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric with its sample count. `num_real` is None for the whole data set."""
+
+    name: str
+    family: Family
+    num_gen: int
+    full: bool
+
+    @property
+    def num_real(self) -> int | None:
+        return None if self.full else self.num_gen
+
+
+def _frechet(generated: Store, real: Store | None, seed: int) -> dict[str, float]:
+    assert isinstance(generated, Moments) and isinstance(real, Moments)
+    return {"": fid.frechet_distance(real.mean, real.covariance, generated.mean, generated.covariance)}
+
+
+def _array(store: Store | None) -> np.ndarray:
+    assert isinstance(store, FeatureArray)
+    return store.array
+
+
+def _inception_score(generated: Store, real: Store | None, seed: int) -> dict[str, float]:
+    rows = _array(generated)
+    # Published: samples are in random order. Ours are numbered, and their labels random, but an image set's order is by class.
+    mean, std = inception_score.inception_score(rows[np.random.RandomState(seed).permutation(len(rows))])
+    return {"_mean": mean, "_std": std}
+
+
+def _kid(generated: Store, real: Store | None, seed: int) -> dict[str, float]:
+    return {"": kid.kernel_distance(_array(real), _array(generated), rng=np.random.RandomState(seed))}
+
+
+def _precision_recall(generated: Store, real: Store | None, seed: int) -> dict[str, float]:
+    precision, recall = precision_recall.precision_recall(_array(real), _array(generated), neighbours=3)
+    return {"_precision": precision, "_recall": recall}
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("fid", INCEPTION, "features", "moments", True, _frechet),
+        Family("is", INCEPTION, "probabilities", "array", False, _inception_score, lower_is_better=False),
+        Family("fd_lite0", LITE0, "features", "moments", True, _frechet, count_separator="_", always_full=True),
+        Family("kid", INCEPTION, "features", "array", True, _kid),
+        Family("pr_inception", INCEPTION, "features", "array", True, _precision_recall, lower_is_better=False, count_separator="_"),
+    )
+}
+EXAMPLES = ("fid50k_full", "is50k", "fd_lite0", "kid50k_full", "pr_inception_50k_full", "fid50k", "fid10k_full", "fd_lite0_10k", "is10k")
+
+
+def _spell_count(count: int) -> str:
+    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+def make(family: Family, num_gen: int, full: bool) -> Metric:
+    """The metric of a family with `num_gen` generated images, under its one spelling. Raises ValueError if fewer than 2 are asked for."""
+    if num_gen < 2:
+        raise ValueError(f"metric {family.name} needs at least 2 generated images, got {num_gen}")
+    counted = not (family.always_full and num_gen == DEFAULT_NUM_GEN)
+    name = family.name + (family.count_separator + _spell_count(num_gen) if counted else "")
+    full = (full or family.always_full) and family.needs_real
+    return Metric(name + ("_full" if full and not family.always_full else ""), family, num_gen, full)
+
+
+def parse_metric(name: str, num_gen: int | None = None) -> Metric:
+    """The metric that `name` means; `num_gen` replaces the count in it. Raises ValueError with the nearest known name."""
+    for family in sorted(FAMILIES.values(), key=lambda f: -len(f.name)):
+        pattern = rf"{family.name}(?:{family.count_separator}(\d+)(k?))?(_full)?"
+        match = re.fullmatch(pattern, name)
+        if match:
+            digits, thousands, full = match.groups()
+            count = int(digits) * (1000 if thousands else 1) if digits else DEFAULT_NUM_GEN
+            if full and not family.needs_real:
+                raise ValueError(f"metric {name!r} looks at generated images alone, so there is no '_full': say {name.removesuffix('_full')!r}")
+            return make(family, num_gen or count, bool(full) or not digits)
+    nearest = difflib.get_close_matches(name, EXAMPLES, n=1, cutoff=0.0)[0]
+    raise ValueError(f"unknown metric {name!r}; the nearest known one is {nearest!r} (known: {', '.join(EXAMPLES[:5])}; any count may replace 50k)")
+
+
+def parse_list(names: str | Sequence[str], num_gen: int | None = None) -> list[Metric]:
+    """'fid50k_full,is50k' or a list of names -> metrics without repetition; 'none' or nothing -> []. Raises ValueError for an unknown name."""
+    if isinstance(names, str):
+        names = names.split(",")
+    wanted = [name for name in (part.strip() for part in names) if name and name.lower() != "none"]
+    return list({metric.name: metric for metric in (parse_metric(name, num_gen) for name in wanted)}.values())

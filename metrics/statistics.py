@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of an image set's features: first and second moments (`Moments`) or the rows themselves (`FeatureArray`).
+
+Both take rows together with their global sample indices, both merge with another of their kind (several processes), and both are saved as one
+.npz that carries a JSON description of what was measured. Sums are float64.
+
+Legend: n rows (images), D features.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dnnlib.util
+
+_BLOCK_ROWS = 256  # rows gathered before a covariance update: large enough for a fast product, and independent of the caller's batch size
+
+
+def _as_rows(features: np.ndarray, dim: int | None) -> np.ndarray:
+    rows = np.asarray(features)
+    if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim):
+        raise ValueError(f"features must be [n, {'D' if dim is None else dim}], got an array of shape {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise ValueError("features hold NaN or Inf: the images or the detector's weights are broken")
+    return rows
+
+
+class Moments:
+    """Streaming mean and covariance of feature rows in float64.
+
+    Batches are combined by the pairwise update of Chan, Golub and LeVeque (1983), which does not lose digits when the mean is large against the
+    spread. The covariance is divided by n, as the published FID code does.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = int(dim)
+        self._count = 0
+        self._mean = np.zeros(dim, np.float64)  # [D]
+        self._scatter = np.zeros((dim, dim), np.float64)  # [D, D] sum of (x - mean)(x - mean)^T
+        self._pending: list[np.ndarray] = []
+        self._num_pending = 0
+
+    def __len__(self) -> int:
+        return self._count + self._num_pending
+
+    def append(self, features: np.ndarray, indices: Sequence[int] | np.ndarray | None = None) -> None:
+        """Add rows [n, D]. `indices` is accepted so that both kinds of store are called alike; the order does not matter here."""
+        rows = _as_rows(features, self.dim)
+        if not len(rows):
+            return
+        self._pending.append(rows.astype(np.float64))
+        self._num_pending += len(rows)
+        if self._num_pending >= _BLOCK_ROWS:
+            rows = np.concatenate(self._pending)
+            whole = len(rows) - len(rows) % _BLOCK_ROWS
+            for start in range(0, whole, _BLOCK_ROWS):
+                self._add_block(rows[start : start + _BLOCK_ROWS])
+            self._pending = [rows[whole:]]
+            self._num_pending = len(rows) - whole
+
+    def _flush(self) -> None:
+        if self._num_pending:
+            self._add_block(np.concatenate(self._pending))
+        self._pending, self._num_pending = [], 0
+
+    def _add_block(self, rows: np.ndarray) -> None:
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        self._combine(len(rows), mean, centred.T @ centred)
+
+    def _combine(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        """Chan et al. 1983: S = S_a + S_b + n_a n_b / (n_a + n_b) (m_b - m_a)(m_b - m_a)^T."""
+        total = self._count + count
+        shift = mean - self._mean
+        self._scatter += scatter
+        if self._count:
+            self._scatter += np.outer(shift, shift * (self._count * count / total))
+        self._mean = self._mean + shift * (count / total)
+        self._count = total
+
+    def merge(self, other: Moments) -> None:
+        """Add another process's rows to this one's. Raises ValueError if the feature widths differ."""
+        if other.dim != self.dim:
+            raise ValueError(f"cannot merge {other.dim}-wide statistics into {self.dim}-wide ones")
+        self._flush()
+        other._flush()
+        if other._count:
+            self._combine(other._count, other._mean, other._scatter)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[D] float64."""
+        self._flush()
+        return self._mean
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[D, D] float64, divided by n. Raises ValueError when no row was added."""
+        self._flush()
+        if not self._count:
+            raise ValueError("no features were added: there is no covariance")
+        return self._scatter / self._count
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        self._flush()
+        return {"count": np.asarray(self._count, np.int64), "mean": self._mean, "scatter": self._scatter}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Moments:
+        stats = cls(len(arrays["mean"]))
+        stats._count = int(arrays["count"])
+        stats._mean = np.asarray(arrays["mean"], np.float64)
+        stats._scatter = np.asarray(arrays["scatter"], np.float64)
+        if stats._scatter.shape != (stats.dim, stats.dim):
+            raise ValueError(f"scatter matrix has shape {list(stats._scatter.shape)}, expected {[stats.dim, stats.dim]}")
+        return stats
+
+
+class FeatureArray:
+    """Keeps every feature row in float32 with its sample index, for the metrics that need more than two moments."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = int(dim)
+        self._rows: list[np.ndarray] = []
+        self._indices: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return sum(len(x) for x in self._indices)
+
+    def append(self, features: np.ndarray, indices: Sequence[int] | np.ndarray | None = None) -> None:
+        """Add rows [n, D] of the samples `indices` (default: numbered on from the rows held)."""
+        rows = _as_rows(features, self.dim)
+        numbers = np.arange(len(self), len(self) + len(rows)) if indices is None else np.asarray(indices, np.int64)
+        if len(numbers) != len(rows):
+            raise ValueError(f"{len(rows)} feature rows came with {len(numbers)} sample indices")
+        self._rows.append(rows.astype(np.float32))
+        self._indices.append(numbers.astype(np.int64))
+
+    def merge(self, other: FeatureArray) -> None:
+        """Add another process's rows to this one's. Raises ValueError if the feature widths differ."""
+        if other.dim != self.dim:
+            raise ValueError(f"cannot merge {other.dim}-wide features into {self.dim}-wide ones")
+        self._rows += other._rows
+        self._indices += other._indices
+
+    @property
+    def array(self) -> np.ndarray:
+        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them."""
+        if not self._rows:
+            return np.zeros((0, self.dim), np.float32)
+        return np.concatenate(self._rows)[np.argsort(np.concatenate(self._indices), kind="stable")]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"rows": self.array, "indices": np.sort(np.concatenate(self._indices)) if self._indices else np.zeros(0, np.int64)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> FeatureArray:
+        store = cls(arrays["rows"].shape[1])
+        store.append(arrays["rows"], arrays["indices"])
+        return store
+
+
+Store = Moments | FeatureArray
+_KINDS: dict[str, type[Moments] | type[FeatureArray]] = {"moments": Moments, "array": FeatureArray}
+
+
+def new_store(kind: str, dim: int) -> Store:
+    """An empty store of the kind 'moments' or 'array' for features of width `dim`."""
+    return _KINDS[kind](dim)
+
+
+def save(path: str | Path, store: Store, description: dict[str, Any]) -> None:
+    """Write a store with a JSON description of what it was measured on, atomically."""
+    kind = "moments" if isinstance(store, Moments) else "array"
+    buffer = io.BytesIO()
+    np.savez(buffer, kind=np.asarray(kind), description=np.asarray(json.dumps(description, sort_keys=True)), **store.arrays())  # type: ignore[arg-type]
+    with dnnlib.util.atomic_write(str(path)) as f:
+        f.write(buffer.getvalue())
+
+
+def load(path: str | Path) -> tuple[Store, dict[str, Any]]:
+    """Read what `save` wrote: (store, description). Raises ValueError, in one line, for a file that is damaged or not of this kind."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        return _KINDS[str(arrays["kind"])].from_arrays(arrays), json.loads(str(arrays["description"]))
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} does not hold feature statistics ({error})") from None
