@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from . import resampling
 from .bias_act import check_impl
@@ -88,10 +89,35 @@ def upfirdn2d(
     up_x, up_y = parse_factors(up, "up")
     down_x, down_y = parse_factors(down, "down")
     pad_x0, pad_x1, pad_y0, pad_y1 = parse_padding(padding)
+    width, height = filter_size(f)
+    rows = resampling.AxisPlan(x.shape[2], height, up_y, down_y, pad_y0, pad_y1)
+    columns = resampling.AxisPlan(x.shape[3], width, up_x, down_x, pad_x0, pad_x1)
     # Dispatch point: a fused kernel for x.device takes over here when impl == 'cuda'.
-    rows = resampling.AxisPlan(x.shape[2], filter_size(f)[1], up_y, down_y, pad_y0, pad_y1)
-    columns = resampling.AxisPlan(x.shape[3], filter_size(f)[0], up_x, down_x, pad_x0, pad_x1)
-    return resampling.resample(x, f, rows, columns, flip_filter, float(gain))
+    if impl == "cuda" and has_fast_path(x, f):
+        resampler = resampling.make_resampler(f, rows, columns, flip_filter, float(gain), resampling.compute_dtype(x.dtype))
+        return x if resampler is None else resampling.Resample.apply(x, resampler)
+    return _upfirdn2d_ref(x, f, rows, columns, flip_filter, float(gain))
+
+
+def has_fast_path(x: torch.Tensor, *filters: torch.Tensor | None) -> bool:
+    """True where matrix products beat depthwise convolutions: on a CPU, with filters that are constants."""
+    return x.device.type == "cpu" and not any(f is not None and f.requires_grad for f in filters)
+
+
+def _upfirdn2d_ref(
+    x: torch.Tensor, f: torch.Tensor | None, rows: resampling.AxisPlan, columns: resampling.AxisPlan, flip_filter: bool, gain: float
+) -> torch.Tensor:
+    """Step by step with torch's own operations, on any device and differentiable in the filter, too."""
+    n, c, h, w = x.shape
+    x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, columns.up - 1, 0, 0, 0, rows.up - 1]).reshape(n, c, h * rows.up, w * columns.up)
+    x = F.pad(x, [columns.pad_low, columns.pad_high, rows.pad_low, rows.pad_high])
+    f = torch.ones([1, 1], device=x.device) if f is None else f
+    f = f * gain if f.ndim == 2 else f
+    f = (f if flip_filter else f.flip(list(range(f.ndim)))).to(device=x.device, dtype=x.dtype)
+    if f.ndim == 2:
+        return F.conv2d(x, f[None, None].expand(c, 1, -1, -1), stride=(rows.down, columns.down), groups=c)
+    x = F.conv2d(x, f[None, None, None, :].expand(c, 1, 1, -1), stride=(1, columns.down), groups=c)
+    return F.conv2d(x, (f * gain)[None, None, :, None].expand(c, 1, -1, 1), stride=(rows.down, 1), groups=c)
 
 
 def filter2d(
