@@ -135,7 +135,8 @@ def _chunks(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-class _PrepareTask(NamedTuple):
+@dataclass(frozen=True)
+class _PrepareTask:
     """Refs of a source -> prepared images."""
 
     opener: image_sources.Opener
@@ -308,7 +309,7 @@ class _Consumer:
         if item.pngs is None:
             return None
         width = int.from_bytes(item.pngs[0][16:20], 'big')  # of the PNG's header
-        if len(self.writers) > 1 or self.first is not None and self.first[1] == width:
+        if len(self.writers) > 1 or (self.first is not None and self.first[1] == width):
             return None
         if self.first is None:
             self.first = (item.name, width)
@@ -430,7 +431,8 @@ def _run(job: _Job, workers: int, fail: bool, overwrite: bool, progress: Callabl
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_open_dest(path, overwrite)) for path in job.paths]
         consumer = _Consumer(writers, fail)
-        results = stack.enter_context(contextlib.closing(ordered_map(_PrepareTask(job.source.opener, job.preparation), tasks, workers)))
+        results: Generator[list[_Item], None, None] = ordered_map(_PrepareTask(job.source.opener, job.preparation), tasks, workers)
+        stack.callback(results.close)
         for items in results:
             for item in items:
                 label = None if job.source.labels is None else int(job.source.labels[job.indices[done]])
@@ -487,27 +489,36 @@ class CheckReport:
         return '\n'.join(lines + ([] if self.problems else ['no problems found']))
 
 
-class _InspectTask(NamedTuple):
-    """Entries of an archive -> (name, 'WxH', mode, error) each."""
+class _Inspected(NamedTuple):
+    """One image of a data set, or what is wrong with it."""
+
+    size: str = ''  # WxH
+    mode: str = ''
+    error: str = ''
+
+
+@dataclass(frozen=True)
+class _InspectTask:
+    """Entries of an archive -> what each image is."""
 
     reader: archives.Reader
 
-    def __call__(self, entries: list[archives.Entry]) -> list[tuple[str, str, str, str]]:
+    def __call__(self, entries: list[archives.Entry]) -> list[_Inspected]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return [self._inspect(entry) for entry in entries]
 
-    def _inspect(self, entry: archives.Entry) -> tuple[str, str, str, str]:
+    def _inspect(self, entry: archives.Entry) -> _Inspected:
         try:
             data = self.reader.read(entry)
         except ValueError as error:
-            return entry.name, '', '', str(error)
+            return _Inspected(error=str(error))
         try:
             image = archives.open_image(data)
             image.load()
         except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
-            return entry.name, '', '', f'{entry.name}: {error}'
-        return entry.name, f'{image.width}x{image.height}', image.mode, ''
+            return _Inspected(error=f'{entry.name}: {error}')
+        return _Inspected(f'{image.width}x{image.height}', image.mode)
 
 
 def check(path: str | os.PathLike[str], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> CheckReport:
@@ -524,17 +535,17 @@ def check(path: str | os.PathLike[str], workers: int | None = None, progress: Ca
     chunks = (archive.images[positions.start:positions.stop] for positions in _chunks(len(archive.images), MAX_CHUNK_IMAGES))
     errors = []
     done = 0
-    with contextlib.closing(ordered_map(_InspectTask(archive.reader), chunks, workers)) as results:
-        for items in results:
-            for _, size, mode, error in items:
-                if error:
-                    errors.append(f'unreadable: {error}')
-                else:
-                    report.sizes[size] += 1
-                    report.modes[mode] += 1
-            done += len(items)
-            if progress is not None:
-                progress(done, len(archive.images))
+    results: Generator[list[_Inspected], None, None] = ordered_map(_InspectTask(archive.reader), chunks, workers)
+    for items in results:
+        for item in items:
+            if item.error:
+                errors.append(f'unreadable: {item.error}')
+            else:
+                report.sizes[item.size] += 1
+                report.modes[item.mode] += 1
+        done += len(items)
+        if progress is not None:
+            progress(done, len(archive.images))
     report.problems += _abridge(errors) + _size_problems(report)
     _check_labels(archive, report)
     return report

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 INDEX_NAME = 'dataset.json'
-IMAGE_EXTENSIONS = frozenset('.avif .bmp .gif .j2k .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp'.split())
+IMAGE_EXTENSIONS = frozenset(['.avif', '.bmp', '.gif', '.j2k', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif',
+                              '.tiff', '.webp'])
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'TGA', 'JPEG2000', 'AVIF')  # raster only: EPS would start a program
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
 MAX_INDEX_BYTES = 4 * 2**30  # dataset.json of millions of images
@@ -166,12 +167,12 @@ def check_entry_size(entry: Entry) -> None:
         raise ValueError(f'{entry.name}: unpacks to {ratio:.0f} times its stored size, over the limit of {MAX_ENTRY_RATIO} (zip bomb?)')
 
 
-def check_name(name: str) -> str:
-    """Forward slashes; ValueError for a path that is absolute or climbs out of the archive."""
+def check_name(name: str, where: str) -> str:
+    """Forward slashes; ValueError for a path that is absolute or climbs out of the archive `where`."""
     clean = name.replace('\\', '/')
     parts = PurePosixPath(clean).parts
     if clean.startswith('/') or '..' in parts or (parts and parts[0][1:2] == ':') or '\0' in clean:
-        raise ValueError(f'entry {name!r} leaves the folder: absolute paths and ".." are refused')
+        raise ValueError(f'{where}: entry {name!r} leaves the folder: absolute paths and ".." are refused')
     return clean
 
 
@@ -207,7 +208,7 @@ def _list_zip(path: str) -> Archive:
     archive = Archive(path, ZipReader(path))
     seen: set[str] = set()
     for info in infos:
-        name = check_name(info.filename)
+        name = check_name(info.filename, path)
         if _is_hidden(name):
             continue
         if info.is_dir():
@@ -306,7 +307,7 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
     for pair in pairs:
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(f'{where}: "labels" must be a list of [file name, class index], found {str(pair)[:80]}')
-        name = check_name(pair[0])
+        name = check_name(pair[0], where)
         if name in labels:
             raise ValueError(f'{where} labels {name} twice')
         labels[name] = parse_label(pair[1], f'{where}: label of {name}')
