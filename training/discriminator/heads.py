@@ -108,7 +108,7 @@ class DownBlock(nn.Module):
         self.main = nn.Sequential(conv, GroupedBatchNorm2d(out_channels, bn_group))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.main(x), 0.2)
+        return F.leaky_relu_(self.main(x), 0.2)
 
 
 class Head(nn.Module):
