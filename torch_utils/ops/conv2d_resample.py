@@ -2,6 +2,7 @@
 """Convolution with upsampling before it or downsampling after it."""
 
 import torch
+import torch.nn.functional as F
 
 from . import conv2d_gradfix
 from .upfirdn2d import Factors, check_filter, check_image, filter_size, parse_padding, upfirdn2d
@@ -53,10 +54,18 @@ def conv2d_resample(
     if down > 1:
         left, right, top, bottom = left + (fw - down + 1) // 2, right + (fw - down) // 2, top + (fh - down + 1) // 2, bottom + (fh - down) // 2
     pads = [left, right, top, bottom]
+    pointwise = w.shape[2:] == (1, 1)
+    if pointwise and up == 1 and down > 1:
+        # A 1x1 convolution commutes with resampling: run it where there are fewer pixels.
+        x = upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter)
+        return conv2d_gradfix.conv2d(x, w, groups=groups)
+    if pointwise and up > 1 and down == 1:
+        x = conv2d_gradfix.conv2d(x, w, groups=groups)
+        return upfirdn2d(x, f, up=up, padding=pads, gain=up**2, flip_filter=flip_filter)
     if up > 1:
         x = upfirdn2d(x, f, up=up, padding=pads, gain=up**2, flip_filter=flip_filter)
     elif any(pads):
-        x = torch.nn.functional.pad(x, pads)
+        x = F.pad(x, pads)
     x = conv2d_gradfix.conv2d(x, w, groups=groups)
     if down > 1:
         x = upfirdn2d(x, f, down=down, flip_filter=flip_filter)
