@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 INDEX_NAME = 'dataset.json'
-IMAGE_EXTENSIONS = frozenset(['.avif', '.bmp', '.gif', '.j2k', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif',
-                              '.tiff', '.webp'])
+IMAGE_EXTENSIONS = frozenset(['.avif', '.bmp', '.gif', '.j2k', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga',
+                              '.tif', '.tiff', '.webp'])
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'TGA', 'JPEG2000', 'AVIF')  # raster only: EPS would start a program
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
 MAX_INDEX_BYTES = 4 * 2**30  # dataset.json of millions of images
