@@ -25,7 +25,8 @@ SAVED = ("discriminators.", "projections.")  # state that belongs to this networ
 class ProjectedDiscriminator(nn.Module):
     """Images and labels to SAN logits, per feature network.
 
-    backbones: frozen networks of torch_utils.features. They are left as they are: where compute_dtype asks for another type, a copy is cast.
+    backbones: frozen networks of torch_utils.features. Where compute_dtype asks for another type, a copy is cast and the network itself
+        is left as it is; otherwise it is used itself, its weights put in channels-last order.
     c_dim: number of classes, 0 = unconditional. img_resolution: R, pixels.
     feature_size: pixels to which smaller images are brought before a convolutional network (None: its native size; larger images are not
         resized). Transformers always see their native size.

@@ -19,6 +19,7 @@ from san.layers import SANConv2d, SANEmbedding, SANLogits
 LAST_SIZE = 8  # a head halves its map until it is at most this wide
 KERNEL = 4
 POWER_ITERATIONS_AT_START = 15
+EPS = 1e-12  # smallest norm that the power iteration divides by
 
 
 class SpectralConv2d(nn.Module):
@@ -49,13 +50,20 @@ class SpectralConv2d(nn.Module):
     @torch.no_grad()
     def advance_spectral_norm(self) -> None:
         """One power iteration: v <- W^T u / |W^T u|, u <- W v / |W v|."""
-        weight = self.weight_orig.flatten(1)
-        self.weight_v.copy_(F.normalize(weight.t() @ self.weight_u, dim=0, eps=1e-12))
-        self.weight_u.copy_(F.normalize(weight @ self.weight_v, dim=0, eps=1e-12))
+        weight = self._matrix()
+        v = F.normalize(weight.t() @ self.weight_u, dim=0, eps=EPS)
+        self.weight_u.copy_(F.normalize(weight @ v, dim=0, eps=EPS))
+        kernel, in_channels = self.weight_orig.shape[2:], self.weight_orig.shape[1]
+        self.weight_v.copy_(v.view(*kernel, in_channels).permute(2, 0, 1).flatten())
+
+    def _matrix(self) -> Tensor:
+        """The weight as [out_channels, kernel * kernel * in_channels]: a view of a channels-last weight, unlike flatten(1)."""
+        return self.weight_orig.permute(0, 2, 3, 1).reshape(self.weight_orig.shape[0], -1)
 
     def sigma(self) -> Tensor:
         """The estimate u^T W v, a scalar, differentiable in the weight."""
-        return self.weight_u @ (self.weight_orig.flatten(1) @ self.weight_v)
+        v = self.weight_v.view(self.weight_orig.shape[1:]).permute(1, 2, 0).flatten()
+        return self.weight_u @ (self._matrix() @ v)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W'] in the type of x; the weight itself is kept and divided in float32."""
