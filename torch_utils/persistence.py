@@ -130,7 +130,7 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
                 "set STYLESAN_TRUST_PICKLE=1, or read it without running anything: training.generator.load"
             )
         cls = persistent_class(getattr(_run_source(info.module_src), info.class_name))
-    obj = cls.__new__(cls)
+    obj: Any = object.__new__(cls)
     if hasattr(obj, "__setstate__"):
         obj.__setstate__(info.state)
     else:
@@ -334,12 +334,14 @@ def describe(value: Any) -> str:
 
 # Names that no network is made of and every hostile file uses. Being inert, they would do no harm; a file that has them is refused all the same.
 _HOSTILE_MODULES = frozenset(
-    "asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io linecache marshal "
-    "multiprocessing nt operator os pdb pickle pip pkgutil platform posix posixpath profile pty pydoc requests resource runpy setuptools shelve shutil "
-    "signal site smtplib socket sqlite3 ssl subprocess sys tempfile threading timeit trace types urllib venv webbrowser zipimport".split()
+    """
+    asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io linecache marshal multiprocessing nt
+    operator os pdb pickle pip pkgutil platform posix posixpath profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib
+    socket sqlite3 ssl subprocess sys tempfile threading timeit trace types urllib venv webbrowser zipimport
+    """.split()  # noqa: SIM905
 )
 _HARMLESS_BUILTINS = frozenset(
-    "getattr setattr set frozenset list tuple dict int float bool complex str bytes bytearray object slice range type".split()
+    "getattr setattr set frozenset list tuple dict int float bool complex str bytes bytearray object slice range type".split()  # noqa: SIM905
 )
 
 _STORAGE_DTYPES = {
@@ -544,12 +546,11 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+_ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(["PROTO", "FRAME"], lambda m, arg: None),
-    **dict.fromkeys(
-        "BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BINSTRING SHORT_BINSTRING".split(), _Machine.push
-    ),
-    **dict.fromkeys("BININT BININT1 BININT2 LONG1 LONG4".split(), lambda m, arg: m.push(_integer(arg))),
+    **dict.fromkeys(["BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"], _Machine.push),
+    **dict.fromkeys(["BINSTRING", "SHORT_BINSTRING"], _Machine.push),
+    **dict.fromkeys(["BININT", "BININT1", "BININT2", "LONG1", "LONG4"], lambda m, arg: m.push(_integer(arg))),
     "NONE": lambda m, arg: m.push(None),
     "NEWTRUE": lambda m, arg: m.push(True),
     "NEWFALSE": lambda m, arg: m.push(False),
@@ -566,7 +567,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "FROZENSET": lambda m, arg: m.push(frozenset(map(_key, m.pop_mark()))),
     "MARK": lambda m, arg: m.push(_MARK),
     "POP": _action_pop,
-    "POP_MARK": lambda m, arg: None if m.pop_mark() else None,
+    "POP_MARK": lambda m, arg: m.pop_mark(),
     "DUP": lambda m, arg: m.push(m.top()),
     "APPEND": lambda m, arg: m.extend([m.pop()]),
     "APPENDS": lambda m, arg: m.extend(m.pop_mark()),
@@ -679,7 +680,7 @@ def _array_state(array: np.ndarray, state: Any) -> None:
     good = isinstance(shape, tuple) and all(map(_is_size, shape)) and isinstance(dtype, np.dtype) and isinstance(data, bytes) and len(shape) <= 16
     if not good or version != 1 or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("a malformed numpy array")
-    array.__setstate__((1, shape, dtype, bool(fortran), data))
+    array.__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
 def _dill_array(function: Any, args: Any, state: Any, extra: Any = None) -> np.ndarray:
@@ -757,7 +758,7 @@ def read_network_pickle(path: str | os.PathLike[str] | BinaryIO, strict: bool = 
     """Content of a network pickle, by key (G, D, G_ema, training_set_kwargs, ...), without importing or running anything it names.
 
     Networks come as `Record`s, tensors as `TensorRecord`s, numbers, texts and containers as they are; an object of any class that is not understood
-    is an inert `Record`. path: a file's path or an open binary file. strict: refuse a file that names modules hostile files use (os, subprocess, ...).
+    is an inert `Record`. path: a file's path or an open binary file. strict: refuse a file that names modules of hostile files (os, subprocess, ...).
 
     Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming the global where there is one.
     """
