@@ -86,11 +86,12 @@ class _Item(NamedTuple):
 # Work in several processes, results in order.
 
 _worker_task: Any = None  # the callable of this worker process
+_worker_stop: Any = None  # event: what is still queued is not wanted any more
 
 
-def _start_worker(task: Any) -> None:
-    global _worker_task
-    _worker_task = task
+def _start_worker(task: Any, stop: Any) -> None:
+    global _worker_task, _worker_stop
+    _worker_task, _worker_stop = task, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, args=[os.getppid()], daemon=True).start()
@@ -104,7 +105,7 @@ def _follow_parent(parent: int) -> None:
 
 
 def _run_task(chunk: Any) -> Any:
-    return _worker_task(chunk)
+    return None if _worker_stop.is_set() else _worker_task(chunk)
 
 
 def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -> Generator[Out, None, None]:
@@ -115,8 +116,9 @@ def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -
     if workers == 1:
         yield from map(task, chunks)
         return
-    method = 'fork' if sys.platform == 'linux' else 'spawn'
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_start_worker, initargs=(task,))
+    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(task, stop))
     pending: deque[Future[Out]] = deque()
     try:
         for chunk in chunks:
@@ -128,6 +130,7 @@ def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -
     except BrokenProcessPool:
         raise ValueError(f'a worker process died (killed, or out of memory); use fewer --workers than {workers}') from None
     finally:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -53,7 +53,7 @@ def test_grey_bilevel_and_rgb() -> None:
 @pytest.mark.parametrize('format', ['PNG', 'WEBP', 'TIFF'])
 def test_alpha_is_composited(format: str) -> None:
     alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    rgba = np.dstack([np.broadcast_to(np.uint8(RED), [16, 16, 3]), alpha])
+    rgba = np.dstack([np.broadcast_to(np.array(RED, np.uint8), [16, 16, 3]), alpha])
     options = {'lossless': True, 'exact': True} if format == 'WEBP' else {}
     weight = alpha[:, :, None] / 255
     expected = np.array(RED) * weight + np.array(BACKGROUND) * (1 - weight)

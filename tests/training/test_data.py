@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dnnlib import archives
 from training import data
 
 
@@ -331,7 +332,12 @@ def test_loader_decodes_a_cached_set_once(small: Path, monkeypatch: pytest.Monke
     dataset = data.ImageDataset(small, xflip=True)
     decoded: list[str] = []
     original = data.ImageDataset._decode
-    monkeypatch.setattr(data.ImageDataset, '_decode', lambda self, entry: decoded.append(entry.name) or original(self, entry))
+
+    def counted(self: data.ImageDataset, entry: archives.Entry) -> np.ndarray:
+        decoded.append(entry.name)
+        return original(self, entry)
+
+    monkeypatch.setattr(data.ImageDataset, '_decode', counted)
     batches = [np.arange(20)] * 4
     assert all(labels is None for _, labels in data.iterate(dataset, batches, workers=0, cache_mb=1))
     assert sorted(decoded) == [name(i) for i in range(10)]
