@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from . import archives
+from dnnlib import archives
 
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from . import archives
+from dnnlib import archives
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')}
 TRANSFORMS = ('none', 'center-crop', 'center-crop-wide', 'center-crop-dhariwal')
