@@ -28,7 +28,7 @@ def filtered_lrelu(
     """down(clamp(gain * lrelu(up(x + b)))), differentiable twice.
 
     Args:
-        x: [N, C, H, W], contiguous or channels_last; the result has the same layout.
+        x: [N, C, H, W], contiguous or channels_last; on a CPU the result has the same layout.
         fu, fd: up- and downsampling filters [n] or [h, w], or None = identity.
         b: bias [C], or None.
         up, down: integer factors.

@@ -69,7 +69,7 @@ def upfirdn2d(
     """Inserts up - 1 zeros after each pixel, pads, convolves with `f`, keeps every down-th pixel. Differentiable twice.
 
     Args:
-        x: [N, C, H, W], contiguous or channels_last; the result has the same layout.
+        x: [N, C, H, W], contiguous or channels_last; on a CPU the result has the same layout.
         f: filter [n] (applied along both axes), [h, w], or None = identity.
         up, down: integer factor, or [x, y].
         padding: pixels of the upsampled image: one number, [x, y] or [left, right, top, bottom]; negative = crop.

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv2d_gradfix and conv2d_resample: switched-off weight gradients, second derivatives, mistakes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.upfirdn2d import setup_filter
+
+CONVOLUTIONS = {
+    "plain": (conv2d_gradfix.conv2d, F.conv2d, (4, 3, 3, 3)),
+    "transposed": (conv2d_gradfix.conv_transpose2d, F.conv_transpose2d, (3, 4, 3, 3)),
+}
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(params=CONVOLUTIONS)
+def convolution(request):
+    ours, torchs, weight_shape = CONVOLUTIONS[request.param]
+    return ours, torchs, normal(2, 3, 5, 6).requires_grad_(), normal(*weight_shape, seed=1).requires_grad_(), normal(4, seed=2).requires_grad_()
+
+
+def test_values_and_gradients_are_those_of_torch(convolution) -> None:
+    ours, torchs, x, w, b = convolution
+    y, wanted = (f(x, w, b, stride=2, padding=1) for f in (ours, torchs))
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), (x, w, b)), torch.autograd.grad(wanted.square().sum(), (x, w, b)))
+    assert torch.autograd.gradgradcheck(lambda x, w, b: ours(x, w, b, stride=2, padding=1), (x, w, b))
+
+
+def test_flag_counts_when_the_backward_pass_runs(convolution) -> None:
+    ours, _, x, w, b = convolution
+    y = ours(x, w, b)
+    with conv2d_gradfix.no_weight_gradients():
+        dx, dw, db = torch.autograd.grad(y.sum(), (x, w, b), allow_unused=True, retain_graph=True)
+        inside = ours(x, w, b)
+    assert dw is None and dx is not None and db is not None
+    assert torch.autograd.grad(y.sum(), w)[0] is not None
+    assert torch.autograd.grad(inside.sum(), w)[0] is not None
+
+
+def test_flag_nests_and_ends_with_an_error() -> None:
+    x, w = normal(1, 1, 3, 3), normal(1, 1, 1, 1).requires_grad_()
+
+    def has_gradient() -> bool:
+        return torch.autograd.grad(conv2d_gradfix.conv2d(x, w).sum(), w, allow_unused=True)[0] is not None
+
+    with conv2d_gradfix.no_weight_gradients():
+        with conv2d_gradfix.no_weight_gradients(disable=False):
+            assert not has_gradient()
+        assert not has_gradient()
+    with conv2d_gradfix.no_weight_gradients(disable=False):
+        assert has_gradient()
+    with pytest.raises(RuntimeError, match="stop"), conv2d_gradfix.no_weight_gradients():
+        raise RuntimeError("stop")
+    assert has_gradient()
+
+
+def test_second_pass_reaches_the_weights_through_the_input_gradient(convolution) -> None:
+    """A path-length penalty has the same weight gradient whether or not the first pass leaves weight gradients out."""
+    ours, torchs, x, w, _ = convolution
+    noise = normal(*ours(x, w).shape, seed=3)
+
+    def penalty_gradient(function) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        with conv2d_gradfix.no_weight_gradients():
+            (dx,) = torch.autograd.grad((torch.tanh(function(x, w)) * noise).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), w)[0]
+
+    wanted = penalty_gradient(torchs)
+    assert float(wanted.abs().max()) > 0
+    torch.testing.assert_close(penalty_gradient(ours), wanted)
+
+
+def test_flag_cuts_the_path_through_a_weight_that_depends_on_the_style() -> None:
+    style = normal(3).requires_grad_()
+    y = conv2d_gradfix.conv2d(normal(1, 3, 4, 4), normal(2, 3, 3, 3, seed=1) * style[None, :, None, None])
+    with conv2d_gradfix.no_weight_gradients():
+        assert torch.autograd.grad(y.sum(), style, allow_unused=True)[0] is None
+
+
+def test_enabled_false_is_torch_itself(monkeypatch) -> None:
+    monkeypatch.setattr(conv2d_gradfix, "enabled", False)
+    w = normal(1, 1, 1, 1).requires_grad_()
+    with conv2d_gradfix.no_weight_gradients():
+        assert torch.autograd.grad(conv2d_gradfix.conv2d(normal(1, 1, 2, 2), w).sum(), w)[0] is not None
+
+
+@pytest.mark.parametrize("arguments", [{"up": 2}, {"down": 2}, {"up": 2, "down": 3}])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_conv2d_resample_second_derivatives(kernel: int, arguments: dict[str, int]) -> None:
+    x, w = normal(1, 2, 5, 4).requires_grad_(), normal(2, 2, kernel, kernel, seed=1).requires_grad_()
+    f = setup_filter([1, 3, 3, 1]).double()
+    assert torch.autograd.gradgradcheck(lambda x, w: conv2d_resample(x, w, f, padding=1, **arguments), (x, w))
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        ({"up": 0}, "up=0 must be a positive integer"),
+        ({"down": 1.5}, "down=1.5 must be a positive integer"),
+        ({"w": torch.zeros(2, 3, 3)}, "weight must be"),
+        ({"w": torch.zeros(2, 3, 3, 3, dtype=torch.float64)}, "of x's dtype torch.float32"),
+        ({"f": torch.zeros(2, 2, 2)}, "filter f must be None or"),
+        ({"padding": "same"}, "padding='same' must be"),
+    ],
+)
+def test_conv2d_resample_mistakes(arguments, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=words):
+        conv2d_resample(**{"x": torch.zeros(1, 3, 8, 8), "w": torch.zeros(2, 3, 3, 3), **arguments})
