@@ -8,6 +8,7 @@ use a file the user names, or timm's hub.
 Shapes: N batch, C channels, H W height and width, F feature width.
 """
 
+import difflib
 import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -35,26 +36,27 @@ _CONV_BN_PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class _Frozen(nn.Module):
-    """A module in eval mode for ever whose parameters never train, with its input statistics kept in float32 whatever its own type."""
+    """A network in eval mode for ever, with its input statistics kept in float32 whatever its own type.
+
+    Its weights are buffers, not parameters: no optimizer, no requires_grad_() of a parent and no count of trainable weights finds them.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
+        for module in body.modules():
+            for name, parameter in list(module._parameters.items()):
+                del module._parameters[name]
+                module.register_buffer(name, None if parameter is None else parameter.detach())
         self.body = body
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        for parameter in self.parameters():
-            parameter.requires_grad = False
         super().train(False)
 
     def train(self, mode: bool = True) -> "_Frozen":
         """Stays in eval mode whatever is asked, so that a parent's train() cannot move BatchNorm statistics."""
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> "_Frozen":
-        """Stays frozen whatever is asked."""
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Frozen":
@@ -67,7 +69,7 @@ class _Frozen(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type the network computes in."""
-        return next(self.body.parameters()).dtype
+        return next(buffer.dtype for buffer in self.body.buffers() if buffer.is_floating_point())
 
     def normalize(self, x: Tensor) -> Tensor:
         """Images in [0, 1] to the network's input range, (x - mean) / std; x [N, 3, H, W]."""
@@ -84,21 +86,23 @@ class FeatureNetwork(_Frozen):
 
     def __init__(self, body: nn.Module, name: str, sha256: str, fold_batchnorm: bool = True) -> None:
         cfg: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
+        kind = "vit" if hasattr(body, "patch_embed") and hasattr(body, "num_prefix_tokens") else "cnn"
+        levels = _feature_levels(body, name, kind)
+        indices = [index for index, _ in levels]
+        if hasattr(body, "prune_intermediate_layers"):
+            # The classifier and what follows the last level never run: free them. Indices stay valid, later ones go.
+            body.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)  # type: ignore[operator]
+        if fold_batchnorm:
+            fold_batchnorm_(body)
+        _replace_depthwise_(body)
         super().__init__(body, cfg["mean"], cfg["std"])
         self.name = name
         self.sha256 = sha256  # of the weights' file, or 'random:<seed>'
         self.input_size = int(cfg["input_size"][-1])  # native input size in pixels
-        self.kind = "vit" if hasattr(body, "patch_embed") and hasattr(body, "num_prefix_tokens") else "cnn"
-        levels = _feature_levels(body, name, self.kind)
-        self.indices = [index for index, _ in levels]
+        self.kind = kind
+        self.indices = indices
         self.channels = [int(info["num_chs"]) for _, info in levels]
         self.reductions = [int(info["reduction"]) for _, info in levels]
-        if hasattr(body, "prune_intermediate_layers"):
-            # The classifier and what follows the last level never run: free them. Indices stay valid, later ones go.
-            body.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)  # type: ignore[operator]
-        if fold_batchnorm:
-            fold_batchnorm_(body)
-        _replace_depthwise_(body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Four feature maps, each [N, C_l, H / reduction, W / reduction], from normalised images x [N, 3, H, W].
@@ -123,7 +127,7 @@ class Classifier(_Frozen):
         self.input_size = int(cfg["input_size"][-1])
         self.num_classes: int = body.num_classes  # type: ignore[assignment]
         # WordNet ids in ImageNet's order; other class lists are the user's to know.
-        self.class_names = [ImageNetInfo().index_to_label_name(i) for i in range(1000)] if self.num_classes == 1000 else None
+        self.class_names = list(ImageNetInfo().label_names()) if self.num_classes == 1000 else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x.to(self.dtype)).float()
@@ -159,8 +163,8 @@ def check(name: str, weights: str | None = None) -> None:
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"unknown feature network '{name}': timm {timm.__version__} has no such model" + (f" (it has {', '.join(near)})" if near else ""))
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"unknown feature network '{name}': timm {timm.__version__} has no such model" + (f"; did you mean {', '.join(near)}?" if near else ""))
     cfg = timm.get_pretrained_cfg(name)
     return {} if cfg is None else cfg.to_dict()
 
@@ -313,7 +317,7 @@ def fold_batchnorm_(body: nn.Module) -> int:
             conv, bn = getattr(parent, conv_name), getattr(parent, bn_name)
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d) and bn.running_var is not None:
                 _fold(conv, bn)
-                setattr(parent, bn_name, nn.Sequential(getattr(bn, "drop", nn.Identity()), getattr(bn, "act", nn.Identity())).eval())
+                setattr(parent, bn_name, nn.Sequential(getattr(bn, "drop", nn.Identity()), getattr(bn, "act", nn.Identity())))
                 folded += 1
     return folded
 
@@ -326,33 +330,45 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
         if conv.bias is not None:
             offset += conv.bias.double() * gain
         weight = conv.weight.double() * gain.view(-1, 1, 1, 1)
-        conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-        conv.bias = nn.Parameter(offset.to(conv.weight.dtype), requires_grad=False)
+        conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
+        conv.bias = nn.Parameter(offset.to(conv.weight.dtype))
+
+
+def _blank(count: int, channels: int, size: tuple[int, int], like: Tensor) -> Tensor:
+    """Zeros [count, channels, *size] in channels-last order (torch.zeros and torch.nn.functional.pad would write them twice)."""
+    return torch.zeros((count, *size, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
 
 
 class _DepthwiseFunction(torch.autograd.Function):
     """Depthwise convolution with constant weights whose input gradient is again a forward convolution.
 
     On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes 30 to 60 times as long as the forward
-    pass, and most of a generator step.
+    pass, and most of a generator step. `before` and `after`: zeros around the image, rows and columns alike.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+        count, channels, height, width = x.shape
         ctx.save_for_backward(weight)
-        ctx.size, ctx.stride, ctx.padding = x.shape[2:], stride, padding
-        return F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
+        ctx.size, ctx.stride, ctx.before, ctx.after = (height, width), stride, before, after
+        if before == after:
+            return F.conv2d(x, weight, bias, stride, before, groups=channels)
+        padded = _blank(count, channels, (height + before[0] + after[0], width + before[1] + after[1]), x)
+        padded[:, :, before[0] : before[0] + height, before[1] : before[1] + width] = x
+        return F.conv2d(padded, weight, bias, stride, groups=channels)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
-        kernel, stride, padding = weight.shape[2], ctx.stride, ctx.padding
-        if stride > 1:  # zeros between the outputs, and where input pixels were left over
-            size = [(out - 1) * stride + 1 + (full + 2 * padding - kernel) % stride for out, full in zip(grad.shape[2:], ctx.size, strict=True)]
-            spread = torch.zeros((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device).contiguous(memory_format=torch.channels_last)
-            spread[:, :, : grad.shape[2] * stride : stride, : grad.shape[3] * stride : stride] = grad
-            grad = spread
-        return F.conv2d(grad, weight.flip(2, 3), None, 1, kernel - 1 - padding, groups=grad.shape[1]), None, None, None, None
+        count, channels, rows, columns = grad.shape
+        reach, stride = weight.shape[2] - 1, ctx.stride
+        top, left = reach - ctx.before[0], reach - ctx.before[1]
+        flipped = weight.flip(2, 3)
+        if stride == 1 and ctx.before == ctx.after:
+            return F.conv2d(grad, flipped, None, 1, (top, left), groups=channels), None, None, None, None, None
+        spread = _blank(count, channels, (ctx.size[0] + reach, ctx.size[1] + reach), grad)
+        spread[:, :, top : top + rows * stride : stride, left : left + columns * stride : stride] = grad
+        return F.conv2d(spread, flipped, groups=channels), None, None, None, None, None
 
 
 class FrozenDepthwiseConv2d(nn.Module):
@@ -380,15 +396,16 @@ class FrozenDepthwiseConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        total = [2 * self.padding] * 2
         if self.same:
-            pads = []
-            for size in (x.shape[3], x.shape[2]):
-                total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
-                pads += [total // 2, total - total // 2]
-            x = F.pad(x, pads)
+            total = [max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0) for size in x.shape[2:]]
+        before = (total[0] // 2, total[1] // 2)
+        after = (total[0] - before[0], total[1] - before[1])
         if x.device.type == "cpu":
-            return _DepthwiseFunction.apply(x, self.weight, self.bias, self.stride, self.padding)
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=x.shape[1])
+            return _DepthwiseFunction.apply(x, self.weight, self.bias, self.stride, before, after)
+        if before != after:
+            x, before = F.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
+        return F.conv2d(x, self.weight, self.bias, self.stride, before, groups=x.shape[1])
 
 
 def _replace_depthwise_(body: nn.Module) -> None:
