@@ -61,9 +61,7 @@ class Logger:
     """
 
     def __init__(self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush: bool = True) -> None:
-        self.file: TextIO | None = None
-        if file_name is not None:
-            self.file = open(file_name, file_mode, encoding="utf-8")
+        self.file: IO[str] | None = None if file_name is None else open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115 (closed in close)
         self._streams = (sys.stdout, sys.stderr)
         self._tees = (_Tee(sys.stdout, self.file, should_flush), _Tee(sys.stderr, self.file, should_flush))
         sys.stdout, sys.stderr = self._tees
@@ -99,7 +97,7 @@ class Logger:
 class _Tee(io.TextIOBase):
     """A text stream that forwards to another one and to a log file."""
 
-    def __init__(self, stream: TextIO, log: TextIO | None, should_flush: bool) -> None:
+    def __init__(self, stream: TextIO, log: IO[str] | None, should_flush: bool) -> None:
         self._stream = stream
         self._log = log
         self._should_flush = should_flush

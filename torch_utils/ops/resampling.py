@@ -12,6 +12,7 @@ dominates), so half precision is computed in float32 inside and rounded once at 
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -194,7 +195,7 @@ def _cut(matrix: np.ndarray, band: np.ndarray, taps: int, up: int, down: int, dt
     count = max(1, round(out_size / wanted))
     edges = [out_size * k // count for k in range(count + 1)]
     tiles = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         used = np.flatnonzero(band[start:stop].any(axis=0))
         first, last = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
         block = torch.from_numpy(np.ascontiguousarray(matrix[start:stop, first:last])).to(dtype)

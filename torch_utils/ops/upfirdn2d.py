@@ -110,7 +110,9 @@ def _upfirdn2d_ref(
     """Step by step with torch's own operations, on any device and differentiable in the filter, too."""
     n, c, h, w = x.shape
     x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, columns.up - 1, 0, 0, 0, rows.up - 1]).reshape(n, c, h * rows.up, w * columns.up)
-    x = F.pad(x, [columns.pad_low, columns.pad_high, rows.pad_low, rows.pad_high])
+    # Grow first, crop then: a crop may be deeper than the image as long as the other side grows.
+    pads = [columns.pad_low, columns.pad_high, rows.pad_low, rows.pad_high]
+    x = F.pad(F.pad(x, [max(pad, 0) for pad in pads]), [min(pad, 0) for pad in pads])
     f = torch.ones([1, 1], device=x.device) if f is None else f
     f = f * gain if f.ndim == 2 else f
     f = (f if flip_filter else f.flip(list(range(f.ndim)))).to(device=x.device, dtype=x.dtype)
