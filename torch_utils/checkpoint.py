@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -97,7 +97,7 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
     try:
         with open(partial, 'wb') as f:
             writer = _HashingWriter(f)
-            torch.save(record, writer)
+            torch.save(record, cast(BinaryIO, writer))
             f.flush()
             os.fsync(f.fileno())
         path = directory / f'checkpoint-{nimg:012d}-{writer.digest()}.pt'

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT_MINUTES = 30  # of one collective: the others wait in it while process 0 writes a file
+# Of one collective: the others wait in it while process 0 writes files or computes class embeddings. A process that died is noticed at once,
+# by launch(), torchrun or the lost connection.
+TIMEOUT_MINUTES = 120
 _SIGNAL_GRACE = 120  # seconds that processes have, after Ctrl-C or SIGTERM, to save and leave before they are killed
 _FAILURE_GRACE = 10  # the same after one of them failed: what they could save would be half of a step
 _TORCHRUN = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -220,8 +222,9 @@ def _wait(children: Sequence[Any], signals: list[tuple[int, float]]) -> set[int]
         now = time.monotonic()
         if failed_at is None and any(child.exitcode for child in children):
             failed_at = now
-        late = failed_at is not None and now - failed_at > _FAILURE_GRACE or bool(signals) and now - signals[0][1] > _SIGNAL_GRACE
-        if not running or late or len(signals) > 2:  # the third signal: the user means it
+        overdue = failed_at is not None and now - failed_at > _FAILURE_GRACE
+        ignored = bool(signals) and now - signals[0][1] > _SIGNAL_GRACE
+        if not running or overdue or ignored or len(signals) > 2:  # the third signal: the user means it
             return {i for i, child in enumerate(children) if child.exitcode is not None}
         multiprocessing.connection.wait([child.sentinel for child in running], timeout=1)
 

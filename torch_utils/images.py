@@ -72,7 +72,7 @@ def labelled_grid(images: torch.Tensor | np.ndarray, row_labels: Sequence[str], 
     cell *= factor
     size = max(10, min(cell // 3, 20))
     font = PIL.ImageFont.load_default(size=size)
-    labels = [_printable(label, font) for label in row_labels]
+    labels = [_one_line(label) for label in row_labels]
     boxes = [font.getbbox(label) for label in labels]
     margin = int(np.ceil(max(box[2] for box in boxes))) + 2 * _LABEL_GAP
     canvas = PIL.Image.new('RGB', (margin + sheet.width, sheet.height), 'white')
@@ -83,11 +83,9 @@ def labelled_grid(images: torch.Tensor | np.ndarray, row_labels: Sequence[str], 
     return canvas
 
 
-def _printable(label: str, font, limit: int = 40) -> str:
-    """The label on one line, shortened; with letters the font can draw (PIL's bitmap fallback font knows Latin-1 alone)."""
+def _one_line(label: str, limit: int = 40) -> str:
     line = ' '.join(str(label).split())
-    line = line if len(line) <= limit else line[:limit - 3].rstrip() + '...'
-    return line if isinstance(font, PIL.ImageFont.FreeTypeFont) else line.encode('latin-1', 'replace').decode('latin-1')
+    return line if len(line) <= limit else line[:limit - 3].rstrip() + '...'
 
 
 def save_png(image: np.ndarray | PIL.Image.Image, path: str | os.PathLike) -> None:

@@ -100,7 +100,7 @@ def _check_samples(samples: Sequence[int]) -> np.ndarray:
     index = np.asarray(samples)
     if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
         raise ValueError(f'samples must be a sequence of integers, got shape {index.shape} and type {index.dtype}')
-    if index.size and not (0 <= int(index.min()) and int(index.max()) < 2**32):
+    if index.size and not (int(index.min()) >= 0 and int(index.max()) < 2**32):
         raise ValueError(f'sample indices must lie in [0, 2**32), got {int(index.min())} to {int(index.max())}')
     return index.astype(np.uint64)
 

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -40,7 +41,7 @@ def compute_class_embedding(dataset: ImageDataset, network: FeatureNetwork, batc
 
     Args:
         dataset: with labels. A class without images gets the mean of the other classes, with a warning.
-        network: moved to `device` (None: stays where it is).
+        network: moved to `device` (None: stays where it is) and to channels_last, for speed.
         max_per_class: images per class, a seeded random choice; 0 = all. None = max(100, 50,000 / classes): all of a small data set,
             100 of each of ImageNet's classes, whose means then are off by a tenth of the spread within a class. That is a start for
             a table that is trained, in minutes on a GPU and in under an hour on a few CPU cores, where all 1.28 million take hours.
@@ -58,8 +59,7 @@ def compute_class_embedding(dataset: ImageDataset, network: FeatureNetwork, batc
     for path in paths:
         if (cached := _read(path, dataset.label_dim)) is not None:
             return cached
-    if device is not None:
-        network = network.to(device)
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chosen = _choose(dataset.labels, dataset.label_dim, max_per_class, seed)
     table = _class_means(dataset, network, chosen, batch_size, workers)
     _write(paths, table.numpy())
@@ -78,7 +78,7 @@ def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[click.progressbar]:
+def _progress(total: int) -> Iterator[Any]:
     """A progress bar on a terminal, nothing elsewhere."""
     with contextlib.ExitStack() as stack:
         stream = sys.stderr if sys.stderr.isatty() else stack.enter_context(open(os.devnull, 'w'))
@@ -133,7 +133,7 @@ def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: 
 def _read(path: Path, c_dim: int) -> torch.Tensor | None:
     try:
         table = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError) as e:
         warnings.warn(f'cannot read the cached class embeddings {path} ({e}); computing them again', stacklevel=3)
