@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dnnlib.util: dictionaries, logging, atomic files, parsing, objects by name, and downloads from a server in this process."""
+
+import hashlib
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dnnlib
+from dnnlib import util
+
+BODY = bytes(range(256)) * 5000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers /file, /missing (404), /short (ends early) and /flaky (503 twice, then the file). Notes what is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str] = []
+        self.failures = 2
+
+    @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        name = self.path.split("?")[0].rsplit("/", 1)[-1]
+        if name == "missing":
+            return self.send_error(404)
+        if name == "flaky" and self.server.failures > 0:
+            self.server.failures -= 1
+            return self.send_error(503)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY[: len(BODY) // 2] if name == "short" else BODY)
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.delenv("DNNLIB_OFFLINE", raising=False)
+    monkeypatch.setattr(util.time, "sleep", lambda seconds: None)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_easy_dict() -> None:
+    d = dnnlib.EasyDict(a=1)
+    d.b = 2
+    assert d == {"a": 1, "b": 2} and d.a == 1 and d["b"] == 2
+    del d.a
+    assert "a" not in d and not hasattr(d, "a")
+    with pytest.raises(AttributeError, match="'a'"):
+        del d.a
+    assert pickle.loads(pickle.dumps(d)).b == 2
+
+
+def test_no_torch_is_imported() -> None:
+    command = "import dnnlib, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], cwd=Path(util.__file__).parents[1], check=False).returncode == 0
+
+
+def test_logger_copies_both_streams_and_gives_them_back(tmp_path, capsys) -> None:
+    before = sys.stdout, sys.stderr
+    with util.Logger(tmp_path / "log.txt") as log:
+        print("one")
+        print("two", file=sys.stderr)
+        log.write("three\n")
+        assert (tmp_path / "log.txt").read_text() == "one\ntwo\nthree\n"  # flushed at once
+        with util.Logger(tmp_path / "inner.txt"):
+            print("four")
+    assert (sys.stdout, sys.stderr) == before
+    log.close()
+    assert (tmp_path / "log.txt").read_text() == "one\ntwo\nthree\nfour\n"
+    assert (tmp_path / "inner.txt").read_text() == "four\n"
+    assert capsys.readouterr() == ("one\nthree\nfour\n", "two\n")
+    with util.Logger(tmp_path / "log.txt", file_mode="a"):
+        print("five")
+    assert (tmp_path / "log.txt").read_text().endswith("four\nfive\n")
+
+
+def test_logger_gives_streams_back_after_an_error(tmp_path) -> None:
+    before = sys.stdout
+    with pytest.raises(KeyError), util.Logger(tmp_path / "log.txt"):
+        raise KeyError
+    assert sys.stdout is before
+
+
+@pytest.mark.parametrize(
+    "seconds,text",
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (187, "3m 07s"), (3600, "1h 00m 00s"), (7509, "2h 05m 09s"), (98400, "1d 03h 20m"), (-5, "-5s")],
+)
+def test_format_time(seconds: float, text: str) -> None:
+    assert util.format_time(seconds) == text
+
+
+def test_number_parsing() -> None:
+    assert util.parse_int_list("0,1, 4-6") == [0, 1, 4, 5, 6]
+    assert util.parse_int_list("7") == [7] and util.parse_int_list([3, 1]) == [3, 1]
+    assert util.parse_vec2("0.5,-1") == (0.5, -1.0) and util.parse_vec2((1, 2)) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("text,words", [("1,x", "'x'"), ("", "''"), ("3-1", "runs backwards"), ("-1", "'-1'"), ("1,,2", "''")])
+def test_bad_int_lists(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        util.parse_int_list(text)
+
+
+@pytest.mark.parametrize("text", ["1", "1,2,3", "a,b", "1,nan", "inf,0"])
+def test_bad_pairs(text: str) -> None:
+    with pytest.raises(ValueError, match="two"):
+        util.parse_vec2(text)
+
+
+def test_objects_by_name() -> None:
+    assert util.get_obj_by_name("os.path.join") is os.path.join
+    assert util.get_obj_by_name("dnnlib.util.EasyDict.keys") is util.EasyDict.keys
+    assert util.get_obj_by_name("json") is __import__("json")
+    assert util.call_func_by_name(2, 5, func_name="builtins.pow", mod=7) == 4
+    assert util.construct_class_by_name({"a": 1}, class_name="dnnlib.EasyDict").a == 1
+
+
+def test_objects_that_are_not_there(tmp_path, monkeypatch) -> None:
+    with pytest.raises(ImportError, match="no module 'no_such_module'"):
+        util.get_obj_by_name("no_such_module.thing")
+    with pytest.raises(AttributeError, match="has no member 'joint'"):
+        util.get_obj_by_name("os.path.joint")
+    with pytest.raises(TypeError, match="cannot be called"):
+        util.call_func_by_name(func_name="os.sep")
+    (tmp_path / "broken_module.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="no_such_dependency"):  # its own fault, not "no module broken_module"
+        util.get_obj_by_name("broken_module.thing")
+
+
+def test_atomic_write(tmp_path) -> None:
+    path = tmp_path / "file.bin"
+    with util.atomic_write(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+    with pytest.raises(RuntimeError, match="stop"), util.atomic_write(path, "w") as file:
+        file.write("half")
+        raise RuntimeError("stop")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file.bin"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(ValueError, match="'a'"), util.atomic_write(path, "a"):
+        pass
+
+
+def test_is_url_and_cache_dir(monkeypatch) -> None:
+    assert util.is_url("https://example.com/a.pkl") and util.is_url("http://h:80/a")
+    assert not any(util.is_url(x) for x in ("a/b.pkl", "http://", "file:///a", "ftp://h/a", "C:\\a", None, "http://[bad"))
+    assert util.is_url("file:///a", allow_file_urls=True)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", "/cache")
+    assert util.make_cache_dir_path("a", "b") == os.path.join("/cache", "a", "b")
+    monkeypatch.delenv("DNNLIB_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert util.make_cache_dir_path() == os.path.join("/xdg", "dnnlib")
+
+
+def test_local_files(tmp_path) -> None:
+    path = tmp_path / "a file.bin"
+    path.write_bytes(BODY)
+    for address in (str(path), path.as_uri()):
+        with util.open_url(address, sha256=SHA256.upper()) as file:
+            assert file.read() == BODY
+        assert util.open_url(address, return_filename=True) == str(path)
+    assert util.sha256_file(path) == SHA256
+    with pytest.raises(ValueError, match=r"sha256 is .* expected 00"):
+        util.open_url(str(path), sha256="00")
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*nothing"):
+        util.open_url(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("url", ["ftp://host/a", "s3://bucket/a", "file://host/a", "http:///a"])
+def test_odd_addresses_are_refused(url: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=url):
+        util.open_url(url, cache_dir=str(tmp_path))
+
+
+def test_download_is_cached(server: Server, tmp_path, capsys) -> None:
+    cache, url = str(tmp_path / "cache"), f"{server.root}/file?key=1"
+    path = util.open_url(url, cache, return_filename=True, sha256=SHA256)
+    assert Path(path).read_bytes() == BODY and os.listdir(cache) == [os.path.basename(path)]
+    with util.open_url(url, cache) as file:
+        assert file.read() == BODY
+    assert server.requests == ["/file?key=1"]
+    assert util.open_url(f"{server.root}/file?key=2", cache, verbose=False, return_filename=True) != path
+    assert capsys.readouterr().err == f"Downloading {url}\n"
+
+
+def test_download_without_cache(server: Server, tmp_path) -> None:
+    with util.open_url(f"{server.root}/file", str(tmp_path), cache=False, verbose=False, sha256=SHA256) as file:
+        assert file.read() == BODY
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="needs cache=True"):
+        util.open_url(f"{server.root}/file", cache=False, return_filename=True)
+
+
+def test_a_damaged_cache_is_fetched_again(server: Server, tmp_path) -> None:
+    url = f"{server.root}/file"
+    path = Path(util.open_url(url, str(tmp_path), return_filename=True, verbose=False))
+    path.write_bytes(b"damage")
+    assert Path(util.open_url(url, str(tmp_path), return_filename=True, verbose=False, sha256=SHA256)).read_bytes() == BODY
+    assert len(server.requests) == 2
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path) -> None:
+    with util.open_url(f"{server.root}/flaky", str(tmp_path), verbose=False) as file:
+        assert file.read() == BODY
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "name,attempts,requests,words",
+    [("missing", 5, 1, "the server answers 404"), ("short", 3, 3, r"ended after .* \(3 attempts\)"), ("flaky", 1, 1, r"503 .*\(1 attempt\)")],
+)
+def test_failures_leave_nothing_behind(server: Server, tmp_path, name: str, attempts: int, requests: int, words: str) -> None:
+    with pytest.raises(OSError, match=words):
+        util.open_url(f"{server.root}/{name}", str(tmp_path), num_attempts=attempts, verbose=False)
+    assert len(server.requests) == requests and os.listdir(tmp_path) == []
+
+
+def test_a_wrong_hash_leaves_nothing_behind(server: Server, tmp_path) -> None:
+    for cache in (True, False):
+        with pytest.raises(ValueError, match="sha256 is"):
+            util.open_url(f"{server.root}/file", str(tmp_path), verbose=False, sha256="0" * 64, cache=cache)
+    assert os.listdir(tmp_path) == [] and len(server.requests) == 2
+
+
+def test_no_server(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(util.time, "sleep", lambda seconds: None)
+    monkeypatch.delenv("DNNLIB_OFFLINE", raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as closed:
+        port = closed.server_address[1]
+    with pytest.raises(OSError, match=r"cannot download .*\(2 attempts\)"):
+        util.open_url(f"http://127.0.0.1:{port}/file", str(tmp_path), num_attempts=2, verbose=False)
+    with pytest.raises(ValueError, match="num_attempts"):
+        util.open_url(f"http://127.0.0.1:{port}/file", str(tmp_path), num_attempts=0)
+
+
+def test_offline_reads_the_cache_and_nothing_else(server: Server, tmp_path, monkeypatch) -> None:
+    url = f"{server.root}/file"
+    util.open_url(url, str(tmp_path), verbose=False).close()
+    monkeypatch.setenv("DNNLIB_OFFLINE", "1")
+    util.open_url(url, str(tmp_path)).close()
+    with pytest.raises(OSError, match=r"DNNLIB_OFFLINE is set .* put the file at") as error:
+        util.open_url(f"{server.root}/other", str(tmp_path))
+    assert "\n" not in str(error.value) and server.requests == ["/file"]
+    monkeypatch.setenv("DNNLIB_OFFLINE", "0")
+    util.open_url(f"{server.root}/other", str(tmp_path), verbose=False).close()
