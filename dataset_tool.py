@@ -28,7 +28,6 @@ import tempfile
 import threading
 import time
 import warnings
-import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -53,7 +52,6 @@ METADATA_VERSION = 1  # of what `metadata` says; raise it when its meaning, or t
 CHUNK_BYTES = 2**22  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
 MAX_CHUNK_IMAGES = 64
 CHUNKS_IN_FLIGHT = 4  # per worker, queued, running or waiting for their turn to be written
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; the real time would make every run's bytes differ
 LISTED_PROBLEMS = 10
 
 In = TypeVar('In')
@@ -168,8 +166,10 @@ class _PrepareTask:
 def _open_dest(path: str, overwrite: bool) -> Iterator[Callable[[str, bytes], None]]:
     """Yields write(name, data); the zip or folder takes its name only when the block ends well."""
     if archives.is_zip_path(path):
-        with atomic_write(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
-            yield lambda name, data: _write_zip_entry(archive, name, data)
+        with atomic_write(path) as file:
+            archive = archives.StoredZipWriter(file)
+            yield archive.write
+            archive.close()
         return
     parent = os.path.dirname(os.path.abspath(path))
     temporary = tempfile.mkdtemp(prefix=f'.{os.path.basename(os.path.abspath(path))}.', suffix='.tmp', dir=parent)
@@ -181,13 +181,6 @@ def _open_dest(path: str, overwrite: bool) -> Iterator[Callable[[str, bytes], No
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_zip_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    info = zipfile.ZipInfo(name, ZIP_DATE)
-    info.create_system = 3  # unix, wherever this runs
-    info.external_attr = 0o644 << 16
-    archive.writestr(info, data)
 
 
 def _write_file(folder: str, name: str, data: bytes) -> None:
@@ -273,13 +266,17 @@ def _select(source: Source, max_images: int | None, subset_seed: int | None, cla
     return indices, source
 
 
+def _image_name(index: int) -> str:
+    return f'{index // 1000:05d}/img{index:08d}.png'
+
+
 class _Consumer:
     """Takes prepared images in order: names them, writes them, keeps labels, counts and the source's hash."""
 
     def __init__(self, writers: list[Callable[[str, bytes], None]], fail: bool):
         self.writers = writers
         self.fail = fail
-        self.labels: list[list[Any]] = []
+        self.labels: list[int] = []
         self.counts: Counter[int] = Counter()
         self.num_images = 0
         self.dropped = 0
@@ -299,12 +296,12 @@ class _Consumer:
         if item.pngs is None:
             self.dropped += 1
             return
-        name = f'{self.num_images // 1000:05d}/img{self.num_images:08d}.png'
+        name = _image_name(self.num_images)
         for write, png in zip(self.writers, item.pngs, strict=True):
             write(name, png)
         self.num_images += 1
         if label is not None:
-            self.labels.append([name, label])
+            self.labels.append(label)
             self.counts[label] += 1
 
     def _size_error(self, item: _Item) -> str | None:
@@ -446,8 +443,9 @@ def _run(job: _Job, workers: int, fail: bool, overwrite: bool, progress: Callabl
         if consumer.num_images == 0:
             left_out = f'; the first problem: {consumer.skipped[0]}' if consumer.skipped else ''
             raise ValueError(f'{job.source.name}: none of {len(job.indices)} images could be used{left_out}')
+        labels = [[_image_name(i), label] for i, label in enumerate(consumer.labels)] or None
         for position, write in enumerate(writers):
-            index = {'labels': consumer.labels or None, 'metadata': job.metadata(position, consumer)}
+            index = {'labels': labels, 'metadata': job.metadata(position, consumer)}
             write(archives.INDEX_NAME, json.dumps(index).encode())
     return consumer
 

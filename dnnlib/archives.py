@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
@@ -27,8 +27,10 @@ IMAGE_EXTENSIONS = frozenset(['.avif', '.bmp', '.gif', '.j2k', '.jp2', '.jpe', '
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'TGA', 'JPEG2000', 'AVIF')  # raster only: EPS would start a program
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
 MAX_INDEX_BYTES = 4 * 2**30  # dataset.json of millions of images
+MAX_CLASSES = 2**24  # a larger label is a mistake, and would be allocated for
 MAX_ENTRY_RATIO = 200  # unpacked : packed, from RATIO_FLOOR_BYTES on; photographs stay below 10
 RATIO_FLOOR_BYTES = 16 * 2**20
+ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the earliest date a zip can hold
 MAX_PIXELS = 2**27  # of one source image; below PIL's own hard limit
 
 
@@ -114,6 +116,47 @@ class FolderReader:
 
 
 Reader = ZipReader | FolderReader
+
+
+class StoredZipWriter:
+    """Writes a zip of stored (uncompressed) files to a binary stream, from its current position on, byte-identically for the same content.
+
+    The standard library's writer keeps an object of half a kilobyte per entry, which a data set of millions of images, at several
+    resolutions, feels; this one keeps the 73 bytes of the directory record. Zip64 where counts or offsets ask for it. The date is
+    that of the epoch of zip files: a real one would make every run's bytes differ.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._offset = file.tell()
+        self._directory = bytearray()
+        self._count = 0
+
+    def write(self, name: str, data: bytes) -> None:
+        """Append one file. The caller sees to it that names are ASCII, unique and relative."""
+        if len(data) >= 2**32:
+            raise ValueError(f'{name}: {len(data)} bytes do not fit into a zip entry')
+        encoded = name.encode('ascii')
+        shared = struct.pack('<HHHHIIIH', 0, zipfile.ZIP_STORED, 0, ZIP_DATE, zlib.crc32(data), len(data), len(data), len(encoded))
+        self._file.write(b'PK\3\4' + struct.pack('<H', 20) + shared + struct.pack('<H', 0) + encoded)
+        self._file.write(data)
+        far = self._offset >= 0xffffffff
+        extra = struct.pack('<HHQ', 1, 8, self._offset) if far else b''
+        attributes = (stat.S_IFREG | 0o644) << 16
+        place = struct.pack('<HHHHII', len(extra), 0, 0, 0, attributes, 0xffffffff if far else self._offset)
+        self._directory += b'PK\1\2' + struct.pack('<HH', 3 << 8 | 45, 45 if far else 20) + shared + place + encoded + extra
+        self._offset += 30 + len(encoded) + len(data)
+        self._count += 1
+
+    def close(self) -> None:
+        """Write the directory. Without it the file is no zip."""
+        size, offset, count = len(self._directory), self._offset, self._count
+        self._file.write(self._directory)
+        if count >= 0xffff or offset >= 0xffffffff or size >= 0xffffffff:
+            self._file.write(b'PK\6\6' + struct.pack('<QHHIIQQQQ', 44, 3 << 8 | 45, 45, 0, 0, count, count, size, offset))
+            self._file.write(b'PK\6\7' + struct.pack('<IQI', 0, offset + size, 1))
+        count, size, offset = min(count, 0xffff), min(size, 0xffffffff), min(offset, 0xffffffff)
+        self._file.write(b'PK\5\6' + struct.pack('<HHHHIIH', 0, 0, count, count, size, offset, 0))
 
 
 @dataclass
@@ -321,7 +364,7 @@ def parse_label(value: Any, where: str) -> int:
         if not all(isinstance(item, int | float) for item in value) or sorted(value)[:-1] != [0] * (len(value) - 1) or max(value, default=0) != 1:
             raise ValueError(f'{where} is {str(value)[:60]}, a list that is not one-hot; class indices are needed')
         return value.index(1)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= MAX_CLASSES or not float(value).is_integer():
         raise ValueError(f'{where} is {value!r}; a class index (0, 1, ...) is needed')
     if value < 0:
         raise ValueError(f'{where} is {value}, which means "unknown"; every image needs a class index')
