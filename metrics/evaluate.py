@@ -42,7 +42,7 @@ from torch_utils import distributed, images, rng
 LABEL_RULES = ("dataset", "uniform")
 REAL_SUBSET_SEED = 0  # one subset per data set and size, whatever the seed of the latents: numbers of different seeds share their reference
 _CACHE_VERSION = 1  # of what the cached statistics mean; a change of preparation must raise it
-_PREPARATION_KEYS = ("crop", "filter", "resolution")  # of a data set's metadata: what must agree before two sets are compared
+_PREPARATION_KEYS = ("crop", "filter", "background", "resolution")  # what must agree before two image sets are compared
 
 Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
 
@@ -143,10 +143,14 @@ class RealImages:
 
 
 def preparation(dataset: Any) -> dict[str, Any]:
-    """How a data set's images were made, as far as it says: crop, filter, source (from its metadata) and the resolution they have."""
-    metadata = getattr(dataset, "metadata", None) or {}
-    known = {key: metadata.get(key) for key in ("crop", "filter", "source")}
-    return {**known, "resolution": int(dataset.resolution)}
+    """How a data set's images were made, as far as its metadata says, and the resolution they have."""
+    return preparation_from(getattr(dataset, "metadata", None) or {}, int(dataset.resolution))
+
+
+def preparation_from(metadata: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """Crop, filter, background (what transparent images were laid on) and source from a data set's metadata as dataset_tool.py writes it."""
+    known = {key: metadata.get(key) for key in ("filter", "background", "source")}
+    return {"crop": metadata.get("crop", metadata.get("transform")), **known, "resolution": resolution}
 
 
 def preparation_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -222,6 +226,13 @@ class Evaluator:
         for name in {metric.family.detector for metric in self.metrics} - self._detectors.keys():
             detectors.check(name, **self._weights)
 
+    def check_records(self, folder: str | os.PathLike[str]) -> None:
+        """Raises ValueError, before hours of work, if `write_record` would refuse this evaluator's records for what the folder holds already."""
+        for metric in self.metrics:
+            reference = self._reference(RealImages(self.dataset, metric.num_real)) if metric.family.needs_real else None
+            line = {"metric": metric.name, "reference": reference, "detector": self._detector(metric.family.detector).description}
+            _check_against_last(record_path(folder, metric.name), line, self.force)
+
     def __call__(
         self,
         generator: Any,
@@ -245,7 +256,14 @@ class Evaluator:
             counts = np.asarray(self.dataset.label_distribution())
         resolution = None if self.force or self.dataset is None else int(self.dataset.resolution)
         source = GeneratedImages(generator, self.seed, self.device, counts, resolution)
-        about = {"truncation": truncation, "labels": self.label_rule if conditional else None, "snapshot_pkl": snapshot, **(details or {})}
+        reduced = getattr(getattr(generator, "synthesis", None), "reduced_dtype", None)  # of its flagged layers; None = float32 everywhere
+        about = {
+            "truncation": truncation,
+            "labels": self.label_rule if conditional else None,
+            "snapshot_pkl": snapshot,
+            "generator_dtype": str(reduced or torch.float32).removeprefix("torch."),
+            **(details or {}),
+        }
         return self._measure(source, "generated", self.metrics, about)
 
     def compare(self, image_set: Any) -> list[Record]:
@@ -305,19 +323,23 @@ class Evaluator:
             self._detectors[name] = detectors.load(name, self.device, lite0_dtype=self._lite0_dtype, **self._weights)
         return self._detectors[name]
 
+    def _reference(self, source: RealImages) -> dict[str, Any]:
+        """What a record says of the real images."""
+        return {
+            "dataset": self.dataset.name,
+            "content_hash": self.dataset.content_hash(),
+            "view": source.view(),
+            "num_images": source.num_images,
+            "num_real": len(source),
+            **preparation(self.dataset),
+        }
+
     def _real_statistics(self, metric: registry.Metric) -> tuple[statistics.Store | None, dict[str, Any]]:
         """(what is kept of the real images, description), from memory, the cache, or the images. The store is whole on process 0 only."""
         source = RealImages(self.dataset, metric.num_real)
         need = _Need(metric.family.detector, metric.family.output, metric.family.keep, len(source))
         if need not in self._real:
-            description = {
-                "dataset": self.dataset.name,
-                "content_hash": self.dataset.content_hash(),
-                "view": source.view(),
-                "num_images": source.num_images,
-                "num_real": len(source),
-                **preparation(self.dataset),
-            }
+            description = self._reference(source)
             key = {
                 **{name: description[name] for name in ("content_hash", "view", "resolution")},
                 "detector": self._detector(need.detector).description,
@@ -426,15 +448,18 @@ def write_record(folder: str | os.PathLike[str], record: Record, force: bool = F
     """
     path = record_path(folder, record.metric)
     line = record.as_dict()
-    if path.is_file():
-        lines = [text for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
-        if lines:
-            try:
-                earlier = json.loads(lines[-1])
-            except json.JSONDecodeError:
-                raise ValueError(f"{path}: the last line is not JSON; move the file away") from None
-            check_comparable(line, earlier, force)
+    _check_against_last(path, line, force)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
     return path
+
+
+def _check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
+    lines = [text for text in path.read_text(encoding="utf-8").splitlines() if text.strip()] if path.is_file() else []
+    if lines:
+        try:
+            earlier = json.loads(lines[-1])
+        except json.JSONDecodeError:
+            raise ValueError(f"{path}: the last line is not JSON; move the file away") from None
+        check_comparable(line, earlier, force)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers for a network pickle or an image set.
+
+    # FID and Inception Score of a network against the data set it was trained on
+    python calc_metrics.py --network=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64/best_model.pkl --metrics=fid50k_full,is50k
+
+    # the same distance on EfficientNet-Lite0's features, which needs no download; 5,000 generated images against all real ones
+    python calc_metrics.py --network=network-snapshot.pkl --metrics=fd_lite0_5k --data=emoji16.zip
+
+    # one image set against another
+    python calc_metrics.py --images=out/ --data=emoji16.zip --metrics=fd_lite0
+
+    # Inception's weights from a file
+    python calc_metrics.py --network=network-snapshot.pkl --metrics=fid50k_full --inception=pt_inception-2015-12-05-6726825d.pth
+
+Metric names: fid, is, kid, pr_inception and fd_lite0, each with any count of generated images (metrics/registry.py has the grammar).
+Every number comes as one JSON line on stdout that says what it was measured on; the table and the progress go to stderr. The line is also appended
+to metric-NAME.jsonl in --outdir, by default the folder of the network if that is a run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+import dnnlib.util
+import gen_images
+from metrics import evaluate, registry
+from metrics.detectors import INCEPTION_FILE
+from torch_utils import distributed
+from training.build import pick_device
+from training.data import ImageDataset
+from training.generator import Generator
+
+
+class TruncatedGenerator:
+    """The callable that metrics measure: (z, labels) -> images, truncated as asked."""
+
+    def __init__(self, G: Generator, truncation: float, centroids: Tensor | None) -> None:
+        self.mapping_of, self.truncation, self.centroids = G, truncation, centroids
+        self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
+
+    def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        return self.synthesis(gen_images.styles(self.mapping_of, z, labels, self.truncation, self.centroids))
+
+
+class Bars:
+    """Progress of an evaluator as one bar with ETA after another on stderr; a line each where that is no terminal."""
+
+    LABELS = {"real": "Real images", "generated": "Generated images", "compared": "Images"}
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.bar: Any = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if done == 0:
+            self.done = 0
+            if sys.stderr.isatty():
+                self.bar = click.progressbar(length=total, label=self.LABELS[what], file=sys.stderr, show_pos=True).__enter__()
+            else:
+                click.echo(f"{self.LABELS[what]}: {total}", err=True)
+            return
+        if self.bar is not None:
+            self.bar.update(done - self.done)
+            if done == total:
+                self.bar.__exit__(None, None, None)
+                self.bar = None
+        self.done = done
+
+
+def reference_path(network: gen_images.Network | None, data: str | None) -> str:
+    """The data set to compare with: --data, or what the pickle was trained on. Raises ValueError if neither is here."""
+    if data is not None:
+        return data
+    trained_on = network.training_set_kwargs.get("path") if network else None
+    if not isinstance(trained_on, str):
+        raise ValueError("--data is missing: name the data set to compare with")
+    if not Path(trained_on).exists():
+        raise ValueError(f"--data is missing, and the data set that the pickle names ({trained_on}) is not here: name the data set to compare with")
+    return trained_on
+
+
+def trained_on(network: gen_images.Network) -> dict[str, Any] | None:
+    """How the network's training images were prepared, if its pickle says."""
+    data = network.provenance.get("data")
+    metadata = data.get("metadata") if isinstance(data, dict) else None
+    return evaluate.preparation_from(metadata, network.G.img_resolution) if isinstance(metadata, dict) else None
+
+
+def record_folder(options: dict[str, Any]) -> Path | None:
+    """Where records are kept: --outdir, or the run folder that the network lies in."""
+    if options["outdir"]:
+        return Path(options["outdir"])
+    network = options["network"]
+    if network and not dnnlib.util.is_url(network) and (Path(network).parent / "training_options.json").is_file():
+        return Path(network).parent
+    return None
+
+
+def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, device: torch.device) -> evaluate.Evaluator:
+    metrics = registry.parse_list(options["metrics"], options["num_gen"])
+    if not metrics:
+        raise ValueError("--metrics names no metric")
+    conditional = network is not None and network.G.c_dim > 0
+    needs_labels = conditional and options["labels"] == "dataset"
+    dataset = None
+    if needs_labels or any(metric.family.needs_real for metric in metrics):
+        dataset = ImageDataset(reference_path(network, options["data"]), use_labels=needs_labels)
+    return evaluate.Evaluator(
+        dataset,
+        options["metrics"],
+        num_gen=options["num_gen"],
+        device=device,
+        batch=options["batch"],
+        seed=options["seed"],
+        labels=options["labels"],
+        inception=options["inception"],
+        force=options["force"],
+        progress=Bars() if options["verbose"] else None,
+    )
+
+
+def measure(options: dict[str, Any]) -> None:
+    """One process of the measurement; process 0 prints and keeps the records."""
+    device = distributed.init(pick_device(options["device"]).type)
+    network = gen_images.load_network(options["network"], device) if options["network"] else None
+    evaluator = make_evaluator(options, network, device)
+    folder = record_folder(options)
+    if folder and distributed.is_main():
+        evaluator.check_records(folder)
+    if network is None:
+        records = evaluator.compare(ImageDataset(options["images"]))
+    else:
+        path = options["centroids_path"]
+        centroids = gen_images.load_centroids(path, network.G.w_dim) if path else None
+        records = evaluator(
+            TruncatedGenerator(network.G, options["truncation"], centroids),
+            truncation=options["truncation"],
+            snapshot=options["network"],
+            trained_on=trained_on(network),
+            details={"centroids": {"path": path, "sha256": dnnlib.util.sha256_file(path)}} if path else None,
+        )
+    if distributed.is_main():
+        report(records, folder, options)
+    distributed.shutdown()
+
+
+def report(records: list[evaluate.Record], folder: Path | None, options: dict[str, Any]) -> None:
+    """Table to stderr, JSON lines to stdout and, where there is a folder for them, to files."""
+    numbers = evaluate.numbers(records)
+    width = max(len(name) for name in numbers)
+    for name, value in numbers.items() if options["verbose"] else ():
+        click.echo(f"  {name.ljust(width)}  {value:.4f}", err=True)
+    for record in records:
+        click.echo(json.dumps(record.as_dict()))
+        if folder:
+            evaluate.write_record(folder, record, options["force"])
+    if folder and options["verbose"]:
+        click.echo(f"Records: {folder / 'metric-NAME.jsonl'}", err=True)
+
+
+@click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+@click.option("--network", metavar="PATH|URL", help="network pickle to measure")
+@click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
+@click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names")
+@click.option("--data", metavar="ZIP|DIR", help="data set to compare with  [default: the one the pickle was trained on]")
+@click.option(
+    "--mirror", type=bool, default=False, help="accepted for compatibility: real images are always taken unflipped, as the published metrics do"
+)
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="processes")
+@click.option("--verbose", type=bool, default=True, show_default=True, help="table and progress on stderr")
+@click.option("--truncation", type=float, default=1.0, show_default=True, help="truncation psi")
+@click.option(
+    "--centroids-path", type=click.Path(exists=True, dir_okay=False), metavar="NPY", help="truncate towards the nearest of these centres in W"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process")
+@click.option("--seed", type=int, default=0, show_default=True, help="of latents, labels and shuffles")
+@click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images, instead of the count in the names")
+@click.option(
+    "--labels",
+    type=click.Choice(evaluate.LABEL_RULES),
+    default="dataset",
+    show_default=True,
+    help="of generated images: drawn as the data set's are, or evenly",
+)
+@click.option("--inception", metavar="PATH", help=f"{INCEPTION_FILE}  [default: cache, else download]")
+@click.option("--outdir", type=click.Path(file_okay=False), metavar="DIR", help="where records are kept  [default: the network's run folder]")
+@click.option("--force", is_flag=True, help="compare image sets of different preparation or resolution; the record says so")
+@gen_images.one_line_errors
+def main(**options: Any) -> None:
+    if bool(options["network"]) == bool(options["images"]):
+        raise ValueError("give either --network or --images")
+    if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
+        raise ValueError("--truncation and --centroids-path are for networks, not for --images")
+    # Everything that can be wrong is looked at here, once, before processes start and hours pass.
+    network = gen_images.load_network(options["network"]) if options["network"] else None
+    make_evaluator(options, network, pick_device(options["device"])).check()
+    del network
+    distributed.launch(measure, options["gpus"], options)
+
+
+if __name__ == "__main__":
+    main()
