@@ -36,8 +36,6 @@ import dnnlib
 
 VERSION = 6  # of the layout inside a pickle; what dnnlib's loaders accept
 
-# ----- Persistent classes: objects that carry their source text ---------------------------------------------------------------------
-
 _Class = TypeVar("_Class", bound=type)
 _registry: dict[tuple[str, str], type] = {}  # (source text of the module, class name) -> class
 _origins: dict[type, str | None] = {}  # class -> source text of its module; None where there is no text to find
@@ -200,8 +198,6 @@ def save_network_pickle(path: str | os.PathLike[str], data: Mapping[str, Any]) -
         pickle.dump(out, file, protocol=4)
 
 
-# ----- Records: what a pickle says, without having made it --------------------------------------------------------------------------
-
 MAX_FILE_BYTES = 16 * 2**30
 MAX_OPERATIONS = 20_000_000  # a snapshot with a discriminator on two feature networks has a few hundred thousand
 MAX_DEPTH = 64  # of modules in modules
@@ -329,8 +325,6 @@ def describe(value: Any) -> str:
         return f"an object of {value.origin if isinstance(value, Record) else value}"
     return f"{type(value).__name__} {value!r}"[:80] if isinstance(value, (str, int, float, bool)) else f"a {type(value).__name__}"
 
-
-# ----- Reader ----------------------------------------------------------------------------------------------------------------------
 
 # Names that no network is made of and every hostile file uses. Being inert, they would do no harm; a file that has them is refused all the same.
 _HOSTILE_MODULES = frozenset(
@@ -786,9 +780,6 @@ def _read(file: BinaryIO, name: Any, strict: bool) -> NetworkPickle:
     result = NetworkPickle(data)
     result.globals_used = machine.globals_used
     return result
-
-
-# ----- Command line ----------------------------------------------------------------------------------------------------------------
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator against gen_*: names, styles, activations, images, gradients, path lengths and moving averages."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.parity.fill import close
+from tests.parity.generators import HEADS, STEMS, build, golden
+from torch_utils.ops import conv2d_gradfix
+
+TOLERANCE = 2e-5  # of the largest magnitude
+
+
+@pytest.fixture(scope="module", params=[*STEMS, *HEADS])
+def case(request):
+    arrays, info = golden(request.param)
+    return request.param, arrays, info
+
+
+@pytest.fixture
+def network(case):
+    generator = build(case[0]).requires_grad_(True)
+    arrays = case[1]
+    return generator, arrays, torch.from_numpy(arrays["z"]), torch.from_numpy(arrays["c"])
+
+
+def test_parameters_and_buffers_have_the_published_names_shapes_and_filters(case):
+    name, arrays, info = case
+    generator = build(name)
+    own = generator.state_dict()
+    published = {key[3:] for key in arrays if key.startswith("sd/")}
+    if name in HEADS:  # the arrays include the layers of the stem that a head replaces
+        published -= {key for key in published if key.split(".")[1] in ("L4_36_16", "L5_16_16", "L6_16_3")}
+    assert set(own) == published == set(info["param_names"]) | set(info["buffer_names"])
+    assert {key for key, _ in generator.named_parameters()} == set(info["param_names"])
+    assert sum(value.numel() for value in generator.parameters()) == info["n_params"]
+    assert generator.num_ws == info["num_ws"]
+    fresh = generator.synthesis.specs()
+    for spec in fresh:
+        for kind, taps in zip(("up_filter", "down_filter"), spec.design_filters(), strict=True):
+            stored = arrays.get(f"sd/synthesis.{spec.name}.{kind}")
+            assert (stored is None) == (taps is None)
+            if taps is not None:
+                np.testing.assert_allclose(taps, stored, atol=1e-7)
+
+
+def test_layers_have_the_published_numbers(case):
+    name, _, info = case
+    generator = build(name)
+    for spec, published in zip(generator.synthesis.specs(), info["layers"][1:], strict=True):
+        layer = getattr(generator.synthesis, published["name"])
+        for key, value in published.items():
+            if hasattr(layer, key):
+                np.testing.assert_allclose(getattr(layer, key), value, rtol=1e-9, err_msg=f"{spec.name}.{key}")
+
+
+def test_styles_and_truncation(network):
+    G, arrays, z, c = network
+    close(G.mapping(z, c), arrays["ws_psi1"], TOLERANCE)
+    close(G.mapping(z, c, truncation_psi=0.7), arrays["ws_psi07"], TOLERANCE)
+    close(G.mapping(z, c, truncation_psi=0.7, truncation_cutoff=3), arrays["ws_psi07_cut3"], TOLERANCE)
+
+
+def test_images_activations_and_user_transform(network):
+    G, arrays, z, c = network
+    activations = {}
+    for layer in ["input", *G.synthesis.layer_names]:
+        getattr(G.synthesis, layer).register_forward_hook(lambda _m, _i, out, layer=layer: activations.update({layer: out}))
+    close(G(z, c), arrays["img"], TOLERANCE)
+    for layer, value in activations.items():
+        stored = arrays[f"act0/{layer}"]  # every fourth channel, or all
+        close(value[0][:: -(-value.shape[1] // len(stored))], stored, TOLERANCE)
+    if "img_psi07" in arrays:
+        close(G(z, c, truncation_psi=0.7), arrays["img_psi07"], TOLERANCE)
+    G.synthesis.input.transform.copy_(torch.from_numpy(arrays["transform_inv"]))
+    close(G(z, c), arrays["img_transformed"], TOLERANCE)
+
+
+def test_gradients(network):
+    G, arrays, z, c = network
+    z.requires_grad_(True)
+    ws = G.mapping(z, c)
+    ws.retain_grad()
+    (G.synthesis(ws) * torch.from_numpy(arrays["R"])).sum().backward()
+    close(ws.grad, arrays["grad/ws"], TOLERANCE)
+    close(z.grad, arrays["grad/z"], TOLERANCE)
+    for name, parameter in G.named_parameters():
+        close(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, arrays[f"grad/{name}"], TOLERANCE)
+
+
+def test_path_lengths_and_their_gradients(network):
+    G, arrays, z, c = network
+    ws = G.mapping(z, c).detach().requires_grad_(True)
+    with conv2d_gradfix.no_weight_gradients():
+        (gradient,) = torch.autograd.grad((G.synthesis(ws) * torch.from_numpy(arrays["R"])).sum(), ws, create_graph=True)
+    lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
+    close(lengths, arrays["pl_lengths"], TOLERANCE)
+    lengths.square().sum().backward()
+    parameters = dict(G.named_parameters())
+    checked = [key for key in arrays if key.startswith("plgrad/")]
+    assert checked
+    for key in checked:
+        close(parameters[key.removeprefix("plgrad/")].grad, arrays[key], TOLERANCE)
+
+
+def test_moving_averages(network):
+    G, arrays, z, c = network
+    G(z, c, update_emas=True)
+    close(G.mapping.w_avg, arrays["after_update/mapping.w_avg"], 1e-6)
+    magnitudes = torch.stack([getattr(G.synthesis, layer).magnitude_ema for layer in G.synthesis.layer_names])
+    close(magnitudes, arrays["after_update/magnitude_ema"], 1e-6)
