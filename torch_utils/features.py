@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import timm
 import torch
@@ -164,7 +164,8 @@ def check(name: str, weights: str | None = None) -> None:
 def _pretrained_cfg(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"unknown feature network '{name}': timm {timm.__version__} has no such model" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"unknown feature network '{name}': timm {timm.__version__} has no such model{hint}")
     cfg = timm.get_pretrained_cfg(name)
     return {} if cfg is None else cfg.to_dict()
 
@@ -382,7 +383,7 @@ class FrozenDepthwiseConv2d(nn.Module):
         self.padding = 0 if self.same else int(conv.padding[0])
 
     @staticmethod
-    def fits(conv: nn.Module) -> bool:
+    def fits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         """Whether this class can replace a module."""
         return (
             isinstance(conv, nn.Conv2d)

@@ -197,7 +197,7 @@ def test_damaged_file_is_one_line(tmp_path):
 
 
 def test_missing_file():
-    with pytest.raises(FileNotFoundError, match="no file '/nowhere/x.pth'"):
+    with pytest.raises(FileNotFoundError, match=r"no file '/nowhere/x\.pth'"):
         features.check("resnet18", "/nowhere/x.pth")
 
 

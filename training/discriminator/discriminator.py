@@ -105,13 +105,13 @@ class ProjectedDiscriminator(nn.Module):
 
     def _features(self, key: str, img: Tensor) -> list[Tensor]:
         """Projected maps of images in [-1, 1]. Records a graph only if the images ask for one: nothing here is trained."""
-        network = self.feature_networks[key]
-        size = self.feature_sizes[key]
+        network, heads, size = self.feature_networks[key], self.discriminators[key], self.feature_sizes[key]
+        assert isinstance(network, FeatureNetwork) and isinstance(heads, HeadSet)
         x = network.normalize((img + 1) / 2)
         if x.shape[2:] != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
         x = x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
-        return self.projections[key](network(x))[: len(self.discriminators[key].mini_discs)]
+        return self.projections[key](network(x))[: len(heads.mini_discs)]
 
     def _check(self, img: Tensor, c: Tensor | None) -> Tensor | None:
         if img.ndim != 4 or img.shape[1:] != (3, self.img_resolution, self.img_resolution):

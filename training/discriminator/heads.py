@@ -9,6 +9,7 @@ Shapes: N batch, C channels, H W height and width, K logits of a head.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,13 @@ class SpectralConv2d(nn.Module):
     weight_v: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = KERNEL, stride: int = 1, padding: int = 0, generator: torch.Generator | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = KERNEL,
+        stride: int = 1,
+        padding: int = 0,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, padding
@@ -130,7 +137,7 @@ class Head(nn.Module):
         self, channels: Sequence[int], c_dim: int = 0, cond_channels: int = 64, bn_group: int | None = 8, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.main = nn.Sequential(*(DownBlock(a, b, bn_group, generator) for a, b in zip(channels[:-1], channels[1:], strict=True)))
+        self.main = nn.Sequential(*(DownBlock(a, b, bn_group, generator) for a, b in pairwise(channels)))
         self.conditional = c_dim > 0
         if self.conditional:
             self.cls = SpectralConv2d(channels[-1], cond_channels, generator=generator)

@@ -12,6 +12,7 @@ Shapes: N batch, C channels, H W height and width, l level (0 = the highest reso
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,13 @@ class FixedConv2d(nn.Module):
     bias: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, transposed: bool = False, generator: torch.Generator | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        transposed: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.stride, self.transposed = stride, transposed
@@ -66,23 +73,20 @@ class Reassemble(nn.Module):
     def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.channels = [width // 8, width // 4, width // 2, width]
-        for level, channels in enumerate(self.channels, start=1):
-            layer = nn.Module()
-            layer.project = FixedConv2d(width, channels, generator=generator)
-            if level in (1, 2):
-                factor = 4 // level
-                layer.resample = FixedConv2d(channels, channels, factor, stride=factor, transposed=True, generator=generator)
-            elif level == 4:
-                layer.resample = FixedConv2d(channels, channels, 3, stride=2, generator=generator)
+        project = [FixedConv2d(width, channels, generator=generator) for channels in self.channels]
+        resample = [
+            FixedConv2d(self.channels[0], self.channels[0], 4, stride=4, transposed=True, generator=generator),
+            FixedConv2d(self.channels[1], self.channels[1], 2, stride=2, transposed=True, generator=generator),
+            None,
+            FixedConv2d(self.channels[3], self.channels[3], 3, stride=2, generator=generator),
+        ]
+        for level, (first, second) in enumerate(zip(project, resample, strict=True), start=1):
+            layer = nn.Sequential(OrderedDict(project=first) if second is None else OrderedDict(project=first, resample=second))
             self.add_module(f"layer{level}", layer)
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        maps = []
-        for level, x in enumerate(tokens, start=1):
-            layer = self.get_submodule(f"layer{level}")
-            x = layer.project(x)
-            maps.append(layer.resample(x) if hasattr(layer, "resample") else x)
-        return maps
+        """Four token maps [N, D, H, W] -> [N, D/8, 4H, 4W], [N, D/4, 2H, 2W], [N, D/2, H, W], [N, D, ceil(H/2), ceil(W/2)]."""
+        return [self.get_submodule(f"layer{level}")(x) for level, x in enumerate(tokens, start=1)]
 
 
 class RandomProjection(nn.Module):
