@@ -32,10 +32,10 @@ import torch
 import dnnlib
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
-from torch_utils import distributed, persistence
+from torch_utils import distributed
 from training import build, loop
-from training.config import BACKBONES, XL, TrainConfig, describe, from_json, to_json
-from training.generator import Generator, layer_table
+from training.config import TrainConfig, describe, from_json, to_json
+from training.generator import Generator
 from training.periodic import Score
 from training.steps import NonFiniteError
 
@@ -253,6 +253,7 @@ def make_evaluate(config: TrainConfig, run_dir: str, device: torch.device) -> Ca
         return None
     dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed))
     evaluator = Evaluator(dataset, list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
+    evaluator.check()
 
     def evaluate(generator: Generator) -> list[Score]:
         return [Score(r.metric, r.value, r.lower_is_better, r.as_dict()) for r in evaluator(generator)]
@@ -286,7 +287,7 @@ def estimate_memory_gb(config: TrainConfig, G: Generator, d_params: int, backbon
     state = 4 * (g_params * 5 + d_params * 4 + backbone_params)
     width = 4 if config.run.precision == "fp32" else 2
     activations = 0
-    for layer in G.layer_specs:
+    for layer in G.synthesis.specs():
         conv = layer.in_channels * layer.in_size**2 + layer.out_channels * (layer.in_size + 2) ** 2
         rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
         activations += width * (conv + 2 * rise)
@@ -304,7 +305,7 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     flips = " (half of them flipped copies)" if config.data.mirror else ""
     click.echo(f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes")
     G = build.make_generator(config.generator, dataset, config.data.embed_dim, config.run.seed)
-    click.echo("\nGenerator\n" + layer_table(G))
+    click.echo("\nGenerator\n" + build.layer_table(G))
     D = build.make_discriminator(config.discriminator, dataset.label_dim, dataset.resolution, config.run.seed)
     heads = sum(p.numel() for p in D.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in D.parameters() if not p.requires_grad)

@@ -20,7 +20,7 @@ ALLOWED = {
 
 # Inside training a module imports only modules listed before it (docs/architecture.md).
 TRAINING_ORDER = [
-    "config", "data", "class_embedding", "generator", "discriminator", "losses", "schedules", "plots", "inputs", "state", "build", "steps",
+    "config", "data", "class_embedding", "generator", "discriminator", "losses", "schedules", "plots", "inputs", "bundle", "state", "build", "steps",
     "periodic", "loop",
 ]  # fmt: skip
 

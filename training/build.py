@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_utils import features, rng
+import dnnlib
+from torch_utils import features, persistence, rng
+from training.bundle import dotted
 from training.class_embedding import compute_class_embedding, random_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
 from training.data import ImageDataset
 from training.discriminator import ProjectedDiscriminator
-from training.generator import Generator, build_stem, build_superres
+from training.generator import Generator, build_stem, build_superres, from_record
 from training.generator import load as load_generator
 
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"
@@ -123,6 +125,29 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
     return torch.from_numpy(table.astype(np.float32))
 
 
+def layer_table(G: Generator) -> str:
+    """The layer plan as text: names, channels, sizes, rates, filters, parameters."""
+    rows = [("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")]
+    modules: dict[str, torch.nn.Module] = {"mapping": G.mapping, "synthesis.input": G.synthesis.input}
+    specs = {s.name: s for s in G.synthesis.specs()}
+    modules |= {name: getattr(G.synthesis, name) for name in specs}
+    for name, module in modules.items():
+        params = list(module.parameters())
+        trained = "yes" if any(p.requires_grad for p in params) else "no"
+        count = f"{sum(p.numel() for p in params):,}"
+        if name in specs:
+            s = specs[name]
+            band = f"{s.in_cutoff:.4g}-{s.out_cutoff:.4g}"
+            rows.append((
+                name, str(s.in_channels), str(s.out_channels), f"{s.in_size}-{s.out_size}", f"{s.in_sampling_rate:g}-{s.out_sampling_rate:g}", band,
+                f"{s.up_factor}x{s.up_taps}", f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}", "yes" if s.use_fp16 else "no", trained, count,
+            ))  # fmt: skip
+        else:
+            rows.append((name, *[""] * 8, trained, count))
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return "\n".join("  " + "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+
 def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
     """Arguments of ProjectedDiscriminator beside its backbones, classes and resolution."""
     return {
@@ -144,6 +169,32 @@ def make_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int, se
     """
     backbones = [features.load(name, cfg.backbone_weights.get(name), seed=seed) for name in cfg.backbones]
     return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
+
+
+def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> list[str]:
+    """Start G and D from a network pickle (its G, and its D where that is of this kind). Returns lines that say what was taken.
+
+    Raises:
+        ValueError: the pickle's generator is not of this run's shape, or the file cannot be used.
+    """
+    path = dnnlib.util.open_url(path_or_url, return_filename=True) if dnnlib.util.is_url(path_or_url) else path_or_url
+    data = persistence.read_network_pickle(path, strict=False)
+    source = from_record(data["G"] if data.get("G") is not None else data.get("G_ema"))
+    ours, theirs = G.state_dict(), source.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        shapes = [list(d[name].shape) if name in d else "absent" for d in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{path_or_url}: {name} is {shapes[0]} there and {shapes[1]} in this run: use the options and classes of the run that made it")
+    G.load_state_dict(theirs)
+    lines = [f"generator: all {len(ours)} tensors from {path_or_url}"]
+    heads = {dotted(name): t for name, t in data["D"].named_tensors().items()} if isinstance(data.get("D"), persistence.Record) else {}
+    wanted = D.saved_state_dict()
+    if {k: list(v.shape) for k, v in wanted.items()} == {k: list(v.shape) for k, v in heads.items()}:
+        D.load_saved_state_dict({k: v.tensor() for k, v in heads.items()})
+        lines.append(f"discriminator: all {len(wanted)} tensors")
+    else:
+        lines.append("discriminator: starts anew (the pickle's is of another kind or size)")
+    return lines
 
 
 def make_classifier(cfg: LossConfig, dataset: ImageDataset) -> torch.nn.Module | None:

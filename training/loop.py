@@ -14,7 +14,6 @@ from torch_utils import checkpoint, distributed, images, training_stats
 from training import build, schedules, steps
 from training.config import TrainConfig
 from training.data import ImageDataset, Loader
-from training.generator import load_weights
 from training.inputs import InputSource, Round, round_samples
 from training.periodic import Evaluate, Periodic, StopRequest
 from training.state import TrainState
@@ -88,7 +87,8 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) ->
         G.mapping.set_class_embedding(table)
     D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
     if cfg.run.init_from:
-        load_weights(cfg.run.init_from, G, D)
+        for line in build.load_weights(cfg.run.init_from, G, D):
+            print(line) if distributed.is_main() else None
     G.synthesis.reduced_dtype = build.pick_precision(cfg.run.precision, device)
     D.normalize_()  # SAN: once before the first discriminator step
     return TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
@@ -99,7 +99,7 @@ def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:
     path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
     if path is None:
         return
-    saved: dict[str, Any] = checkpoint.load(path)
+    saved = checkpoint.load(path)
     if saved["data_hash"] != dataset.content_hash():
         raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
     state.load_state_dict(saved["train"])

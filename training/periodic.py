@@ -27,9 +27,10 @@ from dnnlib.util import atomic_write, format_time
 from torch_utils import checkpoint, distributed, images, persistence, rng, training_stats
 from training import plots
 from training.build import grid_shape, training_set_kwargs
+from training.bundle import bundle
 from training.config import TrainConfig, to_json
 from training.data import ImageDataset
-from training.generator import Generator, TensorBundle
+from training.generator import Generator
 from training.state import TrainState
 
 
@@ -261,10 +262,9 @@ class Periodic:
         self.save_checkpoint(state)
 
     def _network_pickle(self, state: TrainState) -> dict[str, Any]:
-        D = TensorBundle(state.D.saved_state_dict())
         return {
             "G": state.G,
-            "D": D,
+            "D": bundle(state.D.saved_state_dict()),
             "G_ema": state.G_ema,
             "augment_pipe": None,
             "training_set_kwargs": training_set_kwargs(self.cfg, self.dataset),
@@ -311,7 +311,8 @@ class Periodic:
                 continue
             print(f"  {s.name} {s.value:.4f}" + ("  (best so far)" if improved else ""), flush=True)
             line = {"metric": s.name, "results": {s.name: s.value}, "kimg": p.nimg / 1000, **(s.record or {})}
-            append_jsonl(self.run_dir / f"metric-{s.name}.jsonl", {**line, "snapshot": f"network-snapshot-{p.nimg // 1000:06d}.pkl"})
+            line["snapshot_pkl"] = f"network-snapshot-{p.nimg // 1000:06d}.pkl"
+            append_jsonl(self.run_dir / f"metric-{s.name}.jsonl", line)
             if self.writer is not None:
                 self.writer.add_scalar(f"Metrics/{s.name}", s.value, global_step=p.nimg // 1000)
             if improved:
