@@ -24,7 +24,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -163,7 +162,7 @@ class _PrepareTask:
 # Writing a data set.
 
 @contextlib.contextmanager
-def _open_dest(path: str, overwrite: bool) -> Iterator[Callable[[str, bytes], None]]:
+def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
     """Yields write(name, data); the zip or folder takes its name only when the block ends well."""
     if archives.is_zip_path(path):
         with atomic_write(path) as file:
@@ -171,16 +170,19 @@ def _open_dest(path: str, overwrite: bool) -> Iterator[Callable[[str, bytes], No
             yield archive.write
             archive.close()
         return
-    parent = os.path.dirname(os.path.abspath(path))
-    temporary = tempfile.mkdtemp(prefix=f'.{os.path.basename(os.path.abspath(path))}.', suffix='.tmp', dir=parent)
+    parent, name = os.path.split(os.path.abspath(path))
+    temporary, old = (os.path.join(parent, f'.{name}.{os.getpid()}{suffix}.tmp') for suffix in ('', '.old'))
     try:
-        os.chmod(temporary, 0o755)
+        os.mkdir(temporary)
         yield lambda name, data: _write_file(temporary, name, data)
         if os.path.isdir(path):
-            shutil.rmtree(path) if overwrite else os.rmdir(path)
+            os.rename(path, old)
         os.rename(temporary, path)
     finally:
+        if os.path.isdir(old) and not os.path.isdir(path):
+            os.rename(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_file(folder: str, name: str, data: bytes) -> None:
@@ -399,7 +401,7 @@ def convert(source: str | os.PathLike[str] | Source, dest: str | os.PathLike[str
     indices, opened = _select(opened, max_images, subset_seed, classes)
     options = {'max_images': max_images, 'subset_seed': subset_seed, 'classes': list(classes) if classes is not None else None}
     job = _Job(opened, indices, preparation, paths, {key: value for key, value in options.items() if value is not None})
-    consumer = _run(job, workers, on_error == 'fail', overwrite, progress)
+    consumer = _run(job, workers, on_error == 'fail', progress)
     names = opened.class_names or [str(label) for label in range(opened.num_classes)]
     empty = [names[label] for label in range(opened.num_classes) if not consumer.counts[label]]
     return ConvertReport(paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, time.monotonic() - started)
@@ -422,14 +424,14 @@ def _plan(sizes: list[Size], transform: str, filter: str | None, background: str
     return Preparation(tuple(sizes) or (None,), transform, filter or 'lanczos', (red, green, blue), compress_level)
 
 
-def _run(job: _Job, workers: int, fail: bool, overwrite: bool, progress: Callable[[int, int], None] | None) -> _Consumer:
+def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], None] | None) -> _Consumer:
     """The pass over the source: refs out to the workers, PNGs back in order, into every data set."""
-    pixels = sum(size[0] * size[0] * 3 if size else CHUNK_BYTES // 16 for size in job.preparation.sizes)
+    pixels = sum(size[0] * size[0] * 3 if size else CHUNK_BYTES // 4 for size in job.preparation.sizes)
     chunk = max(1, min(MAX_CHUNK_IMAGES, CHUNK_BYTES // pixels))
     tasks = ([job.source.refs[int(job.indices[i])] for i in positions] for positions in _chunks(len(job.indices), chunk))
     done = 0
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(_open_dest(path, overwrite)) for path in job.paths]
+        writers = [stack.enter_context(_open_dest(path)) for path in job.paths]
         consumer = _Consumer(writers, fail)
         results: Generator[list[_Item], None, None] = ordered_map(_PrepareTask(job.source.opener, job.preparation), tasks, workers)
         stack.callback(results.close)

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from PIL import Image
@@ -213,8 +213,7 @@ def check_entry_size(entry: Entry) -> None:
 def check_name(name: str, where: str) -> str:
     """Forward slashes; ValueError for a path that is absolute or climbs out of the archive `where`."""
     clean = name.replace('\\', '/')
-    parts = PurePosixPath(clean).parts
-    if clean.startswith('/') or '..' in parts or (parts and parts[0][1:2] == ':') or '\0' in clean:
+    if clean.startswith('/') or ('..' in clean and '..' in clean.split('/')) or clean[1:2] == ':' or '\0' in clean:
         raise ValueError(f'{where}: entry {name!r} leaves the folder: absolute paths and ".." are refused')
     return clean
 
@@ -225,7 +224,8 @@ def is_image_name(name: str) -> bool:
 
 def _is_hidden(name: str) -> bool:
     """Left by file browsers: dot files, macOS resource forks."""
-    return any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
+    path = f'/{name}/'
+    return '/.' in path or '/__MACOSX/' in path
 
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
@@ -257,7 +257,10 @@ def _list_zip(path: str) -> Archive:
         if info.is_dir():
             archive.directories.add(name.rstrip('/'))
             continue
-        archive.directories.update(str(parent) for parent in PurePosixPath(name).parents if str(parent) != '.')
+        folder = name.rpartition('/')[0]
+        while folder and folder not in archive.directories:
+            archive.directories.add(folder)
+            folder = folder.rpartition('/')[0]
         entry = Entry(name, info.file_size, info.CRC, info.header_offset, info.compress_size, info.compress_type)
         if not (is_image_name(name) or name == INDEX_NAME):
             continue

@@ -25,7 +25,8 @@ from dnnlib import archives
 
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801
-MAX_ARRAY_BYTES = 16 * 2**30  # of an unpacked IDX file or CIFAR batch
+MAX_IDX_BYTES = 16 * 2**30  # unpacked
+MAX_CIFAR_BATCH_BYTES = 2**30
 SYNSET = re.compile(r'n\d{8}')
 SYNSET_NAMES = 'LOC_synset_mapping.txt'
 STYLEGAN_IMAGE = re.compile(r'\d{5}/img\d{8}\.[a-z]+')
@@ -316,8 +317,8 @@ def _read_idx(path: str, dimensions: int) -> np.ndarray:
                 raise ValueError(f'{path}: not an IDX file of bytes with {dimensions} dimension(s)')
             shape = struct.unpack(f'>{dimensions}I', header[4:])
             count = int(np.prod(shape, dtype=object))
-            if count > MAX_ARRAY_BYTES:
-                raise ValueError(f'{path}: header claims {list(shape)} bytes, over the limit of {MAX_ARRAY_BYTES}')
+            if count > MAX_IDX_BYTES:
+                raise ValueError(f'{path}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}')
             data = file.read(count + 1)
     except (OSError, EOFError) as error:
         raise ValueError(f'{path}: damaged IDX file ({error})') from None
@@ -361,8 +362,8 @@ def _cifar_member(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], nam
     member = members.get(name)
     if member is None or not member.isfile():
         raise ValueError(f'{path}: {name} is missing from the tarball')
-    if member.size > MAX_ARRAY_BYTES:
-        raise ValueError(f'{path}: {name} claims {member.size} bytes, over the limit of {MAX_ARRAY_BYTES}')
+    if member.size > MAX_CIFAR_BATCH_BYTES:
+        raise ValueError(f'{path}: {name} claims {member.size} bytes, over the limit of {MAX_CIFAR_BATCH_BYTES}')
     file = tar.extractfile(member)
     assert file is not None  # isfile() above
     try:

@@ -223,7 +223,8 @@ def write_cifar(path: Path, kind: int = 10, batches: dict[str, bytes] | None = N
     files = {}
     for b, name in enumerate(names):
         data = np.random.RandomState(b).randint(0, 256, [4, 3072], dtype=np.uint8)
-        files[name] = pickle.dumps({b'data': data, label_key: [(4 * b + i) % kind for i in range(4)], b'coarse_labels': [0] * 4}, protocol=2)
+        batch = pickle.dumps({b'data': data, label_key: [(4 * b + i) % kind for i in range(4)], b'coarse_labels': [0] * 4}, protocol=2)
+        files[name] = batch.replace(b'numpy._core.multiarray', b'numpy.core.multiarray')  # the name numpy had when CIFAR was pickled
     class_names = [f'class {i}'.encode() for i in range(kind)]
     files['batches.meta' if kind == 10 else 'meta'] = pickle.dumps({b'label_names' if kind == 10 else b'fine_label_names': class_names}, protocol=2)
     with tarfile.open(path, 'w:gz') as tar:
@@ -392,6 +393,7 @@ def test_folder_output_holds_the_same_files_as_the_zip(classes: Path, tmp_path: 
         dataset_tool.convert(classes, tmp_path / 'out', workers=1)
     dataset_tool.convert(classes, tmp_path / 'out', workers=1, max_images=1, overwrite=True)
     assert len(list((tmp_path / 'out').rglob('*.png'))) == 1
+    assert not list(tmp_path.glob('.*'))
     with pytest.raises(ValueError, match='will not delete it'):
         dataset_tool.convert(classes, classes, workers=1, overwrite=True)
     assert len(list(classes.rglob('*.png'))) == 12
