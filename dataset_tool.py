@@ -163,7 +163,10 @@ class _PrepareTask:
 
 @contextlib.contextmanager
 def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
-    """Yields write(name, data); the zip or folder takes its name only when the block ends well."""
+    """Yields write(name, data); the zip or folder takes its name only when the block ends well.
+
+    A killed process leaves a hidden .tmp beside the name, which can be deleted.
+    """
     if archives.is_zip_path(path):
         with atomic_write(path) as file:
             archive = archives.StoredZipWriter(file)
@@ -250,9 +253,10 @@ def _select(source: Source, max_images: int | None, subset_seed: int | None, cla
             raise ValueError(f'{source.name}: --classes given, but the images have no labels')
         names = source.class_names or [str(index) for index in range(source.num_classes)]
         unknown = [name for name in classes if name not in names]
-        if unknown or len(set(classes)) < len(classes):
-            raise ValueError(f'{source.name}: --classes names {unknown[0]!r}, which is none of {", ".join(names[:20])}' if unknown
-                             else '--classes names a class twice')
+        if unknown:
+            raise ValueError(f'{source.name}: --classes names {unknown[0]!r}, which is none of {", ".join(names[:20])}')
+        if len(set(classes)) < len(classes):
+            raise ValueError('--classes names a class twice')
         renumbered = np.full(len(names), -1, dtype=np.int64)
         renumbered[[names.index(name) for name in classes]] = np.arange(len(classes))
         labels = renumbered[source.labels]
@@ -285,7 +289,6 @@ class _Consumer:
         self.skipped: list[str] = []
         self.digest = hashlib.sha256()
         self.first: tuple[str, int] | None = None  # name and width, when sizes are the images' own
-        self.resolution: int | None = None
 
     def take(self, item: _Item, label: int | None) -> None:
         error = item.error or self._size_error(item)

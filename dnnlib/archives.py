@@ -180,11 +180,11 @@ class Archive:
 class Index(NamedTuple):
     """A parsed dataset.json. `labels` is None when the file has none."""
 
-    labels: dict[str, int] | None = None
-    num_classes: int = 0  # 0 without labels
-    class_names: list[str] | None = None
-    metadata: dict[str, Any] = {}
-    raw: bytes = b''
+    labels: dict[str, int] | None
+    num_classes: int  # 0 without labels
+    class_names: list[str] | None
+    metadata: dict[str, Any]
+    raw: bytes
 
 
 def _pread_all(fd: int, count: int, offset: int) -> bytes:
@@ -319,9 +319,12 @@ def read_index(archive: Archive) -> Index:
     Whether the labelled files exist is the caller's to check. Raises ValueError with one line about what is malformed.
     """
     if archive.index is None:
-        return Index()
-    raw = archive.reader.read(archive.index)
+        return Index(None, 0, None, {}, b'')
     where = f'{archive.path}: {INDEX_NAME}'
+    try:
+        raw = archive.reader.read(archive.index)
+    except ValueError as error:
+        raise ValueError(f'{archive.path}: {error}') from None
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -162,7 +162,10 @@ def _center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:
     while min(image.size) >= 2 * resolution:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    size = (round(image.width * scale), round(image.height * scale))
+    if size[0] * size[1] > archives.MAX_PIXELS:  # a strip one pixel high, enlarged, would fill the memory
+        raise ValueError(f'is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use --transform=center-crop')
+    image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))
 

@@ -213,6 +213,12 @@ def test_center_crop_dhariwal(width: int, height: int) -> None:
     np.testing.assert_array_equal(made(gradient(width, height), (16, 16), 'center-crop-dhariwal'), pixels[top:top + 16, left:left + 16])
 
 
+def test_an_elongated_image_does_not_fill_the_memory() -> None:
+    with pytest.raises(ValueError, match='too elongated'):
+        made(gradient(20_000, 1), (256, 256), 'center-crop-dhariwal')
+    assert made(gradient(20_000, 1), (256, 256), 'center-crop').shape == (256, 256, 3)
+
+
 def test_transform_none() -> None:
     np.testing.assert_array_equal(made(gradient(16, 16), None, 'none'), np.asarray(gradient(16, 16)))
     assert made(gradient(17, 17), (16, 16), 'none').shape == (16, 16, 3)
