@@ -10,6 +10,7 @@ that understands data, builds no object that a file names, and hands back record
 
 import contextlib
 import copy
+import copyreg
 import dataclasses
 import functools
 import hashlib
@@ -67,7 +68,7 @@ def persistent_class(cls: _Class) -> _Class:
 
     def reduce(self: Any) -> Any:
         if type(self) is not cls:
-            return object.__reduce_ex__(self, 2)
+            return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
         if source is None:
             raise pickle.PicklingError(f"{cls.__name__} cannot be saved: there is no source text of its module {cls.__module__}")
         meta = dict(type="class", version=VERSION, module_src=source, class_name=cls.__name__, state=self.__dict__)
