@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much faster filtered_lrelu runs on a CPU through matrix products than through depthwise convolutions.
+
+    python benchmarks/ops_cpu.py                                # all layers, two threads
+    python benchmarks/ops_cpu.py --threads 1 --cpu-time         # on a machine that others use, too
+
+Both run in this process, taking turns, and the fastest of each counts; the baseline is the plain implementation (impl='ref': zero
+insertion, padding, depthwise convolutions, leaky ReLU). The layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators
+with fewer channels: the time per plane does not depend on their number.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.signal
+import scipy.special
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+
+
+class Layer(NamedTuple):
+    """A synthesis layer after its convolution."""
+
+    name: str
+    batch: int
+    channels: int
+    size: int
+    up: int
+    pad_low: int
+    pad_high: int
+    radial: bool
+
+
+LAYERS = [
+    Layer("36 -> 36, 16 ch", 16, 16, 38, 2, 9, 8, False),
+    Layer("36 -> 36", 2, 256, 38, 2, 9, 8, False),
+    Layer("36 -> 16", 2, 256, 38, 2, -11, -12, False),
+    Layer("36 -> 52", 2, 128, 38, 4, -6, -9, False),
+    Layer("84 -> 84", 1, 128, 86, 2, 9, 8, False),
+    Layer("148 -> 148", 1, 64, 150, 2, 9, 8, False),
+    Layer("276 -> 276", 1, 16, 278, 2, 9, 8, False),
+    Layer("36 -> 36 radial", 2, 128, 36, 2, 11, 10, True),
+    Layer("36 -> 52 radial", 2, 64, 36, 4, -2, -5, True),
+]
+
+
+def make_filters(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kaiser low-pass filters of a layer; the radial one is a jinc function under the same window."""
+    taps = 6 * layer.up
+    fu = scipy.signal.firwin(taps, cutoff=0.35 / layer.up, width=0.4 / layer.up)
+    fd = scipy.signal.firwin(12, cutoff=0.3, width=0.25)
+    if layer.radial:
+        position = np.arange(12) - 5.5
+        radius = np.hypot(*np.meshgrid(position, position))
+        window = np.kaiser(12, scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(12, 0.25)))
+        fd = scipy.special.j1(np.pi * 0.3 * radius) / radius * np.outer(window, window)
+        fd = fd / fd.sum()
+    return torch.from_numpy(fu).float(), torch.from_numpy(fd).float()
+
+
+def fastest(calls: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
+    """Seconds of the fastest of `repeats` runs of each call, taking turns after one run to warm up."""
+    best = [float("inf")] * len(calls)
+    for repeat in range(repeats + 1):
+        for i, call in enumerate(calls):
+            start = clock()
+            call()
+            if repeat > 0:
+                best[i] = min(best[i], clock() - start)
+    return best
+
+
+def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]) -> list[float]:
+    """Seconds: forward plain, forward fast, forward and backward plain, the same fast."""
+    fu, fd = make_filters(layer)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(layer.batch, layer.channels, layer.size, layer.size).to(dtype).contiguous(memory_format=memory_format)
+    b = torch.randn(layer.channels, dtype=dtype)
+    leaf = x.clone().requires_grad_()
+    pads = [layer.pad_low, layer.pad_high] * 2
+
+    def forward(x: torch.Tensor, impl: str) -> torch.Tensor:
+        return filtered_lrelu(x, fu, fd, b, up=layer.up, down=2, padding=pads, clamp=256, impl=impl)
+
+    gradient = torch.randn_like(forward(x, "cuda"))
+
+    def both(impl: str) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(forward(leaf, impl), leaf, gradient)
+
+    with torch.no_grad():
+        seconds = fastest([lambda: forward(x, "ref"), lambda: forward(x, "cuda")], repeats, clock)
+    return seconds + fastest([lambda: both("ref"), lambda: both("cuda")], repeats, clock)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="filtered_lrelu on a CPU: matrix products against depthwise convolutions")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="measure the process's CPU time (sensible with one thread) instead of the wall clock")
+    parser.add_argument("--layers", default="", help="only layers whose name contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    print(f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, fast = matrix products")
+    columns = f"{'plain':>8s}{'fast':>8s}{'ratio':>7s}"
+    print(f"{'layer':17s}{'N x C':>9s}  {'dtype':9s}{'layout':8s}{columns}  | and backward {columns}")
+    for layer in LAYERS:
+        if args.layers not in layer.name:
+            continue
+        for dtype in (torch.float32, torch.bfloat16):
+            for channels_last in (True, False):
+                ms = [1000 * s for s in measure(layer, dtype, channels_last, args.repeats, clock)]
+                label = f"{layer.name:17s}{f'{layer.batch} x {layer.channels}':>9s}  {str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
+                forward = f"{ms[0]:8.1f}{ms[1]:8.1f}{ms[0] / ms[1]:6.1f}x"
+                print(f"{label}{forward}  |              {ms[2]:8.1f}{ms[3]:8.1f}{ms[2] / ms[3]:6.1f}x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
