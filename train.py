@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -304,14 +305,21 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     click.echo(f"  {'derived: EMA half-life, kimg':34s} {config.ema_kimg:<44g} batch * 10 / 32 unless --ema-kimg is given")
     flips = " (half of them flipped copies)" if config.data.mirror else ""
     click.echo(f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes")
-    G = build.make_generator(config.generator, dataset, config.data.embed_dim, config.run.seed)
+    with nullcontext() if config.generator.superres else torch.device("meta"):  # a stem's plan needs no numbers
+        G = build.make_generator(config.generator, dataset, config.data.embed_dim, config.run.seed)
     click.echo("\nGenerator\n" + build.layer_table(G))
-    D = build.make_discriminator(config.discriminator, dataset.label_dim, dataset.resolution, config.run.seed)
+    random = dataclasses.replace(config.discriminator, backbone_weights=dict.fromkeys(config.discriminator.backbones, "random"))
+    with torch.device("meta"):
+        D = build.make_discriminator(random, dataset.label_dim, dataset.resolution, config.run.seed)
     heads = sum(p.numel() for p in D.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in D.parameters() if not p.requires_grad)
+    frozen = sum(t.numel() for t in D.feature_networks.state_dict().values())
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
-    click.echo(f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, frozen {frozen:,}")
+    click.echo(f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)")
     click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
+    try:
+        build.check_weights(config)
+    except FileNotFoundError as err:
+        click.echo(f"Not ready to train: {err}")
     click.echo(f"Run folder: {run_dir}")
 
 
@@ -348,13 +356,13 @@ def run_main(values: dict[str, Any]) -> None:
         if missing:
             raise ValueError(f"missing {', '.join(missing)} (or --resume=RUN_DIR to go on)")
     dataset = build.make_dataset(config.data, config.run.seed)
-    build.check_weights(config)
     desc = description(config, dataset.name)
     goes_on = None if resuming or values["restart_every"] is None else unfinished_run(values["outdir"], desc, config)
     if values["dry_run"]:
         target = resume if resuming else str(goes_on or os.path.join(values["outdir"], f"{max(run_folders(values['outdir']), default=-1) + 1:05d}-{desc}"))
         print_plan(config, given, dataset, target)
         return
+    build.check_weights(config)
     start(config, Path(resume) if resuming else goes_on, values["outdir"], desc)
 
 
