@@ -338,13 +338,12 @@ def open_url(
         raise ValueError("return_filename=True needs cache=True: without the cache there is no file")
 
     path = os.path.join(cache_dir or make_cache_dir_path("downloads"), _cache_name(url))
-    if cache and os.path.isfile(path):
-        if sha256 is None or sha256_file(path) == sha256.lower():
-            return path if return_filename else open(path, "rb")
-        os.unlink(path)  # not what was asked for: fetch it again
+    # A cached file with another hash is not what was asked for: a new download takes its place.
+    if cache and os.path.isfile(path) and (sha256 is None or sha256_file(path) == sha256.lower()):
+        return path if return_filename else open(path, "rb")
 
     if os.environ.get("DNNLIB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no"):
-        raise OSError(f"DNNLIB_OFFLINE is set and {url} is not in the cache; unset it, or put the file at {path}")
+        raise OSError(f"DNNLIB_OFFLINE is set and {url} is not (or not undamaged) in the cache; unset it, or put the file at {path}")
     if verbose:
         print(f"Downloading {url}", file=sys.stderr, flush=True)
     if cache:
