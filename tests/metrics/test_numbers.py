@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure functions from arrays to numbers, on cases with known answers."""
+
+import numpy as np
+import pytest
+
+from metrics.fid import frechet_distance
+from metrics.inception_score import inception_score
+from metrics.kid import kernel_distance
+from metrics.precision_recall import precision_recall
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    # |1 - 4|^2 + (2 - 1)^2 + (3 - 5)^2 for standard deviations 2, 3 against 1, 5
+    value = frechet_distance(np.array([1.0, 0]), np.diag([4.0, 9]), np.array([4.0, 0]), np.diag([1.0, 25]))
+    assert value == pytest.approx(9 + 1 + 4, abs=1e-12)
+
+
+def test_frechet_distance_is_symmetric_and_rotation_invariant():
+    rng = np.random.RandomState(0)
+    a, b = (rng.randn(6, 6) for _ in range(2))
+    rotation = np.linalg.qr(rng.randn(6, 6))[0]
+    m, n, s, t = rng.randn(6), rng.randn(6), a @ a.T, b @ b.T
+    value = frechet_distance(m, s, n, t)
+    assert value == pytest.approx(frechet_distance(n, t, m, s), rel=1e-12)
+    assert value == pytest.approx(frechet_distance(rotation @ m, rotation @ s @ rotation.T, rotation @ n, rotation @ t @ rotation.T), rel=1e-10)
+
+
+def test_frechet_distance_of_zero_covariances():
+    assert frechet_distance(np.zeros(3), np.zeros((3, 3)), np.array([1.0, 2, 2]), np.zeros((3, 3))) == 9
+
+
+def test_frechet_distance_refuses_what_is_no_covariance():
+    with pytest.raises(ValueError, match="do not match"):
+        frechet_distance(np.zeros(3), np.eye(3), np.zeros(2), np.eye(2))
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        frechet_distance(np.zeros(2), np.eye(2), np.array([0, np.nan]), np.eye(2))
+
+
+def test_inception_score_extremes():
+    assert inception_score(np.full((50, 8), 1 / 8), 5) == pytest.approx((1, 0))
+    assert inception_score(np.tile(np.eye(8), (10, 1)), 2) == pytest.approx((8, 0))  # zero probabilities count as 0 log 0 = 0
+
+
+def test_inception_score_splits_are_contiguous_and_its_deviation_is_the_population_one():
+    sure = np.zeros((10, 4))
+    sure[:, 0] = 1
+    parts = np.concatenate([sure, np.tile(np.eye(4), (3, 1))[:10]])
+    mean, std = inception_score(parts, 2)
+    second = np.exp(-(parts[10:].mean(0) * np.log(parts[10:].mean(0))).sum())
+    assert (mean, std) == pytest.approx(((1 + second) / 2, (second - 1) / 2))
+    with pytest.raises(ValueError, match="10 splits"):
+        inception_score(parts[:9], 10)
+
+
+def test_kernel_distance_of_two_pairs():
+    real, generated = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
+    # unbiased: k(0,1) + k(1,2) - 2 mean of k over the four pairs, k = (xy + 1)^3: 1 + 27 - (1 + 1 + 8 + 27) / 2
+    assert kernel_distance(real, generated, num_subsets=1) == pytest.approx(28 - 18.5)
+
+
+def test_kernel_distance_repeats_with_its_seed():
+    x, y = np.random.RandomState(0).randn(2, 50, 4)
+    values = [kernel_distance(x, y, num_subsets=3, max_subset_size=10, rng=np.random.RandomState(s)) for s in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_precision_and_recall_of_line_sets():
+    real = np.arange(10, dtype=np.float32)[:, None]
+    inside, outside = real[:5] + 0.5, real[:5] + 100
+    precision, recall = precision_recall(real, np.concatenate([inside, outside]), neighbours=2)
+    assert precision == 0.5
+    assert recall == pytest.approx(0.7)  # the generated balls reach from -1.5 to 6.5, so they hold 0 to 6
+    with pytest.raises(ValueError, match="more than k = 3"):
+        precision_recall(real[:3], real)

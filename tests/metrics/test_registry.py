@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from metrics import registry
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical", "num_gen", "num_real"),
+    [
+        ("fid50k_full", "fid50k_full", 50_000, None),
+        ("fid50000_full", "fid50k_full", 50_000, None),
+        ("fid", "fid50k_full", 50_000, None),
+        ("fid10k_full", "fid10k_full", 10_000, None),
+        ("fid50k", "fid50k", 50_000, 50_000),
+        ("is50k", "is50k", 50_000, 50_000),
+        ("is", "is50k", 50_000, 50_000),
+        ("kid5k_full", "kid5k_full", 5000, None),
+        ("pr_inception_10k_full", "pr_inception_10k_full", 10_000, None),
+        ("fd_lite0", "fd_lite0", 50_000, None),
+        ("fd_lite0_50k", "fd_lite0", 50_000, None),
+        ("fd_lite0_2k", "fd_lite0_2k", 2000, None),
+        ("fd_lite0_1797", "fd_lite0_1797", 1797, None),
+    ],
+)
+def test_names(name, canonical, num_gen, num_real):
+    metric = registry.parse_metric(name)
+    assert (metric.name, metric.num_gen, metric.num_real) == (canonical, num_gen, num_real)
+    assert registry.parse_metric(metric.name) == metric
+
+
+def test_a_count_replaces_the_one_in_the_name():
+    names = [registry.parse_metric(name, num_gen=1500).name for name in ("fid50k_full", "fid50k", "is50k", "fd_lite0")]
+    assert names == ["fid1500_full", "fid1500", "is1500", "fd_lite0_1500"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("fid50kfull", "fid50k_full"), ("fd_lite", "fd_lite0"), ("IS50k", "is50k"), ("fd_lite0_full2", "fd_lite0")]
+)
+def test_unknown_names_get_the_nearest_known_one(wrong, near):
+    with pytest.raises(ValueError, match=f"unknown metric '{wrong}'; the nearest known one is '{near}") as error:
+        registry.parse_metric(wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_impossible_counts_and_references():
+    with pytest.raises(ValueError, match="at least 2"):
+        registry.parse_metric("fid1_full")
+    with pytest.raises(ValueError, match="say 'is50k'"):
+        registry.parse_metric("is50k_full")
+
+
+def test_lists():
+    assert [m.name for m in registry.parse_list("fid50k_full, is50k,fid50000_full")] == ["fid50k_full", "is50k"]
+    assert registry.parse_list("none") == registry.parse_list("") == registry.parse_list([]) == []

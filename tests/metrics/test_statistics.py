@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metrics import statistics
+from metrics.statistics import FeatureArray, Moments
+
+
+def rows(n: int, dim: int = 5, seed: int = 0, offset: float = 0) -> np.ndarray:
+    rng = np.random.RandomState(seed)
+    return (rng.randn(n, dim) @ rng.randn(dim, dim) + offset).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(0, 5))
+def test_any_split_and_merge_gives_the_covariance_over_n(sizes, cut):
+    x = rows(sum(sizes) + 2)
+    parts = np.split(x, np.cumsum(sizes))
+    a, b = Moments(5), Moments(5)
+    for position, part in enumerate(parts):
+        (a if position < cut else b).append(part)
+    a.merge(b)
+    assert len(a) == len(x)
+    np.testing.assert_allclose(a.mean, x.astype(np.float64).mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(a.covariance, np.cov(x.astype(np.float64).T, ddof=0), rtol=1e-10, atol=1e-12)
+
+
+def test_batch_size_does_not_change_a_bit():
+    x = rows(1000)
+    results = []
+    for size in (1, 37, 256, 1000):
+        stats = Moments(5)
+        for start in range(0, len(x), size):
+            stats.append(x[start : start + size])
+        results.append((stats.mean, stats.covariance))
+    assert all((mean == results[0][0]).all() and (cov == results[0][1]).all() for mean, cov in results)
+
+
+def test_a_large_mean_costs_no_digits():
+    x = np.random.RandomState(0).randn(5000, 3) + 1e8
+    stats = Moments(3)
+    stats.append(x)
+    np.testing.assert_allclose(stats.covariance, np.cov((x - 1e8).T, ddof=0), atol=1e-6)
+
+
+def test_feature_array_is_in_sample_order():
+    x = rows(10)
+    a, b = FeatureArray(5), FeatureArray(5)
+    a.append(x[4:6], [4, 5])
+    a.append(x[:2], range(0, 2))
+    b.append(x[6:], range(6, 10))
+    b.append(x[2:4], [2, 3])
+    a.merge(b)
+    assert (a.array == x).all()
+
+
+@pytest.mark.parametrize("kind", ["moments", "array"])
+def test_saved_stores_come_back(tmp_path, kind):
+    store = statistics.new_store(kind, 5)
+    store.append(rows(300))
+    path = tmp_path / "stats.npz"
+    statistics.save(path, store, {"dataset": "a", "n": 300})
+    again, description = statistics.load(path)
+    assert description == {"dataset": "a", "n": 300} and len(again) == 300
+    if kind == "moments":
+        assert (again.covariance == store.covariance).all() and (again.mean == store.mean).all()
+    else:
+        assert (again.array == store.array).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["stats.npz"]
+
+
+def test_damaged_file_is_one_line(tmp_path):
+    path = tmp_path / "stats.npz"
+    statistics.save(path, Moments(2), {})
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="does not hold feature statistics"):
+        statistics.load(path)
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(ValueError, match="does not hold feature statistics"):
+        statistics.load(path)
+
+
+@pytest.mark.parametrize("store", [Moments(5), FeatureArray(5)])
+def test_bad_features_are_refused(store):
+    with pytest.raises(ValueError, match=r"must be \[n, 5\]"):
+        store.append(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        store.append(np.full((3, 5), np.nan))
+    assert len(store) == 0
+
+
+def test_no_rows_no_covariance():
+    with pytest.raises(ValueError, match="no features"):
+        _ = Moments(3).covariance
+    with pytest.raises(ValueError, match="cannot merge"):
+        Moments(3).merge(Moments(4))
+    with pytest.raises(ValueError, match="2 sample indices"):
+        FeatureArray(5).append(rows(3), [0, 1])
