@@ -11,6 +11,7 @@ Shapes: N batch, C channels, H W height and width, F feature width.
 import difflib
 import hashlib
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -100,6 +101,7 @@ class FeatureNetwork(_Frozen):
         self.sha256 = sha256  # of the weights' file, or 'random:<seed>'
         self.input_size = int(cfg["input_size"][-1])  # native input size in pixels
         self.kind = kind
+        self.fixed_size = kind == "vit" or bool(cfg.get("fixed_input_size"))  # takes images of input_size only
         self.indices = indices
         self.channels = [int(info["num_chs"]) for _, info in levels]
         self.reductions = [int(info["reduction"]) for _, info in levels]
@@ -107,8 +109,10 @@ class FeatureNetwork(_Frozen):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Four feature maps, each [N, C_l, H / reduction, W / reduction], from normalised images x [N, 3, H, W].
 
-        The maps have the network's dtype. A transformer takes images of its `input_size` only.
+        The maps have the network's dtype. Raises ValueError if `fixed_size` and the images are not of `input_size`.
         """
+        if self.fixed_size and x.shape[2:] != (self.input_size, self.input_size):
+            raise ValueError(f"{self.name} takes images of {self.input_size}x{self.input_size} pixels only, got {x.shape[2]}x{x.shape[3]}")
         return self.body.forward_intermediates(x.to(self.dtype), indices=self.indices, intermediates_only=True)  # type: ignore[operator]
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -205,16 +209,24 @@ def _hub_file(name: str, cfg: Mapping[str, Any]) -> Path:
     file = cfg.get("hf_hub_filename") or "model.safetensors"
     if not repo:
         raise FileNotFoundError(f"weights of {name}: timm's hub has none; name a .pth or .safetensors file with its weights")
-    from huggingface_hub import hf_hub_download  # deferred: needed by this branch alone, and slow to import
+    import huggingface_hub  # deferred: needed by this branch alone, and slow to import
 
+    cached = huggingface_hub.try_to_load_from_cache(repo, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # every retry would be a line of its own
     try:
-        return Path(hf_hub_download(repo, file))
+        return Path(huggingface_hub.hf_hub_download(repo, file))
     except Exception as error:  # connection, cache and hub errors have no common base class
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise FileNotFoundError(
             f"weights of {name}: cannot fetch {file} of {repo} ({reason[:120]}); "
             f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its path"
         ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], str]:

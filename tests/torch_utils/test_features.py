@@ -21,7 +21,7 @@ def lite0() -> features.FeatureNetwork:
 
 
 @pytest.fixture
-def offline(monkeypatch, tmp_path):
+def offline(monkeypatch):
     """A hub that cannot be reached and an empty cache."""
     import huggingface_hub
 
@@ -29,6 +29,7 @@ def offline(monkeypatch, tmp_path):
         raise ConnectionError("no network\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: None)
 
 
 def image(size: int, count: int = 2, dtype=torch.float32) -> torch.Tensor:
@@ -208,6 +209,23 @@ def test_unreachable_hub_is_one_line_with_the_remedy(offline, call):
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in (DEIT, "model.safetensors", "hf download", "no network"))
+
+
+def test_cached_weights_need_no_connection(offline, monkeypatch, tmp_path):
+    path = tmp_path / "model.safetensors"
+    source = timm.create_model(SMALL_VIT, pretrained=False)
+    save_file(source.state_dict(), path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: str(path))
+    features.check(SMALL_VIT)
+    assert torch.equal(features.load(SMALL_VIT).body.cls_token, source.cls_token)
+
+
+@pytest.mark.parametrize("name", [SMALL_VIT, "swin_tiny_patch4_window7_224"])
+def test_fixed_size_networks_refuse_others(name):
+    network = features.load(name, "random")
+    assert network.fixed_size and not features.load("resnet18", "random").fixed_size
+    with pytest.raises(ValueError, match="224x224 pixels only, got 64x64"):
+        network(image(64))
 
 
 def test_missing_package_is_one_line(monkeypatch):

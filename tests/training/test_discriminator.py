@@ -252,6 +252,9 @@ def test_small_levels_have_no_head():
 
 
 def test_fewer_levels():
+    for levels in (0, 5):
+        with pytest.raises(ValueError, match="use 1 to 4"):
+            make(0, num_levels=levels)
     assert make(0, num_levels=2)(images(2))[LITE0].fun.shape == (2, 50)
 
 
@@ -290,12 +293,12 @@ def test_two_networks():
         make(0, networks=(LITE0, LITE0))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t.c3_in1k"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet10t.c3_in1k"])
 def test_other_networks(name):
     D = make(0, networks=(name,))
     x = images(1).requires_grad_()
     y = D(x)[name].fun
-    assert D.feature_sizes == {name.replace(".", "_"): 224 if "vit" in name else 64}
+    assert D.feature_sizes == {name.replace(".", "_"): 64 if "resnet" in name else 224}
     y.mean().backward()
     assert x.grad.abs().max() > 0
 

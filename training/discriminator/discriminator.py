@@ -29,7 +29,7 @@ class ProjectedDiscriminator(nn.Module):
         is left as it is; otherwise it is used itself, its weights put in channels-last order.
     c_dim: number of classes, 0 = unconditional. img_resolution: R, pixels.
     feature_size: pixels to which smaller images are brought before a convolutional network (None: its native size; larger images are not
-        resized). Transformers always see their native size.
+        resized). Transformers and others of a fixed size always see that.
     proj_channels: width of the projection's finest level; head_channels: width of the heads at 64 pixels; cond_channels: width of the
         class embedding; num_levels: how many levels, from the finest, have a head (None: all four). A level whose map is below 4x4
         pixels has no head.
@@ -61,6 +61,8 @@ class ProjectedDiscriminator(nn.Module):
         names = [network.name for network in backbones]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"the discriminator needs one or more different feature networks, got {names}")
+        if num_levels is not None and not 1 <= num_levels <= 4:
+            raise ValueError(f"num_levels={num_levels}: feature networks have 4 levels, use 1 to 4 or None for all")
         self.c_dim, self.img_resolution = c_dim, img_resolution
         self.augment, self.compute_dtype = augment, compute_dtype
         self.names = {_key(name): name for name in names}
@@ -166,7 +168,7 @@ def _key(name: str) -> str:
 
 
 def _input_size(network: FeatureNetwork, img_resolution: int, feature_size: int | None) -> int:
-    if network.kind == "vit":
+    if network.fixed_size:
         return network.input_size
     return max(img_resolution, network.input_size if feature_size is None else feature_size)
 

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images per second of the projected discriminator at several sizes, and what the frozen network's own tricks gain.
+
+    python benchmarks/discriminator.py                     two threads, every configuration
+    python benchmarks/discriminator.py --threads 1 --quick
+
+Ratios: against timm's plain network (BatchNorm not folded, torch's own backward pass of depthwise convolutions) in the same run.
+Seconds are the process's CPU time divided by the threads, so that other work on the machine counts little.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch_utils import features
+from training.discriminator import ProjectedDiscriminator
+
+# feature_size, head_channels, proj_channels, batch; the first is the published one
+CONFIGURATIONS = ((224, 64, 64, 16), (128, 64, 64, 32), (64, 64, 64, 32), (128, 16, 16, 32), (64, 32, 32, 32), (64, 16, 16, 32), (32, 16, 16, 32))
+
+
+def seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """Least CPU time of a call over its threads, after one warm-up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return min(times) / torch.get_num_threads()
+
+
+def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, float, float, float]:
+    """Images/s forward, forward + backward to the input, of our network; then the same of plain timm."""
+    rates = []
+    plain_replace = features._replace_depthwise_
+    for ours in (True, False):
+        try:
+            features._replace_depthwise_ = plain_replace if ours else lambda body: None
+            network = features.load(fold_batchnorm=ours).to(dtype).to(memory_format=torch.channels_last)
+        finally:
+            features._replace_depthwise_ = plain_replace
+        x = torch.randn(batch, 3, size, size).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def forward(network=network, x=x) -> None:
+            with torch.no_grad():
+                network(x)
+
+        def both(network=network, x=x) -> None:
+            torch.autograd.grad(sum(y.float().sum() for y in network(x)), x)
+
+        rates += [batch / seconds(forward), batch / seconds(both)]
+    return rates[0], rates[1], rates[2], rates[3]
+
+
+def discriminator_rates(dtype: torch.dtype, size: int, heads: int, projection: int, batch: int) -> tuple[float, float, float]:
+    """Millions of head parameters; images/s of a discriminator pass and of a generator's pass through it, forward and backward."""
+    options = {"feature_size": size, "head_channels": heads, "proj_channels": projection, "compute_dtype": dtype}
+    D = ProjectedDiscriminator([features.load()], 10, 16, **options)
+    x, c, draws = torch.rand(batch, 3, 16, 16) * 2 - 1, torch.arange(batch) % 10, {features.LITE0: torch.rand(batch, 7)}
+
+    def d_pass() -> None:
+        D.requires_grad_(True)
+        y = D(x, c, draws)[features.LITE0]
+        (y.fun.relu().mean() + y.dir.mean()).backward()
+        D.zero_grad(set_to_none=True)
+
+    def g_pass() -> None:
+        D.requires_grad_(False)
+        image = x.clone().requires_grad_()
+        D(image, c, draws)[features.LITE0].fun.mean().backward()
+
+    return sum(p.numel() for p in D.parameters()) / 1e6, batch / seconds(d_pass), batch / seconds(g_pass)
+
+
+@click.command()
+@click.option("--threads", default=2, show_default=True)
+@click.option("--quick", is_flag=True, help="Only the small configurations.")
+def main(threads: int, quick: bool) -> None:
+    """Print both tables."""
+    torch.set_num_threads(threads)
+    print(f"torch {torch.__version__}, {threads} threads; images/s")
+    print("lite0           | forward (plain timm)  | forward + backward to the input (plain timm)")
+    for dtype in (torch.float32, torch.bfloat16):
+        for size, batch in ((64, 32), (128, 16), (224, 8))[: 1 if quick else None]:
+            forward, both, plain_forward, plain_both = network_rates(dtype, size, batch)
+            print(
+                f"{str(dtype)[6:]:8s} {size:4d}   | {forward:6.0f} ({plain_forward:.0f}) x{forward / plain_forward:.1f} "
+                f"| {both:6.0f} ({plain_both:.0f}) x{both / plain_both:.1f}",
+                flush=True,
+            )
+    print("discriminator: type, feature size, head and projection width | M parameters | D forward + backward | G forward + backward")
+    for dtype in (torch.float32, torch.bfloat16):
+        for size, heads, projection, batch in CONFIGURATIONS[-3 if quick else 0 :]:
+            parameters, d, g = discriminator_rates(dtype, size, heads, projection, batch)
+            print(f"{str(dtype)[6:]:8s} {size:4d} {heads:3d} {projection:3d} | {parameters:6.2f} | {d:6.0f} | {g:6.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
