@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+import hashlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metrics import detectors, inception
+from metrics.registry import INCEPTION, LITE0
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("DNNLIB_OFFLINE", "1")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(detectors.INCEPTION_ENV, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def lite0() -> detectors.Detector:
+    return detectors.load(LITE0)
+
+
+def images(n: int = 3, size: int = 16, channels: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_missing_inception_is_one_line_with_file_hash_and_place(offline):
+    with pytest.raises(FileNotFoundError) as error:
+        detectors.check(INCEPTION)
+    text = str(error.value)
+    assert "\n" not in text
+    for part in (detectors.INCEPTION_FILE, detectors.INCEPTION_SHA256, "95,628,359", str(offline / "cache" / "detectors"), "--inception"):
+        assert part in text
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        detectors.check(INCEPTION, inception_path=str(offline / "nowhere.pth"))
+
+
+def test_inception_hash_is_checked_wherever_the_file_is(offline, monkeypatch):
+    wrong = offline / "weights.pth"
+    wrong.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not 6726825d"):
+        detectors.find_inception(str(wrong))
+    monkeypatch.setenv(detectors.INCEPTION_ENV, str(wrong))
+    with pytest.raises(ValueError, match="not 6726825d"):
+        detectors.find_inception()
+    monkeypatch.delenv(detectors.INCEPTION_ENV)
+    cached = offline / "cache" / "detectors" / detectors.INCEPTION_FILE
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not 6726825d"):
+        detectors.find_inception()
+    monkeypatch.setattr(detectors, "INCEPTION_SHA256", hashlib.sha256(b"something else").hexdigest())
+    assert detectors.find_inception() == str(cached)
+    assert detectors.find_inception(str(wrong)) == str(wrong)
+
+
+def test_inception_from_a_file(offline, monkeypatch):
+    torch.manual_seed(3)
+    source = inception.InceptionV3()
+    path = offline / "weights.pth"
+    torch.save(source.state_dict(), path)
+    monkeypatch.setattr(detectors, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    detector = detectors.load(INCEPTION, inception_path=str(path))
+    outputs = detector(images(1))
+    with torch.no_grad():
+        features, probabilities = source(inception.prepare(images(1)))
+    torch.testing.assert_close(outputs["features"], features, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(outputs["probabilities"], probabilities)
+    assert outputs["features"].shape == (1, 2048) and outputs["probabilities"].shape == (1, 1008)
+
+
+def test_inception_state_without_batch_counters_loads_and_others_are_named():
+    network = inception.InceptionV3()
+    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    detectors.load_inception_state(network, state)
+    with pytest.raises(ValueError, match=r"fc\.bias is missing"):
+        detectors.load_inception_state(network, {key: value for key, value in state.items() if key != "fc.bias"})
+    with pytest.raises(ValueError, match=r"AuxLogits\.fc\.bias is unknown"):
+        detectors.load_inception_state(network, {**state, "AuxLogits.fc.bias": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"fc\.bias has shape \[1000\]"):
+        detectors.load_inception_state(network, {**state, "fc.bias": torch.zeros(1000)})
+
+
+def test_lite0_is_prepared_as_for_the_discriminator(lite0):
+    pixels = images()
+    x = (pixels.float() / 255 - 0.5) / 0.5
+    x = F.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        expected = lite0.network(x)[-1].mean((2, 3))
+    found = lite0(pixels)["features"]
+    assert found.shape == (3, 320)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert lite0.sha256.startswith("57934424")
+
+
+def test_lite0_in_bfloat16_is_close_and_says_so(lite0):
+    half = detectors.load(LITE0, lite0_dtype=torch.bfloat16)
+    a, b = lite0(images())["features"], half(images())["features"]
+    assert b.dtype == torch.float32
+    assert 0 < (a - b).norm() / a.norm() < 0.1
+    assert half.description["dtype"] == "bfloat16" and lite0.description["dtype"] == "float32"
+
+
+def test_grey_images_count_as_rgb_and_batches_do_not_matter(lite0):
+    grey = images(channels=1)
+    together = lite0(grey.repeat(1, 3, 1, 1))["features"]
+    torch.testing.assert_close(lite0(grey)["features"], together)
+    one_by_one = torch.cat([lite0(grey[i : i + 1])["features"] for i in range(3)])
+    torch.testing.assert_close(one_by_one, together, rtol=1e-4, atol=1e-4)
+
+
+def test_only_uint8_images(lite0):
+    with pytest.raises(ValueError, match="uint8 images"):
+        lite0(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="uint8 images"):
+        lite0(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="unknown detector 'vgg'"):
+        detectors.load("vgg")

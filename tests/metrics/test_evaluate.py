@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluator on a detector cheap enough to count by: seeds, labels, caching, records, refusals, several processes."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from metrics import evaluate
+from metrics.detectors import Detector
+from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
+from metrics.registry import INCEPTION, LITE0
+from torch_utils import distributed
+
+
+class TinyDetector(Detector):
+    """Four block means of the image, and a softmax of them."""
+
+    dims = {"features": 4, "probabilities": 4}
+
+    def __init__(self, name: str = LITE0, sha256: str = "tiny") -> None:
+        self.name, self.sha256, self.dtype = name, sha256, torch.float32
+        self.seen = 0
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.seen += len(images)
+        features = torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
+        return {"features": features, "probabilities": features.softmax(1)}
+
+
+class Images:
+    """A data set in memory: classes 0, 1, 2 in the ratio 1 : 2 : 5."""
+
+    name, resolution, xflip, has_labels = "toy", 8, False, True
+
+    def __init__(self, n: int = 64, seed: int = 0, **metadata: str) -> None:
+        self.images = np.random.RandomState(seed).randint(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+        self.metadata = metadata
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        self.reads += 1
+        return self.images[index], 0
+
+    def content_hash(self) -> str:
+        return f"hash{self.images.sum()}"
+
+    def label_distribution(self) -> np.ndarray:
+        return np.array([1, 2, 5])
+
+
+class Generated:
+    """z and label to an image that shows both; elementwise, so that batches round alike."""
+
+    z_dim, c_dim = 4, 3
+
+    def __init__(self, size: int = 8) -> None:
+        self.size = size
+        self.labels: list[int] = []
+
+    def __call__(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        assert labels is not None
+        self.labels += labels.tolist()
+        quadrants = torch.nn.functional.interpolate(z[:, :4].view(-1, 1, 2, 2), size=(self.size, self.size))
+        return torch.tanh(quadrants + labels.view(-1, 1, 1, 1) * 0.1).expand(-1, 3, -1, -1).clone()
+
+
+@pytest.fixture
+def make(tmp_path):
+    def build(dataset=None, metrics="fd_lite0_100", **options):
+        loaded = options.pop("loaded", None) or {LITE0: TinyDetector(), INCEPTION: TinyDetector(INCEPTION)}
+        return Evaluator(dataset or Images(), metrics, loaded=loaded, cache_dir=str(tmp_path / "cache"), **options)
+
+    return build
+
+
+def test_numbers_do_not_depend_on_the_batch_size(make):
+    names = "fd_lite0_100,fid50_full,is90,kid60_full"
+    results = [numbers(make(metrics=names, batch=batch)(Generated())) for batch in (1, 7, 100, 1000)]
+    assert list(results[0]) == ["fd_lite0_100", "fid50_full", "is90_mean", "is90_std", "kid60_full"]
+    assert all(result == pytest.approx(results[0], rel=1e-9) for result in results)
+    assert len({round(value, 6) for value in results[0].values()}) == 5
+
+
+def test_one_pass_serves_all_metrics(make):
+    lite0, inception = TinyDetector(), TinyDetector(INCEPTION)
+    generator = Generated()
+    make(metrics="fd_lite0_10,fd_lite0_20,is30", loaded={LITE0: lite0, INCEPTION: inception}, batch=8)(generator)
+    assert len(generator.labels) == 30 and inception.seen == 30
+    assert lite0.seen == 64 + 20
+
+
+def test_the_distance_is_that_of_the_images_generated(make):
+    record = make(metrics="fd_lite0_100")(Generated())[0]
+    source = evaluate.GeneratedImages(Generated(), 0, torch.device("cpu"), np.array([1, 2, 5]), 8)
+    detector = TinyDetector()
+    real, fake = (detector(x)["features"].double().numpy() for x in (torch.from_numpy(Images().images), source(range(100))))
+    expected = evaluate.registry.fid.frechet_distance(real.mean(0), np.cov(real.T, ddof=0), fake.mean(0), np.cov(fake.T, ddof=0))
+    assert record.value == pytest.approx(expected, rel=1e-9)
+
+
+def test_seed_changes_the_number_and_repeats_it(make):
+    a, b, again = (make(seed=seed)(Generated())[0].value for seed in (0, 1, 0))
+    assert a == again != b
+
+
+@pytest.mark.parametrize(("rule", "shares"), [("dataset", [1 / 8, 2 / 8, 5 / 8]), ("uniform", [1 / 3] * 3)])
+def test_label_rules(make, rule, shares):
+    generator = Generated()
+    record = make(metrics="fd_lite0_4k", labels=rule, batch=500)(generator)[0]
+    assert np.bincount(generator.labels, minlength=3) / 4000 == pytest.approx(shares, abs=0.03)
+    assert record.conditions["labels"] == rule
+
+
+def test_a_class_without_images_is_never_drawn(make):
+    class OneClass(Images):
+        def label_distribution(self):
+            return np.array([0, 3, 0])
+
+    generator = Generated()
+    make(OneClass())(generator)
+    assert set(generator.labels) == {1}
+
+
+def test_record_says_what_was_measured(make):
+    record = make(Images(filter="lanczos", transform="center-crop"), seed=3)(Generated(), truncation=0.7, snapshot="n.pkl")[0]
+    line = json.loads(json.dumps(record.as_dict()))
+    assert line["results"] == {"fd_lite0_100": record.value} and line["metric"] == "fd_lite0_100"
+    assert (line["num_gen"], line["num_real"], line["seed"], line["truncation"], line["snapshot_pkl"]) == (100, 64, 3, 0.7, "n.pkl")
+    assert line["reference"]["content_hash"] == Images().content_hash()
+    assert (line["reference"]["filter"], line["reference"]["crop"], line["reference"]["resolution"]) == ("lanczos", "center-crop", 8)
+    assert line["detector"]["sha256"] == "tiny" and line["versions"]["torch"] == torch.__version__
+    assert line["device"] == "cpu" and line["generator_dtype"] == "float32" and line["total_time"] >= 0
+
+
+def test_real_statistics_are_cached_by_content_and_detector(make):
+    first, same, other = Images(), Images(), Images(seed=1)
+    value = make(first)(Generated())[0].value
+    assert first.reads == 64
+    assert make(same)(Generated())[0].value == pytest.approx(value, rel=1e-12)
+    assert same.reads == 0
+    make(other)(Generated())
+    assert other.reads == 64
+    make(same, loaded={LITE0: TinyDetector(sha256="other")})(Generated())
+    assert same.reads == 64
+
+
+def test_a_damaged_cache_is_made_again(make, tmp_path):
+    value = make()(Generated())[0].value
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    dataset = Images()
+    assert make(dataset)(Generated())[0].value == value
+    assert dataset.reads == 64
+
+
+def test_real_images_are_unflipped(make):
+    class Flipped(Images):
+        xflip = True
+
+    dataset = Flipped()
+    dataset.images = np.concatenate([dataset.images, dataset.images[..., ::-1]])
+    record = make(dataset)(Generated())[0]
+    assert dataset.reads == 64 and record.conditions["num_real"] == 64
+    assert record.value == pytest.approx(make(Images())(Generated())[0].value)
+
+
+def test_a_real_subset_is_random_and_fixed():
+    picked = evaluate.RealImages(Images(1000), 100).indices
+    assert len(set(picked.tolist())) == 100 and (np.diff(picked) > 0).all()
+    assert 300 < picked.mean() < 700 and not (picked == np.arange(100)).any(where=np.arange(100) > 20)
+    assert (picked == evaluate.RealImages(Images(1000, seed=5), 100).indices).all()
+
+
+def test_an_image_set_against_itself_is_at_distance_zero(make):
+    record = make(metrics="fd_lite0")(Generated()) and make(metrics="fd_lite0").compare(Images())[0]
+    assert record.metric == "fd_lite0_64" and record.conditions["num_gen"] == 64
+    assert record.value == pytest.approx(0, abs=1e-9)
+    assert record.conditions["images"]["content_hash"] == Images().content_hash()
+    assert make(metrics="fd_lite0").compare(Images(seed=9))[0].value > 0.01
+
+
+def test_other_preparation_is_refused_unless_forced(make):
+    evaluator = make(Images(filter="lanczos"))
+    with pytest.raises(ValueError, match="filter box against lanczos"):
+        evaluator.compare(Images(filter="box"))
+    with pytest.raises(ValueError, match="filter box against lanczos"):
+        evaluator(Generated(), trained_on={"filter": "box"})
+    evaluator(Generated(), trained_on={"filter": "lanczos", "crop": "none"})
+    record = make(Images(filter="lanczos"), force=True).compare(Images(filter="box"))[0]
+    assert record.conditions["forced"] and record.conditions["images"]["filter"] == "box"
+
+
+def test_other_resolution_is_refused_unless_forced(make):
+    with pytest.raises(ValueError, match="images of 16 pixels, the data set holds 8"):
+        make()(Generated(16))
+    assert make(force=True)(Generated(16))[0].value > 0
+
+
+def test_broken_generators_are_named(make):
+    class Broken(Generated):
+        def __call__(self, z, labels):
+            x = super().__call__(z, labels)
+            x[2, 0, 0, 0] = float("nan")
+            return x
+
+    with pytest.raises(ValueError, match="NaN or Inf for sample 2"):
+        make()(Broken())
+
+    class Classes(Generated):
+        c_dim = 5
+
+    with pytest.raises(ValueError, match="knows 5 classes, the data set 3"):
+        make()(Classes())
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="fd_lite0 needs a data set"):
+        Evaluator(None, "fd_lite0")
+    with pytest.raises(ValueError, match="labels 'even'"):
+        Evaluator(Images(), "fd_lite0", labels="even")
+    with pytest.raises(ValueError, match="batch must be"):
+        Evaluator(Images(), "fd_lite0", batch=0)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        evaluate.RealImages(Images(1))
+    with pytest.raises(ValueError, match="need a labelled data set"):
+        Evaluator(None, "is50", loaded={INCEPTION: TinyDetector(INCEPTION)})(Generated())
+    assert Evaluator(None, "is50", labels="uniform", loaded={INCEPTION: TinyDetector(INCEPTION)})(Generated())[0].value > 1
+
+
+def test_records_of_another_reference_are_not_mixed(make, tmp_path):
+    first = make(Images(filter="box"))(Generated())[0]
+    path = write_record(tmp_path, first)
+    assert path.name == "metric-fd_lite0_100.jsonl"
+    write_record(tmp_path, make(Images(filter="box"), seed=1)(Generated())[0])
+    other = make(Images(seed=1, filter="box"))
+    with pytest.raises(ValueError, match="content_hash"):
+        other.check_records(tmp_path)
+    with pytest.raises(ValueError, match="filter box against lanczos"):
+        write_record(tmp_path, make(Images(filter="lanczos"))(Generated())[0])
+    with pytest.raises(ValueError, match="detector sha256 tiny against other"):
+        make(Images(filter="box"), loaded={LITE0: TinyDetector(sha256="other")}).check_records(tmp_path)
+    assert len(path.read_text().splitlines()) == 2
+    write_record(tmp_path, other(Generated())[0], force=True)
+    assert len(path.read_text().splitlines()) == 3
+    check_comparable({"metric": "is50k"}, {"metric": "is50k"})
+
+
+def test_progress_reaches_the_end(make):
+    calls: list[tuple[str, int, int]] = []
+    make(progress=lambda *args: calls.append(args), batch=30)(Generated())
+    assert calls == [("real", 0, 64), ("real", 30, 64), ("real", 60, 64), ("real", 64, 64)] + [("generated", n, 100) for n in (0, 30, 60, 90, 100)]
+
+
+def _measure_in_processes(folder: str) -> None:
+    distributed.init("cpu")
+    loaded = {LITE0: TinyDetector(), INCEPTION: TinyDetector(INCEPTION)}
+    evaluator = Evaluator(Images(), "fd_lite0_100,is90,kid60_full", loaded=loaded, cache_dir=f"{folder}/cache", batch=7)
+    result = numbers(evaluator(Generated()))
+    with open(f"{folder}/{distributed.rank()}.json", "w") as f:
+        json.dump([result, loaded[LITE0].seen], f)
+    distributed.shutdown()
+
+
+def test_two_processes_share_the_work_and_agree_with_one(make, tmp_path):
+    distributed.launch(_measure_in_processes, 2, str(tmp_path))
+    (first, seen), (second, seen_by_second) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert seen + seen_by_second == 164 and min(seen, seen_by_second) > 60
+    os.rename(tmp_path / "cache", tmp_path / "cache-of-two")
+    alone = numbers(make(metrics="fd_lite0_100,is90,kid60_full")(Generated()))
+    assert first == pytest.approx(alone, rel=1e-9)
