@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gen_images.py and gen_class_samplesheet.py on small networks."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import gen_class_samplesheet
+import gen_images
+from torch_utils.images import to_uint8
+from torch_utils.persistence import save_network_pickle
+from training.generator import Generator, build_stem, load
+
+NAMES = ["cat", "grinning face", "red-panda"]
+
+
+def tiny(c_dim: int) -> Generator:
+    torch.manual_seed(0)
+    G = build_stem("stylegan3-t", 16, c_dim, syn_layers=6, cbase=256, cmax=8).eval()
+    with torch.no_grad():
+        G.mapping.w_avg.normal_()
+        G.synthesis.output_scale = 1.0
+    return G
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("networks")
+    for name, c_dim, provenance in (("cond", 3, {"class_names": NAMES}), ("nameless", 3, {}), ("uncond", 0, {})):
+        save_network_pickle(path / f"{name}.pkl", {"G_ema": tiny(c_dim), "training_set_kwargs": {"path": "/nowhere.zip"}, "provenance": provenance})
+    return path
+
+
+def run(command, *args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(command, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    if code:
+        assert "Traceback" not in result.output
+    return result
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path))
+
+
+def generate(folder: Path, out: Path, *args: object, network: str = "cond") -> Path:
+    run(gen_images.main, "--network", folder / f"{network}.pkl", "--device", "cpu", "--outdir", out, *args)
+    return out
+
+
+def test_a_seed_is_numpys_random_state(folder, tmp_path):
+    out = generate(folder, tmp_path, "--seeds=7,12", "--class=2")
+    G = load(str(folder / "cond.pkl"))
+    for seed in (7, 12):
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim))
+        with torch.no_grad():
+            expected = to_uint8(G(z, torch.tensor([2])))[0].permute(1, 2, 0).numpy()
+        assert (pixels(out / f"seed{seed:04d}.png") == expected).all()
+    assert sorted(path.name for path in out.iterdir()) == ["seed0007.png", "seed0012.png"]
+    assert pixels(out / "seed0007.png").std() > 10
+
+
+@pytest.mark.parametrize("network", ["cond", "uncond"])
+def test_the_same_seed_gives_the_same_image_in_any_company(folder, tmp_path, network):
+    together = generate(folder, tmp_path / "a", "--seeds=0-4", "--batch=5", network=network)
+    for options in (["--seeds=3", "--batch=1"], ["--seeds=3,9", "--batch=2"]):
+        alone = generate(folder, tmp_path / "b", *options, network=network)
+        assert (alone / "seed0003.png").read_bytes() == (together / "seed0003.png").read_bytes()
+
+
+def test_labels_without_class_are_random_states_too(folder, tmp_path):
+    seed = next(s for s in range(20) if np.random.RandomState(s).randint(0, 3, 1)[0] == 2)
+    free = pixels(generate(folder, tmp_path / "a", f"--seeds={seed}") / f"seed{seed:04d}.png")
+    images = [pixels(generate(folder, tmp_path / "b", f"--seeds={seed}", f"--class={c}") / f"seed{seed:04d}.png") for c in range(3)]
+    assert (free == images[2]).all() and not (free == images[0]).all()
+
+
+def test_class_by_name_index_and_range(folder):
+    network = gen_images.load_network(str(folder / "cond.pkl"))
+    assert gen_images.class_indices(network, "0,1-2, CAT,red-panda,Grinning face") == [0, 1, 2, 0, 2, 1]
+    assert gen_images.class_indices(network, "all") == [0, 1, 2]
+
+
+def test_several_images_per_seed_are_tiled(folder, tmp_path):
+    picture = pixels(generate(folder, tmp_path, "--seeds=5", "--batch-sz=3", "--class=1") / "seed0005.png")
+    assert picture.shape == (32, 32, 3)
+    network = gen_images.load_network(str(folder / "cond.pkl"))
+    z = torch.from_numpy(np.random.RandomState(5).randn(3, network.G.z_dim).astype(np.float32))
+    expected = gen_images.render(network, z, torch.tensor([1, 1, 1])).permute(0, 2, 3, 1).numpy()
+    assert (picture[:16, :16] == expected[0]).all() and (picture[16:, :16] == expected[2]).all()
+    assert not picture[16:, 16:].any()
+
+
+def test_grid_holds_the_seeds_in_reading_order(folder, tmp_path):
+    out = generate(folder, tmp_path, "--seeds=0-5", "--class=cat")
+    grid = pixels(generate(folder, tmp_path, "--seeds=0-5", "--class=cat", "--grid=3x2") / "grid.png")
+    assert grid.shape == (32, 48, 3)
+    for seed in range(6):
+        row, column = divmod(seed, 3)
+        assert (grid[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] == pixels(out / f"seed{seed:04d}.png")).all()
+
+
+def test_class_sheet_cells_are_the_seeds_images(folder, tmp_path):
+    out = generate(folder, tmp_path, "--seeds=4", "--classes=cat,2", "--samples-per-class=3")
+    sheet = pixels(out / "classes.png")
+    factor = 2  # cells below 24 pixels are magnified to leave room for the labels
+    cells = sheet[:, -3 * 16 * factor :][::factor, ::factor]
+    assert sheet.shape[1] > 3 * 16 * factor
+    for row, index in enumerate((0, 2)):
+        for column, seed in enumerate((4, 5, 6)):
+            image = pixels(generate(folder, tmp_path / "single", f"--seeds={seed}", f"--class={index}") / f"seed{seed:04d}.png")
+            assert (cells[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] == image).all()
+
+
+def test_published_sheet_command(folder, tmp_path):
+    args = ("--network", folder / "cond.pkl", "--classes=0-2", "--outdir", tmp_path, "--samples-per-class=4", "--grid-width=6", "--device=cpu")
+    run(gen_class_samplesheet.main, *args, "--desc=x")
+    sheet = pixels(tmp_path / "sheet-x.png")
+    assert sheet.shape[0] == 2 * 16 * 2
+    last = sheet[32:64:2, -16 * 2 :: 2]
+    expected = pixels(generate(folder, tmp_path, "--seeds=45", "--class=2") / "seed0045.png")
+    assert (last == expected).all()
+
+
+def test_truncation_to_zero_is_the_class_mean(folder, tmp_path):
+    out = generate(folder, tmp_path, "--seeds=0,1", "--class=1", "--trunc=0")
+    assert (pixels(out / "seed0000.png") == pixels(out / "seed0001.png")).all()
+    G = load(str(folder / "cond.pkl"))
+    with torch.no_grad():
+        expected = to_uint8(G.synthesis(G.mapping.w_avg[1].repeat(1, G.num_ws, 1)))[0].permute(1, 2, 0).numpy()
+    assert (pixels(out / "seed0000.png") == expected).all()
+
+
+def test_centroids_pull_towards_the_nearest(folder, tmp_path):
+    G = load(str(folder / "cond.pkl"))
+    z, c = torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(0)), torch.tensor([0])
+    ws = G.mapping(z, c)
+    near, far = ws[0, 0] + 0.1, ws[0, 0] + 5
+    found = gen_images.styles(G, z, c, 0.5, torch.stack([far, near]))
+    torch.testing.assert_close(found, (ws + near) / 2)
+    np.save(tmp_path / "c.npy", torch.stack([far, near]).numpy())
+    generate(folder, tmp_path, "--seeds=0", "--trunc=0.5", "--centroids-path", tmp_path / "c.npy")
+    np.save(tmp_path / "wrong.npy", np.zeros((3, 7)))
+    with pytest.raises(ValueError, match=r"expected an array \[K, 512\], got \[3, 7\]"):
+        gen_images.load_centroids(str(tmp_path / "wrong.npy"), 512)
+
+
+def test_translate_and_rotate_move_the_picture(folder, tmp_path):
+    still = pixels(generate(folder, tmp_path / "a", "--seeds=0", "--class=0") / "seed0000.png").astype(float)
+    right = pixels(generate(folder, tmp_path / "b", "--seeds=0", "--class=0", "--translate=0.25,0") / "seed0000.png").astype(float)
+    turned = pixels(generate(folder, tmp_path / "c", "--seeds=0", "--class=0", "--rotate=90") / "seed0000.png").astype(float)
+
+    def difference(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.abs(a[4:12, 4:12] - b[4:12, 4:12]).mean())
+
+    shifted = np.roll(still, 4, axis=1)
+    assert difference(right, shifted) < 0.3 * difference(right, still)
+    assert difference(right, shifted) < 0.3 * difference(right, np.roll(still, -4, axis=1))
+    # a -t network is not exactly equivariant to rotation, but anticlockwise it is, roughly
+    assert difference(turned, np.rot90(still)) < min(difference(turned, np.rot90(still, -1)), difference(turned, still))
+
+
+def test_class_names_from_a_data_set(folder, tmp_path):
+    from tests.toy_data import write_dataset
+
+    data = write_dataset(tmp_path / "data.zip", class_names=["x", "y", "z"])
+    network = gen_images.load_network(str(folder / "nameless.pkl"), data=str(data))
+    assert gen_images.class_index(network, "y") == 1 and network.label_text(2) == "2 z"
+    assert gen_images.load_network(str(folder / "nameless.pkl")).class_names is None
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--network={}/cond.pkl", "--seeds=0", "--class=cot"], "class 'cot' is unknown; the nearest of 3 names is 'cat' (0)"),
+        (["--network={}/cond.pkl", "--seeds=0", "--class=3"], "class 3: the network's classes are 0 to 2"),
+        (["--network={}/uncond.pkl", "--seeds=0", "--class=0"], "is unconditional"),
+        (["--network={}/uncond.pkl", "--seeds=0", "--classes=all"], "is unconditional"),
+        (["--network={}/nameless.pkl", "--seeds=0", "--class=cat"], "knows no class names"),
+        (["--network={}/none.pkl", "--seeds=0"], "there is no file"),
+        (["--network={}/cond.pkl", "--seeds=4-2"], "runs backwards"),
+        (["--network={}/cond.pkl", "--seeds=4294967296"], "seeds go up to 4294967295"),
+        (["--network={}/cond.pkl", "--seeds=0-3", "--grid=3x2"], "--grid=3x2 holds 6 images, but --seeds and --batch-sz make 4"),
+        (["--network={}/cond.pkl", "--seeds=0-3", "--grid=four"], "--grid=four: say columns x rows"),
+        (["--network={}/cond.pkl", "--seeds=0,1", "--classes=0", "--samples-per-class=3"], "does not go with 2 seeds"),
+        (["--network={}/cond.pkl", "--seeds=0", "--samples-per-class=3"], "needs --classes"),
+        (["--network={}/cond.pkl", "--seeds=0", "--class=0", "--classes=0"], "leave out --class and --grid"),
+        (["--network={}/cond.pkl", "--seeds=0", "--translate=1"], "as two numbers"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, message):
+    result = run(gen_images.main, *(arg.format(folder) for arg in args), "--device=cpu", "--outdir", tmp_path / "out", code=1)
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_network_is_one_line(tmp_path):
+    (tmp_path / "n.pkl").write_bytes(b"not a pickle")
+    result = run(gen_images.main, "--network", tmp_path / "n.pkl", "--seeds=0", "--outdir", tmp_path / "out", "--device=cpu", code=1)
+    assert "n.pkl" in result.output and len(result.output.strip().splitlines()) == 1
