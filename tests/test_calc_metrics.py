@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calc_metrics.py with EfficientNet-Lite0's real weights on small data and networks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import calc_metrics
+from metrics import detectors
+from tests.toy_data import write_dataset
+from torch_utils.persistence import save_network_pickle
+from training.data import ImageDataset
+from training.generator import build_stem
+
+NAMES = ["a", "b", "c"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DNNLIB_OFFLINE", "1")
+    monkeypatch.delenv(detectors.INCEPTION_ENV, raising=False)
+
+
+def write_network(path: Path, trained_on: Path | None, c_dim: int = 3, **provenance: object) -> Path:
+    torch.manual_seed(0)
+    G = build_stem("stylegan3-t", 16, c_dim, syn_layers=6, cbase=256, cmax=8)
+    kwargs = {"path": None if trained_on is None else str(trained_on)}
+    save_network_pickle(path, {"G_ema": G, "training_set_kwargs": kwargs, "provenance": provenance})
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_dataset(tmp_path / "data.zip", class_names=NAMES, filter="lanczos")
+
+
+@pytest.fixture
+def network(tmp_path, data) -> Path:
+    return write_network(tmp_path / "n.pkl", data)
+
+
+def run(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(calc_metrics.main, [*(str(arg) for arg in args), "--device=cpu"])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def lines(result: Result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_network_against_its_training_data(network, data, tmp_path):
+    result = run("--network", network, "--metrics=fd_lite0_16", "--outdir", tmp_path / "records", "--batch=5")
+    (record,) = lines(result)
+    assert record["results"] == {"fd_lite0_16": record["value"]} and record["value"] > 1
+    assert (record["num_gen"], record["num_real"], record["labels"], record["truncation"]) == (16, 12, "dataset", 1.0)
+    assert record["reference"]["content_hash"] == ImageDataset(str(data)).content_hash() and record["reference"]["filter"] == "lanczos"
+    assert record["detector"]["sha256"].startswith("57934424") and record["snapshot_pkl"] == str(network)
+    assert "fd_lite0_16" in result.stderr
+    assert json.loads((tmp_path / "records" / "metric-fd_lite0_16.jsonl").read_text()) == record
+    (again,) = lines(run("--network", network, "--metrics=fd_lite0", "--num-gen=16", "--data", data, "--batch=16", "--verbose=False"))
+    assert again["value"] == pytest.approx(record["value"], rel=1e-4)
+    (other,) = lines(run("--network", network, "--metrics=fd_lite0_16", "--truncation=0.5", "--labels=uniform", "--seed=1"))
+    assert other["value"] != pytest.approx(record["value"], rel=1e-3)
+    assert (other["truncation"], other["labels"], other["seed"]) == (0.5, "uniform", 1)
+
+
+def test_unconditional_network(tmp_path, data):
+    network = write_network(tmp_path / "u.pkl", data, c_dim=0)
+    (record,) = lines(run("--network", network, "--metrics=fd_lite0_4", "--verbose=False"))
+    assert record["labels"] is None and record["value"] > 0
+
+
+def test_records_go_to_the_run_folder(tmp_path, data):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training_options.json").write_text("{}")
+    network = write_network(tmp_path / "run" / "n.pkl", data)
+    run("--network", network, "--metrics=fd_lite0_4")
+    assert (tmp_path / "run" / "metric-fd_lite0_4.jsonl").is_file()
+    other = write_dataset(tmp_path / "other.zip", class_names=NAMES, seed=1)
+    result = run("--network", network, "--metrics=fd_lite0_4", "--data", other, code=1)
+    assert "cannot stand beside the recorded one: content_hash" in result.output
+    run("--network", network, "--metrics=fd_lite0_4", "--data", other, "--force")
+    assert len((tmp_path / "run" / "metric-fd_lite0_4.jsonl").read_text().splitlines()) == 2
+
+
+def test_image_set_against_image_set(tmp_path, data):
+    same, other = (write_dataset(tmp_path / f"{seed}.zip", seed=seed, filter="lanczos") for seed in (0, 1))
+    (near,) = lines(run("--images", same, "--data", data, "--metrics=fd_lite0"))
+    (far,) = lines(run("--images", other, "--data", data, "--metrics=fd_lite0"))
+    assert near["metric"] == "fd_lite0_12" and near["value"] == pytest.approx(0, abs=1e-3)
+    assert far["value"] > 10 and far["images"]["name"] != near["images"]["name"]
+    boxed = write_dataset(tmp_path / "boxed.zip", filter="box")
+    result = run("--images", boxed, "--data", data, "--metrics=fd_lite0", code=1)
+    assert "filter box against lanczos" in result.output and len(result.output.strip().splitlines()) == 1
+    assert lines(run("--images", boxed, "--data", data, "--metrics=fd_lite0", "--force"))[0]["forced"]
+
+
+def test_training_images_of_another_preparation_are_noticed(tmp_path, data):
+    network = write_network(tmp_path / "n.pkl", data, data={"metadata": {"filter": "box"}})
+    assert "filter box against lanczos" in run("--network", network, "--metrics=fd_lite0_4", code=1).output
+
+
+def test_missing_inception_is_said_before_any_work(network, tmp_path):
+    result = run("--network", network, "--metrics=fid50k_full,fd_lite0", code=1)
+    assert detectors.INCEPTION_SHA256 in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "cache" / "metrics").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--network={}/n.pkl", "--metrics=fd_lite"], "unknown metric 'fd_lite'; the nearest known one is 'fd_lite0'"),
+        (["--network={}/n.pkl", "--metrics=none"], "--metrics names no metric"),
+        (["--metrics=fd_lite0"], "give either --network or --images"),
+        (["--network={}/n.pkl", "--images={}/data.zip"], "give either --network or --images"),
+        (["--images={}/data.zip", "--metrics=fd_lite0"], "--data is missing"),
+        (["--images={}/data.zip", "--data={}/data.zip", "--truncation=0.5"], "are for networks"),
+        (["--network={}/n.pkl", "--data={}/nowhere.zip", "--metrics=fd_lite0"], "nowhere.zip"),
+        (["--network={}/nowhere.pkl", "--metrics=fd_lite0"], "there is no file"),
+        (["--network={}/n.pkl", "--inception={}/data.zip"], "not pt_inception-2015-12-05-6726825d.pth, or it is damaged"),
+    ],
+)
+def test_mistakes_are_one_line(network, tmp_path, args, message):
+    result = run(*(arg.format(tmp_path) for arg in args), code=1)
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
+
+
+def test_a_pickle_whose_data_is_gone_asks_for_it(tmp_path):
+    network = write_network(tmp_path / "n.pkl", tmp_path / "gone.zip")
+    assert "is not here: name the data set" in run("--network", network, "--metrics=fd_lite0_4", code=1).output
+
+
+@pytest.mark.e2e
+def test_two_processes_give_the_same_number(network):
+    (alone,) = lines(run("--network", network, "--metrics=fd_lite0_20", "--batch=4", "--verbose=False"))
+    script = Path(calc_metrics.__file__)
+    command = [sys.executable, str(script), f"--network={network}", "--metrics=fd_lite0_20", "--batch=4", "--gpus=2", "--device=cpu"]
+    both = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=script.parent)
+    assert both.returncode == 0, both.stderr
+    (record,) = (json.loads(line) for line in both.stdout.splitlines())
+    assert record["num_gpus"] == 2 and record["value"] == pytest.approx(alone["value"], rel=1e-5)
