@@ -43,11 +43,11 @@ class TruncatedGenerator:
     """The callable that metrics measure: (z, labels) -> images, truncated as asked."""
 
     def __init__(self, G: Generator, truncation: float, centroids: Tensor | None) -> None:
-        self.mapping_of, self.truncation, self.centroids = G, truncation, centroids
+        self.G, self.truncation, self.centroids = G, truncation, centroids
         self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
 
     def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return self.synthesis(gen_images.styles(self.mapping_of, z, labels, self.truncation, self.centroids))
+        return self.synthesis(gen_images.styles(self.G, z, labels, self.truncation, self.centroids))
 
 
 class Bars:
@@ -105,6 +105,7 @@ def record_folder(options: dict[str, Any]) -> Path | None:
 
 
 def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, device: torch.device) -> evaluate.Evaluator:
+    """The evaluator that the options ask for; opens the data set, loads no detector. Raises ValueError for options that do not go together."""
     metrics = registry.parse_list(options["metrics"], options["num_gen"])
     if not metrics:
         raise ValueError("--metrics names no metric")
@@ -182,7 +183,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process")
-@click.option("--seed", type=int, default=0, show_default=True, help="of latents, labels and shuffles")
+@click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=0, show_default=True, help="of latents, labels and shuffles")
 @click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images, instead of the count in the names")
 @click.option(
     "--labels",

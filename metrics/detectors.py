@@ -150,12 +150,12 @@ def _verified(path: str) -> str:
 
 def load_inception(path: str | None = None, device: torch.device | str = "cpu", seed: int = 0) -> InceptionDetector:
     """The Inception detector. `path` as for `find_inception`, or 'random' for seeded random weights (records say so: the numbers mean nothing)."""
-    if path == features.RANDOM:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return InceptionDetector(inception.InceptionV3(), f"{features.RANDOM}:{seed}", device)
-    file = find_inception(path)
-    network = inception.InceptionV3()
+    file = None if path == features.RANDOM else find_inception(path)
+    with torch.random.fork_rng(devices=[]):  # initialising layers draws from torch's global generator, which is not ours to move
+        torch.manual_seed(seed)
+        network = inception.InceptionV3()
+    if file is None:
+        return InceptionDetector(network, f"{features.RANDOM}:{seed}", device)
     load_inception_state(network, torch.load(file, map_location="cpu", weights_only=True))
     return InceptionDetector(network, INCEPTION_SHA256, device)
 

@@ -205,6 +205,8 @@ class Evaluator:
             raise ValueError(f"labels {labels!r}: say 'dataset' (drawn as the data set's are) or 'uniform' (over the classes)")
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
         needing = [metric.name for metric in self.metrics if metric.family.needs_real]
         if dataset is None and needing:
             raise ValueError(f"metric {needing[0]} needs a data set to compare with")
@@ -218,6 +220,7 @@ class Evaluator:
         self.cache_dir = cache_dir or dnnlib.util.make_cache_dir_path("metrics")
         self._weights = {"inception_path": inception, "lite0_weights": lite0}
         self._lite0_dtype = lite0_dtype
+        self._content_hash: str | None = None
         self._detectors: dict[str, detectors.Detector] = dict(loaded or {})
         self._real: dict[_Need, tuple[statistics.Store, dict[str, Any]]] = {}
 
@@ -325,9 +328,11 @@ class Evaluator:
 
     def _reference(self, source: RealImages) -> dict[str, Any]:
         """What a record says of the real images."""
+        if self._content_hash is None:
+            self._content_hash = self.dataset.content_hash()  # reads through a folder: once is enough
         return {
             "dataset": self.dataset.name,
-            "content_hash": self.dataset.content_hash(),
+            "content_hash": self._content_hash,
             "view": source.view(),
             "num_images": source.num_images,
             "num_real": len(source),

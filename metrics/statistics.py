@@ -9,7 +9,6 @@ Legend: n rows (images), D features.
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -179,10 +178,9 @@ def new_store(kind: str, dim: int) -> Store:
 def save(path: str | Path, store: Store, description: dict[str, Any]) -> None:
     """Write a store with a JSON description of what it was measured on, atomically."""
     kind = "moments" if isinstance(store, Moments) else "array"
-    buffer = io.BytesIO()
-    np.savez(buffer, kind=np.asarray(kind), description=np.asarray(json.dumps(description, sort_keys=True)), **store.arrays())  # type: ignore[arg-type]
-    with dnnlib.util.atomic_write(str(path)) as f:
-        f.write(buffer.getvalue())
+    text = np.asarray(json.dumps(description, sort_keys=True))
+    with dnnlib.util.atomic_write(path) as f:
+        np.savez(f, kind=np.asarray(kind), description=text, **store.arrays())  # type: ignore[arg-type]
 
 
 def load(path: str | Path) -> tuple[Store, dict[str, Any]]:

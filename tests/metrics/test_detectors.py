@@ -118,3 +118,24 @@ def test_only_uint8_images(lite0):
         lite0(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="unknown detector 'vgg'"):
         detectors.load("vgg")
+
+
+def test_tf32_is_off_while_a_detector_runs_and_restored_after():
+    class Looking(detectors.Detector):
+        def _run(self, images):
+            assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+            return {"features": images.float().flatten(1)}
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        assert Looking(torch.nn.Identity(), "cpu", torch.float32)(images())["features"].shape == (3, 768)
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_loading_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    detectors.load(INCEPTION, inception_path="random")
+    assert torch.random.get_rng_state().equal(before)

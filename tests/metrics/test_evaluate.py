@@ -226,6 +226,8 @@ def test_wrong_arguments():
         Evaluator(Images(), "fd_lite0", labels="even")
     with pytest.raises(ValueError, match="batch must be"):
         Evaluator(Images(), "fd_lite0", batch=0)
+    with pytest.raises(ValueError, match="seed must lie"):
+        Evaluator(Images(), "fd_lite0", seed=-1)
     with pytest.raises(ValueError, match="at least 2 images"):
         evaluate.RealImages(Images(1))
     with pytest.raises(ValueError, match="need a labelled data set"):
