@@ -349,7 +349,9 @@ def run_main(values: dict[str, Any]) -> None:
     if resume is not None and not resuming:
         if values["init_from"]:
             raise ValueError("--resume with a network pickle and --init-from are the same thing: give one")
-        values["init_from"] = resume
+        values["init_from"] = build.network_file("--resume", resume)
+    elif values["init_from"]:
+        build.network_file("--init-from", values["init_from"])
     config, given = build_config(values, load_run(resume) if resuming else TrainConfig())
     if not resuming:
         missing = [f"--{flag}" for flag in ("outdir", "cfg", "data", "gpus", "batch") if values[flag] is None]

@@ -13,7 +13,7 @@ import torch
 import dnnlib
 from torch_utils import features, persistence, rng
 from training.bundle import dotted
-from training.class_embedding import compute_class_embedding, random_class_embedding
+from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
 from training.data import ImageDataset
 from training.discriminator import ProjectedDiscriminator
@@ -68,13 +68,24 @@ def plain_dataset(dataset: ImageDataset) -> ImageDataset:
 
 
 def stem_file(path: str) -> str:
-    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest, network."""
+    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest, network.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not os.path.isdir(path):
-        return path
+        return network_file("--path_stem", path)
     for name in ("best_model.pkl", "network-snapshot.pkl"):
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
     raise ValueError(f"--path_stem={path}: the folder holds neither best_model.pkl nor network-snapshot.pkl; name a run folder or a network pickle")
+
+
+def network_file(flag: str, path_or_url: str) -> str:
+    """The path or URL itself. Raises ValueError, naming the flag, for a file that is not there."""
+    if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
+        raise ValueError(f"{flag}={path_or_url}: no such file; give a network pickle's path or URL")
+    return path_or_url
 
 
 def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int) -> Generator:
@@ -116,7 +127,7 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
         return random_class_embedding(dataset.label_dim, cfg.embed_dim, seed)
     if cfg.class_embedding == "auto":
         network = features.load(EMBEDDING_NETWORK).to(device)
-        return compute_class_embedding(plain_dataset(dataset), network, device=device)
+        return spread_class_embedding(compute_class_embedding(plain_dataset(dataset), network, device=device))
     if not os.path.isfile(cfg.class_embedding):
         raise ValueError(f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of shape [classes, width]")
     table = np.load(cfg.class_embedding, allow_pickle=False)

@@ -13,6 +13,8 @@ import torch
 
 from torch_utils import persistence
 
+__persistent_module__ = "training.bundle"  # where this text is installed, for torch_utils.persistence
+
 DOT = "|"  # what stands for the dot of a dotted name: buffers may not have one
 
 

@@ -32,6 +32,18 @@ def random_class_embedding(c_dim: int, dim: int, seed: int) -> torch.Tensor:
     return rng.normal(seed, 'class_embedding/random', 0, range(c_dim), (dim,))
 
 
+def spread_class_embedding(table: torch.Tensor) -> torch.Tensor:
+    """Class means [c_dim, F] less their common mean, brought to unit root mean square, so that classes point into different directions.
+
+    Deviation: published networks start from the means as they are. Those of similar classes are almost parallel (handwritten digits: cosines of
+    0.84 to 0.93), and the mapping network, whose learning rate is a hundredth, would take long to tell them apart. One class stays as it is.
+    """
+    if len(table) < 2:
+        return table
+    centred = table - table.mean(dim=0)
+    return centred / centred.square().mean().sqrt().clamp(min=1e-12)
+
+
 def compute_class_embedding(dataset: ImageDataset, network: FeatureNetwork, batch_size: int | None = None, device: torch.device | str | None = None,
                             max_per_class: int | None = None, seed: int = 0, workers: int = 2) -> torch.Tensor:
     """Mean pooled feature per class, float32 [c_dim, F] on the CPU; read from the cache beside the data set when it is there.

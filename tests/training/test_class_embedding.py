@@ -194,3 +194,12 @@ def test_random_embedding():
     table = random_class_embedding(2000, 320, seed=3)
     assert table.shape == (2000, 320) and table.dtype == torch.float32 and abs(float(table.std()) - 1) < 0.01
     assert torch.equal(random_class_embedding(10, 320, seed=3), table[:10]) and not torch.equal(random_class_embedding(10, 320, seed=4), table[:10])
+
+
+def test_spread_embeddings_point_apart():
+    table = torch.full((5, 64), 10.0) + torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    spread = class_embedding.spread_class_embedding(table)
+    assert float(spread.square().mean()) == pytest.approx(1, rel=1e-5)
+    cosines = torch.nn.functional.normalize(spread, dim=1) @ torch.nn.functional.normalize(spread, dim=1).t()
+    assert float((cosines - torch.eye(5)).abs().max()) < 0.7
+    assert torch.equal(class_embedding.spread_class_embedding(table[:1]), table[:1])

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train.py as a user runs it: run folders, resume, interruption, processes, kinds of data, published command lines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import dataset_tool
+import train
+from torch_utils import checkpoint, persistence
+from training import build, loop, steps
+from training.config import TrainConfig
+from training.generator import build_stem
+from training.generator import load as load_generator
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(train.__file__).resolve().parent
+
+# The smallest network that still has every part.
+TINY = {
+    "generator.syn_layers": 4,
+    "generator.cbase": 128,
+    "generator.cmax": 4,
+    "generator.z_dim": 8,
+    "generator.w_dim": 16,
+    "generator.margin_size": 2,
+    "discriminator.backbones": ["tf_efficientnet_lite0"],
+    "discriminator.feature_size": 32,
+    "discriminator.proj_channels": 4,
+    "discriminator.head_channels": 4,
+    "discriminator.cond_channels": 8,
+    "data.class_embedding": "random",
+    "data.embed_dim": 8,
+    "run.batch": 8,
+    "run.tick": 0.016,
+    "run.snap": 1,
+    "run.kimg": 0.032,
+    "run.metrics": [],
+    "run.device": "cpu",
+    "run.grid": "2x2",
+}
+FLAGS = [
+    f"--{flag.replace('_', '-')}={','.join(v) or 'none' if isinstance(v, list) else v}"
+    for flag, option in train.FLAGS.items()
+    if (v := TINY.get(option)) is not None
+]
+
+
+def write_images(folder: Path, classes: int, count: int, resolution: int = 16) -> None:
+    """Noise, another brightness in each class."""
+    random = np.random.RandomState(0)
+    for i in range(count):
+        label = i % classes
+        target = folder / f"class{label:04d}" if classes > 1 else folder
+        target.mkdir(parents=True, exist_ok=True)
+        pixels = random.randint(0, 128, (resolution, resolution, 3)) + (label % 8) * 16
+        Image.fromarray(pixels.astype(np.uint8)).save(target / f"{i:05d}.png")
+
+
+def make_zip(folder: Path, name: str, classes: int, count: int, resolution: int = 16) -> str:
+    write_images(folder / name, classes, count, resolution)
+    dest = folder / f"{name}.zip"
+    result = CliRunner().invoke(dataset_tool.main, [f"--source={folder / name}", f"--dest={dest}", "--workers=1"])
+    assert result.exit_code == 0, result.output
+    return str(dest)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=24)
+
+
+def config(data: str, **changes) -> TrainConfig:
+    cfg = TrainConfig().override({**TINY, "data.path": data, "data.cond": True, **{k.replace("__", "."): v for k, v in changes.items()}})
+    cfg.validate()
+    return cfg
+
+
+def train_here(cfg: TrainConfig, run_dir: Path) -> str:
+    run_dir.mkdir(exist_ok=True)
+    return loop.train(cfg, str(run_dir), torch.device("cpu"))
+
+
+def final_state(run_dir: Path) -> dict:
+    path = checkpoint.latest(run_dir / "checkpoints")
+    assert path is not None
+    return checkpoint.load(path)["train"]
+
+
+def assert_equal_states(a, b, where: str = "") -> None:
+    """Bit for bit, but for the clock."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key != "seconds":
+                assert_equal_states(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal_states(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def test_a_run_leaves_its_files(data, tmp_path):
+    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS])
+    assert result.exit_code == 0, result.output
+    (run_dir,) = tmp_path.iterdir()
+    assert run_dir.name == "00000-stylegan3-t-three16-gpus1-batch8"
+    names = {p.name for p in run_dir.iterdir()}
+    wanted = {"training_options.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png", "network-snapshot.pkl", "checkpoints", "curves.png"}
+    assert wanted <= names
+    assert any(n.startswith("events.out.tfevents") for n in names)
+    assert json.loads((run_dir / "status.json").read_text()) == {"outcome": "finished", "nimg": 32}
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    assert [line["kimg"] for line in lines] == [0.016, 0.032]
+    assert np.isfinite(lines[-1]["Loss/D/loss"]["mean"])
+    assert "Finished" in (run_dir / "log.txt").read_text()
+    pickled = persistence.read_network_pickle(run_dir / "network-snapshot.pkl")
+    assert list(pickled) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"]
+    assert pickled["provenance"]["class_names"] == ["class0000", "class0001", "class0002"]
+    G = load_generator(str(run_dir / "network-snapshot.pkl"))
+    ema = final_state(run_dir)["G_ema"]
+    assert all(torch.equal(v, ema[k]) for k, v in G.state_dict().items())
+    again = CliRunner().invoke(train.main, [f"--resume={run_dir}", "--kimg=0.048"])
+    assert again.exit_code == 0, again.output
+    assert "Going on from" in again.output
+    assert final_state(run_dir)["progress"]["nimg"] == 48
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing gets to clean up after it in the loop's own code."""
+
+
+def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
+    cfg = config(data, run__kimg=0.048, loss__pl_start_kimg=0.0, loss__pl_interval=2, data__mirror=True)
+    assert train_here(cfg, tmp_path / "whole") == loop.FINISHED
+    real_step, calls = loop.one_step, []
+
+    def dying_step(*args):
+        if len(calls) == 5:
+            raise Killed
+        calls.append(1)
+        real_step(*args)
+
+    monkeypatch.setattr(loop, "one_step", dying_step)
+    with pytest.raises(Killed):
+        train_here(cfg, tmp_path / "killed")
+    assert final_state(tmp_path / "killed")["progress"]["nimg"] == 32  # the last checkpoint, one step before the kill
+    monkeypatch.setattr(loop, "one_step", real_step)
+    assert train_here(cfg, tmp_path / "killed") == loop.FINISHED
+    assert_equal_states(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
+    lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "killed")}
+    assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
+    assert lines["whole"][-1]["Loss/D/loss"] == lines["killed"][-1]["Loss/D/loss"]
+
+
+def start_training(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
+    """A run of many steps is stopped by SIGTERM, killed by SIGKILL, finished by --resume: the same weights as without all that."""
+    common = [f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--kimg=0.4", "--snap=5"]
+    broken = tmp_path / "broken"
+    process = start_training([f"--outdir={broken}", *common])
+    run_dir = broken / "00000-stylegan3-t-three16-gpus1-batch8"
+    wait_for(lambda: (run_dir / "stats.jsonl").exists())
+    locked = CliRunner().invoke(train.main, [f"--resume={run_dir}"])
+    assert locked.exit_code == 1 and "in use by another training process" in locked.output
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130 and "Saved. Go on with --resume" in output
+    stopped_at = final_state(run_dir)["progress"]["nimg"]
+    assert 0 < stopped_at < 400
+
+    process = start_training([f"--resume={run_dir}"])
+    wait_for(lambda: (checkpoint.latest(run_dir / "checkpoints") is not None and final_state(run_dir)["progress"]["nimg"] > stopped_at))
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert CliRunner().invoke(train.main, [f"--resume={run_dir}"]).exit_code == 0
+
+    assert CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'whole'}", *common]).exit_code == 0
+    assert_equal_states(final_state(run_dir), final_state(tmp_path / "whole" / run_dir.name))
+
+
+def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
+    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--restart-every=0"]
+    for expected in (8, 16, 24):
+        result = CliRunner().invoke(train.main, command)
+        assert result.exit_code == train.RESTART_EXIT_CODE, result.output
+        (run_dir,) = tmp_path.iterdir()
+        assert final_state(run_dir)["progress"]["nimg"] == expected
+    assert CliRunner().invoke(train.main, command).exit_code == 0
+    result = CliRunner().invoke(train.main, command)  # finished: a new folder
+    assert result.exit_code == train.RESTART_EXIT_CODE and len(list(tmp_path.iterdir())) == 2
+
+
+def test_one_and_two_processes_agree(data, tmp_path):
+    """One step of 16 images by 1 x 16 and 2 x 8: the same gradients (with beta1 = 0, Adam's first moment is the last gradient) and images shown.
+
+    Weights are not compared: Adam turns the rounding of a gradient that is almost zero into a step of full length.
+    """
+    common = [f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS, "--batch=16", "--kimg=0.016", "--pl-start-kimg=0", "--precision=fp32"]
+    for processes in (1, 2):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", f"--batch-gpu={16 // processes}", *common],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+    one, two = (final_state(next((tmp_path / str(n)).iterdir())) for n in (1, 2))
+    assert one["progress"]["nimg"] == two["progress"]["nimg"] == 16
+    for part, tolerance in (("g_opt", 2e-2), ("d_opt", 2e-2)):
+        gradients = [torch.cat([s["exp_avg"].flatten() for s in state[part]["state"].values()]) for state in (one, two)]
+        assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < tolerance
+    assert torch.allclose(one["G"]["mapping.w_avg"], two["G"]["mapping.w_avg"], rtol=1e-3, atol=1e-5)
+    assert torch.allclose(one["pl_mean"], two["pl_mean"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("classes", "cond"), [(1, False), (3, False), (1, True), (2000, True)])
+def test_any_number_of_classes(classes, cond, tmp_path):
+    data = make_zip(tmp_path, "data", classes, count=max(16, classes))
+    if classes == 1 and cond:  # one class, labelled
+        folder = tmp_path / "one" / "only"
+        write_images(folder, 1, 16)
+        data = str(tmp_path / "one.zip")
+        assert CliRunner().invoke(dataset_tool.main, [f"--source={folder.parent}", f"--dest={data}", "--workers=1"]).exit_code == 0
+    cfg = config(data, data__cond=cond, run__kimg=0.016)
+    assert train_here(cfg, tmp_path / "run") == loop.FINISHED
+    G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
+    assert G.c_dim == (classes if cond else 0)
+    labels = torch.tensor([0, classes - 1]) if cond else None
+    assert G(torch.zeros(2, G.z_dim), labels).shape == (2, 3, 16, 16)
+
+
+def test_a_pickle_starts_another_run(data, tmp_path):
+    cfg = config(data, run__kimg=0.016)
+    train_here(cfg, tmp_path / "first")
+    pickled = str(tmp_path / "first" / "network-snapshot.pkl")
+    state = loop.make_state(config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    before = final_state(tmp_path / "first")
+    assert all(torch.equal(v, before["G"][k]) for k, v in state.G.state_dict().items())
+    assert all(torch.allclose(v, before["D"][k], rtol=1e-6) for k, v in state.D.saved_state_dict().items())
+    with pytest.raises(ValueError, match=r"synthesis.*in this run"):
+        loop.make_state(config(data, run__init_from=pickled, generator__cmax=8), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+
+
+def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
+    train_here(config(data, run__kimg=0.016), tmp_path / "stem")
+    data32 = make_zip(tmp_path, "three32", classes=3, count=24, resolution=32)
+    cfg = config(data32, generator__superres=True, generator__path_stem=str(tmp_path / "stem"), generator__head_layers=4, run__kimg=0.016)
+    assert train_here(cfg, tmp_path / "head") == loop.FINISHED
+    stem, head = load_generator(str(tmp_path / "stem" / "network-snapshot.pkl")), load_generator(str(tmp_path / "head" / "network-snapshot.pkl"))
+    assert head.img_resolution == 32
+    kept = [name for name in head.state_dict() if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names]
+    assert len(kept) > 10
+    assert all(torch.equal(head.state_dict()[name], stem.state_dict()[name]) for name in kept)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(data, tmp_path):
+    cfg = config(data)
+    state = loop.make_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    before = {k: p.detach().clone() for k, p in state.g_params.items()}
+    name = next(iter(state.g_params))
+    state.g_params[name].grad = torch.full_like(state.g_params[name], float("nan"))
+    with pytest.raises(steps.NonFiniteError, match=rf"here: the gradient of '{name}'"):
+        steps.apply_gradients(state.g_params, state.g_opt, "here")
+    assert all(torch.equal(p, before[k]) for k, p in state.g_params.items())
+
+
+def test_changed_data_is_refused_at_a_resume(data, tmp_path):
+    train_here(config(data, run__kimg=0.008), tmp_path / "run")
+    other = make_zip(tmp_path, "other", classes=3, count=30)
+    with pytest.raises(ValueError, match="has changed since"):
+        train_here(config(other, run__kimg=0.016), tmp_path / "run")
+
+
+PUBLISHED = {
+    "stem": "--outdir={tmp} --cfg=stylegan3-t --data={d16} --gpus=8 --batch=64 --mirror=1 --snap 10 --batch-gpu 8 --kimg 10000 --syn_layers 10",
+    "superres": "--outdir={tmp} --cfg=stylegan3-t --data={d32} --gpus=8 --batch=64 --mirror=1 --snap 10 --batch-gpu 8 --kimg 10000 --syn_layers 10 "
+    "--superres --up_factor 2 --head_layers 7 --path_stem {uncond}",
+    "imagenet": "--outdir={tmp} --cfg=stylegan3-t --data={d32} --gpus=8 --batch=256 --mirror=1 --snap 10 --batch-gpu 8 --kimg 11000 --syn_layers 11 "
+    "--superres --cls_weight 8.0 --up_factor 2 --head_layers 7 --path_stem {cond} --cond True",
+    "cifar10": "--outdir={tmp} --cfg=stylegan3-r --data={d16} --gpus=8 --batch=2048 --mirror=1 --snap 10 --batch-gpu 8 --kimg 300000 --syn_layers 6 "
+    "--cond True",
+}
+
+
+@pytest.fixture(scope="module")
+def published_files(data, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("published")
+    files = {"d16": data, "d32": make_zip(folder, "three32", classes=3, count=24, resolution=32)}
+    for name, classes in (("cond", 3), ("uncond", 0)):
+        files[name] = str(folder / f"{name}.pkl")
+        G = build_stem("stylegan3-t", 16, classes, syn_layers=6, cbase=256, cmax=8)
+        persistence.save_network_pickle(files[name], {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+    return files
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "check_weights", lambda cfg: None)  # it would ask the network for DeiT
+    arguments = PUBLISHED[name].format(tmp=tmp_path, **published_files).split()
+    result = CliRunner().invoke(train.main, [*arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "L5_" in result.output and "Memory: about" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cfg=stylegan2"], "--cfg=stylegan2 does not exist here"),
+        (["--batch=10", "--gpus=4"], "--batch=10 is not a multiple of --gpus=4"),
+        (["--batch=8", "--batch-gpu=3"], "--batch-gpu=3"),
+        (["--freezed=2"], "--freezed=2 has no effect"),
+        (["--superres"], "--superres needs --path_stem"),
+        (["--metrics=fid50kfull"], "fid50k_full"),
+        (["--data=/nowhere.zip"], "/nowhere.zip"),
+        (["--cls_weight=8"], "--cls_weight needs --cond True"),
+        (["--backbones=efficientnet_nonsense", "--dry-run"], "efficientnet_nonsense"),
+        (["--resume=nowhere.pkl"], "nowhere.pkl"),
+        (["--map-depth=8"], "--map-depth=8"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message, data, tmp_path):
+    base = {"--outdir": tmp_path, "--data": data, "--cfg": "stylegan3-t", "--gpus": 1, "--batch": 8, "--device": "cpu"}
+    given = {a.split("=")[0] for a in arguments}
+    result = CliRunner().invoke(train.main, [f"{k}={v}" for k, v in base.items() if k not in given] + arguments)
+    assert result.exit_code == 1, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1 and message in errors[0], result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_required_flag_is_named(data):
+    result = CliRunner().invoke(train.main, [f"--data={data}", "--cfg=stylegan3-t"])
+    assert result.exit_code == 1 and "missing --outdir, --gpus, --batch" in result.output
