@@ -177,7 +177,7 @@ def _run_source(source: str) -> types.ModuleType:
         sys.modules[name] = module
         _embedded_sources[name] = source
         try:
-            exec(compile(source, f"<source embedded in a network pickle: {name}>", "exec"), module.__dict__)  # the caller opted in
+            exec(compile(source, f"<source embedded in a network pickle: {name}>", "exec", dont_inherit=True), module.__dict__)  # the caller opted in
         except BaseException:
             del sys.modules[name], _embedded_sources[name]
             raise
@@ -251,7 +251,8 @@ class TensorRecord:
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         flat = torch.frombuffer(bytearray(self.storage.data), dtype=self.dtype)
-        return flat.as_strided(self.shape, self.stride, self.offset).clone(memory_format=torch.contiguous_format)
+        view = flat.as_strided(self.shape, self.stride, self.offset)
+        return view.contiguous() if self.numel == self.storage.numel else view.clone(memory_format=torch.contiguous_format)
 
 
 class Record:

@@ -10,6 +10,7 @@ from tests.parity.generators import HEADS, STEMS, build, golden
 from torch_utils.ops import conv2d_gradfix
 
 TOLERANCE = 2e-5  # of the largest magnitude
+GRADIENT_TOLERANCE = 1e-4  # a value that rounds to the other side of a leaky ReLU's kink changes its gradient
 
 
 @pytest.fixture(scope="module", params=[*STEMS, *HEADS])
@@ -83,10 +84,10 @@ def test_gradients(network):
     ws = G.mapping(z, c)
     ws.retain_grad()
     (G.synthesis(ws) * torch.from_numpy(arrays["R"])).sum().backward()
-    close(ws.grad, arrays["grad/ws"], TOLERANCE)
-    close(z.grad, arrays["grad/z"], TOLERANCE)
+    close(ws.grad, arrays["grad/ws"], GRADIENT_TOLERANCE)
+    close(z.grad, arrays["grad/z"], GRADIENT_TOLERANCE)
     for name, parameter in G.named_parameters():
-        close(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, arrays[f"grad/{name}"], TOLERANCE)
+        close(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, arrays[f"grad/{name}"], GRADIENT_TOLERANCE)
 
 
 def test_path_lengths_and_their_gradients(network):
@@ -95,13 +96,13 @@ def test_path_lengths_and_their_gradients(network):
     with conv2d_gradfix.no_weight_gradients():
         (gradient,) = torch.autograd.grad((G.synthesis(ws) * torch.from_numpy(arrays["R"])).sum(), ws, create_graph=True)
     lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
-    close(lengths, arrays["pl_lengths"], TOLERANCE)
+    close(lengths, arrays["pl_lengths"], GRADIENT_TOLERANCE)
     lengths.square().sum().backward()
     parameters = dict(G.named_parameters())
     checked = [key for key in arrays if key.startswith("plgrad/")]
     assert checked
     for key in checked:
-        close(parameters[key.removeprefix("plgrad/")].grad, arrays[key], TOLERANCE)
+        close(parameters[key.removeprefix("plgrad/")].grad, arrays[key], GRADIENT_TOLERANCE)
 
 
 def test_moving_averages(network):
