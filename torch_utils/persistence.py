@@ -160,7 +160,7 @@ def _module_source(name: str) -> str | None:
 def _installed_class(source: str, class_name: str) -> type | None:
     """The class of an installed module whose text is exactly `source`, or None. Imports that module if need be, and only after comparing."""
     if (source, class_name) not in _registry:
-        home = re.search(r'^__persistent_module__ = "([A-Za-z_][\w.]*)"$', source, re.MULTILINE)
+        home = re.search(r'^__persistent_module__ = "([A-Za-z_][\w.]*)"', source, re.MULTILINE)
         if home:
             relative = Path(*home[1].split(".")).with_suffix(".py")
             file = next((path for path in (Path(folder or ".") / relative for folder in sys.path) if path.is_file()), None)

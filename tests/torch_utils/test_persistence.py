@@ -137,6 +137,26 @@ def test_embedded_source_runs_only_when_trusted(monkeypatch):
         pickle.loads(foreign(version=5))
 
 
+def test_an_installed_module_of_the_same_text_is_imported_instead_of_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("STYLESAN_TRUST_PICKLE", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(persistence, "_registry", {})
+    source = SOURCE + '__persistent_module__ = "homed"  # where this text is installed\n'
+    data = foreign(source)
+    with pytest.raises(ValueError, match="not installed here"):
+        pickle.loads(data)
+    (tmp_path / "homed.py").write_text(source + "# changed\n")
+    with pytest.raises(ValueError, match="not installed here"):
+        pickle.loads(data)
+    assert "homed" not in sys.modules
+    (tmp_path / "homed.py").write_text(source)
+    try:
+        assert type(pickle.loads(data)["G"]) is sys.modules["homed"].Foreign
+    finally:
+        sys.modules.pop("homed", None)
+        os.environ.pop("PERSISTENCE_TEST_RAN", None)
+
+
 def test_import_hooks_see_and_change_what_is_loaded(monkeypatch):
     monkeypatch.setattr(persistence, "_import_hooks", [])
     seen = []
