@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images per second of the projected discriminator at several sizes, and what the frozen network's own tricks gain.
 
-    python benchmarks/discriminator.py                     two threads, every configuration
-    python benchmarks/discriminator.py --threads 1 --quick
+    python benchmarks/discriminator.py                     one thread, every configuration, two to three minutes
+    python benchmarks/discriminator.py --quick
+    python benchmarks/discriminator.py --threads 2         on a machine that does nothing else
 
 Ratios: against timm's plain network (BatchNorm not folded, torch's own backward pass of depthwise convolutions) in the same run.
-Seconds are the process's CPU time divided by the threads, so that other work on the machine counts little.
+Seconds are the process's CPU time divided by the threads: with one thread, other work on the machine counts little (idle threads spin).
 """
 
 import sys
@@ -80,7 +81,7 @@ def discriminator_rates(dtype: torch.dtype, size: int, heads: int, projection: i
 
 
 @click.command()
-@click.option("--threads", default=2, show_default=True)
+@click.option("--threads", default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="Only the small configurations.")
 def main(threads: int, quick: bool) -> None:
     """Print both tables."""

@@ -355,7 +355,7 @@ def _blank(count: int, channels: int, size: tuple[int, int], like: Tensor) -> Te
 class _DepthwiseFunction(torch.autograd.Function):
     """Depthwise convolution with constant weights whose input gradient is again a forward convolution.
 
-    On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes 30 to 60 times as long as the forward
+    On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes tens of times as long as the forward
     pass, and most of a generator step. `before` and `after`: zeros around the image, rows and columns alike.
     """
 
