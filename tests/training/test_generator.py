@@ -41,7 +41,7 @@ def stages():
 @pytest.mark.parametrize(("config", "layers", "heads"), list(stages()))
 def test_plans_are_chains_within_their_bands(config, layers, heads):
     with torch.device("meta"):
-        net = g.build_stem(config, 16, 0, syn_layers=layers, cbase=256, cmax=16)
+        net = g.build_stem(config, 16, 0, syn_layers=layers, cbase=4096, cmax=16)
         for head_config, factor, head_layers in heads:
             before = net
             net = g.build_superres(net, head_config, factor, head_layers)
@@ -72,6 +72,7 @@ def test_stems_of_any_resolution_end_at_it(resolution):
         (lambda: g.plan_stem(24), "24 is not a power of two"),
         (lambda: g.plan_stem(4), "4 is not a power of two"),
         (lambda: g.plan_stem(16, 2), "at least 3 layers, got 2"),
+        (lambda: g.build_stem("stylegan3-t", 1024, cbase=128), "leaves no channels for 1024 pixels: raise cbase"),
         (lambda: g.build_stem("stylegan2"), "'stylegan2': choose stylegan3-t or stylegan3-r"),
         (lambda: g.plan_superres(g.plan_stem(16), 48), "48 is not a power of two"),
         (lambda: g.plan_superres(g.plan_stem(16), 16), "16 to 16 is x1"),
@@ -321,6 +322,29 @@ def test_loading_names_what_is_wrong(tmp_path):
         g.from_record(record_of(G).modules()["mapping"])
 
 
+def _values(state):
+    """Every place in a record where a value sits."""
+    for key, value in list(state.items()):
+        yield state, key
+        if isinstance(value, dict):
+            yield from _values(value)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_damaged_record_is_refused_in_one_line_or_harmless(data):
+    record = record_of(small())
+    places = [place for _, module in record.named_modules() for place in _values(module.state)]
+    table, key = data.draw(st.sampled_from(places))
+    table[key] = data.draw(
+        st.sampled_from([None, -1, 0, 10**12, 2.5, float("nan"), "text", [], {}, (1, 2), record, b"x", True, np.zeros(3), np.float64(1e300)])
+    )
+    try:
+        g.from_record(record)
+    except ValueError as err:
+        assert "\n" not in str(err)
+
+
 def record_of(network):
     return read_network_pickle(io.BytesIO(pickle.dumps({"G": network})))["G"]
 
@@ -339,6 +363,14 @@ def record_of(network):
         (lambda r, s: s("synthesis.L1_36_16").update(up_factor=4), "L1_36_16: up_factor is not 2"),
         (lambda r, s: s("synthesis.L1_36_16").update(padding=[0, 0, 0, 0]), "padding is not"),
         (lambda r, s: s("synthesis.L1_36_16").update(in_channels=9), "does not fit onto L0_36_16"),
+        (lambda r, s: s("synthesis.L1_36_16").update(in_channels=10**9), "at most 65536"),
+        (lambda r, s: s("synthesis.L1_36_16").update(in_cutoff=float("nan")), "must be positive"),
+        (lambda r, s: s("synthesis.L1_36_16").update(in_sampling_rate=0.0), "must be positive"),
+        (lambda r, s: s("synthesis.L1_36_16").update(in_sampling_rate=1e-3), "no small multiples"),
+        (lambda r, s: s("synthesis.L1_36_16").update(in_cutoff=r), "attribute in_cutoff is Record, not float"),
+        (lambda r, s: s("synthesis.L1_36_16").update(in_size=[]), "is not square"),
+        (lambda r, s: s("mapping").update(num_layers=10**9), "says that it has 1000000000 layers"),
+        (lambda r, s: s("").update(z_dim=-1), "sizes are impossible|w_dim|shape"),
         (lambda r, s: s("mapping.fc0").update(activation="relu"), "activation is not lrelu"),
         (lambda r, s: s("mapping.fc1").update(weight_gain=1.0), "weight_gain is not"),
         (lambda r, s: s("").update(w_dim="16"), "attribute w_dim is str, not int"),
