@@ -45,7 +45,7 @@ from dnnlib.image_sources import Source, array_source
 from dnnlib.image_transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
 from dnnlib.util import atomic_write, format_time
 
-__all__ = ['CheckReport', 'ConvertReport', 'array_source', 'check', 'convert', 'main', 'parse_resolutions']
+__all__ = ["CheckReport", "ConvertReport", "array_source", "check", "convert", "main", "parse_resolutions"]
 
 METADATA_VERSION = 1  # of what `metadata` says; raise it when its meaning, or the pixels made from the same options, change
 CHUNK_BYTES = 2**22  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
@@ -53,8 +53,8 @@ MAX_CHUNK_IMAGES = 64
 CHUNKS_IN_FLIGHT = 4  # per worker, queued, running or waiting for their turn to be written
 LISTED_PROBLEMS = 10
 
-In = TypeVar('In')
-Out = TypeVar('Out')
+In = TypeVar("In")
+Out = TypeVar("Out")
 Size = tuple[int, int]
 
 
@@ -113,7 +113,7 @@ def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -
     if workers == 1:
         yield from map(task, chunks)
         return
-    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(task, stop))
     pending: deque[Future[Out]] = deque()
@@ -125,7 +125,7 @@ def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise ValueError(f'a worker process died (killed, or out of memory); use fewer --workers than {workers}') from None
+        raise ValueError(f"a worker process died (killed, or out of memory); use fewer --workers than {workers}") from None
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -144,22 +144,23 @@ class _PrepareTask:
 
     def __call__(self, refs: list[Any]) -> list[_Item]:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # PIL warns about odd EXIF blocks and palettes; what matters raises
+            warnings.simplefilter("ignore")  # PIL warns about odd EXIF blocks and palettes; what matters raises
             return [self._prepare(ref) for ref in refs]
 
     def _prepare(self, ref: Any) -> _Item:
         try:
             name, payload = self.opener.load(ref)
         except ValueError as error:
-            return _Item('', 0, 0, None, str(error))
+            return _Item("", 0, 0, None, str(error))
         data = payload if isinstance(payload, bytes) else np.ascontiguousarray(payload).tobytes()
         try:
             return _Item(name, len(data), zlib.crc32(data), image_transforms.prepare(payload, self.preparation))
         except ValueError as error:
-            return _Item(name, len(data), zlib.crc32(data), None, f'{name}: {error}')
+            return _Item(name, len(data), zlib.crc32(data), None, f"{name}: {error}")
 
 
 # Writing a data set.
+
 
 @contextlib.contextmanager
 def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
@@ -174,7 +175,7 @@ def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
             archive.close()
         return
     parent, name = os.path.split(os.path.abspath(path))
-    temporary, old = (os.path.join(parent, f'.{name}.{os.getpid()}{suffix}.tmp') for suffix in ('', '.old'))
+    temporary, old = (os.path.join(parent, f".{name}.{os.getpid()}{suffix}.tmp") for suffix in ("", ".old"))
     try:
         os.mkdir(temporary)
         yield lambda name, data: _write_file(temporary, name, data)
@@ -189,9 +190,9 @@ def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
 
 
 def _write_file(folder: str, name: str, data: bytes) -> None:
-    target = os.path.join(folder, *name.split('/'))
+    target = os.path.join(folder, *name.split("/"))
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    with open(target, 'wb') as file:
+    with open(target, "wb") as file:
         file.write(data)
 
 
@@ -199,49 +200,49 @@ def _check_dest(path: str, overwrite: bool) -> None:
     if archives.is_zip_path(path):
         # Deviation: the published tool silently replaces an existing zip.
         if os.path.isdir(path) or (os.path.exists(path) and not overwrite):
-            raise ValueError(f'--dest {path} exists; remove it, choose another name, or use --overwrite')
+            raise ValueError(f"--dest {path} exists; remove it, choose another name, or use --overwrite")
     elif os.path.exists(path) and not os.path.isdir(path):
-        raise ValueError(f'--dest {path} is a file; a data set is a .zip or a folder')
+        raise ValueError(f"--dest {path} is a file; a data set is a .zip or a folder")
     elif os.path.isdir(path) and os.listdir(path) and not overwrite:
-        raise ValueError(f'--dest folder {path} is not empty; empty it, choose another name, or use --overwrite')
+        raise ValueError(f"--dest folder {path} is not empty; empty it, choose another name, or use --overwrite")
     elif os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, archives.INDEX_NAME)):
-        raise ValueError(f'--dest folder {path} is not a data set (no {archives.INDEX_NAME}), so --overwrite will not delete it')
+        raise ValueError(f"--dest folder {path} is not a data set (no {archives.INDEX_NAME}), so --overwrite will not delete it")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
 def parse_resolutions(text: str) -> list[Size]:
     """'64', '64x64', '16,32,64', '512x384' -> [(width, height), ...]. Raises ValueError for anything else."""
     sizes = []
-    for part in text.lower().split(','):
-        numbers = part.strip().split('x')
+    for part in text.lower().split(","):
+        numbers = part.strip().split("x")
         if len(numbers) > 2 or not all(number.isascii() and number.isdigit() for number in numbers):
-            raise ValueError(f'--resolution={text}: {part!r} is not a size; write 64, 64x64, or several as 16,32,64')
+            raise ValueError(f"--resolution={text}: {part!r} is not a size; write 64, 64x64, or several as 16,32,64")
         sizes.append((int(numbers[0]), int(numbers[-1])))
     if len(set(sizes)) < len(sizes):
-        raise ValueError(f'--resolution={text}: a size appears twice')
+        raise ValueError(f"--resolution={text}: a size appears twice")
     return sizes
 
 
 def _check_sizes(sizes: Sequence[Size], transform: str) -> None:
     for width, height in sizes:
         if width < 1 or width & (width - 1):
-            raise ValueError(f'--resolution {width}x{height}: the width must be a power of two (16, 32, 64, ...)')
-        if width != height and transform != 'center-crop-wide':
-            raise ValueError(f'--resolution {width}x{height} is not square; only --transform=center-crop-wide fits a wide picture into a square')
+            raise ValueError(f"--resolution {width}x{height}: the width must be a power of two (16, 32, 64, ...)")
+        if width != height and transform != "center-crop-wide":
+            raise ValueError(f"--resolution {width}x{height} is not square; only --transform=center-crop-wide fits a wide picture into a square")
         if not 1 <= height <= width:
-            raise ValueError(f'--resolution {width}x{height}: center-crop-wide needs a height between 1 and the width')
-    if not sizes and transform != 'none':
-        raise ValueError(f'--transform={transform} needs --resolution, for example --resolution=64x64')
+            raise ValueError(f"--resolution {width}x{height}: center-crop-wide needs a height between 1 and the width")
+    if not sizes and transform != "none":
+        raise ValueError(f"--transform={transform} needs --resolution, for example --resolution=64x64")
 
 
 def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
     if not sizes:
-        if '{res}' in dest:
-            raise ValueError(f'--dest {dest} has {{res}}, but no --resolution is given')
+        if "{res}" in dest:
+            raise ValueError(f"--dest {dest} has {{res}}, but no --resolution is given")
         return [dest]
-    paths = [dest.replace('{res}', str(width)) for width, _ in sizes]
+    paths = [dest.replace("{res}", str(width)) for width, _ in sizes]
     if len(set(paths)) < len(paths):
-        raise ValueError(f'--dest {dest}: several resolutions need {{res}} in the name, for example out{{res}}.zip')
+        raise ValueError(f"--dest {dest}: several resolutions need {{res}} in the name, for example out{{res}}.zip")
     return paths
 
 
@@ -250,30 +251,30 @@ def _select(source: Source, max_images: int | None, subset_seed: int | None, cla
     indices = np.arange(len(source), dtype=np.int64)
     if classes is not None:
         if source.labels is None:
-            raise ValueError(f'{source.name}: --classes given, but the images have no labels')
+            raise ValueError(f"{source.name}: --classes given, but the images have no labels")
         names = source.class_names or [str(index) for index in range(source.num_classes)]
         unknown = [name for name in classes if name not in names]
         if unknown:
-            raise ValueError(f'{source.name}: --classes names {unknown[0]!r}, which is none of {", ".join(names[:20])}')
+            raise ValueError(f"{source.name}: --classes names {unknown[0]!r}, which is none of {', '.join(names[:20])}")
         if len(set(classes)) < len(classes):
-            raise ValueError('--classes names a class twice')
+            raise ValueError("--classes names a class twice")
         renumbered = np.full(len(names), -1, dtype=np.int64)
         renumbered[[names.index(name) for name in classes]] = np.arange(len(classes))
         labels = renumbered[source.labels]
         source = replace(source, labels=labels, class_names=list(classes))  # -1 for the images that `indices` leaves out
         indices = indices[labels >= 0]
     if subset_seed is not None and max_images is None:
-        raise ValueError('--subset-seed chooses which images --max-images keeps; give --max-images too')
+        raise ValueError("--subset-seed chooses which images --max-images keeps; give --max-images too")
     if max_images is not None:
         if max_images < 1:
-            raise ValueError(f'--max-images={max_images} must be at least 1')
+            raise ValueError(f"--max-images={max_images} must be at least 1")
         chosen = np.arange(len(indices)) if subset_seed is None else np.random.RandomState(subset_seed % 2**32).permutation(len(indices))
         indices = indices[np.sort(chosen[:max_images])]
     return indices, source
 
 
 def _image_name(index: int) -> str:
-    return f'{index // 1000:05d}/img{index:08d}.png'
+    return f"{index // 1000:05d}/img{index:08d}.png"
 
 
 class _Consumer:
@@ -294,10 +295,10 @@ class _Consumer:
         error = item.error or self._size_error(item)
         if error is not None:
             if self.fail:
-                raise ValueError(f'{error} (--on-error=skip leaves such images out)')
+                raise ValueError(f"{error} (--on-error=skip leaves such images out)")
             self.skipped.append(error)
             return
-        self.digest.update(f'{item.name}\0{item.size}\0{item.crc}\n'.encode(errors='surrogateescape'))
+        self.digest.update(f"{item.name}\0{item.size}\0{item.crc}\n".encode(errors="surrogateescape"))
         if item.pngs is None:
             self.dropped += 1
             return
@@ -313,13 +314,13 @@ class _Consumer:
         """With no resolution asked for, all images must have the first one's."""
         if item.pngs is None:
             return None
-        width = int.from_bytes(item.pngs[0][16:20], 'big')  # of the PNG's header
+        width = int.from_bytes(item.pngs[0][16:20], "big")  # of the PNG's header
         if len(self.writers) > 1 or (self.first is not None and self.first[1] == width):
             return None
         if self.first is None:
             self.first = (item.name, width)
             return None
-        return f'{item.name}: is {width}x{width}, but {self.first[0]} is {self.first[1]}x{self.first[1]}: use --resolution'
+        return f"{item.name}: is {width}x{width}, but {self.first[0]} is {self.first[1]}x{self.first[1]}: use --resolution"
 
 
 @dataclass(frozen=True)
@@ -336,37 +337,51 @@ class _Job:
         """What dataset.json says about the data set at `position` of the paths: how its pixels came about, for comparing metrics."""
         preparation, source = self.preparation, self.source
         size = preparation.sizes[position]
-        resized = DHARIWAL_FILTER if preparation.transform == 'center-crop-dhariwal' else preparation.filter
+        resized = DHARIWAL_FILTER if preparation.transform == "center-crop-dhariwal" else preparation.filter
         counts = [consumer.counts[label] for label in range(source.num_classes)]
         result: dict[str, Any] = {
-            'version': METADATA_VERSION,
-            'resolution': size[0] if size else consumer.first[1] if consumer.first else None,
-            'num_images': consumer.num_images,
-            'class_names': source.class_names,
-            'class_counts': counts if source.labels is not None else None,
-            'transform': preparation.transform,
-            'filter': resized if size else None,
-            'background': '#{:02x}{:02x}{:02x}'.format(*preparation.background),
-            'source': {'name': source.name, 'kind': source.kind, 'sha256': consumer.digest.hexdigest()},
-            'skipped': len(consumer.skipped),
-            'dropped': consumer.dropped,
-            'pillow': PIL.__version__,
+            "version": METADATA_VERSION,
+            "resolution": size[0] if size else consumer.first[1] if consumer.first else None,
+            "num_images": consumer.num_images,
+            "class_names": source.class_names,
+            "class_counts": counts if source.labels is not None else None,
+            "transform": preparation.transform,
+            "filter": resized if size else None,
+            "background": "#{:02x}{:02x}{:02x}".format(*preparation.background),
+            "source": {"name": source.name, "kind": source.kind, "sha256": consumer.digest.hexdigest()},
+            "skipped": len(consumer.skipped),
+            "dropped": consumer.dropped,
+            "pillow": PIL.__version__,
         }
         if size and size[0] != size[1]:
-            result['picture'] = list(size)
-        known = {key: value for key, value in source.metadata.items() if key not in ('class_names', 'class_counts', 'num_images')}
+            result["picture"] = list(size)
+        known = {key: value for key, value in source.metadata.items() if key not in ("class_names", "class_counts", "num_images")}
         if known:
-            result['source']['metadata'] = known
+            result["source"]["metadata"] = known
         if self.selection:
-            result['selection'] = self.selection
+            result["selection"] = self.selection
         return result
 
 
-def convert(source: str | os.PathLike[str] | Source, dest: str | os.PathLike[str], resolutions: Sequence[int | Size] | None = None, *,
-            transform: str = 'none', filter: str | None = None, background: str = 'white', labels: str = 'auto',
-            class_names: list[str] | None = None, classes: Sequence[str] | None = None, max_images: int | None = None,
-            subset_seed: int | None = None, workers: int | None = None, on_error: str = 'fail', overwrite: bool = False,
-            compress_level: int = 0, progress: Callable[[int, int], None] | None = None) -> ConvertReport:
+def convert(
+    source: str | os.PathLike[str] | Source,
+    dest: str | os.PathLike[str],
+    resolutions: Sequence[int | Size] | None = None,
+    *,
+    transform: str = "none",
+    filter: str | None = None,
+    background: str = "white",
+    labels: str = "auto",
+    class_names: list[str] | None = None,
+    classes: Sequence[str] | None = None,
+    max_images: int | None = None,
+    subset_seed: int | None = None,
+    workers: int | None = None,
+    on_error: str = "fail",
+    overwrite: bool = False,
+    compress_level: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConvertReport:
     """Prepare a data set, or one per resolution in a single pass over the source.
 
     Args:
@@ -392,8 +407,8 @@ def convert(source: str | os.PathLike[str] | Source, dest: str | os.PathLike[str
         ValueError: one line about what is wrong with the arguments or the source. No data set is left behind.
     """
     started = time.monotonic()
-    if on_error not in ('skip', 'fail'):
-        raise ValueError(f'--on-error={on_error}: skip or fail')
+    if on_error not in ("skip", "fail"):
+        raise ValueError(f"--on-error={on_error}: skip or fail")
     workers = _count_workers(workers)
     sizes = [(size, size) if isinstance(size, int) else size for size in resolutions or []]
     preparation = _plan(sizes, transform, filter, background, compress_level)
@@ -402,9 +417,9 @@ def convert(source: str | os.PathLike[str] | Source, dest: str | os.PathLike[str
         _check_dest(path, overwrite)
     opened = source if isinstance(source, Source) else image_sources.open_source(source, labels, class_names)
     indices, opened = _select(opened, max_images, subset_seed, classes)
-    options = {'max_images': max_images, 'subset_seed': subset_seed, 'classes': list(classes) if classes is not None else None}
+    options = {"max_images": max_images, "subset_seed": subset_seed, "classes": list(classes) if classes is not None else None}
     job = _Job(opened, indices, preparation, paths, {key: value for key, value in options.items() if value is not None})
-    consumer = _run(job, workers, on_error == 'fail', progress)
+    consumer = _run(job, workers, on_error == "fail", progress)
     names = opened.class_names or [str(label) for label in range(opened.num_classes)]
     empty = [names[label] for label in range(opened.num_classes) if not consumer.counts[label]]
     return ConvertReport(paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, time.monotonic() - started)
@@ -412,19 +427,19 @@ def convert(source: str | os.PathLike[str] | Source, dest: str | os.PathLike[str
 
 def _plan(sizes: list[Size], transform: str, filter: str | None, background: str, compress_level: int) -> Preparation:
     if transform not in TRANSFORMS:
-        raise ValueError(f'--transform={transform}; there are {", ".join(TRANSFORMS)}')
+        raise ValueError(f"--transform={transform}; there are {', '.join(TRANSFORMS)}")
     if filter is not None and filter not in FILTERS:
-        raise ValueError(f'--filter={filter}; there are {", ".join(FILTERS)}')
-    if filter is not None and transform == 'center-crop-dhariwal':
-        raise ValueError(f'--filter={filter} has no effect: center-crop-dhariwal is defined with its own filters ({DHARIWAL_FILTER})')
+        raise ValueError(f"--filter={filter}; there are {', '.join(FILTERS)}")
+    if filter is not None and transform == "center-crop-dhariwal":
+        raise ValueError(f"--filter={filter} has no effect: center-crop-dhariwal is defined with its own filters ({DHARIWAL_FILTER})")
     if not 0 <= compress_level <= 9:
-        raise ValueError(f'--compress-level={compress_level}; 0 (stored) to 9')
+        raise ValueError(f"--compress-level={compress_level}; 0 (stored) to 9")
     _check_sizes(sizes, transform)
     try:
-        red, green, blue = ImageColor.getcolor(background, 'RGB')[:3]  # type: ignore[index]
+        red, green, blue = ImageColor.getcolor(background, "RGB")[:3]  # type: ignore[index]
     except ValueError:
-        raise ValueError(f'--background={background} is not a colour; write white, black, #rrggbb, ...') from None
-    return Preparation(tuple(sizes) or (None,), transform, filter or 'lanczos', (red, green, blue), compress_level)
+        raise ValueError(f"--background={background} is not a colour; write white, black, #rrggbb, ...") from None
+    return Preparation(tuple(sizes) or (None,), transform, filter or "lanczos", (red, green, blue), compress_level)
 
 
 def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], None] | None) -> _Consumer:
@@ -446,24 +461,25 @@ def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], Non
             if progress is not None:
                 progress(done, len(job.indices))
         if consumer.num_images == 0:
-            left_out = f'; the first problem: {consumer.skipped[0]}' if consumer.skipped else ''
-            raise ValueError(f'{job.source.name}: none of {len(job.indices)} images could be used{left_out}')
+            left_out = f"; the first problem: {consumer.skipped[0]}" if consumer.skipped else ""
+            raise ValueError(f"{job.source.name}: none of {len(job.indices)} images could be used{left_out}")
         labels = [[_image_name(i), label] for i, label in enumerate(consumer.labels)] or None
         for position, write in enumerate(writers):
-            index = {'labels': labels, 'metadata': job.metadata(position, consumer)}
+            index = {"labels": labels, "metadata": job.metadata(position, consumer)}
             write(archives.INDEX_NAME, json.dumps(index).encode())
     return consumer
 
 
 def _count_workers(workers: int | None) -> int:
     if workers is not None and workers < 1:
-        raise ValueError(f'--workers={workers} must be at least 1')
+        raise ValueError(f"--workers={workers} must be at least 1")
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return workers or 1
 
 
 # Checking a data set.
+
 
 @dataclass
 class CheckReport:
@@ -479,28 +495,31 @@ class CheckReport:
 
     def format(self) -> str:
         """The report as text: facts, table of classes, problems."""
-        channels = {'L': 1, '1': 1, 'P': 3, 'RGB': 3, 'LA': 2, 'RGBA': 4}
-        lines = [self.path, f'images    {self.num_images:,}',
-                 f'size      {_join_counts(self.sizes)}',
-                 f'channels  {_join_counts(Counter({f"{channels.get(mode, mode)} ({mode})": n for mode, n in self.modes.items()}))}',
-                 f'classes   {len(self.classes) or "none (unlabelled)"}']
-        for key in ('transform', 'filter'):
+        channels = {"L": 1, "1": 1, "P": 3, "RGB": 3, "LA": 2, "RGBA": 4}
+        lines = [
+            self.path,
+            f"images    {self.num_images:,}",
+            f"size      {_join_counts(self.sizes)}",
+            f"channels  {_join_counts(Counter({f'{channels.get(mode, mode)} ({mode})': n for mode, n in self.modes.items()}))}",
+            f"classes   {len(self.classes) or 'none (unlabelled)'}",
+        ]
+        for key in ("transform", "filter"):
             if self.metadata.get(key):
-                lines.append(f'{key:9s} {self.metadata[key]}')
-        if isinstance(self.metadata.get('source'), dict):
-            lines.append(f'source    {self.metadata["source"].get("name")} (sha256 {str(self.metadata["source"].get("sha256"))[:12]})')
+                lines.append(f"{key:9s} {self.metadata[key]}")
+        if isinstance(self.metadata.get("source"), dict):
+            lines.append(f"source    {self.metadata['source'].get('name')} (sha256 {str(self.metadata['source'].get('sha256'))[:12]})")
         width = max((len(name) for _, name, _ in self.classes), default=0)
-        lines += [f'  {index:5d}  {name:{width}s}  {count:8,}' for index, name, count in self.classes]
-        lines += [f'problem: {problem}' for problem in self.problems]
-        return '\n'.join(lines + ([] if self.problems else ['no problems found']))
+        lines += [f"  {index:5d}  {name:{width}s}  {count:8,}" for index, name, count in self.classes]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join(lines + ([] if self.problems else ["no problems found"]))
 
 
 class _Inspected(NamedTuple):
     """One image of a data set, or what is wrong with it."""
 
-    size: str = ''  # WxH
-    mode: str = ''
-    error: str = ''
+    size: str = ""  # WxH
+    mode: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -511,7 +530,7 @@ class _InspectTask:
 
     def __call__(self, entries: list[archives.Entry]) -> list[_Inspected]:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+            warnings.simplefilter("ignore")
             return [self._inspect(entry) for entry in entries]
 
     def _inspect(self, entry: archives.Entry) -> _Inspected:
@@ -523,8 +542,8 @@ class _InspectTask:
             image = archives.open_image(data)
             image.load()
         except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
-            return _Inspected(error=f'{entry.name}: {error}')
-        return _Inspected(f'{image.width}x{image.height}', image.mode)
+            return _Inspected(error=f"{entry.name}: {error}")
+        return _Inspected(f"{image.width}x{image.height}", image.mode)
 
 
 def check(path: str | os.PathLike[str], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> CheckReport:
@@ -536,16 +555,16 @@ def check(path: str | os.PathLike[str], workers: int | None = None, progress: Ca
     archive = archives.open_archive(path)
     report = CheckReport(archive.path, len(archive.images))
     if not archive.images:
-        report.problems.append('no images')
-    report.problems += _abridge([f'{name} exists twice in the zip' for name in archive.duplicates])
-    chunks = (archive.images[positions.start:positions.stop] for positions in _chunks(len(archive.images), MAX_CHUNK_IMAGES))
+        report.problems.append("no images")
+    report.problems += _abridge([f"{name} exists twice in the zip" for name in archive.duplicates])
+    chunks = (archive.images[positions.start : positions.stop] for positions in _chunks(len(archive.images), MAX_CHUNK_IMAGES))
     errors = []
     done = 0
     results: Generator[list[_Inspected], None, None] = ordered_map(_InspectTask(archive.reader), chunks, workers)
     for items in results:
         for item in items:
             if item.error:
-                errors.append(f'unreadable: {item.error}')
+                errors.append(f"unreadable: {item.error}")
             else:
                 report.sizes[item.size] += 1
                 report.modes[item.mode] += 1
@@ -560,13 +579,13 @@ def check(path: str | os.PathLike[str], workers: int | None = None, progress: Ca
 def _size_problems(report: CheckReport) -> list[str]:
     problems = []
     if len(report.sizes) > 1:
-        problems.append(f'images of different sizes: {_join_counts(report.sizes)}')
+        problems.append(f"images of different sizes: {_join_counts(report.sizes)}")
     for size in report.sizes:
-        width, height = map(int, size.split('x'))
+        width, height = map(int, size.split("x"))
         if width != height or width & (width - 1):
-            problems.append(f'{report.sizes[size]:,} images are {size}, not a power-of-two square')
-    unusual = {mode: count for mode, count in report.modes.items() if mode not in ('RGB', 'L')}
-    problems += [f'{count:,} images have mode {mode} instead of RGB or L: prepare them with --source' for mode, count in unusual.items()]
+            problems.append(f"{report.sizes[size]:,} images are {size}, not a power-of-two square")
+    unusual = {mode: count for mode, count in report.modes.items() if mode not in ("RGB", "L")}
+    problems += [f"{count:,} images have mode {mode} instead of RGB or L: prepare them with --source" for mode, count in unusual.items()]
     return _abridge(problems)
 
 
@@ -584,27 +603,28 @@ def _check_labels(archive: archives.Archive, report: CheckReport) -> None:
     unlabelled = sorted(present - index.labels.keys())
     absent = sorted(index.labels.keys() - present)
     if unlabelled:
-        report.problems.append(f'{len(unlabelled):,} images have no label, the first is {unlabelled[0]}')
+        report.problems.append(f"{len(unlabelled):,} images have no label, the first is {unlabelled[0]}")
     if absent:
-        report.problems.append(f'{len(absent):,} labels have no image, the first is {absent[0]}')
+        report.problems.append(f"{len(absent):,} labels have no image, the first is {absent[0]}")
     counts = Counter(label for name, label in index.labels.items() if name in present)
-    names = index.class_names or [''] * index.num_classes
+    names = index.class_names or [""] * index.num_classes
     report.classes = [(label, names[label], counts[label]) for label in range(index.num_classes)]
-    report.problems += _abridge([f'class {label} {name!r} has no images' for label, name, count in report.classes if not count])
+    report.problems += _abridge([f"class {label} {name!r} has no images" for label, name, count in report.classes if not count])
 
 
 def _abridge(problems: list[str]) -> list[str]:
     more = len(problems) - LISTED_PROBLEMS
-    return problems if more <= 0 else [*problems[:LISTED_PROBLEMS], f'... and {more:,} more like this']
+    return problems if more <= 0 else [*problems[:LISTED_PROBLEMS], f"... and {more:,} more like this"]
 
 
 def _join_counts(counts: Counter[str]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
-    return ', '.join(f'{name}: {count:,}' for name, count in counts.most_common(LISTED_PROBLEMS)) or '-'
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.most_common(LISTED_PROBLEMS)) or "-"
 
 
 # Command line.
+
 
 class Progress:
     """Images done, rate and remaining time on one line: rewritten on a terminal, a new line every 30 s elsewhere."""
@@ -621,10 +641,11 @@ class Progress:
             return
         self.shown = now
         rate = done / max(now - self.started, 1e-9)
-        line = f'{done:,}/{total:,} images  {rate:,.0f}/s  ' + (f'{format_time((total - done) / rate)} left' if done < total else
-                                                              f'took {format_time(now - self.started)}')
-        end = '\n' if done == total or not self.terminal else ''
-        self.stream.write(f'\r\033[K{line}{end}' if self.terminal else f'{line}{end}')
+        line = f"{done:,}/{total:,} images  {rate:,.0f}/s  " + (
+            f"{format_time((total - done) / rate)} left" if done < total else f"took {format_time(now - self.started)}"
+        )
+        end = "\n" if done == total or not self.terminal else ""
+        self.stream.write(f"\r\033[K{line}{end}" if self.terminal else f"{line}{end}")
         self.stream.flush()
 
 
@@ -632,13 +653,13 @@ def _parse_class_names(text: str | None) -> list[str] | None:
     """'a,b,c', or @file with one name per line."""
     if text is None:
         return None
-    if not text.startswith('@'):
-        return [name.strip() for name in text.split(',')]
+    if not text.startswith("@"):
+        return [name.strip() for name in text.split(",")]
     try:
-        with open(text[1:], encoding='utf-8') as file:
+        with open(text[1:], encoding="utf-8") as file:
             return [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'class names {text}: {error}') from None
+        raise ValueError(f"class names {text}: {error}") from None
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -647,57 +668,75 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 def _print_report(report: ConvertReport) -> None:
     for line in _abridge(report.skipped):
-        click.echo(f'skipped {line}', err=True)
+        click.echo(f"skipped {line}", err=True)
     if report.skipped:
-        click.echo(f'warning: {len(report.skipped):,} unreadable images were skipped', err=True)
+        click.echo(f"warning: {len(report.skipped):,} unreadable images were skipped", err=True)
     if report.dropped:
-        click.echo(f'warning: {report.dropped:,} images are too small for the transform and were left out', err=True)
+        click.echo(f"warning: {report.dropped:,} images are too small for the transform and were left out", err=True)
     if report.empty_classes:
-        names = ', '.join(report.empty_classes[:LISTED_PROBLEMS]) + (', ...' if len(report.empty_classes) > LISTED_PROBLEMS else '')
-        click.echo(f'warning: {len(report.empty_classes):,} classes are left without images: {names}', err=True)
+        names = ", ".join(report.empty_classes[:LISTED_PROBLEMS]) + (", ..." if len(report.empty_classes) > LISTED_PROBLEMS else "")
+        click.echo(f"warning: {len(report.empty_classes):,} classes are left without images: {names}", err=True)
     for path in report.paths:
-        click.echo(f'{path}: {report.num_images:,} images')
+        click.echo(f"{path}: {report.num_images:,} images")
 
 
-@click.command(context_settings={'max_content_width': 120, 'show_default': True})
-@click.option('--source', help='Folder or zip of images, IDX images file, CIFAR python tarball, ILSVRC tree, LSUN LMDB folder.', metavar='PATH')
-@click.option('--dest', help='Data set to write, .zip or folder; {res} stands for the resolution.', metavar='PATH')
-@click.option('--resolution', help='64, 64x64, or several at once: 16,32,64.  [default: that of the images]', metavar='WxH')
-@click.option('--transform', type=click.Choice(TRANSFORMS), default='none', help='How images become square.')
-@click.option('--filter', type=click.Choice(list(FILTERS)), help='Resize filter.  [default: lanczos]')
-@click.option('--background', default='white', help='Colour under transparent pixels: a name or #rrggbb.', metavar='COLOUR')
-@click.option('--labels', type=click.Choice(image_sources.LABEL_MODES), default='auto', help='auto: dataset.json, else sub-folders are classes.')
-@click.option('--class-names', help='Names replacing those of the source: a,b,c or @file.', metavar='LIST')
-@click.option('--classes', help='Keep these classes alone, in this order: a,b,c or @file.', metavar='LIST')
-@click.option('--max-images', type=int, help='Keep the first N images.', metavar='N')
-@click.option('--subset-seed', type=int, help='With --max-images: keep a seeded random choice instead.', metavar='SEED')
-@click.option('--on-error', type=click.Choice(['fail', 'skip']), default='fail', help='What an unreadable image does.')
-@click.option('--workers', type=int, help='Processes.  [default: one per core]', metavar='N')
-@click.option('--compress-level', type=click.IntRange(0, 9), default=0, help='Of the PNGs: 0 is large and fast to read.')
-@click.option('--overwrite', is_flag=True, help='Replace an existing data set.')
-@click.option('--check', 'check_path', help='Print what a data set holds and what is wrong with it; exit code 1 on problems.', metavar='DATASET')
-def main(source: str | None, dest: str | None, resolution: str | None, class_names: str | None, classes: str | None, check_path: str | None,
-         workers: int | None, **options: Any) -> None:
+@click.command(context_settings={"max_content_width": 120, "show_default": True})
+@click.option("--source", help="Folder or zip of images, IDX images file, CIFAR python tarball, ILSVRC tree, LSUN LMDB folder.", metavar="PATH")
+@click.option("--dest", help="Data set to write, .zip or folder; {res} stands for the resolution.", metavar="PATH")
+@click.option("--resolution", help="64, 64x64, or several at once: 16,32,64.  [default: that of the images]", metavar="WxH")
+@click.option("--transform", type=click.Choice(TRANSFORMS), default="none", help="How images become square.")
+@click.option("--filter", type=click.Choice(list(FILTERS)), help="Resize filter.  [default: lanczos]")
+@click.option("--background", default="white", help="Colour under transparent pixels: a name or #rrggbb.", metavar="COLOUR")
+@click.option("--labels", type=click.Choice(image_sources.LABEL_MODES), default="auto", help="auto: dataset.json, else sub-folders are classes.")
+@click.option("--class-names", help="Names replacing those of the source: a,b,c or @file.", metavar="LIST")
+@click.option("--classes", help="Keep these classes alone, in this order: a,b,c or @file.", metavar="LIST")
+@click.option("--max-images", type=int, help="Keep the first N images.", metavar="N")
+@click.option("--subset-seed", type=int, help="With --max-images: keep a seeded random choice instead.", metavar="SEED")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What an unreadable image does.")
+@click.option("--workers", type=int, help="Processes.  [default: one per core]", metavar="N")
+@click.option("--compress-level", type=click.IntRange(0, 9), default=0, help="Of the PNGs: 0 is large and fast to read.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
+@click.option("--check", "check_path", help="Print what a data set holds and what is wrong with it; exit code 1 on problems.", metavar="DATASET")
+def main(
+    source: str | None,
+    dest: str | None,
+    resolution: str | None,
+    class_names: str | None,
+    classes: str | None,
+    check_path: str | None,
+    workers: int | None,
+    **options: Any,
+) -> None:
     """Turn any image source into a StyleGAN data set, or --check one."""
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress(sys.stderr)
     try:
         if check_path is not None:
             if source is not None or dest is not None:
-                raise ValueError('--check reads a finished data set; it goes without --source and --dest')
+                raise ValueError("--check reads a finished data set; it goes without --source and --dest")
             report = check(check_path, workers, progress)
             click.echo(report.format())
             sys.exit(1 if report.problems else 0)
         if source is None or dest is None:
-            raise ValueError('--source and --dest are needed (or --check DATASET); --help lists the options')
+            raise ValueError("--source and --dest are needed (or --check DATASET); --help lists the options")
         resolutions = parse_resolutions(resolution) if resolution is not None else None
-        _print_report(convert(source, dest, resolutions, class_names=_parse_class_names(class_names), classes=_parse_class_names(classes),
-                              workers=workers, progress=progress, **options))
+        _print_report(
+            convert(
+                source,
+                dest,
+                resolutions,
+                class_names=_parse_class_names(class_names),
+                classes=_parse_class_names(classes),
+                workers=workers,
+                progress=progress,
+                **options,
+            )
+        )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f'{error.filename or dest or check_path}: {error.strerror or error}') from None
+        raise click.ClickException(f"{error.filename or dest or check_path}: {error.strerror or error}") from None
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

@@ -241,7 +241,9 @@ def load_run(run_dir: str) -> TrainConfig:
     """
     path = Path(run_dir) / OPTIONS_FILE
     if not path.is_file():
-        raise ValueError(f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network pickle to start from its weights")
+        raise ValueError(
+            f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network pickle to start from its weights"
+        )
     saved = json.loads(path.read_text())
     if "config" not in saved:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with --init-from")
@@ -272,13 +274,19 @@ def train_process(tree: dict[str, Any], run_dir: str) -> None:
         try:
             outcome = loop.train(config, run_dir, device, make_evaluate(config, run_dir, device))
         except NonFiniteError as err:
-            raise click.ClickException(f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={run_dir}, at a lower --glr/--dlr") from None
+            raise click.ClickException(
+                f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={run_dir}, at a lower --glr/--dlr"
+            ) from None
         except torch.OutOfMemoryError as err:
             raise click.ClickException(
-                f"out of memory on {device} at --batch-gpu={config.batch_gpu}: lower --batch-gpu (results do not depend on it), --cbase or --cmax ({err})"
+                f"out of memory on {device} at --batch-gpu={config.batch_gpu}: lower --batch-gpu, --cbase or --cmax ({err})"
             ) from None
         if distributed.is_main():
-            print({loop.FINISHED: "Finished.", loop.INTERRUPTED: f"Saved. Go on with --resume={run_dir}", loop.RESTART: "Saved for the restart."}[outcome])
+            print(
+                {loop.FINISHED: "Finished.", loop.INTERRUPTED: f"Saved. Go on with --resume={run_dir}", loop.RESTART: "Saved for the restart."}[
+                    outcome
+                ]
+            )
     distributed.shutdown()
 
 
@@ -304,7 +312,9 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     click.echo(f"  {'derived: images per round':34s} {config.batch_gpu:<44d} batch / gpus unless --batch-gpu is given")
     click.echo(f"  {'derived: EMA half-life, kimg':34s} {config.ema_kimg:<44g} batch * 10 / 32 unless --ema-kimg is given")
     flips = " (half of them flipped copies)" if config.data.mirror else ""
-    click.echo(f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes")
+    click.echo(
+        f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes"
+    )
     with nullcontext() if config.generator.superres else torch.device("meta"):  # a stem's plan needs no numbers
         G = build.make_generator(config.generator, dataset, config.data.embed_dim, config.run.seed)
     click.echo("\nGenerator\n" + build.layer_table(G))
@@ -314,7 +324,9 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     heads = sum(p.numel() for p in D.parameters() if p.requires_grad)
     frozen = sum(t.numel() for t in D.feature_networks.state_dict().values())
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
-    click.echo(f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)")
+    click.echo(
+        f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)"
+    )
     click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
     try:
         build.check_weights(config)
@@ -361,7 +373,9 @@ def run_main(values: dict[str, Any]) -> None:
     desc = description(config, dataset.name)
     goes_on = None if resuming or values["restart_every"] is None else unfinished_run(values["outdir"], desc, config)
     if values["dry_run"]:
-        target = resume if resuming else str(goes_on or os.path.join(values["outdir"], f"{max(run_folders(values['outdir']), default=-1) + 1:05d}-{desc}"))
+        target = (
+            resume if resuming else str(goes_on or os.path.join(values["outdir"], f"{max(run_folders(values['outdir']), default=-1) + 1:05d}-{desc}"))
+        )
         print_plan(config, given, dataset, target)
         return
     build.check_weights(config)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dnnlib import archives
 
-FILTERS = {name: Image.Resampling[name.upper()] for name in ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')}
-TRANSFORMS = ('none', 'center-crop', 'center-crop-wide', 'center-crop-dhariwal')
-DHARIWAL_FILTER = 'box+bicubic'
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
+TRANSFORMS = ("none", "center-crop", "center-crop-wide", "center-crop-dhariwal")
+DHARIWAL_FILTER = "box+bicubic"
 EXIF_ORIENTATION = 0x0112
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,8 +32,8 @@ class Preparation:
     """What is done to every image. `sizes` are (width, height) pairs; (None,) keeps the image's own size."""
 
     sizes: tuple[tuple[int, int] | None, ...] = (None,)
-    transform: str = 'none'
-    filter: str = 'lanczos'
+    transform: str = "none"
+    filter: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
     compress_level: int = 0  # of the PNGs; 0 = stored, as StyleGAN's own data sets are: large, fast to read
 
@@ -41,14 +41,14 @@ class Preparation:
 def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
     """An encoded image, or uint8 pixels [H, W] or [H, W, 3] -> an upright 8-bit RGB image. Raises ValueError when it cannot be read."""
     if isinstance(payload, np.ndarray):
-        return Image.fromarray(payload).convert('RGB')
+        return Image.fromarray(payload).convert("RGB")
     image = archives.open_image(payload)
     try:
         image.load()
         orientation = _orientation(image)
         rgb = to_rgb(image, background)
     except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
-        raise ValueError(f'cannot be decoded ({str(error) or type(error).__name__})') from None
+        raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
     return rgb if orientation not in TRANSPOSES else rgb.transpose(TRANSPOSES[orientation])
 
 
@@ -64,25 +64,25 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
 
     Raises ValueError for float and 32-bit integer images, whose range is not defined.
     """
-    if image.mode == 'I' or image.mode.startswith('I;16'):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         grey, alpha = _high_byte(image)
-        return _composite(grey.convert('RGB'), alpha, background)
-    if image.mode == 'F':
-        raise ValueError('floating point pixels have no defined range; convert to 8 or 16 bits first')
-    if image.mode in ('La', 'RGBa'):  # premultiplied
-        image = image.convert({'La': 'LA', 'RGBa': 'RGBA'}[image.mode])
-    if image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info:
-        rgba = image.convert('RGBA')
-        return _composite(rgba.convert('RGB'), rgba.getchannel('A'), background)
-    return image.convert('RGB')
+        return _composite(grey.convert("RGB"), alpha, background)
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no defined range; convert to 8 or 16 bits first")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return _composite(rgba.convert("RGB"), rgba.getchannel("A"), background)
+    return image.convert("RGB")
 
 
 def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """(8-bit grey image, alpha or None) of a 16-bit grey image."""
     values = np.asarray(image)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 0xffff:
-        raise ValueError('32-bit integer pixels have no defined range; convert to 8 or 16 bits first')
-    transparent = image.info.get('transparency')
+    if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+        raise ValueError("32-bit integer pixels have no defined range; convert to 8 or 16 bits first")
+    transparent = image.info.get("transparency")
     alpha = None if transparent is None else Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
     return Image.fromarray((values >> 8).astype(np.uint8)), alpha
 
@@ -90,7 +90,7 @@ def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _composite(rgb: Image.Image, alpha: Image.Image | None, background: tuple[int, int, int]) -> Image.Image:
     if alpha is None:
         return rgb
-    canvas = Image.new('RGB', rgb.size, background)
+    canvas = Image.new("RGB", rgb.size, background)
     canvas.paste(rgb, mask=alpha)
     return canvas
 
@@ -101,18 +101,18 @@ def transform(image: Image.Image, size: tuple[int, int] | None, preparation: Pre
     Raises ValueError when the result would not be a power-of-two square, or the image would be distorted.
     """
     kind = preparation.transform
-    if kind == 'none':
+    if kind == "none":
         result: Image.Image | None = _keep(image, size, FILTERS[preparation.filter])
     elif size is None:
-        raise ValueError(f'transform {kind} needs a resolution')
-    elif kind == 'center-crop':
+        raise ValueError(f"transform {kind} needs a resolution")
+    elif kind == "center-crop":
         result = _center_crop(image, size, FILTERS[preparation.filter])
-    elif kind == 'center-crop-wide':
+    elif kind == "center-crop-wide":
         result = _center_crop_wide(image, size, FILTERS[preparation.filter])
-    elif kind == 'center-crop-dhariwal':
+    elif kind == "center-crop-dhariwal":
         result = _center_crop_dhariwal(image, size[0])
     else:
-        raise ValueError(f'unknown transform {kind!r}; there are {", ".join(TRANSFORMS)}')
+        raise ValueError(f"unknown transform {kind!r}; there are {', '.join(TRANSFORMS)}")
     return result
 
 
@@ -120,10 +120,10 @@ def _keep(image: Image.Image, size: tuple[int, int] | None, resample: Image.Resa
     width, height = image.size
     if width != height:
         # Deviation: the published tool stretches such an image to the resolution asked for.
-        raise ValueError(f'is {width}x{height}, not square: use --transform=center-crop (with --resolution)')
+        raise ValueError(f"is {width}x{height}, not square: use --transform=center-crop (with --resolution)")
     if size is None:
         if width & (width - 1):
-            raise ValueError(f'is {width}x{height}, not a power of two: use --resolution')
+            raise ValueError(f"is {width}x{height}, not a power of two: use --resolution")
         return image
     return _resize(image, size, resample)
 
@@ -152,7 +152,7 @@ def _center_crop_wide(image: Image.Image, size: tuple[int, int], resample: Image
         return None
     top = (height - crop_height) // 2
     picture = _resize(image.crop((0, top, width, top + crop_height)), size, resample)
-    canvas = Image.new('RGB', (target_width, target_width))
+    canvas = Image.new("RGB", (target_width, target_width))
     canvas.paste(picture, (0, (target_width - target_height) // 2))
     return canvas
 
@@ -164,7 +164,7 @@ def _center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:
     scale = resolution / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     if size[0] * size[1] > archives.MAX_PIXELS:  # a strip one pixel high, enlarged, would fill the memory
-        raise ValueError(f'is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use --transform=center-crop')
+        raise ValueError(f"is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use --transform=center-crop")
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))
@@ -175,7 +175,7 @@ def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
     bare = Image.new(image.mode, image.size)
     bare.paste(image)
     buffer = io.BytesIO()
-    bare.save(buffer, format='PNG', compress_level=compress_level, optimize=False)
+    bare.save(buffer, format="PNG", compress_level=compress_level, optimize=False)
     return buffer.getvalue()
 
 

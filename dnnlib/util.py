@@ -293,11 +293,26 @@ def make_cache_dir_path(*paths: str) -> str:
 
 
 @overload
-def open_url(url: str, cache_dir: str | None = ..., num_attempts: int = ..., verbose: bool = ..., *, return_filename: Literal[True],
-             cache: bool = ..., sha256: str | None = ...) -> str: ...
+def open_url(
+    url: str,
+    cache_dir: str | None = ...,
+    num_attempts: int = ...,
+    verbose: bool = ...,
+    *,
+    return_filename: Literal[True],
+    cache: bool = ...,
+    sha256: str | None = ...,
+) -> str: ...
 @overload
-def open_url(url: str, cache_dir: str | None = ..., num_attempts: int = ..., verbose: bool = ..., return_filename: Literal[False] = ...,
-             cache: bool = ..., sha256: str | None = ...) -> IO[bytes]: ...
+def open_url(
+    url: str,
+    cache_dir: str | None = ...,
+    num_attempts: int = ...,
+    verbose: bool = ...,
+    return_filename: Literal[False] = ...,
+    cache: bool = ...,
+    sha256: str | None = ...,
+) -> IO[bytes]: ...
 def open_url(
     url: str,
     cache_dir: str | None = None,

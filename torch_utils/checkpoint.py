@@ -6,6 +6,7 @@ name, flushed to the disk, renamed, and only then are older ones removed; so a p
 latest() finds a whole one. The checksum in the name tells a whole file from a damaged one without trusting what is in it;
 nothing in the file is ever executed (torch.load with weights_only).
 """
+
 import contextlib
 import hashlib
 import os
@@ -16,8 +17,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-_NAME = re.compile(r'checkpoint-(\d{12})-([0-9a-f]{16})\.pt')
-_PARTIAL = '.checkpoint-*.tmp'
+_NAME = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{16})\.pt")
+_PARTIAL = ".checkpoint-*.tmp"
 _VERSION = 1
 
 
@@ -44,22 +45,24 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, torch.Tensor):
         x = value.detach()
         if x.layout != torch.strided:
-            raise ValueError(f'checkpoint: {where} is a {x.layout} tensor, only dense ones can be saved')
+            raise ValueError(f"checkpoint: {where} is a {x.layout} tensor, only dense ones can be saved")
         x = x.cpu()
         # A view would be saved with all of the memory it looks into.
         return x.clone() if x.untyped_storage().nbytes() != x.numel() * x.element_size() else x
     if isinstance(value, dict):
         bad = [key for key in value if type(key) not in (str, int)]
         if bad:
-            raise ValueError(f'checkpoint: {where} has the key {bad[0]!r}, keys must be strings or integers')
-        return {key: _plain(item, f'{where}.{key}') for key, item in value.items()}
+            raise ValueError(f"checkpoint: {where} has the key {bad[0]!r}, keys must be strings or integers")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_plain(item, f'{where}[{i}]') for i, item in enumerate(value)]
+        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise ValueError(f'checkpoint: {where} is a {type(value).__module__}.{type(value).__qualname__}; '
-                     'only tensors, dicts, lists, tuples, None, bool, int, float and str can be saved')
+    raise ValueError(
+        f"checkpoint: {where} is a {type(value).__module__}.{type(value).__qualname__}; "
+        "only tensors, dicts, lists, tuples, None, bool, int, float and str can be saved"
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -87,29 +90,29 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
     run went back from, or are damaged, and are removed too. OSError, with the earlier checkpoints intact, when the disk is full.
     """
     if keep < 1 or not 0 <= nimg < 10**12:
-        raise ValueError(f'checkpoint: keep must be at least 1 and nimg in [0, 10**12), got {keep} and {nimg}')
-    record = {'version': _VERSION, 'nimg': int(nimg), 'state': _plain(state, 'state')}
+        raise ValueError(f"checkpoint: keep must be at least 1 and nimg in [0, 10**12), got {keep} and {nimg}")
+    record = {"version": _VERSION, "nimg": int(nimg), "state": _plain(state, "state")}
     directory = Path(folder)
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(_PARTIAL):
         leftover.unlink(missing_ok=True)
-    partial = directory / f'.checkpoint-{nimg:012d}-{os.getpid()}.tmp'
+    partial = directory / f".checkpoint-{nimg:012d}-{os.getpid()}.tmp"
     try:
-        with open(partial, 'wb') as f:
+        with open(partial, "wb") as f:
             writer = _HashingWriter(f)
             torch.save(record, cast(BinaryIO, writer))
             f.flush()
             os.fsync(f.fileno())
-        path = directory / f'checkpoint-{nimg:012d}-{writer.digest()}.pt'
+        path = directory / f"checkpoint-{nimg:012d}-{writer.digest()}.pt"
         os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
-        raise OSError(f'cannot write the checkpoint of {nimg} images to {directory} ({e}); earlier checkpoints are intact') from e
+        raise OSError(f"cannot write the checkpoint of {nimg} images to {directory} ({e}); earlier checkpoints are intact") from e
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(directory)
     older = [entry for n, entry in _entries(directory) if n < nimg]
     replaced = [entry for n, entry in _entries(directory) if n >= nimg and entry != path]
-    for entry in replaced + older[:max(0, len(older) - (keep - 1))]:
+    for entry in replaced + older[: max(0, len(older) - (keep - 1))]:
         entry.unlink(missing_ok=True)
     return path
 
@@ -118,8 +121,8 @@ def _is_whole(path: Path) -> bool:
     match = _NAME.fullmatch(path.name)
     if match is None:
         return True  # renamed by the user: nothing to compare with
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest().startswith(match[2])
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest().startswith(match[2])
 
 
 def latest(folder: str | os.PathLike) -> Path | None:
@@ -128,10 +131,10 @@ def latest(folder: str | os.PathLike) -> Path | None:
         try:
             if _is_whole(path):
                 return path
-            problem = 'its contents do not match its checksum'
+            problem = "its contents do not match its checksum"
         except OSError as e:
             problem = str(e)
-        warnings.warn(f'checkpoint {path} is damaged ({problem}); taking the one before it', stacklevel=2)
+        warnings.warn(f"checkpoint {path} is damaged ({problem}); taking the one before it", stacklevel=2)
     return None
 
 
@@ -139,13 +142,13 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     """The state given to save(), tensors on the CPU. FileNotFoundError if there is no such file, ValueError if it is damaged or not a checkpoint."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
     if not _is_whole(path):
-        raise ValueError(f'checkpoint {path} is damaged: its contents do not match its checksum; resume from an earlier one')
+        raise ValueError(f"checkpoint {path} is damaged: its contents do not match its checksum; resume from an earlier one")
     try:
-        record = torch.load(path, map_location='cpu', weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be
-        raise ValueError(f'{path} is not a checkpoint ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else "unreadable"})') from e
-    if not isinstance(record, dict) or record.get('version') != _VERSION or not isinstance(record.get('state'), dict):
-        raise ValueError(f'{path} is not a checkpoint of version {_VERSION} of this program')
-    return record['state']
+        raise ValueError(f"{path} is not a checkpoint ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'unreadable'})") from e
+    if not isinstance(record, dict) or record.get("version") != _VERSION or not isinstance(record.get("state"), dict):
+        raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
+    return record["state"]

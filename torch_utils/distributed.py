@@ -4,6 +4,7 @@
 Every function works, as a no-op or the identity, in a single process. Two ways to start: launch(fn, n) spawns n processes on this
 machine; torchrun starts them itself and is recognised by its environment. In both, fn begins with init() and ends with shutdown().
 """
+
 import contextlib
 import datetime
 import multiprocessing
@@ -26,8 +27,8 @@ import torch.distributed as dist
 TIMEOUT_MINUTES = 120
 _SIGNAL_GRACE = 120  # seconds that processes have, after Ctrl-C or SIGTERM, to save and leave before they are killed
 _FAILURE_GRACE = 10  # the same after one of them failed: what they could save would be half of a step
-_TORCHRUN = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-_PARENT_STORE = 'STYLESAN_PARENT_STORE'  # set by launch(): the launching process holds the rendezvous, process 0 need not
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PARENT_STORE = "STYLESAN_PARENT_STORE"  # set by launch(): the launching process holds the rendezvous, process 0 need not
 
 
 def under_torchrun() -> bool:
@@ -46,7 +47,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Index of this process among those of its machine: the number of its GPU."""
-    return int(os.environ.get('LOCAL_RANK', rank())) if _active() else 0
+    return int(os.environ.get("LOCAL_RANK", rank())) if _active() else 0
 
 
 def world_size() -> int:
@@ -59,25 +60,31 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def init(device_type: str = 'cpu', timeout_minutes: float = TIMEOUT_MINUTES) -> torch.device:
+def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> torch.device:
     """Joins the group that launch() or torchrun made (alone: joins nothing) and returns this process's device.
 
     device_type: 'cuda' (NCCL, one GPU per process), 'cpu' or 'mps' (gloo). Raises ValueError when this machine has too few GPUs.
     """
-    if not _active() and under_torchrun() and int(os.environ['WORLD_SIZE']) > 1:
-        index, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-        if device_type == 'cuda':
-            gpu = int(os.environ.get('LOCAL_RANK', index))
+    if not _active() and under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+        index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if device_type == "cuda":
+            gpu = int(os.environ.get("LOCAL_RANK", index))
             if gpu >= torch.cuda.device_count():
-                raise ValueError(f'process {gpu} of this machine needs a GPU of its own, found {torch.cuda.device_count()}: start fewer processes')
+                raise ValueError(f"process {gpu} of this machine needs a GPU of its own, found {torch.cuda.device_count()}: start fewer processes")
             torch.cuda.set_device(gpu)
         timeout = datetime.timedelta(minutes=timeout_minutes)
         store = None
         if _PARENT_STORE in os.environ:
-            store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False, timeout=timeout)
-        dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', init_method=None if store else 'env://', store=store, rank=index,
-                                world_size=world, timeout=timeout)
-    return torch.device(device_type, local_rank()) if device_type == 'cuda' else torch.device(device_type)
+            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+        dist.init_process_group(
+            "nccl" if device_type == "cuda" else "gloo",
+            init_method=None if store else "env://",
+            store=store,
+            rank=index,
+            world_size=world,
+            timeout=timeout,
+        )
+    return torch.device(device_type, local_rank()) if device_type == "cuda" else torch.device(device_type)
 
 
 def shutdown() -> None:
@@ -104,23 +111,23 @@ def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> None:
     leaves by SystemExit (an agreed exit code), so does the caller. Raises ValueError when torchrun's number of processes is another.
     """
     if num_processes < 1:
-        raise ValueError(f'the number of processes must be at least 1, got {num_processes}')
+        raise ValueError(f"the number of processes must be at least 1, got {num_processes}")
     if under_torchrun():
-        started = {int(os.environ[name]) for name in ('LOCAL_WORLD_SIZE', 'WORLD_SIZE') if name in os.environ}
+        started = {int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE") if name in os.environ}
         if num_processes not in started | {1}:
-            raise ValueError(f'{num_processes} processes asked for, but torchrun started {max(started)}: make the two agree')
+            raise ValueError(f"{num_processes} processes asked for, but torchrun started {max(started)}: make the two agree")
         fn(*args)
         return
     if num_processes == 1:
         fn(*args)
         return
     # The store lives here with a port the system chose, so that no port is announced before it is bound and none can be taken in between.
-    store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context('spawn')
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
     children, pipes = [], []
     for index in range(num_processes):
         receiver, sender = context.Pipe(duplex=False)
-        children.append(context.Process(target=_child, args=(index, num_processes, store.port, sender, fn, args), name=f'rank{index}'))
+        children.append(context.Process(target=_child, args=(index, num_processes, store.port, sender, fn, args), name=f"rank{index}"))
         pipes.append((receiver, sender))
     with _forwarded_signals(children) as signals:
         try:
@@ -135,13 +142,22 @@ def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> None:
 
 
 def _child(index: int, num_processes: int, port: int, sender, fn: Callable[..., Any], args: tuple) -> None:
-    os.environ.update({'RANK': str(index), 'LOCAL_RANK': str(index), 'WORLD_SIZE': str(num_processes), 'LOCAL_WORLD_SIZE': str(num_processes),
-                       'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), _PARENT_STORE: '1'})
-    if hasattr(os, 'setpgrp'):
+    os.environ.update(
+        {
+            "RANK": str(index),
+            "LOCAL_RANK": str(index),
+            "WORLD_SIZE": str(num_processes),
+            "LOCAL_WORLD_SIZE": str(num_processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            _PARENT_STORE: "1",
+        }
+    )
+    if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C then reaches this process once, through the parent, instead of twice
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    if 'OMP_NUM_THREADS' not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // num_processes))
     try:
         fn(*args)
@@ -176,7 +192,7 @@ def _pickled(e: BaseException) -> bytes:
         pickle.loads(data)
         return data
     except Exception:
-        return pickle.dumps(RuntimeError(f'{type(e).__name__}: {e}'))
+        return pickle.dumps(RuntimeError(f"{type(e).__name__}: {e}"))
 
 
 def _receive(receiver) -> tuple[float, BaseException, str] | None:
@@ -246,12 +262,12 @@ def _raise_failure(children: Sequence[Any], reports: list, by_itself: set[int], 
     silent = [i for i in sorted(by_itself) if codes[i] < 0 and codes[i] not in asked]
     if silent:  # the complaints of the others about a lost connection are its consequence
         i = silent[0]
-        hint = ' (out of memory?)' if codes[i] == -signal.SIGKILL else ''
-        raise RuntimeError(f'process {i} of {len(codes)} was ended by {signal.Signals(-codes[i]).name}{hint}')
+        hint = " (out of memory?)" if codes[i] == -signal.SIGKILL else ""
+        raise RuntimeError(f"process {i} of {len(codes)} was ended by {signal.Signals(-codes[i]).name}{hint}")
     told = [report for report in reports if report is not None]
     if told:
         _, error, text = min(told, key=lambda report: report[0])
-        raise error from _RemoteTraceback(f'\n\n{text}')
+        raise error from _RemoteTraceback(f"\n\n{text}")
     if signals and codes[0] in (130, -signals[0][0], -signal.SIGKILL):
         if signals[0][0] == signal.SIGINT:
             raise KeyboardInterrupt
@@ -263,13 +279,13 @@ def _raise_failure(children: Sequence[Any], reports: list, by_itself: set[int], 
 
 
 def _comm_device() -> torch.device:
-    return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def barrier() -> None:
     """Waits until every process is here."""
     if world_size() > 1:
-        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == 'nccl' else None)
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def _bytes(x: torch.Tensor) -> torch.Tensor:
@@ -304,7 +320,7 @@ def _all_reduce_(tensors: Iterable[torch.Tensor], mean: bool) -> None:
     groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for x in tensors:
         if mean and not x.is_floating_point():
-            raise ValueError(f'the mean over processes needs floating-point tensors, got {x.dtype}')
+            raise ValueError(f"the mean over processes needs floating-point tensors, got {x.dtype}")
         groups.setdefault((x.dtype, x.device), []).append(x)
     if world_size() == 1:
         return

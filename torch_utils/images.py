@@ -3,6 +3,7 @@
 
 Shapes: N images, C channels (1 or 3), H W height and width.
 """
+
 import os
 from collections.abc import Sequence
 
@@ -34,9 +35,9 @@ def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
     """uint8 [N, C, H, W] -> uint8 [rows * H, columns * W, C], row by row; empty cells of the last row are black."""
     array = np.asarray(images.detach().cpu() if isinstance(images, torch.Tensor) else images)
     if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3) or array.shape[0] == 0:
-        raise ValueError(f'images must be uint8 [N, 1 or 3, H, W] with N > 0, got {array.dtype} {list(array.shape)}')
+        raise ValueError(f"images must be uint8 [N, 1 or 3, H, W] with N > 0, got {array.dtype} {list(array.shape)}")
     if columns < 1:
-        raise ValueError(f'columns must be at least 1, got {columns}')
+        raise ValueError(f"columns must be at least 1, got {columns}")
     n, c, h, w = array.shape
     rows = -(-n // columns)
     cells = np.zeros((rows * columns, c, h, w), dtype=np.uint8)
@@ -47,7 +48,7 @@ def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
 def _to_pil(array: np.ndarray) -> PIL.Image.Image:
     """uint8 [H, W], [H, W, 1] or [H, W, 3] -> PIL image."""
     if array.dtype != np.uint8:
-        raise ValueError(f'pixels must be uint8, got {array.dtype}')
+        raise ValueError(f"pixels must be uint8, got {array.dtype}")
     return PIL.Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else np.ascontiguousarray(array))
 
 
@@ -66,30 +67,30 @@ def labelled_grid(images: torch.Tensor | np.ndarray, row_labels: Sequence[str], 
     pixels = grid(images, columns)
     rows = -(-len(images) // columns)
     if len(row_labels) != rows:
-        raise ValueError(f'{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels')
+        raise ValueError(f"{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels")
     cell = pixels.shape[0] // rows
-    sheet, factor = _magnify(_to_pil(pixels).convert('RGB'), cell, min_cell)
+    sheet, factor = _magnify(_to_pil(pixels).convert("RGB"), cell, min_cell)
     cell *= factor
     size = max(10, min(cell // 3, 20))
     font = PIL.ImageFont.load_default(size=size)
     labels = [_one_line(label) for label in row_labels]
     boxes = [font.getbbox(label) for label in labels]
     margin = int(np.ceil(max(box[2] for box in boxes))) + 2 * _LABEL_GAP
-    canvas = PIL.Image.new('RGB', (margin + sheet.width, sheet.height), 'white')
+    canvas = PIL.Image.new("RGB", (margin + sheet.width, sheet.height), "white")
     canvas.paste(sheet, (margin, 0))
     draw = PIL.ImageDraw.Draw(canvas)
     for row, (label, box) in enumerate(zip(labels, boxes, strict=True)):
-        draw.text((margin - _LABEL_GAP - box[2], (row + 0.5) * cell), label, fill='black', font=font, anchor='lm')
+        draw.text((margin - _LABEL_GAP - box[2], (row + 0.5) * cell), label, fill="black", font=font, anchor="lm")
     return canvas
 
 
 def _one_line(label: str, limit: int = 40) -> str:
-    line = ' '.join(str(label).split())
-    return line if len(line) <= limit else line[:limit - 3].rstrip() + '...'
+    line = " ".join(str(label).split())
+    return line if len(line) <= limit else line[: limit - 3].rstrip() + "..."
 
 
 def save_png(image: np.ndarray | PIL.Image.Image, path: str | os.PathLike) -> None:
     """Writes uint8 [H, W], [H, W, 1 or 3] or a PIL image as a PNG; `path` never holds a part of a file."""
     picture = image if isinstance(image, PIL.Image.Image) else _to_pil(image)
     with util.atomic_write(path) as f:
-        picture.save(f, format='PNG')
+        picture.save(f, format="PNG")

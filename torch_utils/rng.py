@@ -7,6 +7,7 @@ Words become floats by additions, multiplications, divisions and square roots al
 same draw has the same bits on every machine and with every version of numpy, whose own `Generator` promises neither
 (its distributions may change between versions, and log and cos differ in the last bit between processors).
 """
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ _COS = tuple((-1) ** k / math.factorial(2 * k) for k in range(7))
 
 def key_of(seed: int, purpose: str) -> int:
     """64-bit key of a stream: the first 8 bytes of sha256("seed:purpose"), the same in every process and on every machine."""
-    return int.from_bytes(hashlib.sha256(f'{int(seed)}:{purpose}'.encode()).digest()[:8], 'little')
+    return int.from_bytes(hashlib.sha256(f"{int(seed)}:{purpose}".encode()).digest()[:8], "little")
 
 
 def philox_(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -88,7 +89,7 @@ def _to_normal(words: Sequence[np.ndarray], out: np.ndarray) -> None:
 
 def _to_uniform(words: Sequence[np.ndarray], out: np.ndarray) -> None:
     for i, word in enumerate(words):
-        np.multiply(word >> np.uint64(8), 2.0**-24, out=out[:, i], casting='same_kind')  # 24 bits: exact, and never 1
+        np.multiply(word >> np.uint64(8), 2.0**-24, out=out[:, i], casting="same_kind")  # 24 bits: exact, and never 1
 
 
 def _to_words64(words: Sequence[np.ndarray], out: np.ndarray) -> None:
@@ -99,19 +100,19 @@ def _to_words64(words: Sequence[np.ndarray], out: np.ndarray) -> None:
 def _check_samples(samples: Sequence[int]) -> np.ndarray:
     index = np.asarray(samples)
     if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
-        raise ValueError(f'samples must be a sequence of integers, got shape {index.shape} and type {index.dtype}')
+        raise ValueError(f"samples must be a sequence of integers, got shape {index.shape} and type {index.dtype}")
     if index.size and not (int(index.min()) >= 0 and int(index.max()) < 2**32):
-        raise ValueError(f'sample indices must lie in [0, 2**32), got {int(index.min())} to {int(index.max())}')
+        raise ValueError(f"sample indices must lie in [0, 2**32), got {int(index.min())} to {int(index.max())}")
     return index.astype(np.uint64)
 
 
 def _draw(key: int, step: int, samples: np.ndarray, values: int, convert, per_block: int, dtype) -> np.ndarray:
     """[len(samples), values]: value v of a sample comes from block v // per_block of its counters."""
     if not 0 <= step < 2**64:
-        raise ValueError(f'step must lie in [0, 2**64), got {step}')
+        raise ValueError(f"step must lie in [0, 2**64), got {step}")
     blocks = -(-values // per_block)
     if blocks > 2**32:
-        raise ValueError(f'{values} values per sample are more than the generator has counters for')
+        raise ValueError(f"{values} values per sample are more than the generator has counters for")
     total = len(samples) * blocks
     out = np.empty((total, per_block), dtype=dtype)
     for start in range(0, total, _CHUNK):
@@ -141,7 +142,7 @@ def uniform(seed: int, purpose: str, step: int, samples: Sequence[int], shape: S
 def integers(seed: int, purpose: str, step: int, samples: Sequence[int], high: int) -> torch.Tensor:
     """int64 [len(samples)] on the CPU, uniform in [0, high), 0 < high <= 2**32 (bias below high / 2**64). samples as for normal()."""
     if not 0 < high <= 2**32:
-        raise ValueError(f'high must lie in [1, 2**32], got {high}')
+        raise ValueError(f"high must lie in [1, 2**32], got {high}")
     words = _draw(key_of(seed, purpose), step, _check_samples(samples), 1, _to_words64, 2, np.uint64)[:, 0]
     # floor(word * high / 2**64) without 128-bit products (Lemire, 2019, without the rejection).
     product = (words >> _32) * np.uint64(high) + (((words & _LOW) * np.uint64(high)) >> _32)
@@ -151,9 +152,9 @@ def integers(seed: int, purpose: str, step: int, samples: Sequence[int], high: i
 def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
     """int64 [n]: a uniformly drawn order of range(n), a function of (seed, purpose, epoch, n) alone (the order of n random 64-bit keys)."""
     if n < 0:
-        raise ValueError(f'n must not be negative, got {n}')
+        raise ValueError(f"n must not be negative, got {n}")
     keys = _draw(key_of(seed, purpose), epoch, np.zeros(1, dtype=np.uint64), n, _to_words64, 2, np.uint64)[0]
-    return np.argsort(keys, kind='stable').astype(np.int64)
+    return np.argsort(keys, kind="stable").astype(np.int64)
 
 
 def torch_generator(seed: int, purpose: str) -> torch.Generator:

@@ -5,6 +5,7 @@ report() adds number, sum and sum of squares to a per-device accumulator and nev
 the accumulators of all processes together. Accumulators are float64, float32 on devices without it (mps).
 Non-finite values are neither hidden nor raised here: the mean of their interval is not finite, the next interval's is clean.
 """
+
 import math
 import re
 import weakref
@@ -22,7 +23,7 @@ _ZERO: _Moments = (0.0, 0.0, 0.0)
 _host: dict[str, np.ndarray] = {}  # since the last synchronisation: numbers and CPU tensors
 _device: dict[torch.device, dict[str, torch.Tensor]] = {}  # the same, for tensors of other devices
 _names: set[str] = set()  # ever reported, by any process after a synchronisation
-_collectors: 'weakref.WeakSet[Collector]' = weakref.WeakSet()
+_collectors: "weakref.WeakSet[Collector]" = weakref.WeakSet()
 _process: tuple[int, bool] | None = None  # (rank, whether to synchronise) as given to init_multiprocessing()
 
 
@@ -40,8 +41,8 @@ def _rank() -> int:
 def report(name: str, value: Any) -> Any:
     """Adds every element of `value` (tensor, array, number or nested list; empty: only makes the name known) to statistic `name`. Returns `value`."""
     _names.add(name)
-    if isinstance(value, torch.Tensor) and value.device.type != 'cpu':
-        x = value.detach().to(torch.float32 if value.device.type == 'mps' else torch.float64).reshape(-1)
+    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+        x = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64).reshape(-1)
         if x.numel():
             # The count goes through torch.full: a tensor made of Python numbers would wait for the copy to the device.
             moments = torch.stack([torch.full((), x.numel(), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()])
@@ -50,7 +51,7 @@ def report(name: str, value: Any) -> Any:
         return value
     array = value.detach().to(torch.float64).numpy() if isinstance(value, torch.Tensor) else np.asarray(value, dtype=np.float64)
     if array.size:
-        with np.errstate(invalid='ignore', over='ignore'):
+        with np.errstate(invalid="ignore", over="ignore"):
             _host[name] = _host.get(name, 0) + np.array([array.size, array.sum(), np.square(array).sum()])
     return value
 
@@ -93,7 +94,7 @@ class Collector:
     Every process must make and update the same collectors in the same order (making one is a collective too).
     """
 
-    def __init__(self, regex: str = '.*', keep_previous: bool = True) -> None:
+    def __init__(self, regex: str = ".*", keep_previous: bool = True) -> None:
         self._regex = re.compile(regex)
         self._keep_previous = keep_previous
         self._pending: dict[str, _Moments] = {}
@@ -116,7 +117,7 @@ class Collector:
 
     def _get(self, name: str) -> _Moments:
         if not self._regex.fullmatch(name):
-            raise ValueError(f'statistic {name!r} does not match the pattern {self._regex.pattern!r} of this collector')
+            raise ValueError(f"statistic {name!r} does not match the pattern {self._regex.pattern!r} of this collector")
         return self._current.get(name, _ZERO)
 
     def num(self, name: str) -> int:

@@ -111,7 +111,9 @@ def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, 
             f"{G.img_resolution}x{G.img_resolution}: prepare the data with dataset_tool.py --resolution={G.img_resolution}x{G.img_resolution}"
         )
     if G.c_dim != c_dim:
-        raise ValueError(f"--path_stem={cfg.path_stem} knows {G.c_dim} classes, --data={dataset.path} has {c_dim}: use the data set the stem was trained on")
+        raise ValueError(
+            f"--path_stem={cfg.path_stem} knows {G.c_dim} classes, --data={dataset.path} has {c_dim}: use the data set the stem was trained on"
+        )
     return G
 
 
@@ -138,7 +140,7 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
 
 def layer_table(G: Generator) -> str:
     """The layer plan as text: names, channels, sizes, rates, filters, parameters."""
-    rows = [("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")]
+    rows: list[tuple[str, ...]] = [("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")]
     modules: dict[str, torch.nn.Module] = {"mapping": G.mapping, "synthesis.input": G.synthesis.input}
     specs = {s.name: s for s in G.synthesis.specs()}
     modules |= {name: getattr(G.synthesis, name) for name in specs}
@@ -149,10 +151,10 @@ def layer_table(G: Generator) -> str:
         if name in specs:
             s = specs[name]
             band = f"{s.in_cutoff:.4g}-{s.out_cutoff:.4g}"
-            rows.append((
-                name, str(s.in_channels), str(s.out_channels), f"{s.in_size}-{s.out_size}", f"{s.in_sampling_rate:g}-{s.out_sampling_rate:g}", band,
-                f"{s.up_factor}x{s.up_taps}", f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}", "yes" if s.use_fp16 else "no", trained, count,
-            ))  # fmt: skip
+            size, rate = f"{s.in_size}-{s.out_size}", f"{s.in_sampling_rate:g}-{s.out_sampling_rate:g}"
+            filters = (f"{s.up_factor}x{s.up_taps}", f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}")
+            reduced = "yes" if s.use_fp16 else "no"
+            rows.append((name, str(s.in_channels), str(s.out_channels), size, rate, band, *filters, reduced, trained, count))
         else:
             rows.append((name, *[""] * 8, trained, count))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
@@ -195,7 +197,9 @@ def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> l
     for name in sorted(ours.keys() | theirs.keys()):
         shapes = [list(d[name].shape) if name in d else "absent" for d in (theirs, ours)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{path_or_url}: {name} is {shapes[0]} there and {shapes[1]} in this run: use the options and classes of the run that made it")
+            raise ValueError(
+                f"{path_or_url}: {name} is {shapes[0]} there and {shapes[1]} in this run: use the options and classes of the run that made it"
+            )
     G.load_state_dict(theirs)
     lines = [f"generator: all {len(ours)} tensors from {path_or_url}"]
     heads = {dotted(name): t for name, t in data["D"].named_tensors().items()} if isinstance(data.get("D"), persistence.Record) else {}

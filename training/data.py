@@ -50,14 +50,21 @@ class ImageDataset:
         ValueError: one line about what is wrong with the path, the images or the labels.
     """
 
-    def __init__(self, path: str | os.PathLike[str], resolution: int | None = None, use_labels: bool = False, xflip: bool = False,
-                 max_size: int | None = None, random_seed: int = 0):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        resolution: int | None = None,
+        use_labels: bool = False,
+        xflip: bool = False,
+        max_size: int | None = None,
+        random_seed: int = 0,
+    ):
         self.path = os.fspath(path)
         self._archive = archives.open_archive(self.path)
         if self._archive.duplicates:
-            raise ValueError(f'{self.path}: {self._archive.duplicates[0]} exists twice in the zip')
+            raise ValueError(f"{self.path}: {self._archive.duplicates[0]} exists twice in the zip")
         if not self._archive.images:
-            raise ValueError(f'{self.path}: no images found; prepare one with dataset_tool.py')
+            raise ValueError(f"{self.path}: no images found; prepare one with dataset_tool.py")
         self._index = archives.read_index(self._archive)
         self.name = self._archive.name
         self.metadata: dict[str, Any] = self._index.metadata
@@ -69,7 +76,7 @@ class ImageDataset:
         num_raw = len(self._archive.images)
         self._raw_indices = np.arange(num_raw, dtype=np.int64)
         if max_size is not None and max_size < 1:
-            raise ValueError(f'max_size must be at least 1, not {max_size}')
+            raise ValueError(f"max_size must be at least 1, not {max_size}")
         if max_size is not None and max_size < num_raw:
             order = np.random.RandomState(random_seed % 2**31).permutation(num_raw)
             self._raw_indices = np.sort(order[:max_size]).astype(np.int64)
@@ -88,7 +95,7 @@ class ImageDataset:
         return len(self._raw_indices) * (2 if self.xflip else 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_cache': None}
+        return {**self.__dict__, "_cache": None}
 
     @property
     def has_labels(self) -> bool:
@@ -104,7 +111,7 @@ class ImageDataset:
     def get_details(self, index: int) -> ImageDetails:
         """Name, position in the archive, flip and label of image `index`."""
         if not 0 <= index < len(self):
-            raise IndexError(f'image {index} of {len(self)}')
+            raise IndexError(f"image {index} of {len(self)}")
         row = int(index) % len(self._raw_indices)
         raw_index = int(self._raw_indices[row])
         label = -1 if self.labels is None else int(self.labels[row])
@@ -117,7 +124,7 @@ class ImageDataset:
         num_rows = len(self._raw_indices)
         for position, index in enumerate(np.asarray(indices).tolist()):
             if not 0 <= index < len(self):
-                raise IndexError(f'image {index} of {len(self)}')
+                raise IndexError(f"image {index} of {len(self)}")
             image = self._raw_image(index % num_rows)
             out[position] = image[:, :, ::-1] if index >= num_rows else image
         return out
@@ -131,7 +138,7 @@ class ImageDataset:
     def label_distribution(self) -> np.ndarray:
         """Images per class, int64 [label_dim]."""
         if self.labels is None:
-            raise ValueError(f'{self.path}: the data set is used without labels')
+            raise ValueError(f"{self.path}: the data set is used without labels")
         return np.bincount(self.labels, minlength=self.label_dim)
 
     def content_hash(self) -> str:
@@ -145,7 +152,7 @@ class ImageDataset:
             if crc < 0:
                 data = self._archive.reader.read(entry)
                 size, crc = len(data), zlib.crc32(data)
-            digest.update(f'{entry.name}\0{size}\0{crc}\n'.encode())
+            digest.update(f"{entry.name}\0{size}\0{crc}\n".encode())
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -157,38 +164,40 @@ class ImageDataset:
         with self._open(entry) as image:
             width, height = image.size
         if width != height:
-            raise ValueError(f'{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with dataset_tool.py')
+            raise ValueError(f"{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with dataset_tool.py")
         if width & (width - 1):
-            raise ValueError(f'{self.path}: {entry.name} is {width}x{height}; the size must be a power of two, prepare the images with '
-                             'dataset_tool.py --resolution')
+            raise ValueError(
+                f"{self.path}: {entry.name} is {width}x{height}; the size must be a power of two, prepare the images with "
+                "dataset_tool.py --resolution"
+            )
         if wanted is not None and wanted != width:
-            raise ValueError(f'{self.path}: images are {width}x{width}, but {wanted}x{wanted} is asked for')
+            raise ValueError(f"{self.path}: images are {width}x{width}, but {wanted}x{wanted} is asked for")
         return width
 
     def _read_labels(self) -> np.ndarray:
         """Class index of every image of the archive, int64 [raw N]."""
         labels = self._index.labels
         if labels is None:
-            raise ValueError(f'{self.path}: no labels in dataset.json; train without --cond, or prepare the data with one sub-folder per class')
+            raise ValueError(f"{self.path}: no labels in dataset.json; train without --cond, or prepare the data with one sub-folder per class")
         names = [entry.name for entry in self._archive.images]
         missing = [name for name in names if name not in labels]
         if missing:
-            raise ValueError(f'{self.path}: {len(missing)} of {len(names)} images have no label in dataset.json, the first is {missing[0]}')
+            raise ValueError(f"{self.path}: {len(missing)} of {len(names)} images have no label in dataset.json, the first is {missing[0]}")
         if len(labels) != len(names):
             present = set(names)
             extra = next(name for name in labels if name not in present)
-            raise ValueError(f'{self.path}: dataset.json has {len(labels)} labels for {len(names)} images; there is no {extra}')
+            raise ValueError(f"{self.path}: dataset.json has {len(labels)} labels for {len(names)} images; there is no {extra}")
         return np.array([labels[name] for name in names], dtype=np.int64)
 
     def _open(self, entry: archives.Entry) -> Any:
         try:
             data = self._archive.reader.read(entry)
         except ValueError as error:
-            raise ValueError(f'{self.path}: {error}') from None
+            raise ValueError(f"{self.path}: {error}") from None
         try:
             return archives.open_image(data)
         except ValueError as error:
-            raise ValueError(f'{self.path}: {entry.name}: {error}') from None
+            raise ValueError(f"{self.path}: {entry.name}: {error}") from None
 
     def _raw_image(self, row: int) -> np.ndarray:
         """uint8 [3, R, R], not flipped, not to be written to."""
@@ -203,13 +212,13 @@ class ImageDataset:
     def _decode(self, entry: archives.Entry) -> np.ndarray:
         with self._open(entry) as image:
             if image.size != (self.resolution, self.resolution):
-                raise ValueError(f'{self.path}: {entry.name} is {image.width}x{image.height}, the first image {self.resolution}x{self.resolution}')
-            if image.mode not in ('RGB', 'L', '1', 'P') or 'transparency' in image.info:
-                raise ValueError(f'{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images with dataset_tool.py')
+                raise ValueError(f"{self.path}: {entry.name} is {image.width}x{image.height}, the first image {self.resolution}x{self.resolution}")
+            if image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info:
+                raise ValueError(f"{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images with dataset_tool.py")
             try:
-                pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
             except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f'{self.path}: {entry.name} cannot be decoded ({error})') from None
+                raise ValueError(f"{self.path}: {entry.name} cannot be decoded ({error})") from None
         return pixels.transpose(2, 0, 1)
 
 
@@ -223,7 +232,7 @@ class _ImageCache:
 
 @functools.lru_cache(maxsize=2)  # a training run walks through one epoch, at times two
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    order = np.asarray(rng.permutation(seed, 'data_order', epoch, n), dtype=np.int64)
+    order = np.asarray(rng.permutation(seed, "data_order", epoch, n), dtype=np.int64)
     order.setflags(write=False)
     return order
 
@@ -235,13 +244,13 @@ def sample_indices(seed: int, start: int, count: int, n: int) -> np.ndarray:
     run resumes at any position, and any split of a range over processes or calls gives the same sequence.
     """
     if n < 1 or start < 0 or count < 0:
-        raise ValueError(f'sample_indices needs n >= 1, start >= 0, count >= 0; got n={n}, start={start}, count={count}')
+        raise ValueError(f"sample_indices needs n >= 1, start >= 0, count >= 0; got n={n}, start={start}, count={count}")
     result = np.empty(count, dtype=np.int64)
     done = 0
     while done < count:
         epoch, offset = divmod(start + done, n)
-        part = _epoch_order(seed, epoch, n)[offset:offset + count - done]
-        result[done:done + len(part)] = part
+        part = _epoch_order(seed, epoch, n)[offset : offset + count - done]
+        result[done : done + len(part)] = part
         done += len(part)
     return result
 
@@ -267,16 +276,16 @@ class Loader:
 
     def __init__(self, dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 2, prefetch: int = 2, cache_mb: float = 512):
         if workers < 0 or prefetch < 1:
-            raise ValueError(f'Loader needs workers >= 0 and prefetch >= 1; got workers={workers}, prefetch={prefetch}')
+            raise ValueError(f"Loader needs workers >= 0 and prefetch >= 1; got workers={workers}, prefetch={prefetch}")
         dataset.use_cache(cache_mb)
         self._dataset = dataset
         self._index_batches = iter(index_batches)
         self._prefetch = prefetch
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix='image-loader') if workers else None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader") if workers else None
         self._stop = threading.Event()
         self._pending: deque[_Batch] = deque()
 
-    def __enter__(self) -> 'Loader':
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *args: Any) -> None:
@@ -321,7 +330,7 @@ class Loader:
             self._fill(indices, images)
             self._pending.append(_Batch(indices, images, []))
         else:
-            parts = [self._pool.submit(self._fill, indices[i:i + CHUNK_IMAGES], images[i:i + CHUNK_IMAGES]) for i in starts]
+            parts = [self._pool.submit(self._fill, indices[i : i + CHUNK_IMAGES], images[i : i + CHUNK_IMAGES]) for i in starts]
             self._pending.append(_Batch(indices, images, parts))
         return True
 
@@ -330,8 +339,9 @@ class Loader:
             self._dataset.load(indices, out=images)
 
 
-def iterate(dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 2, prefetch: int = 2,
-            cache_mb: float = 512) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def iterate(
+    dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 2, prefetch: int = 2, cache_mb: float = 512
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Loader as a generator that closes itself: yields (uint8 [B, 3, R, R], int64 [B] or None)."""
     with Loader(dataset, index_batches, workers=workers, prefetch=prefetch, cache_mb=cache_mb) as loader:
         yield from loader

@@ -110,7 +110,8 @@ def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:
 def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: Iterator[Any], classifier: steps.Classifier | None) -> None:
     """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL)."""
     started = time.monotonic()
-    p, batch_reals, batch_labels = state.progress, *next(loader)
+    p = state.progress
+    batch_reals, batch_labels = next(loader)
     sigma = schedules.blur_sigma(p.nimg, cfg.loss.blur_init_sigma, cfg.loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
     steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier)

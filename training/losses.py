@@ -69,7 +69,9 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
     return grad.square().sum(2).mean(1).sqrt()
 
 
-def path_length_penalty(lengths: torch.Tensor, mean: torch.Tensor, decay: float, all_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def path_length_penalty(
+    lengths: torch.Tensor, mean: torch.Tensor, decay: float, all_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean squared deviation of path lengths from their running mean, which is updated first and not detached (as published).
 
     Args:

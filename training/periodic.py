@@ -176,8 +176,11 @@ class Periodic:
         fraction = min(shown / (self.cfg.run.tick * 1000), 1.0)
         rate = shown / max(now - self.tick_time, 1e-9)
         filled = int(fraction * 24)
-        sys.__stdout__.write(f"\r  [{'#' * filled}{'.' * (24 - filled)}] {fraction:4.0%} of the tick, {rate:.1f} img/s, eta {self._eta(state)}   \r")
-        sys.__stdout__.flush()
+        terminal = sys.__stdout__  # not the log file
+        if terminal is None:
+            return
+        terminal.write(f"\r  [{'#' * filled}{'.' * (24 - filled)}] {fraction:4.0%} of the tick, {rate:.1f} img/s, eta {self._eta(state)}   \r")
+        terminal.flush()
 
     def _eta(self, state: TrainState) -> str:
         shown = state.progress.nimg - self.start_nimg

@@ -3,6 +3,7 @@
 
 Drawn with matplotlib's objects and its Agg canvas, never through pyplot, whose global state is the user's.
 """
+
 import json
 import math
 import os
@@ -19,9 +20,9 @@ from dnnlib.util import atomic_write
 
 SMOOTH_FROM = 30  # points: shorter series are drawn as they are
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00'
+_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 _PALETTE = (_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW)
-_INK, _GRID = '#333333', '#E4E4E4'
+_INK, _GRID = "#333333", "#E4E4E4"
 
 
 @dataclass
@@ -49,29 +50,37 @@ class Panel:
 
 # title, limits, zero line, then (statistic, label, colour) of each line. A panel without data is left out.
 _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[str, str, str], ...]], ...] = (
-    ('Discriminator loss', None, True, (('Loss/D/fun', 'fun (hinge)', _BLUE), ('Loss/D/dir', 'dir (Wasserstein)', _ORANGE))),
-    ('Generator loss', None, True,
-     (('Loss/G/loss', 'adversarial', _BLUE), ('Loss/G/guidance_loss', 'guidance', _GREEN), ('Loss/G/reg', 'path length', _PURPLE))),
-    ('Sign of the logits  (\u00b11: D tells apart, 0: it cannot)', (-1.05, 1.05), True,
-     (('Loss/signs/real', 'real', _GREEN), ('Loss/signs/fake', 'generated', _ORANGE))),
-    ('Logits  (mean \u00b1 std)', None, True, (('Loss/scores/real', 'real', _GREEN), ('Loss/scores/fake', 'generated', _ORANGE))),
-    ('Images per second', None, True, (('Timing/images_per_sec', 'img/s', _BLUE),)),
+    ("Discriminator loss", None, True, (("Loss/D/fun", "fun (hinge)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE))),
+    (
+        "Generator loss",
+        None,
+        True,
+        (("Loss/G/loss", "adversarial", _BLUE), ("Loss/G/guidance_loss", "guidance", _GREEN), ("Loss/G/reg", "path length", _PURPLE)),
+    ),
+    (
+        "Sign of the logits  (\u00b11: D tells apart, 0: it cannot)",
+        (-1.05, 1.05),
+        True,
+        (("Loss/signs/real", "real", _GREEN), ("Loss/signs/fake", "generated", _ORANGE)),
+    ),
+    ("Logits  (mean \u00b1 std)", None, True, (("Loss/scores/real", "real", _GREEN), ("Loss/scores/fake", "generated", _ORANGE))),
+    ("Images per second", None, True, (("Timing/images_per_sec", "img/s", _BLUE),)),
 )
-_BANDS = ('Loss/scores/real', 'Loss/scores/fake')
+_BANDS = ("Loss/scores/real", "Loss/scores/fake")
 # Metrics that share an axis: pattern of the name, title, logarithmic, which end is good.
 _METRIC_PANELS = (
-    (re.compile(r's?fid|fd[_\d]'), 'Fr\u00e9chet distance  (lower is better)', True, 'min'),
-    (re.compile(r'kid'), 'Kernel distance  (lower is better)', True, 'min'),
-    (re.compile(r'is\d|inception'), 'Inception score  (higher is better)', False, 'max'),
-    (re.compile(r'pr\d|prec|rec|acc|dens|cov'), 'Precision, recall, accuracy', False, 'max'),
-    (re.compile(r''), 'Metrics', False, None),
+    (re.compile(r"s?fid|fd[_\d]"), "Fr\u00e9chet distance  (lower is better)", True, "min"),
+    (re.compile(r"kid"), "Kernel distance  (lower is better)", True, "min"),
+    (re.compile(r"is\d|inception"), "Inception score  (higher is better)", False, "max"),
+    (re.compile(r"pr\d|prec|rec|acc|dens|cov"), "Precision, recall, accuracy", False, "max"),
+    (re.compile(r""), "Metrics", False, None),
 )
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are passed over. No file: an empty list."""
     try:
-        text = Path(path).read_text(encoding='utf-8', errors='replace')
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     records = []
@@ -85,7 +94,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-def _number(value: Any, key: str = 'mean') -> float:
+def _number(value: Any, key: str = "mean") -> float:
     """A number, or the `key` of a {'num', 'mean', 'std'} object; NaN for anything else and for infinities."""
     if isinstance(value, dict):
         value = value.get(key)
@@ -96,7 +105,7 @@ def _in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, 
     """(kimg, record) with kimg ascending: where a run went back to a checkpoint, what it had written beyond is dropped."""
     line: list[tuple[float, dict[str, Any]]] = []
     for record in records:
-        kimg = _number(record.get('kimg', record.get('Progress/kimg')))
+        kimg = _number(record.get("kimg", record.get("Progress/kimg")))
         if math.isnan(kimg):
             continue
         while line and line[-1][0] >= kimg:
@@ -130,7 +139,7 @@ def stats_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
             y = np.array([_number(record.get(name)) for _, record in ordered])
             known = np.isfinite(y)
             if known.any():
-                band = np.array([_number(record.get(name), 'std') for _, record in ordered])[known] if name in _BANDS else None
+                band = np.array([_number(record.get(name), "std") for _, record in ordered])[known] if name in _BANDS else None
                 panel.series.append(Series(label, x[known], y[known], color, band))
         if panel.series:
             panels.append(panel)
@@ -141,10 +150,10 @@ def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
     """Panels of metric-*.jsonl's records ({'kimg', 'results': {name: value}, ...}), metrics of one kind together."""
     by_metric: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        if isinstance(results := record.get('results'), dict):
+        if isinstance(results := record.get("results"), dict):
             for name, value in results.items():
-                if not name.endswith('_std') and math.isfinite(_number(value)):
-                    by_metric.setdefault(name, []).append({'kimg': record.get('kimg'), 'value': value})
+                if not name.endswith("_std") and math.isfinite(_number(value)):
+                    by_metric.setdefault(name, []).append({"kimg": record.get("kimg"), "value": value})
     panels: dict[str, Panel] = {}
     for name in sorted(by_metric):
         points = _in_order(by_metric[name])
@@ -152,7 +161,7 @@ def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
             continue
         _, title, log, best = next(kind for kind in _METRIC_PANELS if kind[0].match(name))
         panel = panels.setdefault(title, Panel(title, log=log))
-        y = np.array([_number(record['value']) for _, record in points])
+        y = np.array([_number(record["value"]) for _, record in points])
         panel.series.append(Series(name, np.array([kimg for kimg, _ in points]), y, _PALETTE[len(panel.series) % len(_PALETTE)], best=best))
     for panel in panels.values():
         panel.log = panel.log and all((s.y > 0).all() for s in panel.series)
@@ -173,22 +182,22 @@ def _limits(panel: Panel) -> tuple[float, float] | None:
 
 
 def _text(value: float) -> str:
-    return f'{value:.3g}' if abs(value) < 1000 else f'{value:,.0f}'
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _draw_series(axes: Any, s: Series) -> None:
-    dots = {'marker': 'o', 'markersize': 3.5} if len(s.x) < SMOOTH_FROM else {}
+    dots = {"marker": "o", "markersize": 3.5} if len(s.x) < SMOOTH_FROM else {}
     shown = s.y
     if len(s.x) >= SMOOTH_FROM and s.best is None:
         axes.plot(s.x, s.y, color=s.color, linewidth=0.8, alpha=0.25)
         shown = smooth(s.y, max(2.0, len(s.x) / 50))
     if s.band is not None:
         axes.fill_between(s.x, s.y - s.band, s.y + s.band, color=s.color, alpha=0.12, linewidth=0)
-    label = f'{s.label}  {_text(shown[-1])}'
+    label = f"{s.label}  {_text(shown[-1])}"
     if s.best is not None:
-        index = int(np.argmin(s.y) if s.best == 'min' else np.argmax(s.y))
-        label += f'  (best {_text(s.y[index])} at {_text(s.x[index])})'
-        axes.plot(s.x[index], s.y[index], marker='o', markersize=8, markerfacecolor='none', markeredgecolor=s.color, markeredgewidth=1.2)
+        index = int(np.argmin(s.y) if s.best == "min" else np.argmax(s.y))
+        label += f"  (best {_text(s.y[index])} at {_text(s.x[index])})"
+        axes.plot(s.x[index], s.y[index], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=s.color, markeredgewidth=1.2)
     axes.plot(s.x, shown, color=s.color, linewidth=1.7, label=label, **dots)
 
 
@@ -198,8 +207,13 @@ def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
     scale = np.log if panel.log else np.asarray
     x = np.concatenate([s.x for s in panel.series]) / (kimg or 1)
     y = (scale(np.concatenate([s.y for s in panel.series])) - scale(low)) / (scale(high) - scale(low))
-    places = {'upper right': (x > 0.5) & (y > 0.72), 'center right': (x > 0.5) & (abs(y - 0.5) < 0.14), 'lower right': (x > 0.5) & (y < 0.28),
-              'upper left': (x < 0.5) & (y > 0.72), 'lower left': (x < 0.5) & (y < 0.28)}
+    places = {
+        "upper right": (x > 0.5) & (y > 0.72),
+        "center right": (x > 0.5) & (abs(y - 0.5) < 0.14),
+        "lower right": (x > 0.5) & (y < 0.28),
+        "upper left": (x < 0.5) & (y > 0.72),
+        "lower left": (x < 0.5) & (y < 0.28),
+    }
     return min(places, key=lambda place: int(places[place].sum()))
 
 
@@ -207,27 +221,27 @@ def _draw_panel(axes: Any, panel: Panel, kimg: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     if panel.zero:
-        axes.axhline(0, color='#999999', linewidth=0.8)
+        axes.axhline(0, color="#999999", linewidth=0.8)
     for s in panel.series:
         _draw_series(axes, s)
     if panel.log:
-        axes.set_yscale('log')
+        axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes.yaxis.set_minor_locator(LogLocator(base=10, subs=(), numticks=12))
     elif (limits := _limits(panel)) is not None:
         axes.set_ylim(*limits)
     axes.set_xlim(0, 1.02 * kimg or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_title(panel.title, loc='left', fontsize=10, color=_INK, fontweight='bold')
+    axes.set_title(panel.title, loc="left", fontsize=10, color=_INK, fontweight="bold")
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=_INK, length=3)
-    for side in ('top', 'right'):
+    for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    for side in ('left', 'bottom'):
-        axes.spines[side].set_color('#999999')
-    axes.legend(fontsize=8, frameon=True, framealpha=0.75, edgecolor='none', labelcolor=_INK, loc=_legend_place(axes, panel, kimg), handlelength=1.4)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#999999")
+    axes.legend(fontsize=8, frameon=True, framealpha=0.75, edgecolor="none", labelcolor=_INK, loc=_legend_place(axes, panel, kimg), handlelength=1.4)
 
 
 def draw(panels: Sequence[Panel], title: str) -> Any:
@@ -238,19 +252,19 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
     columns = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4}.get(len(panels), 3)
     rows = -(-len(panels) // columns)
     width, height = max(5.2 * columns, 7), 3.4 * rows + 0.5  # inches
-    figure = Figure(figsize=(width, height), dpi=100, facecolor='white')
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     kimg = max(s.x.max() for panel in panels for s in panel.series)
-    figure.text(0.5 / width, 1 - 0.16 / height, title, va='top', fontsize=11, color=_INK)
+    figure.text(0.5 / width, 1 - 0.16 / height, title, va="top", fontsize=11, color=_INK)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     # Fixed margins, in inches: matplotlib's layout engines draw everything twice.
     figure.subplots_adjust(left=0.55 / width, right=1 - 0.2 / width, bottom=0.55 / height, top=1 - 0.75 / height, wspace=0.17, hspace=0.26)
     for axes, panel in zip(grid, panels, strict=False):
         _draw_panel(axes, panel, kimg)
-    for axes in grid[len(panels):]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    for axes in grid[max(0, len(panels) - columns):len(panels)]:
-        axes.set_xlabel('thousands of images shown (kimg)', fontsize=8, color=_INK)
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("thousands of images shown (kimg)", fontsize=8, color=_INK)
     return figure
 
 
@@ -261,16 +275,16 @@ def redraw(run_dir: str | os.PathLike) -> Path | None:
     """
     folder = Path(run_dir)
     try:
-        panels = stats_panels(read_jsonl(folder / 'stats.jsonl'))
-        metrics = metric_panels(record for path in sorted(folder.glob('metric-*.jsonl')) for record in read_jsonl(path))
+        panels = stats_panels(read_jsonl(folder / "stats.jsonl"))
+        metrics = metric_panels(record for path in sorted(folder.glob("metric-*.jsonl")) for record in read_jsonl(path))
         panels = metrics + panels
         if not panels:
             return None
         kimg = max(s.x.max() for panel in panels for s in panel.series)
-        figure = draw(panels, f'{folder.resolve().name}    {_text(kimg)} kimg')
-        with atomic_write(folder / 'curves.png') as f:
-            figure.savefig(f, format='png')
-        return folder / 'curves.png'
+        figure = draw(panels, f"{folder.resolve().name}    {_text(kimg)} kimg")
+        with atomic_write(folder / "curves.png") as f:
+            figure.savefig(f, format="png")
+        return folder / "curves.png"
     except Exception as e:
-        warnings.warn(f'curves.png is not drawn ({type(e).__name__}: {e})', stacklevel=2)
+        warnings.warn(f"curves.png is not drawn ({type(e).__name__}: {e})", stacklevel=2)
         return None

@@ -69,8 +69,8 @@ class TrainState:
     @torch.no_grad()
     def update_ema(self, beta: float) -> None:
         """G_ema <- G + beta (G_ema - G) for parameters; buffers (w_avg, magnitude averages) are copied (StyleGAN3)."""
-        ema, now = list(self.G_ema.parameters()), list(self.G.parameters())
-        torch._foreach_lerp_(ema, [p.detach() for p in now], 1.0 - beta)
+        ema = [p.detach() for p in self.G_ema.parameters()]
+        torch._foreach_lerp_(ema, [p.detach() for p in self.G.parameters()], 1.0 - beta)
         for b_ema, b in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
             b_ema.copy_(b)
 

@@ -197,7 +197,7 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
     assert 0 < stopped_at < 400
 
     process = start_training([f"--resume={run_dir}"])
-    wait_for(lambda: (checkpoint.latest(run_dir / "checkpoints") is not None and final_state(run_dir)["progress"]["nimg"] > stopped_at))
+    wait_for(lambda: checkpoint.latest(run_dir / "checkpoints") is not None and final_state(run_dir)["progress"]["nimg"] > stopped_at)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert CliRunner().invoke(train.main, [f"--resume={run_dir}"]).exit_code == 0
@@ -226,7 +226,7 @@ def test_one_and_two_processes_agree(data, tmp_path):
     common = [f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS, "--batch=16", "--kimg=0.016", "--pl-start-kimg=0", "--precision=fp32"]
     for processes in (1, 2):
         result = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", f"--batch-gpu={16 // processes}", *common],
+            [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", *common],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr

@@ -2,7 +2,8 @@
 """Steps against loss_* (one generator, path length and discriminator step) and train_trace (three whole iterations).
 
 The published code sums a network's adversarial term over the samples of a round; the goldens' rounds hold 4, so they are this project's
-numbers at adversarial_scale = 4 (the default, 8, is the published round). It advances the power iteration in every forward pass; a hook does that here.
+numbers at adversarial_scale = 4 (the default, 8, is the published round). It advances the power iteration in every forward pass; a hook
+does that here.
 
 Tolerances: multiplying z by 1 + 1e-7 * noise moves the norms of these gradients by up to 0.6%, those of styles (affine) by up to 1.6% (batch
 statistics of 4 samples, kinks); the comparisons allow a little more than that.
@@ -119,7 +120,7 @@ def compare_grads(found: dict[str, torch.Tensor], expected: dict[str, list | Non
     compared = 0
     for name, value in expected.items():
         ours = found.get(prefix + name)
-        if value is None or name.startswith("synthesis.input.") and ours is None or name.endswith("main.0.bias"):
+        if value is None or (name.startswith("synthesis.input.") and ours is None) or name.endswith("main.0.bias"):
             continue
         assert ours is not None, name
         assert float(ours.norm()) == pytest.approx(value[0], rel=2.5e-2 if "affine" in name else 1e-2, abs=1e-7), name

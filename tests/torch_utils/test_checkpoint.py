@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: bit for bit, whole or absent, whatever happens in between."""
+
 import os
 import signal
 import subprocess
@@ -13,8 +14,19 @@ import torch
 
 from torch_utils import checkpoint
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-          torch.complex64]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
 
 
 def _bits(x):
@@ -22,20 +34,25 @@ def _bits(x):
 
 
 def test_round_trip_is_bit_exact(tmp_path):
-    state = {'tensors': {str(d): (torch.arange(-3, 3).to(d) if d != torch.bool else torch.tensor([True, False])) for d in DTYPES},
-             'special': torch.tensor([float('nan'), float('inf'), -0.0, 1e-42]), 'scalar': torch.tensor(3.5), 'empty': torch.zeros(0, 4),
-             'channels_last': torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
-             'json': {'a': [1, 2.5, 'x', None, True], 'nested': [{'b': []}], 'big': 2**80, 'inf': float('inf')},
-             'betas': (0.0, 0.99), 7: 'integer key'}
+    state = {
+        "tensors": {str(d): (torch.arange(-3, 3).to(d) if d != torch.bool else torch.tensor([True, False])) for d in DTYPES},
+        "special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-42]),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "json": {"a": [1, 2.5, "x", None, True], "nested": [{"b": []}], "big": 2**80, "inf": float("inf")},
+        "betas": (0.0, 0.99),
+        7: "integer key",
+    }
     path = checkpoint.save(tmp_path, 12, state)
     back = checkpoint.load(path)
     assert checkpoint.latest(tmp_path) == path
-    for name, x in state['tensors'].items():
-        assert back['tensors'][name].dtype == x.dtype and torch.equal(_bits(back['tensors'][name]), _bits(x))
-    for name in ('special', 'scalar', 'empty', 'channels_last'):
+    for name, x in state["tensors"].items():
+        assert back["tensors"][name].dtype == x.dtype and torch.equal(_bits(back["tensors"][name]), _bits(x))
+    for name in ("special", "scalar", "empty", "channels_last"):
         assert back[name].shape == state[name].shape and back[name].stride() == state[name].stride()
         assert torch.equal(_bits(back[name]), _bits(state[name]))
-    assert back['json'] == state['json'] and back['betas'] == (0.0, 0.99) and back[7] == 'integer key'
+    assert back["json"] == state["json"] and back["betas"] == (0.0, 0.99) and back[7] == "integer key"
 
 
 def test_adam_goes_on_as_if_nothing_happened(tmp_path):
@@ -51,24 +68,31 @@ def test_adam_goes_on_as_if_nothing_happened(tmp_path):
 
     w, optimizer = make()
     steps(w, optimizer, 3)
-    path = checkpoint.save(tmp_path, 3, {'w': w, 'optimizer': optimizer.state_dict()})
+    path = checkpoint.save(tmp_path, 3, {"w": w, "optimizer": optimizer.state_dict()})
     steps(w, optimizer, 3)
     w2, optimizer2 = make()
     state = checkpoint.load(path)
-    w2.data.copy_(state['w'])
-    optimizer2.load_state_dict(state['optimizer'])
+    w2.data.copy_(state["w"])
+    optimizer2.load_state_dict(state["optimizer"])
     steps(w2, optimizer2, 3)
     assert torch.equal(w, w2)
 
 
 def test_a_view_does_not_drag_its_base_along(tmp_path):
-    path = checkpoint.save(tmp_path, 0, {'x': torch.zeros(1_000_000)[:10]})
+    path = checkpoint.save(tmp_path, 0, {"x": torch.zeros(1_000_000)[:10]})
     assert path.stat().st_size < 10_000
 
 
-@pytest.mark.parametrize('value, where', [
-    ({'a': {'b': np.float64(1)}}, 'state.a.b is a numpy.float64'), ({'a': [1, object()]}, r'state.a\[1\]'), ({'a': {1.5: 0}}, 'key 1.5'),
-    ({'a': torch.zeros(2).to_sparse()}, 'state.a'), ({'a': Path('x')}, 'Path')])
+@pytest.mark.parametrize(
+    "value, where",
+    [
+        ({"a": {"b": np.float64(1)}}, "state.a.b is a numpy.float64"),
+        ({"a": [1, object()]}, r"state.a\[1\]"),
+        ({"a": {1.5: 0}}, "key 1.5"),
+        ({"a": torch.zeros(2).to_sparse()}, "state.a"),
+        ({"a": Path("x")}, "Path"),
+    ],
+)
 def test_refuses_what_it_could_not_load(tmp_path, value, where):
     with pytest.raises(ValueError, match=where):
         checkpoint.save(tmp_path, 0, value)
@@ -76,93 +100,95 @@ def test_refuses_what_it_could_not_load(tmp_path, value, where):
 
 
 def _names(folder):
-    return sorted(int(p.name.split('-')[1]) for p in folder.iterdir())
+    return sorted(int(p.name.split("-")[1]) for p in folder.iterdir())
 
 
 def test_keep_and_order(tmp_path):
-    assert checkpoint.latest(tmp_path) is None and checkpoint.latest(tmp_path / 'absent') is None
+    assert checkpoint.latest(tmp_path) is None and checkpoint.latest(tmp_path / "absent") is None
     for nimg in (0, 64, 1000, 12345):
-        checkpoint.save(tmp_path, nimg, {'nimg': nimg})
+        checkpoint.save(tmp_path, nimg, {"nimg": nimg})
     assert _names(tmp_path) == [1000, 12345]
-    checkpoint.save(tmp_path, 12345, {'nimg': 'again'})  # the same count replaces
-    assert _names(tmp_path) == [1000, 12345] and checkpoint.load(checkpoint.latest(tmp_path)) == {'nimg': 'again'}
-    checkpoint.save(tmp_path, 500, {'nimg': 500})  # the run went back: what lies ahead is no longer its line
-    assert _names(tmp_path) == [500] and checkpoint.load(checkpoint.latest(tmp_path)) == {'nimg': 500}
+    checkpoint.save(tmp_path, 12345, {"nimg": "again"})  # the same count replaces
+    assert _names(tmp_path) == [1000, 12345] and checkpoint.load(checkpoint.latest(tmp_path)) == {"nimg": "again"}
+    checkpoint.save(tmp_path, 500, {"nimg": 500})  # the run went back: what lies ahead is no longer its line
+    assert _names(tmp_path) == [500] and checkpoint.load(checkpoint.latest(tmp_path)) == {"nimg": 500}
     for nimg in (600, 700):
-        checkpoint.save(tmp_path, nimg, {'nimg': nimg}, keep=1)
+        checkpoint.save(tmp_path, nimg, {"nimg": nimg}, keep=1)
     assert _names(tmp_path) == [700]
 
 
-@pytest.mark.parametrize('harm', ['truncate', 'empty', 'flip', 'zeros'])
+@pytest.mark.parametrize("harm", ["truncate", "empty", "flip", "zeros"])
 def test_latest_passes_over_a_damaged_file(tmp_path, harm):
-    good = checkpoint.save(tmp_path, 1, {'x': torch.arange(1000)})
-    bad = checkpoint.save(tmp_path, 2, {'x': torch.arange(1000)})
+    good = checkpoint.save(tmp_path, 1, {"x": torch.arange(1000)})
+    bad = checkpoint.save(tmp_path, 2, {"x": torch.arange(1000)})
     data = bytearray(bad.read_bytes())
     middle = len(data) // 2
-    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1:]
-    bad.write_bytes({'truncate': data[:middle], 'empty': b'', 'flip': flipped, 'zeros': bytes(len(data))}[harm])
-    with pytest.warns(UserWarning, match='damaged'):
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    bad.write_bytes({"truncate": data[:middle], "empty": b"", "flip": flipped, "zeros": bytes(len(data))}[harm])
+    with pytest.warns(UserWarning, match="damaged"):
         assert checkpoint.latest(tmp_path) == good
-    with pytest.raises(ValueError, match='damaged'):
+    with pytest.raises(ValueError, match="damaged"):
         checkpoint.load(bad)
-    checkpoint.save(tmp_path, 2, {'x': torch.arange(999)})  # training again reaches that count: the damaged one is gone
-    assert _names(tmp_path) == [1, 2] and len(checkpoint.load(checkpoint.latest(tmp_path))['x']) == 999
+    checkpoint.save(tmp_path, 2, {"x": torch.arange(999)})  # training again reaches that count: the damaged one is gone
+    assert _names(tmp_path) == [1, 2] and len(checkpoint.load(checkpoint.latest(tmp_path))["x"]) == 999
     bad = checkpoint.latest(tmp_path)
-    bad.write_bytes(b'')
+    bad.write_bytes(b"")
     good.unlink()
-    with pytest.warns(UserWarning, match='damaged'):
+    with pytest.warns(UserWarning, match="damaged"):
         assert checkpoint.latest(tmp_path) is None
 
 
 def test_load_refuses_other_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match='does not exist'):
-        checkpoint.load(tmp_path / 'no.pt')
-    for content in (b'hello', b''):
-        (tmp_path / 'x.pt').write_bytes(content)
-        with pytest.raises(ValueError, match='not a checkpoint'):
-            checkpoint.load(tmp_path / 'x.pt')
-    torch.save({'state': 1}, tmp_path / 'x.pt')
-    with pytest.raises(ValueError, match='version'):
-        checkpoint.load(tmp_path / 'x.pt')
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        checkpoint.load(tmp_path / "no.pt")
+    for content in (b"hello", b""):
+        (tmp_path / "x.pt").write_bytes(content)
+        with pytest.raises(ValueError, match="not a checkpoint"):
+            checkpoint.load(tmp_path / "x.pt")
+    torch.save({"state": 1}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="version"):
+        checkpoint.load(tmp_path / "x.pt")
 
 
 def test_nothing_in_the_file_runs(tmp_path):
     class Trap:
         def __reduce__(self):
-            return os.system, (f'touch {tmp_path}/sprung',)
+            return os.system, (f"touch {tmp_path}/sprung",)
 
-    torch.save({'version': 1, 'nimg': 0, 'state': {'x': Trap()}}, tmp_path / 'x.pt')
-    with pytest.raises(ValueError, match='not a checkpoint'):
-        checkpoint.load(tmp_path / 'x.pt')
-    assert not (tmp_path / 'sprung').exists()
+    torch.save({"version": 1, "nimg": 0, "state": {"x": Trap()}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / "x.pt")
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
-    good = checkpoint.save(tmp_path, 1, {'x': 1})
+    good = checkpoint.save(tmp_path, 1, {"x": 1})
 
     def full(descriptor):
-        raise OSError(28, 'No space left on device')
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='earlier checkpoints are intact'):
-        checkpoint.save(tmp_path, 2, {'x': 2}, keep=1)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="earlier checkpoints are intact"):
+        checkpoint.save(tmp_path, 2, {"x": 2}, keep=1)
     assert list(tmp_path.iterdir()) == [good]
 
 
-@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_sigkill_in_the_middle_of_writing(tmp_path):
-    code = ('import sys, torch\nsys.path.insert(0, sys.argv[1])\nfrom torch_utils import checkpoint\nx = torch.ones(4_000_000)\n'
-            'for n in range(1, 1000):\n    checkpoint.save(sys.argv[2], n, {"n": n, "x": x * n})\n')
+    code = (
+        "import sys, torch\nsys.path.insert(0, sys.argv[1])\nfrom torch_utils import checkpoint\nx = torch.ones(4_000_000)\n"
+        'for n in range(1, 1000):\n    checkpoint.save(sys.argv[2], n, {"n": n, "x": x * n})\n'
+    )
     root = str(Path(checkpoint.__file__).parents[1])
-    child = subprocess.Popen([sys.executable, '-c', code, root, str(tmp_path)])
+    child = subprocess.Popen([sys.executable, "-c", code, root, str(tmp_path)])
     try:
         deadline = time.monotonic() + 60
-        while not (len(list(tmp_path.glob('checkpoint-*'))) == 2 and list(tmp_path.glob('.checkpoint-*.tmp'))):
+        while not (len(list(tmp_path.glob("checkpoint-*"))) == 2 and list(tmp_path.glob(".checkpoint-*.tmp"))):
             assert child.poll() is None and time.monotonic() < deadline
     finally:
         child.kill()
         child.wait()
     newest = checkpoint.load(checkpoint.latest(tmp_path))
-    assert newest['n'] >= 2 and torch.equal(newest['x'], torch.ones(4_000_000) * newest['n'])
-    checkpoint.save(tmp_path, newest['n'] + 1, {'n': 0})
-    assert not list(tmp_path.glob('.*'))  # the half-written file is gone
+    assert newest["n"] >= 2 and torch.equal(newest["x"], torch.ones(4_000_000) * newest["n"])
+    checkpoint.save(tmp_path, newest["n"] + 1, {"n": 0})
+    assert not list(tmp_path.glob(".*"))  # the half-written file is gone

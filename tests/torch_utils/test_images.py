@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels, grids, class sheets and PNG files."""
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,8 +15,9 @@ def test_all_256_values_survive():
     assert images.to_float(u8).min() == -1 and images.to_float(u8).max() == 1
 
 
-@pytest.mark.parametrize('x, expected', [(-2.0, 0), (-1.0, 0), (-0.9999, 0), (0.0, 128), (0.0078, 128), (0.0079, 129), (0.99607, 254), (1.0, 255),
-                                         (9.0, 255)])
+@pytest.mark.parametrize(
+    "x, expected", [(-2.0, 0), (-1.0, 0), (-0.9999, 0), (0.0, 128), (0.0078, 128), (0.0079, 129), (0.99607, 254), (1.0, 255), (9.0, 255)]
+)
 def test_quantisation_truncates(x, expected):
     assert images.to_uint8(torch.full((1, 3, 1, 1), x)).unique().tolist() == [expected]
 
@@ -25,7 +27,7 @@ def test_reduced_precision_is_quantised_in_float32():
     assert torch.equal(images.to_uint8(x), images.to_uint8(x.float()))
 
 
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_grid_places_every_image(channels):
     batch = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1).expand(5, channels, 2, 3) + 10
     sheet = images.grid(batch, 2)
@@ -39,38 +41,45 @@ def test_grid_keeps_rows_columns_and_channels():
     assert np.array_equal(images.grid(x, 1), x[0].permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize('batch, columns', [(torch.zeros(1, 3, 2, 2), 1), (torch.zeros(3, 2, 2, dtype=torch.uint8), 1),
-                                            (torch.zeros(1, 2, 2, 2, dtype=torch.uint8), 1), (torch.zeros(0, 3, 2, 2, dtype=torch.uint8), 1),
-                                            (torch.zeros(1, 3, 2, 2, dtype=torch.uint8), 0)])
+@pytest.mark.parametrize(
+    "batch, columns",
+    [
+        (torch.zeros(1, 3, 2, 2), 1),
+        (torch.zeros(3, 2, 2, dtype=torch.uint8), 1),
+        (torch.zeros(1, 2, 2, 2, dtype=torch.uint8), 1),
+        (torch.zeros(0, 3, 2, 2, dtype=torch.uint8), 1),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.uint8), 0),
+    ],
+)
 def test_grid_refuses(batch, columns):
     with pytest.raises(ValueError):
         images.grid(batch, columns)
 
 
-@pytest.mark.parametrize('channels, size', [(1, 32), (3, 32), (3, 8)])
+@pytest.mark.parametrize("channels, size", [(1, 32), (3, 32), (3, 8)])
 def test_labelled_grid(channels, size):
     batch = torch.full((5, channels, size, size), 200, dtype=torch.uint8)
-    sheet = images.labelled_grid(batch, ['cat', 'a much longer name', 'schön\n漢'], 2)
+    sheet = images.labelled_grid(batch, ["cat", "a much longer name", "schön\n漢"], 2)
     factor = 3 if size == 8 else 1
-    assert sheet.mode == 'RGB' and sheet.height == 3 * size * factor
+    assert sheet.mode == "RGB" and sheet.height == 3 * size * factor
     pixels = np.asarray(sheet)
     left = sheet.width - 2 * size * factor
     assert left > 0 and (pixels[0, left:] == 200).all() and (pixels[-1, -1] == 0).all()
     for row in range(3):  # every row has ink in its label and none touches the border
-        label = pixels[row * size * factor:(row + 1) * size * factor, :left]
+        label = pixels[row * size * factor : (row + 1) * size * factor, :left]
         assert label.min() < 100 and (label[:, 0] == 255).all() and (label[:, -1] == 255).all()
 
 
 def test_labelled_grid_wants_a_label_per_row():
-    with pytest.raises(ValueError, match='3 rows, got 2'):
-        images.labelled_grid(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), ['a', 'b'], 2)
+    with pytest.raises(ValueError, match="3 rows, got 2"):
+        images.labelled_grid(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), ["a", "b"], 2)
 
 
 def test_save_png_round_trip_and_atomicity(tmp_path):
     rgb = np.random.RandomState(0).randint(0, 256, (4, 5, 3), dtype=np.uint8)
     for array in (rgb, rgb[:, :, :1], rgb[:, :, 0], PIL.Image.fromarray(rgb)):
-        images.save_png(array, tmp_path / 'x.png')
-        assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / 'x.png')), np.asarray(array).squeeze())
+        images.save_png(array, tmp_path / "x.png")
+        assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "x.png")), np.asarray(array).squeeze())
     with pytest.raises(ValueError):
-        images.save_png(rgb.astype(np.float32), tmp_path / 'y.png')
-    assert [p.name for p in tmp_path.iterdir()] == ['x.png']
+        images.save_png(rgb.astype(np.float32), tmp_path / "y.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class embeddings: the means they should be, their cache, and their choice of images."""
+
 import io
 import json
 import os
@@ -23,9 +24,9 @@ class _Colours(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.name, self.sha256, self.input_size = 'colours', 'abc', 12
-        self.register_buffer('mean', torch.full((1, 3, 1, 1), 0.5))
-        self.register_buffer('std', torch.full((1, 3, 1, 1), 0.5))
+        self.name, self.sha256, self.input_size = "colours", "abc", 12
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
+        self.register_buffer("std", torch.full((1, 3, 1, 1), 0.5))
         self.images = 0
 
     def normalize(self, x):
@@ -38,27 +39,27 @@ class _Colours(torch.nn.Module):
 
 
 def _dataset(path: Path, labels: list[int], names: list[str] | None = None, salt: int = 0) -> Path:
-    with zipfile.ZipFile(path, 'w') as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         index = []
         for i, label in enumerate(labels):
             pixels = np.random.RandomState(1000 * salt + i).randint(0, 256, (8, 8, 3), dtype=np.uint8)
             buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, 'PNG')
-            index.append([f'00000/img{i:08d}.png', label])
+            Image.fromarray(pixels).save(buffer, "PNG")
+            index.append([f"00000/img{i:08d}.png", label])
             archive.writestr(index[-1][0], buffer.getvalue())
-        archive.writestr('dataset.json', json.dumps({'labels': index, 'metadata': {'class_names': names} if names else {}}))
+        archive.writestr("dataset.json", json.dumps({"labels": index, "metadata": {"class_names": names} if names else {}}))
     return path
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def path(tmp_path):
-    (tmp_path / 'data').mkdir()
-    return _dataset(tmp_path / 'data' / 'tiny8.zip', [i % 3 for i in range(20)])
+    (tmp_path / "data").mkdir()
+    return _dataset(tmp_path / "data" / "tiny8.zip", [i % 3 for i in range(20)])
 
 
 def _expected(dataset: ImageDataset, network, c_dim: int) -> torch.Tensor:
@@ -68,7 +69,7 @@ def _expected(dataset: ImageDataset, network, c_dim: int) -> torch.Tensor:
         pixels, label = dataset[i]
         x = network.normalize(torch.from_numpy(pixels.copy())[None].float() / 255)
         size = network.input_size
-        rows[label].append(network.pooled(torch.nn.functional.interpolate(x, (size, size), mode='bilinear', align_corners=False))[0].double())
+        rows[label].append(network.pooled(torch.nn.functional.interpolate(x, (size, size), mode="bilinear", align_corners=False))[0].double())
     return torch.stack([torch.stack(row).mean(0) for row in rows]).float()
 
 
@@ -84,7 +85,7 @@ def test_means_whatever_the_batch_size(path):
 def test_real_network(path):
     """320 numbers per class from EfficientNet-Lite0's last block, equal to one image at a time."""
     dataset = ImageDataset(path, use_labels=True, max_size=6)
-    network = features.load('tf_efficientnet_lite0', weights='random')
+    network = features.load("tf_efficientnet_lite0", weights="random")
     network.input_size = 64  # the whole computation at a twelfth of the cost
     expected = _expected(dataset, network, 3)
     table = compute_class_embedding(dataset, network, batch_size=4)
@@ -97,34 +98,34 @@ def test_cache(path):
     dataset = ImageDataset(path, use_labels=True)
     first = compute_class_embedding(dataset, network)
     assert network.images == 20
-    cached = list(path.parent.glob('*.npy'))
-    assert len(cached) == 1 and cached[0].name.startswith('tiny8-class-embedding-colours-')
+    cached = list(path.parent.glob("*.npy"))
+    assert len(cached) == 1 and cached[0].name.startswith("tiny8-class-embedding-colours-")
     assert torch.equal(compute_class_embedding(dataset, network, batch_size=3), first) and network.images == 20
     # All that the numbers depend on makes another table.
     compute_class_embedding(dataset, network, max_per_class=2)
     assert network.images == 26
-    network.sha256 = 'def'
+    network.sha256 = "def"
     compute_class_embedding(dataset, network)
     assert network.images == 46
     compute_class_embedding(ImageDataset(path, use_labels=True, max_size=10), network)
     assert network.images == 56
-    other = _dataset(path.parent / 'other.zip', [i % 3 for i in range(20)], salt=1)
+    other = _dataset(path.parent / "other.zip", [i % 3 for i in range(20)], salt=1)
     other.replace(path)  # other images under the old name
     assert not torch.equal(compute_class_embedding(ImageDataset(path, use_labels=True), network), first)
     assert network.images == 76
 
 
-@pytest.mark.parametrize('content', [b'', b'garbage', 'shape', 'nan'])
+@pytest.mark.parametrize("content", [b"", b"garbage", "shape", "nan"])
 def test_a_damaged_cache_is_replaced(path, content):
     network = _Colours()
     dataset = ImageDataset(path, use_labels=True)
     first = compute_class_embedding(dataset, network)
-    (cached,) = path.parent.glob('*.npy')
+    (cached,) = path.parent.glob("*.npy")
     if isinstance(content, bytes):
         cached.write_bytes(content)
     else:
-        np.save(cached, np.zeros((2, 6), np.float32) if content == 'shape' else np.full((3, 6), np.nan, np.float32))
-    with pytest.warns(UserWarning, match='again'):
+        np.save(cached, np.zeros((2, 6), np.float32) if content == "shape" else np.full((3, 6), np.nan, np.float32))
+    with pytest.warns(UserWarning, match="again"):
         assert torch.equal(compute_class_embedding(dataset, network), first)
     assert network.images == 40
     compute_class_embedding(dataset, network)
@@ -136,35 +137,35 @@ def test_a_read_only_folder_falls_back_to_the_cache_folder(path, tmp_path, monke
 
     def refuse(target, *args):
         if Path(target).parent == path.parent:  # the tests may run as root, whom permissions do not stop
-            raise PermissionError(13, 'Permission denied')
+            raise PermissionError(13, "Permission denied")
         return real(target, *args)
 
-    monkeypatch.setattr(class_embedding, 'atomic_write', refuse)
+    monkeypatch.setattr(class_embedding, "atomic_write", refuse)
     network = _Colours()
     dataset = ImageDataset(path, use_labels=True)
     first = compute_class_embedding(dataset, network)
-    assert not list(path.parent.glob('*.npy')) and len(list((tmp_path / 'cache' / 'class-embeddings').glob('*.npy'))) == 1
+    assert not list(path.parent.glob("*.npy")) and len(list((tmp_path / "cache" / "class-embeddings").glob("*.npy"))) == 1
     assert torch.equal(compute_class_embedding(dataset, network), first) and network.images == 20
-    monkeypatch.setenv('DNNLIB_CACHE_DIR', os.devnull)
-    with pytest.warns(UserWarning, match='not cached'):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", os.devnull)
+    with pytest.warns(UserWarning, match="not cached"):
         assert torch.equal(compute_class_embedding(dataset, network), first)
 
 
 def test_classes_without_images(tmp_path):
-    path = _dataset(tmp_path / 'gaps.zip', [0, 0, 2, 4], names=['ant', 'bee', 'cat', 'dog', 'eel', 'fox'])
+    path = _dataset(tmp_path / "gaps.zip", [0, 0, 2, 4], names=["ant", "bee", "cat", "dog", "eel", "fox"])
     dataset = ImageDataset(path, use_labels=True)
     assert dataset.label_dim == 6
-    with pytest.warns(UserWarning, match=r'3 of 6 classes have no images \(1 \(bee\), 3 \(dog\), 5 \(fox\)\)'):
+    with pytest.warns(UserWarning, match=r"3 of 6 classes have no images \(1 \(bee\), 3 \(dog\), 5 \(fox\)\)"):
         table = compute_class_embedding(dataset, _Colours())
     torch.testing.assert_close(table[1], table[[0, 2, 4]].mean(0))
     assert torch.equal(table[1], table[3]) and torch.equal(table[1], table[5]) and not torch.equal(table[0], table[2])
 
 
 def test_one_class_and_many(tmp_path):
-    assert compute_class_embedding(ImageDataset(_dataset(tmp_path / 'one.zip', [0] * 5), use_labels=True), _Colours()).shape == (1, 6)
-    many = ImageDataset(_dataset(tmp_path / 'many.zip', [0, 1999]), use_labels=True)
+    assert compute_class_embedding(ImageDataset(_dataset(tmp_path / "one.zip", [0] * 5), use_labels=True), _Colours()).shape == (1, 6)
+    many = ImageDataset(_dataset(tmp_path / "many.zip", [0, 1999]), use_labels=True)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+        warnings.simplefilter("ignore")
         assert compute_class_embedding(many, _Colours()).shape == (2000, 6)
 
 
@@ -181,13 +182,13 @@ def test_choice_of_images():
 
 
 def test_refusals(path):
-    with pytest.raises(ValueError, match='need labels'):
+    with pytest.raises(ValueError, match="need labels"):
         compute_class_embedding(ImageDataset(path), _Colours())
     network = _Colours()
     network.std.zero_()
-    with pytest.raises(ValueError, match='not finite'):
+    with pytest.raises(ValueError, match="not finite"):
         compute_class_embedding(ImageDataset(path, use_labels=True), network)
-    assert not list(path.parent.glob('*.npy'))
+    assert not list(path.parent.glob("*.npy"))
 
 
 def test_random_embedding():

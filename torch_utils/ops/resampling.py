@@ -140,9 +140,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def make_resampler(
-    f: torch.Tensor | None, rows: AxisPlan, columns: AxisPlan, flip_filter: bool, gain: float, dtype: torch.dtype
-) -> Resampler | None:
+def make_resampler(f: torch.Tensor | None, rows: AxisPlan, columns: AxisPlan, flip_filter: bool, gain: float, dtype: torch.dtype) -> Resampler | None:
     """The map that upfirdn2d's arguments describe, cached by their values; None for the identity. `f` must not need a gradient."""
     taps = np.ones(1) if f is None else f.detach().double().cpu().numpy()
     if taps.ndim == 1:

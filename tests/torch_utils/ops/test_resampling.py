@@ -146,9 +146,7 @@ def test_rarely_reached_clamp_masks_only_where_it_is_reached() -> None:
     x[0, 3, 4, 4] = 1e4
     x.requires_grad_()
     f = lowpass(12)
-    grads = [
-        torch.autograd.grad(filtered_lrelu(x, f, f, up=2, down=2, padding=[9, 8, 9, 8], clamp=256, impl=i).sum(), x)[0] for i in ("ref", "cuda")
-    ]
+    grads = [torch.autograd.grad(filtered_lrelu(x, f, f, up=2, down=2, padding=[9, 8, 9, 8], clamp=256, impl=i).sum(), x)[0] for i in ("ref", "cuda")]
     torch.testing.assert_close(grads[1], grads[0])
 
 
