@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -62,7 +63,7 @@ def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, flo
 
 def discriminator_rates(dtype: torch.dtype, size: int, heads: int, projection: int, batch: int) -> tuple[float, float, float]:
     """Millions of head parameters; images/s of a discriminator pass and of a generator's pass through it, forward and backward."""
-    options = {"feature_size": size, "head_channels": heads, "proj_channels": projection, "compute_dtype": dtype}
+    options: dict[str, Any] = {"feature_size": size, "head_channels": heads, "proj_channels": projection, "compute_dtype": dtype}
     D = ProjectedDiscriminator([features.load()], 10, 16, **options)
     x, c, draws = torch.rand(batch, 3, 16, 16) * 2 - 1, torch.arange(batch) % 10, {features.LITE0: torch.rand(batch, 7)}
 
