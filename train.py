@@ -328,10 +328,8 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
         f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)"
     )
     click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
-    try:
-        build.check_weights(config)
-    except FileNotFoundError as err:
-        click.echo(f"Not ready to train: {err}")
+    for line in build.check_weights(config, download=False):
+        click.echo(f"Missing: {line}")
     click.echo(f"Run folder: {run_dir}")
 
 

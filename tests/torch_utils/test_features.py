@@ -22,14 +22,19 @@ def lite0() -> features.FeatureNetwork:
 
 @pytest.fixture
 def offline(monkeypatch):
-    """A hub that cannot be reached and an empty cache."""
+    """A hub that cannot be reached and an empty cache. Returns the list of attempts to reach it."""
     import huggingface_hub
 
-    def refuse(repo, file, **kwargs):
+    attempts = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
         raise ConnectionError("no network\nsecond line")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    for name in ("hf_hub_download", "get_hf_file_metadata"):
+        monkeypatch.setattr(huggingface_hub, name, refuse)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: None)
+    return attempts
 
 
 def image(size: int, count: int = 2, dtype=torch.float32) -> torch.Tensor:
@@ -209,6 +214,14 @@ def test_unreachable_hub_is_one_line_with_the_remedy(offline, call):
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in (DEIT, "model.safetensors", "hf download", "no network"))
+    assert len(offline) == 1  # the client's own five attempts take half a minute
+
+
+def test_looking_for_weights_need_not_touch_the_network(offline):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors .* is not in .*; it will be downloaded when training starts") as error:
+        features.check(DEIT, download=False)
+    assert "\n" not in str(error.value) and offline == []
+    features.check(LITE0, download=False)
 
 
 def test_cached_weights_need_no_connection(offline, monkeypatch, tmp_path):
