@@ -200,8 +200,15 @@ def save_network_pickle(path: str | os.PathLike[str], data: Mapping[str, Any]) -
 
 
 MAX_FILE_BYTES = 16 * 2**30
-MAX_OPERATIONS = 20_000_000  # a snapshot with a discriminator on two feature networks has a few hundred thousand
+MAX_OPERATIONS = 2_000_000  # a snapshot with a discriminator on two feature networks has a few hundred thousand
+MAX_HEADER_OPERATIONS = 1000  # of each part of a tensor's header
+MAX_COPIES = 2**20  # bytes and elements copied beyond twice the file's size: a file can ask for a copy of what it holds again and again
+MAX_GLOBALS = 5000  # different names
+MAX_NAME = 512  # characters of a global's, a class's or a module's name
+MAX_ODD_KEYS = 10_000  # keys that are no text: a file can choose their hashes, and make a table of them arbitrarily slow
 MAX_DEPTH = 64  # of modules in modules
+MAX_MODULES = 10_000  # of one network; one module under two names counts twice
+MAX_TENSORS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +228,7 @@ class StorageRecord:
 
     dtype: torch.dtype
     numel: int
-    data: bytes = dataclasses.field(repr=False)
+    data: memoryview = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,12 +254,12 @@ class TensorRecord:
         return math.prod(self.shape)
 
     def tensor(self) -> torch.Tensor:
-        """A contiguous copy on the CPU."""
-        if self.numel == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        flat = torch.frombuffer(bytearray(self.storage.data), dtype=self.dtype)
-        view = flat.as_strided(self.shape, self.stride, self.offset)
-        return view.contiguous() if self.numel == self.storage.numel else view.clone(memory_format=torch.contiguous_format)
+        """A contiguous copy on the CPU. Costs its own elements, whatever the storage holds besides."""
+        integer = np.dtype(f"i{self.dtype.itemsize}")  # numpy has no bfloat16, and takes unaligned data
+        elements = np.frombuffer(self.storage.data, integer)[self.offset :]
+        view = np.lib.stride_tricks.as_strided(elements, self.shape, [step * integer.itemsize for step in self.stride], writeable=False)
+        copy_ = torch.from_numpy(np.array(view, order="C"))
+        return copy_ != 0 if self.dtype == torch.bool else copy_.view(self.dtype)
 
 
 class Record:
@@ -281,7 +288,7 @@ class Record:
 
     def _table(self, name: str) -> dict[str, Any]:
         table = self.attributes.get(name, {})
-        if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
+        if not isinstance(table, dict) or len(table) > MAX_MODULES or not all(isinstance(key, str) and _is_name(key) for key in table):
             raise ValueError(f"{self.origin}: {name} is not a table of names")
         return table
 
@@ -302,17 +309,32 @@ class Record:
                 raise ValueError(f"{self.origin}: {name!r} is no tensor but {describe(value)}")
         return own
 
-    def named_modules(self, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, "Record"]]:
-        """This record and all below it with their dotted names. Raises ValueError for modules nested too deep (or in themselves)."""
-        if depth > MAX_DEPTH:
-            raise ValueError(f"modules are nested more than {MAX_DEPTH} deep: {prefix[:80]}...")
-        yield prefix, self
-        for name, child in self.modules().items():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name, depth + 1)
+    def named_modules(self) -> Iterator[tuple[str, "Record"]]:
+        """This record and all below it with their dotted names, parents first.
+
+        Raises ValueError for modules nested too deep (or in themselves), and for too many of them: a few records that contain each other
+        twice make any number of names.
+        """
+        waiting = [("", self, 0)]
+        for _ in range(MAX_MODULES):
+            if not waiting:
+                return
+            path, module, depth = waiting.pop()
+            if depth > MAX_DEPTH:
+                raise ValueError(f"modules are nested more than {MAX_DEPTH} deep: {path[:80]}...")
+            yield path, module
+            children = [(f"{path}.{name}" if path else name, child, depth + 1) for name, child in module.modules().items()]
+            waiting.extend(reversed(children))
+        raise ValueError(f"{self.origin} has more than {MAX_MODULES} modules")
 
     def named_tensors(self) -> dict[str, TensorRecord]:
         """Parameters and buffers of this record and all below it, by state_dict name."""
-        return {f"{path}.{name}" if path else name: value for path, module in self.named_modules() for name, value in module.tensors().items()}
+        found: dict[str, TensorRecord] = {}
+        for path, module in self.named_modules():
+            found.update({f"{path}.{name}" if path else name: value for name, value in module.tensors().items()})
+            if len(found) > MAX_TENSORS:
+                raise ValueError(f"{self.origin} has more than {MAX_TENSORS} tensors")
+        return found
 
 
 class NetworkPickle(dict[str, Any]):
@@ -352,7 +374,16 @@ _STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+
 _ARRAY_KINDS = "biuf"  # bool, integers, floats: no objects, strings or structures
+
+
+def _is_name(text: str) -> bool:
+    """Whether `text` can be the name of something: short, and nothing that a terminal would obey."""
+    return len(text) <= MAX_NAME and text.isprintable()
+
+
 _MARK = object()
 
 
@@ -360,7 +391,7 @@ class _Bounded(io.RawIOBase):
     """A stream that never reads past its end, so that a length field in a hostile file allocates nothing."""
 
     def __init__(self, file: BinaryIO, size: int):
-        self._file, self._left, self._size = file, size, size
+        self._file, self._left, self.size = file, size, size
 
     def read(self, count: int = -1) -> bytes:
         if count > self._left:
@@ -375,7 +406,7 @@ class _Bounded(io.RawIOBase):
         return data
 
     def tell(self) -> int:
-        return self._size - self._left
+        return self.size - self._left
 
 
 class _CutShort(ValueError):
@@ -385,20 +416,24 @@ class _CutShort(ValueError):
 class _Machine:
     """The stack machine of one pickle stream. Subclasses say what a global, a call and a persistent id mean."""
 
-    def __init__(self, stream: Any):
+    max_operations = MAX_OPERATIONS
+
+    def __init__(self, stream: _Bounded):
         self.stream = stream
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.globals_used: Counter[str] = Counter()
+        self.copied = 0
+        self.odd_keys = 0
 
     def run(self) -> Any:
         """The object that the next pickle of the stream describes. Raises ValueError, naming the place, for whatever is not understood."""
         code, position = "start", 0
         try:
-            for count, (opcode, arg, position_) in enumerate(pickletools.genops(self.stream)):
+            for count, (opcode, arg, position_) in enumerate(pickletools.genops(self.stream)):  # type: ignore[arg-type]
                 code, position = opcode.name, position_ or 0
-                if count >= MAX_OPERATIONS:
-                    raise ValueError(f"it has more than {MAX_OPERATIONS} operations")
+                if count >= self.max_operations:
+                    raise ValueError(f"it has more than {self.max_operations} operations")
                 if code == "STOP":
                     return self.pop()
                 action = _ACTIONS.get(code)
@@ -441,7 +476,11 @@ class _Machine:
     def find_global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a global whose name is no text")
+        if not _is_name(module) or not _is_name(name):
+            raise ValueError(f"a global with an impossible name {describe(module[:40] + '.' + name[:40])}")
         self.globals_used[f"{module}.{name}"] += 1
+        if len(self.globals_used) > MAX_GLOBALS:
+            raise ValueError(f"it names more than {MAX_GLOBALS} globals")
         self.push(self.resolve(module, name))
 
     def put_items(self, pairs: Sequence[Any]) -> None:
@@ -452,7 +491,7 @@ class _Machine:
             if isinstance(target, Record):
                 target.items.append((key, value))
             else:
-                target[_key(key)] = value
+                target[self.key(key)] = value
 
     def extend(self, values: Sequence[Any]) -> None:
         target = self.top()
@@ -467,7 +506,25 @@ class _Machine:
         if isinstance(target, Record):
             target.items.extend(values)
         else:
-            target.update(_key(value) for value in values)
+            target.update(map(self.key, values))
+
+    def charge(self, count: int) -> None:
+        """Called before `count` bytes or elements are copied. Raises ValueError for a file that lives on copies."""
+        self.copied += count
+        if self.copied > 2 * self.stream.size + MAX_COPIES:
+            raise ValueError("it copies its own data too often")
+
+    def key(self, value: Any) -> Any:
+        """`value`, if it can be hashed without walking through a structure that a file made deep or long on purpose."""
+        if isinstance(value, str):
+            return value
+        self.odd_keys += 1
+        if self.odd_keys > MAX_ODD_KEYS:
+            raise ValueError(f"it has more than {MAX_ODD_KEYS} keys that are no text")
+        flat = (str, int, float, bool, bytes, type(None), GlobalName, Record, np.dtype, np.generic)
+        if isinstance(value, flat) or (isinstance(value, tuple) and len(value) <= 16 and all(isinstance(item, flat) for item in value)):
+            return value
+        raise ValueError(f"a {type(value).__name__} as a key")
 
     def resolve(self, module: str, name: str) -> Any:
         raise NotImplementedError
@@ -480,14 +537,6 @@ class _Machine:
 
     def persistent_id(self, value: Any) -> Any:
         raise ValueError("a persistent id outside of a storage")
-
-
-def _key(value: Any) -> Any:
-    """`value`, if it can be hashed without walking through a structure that a file made deep on purpose."""
-    flat = (str, int, float, bool, bytes, type(None), GlobalName, Record, np.dtype, np.generic)
-    if isinstance(value, flat) or (isinstance(value, tuple) and all(isinstance(item, flat) for item in value)):
-        return value
-    raise ValueError(f"a {type(value).__name__} as a key")
 
 
 def _integer(value: int) -> int:
@@ -538,14 +587,15 @@ def _action_pop(machine: _Machine, _: Any) -> None:
     machine.stack.pop()
 
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+def _dict_of(machine: "_Machine", items: list[Any]) -> dict[Any, Any]:
+    return {machine.key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(["PROTO", "FRAME"], lambda m, arg: None),
     **dict.fromkeys(["BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"], _Machine.push),
     **dict.fromkeys(["BINSTRING", "SHORT_BINSTRING"], _Machine.push),
+    "BYTEARRAY8": lambda m, arg: m.push(bytes(arg)),
     **dict.fromkeys(["BININT", "BININT1", "BININT2", "LONG1", "LONG4"], lambda m, arg: m.push(_integer(arg))),
     "NONE": lambda m, arg: m.push(None),
     "NEWTRUE": lambda m, arg: m.push(True),
@@ -559,8 +609,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "TUPLE3": lambda m, arg: _swap(m, 3, tuple),
     "TUPLE": lambda m, arg: m.push(tuple(m.pop_mark())),
     "LIST": lambda m, arg: m.push(m.pop_mark()),
-    "DICT": lambda m, arg: m.push(_pairs(m.pop_mark())),
-    "FROZENSET": lambda m, arg: m.push(frozenset(map(_key, m.pop_mark()))),
+    "DICT": lambda m, arg: m.push(_dict_of(m, m.pop_mark())),
+    "FROZENSET": lambda m, arg: m.push(frozenset(map(m.key, m.pop_mark()))),
     "MARK": lambda m, arg: m.push(_MARK),
     "POP": _action_pop,
     "POP_MARK": lambda m, arg: m.pop_mark(),
@@ -588,6 +638,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
 class _StorageMachine(_Machine):
     """Reads the header of one serialised storage: names of torch storages are tags, and nothing else has a name."""
 
+    max_operations = MAX_HEADER_OPERATIONS
+
     def resolve(self, module: str, name: str) -> Any:
         if module != "torch" or name not in _STORAGE_DTYPES:
             raise ValueError(f"refused global {module}.{name} inside a tensor's storage")
@@ -603,8 +655,8 @@ class _StorageMachine(_Machine):
         return ("storage id", value)
 
 
-def _read_storage(blob: Any) -> StorageRecord:
-    """Parse a storage serialised by torch.save's legacy format. Raises ValueError for anything else."""
+def _read_storage(machine: _Machine, blob: Any) -> StorageRecord:
+    """Parse a storage serialised by torch.save's legacy format; its elements stay where they are. Raises ValueError for anything else."""
     if not isinstance(blob, bytes):
         raise ValueError("a tensor's storage is no bytes")
     stream = _Bounded(io.BytesIO(blob), len(blob))
@@ -619,7 +671,7 @@ def _read_storage(blob: Any) -> StorageRecord:
     dtype, key, numel = _STORAGE_DTYPES[ident[1].name], ident[2], ident[4]
     if keys != [key]:
         raise ValueError("a tensor's storage blob holds more than one storage")
-    data = stream.read(len(blob) - stream.tell())
+    data = memoryview(blob)[stream.tell() :]
     if not _is_size(numel) or len(data) != 8 + numel * dtype.itemsize or int.from_bytes(data[:8], "little") != numel:
         raise ValueError(f"a tensor's storage of {numel} elements has {len(data) - 8} bytes")
     return StorageRecord(dtype, numel, data[8:])
@@ -629,13 +681,15 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *_: Any) -> TensorRecord:
+def _tensor(machine: _Machine, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *_: Any) -> TensorRecord:
     """torch._utils._rebuild_tensor(_v2). Raises ValueError where the tensor would reach outside of its storage."""
-    if isinstance(shape, Record) and shape.origin == "torch.Size":
+    if isinstance(shape, Record) and shape.origin == "torch.Size" and isinstance(shape.args, tuple) and shape.args:
         shape = shape.args[0]
     valid = isinstance(storage, StorageRecord) and _is_size(offset) and isinstance(shape, tuple) and isinstance(stride, tuple)
     if not valid or len(shape) != len(stride) or len(shape) > 16 or not all(map(_is_size, (*shape, *stride))):
         raise ValueError("a tensor with a malformed shape or stride")
+    if math.prod(max(size, 1) for size in (*shape, *stride)) >= 2**62:
+        raise ValueError("a tensor with impossible sizes")
     numel = math.prod(shape)
     if numel > 0 and offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) >= storage.numel:
         raise ValueError(f"a tensor of shape {list(shape)} reaches outside of its storage of {storage.numel} elements")
@@ -644,52 +698,91 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: A
     return TensorRecord(storage, offset, shape, stride, bool(requires_grad))
 
 
-def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> TensorRecord:
+def _parameter(machine: _Machine, data: Any, requires_grad: Any = True, *_: Any) -> TensorRecord:
     if not isinstance(data, TensorRecord):
         raise ValueError("a parameter that is no tensor")
     return dataclasses.replace(data, requires_grad=bool(requires_grad), is_parameter=True)
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    return {_key(key): value for key, value in pairs}
+def _elements(machine: _Machine, items: Any) -> Any:
+    """What a set or a table is made of, once the copy is paid for."""
+    if not isinstance(items, (list, tuple, dict, set, frozenset)):
+        raise ValueError(f"elements in {describe(items)}")
+    machine.charge(len(items))
+    return items
 
 
-def _dtype(code: Any, *_: Any) -> np.dtype[Any]:
+def _ordered_dict(machine: _Machine, pairs: Any = ()) -> dict[Any, Any]:
+    pairs = _elements(machine, pairs)
+    return {machine.key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
+
+
+def _set(machine: _Machine, items: Any = ()) -> set[Any]:
+    return set(map(machine.key, _elements(machine, items)))
+
+
+def _frozenset(machine: _Machine, items: Any = ()) -> frozenset[Any]:
+    return frozenset(map(machine.key, _elements(machine, items)))
+
+
+def _bytes(machine: _Machine, data: Any = b"") -> bytes:
+    if not isinstance(data, bytes):
+        raise ValueError(f"bytes made of {describe(data)}")
+    return data
+
+
+def _encode(machine: _Machine, text: Any, encoding: Any = "utf-8", *_: Any) -> bytes:
+    """_codecs.encode: how protocol 2, which knows no bytes, writes them."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an unknown encoding")
+    machine.charge(len(text))
+    return text.encode("latin-1")
+
+
+def _dtype(machine: _Machine, code: Any, *_: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or not re.fullmatch(r"[<=|]?[a-zA-Z]\d{0,2}", code) or np.dtype(code).kind not in _ARRAY_KINDS:
         raise ValueError(f"refused numpy dtype {code!r}: only numbers are read")
     return np.dtype(code)
 
 
-def _scalar(dtype: Any, data: Any) -> np.generic:
+def _scalar(machine: _Machine, dtype: Any, data: Any) -> np.generic:
     if not isinstance(dtype, np.dtype) or not isinstance(data, bytes) or len(data) != dtype.itemsize:
         raise ValueError("a malformed numpy scalar")
     return np.frombuffer(data, dtype)[0]
 
 
-def _empty_array(*_: Any) -> np.ndarray:
+def _empty_array(machine: _Machine, *_: Any) -> np.ndarray:
     return np.empty([0], dtype=np.uint8)
 
 
-def _array_state(array: np.ndarray, state: Any) -> None:
+def _array_state(machine: _Machine, array: np.ndarray, state: Any) -> None:
     """numpy.ndarray.__setstate__ for numbers, in place, with the size checked first."""
     version, shape, dtype, fortran, data = state
     good = isinstance(shape, tuple) and all(map(_is_size, shape)) and isinstance(dtype, np.dtype) and isinstance(data, bytes) and len(shape) <= 16
     if not good or version != 1 or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("a malformed numpy array")
+    machine.charge(len(data))
     array.__setstate__((1, shape, dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
-def _dill_array(function: Any, args: Any, state: Any, extra: Any = None) -> np.ndarray:
-    array = _empty_array()
-    _array_state(array, state)
+def _dill_array(machine: _Machine, function: Any, args: Any, state: Any, extra: Any = None) -> np.ndarray:
+    array = _empty_array(machine)
+    _array_state(machine, array, state)
     return array
 
 
-def _persistent(meta: Any) -> Record:
+def _buffer_array(machine: _Machine, data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
+    """numpy's _frombuffer: how protocol 5 writes arrays."""
+    array = _empty_array(machine)
+    _array_state(machine, array, (1, shape, dtype, order == "F", data))
+    return array
+
+
+def _persistent(machine: _Machine, meta: Any) -> Record:
     if not isinstance(meta, dict) or meta.get("type") != "class" or meta.get("version") != VERSION:
         raise ValueError(f"a persistent object that is not of type class, version {VERSION}")
     class_name, source, state = meta.get("class_name"), meta.get("module_src"), meta.get("state")
-    if not isinstance(class_name, str) or not isinstance(source, str) or not isinstance(state, dict):
+    if not isinstance(class_name, str) or not _is_name(class_name) or not isinstance(source, str) or not isinstance(state, dict):
         raise ValueError("a malformed persistent object")
     return Record(f"persistent {class_name}", class_name, state=state, module_src=source, persistent=True)
 
@@ -705,17 +798,21 @@ _MEANINGS: dict[str, Callable[..., Any]] = {
     "dnnlib.util.EasyDict": _ordered_dict,
     "numpy.dtype": _dtype,
     "dill._dill._create_array": _dill_array,
-    "builtins.set": lambda items=(): set(map(_key, items)),
-    "builtins.frozenset": lambda items=(): frozenset(map(_key, items)),
+    "_codecs.encode": _encode,
+    "builtins.bytes": _bytes,
+    "builtins.bytearray": _bytes,
+    "builtins.set": _set,
+    "builtins.frozenset": _frozenset,
     **{f"numpy.{core}.multiarray._reconstruct": _empty_array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _buffer_array for core in ("core", "_core")},
 }
 
 
 class _NetworkMachine(_Machine):
     """Reads a network pickle into records."""
 
-    def __init__(self, stream: Any, strict: bool):
+    def __init__(self, stream: _Bounded, strict: bool):
         super().__init__(stream)
         self.strict = strict
 
@@ -733,19 +830,22 @@ class _NetworkMachine(_Machine):
                 return Record(str(function), function.name, args)
             if not isinstance(args, tuple):
                 raise ValueError(f"malformed arguments of {function}")
-            return meaning(*args)
+            return meaning(self, *args)
         if isinstance(function, Record):
-            return Record(f"result of {function.origin}", function.class_name, args)
+            return Record(f"result of {function.origin.removeprefix('result of ')}", function.class_name, args)
         raise ValueError(f"a call of {describe(function)}")
 
     def set_state(self, target: Any, state: Any) -> None:
         if isinstance(target, np.ndarray):
-            _array_state(target, state)
+            _array_state(self, target, state)
         elif isinstance(target, np.dtype):
             if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", "|", "=") or state[2:5] != (None, None, None):
                 raise ValueError(f"refused numpy dtype {target}: only little-endian numbers are read")
         elif isinstance(target, Record) and not target.persistent:
-            target.state = {**target.attributes, **state} if isinstance(state, dict) else state
+            if isinstance(state, dict) and target.attributes:
+                self.charge(len(target.attributes) + len(state))
+                state = {**target.attributes, **state}
+            target.state = state
         elif not isinstance(target, dict):  # an OrderedDict's own attributes say nothing here
             raise ValueError(f"a state for {describe(target)}")
 
@@ -775,7 +875,7 @@ def _read(file: BinaryIO, name: Any, strict: bool) -> NetworkPickle:
             raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
         machine = _NetworkMachine(_Bounded(file, size), strict)
         data = machine.run()
-        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        if not isinstance(data, dict) or not all(isinstance(key, str) and _is_name(key) for key in data):
             raise ValueError(f"it holds {describe(data)}, not a table of networks")
     except ValueError as err:
         raise ValueError(f"{name}: not a network pickle that can be read: {err}") from None
@@ -818,7 +918,8 @@ def _describe_network(key: str, record: Record) -> list[str]:
     rows = []
     for path, module in record.named_modules():
         if path and module.persistent and all(name in module.attributes for name in _LAYER_COLUMNS):
-            count = sum(value.numel for name, value in module.named_tensors().items() if value.is_parameter)
+            parts = [module, *module.modules().values()]
+            count = sum(value.numel for part in parts for value in part.tensors().values() if value.is_parameter)
             rows.append([path, f"{count:,}", *(_value(module.attributes[name]) for name in _LAYER_COLUMNS)])
     if rows:
         lines += _columns([["layer", "parameters", *_LAYER_COLUMNS], *rows])
