@@ -1,37 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objectives of a SAN: a GAN's own discriminator loss on `fun`, the Wasserstein form on `dir`, and the generator's loss.
+"""Objectives: a GAN's own discriminator loss on `fun`, the Wasserstein form on `dir`, and the generator's -h(d).
+
+Two tables hold all of it. DISCRIMINATOR_LOSSES says what a discriminator minimises on logits d of real and of generated samples; given
+SANLogits, the same entry becomes its SAN form. GENERATOR_OBJECTIVES holds increasing functions h: a generator that minimises -E[h(d)] moves
+its samples along h'(d) grad d (Yi, Zhu & Liu, "MonoFlow", ICML 2023), so that any increasing h makes a GAN.
 
 Everything is elementwise, to be minimised, and of the shape of its logits: the caller chooses the reduction.
-A new loss is one entry in a table.
+A new loss is one entry in a table; a generator's may also be written as an expression in d, or be a callable.
 """
 
+import ast
+import operator
+import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from san.layers import SANLogits
 
+Elementwise = Callable[[Tensor], Tensor]
+Objective = str | Elementwise
+
+CHECKED_RANGE = (-15.0, 15.0)  # logits between which h is checked to increase
+CHECKED_POINTS = 3001
+LONGEST_EXPRESSION = 200  # characters; keeps hostile input small
+LARGEST_POWER = 16.0
+
 
 class DiscriminatorLoss(NamedTuple):
-    """What the discriminator minimises, elementwise, on logits of real and of generated samples."""
+    """What the discriminator minimises, elementwise.
 
-    real: Callable[[Tensor], Tensor]
-    fake: Callable[[Tensor], Tensor]
+    real, fake: on logits of real and of generated samples. pair: instead of both, on the differences d(real) - d(generated) of pairs.
+    """
 
+    real: Elementwise | None = None
+    fake: Elementwise | None = None
+    pair: Elementwise | None = None
+
+
+# max(0, 1 - d) and max(0, 1 + d): Lim & Ye, "Geometric GAN", 2017
+_HINGE = DiscriminatorLoss(real=lambda d: F.relu(1 - d), fake=lambda d: F.relu(1 + d))
+# -log sigmoid(d) and -log(1 - sigmoid(d)): Goodfellow et al., 2014. At its optimum d = log p_data / p_gen.
+_BCE = DiscriminatorLoss(real=lambda d: F.softplus(-d), fake=F.softplus)
 
 DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
-    # max(0, 1 - d) and max(0, 1 + d): Lim & Ye, "Geometric GAN", 2017
-    "hinge": DiscriminatorLoss(real=lambda d: F.relu(1 - d), fake=lambda d: F.relu(1 + d)),
+    "hinge": _HINGE,
+    "bce": _BCE,
+    "ns": _BCE,  # the discriminator of the non-saturating GAN; the name speaks of the generator's side
+    # (d - 1)^2 / 2 and (d + 1)^2 / 2: Mao et al., "Least Squares GAN", ICCV 2017, with a = -1, b = 1
+    "ls": DiscriminatorLoss(real=lambda d: (d - 1).square() / 2, fake=lambda d: (d + 1).square() / 2),
+    # -d and d: Arjovsky, Chintala & Bottou, ICML 2017. A distance only for a discriminator that is Lipschitz by construction or penalty.
+    "wasserstein": DiscriminatorLoss(real=lambda d: -d, fake=lambda d: d),
+    # -log sigmoid(d(real) - d(generated)): the pairing of Huang et al., "R3GAN", NeurIPS 2024 (without its gradient penalties).
+    # At its optimum d = log p_data / p_gen + constant, so every h below applies.
+    "relativistic": DiscriminatorLoss(pair=lambda gap: F.softplus(-gap)),
 }
 
-# -d and d, the Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN)
-DIRECTION_LOSS = DiscriminatorLoss(real=lambda d: -d, fake=lambda d: d)
+# The Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN, eq. 16)
+DIRECTION_LOSS = DISCRIMINATOR_LOSSES["wasserstein"]
 
-# Strictly increasing h of the generator's loss -E[h(d(G(z)))]: Yi, Zhu & Liu, "MonoFlow", ICML 2023
-GENERATOR_OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
-    "logit": lambda d: d,
+
+def _vanilla(shift: float) -> Elementwise:
+    """-log(1 - sigmoid(d + C)) = softplus(d + C); C = 0 is the minimax loss of Goodfellow et al., whose field sigmoid(d + C) vanishes for d << -C."""
+    if shift < 0:
+        raise ValueError(f"vanilla({shift:g}): C must not be negative, it would widen the region where the gradient vanishes")
+    return lambda d: F.softplus(d + shift)
+
+
+# Strictly increasing h of the generator's loss -E[h(d(G(z)))], and the factor h'(d) of the vector field that each implies
+GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
+    "logit": lambda d: d,  # h' = 1
+    "ns": F.logsigmoid,  # log sigmoid(d), h' = 1 - sigmoid(d)
+    "vanilla": _vanilla(0),  # -log(1 - sigmoid(d)), h' = sigmoid(d); vanilla(C) shifts d by C
+    "mle": torch.exp,  # exp(d), h' = exp(d)
+    "arcsinh": torch.asinh,  # h' = 1 / sqrt(1 + d^2)
 }
 
 
@@ -46,12 +91,12 @@ def _pick(table: dict[str, Entry], name: str, what: str) -> Entry:
 
 def hinge_real(fun: Tensor) -> Tensor:
     """max(0, 1 - fun), of the logits' shape: the discriminator's hinge loss on real samples."""
-    return DISCRIMINATOR_LOSSES["hinge"].real(fun)
+    return F.relu(1 - fun)
 
 
 def hinge_fake(fun: Tensor) -> Tensor:
     """max(0, 1 + fun), of the logits' shape: the discriminator's hinge loss on generated samples."""
-    return DISCRIMINATOR_LOSSES["hinge"].fake(fun)
+    return F.relu(1 + fun)
 
 
 def hinge_d(fun_real: Tensor, fun_fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +106,7 @@ def hinge_d(fun_real: Tensor, fun_fake: Tensor) -> tuple[Tensor, Tensor]:
 
 def wasserstein_dir(dir_real: Tensor, dir_fake: Tensor) -> tuple[Tensor, Tensor]:
     """Wasserstein form on `dir`: (-real, fake), each of its logits' shape. Trains the directions alone."""
-    return DIRECTION_LOSS.real(dir_real), DIRECTION_LOSS.fake(dir_fake)
+    return -dir_real, dir_fake
 
 
 def discriminator_loss(name: str = "hinge") -> DiscriminatorLoss:
@@ -69,23 +114,199 @@ def discriminator_loss(name: str = "hinge") -> DiscriminatorLoss:
     return _pick(DISCRIMINATOR_LOSSES, name, "discriminator loss")
 
 
-def generator_objective(name: str = "logit") -> Callable[[Tensor], Tensor]:
-    """The increasing h of the generator's loss -E[h(fun)] (MonoFlow). Raises ValueError for an unknown one."""
-    return _pick(GENERATOR_OBJECTIVES, name, "generator objective")
+def is_paired(loss: str) -> bool:
+    """True if the loss compares real with generated samples pair by pair. Raises ValueError for an unknown one."""
+    return discriminator_loss(loss).pair is not None
+
+
+def gan_logits(logits: SANLogits) -> Tensor:
+    """The ordinary logit of the same layer: equal numbers, gradients to direction, scale, bias and features alike. A GAN instead of a SAN."""
+    return logits.fun + (logits.dir - logits.dir.detach())
 
 
 def discriminator_terms(logits: SANLogits, real: bool, loss: str = "hinge") -> SANLogits:
     """Terms that the discriminator minimises for a batch that is all real or all generated.
 
     Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective.
-    Raises ValueError for an unknown loss.
+    Raises ValueError for an unknown loss, and for one that needs real and generated samples together (`discriminator_pair_terms`).
     """
     chosen = discriminator_loss(loss)
-    if real:
-        return SANLogits(chosen.real(logits.fun), DIRECTION_LOSS.real(logits.dir))
-    return SANLogits(chosen.fake(logits.fun), DIRECTION_LOSS.fake(logits.dir))
+    on_fun, on_dir = (chosen.real, DIRECTION_LOSS.real) if real else (chosen.fake, DIRECTION_LOSS.fake)
+    if on_fun is None:
+        raise ValueError(f"the discriminator loss '{loss}' compares pairs of real and generated samples: use discriminator_pair_terms")
+    assert on_dir is not None
+    return SANLogits(on_fun(logits.fun), on_dir(logits.dir))
 
 
-def generator_terms(fun: Tensor, objective: str = "logit") -> Tensor:
-    """-h(fun), what the generator minimises, of the logits' shape. Raises ValueError for an unknown objective."""
-    return -generator_objective(objective)(fun)
+def discriminator_pair_terms(real: SANLogits, fake: SANLogits, loss: str = "relativistic") -> SANLogits:
+    """Terms of pairs (i-th real, i-th generated sample): SANLogits(fun term, dir term), for any loss. Raises ValueError for an unknown one."""
+    on_pair = discriminator_loss(loss).pair
+    if on_pair is None:
+        a, b = discriminator_terms(real, True, loss), discriminator_terms(fake, False, loss)
+        return SANLogits(a.fun + b.fun, a.dir + b.dir)
+    return SANLogits(on_pair(real.fun - fake.fun), fake.dir - real.dir)
+
+
+def discriminator_objective(real: SANLogits | Tensor, fake: SANLogits | Tensor, loss: str = "hinge") -> Tensor:
+    """What a discriminator minimises, as a scalar mean: the SAN form for SANLogits, the ordinary GAN's for plain logits.
+
+    real, fake: logits of the same kind; of equal shapes if the loss is paired. Raises ValueError for an unknown loss or mixed kinds.
+    """
+    if isinstance(real, SANLogits) and isinstance(fake, SANLogits):
+        if is_paired(loss):
+            return _total(discriminator_pair_terms(real, fake, loss))
+        return _total(discriminator_terms(real, True, loss)) + _total(discriminator_terms(fake, False, loss))
+    if isinstance(real, SANLogits) or isinstance(fake, SANLogits):
+        raise ValueError("real and generated logits are of different kinds: one is SANLogits, the other is not")
+    chosen = discriminator_loss(loss)
+    if chosen.pair is not None:
+        return chosen.pair(real - fake).mean()
+    assert chosen.real is not None and chosen.fake is not None
+    return chosen.real(real).mean() + chosen.fake(fake).mean()
+
+
+def _total(terms: SANLogits) -> Tensor:
+    return terms.fun.mean() + terms.dir.mean()
+
+
+def generator_objective(objective: Objective = "logit") -> Elementwise:
+    """The increasing h of the generator's loss -E[h(fun)] (MonoFlow).
+
+    objective: a name of GENERATOR_OBJECTIVES; `vanilla(C)` with a number C >= 0; an expression in d such as "d + 0.1*exp(d)" (numbers,
+    + - * / **, and the functions of EXPRESSION_FUNCTIONS); or a callable, elementwise on tensors. The last two are checked by `check_increasing`.
+
+    Raises ValueError, in one line, for anything else and for an h that does not increase (saying where).
+    """
+    if not isinstance(objective, str):
+        check_increasing(objective, getattr(objective, "__name__", "the given h"))
+        return objective
+    if objective in GENERATOR_OBJECTIVES:
+        return GENERATOR_OBJECTIVES[objective]
+    shifted = re.fullmatch(r"vanilla\(\s*(?:C\s*=\s*)?([-+]?[0-9.eE+-]+)\s*\)", objective)
+    if shifted:
+        try:
+            return _vanilla(float(shifted.group(1)))
+        except ValueError as err:
+            raise ValueError(f"generator objective '{objective}': {err}") from None
+    if not re.search(r"\bd\b", objective):
+        known = ", ".join(sorted(GENERATOR_OBJECTIVES))
+        raise ValueError(f"unknown generator objective '{objective}': choose one of {known}, vanilla(C), or write h as an expression in d")
+    h = expression(objective)
+    check_increasing(h, f"'{objective}'")
+    return h
+
+
+def generator_terms(fun: Tensor, objective: Objective = "logit", fun_real: Tensor | None = None) -> Tensor:
+    """-h(fun), what the generator minimises, of the logits' shape.
+
+    fun_real: logits of real samples, one for each generated one; then it is -h(fun - fun_real), the generator's side of a relativistic pairing
+    (R3GAN: h = ns). Raises ValueError as `generator_objective`.
+    """
+    return -generator_objective(objective)(fun if fun_real is None else fun - fun_real)
+
+
+def vector_field(objective: Objective, d: Tensor) -> Tensor:
+    """h'(d), of d's shape: how strongly a generator's sample of logit d is pushed along grad d (MonoFlow).
+
+    Raises ValueError as `generator_objective`.
+    """
+    return _slope(generator_objective(objective), d)
+
+
+def _slope(h: Elementwise, d: Tensor) -> Tensor:
+    with torch.enable_grad():
+        d = d.detach().requires_grad_()
+        value = h(d)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return torch.full_like(d, torch.nan)
+        (slope,) = torch.autograd.grad(value.sum(), d, allow_unused=True)
+    return torch.full_like(d, torch.nan) if slope is None else slope
+
+
+def check_increasing(h: Elementwise, name: str = "h", low: float = CHECKED_RANGE[0], high: float = CHECKED_RANGE[1]) -> None:
+    """Refuse an h that does not strictly increase between the logits `low` and `high`, judged at 3001 points in float64.
+
+    Raises:
+        ValueError: one line that says what is wrong and at which logit: no elementwise function of tensors, not differentiable, not finite,
+            falling, or flat.
+    """
+    d = torch.linspace(low, high, CHECKED_POINTS, dtype=torch.float64)
+    value = h(d)
+    if not isinstance(value, Tensor) or value.shape != d.shape or not torch.allclose(h(d[100:200]), value[100:200], equal_nan=True):
+        raise ValueError(f"{name}: h must be elementwise: a tensor of logits to a tensor of the same shape")
+    slope = _slope(h, d)
+    rise = value.detach().diff()
+    unusable = ~(torch.isfinite(value) & torch.isfinite(slope))
+    if bool(unusable.any()):
+        raise ValueError(f"{name}: h or its derivative is not finite at d = {float(d[unusable][0]):.4g}")
+    wrong = torch.cat([rise <= 0, rise.new_zeros(1, dtype=torch.bool)]) | (slope < 0)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        verdict = "is flat" if first < len(rise) and float(rise[first]) == 0 else "falls"
+        raise ValueError(f"{name}: h must increase, but it {verdict} at d = {float(d[first]):.4g} (h' = {float(slope[first]):.3g})")
+
+
+EXPRESSION_FUNCTIONS: dict[str, Elementwise] = {
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": F.logsigmoid,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+    "arctan": torch.atan,
+    "arcsinh": torch.asinh,
+    "relu": F.relu,
+}
+_OPERATORS: dict[type, Callable[..., Tensor]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def expression(text: str) -> Elementwise:
+    """An elementwise function of d from text such as "d + 0.1*exp(d)". Read with a grammar of its own, never executed as Python.
+
+    Raises ValueError in one line for anything outside numbers, d, + - * / **, brackets and EXPRESSION_FUNCTIONS.
+    """
+    if len(text) > LONGEST_EXPRESSION:
+        raise ValueError(f"expression of {len(text)} characters: at most {LONGEST_EXPRESSION} are read")
+    try:
+        return _compile(ast.parse(text.strip(), mode="eval").body, text)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"'{text}' is no expression in d") from None
+
+
+def _compile(node: ast.AST, text: str) -> Elementwise:
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        number = float(node.value)
+        return lambda d: torch.full_like(d, number)
+    if isinstance(node, ast.Name) and node.id == "d":
+        return lambda d: d
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return _power(node, text)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        combine, left, right = _OPERATORS[type(node.op)], _compile(node.left, text), _compile(node.right, text)
+        return lambda d: combine(left(d), right(d))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        sign, operand = _OPERATORS[type(node.op)], _compile(node.operand, text)
+        return lambda d: sign(operand(d))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in EXPRESSION_FUNCTIONS:
+        if len(node.args) != 1 or node.keywords:
+            raise ValueError(f"'{text}': {node.func.id} takes one argument")
+        function, argument = EXPRESSION_FUNCTIONS[node.func.id], _compile(node.args[0], text)
+        return lambda d: function(argument(d))
+    known = ", ".join(EXPRESSION_FUNCTIONS)
+    raise ValueError(f"'{text}': '{ast.unparse(node)}' is not understood; use d, numbers, + - * / ** and {known}")
+
+
+def _power(node: ast.BinOp, text: str) -> Elementwise:
+    exponent = node.right
+    if not (isinstance(exponent, ast.Constant) and isinstance(exponent.value, (int, float)) and 0 <= exponent.value <= LARGEST_POWER):
+        raise ValueError(f"'{text}': the exponent of ** must be a number between 0 and {LARGEST_POWER:g}")
+    base, power = _compile(node.left, text), float(exponent.value)
+    return lambda d: base(d) ** power

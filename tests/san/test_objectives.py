@@ -60,3 +60,185 @@ def test_direction_loss_turns_the_direction_to_the_difference_of_means():
         san.normalize_(layer)
     best = torch.nn.functional.normalize(real.mean(0) - fake.mean(0), dim=0)
     assert layer.weight[0] @ best > 0.999
+
+
+BY_HAND = {  # loss -> (terms of real, terms of generated), in the papers' words
+    "hinge": (lambda d: torch.clamp(1 - d, min=0), lambda d: torch.clamp(1 + d, min=0)),
+    "bce": (lambda d: -torch.log(torch.sigmoid(d)), lambda d: -torch.log(1 - torch.sigmoid(d))),
+    "ns": (lambda d: -torch.log(torch.sigmoid(d)), lambda d: -torch.log(1 - torch.sigmoid(d))),
+    "ls": (lambda d: 0.5 * (d - 1) ** 2, lambda d: 0.5 * (d + 1) ** 2),
+    "wasserstein": (lambda d: -d, lambda d: d),
+}
+POINTS = torch.tensor([-3.3, -1.2, -0.4, 0.3, 0.9, 2.7], dtype=torch.float64)
+
+
+def finite_differences(f, x, step=1e-6):
+    return (f(x + step) - f(x - step)) / (2 * step)
+
+
+def test_every_discriminator_loss_is_tested_here():
+    assert {*BY_HAND, "relativistic"} == set(san.DISCRIMINATOR_LOSSES)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_discriminator_losses_and_their_gradients(name):
+    loss = san.discriminator_loss(name)
+    for ours, theirs in zip((loss.real, loss.fake), BY_HAND[name], strict=True):
+        x = POINTS.clone().requires_grad_()
+        torch.testing.assert_close(ours(x), theirs(x))
+        (grad,) = torch.autograd.grad(ours(x).sum(), x)
+        torch.testing.assert_close(grad, finite_differences(ours, POINTS), rtol=1e-6, atol=1e-8)
+
+
+def test_relativistic_pairs():
+    real, fake = POINTS.clone().requires_grad_(), POINTS.flip(0).clone().requires_grad_()
+    loss = san.discriminator_objective(real, fake, "relativistic")
+    torch.testing.assert_close(loss, -torch.log(torch.sigmoid(real - fake)).mean())
+    grads = torch.autograd.grad(loss, (real, fake))
+    torch.testing.assert_close(grads[0], -(1 - torch.sigmoid(real - fake)) / len(POINTS))
+    torch.testing.assert_close(grads[1], -grads[0])
+    with pytest.raises(ValueError, match="pairs"):
+        san.discriminator_terms(san.SANLogits(real, real), real=True, loss="relativistic")
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, "relativistic"])
+def test_san_form_adds_the_wasserstein_form_on_dir(name):
+    """On fun the gradient is the GAN's own; on dir it is -1/n on real and +1/n on generated samples, whatever the loss."""
+    parts = [POINTS.clone().requires_grad_() for _ in range(4)]
+    real, fake = san.SANLogits(*parts[:2]), san.SANLogits(*parts[2:])
+    grads = torch.autograd.grad(san.discriminator_objective(real, fake, name), parts)
+    plain = [POINTS.clone().requires_grad_() for _ in range(2)]
+    expected = torch.autograd.grad(san.discriminator_objective(*plain, name), plain)
+    torch.testing.assert_close(grads[0], expected[0])
+    torch.testing.assert_close(grads[2], expected[1])
+    torch.testing.assert_close(grads[1], torch.full_like(POINTS, -1 / len(POINTS)))
+    torch.testing.assert_close(grads[3], torch.full_like(POINTS, 1 / len(POINTS)))
+    pairs = san.discriminator_pair_terms(real, fake, name)
+    torch.testing.assert_close(pairs.fun.mean() + pairs.dir.mean(), san.discriminator_objective(real, fake, name))
+
+
+def test_mixed_logits_are_refused():
+    with pytest.raises(ValueError, match="different kinds"):
+        san.discriminator_objective(san.SANLogits(LOGITS, LOGITS), LOGITS)
+
+
+def test_gan_logits_train_everything_as_an_ordinary_layer():
+    layer = san.SANLinear(5, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(7, 5, requires_grad=True)
+    logits = layer(x)
+    assert torch.equal(san.gan_logits(logits), logits.fun)
+    inputs = [x, layer.weight, layer.scale, layer.bias]
+    ours = torch.autograd.grad(san.gan_logits(logits).square().sum(), inputs)
+    weight = layer.scale[:, None] * torch.nn.functional.normalize(layer.weight, dim=1)
+    theirs = torch.autograd.grad(((x + layer.bias) @ weight.t()).square().sum(), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+FIELDS = {  # objective -> h' by hand
+    "logit": torch.ones_like,
+    "ns": lambda d: 1 - torch.sigmoid(d),
+    "vanilla": torch.sigmoid,
+    "vanilla(5)": lambda d: torch.sigmoid(d + 5),
+    "vanilla(C=0.5)": lambda d: torch.sigmoid(d + 0.5),
+    "mle": torch.exp,
+    "arcsinh": lambda d: 1 / torch.sqrt(1 + d**2),
+    "d + 0.1*exp(d)": lambda d: 1 + 0.1 * torch.exp(d),
+    "-(2 - d)/3": lambda d: torch.full_like(d, 1 / 3),
+    "d**3 + d": lambda d: 3 * d**2 + 1,
+    "arctan(d)": lambda d: 1 / (1 + d**2),
+    "tanh(d)": lambda d: 1 - torch.tanh(d) ** 2,
+}
+
+
+@pytest.mark.parametrize("objective", FIELDS)
+def test_generator_objectives_imply_their_vector_field(objective):
+    expected = FIELDS[objective](POINTS)
+    torch.testing.assert_close(san.vector_field(objective, POINTS), expected)
+    torch.testing.assert_close(finite_differences(san.generator_objective(objective), POINTS), expected, rtol=1e-6, atol=1e-8)
+    samples = POINTS.clone().requires_grad_()
+    san.generator_terms(samples, objective).sum().backward()
+    torch.testing.assert_close(-samples.grad, expected)  # descent moves a sample along h'(d)
+    san.check_increasing(san.generator_objective(objective))
+
+
+def test_every_generator_objective_is_tested_here():
+    assert set(san.GENERATOR_OBJECTIVES) <= set(FIELDS)
+
+
+def test_callables_and_pairs():
+    twice = lambda d: 2 * d  # noqa: E731
+    assert torch.equal(san.generator_terms(LOGITS, twice), -2 * LOGITS)
+    torch.testing.assert_close(san.generator_terms(LOGITS, "ns", LOGITS.flip(0)), -torch.nn.functional.logsigmoid(LOGITS - LOGITS.flip(0)))
+
+
+def unlike_h(d):
+    return d - d.mean()
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ("d**2", r"falls at d = -15"),
+        ("-d", r"falls at d = -15"),
+        ("d - 0.1*d**2", r"falls at d = 5"),
+        ("relu(d)", r"is flat at d = -15"),
+        ("1 + 0*d", r"is flat at d = -15"),
+        ("log(d)", r"not finite at d = -15"),
+        (unlike_h, "unlike_h: h must be elementwise"),
+        (lambda d: 3.0, "elementwise"),
+        (lambda d: d.detach() * 1.0, "not finite"),
+        (lambda d: torch.where(d > 2, 4 - d, d), r"falls at d = 2"),
+        ("vanilla(-1)", "must not be negative"),
+        ("vanilla(1e)", "vanilla"),
+        ("__import__('os').system('true') + d", "not understood"),
+        ("d.real", "not understood"),
+        ("(lambda: d)()", "not understood"),
+        ("d**d", "exponent"),
+        ("d**99999999", "exponent"),
+        ("exp(d, d)", "one argument"),
+        ("d +", "no expression"),
+        ("d" + "+d" * 200, "characters"),
+        ("hinge", "unknown generator objective"),
+        ("True*d", "not understood"),
+    ],
+)
+def test_bad_generator_objectives_are_refused_in_one_line(objective, says):
+    with pytest.raises(ValueError, match=says) as error:
+        san.generator_objective(objective)
+    assert "\n" not in str(error.value)
+
+
+def test_least_squares_and_bce_find_the_density_ratio():
+    """Minimising over free logits on two Bernoulli-like bins gives the optimum the papers state: log p/q, and (p - q)/(p + q)."""
+    p, q = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.tensor([0.2, 0.8], dtype=torch.float64)
+    for name, expected in {"bce": torch.log(p / q), "ls": (p - q) / (p + q)}.items():
+        d = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        loss = san.discriminator_loss(name)
+        optimizer = torch.optim.LBFGS([d], max_iter=100, tolerance_grad=1e-12)
+
+        def closure(d=d, loss=loss, optimizer=optimizer):
+            optimizer.zero_grad()
+            total = (p * loss.real(d) + q * loss.fake(d)).sum()
+            total.backward()
+            return total
+
+        optimizer.step(closure)
+        torch.testing.assert_close(d.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_relativistic_pairing_finds_the_log_ratio_up_to_a_constant():
+    p, q = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    d = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    pair = san.discriminator_loss("relativistic").pair
+    optimizer = torch.optim.LBFGS([d], max_iter=200, tolerance_grad=1e-12)
+
+    def closure():
+        optimizer.zero_grad()
+        total = (p[:, None] * q[None, :] * pair(d[:, None] - d[None, :])).sum()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    found, expected = d.detach() - d.detach().mean(), torch.log(p / q) - torch.log(p / q).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
