@@ -265,6 +265,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, str]]:
     """Rows (name, value, where the value comes from, meaning) for every option.
 
+    Where from: "given", "default of ..." or, for what is neither (a resumed run's options), "the run's own".
+
     Args:
         given: the names ("section.key") that the user set.
     """
@@ -273,6 +275,7 @@ def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, 
         values = getattr(config, section)
         for f in dataclasses.fields(cls):
             name = f"{section}.{f.name}"
-            origin = "given" if name in given else f"default of {f.metadata['source']}"
+            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
+            origin = "given" if name in given else f"default of {f.metadata['source']}" if getattr(values, f.name) == default else "the run's own"
             rows.append((name, str(getattr(values, f.name)), origin, f.metadata["about"]))
     return rows

@@ -90,6 +90,7 @@ class ImageDataset:
             self.label_dim = self._index.num_classes
             self.class_names = self._index.class_names
         self._cache: _ImageCache | None = None
+        self._content_hash: str | None = None
 
     def __len__(self) -> int:
         return len(self._raw_indices) * (2 if self.xflip else 1)
@@ -144,8 +145,10 @@ class ImageDataset:
     def content_hash(self) -> str:
         """sha256 (hex) over dataset.json and every image's name, size and CRC-32: the archive, not the view (subset, flips, labels).
 
-        A zip answers from its directory at once; a folder is read through, and gives the same hash as a zip of the same files.
+        A zip answers from its directory at once; a folder is read through, once, and gives the same hash as a zip of the same files.
         """
+        if self._content_hash is not None:
+            return self._content_hash
         digest = hashlib.sha256(self._index.raw)
         for entry in self._archive.images:
             size, crc = entry.size, entry.crc
@@ -153,7 +156,8 @@ class ImageDataset:
                 data = self._archive.reader.read(entry)
                 size, crc = len(data), zlib.crc32(data)
             digest.update(f"{entry.name}\0{size}\0{crc}\n".encode())
-        return digest.hexdigest()
+        self._content_hash = digest.hexdigest()
+        return self._content_hash
 
     def close(self) -> None:
         """Release the file handle; the next read opens it again."""

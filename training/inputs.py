@@ -70,11 +70,14 @@ class InputSource:
         return z, torch.from_numpy(self.labels[picks.numpy()]).to(self.device, non_blocking=True)
 
     def rounds(self, purpose: str, nimg: int, shrink: int = 1) -> list[Round]:
-        """Rounds of generated samples for one phase; `shrink` divides the batch (path length regularisation)."""
-        batch = max(self.batch // shrink, self.processes)
-        batch_gpu = min(max(self.batch_gpu // shrink, 1), batch // self.processes)
+        """Rounds of generated samples for one phase, equally many and equally large in all processes.
+
+        `shrink` divides the batch (path length regularisation), rounding down to a multiple of the number of processes.
+        """
+        share = max(self.batch // (shrink * self.processes), 1)
+        batch_gpu = max(b for b in range(1, max(self.batch_gpu // shrink, 1) + 1) if share % b == 0)
         rounds = []
-        for samples in round_samples(batch, self.processes, self.rank, batch_gpu):
+        for samples in round_samples(share * self.processes, self.processes, self.rank, batch_gpu):
             z, labels = self.latents(purpose, nimg, samples)
             rounds.append(Round(z, labels, self.augment_draws(purpose, nimg, samples), samples))
         return rounds

@@ -28,7 +28,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
 
     Raises:
         steps.NonFiniteError: a gradient is not finite; the last checkpoint is intact.
-        ValueError: the data set is not the one the checkpoint was made with.
+        ValueError: data set or options are not those that the checkpoint was made with.
     """
     configure(cfg, device)
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
@@ -102,7 +102,11 @@ def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:
     saved = checkpoint.load(path)
     if saved["data_hash"] != dataset.content_hash():
         raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
-    state.load_state_dict(saved["train"])
+    try:
+        state.load_state_dict(saved["train"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is of networks with other options: resume with those of {run_dir} ({reason})") from None
     if distributed.is_main():
         print(f"Going on from {path} at {state.progress.nimg / 1000:.1f} kimg")
 

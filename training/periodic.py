@@ -87,14 +87,15 @@ def append_jsonl(path: Path, value: dict[str, Any]) -> None:
         f.write(json.dumps(value) + "\n")
 
 
-def drop_lines_after(path: Path, kimg: float) -> None:
-    """Forget the lines that a killed run wrote after the checkpoint from which it goes on."""
+def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
+    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also those of that very moment)."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line).get("kimg", 0.0) <= kimg:
+            at = json.loads(line).get("kimg", -1.0)  # a line of calc_metrics.py has none, and stays
+            if at < kimg or (at == kimg and not and_at):
                 kept.append(line)
         except json.JSONDecodeError:
             continue  # the line that was being written when the process died
@@ -129,15 +130,17 @@ class Periodic:
         return SummaryWriter(str(self.run_dir), purge_step=state.progress.nimg // 1000 + 1 if state.progress.nimg else None)
 
     def begin(self, state: TrainState) -> None:
-        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the checkpoint."""
-        if not self.main:
-            return
-        if state.progress.nimg > 0:
-            for path in [self.run_dir / "stats.jsonl", *self.run_dir.glob("metric-*.jsonl")]:
-                drop_lines_after(path, state.progress.nimg / 1000)
-            return
-        images.save_png(images.grid(self._real_grid(), self.columns), str(self.run_dir / "reals.png"))
-        self.save_fakes(state.G_ema, "fakes_init.png")
+        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the checkpoint, make up for a lost score."""
+        p = state.progress
+        if self.main:
+            drop_lines_after(self.run_dir / "stats.jsonl", p.nimg / 1000)
+            for path in self.run_dir.glob("metric-*.jsonl"):
+                drop_lines_after(path, p.nimg / 1000, and_at=p.unscored)
+            if p.nimg == 0:
+                images.save_png(images.grid(self._real_grid(), self.columns), str(self.run_dir / "reals.png"))
+                self.save_fakes(state.G_ema, "fakes_init.png")
+        if p.unscored:
+            self.score(state)
 
     def _real_grid(self) -> torch.Tensor:
         n, labels = len(self.dataset), self.dataset.labels
@@ -197,14 +200,15 @@ class Periodic:
         stats = self._collect(state, seconds, shown)
         if self.main:
             self._status_line(state, seconds, shown)
+            # Before the checkpoint: a run that dies in between goes on from the one before and writes this line again.
+            append_jsonl(self.run_dir / "stats.jsonl", {**stats, "timestamp": time.time()})
+            self._log_scalars(stats, p.nimg)
         if done or p.tick % self.cfg.run.snap == 0:
+            p.unscored = self.evaluate is not None
             self.snapshot(state)
             self.score(state)
         if self.main:
-            stats["timestamp"] = time.time()
-            append_jsonl(self.run_dir / "stats.jsonl", stats)
             plots.redraw(str(self.run_dir))
-            self._log_scalars(stats, p.nimg)
         self.tick_time = time.monotonic()
         self.maintenance = self.tick_time - now
 
@@ -300,7 +304,7 @@ class Periodic:
         return time.monotonic() - self.saved_time > self.cfg.run.checkpoint_minutes * 60
 
     def score(self, state: TrainState) -> None:
-        """Evaluate G_ema, keep the best network by the first metric."""
+        """Evaluate G_ema, keep the best network by the first metric, remember in the checkpoint that it is done."""
         if self.evaluate is None:
             return
         scores = self.evaluate(state.G_ema)
@@ -322,6 +326,8 @@ class Periodic:
                 replace_with_copy(self.run_dir / f"network-snapshot-{p.nimg // 1000:06d}.pkl", self.run_dir / "best_model.pkl")
                 with atomic_write(str(self.run_dir / "best_nimg.txt"), "w") as f:
                     f.write(f"{p.nimg}\n")
+        p.unscored = False
+        self.save_checkpoint(state)
 
     def end(self, state: TrainState, outcome: str) -> None:
         """Record how the run ended: finished, interrupted or restart."""

@@ -17,7 +17,8 @@ from training.schedules import lazy_adam
 
 @dataclass
 class Progress:
-    """Counters of a run. Real images shown, finished ticks, where the current tick began, seconds of training."""
+    """Counters of a run. Real images shown, finished ticks, where the current tick began, seconds of training, the best score so far, and whether
+    the last snapshot still waits for its evaluation."""
 
     nimg: int = 0
     step: int = 0
@@ -26,6 +27,7 @@ class Progress:
     seconds: float = 0.0
     best_metric: float | None = None
     best_nimg: int | None = None
+    unscored: bool = False
 
 
 @dataclass
@@ -87,15 +89,18 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place; every key must match.
+        """Restore in place; every key must match. Learning rates and betas stay those of this run's config, which may differ by intention.
 
         Raises:
-            RuntimeError: a tensor is missing, left over or of another shape (from torch).
+            RuntimeError, ValueError: a tensor is missing, left over or of another shape.
         """
         self.G.load_state_dict(state["G"])
         self.G_ema.load_state_dict(state["G_ema"])
         self.D.load_saved_state_dict(state["D"])
-        self.g_opt.load_state_dict(state["g_opt"])
-        self.d_opt.load_state_dict(state["d_opt"])
+        for optimizer, saved in ((self.g_opt, state["g_opt"]), (self.d_opt, state["d_opt"])):
+            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)
         self.pl_mean.copy_(state["pl_mean"])
         self.progress = Progress(**state["progress"])

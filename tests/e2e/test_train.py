@@ -22,6 +22,7 @@ from training import build, loop, steps
 from training.config import TrainConfig
 from training.generator import build_stem
 from training.generator import load as load_generator
+from training.periodic import Score
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(train.__file__).resolve().parent
@@ -165,6 +166,39 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
     lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "killed")}
     assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
     assert lines["whole"][-1]["Loss/D/loss"] == lines["killed"][-1]["Loss/D/loss"]
+
+
+def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, tmp_path):
+    cfg = config(data, run__kimg=0.032, run__metrics=["fd_lite0_10"])
+    values = iter([3.0, Killed(), 2.0])
+
+    def evaluate(generator):
+        value = next(values)
+        if isinstance(value, Killed):
+            raise value
+        return [Score("fd_lite0_10", value)]
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(Killed):
+        loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate)
+    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate) == loop.FINISHED
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metric-fd_lite0_10.jsonl").read_text().splitlines()]
+    assert [(line["kimg"], line["results"]["fd_lite0_10"]) for line in lines] == [(0.016, 3.0), (0.032, 2.0)]
+    assert [json.loads(line)["kimg"] for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()] == [0.016, 0.032]
+    progress = final_state(tmp_path / "run")["progress"]
+    assert (progress["best_metric"], progress["best_nimg"], progress["unscored"]) == (2.0, 32, False)
+    assert (tmp_path / "run" / "best_nimg.txt").read_text() == "32\n"
+
+
+def test_a_resumed_run_may_change_its_learning_rate_but_not_its_networks(data, tmp_path):
+    cfg = config(data, run__kimg=0.008)
+    train_here(cfg, tmp_path / "run")
+    state = loop.make_state(config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state.load_state_dict(final_state(tmp_path / "run"))
+    assert state.g_opt.param_groups[0]["lr"] == pytest.approx(0.01 * 4 / 5)
+    assert state.d_opt.param_groups[0]["lr"] == pytest.approx(0.002 * 16 / 17)
+    with pytest.raises(ValueError, match="is of networks with other options"):
+        train_here(config(data, run__kimg=0.016, generator__cmax=8), tmp_path / "run")
 
 
 def start_training(arguments: list[str]) -> subprocess.Popen:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs of a step: the same samples whatever the number of processes, the same rounds in every process."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.inputs import InputSource, round_samples
+
+
+def source(batch: int, processes: int, rank: int, batch_gpu: int) -> InputSource:
+    return InputSource(
+        seed=1,
+        z_dim=4,
+        labels=np.arange(6),
+        backbones=("net",),
+        device=torch.device("cpu"),
+        batch=batch,
+        processes=processes,
+        rank=rank,
+        batch_gpu=batch_gpu,
+    )
+
+
+@given(processes=st.integers(1, 4), per_round=st.integers(1, 6), rounds=st.integers(1, 4), shrink=st.sampled_from([1, 2, 3]))
+def test_processes_share_a_step_evenly(processes, per_round, rounds, shrink):
+    batch = processes * per_round * rounds
+    seen = [[r.samples for r in source(batch, processes, rank, per_round).rounds("G", 0, shrink)] for rank in range(processes)]
+    assert len({len(s) for s in seen}) == 1  # another number of rounds would leave one process waiting for the others
+    assert len({len(samples) for s in seen for samples in s}) == 1  # rounds of other sizes would weigh their samples differently
+    used = sorted(i for s in seen for samples in s for i in samples)
+    assert used == list(range(max(batch // (shrink * processes), 1) * processes))
+    assert max(len(samples) for s in seen for samples in s) <= max(per_round // shrink, 1)
+
+
+@pytest.mark.parametrize(("processes", "batch_gpu"), [(1, 4), (2, 2), (2, 4), (4, 2)])
+def test_draws_do_not_depend_on_the_split(processes, batch_gpu):
+    whole = source(8, 1, 0, 8).rounds("D", 80)[0]
+    for rank in range(processes):
+        for part in source(8, processes, rank, batch_gpu).rounds("D", 80):
+            assert torch.equal(part.z, whole.z[list(part.samples)])
+            assert torch.equal(part.labels, whole.labels[list(part.samples)])
+            assert torch.equal(part.draws["net"], whole.draws["net"][list(part.samples)])
+
+
+def test_real_images_of_all_processes_are_the_batch():
+    whole = next(source(8, 1, 0, 8).real_indices(16, 100))
+    parts = [next(source(8, 2, rank, 2).real_indices(16, 100)) for rank in range(2)]
+    for rank in range(2):
+        assert parts[rank].tolist() == whole[np.concatenate(round_samples(8, 2, rank, 2))].tolist()
+    assert sorted(np.concatenate(parts)) == sorted(whole)
