@@ -34,7 +34,7 @@ from training.generator import load as load_generator
 
 ROOT = Path(__file__).resolve().parent
 GENERATED = 1000
-METRIC = "fd_lite0_1k"
+METRIC = "fd_lite0_500"
 
 # The method at a size for two CPU cores: the same code as ImageNet's, smaller numbers.
 TRAIN_OPTIONS = {
@@ -46,13 +46,16 @@ TRAIN_OPTIONS = {
     "margin-size": 4,
     "backbones": "tf_efficientnet_lite0",
     "feature-size": 64,
-    "proj-channels": 16,
+    "proj-channels": 32,
     "head-channels": 32,
     "d-precision": "bf16",
+    "augment": "False",
     "blur-init-sigma": 0,
+    "glr": 0.005,
+    "dlr": 0.004,
     "gpus": 1,
-    "batch": 32,
-    "kimg": 32,
+    "batch": 16,
+    "kimg": 28,
     "tick": 1,
     "snap": 4,
     "metrics": METRIC,
