@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import dnnlib
-from torch_utils import features, persistence, rng
+from torch_utils import distributed, features, persistence, rng
 from training.bundle import dotted
 from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
@@ -19,6 +19,7 @@ from training.data import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres, from_record
 from training.generator import load as load_generator
+from training.state import TrainState
 
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"
 
@@ -210,6 +211,23 @@ def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> l
     else:
         lines.append("discriminator: starts anew (the pickle's is of another kind or size)")
     return lines
+
+
+def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
+    """Networks on their device. The class embedding is computed by the first process and shared."""
+    stem_training = not cfg.generator.superres and not cfg.run.init_from
+    table = make_class_embedding(cfg.data, dataset, cfg.run.seed, device) if stem_training and distributed.is_main() else None
+    table = distributed.broadcast_object(table)
+    G = make_generator(cfg.generator, dataset, cfg.data.embed_dim if table is None else table.shape[1], cfg.run.seed)
+    if table is not None:
+        G.mapping.set_class_embedding(table)
+    D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+    if cfg.run.init_from:
+        for line in load_weights(cfg.run.init_from, G, D):
+            print(line) if distributed.is_main() else None
+    G.synthesis.reduced_dtype = pick_precision(cfg.run.precision, device)
+    D.normalize_()  # SAN: once before the first discriminator step
+    return TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
 
 
 def make_classifier(cfg: LossConfig, dataset: ImageDataset) -> torch.nn.Module | None:

@@ -32,7 +32,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     """
     configure(cfg, device)
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
-    state = make_state(cfg, dataset, device)
+    state = build.make_state(cfg, dataset, device)
     resume(state, run_dir, dataset)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
@@ -75,23 +75,6 @@ def configure(cfg: TrainConfig, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = not cfg.run.nobench
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-
-
-def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
-    """Networks on their device. The class embedding is computed by the first process and shared."""
-    stem_training = not cfg.generator.superres and not cfg.run.init_from
-    table = build.make_class_embedding(cfg.data, dataset, cfg.run.seed, device) if stem_training and distributed.is_main() else None
-    table = distributed.broadcast_object(table)
-    G = build.make_generator(cfg.generator, dataset, cfg.data.embed_dim if table is None else table.shape[1], cfg.run.seed)
-    if table is not None:
-        G.mapping.set_class_embedding(table)
-    D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
-    if cfg.run.init_from:
-        for line in build.load_weights(cfg.run.init_from, G, D):
-            print(line) if distributed.is_main() else None
-    G.synthesis.reduced_dtype = build.pick_precision(cfg.run.precision, device)
-    D.normalize_()  # SAN: once before the first discriminator step
-    return TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
 
 
 def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:

@@ -193,7 +193,7 @@ def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, t
 def test_a_resumed_run_may_change_its_learning_rate_but_not_its_networks(data, tmp_path):
     cfg = config(data, run__kimg=0.008)
     train_here(cfg, tmp_path / "run")
-    state = loop.make_state(config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = build.make_state(config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu"))
     state.load_state_dict(final_state(tmp_path / "run"))
     assert state.g_opt.param_groups[0]["lr"] == pytest.approx(0.01 * 4 / 5)
     assert state.d_opt.param_groups[0]["lr"] == pytest.approx(0.002 * 16 / 17)
@@ -293,12 +293,12 @@ def test_a_pickle_starts_another_run(data, tmp_path):
     cfg = config(data, run__kimg=0.016)
     train_here(cfg, tmp_path / "first")
     pickled = str(tmp_path / "first" / "network-snapshot.pkl")
-    state = loop.make_state(config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = build.make_state(config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu"))
     before = final_state(tmp_path / "first")
     assert all(torch.equal(v, before["G"][k]) for k, v in state.G.state_dict().items())
     assert all(torch.allclose(v, before["D"][k], rtol=1e-6) for k, v in state.D.saved_state_dict().items())
     with pytest.raises(ValueError, match=r"synthesis.*in this run"):
-        loop.make_state(config(data, run__init_from=pickled, generator__cmax=8), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+        build.make_state(config(data, run__init_from=pickled, generator__cmax=8), build.make_dataset(cfg.data, 0), torch.device("cpu"))
 
 
 def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
@@ -315,7 +315,7 @@ def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(data, tmp_path):
     cfg = config(data)
-    state = loop.make_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = build.make_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"))
     before = {k: p.detach().clone() for k, p in state.g_params.items()}
     name = next(iter(state.g_params))
     state.g_params[name].grad = torch.full_like(state.g_params[name], float("nan"))
