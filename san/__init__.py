@@ -5,6 +5,7 @@ Usable with any discriminator; imports torch alone. Takida et al., "SAN: Inducin
 Normalized Linear Layer", ICLR 2024.
 """
 
+from san import diagnostics
 from san.layers import SANConv1d, SANConv2d, SANConv3d, SANEmbedding, SANLinear, SANLogits, normalize_
 from san.objectives import (
     DISCRIMINATOR_LOSSES,
@@ -35,6 +36,7 @@ __all__ = [
     "SANLinear",
     "SANLogits",
     "check_increasing",
+    "diagnostics",
     "discriminator_loss",
     "discriminator_objective",
     "discriminator_pair_terms",

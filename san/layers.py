@@ -64,10 +64,14 @@ class _SANWeighted(_SANLayer):
     def _map(self, h: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def features(self, x: Tensor) -> Tensor:
+        """h, which the directions are multiplied with: the input and its bias."""
+        return x if self.bias is None else x + self.bias.view((-1,) + (1,) * (self.weight.ndim - 2))
+
     def forward(self, x: Tensor) -> SANLogits:
         """Features to logits; see the module docstring for what each of the two outputs trains."""
         per_channel = (-1,) + (1,) * (self.weight.ndim - 2)
-        h = x if self.bias is None else x + self.bias.view(per_channel)
+        h = self.features(x)
         direction = F.normalize(self.weight.flatten(1), dim=1, eps=EPS).view_as(self.weight)
         scale = self.scale.view(per_channel)
         return SANLogits(

@@ -10,6 +10,7 @@ A new loss is one entry in a table; a generator's may also be written as an expr
 """
 
 import ast
+import functools
 import operator
 import re
 from collections.abc import Callable
@@ -180,6 +181,11 @@ def generator_objective(objective: Objective = "logit") -> Elementwise:
     if not isinstance(objective, str):
         check_increasing(objective, getattr(objective, "__name__", "the given h"))
         return objective
+    return _named_objective(objective)
+
+
+@functools.lru_cache(maxsize=64)  # a training step asks for the same one again and again
+def _named_objective(objective: str) -> Elementwise:
     if objective in GENERATOR_OBJECTIVES:
         return GENERATOR_OBJECTIVES[objective]
     shifted = re.fullmatch(r"vanilla\(\s*(?:C\s*=\s*)?([-+]?[0-9.eE+-]+)\s*\)", objective)

@@ -16,6 +16,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from san.objectives import discriminator_loss, generator_objective
+
 XL = "StyleGAN-XL"
 SG3 = "StyleGAN3"
 PG = "Projected GANs"
@@ -84,6 +86,10 @@ class DiscriminatorConfig:
 class LossConfig:
     """Objectives."""
 
+    d_loss: str = opt("hinge", "discriminator loss: hinge, bce (= ns), ls, wasserstein, relativistic", PG)
+    g_loss: str = opt("logit", "generator objective, an increasing h(d): logit, ns, vanilla, vanilla(C), mle, arcsinh, or an expression in d", XL)
+    san: bool = opt(True, "directions trained by the Wasserstein form (SAN); False = a plain GAN with the same heads", SAN)
+    diagnostics: bool = opt(True, "report direction optimality, separability and injectivity of every head once per tick", OURS)
     adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL)
     cls_weight: float = opt(0.0, "weight of the classifier guidance", XL)
     cls_model: str = opt("deit_small_distilled_patch16_224", "timm classifier of the guidance; its classes must be the data set's", XL)
@@ -198,6 +204,7 @@ class TrainConfig:
         _require(not gen.superres or bool(gen.path_stem), "--superres needs --path_stem: the network pickle or run folder of the stem")
         _require(gen.superres or not gen.path_stem, f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or drop it")
         _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
+        _loss_names(self.loss)
         _require(self.loss.cls_weight >= 0, f"--cls_weight={self.loss.cls_weight:g}: must not be negative")
         _require(self.loss.cls_weight == 0 or self.data.cond, "--cls_weight needs --cond True: guidance asks for a class")
         for name in disc.backbone_weights:
@@ -217,6 +224,15 @@ SECTIONS: dict[str, type] = {
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _loss_names(loss: LossConfig) -> None:
+    """Raises ValueError for a discriminator or generator loss that does not exist or does not increase."""
+    for flag, value, find in (("--d-loss", loss.d_loss, discriminator_loss), ("--g-loss", loss.g_loss, generator_objective)):
+        try:
+            find(value)
+        except ValueError as err:
+            raise ValueError(f"{flag}={value}: {err}") from None
 
 
 def _nearest(name: str, known: list[str]) -> str:

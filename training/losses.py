@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from san.layers import SANLogits
-from san.objectives import discriminator_terms, generator_terms
+from san.objectives import discriminator_pair_terms, discriminator_terms, gan_logits, generator_terms
 from torch_utils.ops import upfirdn2d
 
 Logits = Mapping[str, SANLogits]  # backbone -> fun, dir [N, K]
@@ -31,19 +31,40 @@ def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     return upfirdn2d.filter2d(images, taps / taps.sum())
 
 
-def generator_adversarial(logits: Logits, objective: str = "logit", scale: float = ADVERSARIAL_SCALE) -> torch.Tensor:
-    """-scale * sum over backbones of the mean of h(fun) (MonoFlow; `logit`: h = identity). Raises ValueError for an unknown objective."""
-    return scale * torch.stack([generator_terms(x.fun, objective).mean() for x in logits.values()]).sum()
+def generator_adversarial(
+    logits: Logits, objective: str = "logit", scale: float = ADVERSARIAL_SCALE, logits_real: Logits | None = None
+) -> torch.Tensor:
+    """-scale * sum over backbones of the mean of h(fun) (MonoFlow; `logit`: h = identity). Raises ValueError for an unknown objective.
+
+    logits_real: of as many real samples; then h(fun - fun of real), the generator's side of a relativistic pairing.
+    """
+    reals = {name: None if logits_real is None else logits_real[name].fun for name in logits}
+    return scale * torch.stack([generator_terms(x.fun, objective, reals[name]).mean() for name, x in logits.items()]).sum()
 
 
-def discriminator(logits: Logits, real: bool, objective: str = "hinge", scale: float = ADVERSARIAL_SCALE) -> SANLogits:
+def discriminator(logits: Logits, real: bool, objective: str = "hinge", scale: float = ADVERSARIAL_SCALE, san: bool = True) -> SANLogits:
     """The scalars (fun, dir) of a batch that is all real or all generated; their sum is minimised (SAN, eq. 16).
 
     scale * sum over backbones of the mean of: the GAN's own loss on fun (hinge: max(0, 1 - fun) real, max(0, 1 + fun) generated), and the
-    Wasserstein form on dir (- dir real, + dir generated). Raises ValueError for an unknown objective.
+    Wasserstein form on dir (- dir real, + dir generated). san=False: the GAN's own loss on the ordinary logit, which trains the direction
+    too, and 0 for dir. Raises ValueError for an unknown objective, or a paired one.
     """
-    terms = [discriminator_terms(x, real, objective) for x in logits.values()]
-    return SANLogits(*(scale * torch.stack([t[part].mean() for t in terms]).sum() for part in (0, 1)))
+    return _scalars([discriminator_terms(x if san else _plain(x), real, objective) for x in logits.values()], scale, san)
+
+
+def discriminator_pairs(real: Logits, fake: Logits, objective: str = "relativistic", scale: float = ADVERSARIAL_SCALE, san: bool = True) -> SANLogits:
+    """As `discriminator`, for an objective of pairs (i-th real, i-th generated sample)."""
+    pairs = [(real[name], fake[name]) if san else (_plain(real[name]), _plain(fake[name])) for name in real]
+    return _scalars([discriminator_pair_terms(r, f, objective) for r, f in pairs], scale, san)
+
+
+def _plain(logits: SANLogits) -> SANLogits:
+    return SANLogits(gan_logits(logits), logits.dir.detach())
+
+
+def _scalars(terms: list[SANLogits], scale: float, san: bool) -> SANLogits:
+    total = SANLogits(*(scale * torch.stack([t[part].mean() for t in terms]).sum() for part in (0, 1)))
+    return total if san else SANLogits(total.fun, torch.zeros_like(total.fun))
 
 
 def guidance(classifier: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,15 @@ takes one optimizer step. Loss weights are such that the gradient is that of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from san.diagnostics import Recorder
+from san.layers import SANEmbedding, SANLogits
+from san.objectives import is_paired
 from torch_utils import distributed, rng, training_stats
 from torch_utils.ops import conv2d_gradfix
 from training import losses
@@ -47,6 +52,16 @@ def _report(kind: str, logits: losses.Logits) -> None:
     training_stats.report(f"Loss/signs/{kind}", fun.sign())
 
 
+def pairs_generator(cfg: LossConfig) -> bool:
+    """True if the generator's objective needs real images: a paired discriminator loss, and an h to which a constant shift is not invisible."""
+    return is_paired(cfg.d_loss) and cfg.g_loss != "logit"
+
+
+@torch.no_grad()
+def _no_grad_logits(state: TrainState, reals: Round, blur_sigma: float) -> losses.Logits:
+    return state.D(losses.blur(reals.z, blur_sigma), reals.labels, reals.draws)
+
+
 def _trainable(state: TrainState, which: str) -> None:
     for p in state.g_params.values():
         p.requires_grad_(which == "G")
@@ -54,13 +69,25 @@ def _trainable(state: TrainState, which: str) -> None:
         p.requires_grad_(which == "D")
 
 
-def g_step(state: TrainState, rounds: list[Round], cfg: LossConfig, blur_sigma: float, classifier: Classifier | None = None) -> None:
-    """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1)."""
+def g_step(
+    state: TrainState,
+    rounds: list[Round],
+    cfg: LossConfig,
+    blur_sigma: float,
+    classifier: Classifier | None = None,
+    reals: list[Round] | None = None,
+) -> None:
+    """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1).
+
+    reals: real images of each round, as latents of a Round; read by a relativistic pairing alone, whose h is of the difference of logits.
+    """
     _trainable(state, "G")
-    for r in rounds:
+    pairs = pairs_generator(cfg) and reals is not None
+    for i, r in enumerate(rounds):
         images = state.G(r.z, r.labels)
         logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
-        loss = losses.generator_adversarial(logits, scale=cfg.adversarial_scale)
+        logits_real = _no_grad_logits(state, reals[i], blur_sigma) if pairs and reals is not None else None
+        loss = losses.generator_adversarial(logits, cfg.g_loss, cfg.adversarial_scale, logits_real)
         if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
             guidance = losses.guidance(classifier, images, r.labels)
             training_stats.report("Loss/G/guidance_loss", guidance)
@@ -92,7 +119,9 @@ def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, se
 
 
 def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: list[torch.Tensor], cfg: LossConfig, blur_sigma: float) -> None:
-    """Discriminator: hinge on fun, Wasserstein on dir (SAN, eq. 13), then the directions return to the unit sphere.
+    """Discriminator: its own loss on fun, Wasserstein on dir (SAN, eq. 13), then the directions return to the unit sphere.
+
+    Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no return.
 
     Args:
         rounds: latents and labels of the generated images. reals: labels and draws of the real ones (their z is unused).
@@ -100,25 +129,72 @@ def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: l
     """
     _trainable(state, "D")
     styles = []
+    diagnosis = _diagnosis(state, cfg)
     for fake, real, x in zip(rounds, reals, images, strict=True):
         with torch.no_grad():
             ws = state.G.mapping(fake.z, fake.labels)
             generated = state.G.synthesis(ws)
         styles.append((ws[:, 0], fake.labels))
-        logits = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
-        loss_fake = losses.discriminator(logits, real=False, scale=cfg.adversarial_scale)
-        (loss_fake.fun + loss_fake.dir).div(len(rounds)).backward()
-        _report("fake", logits)
-        logits = state.D(losses.blur(x, blur_sigma), real.labels, real.draws)
-        loss_real = losses.discriminator(logits, real=True, scale=cfg.adversarial_scale)
-        (loss_real.fun + loss_real.dir).div(len(rounds)).backward()
-        _report("real", logits)
-        training_stats.report("Loss/D/fun", loss_fake.fun + loss_real.fun)
-        training_stats.report("Loss/D/dir", loss_fake.dir + loss_real.dir)
-        training_stats.report("Loss/D/loss", sum(loss_fake) + sum(loss_real))
+        with diagnosis.side("fake"):
+            logits_fake = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
+        if is_paired(cfg.d_loss):
+            with diagnosis.side("real"):
+                logits_real = state.D(losses.blur(x, blur_sigma), real.labels, real.draws)
+            loss = losses.discriminator_pairs(logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san)
+            _backward(loss, len(rounds))
+            _report("fake", logits_fake)
+        else:
+            loss_fake = losses.discriminator(logits_fake, False, cfg.d_loss, cfg.adversarial_scale, cfg.san)
+            _backward(loss_fake, len(rounds))  # frees its graph before the next is made
+            _report("fake", logits_fake)
+            with diagnosis.side("real"):
+                logits_real = state.D(losses.blur(x, blur_sigma), real.labels, real.draws)
+            loss_real = losses.discriminator(logits_real, True, cfg.d_loss, cfg.adversarial_scale, cfg.san)
+            _backward(loss_real, len(rounds))
+            loss = SANLogits(loss_fake.fun + loss_real.fun, loss_fake.dir + loss_real.dir)
+        _report("real", logits_real)
+        training_stats.report("Loss/D/fun", loss.fun)
+        training_stats.report("Loss/D/dir", loss.dir)
+        training_stats.report("Loss/D/loss", loss.fun + loss.dir)
+    diagnosis.finish()
     _update_w_avg(state, styles)
     apply_gradients(state.d_params, state.d_opt, f"discriminator step at {state.progress.nimg} images")
-    state.D.normalize_()
+    if cfg.san:
+        state.D.normalize_()
+
+
+def _backward(loss: SANLogits, rounds: int) -> None:
+    (loss.fun + loss.dir).div(rounds).backward()
+
+
+class _Diagnosis:
+    """Reads the heads during the passes of one discriminator step; with no recorder, nothing."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self.recorder = recorder
+
+    def side(self, kind: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.recorder is None else self.recorder.side(kind)
+
+    def finish(self) -> None:
+        """Report Diagnostics/<quantity> (mean and spread over heads) and Diagnostics/<quantity>/<head>."""
+        if self.recorder is None:
+            return
+        self.recorder.close()
+        for name, head in self.recorder.report().items():
+            for quantity, value in head._asdict().items():
+                if math.isfinite(value):
+                    training_stats.report(f"Diagnostics/{quantity}", value)
+                    training_stats.report(f"Diagnostics/{quantity}/{name.removesuffix('.last_layer').removesuffix('.embed')}", value)
+
+
+def _diagnosis(state: TrainState, cfg: LossConfig) -> _Diagnosis:
+    """Once per tick, in its first step: SAN's three conditions, head by head."""
+    if not cfg.diagnostics or state.progress.nimg != state.progress.tick_start_nimg:
+        return _Diagnosis(None)
+    heads = state.D.discriminators
+    embeddings = [name for name, module in heads.named_modules() if isinstance(module, SANEmbedding)]
+    return _Diagnosis(Recorder(heads, projections={name: f"{name.removesuffix('embed')}cls" for name in embeddings}))
 
 
 def _update_w_avg(state: TrainState, styles: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:

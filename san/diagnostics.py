@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the discriminator measure a distance? SAN's three conditions, estimated from one batch of real and one of generated samples.
+
+A discriminator f(x) = <omega, h(x)> is a distance between data and generator if (i) omega is the best direction for h (direction
+optimality), (ii) h is separable along omega, and (iii) h is injective (Takida et al., ICLR 2024, section 4). Each head gets:
+
+    direction       sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, delta_k = E[h | real] - E[h | generated]: the share of the Wasserstein form
+                    that its directions reach, the cosine between omega and delta for a single direction. 1 = optimal. s_k are scales; k runs over
+                    outputs, or over classes with h counted in its class.
+    separability    (E[f | real] - E[f | generated]) / W1(f | real, f | generated). 1 if and only if the logits of real samples dominate those
+                    of generated ones at every quantile, which is what separability asks for along omega.
+    injectivity     smallest distance between the features of two samples over their root mean square distance. 0 = two samples share their
+                    features. A proxy: 0 refutes injectivity, nothing proves it.
+    effective_dim   (sum of eigenvalues)^2 / sum of squares, of the features' covariance: directions in which features vary at all.
+
+All are estimates: delta of n samples in D dimensions carries noise of the order sqrt(D / n), which lowers `direction`; when real and generated
+samples hardly differ, both quotients are dominated by noise.
+
+Shapes: N samples, I features, O outputs, C classes.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from san.layers import EPS, SANEmbedding, _SANLayer, _SANWeighted
+
+
+class HeadReport(NamedTuple):
+    """The numbers of one head (module docstring)."""
+
+    direction: float
+    separability: float
+    injectivity: float
+    effective_dim: float
+
+
+def direction_optimality(direction: Tensor, delta: Tensor, scale: Tensor | None = None) -> Tensor:
+    """sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, in [-1, 1]; a scalar.
+
+    direction, delta: [K, ...], one direction and one difference of mean features (real - generated) per row. scale: [K], 1 by default.
+    """
+    delta = delta.flatten(1)
+    weight = torch.ones_like(delta[:, 0]) if scale is None else scale.flatten().abs()
+    reached = (F.normalize(direction.flatten(1), dim=1, eps=EPS) * delta).sum(1)
+    return (weight * reached).sum() / (weight * delta.norm(dim=1)).sum().clamp_min(EPS)
+
+
+def separability(real: Tensor, fake: Tensor) -> Tensor:
+    """(E real - E fake) / W1(real, fake) of two samples of logits of any shapes, in [-1, 1]; a scalar. Unequal numbers are compared at quantiles."""
+    real, fake = real.detach().flatten().float().sort().values, fake.detach().flatten().float().sort().values
+    if len(real) != len(fake):
+        grid = (torch.arange(max(len(real), len(fake)), device=real.device) + 0.5) / max(len(real), len(fake))
+        real, fake = (x[(grid * len(x)).long().clamp_max(len(x) - 1)] for x in (real, fake))
+    return (real - fake).mean() / (real - fake).abs().mean().clamp_min(EPS)
+
+
+def injectivity(features: Tensor) -> Tensor:
+    """Smallest over root mean square distance between the rows of [N, ...]; a scalar, NaN for fewer than two samples."""
+    x = features.detach().flatten(1).float()
+    if len(x) < 2:
+        return x.new_tensor(torch.nan)
+    distances = torch.pdist(x)
+    return distances.min() / distances.square().mean().sqrt().clamp_min(EPS)
+
+
+def effective_dimension(features: Tensor) -> Tensor:
+    """(tr S)^2 / tr S^2 of the covariance S of [N, I] (participation ratio), between 1 and min(N - 1, I); a scalar. 0 for constant features."""
+    x = features.detach().flatten(1).float()
+    x = x - x.mean(0)
+    gram = x @ x.t() if x.shape[0] <= x.shape[1] else x.t() @ x
+    return gram.diagonal().sum().square() / gram.square().sum().clamp_min(EPS)
+
+
+def mean_features(layer: nn.Module, h: Tensor) -> Tensor:
+    """E[h] as the layer's directions see it, of its weight's shape: over samples, and over all positions of a convolution.
+
+    layer: a SAN layer that maps features (not SANEmbedding). h: what its `features` returned.
+    """
+    if not isinstance(layer, _SANWeighted):
+        raise ValueError(f"{type(layer).__name__} maps no features: give a linear or convolutional SAN layer")
+    with torch.enable_grad():
+        probe = layer.weight.detach().float().requires_grad_()
+        out = layer._map(h.detach().float(), probe)
+        channel = out.ndim - 1 if probe.ndim == 2 else 1
+        (mean,) = torch.autograd.grad(out.movedim(channel, 0).flatten(1).mean(1).sum(), probe)
+    return mean
+
+
+class _Side:
+    """What one head saw of real or of generated samples."""
+
+    def __init__(self) -> None:
+        self.features: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+
+class Recorder:
+    """Reads the heads of a discriminator during forward passes that happen anyway.
+
+        with san.diagnostics.Recorder(D) as recorder:
+            with recorder.side("real"):
+                real = D(x)
+            with recorder.side("fake"):
+                fake = D(G(z))
+        recorder.report()  # name of the SAN layer -> HeadReport
+
+    module: whatever holds SAN layers; DistributedDataParallel is fine, a compiled module is not read. projections: for each SANEmbedding, the
+    name of the module whose output [N, I, ...] its rows are multiplied with; an embedding that is not listed is left out.
+    limit: samples kept per side and head.
+
+    Raises ValueError for a name in `projections` that is not there, and for a module without SAN layers.
+    """
+
+    def __init__(self, module: nn.Module, projections: Mapping[str, str] | None = None, limit: int = 64) -> None:
+        self.limit, self._current = limit, ""
+        modules = dict(module.named_modules())
+        pairs = dict(projections or {})
+        for name in [*pairs, *pairs.values()]:
+            if name not in modules:
+                raise ValueError(f"projections name '{name}', which is no module of {type(module).__name__}")
+        self.heads: dict[str, _SANLayer] = {
+            name: m for name, m in modules.items() if isinstance(m, _SANWeighted) or (isinstance(m, SANEmbedding) and name in pairs)
+        }
+        if not self.heads:
+            raise ValueError(f"{type(module).__name__} has no SAN layer to read")
+        self._sides = {name: {"real": _Side(), "fake": _Side()} for name in self.heads}
+        self._handles: list[Any] = []
+        for name, layer in self.heads.items():
+            if isinstance(layer, _SANWeighted):
+                self._handles.append(layer.register_forward_hook(self._keep_features(name)))
+            else:
+                self._handles.append(layer.register_forward_hook(self._keep_labels(name)))
+                self._handles.append(modules[pairs[name]].register_forward_hook(self._keep_output(name)))
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def side(self, kind: str) -> Iterator[None]:
+        """Within it, forward passes are of samples of that kind: "real" or "fake"."""
+        if kind not in ("real", "fake"):
+            raise ValueError(f"side '{kind}': use 'real' or 'fake'")
+        self._current = kind
+        try:
+            yield
+        finally:
+            self._current = ""
+
+    def _append(self, name: str, what: str, values: Tensor) -> None:
+        if self._current:
+            kept = getattr(self._sides[name][self._current], what)
+            room = self.limit - sum(len(part) for part in kept)
+            if room > 0:
+                kept.append(values.detach()[:room].clone())
+
+    def _keep_features(self, name: str) -> Any:
+        return lambda layer, args, output: self._append(name, "features", layer.features(args[0]))
+
+    def _keep_output(self, name: str) -> Any:
+        return lambda layer, args, output: self._append(name, "features", output)
+
+    def _keep_labels(self, name: str) -> Any:
+        return lambda layer, args, output: self._append(name, "labels", args[0])
+
+    def report(self) -> dict[str, HeadReport]:
+        """Numbers of every head that saw both sides. Costs a few operations on at most 2 x limit samples per head."""
+        found = {}
+        for name, layer in self.heads.items():
+            real, fake = self._sides[name]["real"], self._sides[name]["fake"]
+            if real.features and fake.features:
+                found[name] = _measure(layer, real, fake)
+        return found
+
+
+@torch.no_grad()
+def _measure(layer: _SANLayer, real: _Side, fake: _Side) -> HeadReport:
+    h = [torch.cat(side.features).float() for side in (real, fake)]
+    if isinstance(layer, _SANWeighted):
+        delta = mean_features(layer, h[0]) - mean_features(layer, h[1])
+        weight = F.normalize(layer.weight.flatten(1), dim=1, eps=EPS) * layer.scale.view(-1, 1)
+        logits = [layer._map(x, weight.view_as(layer.weight).float()) for x in h]
+    else:
+        labels = [torch.cat(side.labels) for side in (real, fake)]
+        rows = F.normalize(layer.weight.flatten(1), dim=1, eps=EPS) * layer.scale
+        logits = [torch.einsum("ni...,ni->n...", x, rows[c].float()) for x, c in zip(h, labels, strict=True)]
+        of_class = [_class_sums(x, c, len(layer.weight)) for x, c in zip(h, labels, strict=True)]
+        delta = of_class[0] - of_class[1]
+    values = torch.stack(
+        [
+            direction_optimality(layer.weight.float(), delta, layer.scale.float()),
+            separability(logits[0], logits[1]),
+            injectivity(h[0]),
+            effective_dimension(h[0]),
+        ]
+    )
+    return HeadReport(*values.tolist())
+
+
+def _class_sums(h: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """E[h 1(class)]: [N, I, ...] -> [C, I], averaged over positions and samples."""
+    pooled = h.flatten(2).mean(2) if h.ndim > 2 else h
+    return pooled.new_zeros(classes, pooled.shape[1]).index_add_(0, labels, pooled) / len(pooled)
