@@ -130,12 +130,12 @@ def test_labels_in_every_form():
     assert torch.equal(ws, G.mapping(z, torch.eye(3)[c]))
     assert torch.equal(ws, G.mapping(z, c.int()))
     assert not torch.allclose(ws, G.mapping(z, (c + 1) % 3))
+    assert torch.equal(G.mapping(z, torch.zeros(4, 3)), G.mapping(z, torch.zeros(4, dtype=torch.int64))), "tools that know of no classes"
     bad = {
         "outside 0..2": torch.tensor([0, 1, 2, 3]),
         r"outside 0\.\.2: -1": torch.tensor([0, 1, 2, -1]),
-        "one-hot": torch.zeros(4, 3),
         "must be one-hot": torch.full([4, 3], 1 / 3),
-        "a row has no class": torch.tensor([[1, 1, 0]] * 4),
+        "a row has several classes": torch.tensor([[1, 1, 0]] * 4),
         r"shape \[4, 2\]": torch.zeros(4, 2),
         r"labels must be int64 \[4\]": torch.tensor([0, 1]),
         "got float32": torch.zeros(4),
