@@ -100,17 +100,17 @@ def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: I
     p = state.progress
     batch_reals, batch_labels = next(loader)
     sigma = schedules.blur_sigma(p.nimg, cfg.loss.blur_init_sigma, cfg.loss.blur_fade_kimg)
-    state.D.advance_spectral_norms()
-    steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier)
-    if cfg.loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= cfg.loss.pl_start_kimg * 1000 and p.step % cfg.loss.pl_interval == 0:
-        steps.path_length_step(state, inputs.rounds("path_length", p.nimg, cfg.loss.pl_batch_shrink), cfg.loss, cfg.run.seed)
-    fakes = inputs.rounds("D", p.nimg)
     reals, pixels = [], []
     for i, samples in enumerate(round_samples(inputs.batch, inputs.processes, inputs.rank, inputs.batch_gpu)):
         part = slice(i * inputs.batch_gpu, (i + 1) * inputs.batch_gpu)
         labels = batch_labels[part].to(inputs.device, non_blocking=True) if inputs.labels is not None else None
         pixels.append(images.to_float(batch_reals[part].to(inputs.device, non_blocking=True)))
         reals.append(Round(pixels[-1], labels, inputs.augment_draws("real", p.nimg, samples), samples))
+    state.D.advance_spectral_norms()
+    steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier, reals)
+    if cfg.loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= cfg.loss.pl_start_kimg * 1000 and p.step % cfg.loss.pl_interval == 0:
+        steps.path_length_step(state, inputs.rounds("path_length", p.nimg, cfg.loss.pl_batch_shrink), cfg.loss, cfg.run.seed)
+    fakes = inputs.rounds("D", p.nimg)
     steps.d_step(state, fakes, reals, pixels, cfg.loss, sigma)
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.optim.ema_rampup))
     p.nimg += cfg.run.batch
