@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -248,19 +247,29 @@ def load_run(run_dir: str) -> TrainConfig:
         raise ValueError(
             f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network pickle to start from its weights"
         )
-    saved = json.loads(path.read_text())
-    if "config" not in saved:
+    try:
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as err:
+        raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is damaged ({err})") from None
+    if not isinstance(saved, dict) or "config" not in saved:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with --init-from")
-    return from_json(saved["config"])
+    try:
+        return from_json(saved["config"])
+    except ValueError as err:
+        raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE}: {err}") from None
 
 
-def make_evaluate(config: TrainConfig, run_dir: str, device: torch.device) -> Callable[[Generator], list[Score]] | None:
-    """The callable that the loop calls at every snapshot: metrics of G_ema against the training images, unflipped."""
+def make_evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
+    """Metrics against the training images, all of them and unflipped."""
+    dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed))
+    return Evaluator(dataset, list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
+
+
+def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Generator], list[Score]] | None:
+    """The callable that the loop calls at every snapshot to measure G_ema."""
     if not config.run.metrics:
         return None
-    dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed))
-    evaluator = Evaluator(dataset, list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
-    evaluator.check()
+    evaluator = make_evaluator(config, device)
 
     def evaluate(generator: Generator) -> list[Score]:
         return [Score(r.metric, r.value, r.lower_is_better, r.as_dict()) for r in evaluator(generator)]
@@ -276,7 +285,7 @@ def train_process(tree: dict[str, Any], run_dir: str) -> None:
     log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if distributed.is_main() else nullcontext()
     with log:
         try:
-            outcome = loop.train(config, run_dir, device, make_evaluate(config, run_dir, device))
+            outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
         except NonFiniteError as err:
             raise click.ClickException(
                 f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={run_dir}, at a lower --glr/--dlr"
@@ -319,12 +328,8 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     click.echo(
         f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes"
     )
-    with nullcontext() if config.generator.superres else torch.device("meta"):  # a stem's plan needs no numbers
-        G = build.make_generator(config.generator, dataset, config.data.embed_dim, config.run.seed)
+    G, D = build.plan(config, dataset)
     click.echo("\nGenerator\n" + build.layer_table(G))
-    random = dataclasses.replace(config.discriminator, backbone_weights=dict.fromkeys(config.discriminator.backbones, "random"))
-    with torch.device("meta"):
-        D = build.make_discriminator(random, dataset.label_dim, dataset.resolution, config.run.seed)
     heads = sum(p.numel() for p in D.parameters() if p.requires_grad)
     frozen = sum(t.numel() for t in D.feature_networks.state_dict().values())
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
@@ -334,6 +339,10 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
     for line in build.check_weights(config, download=False):
         click.echo(f"Missing: {line}")
+    try:
+        make_evaluator(config, torch.device("cpu")).check(download=False)
+    except FileNotFoundError as err:
+        click.echo(f"Missing: {err}")
     click.echo(f"Run folder: {run_dir}")
 
 
@@ -350,7 +359,7 @@ def main(**values: Any) -> None:
     """Parse, check everything that can be checked, choose the run folder, start the processes."""
     try:
         run_main(values)
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
 
 
@@ -380,7 +389,8 @@ def run_main(values: dict[str, Any]) -> None:
         )
         print_plan(config, given, dataset, target)
         return
-    build.check_weights(config)
+    build.check(config, dataset)
+    make_evaluator(config, torch.device("cpu")).check()
     start(config, Path(resume) if resuming else goes_on, values["outdir"], desc)
 
 

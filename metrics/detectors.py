@@ -111,8 +111,8 @@ class Lite0Detector(Detector):
         return {"features": self.network.pooled(x.to(self.dtype))}
 
 
-def find_inception(path: str | None = None) -> str:
-    """The verified weights file of Inception, downloaded if need be.
+def find_inception(path: str | None = None, download: bool = True) -> str:
+    """The verified weights file of Inception, downloaded if need be and allowed.
 
     path: the file the user names; None looks at $STYLESAN_INCEPTION, then into the cache, then downloads.
     Raises FileNotFoundError naming the file, its hash and where to put it; ValueError for a file with another hash.
@@ -125,6 +125,8 @@ def find_inception(path: str | None = None) -> str:
         return _verified(named)
     if Path(cached).is_file():
         return _verified(cached)
+    if not download:
+        raise FileNotFoundError(f"Inception weights: there is no file {cached}; it will be downloaded from {INCEPTION_URLS[0]}")
     reasons = []
     for url in INCEPTION_URLS:
         try:
@@ -181,16 +183,16 @@ def load_lite0(weights: str | None = None, device: torch.device | str = "cpu", d
     return Lite0Detector(features.load(features.LITE0, weights), device, dtype)
 
 
-def check(name: str, *, inception_path: str | None = None, lite0_weights: str | None = None) -> None:
-    """Make sure that `load` will find the detector's weights, downloading Inception's if they are nowhere.
+def check(name: str, *, inception_path: str | None = None, lite0_weights: str | None = None, download: bool = True) -> None:
+    """Make sure that `load` will find the detector's weights, downloading Inception's if they are nowhere and `download` allows it.
 
     Raises FileNotFoundError or ValueError with one line that says what is missing and where to put it.
     """
     if name == INCEPTION:
         if inception_path != features.RANDOM:
-            find_inception(inception_path)
+            find_inception(inception_path, download)
     else:
-        features.check(features.LITE0, lite0_weights)
+        features.check(features.LITE0, lite0_weights, download)
 
 
 def load(

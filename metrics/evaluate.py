@@ -224,10 +224,10 @@ class Evaluator:
         self._detectors: dict[str, detectors.Detector] = dict(loaded or {})
         self._real: dict[_Need, tuple[statistics.Store, dict[str, Any]]] = {}
 
-    def check(self) -> None:
+    def check(self, download: bool = True) -> None:
         """Make sure the detectors' weights are there; Inception's are downloaded to the cache if not. Raises as `detectors.check`."""
         for name in {metric.family.detector for metric in self.metrics} - self._detectors.keys():
-            detectors.check(name, **self._weights)
+            detectors.check(name, **self._weights, download=download)
 
     def check_records(self, folder: str | os.PathLike[str]) -> None:
         """Raises ValueError, before hours of work, if `write_record` would refuse this evaluator's records for what the folder holds already."""

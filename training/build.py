@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,36 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
     return torch.from_numpy(table.astype(np.float32))
 
 
+def plan(cfg: TrainConfig, dataset: ImageDataset) -> tuple[Generator, ProjectedDiscriminator]:
+    """Generator and discriminator of a run without their numbers (a superresolution stage: with its stem's), for --dry-run and for checks.
+
+    Raises:
+        ValueError, OSError: as `make_generator` and `make_discriminator`.
+    """
+    with contextlib.nullcontext() if cfg.generator.superres else torch.device("meta"):
+        G = make_generator(cfg.generator, dataset, cfg.data.embed_dim, cfg.run.seed)
+    random = dataclasses.replace(cfg.discriminator, backbone_weights=dict.fromkeys(cfg.discriminator.backbones, features.RANDOM))
+    with torch.device("meta"):
+        D = make_discriminator(random, dataset.label_dim, dataset.resolution, cfg.run.seed)
+    return G, D
+
+
+def check(cfg: TrainConfig, dataset: ImageDataset) -> None:
+    """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that options name.
+
+    Raises:
+        ValueError, OSError: one line.
+    """
+    pick_device(cfg.run.device)
+    grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
+    check_weights(cfg)
+    G, _ = plan(cfg, dataset)
+    if cfg.run.init_from:
+        _same_shapes(cfg.run.init_from, _recorded_generator(_read_pickle(cfg.run.init_from)), G)
+    elif cfg.data.class_embedding not in ("auto", "random"):
+        make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
+
+
 def layer_table(G: Generator) -> str:
     """The layer plan as text: names, channels, sizes, rates, filters, parameters."""
     rows: list[tuple[str, ...]] = [("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")]
@@ -185,15 +217,16 @@ def make_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int, se
     return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
 
 
-def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> list[str]:
-    """Start G and D from a network pickle (its G, and its D where that is of this kind). Returns lines that say what was taken.
-
-    Raises:
-        ValueError: the pickle's generator is not of this run's shape, or the file cannot be used.
-    """
+def _read_pickle(path_or_url: str) -> persistence.NetworkPickle:
     path = dnnlib.util.open_url(path_or_url, return_filename=True) if dnnlib.util.is_url(path_or_url) else path_or_url
-    data = persistence.read_network_pickle(path, strict=False)
-    source = from_record(data["G"] if data.get("G") is not None else data.get("G_ema"))
+    return persistence.read_network_pickle(path, strict=False)
+
+
+def _recorded_generator(data: persistence.NetworkPickle) -> Generator:
+    return from_record(data["G"] if data.get("G") is not None else data.get("G_ema"))
+
+
+def _same_shapes(path_or_url: str, source: Generator, G: Generator) -> None:
     ours, theirs = G.state_dict(), source.state_dict()
     for name in sorted(ours.keys() | theirs.keys()):
         shapes = [list(d[name].shape) if name in d else "absent" for d in (theirs, ours)]
@@ -201,8 +234,19 @@ def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> l
             raise ValueError(
                 f"{path_or_url}: {name} is {shapes[0]} there and {shapes[1]} in this run: use the options and classes of the run that made it"
             )
-    G.load_state_dict(theirs)
-    lines = [f"generator: all {len(ours)} tensors from {path_or_url}"]
+
+
+def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> list[str]:
+    """Start G and D from a network pickle (its G, and its D where that is of this kind). Returns lines that say what was taken.
+
+    Raises:
+        ValueError: the pickle's generator is not of this run's shape, or the file cannot be used.
+    """
+    data = _read_pickle(path_or_url)
+    source = _recorded_generator(data)
+    _same_shapes(path_or_url, source, G)
+    G.load_state_dict(source.state_dict())
+    lines = [f"generator: all {len(source.state_dict())} tensors from {path_or_url}"]
     heads = {dotted(name): t for name, t in data["D"].named_tensors().items()} if isinstance(data.get("D"), persistence.Record) else {}
     wanted = D.saved_state_dict()
     if {k: list(v.shape) for k, v in wanted.items()} == {k: list(v.shape) for k, v in heads.items()}:

@@ -27,9 +27,9 @@ OURS = "this project"
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 
 
-def opt(default: Any, about: str, source: str) -> Any:
-    """A dataclass field with its meaning and the origin of its default."""
-    metadata = {"about": about, "source": source}
+def opt(default: Any, about: str, source: str, low: float | None = None) -> Any:
+    """A dataclass field with its meaning, the origin of its default and, for numbers, the smallest value that makes sense."""
+    metadata = {"about": about, "source": source, "low": low}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -42,11 +42,11 @@ class DataConfig:
     path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS)
     cond: bool = opt(False, "class-conditional", SG3)
     mirror: bool = opt(False, "add horizontally flipped copies", SG3)
-    max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS)
-    workers: int = opt(3, "threads that decode images, per process", SG3)
-    cache_mb: int = opt(1024, "keep decoded images in memory up to this size, MiB per process; 0 = never", OURS)
+    max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS, low=1)
+    workers: int = opt(3, "threads that decode images, per process", SG3, low=0)
+    cache_mb: int = opt(1024, "keep decoded images in memory up to this size, MiB per process; 0 = never", OURS, low=0)
     class_embedding: str = opt("auto", "auto = computed from the data with EfficientNet-Lite0; random; or a .npy file [classes, width]", OURS)
-    embed_dim: int = opt(320, "width of the class embedding when it is random", XL)
+    embed_dim: int = opt(320, "width of the class embedding when it is random", XL, low=1)
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class GeneratorConfig:
     """The generator's plan. The undoubled capacities: config -t doubles them, -r quadruples them."""
 
     cfg: str = opt("stylegan3-t", "stylegan3-t (translation equivariant) or stylegan3-r (and rotation)", SG3)
-    syn_layers: int = opt(14, "layers of a stem without toRGB", XL)
-    cbase: int = opt(32768, "capacity multiplier", SG3)
-    cmax: int = opt(512, "maximum number of feature maps", SG3)
-    z_dim: int = opt(64, "latent dimensions", XL)
-    w_dim: int = opt(512, "style dimensions", SG3)
+    syn_layers: int = opt(14, "layers of a stem without toRGB", XL, low=4)
+    cbase: int = opt(32768, "capacity multiplier", SG3, low=1)
+    cmax: int = opt(512, "maximum number of feature maps", SG3, low=1)
+    z_dim: int = opt(64, "latent dimensions", XL, low=1)
+    w_dim: int = opt(512, "style dimensions", SG3, low=1)
     map_depth: int = opt(2, "mapping layers", XL)
-    margin_size: int = opt(10, "extra pixels around every feature map", SG3)
+    margin_size: int = opt(10, "extra pixels around every feature map", SG3, low=0)
     superres: bool = opt(False, "train a superresolution head on a frozen stem", XL)
     path_stem: str | None = opt(None, "network pickle or run folder of the stem", XL)
     up_factor: int = opt(2, "superresolution: output over stem resolution", XL)
-    head_layers: int = opt(7, "superresolution: layers of the head", XL)
+    head_layers: int = opt(7, "superresolution: layers of the head", XL, low=4)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class DiscriminatorConfig:
 
     backbones: tuple[str, ...] = opt(BACKBONES, "frozen timm networks", XL)
     backbone_weights: dict[str, str] = opt({}, "backbone -> weights file, or 'random'; otherwise its default source", OURS)
-    feature_size: int = opt(224, "size to which smaller images are brought before a CNN backbone", XL)
-    proj_channels: int = opt(64, "width of the random projection's finest level; the coarser ones are 2, 4 and 8 times as wide", PG)
-    head_channels: int = opt(64, "width of the heads' finest convolution; coarser ones follow", PG)
-    cond_channels: int = opt(64, "width of the class projection", XL)
-    bn_group: int = opt(8, "samples over which the heads' batch statistics are taken; 0 = the whole round", XL)
+    feature_size: int = opt(224, "size to which smaller images are brought before a CNN backbone", XL, low=1)
+    proj_channels: int = opt(64, "width of the random projection's finest level; the coarser ones are 2, 4 and 8 times as wide", PG, low=1)
+    head_channels: int = opt(64, "width of the heads' finest convolution; coarser ones follow", PG, low=1)
+    cond_channels: int = opt(64, "width of the class projection", XL, low=1)
+    bn_group: int = opt(8, "samples over which the heads' batch statistics are taken; 0 = the whole round", XL, low=0)
     augment: bool = opt(True, "DiffAugment before each backbone", PG)
     precision: str = opt("fp32", "fp32, or bf16 for backbones, projection and head convolutions", XL)
 
@@ -90,49 +90,49 @@ class LossConfig:
     g_loss: str = opt("logit", "generator objective, an increasing h(d): logit, ns, vanilla, vanilla(C), mle, arcsinh, or an expression in d", XL)
     san: bool = opt(True, "directions trained by the Wasserstein form (SAN); False = a plain GAN with the same heads", SAN)
     diagnostics: bool = opt(True, "report direction optimality, separability and injectivity of every head once per tick", OURS)
-    adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL)
-    cls_weight: float = opt(0.0, "weight of the classifier guidance", XL)
+    adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL, low=0)
+    cls_weight: float = opt(0.0, "weight of the classifier guidance", XL, low=0)
     cls_model: str = opt("deit_small_distilled_patch16_224", "timm classifier of the guidance; its classes must be the data set's", XL)
     cls_weights: str | None = opt(None, "weights file of that classifier; None = its default source", OURS)
-    blur_init_sigma: float = opt(2.0, "blur before the discriminator, in pixels; 0 = none", XL)
-    blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL)
-    pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL)
-    pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL)
-    pl_interval: int = opt(4, "steps between path length steps", SG3)
-    pl_batch_shrink: int = opt(2, "path length uses batch / this", SG3)
-    pl_decay: float = opt(0.01, "decay of the running mean path length", SG3)
+    blur_init_sigma: float = opt(2.0, "blur before the discriminator, in pixels; 0 = none", XL, low=0)
+    blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL, low=0)
+    pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL, low=0)
+    pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL, low=0)
+    pl_interval: int = opt(4, "steps between path length steps", SG3, low=1)
+    pl_batch_shrink: int = opt(2, "path length uses batch / this", SG3, low=1)
+    pl_decay: float = opt(0.01, "decay of the running mean path length", SG3, low=0)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Adam, EMA."""
 
-    glr: float = opt(0.0025, "generator learning rate", SG3)
-    dlr: float = opt(0.002, "discriminator learning rate", SG3)
-    beta1: float = opt(0.0, "Adam beta 1", SG3)
-    beta2: float = opt(0.99, "Adam beta 2", SG3)
-    eps: float = opt(1e-8, "Adam epsilon", SG3)
-    d_reg_interval: int = opt(16, "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none", XL)
-    ema_kimg: float = opt(0.0, "half-life of the generator's moving average, kimg; 0 = batch * 10 / 32", SG3)
-    ema_rampup: float = opt(0.05, "cap the half-life at this fraction of the images shown; 0 = no cap", SG3)
+    glr: float = opt(0.0025, "generator learning rate", SG3, low=0)
+    dlr: float = opt(0.002, "discriminator learning rate", SG3, low=0)
+    beta1: float = opt(0.0, "Adam beta 1", SG3, low=0)
+    beta2: float = opt(0.99, "Adam beta 2", SG3, low=0)
+    eps: float = opt(1e-8, "Adam epsilon", SG3, low=0)
+    d_reg_interval: int = opt(16, "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none", XL, low=0)
+    ema_kimg: float = opt(0.0, "half-life of the generator's moving average, kimg; 0 = batch * 10 / 32", SG3, low=0)
+    ema_rampup: float = opt(0.05, "cap the half-life at this fraction of the images shown; 0 = no cap", SG3, low=0)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """How long, on what, and what is written."""
 
-    seed: int = opt(0, "random seed of everything", SG3)
-    gpus: int = opt(1, "processes (one per device)", SG3)
-    batch: int = opt(64, "images per step, over all processes", OURS)
-    batch_gpu: int = opt(0, "images per accumulation round and process; 0 = batch / gpus", SG3)
-    kimg: float = opt(25000.0, "length of the run", SG3)
+    seed: int = opt(0, "random seed of everything", SG3, low=0)
+    gpus: int = opt(1, "processes (one per device)", SG3, low=1)
+    batch: int = opt(64, "images per step, over all processes", OURS, low=1)
+    batch_gpu: int = opt(0, "images per accumulation round and process; 0 = batch / gpus", SG3, low=0)
+    kimg: float = opt(25000.0, "length of the run", SG3, low=0)
     tick: float = opt(4.0, "kimg between status lines", SG3)
-    snap: int = opt(50, "ticks between snapshots", SG3)
+    snap: int = opt(50, "ticks between snapshots", SG3, low=1)
     metrics: tuple[str, ...] = opt(("fid50k_full",), "evaluated at every snapshot", SG3)
-    checkpoint_minutes: float = opt(15.0, "minutes between resumable checkpoints (one more at each snapshot and at every stop)", OURS)
-    keep_checkpoints: int = opt(2, "checkpoints kept", OURS)
-    keep_snapshots: int = opt(0, "numbered snapshots kept; 0 = all", OURS)
-    restart_every: float = opt(999999999.0, "seconds after which the run saves itself and leaves with exit code 3", XL)
+    checkpoint_minutes: float = opt(15.0, "minutes between resumable checkpoints (one more at each snapshot and at every stop)", OURS, low=0)
+    keep_checkpoints: int = opt(2, "checkpoints kept", OURS, low=1)
+    keep_snapshots: int = opt(0, "numbered snapshots kept; 0 = all", OURS, low=0)
+    restart_every: float = opt(999999999.0, "seconds after which the run saves itself and leaves with exit code 3", XL, low=0)
     device: str = opt("auto", "auto, cuda, cpu or mps", OURS)
     precision: str = opt("auto", "generator: fp32, fp16, bf16; auto = fp16 on cuda, bf16 on CPUs with bf16 matrix units, else fp32", SG3)
     nobench: bool = opt(False, "disable cuDNN benchmarking", SG3)
@@ -184,28 +184,31 @@ class TrainConfig:
             ValueError: one line that names the flag, its value and the remedy.
         """
         run, gen, disc = self.run, self.generator, self.discriminator
+        for section in SECTIONS:
+            for f in dataclasses.fields(getattr(self, section)):
+                value, low = getattr(getattr(self, section), f.name), f.metadata["low"]
+                # "not (a >= b)" and not "a < b", because NaN is refused too
+                _require(low is None or value is None or value >= low, f"--{f.name.replace('_', '-')}={value}: must be at least {low}")
         _require(gen.cfg in ("stylegan3-t", "stylegan3-r"), f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r")
-        _require(run.gpus >= 1, f"--gpus={run.gpus}: at least 1 process is needed")
-        _require(run.batch >= 1, f"--batch={run.batch}: at least 1 image is needed")
         _require(run.batch % run.gpus == 0, f"--batch={run.batch} is not a multiple of --gpus={run.gpus}: change one of them")
         _require(
             run.batch % (run.gpus * self.batch_gpu) == 0,
             f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times --batch-gpu={self.batch_gpu}: change --batch-gpu",
         )
-        _require(run.kimg >= 0, f"--kimg={run.kimg:g}: must not be negative")
-        _require(run.tick > 0 and run.snap >= 1, f"--tick={run.tick:g}, --snap={run.snap}: both must be positive")
+        _require(run.tick > 0, f"--tick={run.tick:g}: must be positive")
+        _require(run.seed < 2**32, f"--seed={run.seed}: must be below 2**32")
+        _require(max(self.optim.beta1, self.optim.beta2) < 1, f"--beta2={self.optim.beta2:g}: must be below 1")
+        _require(not set(run.desc or "") & set("/\\\0"), f"--desc={run.desc}: no slashes, since it becomes part of a folder's name")
         _require(run.device in ("auto", "cuda", "cpu", "mps"), f"--device={run.device}: use auto, cuda, cpu or mps")
         _require(run.precision in ("auto", "fp32", "fp16", "bf16"), f"--precision={run.precision}: use auto, fp32, fp16 or bf16")
         _require(disc.precision in ("fp32", "bf16"), f"--d-precision={disc.precision}: use fp32 or bf16")
         _require(len(disc.backbones) > 0, "--backbones is empty: name at least one timm network")
+        _require(len(set(disc.backbones)) == len(disc.backbones), f"--backbones={','.join(disc.backbones)}: a network is named twice")
         _require(gen.map_depth == 2, f"--map-depth={gen.map_depth}: the method's mapping network has 2 layers; leave it at 2")
-        _require(gen.syn_layers >= 4, f"--syn_layers={gen.syn_layers}: at least 4 layers are needed")
-        _require(gen.head_layers >= 4, f"--head_layers={gen.head_layers}: at least 4 layers are needed")
         _require(not gen.superres or bool(gen.path_stem), "--superres needs --path_stem: the network pickle or run folder of the stem")
         _require(gen.superres or not gen.path_stem, f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or drop it")
         _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
         _loss_names(self.loss)
-        _require(self.loss.cls_weight >= 0, f"--cls_weight={self.loss.cls_weight:g}: must not be negative")
         _require(self.loss.cls_weight == 0 or self.data.cond, "--cls_weight needs --cond True: guidance asks for a class")
         for name in disc.backbone_weights:
             _require(name in disc.backbones, f"weights are given for '{name}', which is not among --backbones {','.join(disc.backbones)}")
@@ -252,6 +255,8 @@ def from_json(tree: dict[str, dict[str, Any]]) -> TrainConfig:
         ValueError: an unknown section or key, named with the nearest known one, or a value of the wrong type.
     """
     sections = {}
+    if not isinstance(tree, dict) or not all(isinstance(values, dict) for values in tree.values()):
+        raise ValueError("the configuration is not a table of sections")
     for section, values in tree.items():
         if section not in SECTIONS:
             raise ValueError(f"unknown section '{section}'{_nearest(section, list(SECTIONS))}")
@@ -288,10 +293,10 @@ def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, 
     """
     rows = []
     for section, cls in SECTIONS.items():
-        values = getattr(config, section)
+        values, defaults = getattr(config, section), cls()
         for f in dataclasses.fields(cls):
             name = f"{section}.{f.name}"
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
-            origin = "given" if name in given else f"default of {f.metadata['source']}" if getattr(values, f.name) == default else "the run's own"
+            by_default = getattr(values, f.name) == getattr(defaults, f.name)
+            origin = "given" if name in given else f"default of {f.metadata['source']}" if by_default else "the run's own"
             rows.append((name, str(getattr(values, f.name)), origin, f.metadata["about"]))
     return rows

@@ -37,6 +37,12 @@ def test_missing_inception_is_one_line_with_file_hash_and_place(offline):
         detectors.check(INCEPTION, inception_path=str(offline / "nowhere.pth"))
 
 
+def test_looking_for_inception_need_not_download(offline, monkeypatch):
+    monkeypatch.setattr(detectors.dnnlib.util, "open_url", lambda *args, **kwargs: pytest.fail("it asked the network"))
+    with pytest.raises(FileNotFoundError, match="it will be downloaded from https"):
+        detectors.check(INCEPTION, download=False)
+
+
 def test_inception_hash_is_checked_wherever_the_file_is(offline, monkeypatch):
     wrong = offline / "weights.pth"
     wrong.write_bytes(b"something else")

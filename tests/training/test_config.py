@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration: JSON round trip, mistakes, where values come from."""
+
+import json
+
+import pytest
+
+from training.config import SECTIONS, TrainConfig, describe, from_json, to_json
+
+
+def changed(**values) -> TrainConfig:
+    return TrainConfig().override({name.replace("__", "."): value for name, value in values.items()})
+
+
+def test_json_round_trip():
+    cfg = changed(run__batch=24, run__metrics=["none10"], data__max_images=7, discriminator__backbone_weights={"a": "b"}, optim__glr=1)
+    assert from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
+    assert cfg.optim.glr == 1.0 and cfg.run.metrics == ("none10",)
+
+
+def test_older_files_take_defaults_and_unknown_keys_are_named():
+    assert from_json({"run": {"batch": 8}}) == changed(run__batch=8)
+    with pytest.raises(ValueError, match=r"unknown option 'run.batchs': did you mean 'batch'"):
+        from_json({"run": {"batchs": 8}})
+    with pytest.raises(ValueError, match="unknown section 'runs'"):
+        from_json({"runs": {}})
+    with pytest.raises(ValueError, match="not a table"):
+        from_json({"run": 3})
+
+
+@pytest.mark.parametrize(("name", "value"), [("run.batch", "8"), ("run.batch", True), ("data.cond", 1), ("run.metrics", [1]), ("run.kimg", None)])
+def test_values_of_another_type_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"'{name}' must be of type"):
+        TrainConfig().override({name: value})
+
+
+def test_every_number_has_a_smallest_value_and_its_default_is_no_smaller():
+    TrainConfig().validate()
+    for section, cls in SECTIONS.items():
+        for key, value in to_json(TrainConfig())[section].items():
+            low = cls.__dataclass_fields__[key].metadata["low"]
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("map_depth", "up_factor", "tick"):
+                assert low is not None, key
+                with pytest.raises(ValueError, match=f"--{key.replace('_', '-')}="):
+                    TrainConfig().override({f"{section}.{key}": low - 1}).validate()
+            if isinstance(value, float):
+                with pytest.raises(ValueError, match="nan"):
+                    TrainConfig().override({f"{section}.{key}": float("nan")}).validate()
+
+
+def test_origins():
+    rows = {name: (value, origin) for name, value, origin, _ in describe(changed(run__batch=24, run__seed=3), {"run.batch"})}
+    assert rows["run.batch"] == ("24", "given")
+    assert rows["run.seed"] == ("3", "the run's own")
+    assert rows["run.kimg"] == ("25000.0", "default of StyleGAN3")
