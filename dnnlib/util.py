@@ -151,11 +151,14 @@ def format_time(seconds: float) -> str:
     return f"{s}s"
 
 
+MAX_LIST = 10_000_000
+
+
 def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
     """'0,1,4-6' -> [0, 1, 4, 5, 6]; ranges include both ends; a list passes through.
 
     Raises:
-        ValueError: an entry is neither a non-negative integer nor a rising range.
+        ValueError: an entry is neither a non-negative integer nor a rising range, or there are more than MAX_LIST of them.
     """
     if not isinstance(text, str):
         return [int(value) for value in text]
@@ -167,6 +170,8 @@ def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if last < first:
             raise ValueError(f"range {entry.strip()!r} in {text!r} runs backwards; write {last}-{first}")
+        if len(values) + last - first >= MAX_LIST:
+            raise ValueError(f"{text!r} means more than {MAX_LIST:,} integers")
         values.extend(range(first, last + 1))
     return values
 

@@ -320,9 +320,9 @@ def check_weights(cfg: TrainConfig, download: bool = True) -> list[str]:
 
 
 def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
-    """What a snapshot says of its data set, in the form that StyleGAN tools read."""
+    """What a snapshot says of its data set, in the form that StyleGAN tools read: the name and the arguments of their class for such archives."""
     return {
-        "class_name": "training.data.ImageDataset",
+        "class_name": "training.dataset.ImageFolderDataset",
         "path": cfg.data.path,
         "use_labels": cfg.data.cond,
         "max_size": len(dataset) // (2 if cfg.data.mirror else 1),

@@ -15,8 +15,7 @@ import torch
 
 from torch_utils import rng
 from training.data import sample_indices
-
-DRAWS_PER_SAMPLE = 7  # DiffAugment: brightness, saturation, contrast, 2 x translation, 2 x cutout
+from training.discriminator.augment import NUM_DRAWS
 
 
 @dataclass
@@ -57,7 +56,7 @@ class InputSource:
         if not self.backbones:
             return None
         return {
-            name: rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (DRAWS_PER_SAMPLE,)).to(self.device, non_blocking=True)
+            name: rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (NUM_DRAWS,)).to(self.device, non_blocking=True)
             for name in self.backbones
         }
 

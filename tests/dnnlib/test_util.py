@@ -122,7 +122,9 @@ def test_number_parsing() -> None:
     assert util.parse_vec2("0.5,-1") == (0.5, -1.0) and util.parse_vec2((1, 2)) == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("text,words", [("1,x", "'x'"), ("", "''"), ("3-1", "runs backwards"), ("-1", "'-1'"), ("1,,2", "''")])
+@pytest.mark.parametrize(
+    "text,words", [("1,x", "'x'"), ("", "''"), ("3-1", "runs backwards"), ("-1", "'-1'"), ("1,,2", "''"), ("0-99999999999", "more than")]
+)
 def test_bad_int_lists(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         util.parse_int_list(text)

@@ -131,6 +131,10 @@ def test_a_run_leaves_its_files(data, tmp_path):
     assert "Finished" in (run_dir / "log.txt").read_text()
     pickled = persistence.read_network_pickle(run_dir / "network-snapshot.pkl")
     assert list(pickled) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"]
+    assert pickled["training_set_kwargs"] == {
+        **{"class_name": "training.dataset.ImageFolderDataset", "path": data, "use_labels": True, "max_size": 24, "xflip": False},
+        **{"resolution": 16, "random_seed": 0},
+    }
     assert pickled["provenance"]["class_names"] == ["class0000", "class0001", "class0002"]
     G = load_generator(str(run_dir / "network-snapshot.pkl"))
     ema = final_state(run_dir)["G_ema"]
