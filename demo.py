@@ -49,13 +49,12 @@ TRAIN_OPTIONS = {
     "proj-channels": 32,
     "head-channels": 32,
     "d-precision": "bf16",
-    "augment": "False",
     "blur-init-sigma": 0,
     "glr": 0.005,
     "dlr": 0.004,
     "gpus": 1,
     "batch": 16,
-    "kimg": 28,
+    "kimg": 24,
     "tick": 1,
     "snap": 4,
     "metrics": METRIC,
@@ -108,8 +107,10 @@ def main(outdir: str, kimg: float) -> None:
     run("train.py", f"--outdir={out / 'runs'}", f"--data={data}", *(f"--{k}={v}" for k, v in {**TRAIN_OPTIONS, "kimg": kimg}.items()))
     (run_dir,) = (out / "runs").iterdir()
     network = run_dir / "network-snapshot.pkl"
-    sheet = [f"--network={network}", "--classes=0-9", "--samples-per-class=16", f"--outdir={out}", "--desc=grid"]
+    sheet = [f"--network={network}", "--classes=0-9", "--samples-per-class=16", "--grid-width=16", f"--outdir={out}", "--desc=grid"]
     run("gen_class_samplesheet.py", *sheet)
+    (out / "sheet-grid.png").replace(out / "grid.png")
+    shutil.copyfile(run_dir / "curves.png", out / "curves.png")
     scores = [json.loads(line) for line in (run_dir / f"metric-{METRIC}.jsonl").read_text().splitlines()]
     dataset = ImageDataset(str(data), use_labels=True)
     summary = {
@@ -119,8 +120,8 @@ def main(outdir: str, kimg: float) -> None:
         "seconds": round(time.monotonic() - started, 1),
         "images": int(kimg * 1000),
         "network": str(network),
-        "grid": str(next(out.glob("*grid*.png"))),
-        "curves": str(run_dir / "curves.png"),
+        "grid": str(out / "grid.png"),
+        "curves": str(out / "curves.png"),
     }
     with atomic_write(str(out / "summary.json"), "w") as f:
         json.dump(summary, f, indent=2)
