@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generator against gen_*: names, styles, activations, images, gradients, path lengths and moving averages."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from tests.parity.fill import close
+from tests.parity.fill import GOLDENS, close
 from tests.parity.generators import HEADS, STEMS, build, golden
 from torch_utils.ops import conv2d_gradfix
+from training.generator import design_lowpass_filter
 
 TOLERANCE = 2e-5  # of the largest magnitude
 GRADIENT_TOLERANCE = 1e-4  # a value that rounds to the other side of a leaky ReLU's kink changes its gradient
@@ -111,3 +114,17 @@ def test_moving_averages(network):
     close(G.mapping.w_avg, arrays["after_update/mapping.w_avg"], 1e-6)
     magnitudes = torch.stack([getattr(G.synthesis, layer).magnitude_ema for layer in G.synthesis.layer_names])
     close(magnitudes, arrays["after_update/magnitude_ema"], 1e-6)
+
+
+DESIGNS = {key: info for key, info in json.loads((GOLDENS / "ops_filter_design.json").read_text()).items() if not key.startswith("_")}
+
+
+@pytest.mark.parametrize("key", DESIGNS)
+def test_filter_design(key):
+    info = DESIGNS[key]
+    taps = design_lowpass_filter(info["numtaps"], info["cutoff"], info["width"], info["fs"], info["radial"])
+    with np.load(GOLDENS / "ops_filter_design.npz") as file:
+        if f"{key}/f" in file:
+            np.testing.assert_allclose(taps, file[f"{key}/f"], atol=1e-7)
+        else:  # one tap: no filter; an odd number of radial taps: the published one is NaN
+            assert taps is None if info["numtaps"] == 1 else np.isfinite(taps).all()
