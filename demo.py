@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parent
 GENERATED = 1000
 METRIC = "fd_lite0_500"
 
+REACHES = {"accuracy": 0.8, "fd_ratio": 3}
+
 # The method at a size for two CPU cores: the same code as ImageNet's, smaller numbers.
 TRAIN_OPTIONS = {
     "cfg": "stylegan3-t",
@@ -54,7 +56,7 @@ TRAIN_OPTIONS = {
     "dlr": 0.004,
     "gpus": 1,
     "batch": 16,
-    "kimg": 24,
+    "kimg": 20,
     "tick": 1,
     "snap": 4,
     "metrics": METRIC,
@@ -127,6 +129,10 @@ def main(outdir: str, kimg: float) -> None:
         json.dump(summary, f, indent=2)
     click.echo(f"\nA class is recognised in {summary['accuracy']:.1%} of {GENERATED} generated digits.")
     click.echo(f"{METRIC} fell from {summary['fd_first']:.1f} (first snapshot) to {summary['fd_last']:.1f}.")
+    if summary["accuracy"] < REACHES["accuracy"] or summary["fd_first"] < REACHES["fd_ratio"] * summary["fd_last"]:
+        raise click.ClickException(
+            f"the demo is known to reach {REACHES['accuracy']:.0%} and a {REACHES['fd_ratio']}-fold fall: something is wrong here"
+        )
     click.echo(f"It took {format_time(summary['seconds'])}. Look at:")
     for key in ("grid", "curves", "network"):
         click.echo(f"  {key:8s} {summary[key]}")

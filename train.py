@@ -235,6 +235,10 @@ class RunLock:
         self.file.write(f"{os.getpid()}\n")
         self.file.flush()
 
+    def release(self) -> None:
+        """Let go."""
+        self.file.close()
+
 
 def load_run(run_dir: str) -> TrainConfig:
     """The config of an existing run folder.
@@ -282,7 +286,8 @@ def train_process(tree: dict[str, Any], run_dir: str) -> None:
     config = from_json(tree)
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = distributed.init(build.pick_device(config.run.device, local).type)
-    log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if distributed.is_main() else nullcontext()
+    lock = RunLock(Path(run_dir)) if distributed.is_main() else None  # this process writes; the launching one may die before it
+    log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if lock else nullcontext()
     with log:
         try:
             outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
@@ -300,6 +305,8 @@ def train_process(tree: dict[str, Any], run_dir: str) -> None:
                     outcome
                 ]
             )
+    if lock is not None:
+        lock.release()
     distributed.shutdown()
 
 
@@ -375,6 +382,8 @@ def run_main(values: dict[str, Any]) -> None:
         values["init_from"] = build.network_file("--resume", resume)
     elif values["init_from"]:
         build.network_file("--init-from", values["init_from"])
+    if resuming and values["init_from"]:
+        raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
     config, given = build_config(values, load_run(resume) if resuming else TrainConfig())
     if not resuming:
         missing = [f"--{flag}" for flag in ("outdir", "cfg", "data", "gpus", "batch") if values[flag] is None]
@@ -396,9 +405,7 @@ def run_main(values: dict[str, Any]) -> None:
 
 def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) -> None:
     """Make or lock the run folder, record the options, run, exit with 3 for a restart and 130 after an interruption."""
-    lock = None
-    torchrun = distributed.under_torchrun()
-    if torchrun:
+    if distributed.under_torchrun():
         distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
     run_dir: Path | None = None
     if distributed.is_main():
@@ -409,10 +416,10 @@ def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) ->
             json.dump(record, f, indent=2)
         (run_dir / "status.json").unlink(missing_ok=True)
         print(f"Run folder: {run_dir}")
+        lock.release()  # train_process takes it
     run_dir = distributed.broadcast_object(run_dir)
     assert run_dir is not None
     distributed.launch(train_process, config.run.gpus, to_json(config), str(run_dir))
-    del lock
     status = run_dir / "status.json"
     outcome = json.loads(status.read_text())["outcome"] if status.is_file() else loop.INTERRUPTED
     if outcome == loop.RESTART:

@@ -60,7 +60,7 @@ DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     "relativistic": DiscriminatorLoss(pair=lambda gap: F.softplus(-gap)),
 }
 
-# The Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN, eq. 16)
+# The Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN)
 DIRECTION_LOSS = DISCRIMINATOR_LOSSES["wasserstein"]
 
 

@@ -102,12 +102,12 @@ def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, 
         torch.manual_seed(rng.torch_generator(seed, "init/G").initial_seed())
         if not cfg.superres:
             G = build_stem(
-                cfg.cfg, dataset.resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase, cmax=cfg.cmax, embed_dim=embed_dim,
+                cfg.cfg, dataset.resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or 32768, cmax=cfg.cmax or 512, embed_dim=embed_dim,
                 z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size,
             )  # fmt: skip
         else:
             stem = load_generator(stem_file(str(cfg.path_stem)))
-            G = build_superres(stem, cfg.cfg, up_factor=cfg.up_factor, head_layers=cfg.head_layers)
+            G = build_superres(stem, cfg.cfg, cfg.up_factor, cfg.head_layers, cbase=cfg.cbase, cmax=cfg.cmax)
     if G.img_resolution != dataset.resolution:
         raise ValueError(
             f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but --up_factor={cfg.up_factor} on this stem gives "
@@ -218,7 +218,7 @@ def make_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int, se
 
 
 def _read_pickle(path_or_url: str) -> persistence.NetworkPickle:
-    path = dnnlib.util.open_url(path_or_url, return_filename=True) if dnnlib.util.is_url(path_or_url) else path_or_url
+    path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if dnnlib.util.is_url(path_or_url) else path_or_url
     return persistence.read_network_pickle(path, strict=False)
 
 

@@ -43,7 +43,7 @@ def generator_adversarial(
 
 
 def discriminator(logits: Logits, real: bool, objective: str = "hinge", scale: float = ADVERSARIAL_SCALE, san: bool = True) -> SANLogits:
-    """The scalars (fun, dir) of a batch that is all real or all generated; their sum is minimised (SAN, eq. 16).
+    """The scalars (fun, dir) of a batch that is all real or all generated; their sum is minimised (SAN).
 
     scale * sum over backbones of the mean of: the GAN's own loss on fun (hinge: max(0, 1 - fun) real, max(0, 1 + fun) generated), and the
     Wasserstein form on dir (- dir real, + dir generated). san=False: the GAN's own loss on the ordinary logit, which trains the direction

@@ -232,7 +232,7 @@ class Periodic:
         fields = [
             f"tick {p.tick:<5d}",
             f"kimg {p.nimg / 1000:<8.1f}",
-            f"time {format_time(p.seconds):<12s}",
+            f"trained {format_time(p.seconds):<12s}",
             f"eta {self._eta(state):<12s}",
             f"sec/kimg {seconds / max(shown, 1) * 1000:<8.2f}",
             f"img/s {shown / max(seconds, 1e-9):<8.1f}",

@@ -119,7 +119,7 @@ def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, se
 
 
 def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: list[torch.Tensor], cfg: LossConfig, blur_sigma: float) -> None:
-    """Discriminator: its own loss on fun, Wasserstein on dir (SAN, eq. 13), then the directions return to the unit sphere.
+    """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then the directions return to the unit sphere.
 
     Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no return.
 

@@ -293,6 +293,27 @@ def test_any_number_of_classes(classes, cond, tmp_path):
     assert G(torch.zeros(2, G.z_dim), labels).shape == (2, 3, 16, 16)
 
 
+def test_generated_images_obey_their_class(tmp_path):
+    """Dark images and bright ones, as classes: after a minute of training, what is drawn is dark or bright as asked."""
+    for label in (0, 1):
+        folder = tmp_path / "shades" / f"{label}"
+        folder.mkdir(parents=True)
+        for i in range(16):
+            shade = np.random.RandomState(i).randint(0, 48, (16, 16, 3)) + label * 200
+            Image.fromarray(shade.astype(np.uint8)).save(folder / f"{i}.png")
+    data = str(tmp_path / "shades.zip")
+    assert CliRunner().invoke(dataset_tool.main, [f"--source={tmp_path / 'shades'}", f"--dest={data}", "--workers=1"]).exit_code == 0
+    cfg = config(
+        data, run__kimg=1.6, run__tick=1.6, run__batch=16, optim__glr=0.01, optim__dlr=0.004, loss__blur_init_sigma=0.0, discriminator__augment=False
+    )
+    train_here(cfg, tmp_path / "run")
+    G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
+    with torch.no_grad():
+        dark, bright = (G(torch.randn(16, G.z_dim), torch.full((16,), label)).mean(dim=(1, 2, 3)) for label in (0, 1))
+    assert float(bright.min()) > float(dark.max())
+    assert float(bright.mean() - dark.mean()) > 0.5
+
+
 def test_a_pickle_starts_another_run(data, tmp_path):
     cfg = config(data, run__kimg=0.016)
     train_here(cfg, tmp_path / "first")
@@ -315,6 +336,8 @@ def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
     kept = [name for name in head.state_dict() if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names]
     assert len(kept) > 10
     assert all(torch.equal(head.state_dict()[name], stem.state_dict()[name]) for name in kept)
+    wider = build.make_generator(cfg.override({"generator.cmax": 6}).generator, build.make_dataset(cfg.data, 0), 8, 0)
+    assert {wider.synthesis.specs()[i].out_channels for i in (-2, -3)} == {12} != {head.synthesis.specs()[i].out_channels for i in (-2, -3)}
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(data, tmp_path):
