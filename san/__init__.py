@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slicing adversarial networks (SAN): last layers whose direction and features are trained by different objectives.
 
+    D = san.convert(D)                                                       # once; then D returns SANLogits(fun, dir)
+    san.discriminator_objective(D(real), D(fake.detach()), "hinge").backward()    # the discriminator's step ...
+    san.normalize_(D)                                                        # ... after its optimizer's
+    san.generator_terms(D(fake).fun, "logit").mean().backward()              # the generator's
+
 Usable with any discriminator; imports torch alone. Takida et al., "SAN: Inducing Metrizability of GAN with Discriminative
 Normalized Linear Layer", ICLR 2024.
 """
 
 from san import diagnostics
+from san.convert import convert, restore
 from san.layers import SANConv1d, SANConv2d, SANConv3d, SANEmbedding, SANLinear, SANLogits, normalize_
 from san.objectives import (
     DISCRIMINATOR_LOSSES,
@@ -36,6 +42,7 @@ __all__ = [
     "SANLinear",
     "SANLogits",
     "check_increasing",
+    "convert",
     "diagnostics",
     "discriminator_loss",
     "discriminator_objective",
@@ -49,6 +56,7 @@ __all__ = [
     "hinge_real",
     "is_paired",
     "normalize_",
+    "restore",
     "vector_field",
     "wasserstein_dir",
 ]

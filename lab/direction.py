@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The discriminator's direction against the optimal one while GANs and SANs train on the mixture of lab.mixture.
+
+    python -m lab.direction                        # of the runs in mixture.json, or trains them
+    python -m lab.direction --seeds=4 --steps=200
+
+The optimal direction for features h is that of E[h | real] - E[h | generated]: the last layer of a GAN is trained by its own loss and need not
+find it, that of a SAN is trained for nothing else. Also the separability of the logits. Writes direction.json and direction.png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from lab import report
+from lab.mixture import LOSSES, run
+from lab.toy import Plan
+
+QUANTITIES = {"cosine": "cosine to the optimal direction", "separability": "separability"}
+
+
+def summarise(results: dict[str, Any]) -> dict[str, Any]:
+    """Loss -> quantity -> GAN, SAN: interval over seeds of the mean over training, without its first tenth; improvement paired by seed."""
+    rows: dict[str, Any] = {}
+    for loss in LOSSES:
+        rows[loss] = {}
+        for quantity in QUANTITIES:
+            means = {}
+            for kind in ("GAN", "SAN"):
+                series = np.array(results["arms"][f"{kind} {loss}"]["history"][quantity])
+                means[kind] = series[max(1, len(series) // 10) :].mean(0)
+            improvement = report.interval(means["SAN"] - means["GAN"])
+            rows[loss][quantity] = {kind: report.interval(values) for kind, values in means.items()}
+            rows[loss][quantity] |= {"improvement": improvement, "SAN is": report.verdict(improvement)}
+    return rows
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    """A column per loss: mean over seeds with the range of the middle 80% of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(len(QUANTITIES), len(LOSSES), figsize=(11, 5), sharex=True, sharey="row", layout="constrained")
+    for column, loss in enumerate(LOSSES):
+        for axes, (quantity, label) in zip(grid[:, column], QUANTITIES.items(), strict=True):
+            for kind, colour in (("GAN", "tab:blue"), ("SAN", "tab:orange")):
+                history = results["arms"][f"{kind} {loss}"]["history"]
+                series = np.array(history[quantity])
+                low, high = np.quantile(series, (0.1, 0.9), axis=1)
+                axes.plot(history["step"], series.mean(1), color=colour, label=kind)
+                axes.fill_between(history["step"], low, high, color=colour, alpha=0.2, linewidth=0)
+            if column == 0:
+                axes.set_ylabel(label)
+        grid[0, column].set_title(loss)
+        grid[-1, column].set_xlabel("step")
+    grid[0, 0].legend()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+@click.command(help=str(__doc__))
+@click.option("--seeds", default=Plan.seeds, show_default=True)
+@click.option("--steps", default=Plan.steps, show_default=True)
+@click.option("--out", default=str(report.RESULTS), show_default=True)
+def main(seeds: int, steps: int, out: str) -> None:
+    """Take or make the runs, print the table, draw."""
+    torch.set_num_threads(1)
+    results = run(Plan(seeds=seeds, steps=steps), Path(out))
+    rows = summarise(results)
+    report.write(Path(out), "direction", {"plan": results["plan"], "table": rows})
+    for loss, quantities in rows.items():
+        for quantity, row in quantities.items():
+            click.echo(f"{loss:15s} {quantity:13s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   SAN is {row['SAN is']}")
+    picture(results, Path(out) / "direction.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MonoFlow without networks: particles flow along h'(d) grad d, with d = log p/q known; and where `vanilla` vanishes.
+
+    python -m lab.monoflow
+    python -m lab.monoflow --seeds=3 --steps=50
+
+p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a Gaussian kernel (leave-one-out) in every
+step. So the discriminator is optimal up to that estimate, and what differs is h alone. Particles start away from the data, where d is very
+negative: h' = sigmoid(d + C) of `vanilla` is nothing there at C = 0 and one at a C that is large enough. The same step length for every h.
+Writes monoflow.json, monoflow.png and monoflow.gif.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+import san
+from lab import report
+from lab.toy import sliced_wasserstein
+
+OBJECTIVES = ("logit", "ns", "vanilla", "vanilla(5)", "mle", "arcsinh")
+CENTRES = torch.tensor([[1.5, 0.9], [1.5, -0.9], [2.6, 0.0]])
+STD, START, START_STD = 0.35, (-1.0, 0.0), 0.35
+PARTICLES, BANDWIDTH, STEP_LENGTH, LONGEST = 200, 0.25, 0.02, 0.15
+
+
+def log_p(x: Tensor) -> Tensor:
+    """Log density of the data at [..., 2]."""
+    squared = (x.unsqueeze(-2) - CENTRES).square().sum(-1)
+    return torch.logsumexp(-squared / (2 * STD**2), -1) - math.log(len(CENTRES) * 2 * math.pi * STD**2)
+
+
+def log_q(x: Tensor, particles: Tensor) -> Tensor:
+    """Log of the kernel estimate at the particles themselves, each without its own kernel: [S, N, 2] -> [S, N]."""
+    squared = (x.unsqueeze(2) - particles.unsqueeze(1)).square().sum(-1)
+    own = torch.eye(x.shape[1], dtype=torch.bool)
+    exponents = (-squared / (2 * BANDWIDTH**2)).masked_fill(own, -math.inf)
+    return torch.logsumexp(exponents, -1) - math.log((x.shape[1] - 1) * 2 * math.pi * BANDWIDTH**2)
+
+
+def logit(particles: Tensor) -> tuple[Tensor, Tensor]:
+    """d = log p/q at the particles and its gradient there: [S, N], [S, N, 2]."""
+    x = particles.detach().requires_grad_()
+    d = log_p(x) - log_q(x, particles.detach())
+    (gradient,) = torch.autograd.grad(d.sum(), x)
+    return d.detach(), gradient
+
+
+def flow(objective: str, seeds: int, steps: int, record: int) -> tuple[Tensor, list[float], list[float]]:
+    """Particles [T, S, N, 2] at every `record`-th step; mean h'(d) over particles and mean d at those steps.
+
+    A particle moves by STEP_LENGTH h'(d) grad d, at most by LONGEST.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tensor(START) + START_STD * torch.randn(seeds, PARTICLES, 2, generator=generator)
+    kept, slopes, logits = [], [], []
+    for step in range(steps + 1):
+        d, gradient = logit(x)
+        slope = san.vector_field(objective, d)
+        if step % record == 0:
+            kept.append(x)
+            slopes.append(float(slope.mean()))
+            logits.append(float(d.mean()))
+        move = STEP_LENGTH * slope.unsqueeze(-1) * gradient
+        x = x + move * (LONGEST / move.norm(dim=-1, keepdim=True).clamp_min(LONGEST))
+    return torch.stack(kept), slopes, logits
+
+
+def reference(n: int) -> Tensor:
+    """[n, 2] samples of the data."""
+    generator = torch.Generator().manual_seed(1)
+    return CENTRES[torch.randint(len(CENTRES), (n,), generator=generator)] + STD * torch.randn(n, 2, generator=generator)
+
+
+def picture(frames: dict[str, Tensor], results: dict[str, Any], path: Path) -> None:
+    """Particles after the last step; h' over d; sliced distance over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(11, 5.4), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    for axes, objective in zip(above.subplots(1, len(OBJECTIVES)), OBJECTIVES, strict=True):
+        _scatter(axes, frames[objective][-1, 0], objective)
+    left, right = below.subplots(1, 2)
+    d = torch.linspace(-12, 6, 400)
+    for objective in OBJECTIVES:
+        left.semilogy(d, san.vector_field(objective, d).clamp(1e-6, 1e3), label=objective)
+        series = results["objectives"][objective]
+        right.plot(results["recorded steps"], series["sliced_wasserstein over steps"], label=objective)
+    left.axvspan(-12, -5, color="0.9")
+    left.text(-11.8, 2e2, "vanilla with C = 0 vanishes", fontsize=8)
+    left.set(xlabel="d", ylabel="h'(d)")
+    right.set(xlabel="step", ylabel="sliced Wasserstein distance", yscale="log")
+    left.legend(fontsize=7, loc="lower right")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _scatter(axes: Any, particles: Tensor, title: str) -> None:
+    for centre in CENTRES:
+        axes.add_patch(_circle(centre.tolist()))
+    axes.scatter(particles[:, 0], particles[:, 1], s=2, color="tab:blue")
+    axes.set(xlim=(-2.5, 4), ylim=(-2.6, 2.6), aspect="equal", xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+
+
+def _circle(centre: list[float]) -> Any:
+    from matplotlib.patches import Circle
+
+    return Circle((centre[0], centre[1]), 2 * STD, color="tab:orange", alpha=0.25, linewidth=0)
+
+
+def animation(frames: dict[str, Tensor], path: Path) -> None:
+    """A panel per h, a frame per recorded step, few colours."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    images = []
+    for t in range(len(frames[OBJECTIVES[0]])):
+        figure, grid = plt.subplots(2, 3, figsize=(5.4, 3.2), layout="constrained")
+        for axes, objective in zip(grid.flat, OBJECTIVES, strict=True):
+            _scatter(axes, frames[objective][t, 0], objective)
+        figure.canvas.draw()
+        pixels = figure.canvas.buffer_rgba()  # type: ignore[attr-defined]
+        images.append(Image.frombytes("RGBA", figure.canvas.get_width_height(), bytes(pixels)).convert("RGB").quantize(12, dither=Image.Dither.NONE))
+        plt.close(figure)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=[120] * (len(images) - 1) + [2000], loop=0, optimize=True)
+
+
+@click.command(help=str(__doc__))
+@click.option("--seeds", default=10, show_default=True)
+@click.option("--steps", default=300, show_default=True)
+@click.option("--out", default=str(report.RESULTS), show_default=True)
+def main(seeds: int, steps: int, out: str) -> None:
+    """Flow, print the table, draw."""
+    if seeds < 2 or steps < 10:
+        raise click.ClickException(f"--seeds={seeds} --steps={steps}: at least 2 seeds and 10 steps are needed")
+    torch.set_num_threads(1)
+    record = max(1, steps // 40)
+    target = reference(PARTICLES)
+    frames: dict[str, Tensor] = {}
+    results: dict[str, Any] = {"seeds": seeds, "steps": steps, "recorded steps": list(range(0, steps + 1, record)), "objectives": {}}
+    floor = [float(sliced_wasserstein(reference(PARTICLES * (seeds + 1))[PARTICLES * (i + 1) :][:PARTICLES], target)) for i in range(seeds)]
+    results["two samples of the data"] = report.interval(floor)
+    for objective in OBJECTIVES:
+        frames[objective], slopes, logits = flow(objective, seeds, steps, record)
+        distances = [[float(sliced_wasserstein(x, target)) for x in frame] for frame in frames[objective]]
+        arrived = (frames[objective][-1][..., 0] > 0.5).float().mean(1)
+        results["objectives"][objective] = {
+            "sliced_wasserstein": report.interval(distances[-1]),
+            "share of particles that arrived": report.interval(arrived.tolist()),
+            "mean h' at the start": slopes[0],
+            "mean d at the start": logits[0],
+            "sliced_wasserstein over steps": [sum(row) / len(row) for row in distances],
+        }
+        row = results["objectives"][objective]
+        click.echo(
+            f"{objective:11s} h' at the start {slopes[0]:.2e}   arrived {report.text(row['share of particles that arrived'])}   "
+            f"sliced distance {report.text(row['sliced_wasserstein'])}"
+        )
+    report.write(Path(out), "monoflow", results)
+    picture(frames, results, Path(out) / "monoflow.png")
+    animation(frames, Path(out) / "monoflow.gif")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the experiments share: intervals over seeds, results on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "lab"
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
+    """Mean, half width of the t interval of that level, standard deviation and number of independent values."""
+    x = np.asarray(values, dtype=np.float64)
+    spread = float(x.std(ddof=1)) if len(x) > 1 else math.nan
+    half = float(stats.t.ppf(0.5 + level / 2, len(x) - 1)) * spread / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    return {"mean": float(x.mean()), "half_width": half, "std": spread, "n": len(x)}
+
+
+def text(summary: dict[str, float], digits: int = 3) -> str:
+    """An interval as "mean ± half width"."""
+    return f"{summary['mean']:.{digits}f} ± {summary['half_width']:.{digits}f}"
+
+
+def verdict(difference: dict[str, float]) -> str:
+    """What the 95% interval of a paired difference (positive = better) says."""
+    if difference["mean"] - difference["half_width"] > 0:
+        return "better"
+    return "worse" if difference["mean"] + difference["half_width"] < 0 else "no difference seen"
+
+
+def write(out: Path, name: str, results: dict[str, Any]) -> None:
+    """Write OUT/NAME.json, numbers rounded to six digits."""
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{name}.json.tmp"
+    temporary.write_text(json.dumps(_rounded(results), indent=1) + "\n")
+    temporary.replace(out / f"{name}.json")
+
+
+def read(out: Path, name: str) -> dict[str, Any] | None:
+    """OUT/NAME.json, None if it is not there."""
+    path = out / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value

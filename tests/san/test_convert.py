@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""san.convert: any discriminator's last layer, the same function, SAN's gradients, and back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+import san
+from san.convert import ConvertedLayer
+
+
+class Deep(nn.Module):
+    """A discriminator with its last layer inside, and a reshape and a mean behind it."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.LeakyReLU(0.2))
+        self.head = nn.Module()
+        self.head.out = last
+
+    def forward(self, x):
+        return self.head.out(self.body(x)).flatten(2).mean(2).view(-1, 1).squeeze(1)
+
+
+class Projection(nn.Module):
+    """Logit = linear(h) + <embed(y), h> (Miyato & Koyama, ICLR 2018)."""
+
+    def __init__(self, norm=lambda m: m) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Tanh())
+        self.linear, self.embed = norm(nn.Linear(7, 1)), norm(nn.Embedding(4, 7))
+
+    def forward(self, x, y):
+        h = self.body(x)
+        return self.linear(h) + torch.sum(self.embed(y) * h, dim=1, keepdim=True)
+
+
+class MultiScale(nn.Module):
+    """Several branches, features and logits returned in nested lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(Branch() for _ in range(3))
+
+    def forward(self, x):
+        outputs = [branch(x[..., ::step]) for step, branch in enumerate(self.branches, start=1)]
+        return [o[0] for o in outputs], [o[1] for o in outputs]
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pre, self.post = nn.Conv1d(2, 5, 3, padding=1), nn.Conv1d(5, 1, 3, padding=1)
+
+    def forward(self, x):
+        h = torch.tanh(self.pre(x))
+        return h, torch.flatten(self.post(h), 1, -1)
+
+
+def sequential_mlp():
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2), nn.Flatten()))
+
+
+CASES = {  # name -> (module, input shape, layers to name)
+    "linear alone": (lambda: nn.Linear(5, 3), (4, 5), None),
+    "sequential": (sequential_mlp, (4, 5), None),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 1, 3, padding=1, padding_mode="circular")), (3, 2, 9), None),
+    "conv2d deep": (lambda: Deep(nn.Conv2d(6, 1, 3, stride=2, padding=1, padding_mode="reflect")), (4, 3, 8, 8), None),
+    "conv2d grouped, no bias": (lambda: nn.Sequential(nn.Conv2d(6, 4, 3, groups=2, dilation=2, bias=False)), (2, 6, 9, 9), None),
+    "conv3d same": (lambda: nn.Sequential(nn.Conv3d(2, 1, 3, padding="same")), (2, 2, 4, 4, 4), None),
+    "spectral_norm, older": (lambda: Deep(spectral_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
+    "spectral_norm": (lambda: Deep(parametrizations.spectral_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
+    "spectral_norm, linear": (lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(5, 3))), (4, 5), None),
+    "weight_norm, older": (lambda: Deep(weight_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
+    "weight_norm": (lambda: Deep(parametrizations.weight_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
+    "weight_norm of three": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 3))), (4, 5), None),
+    "multi-scale": (MultiScale, (2, 2, 12), None),
+    "projection": (Projection, (4, 3, 2, 2), ["linear", "embed"]),
+    "projection, spectral_norm": (lambda: Projection(spectral_norm), (4, 3, 2, 2), ["linear", "embed"]),
+}
+WARNINGS = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:.*spectral_norm.*:FutureWarning")
+pytestmark = WARNINGS
+
+
+def build(case: str, dtype=torch.float64) -> tuple[nn.Module, tuple, object]:
+    torch.manual_seed(0)
+    make, shape, layers = CASES[case]
+    module = make().to(dtype).eval()
+    inputs = (torch.randn(shape, dtype=dtype),)
+    return module, (*inputs, torch.tensor([0, 3, 1, 3])) if isinstance(module, Projection) else inputs, layers
+
+
+def tensors(output, part=None) -> list[torch.Tensor]:
+    """All logits within an output; of SANLogits the given part."""
+    if isinstance(output, san.SANLogits):
+        return [getattr(output, part)]
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return [t for x in output for t in tensors(x, part)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_the_function_is_kept_there_and_back(case, dtype):
+    module, inputs, layers = build(case, dtype)
+    before = tensors(module(*inputs))
+    eps = torch.finfo(dtype).eps
+    converted = san.convert(module, layers)
+    output = converted(*inputs)
+    for part in ("fun", "dir"):
+        for a, b in zip(tensors(output, part), before, strict=True):
+            torch.testing.assert_close(a, b, rtol=16 * eps, atol=16 * eps)
+    restored = san.restore(converted)
+    for a, b in zip(tensors(restored(*inputs)), before, strict=True):
+        torch.testing.assert_close(a, b, rtol=16 * eps, atol=16 * eps)
+    assert not any(isinstance(m, ConvertedLayer) for m in restored.modules())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_a_san(case):
+    """fun: everything but the directions, as the original's own gradients. dir: the directions alone."""
+    module, inputs, layers = build(case)
+    plain = build(case)[0]
+    converted = san.convert(module, layers)
+    directions = {f"{n}.weight".lstrip(".") for n, m in converted.named_modules() if isinstance(m, san.layers._SANLayer)}
+    named = dict(converted.named_parameters())
+    output = converted(*inputs)
+    fun = torch.autograd.grad(sum(t.square().sum() for t in tensors(output, "fun")), list(named.values()), allow_unused=True, retain_graph=True)
+    assert {n for n, g in zip(named, fun, strict=True) if g is None} == directions
+    original = dict(plain.named_parameters())
+    shared = [n for n in named if n in original and n not in directions and not n.endswith("scale")]
+    total = sum(t.square().sum() for t in tensors(plain(*inputs)))
+    expected = torch.autograd.grad(total, [original[n] for n in shared]) if shared else ()
+    for name, value in zip(shared, expected, strict=True):
+        torch.testing.assert_close(fun[list(named).index(name)], value)
+    total = sum(x.dir.square().sum() for x in find_logits(output))
+    gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    assert {n for n, g in zip(named, gradients, strict=True) if g is not None} == directions
+
+
+def find_logits(output) -> list[san.SANLogits]:
+    if isinstance(output, san.SANLogits):
+        return [output]
+    return [] if isinstance(output, torch.Tensor) else [x for part in output for x in find_logits(part)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_of_the_original_load(case):
+    module, inputs, layers = build(case)
+    for p in module.parameters():
+        p.data.add_(torch.randn_like(p) * 0.3)
+    if any("weight_u" in k or "_u" in k for k in module.state_dict()):
+        module.train()
+        module(*inputs)  # one power iteration for the new weights
+        module.eval()
+    other = san.convert(build(case)[0], layers)
+    state = module.state_dict()
+    names = list(state)
+    other.load_state_dict(state)
+    assert list(state) == names, "the given state is left alone"
+    for a, b in zip(tensors(other(*inputs), "fun"), tensors(module(*inputs)), strict=True):
+        torch.testing.assert_close(a, b)
+    again = san.convert(build(case)[0], layers)
+    again.load_state_dict(other.state_dict())
+    for a, b in zip(tensors(again(*inputs), "fun"), tensors(other(*inputs), "fun"), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_spectral_norm_fixes_the_scale_and_weight_norm_does_not():
+    for case, fixed in {"spectral_norm": True, "spectral_norm, older": True, "weight_norm": False, "conv2d deep": False}.items():
+        converted = san.convert(build(case)[0])
+        assert ("head.out.scale" not in dict(converted.named_parameters())) == fixed
+        assert "head.out.scale" in converted.state_dict()
+
+
+def test_output_bias_is_no_business_of_the_direction():
+    converted = san.convert(nn.Linear(5, 1))
+    logits = converted(torch.randn(4, 5))
+    assert torch.autograd.grad(logits.dir.sum(), converted.bias, allow_unused=True, retain_graph=True) == (None,)
+    assert float(torch.autograd.grad(logits.fun.sum(), converted.bias)[0]) == 4
+
+
+def test_training_a_converted_discriminator_separates():
+    torch.manual_seed(0)
+    D = san.convert(nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)))
+    optimizer = torch.optim.Adam(D.parameters(), 1e-2)
+    for _ in range(100):
+        real, fake = torch.randn(64, 2) + 2, torch.randn(64, 2)
+        san.discriminator_objective(D(real), D(fake), "hinge").backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        san.normalize_(D)
+    assert D(torch.randn(500, 2) + 2).fun.mean() > 0.5 > -0.5 > D(torch.randn(500, 2)).fun.mean()
+    assert float(D[2].weight.detach().norm()) == pytest.approx(1, abs=1e-6)
+
+
+def test_autocast():
+    D = san.convert(sequential_mlp())
+    x = torch.randn(4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = D(x)
+        san.discriminator_objective(logits, logits).backward()
+    torch.testing.assert_close(logits.fun.float(), D(x).fun, rtol=0.05, atol=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in D.parameters())
+
+
+@pytest.mark.parametrize("case", ["sequential", "conv2d deep", "projection"])
+def test_compile(case):
+    """Through dynamo and autograd capture; the code generator of the machine is not what is tested."""
+    module, inputs, layers = build(case)
+    converted = san.convert(module, layers)
+    compiled = torch.compile(converted, backend="aot_eager")
+    expected, found = converted(*inputs), compiled(*inputs)
+    for part in ("fun", "dir"):
+        for a, b in zip(tensors(found, part), tensors(expected, part), strict=True):
+            torch.testing.assert_close(a, b)
+    (sum(t.sum() for t in tensors(found, "fun")) + sum(t.sum() for t in tensors(found, "dir"))).backward()
+    assert all(p.grad is not None for p in converted.parameters())
+
+
+def test_ddp(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        module, inputs, layers = build("projection")
+        wrapped = nn.parallel.DistributedDataParallel(san.convert(module, layers), find_unused_parameters=True)
+        logits = wrapped(*inputs)
+        san.discriminator_objective(logits, logits, "bce").backward()
+        assert all(p.grad is not None for p in wrapped.parameters())
+        with pytest.raises(ValueError, match="before wrapping it in DistributedDataParallel"):
+            san.convert(nn.parallel.DistributedDataParallel(nn.Linear(2, 1)))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_copies_and_shared_layers():
+    layer = nn.Linear(3, 1)
+    module = nn.Sequential(nn.Linear(3, 3), layer)
+    module.also = nn.ModuleList([layer])
+    converted = san.convert(module, "1")
+    assert converted[1] is converted.also[0]
+    twin = copy.deepcopy(san.convert(sequential_mlp()))
+    assert isinstance(twin(torch.randn(2, 5)), san.SANLogits)
+    assert isinstance(san.restore(twin)(torch.randn(2, 5)), torch.Tensor)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 1), nn.Linear(3, 1)
+
+
+class WithSigmoid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.fc(self.body(x)))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: san.convert(TwoHeads()), r"Name them, as in san.convert\(D, 'b'\); candidates: a, b"),
+        (lambda: san.convert(Projection()), "projection head"),
+        (lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())), "ends in Sigmoid"),
+        (lambda: san.convert(WithSigmoid())(torch.randn(2, 3)), "'sigmoid' is applied after"),
+        (lambda: san.convert(nn.ReLU()), "has no Linear"),
+        (lambda: san.convert(TwoHeads(), "c"), "no layer 'c'; there are: a, b"),
+        (lambda: san.convert(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "1"), "'1' is a ReLU"),
+        (lambda: san.convert(san.convert(nn.Sequential(nn.Linear(3, 1)))), "converted already"),
+        (lambda: san.restore(nn.Linear(3, 1)), "no converted layer"),
+        (lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1), nn.Softmax(1))), "ends in Softmax"),
+    ],
+)
+def test_mistakes_take_one_line(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call()
+    assert "\n" not in str(error.value)

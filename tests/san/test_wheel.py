@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `pip install .` brings: the package san, nothing else at the top level, small, and torch as the only dependency."""
+
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy of what a wheel needs, so that the checkout gets no build folder."""
+    pytest.importorskip("setuptools", minversion="77")
+    import shutil
+
+    source, dest = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in ("san", "training", "dnnlib"):  # the last two must stay out
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(dest)]
+    subprocess.run(command, check=True, timeout=300)
+    (path,) = dest.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_san_alone_and_is_small(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"san"}
+    assert {name for name in names if name.startswith("san/")} == {f"san/{p.name}" for p in (ROOT / "san").glob("*.py")}
+    assert wheel.stat().st_size < 50_000
+
+
+def test_wheel_asks_for_torch_alone(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
+    required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert len(required) == 1 and required[0].startswith("torch")
+
+
+def test_wheel_imports_without_the_checkout(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import sys, san; assert san.__file__.startswith(sys.argv[1]), san.__file__; "
+        "ours = {'training', 'torch_utils', 'dnnlib', 'metrics'} & set(sys.modules); assert not ours, ours"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, timeout=300)
