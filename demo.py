@@ -57,8 +57,8 @@ TRAIN_OPTIONS = {
     "gpus": 1,
     "batch": 16,
     "kimg": 20,
-    "tick": 1,
-    "snap": 4,
+    "tick": 0.5,
+    "snap": 5,
     "metrics": METRIC,
     "grid": "10x10",
 }
