@@ -99,7 +99,7 @@ def record_folder(options: dict[str, Any]) -> Path | None:
     if options["outdir"]:
         return Path(options["outdir"])
     network = options["network"]
-    if network and not dnnlib.util.is_url(network) and (Path(network).parent / "training_options.json").is_file():
+    if network and not dnnlib.util.is_url(network) and not network.startswith("hf://") and (Path(network).parent / "training_options.json").is_file():
         return Path(network).parent
     return None
 
@@ -131,7 +131,7 @@ def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, 
 def measure(options: dict[str, Any]) -> None:
     """One process of the measurement; process 0 prints and keeps the records."""
     device = distributed.init(pick_device(options["device"]).type)
-    network = gen_images.load_network(options["network"], device) if options["network"] else None
+    network = gen_images.load_network(options["network"], device, trust_pickle=options["trust_pickle"]) if options["network"] else None
     evaluator = make_evaluator(options, network, device)
     folder = record_folder(options)
     if folder and distributed.is_main():
@@ -168,7 +168,8 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--network", metavar="PATH|URL", help="network pickle to measure")
+@click.option("--network", metavar="PATH|URL", help="network pickle to measure, or .safetensors with its .json, or hf://OWNER/NAME")
+@click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
 @click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names")
 @click.option("--data", metavar="ZIP|DIR", help="data set to compare with  [default: the one the pickle was trained on]")
@@ -202,7 +203,7 @@ def main(**options: Any) -> None:
     if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
     # Everything that can be wrong is looked at here, once, before processes start and hours pass.
-    network = gen_images.load_network(options["network"]) if options["network"] else None
+    network = gen_images.load_network(options["network"], trust_pickle=options["trust_pickle"]) if options["network"] else None
     make_evaluator(options, network, pick_device(options["device"])).check()
     del network
     distributed.launch(measure, options["gpus"], options)

@@ -32,6 +32,7 @@ from training.build import pick_device
 @gen_images.one_line_errors
 def main(
     network: str,
+    trust_pickle: bool,
     truncation: float,
     centroids_path: str | None,
     device: str,
@@ -47,7 +48,7 @@ def main(
     seeds = gen_images.sheet_seeds([seed], samples_per_class)
     if desc and not re.fullmatch(r"[\w.+-]+", desc):
         raise ValueError(f"--desc={desc!r}: letters, digits and . _ + - only, since it becomes part of a file's name")
-    net = gen_images.load_network(network, pick_device(device), data)
+    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle)
     rows = gen_images.class_indices(net, classes)
     centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     total = len(rows) * len(seeds)

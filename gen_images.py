@@ -37,11 +37,12 @@ from torch import Tensor
 
 import dnnlib.util
 from torch_utils import images
-from torch_utils.persistence import read_network_pickle
+from training import sharing, weights
 from training.build import pick_device
 from training.data import ImageDataset
-from training.generator import Generator, from_record
+from training.generator import Generator
 
+TRUST_HELP = "run a pickle that cannot be read otherwise. It is a program then: it can do whatever you can. Only for files whose maker you trust"
 MAX_SEED = 2**32 - 1  # of numpy's RandomState
 
 
@@ -50,7 +51,7 @@ class Network:
     """A generator with what its pickle says about itself."""
 
     path: str
-    G: Generator
+    G: Any  # a Generator; with --trust-pickle maybe a weights.ForeignGenerator, which our scripts use alike
     training_set_kwargs: dict[str, Any]
     provenance: dict[str, Any]
     class_names: list[str] | None
@@ -64,25 +65,37 @@ class Network:
         return f"{index} {self.class_names[index]}" if self.class_names and index < len(self.class_names) else str(index)
 
 
-def load_network(path_or_url: str, device: torch.device | str = "cpu", data: str | None = None, key: str = "G_ema") -> Network:
-    """Read a network pickle without running what is in it.
+def load_network(
+    path_or_url: str, device: torch.device | str = "cpu", data: str | None = None, key: str = "G_ema", trust_pickle: bool = False
+) -> Network:
+    """Read a network pickle, a .safetensors file with its .json, or hf://OWNER/NAME, without running what is in it.
 
-    Class names come from the data set `data` if given, else from the pickle, else from the data set the pickle names, if it is still there.
+    Class names come from the data set `data` if given, else from the file, else from the data set the file names, if it is still there.
+    trust_pickle: if a pickle cannot be read so, run it, and use the network that comes out with its own code.
     Raises FileNotFoundError, OSError or ValueError with one line.
     """
-    path = dnnlib.util.open_url(path_or_url, return_filename=True) if dnnlib.util.is_url(path_or_url) else path_or_url
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--network: there is no file {path_or_url}")
-    contents = read_network_pickle(path)
-    if contents.get(key) is None:
-        raise ValueError(f"{path_or_url}: holds no network {key}; it has {', '.join(k for k in contents if contents[k] is not None) or 'nothing'}")
-    try:
-        G = from_record(contents[key]).to(device)
-    except ValueError as error:
-        raise ValueError(f"{path_or_url}: {key}: {error}") from None
-    kwargs, provenance = (contents.get(name) for name in ("training_set_kwargs", "provenance"))
-    kwargs, provenance = (dict(value) if isinstance(value, dict) else {} for value in (kwargs, provenance))
+    if sharing.is_repository(path_or_url):
+        contents = sharing.pull(path_or_url)
+    else:
+        path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if dnnlib.util.is_url(path_or_url) else path_or_url
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"--network: there is no file {path_or_url}")
+        try:
+            contents = weights.read(path, key=key)
+        except ValueError as error:
+            if not trust_pickle:
+                raise ValueError(str(error).replace(str(path), path_or_url, 1)) from None
+            warn_trusted(path_or_url)
+            foreign = weights.trusted_generator(path, key).to(device)
+            return Network(path_or_url, foreign, {}, {}, _class_names(foreign.c_dim, data, {}, {}))
+    G = contents.only(key).generators[key].to(device)
+    kwargs, provenance = contents.training_set_kwargs or {}, contents.provenance or {}
     return Network(path_or_url, G, kwargs, provenance, _class_names(G.c_dim, data, kwargs, provenance))
+
+
+def warn_trusted(path: str) -> None:
+    """What --trust-pickle means, said where it takes effect."""
+    click.echo(f"warning: {path} is run as a program, because of --trust-pickle: it can do whatever you can do on this machine", err=True)
 
 
 def _class_names(num_classes: int, data: str | None, kwargs: dict[str, Any], provenance: dict[str, Any]) -> list[str] | None:
@@ -179,7 +192,12 @@ def set_transform(G: Generator, translate: tuple[float, float] = (0, 0), rotate:
     """Move what all later images show by `translate` (fractions of the image, right and down), after turning it by `rotate` degrees anticlockwise.
 
     The input layer's matrix maps positions of the output to positions of the picture, so it gets the inverse of that motion.
+    Raises ValueError for a motion of a network that cannot move its pictures.
     """
+    if not hasattr(G.synthesis, "input"):
+        if (*translate, rotate) != (0, 0, 0):
+            raise ValueError("--translate and --rotate: this network has no input layer that can move a picture")
+        return
     angle = np.deg2rad(rotate)
     motion = np.array([[np.cos(angle), np.sin(angle), translate[0]], [-np.sin(angle), np.cos(angle), translate[1]], [0, 0, 1]])
     G.synthesis.input.transform.copy_(torch.from_numpy(np.linalg.inv(motion).astype(np.float32)))
@@ -281,7 +299,8 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="truncate towards the nearest of these cluster centres in W",
         ),
         click.option("--trunc", "truncation", type=float, default=1, show_default=True, help="truncation psi; 1 = none, 0 = the class's mean image"),
-        click.option("--network", required=True, metavar="PATH|URL", help="network pickle"),
+        click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),
+        click.option("--network", required=True, metavar="PATH|URL", help="network pickle, or .safetensors with its .json, or hf://OWNER/NAME"),
     ):
         function = option(function)
     return function
@@ -334,6 +353,7 @@ def _check_together(grid: str | None, classes: str | None, class_name: str | Non
 @one_line_errors
 def main(
     network: str,
+    trust_pickle: bool,
     truncation: float,
     centroids_path: str | None,
     device: str,
@@ -355,7 +375,7 @@ def main(
     shape = parse_grid(grid) if grid else None
     if shape and shape[0] * shape[1] != len(numbers) * batch_sz:
         raise ValueError(f"--grid={grid} holds {shape[0] * shape[1]} images, but --seeds and --batch-sz make {len(numbers) * batch_sz}")
-    net = load_network(network, pick_device(device), data)
+    net = load_network(network, pick_device(device), data, trust_pickle=trust_pickle)
     set_transform(net.G, offset, rotate)
     centroids = load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     options: dict[str, Any] = {"truncation": truncation, "centroids": centroids, "noise_mode": noise_mode, "batch": batch}

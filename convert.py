@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network files from one form into another. Runs nothing that a file contains.
+
+    # a pickle into weights as weights: network.safetensors and network.json; and back, bit for bit
+    python convert.py --source=network-snapshot.pkl --dest=network.safetensors
+    python convert.py --source=network.safetensors --dest=network.pkl
+
+    # a published network, made light: G_ema alone
+    python convert.py --source=https://host/imagenet256.pkl --dest=imagenet256.safetensors --networks=G_ema
+
+    # two ONNX files, mapping and synthesis, compared with onnxruntime (pip install onnx onnxscript onnxruntime)
+    python convert.py --source=network-snapshot.pkl --dest=network.onnx
+
+    # to and from a Hugging Face repository, with a model card (pip install huggingface_hub; hf auth login)
+    python convert.py --source=best_model.pkl --dest=hf://me/emoji64 --license=cc-by-4.0
+    python convert.py --source=hf://me/emoji64 --dest=emoji64.pkl
+
+A pickle that this writes opens in every tool that knows StyleGAN3's pickles. Weights and settings are kept exactly; source text that a pickle
+carried is not kept, a discriminator is kept as named tensors, and ONNX keeps G_ema alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import dnnlib.util
+import gen_images
+from training import onnx_export, sharing, weights
+
+FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
+MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
+
+
+def format_of(dest: str, asked: str | None) -> str:
+    """The form that --format or the ending of --dest asks for. Raises ValueError."""
+    if sharing.is_repository(dest):
+        found = "hub"
+    else:
+        found = next((name for name, endings in FORMATS.items() if dest.lower().endswith(endings) and endings), "")
+    if asked and found and asked != found:
+        raise ValueError(f"--format={asked} does not go with --dest={dest}: end it with {' or '.join(FORMATS[asked]) or 'hf://OWNER/NAME'}")
+    if not asked and not found:
+        raise ValueError(f"--dest={dest}: end it with .pkl, .safetensors or .onnx, name hf://OWNER/NAME, or say --format")
+    if asked == "hub" and not found:
+        raise ValueError(f"--dest={dest}: a model repository is named hf://OWNER/NAME")
+    return asked or found
+
+
+def read(source: str, trust_pickle: bool) -> weights.NetworkFile:
+    """The network file that --source means: a path, an http(s) address or hf://OWNER/NAME. Raises FileNotFoundError, OSError or ValueError."""
+    if sharing.is_repository(source):
+        return sharing.pull(source)
+    path = dnnlib.util.open_url(source, return_filename=True) if dnnlib.util.is_url(source) else source
+    try:
+        return weights.read(path)
+    except ValueError:
+        if not trust_pickle or path.endswith(".safetensors"):
+            raise
+    gen_images.warn_trusted(source)
+    return weights.read_trusted(path)
+
+
+def write_onnx(file: weights.NetworkFile, dest: str) -> None:
+    """G_ema as two files, compared with what they come from; files that differ are removed. Raises ValueError."""
+    onnx_export.require_onnx()
+    G = file.generators.get("G_ema") or next(iter(file.generators.values()))
+    paths = onnx_export.export(G, dest.removesuffix(".onnx"))
+    try:
+        found = onnx_export.compare(G, paths)
+    except ValueError as error:
+        click.echo(f"not compared: {error}", err=True)
+    else:
+        if not found["images"] <= MAX_ONNX_DIFFERENCE:
+            for path in paths:
+                path.unlink()
+            raise ValueError(f"--dest={dest}: onnxruntime draws images that differ by {found['images']:.2g} (of [-1, 1]); nothing is kept")
+        click.echo(f"onnxruntime: ws differ by at most {found['ws']:.1e}, images by {found['images']:.1e} (of [-1, 1])")
+    click.echo(f"wrote {', '.join(map(str, paths))}")
+
+
+@click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+@click.option("--source", required=True, metavar="PATH|URL|hf://OWNER/NAME", help="network pickle, .safetensors with its .json, or model repository")
+@click.option("--dest", required=True, metavar="PATH|hf://OWNER/NAME", help="what to write; its ending says the form")
+@click.option("--format", "asked", type=click.Choice(list(FORMATS)), help="the form, where the ending of --dest does not say it")
+@click.option("--networks", type=click.Choice(["all", "G_ema", "G"]), help="which to keep  [default: all; for a repository G_ema]")
+@click.option("--license", metavar="ID", help="of the weights, for the model card: apache-2.0, cc-by-4.0, ...")
+@click.option("--private", is_flag=True, help="make a new model repository a private one")
+@click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
+@gen_images.one_line_errors
+def main(source: str, dest: str, asked: str | None, networks: str | None, license: str | None, private: bool, trust_pickle: bool) -> None:
+    form = format_of(dest, asked)
+    if form != "hub" and (license or private):
+        raise ValueError("--license and --private are for a model repository (--dest=hf://OWNER/NAME)")
+    if form != "hub" and Path(dest).parent != Path() and not Path(dest).parent.is_dir():
+        raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
+    if form == "onnx":
+        onnx_export.require_onnx()
+    file = read(source, trust_pickle)
+    networks = networks or ("G_ema" if form == "hub" and "G_ema" in file.generators else "all")
+    if networks != "all":
+        file = file.only(networks)
+    if form == "pkl":
+        weights.write_pickle(dest, file)
+        click.echo(f"wrote {dest}")
+    elif form == "safetensors":
+        click.echo(f"wrote {dest} and {weights.write_safetensors(dest, file)}")
+    elif form == "onnx":
+        write_onnx(file, dest)
+    else:
+        address = sharing.push(file, dest, license=license, metrics=sharing.read_metrics(source), private=private)
+        click.echo(f"uploaded: {address}")
+
+
+if __name__ == "__main__":
+    main()
