@@ -50,7 +50,7 @@ class Panel:
 
 # title, limits, zero line, then (statistic, label, colour) of each line. A panel without data is left out.
 _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[str, str, str], ...]], ...] = (
-    ("Discriminator loss", None, True, (("Loss/D/fun", "fun (hinge)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE))),
+    ("Discriminator loss", None, True, (("Loss/D/fun", "fun (its own loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE))),
     (
         "Generator loss",
         None,
