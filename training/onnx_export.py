@@ -138,7 +138,7 @@ def compare(G: Generator, paths: list[Path], batch: int = 3, seed: int = 0) -> d
     random = np.random.RandomState(seed)
     z = random.randn(batch, G.z_dim).astype(np.float32)
     labels = random.randint(0, G.c_dim, batch).astype(np.int64) if G.c_dim else None
-    feed = {"z": z, "truncation_psi": np.float32(0.7), **({"labels": labels} if labels is not None else {})}
+    feed = {"z": z, "truncation_psi": np.array(0.7, np.float32), **({"labels": labels} if labels is not None else {})}
     ws = sessions[0].run(None, feed)[0]
     images = sessions[1].run(None, {"ws": ws})[0]
     with torch.no_grad():
