@@ -34,7 +34,7 @@ from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
 from torch_utils import distributed
 from training import build, loop
-from training.config import TrainConfig, describe, from_json, to_json
+from training.config import TrainConfig, describe, from_json, option_type, to_json
 from training.generator import Generator
 from training.periodic import Score
 from training.steps import NonFiniteError
@@ -143,9 +143,7 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
         section, key = option.split(".")
         default = tree[section][key]
         value, about, source = rows[option]
-        kind: Any = SPECIAL_TYPES.get(flag) or (str if default is None else type(default))
-        if flag == "max_images":
-            kind = int
+        kind: Any = SPECIAL_TYPES.get(flag) or option_type(option)
         text = f"{about} [default: {','.join(default) or 'none' if isinstance(default, list) else value}, from {source}]"
         names = list(dict.fromkeys([f"--{flag.replace('_', '-')}", f"--{flag}"]))
         if flag == "superres":

@@ -268,6 +268,14 @@ def from_json(tree: dict[str, dict[str, Any]]) -> TrainConfig:
     return TrainConfig(**sections)
 
 
+def option_type(name: str) -> type:
+    """The plain type of option "section.key": int for int | None."""
+    section, key = name.split(".")
+    hint = typing.get_type_hints(SECTIONS[section])[key]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next(o for o in options if o is not type(None))
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:

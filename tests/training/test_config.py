@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from training.config import SECTIONS, TrainConfig, describe, from_json, to_json
+from training.config import SECTIONS, TrainConfig, describe, from_json, option_type, to_json
 
 
 def changed(**values) -> TrainConfig:
@@ -53,3 +53,9 @@ def test_origins():
     assert rows["run.batch"] == ("24", "given")
     assert rows["run.seed"] == ("3", "the run's own")
     assert rows["run.kimg"] == ("25000.0", "default of StyleGAN3")
+
+
+def test_option_types_are_plain():
+    assert option_type("generator.cmax") is int
+    assert option_type("data.path") is str
+    assert option_type("loss.cls_weights") is str
