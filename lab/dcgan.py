@@ -122,7 +122,8 @@ def train(pixels: Tensor, labels: Tensor, classes: int, is_san: bool, seed: int,
         g_opt.zero_grad()
         d_opt.zero_grad()
         average.update_parameters(G)
-    return average.module.eval()
+    averaged: Any = average.module
+    return averaged.eval()
 
 
 def train_classifier(pixels: Tensor, labels: Tensor, classes: int, epochs: int = 3) -> nn.Module:
@@ -168,7 +169,7 @@ def measure(G: Generator, classes: int, plan: Plan, real: Moments, detector: det
     share = torch.bincount(seen).double() / len(seen)
     outputs = next(m.out_features for m in reversed(list(classifier.modules())) if isinstance(m, nn.Linear))
     scores = {
-        "fd_lite0": float(frechet_distance(found.mean(), found.covariance(), real.mean(), real.covariance())),
+        "fd_lite0": float(frechet_distance(found.mean, found.covariance, real.mean, real.covariance)),
         "balance": float(torch.special.entr(share).sum()) / math.log(outputs),
     }
     return scores | ({"accuracy": float((seen == labels).double().mean())} if labels is not None else {})

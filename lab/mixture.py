@@ -74,7 +74,8 @@ def picture(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(11, 5.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    above, below = panels
     modes = centres()
     for axes, (name, arm) in zip(above.subplots(1, len(ARMS)), results["arms"].items(), strict=True):
         points = torch.tensor(arm["samples"])

@@ -86,7 +86,8 @@ def picture(frames: dict[str, Tensor], results: dict[str, Any], path: Path) -> N
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(11, 5.4), layout="constrained")
-    above, below = figure.subfigures(2, 1)
+    panels: Any = figure.subfigures(2, 1)
+    above, below = panels
     for axes, objective in zip(above.subplots(1, len(OBJECTIVES)), OBJECTIVES, strict=True):
         _scatter(axes, frames[objective][-1, 0], objective)
     left, right = below.subplots(1, 2)

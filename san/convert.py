@@ -35,8 +35,9 @@ from san.layers import EPS, SANEmbedding, SANLogits, _SANWeighted
 
 LINEAR_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NONLINEAR_LAST = (nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSigmoid, nn.Hardsigmoid, nn.Softplus)
-PASSIVE = (nn.Flatten, nn.Identity, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-PASSIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)  # linear and without weights: may follow the last layer
+# Linear and without weights: may follow the last layer.
+PASSIVE: tuple[type[nn.Module], ...] = (nn.Flatten, nn.Identity, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+PASSIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 NONLINEAR_NAMES = {
     *(
         "sigmoid",
@@ -104,7 +105,7 @@ def _binary(name: str) -> Any:
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "matmul", "rmatmul", "getitem"):
     setattr(DualLogits, f"__{_name}__", _binary(f"__{_name}__"))
-DualLogits.__neg__ = lambda self: _apply(torch.neg, (self,), {})  # type: ignore[attr-defined]
+setattr(DualLogits, "__neg__", lambda self: _apply(torch.neg, (self,), {}))  # noqa: B010 (as the loop above does)
 
 
 def _dual(fun: Any, direction: Any) -> Any:
@@ -171,7 +172,7 @@ class ConvertedLayer(_SANWeighted):
         return x
 
     def _map(self, h: Tensor, weight: Tensor) -> Tensor:
-        bare = self._bare[0]
+        bare: Any = self._bare[0]
         return F.linear(h, weight) if isinstance(bare, nn.Linear) else bare._conv_forward(h, weight, None)
 
     def forward(self, x: Tensor) -> Any:
@@ -427,9 +428,9 @@ def _ordinary(layer: nn.Module) -> nn.Module:
     assert isinstance(layer, Converted)
     direction = F.normalize(layer.weight.flatten(1), dim=1, eps=EPS)
     weight = (direction * layer.scale.view(-1, 1)).view_as(layer.weight)
-    plain: nn.Module
+    plain: Any
     if isinstance(layer, ConvertedEmbedding):
-        plain = nn.Embedding(*weight.shape, _weight=weight)
+        plain = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
     else:
         plain = copy.deepcopy(layer._bare[0])
         plain.weight = nn.Parameter(weight)

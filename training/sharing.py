@@ -116,8 +116,7 @@ def model_card(file: weights.NetworkFile, repo_id: str, license: str | None = No
     """Markdown with the hub's metadata: data, recipe, lineage, metrics, licence, as far as the file says."""
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
     provenance = file.provenance or {}
-    config = provenance.get("config") if isinstance(provenance.get("config"), dict) else {}
-    about_data = provenance.get("data") if isinstance(provenance.get("data"), dict) else {}
+    config, about_data = _table(provenance.get("config")), _table(provenance.get("data"))
     kwargs = file.training_set_kwargs or {}
     name = repo_id.rpartition("/")[2]
     data_name = about_data.get("name") or (Path(str(kwargs["path"])).stem if kwargs.get("path") else None)
@@ -166,8 +165,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    generator, run = (config.get(name) if isinstance(config.get(name), dict) else {} for name in ("generator", "run"))
+    generator, run = _table(config.get("generator")), _table(config.get("run"))
     frozen = G.num_frozen_layers
     backbones = provenance.get("backbones")
     return {

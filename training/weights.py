@@ -191,7 +191,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
     config_path = config_path_of(path)
     config = _read_config(config_path)
     tensors = _read_tensors(path)
-    result = NetworkFile({}, {}, *(config.get(name) for name in ("training_set_kwargs", "provenance")), config.get("extra") or {})
+    result = NetworkFile({}, {}, config.get("training_set_kwargs"), config.get("provenance"), config.get("extra") or {})
     for key, network in config["networks"].items():
         own = {name.removeprefix(f"{key}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{key}.")}
         network = network if isinstance(network, dict) else {}

@@ -3,12 +3,14 @@
 
 import json
 import math
+import struct
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from lab import direction, mixture, monoflow, report, toy
+from lab import dcgan, direction, mixture, monoflow, projected, report, toy
 
 
 def test_interval():
@@ -88,3 +90,64 @@ def test_commands(tmp_path):
     assert "s of CPU" not in CliRunner().invoke(mixture.main, small, catch_exceptions=False).output
     result = CliRunner().invoke(mixture.main, ["--seeds=1"])
     assert result.exit_code != 0 and "--seeds=1" in result.output
+
+
+def write_idx(folder, count: int) -> str:
+    """Random images of two classes, one bright and one dark, as an IDX pair."""
+    random = np.random.RandomState(0)
+    labels = (np.arange(count) % 2).astype(np.uint8)
+    pixels = (random.randint(0, 100, (count, 28, 28)) + 120 * labels[:, None, None]).astype(np.uint8)
+    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
+    return str(folder / "train-images-idx3-ubyte")
+
+
+def test_dcgan_trains_every_kind(tmp_path):
+    pixels, labels, classes = dcgan.load(write_idx(tmp_path, 64), 48)
+    assert pixels.shape == (48, 28, 28) and classes == 2
+    x, y = dcgan.image_tools.to_float(torch.from_numpy(pixels).unsqueeze(1)), torch.from_numpy(labels)
+    plan = dcgan.Plan(steps=2, batch=4)
+    for conditioned in (0, 2):
+        for is_san in (False, True):
+            G = dcgan.train(x, y, conditioned, is_san, 0, plan)
+            images, asked = dcgan.generate(G, 6, conditioned)
+            assert images.shape == (6, 1, 28, 28) and images.dtype == torch.uint8
+            assert (asked is None) == (conditioned == 0)
+
+
+def test_dcgan_gan_and_san_start_alike():
+    x, c = torch.randn(3, 1, 28, 28), torch.tensor([0, 1, 1])
+    outputs = []
+    for is_san in (False, True):
+        torch.manual_seed(0)
+        D = dcgan.discriminator(2, is_san).eval()
+        outputs.append(D(x, c))
+    torch.testing.assert_close(outputs[0], outputs[1].fun)
+
+
+def test_dcgan_table_pairs_by_seed():
+    runs = {
+        "GAN unconditional": {"0": {"scores": {"fd_lite0": 5.0}}, "1": {"scores": {"fd_lite0": 6.0}}, "2": {"scores": {"fd_lite0": 1.0}}},
+        "SAN unconditional": {"0": {"scores": {"fd_lite0": 4.0}}, "1": {"scores": {"fd_lite0": 5.0}}},
+    }
+    row = dcgan.table(runs)["unconditional"]["fd_lite0"]
+    assert row["improvement"]["mean"] == 1 and row["improvement"]["n"] == 2 and row["SAN is"] == "better"
+
+
+def test_projected_runs_one_flag_apart_and_collects(tmp_path):
+    options = ["--data=x.zip", "--cfg=stylegan3-r"]
+    gan, own = (projected.command(tmp_path, kind, 0, options) for kind in projected.KINDS)
+    assert {a for a in gan if a not in own} == {f"--outdir={tmp_path / 'StyleGAN-XL-seed0'}", "--san=False"}
+    assert "--cfg=stylegan3-r" in gan and "--cfg=stylegan3-t" not in gan and "--gpus=1" in gan
+    for kind, offset in (("StyleGAN-XL", 1.0), ("StyleSAN-XL", 0.0)):
+        for seed in range(2):
+            folder = tmp_path / f"{kind}-seed{seed}" / "00000-x"
+            folder.mkdir(parents=True)
+            lines = [{"results": {"fd": v + offset + seed}, "kimg": k} for k, v in ((1, 5.0), (2, 3.0), (3, 4.0))]
+            (folder / "metric-fd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (folder / "status.json").write_text(json.dumps({"outcome": "finished" if seed == 0 else "interrupted"}))
+    found = projected.collect(tmp_path, 2)["fd"]
+    assert found["runs"]["StyleSAN-XL"][1] == {"last": 5.0, "best": 4.0, "kimg": 3}
+    assert found["best"]["improvement if lower is better"]["mean"] == 1
+    assert projected.command(tmp_path, "StyleSAN-XL", 0, options) is None
+    assert projected.command(tmp_path, "StyleSAN-XL", 1, options)[-1].startswith("--resume=")
