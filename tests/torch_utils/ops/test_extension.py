@@ -14,6 +14,7 @@ import click.testing
 import pytest
 import torch
 
+from dnnlib.util import make_cache_dir_path
 from torch_utils import custom_ops
 from torch_utils.ops import __main__ as command
 from torch_utils.ops import extension
@@ -150,10 +151,11 @@ def test_build_command_names_a_bad_architecture() -> None:
     assert result.exit_code == 1 and "architecture 'hopper' must be sm_XY" in result.output
 
 
-def test_cuda_build_for_ampere_hopper_and_later(tmp_path) -> None:
+def test_cuda_build_for_ampere_hopper_and_later() -> None:
+    """Into the cache folder, so that it takes its minute only when the sources have changed."""
     if extension.problems():
         pytest.skip("no CUDA build here: " + "; ".join(extension.problems()))
-    path = extension.build(tmp_path, extension.DEFAULT_ARCHITECTURES)
+    path = extension.build(Path(make_cache_dir_path("ops")), extension.DEFAULT_ARCHITECTURES)
     code = f"import torch; torch.ops.load_library({str(path)!r}); print(torch.ops.stylesan_xl.set_limits)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def samples() -> dict[str, list[tuple]]:
     image, channels, f = normal(1, 2, 7, 8).requires_grad_(), normal(2, seed=1).requires_grad_(), normal(12, seed=5) / 3
     lrelu = (image, f, f, channels, GEOMETRY, False, 1.4, 0.2, 0.9)
     return {
-        "bias_act": [(x, b, 1, act, 0.2, 1.5, 0.8) for act in range(9)] + [(x, None, 1, 0, 0.0, 1.0, -1.0)],
+        "bias_act": [(x, b, 1, act, 0.2, 1.5, 0.8) for act in (0, 2, 3, 8)] + [(x, None, 1, 0, 0.0, 1.0, -1.0)],
         "bias_act_grad": [
             (dy, None, None, y, 1, 3, 0.0, 1.0, -1.0),
             (dy, x, b, None, 1, 8, 0.0, 1.0, 0.9),

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kTileW = 64, kTileH = 32;
-constexpr size_t kMaxShared = 96 * 1024;
+constexpr size_t kMaxShared = 64 * 1024;  // what every architecture since Turing grants a block
 
 struct Tiling {
     int tile_w, tile_h, tiles_x, tiles_y, rows;  // rows: input rows of a tile
