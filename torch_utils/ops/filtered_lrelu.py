@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bias, upsampling, leaky ReLU with gain and clamp, downsampling: the alias-free nonlinearity of StyleGAN3 (Karras et al. 2021, section 3)."""
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 
-from . import resampling
+from . import cpu, library, resampling
 from .bias_act import bias_act, check_impl
 from .upfirdn2d import Factors, check_filter, check_image, filter_size, has_fast_path, parse_factors, parse_padding, upfirdn2d
 
@@ -59,7 +56,12 @@ def filtered_lrelu(
     up_columns = resampling.AxisPlan(x.shape[3], fu_w, up_x, 1, pad_x0, pad_x1)
     down_rows = resampling.AxisPlan(up_rows.out_size, fd_h, 1, down_y)
     down_columns = resampling.AxisPlan(up_columns.out_size, fd_w, 1, down_x)
-    # Dispatch point: a fused kernel for x.device takes over here when impl == 'cuda'.
+    if fu is None and fd is None and up_columns.trivial and up_rows.trivial and down_columns.trivial and down_rows.trivial:
+        return bias_act(x, b, act="lrelu", alpha=slope, gain=gain, clamp=clamp, impl=impl)
+    namespace = library.namespace_for(x, fu, fd) if impl == "cuda" else None
+    if namespace is not None:
+        up_plans, down_plans = (up_rows, up_columns), (down_rows, down_columns)
+        return library.filtered_lrelu(namespace, x, (fu, fd), b, up_plans, down_plans, flip_filter, gain, slope, clamp)
     if impl == "cuda" and has_fast_path(x, fu, fd):
         dtype = resampling.compute_dtype(x.dtype)
         # lrelu(g u) = g lrelu(u) for g > 0: a positive gain costs nothing inside the upsampling.
@@ -67,113 +69,10 @@ def filtered_lrelu(
         up_map = resampling.make_resampler(fu, up_rows, up_columns, flip_filter, up_x * up_y * inner, dtype)
         down_map = resampling.make_resampler(fd, down_rows, down_columns, flip_filter, 1.0, dtype)
         if up_map is not None or down_map is not None:
-            spec = _Spec(up_map, down_map, (up_rows.out_size, up_columns.out_size), slope, gain / inner, clamp)
-            return _FilteredLrelu.apply(x, b, spec)
+            spec = cpu.Spec(up_map, down_map, (up_rows.out_size, up_columns.out_size), slope, gain / inner, clamp)
+            return cpu.FilteredLrelu.apply(x, b, spec)
     if b is not None:
         x = bias_act(x, b, impl=impl)
     x = upfirdn2d(x, fu, up=up, padding=padding, gain=up_x * up_y, flip_filter=flip_filter, impl=impl)
     x = bias_act(x, act="lrelu", alpha=slope, gain=gain, clamp=clamp, impl=impl)
     return upfirdn2d(x, fd, down=down, flip_filter=flip_filter, impl=impl)
-
-
-class _Spec(NamedTuple):
-    """y = down(phi(up(x + b))) with phi(u) = clamp(gain * lrelu(u, slope)); a map that is None is the identity."""
-
-    up: resampling.Resampler | None
-    down: resampling.Resampler | None
-    mid_size: tuple[int, int]
-    slope: float
-    gain: float
-    clamp: float | None
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of the largest image on the way."""
-        return max(m.max_pixels for m in (self.up, self.down) if m is not None)
-
-    @property
-    def in_size(self) -> tuple[int, int]:
-        return self.mid_size if self.up is None else self.up.in_size
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        return self.mid_size if self.down is None else self.down.out_size
-
-    def activate_(self, u: torch.Tensor) -> torch.Tensor:
-        """phi(u), in place."""
-        u = F.leaky_relu_(u, self.slope)
-        if self.gain != 1:
-            u *= self.gain
-        if self.clamp is not None:
-            u = u.clamp_(-self.clamp, self.clamp)
-        return u
-
-    def gate_(self, t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """t * phi'(u), in place; phi' is `slope` at 0 and 0 on the clamp itself. Overwrites u, too."""
-        outside = None
-        if self.clamp is not None:
-            low, high = torch.aminmax(u)
-            # Clamps are there for emergencies: one cheap look at the extremes usually saves the mask.
-            if not max(abs(float(low)), abs(float(high))) * abs(self.gain) * max(1.0, abs(self.slope)) < self.clamp:
-                outside = self.activate_(u.clone()).abs_() >= self.clamp
-        negative = torch.le(u, 0, out=u)
-        torch.addcmul(t, t, negative, value=self.slope - 1, out=t)
-        if self.gain != 1:
-            t *= self.gain
-        return t if outside is None else t.masked_fill_(outside, 0)
-
-
-def _apply(linear: resampling.Resampler | None, x: torch.Tensor) -> torch.Tensor:
-    return x if linear is None else linear(x)
-
-
-def _adjoint(linear: resampling.Resampler | None) -> resampling.Resampler | None:
-    return None if linear is None else linear.adjoint
-
-
-class _FilteredLrelu(torch.autograd.Function):
-    """(x, b) -> y, chunk by chunk. Only x and b are kept for the backward pass, nothing of the upsampled size."""
-
-    @staticmethod
-    def forward(ctx, x, b, spec):  # type: ignore[no-untyped-def, override]
-        ctx.save_for_backward(x, b)
-        ctx.spec = spec
-        y = resampling.new_images(x, spec.out_size)
-        dtype = resampling.compute_dtype(x.dtype)
-        for chunk in resampling.chunks(x, spec.pixels):
-            part = resampling.load_chunk(x[chunk], dtype, None if b is None else b[chunk[1]])
-            resampling.store_chunk(_apply(spec.down, spec.activate_(_apply(spec.up, part))), y[chunk])
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def, override]
-        x, b = ctx.saved_tensors
-        dx = _Gated.apply(dy, x, b, ctx.spec, True)
-        db = dx.sum(dim=(0, 2, 3), dtype=b.dtype) if ctx.needs_input_grad[1] else None
-        return dx, db, None
-
-
-class _Gated(torch.autograd.Function):
-    """The derivative of `_FilteredLrelu` at x applied to t: forwards, down(phi' * up(t)), or transposed, up'(phi' * down'(t)).
-
-    Linear in t, and each direction is the other's derivative. phi' is constant almost everywhere, so x and b get no gradient. phi' is
-    recomputed from x: two small products instead of an upsampled image kept in memory from the forward pass.
-    """
-
-    @staticmethod
-    def forward(ctx, t, x, b, spec, transposed):  # type: ignore[no-untyped-def, override]
-        ctx.save_for_backward(x, b)
-        ctx.spec, ctx.transposed = spec, transposed
-        before, after = (_adjoint(spec.down), _adjoint(spec.up)) if transposed else (spec.up, spec.down)
-        y = resampling.new_images(x, spec.in_size if transposed else spec.out_size)
-        dtype = resampling.compute_dtype(x.dtype)
-        for chunk in resampling.chunks(x, spec.pixels):
-            u = _apply(spec.up, resampling.load_chunk(x[chunk], dtype, None if b is None else b[chunk[1]]))
-            part = _apply(before, resampling.load_chunk(t[chunk], dtype))
-            resampling.store_chunk(_apply(after, spec.gate_(part, u)), y[chunk])
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def, override]
-        x, b = ctx.saved_tensors
-        return _Gated.apply(dy, x, b, ctx.spec, not ctx.transposed), None, None, None, None

@@ -248,17 +248,22 @@ def new_images(like: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.empty((*like.shape[:2], *size), dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
+def resample(x: torch.Tensor, resampler: Resampler) -> torch.Tensor:
+    """x [N, C, H, W] through a map, chunk by chunk, in x's memory format and dtype."""
+    y = new_images(x, resampler.out_size)
+    dtype = compute_dtype(x.dtype)
+    for chunk in chunks(x, resampler.max_pixels):
+        store_chunk(resampler(load_chunk(x[chunk], dtype)), y[chunk])
+    return y
+
+
 class Resample(torch.autograd.Function):
     """(x [N, C, H, W], resampler) -> [N, C, h, w]. Linear, so its derivatives of every order are itself and its adjoint."""
 
     @staticmethod
     def forward(ctx, x, resampler):  # type: ignore[no-untyped-def, override]
         ctx.resampler = resampler
-        y = new_images(x, resampler.out_size)
-        dtype = compute_dtype(x.dtype)
-        for chunk in chunks(x, resampler.max_pixels):
-            store_chunk(resampler(load_chunk(x[chunk], dtype)), y[chunk])
-        return y
+        return resample(x, resampler)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def, override]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import resampling
+from . import library, resampling
 from .bias_act import check_impl
 
 Factors = int | Sequence[int]
@@ -92,7 +92,9 @@ def upfirdn2d(
     width, height = filter_size(f)
     rows = resampling.AxisPlan(x.shape[2], height, up_y, down_y, pad_y0, pad_y1)
     columns = resampling.AxisPlan(x.shape[3], width, up_x, down_x, pad_x0, pad_x1)
-    # Dispatch point: a fused kernel for x.device takes over here when impl == 'cuda'.
+    namespace = library.namespace_for(x, f) if impl == "cuda" else None
+    if namespace is not None:
+        return library.upfirdn2d(namespace, x, f, rows, columns, flip_filter, gain)
     if impl == "cuda" and has_fast_path(x, f):
         resampler = resampling.make_resampler(f, rows, columns, flip_filter, float(gain), resampling.compute_dtype(x.dtype))
         return x if resampler is None else resampling.Resample.apply(x, resampler)

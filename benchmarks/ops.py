@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and bandwidth of bias_act, upfirdn2d and filtered_lrelu at the layers of the recipes, against a copy and against torch's own operations.
+
+    python benchmarks/ops.py --out benchmarks/results/ops.json            # on a GPU
+    python benchmarks/ops.py --device cpu --scale 16 --repeats 1          # dry run of the same code
+
+Bandwidth counts what an operation must read and write (its floor); `copy` is the share of the bandwidth that a copy of a gigabyte reaches
+in the same run. `eager` and `compiled` say how many times as long impl='ref' takes. The layers are read from the tables of the published
+networks in tests/parity/goldens.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.signal
+import scipy.special
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("structure_imagenet_t_syn10", "structure_cifar10_r_syn6")
+Call = Callable[[torch.Tensor, str], torch.Tensor]
+
+
+class Case(NamedTuple):
+    """An operation at a size: call(x, impl) -> y."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    call: Call
+    code_bytes: int  # what filtered_lrelu writes for its gradient, and reads in it
+
+
+class Times(NamedTuple):
+    """Seconds of the forward pass without gradient, and of the forward and backward pass with one."""
+
+    forward: float
+    both: float
+
+
+def low_pass(taps: int, radial: bool) -> torch.Tensor:
+    """A filter with a layer's number of taps; its values do not change the time."""
+    if not radial:
+        return torch.from_numpy(scipy.signal.firwin(taps, cutoff=0.3, width=0.25)).float()
+    position = np.arange(taps) - (taps - 1) / 2
+    radius = np.hypot(*np.meshgrid(position, position))
+    f = scipy.special.j1(0.8 * radius) / radius
+    return torch.from_numpy(f / f.sum()).float()
+
+
+def layer_cases(batch: int, scale: int, device: str) -> list[Case]:
+    """filtered_lrelu of each different layer in the tables, with channels divided by `scale`."""
+    layers: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for table in TABLES:
+        for stage in json.loads((ROOT / "tests" / "parity" / "goldens" / f"{table}.json").read_text())["stages"]:
+            for layer in stage["layers"]:
+                if layer.get("up_factor", 1) > 1:
+                    fields = ("in_size", "out_size", "up_factor", "down_factor", "out_channels", "down_radial", "padding")
+                    layers.setdefault(tuple(str(layer[name]) for name in fields), layer)
+    return [_layer_case(layer, batch, scale, device) for layer in layers.values()]
+
+
+def _layer_case(layer: dict[str, Any], batch: int, scale: int, device: str) -> Case:
+    up, down, padding = layer["up_factor"], layer["down_factor"], layer["padding"]
+    fu, fd = low_pass(layer["up_taps"], False).to(device), low_pass(layer["down_taps"], layer["down_radial"]).to(device)
+    channels = max(layer["out_channels"] // scale, 1)
+    width, height = (size + layer["conv_kernel"] - 1 for size in layer["in_size"])
+    out_w, out_h = layer["out_size"]
+    mid_w, mid_h = ((out - 1) * down + layer["down_taps"] for out in (out_w, out_h))
+    bias = torch.randn(channels, device=device)
+
+    def call(x: torch.Tensor, impl: str) -> torch.Tensor:
+        return filtered_lrelu(x, fu, fd, bias.to(x.dtype), up=up, down=down, padding=padding, clamp=256, impl=impl)
+
+    name = f"filtered_lrelu {layer['in_size'][0]} -> {out_w} x {channels}{' radial' if layer['down_radial'] else ''}"
+    return Case(name, (batch, channels, height, width), call, batch * channels * mid_h * -(-mid_w // 4))
+
+
+def other_cases(batch: int, scale: int, device: str) -> list[Case]:
+    """bias_act of the mapping and of a map, and resampling of images and maps."""
+    box = setup_filter([1, 3, 3, 1], device=device)
+    blur = torch.exp2(-((torch.arange(-6.0, 7.0, device=device) / 2) ** 2))
+    channels = max(128 // scale, 1)
+    bias = torch.randn(channels, device=device)
+    maps = (batch, channels, 256, 256)
+    return [
+        Case("bias_act lrelu 256", maps, lambda x, impl: bias_act(x, bias.to(x.dtype), act="lrelu", clamp=256, impl=impl), 0),
+        Case("bias_act swish 256", maps, lambda x, impl: bias_act(x, bias.to(x.dtype), act="swish", impl=impl), 0),
+        Case(
+            "upfirdn2d up 2, 4x4, 128 -> 256", (batch, channels, 128, 128), lambda x, impl: upfirdn2d(x, box, up=2, padding=[2, 1] * 2, impl=impl), 0
+        ),
+        Case("upfirdn2d down 2, 4x4, 256 -> 128", maps, lambda x, impl: upfirdn2d(x, box, down=2, padding=1, impl=impl), 0),
+        Case("upfirdn2d blur, 13 taps, 256", maps, lambda x, impl: upfirdn2d(x, blur, padding=6, impl=impl), 0),
+    ]
+
+
+def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
+    """Median time of a call after two to warm up."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(repeats):
+        if device == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+        else:
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def copy_bandwidth(device: str, repeats: int) -> float:
+    """Bytes read and written per second by a copy of a gigabyte (on a CPU: 64 MB)."""
+    source = torch.empty((1 << 30) if device == "cuda" else (1 << 26), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / seconds(lambda: target.copy_(source), device, repeats)
+
+
+def measure(call: Call, impl: str, x: torch.Tensor, device: str, repeats: int) -> Times:
+    """Times of an implementation."""
+    leaf = x.clone().requires_grad_()
+    with torch.no_grad():
+        gradient = torch.randn_like(call(x, impl))
+        forward = seconds(lambda: call(x, impl), device, repeats)
+    return Times(forward, seconds(lambda: torch.autograd.grad(call(leaf, impl), leaf, gradient), device, repeats))
+
+
+def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: float) -> dict[str, Any]:
+    """One row of the table."""
+    x = torch.randn(case.shape, device=args.device).to(dtype)
+    with torch.no_grad():
+        moved = (x.numel() + case.call(x, "cuda").numel()) * x.element_size()
+    row: dict[str, Any] = {"case": case.name, "shape": list(case.shape), "dtype": str(dtype).removeprefix("torch.")}
+    ours = measure(case.call, "cuda", x, args.device, args.repeats)
+    floors = Times(moved, 2 * moved + 2 * case.code_bytes)
+    row |= {"forward_us": ours.forward * 1e6, "both_us": ours.both * 1e6, "floor_bytes": floors.forward, "both_floor_bytes": floors.both}
+    row |= {"forward_copy_share": floors.forward / ours.forward / copy, "both_copy_share": floors.both / ours.both / copy}
+    baselines: list[tuple[str, Call]] = [("eager", case.call)]
+    if args.compile:
+        torch._dynamo.reset()
+        baselines.append(("compiled", torch.compile(case.call, dynamic=False)))
+    for name, call in baselines:
+        try:
+            times = measure(call, "ref", x, args.device, args.repeats)
+        except torch.cuda.OutOfMemoryError:
+            continue
+        row |= {f"{name}_forward_ratio": times.forward / ours.forward, f"{name}_both_ratio": times.both / ours.both}
+    return row
+
+
+def describe(device: str, copy: float) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {"torch": torch.__version__, "cuda": torch.version.cuda, "device": name, "commit": commit, "copy_bytes_per_second": copy}
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    ratios = {name: row.get(name, float("nan")) for name in ("eager_forward_ratio", "eager_both_ratio", "compiled_both_ratio")}
+    forward = f"{row['forward_us']:10.1f}{row['forward_copy_share']:6.2f}{ratios['eager_forward_ratio']:6.1f}x"
+    both = f"{row['both_us']:10.1f}{row['both_copy_share']:6.2f}{ratios['eager_both_ratio']:6.1f}x{ratios['compiled_both_ratio']:8.1f}x"
+    return f"{row['case']:44s}{row['dtype']:>9s}{forward}{both}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the custom operations against a copy and against torch's own operations")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--scale", type=int, default=1, help="divide the channels by this")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--dtypes", default="float16,bfloat16,float32")
+    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--compile", action="store_true", help="also against impl='ref' under torch.compile (slow to start)")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --device cpu runs the same code on a CPU")
+    copy = copy_bandwidth(args.device, args.repeats)
+    record = describe(args.device, copy)
+    print(json.dumps(record))
+    print(f"{'case':44s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{'eager':>7s}{'both us':>10s}{'copy':>6s}{'eager':>7s}{'compiled':>9s}")
+    rows = []
+    for case in layer_cases(args.batch, args.scale, args.device) + other_cases(args.batch, args.scale, args.device):
+        if args.cases not in case.name:
+            continue
+        for dtype in args.dtypes.split(","):
+            row = run_case(case, getattr(torch, dtype), args, copy)
+            rows.append(row)
+            print(format_row(row), flush=True)
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels on a device: values, first and second derivatives against float64, CUDA graphs, huge tensors. Skips itself without a device."""
+
+import pytest
+import torch
+
+from torch_utils.ops import extension
+from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5}
+# up, down, taps up, taps down, padding, full downsampling filter
+LAYERS = {
+    "same": (2, 2, 12, 12, [9, 8, 9, 8], False),
+    "crop": (2, 2, 12, 12, [-11, -12, -11, -12], False),
+    "up": (4, 2, 24, 12, [-6, -9, -6, -9], False),
+    "same radial": (2, 2, 12, 12, [11, 10, 11, 10], True),
+    "up radial": (4, 2, 24, 12, [-2, -5, -2, -5], True),
+    "odd factors": (3, 2, 8, 5, [5, 5, 3, 6], True),
+}
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def compare(call, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    """call(impl, *inputs) on the device in a dtype against the same in float64: value, first and second derivatives."""
+    results = []
+    for impl, kind in (("cuda", dtype), ("ref", torch.float64)):
+        leaves = [t.to(dtype).to(kind).cuda().requires_grad_() for t in inputs]
+        y = call(impl, *leaves)
+        dy = normal(*y.shape, seed=11).to(dtype).to(kind).cuda().requires_grad_()
+        first = torch.autograd.grad(y, leaves, dy, create_graph=True)
+        v = normal(*first[0].shape, seed=12).to(dtype).to(kind).cuda()
+        (second,) = torch.autograd.grad(first[0], dy, v)
+        results.append([t.detach().double() for t in (y, *first, second)])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCES[dtype] * max(float(wanted.abs().max()), 1e-3))
+
+
+def test_the_kernels_are_in_use() -> None:
+    assert extension.load()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("size", [(36, 38), (75, 41), (150, 150)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_filtered_lrelu(name: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    up, down, taps_up, taps_down, padding, full = LAYERS[name]
+    fu = (normal(taps_up, seed=5) / taps_up**0.5).float().cuda()
+    fd = (normal(*[taps_down] * (2 if full else 1), seed=6) / (taps_down if full else 3)).float().cuda()
+
+    def call(impl: str, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        filters = (fu, fd) if impl == "cuda" else (fu.double(), fd.double())
+        return filtered_lrelu(x, *filters, b, up=up, down=down, padding=padding, clamp=256, impl=impl)
+
+    compare(call, [normal(2, 3, *size, seed=1), normal(3, seed=2)], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("act", activation_funcs)
+def test_bias_act(act: str, dtype: torch.dtype) -> None:
+    for shape, dim in (((5, 7), 1), ((2, 8, 16, 16), 1), ((2, 3, 5, 7), 3)):
+        compare(lambda impl, x, b, dim=dim: bias_act(x, b, dim, act, clamp=2.0, impl=impl), [normal(*shape), normal(shape[dim], seed=1)], dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_upfirdn2d(dtype: torch.dtype) -> None:
+    for taps, up, down in (([12], 2, 1), ([13], 1, 1), ([4, 4], 1, 2), ([3, 5], (3, 2), (2, 5))):
+        f = normal(*taps, seed=3).float().cuda() / 3
+
+        def call(impl: str, x: torch.Tensor, f: torch.Tensor = f, up=up, down=down) -> torch.Tensor:  # type: ignore[no-untyped-def]
+            return upfirdn2d(x, f if impl == "cuda" else f.double(), up=up, down=down, padding=6, impl=impl)
+
+        compare(call, [normal(2, 3, 75, 70)], dtype)
+
+
+def test_cuda_graphs_capture_the_operations() -> None:
+    f = torch.ones(12, device="cuda") / 12
+    x = torch.randn(2, 4, 36, 36, device="cuda", dtype=torch.half)
+
+    def call() -> torch.Tensor:
+        return bias_act(filtered_lrelu(x, f, f, up=2, down=2, padding=9, clamp=256), act="swish")
+
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = call()
+    x.normal_()
+    graph.replay()
+    torch.testing.assert_close(y, call(), rtol=0, atol=0)
+
+
+def test_more_than_two_billion_elements() -> None:
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GB of free device memory")
+    x = torch.zeros(3, 1, 27000, 27000, device="cuda", dtype=torch.half)
+    x[2, 0, -1, -1] = 1
+    assert float(bias_act(x, act="lrelu", gain=1.0)[2, 0, -1, -1]) == 1
+    assert float(upfirdn2d(x, torch.ones(2, device="cuda"), padding=[0, 1, 0, 1])[2, 0, -2:, -2:].sum()) == 4

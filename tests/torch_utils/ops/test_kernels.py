@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels' sources, run on the host: against float64 references, in every dtype, with odd sizes, many tiles and small grids.
+
+Outputs, codes and shared memory start as NaN patterns in the host build, so an element that a kernel does not write fails its comparison.
+"""
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.parity import test_ops as goldens
+from torch_utils.ops import library
+from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+from .host_kernels import NAMESPACE, host  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("host")
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
+    assert found.shape == wanted.shape
+    scale = max(float(wanted.abs().max()), 1e-3) if wanted.numel() else 0.0
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * scale)
+
+
+def radial(taps: int) -> torch.Tensor:
+    position = np.arange(taps) - (taps - 1) / 2
+    radius = np.hypot(*np.meshgrid(position, position))
+    radius = np.maximum(radius, 1e-6)
+    f = scipy.special.j1(0.8 * radius) / radius * np.outer(np.kaiser(taps, 4), np.kaiser(taps, 4))
+    return torch.from_numpy(f / f.sum())
+
+
+@relaxed
+@given(
+    data=st.data(),
+    act=st.sampled_from(list(activation_funcs)),
+    dtype=st.sampled_from(list(TOLERANCES)),
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    clamp=st.sampled_from([None, 0.7]),
+    gain=st.sampled_from([None, -1.5, 0.0]),
+    alpha=st.sampled_from([None, 0.0, -0.5]),
+    bias=st.booleans(),
+    last=st.booleans(),
+    slice_size=st.sampled_from([0, 16]),
+)
+def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last, slice_size) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    dim = data.draw(st.integers(0, len(shape) - 1))
+    x, dy, v = (normal(*shape, seed=s).to(dtype) for s in range(3))
+    if last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    b = normal(shape[dim], seed=3).to(dtype) if bias else None
+    host.set_limits(0, slice_size, True)
+
+    def both(impl: str, kind: torch.dtype) -> list[torch.Tensor]:
+        leaves = [t.to(kind).requires_grad_() for t in (x, dy, *([] if b is None else [b]))]
+        y = bias_act(leaves[0], leaves[2] if bias else None, dim, act, alpha, gain, clamp, impl)
+        inputs = [leaves[0], *leaves[2:]]
+        first = torch.autograd.grad(y, inputs, leaves[1], create_graph=True)
+        second = torch.autograd.grad(first[0], [leaves[1], *inputs], v.to(kind), allow_unused=True, materialize_grads=True)
+        return [t.detach() for t in (y, *first, *second)]
+
+    found, wanted = both("cuda", dtype), both("ref", torch.float64)
+    close(found[0], wanted[0], max(TOLERANCES[dtype], 1e-10) * (10 if dtype == torch.float32 else 1))
+    if dtype in (torch.float32, torch.float64):
+        for f, w in zip(found[1:], wanted[1:], strict=True):
+            close(f, w, max(TOLERANCES[dtype] * 10, 1e-10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("act", range(9))
+def test_bias_act_derivatives_in_half_precision(host, act: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    """From the same saved tensors as the float64 formulas: whole gradients would differ where rounding crosses a kink or the clamp."""
+    x, b, dy, ddx = (t.to(dtype) for t in (normal(3, 5, 7), normal(5, seed=1), normal(3, 5, 7, seed=2), normal(3, 5, 7, seed=3)))
+    rest = (1, act, 0.25, 1.5, 0.75)
+    y = host.bias_act(x, b, *rest)
+    saved = (x, b, None) if act == 8 else (None, None, y)
+    reference = getattr(torch.ops, library.NAMESPACE)
+    for name, arguments in (("bias_act_grad", (dy, *saved)), ("bias_act_grad2", (ddx, dy, *saved))):
+        wanted = getattr(reference, name)(*(None if t is None else t.double() for t in arguments), *rest)
+        close(getattr(host, name)(*arguments, *rest), wanted, 2 * TOLERANCES[dtype])
+
+
+def test_bias_act_saves_nothing_it_does_not_need() -> None:
+    x = normal(3, 4).requires_grad_()
+    assert all(t is None for t in bias_act(x, act="linear", gain=2.0).grad_fn.saved_tensors)
+    assert bias_act(x, act="lrelu").grad_fn.saved_tensors[0] is None
+    assert bias_act(x, act="swish").grad_fn.saved_tensors[0] is x
+
+
+@relaxed
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(list(TOLERANCES)),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    up=st.tuples(st.integers(1, 4), st.integers(1, 4)) | st.sampled_from([(1, 1), (2, 2)]),
+    down=st.tuples(st.integers(1, 4), st.integers(1, 4)) | st.sampled_from([(1, 1), (2, 2)]),
+    padding=st.tuples(*[st.integers(-3, 9)] * 4),
+    rank=st.sampled_from([0, 1, 2]),
+    flip_filter=st.booleans(),
+    last=st.booleans(),
+    blocks=st.sampled_from([0, 2]),
+)
+def test_upfirdn2d(host, data, dtype, size, up, down, padding, rank, flip_filter, last, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    shape = [data.draw(st.integers(1, 14)) for _ in range(rank)]
+    f = normal(*shape, seed=1) if rank else None
+    x = normal(1, 3, *size, seed=2).to(dtype)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    arguments = {"up": up, "down": down, "padding": padding, "flip_filter": flip_filter, "gain": -1.5}
+    host.set_limits(blocks, 0, True)
+    leaf, reference = x.clone().requires_grad_(), x.double().requires_grad_()
+    try:
+        wanted = upfirdn2d(reference, f, impl="ref", **arguments)
+    except ValueError:
+        return
+    found = upfirdn2d(leaf, f if dtype == torch.float64 or f is None else f.float(), **arguments)
+    assert found.dtype == dtype and found.stride() == torch.empty_like(found).stride()
+    close(found.detach(), wanted.detach(), 2 * TOLERANCES[dtype])
+    dy = normal(*wanted.shape, seed=3).to(dtype)
+    (dx,), (wanted_dx,) = torch.autograd.grad(found, leaf, dy), torch.autograd.grad(wanted, reference, dy.double())
+    close(dx, wanted_dx, 2 * TOLERANCES[dtype])
+
+
+def test_upfirdn2d_with_more_taps_than_shared_memory_holds() -> None:
+    x, f = normal(1, 1, 40, 3).float(), normal(2000, seed=1)
+    arguments = {"padding": [1000, 1000, 990, 1000]}
+    close(upfirdn2d(x, f.float(), **arguments), upfirdn2d(x.double(), f, impl="ref", **arguments), 1e-5)
+
+
+# up, down, taps up, taps down, padding, full downsampling filter: every kind of layer in the recipes.
+LAYERS = {
+    "same": (2, 2, 12, 12, [9, 8, 9, 8], False),
+    "crop": (2, 2, 12, 12, [-11, -12, -11, -12], False),
+    "up": (4, 2, 24, 12, [-6, -9, -6, -9], False),
+    "same radial": (2, 2, 12, 12, [11, 10, 11, 10], True),
+    "up radial": (4, 2, 24, 12, [-2, -5, -2, -5], True),
+}
+OTHERS = {
+    "no filters": (1, 2, 0, 0, [1, 0, 2, 1], False),
+    "up only": (2, 1, 7, 0, [3, 4, 3, 3], False),
+    "odd factors": (3, 2, 8, 5, [5, 5, 3, 6], True),
+    "down only": (1, 3, 0, 6, [4, 4, 4, 4], False),
+}
+
+
+def run_layer(layer, size, dtype, kind, impl, clamp, slope=0.2, gain=2**0.5, flip=False, batch=1, channels=2, layout=torch.contiguous_format):  # type: ignore[no-untyped-def]
+    up, down, taps_up, taps_down, padding, full = layer
+    taps_kind = torch.float64 if kind == torch.float64 else torch.float32
+    fu = normal(taps_up, seed=5).to(taps_kind) / taps_up**0.5 if taps_up else None
+    fd = (
+        None
+        if not taps_down
+        else (radial(taps_down) + 0.1 * normal(taps_down, taps_down, seed=6) / taps_down if full else normal(taps_down, seed=7) / 3)
+    )
+    fd = None if fd is None else fd.to(taps_kind)
+    x, b = normal(batch, channels, *size, seed=1).to(dtype), normal(channels, seed=2).to(dtype)
+    leaf, bias = x.to(kind).contiguous(memory_format=layout).requires_grad_(), b.to(kind).requires_grad_()
+    arguments = {"up": up, "down": down, "padding": padding, "gain": gain, "slope": slope, "clamp": clamp, "flip_filter": flip, "impl": impl}
+    y = filtered_lrelu(leaf, fu, fd, bias, **arguments)
+    dy = normal(*y.shape, seed=3).to(dtype).to(kind).requires_grad_()
+    dx, db = torch.autograd.grad(y, (leaf, bias), dy, create_graph=True)
+    (second,) = torch.autograd.grad(dx, dy, normal(*x.shape, seed=4).to(dtype).to(kind))
+    with torch.no_grad():
+        plain = filtered_lrelu(leaf, fu, fd, bias, **arguments)
+    return [t.detach() for t in (y, dx, db, second, plain)]
+
+
+def compare(layer, size, dtype, clamp=0.8, **options) -> None:  # type: ignore[no-untyped-def]
+    wanted = run_layer(layer, size, dtype, torch.float64, "ref", clamp, **options)
+    found = run_layer(layer, size, dtype, dtype, "cuda", clamp, **options)
+    torch.testing.assert_close(found[4], found[0], rtol=0, atol=0)
+    tolerance = 4 * TOLERANCES[dtype]
+    for name, f, w in zip(("y", "dx", "db", "second"), found, wanted, strict=False):
+        assert torch.isfinite(f).all(), name
+        close(f, w, tolerance if name != "db" else 4 * tolerance)
+
+
+@pytest.mark.parametrize("size", [(36, 38), (27, 70), (75, 41)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_recipes(name: str, size: tuple[int, int]) -> None:
+    compare(LAYERS[name], size, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("name", LAYERS | OTHERS)
+def test_dtypes(name: str, dtype: torch.dtype) -> None:
+    compare((LAYERS | OTHERS)[name], (30, 27), dtype, clamp=256.0)
+
+
+@pytest.mark.parametrize("options", [{"slope": 0.0}, {"slope": -0.3, "gain": -1.2}, {"flip": True}, {"layout": torch.channels_last}, {"batch": 3}])
+@pytest.mark.parametrize("name", ["up", "same radial", "odd factors"])
+def test_options(name: str, options) -> None:  # type: ignore[no-untyped-def]
+    compare((LAYERS | OTHERS)[name], (20, 23), torch.float32, **options)
+
+
+@relaxed
+@given(
+    name=st.sampled_from(list(LAYERS)),
+    size=st.tuples(st.integers(16, 50), st.integers(16, 50)),
+    pads=st.tuples(*[st.integers(-20, 14)] * 4),
+    clamp=st.sampled_from([None, 0.5]),
+    blocks=st.sampled_from([0, 1, 3]),
+)
+def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    layer = (*LAYERS[name][:4], list(pads), LAYERS[name][5])
+    host.set_limits(blocks, 0, True)
+    try:
+        filtered_lrelu(torch.zeros(1, 1, *size), torch.ones(layer[2]), torch.ones(layer[3]), up=layer[0], down=layer[1], padding=layer[4])
+    except ValueError:
+        return
+    compare(layer, size, torch.float32, clamp)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    up, down, taps_up, taps_down, padding, full = LAYERS[name]
+    fu, fd = normal(taps_up, seed=5).float(), (radial(taps_down) if full else normal(taps_down, seed=7)).float()
+    x = normal(1, 2, 75, 70).float()
+    calls = []
+    original = library.filtered_lrelu
+    codes = []
+    for fuse in (True, False):
+        host.set_limits(0, 0, fuse)
+        leaf = x.clone().requires_grad_()
+        y = original(NAMESPACE, *_operator_arguments(leaf, fu, fd, up, down, padding))
+        codes.append(next(t for t in y.grad_fn.saved_tensors if t is not None and t.dtype == torch.uint8))
+        calls.append(y.detach())
+    torch.testing.assert_close(calls[0], calls[1], rtol=0, atol=1e-5 * float(calls[1].abs().max()))
+    assert not torch.equal(calls[0], calls[1])  # they add up in different orders: two different kernels ran
+    assert codes[0].shape == codes[1].shape
+    assert float((codes[0] != codes[1]).double().mean()) < 1e-4
+
+
+def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untyped-def]
+    from torch_utils.ops.resampling import AxisPlan
+
+    (h, w), (left, right, top, bottom) = x.shape[2:], padding
+    rows, columns = AxisPlan(h, len(fu), up, 1, top, bottom), AxisPlan(w, len(fu), up, 1, left, right)
+    down_plans = (AxisPlan(rows.out_size, len(fd), 1, down), AxisPlan(columns.out_size, len(fd), 1, down))
+    return x, (fu, fd), None, (rows, columns), down_plans, False, 2**0.5, 0.2, 0.9
+
+
+def test_empty_batches() -> None:
+    x = torch.zeros(0, 3, 20, 20, requires_grad=True)
+    y = filtered_lrelu(x, torch.ones(12), torch.ones(12), torch.zeros(3), up=2, down=2, padding=9)
+    y.sum().backward()
+    assert x.grad is not None and bias_act(torch.zeros(0, 3), torch.ones(3), act="relu").shape == (0, 3)
+    assert upfirdn2d(torch.zeros(2, 0, 8, 8), torch.ones(4), down=2).shape == (2, 0, 3, 3)
+
+
+def test_derivatives_numerically() -> None:
+    x, b = normal(1, 2, 5, 4, seed=7).requires_grad_(), normal(2, seed=8).requires_grad_()
+    f = normal(4, seed=9)
+    for call in (
+        lambda x, b: filtered_lrelu(x, f, f, b, up=2, down=2, padding=4, clamp=0.9),
+        lambda x, b: upfirdn2d(bias_act(x, b, act="swish", clamp=2.0), f, up=2, down=3, padding=3),
+        lambda x, b: bias_act(x, b, act="softplus"),
+        lambda x, b: bias_act(x, b, act="tanh", clamp=0.9),
+    ):
+        assert torch.autograd.gradcheck(call, (x, b), fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, (x, b), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", goldens.LRELU)
+def test_filtered_lrelu_goldens(case: str) -> None:
+    goldens.test_filtered_lrelu(case, "cuda")
+
+
+@pytest.mark.parametrize("case", [name for name, t in goldens.UPFIRDN.items() if "x" in t])
+def test_upfirdn2d_goldens(case: str) -> None:
+    goldens.test_upfirdn2d_and_its_wrappers(case, "cuda")
+
+
+@pytest.mark.parametrize("case", goldens.BIAS_ACT)
+def test_bias_act_goldens(case: str) -> None:
+    (goldens.test_bias_act_on_kinks_and_clamps if case.startswith("edge") else goldens.test_bias_act)(case)

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels as implementations of the operators that torch_utils/ops/library.py defines: checks nothing that Python has checked, lays
+// tensors out, allocates outputs, launches. Compiled for CUDA, and with OPS_HOST for a CPU with the host shim underneath.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "ops.h"
+
+#ifndef OPS_HOST
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+// The device of a tensor for as long as this lives, and its current stream.
+struct Launch {
+#ifdef OPS_HOST
+    explicit Launch(const Tensor&) {}
+    void* stream() const { return nullptr; }
+    void check() const {}
+#else
+    explicit Launch(const Tensor& x) : guard(x.device()) {}
+    void* stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
+    void check() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
+    c10::cuda::CUDAGuard guard;
+#endif
+};
+
+ops::Dtype dtype_of(const Tensor& x) {
+    switch (x.scalar_type()) {
+        case at::kFloat: return ops::kFloat32;
+        case at::kHalf: return ops::kFloat16;
+        case at::kBFloat16: return ops::kBFloat16;
+        case at::kDouble: return ops::kFloat64;
+        default: TORCH_CHECK(false, "expected float32, float16, bfloat16 or float64, got ", x.scalar_type());
+    }
+}
+
+// Poisoned in the host build, so that tests see elements that a kernel leaves out.
+void poison([[maybe_unused]] Tensor& x) {
+#ifdef OPS_HOST
+    if (x.numel() > 0) std::fill_n(static_cast<unsigned char*>(x.data_ptr()), x.nbytes(), 0xff);
+#endif
+}
+
+const void* pointer(const optional<Tensor>& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
+
+// A bias as the kernels read it: contiguous and of the type of x.
+optional<Tensor> bias_for(const Tensor& x, const optional<Tensor>& b) {
+    return b.has_value() ? optional<Tensor>(b->to(x.scalar_type()).contiguous()) : std::nullopt;
+}
+
+int test_max_blocks = 0;  // limits grids, so that tests reach the loops that huge tensors take
+int64_t test_max_slice = 0;
+bool test_fuse = true;
+
+Tensor run_bias_act(
+    int order, const Tensor& first, const optional<Tensor>& second, const optional<Tensor>& x, const optional<Tensor>& b, const optional<Tensor>& y,
+    int64_t dim, int64_t act, double alpha, double gain, double clamp
+) {
+    // One dense order in memory for all: the one that torch gives the first tensor's equals.
+    Tensor out = at::empty_like(first);
+    poison(out);
+    auto aligned = [&](const Tensor& t) {
+        if (t.sizes() == out.sizes() && t.strides() == out.strides()) return t;
+        Tensor copy = at::empty_like(out, t.options());
+        copy.copy_(t);
+        return copy;
+    };
+    std::vector<Tensor> keep;
+    auto use = [&](const Tensor& t) {
+        keep.push_back(aligned(t));
+        return keep.back().const_data_ptr();
+    };
+    ops::BiasActParams p{};
+    if (order == 0) {
+        p.x = use(first);
+    } else {
+        p.dy = order == 1 ? use(first) : use(*second);
+        p.ddx = order == 2 ? use(first) : nullptr;
+        // A slope that depends on nothing needs no saved tensor; any of the right size will do.
+        p.x = x.has_value() ? use(*x) : p.dy;
+        p.y = y.has_value() ? use(*y) : nullptr;
+    }
+    const optional<Tensor> bias = bias_for(out, b);
+    p.b = pointer(bias);
+    p.out = out.data_ptr();
+    p.dtype = dtype_of(out);
+    p.activation = static_cast<int>(act);
+    p.order = order;
+    p.alpha = alpha;
+    p.gain = gain;
+    p.clamp = clamp;
+    p.count = out.numel();
+    p.channels = b.has_value() ? std::max<int64_t>(b->numel(), 1) : 1;
+    // Elements that share a bias are as many as the stride of its axis, which must be the product of the faster axes.
+    p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;
+    if (b.has_value() && out.size(dim) <= 1) p.step = std::max<int64_t>(out.numel(), 1);
+    p.max_slice = test_max_slice;
+    Launch launch(out);
+    ops::bias_act(p, launch.stream());
+    launch.check();
+    return out;
+}
+
+Tensor bias_act(const Tensor& x, const optional<Tensor>& b, int64_t dim, int64_t act, double alpha, double gain, double clamp) {
+    return run_bias_act(0, x, std::nullopt, std::nullopt, b, std::nullopt, dim, act, alpha, gain, clamp);
+}
+
+Tensor bias_act_grad(
+    const Tensor& dy, const optional<Tensor>& x, const optional<Tensor>& b, const optional<Tensor>& y, int64_t dim, int64_t act, double alpha,
+    double gain, double clamp
+) {
+    return run_bias_act(1, dy, std::nullopt, x, b, y, dim, act, alpha, gain, clamp);
+}
+
+Tensor bias_act_grad2(
+    const Tensor& ddx, const Tensor& dy, const optional<Tensor>& x, const optional<Tensor>& b, const optional<Tensor>& y, int64_t dim, int64_t act,
+    double alpha, double gain, double clamp
+) {
+    return run_bias_act(2, ddx, dy, x, b, y, dim, act, alpha, gain, clamp);
+}
+
+// Kernels of images work on planes: contiguous input, and an output of the same values in the input's memory format.
+struct Images {
+    explicit Images(const Tensor& x) : last(x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous()), input(x.contiguous()) {}
+    Tensor output(int64_t height, int64_t width) const {
+        Tensor y = at::empty({input.size(0), input.size(1), height, width}, input.options());
+        poison(y);
+        return y;
+    }
+    Tensor finish(const Tensor& y) const { return last ? y.contiguous(at::MemoryFormat::ChannelsLast) : y; }
+    bool last;
+    Tensor input;
+};
+
+// A filter as the kernels read it: contiguous, double beside float64 images and float beside all others.
+optional<Tensor> filter_for(const Tensor& x, const optional<Tensor>& f) {
+    if (!f.has_value()) return std::nullopt;
+    return f->to(x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat)).contiguous();
+}
+
+int taps_x(const optional<Tensor>& f) { return f.has_value() ? static_cast<int>(f->size(-1)) : 1; }
+int taps_y(const optional<Tensor>& f) { return f.has_value() ? static_cast<int>(f->size(0)) : 1; }
+bool separable(const optional<Tensor>& f) { return !f.has_value() || f->dim() == 1; }
+
+Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, at::IntArrayRef geometry, bool reverse, double gain) {
+    TORCH_CHECK(geometry.size() == 8, "geometry must be up x, y, down x, y, padding x, y, width, height");
+    Images images(x);
+    const optional<Tensor> filter = filter_for(x, f);
+    ops::UpfirdnParams p{};
+    p.up_x = geometry[0], p.up_y = geometry[1], p.down_x = geometry[2], p.down_y = geometry[3];
+    p.pad_x = geometry[4], p.pad_y = geometry[5], p.out_w = geometry[6], p.out_h = geometry[7];
+    Tensor y = images.output(p.out_h, p.out_w);
+    p.x = images.input.const_data_ptr();
+    p.y = y.data_ptr();
+    p.f = pointer(filter);
+    p.in_dtype = p.out_dtype = dtype_of(x);
+    p.separable = separable(f);
+    p.taps_x = taps_x(f), p.taps_y = taps_y(f);
+    p.reverse = reverse;
+    p.planes = x.size(0) * x.size(1);
+    p.channels = static_cast<int>(x.size(1));
+    p.in_h = x.size(2), p.in_w = x.size(3);
+    p.gain = gain;
+    p.max_blocks = test_max_blocks;
+    Launch launch(x);
+    ops::upfirdn2d(p, launch.stream());
+    launch.check();
+    return images.finish(y);
+}
+
+// One call of filtered_lrelu or of its derivative: from an image through the middle grid to an image.
+struct Plan {
+    const optional<Tensor>& fu;
+    const optional<Tensor>& fd;
+    int up_x, up_y, down_x, down_y, pad_x, pad_y, crop_x, crop_y, mid_w, mid_h, out_w, out_h;
+    bool reverse_up, reverse_down;
+    double up_gain, gain, slope, clamp;
+    ops::LreluMode mode;
+    uint8_t* codes;
+    int code_bytes;
+    bool fuse;
+};
+
+// What the fused kernels do not cover: three passes over groups of planes, which keep the memory for the middle image in bounds.
+void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const optional<Tensor>& b, const Launch& launch) {
+    constexpr int64_t kMaxSamples = int64_t{1} << 26;
+    const bool is_double = x.scalar_type() == at::kDouble;
+    const int64_t channels = x.size(1), planes = x.size(0) * channels, samples = static_cast<int64_t>(plan.mid_w) * plan.mid_h;
+    // Whole batch entries at a time, so that a plane's channel is its index modulo the channels.
+    const int64_t step = std::min(planes, std::max<int64_t>(1, kMaxSamples / samples / channels) * channels);
+    Tensor mid = at::empty({step, plan.mid_h, plan.mid_w}, x.options().dtype(is_double ? at::kDouble : at::kFloat));
+    poison(mid);
+    const optional<Tensor> fu = filter_for(x, plan.fu), fd = filter_for(x, plan.fd);
+    ops::UpfirdnParams u{}, d{};
+    u.f = pointer(fu), d.f = pointer(fd);
+    u.b = pointer(b);
+    u.in_dtype = d.out_dtype = dtype_of(x);
+    u.out_dtype = d.in_dtype = dtype_of(mid);
+    u.separable = separable(fu), d.separable = separable(fd);
+    u.reverse = plan.reverse_up, d.reverse = plan.reverse_down;
+    u.channels = d.channels = static_cast<int>(channels);
+    u.in_w = x.size(3), u.in_h = x.size(2);
+    u.out_w = d.in_w = plan.mid_w, u.out_h = d.in_h = plan.mid_h;
+    d.out_w = plan.out_w, d.out_h = plan.out_h;
+    u.up_x = plan.up_x, u.up_y = plan.up_y, u.down_x = u.down_y = 1;
+    d.up_x = d.up_y = 1, d.down_x = plan.down_x, d.down_y = plan.down_y;
+    u.pad_x = plan.pad_x, u.pad_y = plan.pad_y, d.pad_x = plan.crop_x, d.pad_y = plan.crop_y;
+    u.taps_x = taps_x(fu), u.taps_y = taps_y(fu), d.taps_x = taps_x(fd), d.taps_y = taps_y(fd);
+    u.gain = plan.up_gain, d.gain = 1;
+    u.max_blocks = d.max_blocks = test_max_blocks;
+    ops::GateParams g{};
+    g.is_double = is_double;
+    g.mode = plan.mode;
+    g.mid_w = plan.mid_w, g.code_bytes = plan.code_bytes > 0 ? plan.code_bytes : (plan.mid_w + 3) / 4;
+    g.gain = plan.gain, g.slope = plan.slope, g.clamp = plan.clamp;
+    const int64_t size = x.element_size();
+    for (int64_t first = 0; first < planes; first += step) {
+        u.planes = d.planes = std::min(step, planes - first);
+        g.rows = u.planes * plan.mid_h;
+        u.x = static_cast<const char*>(x.const_data_ptr()) + first * u.in_w * u.in_h * size;
+        u.y = g.u = mid.data_ptr();
+        g.codes = plan.codes == nullptr ? nullptr : plan.codes + first * plan.mid_h * plan.code_bytes;
+        d.x = mid.const_data_ptr();
+        d.y = static_cast<char*>(y.data_ptr()) + first * d.out_w * d.out_h * size;
+        ops::upfirdn2d(u, launch.stream());
+        ops::gate(g, launch.stream());
+        ops::upfirdn2d(d, launch.stream());
+        launch.check();
+    }
+}
+
+bool run_fused(const Plan& plan, const Tensor& x, const Tensor& y, const optional<Tensor>& b, const Launch& launch) {
+    if (!plan.fuse || x.scalar_type() == at::kDouble || !plan.fu.has_value() || !plan.fd.has_value()) return false;
+    if (plan.up_x != plan.up_y || plan.down_x != plan.down_y) return false;
+    if (plan.fu->size(0) != plan.fu->size(-1) || plan.fd->size(0) != plan.fd->size(-1)) return false;
+    const optional<Tensor> fu = filter_for(x, plan.fu), fd = filter_for(x, plan.fd);
+    ops::FilteredLreluParams p{};
+    p.x = x.const_data_ptr();
+    p.y = y.data_ptr();
+    p.fu = fu->const_data_ptr<float>(), p.fd = fd->const_data_ptr<float>();
+    p.b = pointer(b);
+    p.codes = plan.codes;
+    p.dtype = dtype_of(x);
+    p.mode = plan.mode;
+    p.up_full = fu->dim() == 2, p.down_full = fd->dim() == 2;
+    p.reverse_up = plan.reverse_up, p.reverse_down = plan.reverse_down;
+    p.planes = x.size(0) * x.size(1);
+    p.channels = static_cast<int>(x.size(1));
+    p.in_w = x.size(3), p.in_h = x.size(2), p.mid_w = plan.mid_w, p.mid_h = plan.mid_h, p.out_w = plan.out_w, p.out_h = plan.out_h;
+    p.code_bytes = plan.code_bytes;
+    p.up = plan.up_x, p.down = plan.down_x, p.up_taps = taps_x(fu), p.down_taps = taps_x(fd);
+    p.pad_x = plan.pad_x, p.pad_y = plan.pad_y, p.crop_x = plan.crop_x, p.crop_y = plan.crop_y;
+    p.up_gain = static_cast<float>(plan.up_gain), p.gain = static_cast<float>(plan.gain);
+    p.slope = static_cast<float>(plan.slope), p.clamp = static_cast<float>(plan.clamp);
+    p.max_blocks = test_max_blocks;
+    const bool done = ops::filtered_lrelu_separable(p, launch.stream(), false) || ops::filtered_lrelu_radial(p, launch.stream(), false);
+    launch.check();
+    return done;
+}
+
+Tensor run(const Plan& plan, const Tensor& x, const optional<Tensor>& b) {
+    Images images(x);
+    Tensor y = images.output(plan.out_h, plan.out_w);
+    if (y.numel() > 0) {
+        const optional<Tensor> bias = bias_for(x, b);
+        Launch launch(x);
+        if (!run_fused(plan, images.input, y, bias, launch)) run_in_passes(plan, images.input, y, bias, launch);
+    }
+    return images.finish(y);
+}
+
+// geometry: up x, y, down x, y, padding x, y, width and height of the input, of the middle grid and of the output.
+Plan make_plan(
+    const optional<Tensor>& fu, const optional<Tensor>& fd, at::IntArrayRef geometry, bool flip, double gain, double slope, double clamp
+) {
+    TORCH_CHECK(geometry.size() == 12, "geometry must have 12 numbers");
+    Plan plan{fu, fd};
+    plan.up_x = geometry[0], plan.up_y = geometry[1], plan.down_x = geometry[2], plan.down_y = geometry[3];
+    plan.pad_x = geometry[4], plan.pad_y = geometry[5];
+    plan.mid_w = geometry[8], plan.mid_h = geometry[9], plan.out_w = geometry[10], plan.out_h = geometry[11];
+    plan.reverse_up = plan.reverse_down = !flip;
+    plan.up_gain = static_cast<double>(plan.up_x * plan.up_y);
+    plan.gain = gain, plan.slope = slope, plan.clamp = clamp;
+    plan.fuse = test_fuse;
+    return plan;
+}
+
+std::tuple<Tensor, Tensor> filtered_lrelu(
+    const Tensor& x, const optional<Tensor>& fu, const optional<Tensor>& fd, const optional<Tensor>& b, at::IntArrayRef geometry, bool flip,
+    double gain, double slope, double clamp, bool save
+) {
+    Plan plan = make_plan(fu, fd, geometry, flip, gain, slope, clamp);
+    plan.mode = save ? ops::kSave : ops::kPlain;
+    Tensor codes = at::empty({0}, x.options().dtype(at::kByte));
+    if (save) {
+        plan.code_bytes = (plan.mid_w + 3) / 4;
+        codes = at::empty({x.size(0), x.size(1), plan.mid_h, plan.code_bytes}, x.options().dtype(at::kByte));
+        poison(codes);
+        plan.codes = static_cast<uint8_t*>(codes.data_ptr());
+    }
+    return {run(plan, x, b), codes};
+}
+
+Tensor filtered_lrelu_gated(
+    const Tensor& t, const optional<Tensor>& fu, const optional<Tensor>& fd, const Tensor& codes, const optional<Tensor>&, const optional<Tensor>&,
+    at::IntArrayRef geometry, bool flip, double gain, double slope, double clamp, bool transposed
+) {
+    Plan plan = make_plan(transposed ? fd : fu, transposed ? fu : fd, geometry, flip, gain, slope, clamp);
+    plan.mode = ops::kGated;
+    const Tensor dense = codes.contiguous();
+    plan.codes = const_cast<uint8_t*>(dense.const_data_ptr<uint8_t>());
+    plan.code_bytes = static_cast<int>(dense.size(3));
+    if (transposed) {
+        // The transposed map of an axis exchanges up and down, reverses the taps and pads by what the taps leave of the padding.
+        plan.crop_x = taps_x(fu) - 1 - plan.pad_x, plan.crop_y = taps_y(fu) - 1 - plan.pad_y;
+        plan.pad_x = taps_x(fd) - 1, plan.pad_y = taps_y(fd) - 1;
+        std::swap(plan.up_x, plan.down_x);
+        std::swap(plan.up_y, plan.down_y);
+        plan.out_w = geometry[6], plan.out_h = geometry[7];
+        plan.reverse_up = plan.reverse_down = flip;
+    }
+    return run(plan, t, std::nullopt);
+}
+
+// For tests: grids of at most `blocks` blocks, at most `slice` elements of bias_act per launch (0: no limit), and fused kernels or not.
+void set_limits(int64_t blocks, int64_t slice, bool fuse) {
+    test_max_blocks = static_cast<int>(blocks);
+    test_max_slice = slice;
+    test_fuse = fuse;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(OPS_NAMESPACE, m) { m.def("set_limits(int blocks, int slice, bool fuse) -> ()", &set_limits); }
+
+TORCH_LIBRARY_IMPL(OPS_NAMESPACE, OPS_KEY, m) {
+    m.impl("bias_act", &bias_act);
+    m.impl("bias_act_grad", &bias_act_grad);
+    m.impl("bias_act_grad2", &bias_act_grad2);
+    m.impl("upfirdn2d", &upfirdn2d);
+    m.impl("filtered_lrelu", &filtered_lrelu);
+    m.impl("filtered_lrelu_gated", &filtered_lrelu_gated);
+}

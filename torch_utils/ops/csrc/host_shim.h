@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the kernel sources on a CPU, for tests: blocks one after the other, the threads of a block as fibres that change at barriers.
+//
+// Shared memory has exactly the size that the launch asked for, is filled with NaN patterns before each block, and is followed by a
+// guard that is checked after it. A block whose threads do not all reach the same barriers stops the program.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace shim {
+
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kGuardBytes = 256;
+constexpr unsigned char kPoison = 0xff;
+
+struct Fibre {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    bool done = false;
+};
+
+struct State {
+    dim3 thread, block, block_dim, grid_dim;
+    ucontext_t scheduler;
+    std::vector<Fibre> fibres;
+    unsigned current = 0;
+    std::vector<unsigned char> memory;
+    const std::function<void()>* body = nullptr;
+};
+
+inline State& state() {
+    static State instance;
+    return instance;
+}
+
+inline void fibre_main() {
+    State& s = state();
+    (*s.body)();
+    s.fibres[s.current].done = true;
+    swapcontext(&s.fibres[s.current].context, &s.scheduler);
+}
+
+inline void barrier() {
+    State& s = state();
+    swapcontext(&s.fibres[s.current].context, &s.scheduler);
+}
+
+inline void run_block(unsigned threads) {
+    State& s = state();
+    for (unsigned i = 0; i < threads; i++) {
+        Fibre& f = s.fibres[i];
+        if (!f.stack) f.stack.reset(new char[kStackBytes]);
+        f.done = false;
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.get();
+        f.context.uc_stack.ss_size = kStackBytes;
+        f.context.uc_link = nullptr;
+        makecontext(&f.context, fibre_main, 0);
+    }
+    // Every round takes each thread to its next barrier or to its end: all of them, or the barrier is divergent.
+    for (unsigned finished = 0; finished < threads;) {
+        finished = 0;
+        for (unsigned i = 0; i < threads; i++) {
+            s.current = i;
+            s.thread = dim3(i);
+            swapcontext(&s.scheduler, &s.fibres[i].context);
+            finished += s.fibres[i].done;
+        }
+        if (finished != 0 && finished != threads) {
+            std::fprintf(stderr, "host shim: %u of %u threads missed a barrier\n", finished, threads);
+            std::abort();
+        }
+    }
+}
+
+inline void launch(const std::function<void()>& body, unsigned grid, unsigned threads, size_t shared_bytes) {
+    State& s = state();
+    s.body = &body;
+    s.block_dim = dim3(threads);
+    s.grid_dim = dim3(grid);
+    if (s.fibres.size() < threads) s.fibres.resize(threads);
+    s.memory.resize(shared_bytes + kGuardBytes);
+    for (unsigned b = 0; b < grid; b++) {
+        s.block = dim3(b);
+        std::memset(s.memory.data(), kPoison, s.memory.size());
+        run_block(threads);
+        for (size_t i = shared_bytes; i < s.memory.size(); i++) {
+            if (s.memory[i] != kPoison) {
+                std::fprintf(stderr, "host shim: shared memory of %zu bytes overrun at byte %zu\n", shared_bytes, i);
+                std::abort();
+            }
+        }
+    }
+}
+
+}  // namespace shim
+
+#define OPS_UNROLL
+#define threadIdx (shim::state().thread)
+#define blockIdx (shim::state().block)
+#define blockDim (shim::state().block_dim)
+#define gridDim (shim::state().grid_dim)
+#define __syncthreads() shim::barrier()
+#define OPS_SHARED(name) unsigned char* name = shim::state().memory.data()
+#define OPS_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...) \
+    shim::launch([&] { kernel(__VA_ARGS__); }, grid, threads, shared_bytes)
+
+inline uint32_t funnel_left(uint32_t low, uint32_t high, int bits) { return bits == 0 ? high : (high << bits) | (low >> (32 - bits)); }
+inline uint32_t funnel_right(uint32_t low, uint32_t high, int bits) { return bits == 0 ? low : (low >> bits) | (high << (32 - bits)); }
+
+typedef void* Stream;
+
+struct half_t {
+    _Float16 value;
+};
+
+struct bfloat_t {
+    uint16_t bits;
+};
+
+inline float to_float(half_t x) { return static_cast<float>(x.value); }
+inline void from_float(float x, half_t& y) { y.value = static_cast<_Float16>(x); }
+
+inline float to_float(bfloat_t x) {
+    uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+inline void from_float(float x, bfloat_t& y) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) {
+        y.bits = 0x7fc0;
+    } else {
+        y.bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+}

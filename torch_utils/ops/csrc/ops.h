@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations' parameters and launchers: what the bindings know of the kernels. No torch and no CUDA header is needed here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ops {
+
+enum Dtype { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
+
+// The order is that of activation_funcs in bias_act.py.
+enum Activation { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
+
+// clamp(gain * act(x + b)) or its derivatives, element by element. Tensors are dense and share one order in memory.
+struct BiasActParams {
+    const void* x;    // input of the activation before its bias; order 0, or derivatives in terms of x
+    const void* b;    // [channels] or null
+    const void* y;    // output; derivatives in terms of y
+    const void* dy;   // order 1 and 2
+    const void* ddx;  // order 2
+    void* out;
+    Dtype dtype;
+    int activation;
+    int order;  // 0: y. 1: dy * G. 2: ddx * dy * (derivative of G in the saved tensor). G is the slope of the whole operation.
+    double alpha, gain, clamp;  // clamp < 0: none
+    int64_t count;
+    int64_t step;      // consecutive elements that share a bias
+    int64_t channels;  // biases
+    int64_t phase;     // position of the first element among step * channels
+    int64_t max_slice; // elements per launch; 0: as many as the kernel can (for tests; a multiple of 8)
+};
+
+// out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis, with x = 0 outside of the image and f = 0 outside of its taps.
+struct UpfirdnParams {
+    const void* x;  // [planes, in_h, in_w]
+    void* y;        // [planes, out_h, out_w]
+    const void* f;  // [taps_y, taps_x], or [taps_x] along both axes if separable; null: one tap of 1. float, or double with float64 images
+    const void* b;  // [channels], of the type of x, added to the pixels of x; null: none
+    Dtype in_dtype, out_dtype;
+    bool separable, reverse;  // reverse: the taps are stored last first
+    int64_t planes;
+    int channels;
+    int in_w, in_h, out_w, out_h;
+    int up_x, up_y, down_x, down_y, pad_x, pad_y, taps_x, taps_y;
+    double gain;
+    int max_blocks;
+};
+
+// y = down(phi(up(x + b))) on a middle grid of mid_h x mid_w samples, where
+//   up:   u[m] = sum_i x[i] fu[i * up + pad - m]
+//   down: y[n] = sum_m a[m] fd[m + crop - n * down], a = 0 outside of the middle grid.
+// phi is the leaky ReLU with gain and clamp (kPlain, kSave), or multiplies by its slope as the saved codes tell it (kGated).
+enum LreluMode { kPlain = 0, kSave = 1, kGated = 2 };
+
+struct FilteredLreluParams {
+    const void* x;     // [planes, in_h, in_w]
+    void* y;           // [planes, out_h, out_w]
+    const float* fu;   // [taps] separable, or [taps, taps]
+    const float* fd;
+    const void* b;     // [channels] of the type of x, or null
+    uint8_t* codes;    // [planes, mid_h, code_bytes]: 2 bits per sample, low bits first: bit 0 = negative, bit 1 = slope zero (clamped, or padding)
+    Dtype dtype;
+    LreluMode mode;
+    bool up_full, down_full, reverse_up, reverse_down;
+    int64_t planes;
+    int channels;
+    int in_w, in_h, mid_w, mid_h, out_w, out_h, code_bytes;
+    int up, down, up_taps, down_taps;
+    int pad_x, pad_y, crop_x, crop_y;
+    float up_gain, gain, slope, clamp;  // up_gain multiplies u; clamp < 0: none
+    int tile_w, tile_h, tiles_x, tiles_y;  // filled in by the launcher
+    int max_blocks;
+};
+
+// phi on samples [planes, mid_h, mid_w] in place, with codes as above; for what the fused kernels do not cover.
+struct GateParams {
+    void* u;  // float, or double
+    uint8_t* codes;
+    bool is_double;
+    LreluMode mode;
+    int64_t rows;  // planes * mid_h
+    int mid_w, code_bytes;
+    double gain, slope, clamp;
+};
+
+// Each returns nothing and launches without waiting. `stream` is a cudaStream_t, unused on the host.
+void bias_act(const BiasActParams& p, void* stream);
+void upfirdn2d(const UpfirdnParams& p, void* stream);
+void gate(const GateParams& p, void* stream);
+
+// True if a fused kernel covers the case; it is launched unless `probe`.
+bool filtered_lrelu_separable(const FilteredLreluParams& p, void* stream, bool probe);
+bool filtered_lrelu_radial(const FilteredLreluParams& p, void* stream, bool probe);
+
+}  // namespace ops

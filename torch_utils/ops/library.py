@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators behind bias_act, upfirdn2d and filtered_lrelu as torch.library knows them: schemas, shapes, derivatives, CPU code.
+
+The CUDA code comes from the extension (`extension.py`) and registers itself for the same schemas. Derivatives are formulas in terms of the
+same operators, so they exist to any order where the mathematics has them in closed form: both resamplings are linear, and what
+filtered_lrelu keeps for its gradient is where its slope changes, two bits per sample (on a CPU: its input). torch.compile sees one node per call.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from . import cpu, resampling
+
+NAMESPACE = "stylesan_xl"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# The operators that CPU tensors use in place of torch's own; for tests of the kernels on the host.
+cpu_namespace: str | None = None
+
+_BIAS_ACT_TAIL = "int dim, int act, float alpha, float gain, float clamp) -> Tensor"
+_LRELU_TAIL = "int[] geometry, bool flip, float gain, float slope, float clamp"
+SCHEMAS = {
+    "bias_act": f"(Tensor x, Tensor? b, {_BIAS_ACT_TAIL}",
+    "bias_act_grad": f"(Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
+    "bias_act_grad2": f"(Tensor ddx, Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
+    "upfirdn2d": "(Tensor x, Tensor? f, int[] geometry, bool reverse, float gain) -> Tensor",
+    "filtered_lrelu": f"(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, {_LRELU_TAIL}, bool save) -> (Tensor, Tensor)",
+    "filtered_lrelu_gated": f"(Tensor t, Tensor? fu, Tensor? fd, Tensor codes, Tensor? x, Tensor? b, {_LRELU_TAIL}, bool transposed) -> Tensor",
+}
+
+# Numbers of the activations in the kernels, and what their derivatives take: the output, or the input where the output does not tell.
+ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
+_CURVED = {ACTIVATIONS.index(name) for name in ("tanh", "sigmoid", "elu", "selu", "softplus", "swish")}
+_LINEAR, _LRELU, _SWISH = (ACTIVATIONS.index(name) for name in ("linear", "lrelu", "swish"))
+
+
+class Geometry(NamedTuple):
+    """Numbers of a filtered_lrelu: factors, padding at the low ends, and sizes of the input, the middle grid and the output."""
+
+    up_x: int
+    up_y: int
+    down_x: int
+    down_y: int
+    pad_x: int
+    pad_y: int
+    in_w: int
+    in_h: int
+    mid_w: int
+    mid_h: int
+    out_w: int
+    out_h: int
+
+
+def _sum_to_bias(dx: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    axes = [axis for axis in range(dx.ndim) if axis != dim % dx.ndim]
+    return dx.sum(axes, dtype=dtype) if axes else dx.to(dtype)
+
+
+def _saves_output(act: int, alpha: float, gain: float) -> bool:
+    return act != _SWISH and gain != 0 and not (act == _LRELU and alpha < 0)
+
+
+def _bias_act_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, b, dim, act, alpha, gain, clamp = inputs
+        ctx.rest = (dim, act, alpha, gain, clamp)
+        ctx.bias_dtype = None if b is None else b.dtype
+        if act == _LINEAR and clamp < 0:
+            ctx.save_for_backward(None, None, None)
+        elif _saves_output(act, alpha, gain):
+            ctx.save_for_backward(None, None, output)
+        else:
+            ctx.save_for_backward(x, b, None)
+
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        dx = ops().bias_act_grad(dy, *ctx.saved_tensors, *ctx.rest)
+        db = None if ctx.bias_dtype is None or not ctx.needs_input_grad[1] else _sum_to_bias(dx, ctx.rest[0], ctx.bias_dtype)
+        return dx, db, None, None, None, None, None
+
+    return setup, backward
+
+
+def _bias_act_grad_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        dy, x, b, y = inputs[:4]
+        ctx.rest = inputs[4:]
+        ctx.save_for_backward(dy, x, b, y)
+
+    def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:
+        dy, x, b, y = ctx.saved_tensors
+        grad_dy = ops().bias_act_grad(ddx, x, b, y, *ctx.rest) if ctx.needs_input_grad[0] else None
+        grad_x = grad_b = grad_y = None
+        if ctx.rest[1] in _CURVED and (x is not None or y is not None):
+            second = ops().bias_act_grad2(ddx, dy, x, b, y, *ctx.rest)
+            if y is not None:
+                grad_y = second
+            else:
+                grad_x = second
+                grad_b = None if b is None else _sum_to_bias(second, ctx.rest[0], b.dtype)
+        return grad_dy, grad_x, grad_b, grad_y, None, None, None, None, None
+
+    return setup, backward
+
+
+def _refuse_third_derivative(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    raise NotImplementedError("bias_act is differentiable twice on this device; impl='ref' is differentiable any number of times")
+
+
+def _upfirdn2d_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, f, geometry, reverse, gain = inputs
+        ctx.save_for_backward(f)
+        ctx.size, ctx.geometry, ctx.reverse, ctx.gain = (x.shape[3], x.shape[2]), geometry, reverse, gain
+
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        (f,) = ctx.saved_tensors
+        up_x, up_y, down_x, down_y, pad_x, pad_y, _, _ = ctx.geometry
+        taps_x, taps_y = (1, 1) if f is None else (f.shape[-1], f.shape[0])
+        transposed = [down_x, down_y, up_x, up_y, taps_x - 1 - pad_x, taps_y - 1 - pad_y, *ctx.size]
+        return ops().upfirdn2d(dy, f, transposed, not ctx.reverse, ctx.gain), None, None, None, None
+
+    return setup, backward
+
+
+def _filtered_lrelu_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        x, fu, fd, b, *rest, save = inputs
+        if not save:
+            raise RuntimeError("filtered_lrelu must be called with save=True where a gradient is asked for")
+        packed = output[1].ndim == 4
+        ctx.save_for_backward(fu, fd, output[1], None if packed else x, None if packed else b)
+        ctx.rest, ctx.bias_dtype = rest, None if b is None else b.dtype
+
+    def backward(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[Any, ...]:
+        fu, fd, codes, x, b = ctx.saved_tensors
+        dx = ops().filtered_lrelu_gated(dy, fu, fd, codes, x, b, *ctx.rest, True)
+        db = None if ctx.bias_dtype is None or not ctx.needs_input_grad[3] else dx.sum((0, 2, 3), dtype=ctx.bias_dtype)
+        return dx, None, None, db, None, None, None, None, None, None
+
+    return setup, backward
+
+
+def _gated_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, fu, fd, codes, x, b, *rest, transposed = inputs
+        ctx.save_for_backward(fu, fd, codes, x, b)
+        ctx.rest, ctx.transposed = rest, transposed
+
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        dt = ops().filtered_lrelu_gated(dy, *ctx.saved_tensors, *ctx.rest, not ctx.transposed)
+        return dt, *([None] * 11)
+
+    return setup, backward
+
+
+def _fakes(packed: Callable[[torch.Tensor], bool]) -> dict[str, Callable[..., Any]]:
+    def lrelu(x, fu, fd, b, geometry, flip, gain, slope, clamp, save):  # type: ignore[no-untyped-def]
+        g = Geometry(*geometry)
+        shape = (*x.shape[:2], g.mid_h, (g.mid_w + 3) // 4) if save and packed(x) else (0,)
+        return resampling.new_images(x, (g.out_h, g.out_w)), x.new_empty(shape, dtype=torch.uint8)
+
+    def gated(t, fu, fd, codes, x, b, geometry, flip, gain, slope, clamp, transposed):  # type: ignore[no-untyped-def]
+        g = Geometry(*geometry)
+        return resampling.new_images(t if packed(t) else x, (g.in_h, g.in_w) if transposed else (g.out_h, g.out_w))
+
+    def first_like(first: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return torch.empty_like(first)
+
+    return {
+        "bias_act": first_like,
+        "bias_act_grad": first_like,
+        "bias_act_grad2": first_like,
+        "upfirdn2d": lambda x, f, geometry, reverse, gain: resampling.new_images(x, (geometry[7], geometry[6])),
+        "filtered_lrelu": lrelu,
+        "filtered_lrelu_gated": gated,
+    }
+
+
+_libraries: list[torch.library.Library] = []  # a library's registrations end with it
+
+
+def define(namespace: str, packed: Callable[[torch.Tensor], bool], cpu: dict[str, Callable[..., Any]]) -> None:
+    """Defines the operators in a namespace.
+
+    Args:
+        namespace: of torch.ops.
+        packed: does filtered_lrelu keep packed codes for an input like this (or the input itself)?
+        cpu: implementations for CPU tensors by operator name; the kernels of an extension register themselves.
+    """
+
+    def ops() -> Any:
+        return getattr(torch.ops, namespace)
+
+    library = torch.library.Library(namespace, "DEF")
+    _libraries.append(library)
+    fakes = _fakes(packed)
+    autograd = {
+        "bias_act": _bias_act_autograd(ops),
+        "bias_act_grad": _bias_act_grad_autograd(ops),
+        "bias_act_grad2": (lambda ctx, inputs, output: None, _refuse_third_derivative),
+        "upfirdn2d": _upfirdn2d_autograd(ops),
+        "filtered_lrelu": _filtered_lrelu_autograd(ops),
+        "filtered_lrelu_gated": _gated_autograd(ops),
+    }
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{namespace}::{name}", fakes[name], lib=library)
+        setup, backward = autograd[name]
+        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup, lib=library)
+        if name in cpu:
+            library.impl(name, cpu[name], "CPU")
+
+
+def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool = True) -> str | None:
+    """The namespace whose operators take x, or None where torch's own operations are the better or the only choice.
+
+    Args:
+        x: the input.
+        filters: a filter that needs a gradient gets it from torch's own operations alone.
+        opaque: use the CPU operators under torch.compile, which cannot look into the CPU code.
+    """
+    if x.dtype not in DTYPES or any(f is not None and f.requires_grad for f in filters):
+        return None
+    if x.device.type == "cuda":
+        return NAMESPACE if _cuda_ready() else None
+    if x.device.type == "cpu":
+        return cpu_namespace or (NAMESPACE if opaque and torch.compiler.is_compiling() else None)
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _cuda_ready() -> bool:
+    from . import extension
+
+    return extension.load()
+
+
+def bias_act(
+    namespace: str, x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> torch.Tensor:
+    """bias_act through an operator; arguments checked and complete."""
+    ops = getattr(torch.ops, namespace)
+    return ops.bias_act(x, b, dim % max(x.ndim, 1), ACTIVATIONS.index(act), float(alpha), float(gain), -1.0 if clamp is None else float(clamp))
+
+
+def upfirdn2d(
+    namespace: str, x: torch.Tensor, f: torch.Tensor | None, rows: resampling.AxisPlan, columns: resampling.AxisPlan, flip_filter: bool, gain: float
+) -> torch.Tensor:
+    """upfirdn2d through an operator; arguments checked."""
+    geometry = [columns.up, rows.up, columns.down, rows.down, columns.pad_low, rows.pad_low, columns.out_size, rows.out_size]
+    f = None if f is None else f.to(x.device)
+    return getattr(torch.ops, namespace).upfirdn2d(x, f, geometry, not flip_filter, float(gain))
+
+
+def filtered_lrelu(
+    namespace: str,
+    x: torch.Tensor,
+    filters: tuple[torch.Tensor | None, torch.Tensor | None],
+    b: torch.Tensor | None,
+    up: tuple[resampling.AxisPlan, resampling.AxisPlan],
+    down: tuple[resampling.AxisPlan, resampling.AxisPlan],
+    flip_filter: bool,
+    gain: float,
+    slope: float,
+    clamp: float | None,
+) -> torch.Tensor:
+    """filtered_lrelu through an operator; arguments checked; `up` and `down` are (rows, columns)."""
+    # The middle grid ends with the last sample that an output sees.
+    mid_h, mid_w = ((plan.out_size - 1) * plan.down + plan.taps for plan in down)
+    (rows, columns), (out_h, out_w) = up, (plan.out_size for plan in down)
+    sizes = x.shape[3], x.shape[2], mid_w, mid_h, out_w, out_h
+    geometry = Geometry(columns.up, rows.up, down[1].down, down[0].down, columns.pad_low, rows.pad_low, *sizes)
+    fu, fd = (None if f is None else f.to(x.device) for f in filters)
+    save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
+    bound = -1.0 if clamp is None else float(clamp)
+    return getattr(torch.ops, namespace).filtered_lrelu(x, fu, fd, b, list(geometry), flip_filter, float(gain), float(slope), bound, save)[0]
+
+
+define(NAMESPACE, lambda x: x.device.type == "cuda", cpu.IMPLEMENTATIONS)
