@@ -4,8 +4,7 @@
     python -m lab.monoflow
     python -m lab.monoflow --seeds=3 --steps=50
 
-p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a Gaussian kernel (leave-one-out) in every
-step. So the discriminator is optimal up to that estimate, and what differs is h alone. Particles start away from the data, where d is very
+p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a Gaussian kernel in every step. So the discriminator is optimal up to that estimate, and what differs is h alone. Particles start away from the data, where d is very
 negative: h' = sigmoid(d + C) of `vanilla` is nothing there at C = 0 and one at a C that is large enough. The same step length for every h.
 Writes monoflow.json, monoflow.png and monoflow.gif.
 """
@@ -30,26 +29,19 @@ STD, START, START_STD = 0.35, (-1.0, 0.0), 0.35
 PARTICLES, BANDWIDTH, STEP_LENGTH, LONGEST = 200, 0.25, 0.02, 0.15
 
 
-def log_p(x: Tensor) -> Tensor:
-    """Log density of the data at [..., 2]."""
-    squared = (x.unsqueeze(-2) - CENTRES).square().sum(-1)
-    return torch.logsumexp(-squared / (2 * STD**2), -1) - math.log(len(CENTRES) * 2 * math.pi * STD**2)
-
-
-def log_q(x: Tensor, particles: Tensor) -> Tensor:
-    """Log of the kernel estimate at the particles themselves, each without its own kernel: [S, N, 2] -> [S, N]."""
-    squared = (x.unsqueeze(2) - particles.unsqueeze(1)).square().sum(-1)
-    own = torch.eye(x.shape[1], dtype=torch.bool)
-    exponents = (-squared / (2 * BANDWIDTH**2)).masked_fill(own, -math.inf)
-    return torch.logsumexp(exponents, -1) - math.log((x.shape[1] - 1) * 2 * math.pi * BANDWIDTH**2)
+def kernel_density(x: Tensor, points: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """Log density at x of equal Gaussians on `points`, and its gradient: [S, N, 2], [S, M, 2] or [M, 2] -> [S, N], [S, N, 2]."""
+    points = points.expand(len(x), -1, -1)
+    exponents = -torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * width**2)
+    density = torch.logsumexp(exponents, -1) - math.log(points.shape[1] * 2 * math.pi * width**2)
+    return density, (exponents.softmax(-1) @ points - x) / width**2
 
 
 def logit(particles: Tensor) -> tuple[Tensor, Tensor]:
     """d = log p/q at the particles and its gradient there: [S, N], [S, N, 2]."""
-    x = particles.detach().requires_grad_()
-    d = log_p(x) - log_q(x, particles.detach())
-    (gradient,) = torch.autograd.grad(d.sum(), x)
-    return d.detach(), gradient
+    data, data_gradient = kernel_density(particles, CENTRES, STD)
+    own, own_gradient = kernel_density(particles, particles, BANDWIDTH)
+    return data - own, data_gradient - own_gradient
 
 
 def flow(objective: str, seeds: int, steps: int, record: int) -> tuple[Tensor, list[float], list[float]]:

@@ -336,7 +336,7 @@ def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
     kept = [name for name in head.state_dict() if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names]
     assert len(kept) > 10
     assert all(torch.equal(head.state_dict()[name], stem.state_dict()[name]) for name in kept)
-    wider = build.make_generator(cfg.override({"generator.cmax": 6}).generator, build.make_dataset(cfg.data, 0), 8, 0)
+    wider = build.make_generator(cfg.override({"generator.cmax": 6, "generator.cbase": 4096}).generator, build.make_dataset(cfg.data, 0), 8, 0)
     assert {wider.synthesis.specs()[i].out_channels for i in (-2, -3)} == {12} != {head.synthesis.specs()[i].out_channels for i in (-2, -3)}
 
 

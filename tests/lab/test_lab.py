@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.stats import multivariate_normal
 
 from lab import dcgan, direction, mixture, monoflow, projected, report, toy
 
@@ -60,16 +61,15 @@ def test_gan_and_san_start_from_the_same_function():
 
 
 def test_particles_follow_the_field():
-    """The logit's gradient against finite differences, and a step that lowers the divergence."""
-    x = torch.randn(1, 30, 2, generator=torch.Generator().manual_seed(0))
-    _, gradient = monoflow.logit(x)
-    step = 1e-3
-    moved = x.clone()
-    moved[0, 3, 0] += step
-    up = monoflow.log_p(moved) - monoflow.log_q(moved, x)
-    moved[0, 3, 0] -= 2 * step
-    down = monoflow.log_p(moved) - monoflow.log_q(moved, x)
-    assert float((up - down)[0, 3] / (2 * step)) == pytest.approx(float(gradient[0, 3, 0]), rel=1e-2)
+    """Density and gradient against scipy and autograd."""
+    generator = torch.Generator().manual_seed(0)
+    x, points = torch.randn(1, 5, 2, generator=generator, dtype=torch.float64), torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    density, gradient = monoflow.kernel_density(x, points, 0.4)
+    by_hand = sum(multivariate_normal(p, 0.4**2).pdf(x[0]) for p in points.numpy()) / 7
+    np.testing.assert_allclose(density[0].exp(), by_hand)
+    y = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(monoflow.kernel_density(y, points, 0.4)[0].sum(), y)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_vanilla_stands_still_where_it_vanishes():

@@ -256,7 +256,7 @@ def test_a_superresolution_stage_freezes_its_stem():
         G.mapping.fc0.weight.zero_()
     assert torch.equal(stem.mapping.fc0.weight, weights["mapping.fc0.weight"]), "the stem's tensors are copies"
     stem.channel_base = None
-    with pytest.raises(ValueError, match="does not say its channel_base"):
+    with pytest.raises(ValueError, match="does not say its capacity"):
         g.build_superres(stem)
 
 
