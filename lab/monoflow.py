@@ -4,7 +4,8 @@
     python -m lab.monoflow
     python -m lab.monoflow --seeds=3 --steps=50
 
-p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a Gaussian kernel in every step. So the discriminator is optimal up to that estimate, and what differs is h alone. Particles start away from the data, where d is very
+p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a Gaussian kernel in every step. So the
+discriminator is optimal up to that estimate, and what differs is h alone. Particles start away from the data, where d is very
 negative: h' = sigmoid(d + C) of `vanilla` is nothing there at C = 0 and one at a C that is large enough. The same step length for every h.
 Writes monoflow.json, monoflow.png and monoflow.gif.
 """
