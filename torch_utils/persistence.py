@@ -913,7 +913,8 @@ def _describe_network(key: str, record: Record) -> list[str]:
     if record.module_src is not None:
         digest = hashlib.sha256(record.module_src.encode()).hexdigest()[:16]
         lines.append(f"  carries source code: {len(record.module_src):,} characters, sha256 {digest}... (not run)")
-    plain = {name: value for name, value in record.attributes.items() if not name.startswith("_") and name != "training"}
+    names = [name for name in record.attributes if isinstance(name, str) and _is_name(name) and not name.startswith("_") and name != "training"]
+    plain = {name: record.attributes[name] for name in names}
     lines += [f"  {name} = {_value(value)}" for name, value in plain.items() if isinstance(value, (str, int, float, np.generic))]
     rows = []
     for path, module in record.named_modules():

@@ -12,7 +12,9 @@ an idle process.
 
 import argparse
 import faulthandler
+import io
 import json
+import pickletools
 import random
 import resource
 import signal
@@ -144,6 +146,7 @@ def main() -> int:
     files = good_files()
     for content in files:
         attempt(content)  # imports and caches what good files need
+    pickletools.dis(b"V\n.", out=io.StringIO())  # Python finds the codec of a refused opcode while it looks for that opcode's end
     counter = Counter(args.limit)
     if args.corpus:
         for name, content in corpus():

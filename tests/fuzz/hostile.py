@@ -264,6 +264,10 @@ def _chains():
     yield "newline in a name", stream(name("os\nsystem", "x\ny"))
     yield "terminal escape in a name", stream(call(name("\x1b]0;pwned\x07", "\x1b[2J")))
     yield "right-to-left name", stream(call(name("\u202esys", "tixe")))
+    parts = [(text("type"), text("class")), (text("version"), b"K\x06"), (text("module_src"), text("")), (text("class_name"), text("Generator"))]
+    for key in (text("\x1b]0;pwned\x07"), b"\x88", b"K\x01K\x02\x86"):
+        meta = b"}(" + b"".join(map(b"".join, parts)) + text("state") + b"}" + key + b"\x88su"
+        yield f"attribute named {key!r}", stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta))
     yield "surrogate name", stream(call(name("os\udc80", "system")))
     yield "attribute of a tensor", stream(call(builtins_getattr, tensor(call(LOAD, blob(storage([1.0] * 4)))), text("__reduce__")))
     yield "call of a tensor", stream(call(tensor(call(LOAD, blob(storage([1.0] * 4)))), b"N"))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hostile corpus and a short fuzzing run: nothing runs, nothing hangs, memory stays bounded."""
 
+import io
 import json
+import pickletools
 import random
 import subprocess
 import sys
@@ -22,6 +24,7 @@ def files():
     good = hostile.good_files()
     for content in good:
         hostile.attempt(content)
+    pickletools.dis(b"V\n.", out=io.StringIO())  # Python finds the codec of a refused opcode while it looks for that opcode's end
     return good + [content for _, content in hostile._chains() if len(content) < 2000]
 
 
@@ -69,7 +72,7 @@ def test_classics_are_refused_by_name(dotted, files):
     assert len(found) == 2
     for content in found:
         with pytest.raises(ValueError, match=f"refused global {dotted}".replace(".", r"\.")):
-            hostile.persistence.read_network_pickle(hostile.io.BytesIO(content))
+            hostile.persistence.read_network_pickle(io.BytesIO(content))
 
 
 def test_every_cut_of_a_small_file(files):
