@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -371,6 +372,9 @@ def main(
     batch: int,
 ) -> None:
     _check_together(grid, classes, class_name, samples_per_class)
+    for flag, value in (("--trunc", truncation), ("--rotate", rotate)):
+        if not math.isfinite(value):
+            raise ValueError(f"{flag}={value} is not a finite number")
     numbers, offset = parse_seeds(seeds), dnnlib.util.parse_vec2(translate)
     shape = parse_grid(grid) if grid else None
     if shape and shape[0] * shape[1] != len(numbers) * batch_sz:

@@ -190,6 +190,7 @@ def test_class_names_from_a_data_set(folder, tmp_path):
         (["--network={}/cond.pkl", "--seeds=0", "--samples-per-class=3"], "needs --classes"),
         (["--network={}/cond.pkl", "--seeds=0", "--class=0", "--classes=0"], "leave out --class and --grid"),
         (["--network={}/cond.pkl", "--seeds=0", "--translate=1"], "as two numbers"),
+        (["--network={}/cond.pkl", "--seeds=0", "--trunc=nan"], "--trunc=nan is not a finite number"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, message):

@@ -115,6 +115,17 @@ class Collector:
                 self._current[name] = moments
         self._pending = {}
 
+    def state_dict(self) -> dict[str, dict[str, _Moments]]:
+        """What a checkpoint needs so that an interval goes on after a restart: finished and running sums. All processes must call it."""
+        _synchronise()
+        return {"current": dict(self._current), "pending": dict(self._pending)}
+
+    def load_state_dict(self, state: dict[str, dict[str, _Moments]]) -> None:
+        """Go on with what state_dict() returned; every process gives the same. What was reported before the call is forgotten."""
+        _synchronise()
+        self._current, self._pending = ({name: (m[0], m[1], m[2]) for name, m in state[key].items()} for key in ("current", "pending"))
+        _names.update(self._current, self._pending)
+
     def _get(self, name: str) -> _Moments:
         if not self._regex.fullmatch(name):
             raise ValueError(f"statistic {name!r} does not match the pattern {self._regex.pattern!r} of this collector")

@@ -33,7 +33,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     configure(cfg, device)
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
     state = build.make_state(cfg, dataset, device)
-    resume(state, run_dir, dataset)
+    running = resume(state, run_dir, dataset)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
     inputs = InputSource(
@@ -42,7 +42,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
         batch=cfg.run.batch, processes=distributed.world_size(), rank=distributed.rank(), batch_gpu=cfg.batch_gpu,
     )  # fmt: skip
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
-    periodic.begin(state)
+    periodic.begin(state, running)
     stop = StopRequest(cfg.run.restart_every)
     loader = Loader(dataset, inputs.real_indices(state.progress.nimg, len(dataset)), workers=cfg.data.workers, cache_mb=cfg.data.cache_mb)
     outcome = FINISHED
@@ -53,13 +53,12 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
             done = state.progress.nimg >= cfg.run.kimg * 1000
             if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
                 periodic.tick(state, done)
-            elif periodic.checkpoint_is_due():
-                periodic.save_checkpoint(state)
-            request = stop.agreed(device)
+            request = stop.agreed(device, periodic.checkpoint_is_due())
             if request != stop.GO_ON and not done:
-                outcome = INTERRUPTED if request == stop.INTERRUPTED else RESTART
                 periodic.save_checkpoint(state)
-                break
+                if request != stop.SAVE:
+                    outcome = INTERRUPTED if request == stop.INTERRUPTED else RESTART
+                    break
     finally:
         stop.close()
         loader.close()
@@ -77,11 +76,11 @@ def configure(cfg: TrainConfig, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:
-    """Restore the newest checkpoint, if there is one."""
+def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> dict[str, Any] | None:
+    """Restore the newest checkpoint, if there is one. Returns what it says of the tick that was running."""
     path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
     if path is None:
-        return
+        return None
     saved = checkpoint.load(path)
     if saved["data_hash"] != dataset.content_hash():
         raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
@@ -92,6 +91,7 @@ def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> None:
         raise ValueError(f"{path} is of networks with other options: resume with those of {run_dir} ({reason})") from None
     if distributed.is_main():
         print(f"Going on from {path} at {state.progress.nimg / 1000:.1f} kimg")
+    return saved.get("running")
 
 
 def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: Iterator[Any], classifier: steps.Classifier | None) -> None:

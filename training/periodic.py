@@ -50,7 +50,7 @@ Evaluate = Callable[[Generator], list[Score]]
 class StopRequest:
     """Remembers SIGINT, SIGTERM and the --restart_every deadline, so that the run saves itself and leaves between two steps."""
 
-    GO_ON, INTERRUPTED, RESTART = 0, 1, 2
+    GO_ON, SAVE, INTERRUPTED, RESTART = 0, 1, 2, 3
 
     def __init__(self, restart_every: float) -> None:
         self.deadline = time.monotonic() + restart_every
@@ -67,9 +67,13 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self, device: torch.device) -> int:
+    def agreed(self, device: torch.device, checkpoint_is_due: bool) -> int:
         """What all processes do now: the highest of their answers."""
-        mine = self.INTERRUPTED if self.signalled else self.RESTART if time.monotonic() > self.deadline else self.GO_ON
+        mine = self.SAVE if checkpoint_is_due else self.GO_ON
+        if self.signalled:
+            mine = self.INTERRUPTED
+        elif time.monotonic() > self.deadline:
+            mine = self.RESTART
         if distributed.world_size() == 1:
             return mine
         return int(distributed.all_gather_cat(torch.tensor([mine], device=device)).max())
@@ -129,9 +133,15 @@ class Periodic:
             return None
         return SummaryWriter(str(self.run_dir), purge_step=state.progress.nimg // 1000 + 1 if state.progress.nimg else None)
 
-    def begin(self, state: TrainState) -> None:
-        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the checkpoint, make up for a lost score."""
+    def begin(self, state: TrainState, running: dict[str, Any] | None = None) -> None:
+        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the checkpoint, make up for a lost score.
+
+        running: what `running` returned when the checkpoint was written; the tick goes on with it.
+        """
         p = state.progress
+        if running is not None:
+            self.collector.load_state_dict(running["statistics"])
+            self.tick_time -= running["tick_seconds"]
         if self.main:
             drop_lines_after(self.run_dir / "stats.jsonl", p.nimg / 1000)
             for path in self.run_dir.glob("metric-*.jsonl"):
@@ -255,17 +265,16 @@ class Periodic:
         self.writer.flush()
 
     def snapshot(self, state: TrainState) -> None:
-        """Fake grid, network pickle, checkpoint."""
-        if not self.main:
-            return
-        kimg = state.progress.nimg // 1000
-        self.save_fakes(state.G_ema, f"fakes{kimg:06d}.png")
-        path = self.run_dir / f"network-snapshot-{kimg:06d}.pkl"
-        persistence.save_network_pickle(str(path), self._network_pickle(state))
-        replace_with_copy(path, self.run_dir / "network-snapshot.pkl")
-        if self.cfg.run.keep_snapshots > 0:
-            for old in sorted(self.run_dir.glob("network-snapshot-*.pkl"))[: -self.cfg.run.keep_snapshots]:
-                old.unlink()
+        """Fake grid, network pickle, checkpoint. All processes must call it."""
+        if self.main:
+            kimg = state.progress.nimg // 1000
+            self.save_fakes(state.G_ema, f"fakes{kimg:06d}.png")
+            path = self.run_dir / f"network-snapshot-{kimg:06d}.pkl"
+            persistence.save_network_pickle(str(path), self._network_pickle(state))
+            replace_with_copy(path, self.run_dir / "network-snapshot.pkl")
+            if self.cfg.run.keep_snapshots > 0:
+                for old in sorted(self.run_dir.glob("network-snapshot-*.pkl"))[: -self.cfg.run.keep_snapshots]:
+                    old.unlink()
         self.save_checkpoint(state)
 
     def _network_pickle(self, state: TrainState) -> dict[str, Any]:
@@ -292,15 +301,21 @@ class Periodic:
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
+    def running(self, state: TrainState) -> dict[str, Any]:
+        """Statistics and seconds of the tick that has begun. All processes must call it."""
+        begun = state.progress.nimg > state.progress.tick_start_nimg
+        return {"statistics": self.collector.state_dict(), "tick_seconds": time.monotonic() - self.tick_time if begun else 0.0}
+
     def save_checkpoint(self, state: TrainState) -> None:
-        """All that resume needs, atomically."""
+        """All that resume needs, atomically. All processes must call it."""
+        running = self.running(state)
         if self.main:
-            saved = {"train": state.state_dict(), "data_hash": self.dataset.content_hash()}
+            saved = {"train": state.state_dict(), "running": running, "data_hash": self.dataset.content_hash()}
             checkpoint.save(str(self.run_dir / "checkpoints"), state.progress.nimg, saved, keep=self.cfg.run.keep_checkpoints)
         self.saved_time = time.monotonic()
 
     def checkpoint_is_due(self) -> bool:
-        """True when --checkpoint-minutes have passed since the last one (the clock of the first process decides)."""
+        """True when --checkpoint-minutes have passed since the last one."""
         return time.monotonic() - self.saved_time > self.cfg.run.checkpoint_minutes * 60
 
     def score(self, state: TrainState) -> None:

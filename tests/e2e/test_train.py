@@ -172,6 +172,19 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
     assert lines["whole"][-1]["Loss/D/loss"] == lines["killed"][-1]["Loss/D/loss"]
 
 
+def test_a_tick_that_restarts_cut_is_reported_whole(data, tmp_path):
+    options = {"run__kimg": 0.048, "run__tick": 0.024}
+    assert train_here(config(data, **options), tmp_path / "whole") == loop.FINISHED
+    cut = config(data, **options, run__restart_every=0.0)
+    while train_here(cut, tmp_path / "cut") == loop.RESTART:
+        pass
+    lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "cut")}
+    assert [x["kimg"] for x in lines["cut"]] == [0.024, 0.048]
+    for whole, cut_line in zip(lines["whole"], lines["cut"], strict=True):
+        names = [name for name in whole if name.startswith(("Loss/", "Diagnostics/"))]
+        assert len(names) > 10 and {name: whole[name] for name in names} == {name: cut_line[name] for name in names}
+
+
 def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, tmp_path):
     cfg = config(data, run__kimg=0.032, run__metrics=["fd_lite0_10"])
     values = iter([3.0, Killed(), 2.0])
