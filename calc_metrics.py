@@ -34,7 +34,8 @@ import gen_images
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
 from torch_utils import distributed
-from training.build import pick_device
+from training.build import make_dataset, pick_device
+from training.config import DataConfig
 from training.data import ImageDataset
 from training.generator import Generator
 
@@ -113,7 +114,8 @@ def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, 
     needs_labels = conditional and options["labels"] == "dataset"
     dataset = None
     if needs_labels or any(metric.family.needs_real for metric in metrics):
-        dataset = ImageDataset(reference_path(network, options["data"]), use_labels=needs_labels)
+        data = DataConfig(path=reference_path(network, options["data"]), cond=needs_labels, resolution=options["resolution"])
+        dataset = make_dataset(data, options["seed"])
     return evaluate.Evaluator(
         dataset,
         options["metrics"],
@@ -173,6 +175,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 @click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names")
 @click.option("--data", metavar="ZIP|DIR", help="data set to compare with  [default: the one the pickle was trained on]")
+@click.option("--resolution", type=int, metavar="N", help="bring a larger data set to the network's size, as train.py --resolution does")
 @click.option(
     "--mirror", type=bool, default=False, help="accepted for compatibility: real images are always taken unflipped, as the published metrics do"
 )

@@ -35,6 +35,7 @@ from metrics.registry import parse_metric
 from torch_utils import distributed
 from training import build, loop
 from training.config import TrainConfig, describe, from_json, option_type, to_json
+from training.data import ImageDataset
 from training.generator import Generator
 from training.periodic import Score
 from training.steps import NonFiniteError
@@ -45,6 +46,7 @@ OPTIONS_FILE = "training_options.json"
 # flag -> option of TrainConfig; the flags' defaults are the config's
 FLAGS = {
     "data": "data.path",
+    "resolution": "data.resolution",
     "cond": "data.cond",
     "mirror": "data.mirror",
     "max_images": "data.max_images",
@@ -261,17 +263,16 @@ def load_run(run_dir: str) -> TrainConfig:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE}: {err}") from None
 
 
-def make_evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
+def make_evaluator(config: TrainConfig, dataset: ImageDataset, device: torch.device) -> Evaluator:
     """Metrics against the training images, all of them and unflipped."""
-    dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed))
-    return Evaluator(dataset, list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
+    return Evaluator(build.plain_dataset(dataset), list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
 
 
 def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Generator], list[Score]] | None:
     """The callable that the loop calls at every snapshot to measure G_ema."""
     if not config.run.metrics:
         return None
-    evaluator = make_evaluator(config, device)
+    evaluator = make_evaluator(config, build.make_dataset(config.data, config.run.seed), device)
 
     def evaluate(generator: Generator) -> list[Score]:
         return [Score(r.metric, r.value, r.lower_is_better, r.as_dict()) for r in evaluator(generator)]
@@ -322,7 +323,7 @@ def estimate_memory_gb(config: TrainConfig, G: Generator, d_params: int, backbon
     return (state + config.batch_gpu * (activations + per_feature)) / 2**30
 
 
-def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str) -> None:
+def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: str) -> None:
     """What --dry-run shows: every option with its origin, the data, the layers, parameters and memory."""
     click.echo("\nOptions (name, value, origin)")
     for name, value, origin, _ in describe(config, given):
@@ -345,7 +346,7 @@ def print_plan(config: TrainConfig, given: set[str], dataset: Any, run_dir: str)
     for line in build.check_weights(config, download=False):
         click.echo(f"Missing: {line}")
     try:
-        make_evaluator(config, torch.device("cpu")).check(download=False)
+        make_evaluator(config, dataset, torch.device("cpu")).check(download=False)
     except FileNotFoundError as err:
         click.echo(f"Missing: {err}")
     click.echo(f"Run folder: {run_dir}")
@@ -387,7 +388,7 @@ def run_main(values: dict[str, Any]) -> None:
         missing = [f"--{flag}" for flag in ("outdir", "cfg", "data", "gpus", "batch") if values[flag] is None]
         if missing:
             raise ValueError(f"missing {', '.join(missing)} (or --resume=RUN_DIR to go on)")
-    dataset = build.make_dataset(config.data, config.run.seed)
+    dataset = build.make_dataset(config.data, config.run.seed, prepare=not values["dry_run"])
     desc = description(config, dataset.name)
     goes_on = None if resuming or values["restart_every"] is None else unfinished_run(values["outdir"], desc, config)
     if values["dry_run"]:
@@ -397,7 +398,7 @@ def run_main(values: dict[str, Any]) -> None:
         print_plan(config, given, dataset, target)
         return
     build.check(config, dataset)
-    make_evaluator(config, torch.device("cpu")).check()
+    make_evaluator(config, dataset, torch.device("cpu")).check()
     start(config, Path(resume) if resuming else goes_on, values["outdir"], desc)
 
 

@@ -10,6 +10,7 @@ import http.client
 import importlib
 import io
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -21,6 +22,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, TextIO, overload
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _NETWORK_SCHEMES = ("http", "https")
 _BLOCK_BYTES = 1 << 20
@@ -268,6 +274,45 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def file_lock(path: str | os.PathLike[str], doing: str, patience: float = float("inf")) -> Iterator[bool]:
+    """One process at a time, as far as the file system can lock. The system lets go when a process ends, however it ends.
+
+    After ten seconds of waiting a line on stderr says for whom.
+
+    Args:
+        path: of the lock, a small file that stays. doing: what the owner does, for that line: "builds the CUDA kernels".
+        patience: seconds to wait for a live owner before going ahead without the lock.
+
+    Yields whether the lock is held: False after `patience`, and where locks do not work.
+
+    Raises:
+        OSError: `path` cannot be opened for writing.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        start, told, held = time.monotonic(), False, False
+        while fcntl is not None and not held:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                waited = time.monotonic() - start
+                if waited > patience:
+                    break
+                if waited > 10 and not told:
+                    told = True
+                    file.seek(0)
+                    print(f"waiting for {file.read().strip() or 'another process'}, which {doing}", file=sys.stderr, flush=True)
+                time.sleep(0.1)
+            except OSError:
+                break  # a file system without locks
+        if held:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        yield held
 
 
 def _umask() -> int:

@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import dataset_tool
-from dnnlib import archives, image_sources
+from dnnlib import archives, conversion, image_sources
 from training.data import ImageDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -453,7 +453,7 @@ def test_metadata_says_how_the_pixels_came_about(tmp_path: Path) -> None:
         run("--source", source, "--dest", tmp_path / "out.zip", "--overwrite", "--background=#102030", *arguments)
         metadata = read(tmp_path / "out.zip")[2]
         assert (metadata["transform"], metadata["filter"]) == expected
-        assert metadata["background"] == "#102030" and metadata["version"] == dataset_tool.METADATA_VERSION
+        assert metadata["background"] == "#102030" and metadata["version"] == conversion.METADATA_VERSION
     run("--source", source, "--dest", tmp_path / "wide.zip", "--resolution=32x16", "--transform=center-crop-wide")
     images, _, metadata = read(tmp_path / "wide.zip")
     assert images[0].shape == (32, 32, 3) and metadata["resolution"] == 32 and metadata["picture"] == [32, 16]
@@ -626,13 +626,13 @@ def test_ordered_map_keeps_order_and_a_bounded_number_in_flight() -> None:
             taken = value
             yield value
 
-    for done, result in enumerate(dataset_tool.ordered_map(double, chunks(), 2), 1):
-        assert result == 2 * done and taken <= done + 2 * dataset_tool.CHUNKS_IN_FLIGHT
+    for done, result in enumerate(conversion.ordered_map(double, chunks(), 2), 1):
+        assert result == 2 * done and taken <= done + 2 * conversion.CHUNKS_IN_FLIGHT
 
 
 def test_a_dead_worker_is_reported() -> None:
     with pytest.raises(ValueError, match="a worker process died"):
-        list(dataset_tool.ordered_map(die_at_seven, range(20), 2))
+        list(conversion.ordered_map(die_at_seven, range(20), 2))
 
 
 @pytest.fixture

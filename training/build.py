@@ -14,6 +14,7 @@ import torch
 
 import dnnlib
 from torch_utils import distributed, features, persistence, rng
+from training import downscaling
 from training.bundle import dotted
 from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
@@ -56,13 +57,23 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
 
 
-def make_dataset(cfg: DataConfig, seed: int) -> ImageDataset:
-    """Open the data set.
+def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDataset:
+    """Open the data set, at --resolution its smaller copy.
+
+    Args:
+        prepare: make the copy if it is not there. False: return what it will be like, without images.
 
     Raises:
         ValueError, FileNotFoundError: one line about what is wrong with it.
     """
-    return ImageDataset(cfg.path, use_labels=cfg.cond, xflip=cfg.mirror, max_size=cfg.max_images, random_seed=seed)
+
+    def open_dataset(path: str) -> ImageDataset:
+        return ImageDataset(path, use_labels=cfg.cond, xflip=cfg.mirror, max_size=cfg.max_images, random_seed=seed)
+
+    dataset = open_dataset(cfg.path)
+    if cfg.resolution is None or cfg.resolution == dataset.resolution:
+        return dataset
+    return open_dataset(downscaling.downscaled(dataset, cfg.resolution)) if prepare else downscaling.planned(dataset, cfg.resolution)
 
 
 def plain_dataset(dataset: ImageDataset) -> ImageDataset:
@@ -111,7 +122,7 @@ def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, 
     if G.img_resolution != dataset.resolution:
         raise ValueError(
             f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but --up_factor={cfg.up_factor} on this stem gives "
-            f"{G.img_resolution}x{G.img_resolution}: prepare the data with dataset_tool.py --resolution={G.img_resolution}x{G.img_resolution}"
+            f"{G.img_resolution}x{G.img_resolution}: give --resolution={G.img_resolution} with a data set of at least that size"
         )
     if G.c_dim != c_dim:
         raise ValueError(
@@ -323,7 +334,7 @@ def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, An
     """What a snapshot says of its data set, in the form that StyleGAN tools read: the name and the arguments of their class for such archives."""
     return {
         "class_name": "training.dataset.ImageFolderDataset",
-        "path": cfg.data.path,
+        "path": dataset.path,
         "use_labels": cfg.data.cond,
         "max_size": len(dataset) // (2 if cfg.data.mirror else 1),
         "xflip": cfg.data.mirror,

@@ -40,6 +40,7 @@ class DataConfig:
     """What is learnt."""
 
     path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS)
+    resolution: int | None = opt(None, "bring a larger data set to this many pixels, once, in a copy that is kept; None = as it is", OURS, low=4)
     cond: bool = opt(False, "class-conditional", SG3)
     mirror: bool = opt(False, "add horizontally flipped copies", SG3)
     max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS, low=1)
@@ -189,6 +190,8 @@ class TrainConfig:
                 value, low = getattr(getattr(self, section), f.name), f.metadata["low"]
                 # "not (a >= b)" and not "a < b", because NaN is refused too
                 _require(low is None or value is None or value >= low, f"--{f.name.replace('_', '-')}={value}: must be at least {low}")
+        pixels = self.data.resolution
+        _require(pixels is None or pixels & (pixels - 1) == 0, f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)")
         _require(gen.cfg in ("stylegan3-t", "stylegan3-r"), f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r")
         _require(run.batch % run.gpus == 0, f"--batch={run.batch} is not a multiple of --gpus={run.gpus}: change one of them")
         _require(

@@ -99,6 +99,11 @@ class ImageDataset:
         return {**self.__dict__, "_cache": None}
 
     @property
+    def num_archived(self) -> int:
+        """Images in the archive, whatever subset of them is used."""
+        return len(self._archive.images)
+
+    @property
     def has_labels(self) -> bool:
         """Whether labels are in use (asked for and present)."""
         return self.labels is not None
@@ -341,11 +346,3 @@ class Loader:
     def _fill(self, indices: np.ndarray, images: np.ndarray) -> None:
         if not self._stop.is_set():
             self._dataset.load(indices, out=images)
-
-
-def iterate(
-    dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 2, prefetch: int = 2, cache_mb: float = 512
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Loader as a generator that closes itself: yields (uint8 [B, 3, R, R], int64 [B] or None)."""
-    with Loader(dataset, index_batches, workers=workers, prefetch=prefetch, cache_mb=cache_mb) as loader:
-        yield from loader

@@ -341,7 +341,8 @@ def test_loader_gives_the_batches_in_order(small: Path, workers: int, cache_mb: 
     monkeypatch.setattr(data, "CHUNK_IMAGES", 3)
     dataset = data.ImageDataset(small, use_labels=True, xflip=True)
     batches = [data.sample_indices(0, start, 7, len(dataset)) for start in range(0, 70, 7)]
-    seen = list(data.iterate(dataset, iter(batches), workers=workers, prefetch=3, cache_mb=cache_mb))
+    with data.Loader(dataset, iter(batches), workers=workers, prefetch=3, cache_mb=cache_mb) as loader:
+        seen = list(loader)
     assert len(seen) == len(batches)
     for (images, labels), indices in zip(seen, batches, strict=True):
         assert images.dtype == torch.uint8 and labels is not None and labels.dtype == torch.int64
@@ -360,7 +361,8 @@ def test_loader_decodes_a_cached_set_once(small: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(data.ImageDataset, "_decode", counted)
     batches = [np.arange(20)] * 4
-    assert all(labels is None for _, labels in data.iterate(dataset, batches, workers=0, cache_mb=1))
+    with data.Loader(dataset, batches, workers=0, cache_mb=1) as loader:
+        assert all(labels is None for _, labels in loader)
     assert sorted(decoded) == [name(i) for i in range(10)]
     assert not data.ImageDataset(small).use_cache(1e-4) and dataset.use_cache(0)
 
@@ -390,10 +392,10 @@ def test_loader_reports_an_unreadable_image_and_stops(tmp_path: Path) -> None:
     files = {f"{i}.png": png(pixels(i)) for i in range(4)} | {"4.png": b"junk"}
     dataset = data.ImageDataset(write(tmp_path / "x.zip", files=files, labels=None))
     before = threading.active_count()
-    batches = data.iterate(dataset, [np.arange(4), np.arange(5)], workers=2)
-    next(batches)
-    with pytest.raises(ValueError, match=r"4\.png"):
+    with data.Loader(dataset, [np.arange(4), np.arange(5)], workers=2) as batches:
         next(batches)
+        with pytest.raises(ValueError, match=r"4\.png"):
+            next(batches)
     assert threading.active_count() == before
     with pytest.raises(ValueError, match="workers"):
         data.Loader(dataset, [], workers=-1)

@@ -11,7 +11,6 @@ a killed process and then blocks every later one, and whose guess of the toolkit
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -24,13 +23,13 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dnnlib.util import make_cache_dir_path
+from dnnlib.util import file_lock, make_cache_dir_path
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / "csrc"
 CUDA_SOURCES = ("bias_act.cu", "filtered_lrelu_radial.cu", "filtered_lrelu_separable.cu", "gate.cu", "upfirdn2d.cu")
@@ -188,41 +187,12 @@ def build(folder: Path, architectures: Sequence[str] = DEFAULT_ARCHITECTURES, ho
         raise BuildError("; ".join(found))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / (target.name + ".lock")):
+        with file_lock(folder / (target.name + ".lock"), "builds the CUDA kernels", _LOCK_SECONDS):
             if not target.exists():
                 _compile(target, architectures, host, verbose)
     except OSError as error:
         raise BuildError(f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a folder that can be written to") from None
     return target
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time, as far as the file system can lock; never waits for a dead process, nor longer than ten minutes for a live one."""
-    with open(path, "a+") as file:
-        start, told = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited = time.monotonic() - start
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                if waited > _LOCK_SECONDS:
-                    warnings.warn(f"{owner} has been building the CUDA kernels for {waited:.0f} s; building them here, too", stacklevel=2)
-                    break
-                if waited > 10 and not told:
-                    told = True
-                    print(f"waiting for {owner}, which builds the CUDA kernels", file=sys.stderr)
-                time.sleep(0.1)
-            except OSError:
-                break  # a file system without locks
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 def _compile(target: Path, architectures: Sequence[str], host: bool, verbose: bool) -> None:
