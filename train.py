@@ -82,6 +82,7 @@ FLAGS = {
     "cls_weight": "loss.cls_weight",
     "cls_model": "loss.cls_model",
     "cls_weights": "loss.cls_weights",
+    "cls_classes": "loss.cls_classes",
     "blur_init_sigma": "loss.blur_init_sigma",
     "blur_fade_kimg": "loss.blur_fade_kimg",
     "pl_weight": "loss.pl_weight",

@@ -121,7 +121,12 @@ class FeatureNetwork(_Frozen):
 
 
 class Classifier(_Frozen):
-    """A frozen timm classifier, for classifier guidance. forward: normalised images [N, 3, 224, 224] -> float32 logits [N, classes]."""
+    """A frozen timm classifier, for classifier guidance. forward: normalised images [N, 3, 224, 224] -> float32 logits [N, classes].
+
+    `class_map`: int64 [classes of the data], the classifier's class for each of the data set's; None = they are numbered alike.
+    """
+
+    class_map: Tensor | None
 
     def __init__(self, body: nn.Module, name: str, sha256: str) -> None:
         cfg: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
@@ -132,6 +137,7 @@ class Classifier(_Frozen):
         self.num_classes: int = body.num_classes  # type: ignore[assignment]
         # WordNet ids in ImageNet's order; other class lists are the user's to know.
         self.class_names = list(ImageNetInfo().label_names()) if self.num_classes == 1000 else None
+        self.register_buffer("class_map", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x.to(self.dtype)).float()
@@ -154,6 +160,12 @@ def classifier(name: str = "deit_small_distilled_patch16_224", weights: str | No
     """A frozen classifier on the CPU, float32; arguments and errors as `load`. The class count follows the weights' file."""
     body, sha256 = _build(name, weights, seed, num_classes="from weights")
     return Classifier(body, name, sha256)
+
+
+def imagenet_descriptions() -> dict[str, str]:
+    """WordNet id -> description of ImageNet's 1000 classes: {'n01440764': 'tench, Tinca tinca', ...}."""
+    info = ImageNetInfo()
+    return {name: info.label_name_to_description(name) for name in info.label_names()}
 
 
 def check(name: str, weights: str | None = None, download: bool = True) -> None:

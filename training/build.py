@@ -14,7 +14,7 @@ import torch
 
 import dnnlib
 from torch_utils import distributed, features, persistence, rng
-from training import downscaling
+from training import class_names, downscaling
 from training.bundle import dotted
 from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
@@ -178,7 +178,8 @@ def check(cfg: TrainConfig, dataset: ImageDataset) -> None:
     G, _ = plan(cfg, dataset)
     if cfg.run.init_from:
         _same_shapes(cfg.run.init_from, _recorded_generator(_read_pickle(cfg.run.init_from)), G)
-    elif cfg.data.class_embedding not in ("auto", "random"):
+    make_classifier(cfg.loss, dataset, quiet=True)
+    if not cfg.run.init_from and cfg.data.class_embedding not in ("auto", "random"):
         make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
 
 
@@ -285,8 +286,10 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) ->
     return TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
 
 
-def make_classifier(cfg: LossConfig, dataset: ImageDataset) -> torch.nn.Module | None:
-    """The guidance classifier, or None at weight 0.
+def make_classifier(cfg: LossConfig, dataset: ImageDataset, quiet: bool = False) -> features.Classifier | None:
+    """The guidance classifier, which knows its class for each of the data set's, or None at weight 0.
+
+    Unless `quiet`, a line says so when the two lists of classes are compared by their length alone.
 
     Raises:
         ValueError: its classes are not the data set's. FileNotFoundError: its weights are missing.
@@ -294,12 +297,49 @@ def make_classifier(cfg: LossConfig, dataset: ImageDataset) -> torch.nn.Module |
     if cfg.cls_weight == 0:
         return None
     classifier = features.classifier(cfg.cls_model, cfg.cls_weights)
+    names, where = _classifier_names(cfg, classifier)
+    if not class_names.named(names) or not class_names.named(dataset.class_names):
+        _same_class_count(cfg, classifier, dataset)
+        nameless, other = (f"--data={dataset.path}", cfg.cls_model) if class_names.named(names) else (cfg.cls_model, "the data set")
+        if distributed.is_main() and not quiet:
+            print(f"Warning: {nameless} does not name its classes: --cls_weight takes them to be in the order of {other}'s")
+        return classifier
+    descriptions = features.imagenet_descriptions() if names == classifier.class_names else None
+    places, missing = class_names.class_map(dataset.class_names, names, descriptions)
+    remedy = "use --cls_weight=0, or a classifier of these classes with --cls_model, --cls_weights and --cls-classes"
+    if missing:
+        raise ValueError(
+            f"--cls_weight={cfg.cls_weight:g}: {len(missing)} of the {dataset.label_dim} classes of --data={dataset.path} are none of "
+            f"{cfg.cls_model}'s {len(names)} ({where}): {class_names.quoted(missing)}; {remedy}"
+        )
+    if len(set(places.tolist())) < len(places):
+        twice = [name for name, place in zip(dataset.class_names, places.tolist(), strict=True) if places.tolist().count(place) > 1]
+        raise ValueError(
+            f"--cls_weight={cfg.cls_weight:g}: classes of --data={dataset.path} are one class to {cfg.cls_model}: {class_names.quoted(twice)}"
+        )
+    classifier.class_map = torch.from_numpy(places)
+    return classifier
+
+
+def _classifier_names(cfg: LossConfig, classifier: features.Classifier) -> tuple[list[str] | None, str]:
+    """(the classifier's class names or None, where they come from)."""
+    file = cfg.cls_classes
+    if file is None and cfg.cls_weights is not None and os.path.isfile(f"{cfg.cls_weights}.classes.json"):
+        file = f"{cfg.cls_weights}.classes.json"
+    if file is None:
+        return classifier.class_names, "ImageNet's"
+    names = class_names.read_class_names(file)
+    if len(names) != classifier.num_classes:
+        raise ValueError(f"{file} names {len(names)} classes, {cfg.cls_model} tells {classifier.num_classes} apart")
+    return names, file
+
+
+def _same_class_count(cfg: LossConfig, classifier: features.Classifier, dataset: ImageDataset) -> None:
     if classifier.num_classes != dataset.label_dim:
         raise ValueError(
             f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} tells {classifier.num_classes} classes apart, --data={dataset.path} has "
             f"{dataset.label_dim}: use --cls_weight=0, or name a classifier of these classes with --cls_model and --cls_weights"
         )
-    return classifier
 
 
 def check_weights(cfg: TrainConfig, download: bool = True) -> list[str]:

@@ -93,8 +93,11 @@ class LossConfig:
     diagnostics: bool = opt(True, "report direction optimality, separability and injectivity of every head once per tick", OURS)
     adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL, low=0)
     cls_weight: float = opt(0.0, "weight of the classifier guidance", XL, low=0)
-    cls_model: str = opt("deit_small_distilled_patch16_224", "timm classifier of the guidance; its classes must be the data set's", XL)
+    cls_model: str = opt("deit_small_distilled_patch16_224", "timm classifier of the guidance; its classes must include the data set's", XL)
     cls_weights: str | None = opt(None, "weights file of that classifier; None = its default source", OURS)
+    cls_classes: str | None = opt(
+        None, "JSON of that classifier's class names; None = CLS_WEIGHTS.classes.json if it is there, else ImageNet's", OURS
+    )
     blur_init_sigma: float = opt(2.0, "blur before the discriminator, in pixels; 0 = none", XL, low=0)
     blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL, low=0)
     pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL, low=0)

@@ -71,13 +71,15 @@ def guidance(classifier: Callable[[torch.Tensor], torch.Tensor], images: torch.T
     """Cross-entropy of a frozen classifier on generated images (StyleGAN-XL, section 3.3).
 
     Args:
-        classifier: a callable with `mean` and `std` ([1, 3, 1, 1]) and `input_size`, from normalised images to class logits.
+        classifier: a callable with `mean` and `std` ([1, 3, 1, 1]) and `input_size`, from normalised images to class logits, and perhaps with
+            `class_map` (int64 [c_dim]), its class for each of the data set's.
         images: [N, 3, R, R] in [-1, 1]. labels: int64 [N].
     """
     mean, std, size = classifier.mean, classifier.std, classifier.input_size  # type: ignore[attr-defined]
     normalised = ((images + 1) / 2 - mean) / std
     resized = F.interpolate(normalised, (size, size), mode="bilinear", align_corners=False)
-    return F.cross_entropy(classifier(resized), labels)
+    class_map = getattr(classifier, "class_map", None)
+    return F.cross_entropy(classifier(resized), labels if class_map is None else class_map[labels])
 
 
 def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
