@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A DCGAN on Fashion-MNIST, GAN against SAN, conditional and not: feature distance, classifier accuracy, balance of classes.
 
-    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; about an hour of a CPU
+    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; about an hour of a core
     python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1 --steps=50 --generate=500
 
 The discriminator is an ordinary one with spectral_norm; its SAN is made by san.convert. Any IDX pair of 28x28 grey images will do.
-fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of training images. accuracy: share of generated images that a
-classifier trained on the data recognises as the class that was asked for (conditional only). balance: entropy of the classes that it sees over
-log(classes). Writes dcgan.json and dcgan.png; what is finished is kept.
+fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of as many training images, 1,000 by default: with 5,000 the
+features would take longer than the training. accuracy: share of generated images that a classifier trained on the data recognises as the class
+that was asked for (conditional only). balance: entropy of the classes that it sees over log(classes). Writes dcgan.json and dcgan.png. What is
+finished is kept: numbers in dcgan.json, generators in --runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,32 +30,41 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import san
 from dnnlib.image_sources import open_source
+from dnnlib.util import atomic_write
 from lab import report
+from lab.classifier import Judge
 from metrics import detectors
 from metrics.fid import frechet_distance
 from metrics.statistics import Moments
 from torch_utils import images as image_tools
 
 Z, SIDE, WIDTH = 64, 28, 32
+SETTINGS = ("unconditional", "conditional")
+KINDS = ("GAN", "SAN")
+CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the judge's scores during training
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Adam with betas (0, 0.9), one generator step per discriminator step, hinge loss."""
+    """Adam with betas (0, 0.9), one generator step per discriminator step, hinge loss.
 
-    steps: int = 4000
+    bf16: convolutions in bfloat16 (twice as fast on CPUs that have it); the last layers stay in float32.
+    """
+
+    steps: int = 2000
     batch: int = 64
     lr: float = 2e-4
     ema: float = 0.995
-    generate: int = 5000
+    generate: int = 1000
+    bf16: bool = True
 
 
 class Generator(nn.Module):
     """Latents [N, Z] and, if there are classes, labels int64 [N] -> images [N, 1, 28, 28] in [-1, 1]."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, bf16: bool = False) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.bf16 = classes, bf16
         self.first = nn.Linear(Z + classes, 4 * WIDTH * 7 * 7, bias=False)
         self.body = nn.Sequential(
             nn.BatchNorm2d(4 * WIDTH),
@@ -68,14 +79,16 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
         if c is not None:
             z = torch.cat([z, F.one_hot(c, self.classes).to(z.dtype)], dim=1)
-        return self.body(self.first(z).view(len(z), 4 * WIDTH, 7, 7))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self.body(self.first(z).view(len(z), 4 * WIDTH, 7, 7)).float()
 
 
 class Discriminator(nn.Module):
     """Images [N, 1, 28, 28] -> logits [N, 1]: linear(h), and + <embed(c), h> if there are classes (Miyato & Koyama, ICLR 2018)."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, bf16: bool = False) -> None:
         super().__init__()
+        self.bf16 = bf16
         self.body = nn.Sequential(
             spectral_norm(nn.Conv2d(1, WIDTH, 4, 2, 1)),
             nn.LeakyReLU(0.1),
@@ -88,25 +101,40 @@ class Discriminator(nn.Module):
         self.embed = nn.Embedding(classes, 4 * WIDTH) if classes else None
 
     def forward(self, x: Tensor, c: Tensor | None) -> Any:
-        h = self.body(x).sum((2, 3)) / 7
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            h = self.body(x)
+        h = h.float().sum((2, 3)) / 7
         logits = self.linear(h)
         return logits if self.embed is None else logits + (self.embed(c) * h).sum(1, keepdim=True)
 
 
-def discriminator(classes: int, is_san: bool) -> nn.Module:
+def discriminator(classes: int, is_san: bool, bf16: bool = False) -> nn.Module:
     """The discriminator, or its SAN."""
-    D = Discriminator(classes)
+    D = Discriminator(classes, bf16)
     return san.convert(D, ["linear", "embed"] if classes else "linear") if is_san else D
 
 
-def train(pixels: Tensor, labels: Tensor, classes: int, is_san: bool, seed: int, plan: Plan) -> Generator:
-    """The moving average of the generator. pixels: float [N, 1, 28, 28] in [-1, 1]; classes = 0: unconditional."""
+def train(
+    pixels: Tensor,
+    labels: Tensor,
+    classes: int,
+    is_san: bool,
+    seed: int,
+    plan: Plan,
+    watch: Callable[[int, Generator], None] = lambda step, G: None,
+) -> Generator:
+    """The moving average of the generator; `watch` gets it before training and at CURVE_POINTS equally spaced steps.
+
+    pixels: float [N, 1, 28, 28] in [-1, 1]. classes = 0: unconditional.
+    """
     torch.manual_seed(seed)
-    G, D = Generator(classes), discriminator(classes, is_san)
+    G, D = Generator(classes, plan.bf16), discriminator(classes, is_san, plan.bf16)
     average = torch.optim.swa_utils.AveragedModel(G, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(plan.ema), use_buffers=True)
+    averaged: Any = average.module.eval()
     g_opt, d_opt = (torch.optim.Adam(m.parameters(), plan.lr, betas=(0.0, 0.9)) for m in (G, D))
     san.normalize_(D)
-    for _ in range(plan.steps):
+    watch(0, averaged)
+    for step in range(1, plan.steps + 1):
         pick = torch.randint(len(pixels), (plan.batch,))
         c = labels[torch.randint(len(labels), (plan.batch,))] if classes else None
         with torch.no_grad():
@@ -122,24 +150,9 @@ def train(pixels: Tensor, labels: Tensor, classes: int, is_san: bool, seed: int,
         g_opt.zero_grad()
         d_opt.zero_grad()
         average.update_parameters(G)
-    averaged: Any = average.module
-    return averaged.eval()
-
-
-def train_classifier(pixels: Tensor, labels: Tensor, classes: int, epochs: int = 3) -> nn.Module:
-    """A small convolutional network, in eval mode."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 49, classes),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    for _ in range(epochs):
-        for part in torch.randperm(len(pixels)).split(128):
-            optimizer.zero_grad()
-            F.cross_entropy(net(pixels[part]), labels[part]).backward()
-            optimizer.step()
-    return net.eval()
+        if step % max(1, plan.steps // CURVE_POINTS) == 0:
+            watch(step, averaged)
+    return averaged
 
 
 @torch.no_grad()
@@ -160,19 +173,31 @@ def features(detector: detectors.Detector, pixels: Tensor) -> Moments:
     return store
 
 
-@torch.no_grad()
-def measure(G: Generator, classes: int, plan: Plan, real: Moments, detector: detectors.Detector, classifier: nn.Module) -> dict[str, float]:
-    """fd_lite0, balance and, with classes, accuracy."""
-    pixels, labels = generate(G, plan.generate, classes)
-    found = features(detector, pixels)
-    seen = torch.cat([classifier(image_tools.to_float(part)).argmax(1) for part in pixels.split(500)])
-    share = torch.bincount(seen).double() / len(seen)
-    outputs = next(m.out_features for m in reversed(list(classifier.modules())) if isinstance(m, nn.Linear))
-    scores = {
-        "fd_lite0": float(frechet_distance(found.mean, found.covariance, real.mean, real.covariance)),
-        "balance": float(torch.special.entr(share).sum()) / math.log(outputs),
-    }
-    return scores | ({"accuracy": float((seen == labels).double().mean())} if labels is not None else {})
+class Bench:
+    """The data, and what measures a generator against it. raw: uint8 [N, 1, 28, 28]."""
+
+    def __init__(self, raw: Tensor, labels: Tensor, classes: int, plan: Plan) -> None:
+        self.pixels, self.labels, self.plan = image_tools.to_float(raw), labels, plan
+        self.judge = Judge(raw, labels, classes)
+        self.detector = detectors.load_lite0()
+        self.real = features(self.detector, raw[: plan.generate])
+
+    def run(self, classes: int, is_san: bool, seed: int) -> tuple[Generator, dict[str, Any]]:
+        """Train one GAN (classes = 0: unconditional) and measure it: scores at the end, the judge's over steps, seconds of CPU."""
+        curve: dict[str, list[float]] = {"step": []}
+
+        def watch(step: int, G: Generator) -> None:
+            curve["step"].append(step)
+            for name, value in self.judge.scores(*generate(G, CURVE_IMAGES, classes)).items():
+                curve.setdefault(name, []).append(value)
+
+        started = time.process_time()
+        G = train(self.pixels, self.labels, classes, is_san, seed, self.plan, watch)
+        seconds = time.process_time() - started
+        pixels, asked = generate(G, self.plan.generate, classes)
+        found = features(self.detector, pixels)
+        distance = float(frechet_distance(found.mean, found.covariance, self.real.mean, self.real.covariance))
+        return G, {"scores": {"fd_lite0": distance} | self.judge.scores(pixels, asked), "curve": curve, "cpu_seconds": seconds}
 
 
 def table(runs: dict[str, Any]) -> dict[str, Any]:
@@ -210,54 +235,82 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
 @click.option("--generate", "count", default=Plan.generate, show_default=True, help="images per measurement")
+@click.option("--bf16/--no-bf16", default=Plan.bf16, show_default=True, help="convolutions in bfloat16")
+@click.option("--runs", "folder", default="training-runs/lab-dcgan", show_default=True, help="where the generators go")
 @click.option("--out", default=str(report.RESULTS), show_default=True)
-def main(data: str, limit: int | None, seeds: int, steps: int, count: int, out: str) -> None:
+def main(data: str, limit: int | None, seeds: int, steps: int, count: int, bf16: bool, folder: str, out: str) -> None:
     """Train every kind that is missing, measure, print the table, draw."""
+    if seeds < 1 or steps < 1 or count < 2:
+        raise click.ClickException(f"--seeds={seeds} --steps={steps} --generate={count}: at least 1, 1 and 2 are needed")
     try:
         raw, raw_labels, classes = load(data, limit)
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
-    plan, folder = Plan(steps=steps, generate=count), Path(out)
-    pixels, labels = image_tools.to_float(torch.from_numpy(raw).unsqueeze(1)), torch.from_numpy(raw_labels)
-    detector = detectors.load_lite0()
-    real = features(detector, torch.from_numpy(raw[: max(count, 1000)]).unsqueeze(1))
-    classifier = train_classifier(pixels, labels, classes)
+    plan, results, bench = Plan(steps=steps, generate=count, bf16=bf16), Path(out), None
+    Path(folder).mkdir(parents=True, exist_ok=True)
     settings = {"plan": dataclasses.asdict(plan), "images": len(raw)}
-    found = report.read(folder, "dcgan") or {}
-    runs: dict[str, Any] = found.get("runs", {}) if {k: found.get(k) for k in settings} == settings else {}
-    shown: dict[str, np.ndarray] = {}
-    for seed in range(seeds):
-        for setting, conditioned in (("unconditional", 0), ("conditional", classes)):
-            for kind in ("GAN", "SAN"):
-                name = f"{kind} {setting}"
-                if str(seed) in runs.get(name, {}):
-                    continue
-                started = time.monotonic()
-                G = train(pixels, labels, conditioned, kind == "SAN", seed, plan)
-                scores = measure(G, conditioned, plan, real, detector, classifier)
-                runs.setdefault(name, {})[str(seed)] = {"scores": scores, "seconds": time.monotonic() - started}
-                shown.setdefault(name, image_tools.grid(generate(G, 40, conditioned)[0], 10))
-                report.write(folder, "dcgan", {**settings, "table": table(runs), "runs": runs})
-                click.echo(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    found = report.read(results, "dcgan") or {}
+    fresh = {k: found.get(k) for k in settings} != settings
+    runs: dict[str, Any] = {} if fresh else found.get("runs", {})
+    accuracy = None if fresh else found.get("accuracy of the classifier on held-out images")
+    for seed, setting, kind in itertools.product(range(seeds), SETTINGS, KINDS):
+        name, network = f"{kind} {setting}", Path(folder) / f"{kind}-{setting}-seed{seed}.pt"
+        if str(seed) in runs.get(name, {}) and network.is_file():
+            continue
+        if bench is None:
+            bench = Bench(torch.from_numpy(raw).unsqueeze(1), torch.from_numpy(raw_labels), classes, plan)
+            accuracy = bench.judge.held_out_accuracy
+        G, run = bench.run(classes if setting == "conditional" else 0, kind == "SAN", seed)
+        with atomic_write(network) as file:
+            torch.save(G.state_dict(), file)
+        runs.setdefault(name, {})[str(seed)] = run
+        report.write(results, "dcgan", {**settings, "accuracy of the classifier on held-out images": accuracy, "table": table(runs), "runs": runs})
+        click.echo(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in run["scores"].items()))
     for setting, rows in table(runs).items():
         for score, row in rows.items():
             click.echo(f"{setting:14s} {score:9s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   SAN is {row['SAN is']}")
-    if len(shown) == 4:
-        picture(shown, folder / "dcgan.png")
+    picture(samples(Path(folder), classes), runs, results / "dcgan.png")
 
 
-def picture(shown: dict[str, np.ndarray], path: Path) -> None:
-    """Samples of the first seed of each kind."""
+def samples(folder: Path, classes: int) -> dict[str, np.ndarray]:
+    """Name of each kind -> a sheet of samples of its first seed; with classes, a column per class."""
+    sheets = {}
+    for setting, kind in itertools.product(SETTINGS, KINDS):
+        conditioned = classes if setting == "conditional" else 0
+        G = Generator(conditioned)
+        G.load_state_dict(torch.load(folder / f"{kind}-{setting}-seed0.pt", weights_only=True))
+        sheets[f"{kind} {setting}"] = image_tools.grid(generate(G.eval(), 6 * max(classes, 1), conditioned)[0], max(classes, 1))
+    return sheets
+
+
+def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> None:
+    """Samples of the first seed of each kind above; below the scores with 95% intervals, and the classifier's view during training."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 4.2), layout="constrained")
-    for place, (name, grid) in zip(axes.flat, shown.items(), strict=True):
-        place.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
+    figure = plt.figure(figsize=(11, 6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1))
+    for place, (name, sheet) in zip(above.subplots(1, len(sheets)), sheets.items(), strict=True):
+        place.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
         place.set_title(name, fontsize=10)
         place.axis("off")
+    left, middle, right = below.subplots(1, 3)
+    for k, (kind, colour) in enumerate(zip(KINDS, ("tab:blue", "tab:orange"), strict=True)):
+        for i, setting in enumerate(SETTINGS):
+            values = [run["scores"]["fd_lite0"] for run in runs[f"{kind} {setting}"].values()]
+            summary = report.interval(values)
+            left.errorbar(
+                [i + 0.2 * (k - 0.5)], [summary["mean"]], [summary["half_width"]], fmt="o", color=colour, capsize=3, label=kind if not i else None
+            )
+            left.scatter([i + 0.2 * (k - 0.5) + 0.04] * len(values), values, s=8, color=colour, alpha=0.4)
+        for axes, setting, score in ((middle, "unconditional", "balance"), (right, "conditional", "accuracy")):
+            report.band(axes, [(run["curve"]["step"], run["curve"][score]) for run in runs[f"{kind} {setting}"].values()], colour, kind)
+            axes.set(title=f"{setting}: {score}", xlabel="step", ylim=(0, 1.02))
+    left.set_xticks(range(len(SETTINGS)), SETTINGS)
+    left.set(title="fd_lite0 (lower is better)", xlim=(-0.5, 1.5))
+    left.legend()
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

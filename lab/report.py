@@ -35,6 +35,17 @@ def verdict(difference: dict[str, float]) -> str:
     return "worse" if difference["mean"] + difference["half_width"] < 0 else "no difference seen"
 
 
+def band(axes: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str, label: str) -> None:
+    """Draw the mean of curves (x, y) of equal x, and a band of its 95% interval where there are two curves or more."""
+    x = list(curves[0][0])
+    at = [interval([y[i] for _, y in curves]) for i in range(len(x))]
+    mean = np.array([a["mean"] for a in at])
+    axes.plot(x, mean, color=colour, label=label)
+    if len(curves) > 1:
+        half = np.array([a["half_width"] for a in at])
+        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+
+
 def write(out: Path, name: str, results: dict[str, Any]) -> None:
     """Write OUT/NAME.json, numbers rounded to six digits."""
     out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
 from lab import dcgan, direction, mixture, monoflow, projected, report, toy
+from lab.classifier import Judge
 
 
 def test_interval():
@@ -100,6 +101,28 @@ def write_idx(folder, count: int) -> str:
     (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
     (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
     return str(folder / "train-images-idx3-ubyte")
+
+
+def test_judge_knows_bright_from_dark(tmp_path):
+    pixels, labels, classes = dcgan.load(write_idx(tmp_path, 400), None)
+    judge = Judge(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels), classes)
+    assert judge.held_out_accuracy == 1
+    bright = torch.full((6, 1, 28, 28), 200, dtype=torch.uint8)
+    assert judge.scores(bright, torch.tensor([1, 1, 1, 0, 0, 0])) == {"balance": 0.0, "accuracy": 0.5}
+    assert judge.scores(torch.cat([bright, bright // 5]), None) == {"balance": 1.0}
+
+
+def test_dcgan_keeps_what_is_finished(tmp_path):
+    data = write_idx(tmp_path, 64)
+    options = [f"--data={data}", f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", "--seeds=1", "--steps=2", "--generate=4"]
+    first = CliRunner().invoke(dcgan.main, options, catch_exceptions=False)
+    assert first.exit_code == 0 and "SAN conditional, seed 0" in first.output
+    assert (tmp_path / "dcgan.png").stat().st_size > 1000
+    (tmp_path / "dcgan.png").unlink()
+    (tmp_path / "runs" / "SAN-conditional-seed0.pt").unlink()
+    second = CliRunner().invoke(dcgan.main, options, catch_exceptions=False)
+    assert second.output.count("seed 0") == 1 and "SAN conditional, seed 0" in second.output
+    assert (tmp_path / "dcgan.png").stat().st_size > 1000
 
 
 def test_dcgan_trains_every_kind(tmp_path):

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A judge of small images: which class a generated image is taken for.
+
+Shapes: N images, C channels, R pixels a side (a multiple of four).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_utils import images as image_tools
+
+HELD_OUT = 0.1  # share of the images that tells how good the judge itself is
+
+
+class Judge:
+    """A small convolutional network, trained on all but a tenth of the images; `held_out_accuracy` is its share of right answers on that tenth.
+
+    pixels: uint8 [N, C, R, R]. labels: int64 [N] in [0, classes). The same data give the same judge.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, classes: int, epochs: int = 3) -> None:
+        self.classes = classes
+        channels, side = pixels.shape[1], pixels.shape[2]
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            self.network = nn.Sequential(
+                nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * (side // 4) ** 2, classes),
+            )  # fmt: skip
+            order = torch.randperm(len(pixels))
+            kept, held_out = order[round(HELD_OUT * len(order)) :], order[: round(HELD_OUT * len(order))]
+            optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
+            for _ in range(epochs):
+                for part in kept[torch.randperm(len(kept))].split(128):
+                    optimizer.zero_grad()
+                    F.cross_entropy(self.network(image_tools.to_float(pixels[part])), labels[part]).backward()
+                    optimizer.step()
+        self.network.eval()
+        self.held_out_accuracy = float((self.classes_of(pixels[held_out]) == labels[held_out]).double().mean())
+
+    @torch.no_grad()
+    def classes_of(self, pixels: Tensor) -> Tensor:
+        """The class that each image is taken for, int64 [N]. pixels: uint8 [N, C, R, R]."""
+        return torch.cat([self.network(image_tools.to_float(part)).argmax(1) for part in pixels.split(500)])
+
+    def scores(self, pixels: Tensor, asked: Tensor | None) -> dict[str, float]:
+        """balance: entropy of the classes seen over log(classes), 1 = all equally often; accuracy: share taken for the class asked for, if any was."""
+        seen = self.classes_of(pixels)
+        share = torch.bincount(seen, minlength=self.classes).double() / len(seen)
+        found = {"balance": float(torch.special.entr(share).sum()) / math.log(self.classes)}
+        return found | ({"accuracy": float((seen == asked).double().mean())} if asked is not None else {})
