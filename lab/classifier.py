@@ -49,7 +49,7 @@ class Judge:
         return torch.cat([self.network(image_tools.to_float(part)).argmax(1) for part in pixels.split(500)])
 
     def scores(self, pixels: Tensor, asked: Tensor | None) -> dict[str, float]:
-        """balance: entropy of the classes seen over log(classes), 1 = all equally often; accuracy: share taken for the class asked for, if any was."""
+        """balance: entropy of the classes seen over log(classes), 1 = all equally often. accuracy: share taken for the one asked for, if any."""
         seen = self.classes_of(pixels)
         share = torch.bincount(seen, minlength=self.classes).double() / len(seen)
         found = {"balance": float(torch.special.entr(share).sum()) / math.log(self.classes)}

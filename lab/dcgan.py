@@ -291,7 +291,8 @@ def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> 
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(11, 6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1))
+    panels: Any = figure.subfigures(2, 1)
+    above, below = panels
     for place, (name, sheet) in zip(above.subplots(1, len(sheets)), sheets.items(), strict=True):
         place.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
         place.set_title(name, fontsize=10)

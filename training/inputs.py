@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step reads: latents, labels, augmentation draws.
+"""What a step reads: latents or real images, labels, augmentation draws.
 
 A step of B images over P processes runs in rounds. Round r of process p takes the global samples [(r P + p) b, (r P + p + 1) b) of the step,
 b = images per round and process. Every draw is a function of (seed, purpose, images shown, global sample), so neither P nor b changes one.
@@ -13,19 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_utils import rng
+from torch_utils import images, rng
 from training.data import sample_indices
 from training.discriminator.augment import NUM_DRAWS
 
 
 @dataclass
 class Round:
-    """One accumulation round of one process."""
+    """Generated samples of one accumulation round of one process, before they are generated."""
 
     z: torch.Tensor  # [b, Z]
     labels: torch.Tensor | None  # int64 [b]
     draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]
     samples: Sequence[int]  # global sample indices within the step
+
+
+@dataclass
+class RealRound:
+    """Real samples of one accumulation round of one process."""
+
+    images: torch.Tensor  # [b, 3, R, R] in [-1, 1]
+    labels: torch.Tensor | None  # int64 [b]
+    draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]
 
 
 def round_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list[list[int]]:
@@ -79,6 +88,16 @@ class InputSource:
         for samples in round_samples(share * self.processes, self.processes, self.rank, batch_gpu):
             z, labels = self.latents(purpose, nimg, samples)
             rounds.append(Round(z, labels, self.augment_draws(purpose, nimg, samples), samples))
+        return rounds
+
+    def real_rounds(self, nimg: int, pixels: torch.Tensor, labels: torch.Tensor | None) -> list[RealRound]:
+        """Rounds of real samples of one step. pixels: uint8 [n, 3, R, R], and labels: int64 [n], of this process in the order of `real_indices`."""
+        rounds = []
+        for i, samples in enumerate(round_samples(self.batch, self.processes, self.rank, self.batch_gpu)):
+            part = slice(i * self.batch_gpu, (i + 1) * self.batch_gpu)
+            x = images.to_float(pixels[part].to(self.device, non_blocking=True))
+            c = labels[part].to(self.device, non_blocking=True) if self.labels is not None and labels is not None else None
+            rounds.append(RealRound(x, c, self.augment_draws("real", nimg, samples)))
         return rounds
 
     def real_indices(self, nimg: int, dataset_size: int) -> Iterator[np.ndarray]:

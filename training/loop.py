@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from torch_utils import checkpoint, distributed, images, training_stats
+from torch_utils import checkpoint, distributed, training_stats
 from training import build, schedules, steps
 from training.config import TrainConfig
 from training.data import ImageDataset, Loader
-from training.inputs import InputSource, Round, round_samples
+from training.inputs import InputSource
 from training.periodic import Evaluate, Periodic, StopRequest
 from training.state import TrainState
 
@@ -98,20 +98,13 @@ def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: I
     """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL)."""
     started = time.monotonic()
     p = state.progress
-    batch_reals, batch_labels = next(loader)
+    reals = inputs.real_rounds(p.nimg, *next(loader))
     sigma = schedules.blur_sigma(p.nimg, cfg.loss.blur_init_sigma, cfg.loss.blur_fade_kimg)
-    reals, pixels = [], []
-    for i, samples in enumerate(round_samples(inputs.batch, inputs.processes, inputs.rank, inputs.batch_gpu)):
-        part = slice(i * inputs.batch_gpu, (i + 1) * inputs.batch_gpu)
-        labels = batch_labels[part].to(inputs.device, non_blocking=True) if inputs.labels is not None else None
-        pixels.append(images.to_float(batch_reals[part].to(inputs.device, non_blocking=True)))
-        reals.append(Round(pixels[-1], labels, inputs.augment_draws("real", p.nimg, samples), samples))
     state.D.advance_spectral_norms()
     steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier, reals)
     if cfg.loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= cfg.loss.pl_start_kimg * 1000 and p.step % cfg.loss.pl_interval == 0:
         steps.path_length_step(state, inputs.rounds("path_length", p.nimg, cfg.loss.pl_batch_shrink), cfg.loss, cfg.run.seed)
-    fakes = inputs.rounds("D", p.nimg)
-    steps.d_step(state, fakes, reals, pixels, cfg.loss, sigma)
+    steps.d_step(state, inputs.rounds("D", p.nimg), reals, cfg.loss, sigma)
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.optim.ema_rampup))
     p.nimg += cfg.run.batch
     p.step += 1

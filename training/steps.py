@@ -20,7 +20,7 @@ from torch_utils import distributed, rng, training_stats
 from torch_utils.ops import conv2d_gradfix
 from training import losses
 from training.config import LossConfig
-from training.inputs import Round
+from training.inputs import RealRound, Round
 from training.state import TrainState
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
@@ -58,8 +58,8 @@ def pairs_generator(cfg: LossConfig) -> bool:
 
 
 @torch.no_grad()
-def _no_grad_logits(state: TrainState, reals: Round, blur_sigma: float) -> losses.Logits:
-    return state.D(losses.blur(reals.z, blur_sigma), reals.labels, reals.draws)
+def _no_grad_logits(state: TrainState, reals: RealRound, blur_sigma: float) -> losses.Logits:
+    return state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
 
 
 def _trainable(state: TrainState, which: str) -> None:
@@ -75,11 +75,11 @@ def g_step(
     cfg: LossConfig,
     blur_sigma: float,
     classifier: Classifier | None = None,
-    reals: list[Round] | None = None,
+    reals: list[RealRound] | None = None,
 ) -> None:
     """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1).
 
-    reals: real images of each round, as latents of a Round; read by a relativistic pairing alone, whose h is of the difference of logits.
+    reals: real images of each round; read by a relativistic pairing alone, whose h is of the difference of logits.
     """
     _trainable(state, "G")
     pairs = pairs_generator(cfg) and reals is not None
@@ -118,19 +118,18 @@ def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, se
     apply_gradients(state.g_params, state.g_opt, f"path length step at {state.progress.nimg} images")
 
 
-def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: list[torch.Tensor], cfg: LossConfig, blur_sigma: float) -> None:
+def d_step(state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: LossConfig, blur_sigma: float) -> None:
     """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then the directions return to the unit sphere.
 
     Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no return.
 
     Args:
-        rounds: latents and labels of the generated images. reals: labels and draws of the real ones (their z is unused).
-        images: the real images of each round, [b, 3, R, R] in [-1, 1].
+        rounds: latents, labels and draws of the generated images. reals: the real ones with theirs, equally many.
     """
     _trainable(state, "D")
     styles = []
     diagnosis = _diagnosis(state, cfg)
-    for fake, real, x in zip(rounds, reals, images, strict=True):
+    for fake, real in zip(rounds, reals, strict=True):
         with torch.no_grad():
             ws = state.G.mapping(fake.z, fake.labels)
             generated = state.G.synthesis(ws)
@@ -139,7 +138,7 @@ def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: l
             logits_fake = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
         if is_paired(cfg.d_loss):
             with diagnosis.side("real"):
-                logits_real = state.D(losses.blur(x, blur_sigma), real.labels, real.draws)
+                logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
             loss = losses.discriminator_pairs(logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san)
             _backward(loss, len(rounds))
             _report("fake", logits_fake)
@@ -148,7 +147,7 @@ def d_step(state: TrainState, rounds: list[Round], reals: list[Round], images: l
             _backward(loss_fake, len(rounds))  # frees its graph before the next is made
             _report("fake", logits_fake)
             with diagnosis.side("real"):
-                logits_real = state.D(losses.blur(x, blur_sigma), real.labels, real.draws)
+                logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
             loss_real = losses.discriminator(logits_real, True, cfg.d_loss, cfg.adversarial_scale, cfg.san)
             _backward(loss_real, len(rounds))
             loss = SANLogits(loss_fake.fun + loss_real.fun, loss_fake.dir + loss_real.dir)

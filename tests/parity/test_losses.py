@@ -21,7 +21,7 @@ from training import losses, schedules, steps
 from training.config import LossConfig, OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres
-from training.inputs import Round
+from training.inputs import RealRound, Round
 from training.state import TrainState
 
 LITE0, DEIT = "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
@@ -171,7 +171,7 @@ def test_one_iteration(case, lite0, monkeypatch):
         compare_grads(state.g_opt.grads, meta["Greg"]["grads"])
         assert float(state.pl_mean) == pytest.approx(meta["Greg"]["pl_mean_after"], rel=1e-4)
 
-    steps.d_step(state, [Round(z["z_D"], labels["c_D"], None, range(4))], [Round(None, labels["real_c"], None, range(4))], [real], cfg, sigma)
+    steps.d_step(state, [Round(z["z_D"], labels["c_D"], None, range(4))], [RealRound(real, labels["real_c"], None)], cfg, sigma)
     compare_stats(stats(), meta["D"]["stats"])
     compare_grads(state.d_opt.grads, meta["D"]["grads"], prefix="discriminators.")
     for key in file.files:
@@ -204,7 +204,7 @@ def test_train_trace(lite0):
             return Round(z, torch.tensor([(3 * it + k + len(phase)) % 10 for k in range(batch)]), None, range(batch))
 
         steps.g_step(state, [draw("Gmain")], cfg, sigma)
-        steps.d_step(state, [draw("Dmain")], [Round(None, torch.tensor([2, 5, 5, 9]), None, range(batch))], [real], cfg, sigma)
+        steps.d_step(state, [draw("Dmain")], [RealRound(real, torch.tensor([2, 5, 5, 9]), None)], cfg, sigma)
         beta = schedules.ema_beta(nimg, batch, batch * 10 / 32)
         assert beta == pytest.approx(expected["ema_beta"], abs=1e-12)
         state.update_ema(beta)

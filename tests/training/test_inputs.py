@@ -51,3 +51,18 @@ def test_real_images_of_all_processes_are_the_batch():
     for rank in range(2):
         assert parts[rank].tolist() == whole[np.concatenate(round_samples(8, 2, rank, 2))].tolist()
     assert sorted(np.concatenate(parts)) == sorted(whole)
+
+
+def test_real_rounds_pair_images_labels_and_draws():
+    """Split over processes and rounds, every real image keeps its label and its draw."""
+    pixels = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(-1, 3, 4, 4)
+    labels = torch.arange(8) % 6
+    (whole,) = source(8, 1, 0, 8).real_rounds(16, pixels, labels)
+    torch.testing.assert_close(whole.images, pixels / 127.5 - 1)
+    for rank in range(2):
+        split = round_samples(8, 2, rank, 2)
+        mine = np.concatenate(split)
+        for samples, part in zip(split, source(8, 2, rank, 2).real_rounds(16, pixels[mine], labels[mine]), strict=True):
+            assert torch.equal(part.images, whole.images[samples])
+            assert torch.equal(part.labels, labels[samples])
+            assert torch.equal(part.draws["net"], whole.draws["net"][samples])

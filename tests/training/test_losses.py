@@ -9,7 +9,7 @@ from torch_utils import training_stats
 from training import losses, steps
 from training.config import LossConfig, OptimConfig, TrainConfig
 from training.generator import build_stem
-from training.inputs import Round
+from training.inputs import RealRound, Round
 from training.state import TrainState
 
 
@@ -50,18 +50,18 @@ def make_state() -> TrainState:
     return TrainState.create(G, TinyDiscriminator(2), OptimConfig(), pl_interval=4)
 
 
-def batch(seed: int, n: int = 4) -> tuple[Round, Round, torch.Tensor]:
+def batch(seed: int, n: int = 4) -> tuple[Round, RealRound]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
     real = torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1
-    return Round(torch.randn(n, 8, generator=generator), labels, None, range(n)), Round(real, labels, None, range(n)), real
+    return Round(torch.randn(n, 8, generator=generator), labels, None, range(n)), RealRound(real, labels, None)
 
 
 def run_steps(cfg: LossConfig, state: TrainState) -> None:
     for seed in range(2):
-        fake, real, x = batch(seed)
+        fake, real = batch(seed)
         steps.g_step(state, [fake], cfg, 0.0, None, [real])
-        steps.d_step(state, [fake], [real], [x], cfg, 0.0)
+        steps.d_step(state, [fake], [real], cfg, 0.0)
         state.progress.nimg += 4
 
 
@@ -82,14 +82,14 @@ def test_steps_take_every_loss(d_loss, is_san):
 def test_plain_gan_has_the_gradients_of_ordinary_layers():
     """san=False: autograd through scale * normalised weight, as if no SAN layer were there."""
     D = TinyDiscriminator(2)
-    _, real, x = batch(3)
-    logits = D(x, real.labels, None)
+    _, real = batch(3)
+    logits = D(real.images, real.labels, None)
     total = losses.discriminator(logits, True, "bce", scale=1.0, san=False)
     assert float(total.dir) == 0
     layer = D.discriminators["b"].last_layer
     ours = torch.autograd.grad(total.fun, [layer.weight, layer.scale])
     direction = layer.weight / layer.weight.norm()
-    logit = layer.scale.view(1, -1, 1, 1) * torch.nn.functional.conv2d(x, direction, stride=4)
+    logit = layer.scale.view(1, -1, 1, 1) * torch.nn.functional.conv2d(real.images, direction, stride=4)
     theirs = torch.autograd.grad(torch.nn.functional.softplus(-logit).mean(), [layer.weight, layer.scale])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
@@ -98,7 +98,7 @@ def test_plain_gan_has_the_gradients_of_ordinary_layers():
 def test_relativistic_generator_reads_real_images_only_where_they_matter():
     for g_loss, passes in (("logit", 1), ("ns", 2)):
         state = make_state()
-        fake, real, _ = batch(0)
+        fake, real = batch(0)
         steps.g_step(state, [fake], LossConfig(d_loss="relativistic", g_loss=g_loss), 0.0, None, [real])
         assert state.D.passes == passes
     logits = {"x": san.SANLogits(torch.randn(4, 3), torch.randn(4, 3))}
