@@ -385,6 +385,9 @@ def run_main(values: dict[str, Any]) -> None:
     if resuming and values["init_from"]:
         raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
     config, given = build_config(values, load_run(resume) if resuming else TrainConfig())
+    started = distributed.started_processes()
+    if started not in (None, config.run.gpus):
+        raise ValueError(f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: use --gpus={started}")
     if not resuming:
         missing = [f"--{flag}" for flag in ("outdir", "cfg", "data", "gpus", "batch") if values[flag] is None]
         if missing:

@@ -36,6 +36,11 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in _TORCHRUN)
 
 
+def started_processes() -> int | None:
+    """How many processes torchrun (or launch()) has started, on all machines together; None if neither started this one."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else None
+
+
 def _active() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -288,6 +289,29 @@ def test_one_and_two_processes_agree(data, tmp_path):
         assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < tolerance
     assert torch.allclose(one["G"]["mapping.w_avg"], two["G"]["mapping.w_avg"], rtol=1e-3, atol=1e-5)
     assert torch.allclose(one["pl_mean"], two["pl_mean"], rtol=1e-3)
+
+
+def test_two_machines_of_torchrun_train_together(data, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=1", "--rdzv-backend=c10d"]
+    command += [f"--rdzv-endpoint=127.0.0.1:{port}", str(ROOT / "train.py"), f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t"]
+    command += ["--cond=True", *FLAGS, "--kimg=0.008", "--gpus=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    machines = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) for _ in range(2)]
+    outputs = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    (run_dir,) = tmp_path.iterdir()
+    assert final_state(run_dir)["progress"]["nimg"] == 8
+
+
+def test_torchrun_and_gpus_must_agree(data, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    arguments = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS]
+    result = CliRunner().invoke(train.main, [*arguments, "--gpus=2"])
+    assert result.exit_code == 1 and "--gpus=2, but torchrun started 4 processes" in result.output and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("classes", "cond"), [(1, False), (3, False), (1, True), (2000, True)])
