@@ -21,12 +21,15 @@ import torch
 
 import dnnlib
 from torch_utils import persistence
+from torch_utils.pickle_records import listed
 from training.bundle import TensorBundle, bundle, dotted
-from training.generator import Generator, from_record, generator_kwargs
+from training.generator import MAX_LAYERS, Generator, from_record, generator_kwargs
 
 FORMAT = "stylesan-xl network"
 VERSION = 1
 MAX_CONFIG_BYTES = 64 * 2**20
+MAX_PLAIN = 2**22  # characters of the plain values of a pickle; a value counts as 16 of them
+MAX_PLAIN_ELEMENTS = 1024  # of a tensor or array among them
 GENERATORS = ("G", "G_ema")
 
 
@@ -80,9 +83,10 @@ def read_trusted(path: str | os.PathLike[str]) -> NetworkFile:
 
 def _from_pickle(data: Mapping[str, Any], path: str | os.PathLike[str], wanted: str | None) -> NetworkFile:
     result = NetworkFile({})
+    plain = _Plain()
     if wanted is not None:
         if data.get(wanted) is None:
-            raise ValueError(f"{path}: holds no network {wanted}; it has {', '.join(k for k in data if data[k] is not None) or 'nothing'}")
+            raise ValueError(f"{path}: holds no network {wanted}; it has {listed(k for k in data if data[k] is not None)}")
         data = {key: data.get(key) for key in (wanted, "training_set_kwargs", "provenance")}
     for key, value in data.items():
         if key in GENERATORS and value is not None:
@@ -93,11 +97,11 @@ def _from_pickle(data: Mapping[str, Any], path: str | os.PathLike[str], wanted: 
             ours = value.persistent and value.class_name == TensorBundle.__name__
             result.tensors[key] = {dotted(name) if ours else name: tensor.tensor() for name, tensor in named.items()}
         elif key in ("training_set_kwargs", "provenance"):
-            setattr(result, key, _plain(value) if isinstance(value, dict) else None)
+            setattr(result, key, plain(value) if isinstance(value, dict) else None)
         elif value is not None:
-            result.extra[key] = _plain(value)
+            result.extra[key] = plain(value)
     if not result.generators:
-        raise ValueError(f"{path}: holds neither G nor G_ema; it has {', '.join(k for k in data if data[k] is not None) or 'nothing'}")
+        raise ValueError(f"{path}: holds neither G nor G_ema; it has {listed(k for k in data if data[k] is not None)}")
     return result
 
 
@@ -108,21 +112,38 @@ def _generator(record: Any, key: str, path: str | os.PathLike[str]) -> Generator
         raise ValueError(f"{path}: {key}: {error}") from None
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """A value of a pickle as JSON has it: numbers out of small tensors and arrays, lists for tuples and sets, text for all else."""
-    if depth > 32:
-        raise ValueError("values nested more than 32 deep")
-    if isinstance(value, (persistence.TensorRecord, np.ndarray, np.generic)):
+class _Plain:
+    """Values of a pickle as JSON has them: numbers out of small tensors and arrays, lists for tuples and sets, text for all else.
+
+    Of bounded size, because a file may say the same list, which holds the same list, again and again.
+    """
+
+    def __init__(self) -> None:
+        self.left = MAX_PLAIN
+
+    def __call__(self, value: Any, depth: int = 0) -> Any:
+        """Raises ValueError for values nested too deep, and for too many of them."""
+        self.left -= 16 + (len(value) if isinstance(value, (str, bytes)) else 0)
+        if depth > 32 or self.left < 0:
+            raise ValueError("values nested more than 32 deep" if depth > 32 else f"values of more than {MAX_PLAIN:,} characters")
         if isinstance(value, persistence.TensorRecord):
-            value = value.tensor().numpy() if value.numel <= 1024 else f"tensor of shape {list(value.shape)}"
-        return value if isinstance(value, str) else _plain(value.tolist() if value.size <= 1024 else f"array of shape {list(value.shape)}", depth + 1)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, depth + 1) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
-    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and np.isfinite(value)):
-        return value
-    return str(value)[:200]
+            value = value.tensor() if 0 < value.numel <= MAX_PLAIN_ELEMENTS else f"tensor of shape {list(value.shape)}"
+        elif isinstance(value, np.ndarray) and not 0 < value.size <= MAX_PLAIN_ELEMENTS:
+            value = f"array of shape {list(value.shape)}"
+        if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+            value = value.tolist()
+        if isinstance(value, Mapping):
+            return {self._text(key): self(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self(item, depth + 1) for item in (sorted(value, key=self._text) if isinstance(value, (set, frozenset)) else value)]
+        if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and np.isfinite(value)):
+            return value
+        return self._text(value)
+
+    def _text(self, value: Any) -> str:
+        text = value if isinstance(value, str) else f"{len(value)} bytes" if isinstance(value, bytes) else str(value)[:200]
+        self.left -= len(text)
+        return text
 
 
 def write_pickle(path: str | os.PathLike[str], file: NetworkFile) -> None:
@@ -191,20 +212,26 @@ def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
     config_path = config_path_of(path)
     config = _read_config(config_path)
     tensors = _read_tensors(path)
-    result = NetworkFile({}, {}, config.get("training_set_kwargs"), config.get("provenance"), config.get("extra") or {})
+    about = {name: config.get(name) for name in ("training_set_kwargs", "provenance", "extra")}
+    if not all(value is None or isinstance(value, dict) for value in about.values()) or {*GENERATORS, *config["networks"]} & {
+        *(about["extra"] or {})
+    }:
+        raise ValueError(f"{config_path}: training_set_kwargs, provenance and extra are tables, and extra has no networks")
+    result = NetworkFile({}, {}, about["training_set_kwargs"], about["provenance"], about["extra"] or {})
     for key, network in config["networks"].items():
         own = {name.removeprefix(f"{key}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{key}.")}
         network = network if isinstance(network, dict) else {}
         if network.get("class") == "tensors":
             result.tensors[key] = own
         elif "same_as" in network:
-            if network["same_as"] not in result.generators or own:
-                raise ValueError(f"{config_path}: {key} is said to be the same as {network['same_as']!r}, which is not there")
-            result.generators[key] = result.generators[network["same_as"]]
+            twin = network["same_as"]
+            if not isinstance(twin, str) or twin not in result.generators or own:
+                raise ValueError(f"{config_path}: {key} is said to be the same as {str(twin)[:40]!r}, which is not there")
+            result.generators[key] = result.generators[twin]
         else:
             result.generators[key] = _build(key, network.get("kwargs"), own, path)
     if tensors or not result.generators:
-        raise ValueError(f"{path}: {f'tensors left over: {sorted(tensors)[:4]}' if tensors else 'it holds no generator'}")
+        raise ValueError(f"{path}: {f'tensors left over: {listed(tensors)}' if tensors else 'it holds no generator'}")
     return result
 
 
@@ -218,7 +245,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("networks"), dict):
         raise ValueError(f"{path}: this does not describe a network: its format is not {FORMAT!r}")
     if config.get("version") != VERSION:
-        raise ValueError(f"{path}: version {config.get('version')!r} of the format; this program reads version {VERSION}")
+        raise ValueError(f"{path}: version {str(config.get('version'))[:20]} of the format; this program reads version {VERSION}")
     return config
 
 
@@ -234,15 +261,19 @@ def _read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 def _build(key: str, kwargs: Any, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> Generator:
     """A generator from its arguments and tensors, one to one."""
+    mapping = kwargs.get("mapping_kwargs") if isinstance(kwargs, dict) else None
+    counts = (len(kwargs["layers"]), mapping.get("num_layers", 2)) if mapping and isinstance(kwargs.get("layers"), list) else (0, 0)
+    if not isinstance(mapping, dict) or not all(type(count) is int and 0 < count <= MAX_LAYERS for count in counts):
+        raise ValueError(f"{path}: {key} cannot be built: it has no layers, no mapping_kwargs, or more than {MAX_LAYERS} layers")
     try:
         with torch.device("meta"):
             generator = Generator(**kwargs)
     except (ValueError, TypeError, RuntimeError, OverflowError, ZeroDivisionError, AttributeError) as error:
         raise ValueError(f"{path}: {key} cannot be built: {str(error).splitlines()[0]}") from None
     expected = generator.state_dict()
-    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    missing, unknown = set(expected) - set(tensors), set(tensors) - set(expected)
     if missing or unknown:
-        raise ValueError(f"{path}: {key}: tensors missing: {', '.join(missing[:4]) or 'none'}; left over: {', '.join(unknown[:4]) or 'none'}")
+        raise ValueError(f"{path}: {key}: tensors missing: {listed(missing)}; left over: {listed(unknown)}")
     for name, value in tensors.items():
         if value.shape != expected[name].shape or not value.is_floating_point():
             have, want = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (value, expected[name]))

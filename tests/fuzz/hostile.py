@@ -7,6 +7,7 @@
 import collections
 import contextlib
 import io
+import json
 import pickle
 import struct
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from torch_utils import persistence
+from training import weights
 from training.generator import Generator, build_stem, from_record
 
 # Pieces of pickles
@@ -347,8 +349,138 @@ def _bombs():
     header = storage([1.0] * 4)
     yield "storage that counts to 2^60", stream(call(LOAD, blob(header.replace(b"K\x04Nt", b"\x8a\x08" + struct.pack("<q", 2**60) + b"Nt"))))
     yield "storage with a long header", stream(call(LOAD, blob(b"\x80\x02" + b"N0" * 500_000 + b"N.")))
-    for case, content in _record_bombs():
-        yield case, content
+    for source in (_comparison_bombs, _record_bombs, _walk_bombs):
+        yield from source()
+
+
+DOUBLED = b")" + b"2\x86" * 60  # a tuple of 2^60 leaves
+
+
+def _number(value):
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+
+def _array(code, shape, data, fortran=b"\x89", version=b"K\x01"):
+    dtype = call(name("numpy", "dtype"), text(code), b"\x89", b"\x88")
+    state = b"(" + version + b"(" + b"".join(map(_number, shape)) + b"t" + dtype + fortran + blob(data) + b"t"
+    return call(name("numpy._core.multiarray", "_reconstruct"), b"N") + state + b"b"
+
+
+def _comparison_bombs():
+    """Values that must not be compared, printed or copied, where a reader is tempted to."""
+    array = _array("u1", (1_000_000,), bytes(1_000_000))
+    for what, value in {"a doubled tuple": DOUBLED, "a doubled list": b"]" + b"2\x86" * 60, "an array": array}.items():
+        meta = b"}(" + text("type") + value + text("version") + value + text("class_name") + value + text("state") + b"}u"
+        yield f"{what} as dtype", stream(call(name("numpy", "dtype"), value))
+        yield f"{what} as state of a dtype", stream(call(name("numpy", "dtype"), text("f8")) + b"(K\x03" + value * 4 + b"tb")
+        yield f"{what} as version of an array", stream(_array("u1", (1,), b"a", version=value))
+        yield f"{what} as order of an array", stream(_array("u1", (1,), b"a", fortran=value))
+        yield f"{what} as encoding", stream(call(name("_codecs", "encode"), text("x"), value))
+        yield f"{what} as persistent object", stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta))
+        yield f"{what} as name", stream(value + text("x") + b"\x93")
+        yield f"{what} called", stream(call(value))
+        yield (
+            f"{what} as requires_grad",
+            stream(call(name("torch._utils", "_rebuild_parameter"), tensor(call(LOAD, blob(storage([1.0] * 4)))), value, b"}")),
+        )
+        yield f"{what} as storage", stream(tensor(value))
+        yield f"{what} in an OrderedDict", stream(call(name("collections", "OrderedDict"), value))
+        yield f"{what} as a network", stream(value)
+    header = storage([1.0] * 4)
+    start = header.split(b"X\x07\x00\x00\x00storage", 1)[0]  # before the tuple that names the storage
+    dtype = b"ctorch\nFloatStorage\n"
+    tail = b"X\x03\0\0\0cpu"
+    for what, key, numel, keys in (
+        ("key", DOUBLED, b"K\x04", b"](" + DOUBLED + b"e"),
+        ("count", text("k"), DOUBLED, b"]" + text("k") + b"a"),
+        ("keys", text("k"), b"K\x04", DOUBLED),
+    ):
+        ident = start + text("storage") + dtype + key + tail + numel + b"NtQ.\x80\x02" + keys + b"."
+        yield f"a storage whose {what} is a doubled tuple", stream(call(LOAD, blob(ident + struct.pack("<q", 4) + bytes(16))))
+    slow = b"\x80\x02" + b"N0" * 490 + header[2:]
+    again = (get(0) + get(1) + b"\x85R") * 100_000
+    yield "one storage with a long header, again and again", stream(blob(slow) + put(1) + b"0" + LOAD + put(0) + b"0](" + again + b"e")
+    odd = b"".join(b"\x8a\x10" + ((2**61 - 1) * i).to_bytes(16, "little") + b"N" for i in range(1, 9_000))
+    merged = b"}(" + odd + b"u" + put(1) + b"0" + name("a", "b") + b")\x81}" + text("x") + b"Nsb" + (get(1) + b"b") * 50_000
+    yield "keys of one hash, merged again and again", stream(merged)
+    short = b"](" + b"N" * 20 + b"e" + put(1) + b"0" + name("builtins", "set") + put(0) + b"0]("
+    yield "small sets, again and again", stream(short + (get(0) + get(1) + b"\x85R") * 200_000 + b"e")
+    yield "names that are never the same object", stream(b"](" + b"ca\nb\n" * 900_000 + b"e")
+    yield "kept lists", stream(b"](" + b"]" * 900_000 + b"e")
+    yield "kept tuples", stream(b"](" + b"N\x85" * 490_000 + b"e")
+    yield "kept texts", stream(b"](" + b"\x8c\x02\xc4\x80" * 900_000 + b"e")
+    yield "kept records", stream(name("a", "b") + put(0) + b"0](" + (get(0) + b")\x81") * 300_000 + b"e")
+    yield "memoised all along", stream(b"](" + b"N\x94" * 490_000 + b"e")
+    for shape, stride in (((1,), (2**61,)), ((1,), (2**57,)), ((2**50, 0), (1, 1)), ((1,) * 16, (1,) * 16), ((0,) * 16, (2,) * 16)):
+        yield f"tensor {shape} {stride} kept", stream(tensor(call(LOAD, blob(storage([1.0] * 4))), 0, shape, stride))
+    for shape in ((2**50, 0), (2**62, 0), (0, 2**60), (10**6, 0), (1,) * 16, (2,) * 16, ()):
+        values = _array("u1", shape, bytes(1 if 0 not in shape else 0) if shape != (2,) * 16 else bytes(2**16))
+        yield f"array of shape {shape}", stream(values)
+        yield f"array of shape {shape} in settings", b"\x80\x04}" + text("extra") + values + b"s."
+    cube = _array("u1", (6,) * 8, bytes(6**8))
+    yield "array that numpy prints in full", b"\x80\x04}" + text("extra") + cube + b"s."
+    yield "long bytes in settings", b"\x80\x04}" + text("extra") + blob(bytes(10**7)) + b"s."
+    for code in ("O", "O8", "V99999999", "S9999999", "U99999999", "M8", "m8[ns]", "c16", ">f8", "f3", "i9", "f4,f4", "(9,9)f8", "a5", "f" * 10**5):
+        yield f"dtype {code[:12]}", stream(call(name("numpy", "dtype"), text(code), b"\x89", b"\x88"))
+    key = text("training_set_kwargs")
+    yield "settings that say the same again and again", b"\x80\x04}" + key + b"}" + text("x") + b"]" + b"2\x86" * 30 + b"ss."
+    long = text("a" * 100_000) + put(0) + b"0](" + get(0) * 100_000 + b"e"
+    yield "settings that repeat a long text", b"\x80\x04}" + key + b"}" + text("x") + long + b"ss."
+    members = b"".join(b"(" + get(9) + b"K" + bytes([i % 256]) + b"M" + bytes([i % 256, i // 256]) + b"t" for i in range(9000))
+    yield "a set of long tuples", b"\x80\x04}" + key + b"}" + text("x") + text("a" * 60_000) + put(9) + b"0" + b"\x8f(" + members + b"\x90ss."
+    for case, values in {"unhashable members": b"]}", "tuples with lists": b"]\x85", "floats": b"G\x7f\xf8\0\0\0\0\0\0"}.items():
+        for module, attribute in (("builtins", "set"), ("builtins", "frozenset"), ("collections", "OrderedDict"), ("collections", "defaultdict")):
+            yield f"{attribute} of {case}", stream(call(name(module, attribute), b"](" + values + b"e"))
+    for module, attribute in (("collections", "OrderedDict"), ("dnnlib.util", "EasyDict")):
+        keys = ("__class__", "__reduce_ex__", "__getattribute__", "__setstate__", "__dict__", "__slots__", "items", "get", "keys")
+        table = b"}(" + b"".join(text(key) + call(name("a", "b")) for key in keys) + b"u"
+        yield f"{attribute} with a class's attributes", stream(call(name(module, attribute)) + table[1:] + table + b"b")
+        module_ = name("torch.nn.modules.module", "Module") + b")\x81" + table + b"b"
+        yield f"state with a class's attributes, {attribute}", stream(module_ + b"N" + table + b"\x86b")
+
+
+def _walk_bombs():
+    """Few records that stand for many modules, names or elements."""
+    module = name("torch.nn.modules.module", "Module")
+
+    def made(table, key, then=b""):
+        return module + b")\x81}" + text(key) + table + b"s" + then + b"b"
+
+    nothing = b"}(" + b"".join(text(f"t{i}") + b"N" for i in range(9_990)) + b"u" + put(1) + b"0"
+    leaf = made(get(1), "_parameters", text("_buffers") + get(1) + b"s") + put(2) + b"0"
+    many = b"}(" + b"".join(text(f"m{i}") + get(2) for i in range(9_990)) + b"u"
+    yield "ten thousand modules of ten thousand places", stream(nothing + leaf + made(many, "_modules"))
+    value = tensor(call(LOAD, blob(storage([1.0] * 4)))) + put(1) + b"0"
+    body = value + made(b"}(" + b"".join(text(f"t{i}") + get(1) for i in range(10)) + b"u", "_parameters") + put(2) + b"0"
+    body += made(b"}(" + b"".join(text(f"m{i}") + get(2) for i in range(9_000)) + b"u", "_modules") + put(2) + b"0" + text("n" * 500) + put(3) + b"0"
+    for _ in range(60):
+        body += made(b"}" + get(3) + get(2) + b"s", "_modules") + put(2) + b"0"
+    yield "long names in long names", stream(body + get(2))
+    big = tensor(call(LOAD, blob(storage([0.0] * 100_000))), 0, (100_000,)) + put(1) + b"0"
+    tensors = b"}(" + b"".join(text(f"t{i}") + get(1) for i in range(9_990)) + b"u"
+    for key in ("D", "G_ema"):
+        yield f"one tensor ten thousand times in {key}", b"\x80\x04}" + text(key) + big + made(tensors, "_parameters") + b"s."
+    tree = b"N" + put(0) + b"0"
+    for _ in range(12):
+        tree += made(b"}(" + text("a") + get(0) + text("b") + get(0) + b"u", "_modules") + put(0) + b"0"
+    yield "one network under many keys", b"\x80\x04}(" + tree + b"".join(text(f"D{i}") + get(0) for i in range(900)) + b"u."
+    yield "many keys", b"\x80\x04}(" + b"".join(text(f"D{i}") + b"N" for i in range(100_000)) + b"u."
+    yield "long keys", b"\x80\x04}(" + b"".join(text(f"{i:0500}") + b"K\x01" for i in range(999)) + b"u."
+    names = b"}(" + b"".join(text(f"{i:0500}") + module + b")\x81" for i in range(3000)) + b"u"
+    G = small_generator()
+    yield "a generator of three thousand long parts", _with_attribute(G, "_modules", names)
+    for attribute, value in {"head_layer_names": DOUBLED, "num_frozen_layers": DOUBLED, "z_dim": DOUBLED, "channel_base": DOUBLED}.items():
+        content = pickle.dumps({"G_ema": G}, protocol=2)
+        marker = text(attribute)[2:]
+        old = b"X" + struct.pack("<I", len(marker)) + marker
+        at = content.find(old) + len(old)
+        assert at > len(old) or attribute == "head_layer_names"
+        if at > len(old):
+            end = at + 2 if content[at : at + 1] == b"q" else at + 5  # after the memo of the name
+            size = {b"K": 2, b"M": 3, b"J": 5, b"N": 1, b"G": 9}[content[end : end + 1]]
+            yield f"a generator whose {attribute} is a bomb", content[:end] + value + content[end + size :]
+    yield "an array without dimensions for a size", _with_attribute(G, "in_size", _array("i8", (), bytes(8)))
+    yield "a hostile name among a layer's attributes", _with_attribute(G, "in_channels", name("\u202ea", "b"))
 
 
 def _record_bombs():
@@ -473,6 +605,8 @@ def attempt(content):
                 with _one_line():
                     from_record(value)
                     outcome = "rebuilt"
+            with _one_line():
+                json.dumps(weights.config_of(weights._from_pickle(data, "a file", None)))
         outcomes.append(outcome)
     return outcomes[-1]
 

@@ -3,7 +3,6 @@
 
 import io
 import json
-import pickletools
 import random
 import subprocess
 import sys
@@ -24,7 +23,6 @@ def files():
     good = hostile.good_files()
     for content in good:
         hostile.attempt(content)
-    pickletools.dis(b"V\n.", out=io.StringIO())  # Python finds the codec of a refused opcode while it looks for that opcode's end
     return good + [content for _, content in hostile._chains() if len(content) < 2000]
 
 
@@ -63,7 +61,7 @@ def test_corpus(tmp_path):
     report = json.loads(result.stdout)
     assert report["inputs"] > 1500 and report["refused"] > 1000
     assert report["executions"] == report["hangs"] == report["errors"] == 0
-    assert report["peak_mb"] < 1024
+    assert report["peak_mb"] < 256 and report["slowest_s"] < 6
 
 
 @pytest.mark.parametrize("dotted", ["os.system", "posix.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "builtins.__import__"])

@@ -128,6 +128,12 @@ def _edit(change):
         (_edit(lambda c: c["networks"].pop("G_ema")), "tensors left over"),
         (_edit(lambda c: c["networks"].update(X={"class": "Generator", "kwargs": c["networks"]["G_ema"]["kwargs"]})), "X: tensors missing"),
         (_edit(lambda c: c["networks"].update(X={"same_as": "Y"})), "same as 'Y', which is not there"),
+        (_edit(lambda c: c["networks"].update(X={"same_as": ["G_ema"]})), "which is not there"),
+        (_edit(lambda c: c.update(extra={"G_ema": 1})), "extra has no networks"),
+        (_edit(lambda c: c.update(training_set_kwargs=[1])), "training_set_kwargs, provenance and extra are tables"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["mapping_kwargs"].update(num_layers=10**9)), "more than 256 layers"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(layers="x" * 300)), "cannot be built"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(z_dim=2**80)), "cannot be built"),
     ],
 )
 def test_damaged_files_are_one_line(damage, message, tmp_path):
