@@ -3,11 +3,11 @@
 
     python -m tests.fuzz.fuzz_pickles --corpus                # every hostile file of tests/fuzz/hostile.py
     python -m tests.fuzz.fuzz_pickles --seconds 600           # random damage to network pickles and to those files
-    python -m tests.fuzz.fuzz_pickles --atheris -runs=100000  # coverage-guided (pip install atheris)
+    python -m tests.fuzz.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
 Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks; executions (audit events of exec, open,
-import, ... while reading), hangs (more than --limit seconds), errors besides ValueError; the slowest input (seconds of the processor); and the peak of memory above that of
-an idle process.
+import, ... while reading), hangs (more than --limit seconds), errors besides ValueError; the slowest input (in seconds of the processor); and the
+peak of memory above that of an idle process.
 """
 
 import argparse
@@ -17,10 +17,17 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 import time
-import types
+from pathlib import Path
 
-from tests.fuzz.hostile import attempt, corpus, good_files, watch
+if "--atheris" in sys.argv:
+    import atheris
+
+    with atheris.instrument_imports(include=["torch_utils.pickle_reader", "torch_utils.pickle_records"]):
+        import torch_utils.pickle_reader  # noqa: F401
+
+from tests.fuzz.hostile import attempt, corpus, good_files, watch  # after the reader has been instrumented
 
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, *b"}]()tsuebRQc0.2\x81\x82\x85\x86\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96"]
 
@@ -106,27 +113,24 @@ class Counter:
 
 
 def run_atheris(arguments: list[str]) -> None:
-    """Coverage-guided fuzzing of the reader; stops at the first finding."""
+    """Coverage-guided fuzzing, from the small files of the corpus on; stops at the first finding. libFuzzer ends the process itself."""
     import atheris
 
-    from torch_utils import pickle_reader, pickle_records
-
-    for space in (pickle_reader, pickle_reader._Machine, pickle_reader._NetworkMachine, pickle_reader._Stream, pickle_records.Record):
-        for name, function in vars(space).items():
-            if isinstance(function, types.FunctionType):
-                setattr(space, name, atheris.instrument_func(function))
     counter = Counter(20)
 
     def one(data: bytes) -> None:
         counter.take("atheris", data)
         if not counter.clean():
             raise AssertionError(counter.report())
+        if counter.counts["inputs"] % 10_000 == 0:
+            print(json.dumps(counter.report()), flush=True)
 
-    atheris.Setup([sys.argv[0], *arguments], one)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        for index, content in enumerate([*good_files(), *(content for _, content in corpus() if len(content) < 2000)]):
+            attempt(content)
+            Path(folder, str(index)).write_bytes(content)
+        atheris.Setup([sys.argv[0], "-max_len=40000", *arguments, folder], one)
         atheris.Fuzz()
-    finally:
-        print(json.dumps(counter.report()))
 
 
 def main() -> int:
