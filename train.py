@@ -49,6 +49,7 @@ FLAGS = {
     "resolution": "data.resolution",
     "cond": "data.cond",
     "mirror": "data.mirror",
+    "balanced": "data.balanced",
     "max_images": "data.max_images",
     "workers": "data.workers",
     "cache_mb": "data.cache_mb",

@@ -18,7 +18,7 @@ from training import class_names, downscaling
 from training.bundle import dotted
 from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
-from training.data import ImageDataset
+from training.data import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres, from_record
 from training.generator import load as load_generator
@@ -74,6 +74,11 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
     if cfg.resolution is None or cfg.resolution == dataset.resolution:
         return dataset
     return open_dataset(downscaling.downscaled(dataset, cfg.resolution)) if prepare else downscaling.planned(dataset, cfg.resolution)
+
+
+def balanced_classes(cfg: DataConfig, dataset: ImageDataset) -> BalancedClasses | None:
+    """How --balanced draws classes and images; None = as often as the data has them."""
+    return BalancedClasses(dataset.labels) if cfg.balanced and dataset.labels is not None else None
 
 
 def plain_dataset(dataset: ImageDataset) -> ImageDataset:

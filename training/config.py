@@ -43,6 +43,7 @@ class DataConfig:
     resolution: int | None = opt(None, "bring a larger data set to this many pixels, once, in a copy that is kept; None = as it is", OURS, low=4)
     cond: bool = opt(False, "class-conditional", SG3)
     mirror: bool = opt(False, "add horizontally flipped copies", SG3)
+    balanced: bool = opt(False, "draw classes evenly, for real and generated images, instead of as often as the data has them", OURS)
     max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS, low=1)
     workers: int = opt(3, "threads that decode images, per process", SG3, low=0)
     cache_mb: int = opt(1024, "keep decoded images in memory up to this size, MiB per process; 0 = never", OURS, low=0)
@@ -216,6 +217,7 @@ class TrainConfig:
         _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
         _loss_names(self.loss)
         _require(self.loss.cls_weight == 0 or self.data.cond, "--cls_weight needs --cond True: guidance asks for a class")
+        _require(not self.data.balanced or self.data.cond, "--balanced needs --cond True: it is about classes")
         for name in disc.backbone_weights:
             _require(name in disc.backbones, f"weights are given for '{name}', which is not among --backbones {','.join(disc.backbones)}")
 

@@ -246,19 +246,54 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def sample_indices(seed: int, start: int, count: int, n: int) -> np.ndarray:
+class BalancedClasses:
+    """Classes equally often, whatever their sizes: an epoch shows every class that has images the same number of times, in random order.
+
+    That number is the mean class size, rounded up. A class goes through its images in orders of its own, and where an epoch leaves off the next
+    one goes on, so that at the end of an epoch the images of a class have been shown equally often, but for one time.
+
+    Args:
+        labels: of the images, int64 [n].
+    """
+
+    def __init__(self, labels: np.ndarray):
+        self.classes = np.unique(labels)  # int64 [those with images], rising
+        by_class = np.argsort(labels, kind="stable")
+        self._members = np.split(by_class, np.searchsorted(labels[by_class], self.classes[1:]))
+        self.per_class = -(-len(labels) // len(self.classes))
+        self.epoch_length = self.per_class * len(self.classes)
+
+    def epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """Image indices of one epoch, int64 [epoch_length]."""
+        first, end = epoch * self.per_class, (epoch + 1) * self.per_class  # among the images that a class shows from the start on
+        shown = []
+        for label, members in zip(self.classes.tolist(), self._members, strict=True):
+            size = len(members)
+            rounds = range(first // size, -(-end // size))
+            order = np.concatenate([rng.permutation(seed, f"data_order/class{label}", r, size) for r in rounds])
+            shown.append(members[order[first - rounds.start * size : end - rounds.start * size]])
+        return np.concatenate(shown)[rng.permutation(seed, "data_order/balanced", epoch, self.epoch_length)]
+
+
+@functools.lru_cache(maxsize=2)
+def _balanced_order(balanced: BalancedClasses, seed: int, epoch: int) -> np.ndarray:
+    return balanced.epoch(seed, epoch)
+
+
+def sample_indices(seed: int, start: int, count: int, n: int, balanced: BalancedClasses | None = None) -> np.ndarray:
     """Image indices of training positions start .. start + count - 1, int64 [count], each in [0, n).
 
-    Position p lies in epoch p // n, and every epoch is its own permutation of the data set. A pure function of its arguments, so a
-    run resumes at any position, and any split of a range over processes or calls gives the same sequence.
+    Position p lies in epoch p // n, and every epoch is its own permutation of the data set; with `balanced`, epochs are that one's. A pure
+    function of its arguments, so a run resumes at any position, and any split of a range over processes or calls gives the same sequence.
     """
     if n < 1 or start < 0 or count < 0:
         raise ValueError(f"sample_indices needs n >= 1, start >= 0, count >= 0; got n={n}, start={start}, count={count}")
     result = np.empty(count, dtype=np.int64)
     done = 0
     while done < count:
-        epoch, offset = divmod(start + done, n)
-        part = _epoch_order(seed, epoch, n)[offset : offset + count - done]
+        epoch, offset = divmod(start + done, balanced.epoch_length if balanced else n)
+        order = _balanced_order(balanced, seed, epoch) if balanced else _epoch_order(seed, epoch, n)
+        part = order[offset : offset + count - done]
         result[done : done + len(part)] = part
         done += len(part)
     return result

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from torch_utils import images, rng
-from training.data import sample_indices
+from training.data import BalancedClasses, sample_indices
 from training.discriminator.augment import NUM_DRAWS
 
 
@@ -47,7 +47,8 @@ def round_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list
 class InputSource:
     """Draws the inputs of every step.
 
-    `labels`: the data set's labels, int64 [n], from which generated samples take theirs (None: unconditional).
+    `labels`: the data set's labels, int64 [n], from which generated samples take theirs (None: unconditional). `balanced`: real images and
+    labels of generated ones are drawn evenly over its classes instead.
     """
 
     seed: int
@@ -59,6 +60,7 @@ class InputSource:
     processes: int
     rank: int
     batch_gpu: int
+    balanced: BalancedClasses | None = None
 
     def augment_draws(self, purpose: str, nimg: int, samples: Sequence[int]) -> dict[str, torch.Tensor] | None:
         """Uniform draws [b, 7] per backbone, or None without augmentation."""
@@ -70,12 +72,13 @@ class InputSource:
         }
 
     def latents(self, purpose: str, nimg: int, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """z [b, Z] and labels [b] drawn from the data set's."""
+        """z [b, Z] and labels [b], drawn from the data set's or evenly."""
         z = rng.normal(self.seed, f"z/{purpose}", nimg, samples, (self.z_dim,)).to(self.device, non_blocking=True)
         if self.labels is None:
             return z, None
-        picks = rng.integers(self.seed, f"label/{purpose}", nimg, samples, len(self.labels))
-        return z, torch.from_numpy(self.labels[picks.numpy()]).to(self.device, non_blocking=True)
+        choice = self.labels if self.balanced is None else self.balanced.classes
+        picks = rng.integers(self.seed, f"label/{purpose}", nimg, samples, len(choice))
+        return z, torch.from_numpy(choice[picks.numpy()]).to(self.device, non_blocking=True)
 
     def rounds(self, purpose: str, nimg: int, shrink: int = 1) -> list[Round]:
         """Rounds of generated samples for one phase, equally many and equally large in all processes.
@@ -104,5 +107,5 @@ class InputSource:
         """This process's real images, step after step from `nimg` on: data set indices in the order of the rounds."""
         mine = np.concatenate(round_samples(self.batch, self.processes, self.rank, self.batch_gpu))
         while True:
-            yield sample_indices(self.seed, nimg, self.batch, dataset_size)[mine]
+            yield sample_indices(self.seed, nimg, self.batch, dataset_size, self.balanced)[mine]
             nimg += self.batch

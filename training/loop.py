@@ -40,6 +40,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
         seed=cfg.run.seed, z_dim=state.G.z_dim, labels=dataset.labels if dataset.label_dim > 0 else None,
         backbones=cfg.discriminator.backbones if cfg.discriminator.augment else (), device=device,
         batch=cfg.run.batch, processes=distributed.world_size(), rank=distributed.rank(), batch_gpu=cfg.batch_gpu,
+        balanced=build.balanced_classes(cfg.data, dataset),
     )  # fmt: skip
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
     periodic.begin(state, running)

@@ -219,6 +219,17 @@ def test_a_resumed_run_may_change_its_learning_rate_but_not_its_networks(data, t
         train_here(config(data, run__kimg=0.016, generator__cmax=8), tmp_path / "run")
 
 
+def test_balanced_training_resumes_bit_for_bit(tmp_path):
+    data = make_zip(tmp_path, "uneven", classes=3, count=13)
+    cfg = config(data, data__balanced=True, data__mirror=True)
+    train_here(cfg, tmp_path / "whole")
+    train_here(cfg.override({"run.kimg": 0.016}), tmp_path / "parts")
+    train_here(cfg, tmp_path / "parts")
+    assert_equal_states(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+    provenance = persistence.read_network_pickle(tmp_path / "whole" / "network-snapshot.pkl", strict=False)["provenance"]
+    assert provenance["config"]["data"]["balanced"] is True
+
+
 def start_training(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -335,6 +335,34 @@ def test_sampler_epochs_are_different_permutations() -> None:
             data.sample_indices(*bad)
 
 
+LABELS = np.array([0] * 37 + [3] * 2 + [4] * 10)  # 1 and 2 have no images
+
+
+def test_balanced_epochs_show_every_class_equally_often() -> None:
+    balanced = data.BalancedClasses(np.random.RandomState(0).permutation(LABELS))
+    labels = np.random.RandomState(0).permutation(LABELS)
+    assert (balanced.classes.tolist(), balanced.per_class, balanced.epoch_length) == ([0, 3, 4], 17, 51)
+    shown = data.sample_indices(5, 0, 37 * 51, 49, balanced)
+    for epoch in shown.reshape(37, 51):
+        assert np.bincount(labels[epoch]).tolist() == [17, 0, 0, 17, 17]
+    for epochs in (1, 2, 7, 37):  # no image of a class is two showings ahead of another
+        counts = np.bincount(shown[: epochs * 51], minlength=49)
+        assert all(np.ptp(counts[labels == label]) <= 1 for label in (0, 3, 4))
+    neighbours = labels[shown][:-1] == labels[shown][1:]
+    assert 0.25 < neighbours.mean() < 0.4  # in random order, not one class after the other
+    assert not np.array_equal(data.sample_indices(6, 0, 51, 49, balanced), shown[:51])
+
+
+@settings(deadline=None, max_examples=40)
+@given(start=st.integers(0, 400), counts=st.lists(st.integers(0, 60), max_size=4), seed=st.integers(0, 2**31 - 1))
+def test_balanced_sampler_is_a_pure_function_of_position(start: int, counts: list[int], seed: int) -> None:
+    whole = data.sample_indices(seed, start, sum(counts), 49, data.BalancedClasses(LABELS))
+    again = data.BalancedClasses(LABELS)
+    starts = [start + sum(counts[:i]) for i in range(len(counts))]
+    parts = [data.sample_indices(seed, begin, count, 49, again) for begin, count in zip(starts, counts, strict=True)]
+    np.testing.assert_array_equal(np.concatenate([*parts, np.empty(0, np.int64)]), whole)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("cache_mb", [0, 16])
 def test_loader_gives_the_batches_in_order(small: Path, workers: int, cache_mb: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.data import BalancedClasses
 from training.inputs import InputSource, round_samples
 
 
-def source(batch: int, processes: int, rank: int, batch_gpu: int) -> InputSource:
+def source(batch: int, processes: int, rank: int, batch_gpu: int, balanced: BalancedClasses | None = None) -> InputSource:
     return InputSource(
         seed=1,
         z_dim=4,
@@ -21,6 +22,7 @@ def source(batch: int, processes: int, rank: int, batch_gpu: int) -> InputSource
         processes=processes,
         rank=rank,
         batch_gpu=batch_gpu,
+        balanced=balanced,
     )
 
 
@@ -66,3 +68,16 @@ def test_real_rounds_pair_images_labels_and_draws():
             assert torch.equal(part.images, whole.images[samples])
             assert torch.equal(part.labels, labels[samples])
             assert torch.equal(part.draws["net"], whole.draws["net"][samples])
+
+
+def test_balanced_classes_in_real_and_generated_samples():
+    labels = np.array([0] * 90 + [2] * 9 + [5])
+    balanced = BalancedClasses(labels)
+    drawn = torch.cat([source(60, 1, 0, 60, balanced).rounds("G", nimg)[0].labels for nimg in range(0, 6000, 60)])
+    share = torch.bincount(drawn, minlength=6) / len(drawn)
+    assert share[[1, 3, 4]].sum() == 0 and (share[[0, 2, 5]] - 1 / 3).abs().max() < 0.02  # 6,000 draws: a standard deviation of 0.006
+    whole = np.concatenate([i for i, _ in zip(source(60, 1, 0, 60, balanced).real_indices(0, 100), range(17), strict=False)])
+    assert np.bincount(labels[whole]).tolist() == [340, 0, 340, 0, 0, 340]
+    for rank in range(2):
+        part = next(source(8, 2, rank, 2, balanced).real_indices(16, 100))
+        assert part.tolist() == next(source(8, 1, 0, 8, balanced).real_indices(16, 100))[np.concatenate(round_samples(8, 2, rank, 2))].tolist()
