@@ -109,6 +109,7 @@ FLAGS = {
     "precision": "run.precision",
     "nobench": "run.nobench",
     "desc": "run.desc",
+    "variety": "run.variety",
     "grid": "run.grid",
 }
 

@@ -143,6 +143,7 @@ class RunConfig:
     nobench: bool = opt(False, "disable cuDNN benchmarking", SG3)
     init_from: str | None = opt(None, "network pickle whose weights the run starts from", SG3)
     desc: str | None = opt(None, "text in the run folder's name", SG3)
+    variety: int = opt(64, "images drawn per tick to measure the variety of classes; fewer in short ticks; 0 = not measured", OURS, low=0)
     grid: str = opt("auto", "columns x rows of the fake grids, such as 10x4", OURS)
 
 

@@ -9,8 +9,6 @@ metric-NAME.jsonl, checkpoints/, status.json.
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import platform
 import signal
 import sys
@@ -31,7 +29,9 @@ from training.bundle import bundle
 from training.config import TrainConfig, to_json
 from training.data import ImageDataset
 from training.generator import Generator
+from training.records import append_jsonl, drop_lines_after, replace_with_copy, write_json
 from training.state import TrainState
+from training.watch import Watch
 
 
 @dataclass
@@ -79,34 +79,6 @@ class StopRequest:
         return int(distributed.all_gather_cat(torch.tensor([mine], device=device)).max())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_write(str(path), "w") as f:
-        json.dump(value, f, indent=2)
-
-
-def append_jsonl(path: Path, value: dict[str, Any]) -> None:
-    """Append one line."""
-    with open(path, "a") as f:
-        f.write(json.dumps(value) + "\n")
-
-
-def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
-    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also those of that very moment)."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            at = json.loads(line).get("kimg", -1.0)  # a line of calc_metrics.py has none, and stays
-            if at < kimg or (at == kimg and not and_at):
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the process died
-    with atomic_write(str(path), "w") as f:
-        f.write("".join(line + "\n" for line in kept))
-
-
 def _label_rows(c_dim: int, rows: int) -> list[int]:
     return [int(v) for v in np.linspace(0, c_dim - 1, rows)] if c_dim > rows else [i % c_dim for i in range(rows)]
 
@@ -124,6 +96,7 @@ class Periodic:
         self.maintenance = 0.0
         self.start_nimg = state.progress.nimg
         self.writer = self._tensorboard(state) if self.main else None
+        self.watch = Watch(cfg, run_dir, dataset, state)
 
     def _tensorboard(self, state: TrainState) -> Any:
         try:
@@ -234,6 +207,7 @@ class Periodic:
         if self.device.type == "cuda":
             training_stats.report0("Resources/peak_gpu_mem_gb", torch.cuda.max_memory_allocated(self.device) / 2**30)
             torch.cuda.reset_peak_memory_stats(self.device)
+        self.watch.measure(state.G_ema)
         self.collector.update()
         return {"kimg": p.nimg / 1000, **self.collector.as_dict()}
 
@@ -252,6 +226,8 @@ class Periodic:
             f"sign real {mean('Loss/signs/real'):<6.2f}",
             f"fake {mean('Loss/signs/fake'):<6.2f}",
         ]
+        if self.watch.variety is not None:
+            fields.append(f"variety {mean('Variety/within'):<5.2f}")
         if self.device.type == "cuda":
             fields.append(f"gpumem {self.collector.mean('Resources/peak_gpu_mem_gb'):<6.2f}")
         print(" ".join(fields), flush=True)
@@ -350,16 +326,3 @@ class Periodic:
             write_json(self.run_dir / "status.json", {"outcome": outcome, "nimg": state.progress.nimg})
             if self.writer is not None:
                 self.writer.close()
-
-
-def replace_with_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link where the file system has them, a copy elsewhere. Atomic."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.link(source, temporary)
-        os.replace(temporary, target)
-    except OSError:
-        with atomic_write(str(target), "wb") as f:
-            f.write(source.read_bytes())
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@
 Drawn with matplotlib's objects and its Agg canvas, never through pyplot, whose global state is the user's.
 """
 
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import atomic_write
+from training.records import read_jsonl
 
 SMOOTH_FROM = 30  # points: shorter series are drawn as they are
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -75,23 +75,6 @@ _METRIC_PANELS = (
     (re.compile(r"pr\d|prec|rec|acc|dens|cov"), "Precision, recall, accuracy", False, "max"),
     (re.compile(r""), "Metrics", False, None),
 )
-
-
-def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are passed over. No file: an empty list."""
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    records = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            records.append(value)
-    return records
 
 
 def _number(value: Any, key: str = "mean") -> float:

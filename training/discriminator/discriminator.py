@@ -105,15 +105,20 @@ class ProjectedDiscriminator(nn.Module):
             logits[name] = self.discriminators[key](self._features(key, x), c)
         return logits
 
-    def _features(self, key: str, img: Tensor) -> list[Tensor]:
-        """Projected maps of images in [-1, 1]. Records a graph only if the images ask for one: nothing here is trained."""
-        network, heads, size = self.feature_networks[key], self.discriminators[key], self.feature_sizes[key]
-        assert isinstance(network, FeatureNetwork) and isinstance(heads, HeadSet)
+    def network_input(self, key: str, img: Tensor) -> Tensor:
+        """Images in [-1, 1], [N, 3, H, W], as the feature network `key` takes them: normalised, at its size and in its type."""
+        network, size = self.feature_networks[key], self.feature_sizes[key]
+        assert isinstance(network, FeatureNetwork)
         x = network.normalize((img + 1) / 2)
         if x.shape[2:] != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-        x = x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
-        return self.projections[key](network(x))[: len(heads.mini_discs)]
+        return x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
+
+    def _features(self, key: str, img: Tensor) -> list[Tensor]:
+        """Projected maps of images in [-1, 1]. Records a graph only if the images ask for one: nothing here is trained."""
+        heads = self.discriminators[key]
+        assert isinstance(heads, HeadSet)
+        return self.projections[key](self.feature_networks[key](self.network_input(key, img)))[: len(heads.mini_discs)]
 
     def _check(self, img: Tensor, c: Tensor | None) -> Tensor | None:
         if img.ndim != 4 or img.shape[1:] != (3, self.img_resolution, self.img_resolution):
