@@ -58,16 +58,21 @@ def _magnify(image: PIL.Image.Image, cell: int, target: int) -> tuple[PIL.Image.
     return (image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST), factor) if factor > 1 else (image, 1)
 
 
-def labelled_grid(images: torch.Tensor | np.ndarray, row_labels: Sequence[str], columns: int, min_cell: int = 24) -> PIL.Image.Image:
+def labelled_grid(
+    images: torch.Tensor | np.ndarray, row_labels: Sequence[str], columns: int, min_cell: int = 24, column_labels: Sequence[str] | None = None
+) -> PIL.Image.Image:
     """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in font.
 
     images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise); the result is an RGB PIL image.
     min_cell: images lower than this are magnified by a whole factor (their pixels repeated) to leave room for the text.
+    column_labels: one short text above each column, if given.
     """
     pixels = grid(images, columns)
     rows = -(-len(images) // columns)
     if len(row_labels) != rows:
         raise ValueError(f"{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels")
+    if column_labels is not None and len(column_labels) != columns:
+        raise ValueError(f"{columns} columns need as many labels, got {len(column_labels)}")
     cell = pixels.shape[0] // rows
     sheet, factor = _magnify(_to_pil(pixels).convert("RGB"), cell, min_cell)
     cell *= factor
@@ -76,11 +81,14 @@ def labelled_grid(images: torch.Tensor | np.ndarray, row_labels: Sequence[str], 
     labels = [_one_line(label) for label in row_labels]
     boxes = [font.getbbox(label) for label in labels]
     margin = int(np.ceil(max(box[2] for box in boxes))) + 2 * _LABEL_GAP
-    canvas = PIL.Image.new("RGB", (margin + sheet.width, sheet.height), "white")
-    canvas.paste(sheet, (margin, 0))
+    top = 0 if column_labels is None else size + 2 * _LABEL_GAP
+    canvas = PIL.Image.new("RGB", (margin + sheet.width, top + sheet.height), "white")
+    canvas.paste(sheet, (margin, top))
     draw = PIL.ImageDraw.Draw(canvas)
     for row, (label, box) in enumerate(zip(labels, boxes, strict=True)):
-        draw.text((margin - _LABEL_GAP - box[2], (row + 0.5) * cell), label, fill="black", font=font, anchor="lm")
+        draw.text((margin - _LABEL_GAP - box[2], top + (row + 0.5) * cell), label, fill="black", font=font, anchor="lm")
+    for column, label in enumerate(column_labels or ()):
+        draw.text((margin + (column + 0.5) * sheet.width / columns, top / 2), _one_line(label), fill="black", font=font, anchor="mm")
     return canvas
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens between steps: status line, stats, curves, grids, snapshots, evaluation, stop requests.
 
-Files of a run folder: stats.jsonl (a line per tick), TensorBoard events, curves.png, reals.png, fakes_init.png, fakesNNNNNN.png (NNNNNN = kimg),
-network-snapshot-NNNNNN.pkl, network-snapshot.pkl (the newest), best_model.pkl and best_nimg.txt (best by the first metric),
-metric-NAME.jsonl, checkpoints/, status.json.
+Files of a run folder: stats.jsonl (a line per tick), TensorBoard events, curves.png, report.html, contact-sheet.png and contact/, alarms.jsonl,
+about.json, reals.png, fakes_init.png, fakesNNNNNN.png (NNNNNN = kimg), network-snapshot-NNNNNN.pkl, network-snapshot.pkl (the newest),
+best_model.pkl and best_nimg.txt (best by the first metric), metric-NAME.jsonl, checkpoints/, status.json.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import torch
 
 from dnnlib.util import atomic_write, format_time
 from torch_utils import checkpoint, distributed, images, persistence, rng, training_stats
-from training import plots
 from training.build import grid_shape, training_set_kwargs
 from training.bundle import bundle
 from training.config import TrainConfig, to_json
 from training.data import ImageDataset
 from training.generator import Generator
-from training.records import append_jsonl, drop_lines_after, replace_with_copy, write_json
+from training.records import append_jsonl, drop_lines_after, replace_with_copy, spaced_labels, write_json
 from training.state import TrainState
 from training.watch import Watch
 
@@ -79,10 +78,6 @@ class StopRequest:
         return int(distributed.all_gather_cat(torch.tensor([mine], device=device)).max())
 
 
-def _label_rows(c_dim: int, rows: int) -> list[int]:
-    return [int(v) for v in np.linspace(0, c_dim - 1, rows)] if c_dim > rows else [i % c_dim for i in range(rows)]
-
-
 class Periodic:
     """Everything a run writes, by one process; evaluation and collective counters run in all of them."""
 
@@ -119,6 +114,7 @@ class Periodic:
             drop_lines_after(self.run_dir / "stats.jsonl", p.nimg / 1000)
             for path in self.run_dir.glob("metric-*.jsonl"):
                 drop_lines_after(path, p.nimg / 1000, and_at=p.unscored)
+            self.watch.begin(state, self.rows)
             if p.nimg == 0:
                 images.save_png(images.grid(self._real_grid(), self.columns), str(self.run_dir / "reals.png"))
                 self.save_fakes(state.G_ema, "fakes_init.png")
@@ -130,7 +126,7 @@ class Periodic:
         order = rng.permutation(self.cfg.run.seed, "grid/reals", 0, n)
         picks: list[int] = []
         if labels is not None and self.dataset.label_dim > 0:
-            for label in _label_rows(self.dataset.label_dim, self.rows):
+            for label in spaced_labels(self.dataset.label_dim, self.rows):
                 of_class = order[labels[order] == label]
                 picks += [int(i) for i in np.resize(of_class if len(of_class) else order, self.columns)]
         else:
@@ -144,7 +140,7 @@ class Periodic:
         z = rng.normal(self.cfg.run.seed, "grid/z", 0, range(total), (G.z_dim,))
         labels = None
         if G.c_dim > 0:
-            labels = torch.tensor(_label_rows(G.c_dim, self.rows)).repeat_interleave(self.columns)
+            labels = torch.tensor(spaced_labels(G.c_dim, self.rows)).repeat_interleave(self.columns)
         batch = max(self.cfg.batch_gpu, 8)
         parts = []
         for i in range(0, total, batch):
@@ -186,12 +182,14 @@ class Periodic:
             # Before the checkpoint: a run that dies in between goes on from the one before and writes this line again.
             append_jsonl(self.run_dir / "stats.jsonl", {**stats, "timestamp": time.time()})
             self._log_scalars(stats, p.nimg)
-        if done or p.tick % self.cfg.run.snap == 0:
+            self.watch.alarm(stats)
+        due = done or p.tick % self.cfg.run.snap == 0
+        if due:
             p.unscored = self.evaluate is not None
             self.snapshot(state)
             self.score(state)
         if self.main:
-            plots.redraw(str(self.run_dir))
+            self.watch.redraw(page=due)
         self.tick_time = time.monotonic()
         self.maintenance = self.tick_time - now
 
@@ -245,6 +243,7 @@ class Periodic:
         if self.main:
             kimg = state.progress.nimg // 1000
             self.save_fakes(state.G_ema, f"fakes{kimg:06d}.png")
+            self.watch.column(state)
             path = self.run_dir / f"network-snapshot-{kimg:06d}.pkl"
             persistence.save_network_pickle(str(path), self._network_pickle(state))
             replace_with_copy(path, self.run_dir / "network-snapshot.pkl")
@@ -324,5 +323,6 @@ class Periodic:
         """Record how the run ended: finished, interrupted or restart."""
         if self.main:
             write_json(self.run_dir / "status.json", {"outcome": outcome, "nimg": state.progress.nimg})
+            self.watch.redraw(page=True)
             if self.writer is not None:
                 self.writer.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""curves.png of a run folder: losses, logits, metrics and speed over the images shown, drawn from stats.jsonl and metric-*.jsonl.
+"""curves.png of a run folder: losses, logits, class variety, SAN's conditions, metrics and speed, drawn from stats.jsonl and metric-*.jsonl.
 
 Drawn with matplotlib's objects and its Agg canvas, never through pyplot, whose global state is the user's.
 """
@@ -64,6 +64,23 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
         (("Loss/signs/real", "real", _GREEN), ("Loss/signs/fake", "generated", _ORANGE)),
     ),
     ("Logits  (mean \u00b1 std)", None, True, (("Loss/scores/real", "real", _GREEN), ("Loss/scores/fake", "generated", _ORANGE))),
+    (
+        "Class variety  (1: as varied as the data)",
+        None,
+        True,
+        (("Variety/within", "within classes", _BLUE), ("Variety/between", "between classes", _ORANGE)),
+    ),
+    (
+        "SAN's conditions, mean over heads  (1: met)",
+        (-1.05, 1.05),
+        True,
+        (
+            ("Diagnostics/direction", "direction optimality", _BLUE),
+            ("Diagnostics/separability", "separability", _ORANGE),
+            ("Diagnostics/injectivity", "injectivity (proxy)", _GREEN),
+        ),
+    ),
+    ("Effective dimension of the heads' features", None, True, (("Diagnostics/effective_dim", "mean over heads", _PURPLE),)),
     ("Images per second", None, True, (("Timing/images_per_sec", "img/s", _BLUE),)),
 )
 _BANDS = ("Loss/scores/real", "Loss/scores/fake")
@@ -95,6 +112,11 @@ def _in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, 
             line.pop()
         line.append((kimg, record))
     return line
+
+
+def good_end(name: str) -> str | None:
+    """Which end of a metric is good, by its name: "min", "max", or None if it is not known."""
+    return next(kind for kind in _METRIC_PANELS if kind[0].match(name))[3]
 
 
 def smooth(y: Sequence[float] | np.ndarray, half_life: float) -> np.ndarray:
@@ -228,11 +250,11 @@ def _draw_panel(axes: Any, panel: Panel, kimg: float) -> None:
 
 
 def draw(panels: Sequence[Panel], title: str) -> Any:
-    """A matplotlib Figure with its Agg canvas: the panels in up to four columns."""
+    """A matplotlib Figure with its Agg canvas: the panels in up to three columns."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4}.get(len(panels), 3)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = -(-len(panels) // columns)
     width, height = max(5.2 * columns, 7), 3.4 * rows + 0.5  # inches
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")

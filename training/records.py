@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small files of a run folder: JSON, JSON lines that survive a kill, one file under two names."""
+"""The small files of a run folder: JSON, JSON lines that survive a kill, one file under two names, which classes are shown."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dnnlib.util import atomic_write
 
@@ -13,6 +15,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     with atomic_write(str(path), "w") as f:
         json.dump(value, f, indent=2)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file; empty if it is missing, damaged or no object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def append_jsonl(path: Path, value: dict[str, Any]) -> None:
@@ -52,6 +63,11 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             records.append(value)
     return records
+
+
+def spaced_labels(c_dim: int, rows: int) -> list[int]:
+    """`rows` classes, evenly spaced; all of them in turn where there are fewer."""
+    return [int(v) for v in np.linspace(0, c_dim - 1, rows)] if c_dim > rows else [i % c_dim for i in range(rows)]
 
 
 def replace_with_copy(source: Path, target: Path) -> None:

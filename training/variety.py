@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from torch_utils import distributed, images, rng
 from torch_utils.features import FeatureNetwork

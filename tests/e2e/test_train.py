@@ -123,12 +123,15 @@ def test_a_run_leaves_its_files(data, tmp_path):
     assert run_dir.name == "00000-stylegan3-t-three16-gpus1-batch8"
     names = {p.name for p in run_dir.iterdir()}
     wanted = {"training_options.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png", "network-snapshot.pkl", "checkpoints", "curves.png"}
+    wanted |= {"report.html", "contact-sheet.png", "about.json"}
     assert wanted <= names
     assert any(n.startswith("events.out.tfevents") for n in names)
     assert json.loads((run_dir / "status.json").read_text()) == {"outcome": "finished", "nimg": 32}
     lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
     assert [line["kimg"] for line in lines] == [0.016, 0.032]
     assert np.isfinite(lines[-1]["Loss/D/loss"]["mean"])
+    assert lines[-1]["Variety/within"]["mean"] > 0 and lines[-1]["Variety/between"]["num"] == 1
+    assert "variety" in (run_dir / "log.txt").read_text()
     assert "Finished" in (run_dir / "log.txt").read_text()
     pickled = persistence.read_network_pickle(run_dir / "network-snapshot.pkl")
     assert list(pickled) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"]
@@ -170,7 +173,10 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
     assert_equal_states(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
     lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "killed")}
     assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
-    assert lines["whole"][-1]["Loss/D/loss"] == lines["killed"][-1]["Loss/D/loss"]
+    for name in ("Loss/D/loss", "Variety/within", "Variety/between"):
+        assert lines["whole"][-1][name] == lines["killed"][-1][name]
+    columns = [sorted((p.name, p.read_bytes()) for p in (tmp_path / d / "contact").iterdir()) for d in ("whole", "killed")]
+    assert columns[0] == columns[1] and len(columns[0]) == 5  # at the start, three snapshots, the data
 
 
 def test_a_tick_that_restarts_cut_is_reported_whole(data, tmp_path):
@@ -299,6 +305,8 @@ def test_one_and_two_processes_agree(data, tmp_path):
         gradients = [torch.cat([s["exp_avg"].flatten() for s in state[part]["state"].values()]) for state in (one, two)]
         assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < tolerance
     assert torch.allclose(one["G"]["mapping.w_avg"], two["G"]["mapping.w_avg"], rtol=1e-3, atol=1e-5)
+    within = [json.loads(next(tmp_path.glob(f"{n}/*/stats.jsonl")).read_text().splitlines()[-1])["Variety/within"]["mean"] for n in (1, 2)]
+    assert within[0] == pytest.approx(within[1], rel=0.05)  # shared among the processes
     assert torch.allclose(one["pl_mean"], two["pl_mean"], rtol=1e-3)
 
 
