@@ -6,7 +6,6 @@ Names and signatures are those that StyleGAN-family code calls. Nothing here imp
 
 import contextlib
 import hashlib
-import http.client
 import importlib
 import io
 import os
@@ -15,25 +14,19 @@ import re
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, TextIO, overload
+
+from dnnlib import downloads
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-_NETWORK_SCHEMES = ("http", "https")
-_BLOCK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 30.0
-_MAX_WAIT_SECONDS = 30.0
-# Answers that mean "later", everything else in 4xx means "never".
-_RETRY_STATUS = (408, 425, 429)
 
 
 class EasyDict(dict[str, Any]):
@@ -331,7 +324,7 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
         return False
     if parts.scheme == "file":
         return allow_file_urls
-    return parts.scheme in _NETWORK_SCHEMES and bool(parts.hostname)
+    return parts.scheme in downloads.SCHEMES and bool(parts.hostname)
 
 
 def make_cache_dir_path(*paths: str) -> str:
@@ -374,8 +367,9 @@ def open_url(
 ) -> Any:
     """Opens a local path, a file:// address or an http(s) address for reading bytes.
 
-    A download goes to the cache folder under a partial name and gets its final name when it is complete and, if `sha256` is
-    given, right. With `DNNLIB_OFFLINE=1` in the environment only local files and what is already in the cache are read.
+    A download goes to the cache folder under a partial name and gets its final name when it is complete and, if `sha256` is given,
+    right; one that broke off goes on where it stopped (see `dnnlib.downloads`). With `DNNLIB_OFFLINE=1` in the environment only local
+    files and what is already in the cache are read.
 
     Args:
         url: local path, file:// or http(s) address.
@@ -388,7 +382,7 @@ def open_url(
 
     Raises:
         FileNotFoundError: no such local file.
-        ValueError: odd scheme, a hash that does not match, or `return_filename` without `cache`.
+        ValueError: odd scheme, also of a redirection, more than 64 GiB, a hash that does not match, or `return_filename` without `cache`.
         OSError: offline and not in the cache, or every attempt failed.
     """
     if num_attempts < 1:
@@ -413,9 +407,9 @@ def open_url(
         print(f"Downloading {url}", file=sys.stderr, flush=True)
     if cache:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        _with_attempts(url, num_attempts, lambda: _download(url, path, sha256))
+        downloads.download(url, path, sha256, num_attempts)
         return path if return_filename else open(path, "rb")
-    return _with_attempts(url, num_attempts, lambda: _fetch(url, sha256))
+    return downloads.fetch(url, sha256, num_attempts)
 
 
 def _local_path(url: str) -> str | None:
@@ -431,7 +425,7 @@ def _local_path(url: str) -> str | None:
         if parts.netloc not in ("", "localhost"):
             raise ValueError(f"{url}: a file:// address must name a file of this machine, file:///path")
         return urllib.request.url2pathname(parts.path)
-    if scheme in _NETWORK_SCHEMES:
+    if scheme in downloads.SCHEMES:
         raise ValueError(f"{url}: the address has no host")
     raise ValueError(f"{url}: cannot read {scheme}:// addresses; give a local path, file://, http:// or https://")
 
@@ -443,58 +437,6 @@ def _cache_name(url: str) -> str:
     return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}_{readable or 'download'}"
 
 
-def _with_attempts(url: str, num_attempts: int, action: Callable[[], Any]) -> Any:
-    """Runs `action`, again after what may pass by itself (connection, timeout, busy server)."""
-    wait = 1.0
-    for attempt in range(1, num_attempts + 1):
-        try:
-            return action()
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code < 500 and error.code not in _RETRY_STATUS:
-                raise OSError(f"cannot download {url}: the server answers {error.code} {error.reason}") from None
-            reason = f"{error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-        if attempt < num_attempts:
-            time.sleep(wait)
-            wait = min(2 * wait, _MAX_WAIT_SECONDS)
-    raise OSError(f"cannot download {url}: {reason} ({num_attempts} attempt{'s' if num_attempts > 1 else ''})")
-
-
-def _blocks(url: str) -> Iterator[bytes]:
-    """The body of an address, block by block; raises when it ends before its announced length."""
-    request = urllib.request.Request(url, headers={"User-Agent": "dnnlib", "Accept-Encoding": "identity"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-        announced = response.headers.get("Content-Length")
-        received = 0
-        while block := response.read(_BLOCK_BYTES):
-            received += len(block)
-            yield block
-    if announced is not None and received != int(announced):
-        raise http.client.HTTPException(f"the connection ended after {received} of {announced} bytes")
-
-
-def _download(url: str, path: str, sha256: str | None) -> None:
-    digest = hashlib.sha256()
-    with atomic_write(path) as file:
-        for block in _blocks(url):
-            digest.update(block)
-            file.write(block)
-        _compare_sha256(url, digest.hexdigest(), sha256)
-
-
-def _fetch(url: str, sha256: str | None) -> io.BytesIO:
-    data = b"".join(_blocks(url))
-    _compare_sha256(url, hashlib.sha256(data).hexdigest(), sha256)
-    return io.BytesIO(data)
-
-
 def _check_sha256(path: str, sha256: str | None) -> None:
     if sha256 is not None:
-        _compare_sha256(path, sha256_file(path), sha256)
-
-
-def _compare_sha256(what: str, found: str, wanted: str | None) -> None:
-    if wanted is not None and found != wanted.lower():
-        raise ValueError(f"{what}: sha256 is {found}, expected {wanted.lower()}; the file is damaged or another one")
+        downloads.compare_sha256(path, sha256_file(path), sha256)

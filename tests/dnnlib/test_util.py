@@ -16,17 +16,23 @@ import pytest
 import dnnlib
 from dnnlib import util
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BODY = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers /file, /missing (404), /short (ends early) and /flaky (503 twice, then the file). Notes what is asked for."""
+    """Answers /file, /missing (404), /short (ends early), /flaky (503 twice, then the file), and others. Notes what is asked for.
+
+    /resumed sends a fifth of what is left at a time, and the rest when asked; `etag` is the mark of its content, `body` the content.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[str] = []
         self.failures = 2
+        self.etag, self.body = '"1"', BODY
+        self.ranges: list[str | None] = []
 
     @property
     def root(self) -> str:
@@ -44,10 +50,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name == "flaky" and self.server.failures > 0:
             self.server.failures -= 1
             return self.send_error(503)
+        if name == "resumed":
+            return self._resumed()
+        if name == "redirect":
+            self.send_response(302)
+            self.send_header("Location", self.path.partition("?")[2])
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(BODY)))
+        if name == "zipped":
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(2**60 if name == "huge" else len(BODY)))
         self.end_headers()
         self.wfile.write(BODY[: len(BODY) // 2] if name == "short" else BODY)
+        return None
+
+    def _resumed(self) -> None:
+        asked, body = self.headers.get("Range"), self.server.body
+        self.server.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.headers.get("If-Range") in (self.server.etag, None) else 0
+        if start > len(body):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if self.server.etag:
+            self.send_header("ETag", self.server.etag)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        left = len(body) - start
+        self.wfile.write(body[start : start + (left // 5 if left > 1000 else left)])
         return None
 
     def log_message(self, format: str, *args: object) -> None:
@@ -251,6 +283,82 @@ def test_a_wrong_hash_leaves_nothing_behind(server: Server, tmp_path) -> None:
         with pytest.raises(ValueError, match="sha256 is"):
             util.open_url(f"{server.root}/file", str(tmp_path), verbose=False, sha256="0" * 64, cache=cache)
     assert os.listdir(tmp_path) == [] and len(server.requests) == 2
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path) -> None:
+    url = f"{server.root}/resumed"
+    with pytest.raises(OSError, match=r"ended after \d+ of 1280000 bytes \(3 attempts\)"):
+        util.open_url(url, str(tmp_path), num_attempts=3, verbose=False)
+    parts = sorted(path.name.split("resumed")[1] for path in tmp_path.iterdir())
+    assert parts == [".part", ".part.json"] and server.ranges[0] is None
+    starts = [int((text or "").removeprefix("bytes=").removesuffix("-")) for text in server.ranges[1:]]
+    assert starts == [256_000, 460_800]
+    with util.open_url(url, str(tmp_path), num_attempts=50, verbose=False, sha256=SHA256) as file:  # as another process would
+        assert file.read() == BODY
+    assert server.ranges[3] == "bytes=624640-" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_download_whose_content_changed_starts_anew(server: Server, tmp_path) -> None:
+    url = f"{server.root}/resumed"
+    with pytest.raises(OSError, match="ended after"):
+        util.open_url(url, str(tmp_path), num_attempts=2, verbose=False)
+    server.etag, server.body = '"2"', BODY[::-1]
+    with util.open_url(url, str(tmp_path), num_attempts=50, verbose=False) as file:
+        assert file.read() == BODY[::-1]
+    (part,) = tmp_path.iterdir()
+    part.rename(str(part) + ".part")  # a partial file that is longer than the content by now, and whose mark still holds
+    Path(str(part) + ".part.json").write_text(f'{{"url": "{url}", "mark": "\\"2\\""}}')
+    server.body = BODY[:500]
+    with util.open_url(url, str(tmp_path), num_attempts=2, verbose=False) as file:
+        assert file.read() == BODY[:500]
+
+
+def test_without_a_mark_nothing_is_kept_but_a_hash_will_do(server: Server, tmp_path) -> None:
+    server.etag = ""
+    with pytest.raises(OSError, match="ended after 256000 of 1280000"):
+        util.open_url(f"{server.root}/resumed", str(tmp_path), num_attempts=3, verbose=False)
+    assert server.ranges == [None] * 3 and os.listdir(tmp_path) == []
+    with util.open_url(f"{server.root}/resumed", str(tmp_path), num_attempts=50, verbose=False, sha256=SHA256) as file:
+        assert file.read() == BODY
+    assert server.ranges[4] == "bytes=256000-"
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://x", "javascript:x"])
+def test_redirections_to_other_schemes_are_refused(server: Server, target: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"redirects to .* refused") as error:
+        util.open_url(f"{server.root}/redirect?{target}", str(tmp_path), verbose=False)
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == [] and len(server.requests) == 1
+    with util.open_url(f"{server.root}/redirect?/file", str(tmp_path), verbose=False) as file:
+        assert file.read() == BODY
+
+
+def test_https_is_not_given_up_for_http() -> None:
+    request = util.downloads.urllib.request.Request("https://host/a")
+    with pytest.raises(ValueError, match="refused: not https"):
+        util.downloads._Redirects().redirect_request(request, None, 302, "Found", {}, "http://host/a")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_odd_answers_are_refused_at_once(server: Server, tmp_path, cache: bool, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"announces 1152921504606846976 bytes"):
+        util.open_url(f"{server.root}/huge", str(tmp_path), verbose=False, cache=cache)
+    with pytest.raises(ValueError, match="encoding that was not asked for, 'gzip'"):
+        util.open_url(f"{server.root}/zipped", str(tmp_path), verbose=False, cache=cache)
+    if cache:
+        monkeypatch.setattr(util.downloads, "_SPARE_BYTES", 2**62)
+        with pytest.raises(OSError, match=r"it needs .* GiB free"):
+            util.open_url(f"{server.root}/file", str(tmp_path), verbose=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_processes_download_once(server: Server, tmp_path) -> None:
+    url = f"{server.root}/file"
+    code = f"import sys; from dnnlib import util; print(len(util.open_url({url!r}, sys.argv[1], verbose=False).read()))"
+    environment = {key: value for key, value in os.environ.items() if key != "DNNLIB_OFFLINE"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate(timeout=100)[0] for process in processes] == [f"{len(BODY)}\n"] * 4
+    assert len(server.requests) == 1 and len(os.listdir(tmp_path)) == 1
 
 
 def test_no_server(tmp_path, monkeypatch) -> None:

@@ -6,7 +6,7 @@
     python -m tests.fuzz.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
 Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks; executions (audit events of exec, open,
-import, ... while reading), hangs (more than --limit seconds), errors besides ValueError; the slowest input (in seconds of the processor); and the
+import, ... while reading), hangs (more than --limit seconds of the processor), errors besides ValueError; the slowest input (in seconds of the processor); and the
 peak of memory above that of an idle process.
 """
 
@@ -70,7 +70,8 @@ class Counter:
         self.counts = dict(inputs=0, refused=0, inert=0, rebuilt=0, executions=0, hangs=0, errors=0)
         self.slowest, self.slowest_name = 0.0, ""
         self.idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        signal.signal(signal.SIGALRM, self._alarm)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, self._alarm)
 
     def _alarm(self, number, frame):
         raise Hang
@@ -80,7 +81,8 @@ class Counter:
         self.counts["inputs"] += 1
         start = time.process_time()
         problem = None
-        signal.setitimer(signal.ITIMER_REAL, self.limit)
+        signal.setitimer(signal.ITIMER_PROF, self.limit)  # of this process, whatever else the machine does
+        signal.setitimer(signal.ITIMER_REAL, 10 * self.limit)
         with watch() as events:
             try:
                 self.counts[attempt(content)] += 1
@@ -91,6 +93,7 @@ class Counter:
                 self.counts["errors"] += 1
                 problem = f"{type(error).__name__}: {error}"
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
         if events:
             self.counts["executions"] += 1
@@ -140,7 +143,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0, help="random damage for so long")
     parser.add_argument("--inputs", type=int, default=10**9, help="... or for so many inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=20, help="seconds that one input may take")
+    parser.add_argument("--limit", type=float, default=20, help="seconds of the processor that one input may take")
     parser.add_argument("--atheris", action="store_true", help="coverage-guided; further arguments go to libFuzzer")
     args, rest = parser.parse_known_args()
     faulthandler.enable()
