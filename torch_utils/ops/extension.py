@@ -36,7 +36,8 @@ CUDA_SOURCES = ("bias_act.cu", "filtered_lrelu_radial.cu", "filtered_lrelu_separ
 FOLDER_VARIABLE = "STYLESAN_XL_OPS"
 # What clusters run: Ampere and Hopper as machine code, anything newer through PTX.
 DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "compute_90")
-_CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC"]
+# The bindings use torch's stable C interface as it is since 2.11.
+_CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC"]
 _LOCK_SECONDS = 600.0
 _LEFTOVER_SECONDS = 24 * 3600.0
@@ -98,7 +99,7 @@ def source_hash(host: bool = False) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCE_FOLDER.iterdir()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    facts = (torch.__version__, torch.version.cuda, torch._C._GLIBCXX_USE_CXX11_ABI, platform.machine(), _CXX_FLAGS, _NVCC_FLAGS, host)
+    facts = (torch.__version__, torch.version.cuda, platform.machine(), _CXX_FLAGS, _NVCC_FLAGS, host)
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 
@@ -217,18 +218,16 @@ def _ninja_file(architectures: Sequence[str], host: bool) -> str:
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
     torch_folder = Path(torch.__file__).parent
-    includes = [torch_folder / "include", torch_folder / "include" / "torch" / "csrc" / "api" / "include"]
-    libraries, links = [torch_folder / "lib"], ["-lc10", "-ltorch_cpu"]
-    defines = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+    includes, libraries, links = [torch_folder / "include"], [torch_folder / "lib"], ["-ltorch_cpu"]
     toolkit = find_toolkit()
     if host:
-        defines += ["-DOPS_HOST", "-DOPS_NAMESPACE=stylesan_xl_host", "-DOPS_KEY=CPU"]
+        defines = ["-DOPS_HOST", "-DOPS_NAMESPACE=stylesan_xl_host", "-DOPS_KEY=CPU"]
     else:
         assert toolkit is not None
-        defines += ["-DOPS_NAMESPACE=stylesan_xl", "-DOPS_KEY=CUDA"]
+        defines = ["-DUSE_CUDA", "-DOPS_NAMESPACE=stylesan_xl", "-DOPS_KEY=CUDA"]
         includes.append(toolkit.root / "include")
         libraries.append(next((p for p in (toolkit.root / "lib64", toolkit.root / "lib") if p.is_dir()), toolkit.root / "lib64"))
-        links += ["-lc10_cuda", "-lcudart"]
+        links += ["-ltorch_cuda", "-lcudart"]
     system = " ".join(f'-isystem "{path}"' for path in includes)
     cxx = f'"{compiler()}" {" ".join(_CXX_FLAGS)} {" ".join(defines)}'
     if host:

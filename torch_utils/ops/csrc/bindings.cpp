@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels as implementations of the operators that torch_utils/ops/library.py defines: checks nothing that Python has checked, lays
 // tensors out, allocates outputs, launches. Compiled for CUDA, and with OPS_HOST for a CPU with the host shim underneath.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
+// It speaks torch's stable C interface alone: one second to compile instead of thirteen, and independent of torch's C++ ABI.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <optional>
@@ -14,15 +14,15 @@
 #include "ops.h"
 
 #ifndef OPS_HOST
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 #endif
 
 namespace {
 
-using at::Tensor;
 using std::optional;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+typedef std::vector<int64_t> Numbers;
 
 // The device of a tensor for as long as this lives, and its current stream.
 struct Launch {
@@ -31,35 +31,59 @@ struct Launch {
     void* stream() const { return nullptr; }
     void check() const {}
 #else
-    explicit Launch(const Tensor& x) : guard(x.device()) {}
-    void* stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
-    void check() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
-    c10::cuda::CUDAGuard guard;
+    explicit Launch(const Tensor& x) : device(x.get_device_index()), guard(device) {}
+    void* stream() const {
+        void* stream = nullptr;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+        return stream;
+    }
+    void check() const {
+        const cudaError_t error = cudaGetLastError();
+        STD_TORCH_CHECK(error == cudaSuccess, "a kernel did not start: ", cudaGetErrorString(error));
+    }
+    int32_t device;
+    torch::stable::accelerator::DeviceGuard guard;
 #endif
 };
 
 ops::Dtype dtype_of(const Tensor& x) {
     switch (x.scalar_type()) {
-        case at::kFloat: return ops::kFloat32;
-        case at::kHalf: return ops::kFloat16;
-        case at::kBFloat16: return ops::kBFloat16;
-        case at::kDouble: return ops::kFloat64;
-        default: TORCH_CHECK(false, "expected float32, float16, bfloat16 or float64, got ", x.scalar_type());
+        case ScalarType::Float: return ops::kFloat32;
+        case ScalarType::Half: return ops::kFloat16;
+        case ScalarType::BFloat16: return ops::kBFloat16;
+        case ScalarType::Double: return ops::kFloat64;
+        default: STD_TORCH_CHECK(false, "expected float32, float16, bfloat16 or float64");
     }
 }
 
+bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
+
 // Poisoned in the host build, so that tests see elements that a kernel leaves out.
-void poison([[maybe_unused]] Tensor& x) {
+Tensor poisoned(Tensor x) {
 #ifdef OPS_HOST
-    if (x.numel() > 0) std::fill_n(static_cast<unsigned char*>(x.data_ptr()), x.nbytes(), 0xff);
+    if (x.numel() > 0) std::fill_n(static_cast<unsigned char*>(x.mutable_data_ptr()), x.numel() * x.element_size(), 0xff);
 #endif
+    return x;
+}
+
+Tensor empty(const Numbers& sizes, ScalarType dtype, const Tensor& like) {
+    return poisoned(torch::stable::empty(sizes, dtype, std::nullopt, like.device()));
+}
+
+// Of another type, contiguous; the tensor itself where it is already.
+Tensor dense(const Tensor& x, ScalarType dtype) {
+    return torch::stable::contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
+}
+
+bool same(torch::headeronly::IntHeaderOnlyArrayRef a, torch::headeronly::IntHeaderOnlyArrayRef b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
 const void* pointer(const optional<Tensor>& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
 
 // A bias as the kernels read it: contiguous and of the type of x.
 optional<Tensor> bias_for(const Tensor& x, const optional<Tensor>& b) {
-    return b.has_value() ? optional<Tensor>(b->to(x.scalar_type()).contiguous()) : std::nullopt;
+    return b.has_value() ? optional<Tensor>(dense(*b, x.scalar_type())) : std::nullopt;
 }
 
 int test_max_blocks = 0;  // limits grids, so that tests reach the loops that huge tensors take
@@ -71,17 +95,14 @@ Tensor run_bias_act(
     int64_t dim, int64_t act, double alpha, double gain, double clamp
 ) {
     // One dense order in memory for all: the one that torch gives the first tensor's equals.
-    Tensor out = at::empty_like(first);
-    poison(out);
-    auto aligned = [&](const Tensor& t) {
-        if (t.sizes() == out.sizes() && t.strides() == out.strides()) return t;
-        Tensor copy = at::empty_like(out, t.options());
-        copy.copy_(t);
-        return copy;
-    };
+    Tensor out = poisoned(torch::stable::empty_like(first));
     std::vector<Tensor> keep;
     auto use = [&](const Tensor& t) {
-        keep.push_back(aligned(t));
+        keep.push_back(t);
+        if (t.scalar_type() != out.scalar_type() || !same(t.strides(), out.strides())) {
+            keep.back() = torch::stable::empty_like(out);
+            torch::stable::copy_(keep.back(), t);
+        }
         return keep.back().const_data_ptr();
     };
     ops::BiasActParams p{};
@@ -96,7 +117,7 @@ Tensor run_bias_act(
     }
     const optional<Tensor> bias = bias_for(out, b);
     p.b = pointer(bias);
-    p.out = out.data_ptr();
+    p.out = out.mutable_data_ptr();
     p.dtype = dtype_of(out);
     p.activation = static_cast<int>(act);
     p.order = order;
@@ -133,31 +154,38 @@ Tensor bias_act_grad2(
     return run_bias_act(2, ddx, dy, x, b, y, dim, act, alpha, gain, clamp);
 }
 
+// Dense with the channels innermost, and not also contiguous.
+bool is_channels_last(const Tensor& x) {
+    int64_t step = 1;
+    for (const int axis : {1, 3, 2, 0}) {
+        if (x.size(axis) != 1 && x.stride(axis) != step) return false;
+        step *= x.size(axis);
+    }
+    return !x.is_contiguous();
+}
+
 // Kernels of images work on planes: contiguous input, and an output of the same values in the input's memory format.
 struct Images {
-    explicit Images(const Tensor& x) : last(x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous()), input(x.contiguous()) {}
+    explicit Images(const Tensor& x) : last(is_channels_last(x)), input(torch::stable::contiguous(x)) {}
     Tensor output(int64_t height, int64_t width) const {
-        Tensor y = at::empty({input.size(0), input.size(1), height, width}, input.options());
-        poison(y);
-        return y;
+        return empty({input.size(0), input.size(1), height, width}, input.scalar_type(), input);
     }
-    Tensor finish(const Tensor& y) const { return last ? y.contiguous(at::MemoryFormat::ChannelsLast) : y; }
+    Tensor finish(const Tensor& y) const { return last ? torch::stable::contiguous(y, torch::headeronly::MemoryFormat::ChannelsLast) : y; }
     bool last;
     Tensor input;
 };
 
 // A filter as the kernels read it: contiguous, double beside float64 images and float beside all others.
 optional<Tensor> filter_for(const Tensor& x, const optional<Tensor>& f) {
-    if (!f.has_value()) return std::nullopt;
-    return f->to(x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat)).contiguous();
+    return f.has_value() ? optional<Tensor>(dense(*f, is_double(x) ? ScalarType::Double : ScalarType::Float)) : std::nullopt;
 }
 
 int taps_x(const optional<Tensor>& f) { return f.has_value() ? static_cast<int>(f->size(-1)) : 1; }
 int taps_y(const optional<Tensor>& f) { return f.has_value() ? static_cast<int>(f->size(0)) : 1; }
 bool separable(const optional<Tensor>& f) { return !f.has_value() || f->dim() == 1; }
 
-Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, at::IntArrayRef geometry, bool reverse, double gain) {
-    TORCH_CHECK(geometry.size() == 8, "geometry must be up x, y, down x, y, padding x, y, width, height");
+Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, const Numbers& geometry, bool reverse, double gain) {
+    STD_TORCH_CHECK(geometry.size() == 8, "geometry must be up x, y, down x, y, padding x, y, width, height");
     Images images(x);
     const optional<Tensor> filter = filter_for(x, f);
     ops::UpfirdnParams p{};
@@ -165,7 +193,7 @@ Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, at::IntArrayRef geo
     p.pad_x = geometry[4], p.pad_y = geometry[5], p.out_w = geometry[6], p.out_h = geometry[7];
     Tensor y = images.output(p.out_h, p.out_w);
     p.x = images.input.const_data_ptr();
-    p.y = y.data_ptr();
+    p.y = y.mutable_data_ptr();
     p.f = pointer(filter);
     p.in_dtype = p.out_dtype = dtype_of(x);
     p.separable = separable(f);
@@ -198,12 +226,10 @@ struct Plan {
 // What the fused kernels do not cover: three passes over groups of planes, which keep the memory for the middle image in bounds.
 void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const optional<Tensor>& b, const Launch& launch) {
     constexpr int64_t kMaxSamples = int64_t{1} << 26;
-    const bool is_double = x.scalar_type() == at::kDouble;
     const int64_t channels = x.size(1), planes = x.size(0) * channels, samples = static_cast<int64_t>(plan.mid_w) * plan.mid_h;
     // Whole batch entries at a time, so that a plane's channel is its index modulo the channels.
     const int64_t step = std::min(planes, std::max<int64_t>(1, kMaxSamples / samples / channels) * channels);
-    Tensor mid = at::empty({step, plan.mid_h, plan.mid_w}, x.options().dtype(is_double ? at::kDouble : at::kFloat));
-    poison(mid);
+    Tensor mid = empty({step, plan.mid_h, plan.mid_w}, is_double(x) ? ScalarType::Double : ScalarType::Float, x);
     const optional<Tensor> fu = filter_for(x, plan.fu), fd = filter_for(x, plan.fd);
     ops::UpfirdnParams u{}, d{};
     u.f = pointer(fu), d.f = pointer(fd);
@@ -223,7 +249,7 @@ void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const opt
     u.gain = plan.up_gain, d.gain = 1;
     u.max_blocks = d.max_blocks = test_max_blocks;
     ops::GateParams g{};
-    g.is_double = is_double;
+    g.is_double = is_double(x);
     g.mode = plan.mode;
     g.mid_w = plan.mid_w, g.code_bytes = plan.code_bytes > 0 ? plan.code_bytes : (plan.mid_w + 3) / 4;
     g.gain = plan.gain, g.slope = plan.slope, g.clamp = plan.clamp;
@@ -232,10 +258,10 @@ void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const opt
         u.planes = d.planes = std::min(step, planes - first);
         g.rows = u.planes * plan.mid_h;
         u.x = static_cast<const char*>(x.const_data_ptr()) + first * u.in_w * u.in_h * size;
-        u.y = g.u = mid.data_ptr();
+        u.y = g.u = mid.mutable_data_ptr();
         g.codes = plan.codes == nullptr ? nullptr : plan.codes + first * plan.mid_h * plan.code_bytes;
         d.x = mid.const_data_ptr();
-        d.y = static_cast<char*>(y.data_ptr()) + first * d.out_w * d.out_h * size;
+        d.y = static_cast<char*>(y.mutable_data_ptr()) + first * d.out_w * d.out_h * size;
         ops::upfirdn2d(u, launch.stream());
         ops::gate(g, launch.stream());
         ops::upfirdn2d(d, launch.stream());
@@ -244,13 +270,13 @@ void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const opt
 }
 
 bool run_fused(const Plan& plan, const Tensor& x, const Tensor& y, const optional<Tensor>& b, const Launch& launch) {
-    if (!plan.fuse || x.scalar_type() == at::kDouble || !plan.fu.has_value() || !plan.fd.has_value()) return false;
+    if (!plan.fuse || is_double(x) || !plan.fu.has_value() || !plan.fd.has_value()) return false;
     if (plan.up_x != plan.up_y || plan.down_x != plan.down_y) return false;
     if (plan.fu->size(0) != plan.fu->size(-1) || plan.fd->size(0) != plan.fd->size(-1)) return false;
     const optional<Tensor> fu = filter_for(x, plan.fu), fd = filter_for(x, plan.fd);
     ops::FilteredLreluParams p{};
     p.x = x.const_data_ptr();
-    p.y = y.data_ptr();
+    p.y = y.mutable_data_ptr();
     p.fu = fu->const_data_ptr<float>(), p.fd = fd->const_data_ptr<float>();
     p.b = pointer(b);
     p.codes = plan.codes;
@@ -285,9 +311,9 @@ Tensor run(const Plan& plan, const Tensor& x, const optional<Tensor>& b) {
 
 // geometry: up x, y, down x, y, padding x, y, width and height of the input, of the middle grid and of the output.
 Plan make_plan(
-    const optional<Tensor>& fu, const optional<Tensor>& fd, at::IntArrayRef geometry, bool flip, double gain, double slope, double clamp
+    const optional<Tensor>& fu, const optional<Tensor>& fd, const Numbers& geometry, bool flip, double gain, double slope, double clamp
 ) {
-    TORCH_CHECK(geometry.size() == 12, "geometry must have 12 numbers");
+    STD_TORCH_CHECK(geometry.size() == 12, "geometry must have 12 numbers");
     Plan plan{fu, fd};
     plan.up_x = geometry[0], plan.up_y = geometry[1], plan.down_x = geometry[2], plan.down_y = geometry[3];
     plan.pad_x = geometry[4], plan.pad_y = geometry[5];
@@ -300,30 +326,28 @@ Plan make_plan(
 }
 
 std::tuple<Tensor, Tensor> filtered_lrelu(
-    const Tensor& x, const optional<Tensor>& fu, const optional<Tensor>& fd, const optional<Tensor>& b, at::IntArrayRef geometry, bool flip,
+    const Tensor& x, const optional<Tensor>& fu, const optional<Tensor>& fd, const optional<Tensor>& b, const Numbers& geometry, bool flip,
     double gain, double slope, double clamp, bool save
 ) {
     Plan plan = make_plan(fu, fd, geometry, flip, gain, slope, clamp);
     plan.mode = save ? ops::kSave : ops::kPlain;
-    Tensor codes = at::empty({0}, x.options().dtype(at::kByte));
+    plan.code_bytes = save ? (plan.mid_w + 3) / 4 : 0;
+    Tensor codes = empty(save ? Numbers{x.size(0), x.size(1), plan.mid_h, plan.code_bytes} : Numbers{0}, ScalarType::Byte, x);
     if (save) {
-        plan.code_bytes = (plan.mid_w + 3) / 4;
-        codes = at::empty({x.size(0), x.size(1), plan.mid_h, plan.code_bytes}, x.options().dtype(at::kByte));
-        poison(codes);
-        plan.codes = static_cast<uint8_t*>(codes.data_ptr());
+        plan.codes = static_cast<uint8_t*>(codes.mutable_data_ptr());
     }
     return {run(plan, x, b), codes};
 }
 
 Tensor filtered_lrelu_gated(
     const Tensor& t, const optional<Tensor>& fu, const optional<Tensor>& fd, const Tensor& codes, const optional<Tensor>&, const optional<Tensor>&,
-    at::IntArrayRef geometry, bool flip, double gain, double slope, double clamp, bool transposed
+    const Numbers& geometry, bool flip, double gain, double slope, double clamp, bool transposed
 ) {
     Plan plan = make_plan(transposed ? fd : fu, transposed ? fu : fd, geometry, flip, gain, slope, clamp);
     plan.mode = ops::kGated;
-    const Tensor dense = codes.contiguous();
-    plan.codes = const_cast<uint8_t*>(dense.const_data_ptr<uint8_t>());
-    plan.code_bytes = static_cast<int>(dense.size(3));
+    const Tensor packed = torch::stable::contiguous(codes);
+    plan.codes = const_cast<uint8_t*>(packed.const_data_ptr<uint8_t>());
+    plan.code_bytes = static_cast<int>(packed.size(3));
     if (transposed) {
         // The transposed map of an axis exchanges up and down, reverses the taps and pads by what the taps leave of the padding.
         plan.crop_x = taps_x(fu) - 1 - plan.pad_x, plan.crop_y = taps_y(fu) - 1 - plan.pad_y;
@@ -345,13 +369,20 @@ void set_limits(int64_t blocks, int64_t slice, bool fuse) {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(OPS_NAMESPACE, m) { m.def("set_limits(int blocks, int slice, bool fuse) -> ()", &set_limits); }
+// The macros take names as they stand; these let the build's definitions through.
+#define OPS_FRAGMENT(name, m) STABLE_TORCH_LIBRARY_FRAGMENT(name, m)
+#define OPS_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
 
-TORCH_LIBRARY_IMPL(OPS_NAMESPACE, OPS_KEY, m) {
-    m.impl("bias_act", &bias_act);
-    m.impl("bias_act_grad", &bias_act_grad);
-    m.impl("bias_act_grad2", &bias_act_grad2);
-    m.impl("upfirdn2d", &upfirdn2d);
-    m.impl("filtered_lrelu", &filtered_lrelu);
-    m.impl("filtered_lrelu_gated", &filtered_lrelu_gated);
+OPS_FRAGMENT(OPS_NAMESPACE, m) { m.def("set_limits(int blocks, int slice, bool fuse) -> ()"); }
+
+OPS_IMPL(OPS_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("set_limits", TORCH_BOX(&set_limits)); }
+
+
+OPS_IMPL(OPS_NAMESPACE, OPS_KEY, m) {
+    m.impl("bias_act", TORCH_BOX(&bias_act));
+    m.impl("bias_act_grad", TORCH_BOX(&bias_act_grad));
+    m.impl("bias_act_grad2", TORCH_BOX(&bias_act_grad2));
+    m.impl("upfirdn2d", TORCH_BOX(&upfirdn2d));
+    m.impl("filtered_lrelu", TORCH_BOX(&filtered_lrelu));
+    m.impl("filtered_lrelu_gated", TORCH_BOX(&filtered_lrelu_gated));
 }
