@@ -16,6 +16,9 @@ import torch
 from . import extension
 
 
+_ARCH_HELP = "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without a GPU: sm_80, sm_90 and compute_80]"
+
+
 @click.group()
 def main() -> None:
     """The CUDA kernels of bias_act, upfirdn2d and filtered_lrelu."""
@@ -23,13 +26,14 @@ def main() -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the library.  [default: the cache folder]")
-@click.option("--arch", "architectures", multiple=True, help="sm_XY or compute_XY (PTX), repeatable.  [default: sm_80, sm_90 and compute_90]")
+@click.option("--arch", "architectures", multiple=True, help=_ARCH_HELP)
 @click.option("--verbose", is_flag=True, help="Show the commands.")
 def build(out: Path | None, architectures: tuple[str, ...], verbose: bool) -> None:
     """Compile the kernels; a GPU is not needed."""
     start = time.monotonic()
     try:
-        path = extension.build(out or extension.folders()[-1], architectures or extension.DEFAULT_ARCHITECTURES, verbose=verbose)
+        wanted = architectures or (extension.device_architectures() if out is None else ()) or extension.DEFAULT_ARCHITECTURES
+        path = extension.build(out or extension.folders()[-1], wanted, verbose=verbose)
     except extension.BuildError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.1f} s)")

@@ -35,7 +35,7 @@ SOURCE_FOLDER = Path(__file__).resolve().parent / "csrc"
 CUDA_SOURCES = ("bias_act.cu", "filtered_lrelu_radial.cu", "filtered_lrelu_separable.cu", "gate.cu", "upfirdn2d.cu")
 FOLDER_VARIABLE = "STYLESAN_XL_OPS"
 # What clusters run: Ampere and Hopper as machine code, anything newer through PTX.
-DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "compute_90")
+DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "compute_80")
 # The bindings use torch's stable C interface as it is since 2.11.
 _CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC"]
@@ -234,7 +234,7 @@ def _ninja_file(architectures: Sequence[str], host: bool) -> str:
         kernel = f"{cxx} -x c++"
     else:
         assert toolkit is not None
-        codes = " ".join(f"-gencode arch=compute_{name.split('_')[1]},code={name}" for name in architectures)
+        codes = _code_flags(architectures)
         kernel = f'"{toolkit.nvcc}" {" ".join(_NVCC_FLAGS)} {codes} -ccbin "{compiler()}"'
     paths = " ".join(f'-L"{path}"' for path in libraries)
     lines = [
@@ -247,6 +247,16 @@ def _ninja_file(architectures: Sequence[str], host: bool) -> str:
         "default ops.so",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _code_flags(architectures: Sequence[str]) -> str:
+    """nvcc's options: one pass of its front end for all from Ampere on, of which the kernels use nothing newer, and one for each older one."""
+    groups: dict[int, list[str]] = {}
+    versions = {name: int(name.split("_")[1]) for name in architectures}
+    shared = min((version for version in versions.values() if version >= 80), default=0)
+    for name, version in versions.items():
+        groups.setdefault(shared if version >= 80 else version, []).append(name)
+    return " ".join(f"-gencode arch=compute_{base},code=[{','.join(names)}]" for base, names in groups.items())
 
 
 @functools.cache

@@ -29,4 +29,4 @@ def host(monkeypatch):
     monkeypatch.setattr(library, "cpu_namespace", NAMESPACE)
     ops = getattr(torch.ops, NAMESPACE)
     yield ops
-    ops.set_limits(0, 0, True)
+    ops.set_limits()

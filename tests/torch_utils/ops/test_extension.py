@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_libraries_are_chosen_by_what_they_were_built_for() -> None:
-    name = Path(extension.library_name(["sm_80", "sm_90", "compute_90"]))
+    name = Path(extension.library_name(["sm_80", "sm_90", "compute_80"]))
     for architectures, runs in (
         (["sm_80"], True),
         (["sm_86"], True),
@@ -162,7 +162,13 @@ def test_cuda_build_for_ampere_hopper_and_later() -> None:
     dump = extension.find_toolkit().root / "bin" / "cuobjdump"  # type: ignore[union-attr]
     if dump.exists():
         listing = subprocess.run([dump, "--list-elf", "--list-ptx", path], capture_output=True, text=True).stdout
-        assert "sm_80.cubin" in listing and "sm_90.cubin" in listing and "sm_90.ptx" in listing
+        assert "sm_80.cubin" in listing and "sm_90.cubin" in listing and "sm_80.ptx" in listing
+
+
+def test_one_pass_of_the_front_end_serves_all_newer_architectures() -> None:
+    assert extension._code_flags(["sm_80", "sm_90", "compute_80"]) == "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"
+    assert extension._code_flags(["sm_90"]) == "-gencode arch=compute_90,code=[sm_90]"
+    assert extension._code_flags(["sm_75", "sm_86", "sm_90"]) == "-gencode arch=compute_75,code=[sm_75] -gencode arch=compute_86,code=[sm_86,sm_90]"
 
 
 @needs_compiler

@@ -53,15 +53,16 @@ def radial(taps: int) -> torch.Tensor:
     alpha=st.sampled_from([None, 0.0, -0.5]),
     bias=st.booleans(),
     last=st.booleans(),
-    slice_size=st.sampled_from([0, 16]),
+    slice_size=st.sampled_from([0, 16, 23]),
+    blocks=st.sampled_from([0, 1]),
 )
-def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last, slice_size) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last, slice_size, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     dim = data.draw(st.integers(0, len(shape) - 1))
     x, dy, v = (normal(*shape, seed=s).to(dtype) for s in range(3))
     if last and len(shape) == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     b = normal(shape[dim], seed=3).to(dtype) if bias else None
-    host.set_limits(0, slice_size, True)
+    host.set_limits(blocks=blocks, slice=slice_size)
 
     def both(impl: str, kind: torch.dtype) -> list[torch.Tensor]:
         leaves = [t.to(kind).requires_grad_() for t in (x, dy, *([] if b is None else [b]))]
@@ -119,7 +120,7 @@ def test_upfirdn2d(host, data, dtype, size, up, down, padding, rank, flip_filter
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
     arguments = {"up": up, "down": down, "padding": padding, "flip_filter": flip_filter, "gain": -1.5}
-    host.set_limits(blocks, 0, True)
+    host.set_limits(blocks=blocks)
     leaf, reference = x.clone().requires_grad_(), x.double().requires_grad_()
     try:
         wanted = upfirdn2d(reference, f, impl="ref", **arguments)
@@ -215,7 +216,7 @@ def test_options(name: str, options) -> None:  # type: ignore[no-untyped-def]
 )
 def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     layer = (*LAYERS[name][:4], list(pads), LAYERS[name][5])
-    host.set_limits(blocks, 0, True)
+    host.set_limits(blocks=blocks)
     try:
         filtered_lrelu(torch.zeros(1, 1, *size), torch.ones(layer[2]), torch.ones(layer[3]), up=layer[0], down=layer[1], padding=layer[4])
     except ValueError:
@@ -232,7 +233,7 @@ def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  #
     original = library.filtered_lrelu
     codes = []
     for fuse in (True, False):
-        host.set_limits(0, 0, fuse)
+        host.set_limits(fuse=fuse)
         leaf = x.clone().requires_grad_()
         y = original(NAMESPACE, *_operator_arguments(leaf, fu, fd, up, down, padding))
         codes.append(next(t for t in y.grad_fn.saved_tensors if t is not None and t.dtype == torch.uint8))

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bias_act and its derivatives: one pass over memory, 16 bytes per access where the pointers allow it. Bound by memory bandwidth.
+//
+// The nine activations are five families of formulas, chosen at run time once per 16 bytes, so that few kernels have to be compiled.
 #include "ops.h"
 #include "platform.h"
 
@@ -7,58 +9,60 @@ namespace ops {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int64_t kSlice = int64_t{1} << 30;  // elements per launch: the kernel counts in 32 bits
 constexpr double kSeluScale = 1.0507009873554804934193349852946;
 constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
 
+// kPiecewise: x, or negative * x below zero (linear, relu, lrelu). kLogistic: sigmoid, or x * sigmoid (swish).
+// kExponential: positive * x, or negative * (e^x - 1) below zero (elu, selu).
+enum Family { kPiecewise, kHyperbolic, kLogistic, kExponential, kLogarithmic };
+
 template <class A>
 struct Constants {
-    A alpha, gain, inverse_gain, clamp;
-    bool from_output;
+    Family family;
+    bool swish, from_output;
+    A positive, negative, gain, inverse_gain, clamp;
 };
 
-template <int F, class A>
-__device__ __forceinline__ A activate(A x, A alpha) {
-    if (F == kRelu) return x > A(0) || x != x ? x : A(0);
-    if (F == kLrelu) return x > A(0) ? x : x * alpha;
-    if (F == kTanh) return tanh(x);
-    if (F == kSigmoid) return x >= A(0) ? A(1) / (A(1) + exp(-x)) : exp(x) / (A(1) + exp(x));
-    if (F == kElu) return x > A(0) ? x : expm1(x);
-    if (F == kSelu) return x > A(0) ? A(kSeluScale) * x : A(kSeluScale * kSeluAlpha) * expm1(x);
-    if (F == kSoftplus) return x > A(0) ? x + log1p(exp(-x)) : log1p(exp(x));
-    if (F == kSwish) return x * activate<kSigmoid, A>(x, alpha);
-    return x;
+// The elements of one launch. Bias of element i: biases[(channel + (within + i) / step) % channels].
+struct Slice {
+    const void* biases;
+    int32_t count, within, step, channel, channels;
+    bool aligned;
+};
+
+template <class A>
+__device__ __forceinline__ A sigmoid(A x) {
+    const A e = exp(-fabs(x));
+    return (x >= A(0) ? A(1) : e) / (A(1) + e);
 }
 
-// First (order 1) and second (order 2) derivative of the activation at x.
-template <int F, int ORDER, class A>
-__device__ __forceinline__ A slope_at(A x, A alpha) {
-    if (F == kLinear) return ORDER == 1 ? A(1) : A(0);
-    if (F == kRelu) return ORDER == 1 ? (x > A(0) ? A(1) : A(0)) : A(0);
-    if (F == kLrelu) return ORDER == 1 ? (x > A(0) ? A(1) : alpha) : A(0);
-    if (F == kElu) return x > A(0) ? A(ORDER == 1) : exp(x);
-    if (F == kSelu) return x > A(0) ? A(ORDER == 1 ? kSeluScale : 0) : A(kSeluScale * kSeluAlpha) * exp(x);
-    if (F == kTanh) {
-        A t = tanh(x);
-        return ORDER == 1 ? A(1) - t * t : A(-2) * t * (A(1) - t * t);
-    }
-    A s = activate<kSigmoid, A>(x, alpha);
-    if (F == kSigmoid) return ORDER == 1 ? s * (A(1) - s) : s * (A(1) - s) * (A(1) - A(2) * s);
-    if (F == kSoftplus) return ORDER == 1 ? s : s * (A(1) - s);
-    // swish
+template <Family F, class A>
+__device__ __forceinline__ A activate(A x, const Constants<A>& c) {
+    if (F == kPiecewise) return x > A(0) ? x : (c.negative == A(0) && x == x ? A(0) : x * c.negative);  // relu(-inf) is 0
+    if (F == kHyperbolic) return tanh(x);
+    if (F == kLogistic) return c.swish ? x * sigmoid(x) : sigmoid(x);
+    if (F == kExponential) return x > A(0) ? c.positive * x : c.negative * expm1(x);
+    return (x > A(0) ? x : A(0)) + log1p(exp(-fabs(x)));
+}
+
+// First (order 1) and second (order 2) derivative of the activation at x. Only functions that their value does not determine get here, and
+// others whose gain is zero.
+template <Family F, int ORDER, class A>
+__device__ __forceinline__ A slope_at(A x, const Constants<A>& c) {
+    if (F == kPiecewise) return ORDER == 1 ? (x > A(0) ? A(1) : c.negative) : A(0);
+    if (F != kLogistic) return A(0);
+    const A s = sigmoid(x);
     return ORDER == 1 ? s * (A(1) + x * (A(1) - s)) : s * (A(1) - s) * (A(2) + x * (A(1) - A(2) * s));
 }
 
 // The slope as a function of the activation's value v (order 1), and the derivative of that function (order 2): saves keeping x.
-template <int F, int ORDER, class A>
-__device__ __forceinline__ A slope_from_value(A v, A alpha) {
-    if (F == kLinear) return ORDER == 1 ? A(1) : A(0);
-    if (F == kRelu) return ORDER == 1 ? (v > A(0) ? A(1) : A(0)) : A(0);
-    if (F == kLrelu) return ORDER == 1 ? (v > A(0) ? A(1) : alpha) : A(0);
-    if (F == kTanh) return ORDER == 1 ? A(1) - v * v : A(-2) * v;
-    if (F == kSigmoid) return ORDER == 1 ? v * (A(1) - v) : A(1) - A(2) * v;
-    if (F == kElu) return v > A(0) ? A(ORDER == 1) : (ORDER == 1 ? v + A(1) : A(1));
-    if (F == kSelu) return v > A(0) ? A(ORDER == 1 ? kSeluScale : 0) : (ORDER == 1 ? v + A(kSeluScale * kSeluAlpha) : A(1));
-    // softplus; swish is not invertible and always keeps x
+template <Family F, int ORDER, class A>
+__device__ __forceinline__ A slope_from_value(A v, const Constants<A>& c) {
+    if (F == kPiecewise) return ORDER == 1 ? (v > A(0) ? A(1) : c.negative) : A(0);
+    if (F == kHyperbolic) return ORDER == 1 ? A(1) - v * v : A(-2) * v;
+    if (F == kLogistic) return ORDER == 1 ? v * (A(1) - v) : A(1) - A(2) * v;
+    if (F == kExponential) return v > A(0) ? (ORDER == 1 ? c.positive : A(0)) : (ORDER == 1 ? v + c.negative : A(1));
     return ORDER == 1 ? -expm1(-v) : exp(-v);
 }
 
@@ -67,7 +71,31 @@ struct alignas(sizeof(T) * V) Pack {
     T value[V];
 };
 
-template <class T, int F, int ORDER, int V>
+// V elements, or what is left of them, from `first` on.
+template <class T, int V>
+__device__ __forceinline__ Pack<T, V> load(const void* source, int32_t first, int32_t left, bool aligned) {
+    const T* x = static_cast<const T*>(source) + first;
+    if (aligned && left >= V) return *reinterpret_cast<const Pack<T, V>*>(x);
+    Pack<T, V> pack;
+    OPS_UNROLL
+    for (int i = 0; i < V; i++) pack.value[i] = x[i < left ? i : 0];
+    return pack;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store(void* target, int32_t first, int32_t left, bool aligned, const Pack<T, V>& pack) {
+    T* x = static_cast<T*>(target) + first;
+    if (aligned && left >= V) {
+        *reinterpret_cast<Pack<T, V>*>(x) = pack;
+        return;
+    }
+    OPS_UNROLL
+    for (int i = 0; i < V; i++) {
+        if (i < left) x[i] = pack.value[i];
+    }
+}
+
+template <class T, Family F, int ORDER, int V>
 __device__ __forceinline__ void compute(
     const Constants<typename Compute<T>::type>& c, const Pack<T, V>& saved, const typename Compute<T>::type (&bias)[V], const Pack<T, V>& dy,
     const Pack<T, V>& ddx, Pack<T, V>& out
@@ -81,17 +109,17 @@ __device__ __forceinline__ void compute(
     for (int i = 0; i < V; i++) {
         A value;
         if (ORDER == 0) {
-            value = activate<F, A>(to_float(saved.value[i]) + bias[i], c.alpha) * c.gain;
+            value = activate<F, A>(to_float(saved.value[i]) + bias[i], c) * c.gain;
             if (c.clamp >= A(0)) value = value < -c.clamp ? -c.clamp : (value > c.clamp ? c.clamp : value);
         } else {
             A y = to_float(saved.value[i]);
             if (c.from_output) {
-                A factor = slope_from_value<F, ORDER, A>(y * c.inverse_gain, c.alpha);
+                const A factor = slope_from_value<F, ORDER, A>(y * c.inverse_gain, c);
                 value = ORDER == 1 ? factor * c.gain : factor;  // order 2: d(gain * slope(y / gain)) / dy
             } else {
-                A x = y + bias[i];
-                value = slope_at<F, ORDER, A>(x, c.alpha) * c.gain;
-                if (c.clamp >= A(0)) y = activate<F, A>(x, c.alpha) * c.gain;
+                const A x = y + bias[i];
+                value = slope_at<F, ORDER, A>(x, c) * c.gain;
+                if (F == kPiecewise || F == kLogistic) y = c.clamp >= A(0) ? activate<F, A>(x, c) * c.gain : A(0);
             }
             if (c.clamp >= A(0) && !(fabs(y) < bound)) value = A(0);
             value *= to_float(dy.value[i]);
@@ -101,93 +129,122 @@ __device__ __forceinline__ void compute(
     }
 }
 
-template <class T, int ORDER, int V, class Index>
-__global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActParams p, Constants<typename Compute<T>::type> c) {
+template <class T, int ORDER>
+__global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActParams p, Slice slice, Constants<typename Compute<T>::type> c) {
     typedef typename Compute<T>::type A;
-    typedef Pack<T, V> P;
-    const T* saved = static_cast<const T*>(ORDER > 0 && c.from_output ? p.y : p.x);
-    const T* biases = static_cast<const T*>(p.b);
-    const Index packs = static_cast<Index>(p.count / V), step = static_cast<Index>(p.step), channels = static_cast<Index>(p.channels);
-    const Index stride = static_cast<Index>(gridDim.x) * kThreads;
-    for (Index k = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x; k < packs; k += stride) {
-        P s, dy, ddx, out;
-        s = reinterpret_cast<const P*>(saved)[k];
-        if (ORDER >= 1) dy = reinterpret_cast<const P*>(p.dy)[k];
-        if (ORDER >= 2) ddx = reinterpret_cast<const P*>(p.ddx)[k];
+    constexpr int V = 16 / static_cast<int>(sizeof(T));
+    const void* source = ORDER > 0 && c.from_output ? p.y : p.x;
+    const T* biases = static_cast<const T*>(slice.biases);
+    const int32_t stride = static_cast<int32_t>(gridDim.x) * kThreads * V;
+    for (int32_t first = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x) * V; first < slice.count; first += stride) {
+        const int32_t left = slice.count - first;
+        Pack<T, V> dy, ddx, out;
+        const Pack<T, V> saved = load<T, V>(source, first, left, slice.aligned);
+        if (ORDER >= 1) dy = load<T, V>(p.dy, first, left, slice.aligned);
+        if (ORDER >= 2) ddx = load<T, V>(p.ddx, first, left, slice.aligned);
         A bias[V];
         if (biases == nullptr) {
             OPS_UNROLL
             for (int i = 0; i < V; i++) bias[i] = A(0);
         } else {
-            Index position = static_cast<Index>(p.phase) + k * V;
-            Index channel = position / step, within = position - channel * step;
-            channel %= channels;
+            const int32_t position = slice.within + first, before = position / slice.step;
+            int32_t within = position - before * slice.step, channel = (slice.channel + before) % slice.channels;
             OPS_UNROLL
             for (int i = 0; i < V; i++) {
                 bias[i] = to_float(biases[channel]);
-                if (++within == step) {
+                if (++within == slice.step) {
                     within = 0;
-                    if (++channel == channels) channel = 0;
+                    if (++channel == slice.channels) channel = 0;
                 }
             }
         }
-        switch (p.activation) {
-            case kLinear: compute<T, kLinear, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kRelu: compute<T, kRelu, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kLrelu: compute<T, kLrelu, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kTanh: compute<T, kTanh, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kSigmoid: compute<T, kSigmoid, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kElu: compute<T, kElu, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kSelu: compute<T, kSelu, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            case kSoftplus: compute<T, kSoftplus, ORDER, V>(c, s, bias, dy, ddx, out); break;
-            default: compute<T, kSwish, ORDER, V>(c, s, bias, dy, ddx, out); break;
+        switch (c.family) {
+            case kPiecewise: compute<T, kPiecewise, ORDER, V>(c, saved, bias, dy, ddx, out); break;
+            case kHyperbolic: compute<T, kHyperbolic, ORDER, V>(c, saved, bias, dy, ddx, out); break;
+            case kLogistic: compute<T, kLogistic, ORDER, V>(c, saved, bias, dy, ddx, out); break;
+            case kExponential: compute<T, kExponential, ORDER, V>(c, saved, bias, dy, ddx, out); break;
+            default: compute<T, kLogarithmic, ORDER, V>(c, saved, bias, dy, ddx, out); break;
         }
-        reinterpret_cast<P*>(p.out)[k] = out;
+        store<T, V>(p.out, first, left, slice.aligned, out);
     }
 }
 
-bool aligned(const BiasActParams& p, size_t bytes) {
+template <class A>
+Constants<A> constants(const BiasActParams& p) {
+    Constants<A> c;
+    switch (p.activation) {
+        case kTanh: c.family = kHyperbolic; break;
+        case kSigmoid:
+        case kSwish: c.family = kLogistic; break;
+        case kElu:
+        case kSelu: c.family = kExponential; break;
+        case kSoftplus: c.family = kLogarithmic; break;
+        default: c.family = kPiecewise; break;
+    }
+    c.swish = p.activation == kSwish;
+    c.positive = A(p.activation == kSelu ? kSeluScale : 1);
+    c.negative = A(p.activation == kSelu ? kSeluScale * kSeluAlpha : p.activation == kRelu ? 0 : p.activation == kLrelu ? p.alpha : 1);
+    c.gain = static_cast<A>(p.gain);
+    c.inverse_gain = static_cast<A>(p.gain == 0 ? 0 : 1 / p.gain);
+    c.clamp = static_cast<A>(p.clamp);
+    c.from_output = p.order > 0 && p.y != nullptr;
+    return c;
+}
+
+bool aligned(const BiasActParams& p) {
     const void* all[] = {p.x, p.y, p.dy, p.ddx, p.out};
     for (const void* pointer : all) {
-        if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
+        if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return false;
     }
     return true;
 }
 
-const void* advance(const void* pointer, int64_t bytes) { return pointer == nullptr ? nullptr : static_cast<const char*>(pointer) + bytes; }
+template <class T>
+const void* advance(const void* pointer, int64_t elements) {
+    return pointer == nullptr ? nullptr : static_cast<const T*>(pointer) + elements;
+}
+
+template <class T>
+void skip(BiasActParams& p, int64_t elements) {
+    p.x = advance<T>(p.x, elements);
+    p.y = advance<T>(p.y, elements);
+    p.dy = advance<T>(p.dy, elements);
+    p.ddx = advance<T>(p.ddx, elements);
+    p.out = static_cast<T*>(p.out) + elements;
+}
 
 template <class T, int ORDER>
 void launch(BiasActParams p, void* stream) {
-    typedef typename Compute<T>::type A;
-    constexpr int kWide = 16 / static_cast<int>(sizeof(T));
-    constexpr int64_t kSlice = int64_t{1} << 30;  // elements per launch: the wide kernel counts in 32 bits
-    Constants<A> c;
-    c.alpha = static_cast<A>(p.alpha);
-    c.gain = static_cast<A>(p.gain);
-    c.inverse_gain = static_cast<A>(p.gain == 0 ? 0 : 1 / p.gain);
-    c.clamp = static_cast<A>(p.clamp);
-    c.from_output = ORDER > 0 && p.y != nullptr;
-    const int64_t period = p.step * p.channels, limit = p.max_slice > 0 && p.max_slice < kSlice ? p.max_slice : kSlice;
-    const bool wide = p.count % kWide == 0 && aligned(p, 16) && period < kSlice;
+    const auto c = constants<typename Compute<T>::type>(p);
+    constexpr int64_t kPerBlock = kThreads * (16 / static_cast<int64_t>(sizeof(T)));
+    const int64_t limit = p.max_slice > 0 && p.max_slice < kSlice ? p.max_slice : kSlice;
     [[maybe_unused]] Stream s = static_cast<Stream>(stream);
-    for (int64_t left = p.count, size; left > 0; left -= size) {
-        size = wide && left > limit ? limit : left;
-        p.count = size;
-        const int64_t blocks = ((wide ? size / kWide : size) + kThreads - 1) / kThreads;
-        // A few resident blocks per multiprocessor of the largest devices, each looping over what is left.
-        const unsigned grid = static_cast<unsigned>(blocks < 8192 ? blocks : 8192);
-        if (wide) {
-            OPS_LAUNCH((bias_act_kernel<T, ORDER, kWide, int32_t>), grid, kThreads, 0, s, p, c);
+    const int64_t start = p.limits.first(p.count);
+    skip<T>(p, start);
+    for (int64_t first = start, size; first < p.count; first += size) {
+        const int64_t channel = first / p.step % p.channels, within = first % p.step;
+        size = p.count - first < limit ? p.count - first : limit;
+        Slice slice;
+        if (p.step < limit) {
+            slice.within = static_cast<int32_t>(within);
+            slice.step = static_cast<int32_t>(p.step);
+            slice.channel = static_cast<int32_t>(channel);
+            slice.channels = static_cast<int32_t>(p.channels);
+            slice.biases = p.b;
         } else {
-            OPS_LAUNCH((bias_act_kernel<T, ORDER, 1, int64_t>), grid, kThreads, 0, s, p, c);
+            // Too many elements share a bias to count them in 32 bits: a launch ends where the next bias begins.
+            size = size < p.step - within ? size : p.step - within;
+            slice.within = slice.channel = 0;
+            slice.step = static_cast<int32_t>(size);
+            slice.channels = 1;
+            slice.biases = advance<T>(p.b, channel);
         }
-        const int64_t bytes = size * static_cast<int64_t>(sizeof(T));
-        p.x = advance(p.x, bytes);
-        p.y = advance(p.y, bytes);
-        p.dy = advance(p.dy, bytes);
-        p.ddx = advance(p.ddx, bytes);
-        p.out = const_cast<void*>(advance(p.out, bytes));
-        p.phase = (p.phase + size) % period;
+        slice.count = static_cast<int32_t>(size);
+        slice.aligned = aligned(p);
+        // A few resident blocks per multiprocessor of the largest devices, each looping over what is left.
+        const unsigned grid = Limits{p.limits.blocks, 0}.grid((size + kPerBlock - 1) / kPerBlock, 8192);
+        OPS_LAUNCH((bias_act_kernel<T, ORDER>), grid, kThreads, 0, s, p, slice, c);
+        skip<T>(p, size);
     }
 }
 
@@ -205,7 +262,6 @@ void dispatch_order(const BiasActParams& p, void* stream) {
 }  // namespace
 
 void bias_act(const BiasActParams& p, void* stream) {
-    if (p.count == 0) return;
     switch (p.dtype) {
         case kFloat32: dispatch_order<float>(p, stream); break;
         case kFloat16: dispatch_order<half_t>(p, stream); break;

@@ -20,6 +20,7 @@
 namespace {
 
 using std::optional;
+using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 typedef std::vector<int64_t> Numbers;
@@ -58,16 +59,18 @@ ops::Dtype dtype_of(const Tensor& x) {
 
 bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
 
-// Poisoned in the host build, so that tests see elements that a kernel leaves out.
+// Poisoned in the host build, so that tests see elements that a kernel leaves out; but for gigabytes, of which tests touch a part.
 Tensor poisoned(Tensor x) {
 #ifdef OPS_HOST
-    if (x.numel() > 0) std::fill_n(static_cast<unsigned char*>(x.mutable_data_ptr()), x.numel() * x.element_size(), 0xff);
+    const size_t bytes = x.numel() * x.element_size();
+    if (bytes > 0 && bytes < size_t{1} << 30) std::fill_n(static_cast<unsigned char*>(x.mutable_data_ptr()), bytes, 0xff);
 #endif
     return x;
 }
 
-Tensor empty(const Numbers& sizes, ScalarType dtype, const Tensor& like) {
-    return poisoned(torch::stable::empty(sizes, dtype, std::nullopt, like.device()));
+Tensor empty(const Numbers& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
+    const optional<MemoryFormat> format = channels_last ? optional<MemoryFormat>(MemoryFormat::ChannelsLast) : std::nullopt;
+    return poisoned(torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format));
 }
 
 // Of another type, contiguous; the tensor itself where it is already.
@@ -86,7 +89,9 @@ optional<Tensor> bias_for(const Tensor& x, const optional<Tensor>& b) {
     return b.has_value() ? optional<Tensor>(dense(*b, x.scalar_type())) : std::nullopt;
 }
 
-int test_max_blocks = 0;  // limits grids, so that tests reach the loops that huge tensors take
+constexpr int64_t kMaxDirectWindow = 16;  // taps that meet an output: 4 x 4, or 8 x 8 upsampling by 2
+
+ops::Limits test_limits{};
 int64_t test_max_slice = 0;
 bool test_fuse = true;
 
@@ -130,6 +135,7 @@ Tensor run_bias_act(
     p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;
     if (b.has_value() && out.size(dim) <= 1) p.step = std::max<int64_t>(out.numel(), 1);
     p.max_slice = test_max_slice;
+    p.limits = test_limits;
     Launch launch(out);
     ops::bias_act(p, launch.stream());
     launch.check();
@@ -165,13 +171,14 @@ bool is_channels_last(const Tensor& x) {
 }
 
 // Kernels of images work on planes: contiguous input, and an output of the same values in the input's memory format.
+// `takes_last`: the kernel takes images with the channels last as they are.
 struct Images {
-    explicit Images(const Tensor& x) : last(is_channels_last(x)), input(torch::stable::contiguous(x)) {}
+    Images(const Tensor& x, bool takes_last) : last(is_channels_last(x)), direct(last && takes_last), input(direct ? x : torch::stable::contiguous(x)) {}
     Tensor output(int64_t height, int64_t width) const {
-        return empty({input.size(0), input.size(1), height, width}, input.scalar_type(), input);
+        return empty({input.size(0), input.size(1), height, width}, input.scalar_type(), input, direct);
     }
-    Tensor finish(const Tensor& y) const { return last ? torch::stable::contiguous(y, torch::headeronly::MemoryFormat::ChannelsLast) : y; }
-    bool last;
+    Tensor finish(const Tensor& y) const { return last && !direct ? torch::stable::contiguous(y, MemoryFormat::ChannelsLast) : y; }
+    bool last, direct;
     Tensor input;
 };
 
@@ -186,9 +193,12 @@ bool separable(const optional<Tensor>& f) { return !f.has_value() || f->dim() ==
 
 Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, const Numbers& geometry, bool reverse, double gain) {
     STD_TORCH_CHECK(geometry.size() == 8, "geometry must be up x, y, down x, y, padding x, y, width, height");
-    Images images(x);
+    // With the channels last, a kernel that adds up small windows as they are beats two copies around the separable one.
+    const int64_t window = (taps_x(f) + geometry[0] - 1) / geometry[0] * ((taps_y(f) + geometry[1] - 1) / geometry[1]);
+    Images images(x, window <= kMaxDirectWindow);
     const optional<Tensor> filter = filter_for(x, f);
     ops::UpfirdnParams p{};
+    p.channels_last = images.direct;
     p.up_x = geometry[0], p.up_y = geometry[1], p.down_x = geometry[2], p.down_y = geometry[3];
     p.pad_x = geometry[4], p.pad_y = geometry[5], p.out_w = geometry[6], p.out_h = geometry[7];
     Tensor y = images.output(p.out_h, p.out_w);
@@ -203,7 +213,7 @@ Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, const Numbers& geom
     p.channels = static_cast<int>(x.size(1));
     p.in_h = x.size(2), p.in_w = x.size(3);
     p.gain = gain;
-    p.max_blocks = test_max_blocks;
+    p.limits = test_limits;
     Launch launch(x);
     ops::upfirdn2d(p, launch.stream());
     launch.check();
@@ -247,8 +257,8 @@ void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const opt
     u.pad_x = plan.pad_x, u.pad_y = plan.pad_y, d.pad_x = plan.crop_x, d.pad_y = plan.crop_y;
     u.taps_x = taps_x(fu), u.taps_y = taps_y(fu), d.taps_x = taps_x(fd), d.taps_y = taps_y(fd);
     u.gain = plan.up_gain, d.gain = 1;
-    u.max_blocks = d.max_blocks = test_max_blocks;
     ops::GateParams g{};
+    u.limits = d.limits = g.limits = test_limits;
     g.is_double = is_double(x);
     g.mode = plan.mode;
     g.mid_w = plan.mid_w, g.code_bytes = plan.code_bytes > 0 ? plan.code_bytes : (plan.mid_w + 3) / 4;
@@ -292,14 +302,14 @@ bool run_fused(const Plan& plan, const Tensor& x, const Tensor& y, const optiona
     p.pad_x = plan.pad_x, p.pad_y = plan.pad_y, p.crop_x = plan.crop_x, p.crop_y = plan.crop_y;
     p.up_gain = static_cast<float>(plan.up_gain), p.gain = static_cast<float>(plan.gain);
     p.slope = static_cast<float>(plan.slope), p.clamp = static_cast<float>(plan.clamp);
-    p.max_blocks = test_max_blocks;
+    p.limits = test_limits;
     const bool done = ops::filtered_lrelu_separable(p, launch.stream(), false) || ops::filtered_lrelu_radial(p, launch.stream(), false);
     launch.check();
     return done;
 }
 
 Tensor run(const Plan& plan, const Tensor& x, const optional<Tensor>& b) {
-    Images images(x);
+    Images images(x, false);
     Tensor y = images.output(plan.out_h, plan.out_w);
     if (y.numel() > 0) {
         const optional<Tensor> bias = bias_for(x, b);
@@ -360,9 +370,10 @@ Tensor filtered_lrelu_gated(
     return run(plan, t, std::nullopt);
 }
 
-// For tests: grids of at most `blocks` blocks, at most `slice` elements of bias_act per launch (0: no limit), and fused kernels or not.
-void set_limits(int64_t blocks, int64_t slice, bool fuse) {
-    test_max_blocks = static_cast<int>(blocks);
+// For tests. At most `blocks` blocks in a grid, at most `slice` elements of bias_act per launch, only the last `tail` items of the work that a
+// kernel has (0: no limit); fused kernels or not.
+void set_limits(int64_t blocks, int64_t slice, int64_t tail, bool fuse) {
+    test_limits = {static_cast<int>(blocks), tail};
     test_max_slice = slice;
     test_fuse = fuse;
 }
@@ -373,7 +384,7 @@ void set_limits(int64_t blocks, int64_t slice, bool fuse) {
 #define OPS_FRAGMENT(name, m) STABLE_TORCH_LIBRARY_FRAGMENT(name, m)
 #define OPS_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
 
-OPS_FRAGMENT(OPS_NAMESPACE, m) { m.def("set_limits(int blocks, int slice, bool fuse) -> ()"); }
+OPS_FRAGMENT(OPS_NAMESPACE, m) { m.def("set_limits(int blocks=0, int slice=0, int tail=0, bool fuse=True) -> ()"); }
 
 OPS_IMPL(OPS_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("set_limits", TORCH_BOX(&set_limits)); }
 

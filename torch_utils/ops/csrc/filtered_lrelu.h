@@ -204,12 +204,10 @@ inline void choose_tiles(FilteredLreluParams& p, int unit, int max_w, int max_h)
     p.tiles_y = (p.out_h + max_h - 1) / max_h;
     p.tile_h = (p.out_h + p.tiles_y - 1) / p.tiles_y;
     p.tiles_y = (p.out_h + p.tile_h - 1) / p.tile_h;
+    p.first_tile = p.limits.first(p.planes * p.tiles_x * p.tiles_y);
 }
 
-inline unsigned grid_size(const FilteredLreluParams& p) {
-    const int64_t work = p.planes * p.tiles_x * p.tiles_y, limit = p.max_blocks > 0 ? p.max_blocks : 1 << 30;
-    return static_cast<unsigned>(work < limit ? work : limit);
-}
+inline unsigned grid_size(const FilteredLreluParams& p) { return p.limits.grid(p.planes * p.tiles_x * p.tiles_y); }
 
 }  // namespace fused
 }  // namespace ops

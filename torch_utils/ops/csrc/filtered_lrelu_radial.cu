@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) full_down_kernel(FilteredLrelu
     uint16_t* codes = reinterpret_cast<uint16_t*>(mid + mid_h * mid_pitch);
     load_full<TAPS>(p.fd, p.reverse_down, 1.f, taps);
     const int64_t work_end = p.planes * p.tiles_x * p.tiles_y;
-    for (int64_t work = blockIdx.x; work < work_end; work += gridDim.x) {
+    for (int64_t work = p.first_tile + blockIdx.x; work < work_end; work += gridDim.x) {
         const Tile t = make_tile(p, work);
         up_vertical<UP, K>(p, t, S::columns(t.out_w), up_pitch, up);
         if (MODE == kGated) read_codes(p, t, code_pitch, codes);
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) full_up_kernel(FilteredLreluPa
     uint16_t* codes = reinterpret_cast<uint16_t*>(out + mid_h * out_pitch);
     load_full<UP * K>(p.fu, p.reverse_up, p.up_gain, taps);
     const int64_t work_end = p.planes * p.tiles_x * p.tiles_y;
-    for (int64_t work = blockIdx.x; work < work_end; work += gridDim.x) {
+    for (int64_t work = p.first_tile + blockIdx.x; work < work_end; work += gridDim.x) {
         const Tile t = make_tile(p, work);
         const int width = S::pixels(t.out_w), height = S::pixels(t.out_h);
         if (p.dtype == kFloat16) {

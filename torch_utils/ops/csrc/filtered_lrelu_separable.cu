@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) separable_kernel(FilteredLrelu
     float* out = up + mid_h * up_pitch;
     uint16_t* codes = reinterpret_cast<uint16_t*>(out + mid_h * out_pitch);
     const int64_t work_end = p.planes * p.tiles_x * p.tiles_y;
-    for (int64_t work = blockIdx.x; work < work_end; work += gridDim.x) {
+    for (int64_t work = p.first_tile + blockIdx.x; work < work_end; work += gridDim.x) {
         const Tile t = make_tile(p, work);
         up_vertical<UP, K>(p, t, S::columns(t.out_w), up_pitch, up);
         if (MODE == kGated) read_codes(p, t, code_pitch, codes);

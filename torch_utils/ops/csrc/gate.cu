@@ -9,9 +9,9 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class A, int MODE>
-__global__ void __launch_bounds__(kThreads) gate_kernel(GateParams p, int64_t count) {
+__global__ void __launch_bounds__(kThreads) gate_kernel(GateParams p, int64_t first_byte, int64_t count) {
     const A gain = static_cast<A>(p.gain), slope = static_cast<A>(p.slope), clamp = static_cast<A>(p.clamp);
-    for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < count; k += static_cast<int64_t>(gridDim.x) * kThreads) {
+    for (int64_t k = first_byte + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < count; k += static_cast<int64_t>(gridDim.x) * kThreads) {
         const int64_t row = k / p.code_bytes;
         const int first = static_cast<int>(k - row * p.code_bytes) * 4;
         A* u = static_cast<A*>(p.u) + row * p.mid_w + first;
@@ -40,11 +40,11 @@ __global__ void __launch_bounds__(kThreads) gate_kernel(GateParams p, int64_t co
 template <class A>
 void launch(const GateParams& p, void* stream) {
     [[maybe_unused]] Stream s = static_cast<Stream>(stream);
-    const int64_t count = p.rows * p.code_bytes, blocks = (count + kThreads - 1) / kThreads;
-    const unsigned grid = static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20);
-    if (p.mode == kPlain) OPS_LAUNCH((gate_kernel<A, kPlain>), grid, kThreads, 0, s, p, count);
-    if (p.mode == kSave) OPS_LAUNCH((gate_kernel<A, kSave>), grid, kThreads, 0, s, p, count);
-    if (p.mode == kGated) OPS_LAUNCH((gate_kernel<A, kGated>), grid, kThreads, 0, s, p, count);
+    const int64_t count = p.rows * p.code_bytes, first = p.limits.first(count);
+    const unsigned grid = Limits{p.limits.blocks, 0}.grid((count - first + kThreads - 1) / kThreads, 1 << 20);
+    if (p.mode == kPlain) OPS_LAUNCH((gate_kernel<A, kPlain>), grid, kThreads, 0, s, p, first, count);
+    if (p.mode == kSave) OPS_LAUNCH((gate_kernel<A, kSave>), grid, kThreads, 0, s, p, first, count);
+    if (p.mode == kGated) OPS_LAUNCH((gate_kernel<A, kGated>), grid, kThreads, 0, s, p, first, count);
 }
 
 }  // namespace

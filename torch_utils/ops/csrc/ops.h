@@ -12,6 +12,18 @@ enum Dtype { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
 // The order is that of activation_funcs in bias_act.py.
 enum Activation { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
 
+// For tests, which cannot fill a device: how many blocks a grid has at most, and how many of a kernel's last work items are done. 0: all.
+struct Limits {
+    int blocks;
+    int64_t tail;
+
+    int64_t first(int64_t work) const { return tail > 0 && tail < work ? work - tail : 0; }
+    unsigned grid(int64_t work, int64_t most = 1 << 30) const {
+        const int64_t needed = work - first(work), limit = blocks > 0 ? blocks : most;
+        return static_cast<unsigned>(needed < limit ? needed : limit);
+    }
+};
+
 // clamp(gain * act(x + b)) or its derivatives, element by element. Tensors are dense and share one order in memory.
 struct BiasActParams {
     const void* x;    // input of the activation before its bias; order 0, or derivatives in terms of x
@@ -25,26 +37,27 @@ struct BiasActParams {
     int order;  // 0: y. 1: dy * G. 2: ddx * dy * (derivative of G in the saved tensor). G is the slope of the whole operation.
     double alpha, gain, clamp;  // clamp < 0: none
     int64_t count;
-    int64_t step;      // consecutive elements that share a bias
-    int64_t channels;  // biases
-    int64_t phase;     // position of the first element among step * channels
-    int64_t max_slice; // elements per launch; 0: as many as the kernel can (for tests; a multiple of 8)
+    int64_t step;       // consecutive elements that share a bias
+    int64_t channels;   // biases
+    int64_t max_slice;  // elements per launch; 0: as many as the kernel can (for tests)
+    Limits limits;
 };
 
 // out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis, with x = 0 outside of the image and f = 0 outside of its taps.
 struct UpfirdnParams {
-    const void* x;  // [planes, in_h, in_w]
-    void* y;        // [planes, out_h, out_w]
+    const void* x;  // [planes, in_h, in_w], planes = samples * channels; with channels_last [samples, in_h, in_w, channels]
+    void* y;        // [planes, out_h, out_w], or the same with the channels last
     const void* f;  // [taps_y, taps_x], or [taps_x] along both axes if separable; null: one tap of 1. float, or double with float64 images
     const void* b;  // [channels], of the type of x, added to the pixels of x; null: none
-    Dtype in_dtype, out_dtype;
-    bool separable, reverse;  // reverse: the taps are stored last first
+    Dtype in_dtype, out_dtype;         // the same, or one of them float32
+    bool separable, reverse;           // reverse: the taps are stored last first
+    bool channels_last;
     int64_t planes;
     int channels;
     int in_w, in_h, out_w, out_h;
     int up_x, up_y, down_x, down_y, pad_x, pad_y, taps_x, taps_y;
     double gain;
-    int max_blocks;
+    Limits limits;
 };
 
 // y = down(phi(up(x + b))) on a middle grid of mid_h x mid_w samples, where
@@ -69,8 +82,9 @@ struct FilteredLreluParams {
     int up, down, up_taps, down_taps;
     int pad_x, pad_y, crop_x, crop_y;
     float up_gain, gain, slope, clamp;  // up_gain multiplies u; clamp < 0: none
-    int tile_w, tile_h, tiles_x, tiles_y;  // filled in by the launcher
-    int max_blocks;
+    int tile_w, tile_h, tiles_x, tiles_y;  // filled in by the launcher, as is the first tile
+    int64_t first_tile;
+    Limits limits;
 };
 
 // phi on samples [planes, mid_h, mid_w] in place, with codes as above; for what the fused kernels do not cover.
@@ -82,6 +96,7 @@ struct GateParams {
     int64_t rows;  // planes * mid_h
     int mid_w, code_bytes;
     double gain, slope, clamp;
+    Limits limits;
 };
 
 // Each returns nothing and launches without waiting. `stream` is a cudaStream_t, unused on the host.

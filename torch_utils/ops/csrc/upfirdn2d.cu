@@ -2,8 +2,9 @@
 // upfirdn2d for any factors, paddings and filters.
 //
 // Separable filters: a block makes one output tile of one plane. It filters the input rows that the tile sees along x, straight from
-// memory into shared memory, then along y from there to the output. Other filters, and taps too many for shared memory: one thread per
-// output pixel, which reads its window through the cache. Only the polyphase taps that meet a pixel are visited, never inserted zeros.
+// memory into shared memory, then along y from there to the output. Other filters, taps too many for shared memory, and small windows with
+// the channels last: one thread per output, which reads its window through the cache. Only the polyphase taps that meet a pixel are visited,
+// never inserted zeros.
 #include "ops.h"
 #include "platform.h"
 
@@ -15,8 +16,8 @@ constexpr int kTileW = 64, kTileH = 32;
 constexpr size_t kMaxShared = 64 * 1024;  // what every architecture since Turing grants a block
 
 struct Tiling {
-    int tile_w, tile_h, tiles_x, tiles_y, rows;  // rows: input rows of a tile
-    int64_t work;
+    int tile_w, tile_h, tiles_x, tiles_y;
+    int64_t first, work;
 };
 
 // The taps that an output meets: tap `first_tap`, with pixel `first_pixel`, and every up-th after it with the next pixels.
@@ -32,8 +33,23 @@ __device__ __forceinline__ A tap_at(const A* f, int index, int taps, bool revers
     return f == nullptr ? A(1) : f[reverse ? taps - 1 - index : index];
 }
 
-template <class In, class Out, class A, int UP, int DOWN>
+// An output in the type that is asked for: the images' own, or float32.
+template <class In, class A>
+__device__ __forceinline__ void store(const UpfirdnParams& p, int64_t index, A value) {
+    if (p.out_dtype == p.in_dtype) {
+        from_float(value, static_cast<In*>(p.y)[index]);
+    } else if (p.out_dtype == kFloat32) {
+        static_cast<float*>(p.y)[index] = static_cast<float>(value);
+    } else if (p.out_dtype == kFloat16) {
+        from_float(static_cast<float>(value), static_cast<half_t*>(p.y)[index]);
+    } else {
+        from_float(static_cast<float>(value), static_cast<bfloat_t*>(p.y)[index]);
+    }
+}
+
+template <class In, int UP, int DOWN>
 __global__ void __launch_bounds__(kThreads) separable_kernel(UpfirdnParams p, Tiling t) {
+    typedef typename Compute<In>::type A;
     OPS_SHARED(shared);
     A* fx = reinterpret_cast<A*>(shared);
     A* fy = fx + p.taps_x;
@@ -41,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) separable_kernel(UpfirdnParams p, Ti
     const A* f = static_cast<const A*>(p.f);
     for (int i = threadIdx.x; i < p.taps_x; i += kThreads) fx[i] = tap_at(f, i, p.taps_x, p.reverse);
     for (int i = threadIdx.x; i < p.taps_y; i += kThreads) fy[i] = tap_at(f, i, p.taps_y, p.reverse) * static_cast<A>(p.gain);
-    for (int64_t work = blockIdx.x; work < t.work; work += gridDim.x) {
+    for (int64_t work = t.first + blockIdx.x; work < t.work; work += gridDim.x) {
         __syncthreads();
         const int tile = static_cast<int>(work % (t.tiles_x * t.tiles_y));
         const int64_t plane = work / (t.tiles_x * t.tiles_y);
@@ -66,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) separable_kernel(UpfirdnParams p, Ti
             between[r * t.tile_w + c] = sum;
         }
         __syncthreads();
-        Out* y = static_cast<Out*>(p.y) + (plane * p.out_h + y0) * p.out_w + x0;
+        const int64_t y = (plane * p.out_h + y0) * p.out_w + x0;
         for (int item = threadIdx.x; item < height * width; item += kThreads) {
             const int r = item / width, c = item - r * width;
             int row;
@@ -74,98 +90,122 @@ __global__ void __launch_bounds__(kThreads) separable_kernel(UpfirdnParams p, Ti
             const A* column = between + (row - row0) * t.tile_w + c;
             A sum = A(0);
             for (; tap < p.taps_y; tap += UP > 0 ? UP : p.up_y, column += t.tile_w) sum += *column * fy[tap];
-            from_float(sum, y[static_cast<int64_t>(r) * p.out_w + c]);
+            store<In>(p, y + static_cast<int64_t>(r) * p.out_w + c, sum);
         }
     }
 }
 
-template <class In, class Out, class A, int UP, int DOWN>
-__global__ void __launch_bounds__(kThreads) direct_kernel(UpfirdnParams p, int64_t count) {
+// value = quotient * divisor + remainder; 64-bit divisions take several times as long as 32-bit ones.
+__device__ __forceinline__ void divide(int64_t value, int divisor, int64_t& quotient, int& remainder) {
+    if (value <= INT32_MAX) {
+        const uint32_t q = static_cast<uint32_t>(value) / static_cast<uint32_t>(divisor);
+        quotient = q;
+        remainder = static_cast<int>(static_cast<uint32_t>(value) - q * static_cast<uint32_t>(divisor));
+    } else {
+        quotient = value / divisor;
+        remainder = static_cast<int>(value - quotient * divisor);
+    }
+}
+
+// For both orders in memory: the pixels of a plane are `pitch` elements apart, and outputs are counted in the order in which they lie.
+template <class In>
+__global__ void __launch_bounds__(kThreads) direct_kernel(UpfirdnParams p, int64_t first, int64_t count) {
+    typedef typename Compute<In>::type A;
     const A* f = static_cast<const A*>(p.f);
-    for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < count; k += static_cast<int64_t>(gridDim.x) * kThreads) {
-        const int column = static_cast<int>(k % p.out_w), line = static_cast<int>(k / p.out_w % p.out_h);
-        const int64_t plane = k / p.out_w / p.out_h;
+    const int pitch = p.channels_last ? p.channels : 1;
+    first += static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    for (int64_t k = first; k < count; k += static_cast<int64_t>(gridDim.x) * kThreads) {
+        int64_t rest = k, plane;
+        int channel = 0, column, line;
+        if (p.channels_last) divide(rest, p.channels, rest, channel);
+        divide(rest, p.out_w, rest, column);
+        divide(rest, p.out_h, plane, line);  // with the channels last: the sample
+        const int64_t origin = plane * p.in_h * p.in_w * pitch + channel;
+        if (!p.channels_last) divide(plane, p.channels, plane, channel);
         int first_x, tap_x, row, tap_y;
-        meet<UP, DOWN>(column, p.up_x, p.down_x, p.pad_x, first_x, tap_x);
-        meet<UP, DOWN>(line, p.up_y, p.down_y, p.pad_y, row, tap_y);
-        const In* x = static_cast<const In*>(p.x) + plane * p.in_h * p.in_w;
-        const A bias = p.b == nullptr ? A(0) : A(to_float(static_cast<const In*>(p.b)[plane % p.channels]));
+        meet<0, 0>(column, p.up_x, p.down_x, p.pad_x, first_x, tap_x);
+        meet<0, 0>(line, p.up_y, p.down_y, p.pad_y, row, tap_y);
+        const In* x = static_cast<const In*>(p.x) + origin;
+        const A bias = p.b == nullptr ? A(0) : A(to_float(static_cast<const In*>(p.b)[channel]));
         A sum = A(0);
-        for (; tap_y < p.taps_y; tap_y += UP > 0 ? UP : p.up_y, row++) {
+        for (; tap_y < p.taps_y; tap_y += p.up_y, row++) {
             if (row < 0 || row >= p.in_h) continue;
-            const In* pixels = x + static_cast<int64_t>(row) * p.in_w;
+            const In* pixels = x + static_cast<int64_t>(row) * p.in_w * pitch;
             const A* taps = f == nullptr || p.separable ? f : f + static_cast<int64_t>(p.reverse ? p.taps_y - 1 - tap_y : tap_y) * p.taps_x;
             A line_sum = A(0);
             int pixel = first_x;
-            for (int tap = tap_x; tap < p.taps_x; tap += UP > 0 ? UP : p.up_x, pixel++) {
-                if (pixel >= 0 && pixel < p.in_w) line_sum += (A(to_float(pixels[pixel])) + bias) * tap_at(taps, tap, p.taps_x, p.reverse);
+            for (int tap = tap_x; tap < p.taps_x; tap += p.up_x, pixel++) {
+                if (pixel < 0 || pixel >= p.in_w) continue;
+                line_sum += (A(to_float(pixels[static_cast<int64_t>(pixel) * pitch])) + bias) * tap_at(taps, tap, p.taps_x, p.reverse);
             }
             sum += p.separable ? line_sum * tap_at(f, tap_y, p.taps_y, p.reverse) : line_sum;
         }
-        from_float(sum * static_cast<A>(p.gain), static_cast<Out*>(p.y)[k]);
+        store<In>(p, k, sum * static_cast<A>(p.gain));
     }
 }
 
 int rows_of_tile(const UpfirdnParams& p, int tile_h) { return ((tile_h - 1) * p.down_y + p.taps_y - 1) / p.up_y + 2; }
 
-template <class In, class Out, class A, int UP, int DOWN>
-void launch(const UpfirdnParams& p, void* stream) {
-    [[maybe_unused]] Stream s = static_cast<Stream>(stream);
-    const int64_t limit = p.max_blocks > 0 ? p.max_blocks : 1 << 30;
-    Tiling t;
+// Fills in the tiles of the separable kernel; returns its bytes of shared memory, or 0 where the other kernel is the one to take.
+template <class A>
+size_t choose_tiles(const UpfirdnParams& p, Tiling& t) {
+    if (!p.separable || p.channels_last) return 0;
     t.tile_w = p.out_w < kTileW ? p.out_w : kTileW;
     t.tile_h = p.out_h < kTileH ? p.out_h : kTileH;
     size_t bytes = 0;
     // Long filters see many rows: halve the tile until these fit.
     for (;; t.tile_h = (t.tile_h + 1) / 2) {
-        t.rows = rows_of_tile(p, t.tile_h);
-        bytes = (static_cast<size_t>(t.rows) * t.tile_w + p.taps_x + p.taps_y) * sizeof(A);
+        bytes = (static_cast<size_t>(rows_of_tile(p, t.tile_h)) * t.tile_w + p.taps_x + p.taps_y) * sizeof(A);
         if (bytes <= kMaxShared || t.tile_h == 1) break;
     }
-    if (p.separable && bytes <= kMaxShared) {
-        t.tiles_x = (p.out_w + t.tile_w - 1) / t.tile_w;
-        t.tiles_y = (p.out_h + t.tile_h - 1) / t.tile_h;
-        t.work = p.planes * t.tiles_x * t.tiles_y;
-        OPS_LAUNCH((separable_kernel<In, Out, A, UP, DOWN>), static_cast<unsigned>(t.work < limit ? t.work : limit), kThreads, bytes, s, p, t);
-        return;
-    }
-    const int64_t count = p.planes * p.out_h * p.out_w, blocks = (count + kThreads - 1) / kThreads;
-    OPS_LAUNCH((direct_kernel<In, Out, A, UP, DOWN>), static_cast<unsigned>(blocks < limit ? blocks : limit), kThreads, 0, s, p, count);
+    t.tiles_x = (p.out_w + t.tile_w - 1) / t.tile_w;
+    t.tiles_y = (p.out_h + t.tile_h - 1) / t.tile_h;
+    t.work = p.planes * t.tiles_x * t.tiles_y;
+    t.first = p.limits.first(t.work);
+    return bytes <= kMaxShared ? bytes : 0;
 }
 
-// The common factors as constants, so that the divisions disappear.
-template <class T>
-void launch_same(const UpfirdnParams& p, void* stream) {
-    typedef typename Compute<T>::type A;
-    const bool square = p.up_x == p.up_y && p.down_x == p.down_y;
-    if (square && p.up_x == 1 && p.down_x == 1) {
-        launch<T, T, A, 1, 1>(p, stream);
-    } else if (square && p.up_x == 2 && p.down_x == 1) {
-        launch<T, T, A, 2, 1>(p, stream);
-    } else if (square && p.up_x == 1 && p.down_x == 2) {
-        launch<T, T, A, 1, 2>(p, stream);
-    } else {
-        launch<T, T, A, 0, 0>(p, stream);
+template <class In>
+void launch(const UpfirdnParams& p, void* stream) {
+    [[maybe_unused]] Stream s = static_cast<Stream>(stream);
+    Tiling t;
+    const size_t bytes = choose_tiles<typename Compute<In>::type>(p, t);
+    if (bytes == 0) {
+        const int64_t count = p.planes * p.out_h * p.out_w;
+        const int64_t first = p.limits.first(count);
+        const unsigned grid = Limits{p.limits.blocks, 0}.grid((count - first + kThreads - 1) / kThreads);
+        OPS_LAUNCH((direct_kernel<In>), grid, kThreads, 0, s, p, first, count);
+        return;
     }
+    const unsigned grid = p.limits.grid(t.work);
+    if constexpr (sizeof(In) <= 4) {
+        // The common factors as constants, so that the divisions disappear.
+        const bool square = p.up_x == p.up_y && p.down_x == p.down_y;
+        if (square && p.up_x == 1 && p.down_x == 1) {
+            OPS_LAUNCH((separable_kernel<In, 1, 1>), grid, kThreads, bytes, s, p, t);
+            return;
+        }
+        if (square && p.up_x == 2 && p.down_x == 1) {
+            OPS_LAUNCH((separable_kernel<In, 2, 1>), grid, kThreads, bytes, s, p, t);
+            return;
+        }
+        if (square && p.up_x == 1 && p.down_x == 2) {
+            OPS_LAUNCH((separable_kernel<In, 1, 2>), grid, kThreads, bytes, s, p, t);
+            return;
+        }
+    }
+    OPS_LAUNCH((separable_kernel<In, 0, 0>), grid, kThreads, bytes, s, p, t);
 }
 
 }  // namespace
 
 void upfirdn2d(const UpfirdnParams& p, void* stream) {
     if (p.planes == 0) return;
-    if (p.in_dtype == p.out_dtype) {
-        switch (p.in_dtype) {
-            case kFloat32: launch_same<float>(p, stream); break;
-            case kFloat16: launch_same<half_t>(p, stream); break;
-            case kBFloat16: launch_same<bfloat_t>(p, stream); break;
-            case kFloat64: launch<double, double, double, 0, 0>(p, stream); break;
-        }
-    } else if (p.out_dtype == kFloat32) {
-        if (p.in_dtype == kFloat16) launch<half_t, float, float, 0, 0>(p, stream);
-        if (p.in_dtype == kBFloat16) launch<bfloat_t, float, float, 0, 0>(p, stream);
-    } else {
-        if (p.out_dtype == kFloat16) launch<float, half_t, float, 0, 0>(p, stream);
-        if (p.out_dtype == kBFloat16) launch<float, bfloat_t, float, 0, 0>(p, stream);
+    switch (p.in_dtype) {
+        case kFloat32: launch<float>(p, stream); break;
+        case kFloat16: launch<half_t>(p, stream); break;
+        case kBFloat16: launch<bfloat_t>(p, stream); break;
+        case kFloat64: launch<double>(p, stream); break;
     }
 }
 
