@@ -15,7 +15,6 @@ import torch
 
 from . import extension
 
-
 _ARCH_HELP = "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without a GPU: sm_80, sm_90 and compute_80]"
 
 

@@ -4,6 +4,8 @@
 Outputs, codes and shared memory start as NaN patterns in the host build, so an element that a kernel does not write fails its comparison.
 """
 
+import os
+
 import numpy as np
 import pytest
 import scipy.special
@@ -251,6 +253,65 @@ def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untype
     rows, columns = AxisPlan(h, len(fu), up, 1, top, bottom), AxisPlan(w, len(fu), up, 1, left, right)
     down_plans = (AxisPlan(rows.out_size, len(fd), 1, down), AxisPlan(columns.out_size, len(fd), 1, down))
     return x, (fu, fd), None, (rows, columns), down_plans, False, 2**0.5, 0.2, 0.9
+
+
+HUGE = 46540  # pixels of a side: one plane has more than 2^31 elements; the last tile of every kernel has more than 8 x 8
+
+
+def huge(corner: torch.Tensor, last: bool = False, size: int = HUGE) -> torch.Tensor:
+    """[2, C, size, size] float16 (`last`: channels_last), zero but for the far corner; takes memory only where it is touched."""
+    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 20 << 30:
+        pytest.skip("needs a machine with 20 GB of memory")
+    channels, height, width = corner.shape
+    x = torch.from_numpy(np.zeros((2, size, size, channels), np.float16)).permute(0, 3, 1, 2)
+    x = x if last else x.reshape(2, channels, size, size)
+    x[1, :, -height:, -width:] = corner
+    return x
+
+
+def test_bias_act_counts_beyond_32_bits(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    corner, b = normal(1, 2, 3000).half(), torch.tensor([5.0, -0.5]).half()
+    host.set_limits(tail=3000)
+    y = bias_act(huge(corner), b, 0, "swish")
+    torch.testing.assert_close(y[1, 0, -1, -3000:].double(), bias_act(corner[0, -1].double() - 0.5, act="swish", impl="ref"), rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("taps", [(3,), (3, 3)])
+def test_upfirdn2d_counts_beyond_32_bits(host, taps: tuple[int, ...], last: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    corner, f = normal(2 if last else 1, 20, 20, seed=1).half(), normal(*taps, seed=2).float()
+    host.set_limits(tail=2 if taps == (3,) and not last else 40)
+    y = upfirdn2d(huge(corner, last), f, padding=1)
+    wanted = upfirdn2d(corner[None].double(), f.double(), padding=1, impl="ref")
+    torch.testing.assert_close(y[1, :, -1, -19:].double(), wanted[0, :, -1, -19:], rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["same", "same radial"])
+def test_filtered_lrelu_counts_beyond_32_bits(host, name: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    up, down, taps_up, taps_down, padding, full = LAYERS[name]
+    fu, fd = normal(taps_up, seed=5).float() / 3, (radial(taps_down) if full else normal(taps_down, seed=7) / 3).float()
+    arguments = {"up": up, "down": down, "padding": padding}
+    corner, gradient = normal(1, 50, 50, seed=1).half(), torch.zeros(1, 50, 50, dtype=torch.half)
+    gradient[:, -6:, -6:] = normal(1, 6, 6, seed=2)
+    small = corner[None].double().requires_grad_()
+    wanted = filtered_lrelu(small, fu.double(), fd.double(), impl="ref", **arguments)
+    (wanted_dx,) = torch.autograd.grad(wanted, small, gradient[None].double()[:, :, 50 - wanted.shape[2] :, 50 - wanted.shape[3] :])
+    host.set_limits(tail=1)
+    x = huge(corner).requires_grad_()
+    y = filtered_lrelu(x, fu, fd, **arguments)
+    assert y.shape[2:] == (HUGE - 50 + wanted.shape[2], HUGE - 50 + wanted.shape[3])
+    (dx,) = torch.autograd.grad(y, x, huge(gradient, size=y.shape[3]))
+    close(y.detach()[1, 0, -8:, -8:], wanted.detach()[0, 0, -8:, -8:], 4 * TOLERANCES[torch.half])
+    close(dx[1, 0, -8:, -8:], wanted_dx[0, 0, -8:, -8:], 4 * TOLERANCES[torch.half])
+
+
+def test_passes_count_beyond_32_bits(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    corner = normal(1, 40, 40, seed=1).half()
+    host.set_limits(tail=100)
+    x = huge(corner).requires_grad_()
+    y = filtered_lrelu(x, None, None, down=3)
+    wanted = filtered_lrelu(corner[None].double(), None, None, down=3, impl="ref")
+    close(y.detach()[1, 0, -1, -10:], wanted[0, 0, -1, -10:], 4 * TOLERANCES[torch.half])
 
 
 def test_empty_batches() -> None:

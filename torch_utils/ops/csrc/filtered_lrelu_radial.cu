@@ -145,7 +145,6 @@ __global__ void __launch_bounds__(kMaxThreads, 2) full_down_kernel(FilteredLrelu
             down_full<float, DOWN, TAPS>(p, t, mid, mid_pitch, part, taps);
         }
         if (MODE == kSave) write_codes(p, t, code_pitch, codes);
-        if (work + gridDim.x < work_end) __syncthreads();
     }
 }
 
@@ -270,7 +269,6 @@ __global__ void __launch_bounds__(kMaxThreads, 2) full_up_kernel(FilteredLreluPa
         down_horizontal<DOWN, TAPS>(p, t, mid, mid_pitch, out, out_pitch);
         __syncthreads();
         down_vertical<DOWN, TAPS>(p, t, out_pitch, out);
-        if (work + gridDim.x < work_end) __syncthreads();
     }
 }
 

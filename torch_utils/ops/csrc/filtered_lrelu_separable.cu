@@ -121,8 +121,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) separable_kernel(FilteredLrelu
         __syncthreads();
         down_vertical<DOWN, TAPS>(p, t, out_pitch, out);
         if (MODE == kSave) write_codes(p, t, code_pitch, codes);
-        // The next tile overwrites what this one is still reading.
-        if (work + gridDim.x < work_end) __syncthreads();
+        // No barrier here: the next tile writes `up` and read codes, which nobody reads after the second barrier, and the rest after its first.
     }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs the kernel sources on a CPU, for tests: blocks one after the other, the threads of a block as fibres that change at barriers.
 //
-// Shared memory has exactly the size that the launch asked for, is filled with NaN patterns before each block, and is followed by a
+// The threads take turns in an order that changes from barrier to barrier, so that one that reads what another has yet to write shows in
+// the results. Shared memory has exactly the size that the launch asked for, is filled with NaN patterns before each block, and is followed by a
 // guard that is checked after it. A block whose threads do not all reach the same barriers stops the program.
 #pragma once
 
@@ -44,6 +45,7 @@ struct State {
     ucontext_t scheduler;
     std::vector<Fibre> fibres;
     unsigned current = 0;
+    uint32_t random = 1;
     std::vector<unsigned char> memory;
     const std::function<void()>* body = nullptr;
 };
@@ -65,6 +67,18 @@ inline void barrier() {
     swapcontext(&s.fibres[s.current].context, &s.scheduler);
 }
 
+// A pseudorandom order of n threads: from some thread on in steps that reach all.
+struct Order {
+    unsigned start, step;
+};
+
+inline Order next_order(unsigned n) {
+    State& s = state();
+    s.random = s.random * 1664525u + 1013904223u;
+    const unsigned value = s.random >> 8;
+    return {value % n, (n & (n - 1)) == 0 ? (value | 1) % n : value % 2 == 0 ? 1 : n - 1};
+}
+
 inline void run_block(unsigned threads) {
     State& s = state();
     for (unsigned i = 0; i < threads; i++) {
@@ -80,7 +94,9 @@ inline void run_block(unsigned threads) {
     // Every round takes each thread to its next barrier or to its end: all of them, or the barrier is divergent.
     for (unsigned finished = 0; finished < threads;) {
         finished = 0;
-        for (unsigned i = 0; i < threads; i++) {
+        const Order order = next_order(threads);
+        for (unsigned turn = 0; turn < threads; turn++) {
+            const unsigned i = static_cast<unsigned>((order.start + static_cast<uint64_t>(turn) * order.step) % threads);
             s.current = i;
             s.thread = dim3(i);
             swapcontext(&s.scheduler, &s.fibres[i].context);

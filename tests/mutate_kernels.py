@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs tests/torch_utils/ops/test_kernels.py.
+
+    python -m tests.mutate_kernels                                # all; exit status 1 if a mistake survives
+    python -m tests.mutate_kernels --only upfirdn2d               # those whose file or description contains this
+    python -m tests.mutate_kernels --list
+
+Each mutant is the host build of sources with one replacement, loaded into a process of its own. Not part of the default run: a mutant costs
+a compilation of the files it touches and the tests up to the first failure.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = "tests/torch_utils/ops/test_kernels.py"
+_LIMIT_SECONDS = 300
+
+
+class Mutant(NamedTuple):
+    """One replacement of a text that occurs once in a file."""
+
+    file: str
+    old: str
+    new: str
+    what: str
+
+
+def _m(file: str, what: str, old: str, new: str) -> Mutant:
+    return Mutant(file, old, new, what)
+
+
+_BIAS, _FIR, _GATE, _SHARED = "bias_act.cu", "upfirdn2d.cu", "gate.cu", "filtered_lrelu.h"
+_SEPARABLE, _RADIAL, _BINDINGS = "filtered_lrelu_separable.cu", "filtered_lrelu_radial.cu", "bindings.cpp"
+MUTANTS = (
+    # bias_act
+    _m(_BIAS, "swish without its factor", "return c.swish ? x * sigmoid(x) : sigmoid(x);", "return sigmoid(x);"),
+    _m(_BIAS, "sigmoid mirrored", "(x >= A(0) ? A(1) : e)", "(x >= A(0) ? e : A(1))"),
+    _m(_BIAS, "softplus without its linear part", "return (x > A(0) ? x : A(0)) + log1p", "return log1p"),
+    _m(_BIAS, "wrong slope of tanh", "A(1) - v * v : A(-2) * v", "A(1) + v * v : A(-2) * v"),
+    _m(_BIAS, "second derivative of tanh halved", "A(-2) * v", "A(-1) * v"),
+    _m(_BIAS, "second derivative of sigmoid", "v * (A(1) - v) : A(1) - A(2) * v", "v * (A(1) - v) : A(1) - v"),
+    _m(_BIAS, "second derivative of elu dropped", "v + c.negative : A(1));", "v + c.negative : A(0));"),
+    _m(_BIAS, "second derivative of softplus negated", ": exp(-v);", ": -exp(-v);"),
+    _m(_BIAS, "second derivative of swish", "(A(2) + x * (A(1) - A(2) * s))", "(A(2) + x * (A(1) - s))"),
+    _m(_BIAS, "selu's scale", "kSeluScale : 1", "1 : 1"),
+    _m(_BIAS, "lrelu's slope ignored", "kLrelu ? p.alpha : 1", "kLrelu ? 0.2 : 1"),
+    _m(_BIAS, "gain dropped", "+ bias[i], c) * c.gain", "+ bias[i], c)"),
+    _m(_BIAS, "gain dropped in the gradient", "ORDER == 1 ? factor * c.gain : factor", "factor"),
+    _m(_BIAS, "gain doubled in the second derivative", "ORDER == 1 ? factor * c.gain : factor", "factor * c.gain"),
+    _m(_BIAS, "gradient at output instead of value", "y * c.inverse_gain", "y"),
+    _m(_BIAS, "clamp below dropped", "value < -c.clamp ? -c.clamp : ", ""),
+    _m(_BIAS, "gradient passes the clamp", "if (c.clamp >= A(0) && !(fabs(y) < bound)) value = A(0);", ""),
+    _m(_BIAS, "gradient passes on the clamp itself", "!(fabs(y) < bound)", "!(fabs(y) <= bound)"),
+    _m(_BIAS, "clamp not rounded like the output", "c.from_output ? to_float(rounded) : c.clamp", "c.clamp"),
+    _m(
+        _BIAS,
+        "bias added after the activation",
+        "activate<F, A>(to_float(saved.value[i]) + bias[i], c)",
+        "activate<F, A>(to_float(saved.value[i]), c) + bias[i]",
+    ),
+    _m(_BIAS, "bias missing in the gradient", "const A x = y + bias[i];", "const A x = y;"),
+    _m(_BIAS, "next bias one element late", "if (++within == slice.step)", "if (within++ == slice.step)"),
+    _m(_BIAS, "biases do not start over", "if (++channel == slice.channels) channel = 0;", "++channel;"),
+    _m(_BIAS, "channel not wrapped", "(slice.channel + before) % slice.channels", "slice.channel + before"),
+    _m(_BIAS, "slice begins at the first channel", "slice.channel = static_cast<int32_t>(channel);", "slice.channel = 0;"),
+    _m(_BIAS, "slice begins at a channel's first element", "slice.within = static_cast<int32_t>(within);", "slice.within = 0;"),
+    _m(_BIAS, "slice crosses a bias", "size = size < p.step - within ? size : p.step - within;", ""),
+    _m(_BIAS, "last pack left out", "first < slice.count; first += stride", "first + V <= slice.count; first += stride"),
+    _m(_BIAS, "pack stored past the tail", "if (i < left) x[i] = pack.value[i];", "x[i] = pack.value[i];"),
+    _m(_BIAS, "grids do not loop", "first < slice.count; first += stride", "first < slice.count; first = slice.count"),
+    _m(_BIAS, "too few blocks", "(size + kPerBlock - 1) / kPerBlock, 8192", "size / kPerBlock + (size < kPerBlock), 8192"),
+    _m(_BIAS, "third operand ignored", "if (ORDER == 2) value *= to_float(ddx.value[i]);", ""),
+    _m(
+        _BIAS,
+        "offsets of slices in 32 bits",
+        "const void* advance(const void* pointer, int64_t elements)",
+        "const void* advance(const void* pointer, int32_t elements)",
+    ),
+    _m(_BIAS, "offsets of outputs in 32 bits", "static_cast<T*>(p.out) + elements", "static_cast<T*>(p.out) + static_cast<int32_t>(elements)"),
+    # upfirdn2d
+    _m(_FIR, "first pixel rounded down", "first_pixel = ceil_div(out * d - pad, u);", "first_pixel = floor_div(out * d - pad, u);"),
+    _m(_FIR, "padding of the wrong sign", "first_tap = first_pixel * u + pad - out * d;", "first_tap = first_pixel * u - pad - out * d;"),
+    _m(_FIR, "taps not reversed", "reverse ? taps - 1 - index : index", "index"),
+    _m(_FIR, "gain lost by separable filters", "* static_cast<A>(p.gain);\n    for (int64_t work", ";\n    for (int64_t work"),
+    _m(_FIR, "gain lost by other filters", "sum * static_cast<A>(p.gain)", "sum"),
+    _m(
+        _FIR,
+        "paddings swapped (separable, x)",
+        "meet<UP, DOWN>(x0 + c, p.up_x, p.down_x, p.pad_x, pixel, tap);",
+        "meet<UP, DOWN>(x0 + c, p.up_x, p.down_x, p.pad_y, pixel, tap);",
+    ),
+    _m(
+        _FIR,
+        "paddings swapped (direct)",
+        "meet<0, 0>(line, p.up_y, p.down_y, p.pad_y, row, tap_y);",
+        "meet<0, 0>(line, p.up_y, p.down_y, p.pad_x, row, tap_y);",
+    ),
+    _m(_FIR, "factors swapped", "meet<0, 0>(column, p.up_x, p.down_x", "meet<0, 0>(column, p.up_y, p.down_y"),
+    _m(_FIR, "row bound off by one", "if (row >= 0 && row < p.in_h) {", "if (row >= 0 && row < p.in_h - 1) {"),
+    _m(_FIR, "column bound missing", "if (pixel >= 0 && pixel < p.in_w) sum +=", "if (pixel >= 0) sum +="),
+    _m(_FIR, "row bound of the direct kernel", "if (row < 0 || row >= p.in_h) continue;", "if (row < 0 || row > p.in_h) continue;"),
+    _m(_FIR, "no barrier between the passes", "        __syncthreads();\n        const int64_t y", "        const int64_t y"),
+    _m(_FIR, "no barrier between tiles", "work += gridDim.x) {\n        __syncthreads();", "work += gridDim.x) {"),
+    _m(_FIR, "last tile of full width", "p.out_w - x0 < t.tile_w ? p.out_w - x0 : t.tile_w", "t.tile_w"),
+    _m(_FIR, "last tile of full height", "p.out_h - y0 < t.tile_h ? p.out_h - y0 : t.tile_h", "t.tile_h"),
+    _m(_FIR, "too few tiles", "t.tiles_x = (p.out_w + t.tile_w - 1) / t.tile_w;", "t.tiles_x = p.out_w / t.tile_w;"),
+    _m(_FIR, "shared rows one too few", "/ p.up_y + 2; }", "/ p.up_y; }"),
+    _m(_FIR, "rows of a tile one too few", "+ p.taps_y - 1, p.up_y) + 1;", "+ p.taps_y - 1, p.up_y);"),
+    _m(_FIR, "channels_last pitch ignored", "p.channels_last ? p.channels : 1;", "1;"),
+    _m(
+        _FIR,
+        "plane offset in 32 bits",
+        "static_cast<const In*>(p.x) + plane * p.in_h * p.in_w;",
+        "static_cast<const In*>(p.x) + static_cast<int32_t>(plane * p.in_h * p.in_w);",
+    ),
+    _m(_FIR, "line offset in 32 bits", "x + static_cast<int64_t>(row) * p.in_w;\n", "x + static_cast<int32_t>(row * p.in_w);\n"),
+    _m(_FIR, "origin in 32 bits", "const int64_t origin =", "const int32_t origin ="),
+    _m(_FIR, "pixels in 32 bits", "pixels[static_cast<int64_t>(pixel) * pitch]", "pixels[pixel * pitch]"),
+    _m(_FIR, "output offset in 32 bits", "const int64_t y = (plane", "const int32_t y = (plane"),
+    _m(_FIR, "output count in 32 bits", "for (int64_t k = first; k < count;", "for (int64_t k = first; k < static_cast<int32_t>(count);"),
+    _m(_FIR, "division in 32 bits", "if (value <= INT32_MAX) {", "if (value >= 0) {"),
+    _m(_FIR, "bias of the wrong channel", "(p.b)[plane % p.channels]", "(p.b)[0]"),
+    _m(_FIR, "float32 output rounded", "} else if (p.out_dtype == kFloat32) {", "} else if (p.out_dtype == kFloat64) {"),
+    # gate
+    _m(_GATE, "gated by the neighbour's code", "const unsigned code = codes >> (2 * i);", "const unsigned code = codes >> (2 * (i ^ 1));"),
+    _m(_GATE, "codes shifted by one bit", "(outside ? 2u : 0u) << (2 * i)", "(outside ? 2u : 0u) << i"),
+    _m(_GATE, "padding without its code", "codes |= 2u << (2 * i);", ""),
+    _m(_GATE, "slope without gain", "(code & 1) ? gain * slope : gain", "(code & 1) ? slope : gain"),
+    _m(_GATE, "clamp passes itself", "!(fabs(value) < clamp)", "!(fabs(value) <= clamp)"),
+    _m(_GATE, "row offset in 32 bits", "static_cast<A*>(p.u) + row * p.mid_w", "static_cast<A*>(p.u) + static_cast<int32_t>(row * p.mid_w)"),
+    # filtered_lrelu, all fused kernels
+    _m(_SHARED, "crop of the wrong axis", "t.mid_x0 = t.out_x0 * p.down - p.crop_x;", "t.mid_x0 = t.out_x0 * p.down - p.crop_y;"),
+    _m(
+        _SHARED,
+        "lead off by one",
+        "t.lead_x = t.mid_x0 - (p.pad_x + p.up * (t.group_x0 - 1) + 1);",
+        "t.lead_x = t.mid_x0 - (p.pad_x + p.up * (t.group_x0 - 1));",
+    ),
+    _m(
+        _SHARED,
+        "vertical lead off by one",
+        "t.lead_y = t.mid_y0 - (p.pad_y + p.up * (t.group_y0 - 1) + 1);",
+        "t.lead_y = t.mid_y0 - (p.pad_y + p.up * (t.group_y0 - 1));",
+    ),
+    _m(_SHARED, "last tile of full height", "t.out_h = t.last_y ? p.out_h - t.out_y0 : p.tile_h;", "t.out_h = p.tile_h;"),
+    _m(_SHARED, "bias beside the image", ": 0.f;\n    }\n}\n\n// N pixels", ": bias;\n    }\n}\n\n// N pixels"),
+    _m(_SHARED, "bias of the first channel", "(p.b)[t.plane % p.channels]", "(p.b)[0]"),
+    _m(_SHARED, "row bound missing", "inside && row >= 0 && row < p.in_h ?", "inside && row >= 0 && row <= p.in_h ?"),
+    _m(
+        _SHARED,
+        "upsampling gain lost",
+        "load_taps<UP * K>(p.fu, p.reverse_up, p.up_gain, taps);",
+        "load_taps<UP * K>(p.fu, p.reverse_up, 1.f, taps);",
+    ),
+    _m(_SHARED, "taps of the wrong phase", "sum += v[g + k] * taps[r + k * UP];", "sum += v[g + k] * taps[UP - 1 - r + k * UP];"),
+    _m(_SHARED, "zero counts as positive", "const bool negative = !(u > 0.f);", "const bool negative = u < 0.f;"),
+    _m(_SHARED, "clamp above dropped", "(value > p.clamp ? p.clamp : value)", "value"),
+    _m(_SHARED, "clamped samples keep their slope", "if (!(fabsf(value) < p.clamp)) code |= 2u;", ""),
+    _m(_SHARED, "sign codes inverted", "u * ((code & 1u) ? p.slope * p.gain : p.gain)", "u * ((code & 1u) ? p.gain : p.slope * p.gain)"),
+    _m(_SHARED, "codes read one sample off", "shift = 2 * (t.mid_x0 - 4 * byte0);", "shift = 2 * (t.mid_x0 - 4 * byte0) ^ 2;"),
+    _m(_SHARED, "codes outside of the image have a slope", "kOutside & 0xffu) << (8 * i);", "0u) << (8 * i);"),
+    _m(
+        _SHARED,
+        "third byte of codes forgotten",
+        "for (int i = 0; i < 3; i++) {\n            const int byte",
+        "for (int i = 0; i < 2; i++) {\n            const int byte",
+    ),
+    _m(_SHARED, "codes written in the wrong half", "(8 * (byte & 1))", "(8 * (~byte & 1))"),
+    _m(_SHARED, "last codes not written", "t.last_x ? p.code_bytes - byte0 : p.tile_w * p.down / 4;", "p.tile_w * p.down / 4;"),
+    _m(_SHARED, "last rows of codes not written", "t.last_y ? p.mid_h - t.mid_y0 : p.tile_h * p.down;", "p.tile_h * p.down;"),
+    _m(_SHARED, "padding of codes left", "if (samples < 4) bits", "if (samples < 0) bits"),
+    _m(
+        _SHARED,
+        "downsampling starts a row late",
+        "first = run * kRun * DOWN;\n        float sums[kRun];",
+        "first = run * kRun * DOWN + 1;\n        float sums[kRun];",
+    ),
+    _m(_SHARED, "last outputs of a run left", "if (run * kRun + j < t.out_h) from_float", "if (run * kRun + j < t.out_h - 1) from_float"),
+    _m(
+        _SHARED,
+        "column offset in 32 bits",
+        "const T* x = static_cast<const T*>(p.x) + t.plane * p.in_h * p.in_w + column;",
+        "const T* x = static_cast<const T*>(p.x) + static_cast<int32_t>(t.plane * p.in_h * p.in_w + column);",
+    ),
+    _m(
+        _SHARED,
+        "output offset in 32 bits",
+        "static_cast<T*>(p.y) + (t.plane * p.out_h + t.out_y0) * p.out_w + t.out_x0;",
+        "static_cast<T*>(p.y) + static_cast<int32_t>((t.plane * p.out_h + t.out_y0) * p.out_w + t.out_x0);",
+    ),
+    _m(
+        _SHARED,
+        "offset of read codes in 32 bits",
+        "const uint8_t* source = p.codes + t.plane * p.mid_h * p.code_bytes;",
+        "const uint8_t* source = p.codes + static_cast<int32_t>(t.plane * p.mid_h * p.code_bytes);",
+    ),
+    _m(
+        _SHARED,
+        "offset of written codes in 32 bits",
+        "uint8_t* target = p.codes + t.plane * p.mid_h * p.code_bytes;",
+        "uint8_t* target = p.codes + static_cast<int32_t>(t.plane * p.mid_h * p.code_bytes);",
+    ),
+    # filtered_lrelu, separable filters
+    _m(
+        _SEPARABLE,
+        "no barrier after upsampling",
+        "read_codes(p, t, code_pitch, codes);\n        __syncthreads();",
+        "read_codes(p, t, code_pitch, codes);",
+    ),
+    _m(
+        _SEPARABLE,
+        "no barrier before downsampling",
+        "code_pitch);\n        __syncthreads();\n        down_vertical",
+        "code_pitch);\n        down_vertical",
+    ),
+    _m(_SEPARABLE, "taps not reversed", "p.fd[p.reverse_down ? TAPS - 1 - tap : tap]", "p.fd[tap]"),
+    _m(_SEPARABLE, "lead's taps not cleared", "tap >= 0 && tap < TAPS ? ", "tap < TAPS ? "),
+    _m(_SEPARABLE, "codes not moved by the lead", "words[i] = funnel_left(before, word, 2 * t.lead_x);", "words[i] = word;"),
+    _m(_SEPARABLE, "saved codes not moved by the lead", "funnel_right(words[i], i + 1 < S::kWords ? words[i + 1] : 0u, 2 * t.lead_x)", "words[i]"),
+    _m(_SEPARABLE, "high codes lost", "if (2 * i + 1 < count) units[2 * i + 1]", "if (2 * i + 2 < count) units[2 * i + 1]"),
+    _m(_SEPARABLE, "last output of a run left", "if (run * kRun + j < t.out_w) target[j]", "if (run * kRun + j + 1 < t.out_w) target[j]"),
+    _m(_SEPARABLE, "shared columns one too few", "+ kGroups + K - 1; }", "+ kGroups + K - 2; }"),
+    _m(_SEPARABLE, "shared rows one too few", "return (out_h - 1) * DOWN + TAPS; }", "return (out_h - 1) * DOWN + TAPS - 1; }"),
+    # filtered_lrelu, radial filters
+    _m(
+        _RADIAL,
+        "no barrier after upsampling",
+        "if (MODE == kGated) read_codes(p, t, code_pitch, codes);\n        __syncthreads();",
+        "if (MODE == kGated) read_codes(p, t, code_pitch, codes);",
+    ),
+    _m(
+        _RADIAL,
+        "no barrier before downsampling",
+        "codes, code_pitch);\n        __syncthreads();\n        if (p.dtype",
+        "codes, code_pitch);\n        if (p.dtype",
+    ),
+    _m(
+        _RADIAL,
+        "no barrier after loading pixels",
+        "        read_codes(p, t, code_pitch, codes);\n        __syncthreads();\n        up_full",
+        "        read_codes(p, t, code_pitch, codes);\n        up_full",
+    ),
+    _m(
+        _RADIAL,
+        "no barrier after the full filter",
+        "code_pitch);\n        __syncthreads();\n        down_horizontal",
+        "code_pitch);\n        down_horizontal",
+    ),
+    _m(_RADIAL, "no barrier before the last pass", "out, out_pitch);\n        __syncthreads();", "out, out_pitch);"),
+    _m(_RADIAL, "full filter transposed", "const int x = i / N, y = i - x * N;", "const int y = i / N, x = i - y * N;"),
+    _m(_RADIAL, "full filter not reversed", "f[reverse ? (N - 1 - y) * N + N - 1 - x : y * N + x]", "f[y * N + x]"),
+    _m(_RADIAL, "samples in the wrong part", "column % DOWN * part + column / DOWN", "column % DOWN * part + (column + 1) / DOWN"),
+    _m(_RADIAL, "phase of the full filter", "r_x = UP - 1 - place % UP;", "r_x = place % UP;"),
+    _m(_RADIAL, "last row not read", "row < height ? pixels", "row < height - 1 ? pixels"),
+    _m(_RADIAL, "column bound missing", "column >= 0 && column < p.in_w;\n        pixels", "column >= 0;\n        pixels"),
+    _m(_RADIAL, "gated by the neighbour's code", "(2 * (column % 8))", "(2 * (column % 4))"),
+    _m(
+        _RADIAL,
+        "plane offset in 32 bits",
+        "static_cast<const T*>(p.x) + t.plane * p.in_h * p.in_w;",
+        "static_cast<const T*>(p.x) + static_cast<int32_t>(t.plane * p.in_h * p.in_w);",
+    ),
+    _m(
+        _RADIAL,
+        "output offset in 32 bits",
+        "static_cast<T*>(p.y) + (t.plane * p.out_h + t.out_y0) * p.out_w + t.out_x0;",
+        "static_cast<T*>(p.y) + static_cast<int32_t>((t.plane * p.out_h + t.out_y0) * p.out_w + t.out_x0);",
+    ),
+    # what leads to the kernels
+    _m(_BINDINGS, "padding of the transposed map", "plan.crop_x = taps_x(fu) - 1 - plan.pad_x", "plan.crop_x = taps_x(fu) - plan.pad_x"),
+    _m(_BINDINGS, "factors not exchanged", "std::swap(plan.up_y, plan.down_y);", ""),
+    _m(_BINDINGS, "taps not reversed in the gradient", "plan.reverse_up = plan.reverse_down = flip;", "plan.reverse_up = plan.reverse_down = !flip;"),
+    _m(
+        _BINDINGS,
+        "groups of planes begin at the wrong pixel",
+        "static_cast<const char*>(x.const_data_ptr()) + first * u.in_w * u.in_h * size",
+        "static_cast<const char*>(x.const_data_ptr())",
+    ),
+    _m(_BINDINGS, "elements that share a bias", "p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;", "p.step = 1;"),
+    _m(_BINDINGS, "other order in memory not copied", "!same(t.strides(), out.strides())", "false"),
+    _m(_BINDINGS, "channels_last not recognised", "return !x.is_contiguous();", "return true;"),
+)
+
+
+def _commands(work: Path) -> dict[str, str]:
+    """Shell commands of the host build, by the name of their result; sources are those in work/csrc."""
+    from torch_utils.ops import extension
+
+    extension.SOURCE_FOLDER = work / "csrc"
+    (work / "build.ninja").write_text(extension._ninja_file((), host=True))
+    lines = subprocess.run([str(extension.ninja()), "-C", work, "-t", "commands"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.rsplit(" -o ", 1)[1].strip(): line for line in lines if " -o " in line}
+
+
+def _users(work: Path, file: str) -> list[str]:
+    """The sources that a change of a file concerns."""
+    if not file.endswith(".h"):
+        return [file]
+    texts = {path.name: path.read_text() for path in (work / "csrc").iterdir() if path.suffix in (".cu", ".cpp")}
+    return [name for name, text in texts.items() if f'#include "{file}"' in text]
+
+
+def _build(work: Path, commands: dict[str, str], sources: list[str]) -> bool:
+    """Compiles sources and links them with the unchanged objects in work/base; False if that fails."""
+    target = work / "mutant"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(work / "base", target, symlinks=True)
+    for name in [source.replace(".cpp", "") + ".o" for source in sources] + ["ops.so"]:
+        if subprocess.run(commands[name], shell=True, cwd=target, capture_output=True).returncode != 0:
+            return False
+    return True
+
+
+def _survives(library: Path, log: Path) -> bool:
+    """Runs the tests against a library in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        signal.alarm(_LIMIT_SECONDS)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        os._exit(_run_tests(library))
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _run_tests(library: Path) -> int:
+    import hypothesis
+    import pytest
+
+    from torch_utils.ops import extension
+
+    hypothesis.settings.register_profile("mutants", database=None, derandomize=True)
+    hypothesis.settings.load_profile("mutants")
+    extension.build = lambda *_, **__: library  # type: ignore[assignment]
+    return int(pytest.main(["-q", "-x", "--tb=line", "-p", "no:cacheprovider", TESTS]))
+
+
+@click.command(help=__doc__)
+@click.option("--only", default="", help="Mutants whose file or description contains this.")
+@click.option("--list", "list_only", is_flag=True, help="Name the mutants and stop.")
+def main(only: str, list_only: bool) -> None:
+    os.chdir(ROOT)
+    chosen = [m for m in MUTANTS if only in m.file or only in m.what]
+    if list_only:
+        for m in chosen:
+            click.echo(f"{m.file:28s}{m.what}")
+        return
+    import torch  # noqa: F401  # before the forks, so that they need not
+
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        shutil.copytree(ROOT / "torch_utils" / "ops" / "csrc", work / "csrc")
+        for m in chosen:
+            if (work / "csrc" / m.file).read_text().count(m.old) != 1:
+                raise click.ClickException(f"{m.file}: the text of '{m.what}' must occur once: {m.old!r}")
+        commands = _commands(work)
+        (work / "base").mkdir()
+        for command in commands.values():
+            subprocess.run(command, shell=True, cwd=work / "base", check=True)
+        if not _survives(work / "base" / "ops.so", work / "log"):
+            raise click.ClickException("the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:])
+        survivors = []
+        for m in chosen:
+            start, source = time.monotonic(), work / "csrc" / m.file
+            original = source.read_text()
+            source.write_text(original.replace(m.old, m.new))
+            if not _build(work, commands, _users(work, m.file)):
+                raise click.ClickException(f"{m.file}: '{m.what}' does not compile")
+            alive = _survives(work / "mutant" / "ops.so", work / "log")
+            source.write_text(original)
+            killer = re.findall(r"^FAILED (?:.*::)?(\S+)", (work / "log").read_text(), re.M)
+            verdict = "SURVIVES" if alive else f"killed by {killer[0] if killer else 'an abort'}"
+            click.echo(f"{m.file:28s}{m.what:45s}{verdict} ({time.monotonic() - start:.0f} s)")
+            sys.stdout.flush()
+            survivors += [m.what] if alive else []
+    click.echo(f"{len(chosen)} mutants, {len(chosen) - len(survivors)} killed")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
