@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A DCGAN on Fashion-MNIST, GAN against SAN, conditional and not: feature distance, classifier accuracy, balance of classes.
 
-    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; about an hour of a core
+    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; a quarter of an hour of a core
     python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1 --steps=50 --generate=500
 
 The discriminator is an ordinary one with spectral_norm; its SAN is made by san.convert. Any IDX pair of 28x28 grey images will do.
-fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of as many training images, 1,000 by default: with 5,000 the
+fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of as many training images, 500 by default: with 5,000 the
 features would take longer than the training. accuracy: share of generated images that a classifier trained on the data recognises as the class
 that was asked for (conditional only). balance: entropy of the classes that it sees over log(classes). Writes dcgan.json and dcgan.png. What is
 finished is kept: numbers in dcgan.json, generators in --runs.
@@ -32,13 +32,10 @@ import san
 from dnnlib.image_sources import open_source
 from dnnlib.util import atomic_write
 from lab import report
-from lab.classifier import Judge
-from metrics import detectors
-from metrics.fid import frechet_distance
-from metrics.statistics import Moments
+from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
 
-Z, SIDE, WIDTH = 64, 28, 32
+Z, SIDE = 64, 28
 SETTINGS = ("unconditional", "conditional")
 KINDS = ("GAN", "SAN")
 CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the judge's scores during training
@@ -48,31 +45,33 @@ CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the judge's scores during training
 class Plan:
     """Adam with betas (0, 0.9), one generator step per discriminator step, hinge loss.
 
-    bf16: convolutions in bfloat16 (twice as fast on CPUs that have it); the last layers stay in float32.
+    bf16: convolutions in bfloat16 (up to twice as fast on CPUs that have it); the last layers stay in float32.
     """
 
-    steps: int = 2000
-    batch: int = 64
-    lr: float = 2e-4
+    steps: int = 1500
+    batch: int = 32
+    width: int = 16  # channels; the middle of the networks has four times as many
+    lr: float = 4e-4
     ema: float = 0.995
-    generate: int = 1000
+    generate: int = 500
     bf16: bool = True
 
 
 class Generator(nn.Module):
     """Latents [N, Z] and, if there are classes, labels int64 [N] -> images [N, 1, 28, 28] in [-1, 1]."""
 
-    def __init__(self, classes: int, bf16: bool = False) -> None:
+    def __init__(self, classes: int, plan: Plan) -> None:
         super().__init__()
-        self.classes, self.bf16 = classes, bf16
-        self.first = nn.Linear(Z + classes, 4 * WIDTH * 7 * 7, bias=False)
+        self.classes, self.bf16, width = classes, plan.bf16, plan.width
+        self.middle = 4 * width
+        self.first = nn.Linear(Z + classes, 4 * width * 7 * 7, bias=False)
         self.body = nn.Sequential(
-            nn.BatchNorm2d(4 * WIDTH),
+            nn.BatchNorm2d(4 * width),
             nn.ReLU(),
-            nn.ConvTranspose2d(4 * WIDTH, 2 * WIDTH, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(2 * WIDTH),
+            nn.ConvTranspose2d(4 * width, 2 * width, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(2 * width),
             nn.ReLU(),
-            nn.ConvTranspose2d(2 * WIDTH, 1, 4, 2, 1),
+            nn.ConvTranspose2d(2 * width, 1, 4, 2, 1),
             nn.Tanh(),
         )
 
@@ -80,25 +79,25 @@ class Generator(nn.Module):
         if c is not None:
             z = torch.cat([z, F.one_hot(c, self.classes).to(z.dtype)], dim=1)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return self.body(self.first(z).view(len(z), 4 * WIDTH, 7, 7)).float()
+            return self.body(self.first(z).view(len(z), self.middle, 7, 7)).float()
 
 
 class Discriminator(nn.Module):
     """Images [N, 1, 28, 28] -> logits [N, 1]: linear(h), and + <embed(c), h> if there are classes (Miyato & Koyama, ICLR 2018)."""
 
-    def __init__(self, classes: int, bf16: bool = False) -> None:
+    def __init__(self, classes: int, plan: Plan) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.bf16, width = plan.bf16, plan.width
         self.body = nn.Sequential(
-            spectral_norm(nn.Conv2d(1, WIDTH, 4, 2, 1)),
+            spectral_norm(nn.Conv2d(1, width, 4, 2, 1)),
             nn.LeakyReLU(0.1),
-            spectral_norm(nn.Conv2d(WIDTH, 2 * WIDTH, 4, 2, 1)),
+            spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
             nn.LeakyReLU(0.1),
-            spectral_norm(nn.Conv2d(2 * WIDTH, 4 * WIDTH, 3, 1, 1)),
+            spectral_norm(nn.Conv2d(2 * width, 4 * width, 3, 1, 1)),
             nn.LeakyReLU(0.1),
         )
-        self.linear = nn.Linear(4 * WIDTH, 1)
-        self.embed = nn.Embedding(classes, 4 * WIDTH) if classes else None
+        self.linear = nn.Linear(4 * width, 1)
+        self.embed = nn.Embedding(classes, 4 * width) if classes else None
 
     def forward(self, x: Tensor, c: Tensor | None) -> Any:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
@@ -108,9 +107,9 @@ class Discriminator(nn.Module):
         return logits if self.embed is None else logits + (self.embed(c) * h).sum(1, keepdim=True)
 
 
-def discriminator(classes: int, is_san: bool, bf16: bool = False) -> nn.Module:
+def discriminator(classes: int, is_san: bool, plan: Plan) -> nn.Module:
     """The discriminator, or its SAN."""
-    D = Discriminator(classes, bf16)
+    D = Discriminator(classes, plan)
     return san.convert(D, ["linear", "embed"] if classes else "linear") if is_san else D
 
 
@@ -128,7 +127,7 @@ def train(
     pixels: float [N, 1, 28, 28] in [-1, 1]. classes = 0: unconditional.
     """
     torch.manual_seed(seed)
-    G, D = Generator(classes, plan.bf16), discriminator(classes, is_san, plan.bf16)
+    G, D = Generator(classes, plan), discriminator(classes, is_san, plan)
     average = torch.optim.swa_utils.AveragedModel(G, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(plan.ema), use_buffers=True)
     averaged: Any = average.module.eval()
     g_opt, d_opt = (torch.optim.Adam(m.parameters(), plan.lr, betas=(0.0, 0.9)) for m in (G, D))
@@ -165,22 +164,13 @@ def generate(G: Generator, n: int, classes: int, seed: int = 0) -> tuple[Tensor,
     return torch.cat(parts), c
 
 
-def features(detector: detectors.Detector, pixels: Tensor) -> Moments:
-    """Mean and covariance of lite0 features of uint8 images."""
-    store = Moments(detector.dims["features"])
-    for part in pixels.split(100):
-        store.append(detector(part)["features"].numpy())
-    return store
-
-
 class Bench:
     """The data, and what measures a generator against it. raw: uint8 [N, 1, 28, 28]."""
 
     def __init__(self, raw: Tensor, labels: Tensor, classes: int, plan: Plan) -> None:
         self.pixels, self.labels, self.plan = image_tools.to_float(raw), labels, plan
         self.judge = Judge(raw, labels, classes)
-        self.detector = detectors.load_lite0()
-        self.real = features(self.detector, raw[: plan.generate])
+        self.distance = FeatureDistance(raw[: plan.generate])
 
     def run(self, classes: int, is_san: bool, seed: int) -> tuple[Generator, dict[str, Any]]:
         """Train one GAN (classes = 0: unconditional) and measure it: scores at the end, the judge's over steps, seconds of CPU."""
@@ -195,9 +185,7 @@ class Bench:
         G = train(self.pixels, self.labels, classes, is_san, seed, self.plan, watch)
         seconds = time.process_time() - started
         pixels, asked = generate(G, self.plan.generate, classes)
-        found = features(self.detector, pixels)
-        distance = float(frechet_distance(found.mean, found.covariance, self.real.mean, self.real.covariance))
-        return G, {"scores": {"fd_lite0": distance} | self.judge.scores(pixels, asked), "curve": curve, "cpu_seconds": seconds}
+        return G, {"scores": {"fd_lite0": self.distance(pixels)} | self.judge.scores(pixels, asked), "curve": curve, "cpu_seconds": seconds}
 
 
 def table(runs: dict[str, Any]) -> dict[str, Any]:
@@ -234,11 +222,12 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
 @click.option("--limit", type=int, default=None, help="use the first images only")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
+@click.option("--width", default=Plan.width, show_default=True, help="channels of the networks")
 @click.option("--generate", "count", default=Plan.generate, show_default=True, help="images per measurement")
 @click.option("--bf16/--no-bf16", default=Plan.bf16, show_default=True, help="convolutions in bfloat16")
 @click.option("--runs", "folder", default="training-runs/lab-dcgan", show_default=True, help="where the generators go")
 @click.option("--out", default=str(report.RESULTS), show_default=True)
-def main(data: str, limit: int | None, seeds: int, steps: int, count: int, bf16: bool, folder: str, out: str) -> None:
+def main(data: str, limit: int | None, seeds: int, steps: int, width: int, count: int, bf16: bool, folder: str, out: str) -> None:
     """Train every kind that is missing, measure, print the table, draw."""
     if seeds < 1 or steps < 1 or count < 2:
         raise click.ClickException(f"--seeds={seeds} --steps={steps} --generate={count}: at least 1, 1 and 2 are needed")
@@ -246,7 +235,7 @@ def main(data: str, limit: int | None, seeds: int, steps: int, count: int, bf16:
         raw, raw_labels, classes = load(data, limit)
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
-    plan, results, bench = Plan(steps=steps, generate=count, bf16=bf16), Path(out), None
+    plan, results, bench = Plan(steps=steps, width=width, generate=count, bf16=bf16), Path(out), None
     Path(folder).mkdir(parents=True, exist_ok=True)
     settings = {"plan": dataclasses.asdict(plan), "images": len(raw)}
     found = report.read(results, "dcgan") or {}
@@ -269,15 +258,15 @@ def main(data: str, limit: int | None, seeds: int, steps: int, count: int, bf16:
     for setting, rows in table(runs).items():
         for score, row in rows.items():
             click.echo(f"{setting:14s} {score:9s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   SAN is {row['SAN is']}")
-    picture(samples(Path(folder), classes), runs, results / "dcgan.png")
+    picture(samples(Path(folder), classes, plan), runs, results / "dcgan.png")
 
 
-def samples(folder: Path, classes: int) -> dict[str, np.ndarray]:
+def samples(folder: Path, classes: int, plan: Plan) -> dict[str, np.ndarray]:
     """Name of each kind -> a sheet of samples of its first seed; with classes, a column per class."""
     sheets = {}
     for setting, kind in itertools.product(SETTINGS, KINDS):
         conditioned = classes if setting == "conditional" else 0
-        G = Generator(conditioned)
+        G = Generator(conditioned, plan)
         G.load_state_dict(torch.load(folder / f"{kind}-{setting}-seed0.pt", weights_only=True))
         sheets[f"{kind} {setting}"] = image_tools.grid(generate(G.eval(), 6 * max(classes, 1), conditioned)[0], max(classes, 1))
     return sheets

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """StyleSAN-XL against StyleGAN-XL in the projected setting: train.py with --san=True and with --san=False, same budget, same seeds.
 
-    python -m lab.projected --seeds=3 -- --data=emoji16.zip --cond=True --kimg=500 --batch=64 --syn_layers=7 --cbase=16384 --cmax=256
+    python -m lab.projected --seeds=3 -- --data=fashion16.zip --cond=True --kimg=500 --batch=64 --syn_layers=7 --cbase=16384 --cmax=256
     python -m lab.projected --seeds=3 --collect-only                      # the table of runs that are there
 
-What follows `--` goes to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=fd_lite0_5000 are added where they are not given. The heads of both
+What follows `--` goes to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added where they are not given. The heads of both
 kinds are the same networks from the same weights; without SAN their directions are trained by the hinge loss like everything else (they are
 weight-normalised linear layers). Runs lie in --runs, a folder per kind and seed; finished ones are kept, unfinished ones resumed.
-Writes projected.json: per metric the best and the last value of each run, intervals, and the difference paired by seed.
+
+Measured at every snapshot: fd_lite0, the Frechet distance between lite0 features of --generate images and of as many of the data set; with classes,
+accuracy (the share that a classifier trained on the data set takes for the class asked for) and balance (entropy of the classes it sees over
+log(classes)); and the metrics that train.py was told to evaluate. Writes projected.json (values, intervals, differences paired by seed) and
+projected.png.
 """
 
 from __future__ import annotations
@@ -19,11 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import torch
+from torch import Tensor
 
 from lab import report
+from lab.judge import FeatureDistance, Judge
+from torch_utils import images as image_tools
+from training.data import ImageDataset
+from training.generator import Generator
+from training.generator import load as load_generator
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "fd_lite0_5000"}
+DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
 KINDS = {"StyleGAN-XL": "False", "StyleSAN-XL": "True"}
 
 
@@ -45,45 +57,124 @@ def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] |
     return [*train, f"--outdir={runs / f'{kind}-seed{seed}'}", *added, *options, f"--seed={seed}", f"--san={KINDS[kind]}"]
 
 
-def collect(runs: Path, seeds: int) -> dict[str, Any]:
-    """Metric -> kind -> last and best values by seed; and intervals of the paired improvement (positive = StyleSAN-XL better)."""
-    values: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+@torch.no_grad()
+def generate(G: Generator, count: int) -> tuple[Tensor, Tensor | None]:
+    """uint8 images [count, 3, R, R] of fixed latents and their labels, every class equally often."""
+    z = torch.randn(count, G.z_dim, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % G.c_dim if G.c_dim > 1 else None
+    parts = [image_tools.to_uint8(G(z[i : i + 100], None if labels is None else labels[i : i + 100])) for i in range(0, count, 100)]
+    return torch.cat(parts), labels
+
+
+class Bench:
+    """Measures the snapshots of runs on one data set; what has been measured stays in each run's folder."""
+
+    def __init__(self, data: str, cond: bool, count: int) -> None:
+        dataset = ImageDataset(data, use_labels=cond)
+        pixels = torch.from_numpy(np.stack([dataset[i][0] for i in range(len(dataset))]))
+        self.count, self.distance = count, FeatureDistance(pixels[:count])
+        self.judge = None if dataset.labels is None else Judge(pixels, torch.from_numpy(dataset.labels), dataset.label_dim)
+
+    def measure(self, folder: Path) -> None:
+        """Write FOLDER/lab.json: a line per snapshot."""
+        known = report.read(folder, "lab") or {}
+        lines = known.get("snapshots", {}) if known.get("images") == self.count else {}
+        for path in sorted(folder.glob("network-snapshot-*.pkl")):
+            if path.name not in lines:
+                pixels, asked = generate(load_generator(str(path)), self.count)
+                found = {"kimg": int(path.stem.rsplit("-", 1)[1]), "fd_lite0": self.distance(pixels)}
+                lines[path.name] = found | (self.judge.scores(pixels, asked) if self.judge else {})
+                accuracy = self.judge.held_out_accuracy if self.judge else None
+                report.write(folder, "lab", {"images": self.count, "accuracy of the classifier on held-out images": accuracy, "snapshots": lines})
+
+
+def measure(runs: Path, seeds: int, count: int) -> None:
+    """Measure the snapshots of all finished runs."""
+    bench = None
     for kind in KINDS:
         for seed in range(seeds):
             for folder in run_dirs(runs, kind, seed)[:1]:
-                for path in folder.glob("metric-*.jsonl"):
-                    lines = [json.loads(line) for line in path.read_text().splitlines()]
-                    for name in lines[-1]["results"] if lines else ():
-                        series = [line["results"][name] for line in lines]
-                        better = min if lines[-1].get("lower_is_better", True) else max
-                        values.setdefault(name, {}).setdefault(kind, {})[seed] = {
-                            "last": series[-1],
-                            "best": better(series),
-                            "kimg": lines[-1]["kimg"],
-                        }
+                if command(runs, kind, seed, []) is None:
+                    data = json.loads((folder / "training_options.json").read_text())["config"]["data"]
+                    bench = bench or Bench(data["path"], data["cond"], count)
+                    bench.measure(folder)
+
+
+def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
+    """Name -> (kimg, values, lower is better) of everything that was measured on one run."""
+    found: dict[str, tuple[list[float], list[float], bool]] = {}
+    lines = list((report.read(folder, "lab") or {}).get("snapshots", {}).values())
+    for name in [key for key in (lines[0] if lines else {}) if key != "kimg"]:
+        found[name] = [line["kimg"] for line in lines], [line[name] for line in lines], name == "fd_lite0"
+    for path in folder.glob("metric-*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for name in lines[-1]["results"] if lines else ():
+            found[name] = [line["kimg"] for line in lines], [line["results"][name] for line in lines], lines[-1].get("lower_is_better", True)
+    return found
+
+
+def collect(runs: Path, seeds: int) -> dict[str, Any]:
+    """Metric -> kind -> values by seed; and intervals of the last and the best value, and of the improvement paired by seed (positive =
+    StyleSAN-XL better), for the seeds that both kinds have."""
     found: dict[str, Any] = {}
-    for name, kinds in values.items():
-        found[name] = {"runs": kinds}
-        seeds_of_both = sorted(set.intersection(*(set(k) for k in kinds.values()))) if len(kinds) == 2 else []
-        for which in ("last", "best") if seeds_of_both else ():
-            gan, own = ([kinds[kind][s][which] for s in seeds_of_both] for kind in KINDS)
-            improvement = report.interval([a - b for a, b in zip(gan, own, strict=True)])
-            found[name][which] = {
+    for kind in KINDS:
+        for seed in range(seeds):
+            for folder in run_dirs(runs, kind, seed)[:1]:
+                for name, (kimg, values, lower) in series(folder).items():
+                    row = found.setdefault(name, {"lower is better": lower, "runs": {k: {} for k in KINDS}})
+                    best = min(values) if lower else max(values)
+                    row["runs"][kind][str(seed)] = {"last": values[-1], "best": best, "kimg": kimg, "values": values}
+    for row in found.values():
+        gan_runs, own_runs = row["runs"].values()
+        both = sorted(gan_runs.keys() & own_runs.keys())
+        for which in ("last", "best") if both else ():
+            gan, own = ([kind[s][which] for s in both] for kind in (gan_runs, own_runs))
+            sign = -1 if row["lower is better"] else 1
+            improvement = report.interval([sign * (y - x) for x, y in zip(gan, own, strict=True)])
+            row[which] = {
                 "StyleGAN-XL": report.interval(gan),
                 "StyleSAN-XL": report.interval(own),
-                "improvement if lower is better": improvement,
+                "improvement": improvement,
                 "StyleSAN-XL is": report.verdict(improvement),
             }
     return found
 
 
+def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
+    """Samples of the first seed of both kinds, and every metric over images shown (mean and 95% interval over seeds)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(4 + 3.2 * len(found), 4.6), layout="constrained")
+    panels: Any = figure.subfigures(1, 2, width_ratios=(2.2, 1.6 * len(found)))
+    for axes, kind in zip(panels[0].subplots(2, 1), KINDS, strict=True):
+        folders = run_dirs(runs, kind, 0)
+        if folders and (folders[0] / "network-snapshot.pkl").is_file():
+            G = load_generator(str(folders[0] / "network-snapshot.pkl"))
+            columns = G.c_dim if 1 < G.c_dim <= 20 else 10
+            axes.imshow(image_tools.grid(generate(G, 6 * columns)[0], columns))
+        axes.set_title(kind, fontsize=10)
+        axes.axis("off")
+    for axes, (name, row) in zip(np.atleast_1d(panels[1].subplots(1, len(found))), found.items(), strict=True):
+        for (kind, by_seed), colour in zip(row["runs"].items(), ("tab:blue", "tab:orange"), strict=True):
+            if by_seed:
+                report.band(axes, [(run["kimg"], run["values"]) for run in by_seed.values()], colour, kind)
+        axes.set(title=f"{name} ({'lower' if row['lower is better'] else 'higher'} is better)", xlabel="kimg")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 @click.command(help=str(__doc__), context_settings={"ignore_unknown_options": True})
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--runs", default="training-runs/lab-projected", show_default=True)
+@click.option("--generate", "count", default=500, show_default=True, help="images per measurement")
 @click.option("--out", default=str(report.RESULTS), show_default=True)
 @click.option("--collect-only", is_flag=True, help="train nothing")
 @click.argument("options", nargs=-1)
-def main(seeds: int, runs: str, out: str, collect_only: bool, options: tuple[str, ...]) -> None:
+def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, options: tuple[str, ...]) -> None:
     """Train, one run after the other, then tabulate."""
     for seed in range(0 if collect_only else seeds):
         for kind in KINDS:
@@ -93,16 +184,16 @@ def main(seeds: int, runs: str, out: str, collect_only: bool, options: tuple[str
                 code = subprocess.run(line, cwd=ROOT).returncode
                 if code:
                     raise click.ClickException(f"train.py left with exit code {code}; call again to go on")
+    measure(Path(runs), seeds, count)
     found = collect(Path(runs), seeds)
-    report.write(Path(out), "projected", {"options": list(options), "metrics": found})
-    for name, rows in found.items():
-        for which in ("last", "best"):
-            if which in rows:
-                row = rows[which]
-                click.echo(
-                    f"{name} ({which}): StyleGAN-XL {report.text(row['StyleGAN-XL'])}   StyleSAN-XL {report.text(row['StyleSAN-XL'])}   "
-                    f"StyleSAN-XL is {row['StyleSAN-XL is']}"
-                )
+    if not found:
+        raise click.ClickException(f"--runs={runs} holds no finished run: train some (without --collect-only)")
+    report.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
+    picture(Path(runs), found, Path(out) / "projected.png")
+    for name, row in found.items():
+        for which in [w for w in ("last", "best") if w in row]:
+            pair = "   ".join(f"{kind} {report.text(row[which][kind])}" for kind in KINDS)
+            click.echo(f"{name} ({which}): {pair}   StyleSAN-XL is {row[which]['StyleSAN-XL is']}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
-from lab import dcgan, direction, mixture, monoflow, projected, report, toy
-from lab.classifier import Judge
+from lab import dcgan, direction, judge, mixture, monoflow, projected, report, toy
+from lab.judge import Judge
+from tests.toy_data import write_dataset
+from torch_utils.persistence import save_network_pickle
+from training.generator import build_stem
 
 
 def test_interval():
@@ -112,7 +115,54 @@ def test_judge_knows_bright_from_dark(tmp_path):
     assert judge.scores(torch.cat([bright, bright // 5]), None) == {"balance": 1.0}
 
 
-def test_dcgan_keeps_what_is_finished(tmp_path):
+class Brightness:
+    """Instead of the distance of features, whose network takes its time."""
+
+    def __init__(self, real: torch.Tensor) -> None:
+        self.real = float(real.float().mean())
+
+    def __call__(self, pixels: torch.Tensor) -> float:
+        return abs(self.real - float(pixels.float().mean()))
+
+
+def test_feature_distance_grows_with_the_difference(monkeypatch):
+    class Detector:
+        dims = {"features": 2}
+
+        def __call__(self, pixels):
+            return {"features": pixels.flatten(1)[:, :2].float()}
+
+    monkeypatch.setattr(judge.detectors, "load_lite0", Detector)
+    pixels = torch.randint(0, 50, (300, 1, 4, 4), dtype=torch.uint8)
+    distance = judge.FeatureDistance(pixels)
+    assert distance(pixels) == pytest.approx(0, abs=1e-3)
+    assert distance(pixels + 100) == pytest.approx(2 * 100**2, rel=1e-3)  # means 100 apart in both features, the same covariance
+
+
+def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(projected, "FeatureDistance", Brightness)
+    data = write_dataset(tmp_path / "data.zip", 24, 16, ["a", "b"])
+    folder = tmp_path / "StyleSAN-XL-seed0" / "00000-x"
+    folder.mkdir(parents=True)
+    options = {"config": {"data": {"path": str(data), "cond": True}}}
+    (folder / "training_options.json").write_text(json.dumps(options))
+    (folder / "status.json").write_text(json.dumps({"outcome": "finished"}))
+    torch.manual_seed(0)
+    G = build_stem("stylegan3-t", 16, 2, syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=16, num_embeddings=2, embed_dim=8, margin_size=2)
+    for name in ("network-snapshot-000001.pkl", "network-snapshot-000002.pkl", "network-snapshot.pkl"):
+        save_network_pickle(folder / name, {"G_ema": G, "training_set_kwargs": {"path": str(data)}})
+    projected.measure(tmp_path, 1, 6)
+    found = report.read(folder, "lab")["snapshots"]
+    assert [line["kimg"] for line in found.values()] == [1, 2]
+    assert all({"fd_lite0", "balance", "accuracy"} < line.keys() for line in found.values())
+    monkeypatch.setattr(projected, "generate", None)  # no snapshot is drawn again
+    projected.measure(tmp_path, 1, 6)
+    collected = projected.collect(tmp_path, 1)
+    assert collected["fd_lite0"]["runs"]["StyleSAN-XL"]["0"]["kimg"] == [1, 2] and "last" not in collected["fd_lite0"], "no pair, no comparison"
+
+
+def test_dcgan_keeps_what_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(dcgan, "FeatureDistance", Brightness)
     data = write_idx(tmp_path, 64)
     options = [f"--data={data}", f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", "--seeds=1", "--steps=2", "--generate=4"]
     first = CliRunner().invoke(dcgan.main, options, catch_exceptions=False)
@@ -143,7 +193,7 @@ def test_dcgan_gan_and_san_start_alike():
     outputs = []
     for is_san in (False, True):
         torch.manual_seed(0)
-        D = dcgan.discriminator(2, is_san).eval()
+        D = dcgan.discriminator(2, is_san, dcgan.Plan(bf16=False)).eval()
         outputs.append(D(x, c))
     torch.testing.assert_close(outputs[0], outputs[1].fun)
 
@@ -167,10 +217,15 @@ def test_projected_runs_one_flag_apart_and_collects(tmp_path):
             folder = tmp_path / f"{kind}-seed{seed}" / "00000-x"
             folder.mkdir(parents=True)
             lines = [{"results": {"fd": v + offset + seed}, "kimg": k} for k, v in ((1, 5.0), (2, 3.0), (3, 4.0))]
+            snapshots = {f"network-snapshot-{k:06d}.pkl": {"kimg": k, "accuracy": 0.1 * k - 0.05 * offset} for k in (1, 2)}
+            (folder / "lab.json").write_text(json.dumps({"images": 4, "snapshots": snapshots}))
             (folder / "metric-fd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             (folder / "status.json").write_text(json.dumps({"outcome": "finished" if seed == 0 else "interrupted"}))
-    found = projected.collect(tmp_path, 2)["fd"]
-    assert found["runs"]["StyleSAN-XL"][1] == {"last": 5.0, "best": 4.0, "kimg": 3}
-    assert found["best"]["improvement if lower is better"]["mean"] == 1
+    found = projected.collect(tmp_path, 2)
+    assert found["fd"]["runs"]["StyleSAN-XL"]["1"] == {"last": 5.0, "best": 4.0, "kimg": [1, 2, 3], "values": [6.0, 4.0, 5.0]}
+    assert found["fd"]["best"]["improvement"]["mean"] == 1
+    assert found["accuracy"]["last"]["improvement"]["mean"] == pytest.approx(0.05), "more accuracy is better"
+    projected.picture(tmp_path, found, tmp_path / "projected.png")
+    assert (tmp_path / "projected.png").stat().st_size > 1000
     assert projected.command(tmp_path, "StyleSAN-XL", 0, options) is None
     assert projected.command(tmp_path, "StyleSAN-XL", 1, options)[-1].startswith("--resume=")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A judge of small images: which class a generated image is taken for.
+"""Judges of small images: which class a generated image is taken for, and how far the features of many are from those of the data.
 
 Shapes: N images, C channels, R pixels a side (a multiple of four).
 """
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metrics import detectors
+from metrics.fid import frechet_distance
+from metrics.statistics import Moments
 from torch_utils import images as image_tools
 
 HELD_OUT = 0.1  # share of the images that tells how good the judge itself is
@@ -54,3 +57,22 @@ class Judge:
         share = torch.bincount(seen, minlength=self.classes).double() / len(seen)
         found = {"balance": float(torch.special.entr(share).sum()) / math.log(self.classes)}
         return found | ({"accuracy": float((seen == asked).double().mean())} if asked is not None else {})
+
+
+class FeatureDistance:
+    """fd_lite0: Frechet distance between EfficientNet-Lite0 features of images and of `real`, uint8 [N, C, R, R]."""
+
+    def __init__(self, real: Tensor) -> None:
+        self.detector = detectors.load_lite0()
+        self.real = self._moments(real)
+
+    def _moments(self, pixels: Tensor) -> Moments:
+        store = Moments(self.detector.dims["features"])
+        for part in pixels.split(100):
+            store.append(self.detector(part)["features"].numpy())
+        return store
+
+    def __call__(self, pixels: Tensor) -> float:
+        """The distance of images, uint8 [N, C, R, R]. Few images make it large: compare distances of equally many alone."""
+        found = self._moments(pixels)
+        return float(frechet_distance(found.mean, found.covariance, self.real.mean, self.real.covariance))
