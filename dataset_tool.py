@@ -164,7 +164,7 @@ def _check_labels(archive: archives.Archive, report: CheckReport) -> None:
     counts = Counter(label for name, label in index.labels.items() if name in present)
     names = index.class_names or [""] * index.num_classes
     report.classes = [(label, names[label], counts[label]) for label in range(index.num_classes)]
-    report.problems += _abridge([f"class {label} {name!r} has no images" for label, name, count in report.classes if not count])
+    report.problems += _abridge([f"class {label}{f' {name!r}' if name else ''} has no images" for label, name, count in report.classes if not count])
 
 
 def _abridge(problems: list[str]) -> list[str]:

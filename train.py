@@ -32,7 +32,7 @@ import torch
 import dnnlib
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
-from torch_utils import distributed
+from torch_utils import checkpoint, distributed
 from training import build, loop
 from training.config import TrainConfig, describe, from_json, option_type, to_json
 from training.data import ImageDataset
@@ -207,15 +207,28 @@ def new_run_folder(outdir: str, desc: str) -> Path:
         number += 1
 
 
+def recorded_outcome(run_dir: Path) -> str | None:
+    """How the last process of a run folder ended, or None if none has.
+
+    Raises:
+        ValueError: its status.json is damaged.
+    """
+    path = run_dir / "status.json"
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["outcome"])
+    except (ValueError, TypeError, KeyError) as err:
+        raise ValueError(f"{path} is damaged ({str(err)[:100]}): delete it, the run goes on from its checkpoint") from None
+
+
 def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
     """The newest folder of the same description and options whose run has not finished (what --restart_every goes on with)."""
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
         options = path / OPTIONS_FILE
         if path.name.split("-", 1)[-1] != desc or not options.is_file():
             continue
-        status = path / "status.json"
-        outcome = json.loads(status.read_text())["outcome"] if status.is_file() else None
-        if outcome != loop.FINISHED and from_json(json.loads(options.read_text())["config"]) == config:
+        if recorded_outcome(path) != loop.FINISHED and load_run(str(path)) == config:
             return path
         return None
     return None
@@ -332,6 +345,8 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
     for name, value, origin, _ in describe(config, given):
         click.echo(f"  {name:34s} {value:44s} {origin}")
     click.echo(f"  {'derived: images per round':34s} {config.batch_gpu:<44d} batch / gpus unless --batch-gpu is given")
+    click.echo(f"  {'derived: blur at the start, pixels':34s} {config.blur_init_sigma:<44g} unless --blur-init-sigma is given")
+    click.echo(f"  {'derived: EMA ramp-up':34s} {config.ema_rampup:<44g} unless --ema-rampup is given")
     click.echo(f"  {'derived: EMA half-life, kimg':34s} {config.ema_kimg:<44g} batch * 10 / 32 unless --ema-kimg is given")
     flips = " (half of them flipped copies)" if config.data.mirror else ""
     click.echo(
@@ -360,7 +375,12 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
 @config_options
 @click.option("--fp32", type=bool, default=False, help="float32 everywhere (--precision=fp32)")
 @click.option("--resume", metavar="RUN_DIR|PATH|URL", help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)")
-@click.option("--init-from", "init_from", metavar="PATH|URL", help="start from the weights of a network pickle")
+@click.option(
+    "--init-from",
+    "init_from",
+    metavar="PATH|URL",
+    help="start from a network's weights, as far as they fit: other classes, resolution or size",
+)
 @click.option("--freezed", type=int, default=0, help="accepted for compatibility; must be 0")
 @click.option("--stem", is_flag=True, help="accepted for compatibility: without --superres a stem is trained")
 @click.option("-n", "--dry-run", is_flag=True, help="print the whole plan and leave")
@@ -403,9 +423,10 @@ def run_main(values: dict[str, Any]) -> None:
         )
         print_plan(config, given, dataset, target)
         return
-    build.check(config, dataset)
+    existing = Path(resume) if resuming else goes_on
+    build.check(config, dataset, goes_on=existing is not None and checkpoint.latest(existing / "checkpoints") is not None)
     make_evaluator(config, dataset, torch.device("cpu")).check()
-    start(config, Path(resume) if resuming else goes_on, values["outdir"], desc)
+    start(config, existing, values["outdir"], desc)
 
 
 def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) -> None:
@@ -425,8 +446,7 @@ def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) ->
     run_dir = distributed.broadcast_object(run_dir)
     assert run_dir is not None
     distributed.launch(train_process, config.run.gpus, to_json(config), str(run_dir))
-    status = run_dir / "status.json"
-    outcome = json.loads(status.read_text())["outcome"] if status.is_file() else loop.INTERRUPTED
+    outcome = recorded_outcome(run_dir) or loop.INTERRUPTED
     if outcome == loop.RESTART:
         sys.exit(RESTART_EXIT_CODE)
     if outcome == loop.INTERRUPTED:

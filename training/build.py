@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ import numpy as np
 import torch
 
 import dnnlib
-from torch_utils import distributed, features, persistence, rng
-from training import class_names, downscaling
-from training.bundle import dotted
+from torch_utils import distributed, features, rng
+from training import class_names, downscaling, finetune
 from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
 from training.data import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
-from training.generator import Generator, build_stem, build_superres, from_record
+from training.generator import Generator, build_stem, build_superres
 from training.generator import load as load_generator
 from training.state import TrainState
 
@@ -171,8 +171,10 @@ def plan(cfg: TrainConfig, dataset: ImageDataset) -> tuple[Generator, ProjectedD
     return G, D
 
 
-def check(cfg: TrainConfig, dataset: ImageDataset) -> None:
+def check(cfg: TrainConfig, dataset: ImageDataset, goes_on: bool = False) -> None:
     """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that options name.
+
+    goes_on: there is a checkpoint, so that the network of --init-from is not needed any more.
 
     Raises:
         ValueError, OSError: one line.
@@ -180,11 +182,11 @@ def check(cfg: TrainConfig, dataset: ImageDataset) -> None:
     pick_device(cfg.run.device)
     grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
     check_weights(cfg)
-    G, _ = plan(cfg, dataset)
-    if cfg.run.init_from:
-        _same_shapes(cfg.run.init_from, _recorded_generator(_read_pickle(cfg.run.init_from)), G)
+    plan(cfg, dataset)
     make_classifier(cfg.loss, dataset, quiet=True)
-    if not cfg.run.init_from and cfg.data.class_embedding not in ("auto", "random"):
+    if cfg.run.init_from and not goes_on:
+        finetune.read(cfg.run.init_from)
+    if cfg.data.class_embedding not in ("auto", "random"):
         make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
 
 
@@ -234,61 +236,36 @@ def make_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int, se
     return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
 
 
-def _read_pickle(path_or_url: str) -> persistence.NetworkPickle:
-    path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if dnnlib.util.is_url(path_or_url) else path_or_url
-    return persistence.read_network_pickle(path, strict=False)
+def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, saved: Mapping[str, Any] | None = None) -> TrainState:
+    """Networks on their device. The class embedding is computed by the first process and shared.
 
-
-def _recorded_generator(data: persistence.NetworkPickle) -> Generator:
-    return from_record(data["G"] if data.get("G") is not None else data.get("G_ema"))
-
-
-def _same_shapes(path_or_url: str, source: Generator, G: Generator) -> None:
-    ours, theirs = G.state_dict(), source.state_dict()
-    for name in sorted(ours.keys() | theirs.keys()):
-        shapes = [list(d[name].shape) if name in d else "absent" for d in (theirs, ours)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{path_or_url}: {name} is {shapes[0]} there and {shapes[1]} in this run: use the options and classes of the run that made it"
-            )
-
-
-def load_weights(path_or_url: str, G: Generator, D: ProjectedDiscriminator) -> list[str]:
-    """Start G and D from a network pickle (its G, and its D where that is of this kind). Returns lines that say what was taken.
-
-    Raises:
-        ValueError: the pickle's generator is not of this run's shape, or the file cannot be used.
+    saved: the checkpoint that will be loaded into the state: what it brings is then neither computed nor read from other networks' files.
     """
-    data = _read_pickle(path_or_url)
-    source = _recorded_generator(data)
-    _same_shapes(path_or_url, source, G)
-    G.load_state_dict(source.state_dict())
-    lines = [f"generator: all {len(source.state_dict())} tensors from {path_or_url}"]
-    heads = {dotted(name): t for name, t in data["D"].named_tensors().items()} if isinstance(data.get("D"), persistence.Record) else {}
-    wanted = D.saved_state_dict()
-    if {k: list(v.shape) for k, v in wanted.items()} == {k: list(v.shape) for k, v in heads.items()}:
-        D.load_saved_state_dict({k: v.tensor() for k, v in heads.items()})
-        lines.append(f"discriminator: all {len(wanted)} tensors")
-    else:
-        lines.append("discriminator: starts anew (the pickle's is of another kind or size)")
-    return lines
-
-
-def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
-    """Networks on their device. The class embedding is computed by the first process and shared."""
-    stem_training = not cfg.generator.superres and not cfg.run.init_from
-    table = make_class_embedding(cfg.data, dataset, cfg.run.seed, device) if stem_training and distributed.is_main() else None
-    table = distributed.broadcast_object(table)
-    G = make_generator(cfg.generator, dataset, cfg.data.embed_dim if table is None else table.shape[1], cfg.run.seed)
-    if table is not None:
+    conditional_stem = dataset.label_dim > 0 and not cfg.generator.superres
+    source = finetune.read(cfg.run.init_from) if cfg.run.init_from and saved is None else None
+    embed_dim, table = cfg.data.embed_dim, None
+    if conditional_stem and saved is not None:
+        embed_dim = saved["train"]["G"]["mapping.embed.weight"].shape[1]
+    elif conditional_stem:
+        embed_dim = (source and source.embed_dim) or embed_dim
+        if source is None or (finetune.class_rows(source, dataset.class_names, dataset.label_dim)[0] < 0).any():
+            options = dataclasses.replace(cfg.data, embed_dim=embed_dim)
+            table = distributed.broadcast_object(make_class_embedding(options, dataset, cfg.run.seed, device) if distributed.is_main() else None)
+            embed_dim = embed_dim if source is not None and source.embed_dim else table.shape[1]
+    G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
+    if table is not None and source is None:
         G.mapping.set_class_embedding(table)
     D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
-    if cfg.run.init_from:
-        for line in load_weights(cfg.run.init_from, G, D):
-            print(line) if distributed.is_main() else None
+    G_ema, report = finetune.start(source, G, D, dataset.class_names, table) if source is not None else (None, None)
     G.synthesis.reduced_dtype = pick_precision(cfg.run.precision, device)
     D.normalize_()  # SAN: once before the first discriminator step
-    return TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
+    state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
+    if source is not None and G_ema is not None and report is not None:
+        state.G_ema.load_state_dict(G_ema.state_dict())
+        state.started_from = report.as_dict()
+        if distributed.is_main():
+            print("\n".join(filter(None, (report.table(), finetune.warning(source, report)))))
+    return state
 
 
 def make_classifier(cfg: LossConfig, dataset: ImageDataset, quiet: bool = False) -> features.Classifier | None:
@@ -360,7 +337,7 @@ def check_weights(cfg: TrainConfig, download: bool = True) -> list[str]:
     """
     disc, loss = cfg.discriminator, cfg.loss
     needed = [(name, disc.backbone_weights.get(name), f"--backbone-weights={name}=FILE") for name in disc.backbones]
-    if cfg.data.cond and cfg.data.class_embedding == "auto" and not cfg.generator.superres and not cfg.run.init_from:
+    if cfg.data.cond and cfg.data.class_embedding == "auto" and not cfg.generator.superres:
         needed.append((EMBEDDING_NETWORK, None, "--class-embedding=random does without"))
     if loss.cls_weight > 0:
         needed.append((loss.cls_model, loss.cls_weights, "--cls-weights=FILE"))

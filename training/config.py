@@ -99,7 +99,7 @@ class LossConfig:
     cls_classes: str | None = opt(
         None, "JSON of that classifier's class names; None = CLS_WEIGHTS.classes.json if it is there, else ImageNet's", OURS
     )
-    blur_init_sigma: float = opt(2.0, "blur before the discriminator, in pixels; 0 = none", XL, low=0)
+    blur_init_sigma: float | None = opt(None, "blur before the discriminator, in pixels; 0 = none; None = 2, with --init-from 0", XL, low=0)
     blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL, low=0)
     pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL, low=0)
     pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL, low=0)
@@ -119,7 +119,9 @@ class OptimConfig:
     eps: float = opt(1e-8, "Adam epsilon", SG3, low=0)
     d_reg_interval: int = opt(16, "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none", XL, low=0)
     ema_kimg: float = opt(0.0, "half-life of the generator's moving average, kimg; 0 = batch * 10 / 32", SG3, low=0)
-    ema_rampup: float = opt(0.05, "cap the half-life at this fraction of the images shown; 0 = no cap", SG3, low=0)
+    ema_rampup: float | None = opt(
+        None, "cap the half-life at this fraction of the images shown; 0 = no cap; None = 0.05, with --init-from 0", SG3, low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class RunConfig:
     device: str = opt("auto", "auto, cuda, cpu or mps", OURS)
     precision: str = opt("auto", "generator: fp32, fp16, bf16; auto = fp16 on cuda, bf16 on CPUs with bf16 matrix units, else fp32", SG3)
     nobench: bool = opt(False, "disable cuDNN benchmarking", SG3)
-    init_from: str | None = opt(None, "network pickle whose weights the run starts from", SG3)
+    init_from: str | None = opt(None, "network file whose weights the run starts from, as far as they fit", SG3)
     desc: str | None = opt(None, "text in the run folder's name", SG3)
     variety: int = opt(64, "images drawn per tick to measure the variety of classes; fewer in short ticks; 0 = not measured", OURS, low=0)
     grid: str = opt("auto", "columns x rows of the fake grids, such as 10x4", OURS)
@@ -167,6 +169,18 @@ class TrainConfig:
     def ema_kimg(self) -> float:
         """Half-life of the generator's moving average, kimg. Default: batch * 10 / 32 (StyleGAN3)."""
         return self.optim.ema_kimg or self.run.batch * 10 / 32
+
+    @property
+    def blur_init_sigma(self) -> float:
+        """Blur at the start, pixels. Default: 2 (StyleGAN-XL), and none for a run that starts from a network (StyleGAN3)."""
+        default = 0.0 if self.run.init_from else 2.0
+        return default if self.loss.blur_init_sigma is None else self.loss.blur_init_sigma
+
+    @property
+    def ema_rampup(self) -> float:
+        """Cap of the half-life. Default: 0.05, and none for a run that starts from a network, whose average is worth keeping (StyleGAN3)."""
+        default = 0.0 if self.run.init_from else 0.05
+        return default if self.optim.ema_rampup is None else self.optim.ema_rampup
 
     def override(self, changes: dict[str, Any]) -> TrainConfig:
         """Return a copy with `{"section.key": value}` replaced.

@@ -477,15 +477,17 @@ class MappingNetwork(torch.nn.Module):
         with torch.no_grad():
             target.copy_(table)
 
+    def class_features(self, labels: torch.Tensor) -> torch.Tensor:
+        """What fc0 reads of checked labels (int64 [N]) beside the latents: [N, Z], or [N, W] of linear labels."""
+        if self.linear_labels:
+            return _normalize_rms(self.embed(torch.nn.functional.one_hot(labels, self.c_dim).to(self.embed.weight.dtype)))
+        return _normalize_rms(self.embed_proj(self.embed(labels)))
+
     def styles(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """w [N, W] of latents z [N, Z] and checked labels (int64 [N] or None), without truncation."""
         x = _normalize_rms(z.to(torch.float32))
         if labels is not None:
-            if self.linear_labels:
-                y = self.embed(torch.nn.functional.one_hot(labels, self.c_dim).to(x.dtype))
-            else:
-                y = self.embed_proj(self.embed(labels))
-            x = torch.cat([x, _normalize_rms(y)], dim=1)
+            x = torch.cat([x, self.class_features(labels)], dim=1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
         return x

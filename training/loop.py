@@ -32,8 +32,9 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     """
     configure(cfg, device)
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
-    state = build.make_state(cfg, dataset, device)
-    running = resume(state, run_dir, dataset)
+    saved = read_checkpoint(run_dir, dataset)
+    state = build.make_state(cfg, dataset, device, saved)
+    running = resume(state, saved, run_dir)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
     inputs = InputSource(
@@ -77,21 +78,28 @@ def configure(cfg: TrainConfig, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def resume(state: TrainState, run_dir: str, dataset: ImageDataset) -> dict[str, Any] | None:
-    """Restore the newest checkpoint, if there is one. Returns what it says of the tick that was running."""
+def read_checkpoint(run_dir: str, dataset: ImageDataset) -> dict[str, Any] | None:
+    """The newest checkpoint, if there is one."""
     path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
     if path is None:
         return None
     saved = checkpoint.load(path)
     if saved["data_hash"] != dataset.content_hash():
         raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
+    return {**saved, "path": path}
+
+
+def resume(state: TrainState, saved: dict[str, Any] | None, run_dir: str) -> dict[str, Any] | None:
+    """Restore a checkpoint, if there is one. Returns what it says of the tick that was running."""
+    if saved is None:
+        return None
     try:
         state.load_state_dict(saved["train"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is of networks with other options: resume with those of {run_dir} ({reason})") from None
+        raise ValueError(f"{saved['path']} is of networks with other options: resume with those of {run_dir} ({reason})") from None
     if distributed.is_main():
-        print(f"Going on from {path} at {state.progress.nimg / 1000:.1f} kimg")
+        print(f"Going on from {saved['path']} at {state.progress.nimg / 1000:.1f} kimg")
     return saved.get("running")
 
 
@@ -100,13 +108,13 @@ def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: I
     started = time.monotonic()
     p = state.progress
     reals = inputs.real_rounds(p.nimg, *next(loader))
-    sigma = schedules.blur_sigma(p.nimg, cfg.loss.blur_init_sigma, cfg.loss.blur_fade_kimg)
+    sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, cfg.loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
     steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier, reals)
     if cfg.loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= cfg.loss.pl_start_kimg * 1000 and p.step % cfg.loss.pl_interval == 0:
         steps.path_length_step(state, inputs.rounds("path_length", p.nimg, cfg.loss.pl_batch_shrink), cfg.loss, cfg.run.seed)
     steps.d_step(state, inputs.rounds("D", p.nimg), reals, cfg.loss, sigma)
-    state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.optim.ema_rampup))
+    state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
     p.nimg += cfg.run.batch
     p.step += 1
     p.seconds += time.monotonic() - started

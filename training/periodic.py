@@ -116,6 +116,8 @@ class Periodic:
                 drop_lines_after(path, p.nimg / 1000, and_at=p.unscored)
             self.watch.begin(state, self.rows)
             if p.nimg == 0:
+                if state.started_from is not None:
+                    write_json(self.run_dir / "init_from.json", state.started_from)
                 images.save_png(images.grid(self._real_grid(), self.columns), str(self.run_dir / "reals.png"))
                 self.save_fakes(state.G_ema, "fakes_init.png")
         if p.unscored:
@@ -271,6 +273,7 @@ class Periodic:
             "class_names": self.dataset.class_names,
             "data": {"name": self.dataset.name, "hash": self.dataset.content_hash(), "images": len(self.dataset), "metadata": self.dataset.metadata},
             "backbones": {name: network.sha256 for name, network in state.D.feature_networks.items()},
+            "init_from": state.started_from,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

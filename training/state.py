@@ -46,6 +46,7 @@ class TrainState:
     d_opt: torch.optim.Optimizer
     pl_mean: torch.Tensor
     progress: Progress = field(default_factory=Progress)
+    started_from: dict[str, Any] | None = None  # the report of --init-from
 
     @classmethod
     def create(cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int) -> TrainState:
@@ -86,6 +87,7 @@ class TrainState:
             "d_opt": self.d_opt.state_dict(),
             "pl_mean": self.pl_mean,
             "progress": dict(vars(self.progress)),
+            "started_from": self.started_from,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,3 +106,4 @@ class TrainState:
                 group.update(settings)
         self.pl_mean.copy_(state["pl_mean"])
         self.progress = Progress(**state["progress"])
+        self.started_from = state.get("started_from")

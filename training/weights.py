@@ -55,17 +55,18 @@ class NetworkFile:
         return dataclasses.replace(self, generators={key: self.generators[key]}, tensors={}, extra={})
 
 
-def read(path: str | os.PathLike[str], key: str | None = None) -> NetworkFile:
+def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = True) -> NetworkFile:
     """A network file from a local path: NAME.safetensors with its JSON file, or else a network pickle, of which nothing is run.
 
     key: the one generator that is needed (G or G_ema); the rest of a pickle is parsed but not rebuilt. None = everything.
+    strict: refuse a pickle with objects of unknown kinds, as the D of another project may be; False passes over them.
     Raises FileNotFoundError, and ValueError in one line for a file that cannot be used.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {path}")
     if os.fspath(path).endswith(".safetensors"):
         return read_safetensors(path)
-    return _from_pickle(persistence.read_network_pickle(path), path, key)
+    return _from_pickle(persistence.read_network_pickle(path, strict=strict), path, key)
 
 
 def read_trusted(path: str | os.PathLike[str]) -> NetworkFile:
