@@ -1,43 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the CUDA kernels ahead of time, or says why they cannot be built.
+"""Builds the kernels ahead of time, or says why they cannot be built.
 
 python -m torch_utils.ops build                          # into the cache folder
 python -m torch_utils.ops build --out /shared/ops        # for all nodes: export STYLESAN_XL_OPS=/shared/ops there
+python -m torch_utils.ops build --cpu                    # for this machine's CPU alone; needs no CUDA
 python -m torch_utils.ops doctor
 """
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
 
-from . import extension
+from . import cpu_extension, extension
 
 _ARCH_HELP = "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without a GPU: sm_80, sm_90 and compute_80]"
 
 
 @click.group()
 def main() -> None:
-    """The CUDA kernels of bias_act, upfirdn2d and filtered_lrelu."""
+    """The kernels of bias_act, upfirdn2d and filtered_lrelu."""
 
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the library.  [default: the cache folder]")
 @click.option("--arch", "architectures", multiple=True, help=_ARCH_HELP)
+@click.option("--cpu", "cpu_only", is_flag=True, help="Only the kernels for this machine's CPU.")
 @click.option("--verbose", is_flag=True, help="Show the commands.")
-def build(out: Path | None, architectures: tuple[str, ...], verbose: bool) -> None:
-    """Compile the kernels; a GPU is not needed."""
-    start = time.monotonic()
+def build(out: Path | None, architectures: tuple[str, ...], cpu_only: bool, verbose: bool) -> None:
+    """Compile the kernels for this machine's CPU, and those for GPUs; a GPU is not needed."""
+    folder = out or extension.folders()[-1]
     try:
         wanted = architectures or (extension.device_architectures() if out is None else ()) or extension.DEFAULT_ARCHITECTURES
-        path = extension.build(out or extension.folders()[-1], wanted, verbose=verbose)
+        _report(lambda: cpu_extension.build(folder))
+        if not cpu_only:
+            _report(lambda: extension.build(folder, wanted, verbose=verbose))
     except extension.BuildError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.1f} s)")
     if out is not None:
         click.echo(f"where it is to be used: export {extension.FOLDER_VARIABLE}={out.resolve()}")
+
+
+def _report(make: Callable[[], Path]) -> None:
+    start = time.monotonic()
+    path = make()
+    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.1f} s)")
 
 
 @main.command()
@@ -56,14 +66,15 @@ def doctor() -> None:
         parent = next(p for p in [folder, *folder.parents] if p.exists())
         note = "" if os.access(parent, os.W_OK) else " (cannot be written to)"
         click.echo(f"folder        {folder}{note}: {', '.join(fresh) or 'no library for this torch'}")
+    click.echo(f"CPU kernels   {cpu_extension.describe()}")
     found = extension.find(devices)
     problems = [] if found else extension.problems()
     for problem in problems:
         click.echo(f"PROBLEM       {problem}")
     if found:
-        click.echo(f"The kernels are built: {found}")
+        click.echo(f"The CUDA kernels are built: {found}")
     elif not problems:
-        click.echo("The kernels can be built here: python -m torch_utils.ops build (or at their first use on a GPU).")
+        click.echo("The CUDA kernels can be built here: python -m torch_utils.ops build (or at their first use on a GPU).")
     if problems:
         raise SystemExit(1)
 

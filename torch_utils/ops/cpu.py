@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations on a CPU: filtered_lrelu through the matrix products of `resampling.py`, and every operator of `library.py` for CPU tensors."""
+"""The operators of `library.py` for CPU tensors: through the native kernels where these are built and know the dtype (`cpu_kernels.py`), else
+filtered_lrelu and upfirdn2d through the matrix products of `resampling.py` and bias_act through torch's own operations."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import resampling
+from . import cpu_kernels, resampling
+from .cpu_kernels import Axes
 
 
 class Spec(NamedTuple):
@@ -144,15 +146,37 @@ def _make_spec(
 
 
 def _filtered_lrelu(x, fu, fd, b, geometry, flip, gain, slope, clamp, save):  # type: ignore[no-untyped-def]
-    return _make_spec(x, fu, fd, geometry, flip, gain, slope, clamp).forward(x, b), x.new_empty(0, dtype=torch.uint8)
+    if not cpu_kernels.ready(x.dtype):
+        return _make_spec(x, fu, fd, geometry, flip, gain, slope, clamp).forward(x, b), x.new_empty(0, dtype=torch.uint8)
+    up_x, up_y, down_x, down_y, pad_x, pad_y, _, _, mid_w, mid_h, out_w, out_h = geometry
+    axes = Axes((up_x, up_y), (1, 1), (pad_x, pad_y)), Axes((1, 1), (down_x, down_y), (0, 0))
+    codes = x.new_empty(cpu_kernels.codes_shape(x, (mid_h, mid_w)), dtype=torch.uint8) if save else None
+    # clamp(g lrelu(u)) = sign(g) clamp(lrelu(|g| u)): the gain costs nothing inside the filters.
+    gains = up_x * up_y * abs(gain), -1.0 if gain < 0 else 1.0
+    sizes = (mid_h, mid_w), (out_h, out_w)
+    bound = None if clamp < 0 else clamp
+    y = cpu_kernels.filtered_lrelu(x, (fu, fd), axes, not flip, gains, sizes, b, slope, bound, codes, save)
+    return y, x.new_empty(0, dtype=torch.uint8) if codes is None else codes
 
 
 def _filtered_lrelu_gated(t, fu, fd, codes, x, b, geometry, flip, gain, slope, clamp, transposed):  # type: ignore[no-untyped-def]
-    return _make_spec(x, fu, fd, geometry, flip, gain, slope, clamp).gated(t, x, b, transposed)
+    if codes.ndim == 1:
+        return _make_spec(x, fu, fd, geometry, flip, gain, slope, clamp).gated(t, x, b, transposed)
+    up_x, up_y, down_x, down_y, pad_x, pad_y, in_w, in_h, mid_w, mid_h, out_w, out_h = geometry
+    gains = up_x * up_y * gain, 1.0
+    if not transposed:
+        axes = Axes((up_x, up_y), (1, 1), (pad_x, pad_y)), Axes((1, 1), (down_x, down_y), (0, 0))
+        return cpu_kernels.filtered_lrelu(t, (fu, fd), axes, not flip, gains, ((mid_h, mid_w), (out_h, out_w)), slope=slope, codes=codes)
+    # The transposed map of an axis exchanges up and down, reverses the taps and pads by what the taps leave of the padding.
+    (fu_h, fu_w), (fd_h, fd_w) = ((1, 1) if f is None else (f.shape[0], f.shape[-1]) for f in (fu, fd))
+    axes = Axes((down_x, down_y), (1, 1), (fd_w - 1, fd_h - 1)), Axes((1, 1), (up_x, up_y), (fu_w - 1 - pad_x, fu_h - 1 - pad_y))
+    return cpu_kernels.filtered_lrelu(t, (fd, fu), axes, flip, gains, ((mid_h, mid_w), (in_h, in_w)), slope=slope, codes=codes)
 
 
 def _upfirdn2d(x, f, geometry, reverse, gain):  # type: ignore[no-untyped-def]
     up_x, up_y, down_x, down_y, pad_x, pad_y, out_w, out_h = geometry
+    if cpu_kernels.ready(x.dtype):
+        return cpu_kernels.upfirdn2d(x, f, Axes((up_x, up_y), (down_x, down_y), (pad_x, pad_y)), (out_h, out_w), reverse, gain)
     taps_y, taps_x = (1, 1) if f is None else (f.shape[0], f.shape[-1])
     rows = resampling.AxisPlan(x.shape[2], taps_y, up_y, down_y, pad_y, (out_h - 1) * down_y + taps_y - x.shape[2] * up_y - pad_y)
     columns = resampling.AxisPlan(x.shape[3], taps_x, up_x, down_x, pad_x, (out_w - 1) * down_x + taps_x - x.shape[3] * up_x - pad_x)

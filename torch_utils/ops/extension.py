@@ -97,7 +97,7 @@ def find_toolkit() -> Toolkit | None:
 def source_hash(host: bool = False) -> str:
     """16 hex digits over all that a library depends on but its architectures: sources, flags, torch, its CUDA, the machine."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE_FOLDER.iterdir()):
+    for path in sorted(path for path in SOURCE_FOLDER.iterdir() if path.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     facts = (torch.__version__, torch.version.cuda, platform.machine(), _CXX_FLAGS, _NVCC_FLAGS, host)
     digest.update(repr(facts).encode())

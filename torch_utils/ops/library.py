@@ -3,7 +3,8 @@
 
 The CUDA code comes from the extension (`extension.py`) and registers itself for the same schemas. Derivatives are formulas in terms of the
 same operators, so they exist to any order where the mathematics has them in closed form: both resamplings are linear, and what
-filtered_lrelu keeps for its gradient is where its slope changes, two bits per sample (on a CPU: its input). torch.compile sees one node per call.
+filtered_lrelu keeps for its gradient is where its slope changes, two bits per sample (without kernels: its input). torch.compile sees one node
+per call.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import cpu, resampling
+from . import cpu, cpu_kernels, resampling
 
 NAMESPACE = "stylesan_xl"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -129,7 +130,7 @@ def _filtered_lrelu_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...
         x, fu, fd, b, *rest, save = inputs
         if not save:
             raise RuntimeError("filtered_lrelu must be called with save=True where a gradient is asked for")
-        packed = output[1].ndim == 4
+        packed = output[1].ndim > 1
         ctx.save_for_backward(fu, fd, output[1], None if packed else x, None if packed else b)
         ctx.rest, ctx.bias_dtype = rest, None if b is None else b.dtype
 
@@ -155,15 +156,15 @@ def _gated_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return setup, backward
 
 
-def _fakes(packed: Callable[[torch.Tensor], bool]) -> dict[str, Callable[..., Any]]:
+def _fakes(codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]]) -> dict[str, Callable[..., Any]]:
     def lrelu(x, fu, fd, b, geometry, flip, gain, slope, clamp, save):  # type: ignore[no-untyped-def]
         g = Geometry(*geometry)
-        shape = (*x.shape[:2], g.mid_h, (g.mid_w + 3) // 4) if save and packed(x) else (0,)
+        shape = codes_shape(x, g) if save else (0,)
         return resampling.new_images(x, (g.out_h, g.out_w)), x.new_empty(shape, dtype=torch.uint8)
 
     def gated(t, fu, fd, codes, x, b, geometry, flip, gain, slope, clamp, transposed):  # type: ignore[no-untyped-def]
         g = Geometry(*geometry)
-        return resampling.new_images(t if packed(t) else x, (g.in_h, g.in_w) if transposed else (g.out_h, g.out_w))
+        return resampling.new_images(t if codes.ndim > 1 else x, (g.in_h, g.in_w) if transposed else (g.out_h, g.out_w))
 
     def first_like(first: torch.Tensor, *rest: Any) -> torch.Tensor:
         return torch.empty_like(first)
@@ -181,12 +182,23 @@ def _fakes(packed: Callable[[torch.Tensor], bool]) -> dict[str, Callable[..., An
 _libraries: list[torch.library.Library] = []  # a library's registrations end with it
 
 
-def define(namespace: str, packed: Callable[[torch.Tensor], bool], cpu: dict[str, Callable[..., Any]]) -> None:
+def packed_codes(x: torch.Tensor, g: Geometry) -> tuple[int, ...]:
+    """Shape of the codes that the kernels of `csrc/` save for an input x: 4 samples of the middle grid in a byte."""
+    return *x.shape[:2], g.mid_h, (g.mid_w + 3) // 4
+
+
+def _codes_shape(x: torch.Tensor, g: Geometry) -> tuple[int, ...]:
+    if x.device.type == "cuda":
+        return packed_codes(x, g)
+    return cpu_kernels.codes_shape(x, (g.mid_h, g.mid_w)) if cpu_kernels.ready(x.dtype) else (0,)
+
+
+def define(namespace: str, codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]], cpu: dict[str, Callable[..., Any]]) -> None:
     """Defines the operators in a namespace.
 
     Args:
         namespace: of torch.ops.
-        packed: does filtered_lrelu keep packed codes for an input like this (or the input itself)?
+        codes_shape: of what filtered_lrelu keeps for the gradient of an input like this; (0,) = the input itself.
         cpu: implementations for CPU tensors by operator name; the kernels of an extension register themselves.
     """
 
@@ -195,7 +207,7 @@ def define(namespace: str, packed: Callable[[torch.Tensor], bool], cpu: dict[str
 
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
-    fakes = _fakes(packed)
+    fakes = _fakes(codes_shape)
     autograd = {
         "bias_act": _bias_act_autograd(ops),
         "bias_act_grad": _bias_act_grad_autograd(ops),
@@ -219,14 +231,14 @@ def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool =
     Args:
         x: the input.
         filters: a filter that needs a gradient gets it from torch's own operations alone.
-        opaque: use the CPU operators under torch.compile, which cannot look into the CPU code.
+        opaque: use the CPU operators where there are kernels for them, and under torch.compile, which cannot look into the CPU code.
     """
     if x.dtype not in DTYPES or any(f is not None and f.requires_grad for f in filters):
         return None
     if x.device.type == "cuda":
         return NAMESPACE if _cuda_ready() else None
     if x.device.type == "cpu":
-        return cpu_namespace or (NAMESPACE if opaque and torch.compiler.is_compiling() else None)
+        return cpu_namespace or (NAMESPACE if opaque and (torch.compiler.is_compiling() or cpu_kernels.ready(x.dtype)) else None)
     return None
 
 
@@ -278,4 +290,4 @@ def filtered_lrelu(
     return getattr(torch.ops, namespace).filtered_lrelu(x, fu, fd, b, list(geometry), flip_filter, float(gain), float(slope), bound, save)[0]
 
 
-define(NAMESPACE, lambda x: x.device.type == "cuda", cpu.IMPLEMENTATIONS)
+define(NAMESPACE, _codes_shape, cpu.IMPLEMENTATIONS)

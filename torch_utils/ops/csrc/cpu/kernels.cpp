@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// upfirdn2d, filtered_lrelu and bias_act for CPUs, as plain functions of pointers and numbers: no header of torch, so that they compile in seconds
+// and serve any torch. What a call computes is cut into tasks by the shapes alone, and every output is computed the same way in any of
+// them, so results do not depend on the number of threads.
+#include <cmath>
+#include <limits>
+
+#include "resample.h"
+
+namespace cpu {
+
+enum Dtype { kFloat32 = 0, kBFloat16 = 1 };
+enum Mode { kPlain = 0, kSave = 1, kGated = 2 };
+
+// Mirrored by the ctypes structures in cpu_kernels.py. Strides are in elements.
+struct Image {
+    void* data;
+    int64_t n, c, h, w, stride_n, stride_c, stride_h, stride_w;
+};
+
+struct Resampling {
+    int64_t up_x, up_y, down_x, down_y, pad_x, pad_y, taps_x, taps_y, full, reverse;
+    const float* f;
+    double gain;
+
+    Stage stage(int64_t in_h, int64_t in_w, int64_t out_h, int64_t out_w) const {
+        return {{in_h, out_h, up_y, down_y, pad_y, taps_y}, {in_w, out_w, up_x, down_x, pad_x, taps_x}, {f, full != 0, reverse != 0}, static_cast<float>(gain)};
+    }
+};
+
+struct Activation {
+    uint8_t* codes;  // [n, ceil(c / 16), mid_h, mid_w, 4]: a bit per channel for "not above zero" (2 bytes), then for "slope zero" (2 bytes)
+    int64_t mode, mid_h, mid_w;
+    double slope, clamp;
+};
+
+template <class Task>
+void run(int64_t count, int64_t threads, const Task& task) {
+    // Not even a team of one where one thread is asked for: a forked process may do this, as a data loader's worker is.
+    if (threads <= 1 || count <= 1) {
+        for (int64_t i = 0; i < count; ++i) task(i);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) task(i);
+}
+
+Scratch& scratch() {
+    static thread_local Scratch buffers;
+    return buffers;
+}
+
+template <class T>
+Planes<T> planes(const Image& image, int64_t n, int64_t c, int64_t count) {
+    T* data = static_cast<T*>(image.data) + n * image.stride_n + c * image.stride_c;
+    return {data, image.stride_c, image.stride_h, image.stride_w, static_cast<int>(count)};
+}
+
+// Parts of about equal size of [0, total), multiples of the blocks that rows are computed in.
+struct Parts {
+    int64_t total, size, count;
+    Parts(int64_t total, int64_t wanted) : total(total), size(std::max<int64_t>(4, ceil_div(ceil_div(total, wanted), 4) * 4)), count(ceil_div(total, size)) {}
+    int64_t start(int64_t i) const { return i * size; }
+    int64_t stop(int64_t i) const { return std::min(total, (i + 1) * size); }
+};
+
+// One tile of one group of planes of filtered_lrelu.
+template <class T>
+class LreluTile {
+  public:
+    LreluTile(const Stage& up, const Stage& down, const Activation& act, int64_t row_start, int64_t row_stop, int64_t start, int64_t stop)
+        : up_(up), down_(down), act_(act), rows_(down.y, row_start, row_stop), columns_(down.x, start, stop) {
+        low_ = std::max<int64_t>(columns_.origin, 0);
+        high_ = std::min(columns_.origin + columns_.inputs, act.mid_w);
+        // Each middle sample is one tile's own.
+        own_low_ = start == 0 ? 0 : start * down.x.down;
+        own_high_ = stop == down.x.out ? act.mid_w : std::min(act.mid_w, stop * down.x.down);
+        own_top_ = row_start == 0 ? 0 : row_start * down.y.down;
+        own_bottom_ = row_stop == down.y.out ? act.mid_h : std::min(act.mid_h, row_stop * down.y.down);
+    }
+
+    void compute(const Planes<const T>& from, const Planes<T>& to, V bias, uint8_t* codes) {
+        const Span span(up_.x, std::min(low_, act_.mid_w - 1), std::max(high_, low_ + 1));
+        origin_ = std::min(span.base(up_.x), columns_.origin);
+        const int64_t mid_width = std::max(columns_.origin + columns_.inputs, high_) - origin_ + kSlack + 4 * up_.x.up;
+        const int64_t out_width = columns_.stop - columns_.start + kSlack, window = down_.y.window();
+        const int64_t kept_width = down_.full ? mid_width : out_width;
+        Scratch& space = scratch();
+        space.reset(Reader<T>::vectors(up_, span) + mid_width + window * kept_width + out_width);
+        Reader<T> reader(space, up_, span, from, bias);
+        V* const single = space.take(mid_width);
+        Ring kept(space, window, kept_width);
+        V* const out = space.take(out_width);
+        std::vector<const V*> rows(window);
+        const int64_t offset = columns_.origin - origin_;
+        int64_t next = std::max<int64_t>(rows_.origin, 0);
+        for (int64_t n = rows_.start; n < rows_.stop; ++n) {
+            const Window needed(down_.y, n);
+            for (next = std::max(next, needed.first); next < needed.first + needed.count; ++next) {
+                V* const mid = down_.full ? kept.at(next) : single;
+                make_mid(mid, reader, span, next, codes);
+                if (!down_.full) {
+                    const V* in = mid + offset;
+                    resample_row(kept.at(next), &in, down_.columns_of(n), 1, down_.x, columns_);
+                }
+            }
+            for (int64_t k = 0; k < needed.count; ++k) rows[k] = kept.at(needed.first + k) + (down_.full ? offset : 0);
+            if (down_.full) {
+                const float* c = down_.columns_of(n) + needed.skip * down_.x.window();
+                resample_row(out, rows.data(), c, needed.count, down_.x, columns_);
+            } else {
+                combine_rows(out, rows.data(), down_.rows_of(n) + needed.skip, needed.count, columns_.stop - columns_.start);
+            }
+            Planes<T> target = to;
+            target.data += columns_.start * to.pixel;
+            store_row(out, target, n, columns_.stop - columns_.start);
+        }
+    }
+
+  private:
+    // Row `y` of the middle image, activated; zeros where the tile leaves it.
+    void make_mid(V* mid, Reader<T>& reader, const Span& span, int64_t y, uint8_t* codes) {
+        if (high_ > low_) {
+            reader.make(mid + (span.base(up_.x) - origin_), y);
+            activate(mid - origin_, y, codes + y * act_.mid_w * 4);
+        }
+        for (int64_t x = columns_.origin; x < low_; ++x) mid[x - origin_] = V{};
+        for (int64_t x = std::max(high_, low_); x < columns_.origin + columns_.inputs; ++x) mid[x - origin_] = V{};
+    }
+
+    void activate(V* mid, int64_t y, uint8_t* codes) const {
+        const V slope = splat(static_cast<float>(act_.slope)), clamp = splat(static_cast<float>(act_.clamp));
+        if (act_.mode == kGated) {
+            for (int64_t x = low_; x < high_; ++x) mid[x] = zero_where(scale_where(mid[x], read(codes + 4 * x), slope), read(codes + 4 * x + 2));
+            return;
+        }
+        const bool own = act_.mode == kSave && y >= own_top_ && y < own_bottom_;
+        const int64_t begin = own ? std::min(std::max(own_low_, low_), high_) : high_, end = own ? std::min(own_high_, high_) : high_;
+        for (int64_t x = low_; x < begin; ++x) mid[x] = bounded(scale_where(mid[x], not_above_zero(mid[x]), slope), clamp);
+        for (int64_t x = begin; x < end; ++x) {
+            const uint32_t negative = not_above_zero(mid[x]);
+            const V v = scale_where(mid[x], negative, slope);
+            write(codes + 4 * x, negative);
+            write(codes + 4 * x + 2, magnitude_reaches(v, clamp));
+            mid[x] = bounded(v, clamp);
+        }
+        for (int64_t x = end; x < high_; ++x) mid[x] = bounded(scale_where(mid[x], not_above_zero(mid[x]), slope), clamp);
+    }
+
+    static V bounded(V v, V clamp) {
+        // In this order NaN passes.
+        v = clamp < v ? clamp : v;
+        return v < -clamp ? -clamp : v;
+    }
+    typedef std::conditional_t<kLanes == 16, uint16_t, uint8_t> Bits;
+    static uint32_t read(const uint8_t* p) {
+        Bits bits;
+        std::memcpy(&bits, p, sizeof bits);
+        return bits;
+    }
+    static void write(uint8_t* p, uint32_t value) {
+        const Bits bits = static_cast<Bits>(value);
+        std::memcpy(p, &bits, sizeof bits);
+    }
+
+    const Stage& up_;
+    const Stage& down_;
+    const Activation& act_;
+    const Span rows_, columns_;
+    int64_t low_, high_, own_low_, own_high_, own_top_, own_bottom_, origin_ = 0;
+};
+
+V bias_of(const float* b, int64_t first, int64_t count) { return b == nullptr ? V{} : load_part(b + first, static_cast<int>(count)); }
+
+template <class T>
+void filtered_lrelu(const Image& x, const Image& y, const float* b, const Resampling& up, const Resampling& down, const Activation& act, int64_t threads) {
+    const Stage first = up.stage(x.h, x.w, act.mid_h, act.mid_w), second = down.stage(act.mid_h, act.mid_w, y.h, y.w);
+    const int64_t groups = ceil_div(x.c, kLanes), code_groups = ceil_div(x.c, 16), all = x.n * groups;
+    // Rows of at most 96 outputs stay in the first two caches. Few planes are cut along y as well, so that all threads have work.
+    const Parts wide(y.w, ceil_div(y.w, 112));
+    const Parts high(y.h, std::clamp<int64_t>(ceil_div(32, std::max<int64_t>(1, all * wide.count)), 1, std::max<int64_t>(1, y.h / 48)));
+    run(all * wide.count * high.count, threads, [&](int64_t task) {
+        const int64_t part = task % wide.count, row = task / wide.count % high.count, group = task / wide.count / high.count;
+        const int64_t n = group / groups, c = group % groups * kLanes, count = std::min<int64_t>(kLanes, x.c - c);
+        LreluTile<T> tile(first, second, act, high.start(row), high.stop(row), wide.start(part), wide.stop(part));
+        uint8_t* codes = act.codes == nullptr ? nullptr : act.codes + (n * code_groups + c / 16) * act.mid_h * act.mid_w * 4 + c % 16 / 8;
+        tile.compute(planes<const T>(x, n, c, count), planes<T>(y, n, c, count), bias_of(b, c, count), codes);
+    });
+}
+
+template <class T>
+void upfirdn2d(const Image& x, const Image& y, const Resampling& map, int64_t threads) {
+    const Stage stage = map.stage(x.h, x.w, y.h, y.w);
+    // Planes that lie evenly spaced over all samples fill the lanes together: images have three channels.
+    const bool even = x.stride_n == x.c * x.stride_c && y.stride_n == y.c * y.stride_c && x.stride_c != 1;
+    const int64_t in_a_row = even ? x.n * x.c : x.c, groups = ceil_div(in_a_row, kLanes), all = even ? groups : x.n * groups;
+    const Parts wide(y.w, ceil_div(y.w, 112));
+    const Parts high(y.h, std::clamp<int64_t>(ceil_div(32, std::max<int64_t>(1, all * wide.count)), 1, std::max<int64_t>(1, y.h / 48)));
+    run(all * wide.count * high.count, threads, [&](int64_t task) {
+        const int64_t part = task % wide.count, row = task / wide.count % high.count, group = task / wide.count / high.count;
+        const int64_t n = group / groups, c = group % groups * kLanes, count = std::min<int64_t>(kLanes, in_a_row - c);
+        const Span span(stage.x, wide.start(part), wide.stop(part));
+        const int64_t base = span.base(stage.x), width = span.stop - base + kSlack + 4 * stage.x.up;
+        Scratch& space = scratch();
+        space.reset(Reader<T>::vectors(stage, span) + width);
+        Reader<T> reader(space, stage, span, planes<const T>(x, n, c, count), V{});
+        V* const out = space.take(width);
+        Planes<T> to = planes<T>(y, n, c, count);
+        to.data += span.start * to.pixel;
+        for (int64_t o = high.start(row); o < high.stop(row); ++o) {
+            reader.make(out, o);
+            store_row(out + (span.start - base), to, o, span.stop - span.start);
+        }
+    });
+}
+
+}  // namespace cpu
+
+extern "C" {
+
+int ops_lanes() { return cpu::kLanes; }
+
+void ops_filtered_lrelu(
+    int64_t dtype, const cpu::Image* x, const cpu::Image* y, const float* b, const cpu::Resampling* up, const cpu::Resampling* down,
+    const cpu::Activation* act, int64_t threads
+) {
+    (dtype == cpu::kBFloat16 ? cpu::filtered_lrelu<cpu::bf16> : cpu::filtered_lrelu<float>)(*x, *y, b, *up, *down, *act, threads);
+}
+
+void ops_upfirdn2d(int64_t dtype, const cpu::Image* x, const cpu::Image* y, const cpu::Resampling* map, int64_t threads) {
+    (dtype == cpu::kBFloat16 ? cpu::upfirdn2d<cpu::bf16> : cpu::upfirdn2d<float>)(*x, *y, *map, threads);
+}
+}
