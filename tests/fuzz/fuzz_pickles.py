@@ -6,8 +6,8 @@
     python -m tests.fuzz.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
 Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks; executions (audit events of exec, open,
-import, ... while reading), hangs (more than --limit seconds of the processor), errors besides ValueError; the slowest input (in seconds of the processor); and the
-peak of memory above that of an idle process.
+import, ... while reading), hangs (more than --limit seconds of the processor), errors besides ValueError; the slowest input (in such seconds); and
+the peak of memory above that of an idle process.
 """
 
 import argparse
