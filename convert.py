@@ -95,6 +95,12 @@ def main(source: str, dest: str, asked: str | None, networks: str | None, licens
         raise ValueError("--license and --private are for a model repository (--dest=hf://OWNER/NAME)")
     if form != "hub" and Path(dest).parent != Path() and not Path(dest).parent.is_dir():
         raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
+    if form == "hub":
+        sharing.parse_repository(dest)
+    elif Path(dest).exists() and Path(source).exists() and Path(dest).samefile(source):
+        raise ValueError(f"--dest={dest} is --source: write another file, as neither a carried source text nor a discriminator's classes are kept")
+    if form == "safetensors":
+        weights.check_free(Path(dest).with_suffix(".json"))
     if form == "onnx":
         onnx_export.require_onnx()
     file = read(source, trust_pickle)

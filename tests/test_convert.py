@@ -40,6 +40,16 @@ def test_there_and_back(folder):
     assert list(weights.read("weights").generators) == ["G", "G_ema"]
 
 
+def test_nothing_of_value_is_replaced(folder):
+    before = (folder / "a.pkl").read_bytes()
+    assert "a.pkl is --source" in run("--source=a.pkl", "--dest=./a.pkl", code=1)
+    (folder / "options.json").write_text('{"seed": 1}')
+    assert "options.json is in the way" in run("--source=a.pkl", "--dest=options.safetensors", code=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.pkl", "options.json"] and (folder / "a.pkl").read_bytes() == before
+    for _ in range(2):  # its own files a network may replace
+        run("--source=a.pkl", "--dest=b.safetensors")
+
+
 def test_images_from_safetensors(folder):
     run("--source=a.pkl", "--dest=b.safetensors")
     for source in ("a.pkl", "b.safetensors"):

@@ -200,6 +200,17 @@ def write_safetensors(path: str | os.PathLike[str], file: NetworkFile, config_pa
     return config_path
 
 
+def check_free(config_path: Path) -> None:
+    """Raises ValueError where the JSON file of a network to be written would replace somebody else's (training_options.json)."""
+    if config_path.exists():
+        try:
+            _read_config(config_path)
+        except (ValueError, OSError):
+            raise ValueError(
+                f"{config_path} is in the way: it is another program's, and a network's tensors and its JSON file share a name"
+            ) from None
+
+
 def config_path_of(path: str | os.PathLike[str]) -> Path:
     """The JSON file of a safetensors file: NAME.json, or config.json beside it. Raises FileNotFoundError."""
     for candidate in (Path(path).with_suffix(".json"), Path(path).with_name("config.json")):

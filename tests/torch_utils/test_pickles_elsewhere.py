@@ -53,7 +53,7 @@ def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monke
     save_network_pickle(tmp_path / "network-snapshot.pkl", contents)
 
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "STYLESAN_TRUST_PICKLE")}
-    command = [sys.executable, str(MINIMAL / "look.py"), "network-snapshot.pkl", "5", "result.npz"]
+    command = [sys.executable, str(MINIMAL / "look.py"), "network-snapshot.pkl", "5", "result.npz", "resaved.pkl"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr
     found = np.load(tmp_path / "result.npz")
@@ -65,6 +65,9 @@ def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monke
     G.synthesis.input.transform[0, 2] = 0.25
     np.testing.assert_allclose(found["moved"], G(z, c, truncation_psi=0.7).numpy(), atol=2e-6)
     assert abs(found["moved"] - found["image"]).max() > 1e-3
+    resaved = generator.load(str(tmp_path / "resaved.pkl"))  # by their persistence, from their hands into ours
+    np.testing.assert_allclose(resaved(z, c, truncation_psi=0.7).numpy(), found["resaved"], atol=2e-6)
+    assert abs(found["resaved"] - found["image"]).max() > 1e-3
     kept = {bundle.dotted(key.removeprefix("D.")): value for key, value in found.items() if key.startswith("D.")}
     np.testing.assert_array_equal(kept["heads.0.weight"], [[0, 1, 2], [3, 4, 5]])
     assert set(kept) == {"heads.0.weight", "projection.x"}
