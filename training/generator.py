@@ -1049,7 +1049,7 @@ def from_record(record: Any) -> Generator:
     try:
         with torch.device("meta"):  # shapes alone: the values come from the record
             generator = Generator(**arguments)
-    except (RuntimeError, OverflowError, ZeroDivisionError) as err:
+    except (RuntimeError, OverflowError, ZeroDivisionError, TypeError) as err:  # TypeError: torch's word for an integer beyond int64
         raise ValueError(f"its sizes are impossible: {str(err).splitlines()[0]}") from None
     _check_record(generator, record)
     _fill(generator, record.named_tensors())

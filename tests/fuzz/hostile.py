@@ -469,7 +469,9 @@ def _walk_bombs():
     names = b"}(" + b"".join(text(f"{i:0500}") + module + b")\x81" for i in range(3000)) + b"u"
     G = small_generator()
     yield "a generator of three thousand long parts", _with_attribute(G, "_modules", names)
-    for attribute, value in {"head_layer_names": DOUBLED, "num_frozen_layers": DOUBLED, "z_dim": DOUBLED, "channel_base": DOUBLED}.items():
+    huge = b"\x8a\x20" + b"\xff" * 31 + b"\x7f"
+    values = [(attribute, DOUBLED) for attribute in ("head_layer_names", "num_frozen_layers", "z_dim", "channel_base")]
+    for attribute, value in [*values, ("z_dim", huge), ("w_dim", huge), ("c_dim", huge)]:
         content = pickle.dumps({"G_ema": G}, protocol=2)
         marker = text(attribute)[2:]
         old = b"X" + struct.pack("<I", len(marker)) + marker
@@ -478,7 +480,7 @@ def _walk_bombs():
         if at > len(old):
             end = at + 2 if content[at : at + 1] == b"q" else at + 5  # after the memo of the name
             size = {b"K": 2, b"M": 3, b"J": 5, b"N": 1, b"G": 9}[content[end : end + 1]]
-            yield f"a generator whose {attribute} is a bomb", content[:end] + value + content[end + size :]
+            yield f"a generator whose {attribute} is a bomb of {len(value)} bytes", content[:end] + value + content[end + size :]
     yield "an array without dimensions for a size", _with_attribute(G, "in_size", _array("i8", (), bytes(8)))
     yield "a hostile name among a layer's attributes", _with_attribute(G, "in_channels", name("\u202ea", "b"))
 
