@@ -28,7 +28,7 @@ from training.generator import MAX_LAYERS, Generator, from_record, generator_kwa
 FORMAT = "stylesan-xl network"
 VERSION = 1
 MAX_CONFIG_BYTES = 64 * 2**20
-MAX_PLAIN = 2**22  # characters of the plain values of a pickle; a value counts as 16 of them
+MAX_PLAIN = 2**21  # characters of the plain values of a pickle; a value counts as 16 of them
 MAX_PLAIN_ELEMENTS = 1024  # of a tensor or array among them
 GENERATORS = ("G", "G_ema")
 

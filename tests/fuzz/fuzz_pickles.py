@@ -82,7 +82,7 @@ class Counter:
         start = time.process_time()
         problem = None
         signal.setitimer(signal.ITIMER_PROF, self.limit)  # of this process, whatever else the machine does
-        signal.setitimer(signal.ITIMER_REAL, 10 * self.limit)
+        signal.setitimer(signal.ITIMER_REAL, 100 * self.limit)
         with watch() as events:
             try:
                 self.counts[attempt(content)] += 1
