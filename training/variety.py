@@ -30,7 +30,7 @@ from training.generator import Generator
 
 MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
 MIN_IMAGES = 16
-TICK_SHARE = 8  # a tick shows at least this many times as many images as are drawn here: below 2% of its time (docs/performance.md)
+TICK_SHARE = 16  # a tick shows at least this many times as many images as are drawn here: at most 2% of its time (docs/performance.md)
 REALS_PER_FAKE = 2  # the data's spreads are measured once, on more images
 
 

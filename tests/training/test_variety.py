@@ -98,4 +98,4 @@ def test_what_is_chosen(tmp_path):
     assert sorted(dataset.labels[reals].tolist()) == sorted(classes * 2)
     mirrored = ImageDataset(dataset.path, use_labels=True, xflip=True)
     assert _choose(mirrored, 64, 0)[2].max() < 1500  # never an image and its mirrored copy
-    assert [images_per_tick(64, t) for t in (0.016, 0.256, 4.0)] == [16, 32, 64] and images_per_tick(8, 4.0) == 8
+    assert [images_per_tick(64, t) for t in (0.016, 0.512, 4.0)] == [16, 32, 64] and images_per_tick(8, 4.0) == 8
