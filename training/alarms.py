@@ -26,8 +26,8 @@ WINDOW = 5  # ticks whose median is looked at: one odd tick raises no alarm
 STREAK = 3  # and so many windows in a row
 WARM_UP_STEPS, WARM_UP_TICKS = 1000, 20  # a young generator has little variety without being ill
 AGAIN_AFTER = 50  # ticks until the same cause is told again
-FLOORS = {"Variety/within": 0.4, "Variety/between": 0.3}  # of the data's spread
-FALL = 0.6  # of its own best, which counts as 1 at most: early artefacts vary more than images do
+FLOORS = {"Variety/within": 0.5, "Variety/between": 0.3}  # of the data's spread
+FALL = 0.65  # of its own best since the warm-up, which counts as 1 at most: early artefacts vary more than images do
 SIGN, SATURATED_TICKS, SPENT = 0.97, 10, 0.05  # mean sign of the logits; ticks in a row; loss as a share of its first values
 EVALUATIONS, WORSE = 4, 1.25  # evaluations since the best one; factor between it and the latest ones
 
@@ -108,13 +108,14 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
         return None
     medians = np.median(np.lib.stride_tricks.sliding_window_view(y, WINDOW), axis=1)
     x = x[WINDOW - 1 :]
-    best = np.minimum(np.maximum.accumulate(medians), 1.0)
+    grown = np.where(x * 1000 >= WARM_UP_STEPS * cfg.run.batch, medians, 0.0)
+    best = np.minimum(np.maximum.accumulate(grown), 1.0)
     streak = _streak((medians < FLOORS[name]) | (medians < FALL * best))
     if streak < STREAK:
         return None
-    peak = int(np.argmax(medians))
+    peak = int(np.argmax(grown))
     who = ("the classes", "class means") if name == "Variety/between" else ("samples of a class" if cfg.data.cond else "the images", "features")
-    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's (at best {medians[peak]:.2f}, at {x[peak]:g} kimg)"
+    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's (at best {grown[peak]:.2f}, at {x[peak]:g} kimg)"
     return (
         float(x[-streak]),
         seen,

@@ -273,23 +273,60 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
     return figure
 
 
-def redraw(run_dir: str | os.PathLike) -> Path | None:
+# Panels that compare the stages of a recipe: title, statistic, limits, zero line.
+_STAGE_PANELS: tuple[tuple[str, str, tuple[float, float] | None, bool], ...] = (
+    ("Variety within classes  (1: as the data)", "Variety/within", None, True),
+    ("Variety between classes  (1: as the data)", "Variety/between", None, True),
+    ("Sign of the logits of real images", "Loss/signs/real", (-1.05, 1.05), True),
+    ("Discriminator loss, fun", "Loss/D/fun", None, True),
+    ("Discriminator loss, dir", "Loss/D/dir", None, True),
+)
+
+
+def stage_panels(stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]]) -> list[Panel]:
+    """One line per stage, (name, records of stats.jsonl, records of metric-*.jsonl) each: metrics, class variety, logits, losses."""
+    panels: dict[str, Panel] = {}
+    for i, (stage, stats, metrics) in enumerate(stages):
+        color = _PALETTE[i % len(_PALETTE)]
+        for found in metric_panels(metrics):
+            panel = panels.setdefault(found.title, Panel(found.title, log=found.log))
+            panel.log = panel.log and found.log
+            panel.series += [Series(f"{stage} {s.label}", s.x, s.y, color, best=s.best) for s in found.series]
+        ordered = _in_order(stats)
+        x = np.array([kimg for kimg, _ in ordered])
+        for title, name, limits, zero in _STAGE_PANELS:
+            y = np.array([_number(record.get(name)) for _, record in ordered])
+            if (known := np.isfinite(y)).any():
+                panels.setdefault(title, Panel(title, limits=limits, zero=zero)).series.append(Series(stage, x[known], y[known], color))
+    order = [title for title, *_ in _STAGE_PANELS]
+    return sorted(panels.values(), key=lambda panel: order.index(panel.title) if panel.title in order else -1)
+
+
+def _save(folder: Path, panels: Sequence[Panel]) -> Path | None:
+    if not panels:
+        return None
+    kimg = max(s.x.max() for panel in panels for s in panel.series)
+    figure = draw(panels, f"{folder.resolve().name}    {_text(kimg)} kimg")
+    with atomic_write(folder / "curves.png") as f:
+        figure.savefig(f, format="png")
+    return folder / "curves.png"
+
+
+def _metric_records(folder: Path) -> list[dict[str, Any]]:
+    return [record for path in sorted(folder.glob("metric-*.jsonl")) for record in read_jsonl(path)]
+
+
+def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | None:
     """Draws run_dir/curves.png anew, atomically, and returns its path; None if there is nothing to draw.
 
+    stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one picture.
     Never raises: a diagram must not stop a training run. A failure (matplotlib is not installed, the disk is full) is one warning.
     """
     folder = Path(run_dir)
     try:
-        panels = stats_panels(read_jsonl(folder / "stats.jsonl"))
-        metrics = metric_panels(record for path in sorted(folder.glob("metric-*.jsonl")) for record in read_jsonl(path))
-        panels = metrics + panels
-        if not panels:
-            return None
-        kimg = max(s.x.max() for panel in panels for s in panel.series)
-        figure = draw(panels, f"{folder.resolve().name}    {_text(kimg)} kimg")
-        with atomic_write(folder / "curves.png") as f:
-            figure.savefig(f, format="png")
-        return folder / "curves.png"
+        if stages:
+            return _save(folder, stage_panels([(p.name, read_jsonl(p / "stats.jsonl"), _metric_records(p)) for p in stages]))
+        return _save(folder, metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / "stats.jsonl")))
     except Exception as e:
         warnings.warn(f"curves.png is not drawn ({type(e).__name__}: {e})", stacklevel=2)
         return None

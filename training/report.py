@@ -38,7 +38,7 @@ ALARMS_FILE = "alarms.jsonl"
 STAGE_FOLDER = re.compile(r"stage-")
 BUDGET = 450_000  # bytes of one inlined image, at most
 MAX_WIDTH, SMALL_WIDTH = 1600, 800  # pixels of an inlined image
-MAX_STAGES, MAX_ALARMS, MAX_TEXT = 8, 20, 200
+MAX_STAGES, MAX_ALARMS, MAX_TEXT, MAX_DEPTH, MAX_ROWS = 8, 20, 200, 5, 40
 
 _STYLE = """
 body{margin:0;background:#f4f5f7;color:#222;font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -267,8 +267,14 @@ def _options(run: Run) -> str:
     return table(given, ("option", "value", "meaning"))
 
 
-def _lineage(value: dict[str, Any]) -> str:
-    return table(sorted(value.items()), ("", "")) if value else ""
+def nested(value: Any, depth: int = 0) -> str:
+    """JSON of any shape as nested tables, cut where it is deep or long."""
+    if depth < MAX_DEPTH and isinstance(value, dict) and value:
+        rows = "".join(f"<tr><th>{text(key)}</th><td>{nested(v, depth + 1)}</td></tr>" for key, v in list(value.items())[:MAX_ROWS])
+        return f"<table>{rows}</table>"
+    if depth < MAX_DEPTH and isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        return "".join(f"<div>{nested(v, depth + 1)}</div>" for v in value[:MAX_ROWS])
+    return text("" if value in (None, [], {}) else value)
 
 
 def _page(title: str, body: str) -> str:
@@ -288,13 +294,13 @@ def run_page(folder: Path) -> str:
     body = [
         f'<h1>{text(folder.name)}</h1><p class="sub">{_subtitle(run)}</p>',
         _cards(run),
-        section("Alarms", alarms, "warn") if alarms else section("Alarms", "<p>None.</p>", "ok"),
+        section("Alarms", alarms, "warn") if alarms else '<section class="ok">No alarms.</section>',
         section("Newest images beside the data", f'<div class="pair">{pair}</div>' if pair else ""),
         section("The same latents through time", inlined(folder / sheets.FILE, pixelated=False)),
         section("Curves", inlined(folder / "curves.png")),
         section("Metrics", _metric_table(run)),
         section("Options that differ from their defaults", _options(run)),
-        section("Lineage", _lineage(read_json(folder / "lineage.json"))),
+        section("Lineage", nested(read_json(folder / "lineage.json"))),
     ]
     return _page(folder.name, "".join(body))
 
@@ -309,6 +315,13 @@ def _metric_table(run: Run) -> str:
     return table(rows, ("metric", "newest", "best", "best snapshot", "evaluations")) if rows else ""
 
 
+def _final(folder: Path) -> str:
+    """A stage's measurement at the last stage's resolution."""
+    final = read_json(folder / "final.json")
+    value = number(final.get("value"))
+    return f"{final.get('metric', '')} {value:.4g}" if math.isfinite(value) else ""
+
+
 def stage_folders(folder: Path) -> list[Path]:
     """Run folders of a recipe's stages, in order."""
     found = [p for p in folder.iterdir() if p.is_dir() and STAGE_FOLDER.match(p.name)] if folder.is_dir() else []
@@ -317,7 +330,9 @@ def stage_folders(folder: Path) -> list[Path]:
 
 def recipe_page(folder: Path) -> str:
     """The page of a recipe's folder."""
-    runs = [Run.read(p) for p in stage_folders(folder)]
+    stages = stage_folders(folder)
+    plots.redraw(folder, stages)
+    runs = [Run.read(p) for p in stages]
     rows = []
     for run in runs:
         best = run.best()
@@ -333,19 +348,23 @@ def recipe_page(folder: Path) -> str:
                 _short(run.last("Variety/within")),
                 _short(run.last("Variety/between")),
                 str(len(run.alarms)),
+                _final(run.folder),
             )
         )
-    head = ("stage", "state", "kimg", "trained", "img/s", "best", "variety within", "between", "alarms")
+    head = ("stage", "state", "kimg", "trained", "img/s", "best", "variety within", "between", "alarms", "at the last resolution")
     columns = [f"<div><h2>{text(run.folder.name)}</h2>{''.join(_grids(run, SMALL_WIDTH // 2))}</div>" for run in runs]
     alarms = "".join(f"<h2>{text(run.folder.name)}</h2>{_alarms(run)}" for run in runs if run.alarms)
+    times = "".join(figure(run.folder.name, inlined(run.folder / sheets.FILE, SMALL_WIDTH)) for run in runs)
     body = [
         f'<h1>{text(folder.name)}</h1><p class="sub">{len(runs)} stages</p>',
         section("Stages", table(rows, head)),
-        section("Alarms", alarms, "warn") if alarms else section("Alarms", "<p>None.</p>", "ok"),
+        section("Alarms", alarms, "warn") if alarms else "",
+        section("Curves of all stages", inlined(folder / "curves.png")),
         section("Newest images of each stage, beside the data", f'<div class="stages">{"".join(columns)}</div>' if columns else ""),
-        *(section(f"Curves of {run.folder.name}", inlined(run.folder / "curves.png", SMALL_WIDTH + SMALL_WIDTH // 2)) for run in runs),
-        section("Lineage", _lineage(read_json(folder / "lineage.json"))),
-        section("Recipe", _lineage(read_json(folder / "recipe.json"))),
+        section("The same latents through time", f'<div class="stages">{times}</div>' if times else ""),
+        *(section(f"{run.folder.name}: curves", inlined(run.folder / "curves.png")) for run in runs),
+        section("Lineage", nested(read_json(folder / "lineage.json"))),
+        section("Recipe", nested(read_json(folder / "recipe.json"))),
     ]
     return _page(folder.name, "".join(body))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ class Watch:
         """Report class variety. All processes."""
         if self.variety is None:
             return
+        started = time.monotonic()
         found = self.variety.measure(G)
+        training_stats.report0("Timing/variety_sec", time.monotonic() - started)
         training_stats.report0("Variety/within", found.within)
         if found.between is not None:
             training_stats.report0("Variety/between", found.between)

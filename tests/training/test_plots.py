@@ -98,6 +98,16 @@ def test_metrics_by_kind():
     assert [s.label for s in panels["Metrics"].series] == ["swiss"] and len(panels) == 5
 
 
+def test_stages_are_compared():
+    stages = [(f"stage-{r:03d}", [_stats(4.0 * i, Loss__D__fun=r, Variety__within=0.5) for i in (1, 2)], []) for r in (16, 32)]
+    stages[1][2].append({"results": {"fid50k_full": 3.0}, "kimg": 8.0})
+    panels = {p.title.split("  ")[0]: p for p in plots.stage_panels(stages)}
+    assert list(panels) == ["Fréchet distance", "Variety within classes", "Discriminator loss, fun"]
+    assert [s.label for s in panels["Discriminator loss, fun"].series] == ["stage-016", "stage-032"]
+    assert [set(s.y) for s in panels["Discriminator loss, fun"].series] == [{16}, {32}]
+    assert [s.label for s in panels["Fréchet distance"].series] == ["stage-032 fid50k_full"]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "stats",

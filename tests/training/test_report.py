@@ -105,10 +105,12 @@ def test_stages_side_by_side(tmp_path):
     (folder / "lineage.json").write_text(json.dumps({"stages": [{"stem": EVIL, "kimg": 3}]}))
     (folder / "recipe.json").write_text(json.dumps({"name": "demo64"}))
     (folder / "stage-nothing-yet").mkdir()
+    (folder / "stage-016x016" / "final.json").write_text(json.dumps({"metric": "fd_lite0_2k", "value": 77.25}))
     report.write(str(folder))
     parser, words = checked(folder / "report.html")
-    assert words.count("stage-016x016") == words.count("stage-032x032") == 3  # table, images, curves
-    assert EVIL in words and "demo64" in words and "stage-nothing-yet" in words and parser.tags.count("img") == 6
+    assert words.count("stage-016x016") == words.count("stage-032x032") == 4  # table, images, contact sheet, curves
+    assert (folder / "curves.png").exists()
+    assert EVIL in words and "demo64" in words and "stage-nothing-yet" in words and "fd_lite0_2k 77.25" in words and parser.tags.count("img") == 9
 
 
 def test_size_is_bounded(tmp_path):
