@@ -82,6 +82,14 @@ def test_every_cut_of_a_small_file(files):
     assert hostile.attempt(content) == "inert" and not events
 
 
+@pytest.mark.parametrize("name", ["z_dim", "w_dim"])
+def test_sizes_beyond_int64_are_refused(name, files):
+    G = hostile.persistence.read_network_pickle(io.BytesIO(files[0]))["G_ema"]
+    G.state[name] = 2**255
+    with pytest.raises(ValueError, match="its sizes are impossible"):
+        hostile.from_record(G)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, 2**64))
 def test_any_damage(files, seed):
