@@ -79,7 +79,6 @@ MUTANTS = (
     _m(_BIAS, "last pack left out", "first < slice.count; first += stride", "first + V <= slice.count; first += stride"),
     _m(_BIAS, "pack stored past the tail", "if (i < left) x[i] = pack.value[i];", "x[i] = pack.value[i];"),
     _m(_BIAS, "grids do not loop", "first < slice.count; first += stride", "first < slice.count; first = slice.count"),
-    _m(_BIAS, "too few blocks", "(size + kPerBlock - 1) / kPerBlock, 8192", "size / kPerBlock + (size < kPerBlock), 8192"),
     _m(_BIAS, "third operand ignored", "if (ORDER == 2) value *= to_float(ddx.value[i]);", ""),
     _m(
         _BIAS,

@@ -95,6 +95,21 @@ def test_bias_act_derivatives_in_half_precision(host, act: int, dtype: torch.dty
         close(getattr(host, name)(*arguments, *rest), wanted, 2 * TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bias_act_passes_no_gradient_on_a_clamp_that_rounding_moved(host, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    for clamp in (0.7, 0.3):  # one of them rounds up, one down, in either type
+        x = torch.full((40,), 5.0, dtype=dtype).requires_grad_()
+        y = bias_act(x, act="linear", clamp=clamp)
+        assert torch.equal(y.detach(), torch.full_like(x, clamp)) and not torch.autograd.grad(y.sum(), x)[0].any()
+
+
+@pytest.mark.parametrize("slice_size", [16, 35, 48])
+def test_bias_act_in_slices_of_long_channels(host, slice_size: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    x, b = normal(2, 3, 35), normal(3, seed=1)
+    host.set_limits(slice=slice_size)
+    close(bias_act(x, b), bias_act(x, b, impl="ref"), 1e-12)
+
+
 def test_bias_act_saves_nothing_it_does_not_need() -> None:
     x = normal(3, 4).requires_grad_()
     assert all(t is None for t in bias_act(x, act="linear", gain=2.0).grad_fn.saved_tensors)

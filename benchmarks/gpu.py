@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that a GPU is needed for, in one command: correctness, the operations, training steps, a short real training.
+
+    python benchmarks/gpu.py --data emoji64.zip                             # everything
+    python benchmarks/gpu.py --parts tests,sanitizer,networks               # correctness alone
+    python benchmarks/gpu.py --parts steps --stages 64 --levers compiled --minutes 8
+    python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the very same commands, small and on a CPU
+
+Parts, in this order; each has --minutes of time and says in the record where that ended it:
+
+    tests      pytest tests/gpu
+    sanitizer  compute-sanitizer (memcheck, racecheck) over one small case of every kernel, forwards and backwards
+    networks   gradients of a generator and a discriminator step on the device against the same in float32 on the CPU
+    ops        benchmarks/ops.py: every layer of the recipes against a copy and against torch's own operations
+    steps      images per second, peak memory and share of the peak arithmetic of training steps at ImageNet's published sizes, one lever at a time
+    real       train.py on --data, class-conditional, at 16 pixels; its last numbers
+
+The record is written after every result, so an interrupted run leaves what it has measured. Networks of `networks` and `steps` have random
+weights, frozen ones too: numbers that are timed do not depend on them.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dnnlib
+from torch_utils import features
+from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.upfirdn2d import upfirdn2d
+from training import build, generator, steps
+from training.config import TrainConfig
+from training.inputs import InputSource
+from training.state import TrainState
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("tests", "sanitizer", "networks", "ops", "steps", "real")
+# Dense bfloat16 or float16 FLOP/s without sparsity, from the makers' data sheets.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+STAGES = (16, 64, 256)
+CLASSES = 1000
+_GRACE_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Levers:
+    """What a measurement of the training step turns on."""
+
+    name: str
+    precision: str = "auto"  # float16 on a GPU
+    d_precision: str = "fp32"
+    channels_last: bool = False
+    compiled: str = ""  # mode of torch.compile; 'reduce-overhead' uses CUDA graphs
+    tf32: bool = False
+    fused: bool = True
+    batch_factor: int = 1
+
+
+LEVERS = (
+    Levers("as train.py does it"),
+    Levers("float32 generator", precision="fp32"),
+    Levers("bfloat16 generator", precision="bf16"),
+    Levers("bfloat16 discriminator", d_precision="bf16"),
+    Levers("tf32", tf32=True),
+    Levers("bfloat16 discriminator, channels_last", d_precision="bf16", channels_last=True),
+    Levers("bfloat16 discriminator, twice the batch", d_precision="bf16", batch_factor=2),
+    Levers("bfloat16 discriminator, four times the batch", d_precision="bf16", batch_factor=4),
+    Levers("Adam in separate kernels", fused=False),
+    Levers("bfloat16 discriminator, compiled", d_precision="bf16", compiled="default"),
+    Levers("bfloat16 discriminator, compiled with CUDA graphs", d_precision="bf16", compiled="reduce-overhead"),
+)
+
+
+class Report:
+    """The record of a run on disk, rewritten whole after every result."""
+
+    def __init__(self, path: Path, device: str, small: bool) -> None:
+        self.path = path
+        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+        facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
+        self.record: dict[str, Any] = {"device": name, **facts, "commit": commit, "small": small, "results": []}
+
+    def add(self, part: str, **result: Any) -> None:
+        """Keep and print a result."""
+        self.record["results"].append({"part": part, **result})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with dnnlib.util.atomic_write(self.path, "w") as f:
+            f.write(json.dumps(self.record, indent=1) + "\n")
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items() if k != "output"}
+        click.echo(f"{part:10s}" + "  ".join(f"{k}={v}" for k, v in shown.items()))
+
+
+@dataclasses.dataclass
+class Job:
+    """What every part is given."""
+
+    device: str
+    small: bool
+    minutes: float
+    data: str | None
+    stages: tuple[int, ...]
+    levers: tuple[Levers, ...]
+    report: Report
+
+    def command(self, part: str, arguments: list[str], environment: dict[str, str] | None = None, **facts: Any) -> bool:
+        """Run a command for at most the part's minutes and one to end by itself; record its exit status and the end of its output."""
+        start = time.monotonic()
+        try:
+            done = subprocess.run(
+                arguments, capture_output=True, text=True, cwd=ROOT, timeout=60 * self.minutes + _GRACE_SECONDS, env={**os.environ, **(environment or {})}
+            )
+            status, text = str(done.returncode), done.stdout + done.stderr
+        except subprocess.TimeoutExpired as error:
+            status, text = "out of time", (error.stdout or b"").decode(errors="replace")
+        except FileNotFoundError:
+            status, text = f"{arguments[0]} is not installed", ""
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        self.report.add(part, **facts, status=status, last_line=last, seconds=time.monotonic() - start, output=text[-6000:])
+        return status == "0"
+
+
+def run_tests(job: Job) -> None:
+    """tests/gpu; without a device they skip themselves."""
+    job.command("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"])
+
+
+def every_kernel(device: str) -> None:
+    """One small case of each kernel, forwards and backwards: for compute-sanitizer."""
+    f, radial = torch.ones(12, device=device) / 12, torch.ones(12, 12, device=device) / 144
+    f4 = torch.ones(24, device=device) / 24
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        x = torch.randn(2, 3, 37, 41, device=device).to(dtype).requires_grad_()
+        b = torch.randn(3, device=device).to(dtype).requires_grad_()
+        results = [bias_act(x, b, act=act, clamp=2.0) for act in activation_funcs]
+        for taps in (f, radial[:4, :3].contiguous()):
+            for image in (x, x.contiguous(memory_format=torch.channels_last)):
+                results += [upfirdn2d(image, taps, up=2, padding=5), upfirdn2d(image, taps, down=2, padding=5), upfirdn2d(image, taps, padding=5)]
+        for fu, fd, up, padding in ((f, f, 2, 9), (f4, f, 4, -3), (f, radial, 2, 9), (f4, radial, 4, 3), (f[:7], None, 3, 3)):
+            results.append(filtered_lrelu(x, fu, fd, b, up=up, down=2, padding=padding, clamp=1.0))
+            with torch.no_grad():
+                filtered_lrelu(x, fu, fd, b, up=up, down=2, padding=padding, clamp=1.0)
+        first = torch.autograd.grad(sum(y.double().square().sum() for y in results), (x, b), create_graph=True)
+        sum(g.double().square().sum() for g in first).backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def run_sanitizer(job: Job) -> None:
+    """`every_kernel` under compute-sanitizer; on a CPU the same script without it."""
+    script = [sys.executable, str(Path(__file__).resolve()), "--every-kernel", "--device", job.device]
+    # Without the caching allocator an access beyond a tensor leaves its allocation.
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    if job.device == "cpu":
+        job.command("sanitizer", script, environment, tool="none")
+        return
+    for tool in ("memcheck", "racecheck"):
+        job.command("sanitizer", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *script], environment, tool=tool)
+
+
+def published_generator(resolution: int, small: bool) -> generator.Generator:
+    """The ImageNet network of a stage, -t, with fresh weights: stem at 16 pixels, then heads that double the size."""
+    sizes = {"syn_layers": 5, "cbase": 256, "cmax": 16} if small else {"syn_layers": 10}
+    G = generator.build_stem("stylegan3-t", 16, CLASSES, **sizes)
+    while G.img_resolution < resolution:
+        G = generator.build_superres(G, "stylegan3-t", 2, 4 if small else 7)
+    return G
+
+
+def make_config(small: bool, batch: int, levers: Levers, backbones: tuple[str, ...] | None = None) -> TrainConfig:
+    """Published options; `small`: those of a network that a CPU trains in seconds."""
+    cfg = TrainConfig().override({"run.batch": batch, "run.precision": levers.precision, "discriminator.precision": levers.d_precision})
+    cfg = cfg.override({"loss.pl_weight": 0, "loss.diagnostics": False})
+    if small:
+        tiny = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [features.LITE0]}
+        cfg = cfg.override({f"discriminator.{k}": v for k, v in tiny.items()})
+    return cfg if backbones is None else cfg.override({"discriminator.backbones": list(backbones)})
+
+
+def make_step(cfg: TrainConfig, resolution: int, device: str, small: bool) -> tuple[TrainState, Callable[[], None], Callable[[], None]]:
+    """A training state, its generator step and its discriminator step, on random images."""
+    torch.manual_seed(0)
+    G = published_generator(resolution, small)
+    weights = dict.fromkeys(cfg.discriminator.backbones, features.RANDOM)
+    D = build.make_discriminator(dataclasses.replace(cfg.discriminator, backbone_weights=weights), CLASSES, resolution, 0)
+    G.synthesis.reduced_dtype = build.pick_precision(cfg.run.precision, torch.device(device))
+    D.normalize_()
+    state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, 0)
+    labels = np.arange(CLASSES)
+    inputs = InputSource(
+        seed=0, z_dim=G.z_dim, labels=labels, backbones=cfg.discriminator.backbones, device=torch.device(device), batch=cfg.run.batch,
+        processes=1, rank=0, batch_gpu=cfg.batch_gpu,
+    )  # fmt: skip
+    pixels = torch.randint(0, 256, (cfg.run.batch, 3, resolution, resolution), dtype=torch.uint8)
+    chosen = torch.arange(cfg.run.batch) % CLASSES
+    sigma = cfg.loss.blur_init_sigma
+
+    def g_step() -> None:
+        steps.g_step(state, inputs.rounds("G", 0), cfg.loss, sigma)
+
+    def d_step() -> None:
+        steps.d_step(state, inputs.rounds("D", 0), inputs.real_rounds(0, pixels, chosen), cfg.loss, sigma)
+
+    return state, g_step, d_step
+
+
+def run_networks(job: Job) -> None:
+    """Gradients on the device in each precision against float32 on the CPU. Adam with beta1 = 0 keeps the gradient as its first moment."""
+
+    def gradients(device: str, levers: Levers) -> dict[str, torch.Tensor]:
+        cfg = make_config(True, 8, levers)
+        state, g_step, d_step = make_step(cfg, 32, device, True)
+        g_step()
+        d_step()
+        found = {}
+        for which, params, optimizer in (("G", state.g_params, state.g_opt), ("D", state.d_params, state.d_opt)):
+            parts = [optimizer.state[p]["exp_avg"] if p in optimizer.state else torch.zeros_like(p) for p in params.values()]
+            found[which] = torch.cat([part.detach().double().cpu().flatten() for part in parts])
+        return found
+
+    wanted = gradients("cpu", Levers("reference", precision="fp32"))
+    for levers in (
+        Levers("float32", precision="fp32"),
+        Levers("float16", precision="fp16"),
+        Levers("bfloat16", precision="bf16", d_precision="bf16"),
+    ):
+        found = gradients(job.device, levers)
+        for which, reference in wanted.items():
+            error = float((found[which] - reference).norm() / reference.norm())
+            cosine = float(torch.nn.functional.cosine_similarity(found[which], reference, dim=0))
+            job.report.add("networks", step=which, precision=levers.name, relative_error=error, cosine=cosine)
+
+
+def run_ops(job: Job) -> None:
+    """benchmarks/ops.py; its table goes to a file beside the record."""
+    out = job.report.path.with_name(job.report.path.stem + "-ops.json")
+    reduced = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"] if job.small else ["--compile"]
+    if job.command("ops", [sys.executable, "benchmarks/ops.py", "--device", job.device, "--out", str(out), *reduced]) or out.exists():
+        job.report.add("ops", table=out.name, rows=len(json.loads(out.read_text())["rows"]))
+
+
+def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
+    """Turns on what the training configuration has no option for."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = levers.tf32
+    torch.backends.cudnn.benchmark = True
+    if levers.channels_last:
+        for module in (state.G.synthesis, state.D):
+            module.to(memory_format=torch.channels_last)
+    if not levers.fused:
+        for optimizer in (state.g_opt, state.d_opt):
+            for group in optimizer.param_groups:
+                group.update(fused=False, foreach=False)
+    if levers.compiled:
+        torch._dynamo.reset()
+        mode = None if levers.compiled == "default" else levers.compiled
+        state.G.synthesis.forward = torch.compile(state.G.synthesis.forward, mode=mode)  # type: ignore[method-assign]
+        state.D.forward = torch.compile(state.D.forward, mode=mode)  # type: ignore[method-assign]
+
+
+def time_steps(job: Job, resolution: int, levers: Levers, batch: int, flops: int | None, deadline: float) -> dict[str, Any]:
+    """Images per second of whole steps: generator, discriminator, moving average; the median of a few after two to warm up."""
+    on_gpu = job.device == "cuda"
+    cfg = make_config(job.small, batch * levers.batch_factor, levers)
+    state, g_step, d_step = make_step(cfg, resolution, job.device, job.small)
+    apply_levers(state, levers, job.device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+
+    def step() -> None:
+        g_step()
+        d_step()
+        state.update_ema(0.99)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    result: dict[str, Any] = {"batch": cfg.run.batch}
+    if flops is None:
+        with FlopCounterMode(display=False) as counter:
+            g_step()
+            d_step()
+        result["flops_per_image"] = flops = counter.get_total_flops() // cfg.run.batch
+    times = []
+    for i in range(2 if job.small else 10):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+        if time.monotonic() > deadline and i >= 2:
+            break
+    seconds = float(np.median(times[2:] if len(times) > 2 else times[-1:]))
+    result |= {"images_per_second": cfg.run.batch / seconds, "seconds": seconds, "timed_steps": max(len(times) - 2, 1)}
+    if on_gpu:
+        result["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+        if peak is not None:
+            result["share_of_peak"] = flops * cfg.run.batch / seconds / peak
+    return result
+
+
+def run_steps(job: Job) -> None:
+    """Each stage with each lever, until the time is up; what does not run says why."""
+    deadline = time.monotonic() + 60 * job.minutes
+    batches = {16: 256, 32: 256, 64: 128, 128: 64, 256: 32} if not job.small else dict.fromkeys((16, 32, 64, 128, 256), 8)
+    for resolution in job.stages:
+        flops = None
+        for levers in job.levers:
+            if time.monotonic() > deadline:
+                job.report.add("steps", stage=resolution, levers=levers.name, status="out of time")
+                return
+            try:
+                result = time_steps(job, resolution, levers, batches[resolution], flops, deadline)
+                flops = result.get("flops_per_image", flops)
+                job.report.add("steps", stage=resolution, levers=levers.name, **result)
+            except (RuntimeError, ValueError) as error:  # out of memory and what torch.compile cannot do are RuntimeErrors, too
+                job.report.add("steps", stage=resolution, levers=levers.name, status=" ".join(str(error).split())[:300])
+            gc.collect()
+            if job.device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def run_real(job: Job) -> None:
+    """train.py for the part's minutes; a run that its time ends leaves with status 3."""
+    if job.data is None:
+        job.report.add("real", status="no --data")
+        return
+    outdir = job.report.path.with_name(job.report.path.stem + "-runs")
+    options = ["--cfg=stylegan3-t", f"--data={job.data}", "--resolution=16", "--cond=True", "--gpus=1", "--metrics=none", f"--device={job.device}"]
+    options += [f"--backbones={features.LITE0}", "--class-embedding=random", "--syn_layers=7", "--kimg=100000"]
+    if job.small:
+        options += ["--batch=8", "--cbase=256", "--cmax=16", "--feature-size=32", "--proj-channels=8", "--head-channels=8", "--tick=0.016"]
+    else:
+        options += ["--batch=256", "--d-precision=bf16", "--tick=10", "--snap=5"]
+    seconds = 60 * job.minutes
+    job.command("real", [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options])
+    for folder in sorted(outdir.glob("*/stats.jsonl"))[-1:]:
+        last = json.loads(folder.read_text().splitlines()[-1])
+        numbers = {name: value["mean"] if isinstance(value, dict) else value for name, value in last.items()}
+        job.report.add("real", run=str(folder.parent), last_statistics=numbers)
+
+
+RUNNERS: dict[str, Callable[[Job], None]] = {
+    "tests": run_tests,
+    "sanitizer": run_sanitizer,
+    "networks": run_networks,
+    "ops": run_ops,
+    "steps": run_steps,
+    "real": run_real,
+}
+
+
+def chosen_parts(text: str) -> Iterator[str]:
+    """The parts that a list of names means, in their order."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise click.ClickException(f"--parts={text}: there is no {unknown[0]}; the parts are {', '.join(PARTS)}")
+    yield from (part for part in PARTS if part in names)
+
+
+@click.command(help=__doc__)
+@click.option("--parts", default=",".join(PARTS), show_default=True)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--small", is_flag=True, help="Tiny networks and few repeats: to try the command.")
+@click.option("--minutes", default=8.0, show_default=True, help="Of each part.")
+@click.option("--data", type=click.Path(exists=True), help="Labelled data set of the part 'real'.")
+@click.option("--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions of the part 'steps'.")
+@click.option("--levers", default="", help="Of the part 'steps': those whose name contains this.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=ROOT / "benchmarks" / "results" / "gpu.json", show_default=True)
+@click.option("--every-kernel", "kernels_only", is_flag=True, hidden=True)
+def main(parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str, out: Path, kernels_only: bool) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("there is no CUDA device; --device cpu --small tries the same commands on a CPU")
+    if kernels_only:
+        every_kernel(device)
+        return
+    chosen = list(chosen_parts(parts))
+    try:
+        resolutions = tuple(int(stage) for stage in stages.split(","))
+    except ValueError:
+        raise click.ClickException(f"--stages={stages}: give resolutions, such as 16,64,256") from None
+    if not set(resolutions) <= {16, 32, 64, 128, 256}:
+        raise click.ClickException(f"--stages={stages}: the stages are 16, 32, 64, 128 and 256")
+    job = Job(device, small, minutes, data, resolutions, tuple(x for x in LEVERS if levers in x.name), Report(out.resolve(), device, small))
+    for part in chosen:
+        RUNNERS[part](job)
+    click.echo(f"{out}: {len(job.report.record['results'])} results")
+
+
+if __name__ == "__main__":
+    main()
