@@ -120,11 +120,9 @@ class Job:
 
     def command(self, part: str, arguments: list[str], environment: dict[str, str] | None = None, **facts: Any) -> bool:
         """Run a command for at most the part's minutes and one to end by itself; record its exit status and the end of its output."""
-        start = time.monotonic()
+        start, limit = time.monotonic(), 60 * self.minutes + _GRACE_SECONDS
         try:
-            done = subprocess.run(
-                arguments, capture_output=True, text=True, cwd=ROOT, timeout=60 * self.minutes + _GRACE_SECONDS, env={**os.environ, **(environment or {})}
-            )
+            done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=limit, env=os.environ | (environment or {}))
             status, text = str(done.returncode), done.stdout + done.stderr
         except subprocess.TimeoutExpired as error:
             status, text = "out of time", (error.stdout or b"").decode(errors="replace")

@@ -179,6 +179,51 @@ def _fakes(codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]]) -> 
     }
 
 
+def transforms() -> str:
+    """The transforms of torch.func that this runs under: '' none, 'vmap' that alone, 'grad' others, for which torch must look into operations."""
+    if torch.compiler.is_compiling():
+        return ""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return "" if not stack else "vmap" if all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack) else "grad"
+
+
+def _front(x: torch.Tensor | None, in_dim: int | None, count: int) -> torch.Tensor | None:
+    """The mapped axis of x at the front, made up where there is none."""
+    return None if x is None else x.expand(count, *x.shape) if in_dim is None else x.movedim(in_dim, 0)
+
+
+def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
+    """torch.func.vmap of the operators: one call with the mapped axis among the channels, where a mapped bias can follow it."""
+
+    def bias_act(info, in_dims, x, b, dim, *rest):  # type: ignore[no-untyped-def]
+        x = _front(x, in_dims[0], info.batch_size)
+        if b is None or in_dims[1] is None:
+            return ops().bias_act(x, b, dim + 1, *rest), 0
+        y = ops().bias_act(x.movedim(0, dim).flatten(dim, dim + 1), _front(b, in_dims[1], info.batch_size).flatten(), dim, *rest)
+        return y.unflatten(dim, (info.batch_size, -1)), dim
+
+    def upfirdn2d(info, in_dims, x, f, *rest):  # type: ignore[no-untyped-def]
+        if in_dims[1] is not None:  # a filter of its own for each
+            filters = _front(f, in_dims[1], info.batch_size)
+            images = _front(x, in_dims[0], info.batch_size)
+            return torch.stack([ops().upfirdn2d(*pair, *rest) for pair in zip(images, filters, strict=True)]), 0
+        y = ops().upfirdn2d(_front(x, in_dims[0], info.batch_size).flatten(0, 1), f, *rest)
+        return y.unflatten(0, (info.batch_size, -1)), 0
+
+    def filtered_lrelu(info, in_dims, x, fu, fd, b, *rest):  # type: ignore[no-untyped-def]
+        *rest, save = rest
+        # Inside of vmap nobody sees that a gradient will be asked for from outside.
+        save = save or (torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)))
+        if in_dims[1] is not None or in_dims[2] is not None:
+            raise NotImplementedError("filtered_lrelu under vmap takes the same filters for all; impl='ref' takes any")
+        x = _front(x, in_dims[0], info.batch_size).movedim(0, 1)
+        bias = None if b is None else _front(b, in_dims[3], info.batch_size).flatten()
+        y, codes = ops().filtered_lrelu(x.flatten(1, 2), fu, fd, bias, *rest, save)
+        return (y.unflatten(1, (info.batch_size, -1)), codes), (1, None)
+
+    return {"bias_act": bias_act, "upfirdn2d": upfirdn2d, "filtered_lrelu": filtered_lrelu}
+
+
 _libraries: list[torch.library.Library] = []  # a library's registrations end with it
 
 
@@ -207,7 +252,7 @@ def define(namespace: str, codes_shape: Callable[[torch.Tensor, Geometry], tuple
 
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
-    fakes = _fakes(codes_shape)
+    fakes, rules = _fakes(codes_shape), _batching_rules(ops)
     autograd = {
         "bias_act": _bias_act_autograd(ops),
         "bias_act_grad": _bias_act_grad_autograd(ops),
@@ -221,6 +266,8 @@ def define(namespace: str, codes_shape: Callable[[torch.Tensor, Geometry], tuple
         torch.library.register_fake(f"{namespace}::{name}", fakes[name], lib=library)
         setup, backward = autograd[name]
         torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup, lib=library)
+        if name in rules:
+            torch.library.register_vmap(f"{namespace}::{name}", rules[name], lib=library)
         if name in cpu:
             library.impl(name, cpu[name], "CPU")
 
@@ -231,14 +278,15 @@ def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool =
     Args:
         x: the input.
         filters: a filter that needs a gradient gets it from torch's own operations alone.
-        opaque: use the CPU operators where there are kernels for them, and under torch.compile, which cannot look into the CPU code.
+        opaque: use the CPU operators where there are kernels for them, and under torch.compile and vmap, which cannot look into the CPU code.
     """
-    if x.dtype not in DTYPES or any(f is not None and f.requires_grad for f in filters):
+    if x.dtype not in DTYPES or any(f is not None and f.requires_grad for f in filters) or transforms() == "grad":
         return None
     if x.device.type == "cuda":
         return NAMESPACE if _cuda_ready() else None
     if x.device.type == "cpu":
-        return cpu_namespace or (NAMESPACE if opaque and (torch.compiler.is_compiling() or cpu_kernels.ready(x.dtype)) else None)
+        wanted = opaque and (torch.compiler.is_compiling() or transforms() == "vmap" or cpu_kernels.ready(x.dtype))
+        return cpu_namespace or (NAMESPACE if wanted else None)
     return None
 
 

@@ -102,8 +102,8 @@ def upfirdn2d(
 
 
 def has_fast_path(x: torch.Tensor, *filters: torch.Tensor | None) -> bool:
-    """True where matrix products beat depthwise convolutions: on a CPU, with filters that are constants."""
-    return x.device.type == "cpu" and not any(f is not None and f.requires_grad for f in filters)
+    """True where matrix products beat depthwise convolutions: on a CPU, with filters that are constants, outside of torch.func's transforms."""
+    return x.device.type == "cpu" and not any(f is not None and f.requires_grad for f in filters) and not library.transforms()
 
 
 def _upfirdn2d_ref(

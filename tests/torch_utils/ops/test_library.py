@@ -77,6 +77,41 @@ def test_compile_without_graph_breaks(kernels: bool, request) -> None:  # type: 
     torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))
 
 
+TAPS = normal(6, seed=5) / 2
+
+
+def _layer(x: torch.Tensor, b: torch.Tensor, impl: str = "cuda", f: torch.Tensor = TAPS) -> torch.Tensor:
+    x = filtered_lrelu(x, f, f, b, up=2, down=2, padding=6, clamp=1.5, impl=impl)
+    return bias_act(upfirdn2d(x, f, down=2, padding=2, impl=impl), b, act="swish", impl=impl)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_vmap(kernels: bool, request) -> None:  # type: ignore[no-untyped-def]
+    if kernels:
+        request.getfixturevalue("host")
+    x, b = normal(4, 2, 3, 7, 8), normal(4, 3, seed=1)
+    for in_dims, images, biases in (((0, 0), x, b), ((0, None), x, b[0]), ((None, 1), x[0], b.t()), ((3, None), x.movedim(0, 3), b[0])):
+        found = torch.func.vmap(_layer, in_dims)(images, biases)
+        each = [_layer(x[i if in_dims[0] is not None else 0], b[i if in_dims[1] is not None else 0], "ref") for i in range(4)]
+        torch.testing.assert_close(found, torch.stack(each), rtol=0, atol=1e-10)
+    leaf = x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(torch.func.vmap(_layer)(leaf, b).square().sum(), leaf)
+    (wanted,) = torch.autograd.grad(torch.stack([_layer(leaf[i], b[i], "ref") for i in range(4)]).square().sum(), leaf)
+    torch.testing.assert_close(dx, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_gradients_per_sample(kernels: bool, request) -> None:  # type: ignore[no-untyped-def]
+    if kernels:
+        request.getfixturevalue("host")
+    x, b = normal(3, 2, 7, 8), normal(2, seed=1)
+    found = torch.func.vmap(torch.func.grad(lambda b, x: _layer(x[None], b).square().sum()), (None, 0))(b, x)
+    for i in range(3):
+        leaf = b.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(_layer(x[i : i + 1], leaf).square().sum(), leaf)
+        torch.testing.assert_close(found[i], wanted, rtol=0, atol=1e-9)
+
+
 def test_autocast_keeps_the_input_dtype(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 3))
