@@ -78,20 +78,70 @@ def test_upfirdn2d(dtype: torch.dtype) -> None:
         compare(call, [normal(2, 3, 75, 70)], dtype)
 
 
-def test_cuda_graphs_capture_the_operations() -> None:
-    f = torch.ones(12, device="cuda") / 12
-    x = torch.randn(2, 4, 36, 36, device="cuda", dtype=torch.half)
+def test_cuda_graphs_capture_forward_and_backward_passes() -> None:
+    """A capture fails where anything waits for the device or reads from it."""
+    f, radial = torch.ones(12, device="cuda") / 12, torch.ones(12, 12, device="cuda") / 144
+    x = torch.randn(2, 4, 36, 36, device="cuda", dtype=torch.half).requires_grad_()
+    b = torch.randn(4, device="cuda", dtype=torch.half).requires_grad_()
 
-    def call() -> torch.Tensor:
-        return bias_act(filtered_lrelu(x, f, f, up=2, down=2, padding=9, clamp=256), act="swish")
+    def call() -> tuple[torch.Tensor, ...]:
+        y = filtered_lrelu(x, f, f, b, up=2, down=2, padding=9, clamp=256) + filtered_lrelu(x, f, radial, b, up=2, down=2, padding=9, clamp=256)
+        y = bias_act(upfirdn2d(y, f, down=2, padding=5), b, act="swish")
+        return y, *torch.autograd.grad(y.float().square().sum(), (x, b))
 
-    call()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = call()
-    x.normal_()
+        found = call()
+    with torch.no_grad():
+        x.normal_()
     graph.replay()
-    torch.testing.assert_close(y, call(), rtol=0, atol=0)
+    for captured, wanted in zip(found, call(), strict=True):
+        torch.testing.assert_close(captured, wanted, rtol=0, atol=0)
+
+
+def test_a_stream_beside_the_default_one_is_used() -> None:
+    x, side = torch.zeros(1 << 24, device="cuda"), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)  # about 50 ms, before which the addition must not be seen
+        x += 1
+        y = bias_act(x, act="linear", gain=2.0)
+    side.synchronize()
+    assert bool((y == 2).all())
+
+
+def test_autocast_and_compile() -> None:
+    f = torch.ones(12, device="cuda") / 12
+    layer = torch.nn.Conv2d(3, 8, 3, padding=1, device="cuda")
+    x = torch.randn(2, 3, 36, 36, device="cuda")
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return filtered_lrelu(layer(x), f, f, layer.bias, up=2, down=2, padding=9, clamp=256)
+
+    y = network(x)
+    assert y.dtype == torch.bfloat16
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True)(x)
+    torch.testing.assert_close(compiled, y, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("taps", [(4,), (4, 4), (13,)])
+def test_channels_last(taps: tuple[int, ...]) -> None:
+    x, f = torch.randn(2, 16, 37, 41, device="cuda", dtype=torch.half), normal(*taps, seed=1).float().cuda() / 4
+    last = x.contiguous(memory_format=torch.channels_last)
+    for call in (
+        lambda x: upfirdn2d(x, f, up=2, padding=3),
+        lambda x: upfirdn2d(x, f, down=2, padding=3),
+        lambda x: bias_act(x, torch.arange(16, device="cuda").half(), act="lrelu"),
+    ):
+        y = call(last)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, call(x), rtol=0, atol=2**-8 * float(y.abs().max()))
 
 
 def test_more_than_two_billion_elements() -> None:
