@@ -8,7 +8,7 @@ Every rule is a function of what stands in stats.jsonl and metric-*.jsonl, so an
     saturated   the discriminator tells every image apart and its loss is near zero: the generator gets no useful gradient
     metric      the first metric has not improved for several evaluations and is clearly worse than its best
 
-Thresholds were set on runs with and without DiffAugment (docs/troubleshooting.md).
+How the thresholds were chosen stands in docs/troubleshooting.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How varied the generator's images are, compared with the data: the first number that falls when a GAN collapses.
 
+    python -m training.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of every snapshot in a run folder
+    python -m training.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with styles truncated to psi = 0.7
+
 Every tick, G_ema draws the same few latents in the same few classes, a frozen network that the discriminator has anyway turns them into pooled
 features, and two spreads are compared with those of real images of the same classes:
 
@@ -15,7 +18,9 @@ Shapes: N images, C classes, F features.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +29,12 @@ from torch import Tensor
 
 from torch_utils import distributed, images, rng
 from torch_utils.features import FeatureNetwork
+from training import build
+from training.config import from_json
 from training.data import ImageDataset
 from training.discriminator import ProjectedDiscriminator
-from training.generator import Generator
+from training.generator import Generator, load
+from training.records import read_json
 
 MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
 MIN_IMAGES = 16
@@ -87,13 +95,14 @@ class Variety:
             raise ValueError(f"{self.network} gives features that are not finite on {dataset.path}; check its weights")
 
     @torch.no_grad()
-    def measure(self, G: Generator) -> Spread:
-        """Spreads of G's images over those of the data. A spread that the data has not got (copies of one image) gives 0."""
+    def measure(self, G: Generator, psi: float = 1.0) -> Spread:
+        """Spreads of G's images over those of the data. A spread that the data has not got (copies of one image) gives 0. psi: of the truncation."""
         z = rng.normal(self.seed, "variety/z", 0, range(len(self.labels)), (G.z_dim,))
         device = next(G.parameters()).device
+        truncation = {} if psi == 1 else {"truncation_psi": psi}
 
         def draw(part: list[int]) -> Tensor:
-            return images.to_uint8(G(z[part].to(device), self.labels[part].to(device) if G.c_dim > 0 else None))
+            return images.to_uint8(G(z[part].to(device), self.labels[part].to(device) if G.c_dim > 0 else None, **truncation))
 
         mine = spread(self._features(draw, len(self.labels)), self.labels)
         within = mine.within / self.data.within if self.data.within > 0 else 0.0
@@ -141,3 +150,28 @@ def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], in
     per_class = max(count // len(classes), 2)
     reals = np.concatenate([order[labels[order] == c][: REALS_PER_FAKE * per_class] for c in classes])
     return [int(c) for c in classes], per_class, reals
+
+
+def main() -> int:
+    """The command line."""
+    if not 2 <= len(sys.argv) <= 3:
+        print(__doc__)
+        return 2
+    folder = Path(sys.argv[1])
+    try:
+        psi = float(sys.argv[2]) if len(sys.argv) == 3 else 1.0
+        cfg = from_json(read_json(folder / "training_options.json").get("config", {}))
+        dataset = build.make_dataset(cfg.data, cfg.run.seed)
+        D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+        variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)
+        for path in sorted(folder.glob("network-snapshot-*.pkl")):
+            within, between = variety.measure(load(str(path)).eval(), psi)
+            print(f"{path.name}  within {within:.3f}" + ("" if between is None else f"  between {between:.3f}"), flush=True)
+    except (ValueError, OSError) as err:
+        print(f"Error: {folder}: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

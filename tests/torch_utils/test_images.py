@@ -75,6 +75,17 @@ def test_labelled_grid_wants_a_label_per_row():
         images.labelled_grid(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), ["a", "b"], 2)
 
 
+def test_column_labels():
+    batch = torch.full((4, 3, 32, 32), 200, dtype=torch.uint8)
+    plain, headed = (images.labelled_grid(batch, ["a", "b"], 2, column_labels=labels) for labels in (None, ["12", "300"]))
+    top = headed.height - plain.height
+    assert top > 10 and headed.width == plain.width
+    pixels = np.asarray(headed)
+    assert pixels[:top, -64:-32].min() < 100 and pixels[:top, -32:].min() < 100 and np.array_equal(pixels[top:], np.asarray(plain))
+    with pytest.raises(ValueError, match="2 columns need as many labels, got 1"):
+        images.labelled_grid(batch, ["a", "b"], 2, column_labels=["12"])
+
+
 def test_save_png_round_trip_and_atomicity(tmp_path):
     rgb = np.random.RandomState(0).randint(0, 256, (4, 5, 3), dtype=np.uint8)
     for array in (rgb, rgb[:, :, :1], rgb[:, :, 0], PIL.Image.fromarray(rgb)):

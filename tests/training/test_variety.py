@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class variety: the spreads, what is chosen, and that measuring leaves no trace."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from tests.toy_data import write_dataset
-from torch_utils import features
+from torch_utils import features, persistence
+from training.config import TrainConfig, to_json
 from training.data import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import build_stem
-from training.variety import Spread, Variety, _choose, images_per_tick, spread
+from training.variety import Spread, Variety, _choose, images_per_tick, main, spread
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +102,21 @@ def test_what_is_chosen(tmp_path):
     mirrored = ImageDataset(dataset.path, use_labels=True, xflip=True)
     assert _choose(mirrored, 64, 0)[2].max() < 1500  # never an image and its mirrored copy
     assert [images_per_tick(64, t) for t in (0.016, 0.512, 4.0)] == [16, 32, 64] and images_per_tick(8, 4.0) == 8
+
+
+def test_command_line(tmp_path, backbone, monkeypatch, capsys):
+    """Snapshots of a run folder, and a folder that is none."""
+    *_, G, variety = _variety(write_dataset(tmp_path / "d.zip", 12, class_names=["a", "b"]), backbone)
+    changes = {"data.path": str(tmp_path / "d.zip"), "data.cond": True, "run.variety": 16}
+    changes |= {"discriminator.backbones": [features.LITE0], "discriminator.backbone_weights": {features.LITE0: "random"}}
+    changes |= {"discriminator.feature_size": 32, "discriminator.proj_channels": 4, "discriminator.head_channels": 4, "run.batch": 8}
+    config = TrainConfig().override(changes)
+    (tmp_path / "training_options.json").write_text(json.dumps({"config": to_json(config)}))
+    record = {"G": None, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}}
+    persistence.save_network_pickle(str(tmp_path / "network-snapshot-000001.pkl"), record)
+    monkeypatch.setattr("sys.argv", ["variety", str(tmp_path)])
+    assert main() == 0
+    found = variety.measure(G)
+    assert capsys.readouterr().out == f"network-snapshot-000001.pkl  within {found.within:.3f}  between {found.between:.3f}\n"
+    monkeypatch.setattr("sys.argv", ["variety", str(tmp_path / "nowhere")])
+    assert main() == 1 and "nowhere" in capsys.readouterr().err
