@@ -234,38 +234,40 @@ def _start_synthesis(source: Generator, target: Generator) -> list[Part]:
             T.input.load_state_dict(S.input.state_dict())
         parts.append(_part("synthesis.input", T.input, KEPT if same else REBUILT))
     theirs, ours = S.specs(), T.specs()
-    used: set[int] = set()
+    twins = _same_places(theirs, ours, source.num_frozen_layers, target.num_frozen_layers) if S.w_dim == T.w_dim else {}
     for position in range(target.num_frozen_layers, len(ours)):
-        twin, exact = _same_place(theirs, ours, position, source.num_frozen_layers - target.num_frozen_layers, used)
-        layer = getattr(T, ours[position].name)
-        if twin is None or S.w_dim != T.w_dim:
-            parts.append(_part(f"synthesis.{ours[position].name}", layer, REBUILT))
+        spec, layer = ours[position], getattr(T, ours[position].name)
+        if position not in twins:
+            parts.append(_part(f"synthesis.{spec.name}", layer, REBUILT))
             continue
-        used.add(twin)
-        name = theirs[twin].name
+        twin = theirs[twins[position]]
         for key in ("weight", "bias", "magnitude_ema", "affine.weight", "affine.bias"):
-            layer.state_dict()[key].copy_(getattr(S, name).state_dict()[key])
-        about = "" if exact and name == ours[position].name else f"from {name}" + ("" if exact else ", at another resolution")
-        parts.append(_part(f"synthesis.{ours[position].name}", layer, KEPT if exact else RESHAPED, about))
+            layer.state_dict()[key].copy_(getattr(S, twin.name).state_dict()[key])
+        exact = _plan(twin) == _plan(spec)
+        about = "" if exact and twin.name == spec.name else f"from {twin.name}" + ("" if exact else ", at another resolution")
+        parts.append(_part(f"synthesis.{spec.name}", layer, KEPT if exact else RESHAPED, about))
     return parts
 
 
-def _same_place(theirs: list[LayerSpec], ours: list[LayerSpec], position: int, shift: int, used: set[int]) -> tuple[int | None, bool]:
-    """The source's layer for a layer of the new plan, and whether the two are alike in everything; None if there is none.
+def _same_places(theirs: list[LayerSpec], ours: list[LayerSpec], their_frozen: int, our_frozen: int) -> dict[int, int]:
+    """For the layers of the new plan that train, where there is one, the source's layer that stands for them: position -> position.
 
-    A layer that is alike comes first, wherever it is; else the one in the same place, counted from the start of the trained layers (toRGB: the last
-    one), if its weights have the same shape.
+    A layer that is alike in everything, wherever it is; else the one in the same place, counted from the start of the trained layers (toRGB: the
+    last one), if its weights have the same shape and it stands for no other.
     """
-    spec = ours[position]
-    alike = [i for i, other in enumerate(theirs) if i not in used and _plan(other) == _plan(spec)]
-    if alike:
-        return alike[0], True
-    place = len(theirs) - 1 if spec.is_torgb else position + shift
-    if not 0 <= place < len(theirs) or place in used:
-        return None, False
-    other = theirs[place]
-    fits = all(getattr(other, name) == getattr(spec, name) for name in ("is_torgb", "in_channels", "out_channels", "conv_kernel"))
-    return (place, False) if fits else (None, False)
+    twins: dict[int, int] = {}
+    for position in range(our_frozen, len(ours)):
+        alike = [i for i, other in enumerate(theirs) if i not in twins.values() and _plan(other) == _plan(ours[position])]
+        if alike:
+            twins[position] = alike[0]
+    for position in range(our_frozen, len(ours)):
+        spec = ours[position]
+        place = len(theirs) - 1 if spec.is_torgb else position - our_frozen + their_frozen
+        if position in twins or place in twins.values() or place >= len(theirs):
+            continue
+        if all(getattr(theirs[place], name) == getattr(spec, name) for name in ("is_torgb", "in_channels", "out_channels", "conv_kernel")):
+            twins[position] = place
+    return twins
 
 
 def _plan(spec: LayerSpec) -> dict[str, Any]:
