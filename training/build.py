@@ -264,7 +264,7 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, sa
         state.G_ema.load_state_dict(G_ema.state_dict())
         state.started_from = report.as_dict()
         if distributed.is_main():
-            print("\n".join(filter(None, (report.table(), finetune.warning(source, report)))))
+            print("\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg)))))
     return state
 
 

@@ -23,6 +23,7 @@ import dnnlib
 from torch_utils.features import imagenet_descriptions
 from training import weights
 from training.class_names import class_map, named
+from training.config import TrainConfig, to_json
 from training.discriminator import ProjectedDiscriminator
 from training.generator import FullyConnectedLayer, Generator, LayerSpec
 
@@ -382,17 +383,27 @@ def start(source: Source, G: Generator, D: ProjectedDiscriminator, names: list[s
     return G_ema, report
 
 
-def warning(source: Source, report: Report) -> str | None:
-    """A line for a start that keeps little of the generator, or None."""
-    if report.share("generator") >= LITTLE:
+# Options that decide what fits, by section of the config; those of a superresolution stage's mapping are its stem's.
+_DECISIVE = {
+    "generator": ("cfg", "syn_layers", "head_layers", "cbase", "cmax", "z_dim", "w_dim", "margin_size"),
+    "discriminator": ("backbones", "feature_size", "proj_channels", "head_channels", "cond_channels"),
+}
+
+
+def warning(source: Source, report: Report, cfg: TrainConfig) -> str | None:
+    """A line for a start that keeps little of one of the networks, naming the options that the file's own run had otherwise; or None."""
+    little = [network for network in _DECISIVE if report.share(network) < LITTLE]
+    if not little:
         return None
+    config = (source.file.provenance or {}).get("config")
+    options = []
+    for network in little:
+        said = config.get(network) if isinstance(config, dict) else None
+        ours = to_json(cfg)[network]
+        differing = {key: said[key] for key in _DECISIVE[network] if isinstance(said, dict) and key in said and said[key] != ours[key]}
+        options += [f"--{key.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in differing.items()]
+    shares = " and ".join(f"{report.share(network):.0%} of the {network}" for network in little)
     specs = source.G.synthesis.specs()
-    options = (source.file.provenance or {}).get("config")
-    said = options.get("generator") if isinstance(options, dict) else None
-    known = [f"--{key.replace('_', '-')}={said[key]}" for key in ("cfg", "syn_layers", "cbase", "cmax") if isinstance(said, dict) and said.get(key)]
     plan = f"{source.G.img_resolution}x{source.G.img_resolution}, {len(specs) - 1} layers, up to {max(s.out_channels for s in specs)} channels"
-    remedy = " ".join(known) if known else "the --cfg, --syn-layers, --cbase and --cmax of the run that made it"
-    return (
-        f"Warning: only {report.share('generator'):.0%} of the generator could start from {source.path} ({plan}): its plan differs from this run's; "
-        f"to keep more, give {remedy}"
-    )
+    remedy = f"its own run had {' '.join(options)}" if options else "use the options of the run that made it to keep more"
+    return f"Warning: only {shares} could start from {source.path} ({plan}): {remedy}"

@@ -15,7 +15,7 @@ from torch_utils import persistence
 from torch_utils.features import imagenet_descriptions
 from training import build, finetune, loop, weights
 from training.bundle import bundle
-from training.config import TrainConfig
+from training.config import TrainConfig, to_json
 from training.data import ImageDataset
 from training.generator import build_stem, build_superres
 
@@ -74,7 +74,7 @@ def trained(folder: Path, cfg: TrainConfig) -> str:
         state.D.normalize_()
     names = build.make_dataset(cfg.data, 0).class_names
     path = folder / "old.pkl"
-    provenance = {"class_names": names, "config": {"generator": {"cfg": "stylegan3-t", "syn_layers": 4, "cbase": 128, "cmax": 4}}}
+    provenance = {"class_names": names, "config": to_json(cfg)}
     provenance["backbones"] = {name: network.sha256 for name, network in state.D.feature_networks.items()}
     content = {"G": state.G, "D": bundle(state.D.saved_state_dict()), "G_ema": state.G_ema, "training_set_kwargs": {}, "provenance": provenance}
     persistence.save_network_pickle(path, content)
@@ -186,13 +186,14 @@ def test_little_that_fits_is_said_in_one_line(old, tmp_path, capsys):
     state = state_of(config(dataset(tmp_path, OLD), run__init_from=old, generator__cmax=8, generator__w_dim=24))
     assert state.started_from["generator"]["share"] < 0.5
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
-    assert len(warnings) == 1 and "--cmax=4" in warnings[0] and "16x16, 4 layers" in warnings[0]
+    assert len(warnings) == 1 and "16x16, 4 layers" in warnings[0] and warnings[0].endswith("had --cmax=4 --w-dim=16")
     assert torch.isfinite(state.G(torch.zeros(1, 8), torch.tensor([0]))).all()
 
 
-def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path):
+def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path, capsys):
     cfg = config(dataset(tmp_path, OLD), run__init_from=old, discriminator__backbone_weights={"tf_efficientnet_lite0": "random"})
     report = state_of(cfg).started_from
+    assert "only 0% of the discriminator could start" in capsys.readouterr().out
     assert report["discriminator"]["share"] == 0 and report["generator"]["share"] == 1
     assert "other weights of this network" in json.dumps(report)
 
