@@ -37,8 +37,9 @@ ABOUT_FILE = "about.json"  # of a run folder: what the data is and how large the
 ALARMS_FILE = "alarms.jsonl"
 STAGE_FOLDER = re.compile(r"stage-")
 BUDGET = 450_000  # bytes of one inlined image, at most
+RECIPE_BUDGET = 3_300_000  # of all those of a recipe's page; base64 makes them a third longer
 MAX_WIDTH, SMALL_WIDTH = 1600, 800  # pixels of an inlined image
-MAX_STAGES, MAX_ALARMS, MAX_TEXT, MAX_DEPTH, MAX_ROWS = 8, 20, 200, 5, 40
+MAX_STAGES, MAX_ALARMS, MAX_TEXT, MAX_DEPTH, MAX_ROWS = 8, 20, 500, 5, 40
 
 _STYLE = """
 body{margin:0;background:#f4f5f7;color:#222;font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -111,7 +112,8 @@ class Run:
 
     def best(self) -> tuple[str, float, float, str] | None:
         """Name, value, kimg and snapshot of the best evaluation by the first metric."""
-        first = next((m for m in (self.config.run.metrics if self.config else ()) if m in self.metrics), next(iter(self.metrics), None))
+        wanted = [name for m in (self.config.run.metrics if self.config else ()) for name in self.metrics if name in (m, f"{m}_mean")]
+        first = next(iter([*wanted, *self.metrics]), None)
         if first is None:
             return None
         pick = max if plots.good_end(first) == "max" else min
@@ -132,27 +134,36 @@ def text(value: Any, limit: int = MAX_TEXT) -> str:
     return html.escape(plain if len(plain) <= limit else plain[: limit - 3] + "...")
 
 
-def inlined(path: Path, width: int = MAX_WIDTH, pixelated: bool = False) -> str:
-    """An <img> that holds the picture itself, scaled down where it is large; '' if it cannot be read."""
+def inlined(path: Path, width: int = MAX_WIDTH, pixelated: bool = False, budget: int = BUDGET) -> str:
+    """An <img> that holds the picture itself, in at most `budget` bytes and `width` pixels; '' if it cannot be read."""
     try:
         with PIL.Image.open(path) as opened:
             image = opened.convert("RGB")
         kind, data = "png", path.read_bytes()
     except OSError:
         return ""
-    small = image.width <= width
-    if not small or len(data) > BUDGET:
-        if not small:
-            image = image.resize((width, max(1, round(image.height * width / image.width))), PIL.Image.Resampling.LANCZOS)
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), PIL.Image.Resampling.LANCZOS)
         kind = "jpeg"
-        for quality in (88, 75, 60, 40):
-            stream = io.BytesIO()
-            image.save(stream, format="JPEG", quality=quality, optimize=True)
-            data = stream.getvalue()
-            if len(data) <= BUDGET:
-                break
+    while kind == "jpeg" or len(data) > budget:
+        kind, data = "jpeg", _jpeg(image, budget)
+        if len(data) <= budget or image.width < 32:
+            break
+        image = image.resize((image.width * 2 // 3, max(1, image.height * 2 // 3)), PIL.Image.Resampling.LANCZOS)
     style = ' class="pix"' if pixelated else ""
     return f'<img{style} alt="{text(path.name)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+
+
+def _jpeg(image: PIL.Image.Image, budget: int) -> bytes:
+    """At the best quality that fits; at the lowest if none does."""
+    data = b""
+    for quality in (88, 70, 50):
+        stream = io.BytesIO()
+        image.save(stream, format="JPEG", quality=quality, optimize=True)
+        data = stream.getvalue()
+        if len(data) <= budget:
+            break
+    return data
 
 
 def newest_grid(folder: Path) -> Path | None:
@@ -248,16 +259,16 @@ def _alarms(run: Run) -> str:
 def _class_rows(run: Run, image: str) -> str:
     """The grid with the names of its rows to the left."""
     names = run.about.get("grid_rows")
-    if not image or not isinstance(names, list) or not names:
+    if not image or not isinstance(names, list) or not 0 < len(names) <= MAX_ROWS:
         return image
     items = "".join(f"<li>{text(name, 40)}</li>" for name in names)
     return f'<div class="rows"><ol>{items}</ol><div>{image}</div></div>'
 
 
-def _grids(run: Run, width: int = SMALL_WIDTH) -> list[str]:
+def _grids(run: Run, width: int = SMALL_WIDTH, budget: int = BUDGET) -> list[str]:
     newest = newest_grid(run.folder)
-    shown = [] if newest is None else [figure(f"generated, {int(newest.stem[5:])} kimg", _class_rows(run, inlined(newest, width, True)))]
-    return [*shown, figure("data", _class_rows(run, inlined(run.folder / "reals.png", width, True)))]
+    shown = [] if newest is None else [figure(f"generated, {int(newest.stem[5:])} kimg", _class_rows(run, inlined(newest, width, True, budget)))]
+    return [*shown, figure("data", _class_rows(run, inlined(run.folder / "reals.png", width, True, budget)))]
 
 
 def _options(run: Run) -> str:
@@ -333,6 +344,7 @@ def recipe_page(folder: Path) -> str:
     stages = stage_folders(folder)
     plots.redraw(folder, stages)
     runs = [Run.read(p) for p in stages]
+    budget = min(BUDGET, RECIPE_BUDGET // (4 * len(runs) + 1))
     rows = []
     for run in runs:
         best = run.best()
@@ -352,17 +364,17 @@ def recipe_page(folder: Path) -> str:
             )
         )
     head = ("stage", "state", "kimg", "trained", "img/s", "best", "variety within", "between", "alarms", "at the last resolution")
-    columns = [f"<div><h2>{text(run.folder.name)}</h2>{''.join(_grids(run, SMALL_WIDTH // 2))}</div>" for run in runs]
+    columns = [f"<div><h2>{text(run.folder.name)}</h2>{''.join(_grids(run, SMALL_WIDTH // 2, budget))}</div>" for run in runs]
     alarms = "".join(f"<h2>{text(run.folder.name)}</h2>{_alarms(run)}" for run in runs if run.alarms)
-    times = "".join(figure(run.folder.name, inlined(run.folder / sheets.FILE, SMALL_WIDTH)) for run in runs)
+    times = "".join(figure(run.folder.name, inlined(run.folder / sheets.FILE, SMALL_WIDTH, budget=budget)) for run in runs)
     body = [
         f'<h1>{text(folder.name)}</h1><p class="sub">{len(runs)} stages</p>',
         section("Stages", table(rows, head)),
         section("Alarms", alarms, "warn") if alarms else "",
-        section("Curves of all stages", inlined(folder / "curves.png")),
+        section("Curves of all stages", inlined(folder / "curves.png", budget=budget)),
         section("Newest images of each stage, beside the data", f'<div class="stages">{"".join(columns)}</div>' if columns else ""),
         section("The same latents through time", f'<div class="stages">{times}</div>' if times else ""),
-        *(section(f"{run.folder.name}: curves", inlined(run.folder / "curves.png")) for run in runs),
+        *(section(f"{run.folder.name}: curves", inlined(run.folder / "curves.png", budget=budget)) for run in runs),
         section("Lineage", nested(read_json(folder / "lineage.json"))),
         section("Recipe", nested(read_json(folder / "recipe.json"))),
     ]

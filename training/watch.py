@@ -72,7 +72,7 @@ class Watch:
         self.stats.append(alarms.excerpt(stats))
         told = self.run_dir / report.ALARMS_FILE
         name = next(iter(self.cfg.run.metrics), "")
-        points = [(report.number(r.get("kimg")), report.number(r.get("results", {}).get(name))) for r in self._scores(name)]
+        points = [(report.number(r.get("kimg")), report.number(r["results"].get(name, r.get("value")))) for r in self._scores(name)]
         found = alarms.find(self.stats, points, self.cfg, name, plots.good_end(name) or "min")
         for alarm in alarms.new_ones(found, read_jsonl(told)):
             append_jsonl(told, asdict(alarm))

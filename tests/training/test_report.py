@@ -113,6 +113,15 @@ def test_stages_side_by_side(tmp_path):
     assert EVIL in words and "demo64" in words and "stage-nothing-yet" in words and "fd_lite0_2k 77.25" in words and parser.tags.count("img") == 9
 
 
+def test_a_page_of_many_stages_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RECIPE_BUDGET", 60_000)
+    for i in range(3):
+        make_run(tmp_path / f"stage-{i}")
+    report.write(tmp_path)
+    parser, _ = checked(tmp_path / "report.html")
+    assert parser.tags.count("img") == 13 and (tmp_path / "report.html").stat().st_size < 60_000 * 4 / 3 + 30_000
+
+
 def test_size_is_bounded(tmp_path):
     run = make_run(tmp_path / "big")
     huge = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, (900, 1700, 3), dtype=np.uint8))
