@@ -168,6 +168,12 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def check_finite(flag: str, value: float) -> None:
+    """Raises ValueError for NaN and infinities."""
+    if not math.isfinite(value):
+        raise ValueError(f"{flag}={value} is not a finite number")
+
+
 def load_centroids(path: str, w_dim: int) -> Tensor:
     """Cluster centres in W, float32 [K, w_dim], from a .npy file. Raises FileNotFoundError or ValueError."""
     try:
@@ -205,6 +211,15 @@ def set_transform(G: Generator, translate: tuple[float, float] = (0, 0), rotate:
 
 
 @torch.no_grad()
+def synthesize(network: Network, ws: Tensor, noise_mode: str = "const") -> Tensor:
+    """uint8 images [N, C, R, R] on the CPU of ws [N, num_ws, W]. Raises ValueError for a network that returns NaN or Inf."""
+    x = network.G.synthesis(ws, noise_mode=noise_mode)
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{network.path}: the network returned NaN or Inf")
+    return images.to_uint8(x).cpu()
+
+
+@torch.no_grad()
 def render(
     network: Network,
     z: Tensor,
@@ -225,11 +240,7 @@ def render(
     for start in range(0, len(z), size):
         rows = slice(start, start + size)
         c = None if labels is None else labels[rows].to(network.device)
-        ws = styles(network.G, z[rows].to(network.device), c, truncation, centroids)
-        x = network.G.synthesis(ws, noise_mode=noise_mode)
-        if not torch.isfinite(x).all():
-            raise ValueError(f"{network.path}: the network returned NaN or Inf")
-        parts.append(images.to_uint8(x).cpu())
+        parts.append(synthesize(network, styles(network.G, z[rows].to(network.device), c, truncation, centroids), noise_mode))
         done(len(parts[-1]))
     return torch.cat(parts)
 
@@ -372,9 +383,8 @@ def main(
     batch: int,
 ) -> None:
     _check_together(grid, classes, class_name, samples_per_class)
-    for flag, value in (("--trunc", truncation), ("--rotate", rotate)):
-        if not math.isfinite(value):
-            raise ValueError(f"{flag}={value} is not a finite number")
+    check_finite("--trunc", truncation)
+    check_finite("--rotate", rotate)
     numbers, offset = parse_seeds(seeds), dnnlib.util.parse_vec2(translate)
     shape = parse_grid(grid) if grid else None
     if shape and shape[0] * shape[1] != len(numbers) * batch_sz:

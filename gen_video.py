@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A looping video that flows from seed to seed, from a network pickle.
+
+    # through eight seeds of one class, two seconds each
+    python gen_video.py --network=network-snapshot.pkl --seeds=0-7 --class=3 --trunc=0.7 --output=lerp.mp4
+
+    # a grid of 4 x 2 videos, each through its own four of the 32 seeds
+    python gen_video.py --network=network-snapshot.pkl --seeds=0-31 --grid=4x2 --output=grid.mp4
+
+    # from class to class: the list of classes goes along the list of seeds
+    python gen_video.py --network=network-snapshot.pkl --seeds=0,0,0 --class=cat,dog,fox --output=classes.gif
+
+Between seeds, w follows a periodic cubic spline. A seed's image is the one that gen_images.py makes. The ending of --output chooses the
+format: .mp4, .mkv and .webm need the package av (pip install av); .gif, .webp and .png (animated PNG) need nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import PIL.Image
+import scipy.interpolate
+import torch
+from torch import Tensor
+
+import gen_images
+from torch_utils import images
+from training.build import pick_device
+
+CODECS = {".mp4": ("libx264", "libopenh264", "mpeg4"), ".mkv": ("libx264", "libopenh264", "mpeg4"), ".webm": ("libvpx-vp9", "libvpx")}
+PICTURES = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+
+
+def arrange(seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle_seed: int | None) -> np.ndarray:
+    """Positions in `seeds`, int [cells, keyframes]: which seed every cell of the grid shows at every keyframe; the list repeats if it is too short.
+
+    Raises ValueError when the seeds do not fill the grid and --num-keyframes does not say how often they repeat.
+    """
+    if num_keyframes is None:
+        if len(seeds) % cells:
+            raise ValueError(f"--seeds: {len(seeds)} seeds do not divide among {cells} cells of the grid: change --seeds or give --num-keyframes")
+        num_keyframes = len(seeds) // cells
+    order = np.resize(np.arange(len(seeds)), cells * num_keyframes)
+    if shuffle_seed is not None:
+        np.random.RandomState(shuffle_seed).shuffle(order)
+    return order.reshape(cells, num_keyframes)
+
+
+@torch.no_grad()
+def keyframe_styles(
+    network: gen_images.Network, seeds: Sequence[int], classes: Sequence[int] | None, truncation: float, centroids: Tensor | None
+) -> np.ndarray:
+    """float32 [seeds, num_ws, W]; seed i belongs to class i of `classes`, which repeats, or to the class that gen_images.py gives it."""
+    ws = []
+    for i, seed in enumerate(seeds):
+        labels = gen_images.seed_labels(network, seed, 1, None if classes is None else classes[i % len(classes)])
+        z = gen_images.latents(seed, 1, network.G.z_dim).to(network.device)
+        ws.append(gen_images.styles(network.G, z, None if labels is None else labels.to(network.device), truncation, centroids))
+    return torch.cat(ws).float().cpu().numpy()
+
+
+def splines(ws: np.ndarray) -> Callable[[float], np.ndarray]:
+    """ws [cells, keyframes, num_ws, W] -> a function of time, periodic in the number of keyframes, with values [cells, num_ws, W]; cubic (C2)."""
+    keyframes = ws.shape[1]
+    if keyframes == 1:
+        return lambda time: ws[:, 0]
+    closed = np.concatenate([ws, ws[:, :1]], axis=1)
+    spline = scipy.interpolate.CubicSpline(np.arange(keyframes + 1), closed, axis=1, bc_type="periodic")
+    return lambda time: spline(time).astype(np.float32)
+
+
+def frames(
+    network: gen_images.Network, ws: np.ndarray, frames_per_keyframe: int, columns: int, batch: int, done: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """Frame after frame of the loop, uint8 [H, W, 3]; `done(1)` after each."""
+    at = splines(ws)
+    size = 1 if network.device.type == "cpu" else batch
+    for frame in range(ws.shape[1] * frames_per_keyframe):
+        now = torch.from_numpy(at(frame / frames_per_keyframe)).to(network.device)
+        cells = torch.cat([gen_images.synthesize(network, part) for part in now.split(size)])
+        picture = images.grid(cells, columns)
+        yield np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+        done(1)
+
+
+def check_output(output: Path) -> None:
+    """Raises ValueError for a format that cannot be written here."""
+    ending = output.suffix.lower()
+    if ending not in CODECS and ending not in PICTURES:
+        raise ValueError(f"--output={output}: endings that can be written are {', '.join([*CODECS, *PICTURES])}")
+    if ending in CODECS:
+        try:
+            import av  # noqa: F401
+        except ImportError:
+            raise ValueError(f"--output={output}: {ending} needs the package av (pip install av); or write .webp or .gif") from None
+
+
+def write(output: Path, pictures: Iterator[np.ndarray], fps: int) -> None:
+    """Write the frames as one file, complete or not at all. Raises OSError, and ValueError where no encoder is there."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.stem}-", suffix=output.suffix)
+    os.close(descriptor)
+    try:
+        if output.suffix.lower() in PICTURES:
+            _write_pictures(temporary, pictures, fps, PICTURES[output.suffix.lower()])
+        else:
+            _write_video(temporary, pictures, fps, CODECS[output.suffix.lower()])
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, output)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_pictures(path: str, pictures: Iterator[np.ndarray], fps: int, kind: str) -> None:
+    first = PIL.Image.fromarray(next(pictures))
+    options: dict[str, Any] = {"quality": 90} if kind == "WEBP" else {}
+    rest = (PIL.Image.fromarray(picture) for picture in pictures)
+    # Pillow's PNG writer goes over the frames twice, its GIF writer takes them as they come.
+    first.save(path, kind, save_all=True, append_images=rest if kind == "GIF" else list(rest), duration=1000 / fps, loop=0, **options)
+
+
+def _write_video(path: str, pictures: Iterator[np.ndarray], fps: int, codecs: Sequence[str]) -> None:
+    import av
+
+    known = [name for name in codecs if name in av.codecs_available]
+    if not known:
+        raise ValueError(f"the installed package av has none of the encoders {', '.join(codecs)}: write .webp or .gif")
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream(known[0], rate=Fraction(fps))
+        stream.pix_fmt = "yuv420p"
+        for index, picture in enumerate(pictures):
+            even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge")  # chroma is halved
+            if index == 0:
+                stream.height, stream.width = even.shape[:2]
+                stream.bit_rate = 12_000_000
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
+        container.mux(stream.encode())
+
+
+@click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+@gen_images.common_options
+@click.option("--seeds", required=True, metavar="LIST", help="for example 0,1,4-6")
+@click.option("--output", required=True, type=click.Path(dir_okay=False), metavar="FILE", help="where the video goes")
+@click.option("--shuffle-seed", type=click.IntRange(0, gen_images.MAX_SEED), help="shuffle the seeds with this seed")
+@click.option("--grid", default="1x1", show_default=True, metavar="WxH", help="columns x rows of videos beside each other")
+@click.option("--num-keyframes", type=click.IntRange(min=1), help="seeds that each cell flows through [default: seeds / cells]")
+@click.option("--w-frames", type=click.IntRange(min=1), default=120, show_default=True, help="frames from one seed to the next")
+@click.option("--fps", type=click.IntRange(1, 120), default=60, show_default=True, help="frames per second")
+@click.option("--class", "classes", metavar="LIST", help="class or classes, by index or name; several go along the seeds")
+@click.option("--data", metavar="ZIP|DIR", help="data set to take class names from, if the pickle has none")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="images computed at a time on a GPU")
+@gen_images.one_line_errors
+def main(
+    network: str,
+    trust_pickle: bool,
+    truncation: float,
+    centroids_path: str | None,
+    device: str,
+    seeds: str,
+    output: str,
+    shuffle_seed: int | None,
+    grid: str,
+    num_keyframes: int | None,
+    w_frames: int,
+    fps: int,
+    classes: str | None,
+    data: str | None,
+    batch: int,
+) -> None:
+    numbers, (columns, rows) = gen_images.parse_seeds(seeds), gen_images.parse_grid(grid)
+    gen_images.check_finite("--trunc", truncation)
+    check_output(Path(output))
+    order = arrange(numbers, columns * rows, num_keyframes, shuffle_seed)
+    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle)
+    centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
+    ws = keyframe_styles(net, numbers, gen_images.class_indices(net, classes) if classes else None, truncation, centroids)[order]
+    total = order.shape[1] * w_frames
+    with gen_images.progress_bar(total, "Frames") as done:
+        write(Path(output), frames(net, ws, w_frames, columns, batch, done), fps)
+    click.echo(f"{total} frames, {total / fps:.1f} seconds: {output}")
+
+
+if __name__ == "__main__":
+    main()

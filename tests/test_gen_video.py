@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gen_video.py on small networks."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import gen_images
+import gen_video
+from tests.test_gen_images import folder, pixels, run  # noqa: F401 (folder is a fixture)
+
+
+def video(folder: Path, out: Path, *args: object, network: str = "cond", code: int = 0):  # noqa: F811
+    return run(gen_video.main, "--network", folder / f"{network}.pkl", "--device=cpu", "--output", out, *args, code=code)
+
+
+def read(path: Path) -> list[np.ndarray]:
+    with PIL.Image.open(path) as image:
+        found = []
+        for index in range(image.n_frames):
+            image.seek(index)
+            found.append(np.asarray(image.convert("RGB")))
+    return found
+
+
+def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_path):  # noqa: F811
+    video(folder, tmp_path / "v.png", "--seeds=3,5,8", "--class=1", "--w-frames=4", "--trunc=0.8")
+    found = read(tmp_path / "v.png")
+    assert len(found) == 12
+    run(gen_images.main, "--network", folder / "cond.pkl", "--seeds=3,5,8", "--class=1", "--trunc=0.8", "--device=cpu", "--outdir", tmp_path)
+    for keyframe, seed in enumerate((3, 5, 8)):
+        assert np.abs(found[4 * keyframe].astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(found, found[1:] + found[:1], strict=True)]
+    assert 0 < max(steps) < 4 * np.mean(steps)  # also from the last frame to the first
+
+
+def test_without_class_a_seed_keeps_the_class_that_gen_images_gives_it(folder, tmp_path):  # noqa: F811
+    video(folder, tmp_path / "v.png", "--seeds=1,2", "--w-frames=1")
+    run(gen_images.main, "--network", folder / "cond.pkl", "--seeds=1,2", "--device=cpu", "--outdir", tmp_path)
+    for frame, seed in zip(read(tmp_path / "v.png"), (1, 2), strict=True):
+        assert np.abs(frame.astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
+
+
+def test_classes_go_along_the_seeds(folder, tmp_path):  # noqa: F811
+    video(folder, tmp_path / "v.png", "--seeds=4,4", "--class=cat,red-panda", "--w-frames=1")
+    for frame, index in zip(read(tmp_path / "v.png"), (0, 2), strict=True):
+        out = tmp_path / str(index)
+        run(gen_images.main, "--network", folder / "cond.pkl", "--seeds=4", f"--class={index}", "--device=cpu", "--outdir", out)
+        assert np.abs(frame.astype(int) - pixels(out / "seed0004.png")).max() <= 1
+
+
+def test_grids_and_formats(folder, tmp_path):  # noqa: F811
+    for ending in ("gif", "webp"):
+        video(folder, tmp_path / f"v.{ending}", "--seeds=0-3", "--grid=2x1", "--w-frames=2", "--fps=10", network="uncond")
+        found = read(tmp_path / f"v.{ending}")
+        assert len(found) == 4 and found[0].shape == (16, 32, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["v.gif", "v.webp"]
+
+
+def test_mp4(folder, tmp_path):  # noqa: F811
+    av = pytest.importorskip("av")
+    video(folder, tmp_path / "v.mp4", "--seeds=0,1", "--grid=2x1", "--num-keyframes=2", "--w-frames=5", "--fps=25")
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (32, 16, 25)
+        assert len(list(container.decode(video=0))) == 10
+
+
+def test_arrangement():
+    assert gen_video.arrange([5, 6, 7, 8], 2, None, None).tolist() == [[0, 1], [2, 3]]
+    assert gen_video.arrange([5, 6, 7], 2, 2, None).tolist() == [[0, 1], [2, 0]]
+    shuffled = gen_video.arrange(list(range(20)), 2, None, 1)
+    assert sorted(shuffled.ravel()) == list(range(20)) and shuffled.ravel().tolist() != list(range(20))
+    assert (shuffled == gen_video.arrange(list(range(20)), 2, None, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "message"),
+    [
+        (["--seeds=0-4", "--grid=2x1"], "v.gif", "5 seeds do not divide among 2 cells"),
+        (["--seeds=0"], "v.avi", "endings that can be written are .mp4"),
+        (["--seeds=0", "--class=9"], "v.gif", "class 9: the network's classes are 0 to 2"),
+        (["--seeds=0", "--trunc=inf"], "v.gif", "--trunc=inf is not a finite number"),
+        (["--seeds=0", "--grid=2"], "v.gif", "--grid=2: say columns x rows"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, name, message):  # noqa: F811
+    result = video(folder, tmp_path / name, *args, code=1)
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # noqa: F811
+    def broken(network, ws, noise_mode="const"):
+        raise ValueError("the network returned NaN or Inf")
+
+    monkeypatch.setattr(gen_images, "synthesize", broken)
+    video(folder, tmp_path / "v.gif", "--seeds=0,1", "--w-frames=2", code=1)
+    assert not list(tmp_path.iterdir())
