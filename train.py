@@ -256,6 +256,11 @@ class RunLock:
         self.file.close()
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run folder holds something to go on from."""
+    return checkpoint.latest(run_dir / "checkpoints") is not None
+
+
 def load_run(run_dir: str) -> TrainConfig:
     """The config of an existing run folder.
 
@@ -361,7 +366,10 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
         f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)"
     )
     click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
-    for line in build.check_weights(config, download=False):
+    missing = build.check_weights(config, download=False)
+    if config.run.init_from and not missing and not has_checkpoint(Path(run_dir)):
+        click.echo("\n" + build.start_report(config, dataset))
+    for line in missing:
         click.echo(f"Missing: {line}")
     try:
         make_evaluator(config, dataset, torch.device("cpu")).check(download=False)
@@ -424,7 +432,7 @@ def run_main(values: dict[str, Any]) -> None:
         print_plan(config, given, dataset, target)
         return
     existing = Path(resume) if resuming else goes_on
-    build.check(config, dataset, goes_on=existing is not None and checkpoint.latest(existing / "checkpoints") is not None)
+    build.check(config, dataset, goes_on=existing is not None and has_checkpoint(existing))
     make_evaluator(config, dataset, torch.device("cpu")).check()
     start(config, existing, values["outdir"], desc)
 

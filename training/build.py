@@ -245,7 +245,8 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, sa
     source = finetune.read(cfg.run.init_from) if cfg.run.init_from and saved is None else None
     embed_dim, table = cfg.data.embed_dim, None
     if conditional_stem and saved is not None:
-        embed_dim = saved["train"]["G"]["mapping.embed.weight"].shape[1]
+        recorded = saved["train"]["G"].get("mapping.embed.weight")
+        embed_dim = embed_dim if recorded is None else recorded.shape[1]
     elif conditional_stem:
         embed_dim = (source and source.embed_dim) or embed_dim
         if source is None or (finetune.class_rows(source, dataset.class_names, dataset.label_dim)[0] < 0).any():
@@ -266,6 +267,20 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, sa
         if distributed.is_main():
             print("\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg)))))
     return state
+
+
+def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
+    """What --init-from would keep, reshape and rebuild, for --dry-run: the table and, if little is kept, the warning.
+
+    Raises:
+        ValueError, OSError: the file cannot be used, or a backbone's weights are missing.
+    """
+    source = finetune.read(str(cfg.run.init_from))
+    embed_dim = source.embed_dim or cfg.data.embed_dim
+    G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
+    D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+    _, report = finetune.start(source, G, D, dataset.class_names, torch.zeros(dataset.label_dim, embed_dim))
+    return "\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg))))
 
 
 def make_classifier(cfg: LossConfig, dataset: ImageDataset, quiet: bool = False) -> features.Classifier | None:

@@ -299,6 +299,15 @@ def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
             assert torch.isfinite(tensor).all() and torch.equal(tensor, b.generators[key].state_dict()[name])
 
 
+def test_dry_run_says_what_would_be_kept(old, tmp_path):
+    data = dataset(tmp_path, NEW, 32)
+    cfg = config(data, run__init_from=old, data__resolution=16)
+    planned = build.make_dataset(cfg.data, 0, prepare=False)
+    text = build.start_report(cfg, planned)
+    assert "2 of 3 classes are the pickle's, 1 new\n" in text and "Warning" not in text and "discriminator: 9" in text
+    assert [p.name for p in tmp_path.iterdir()] == [data.name]
+
+
 def test_check_refuses_a_file_that_is_no_network(tmp_path):
     bad = tmp_path / "bad.pkl"
     bad.write_bytes(b"junk")
