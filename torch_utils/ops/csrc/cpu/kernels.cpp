@@ -34,6 +34,9 @@ struct Activation {
     double slope, clamp;
 };
 
+// Groups of channels that are computed row by row together where their pixels share pages of memory.
+constexpr int64_t kTogether = 4;
+
 template <class Task>
 void run(int64_t count, int64_t threads, const Task& task) {
     // Not even a team of one where one thread is asked for: a forked process may do this, as a data loader's worker is.
@@ -64,79 +67,89 @@ struct Parts {
     int64_t stop(int64_t i) const { return std::min(total, (i + 1) * size); }
 };
 
-// One tile of one group of planes of filtered_lrelu.
+// What one tile of filtered_lrelu covers.
+struct Bounds {
+    const Span rows, columns;
+    int64_t low, high;                                  // columns of the middle image that exist
+    int64_t own_low, own_high, own_top, own_bottom;     // middle samples whose codes this tile writes: each is one tile's own
+    const Span inputs;                                  // of the columns
+    int64_t origin, mid_width, out_width;               // of its rows in memory
+
+    Bounds(const Stage& up, const Stage& down, const Activation& act, int64_t row_start, int64_t row_stop, int64_t start, int64_t stop)
+        : rows(down.y, row_start, row_stop),
+          columns(down.x, start, stop),
+          low(std::max<int64_t>(columns.origin, 0)),
+          high(std::min(columns.origin + columns.inputs, act.mid_w)),
+          own_low(start == 0 ? 0 : start * down.x.down),
+          own_high(stop == down.x.out ? act.mid_w : std::min(act.mid_w, stop * down.x.down)),
+          own_top(row_start == 0 ? 0 : row_start * down.y.down),
+          own_bottom(row_stop == down.y.out ? act.mid_h : std::min(act.mid_h, row_stop * down.y.down)),
+          inputs(up.x, std::min(low, act.mid_w - 1), std::max(high, low + 1)),
+          origin(std::min(inputs.base(up.x), columns.origin)),
+          mid_width(std::max(columns.origin + columns.inputs, high) - origin + kSlack + 4 * up.x.up),
+          out_width(stop - start + kSlack) {}
+};
+
+// One tile of one group of planes of filtered_lrelu, row by row.
 template <class T>
 class LreluTile {
   public:
-    LreluTile(const Stage& up, const Stage& down, const Activation& act, int64_t row_start, int64_t row_stop, int64_t start, int64_t stop)
-        : up_(up), down_(down), act_(act), rows_(down.y, row_start, row_stop), columns_(down.x, start, stop) {
-        low_ = std::max<int64_t>(columns_.origin, 0);
-        high_ = std::min(columns_.origin + columns_.inputs, act.mid_w);
-        // Each middle sample is one tile's own.
-        own_low_ = start == 0 ? 0 : start * down.x.down;
-        own_high_ = stop == down.x.out ? act.mid_w : std::min(act.mid_w, stop * down.x.down);
-        own_top_ = row_start == 0 ? 0 : row_start * down.y.down;
-        own_bottom_ = row_stop == down.y.out ? act.mid_h : std::min(act.mid_h, row_stop * down.y.down);
+    LreluTile(
+        Scratch& space, const Stage& up, const Stage& down, const Activation& act, const Bounds& bounds, const Planes<const T>& from, const Planes<T>& to,
+        V bias, uint8_t* codes
+    )
+        : up_(up), down_(down), act_(act), at_(bounds), to_(to), codes_(codes), reader_(space, up, bounds.inputs, from, bias),
+          single_(space.take(bounds.mid_width)), kept_(space, down.y.window(), down.full ? bounds.mid_width : bounds.out_width),
+          out_(space.take(bounds.out_width)), rows_(down.y.window()), next_(std::max<int64_t>(bounds.rows.origin, 0)) {
+        to_.data += bounds.columns.start * to.pixel;
+    }
+    static int64_t vectors(const Stage& up, const Stage& down, const Bounds& bounds) {
+        const int64_t kept = down.full ? bounds.mid_width : bounds.out_width;
+        return Reader<T>::vectors(up, bounds.inputs) + bounds.mid_width + down.y.window() * kept + bounds.out_width;
     }
 
-    void compute(const Planes<const T>& from, const Planes<T>& to, V bias, uint8_t* codes) {
-        const Span span(up_.x, std::min(low_, act_.mid_w - 1), std::max(high_, low_ + 1));
-        origin_ = std::min(span.base(up_.x), columns_.origin);
-        const int64_t mid_width = std::max(columns_.origin + columns_.inputs, high_) - origin_ + kSlack + 4 * up_.x.up;
-        const int64_t out_width = columns_.stop - columns_.start + kSlack, window = down_.y.window();
-        const int64_t kept_width = down_.full ? mid_width : out_width;
-        Scratch& space = scratch();
-        space.reset(Reader<T>::vectors(up_, span) + mid_width + window * kept_width + out_width);
-        Reader<T> reader(space, up_, span, from, bias);
-        V* const single = space.take(mid_width);
-        Ring kept(space, window, kept_width);
-        V* const out = space.take(out_width);
-        std::vector<const V*> rows(window);
-        const int64_t offset = columns_.origin - origin_;
-        int64_t next = std::max<int64_t>(rows_.origin, 0);
-        for (int64_t n = rows_.start; n < rows_.stop; ++n) {
-            const Window needed(down_.y, n);
-            for (next = std::max(next, needed.first); next < needed.first + needed.count; ++next) {
-                V* const mid = down_.full ? kept.at(next) : single;
-                make_mid(mid, reader, span, next, codes);
-                if (!down_.full) {
-                    const V* in = mid + offset;
-                    resample_row(kept.at(next), &in, down_.columns_of(n), 1, down_.x, columns_);
-                }
+    // Row n of the output; rows come in order.
+    void make(int64_t n) {
+        const int64_t offset = at_.columns.origin - at_.origin, count = at_.columns.stop - at_.columns.start;
+        const Window needed(down_.y, n);
+        for (next_ = std::max(next_, needed.first); next_ < needed.first + needed.count; ++next_) {
+            V* const mid = down_.full ? kept_.at(next_) : single_;
+            make_mid(mid, next_);
+            if (!down_.full) {
+                const V* in = mid + offset;
+                resample_row(kept_.at(next_), &in, down_.columns_of(n), 1, down_.x, at_.columns);
             }
-            for (int64_t k = 0; k < needed.count; ++k) rows[k] = kept.at(needed.first + k) + (down_.full ? offset : 0);
-            if (down_.full) {
-                const float* c = down_.columns_of(n) + needed.skip * down_.x.window();
-                resample_row(out, rows.data(), c, needed.count, down_.x, columns_);
-            } else {
-                combine_rows(out, rows.data(), down_.rows_of(n) + needed.skip, needed.count, columns_.stop - columns_.start);
-            }
-            Planes<T> target = to;
-            target.data += columns_.start * to.pixel;
-            store_row(out, target, n, columns_.stop - columns_.start);
         }
+        for (int64_t k = 0; k < needed.count; ++k) rows_[k] = kept_.at(needed.first + k) + (down_.full ? offset : 0);
+        if (down_.full) {
+            const float* c = down_.columns_of(n) + needed.skip * down_.x.window();
+            resample_row(out_, rows_.data(), c, needed.count, down_.x, at_.columns);
+        } else {
+            combine_rows(out_, rows_.data(), down_.rows_of(n) + needed.skip, needed.count, count);
+        }
+        store_row(out_, to_, n, count);
     }
 
   private:
     // Row `y` of the middle image, activated; zeros where the tile leaves it.
-    void make_mid(V* mid, Reader<T>& reader, const Span& span, int64_t y, uint8_t* codes) {
-        if (high_ > low_) {
-            reader.make(mid + (span.base(up_.x) - origin_), y);
-            activate(mid - origin_, y, codes + y * act_.mid_w * 4);
+    void make_mid(V* mid, int64_t y) {
+        if (at_.high > at_.low) {
+            reader_.make(mid + (at_.inputs.base(up_.x) - at_.origin), y);
+            activate(mid - at_.origin, y, codes_ + y * act_.mid_w * 4);
         }
-        for (int64_t x = columns_.origin; x < low_; ++x) mid[x - origin_] = V{};
-        for (int64_t x = std::max(high_, low_); x < columns_.origin + columns_.inputs; ++x) mid[x - origin_] = V{};
+        for (int64_t x = at_.columns.origin; x < at_.low; ++x) mid[x - at_.origin] = V{};
+        for (int64_t x = std::max(at_.high, at_.low); x < at_.columns.origin + at_.columns.inputs; ++x) mid[x - at_.origin] = V{};
     }
 
     void activate(V* mid, int64_t y, uint8_t* codes) const {
         const V slope = splat(static_cast<float>(act_.slope)), clamp = splat(static_cast<float>(act_.clamp));
         if (act_.mode == kGated) {
-            for (int64_t x = low_; x < high_; ++x) mid[x] = zero_where(scale_where(mid[x], read(codes + 4 * x), slope), read(codes + 4 * x + 2));
+            for (int64_t x = at_.low; x < at_.high; ++x) mid[x] = zero_where(scale_where(mid[x], read(codes + 4 * x), slope), read(codes + 4 * x + 2));
             return;
         }
-        const bool own = act_.mode == kSave && y >= own_top_ && y < own_bottom_;
-        const int64_t begin = own ? std::min(std::max(own_low_, low_), high_) : high_, end = own ? std::min(own_high_, high_) : high_;
-        for (int64_t x = low_; x < begin; ++x) mid[x] = bounded(scale_where(mid[x], not_above_zero(mid[x]), slope), clamp);
+        const bool own = act_.mode == kSave && y >= at_.own_top && y < at_.own_bottom;
+        const int64_t begin = own ? std::min(std::max(at_.own_low, at_.low), at_.high) : at_.high, end = own ? std::min(at_.own_high, at_.high) : at_.high;
+        for (int64_t x = at_.low; x < begin; ++x) mid[x] = bounded(scale_where(mid[x], not_above_zero(mid[x]), slope), clamp);
         for (int64_t x = begin; x < end; ++x) {
             const uint32_t negative = not_above_zero(mid[x]);
             const V v = scale_where(mid[x], negative, slope);
@@ -144,14 +157,9 @@ class LreluTile {
             write(codes + 4 * x + 2, magnitude_reaches(v, clamp));
             mid[x] = bounded(v, clamp);
         }
-        for (int64_t x = end; x < high_; ++x) mid[x] = bounded(scale_where(mid[x], not_above_zero(mid[x]), slope), clamp);
+        for (int64_t x = end; x < at_.high; ++x) mid[x] = bounded(scale_where(mid[x], not_above_zero(mid[x]), slope), clamp);
     }
 
-    static V bounded(V v, V clamp) {
-        // In this order NaN passes.
-        v = clamp < v ? clamp : v;
-        return v < -clamp ? -clamp : v;
-    }
     typedef std::conditional_t<kLanes == 16, uint16_t, uint8_t> Bits;
     static uint32_t read(const uint8_t* p) {
         Bits bits;
@@ -166,8 +174,15 @@ class LreluTile {
     const Stage& up_;
     const Stage& down_;
     const Activation& act_;
-    const Span rows_, columns_;
-    int64_t low_, high_, own_low_, own_high_, own_top_, own_bottom_, origin_ = 0;
+    const Bounds& at_;
+    Planes<T> to_;
+    uint8_t* const codes_;
+    Reader<T> reader_;
+    V* const single_;
+    Ring kept_;
+    V* const out_;
+    std::vector<const V*> rows_;
+    int64_t next_;
 };
 
 V bias_of(const float* b, int64_t first, int64_t count) { return b == nullptr ? V{} : load_part(b + first, static_cast<int>(count)); }
@@ -175,16 +190,28 @@ V bias_of(const float* b, int64_t first, int64_t count) { return b == nullptr ? 
 template <class T>
 void filtered_lrelu(const Image& x, const Image& y, const float* b, const Resampling& up, const Resampling& down, const Activation& act, int64_t threads) {
     const Stage first = up.stage(x.h, x.w, act.mid_h, act.mid_w), second = down.stage(act.mid_h, act.mid_w, y.h, y.w);
-    const int64_t groups = ceil_div(x.c, kLanes), code_groups = ceil_div(x.c, 16), all = x.n * groups;
-    // Rows of at most 96 outputs stay in the first two caches. Few planes are cut along y as well, so that all threads have work.
+    const int64_t groups = ceil_div(x.c, kLanes), together = x.stride_c == 1 && y.stride_c == 1 ? std::min<int64_t>(groups, kTogether) : 1;
+    const int64_t bundles = ceil_div(groups, together), code_groups = ceil_div(x.c, 16), all = x.n * bundles;
+    // Rows of at most 112 outputs stay in the first two caches. Few planes are cut along y as well, so that all threads have work.
     const Parts wide(y.w, ceil_div(y.w, 112));
     const Parts high(y.h, std::clamp<int64_t>(ceil_div(32, std::max<int64_t>(1, all * wide.count)), 1, std::max<int64_t>(1, y.h / 48)));
     run(all * wide.count * high.count, threads, [&](int64_t task) {
-        const int64_t part = task % wide.count, row = task / wide.count % high.count, group = task / wide.count / high.count;
-        const int64_t n = group / groups, c = group % groups * kLanes, count = std::min<int64_t>(kLanes, x.c - c);
-        LreluTile<T> tile(first, second, act, high.start(row), high.stop(row), wide.start(part), wide.stop(part));
-        uint8_t* codes = act.codes == nullptr ? nullptr : act.codes + (n * code_groups + c / 16) * act.mid_h * act.mid_w * 4 + c % 16 / 8;
-        tile.compute(planes<const T>(x, n, c, count), planes<T>(y, n, c, count), bias_of(b, c, count), codes);
+        const int64_t part = task % wide.count, row = task / wide.count % high.count, bundle = task / wide.count / high.count;
+        const int64_t n = bundle / bundles, begin = bundle % bundles * together, end = std::min(groups, begin + together);
+        const Bounds bounds(first, second, act, high.start(row), high.stop(row), wide.start(part), wide.stop(part));
+        Scratch& space = scratch();
+        space.reset((end - begin) * LreluTile<T>::vectors(first, second, bounds));
+        std::vector<LreluTile<T>> tiles;
+        tiles.reserve(end - begin);
+        for (int64_t group = begin; group < end; ++group) {
+            const int64_t c = group * kLanes, count = std::min<int64_t>(kLanes, x.c - c);
+            uint8_t* codes = act.codes == nullptr ? nullptr : act.codes + (n * code_groups + c / 16) * act.mid_h * act.mid_w * 4 + c % 16 / 8;
+            tiles.emplace_back(space, first, second, act, bounds, planes<const T>(x, n, c, count), planes<T>(y, n, c, count), bias_of(b, c, count), codes);
+        }
+        for (int64_t r = bounds.rows.start; r < bounds.rows.stop; ++r) {
+            for (LreluTile<T>& tile : tiles) tile.make(r);
+        }
+        finish_stores();
     });
 }
 
@@ -211,6 +238,7 @@ void upfirdn2d(const Image& x, const Image& y, const Resampling& map, int64_t th
             reader.make(out, o);
             store_row(out + (span.start - base), to, o, span.stop - span.start);
         }
+        finish_stores();
     });
 }
 

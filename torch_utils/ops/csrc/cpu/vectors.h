@@ -102,7 +102,13 @@ inline uint32_t not_above_zero(V v) { return _mm512_cmp_ps_mask((__m512)v, _mm51
 inline uint32_t magnitude_reaches(V v, V bound) { return _mm512_cmp_ps_mask(_mm512_abs_ps((__m512)v), (__m512)bound, _CMP_GE_OQ); }
 inline V scale_where(V v, uint32_t lanes, V factor) { return (V)_mm512_mask_mul_ps((__m512)v, static_cast<__mmask16>(lanes), (__m512)v, (__m512)factor); }
 inline V zero_where(V v, uint32_t lanes) { return (V)_mm512_maskz_mov_ps(static_cast<__mmask16>(~lanes), (__m512)v); }
+// v between -bound and bound. In this order of operands NaN passes.
+inline V bounded(V v, V bound) { return (V)_mm512_max_ps((__m512)-bound, _mm512_min_ps((__m512)bound, (__m512)v)); }
 #else
+inline V bounded(V v, V bound) {
+    v = bound < v ? bound : v;
+    return v < -bound ? -bound : v;
+}
 inline uint32_t lane_bits(I m) {
 #ifdef __AVX2__
     return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m));
@@ -123,25 +129,72 @@ inline V scale_where(V v, uint32_t lanes, V factor) { return lanes_of(lanes) ? v
 inline V zero_where(V v, uint32_t lanes) { return (V)((I)v & ~lanes_of(lanes)); }
 #endif
 
+// Stores that fill a cache line each, in steps of about a page: the lines of a row fall into few sets of the first cache, which throw one another
+// out. Written around it, 1024 channels take 46 ns per vector in place of 83 (36 x 36 pixels).
+template <class T>
+inline bool past_the_cache([[maybe_unused]] const T* p, [[maybe_unused]] int64_t step) {
+#ifdef OPS_AVX512
+    return sizeof(T) == 4 && reinterpret_cast<uintptr_t>(p) % sizeof(V) == 0 && step % kLanes == 0 && step >= 512;
+#else
+    return false;
+#endif
+}
+inline void store_past_the_cache(float* p, V v) {
+#ifdef OPS_AVX512
+    _mm512_stream_ps(p, (__m512)v);
+#else
+    store(p, v);
+#endif
+}
+inline void store_past_the_cache(bf16* p, V v) { store(p, v); }
+// To be called before another thread may read what was stored so.
+inline void finish_stores() {
+#ifdef OPS_AVX512
+    _mm_sfence();
+#endif
+}
+
 // Exchanges pixels and planes of a square block.
+#ifdef OPS_AVX512
 inline void transpose(V (&rows)[kLanes]) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
+    }
+    // Now quarters of four rows: in quarter q of b[4 g + j] lies column 4 q + j of rows 4 g to 4 g + 3.
 #pragma GCC unroll 4
-    for (int step = 1; step < kLanes; step *= 2) {
-        I low, high;
-#pragma GCC unroll 16
-        for (int lane = 0; lane < kLanes; ++lane) {
-            low[lane] = lane & step ? kLanes + (lane ^ step) : lane;
-            high[lane] = lane & step ? kLanes + lane : lane ^ step;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-            if (i & step) continue;
-            const V a = rows[i], b = rows[i | step];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i | step] = __builtin_shuffle(a, b, high);
+    for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
+            b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
         }
     }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        const __m512 even = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), even2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+        const __m512 odd = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd), odd2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+        rows[j] = (V)_mm512_shuffle_f32x4(even, even2, 0x88);
+        rows[4 + j] = (V)_mm512_shuffle_f32x4(odd, odd2, 0x88);
+        rows[8 + j] = (V)_mm512_shuffle_f32x4(even, even2, 0xdd);
+        rows[12 + j] = (V)_mm512_shuffle_f32x4(odd, odd2, 0xdd);
+    }
 }
+#else
+inline void exchange(V& a, V& b, I low, I high) {
+    const V first = __builtin_shuffle(a, b, low);
+    b = __builtin_shuffle(a, b, high);
+    a = first;
+}
+inline void transpose(V (&r)[kLanes]) {
+    for (int i = 0; i < 8; i += 2) exchange(r[i], r[i + 1], I{0, 8, 2, 10, 4, 12, 6, 14}, I{1, 9, 3, 11, 5, 13, 7, 15});
+    for (int i : {0, 1, 4, 5}) exchange(r[i], r[i + 2], I{0, 1, 8, 9, 4, 5, 12, 13}, I{2, 3, 10, 11, 6, 7, 14, 15});
+    for (int i = 0; i < 4; ++i) exchange(r[i], r[i + 4], I{0, 1, 2, 3, 8, 9, 10, 11}, I{4, 5, 6, 7, 12, 13, 14, 15});
+}
+#endif
 
 // Where up to kLanes planes of an image lie: plane of lane l begins at data + l * plane (all strides in elements).
 template <class T>
@@ -179,7 +232,9 @@ void load_row(V* dst, const Planes<const T>& from, int64_t y, int64_t count, V b
 template <class T>
 void store_row(const V* source, const Planes<T>& to, int64_t y, int64_t count) {
     T* target = to.data + y * to.row;
-    if (to.plane == 1 && to.count == kLanes) {
+    if (to.plane == 1 && to.count == kLanes && past_the_cache(target, to.pixel)) {
+        for (int64_t x = 0; x < count; ++x) store_past_the_cache(target + x * to.pixel, source[x]);
+    } else if (to.plane == 1 && to.count == kLanes) {
         for (int64_t x = 0; x < count; ++x) store(target + x * to.pixel, source[x]);
     } else if (to.plane == 1) {
         for (int64_t x = 0; x < count; ++x) store_part(target + x * to.pixel, source[x], to.count);
