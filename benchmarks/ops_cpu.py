@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much faster filtered_lrelu runs on a CPU through matrix products than through depthwise convolutions.
+"""How much faster filtered_lrelu runs on a CPU through the native kernels than through matrix products and through depthwise convolutions.
 
     python benchmarks/ops_cpu.py                                # all layers, two threads
     python benchmarks/ops_cpu.py --threads 1 --cpu-time         # on a machine that others use, too
 
-Both run in this process, taking turns, and the fastest of each counts; the baseline is the plain implementation (impl='ref': zero
-insertion, padding, depthwise convolutions, leaky ReLU). The layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators
+All run in this process, taking turns, and the fastest of each counts. Matrix products (`torch_utils/ops/resampling.py`) take the kernels' place
+where nothing can be compiled; the baseline is the plain implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky
+ReLU). The layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators
 with fewer channels: the time per plane does not depend on their number.
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from torch_utils.ops import cpu_kernels
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 
@@ -78,8 +81,12 @@ def fastest(calls: list[Callable[[], object]], repeats: int, clock: Callable[[],
     return best
 
 
-def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]) -> list[float]:
-    """Seconds: forward plain, forward fast, forward and backward plain, the same fast."""
+# Name, implementation, and whether the native kernels may be used.
+WAYS = [("plain", "ref", True), ("products", "cuda", False), ("native", "cuda", True)]
+
+
+def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Seconds of the `WAYS`: forward, then forward and backward."""
     fu, fd = make_filters(layer)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(layer.batch, layer.channels, layer.size, layer.size).to(dtype).contiguous(memory_format=memory_format)
@@ -87,21 +94,22 @@ def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int,
     leaf = x.clone().requires_grad_()
     pads = [layer.pad_low, layer.pad_high] * 2
 
-    def forward(x: torch.Tensor, impl: str) -> torch.Tensor:
+    def forward(x: torch.Tensor, impl: str, kernels: bool) -> torch.Tensor:
+        cpu_kernels.enabled = kernels
         return filtered_lrelu(x, fu, fd, b, up=layer.up, down=2, padding=pads, clamp=256, impl=impl)
 
-    gradient = torch.randn_like(forward(x, "cuda"))
+    gradient = torch.randn_like(forward(x, "cuda", True))
 
-    def both(impl: str) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(forward(leaf, impl), leaf, gradient)
+    def both(impl: str, kernels: bool) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(forward(leaf, impl, kernels), leaf, gradient)
 
     with torch.no_grad():
-        seconds = fastest([lambda: forward(x, "ref"), lambda: forward(x, "cuda")], repeats, clock)
-    return seconds + fastest([lambda: both("ref"), lambda: both("cuda")], repeats, clock)
+        seconds = fastest([functools.partial(forward, x, impl, kernels) for _, impl, kernels in WAYS], repeats, clock)
+    return [seconds, fastest([functools.partial(both, impl, kernels) for _, impl, kernels in WAYS], repeats, clock)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="filtered_lrelu on a CPU: matrix products against depthwise convolutions")
+    parser = argparse.ArgumentParser(description="filtered_lrelu on a CPU: native kernels, matrix products, depthwise convolutions")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="measure the process's CPU time (sensible with one thread) instead of the wall clock")
@@ -109,18 +117,22 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    print(f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, fast = matrix products")
-    columns = f"{'plain':>8s}{'fast':>8s}{'ratio':>7s}"
+    if not cpu_kernels.ready(torch.float32):
+        raise SystemExit("the native kernels are not in use: python -m torch_utils.ops doctor")
+    print(f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, products = matrix products")
+    columns = "".join(f"{name:>9s}" for name, *_ in WAYS) + f"{'plain/n.':>9s}{'prod./n.':>9s}"
     print(f"{'layer':17s}{'N x C':>9s}  {'dtype':9s}{'layout':8s}{columns}  | and backward {columns}")
     for layer in LAYERS:
         if args.layers not in layer.name:
             continue
         for dtype in (torch.float32, torch.bfloat16):
             for channels_last in (True, False):
-                ms = [1000 * s for s in measure(layer, dtype, channels_last, args.repeats, clock)]
                 label = f"{layer.name:17s}{f'{layer.batch} x {layer.channels}':>9s}  {str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
-                forward = f"{ms[0]:8.1f}{ms[1]:8.1f}{ms[0] / ms[1]:6.1f}x"
-                print(f"{label}{forward}  |              {ms[2]:8.1f}{ms[3]:8.1f}{ms[2] / ms[3]:6.1f}x", flush=True)
+                parts = []
+                for seconds in measure(layer, dtype, channels_last, args.repeats, clock):
+                    times = "".join(f"{1000 * s:9.2f}" for s in seconds)
+                    parts.append(times + "".join(f"{s / seconds[-1]:8.1f}x" for s in seconds[:-1]))
+                print(label + "  |              ".join(parts), flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Axes(NamedTuple):
     pad: tuple[int, int]
 
 
+enabled = True  # False: matrix products in place of the kernels, for comparisons
 _forked = False
 
 
@@ -76,7 +77,7 @@ def _library() -> ctypes.CDLL | None:
 
 def ready(dtype: torch.dtype) -> bool:
     """True if the kernels take this dtype and can be used here; builds them if need be."""
-    return dtype in _DTYPES and _library() is not None
+    return enabled and dtype in _DTYPES and _library() is not None
 
 
 def _threads(samples: int) -> int:
