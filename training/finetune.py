@@ -156,7 +156,7 @@ def _start_mapping(source: Generator, target: Generator, rows: np.ndarray, table
     parts = []
     same_classes = S.c_dim > 0 and T.c_dim > 0 and not S.linear_labels and S.embed.weight.shape[1] == T.embed.weight.shape[1] and S.z_dim == T.z_dim
     if T.c_dim > 0:
-        parts.append(_start_embedding(S.embed.weight if same_classes else None, T.embed.weight, rows, table))
+        parts.append(_start_embedding(S.embed.weight[: S.c_dim] if same_classes else None, T.embed.weight, rows, table))
         if same_classes:
             _copy_layer(S.embed_proj, T.embed_proj)
         parts.append(_part("mapping.embed_proj", T.embed_proj, KEPT if same_classes else REBUILT))
@@ -245,7 +245,7 @@ def _start_synthesis(source: Generator, target: Generator) -> list[Part]:
         for key in ("weight", "bias", "magnitude_ema", "affine.weight", "affine.bias"):
             layer.state_dict()[key].copy_(getattr(S, twin.name).state_dict()[key])
         exact = _plan(twin) == _plan(spec)
-        about = "" if exact and twin.name == spec.name else f"from {twin.name}" + ("" if exact else ", at another resolution")
+        about = "" if exact and twin.name == spec.name else f"from {twin.name}" + ("" if exact else ", at another bandwidth")
         parts.append(_part(f"synthesis.{spec.name}", layer, KEPT if exact else RESHAPED, about))
     return parts
 
@@ -323,12 +323,8 @@ def start_discriminator(source: Source, D: ProjectedDiscriminator, rows: np.ndar
                 reason = ""
                 _take(theirs, projection)
             for level, head in enumerate(D.discriminators[key].mini_discs):  # type: ignore[union-attr, arg-type]
-                label = f"{name}, head {level}"
-                parts.append(
-                    _part(label, head, REBUILT, reason)
-                    if reason
-                    else _start_head(label, f"discriminators.{key}.mini_discs.{level}.", head, theirs, rows)
-                )
+                label, prefix = f"{name}, head {level}", f"discriminators.{key}.mini_discs.{level}."
+                parts.append(_part(label, head, REBUILT, reason) if reason else _start_head(label, prefix, head, theirs, rows))
     return parts
 
 

@@ -175,7 +175,7 @@ def test_another_resolution_keeps_what_has_the_same_place(old, tmp_path, capsys)
         if part["state"] == "reshaped":
             theirs = getattr(source.synthesis, part["about"].split()[1].rstrip(","))
             assert torch.equal(state.G.synthesis.get_submodule(part["name"].removeprefix("synthesis.")).weight, theirs.weight)
-            assert "at another resolution" in part["about"]
+            assert "at another bandwidth" in part["about"]
     assert "reshaped" in found.values()
     assert set(states(state.started_from, "discriminator").values()) == {"kept"}  # it sees images at its backbone's size
     out = capsys.readouterr().out
