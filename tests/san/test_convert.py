@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 import san
 from san.convert import ConvertedLayer
@@ -60,6 +60,45 @@ class Branch(nn.Module):
         return h, torch.flatten(self.post(h), 1, -1)
 
 
+class Patches(nn.Module):
+    """The patch discriminator of image translators and VQGANs: strided convolutions with BatchNorm, a map of logits from a last Conv2d."""
+
+    def __init__(self, norm=lambda m: m) -> None:
+        super().__init__()
+        layers = [norm(nn.Conv2d(3, 4, 4, stride=2, padding=1)), nn.LeakyReLU(0.2, True)]
+        for inputs, outputs, stride in ((4, 8, 2), (8, 16, 1)):
+            layers += [norm(nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False)), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, True)]
+        self.main = nn.Sequential(*layers, norm(nn.Conv2d(16, 1, 4, stride=1, padding=1)))
+
+    def forward(self, input):
+        return self.main(input)
+
+
+class Halved(nn.Module):
+    """A parametrization that is neither of torch's norms."""
+
+    def forward(self, weight):
+        return weight / 2
+
+
+def halved():
+    layer = nn.Linear(5, 3)
+    parametrize.register_parametrization(layer, "weight", Halved())
+    return layer
+
+
+class Named(nn.Module):
+    """Two heads on the same features, told apart by name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.style, self.content = nn.Linear(5, 6), nn.Linear(6, 1), nn.Linear(6, 2, bias=False)
+
+    def forward(self, x):
+        h = torch.relu(self.body(x))
+        return {"style": self.style(h), "content": self.content(h)}
+
+
 def sequential_mlp():
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2), nn.Flatten()))
 
@@ -78,6 +117,11 @@ CASES = {  # name -> (module, input shape, layers to name)
     "weight_norm": (lambda: Deep(parametrizations.weight_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
     "weight_norm of three": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 3))), (4, 5), None),
     "multi-scale": (MultiScale, (2, 2, 12), None),
+    "patches": (Patches, (2, 3, 32, 32), None),
+    "patches, spectral_norm": (lambda: Patches(parametrizations.spectral_norm), (2, 3, 32, 32), None),
+    "another parametrization": (lambda: nn.Sequential(halved()), (4, 5), None),
+    "orthogonal": (lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(5, 3))), (4, 5), None),
+    "two heads by name": (Named, (4, 5), ["style", "content"]),
     "projection": (Projection, (4, 3, 2, 2), ["linear", "embed"]),
     "projection, spectral_norm": (lambda: Projection(spectral_norm), (4, 3, 2, 2), ["linear", "embed"]),
 }
@@ -99,7 +143,7 @@ def tensors(output, part=None) -> list[torch.Tensor]:
         return [getattr(output, part)]
     if isinstance(output, torch.Tensor):
         return [output]
-    return [t for x in output for t in tensors(x, part)]
+    return [t for x in (output.values() if isinstance(output, dict) else output) for t in tensors(x, part)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -144,10 +188,14 @@ def test_gradients_are_those_of_a_san(case):
 def find_logits(output) -> list[san.SANLogits]:
     if isinstance(output, san.SANLogits):
         return [output]
-    return [] if isinstance(output, torch.Tensor) else [x for part in output for x in find_logits(part)]
+    parts = output.values() if isinstance(output, dict) else output
+    return [] if isinstance(output, torch.Tensor) else [x for part in parts for x in find_logits(part)]
 
 
-@pytest.mark.parametrize("case", CASES)
+UNKNOWN_STATES = ("another parametrization", "orthogonal")  # a state does not say how the weight is made of it
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in UNKNOWN_STATES])
 def test_weights_of_the_original_load(case):
     module, inputs, layers = build(case)
     for p in module.parameters():
@@ -167,6 +215,13 @@ def test_weights_of_the_original_load(case):
     again.load_state_dict(other.state_dict())
     for a, b in zip(tensors(again(*inputs), "fun"), tensors(other(*inputs), "fun"), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", UNKNOWN_STATES)
+def test_weights_under_other_parametrizations_are_refused(case):
+    module, _, layers = build(case)
+    with pytest.raises(RuntimeError, match=r"0\.weight"):
+        san.convert(build(case)[0], layers).load_state_dict(module.state_dict())
 
 
 def test_spectral_norm_fixes_the_scale_and_weight_norm_does_not():
@@ -207,7 +262,7 @@ def test_autocast():
     assert all(torch.isfinite(p.grad).all() for p in D.parameters())
 
 
-@pytest.mark.parametrize("case", ["sequential", "conv2d deep", "projection"])
+@pytest.mark.parametrize("case", ["sequential", "conv2d deep", "patches, spectral_norm", "projection"])
 def test_compile(case):
     """Through dynamo and autograd capture; the code generator of the machine is not what is tested."""
     module, inputs, layers = build(case)
@@ -227,10 +282,14 @@ def test_ddp(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         module, inputs, layers = build("projection")
-        wrapped = nn.parallel.DistributedDataParallel(san.convert(module, layers), find_unused_parameters=True)
-        logits = wrapped(*inputs)
-        san.discriminator_objective(logits, logits, "bce").backward()
-        assert all(p.grad is not None for p in wrapped.parameters())
+        converted = san.convert(module, layers)
+        alone = copy.deepcopy(converted)
+        wrapped = nn.parallel.DistributedDataParallel(converted, find_unused_parameters=True)
+        for discriminator in (wrapped, alone):
+            real, fake = discriminator(*inputs), discriminator(inputs[0] + 1, inputs[1])
+            san.discriminator_objective(real, fake, "bce").backward()
+        for a, b in zip(wrapped.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
         with pytest.raises(ValueError, match="before wrapping it in DistributedDataParallel"):
             san.convert(nn.parallel.DistributedDataParallel(nn.Linear(2, 1)))
     finally:
