@@ -6,6 +6,7 @@
     python -m lab.monoflow     particles along the field of each h; where `vanilla` vanishes
     python -m lab.dcgan        a DCGAN on Fashion-MNIST, GAN against SAN, conditional and not
     python -m lab.projected    StyleSAN-XL against StyleGAN-XL: train.py with --san=True and --san=False
+    python -m lab.claims       the tables of docs/method.md from the numbers of all of them
 
 Results lie in docs/lab/.
 """

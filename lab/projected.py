@@ -6,12 +6,13 @@
 
 What follows `--` goes to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added where they are not given. The heads of both
 kinds are the same networks from the same weights; without SAN their directions are trained by the hinge loss like everything else (they are
-weight-normalised linear layers). Runs lie in --runs, a folder per kind and seed; finished ones are kept, unfinished ones resumed.
+weight-normalised linear layers). Runs lie in --runs, a folder per kind and seed; finished ones are kept, unfinished ones resumed, and all of them
+continued if --kimg is raised.
 
-Measured at every snapshot: fd_lite0, the Frechet distance between lite0 features of --generate images and of as many of the data set; with classes,
-accuracy (the share that a classifier trained on the data set takes for the class asked for) and balance (entropy of the classes it sees over
-log(classes)); and the metrics that train.py was told to evaluate. Writes projected.json (values, intervals, differences paired by seed) and
-projected.png.
+Measured at every snapshot, with classes: accuracy (the share of --generate images that a classifier trained on the data set takes for the class
+asked for) and balance (entropy of the classes it sees over log(classes)). At the last one: fd_lite0, the Frechet distance between lite0 features of
+these images and of as many of the data set. And the metrics that train.py was told to evaluate. Writes projected.json (values, intervals,
+differences paired by seed) and projected.png.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ def run_dirs(runs: Path, kind: str, seed: int) -> list[Path]:
 
 
 def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] | None:
-    """What to run next for this kind and seed; None if it has finished."""
+    """What to run next for this kind and seed; None if it has finished, at no fewer --kimg than the options ask for."""
     train = [sys.executable, str(ROOT / "train.py")]
+    given = {o.split("=")[0].lstrip("-").replace("-", "_"): o for o in options}
     for folder in run_dirs(runs, kind, seed):
-        status = folder / "status.json"
-        if status.is_file() and json.loads(status.read_text())["outcome"] == "finished":
+        path = folder / "status.json"
+        status: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"outcome": "", "nimg": 0}
+        longer = "kimg" in given and status["nimg"] < float(given["kimg"].split("=")[1]) * 1000
+        if status["outcome"] == "finished" and not longer:
             return None
-        return [*train, f"--resume={folder}"]
-    given = {o.split("=")[0].lstrip("-").replace("-", "_") for o in options}
+        return [*train, f"--resume={folder}", *([given["kimg"]] if longer else [])]
     added = [f"--{k}={v}" for k, v in DEFAULTS.items() if k not in given]
     return [*train, f"--outdir={runs / f'{kind}-seed{seed}'}", *added, *options, f"--seed={seed}", f"--san={KINDS[kind]}"]
 
@@ -79,11 +82,12 @@ class Bench:
         """Write FOLDER/lab.json: a line per snapshot."""
         known = report.read(folder, "lab") or {}
         lines = known.get("snapshots", {}) if known.get("images") == self.count else {}
-        for path in sorted(folder.glob("network-snapshot-*.pkl")):
+        paths = sorted(folder.glob("network-snapshot-*.pkl"))
+        for path in paths:
             if path.name not in lines:
                 pixels, asked = generate(load_generator(str(path)), self.count)
-                found = {"kimg": int(path.stem.rsplit("-", 1)[1]), "fd_lite0": self.distance(pixels)}
-                lines[path.name] = found | (self.judge.scores(pixels, asked) if self.judge else {})
+                found = {"kimg": int(path.stem.rsplit("-", 1)[1])} | (self.judge.scores(pixels, asked) if self.judge else {})
+                lines[path.name] = found | ({"fd_lite0": self.distance(pixels)} if path == paths[-1] else {})
                 accuracy = self.judge.held_out_accuracy if self.judge else None
                 report.write(folder, "lab", {"images": self.count, "accuracy of the classifier on held-out images": accuracy, "snapshots": lines})
 
@@ -104,8 +108,9 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     """Name -> (kimg, values, lower is better) of everything that was measured on one run."""
     found: dict[str, tuple[list[float], list[float], bool]] = {}
     lines = list((report.read(folder, "lab") or {}).get("snapshots", {}).values())
-    for name in [key for key in (lines[0] if lines else {}) if key != "kimg"]:
-        found[name] = [line["kimg"] for line in lines], [line[name] for line in lines], name == "fd_lite0"
+    for name in [key for key in (lines[-1] if lines else {}) if key != "kimg"]:
+        having = [line for line in lines if name in line]
+        found[name] = [line["kimg"] for line in having], [line[name] for line in having], name == "fd_lite0"
     for path in folder.glob("metric-*.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for name in lines[-1]["results"] if lines else ():
@@ -115,15 +120,17 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
 
 def collect(runs: Path, seeds: int) -> dict[str, Any]:
     """Metric -> kind -> values by seed; and intervals of the last and the best value, and of the improvement paired by seed (positive =
-    StyleSAN-XL better), for the seeds that both kinds have."""
+    StyleSAN-XL better), for the seeds that both kinds have. Runs that went on longer than others are read as far as the shortest."""
     found: dict[str, Any] = {}
-    for kind in KINDS:
-        for seed in range(seeds):
-            for folder in run_dirs(runs, kind, seed)[:1]:
-                for name, (kimg, values, lower) in series(folder).items():
-                    row = found.setdefault(name, {"lower is better": lower, "runs": {k: {} for k in KINDS}})
-                    best = min(values) if lower else max(values)
-                    row["runs"][kind][str(seed)] = {"last": values[-1], "best": best, "kimg": kimg, "values": values}
+    places = [(kind, seed, folder) for kind in KINDS for seed in range(seeds) for folder in run_dirs(runs, kind, seed)[:1]]
+    measured = [(kind, seed, found_there) for kind, seed, folder in places if (found_there := series(folder))]
+    for kind, seed, one in measured:
+        for name, (kimg, values, lower) in one.items():
+            shortest = min(other[name][0][-1] for _, _, other in measured if name in other)
+            values = [v for k, v in zip(kimg, values, strict=True) if k <= shortest]
+            row = found.setdefault(name, {"lower is better": lower, "runs": {k: {} for k in KINDS}})
+            best = min(values) if lower else max(values)
+            row["runs"][kind][str(seed)] = {"last": values[-1], "best": best, "kimg": kimg[: len(values)], "values": values}
     for row in found.values():
         gan_runs, own_runs = row["runs"].values()
         both = sorted(gan_runs.keys() & own_runs.keys())
@@ -161,6 +168,7 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
         for (kind, by_seed), colour in zip(row["runs"].items(), ("tab:blue", "tab:orange"), strict=True):
             if by_seed:
                 report.band(axes, [(run["kimg"], run["values"]) for run in by_seed.values()], colour, kind)
+                report.dots(axes, [(run["kimg"][-1], run["last"]) for run in by_seed.values()], colour)
         axes.set(title=f"{name} ({'lower' if row['lower is better'] else 'higher'} is better)", xlabel="kimg")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=80)

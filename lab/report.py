@@ -46,6 +46,11 @@ def band(axes: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], c
         axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
 
 
+def dots(axes: Any, points: Sequence[tuple[float, float]], colour: str) -> None:
+    """Draw single values (x, y), a dot each."""
+    axes.scatter([x for x, _ in points], [y for _, y in points], s=10, color=colour, alpha=0.5)
+
+
 def write(out: Path, name: str, results: dict[str, Any]) -> None:
     """Write OUT/NAME.json, numbers rounded to six digits."""
     out.mkdir(parents=True, exist_ok=True)

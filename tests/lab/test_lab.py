@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
-from lab import dcgan, direction, judge, mixture, monoflow, projected, report, toy
+from lab import claims, dcgan, direction, judge, mixture, monoflow, projected, report, toy
 from lab.judge import Judge
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
@@ -146,7 +146,7 @@ def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     options = {"config": {"data": {"path": str(data), "cond": True}}}
     (folder / "training_options.json").write_text(json.dumps(options))
-    (folder / "status.json").write_text(json.dumps({"outcome": "finished"}))
+    (folder / "status.json").write_text(json.dumps({"outcome": "finished", "nimg": 2000}))
     torch.manual_seed(0)
     G = build_stem("stylegan3-t", 16, 2, syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=16, num_embeddings=2, embed_dim=8, margin_size=2)
     for name in ("network-snapshot-000001.pkl", "network-snapshot-000002.pkl", "network-snapshot.pkl"):
@@ -154,15 +154,17 @@ def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
     projected.measure(tmp_path, 1, 6)
     found = report.read(folder, "lab")["snapshots"]
     assert [line["kimg"] for line in found.values()] == [1, 2]
-    assert all({"fd_lite0", "balance", "accuracy"} < line.keys() for line in found.values())
+    assert all({"balance", "accuracy"} < line.keys() for line in found.values())
+    assert [name for name, line in found.items() if "fd_lite0" in line] == ["network-snapshot-000002.pkl"], "of the last alone: it takes its time"
     monkeypatch.setattr(projected, "generate", None)  # no snapshot is drawn again
     projected.measure(tmp_path, 1, 6)
     collected = projected.collect(tmp_path, 1)
-    assert collected["fd_lite0"]["runs"]["StyleSAN-XL"]["0"]["kimg"] == [1, 2] and "last" not in collected["fd_lite0"], "no pair, no comparison"
+    assert collected["fd_lite0"]["runs"]["StyleSAN-XL"]["0"]["kimg"] == [2] and "last" not in collected["fd_lite0"], "no pair, no comparison"
 
 
 def test_dcgan_keeps_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(dcgan, "FeatureDistance", Brightness)
+    monkeypatch.setattr(dcgan, "CURVE_IMAGES", 8)
     data = write_idx(tmp_path, 64)
     options = [f"--data={data}", f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", "--seeds=1", "--steps=2", "--generate=4"]
     first = CliRunner().invoke(dcgan.main, options, catch_exceptions=False)
@@ -220,12 +222,32 @@ def test_projected_runs_one_flag_apart_and_collects(tmp_path):
             snapshots = {f"network-snapshot-{k:06d}.pkl": {"kimg": k, "accuracy": 0.1 * k - 0.05 * offset} for k in (1, 2)}
             (folder / "lab.json").write_text(json.dumps({"images": 4, "snapshots": snapshots}))
             (folder / "metric-fd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            (folder / "status.json").write_text(json.dumps({"outcome": "finished" if seed == 0 else "interrupted"}))
+            (folder / "status.json").write_text(json.dumps({"outcome": "finished" if seed == 0 else "interrupted", "nimg": 3000}))
     found = projected.collect(tmp_path, 2)
     assert found["fd"]["runs"]["StyleSAN-XL"]["1"] == {"last": 5.0, "best": 4.0, "kimg": [1, 2, 3], "values": [6.0, 4.0, 5.0]}
     assert found["fd"]["best"]["improvement"]["mean"] == 1
     assert found["accuracy"]["last"]["improvement"]["mean"] == pytest.approx(0.05), "more accuracy is better"
+    (tmp_path / "StyleGAN-XL-seed1" / "00000-x" / "metric-fd.jsonl").write_text(json.dumps({"results": {"fd": 7.0}, "kimg": 1}) + "\n")
+    assert {run["kimg"][-1] for runs in projected.collect(tmp_path, 2)["fd"]["runs"].values() for run in runs.values()} == {1}, "the shortest"
     projected.picture(tmp_path, found, tmp_path / "projected.png")
     assert (tmp_path / "projected.png").stat().st_size > 1000
-    assert projected.command(tmp_path, "StyleSAN-XL", 0, options) is None
+    assert projected.command(tmp_path, "StyleSAN-XL", 0, [*options, "--kimg=3"]) is None
+    assert projected.command(tmp_path, "StyleSAN-XL", 0, [*options, "--kimg=4"])[-1] == "--kimg=4", "goes on"
     assert projected.command(tmp_path, "StyleSAN-XL", 1, options)[-1].startswith("--resume=")
+
+
+def test_the_page_says_what_was_measured():
+    """docs/method.md against docs/lab: no number typed by hand, none of an older run."""
+    assert claims.page(claims.PAGE.read_text(), report.RESULTS) == claims.PAGE.read_text()
+
+
+def test_claims_report_both_ways(tmp_path):
+    cells = {name: report.interval(values) for name, values in {"GAN": [2.0, 3.0], "SAN": [1.0, 2.0], "improvement": [-1.0, -1.0]}.items()}
+    report.write(tmp_path, "dcgan", {"table": {"conditional": {"accuracy": {**cells, "SAN is": "worse"}}}})
+    assert (
+        claims.comparison(tmp_path)
+        .splitlines()[-1]
+        .endswith("| `lab.dcgan`, conditional | 2 | 2.500 ± 6.353 | 1.500 ± 6.353 | -1.000 ± 0.000 | no: worse |")
+    )
+    with pytest.raises(ValueError, match="begin comparison"):
+        claims.page("no place", tmp_path)

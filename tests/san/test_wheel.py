@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `pip install .` brings: the package san, nothing else at the top level, small, and torch as the only dependency."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -8,6 +9,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -40,6 +43,7 @@ def test_wheel_holds_san_alone_and_is_small(wheel):
 def test_wheel_asks_for_torch_alone(wheel):
     archive = zipfile.ZipFile(wheel)
     metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
+    assert "san.convert(Discriminator())" in str(metadata.get_payload()), "the package index shows how to use it"
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert len(required) == 1 and required[0].startswith("torch")
 
@@ -51,3 +55,22 @@ def test_wheel_imports_without_the_checkout(wheel, tmp_path):
         "ours = {'training', 'torch_utils', 'dnnlib', 'metrics'} & set(sys.modules); assert not ours, ours"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, timeout=300)
+
+
+def test_the_ten_lines_of_the_page_run():
+    """The example of docs/method.md, as it stands there, on a generator and a discriminator of somebody else's."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), re.DOTALL) if "san.convert" in block]
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith("import")]) <= 13
+
+    class Discriminator(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2))
+    before = G[2].weight.detach().clone()
+    names = {"Discriminator": Discriminator, "G": G, "loader": [torch.randn(8, 2)] * 3, "g_opt": torch.optim.Adam(G.parameters(), 1e-3)}
+    exec(code, names)
+    weight = names["D"][2].weight.detach()
+    assert float(weight.norm()) == pytest.approx(1, abs=1e-6), "the direction is on the unit sphere"
+    assert not torch.equal(before, G[2].weight), "the generator has learned"
