@@ -153,8 +153,8 @@ def every_kernel(device: str) -> None:
             results.append(filtered_lrelu(x, fu, fd, b, up=up, down=2, padding=padding, clamp=1.0))
             with torch.no_grad():
                 filtered_lrelu(x, fu, fd, b, up=up, down=2, padding=padding, clamp=1.0)
-        first = torch.autograd.grad(sum(y.double().square().sum() for y in results), (x, b), create_graph=True)
-        sum(g.double().square().sum() for g in first).backward()
+        first = torch.autograd.grad(torch.stack([y.double().square().sum() for y in results]).sum(), (x, b), create_graph=True)
+        torch.stack([g.double().square().sum() for g in first]).sum().backward()
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -206,7 +206,7 @@ def make_step(cfg: TrainConfig, resolution: int, device: str, small: bool) -> tu
     )  # fmt: skip
     pixels = torch.randint(0, 256, (cfg.run.batch, 3, resolution, resolution), dtype=torch.uint8)
     chosen = torch.arange(cfg.run.batch) % CLASSES
-    sigma = cfg.loss.blur_init_sigma
+    sigma = cfg.blur_init_sigma
 
     def g_step() -> None:
         steps.g_step(state, inputs.rounds("G", 0), cfg.loss, sigma)

@@ -187,9 +187,9 @@ def transforms() -> str:
     return "" if not stack else "vmap" if all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack) else "grad"
 
 
-def _front(x: torch.Tensor | None, in_dim: int | None, count: int) -> torch.Tensor | None:
+def _front(x: torch.Tensor, in_dim: int | None, count: int) -> torch.Tensor:
     """The mapped axis of x at the front, made up where there is none."""
-    return None if x is None else x.expand(count, *x.shape) if in_dim is None else x.movedim(in_dim, 0)
+    return x.expand(count, *x.shape) if in_dim is None else x.movedim(in_dim, 0)
 
 
 def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
@@ -210,8 +210,8 @@ def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
         y = ops().upfirdn2d(_front(x, in_dims[0], info.batch_size).flatten(0, 1), f, *rest)
         return y.unflatten(0, (info.batch_size, -1)), 0
 
-    def filtered_lrelu(info, in_dims, x, fu, fd, b, *rest):  # type: ignore[no-untyped-def]
-        *rest, save = rest
+    def filtered_lrelu(info, in_dims, x, fu, fd, b, *rest_and_save):  # type: ignore[no-untyped-def]
+        *rest, save = rest_and_save
         # Inside of vmap nobody sees that a gradient will be asked for from outside.
         save = save or (torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)))
         if in_dims[1] is not None or in_dims[2] is not None:
