@@ -8,6 +8,10 @@
     python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64 --cond=True --superres \\
         --up_factor=2 --head_layers=4 --path_stem=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
+    # all stages of a schedule in one command; --stages=64,128 for a part, --dry-run for the plan
+    python train.py --outdir=training-runs --recipe=imagenet256 --data=imagenet256.zip --gpus=8
+    python train.py --resume=training-runs/00000-imagenet256
+
     # go on exactly where a run stopped
     python train.py --resume=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
@@ -17,12 +21,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +41,11 @@ import dnnlib
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
 from torch_utils import checkpoint, distributed
-from training import build, loop
+from training import build, lineage, loop, recipe, stages
 from training.config import TrainConfig, describe, from_json, option_type, to_json
 from training.data import ImageDataset
 from training.generator import Generator
+from training.generator import load as load_generator
 from training.periodic import Score
 from training.steps import NonFiniteError
 
@@ -65,6 +74,7 @@ FLAGS = {
     "margin_size": "generator.margin_size",
     "superres": "generator.superres",
     "path_stem": "generator.path_stem",
+    "pin_stem": "generator.pin_stem",
     "up_factor": "generator.up_factor",
     "head_layers": "generator.head_layers",
     "backbones": "discriminator.backbones",
@@ -101,6 +111,7 @@ FLAGS = {
     "tick": "run.tick",
     "snap": "run.snap",
     "metrics": "run.metrics",
+    "patience": "run.patience",
     "checkpoint_minutes": "run.checkpoint_minutes",
     "keep_checkpoints": "run.keep_checkpoints",
     "keep_snapshots": "run.keep_snapshots",
@@ -151,7 +162,7 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
         kind: Any = SPECIAL_TYPES.get(flag) or option_type(option)
         text = f"{about} [default: {','.join(default) or 'none' if isinstance(default, list) else value}, from {source}]"
         names = list(dict.fromkeys([f"--{flag.replace('_', '-')}", f"--{flag}"]))
-        if flag == "superres":
+        if flag in ("superres", "pin_stem"):
             command = click.option(*names, flag, is_flag=True, default=None, help=text)(command)
         else:
             command = click.option(*names, flag, type=kind, default=None, help=text)(command)
@@ -301,8 +312,8 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
     return evaluate
 
 
-def train_process(tree: dict[str, Any], run_dir: str) -> None:
-    """One process of a run."""
+def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
+    """One process of a run. resume: the folder to go on from, for messages: the run's, or that of the recipe it is a stage of."""
     config = from_json(tree)
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = distributed.init(build.pick_device(config.run.device, local).type)
@@ -313,35 +324,17 @@ def train_process(tree: dict[str, Any], run_dir: str) -> None:
             outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
         except NonFiniteError as err:
             raise click.ClickException(
-                f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={run_dir}, at a lower --glr/--dlr"
+                f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={resume}, at a lower --glr/--dlr"
             ) from None
         except torch.OutOfMemoryError as err:
             raise click.ClickException(
                 f"out of memory on {device} at --batch-gpu={config.batch_gpu}: lower --batch-gpu, --cbase or --cmax ({err})"
             ) from None
         if distributed.is_main():
-            print(
-                {loop.FINISHED: "Finished.", loop.INTERRUPTED: f"Saved. Go on with --resume={run_dir}", loop.RESTART: "Saved for the restart."}[
-                    outcome
-                ]
-            )
+            saved = {loop.INTERRUPTED: f"Saved. Go on with --resume={resume}", loop.RESTART: "Saved for the restart."}
+            print(saved.get(outcome, "Finished."))
     if lock is not None:
         lock.release()
-    distributed.shutdown()
-
-
-def estimate_memory_gb(config: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:
-    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a generator step keeps."""
-    g_params = sum(p.numel() for p in G.parameters())
-    state = 4 * (g_params * 5 + d_params * 4 + backbone_params)
-    width = 4 if config.run.precision == "fp32" else 2
-    activations = 0
-    for layer in G.synthesis.specs():
-        conv = layer.in_channels * layer.in_size**2 + layer.out_channels * (layer.in_size + 2) ** 2
-        rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
-        activations += width * (conv + 2 * rise)
-    per_feature = sum(32 * (config.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in config.discriminator.backbones)
-    return (state + config.batch_gpu * (activations + per_feature)) / 2**30
 
 
 def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: str) -> None:
@@ -357,15 +350,16 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
     click.echo(
         f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes"
     )
-    G, D = build.plan(config, dataset)
+    G, D = build.plan(config, dataset, lineage=begun(run_dir))
     click.echo("\nGenerator\n" + build.layer_table(G))
-    heads = sum(p.numel() for p in D.parameters() if p.requires_grad)
-    frozen = sum(t.numel() for t in D.feature_networks.state_dict().values())
+    heads, frozen = build.parameter_counts(D)
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
     click.echo(
         f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)"
     )
-    click.echo(f"Memory: about {estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)")
+    click.echo(
+        f"Memory: about {build.estimate_memory_gb(config, G, heads, frozen):.1f} GiB per process at {config.batch_gpu} images per round (estimate)"
+    )
     missing = build.check_weights(config, download=False)
     if config.run.init_from and not missing and not has_checkpoint(Path(run_dir)):
         click.echo("\n" + build.start_report(config, dataset))
@@ -380,6 +374,8 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--outdir", metavar="DIR", help="where run folders are made; each run gets a new numbered one")
+@click.option("--recipe", metavar="FILE|NAME", help="a progressive schedule: all its stages in order (recipes/)")
+@click.option("--stages", metavar="LIST", help="with a recipe: only the stages of these resolutions, such as 64,128")
 @config_options
 @click.option("--fp32", type=bool, default=False, help="float32 everywhere (--precision=fp32)")
 @click.option("--resume", metavar="RUN_DIR|PATH|URL", help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)")
@@ -409,11 +405,18 @@ def run_main(values: dict[str, Any]) -> None:
     if resume is not None and not resuming:
         if values["init_from"]:
             raise ValueError("--resume with a network pickle and --init-from are the same thing: give one")
-        values["init_from"] = build.network_file("--resume", resume)
+        values["init_from"] = lineage.network_file("--resume", resume)
     elif values["init_from"]:
-        build.network_file("--init-from", values["init_from"])
+        lineage.network_file("--init-from", values["init_from"])
     if resuming and values["init_from"]:
         raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
+    if values["recipe"] or (resuming and os.path.isfile(os.path.join(resume, stages.RECIPE_FILE))):
+        if resume is not None and not resuming:
+            raise ValueError(f"--resume={resume}: to go on with a recipe, name its folder; to start from a network, use --init-from")
+        run_recipe(values)
+        return
+    if values["stages"]:
+        raise ValueError(f"--stages={values['stages']} has no effect without --recipe")
     config, given = build_config(values, load_run(resume) if resuming else TrainConfig())
     started = distributed.started_processes()
     if started not in (None, config.run.gpus):
@@ -432,33 +435,242 @@ def run_main(values: dict[str, Any]) -> None:
         print_plan(config, given, dataset, target)
         return
     existing = Path(resume) if resuming else goes_on
-    build.check(config, dataset, goes_on=existing is not None and has_checkpoint(existing))
+    build.check(config, dataset, lineage=begun(existing), goes_on=existing is not None and has_checkpoint(existing))
     make_evaluator(config, dataset, torch.device("cpu")).check()
     start(config, existing, values["outdir"], desc)
+
+
+def begun(run_dir: str | Path | None) -> lineage.Lineage | None:
+    """The lineage of a run folder that has a checkpoint to go on from."""
+    has_checkpoint = run_dir is not None and any(Path(run_dir, "checkpoints").glob("checkpoint-*.pt"))
+    return lineage.read(run_dir) if run_dir is not None and has_checkpoint else None
 
 
 def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) -> None:
     """Make or lock the run folder, record the options, run, exit with 3 for a restart and 130 after an interruption."""
     if distributed.under_torchrun():
         distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
-    run_dir: Path | None = None
+    run_dir = existing
     if distributed.is_main():
         run_dir = existing or new_run_folder(outdir, desc)
+        print(f"Run folder: {run_dir}")
+    run_dir = distributed.broadcast_object(run_dir)
+    assert run_dir is not None
+    leave(run_folder(config, run_dir))
+
+
+def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, seconds: float | None = None) -> str:
+    """Lock a run folder, record the options, start the processes. Returns the loop's outcome.
+
+    resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
+    """
+    if distributed.is_main():
         lock = RunLock(run_dir)
-        record = {"config": to_json(config), "command": sys.argv, "torch": torch.__version__, "resumed": existing is not None}
+        record = {"config": to_json(config), "command": sys.argv, "torch": torch.__version__, "resumed": (run_dir / OPTIONS_FILE).is_file()}
         with dnnlib.util.atomic_write(str(run_dir / OPTIONS_FILE), "w") as f:
             json.dump(record, f, indent=2)
         (run_dir / "status.json").unlink(missing_ok=True)
-        print(f"Run folder: {run_dir}")
         lock.release()  # train_process takes it
-    run_dir = distributed.broadcast_object(run_dir)
-    assert run_dir is not None
-    distributed.launch(train_process, config.run.gpus, to_json(config), str(run_dir))
-    outcome = recorded_outcome(run_dir) or loop.INTERRUPTED
+    distributed.barrier()
+    limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
+    distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir))
+    return recorded_outcome(run_dir) or loop.INTERRUPTED
+
+
+def leave(outcome: str) -> None:
+    """End the process as the outcome asks: exit code 3 for a restart, 130 after an interruption."""
+    distributed.shutdown()
     if outcome == loop.RESTART:
         sys.exit(RESTART_EXIT_CODE)
     if outcome == loop.INTERRUPTED:
         sys.exit(130)
+
+
+def flag_parsers() -> dict[str, Callable[[str], Any]]:
+    """Flag -> how its text becomes a value, as on a command line. Raises ValueError."""
+
+    def parser(flag: str) -> Callable[[str], Any]:
+        kind = SPECIAL_TYPES.get(flag) or click.types.convert_type(option_type(FLAGS[flag]))
+
+        def parse(text: str) -> Any:
+            try:
+                return kind.convert(text, None, None)
+            except click.BadParameter as err:
+                raise ValueError(err.message) from None
+
+        return parse
+
+    return {flag: parser(flag) for flag in FLAGS}
+
+
+def recipe_schedule(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
+    """The schedule that a command line asks for: a new recipe's, or that of `folder` with what the command line changes.
+
+    Raises:
+        ValueError: one line.
+    """
+    for flag in ("superres", "up_factor", "resolution"):
+        if values[flag] is not None:
+            raise ValueError(f"--{flag} has no place with a recipe, whose stages say their resolutions")
+    if folder is None:
+        missing = [f"--{flag}" for flag in ("outdir", "data") if values[flag] is None]
+        if missing and not values["dry_run"]:
+            raise ValueError(f"missing {', '.join(missing)} (or --resume=FOLDER to go on)")
+        schedule = stages.Schedule(recipe.load(values["recipe"], flag_parsers()), values["data"] or "")
+    else:
+        schedule = stages.read(folder)
+        changed = stages.differences(recipe.load(values["recipe"], flag_parsers()), schedule.recipe) if values["recipe"] else ""
+        if changed:
+            raise ValueError(
+                f"--recipe={values['recipe']} is not what {folder} was made with ({changed}): leave out --recipe to go on with the recorded one, "
+                "or start a new folder with --outdir"
+            )
+    explicit = folder is None or values["stages"] is not None
+    selected = stages.parse_selected(values["stages"], schedule.recipe) if explicit else schedule.selected
+    given = {flag: values[flag] for flag in FLAGS if values[flag] is not None and flag not in ("data", "path_stem")}
+    if values["fp32"]:
+        given["precision"] = "fp32"
+    first = {name: values[name] for name in ("path_stem", "init_from") if values[name]}
+    new = [stages.Override(given, selected if values["stages"] else None), stages.Override(first, selected[:1])]
+    overrides = (*schedule.overrides, *(o for o in new if o.flags))
+    schedule = dataclasses.replace(schedule, data=values["data"] or schedule.data, overrides=overrides, selected=selected)
+    if not all("gpus" in schedule.flags(s) for s in schedule.stages) and not values["dry_run"]:
+        raise ValueError("missing --gpus: the number of processes, which this recipe leaves open")
+    return schedule
+
+
+def unfinished_recipe(outdir: str, desc: str, schedule: stages.Schedule) -> Path | None:
+    """The newest folder of this schedule, if it is not done (what --restart_every goes on with)."""
+    for _, path in sorted(run_folders(outdir).items(), reverse=True):
+        if path.name.split("-", 1)[-1] == desc and (path / stages.RECIPE_FILE).is_file():
+            same = json.loads(json.dumps(stages.read(path).to_json())) == json.loads(json.dumps(schedule.to_json()))
+            return path if same and not stages.is_done(schedule, path) else None
+    return None
+
+
+def final_evaluator(config: TrainConfig, metric: str, device: torch.device, prepare: bool = True) -> Evaluator:
+    """What measures every stage's best network: the last stage's data."""
+    dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed, prepare))
+    return Evaluator(dataset, [metric], device=device, batch=max(config.batch_gpu, 16))
+
+
+def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: str) -> None:
+    """One process of a measurement at the last stage's resolution. tree: that stage's configuration. Leaves final.json in `run_dir`."""
+    config = from_json(tree)
+    device = distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    evaluator = final_evaluator(config, metric, device)
+    G = load_generator(network).to(device)
+    G.synthesis.reduced_dtype = build.pick_precision(config.run.precision, device)
+    source = stages.Upsampled(G, evaluator.dataset.resolution)
+    (record,) = evaluator(source, snapshot=network, details=source.details())
+    if distributed.is_main():
+        print(f"  {record.metric} {record.value:.4f} at {evaluator.dataset.resolution}x{evaluator.dataset.resolution}", flush=True)
+        stages.write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": dnnlib.util.sha256_file(network)})
+
+
+def run_recipe(values: dict[str, Any]) -> None:
+    """`main` for --recipe, and for --resume with the folder of one."""
+    started = time.monotonic()
+    options = {**FLAGS, "init_from": "run.init_from"}
+    resumed = Path(values["resume"]) if values["resume"] else None
+    schedule = recipe_schedule(values, resumed)
+    desc = f"{schedule.recipe.name}-{values['desc']}" if values["desc"] else schedule.recipe.name
+    folder = resumed
+    if folder is None and values["restart_every"] is not None and values["outdir"]:
+        folder = unfinished_recipe(values["outdir"], desc, schedule)
+    planned = stages.plan(schedule, options, folder)
+    if values["dry_run"]:
+        print_schedule(schedule, planned, options)
+        return
+    last = schedule.config(schedule.recipe.stages[-1], options)
+    check_schedule(schedule, planned, last)
+    if distributed.under_torchrun():
+        distributed.init(build.pick_device(last.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    lock = None
+    if distributed.is_main():
+        folder = folder or new_run_folder(values["outdir"], desc)
+        lock = RunLock(folder)
+        stages.write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": torch.__version__})
+        print(f"Recipe folder: {folder}")
+    folder = distributed.broadcast_object(folder)
+    assert folder is not None
+    deadline = started + planned[0].config.run.restart_every
+
+    def train_stage(config: TrainConfig, run_dir: Path) -> str:
+        if distributed.is_main():
+            run_dir.mkdir(exist_ok=True)
+        return run_folder(config, run_dir, folder, deadline - time.monotonic())
+
+    def measure(network: Path, run_dir: Path, metric: str) -> None:
+        distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric)
+
+    def say(line: str) -> None:
+        print(line, flush=True) if distributed.is_main() else None
+
+    with terminated_as_interrupted():
+        try:
+            outcome = stages.run(schedule, options, folder, bool(values["stages"] and resumed), stages.Hooks(train_stage, measure, say, deadline))
+        except KeyboardInterrupt:
+            say(f"Stopped. Go on with --resume={folder}")
+            outcome = loop.INTERRUPTED
+    if lock is not None:
+        lock.release()
+    leave(outcome)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, where the loop does not answer it itself: between stages all is on disk."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def check_schedule(schedule: stages.Schedule, planned: list[stages.Planned], last: TrainConfig) -> None:
+    """Find before the first stage starts what would stop any of them.
+
+    Raises:
+        ValueError, OSError: one line.
+    """
+    for p in planned:
+        assert p.dataset is not None
+        try:
+            build.check(p.config, p.dataset, p.stem)
+            if p.config.loss.cls_weight > 0:
+                build.make_classifier(p.config.loss, p.dataset)
+        except ValueError as err:
+            raise ValueError(f"stage {p.stage.resolution}: {err}") from None
+        make_evaluator(p.config, p.dataset, torch.device("cpu")).check()
+    if schedule.recipe.final_metric is not None:
+        final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
+
+
+def print_schedule(schedule: stages.Schedule, planned: list[stages.Planned], options: dict[str, str]) -> None:
+    """What --dry-run shows of a recipe."""
+    source = schedule.recipe
+    click.echo(f"Recipe {source.name}\n{textwrap.indent(source.about, '  ')}\n")
+    for p in planned:
+        if p.dataset is None:
+            continue
+        flips = " (half of them flipped copies)" if p.config.data.mirror else ""
+        click.echo(f"Data {p.stage.resolution}: {p.dataset.path}: {len(p.dataset)} images{flips}, {p.dataset.label_dim or 'no'} classes")
+    if planned[0].dataset is None:
+        click.echo(f"No --data: planned for {source.classes or 'no'} classes")
+    table = recipe.measured_speeds()
+    for p in planned:
+        click.echo("\n" + "\n".join(stages.stage_lines(p, stages.time_lines(schedule, p, options, table))))
+    if schedule.overrides:
+        click.echo("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
+    if source.final_metric:
+        click.echo(f"After each stage: {source.final_metric} of its best network, brought to {source.stages[-1].resolution} pixels")
+    for line in dict.fromkeys(line for p in planned for line in build.check_weights(p.config, download=False)):
+        click.echo(f"Missing: {line}")
 
 
 if __name__ == "__main__":

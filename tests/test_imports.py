@@ -21,8 +21,8 @@ ALLOWED = {
 # Inside training a module imports only modules listed before it (docs/architecture.md).
 TRAINING_ORDER = [
     "config", "data", "downscaling", "class_names", "class_embedding", "generator", "discriminator", "losses", "schedules", "records", "plots",
-    "alarms", "sheets", "report", "inputs", "bundle", "weights", "sharing", "onnx_export", "state", "finetune", "build", "steps", "variety", "watch",
-    "periodic", "loop",
+    "alarms", "sheets", "report", "inputs", "bundle", "weights", "sharing", "onnx_export", "recipe", "lineage", "state", "finetune", "build", "steps",
+    "variety", "watch", "periodic", "restore", "loop", "stages",
 ]  # fmt: skip
 
 

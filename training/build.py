@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -13,15 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import dnnlib
 from torch_utils import distributed, features, rng
 from training import class_names, downscaling, finetune
 from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
 from training.data import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
-from training.generator import Generator, build_stem, build_superres
-from training.generator import load as load_generator
+from training.generator import Generator, build_stem, build_superres, generator_kwargs
+from training.lineage import Lineage, read_stem
 from training.state import TrainState
 
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"
@@ -86,29 +84,25 @@ def plain_dataset(dataset: ImageDataset) -> ImageDataset:
     return ImageDataset(dataset.path, use_labels=dataset.has_labels)
 
 
-def stem_file(path: str) -> str:
-    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest, network.
+def fresh_generator(cfg: GeneratorConfig, resolution: int, c_dim: int, embed_dim: int, stem: Generator | None = None) -> Generator:
+    """A stem of this resolution and these classes, or the superresolution stage on `stem`; weights from torch's global random state.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it cannot be planned.
     """
-    if not os.path.isdir(path):
-        return network_file("--path_stem", path)
-    for name in ("best_model.pkl", "network-snapshot.pkl"):
-        if os.path.isfile(os.path.join(path, name)):
-            return os.path.join(path, name)
-    raise ValueError(f"--path_stem={path}: the folder holds neither best_model.pkl nor network-snapshot.pkl; name a run folder or a network pickle")
+    if cfg.superres:
+        stem = stem or read_stem(str(cfg.path_stem)).generator
+        return build_superres(stem, cfg.cfg, cfg.up_factor, cfg.head_layers, cbase=cfg.cbase, cmax=cfg.cmax)
+    return build_stem(
+        cfg.cfg, resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or 32768, cmax=cfg.cmax or 512, embed_dim=embed_dim,
+        z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size,
+    )  # fmt: skip
 
 
-def network_file(flag: str, path_or_url: str) -> str:
-    """The path or URL itself. Raises ValueError, naming the flag, for a file that is not there."""
-    if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
-        raise ValueError(f"{flag}={path_or_url}: no such file; give a network pickle's path or URL")
-    return path_or_url
-
-
-def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int) -> Generator:
+def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int, stem: Generator | None = None) -> Generator:
     """A fresh stem, or a superresolution stage on a frozen stem; float32 on the CPU, weights drawn from `seed` alone.
+
+    stem: of a superresolution stage; None = read what --path_stem names.
 
     Raises:
         ValueError: the stem does not fit the data set.
@@ -116,14 +110,7 @@ def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, 
     c_dim = dataset.label_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_generator(seed, "init/G").initial_seed())
-        if not cfg.superres:
-            G = build_stem(
-                cfg.cfg, dataset.resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or 32768, cmax=cfg.cmax or 512, embed_dim=embed_dim,
-                z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size,
-            )  # fmt: skip
-        else:
-            stem = load_generator(stem_file(str(cfg.path_stem)))
-            G = build_superres(stem, cfg.cfg, cfg.up_factor, cfg.head_layers, cbase=cfg.cbase, cmax=cfg.cmax)
+        G = fresh_generator(cfg, dataset.resolution, c_dim, embed_dim, stem)
     if G.img_resolution != dataset.resolution:
         raise ValueError(
             f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but --up_factor={cfg.up_factor} on this stem gives "
@@ -157,24 +144,60 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
     return torch.from_numpy(table.astype(np.float32))
 
 
-def plan(cfg: TrainConfig, dataset: ImageDataset) -> tuple[Generator, ProjectedDiscriminator]:
-    """Generator and discriminator of a run without their numbers (a superresolution stage: with its stem's), for --dry-run and for checks.
+def head_options(cfg: GeneratorConfig) -> dict[str, Any]:
+    """The options that a superresolution stage's plan follows from, beside its stem."""
+    return {name: getattr(cfg, name) for name in ("cfg", "up_factor", "head_layers", "cbase", "cmax")}
+
+
+def restored_plan(cfg: GeneratorConfig, lineage: Lineage) -> Generator:
+    """The generator of a superresolution stage that goes on, on its recorded stem, whose file is not needed. Its numbers come from a checkpoint.
+
+    Raises:
+        ValueError: an option differs from those that the run began with.
+    """
+    for name, value in head_options(cfg).items():
+        if lineage.options.get(name) != value:
+            raise ValueError(f"--{name}={value}: the run began with {lineage.options.get(name)}, and a resumed run keeps its networks")
+    return Generator(**(lineage.plan or {}))
+
+
+def plan(
+    cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None, lineage: Lineage | None = None
+) -> tuple[Generator, ProjectedDiscriminator]:
+    """Generator and discriminator of a run without their numbers, for --dry-run and for checks.
+
+    stem: the plan of a superresolution stage's stem; None = read what --path_stem names. lineage: of a run that goes on, whose stem is then not read.
 
     Raises:
         ValueError, OSError: as `make_generator` and `make_discriminator`.
     """
-    with contextlib.nullcontext() if cfg.generator.superres else torch.device("meta"):
-        G = make_generator(cfg.generator, dataset, cfg.data.embed_dim, cfg.run.seed)
-    random = dataclasses.replace(cfg.discriminator, backbone_weights=dict.fromkeys(cfg.discriminator.backbones, features.RANDOM))
+    restored = lineage is not None and lineage.plan is not None
+    if cfg.generator.superres and not restored:
+        stem = (stem or read_stem(str(cfg.generator.path_stem)).generator).to("meta")
     with torch.device("meta"):
-        D = make_discriminator(random, dataset.label_dim, dataset.resolution, cfg.run.seed)
-    return G, D
+        if lineage is not None and restored:
+            G = restored_plan(cfg.generator, lineage)
+        else:
+            G = make_generator(cfg.generator, dataset, cfg.data.embed_dim, cfg.run.seed, stem)
+    return G, plan_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution)
 
 
-def check(cfg: TrainConfig, dataset: ImageDataset, goes_on: bool = False) -> None:
+def plan_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int) -> ProjectedDiscriminator:
+    """The discriminator without its numbers."""
+    random = dataclasses.replace(cfg, backbone_weights=dict.fromkeys(cfg.backbones, features.RANDOM))
+    with torch.device("meta"):
+        return make_discriminator(random, c_dim, resolution, seed=0)
+
+
+def parameter_counts(D: ProjectedDiscriminator) -> tuple[int, int]:
+    """Numbers in the heads that train and in the frozen backbones."""
+    return sum(p.numel() for p in D.parameters() if p.requires_grad), sum(t.numel() for t in D.feature_networks.state_dict().values())
+
+
+def check(cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None, lineage: Lineage | None = None, goes_on: bool = False) -> None:
     """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that options name.
 
-    goes_on: there is a checkpoint, so that the network of --init-from is not needed any more.
+    stem, lineage: as for `plan`. goes_on: there is a checkpoint, so that the network of --init-from is not needed any more.
 
     Raises:
         ValueError, OSError: one line.
@@ -182,12 +205,30 @@ def check(cfg: TrainConfig, dataset: ImageDataset, goes_on: bool = False) -> Non
     pick_device(cfg.run.device)
     grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
     check_weights(cfg)
-    plan(cfg, dataset)
+    plan(cfg, dataset, stem, lineage)
     make_classifier(cfg.loss, dataset, quiet=True)
     if cfg.run.init_from and not goes_on:
         finetune.read(cfg.run.init_from)
     if cfg.data.class_embedding not in ("auto", "random"):
         make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
+
+
+def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:
+    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a generator step keeps.
+
+    A frozen stem keeps neither gradients nor activations; of its layers the largest is alive at a time.
+    """
+    trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
+    state = 4 * (2 * sum(p.numel() for p in G.parameters()) + 3 * trained + 4 * d_params + backbone_params)
+    width = 4 if cfg.run.precision == "fp32" else 2
+    sizes = []
+    for layer in G.synthesis.specs():
+        conv = layer.in_channels * layer.in_size**2 + layer.out_channels * (layer.in_size + 2) ** 2
+        rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
+        sizes.append(width * (conv + 2 * rise))
+    activations = max(sum(sizes[G.num_frozen_layers :]), max(sizes))
+    per_feature = sum(32 * (cfg.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in cfg.discriminator.backbones)
+    return (state + cfg.batch_gpu * (activations + per_feature)) / 2**30
 
 
 def layer_table(G: Generator) -> str:
@@ -253,7 +294,15 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, sa
             options = dataclasses.replace(cfg.data, embed_dim=embed_dim)
             table = distributed.broadcast_object(make_class_embedding(options, dataset, cfg.run.seed, device) if distributed.is_main() else None)
             embed_dim = embed_dim if source is not None and source.embed_dim else table.shape[1]
-    G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
+    lineage = Lineage(**(saved or {}).get("lineage", {}))
+    if lineage.plan is not None:
+        G = restored_plan(cfg.generator, lineage)
+    elif cfg.generator.superres:
+        stem = read_stem(str(cfg.generator.path_stem))
+        G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed, stem.generator)
+        lineage = Lineage(stem.stems if saved is None else [], plan=generator_kwargs(G), options=head_options(cfg.generator))
+    else:
+        G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
     if table is not None and source is None:
         G.mapping.set_class_embedding(table)
     D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
@@ -261,6 +310,7 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, sa
     G.synthesis.reduced_dtype = pick_precision(cfg.run.precision, device)
     D.normalize_()  # SAN: once before the first discriminator step
     state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
+    state.lineage = lineage
     if source is not None and G_ema is not None and report is not None:
         state.G_ema.load_state_dict(G_ema.state_dict())
         state.started_from = report.as_dict()

@@ -65,6 +65,7 @@ class GeneratorConfig:
     margin_size: int = opt(10, "stem: extra pixels around every feature map", SG3, low=0)
     superres: bool = opt(False, "train a superresolution head on a frozen stem", XL)
     path_stem: str | None = opt(None, "network pickle or run folder of the stem", XL)
+    pin_stem: bool = opt(False, "keep the stem that the run began with; otherwise a better one is taken over when the run is resumed", OURS)
     up_factor: int = opt(2, "superresolution: output over stem resolution", XL)
     head_layers: int = opt(7, "superresolution: layers of the head", XL, low=4)
 
@@ -136,6 +137,7 @@ class RunConfig:
     tick: float = opt(4.0, "kimg between status lines", SG3)
     snap: int = opt(50, "ticks between snapshots", SG3, low=1)
     metrics: tuple[str, ...] = opt(("fid50k_full",), "evaluated at every snapshot", SG3)
+    patience: int = opt(0, "end the run when the first metric has not improved for this many evaluations; 0 = never", OURS, low=0)
     checkpoint_minutes: float = opt(15.0, "minutes between resumable checkpoints (one more at each snapshot and at every stop)", OURS, low=0)
     keep_checkpoints: int = opt(2, "checkpoints kept", OURS, low=1)
     keep_snapshots: int = opt(0, "numbered snapshots kept; 0 = all", OURS, low=0)
@@ -216,6 +218,9 @@ class TrainConfig:
         _require(
             run.batch % (run.gpus * self.batch_gpu) == 0,
             f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times --batch-gpu={self.batch_gpu}: change --batch-gpu",
+        )
+        _require(
+            run.patience == 0 or bool(run.metrics), f"--patience={run.patience} counts evaluations, and --metrics=none makes none: name a metric"
         )
         _require(run.tick > 0, f"--tick={run.tick:g}: must be positive")
         _require(run.seed < 2**32, f"--seed={run.seed}: must be below 2**32")

@@ -1071,13 +1071,20 @@ def load(path_or_url: str, key: str = "G_ema") -> Generator:
     path = str(path_or_url)
     if dnnlib.util.is_url(path):
         path = dnnlib.util.open_url(path, return_filename=True, num_attempts=3)
-    data = read_network_pickle(path)
+    return load_from(read_network_pickle(path), path_or_url, key)
+
+
+def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generator:
+    """The generator `key` of what `torch_utils.persistence.read_network_pickle` returned. name: of the file, for errors.
+
+    Raises ValueError in one line for a network that cannot be used.
+    """
     if data.get(key) is None:
-        raise ValueError(f"{path_or_url}: holds no network {key}; it has {_listed(k for k in data if data[k] is not None)}")
+        raise ValueError(f"{name}: holds no network {key}; it has {_listed(k for k in data if data[k] is not None)}")
     try:
         return from_record(data[key])
     except ValueError as err:
-        raise ValueError(f"{path_or_url}: {key}: {err}") from None
+        raise ValueError(f"{name}: {key}: {err}") from None
 
 
 def _listed(names: Iterable[str]) -> str:

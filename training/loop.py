@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from torch_utils import checkpoint, distributed, training_stats
-from training import build, schedules, steps
+from torch_utils import distributed, training_stats
+from training import build, restore, schedules, steps
 from training.config import TrainConfig
-from training.data import ImageDataset, Loader
+from training.data import Loader
 from training.inputs import InputSource
 from training.periodic import Evaluate, Periodic, StopRequest
 from training.state import TrainState
@@ -22,7 +21,7 @@ FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
 
 def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:
-    """Train until --kimg, a stop request or the restart deadline; go on from the newest checkpoint in `run_dir` if there is one.
+    """Train until --kimg or --patience end it, a stop request or the restart deadline; go on from the newest checkpoint in `run_dir`.
 
     Returns "finished", "interrupted" or "restart".
 
@@ -32,9 +31,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     """
     configure(cfg, device)
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
-    saved = read_checkpoint(run_dir, dataset)
-    state = build.make_state(cfg, dataset, device, saved)
-    running = resume(state, saved, run_dir)
+    state, running = restore.make_state(cfg, dataset, device, run_dir)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
     inputs = InputSource(
@@ -49,14 +46,14 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     loader = Loader(dataset, inputs.real_indices(state.progress.nimg, len(dataset)), workers=cfg.data.workers, cache_mb=cfg.data.cache_mb)
     outcome = FINISHED
     try:
-        while state.progress.nimg < cfg.run.kimg * 1000:
+        while not is_over(cfg, state):
             one_step(cfg, state, inputs, loader, classifier)
             periodic.bar(state)
             done = state.progress.nimg >= cfg.run.kimg * 1000
             if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
                 periodic.tick(state, done)
             request = stop.agreed(device, periodic.checkpoint_is_due())
-            if request != stop.GO_ON and not done:
+            if request != stop.GO_ON and not is_over(cfg, state):
                 periodic.save_checkpoint(state)
                 if request != stop.SAVE:
                     outcome = INTERRUPTED if request == stop.INTERRUPTED else RESTART
@@ -78,29 +75,9 @@ def configure(cfg: TrainConfig, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def read_checkpoint(run_dir: str, dataset: ImageDataset) -> dict[str, Any] | None:
-    """The newest checkpoint, if there is one."""
-    path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
-    if path is None:
-        return None
-    saved = checkpoint.load(path)
-    if saved["data_hash"] != dataset.content_hash():
-        raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
-    return {**saved, "path": path}
-
-
-def resume(state: TrainState, saved: dict[str, Any] | None, run_dir: str) -> dict[str, Any] | None:
-    """Restore a checkpoint, if there is one. Returns what it says of the tick that was running."""
-    if saved is None:
-        return None
-    try:
-        state.load_state_dict(saved["train"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{saved['path']} is of networks with other options: resume with those of {run_dir} ({reason})") from None
-    if distributed.is_main():
-        print(f"Going on from {saved['path']} at {state.progress.nimg / 1000:.1f} kimg")
-    return saved.get("running")
+def is_over(cfg: TrainConfig, state: TrainState) -> bool:
+    """Whether the run has spent its images, or its first metric has stopped improving."""
+    return state.progress.nimg >= cfg.run.kimg * 1000 or 0 < cfg.run.patience <= state.progress.stale
 
 
 def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: Iterator[Any], classifier: steps.Classifier | None) -> None:

@@ -270,6 +270,7 @@ class Periodic:
             "project": "StyleSAN-XL",
             "nimg": state.progress.nimg,
             "config": to_json(self.cfg),
+            "lineage": state.lineage.provenance(),
             "class_names": self.dataset.class_names,
             "data": {"name": self.dataset.name, "hash": self.dataset.content_hash(), "images": len(self.dataset), "metadata": self.dataset.metadata},
             "backbones": {name: network.sha256 for name, network in state.D.feature_networks.items()},
@@ -289,6 +290,7 @@ class Periodic:
         running = self.running(state)
         if self.main:
             saved = {"train": state.state_dict(), "running": running, "data_hash": self.dataset.content_hash()}
+            saved["lineage"] = vars(state.lineage)
             checkpoint.save(str(self.run_dir / "checkpoints"), state.progress.nimg, saved, keep=self.cfg.run.keep_checkpoints)
         self.saved_time = time.monotonic()
 
@@ -307,6 +309,8 @@ class Periodic:
             improved = i == 0 and (p.best_metric is None or best < p.best_metric)
             if improved:
                 p.best_metric, p.best_nimg = best, p.nimg
+            if i == 0:
+                p.stale = 0 if improved else p.stale + 1
             if not self.main:
                 continue
             print(f"  {s.name} {s.value:.4f}" + ("  (best so far)" if improved else ""), flush=True)

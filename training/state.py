@@ -12,13 +12,14 @@ import torch
 from training.config import OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
+from training.lineage import Lineage
 from training.schedules import lazy_adam
 
 
 @dataclass
 class Progress:
-    """Counters of a run. Real images shown, finished ticks, where the current tick began, seconds of training, the best score so far, and whether
-    the last snapshot still waits for its evaluation."""
+    """Counters of a run. Real images shown, finished ticks, where the current tick began, seconds of training, the best score so far, evaluations
+    since then, and whether the last snapshot still waits for its evaluation."""
 
     nimg: int = 0
     step: int = 0
@@ -27,6 +28,7 @@ class Progress:
     seconds: float = 0.0
     best_metric: float | None = None
     best_nimg: int | None = None
+    stale: int = 0
     unscored: bool = False
 
 
@@ -47,6 +49,7 @@ class TrainState:
     pl_mean: torch.Tensor
     progress: Progress = field(default_factory=Progress)
     started_from: dict[str, Any] | None = None  # the report of --init-from
+    lineage: Lineage = field(default_factory=Lineage)  # kept beside this state in a checkpoint, since it names files
 
     @classmethod
     def create(cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int) -> TrainState:
