@@ -117,20 +117,21 @@ def load(name_or_path: str, parsers: Mapping[str, Parse]) -> Recipe:
     Raises:
         ValueError: one line with file, line and remedy.
     """
-    return _load(find(name_or_path), parsers, ())
+    return _load(find(name_or_path), parsers, ())[0]
 
 
-def _load(path: Path, parsers: Mapping[str, Parse], above: tuple[Path, ...]) -> Recipe:
+def _load(path: Path, parsers: Mapping[str, Parse], above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe and its options for all stages, which a recipe that extends it begins with."""
     file = _File(path)
     top = file.table(file.root(), "a recipe")
     file.known(top, KEYS, "key")
-    base = _base(file, top, parsers, (*above, path.resolve()))
+    base, shared = _base(file, top, parsers, (*above, path.resolve()))
     name = file.text(top, "name") or path.stem
     if not re.fullmatch(r"[\w.-]+", name):
         raise file.error(top["name"], f"name '{name}' becomes part of a folder's name: use letters, digits, '-', '_' and '.'")
     options = file.flags(file.table(top["options"], "options") if "options" in top else {}, parsers, ("resolution",))
     stages = [Stage(s.resolution, {**s.flags, **options}) for s in base.stages] if base else []
-    shared = {**_shared(base), **options}
+    shared = {**shared, **options}
     if "stages" in top:
         if not isinstance(top["stages"], yaml.SequenceNode):
             raise file.error(top["stages"], "stages must be a list, each with a resolution")
@@ -141,27 +142,19 @@ def _load(path: Path, parsers: Mapping[str, Parse], above: tuple[Path, ...]) -> 
     metric = file.text(top, "final_metric") if "final_metric" in top else base.final_metric if base else None
     classes = file.number(top["classes"], "classes", 0) if "classes" in top else base.classes if base else None
     about = file.text(top, "about") or (base.about if base else "")
-    return Recipe(name, about.strip(), classes, None if metric in (None, "none") else metric, tuple(stages))
+    return Recipe(name, about.strip(), classes, None if metric in (None, "none") else metric, tuple(stages)), shared
 
 
-def _base(file: _File, top: Mapping[str, yaml.Node], parsers: Mapping[str, Parse], chain: tuple[Path, ...]) -> Recipe | None:
+def _base(file: _File, top: Mapping[str, yaml.Node], parsers: Mapping[str, Parse], chain: tuple[Path, ...]) -> tuple[Recipe | None, dict[str, Any]]:
     name = file.text(top, "extends")
     if name is None:
-        return None
+        return None, {}
     other = file.path.parent / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not other.is_file():
         raise file.error(top["extends"], f"extends '{name}': there is no {name}.yaml beside this file")
     if other.resolve() in chain:
         raise file.error(top["extends"], f"extends '{name}', which extends this recipe: break the circle")
     return _load(other, parsers, chain)
-
-
-def _shared(base: Recipe | None) -> dict[str, Any]:
-    """The flags that all stages of a recipe agree on: what further stages inherit."""
-    if base is None:
-        return {}
-    first, *rest = base.stages
-    return {k: v for k, v in first.flags.items() if all(s.flags.get(k) == v and k in s.flags for s in rest)}
 
 
 def _stage(file: _File, node: yaml.Node, parsers: Mapping[str, Parse], shared: dict[str, Any], below: Stage | None) -> Stage:

@@ -102,7 +102,13 @@ class Schedule:
 def describe_override(override: Override) -> str:
     """An override in a few words."""
     where = "" if override.stages is None else f" (stages {', '.join(map(str, override.stages))})"
-    return " ".join(f"--{name}={','.join(v) if isinstance(v, (list, tuple)) else v}" for name, v in override.flags.items()) + where
+    return " ".join(f"--{name}={_text(value)}" for name, value in override.flags.items()) + where
+
+
+def _text(value: Any) -> str:
+    """A flag's value as a command line gives it."""
+    items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+    return (",".join(items) or "none") if isinstance(items, (list, tuple)) else str(items)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,13 @@ from tests.parity.fill import GOLDENS
 from training.generator import STEM_CONFIGS, Generator, build_stem, build_superres
 
 STEMS = ("gen_stem_t", "gen_stem_r", "gen_stem_t_uncond")
-HEADS = {"gen_sr_t_16to32_h4": "stylegan3-t", "gen_sr_tr_16to32_h4": "stylegan3-r"}  # both on gen_stem_t
+HEADS = {  # configuration, stem
+    "gen_sr_t_16to32_h4": ("stylegan3-t", "gen_stem_t"),
+    "gen_sr_tr_16to32_h4": ("stylegan3-r", "gen_stem_t"),
+    "gen_sr_r_16to32_h7": ("stylegan3-r", "gen_stem_r"),
+    "gen_sr_t_16to64_h5": ("stylegan3-t", "gen_stem_t"),
+    "gen_sr2_t_32to64_h4": ("stylegan3-t", "gen_sr_t_16to32_h4"),
+}
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -19,8 +25,8 @@ def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(GOLDENS / f"{name}.npz") as file:
         arrays = dict(file)
     if name in HEADS:
-        with np.load(GOLDENS / "gen_stem_t.npz") as stem:
-            arrays = {**{key: stem[key] for key in stem if key.startswith("sd/")}, **arrays}
+        stem, _ = golden(HEADS[name][1])
+        arrays = {**{key: value for key, value in stem.items() if key.startswith("sd/")}, **arrays}
     return arrays, json.loads((GOLDENS / f"{name}.json").read_text())
 
 
@@ -28,7 +34,8 @@ def build(name: str) -> Generator:
     """The generator of a golden with its weights."""
     arrays, info = golden(name)
     if name in HEADS:
-        generator = build_superres(build("gen_stem_t"), HEADS[name], up_factor=2, head_layers=info["kwargs"]["head_layers"])
+        config, stem = HEADS[name]
+        generator = build_superres(build(stem), config, info["kwargs"]["up_factor"], info["kwargs"]["head_layers"])
     else:
         kwargs = info["kwargs"]
         config = "stylegan3-r" if kwargs["use_radial_filters"] else "stylegan3-t"

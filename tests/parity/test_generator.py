@@ -35,7 +35,8 @@ def test_parameters_and_buffers_have_the_published_names_shapes_and_filters(case
     own = generator.state_dict()
     published = {key[3:] for key in arrays if key.startswith("sd/")}
     if name in HEADS:  # the arrays include the layers of the stem that a head replaces
-        published -= {key for key in published if key.split(".")[1] in ("L4_36_16", "L5_16_16", "L6_16_3")}
+        layers = {layer["name"] for layer in info["layers"]}
+        published = {key for key in published if key.startswith("mapping.") or key.split(".")[1] in layers}
     assert set(own) == published == set(info["param_names"]) | set(info["buffer_names"])
     assert {key for key, _ in generator.named_parameters()} == set(info["param_names"])
     assert sum(value.numel() for value in generator.parameters()) == info["n_params"]
@@ -83,6 +84,8 @@ def test_images_activations_and_user_transform(network):
 
 def test_gradients(network):
     G, arrays, z, c = network
+    if "grad/ws" not in arrays:
+        pytest.skip("this golden has no gradients")
     z.requires_grad_(True)
     ws = G.mapping(z, c)
     ws.retain_grad()
@@ -95,6 +98,8 @@ def test_gradients(network):
 
 def test_path_lengths_and_their_gradients(network):
     G, arrays, z, c = network
+    if "pl_lengths" not in arrays:
+        pytest.skip("this golden has no gradients")
     ws = G.mapping(z, c).detach().requires_grad_(True)
     with conv2d_gradfix.no_weight_gradients():
         (gradient,) = torch.autograd.grad((G.synthesis(ws) * torch.from_numpy(arrays["R"])).sum(), ws, create_graph=True)
