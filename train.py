@@ -442,8 +442,7 @@ def run_main(values: dict[str, Any]) -> None:
 
 def begun(run_dir: str | Path | None) -> lineage.Lineage | None:
     """The lineage of a run folder that has a checkpoint to go on from."""
-    has_checkpoint = run_dir is not None and any(Path(run_dir, "checkpoints").glob("checkpoint-*.pt"))
-    return lineage.read(run_dir) if run_dir is not None and has_checkpoint else None
+    return lineage.read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None
 
 
 def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) -> None:

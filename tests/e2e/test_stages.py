@@ -227,10 +227,10 @@ def test_a_better_stem_is_read_again_unless_it_is_pinned(data, head, capsys):
     stem, run_dir = head
     before = final_state(run_dir)
     first = lineage.read(run_dir).stem
-    assert_equal_states(before["G"], resumed(data, stem, run_dir).G.state_dict())
+    assert_equal_states(before["G"], dict(resumed(data, stem, run_dir).G.state_dict()))
     improve(stem)
     pinned = resumed(data, stem, run_dir, generator__pin_stem=True)
-    assert_equal_states(before["G"], pinned.G.state_dict())
+    assert_equal_states(before["G"], dict(pinned.G.state_dict()))
     capsys.readouterr()
     state = resumed(data, stem, run_dir)
     assert capsys.readouterr().out.count("Stem read again") == 1
@@ -253,7 +253,7 @@ def test_a_stem_of_another_plan_is_refused_and_a_vanished_one_not_needed(data, h
     shutil.rmtree(stem)
     state = resumed(data, stem, run_dir)
     assert "is gone: going on with the stem in the checkpoint" in capsys.readouterr().out
-    assert_equal_states(final_state(run_dir)["G"], state.G.state_dict())
+    assert_equal_states(final_state(run_dir)["G"], dict(state.G.state_dict()))
     with pytest.raises(ValueError, match="--head_layers=5: the run began with 4"):
         resumed(data, stem, run_dir, generator__head_layers=5)
     result = invoke(f"--resume={run_dir}", "--kimg=0.016")
