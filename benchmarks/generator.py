@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the generator draws: its dense modulated convolutions against the published formulation, one grouped convolution with N weights.
+"""How fast the generator draws: its dense modulated convolutions against the published formulation, one grouped convolution with N weights;
+and with superresolution stages: native CPU kernels against matrix products.
 
     python benchmarks/generator.py                        # ImageNet size at 16x16: 101.9 M parameters
     python benchmarks/generator.py --cbase 16384 --cmax 256 --layers 7 --batch 16 --backward
+    python benchmarks/generator.py --to 256 --batch 1     # ImageNet at 256x256: stages at 32, 64, 128 and 256 on top
 
-Prints seconds per image (wall clock, and CPU time of all threads, which a busy machine disturbs less) and the ratio to the grouped float32 form.
+Prints seconds per image (wall clock, and CPU time of all threads, which a busy machine disturbs less) and the ratio to the first form.
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops import conv2d_gradfix, cpu_kernels
 from training import generator as networks
 
 
@@ -61,32 +64,37 @@ def measure(run: Callable[[], object], repeats: int) -> tuple[float, float]:
 @click.option("--batch", default=4, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repeats", default=2, show_default=True)
+@click.option(
+    "--to", default=0, help="Add superresolution stages up to this resolution, and compare what filtered_lrelu runs through.  [default: none]"
+)
 @click.option("--backward", is_flag=True, help="Measure a gradient step as well.")
-def main(config: str, resolution: int, layers: int, cbase: int, cmax: int, batch: int, threads: int, repeats: int, backward: bool) -> None:
+def main(config: str, resolution: int, layers: int, cbase: int, cmax: int, batch: int, threads: int, repeats: int, to: int, backward: bool) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    G = networks.build_stem(config, resolution, 0, syn_layers=layers, cbase=cbase, cmax=cmax).requires_grad_(backward)
+    G = networks.build_stem(config, resolution, 0, syn_layers=layers, cbase=cbase, cmax=cmax)
+    while G.img_resolution < to:
+        G = networks.build_superres(G, config)
+    G.requires_grad_(backward)
     z = torch.randn(batch, G.z_dim)
 
     def step() -> None:
-        images = G(z)
+        with torch.set_grad_enabled(backward):
+            images = G(z)
         if backward:
             images.square().mean().backward()
 
-    dense = networks.modulated_conv2d
-    rows = []
-    for name, function, dtype in [
-        ("grouped float32", grouped_conv2d, None),
-        ("dense float32", dense, None),
-        ("grouped bfloat16", grouped_conv2d, torch.bfloat16),
-        ("dense bfloat16", dense, torch.bfloat16),
-    ]:
+    dense, first = networks.modulated_conv2d, None
+    forms = [("products", dense, False), ("native", dense, True)] if to else [("grouped", grouped_conv2d, True), ("dense", dense, True)]
+    for dtype, (name, function, kernels) in itertools.product((None, torch.bfloat16), forms):
         networks.modulated_conv2d = function  # type: ignore[assignment]
+        cpu_kernels.enabled = kernels
         G.synthesis.reduced_dtype = dtype
-        rows.append((name, *measure(step, repeats)))
-        wall, cpu = (seconds / batch for seconds in rows[-1][1:])
-        ratio = rows[0][2] / rows[-1][2]
-        print(f"{name:17} {wall:7.3f} s per image  {1 / wall:7.2f} images/s  {cpu:7.3f} CPU s per image  {ratio:5.2f} x (CPU time)", flush=True)
+        wall, cpu = (seconds / batch for seconds in measure(step, repeats))
+        first = first or cpu
+        label = f"{name} {'float32' if dtype is None else 'bfloat16'}"
+        print(
+            f"{label:17} {wall:7.3f} s per image  {1 / wall:7.3f} images/s  {cpu:7.3f} CPU s per image  {first / cpu:5.2f} x (CPU time)", flush=True
+        )
     networks.modulated_conv2d = dense
 
 

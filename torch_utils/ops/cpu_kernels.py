@@ -59,7 +59,8 @@ def _after_fork() -> None:
 
 
 # The threads of an OpenMP pool do not survive a fork, and waiting for them would never end.
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache

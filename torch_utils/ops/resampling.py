@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FIR resampling of images as products with small banded matrices: the engine of upfirdn2d and filtered_lrelu on a CPU.
+"""FIR resampling of images as products with small banded matrices: upfirdn2d and filtered_lrelu on a CPU where its native kernels do not
+run (`cpu_kernels.py`): in float64 and float16, and where nothing can be compiled.
 
 Zero insertion, padding (or cropping), a FIR filter and decimation along one axis are together one matrix [out, in], which is zero off a
 band. It is cut into tiles of consecutive outputs, each a dense product with the few inputs that those outputs see. Images are worked on
 in chunks of planes (sample, channel) laid out [H, W, P], so that both axes are plain matrix products with the planes in the last, wide
 axis and the upsampled image of a chunk stays in the cache. A filter [h, w] that is no outer product is a sum of outer products (SVD).
 
-Measured (benchmarks/ops_cpu.py --threads 1 --cpu-time, filtered_lrelu, up 2 and down 2 with 12 taps, 36x36 pixels, 256 channels): 8.0
-times as fast forward as depthwise convolutions in float32 and 6.1 times with the backward pass; 5.0 and 9.4 times in bfloat16. Radial
-filters: 3.1 and 2.7 times in float32. Products in bfloat16 took longer than in float32 at these sizes (packing dominates), so half
-precision is computed in float32 inside and rounded once at the end.
+Measured against depthwise convolutions in docs/performance.md. Products in bfloat16 took longer than in float32 at these
+sizes (packing dominates), so half precision is computed in float32 inside and rounded once at the end.
 """
 
 import functools

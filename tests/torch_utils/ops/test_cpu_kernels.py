@@ -6,6 +6,7 @@ torch fills new tensors with NaN while these tests run, so an element that a ker
 
 import itertools
 import multiprocessing
+import platform
 import subprocess
 import sys
 import warnings
@@ -271,11 +272,27 @@ def unloaded(monkeypatch, tmp_path):
     """Nothing built, nothing loaded."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
-    for cached in (cpu_extension.load, cpu_kernels._library):
+    caches = cpu_extension.load, cpu_kernels._library, cpu_extension.library_name
+    for cached in caches:
         cached.cache_clear()
     yield tmp_path
-    for cached in (cpu_extension.load, cpu_kernels._library):
+    for cached in caches:
         cached.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names instruction sets of x86-64")
+@pytest.mark.parametrize("cpu", ["x86-64-v3", pytest.param("x86-64", marks=pytest.mark.slow)])
+def test_processors_with_shorter_vectors(monkeypatch, unloaded, cpu: str) -> None:  # type: ignore[no-untyped-def]
+    flags = tuple(flag.replace("native", cpu) for flag in cpu_extension._FLAGS)
+    if "avx2" not in Path("/proc/cpuinfo").read_text() and cpu != "x86-64":
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setattr(cpu_extension, "_FLAGS", flags)
+    assert cpu_kernels.ready(torch.float32) and cpu_extension.load().ops_lanes() == 8
+    for name, layout in itertools.product(LAYERS | OTHERS, ("first", "last")):
+        compare((LAYERS | OTHERS)[name], (2, 21, 30, 27), torch.float32, layout=layout)
+    compare(LAYERS["same"], (2, 21, 30, 27), torch.bfloat16, clamp=256.0)
+    test_nan_stays_visible(cpu_kernels)
 
 
 def test_without_a_compiler_matrix_products_run_silently(monkeypatch, unloaded) -> None:  # type: ignore[no-untyped-def]
