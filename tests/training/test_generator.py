@@ -376,7 +376,7 @@ def record_of(network):
         (lambda r, s: s("").update(w_dim="16"), "attribute w_dim is str, not int"),
         (lambda r, s: s("").update(c_dim=4), "4 classes"),
         (lambda r, s: s("").update(head_layer_names=["L0_36_16"]), "head_layer_names are not the last"),
-        (lambda r, s: s("").update(num_frozen_layers=99), "99 frozen layers"),
+        (lambda r, s: s("").update(num_frozen_layers=99), "num_frozen_layers does not fit"),
         (lambda r, s: s("synthesis.L1_36_16")["_parameters"].update(weight=r.named_tensors()["mapping.w_avg"]), "has shape"),
     ],
 )
