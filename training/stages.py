@@ -86,6 +86,8 @@ class Schedule:
             changes["generator.superres"] = True
             changes["generator.up_factor"] = stage.resolution // below.resolution
             changes.setdefault("generator.path_stem", str((folder or Path(self.recipe.name)) / below.name))
+        elif "generator.path_stem" in changes:
+            raise ValueError(f"--path_stem: stage {stage.resolution} of {self.recipe.name} is a stem itself: leave it out, or use --stages")
         try:
             config = TrainConfig().override(changes)
             config.validate()
@@ -291,10 +293,6 @@ def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
             continue  # begun: it has its stem
         below = schedule.below(stage)
         given = schedule.flags(stage).get("path_stem")
-        if below is None and given is not None:
-            raise ValueError(
-                f"--path_stem={given}: stage {stage.resolution} of {schedule.recipe.name} is a stem itself: leave it out, or use --stages"
-            )
         if below is None or below in schedule.stages:
             continue
         if given is None and (folder is None or best_network(folder / below.name) is None):

@@ -63,7 +63,7 @@ def test_part_of_a_schedule_needs_a_stem(tmp_path):
     with pytest.raises(ValueError, match="stage 32 needs the network of stage 16, which is not yet: give --path_stem"):
         stages.check_stems(schedule, None, 9)
     with pytest.raises(ValueError, match=r"stage 16 of demo64 is a stem itself"):
-        stages.check_stems(whole("demo64", Override({"path_stem": "x.pkl"}, (16,))), None, 9)
+        whole("demo64", Override({"path_stem": "x.pkl"}, (16,))).config(schedule.recipe.stages[0], OPTIONS)
 
 
 @pytest.mark.parametrize(("text", "selected"), [(None, (16, 32, 64)), ("64", (64,)), ("64, 16", (16, 64))])
