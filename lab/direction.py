@@ -33,7 +33,7 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
             means = {}
             for kind in ("GAN", "SAN"):
                 series = np.array(results["arms"][f"{kind} {loss}"]["history"][quantity])
-                means[kind] = series[max(1, len(series) // 10) :].mean(0)
+                means[kind] = series[min(max(1, len(series) // 10), len(series) - 1) :].mean(0)
             improvement = report.interval(means["SAN"] - means["GAN"])
             rows[loss][quantity] = {kind: report.interval(values) for kind, values in means.items()}
             rows[loss][quantity] |= {"improvement": improvement, "SAN is": report.verdict(improvement)}
