@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A DCGAN on Fashion-MNIST, GAN against SAN, conditional and not: feature distance, classifier accuracy, balance of classes.
 
-    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; a quarter of an hour of a core
+    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; a quarter to half an hour of a core
     python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1 --steps=50 --generate=500
 
 The discriminator is an ordinary one with spectral_norm; its SAN is made by san.convert. Any IDX pair of 28x28 grey images will do.
