@@ -637,9 +637,9 @@ def test_a_dead_worker_is_reported() -> None:
 
 @pytest.fixture
 def long_source(tmp_path: Path) -> Path:
-    """Some seconds of work: 400 images of 1 megapixel."""
+    """Much more work than is done before the interruption: 2,000 images of 1 megapixel."""
     large = png(np.kron(pixels(0), np.ones([64, 64, 1], np.uint8)))
-    return write_zip(tmp_path / "source.zip", {f"{i}.png": large for i in range(400)})
+    return write_zip(tmp_path / "source.zip", {f"{i}.png": large for i in range(2000)})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
