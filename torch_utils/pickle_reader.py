@@ -38,11 +38,12 @@ CONTAINER_BYTES = 216  # of an empty set, the largest of the empty containers
 ENTRY_BYTES = 100  # of one entry of a set or table, at most
 
 # Names that no network is made of and every hostile file uses. Being inert, they would do no harm; a file that has them is refused all the same.
+# With or without underscores in front: Python 3.12 writes io.open as _io.open.
 _HOSTILE_MODULES = frozenset(
     """
     asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io linecache marshal multiprocessing nt
-    operator os pdb pickle pip pkgutil platform posix posixpath profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib
-    socket sqlite3 ssl subprocess sys tempfile threading timeit trace types urllib venv webbrowser zipimport
+    operator os pdb pickle pip pkgutil platform posix posixpath posixsubprocess profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib
+    socket sqlite3 ssl subprocess sys tempfile thread threading timeit trace types urllib venv webbrowser zipimport
     """.split()  # noqa: SIM905
 )
 _HARMLESS_BUILTINS = frozenset(
@@ -599,7 +600,7 @@ class _NetworkMachine(_Machine):
     def resolve(self, module: str, name: str) -> GlobalName:
         root = module.partition(".")[0]
         builtin = root in ("builtins", "__builtin__")
-        if self.strict and (root in _HOSTILE_MODULES or (builtin and name not in _HARMLESS_BUILTINS)):
+        if self.strict and (root.lstrip("_") in _HOSTILE_MODULES or (builtin and name not in _HARMLESS_BUILTINS)):
             raise ValueError(f"refused global {module}.{name}: no network is made of it, and it runs code")
         module = "builtins" if builtin else module
         return GlobalName(module, name, f"{module}.{name}")
