@@ -41,9 +41,9 @@ ENTRY_BYTES = 100  # of one entry of a set or table, at most
 # With or without underscores in front: Python 3.12 writes io.open as _io.open.
 _HOSTILE_MODULES = frozenset(
     """
-    asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io linecache marshal multiprocessing nt
-    operator os pdb pickle pip pkgutil platform posix posixpath posixsubprocess profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib
-    socket sqlite3 ssl subprocess sys tempfile thread threading timeit trace types urllib venv webbrowser zipimport
+    asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io linecache marshal multiprocessing
+    nt operator os pdb pickle pip pkgutil platform posix posixpath posixsubprocess profile pty pydoc requests resource runpy setuptools shelve
+    shutil signal site smtplib socket sqlite3 ssl subprocess sys tempfile thread threading timeit trace types urllib venv webbrowser zipimport
     """.split()  # noqa: SIM905
 )
 _HARMLESS_BUILTINS = frozenset(
