@@ -646,7 +646,10 @@ def long_source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("sent, dest", [(signal.SIGINT, "out.zip"), (signal.SIGTERM, "out"), (signal.SIGKILL, "out.zip"), (signal.SIGKILL, "out")])
 def test_interruption_leaves_nothing_under_the_final_name(long_source: Path, tmp_path: Path, sent: signal.Signals, dest: str) -> None:
     command = [sys.executable, str(ROOT / "dataset_tool.py"), "--source", str(long_source), "--dest", str(tmp_path / dest)]
-    process = subprocess.Popen([*command, "--resolution=256", "--workers=2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*command, "--resolution=256", "--workers=2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell inherit that it is ignored
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     children: list[str] = []
     while time.monotonic() < deadline and (len(children) < 2 or not written(tmp_path)):
