@@ -16,13 +16,10 @@ format: .mp4, .mkv and .webm need the package av (pip install av); .gif, .webp a
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import numpy as np
@@ -31,11 +28,13 @@ import scipy.interpolate
 import torch
 from torch import Tensor
 
+import dnnlib.util
 import gen_images
 from torch_utils import images
 from training.build import pick_device
 
-CODECS = {".mp4": ("libx264", "libopenh264", "mpeg4"), ".mkv": ("libx264", "libopenh264", "mpeg4"), ".webm": ("libvpx-vp9", "libvpx")}
+H264 = ("libx264", "libopenh264", "mpeg4")
+CODECS = {".mp4": ("mp4", H264), ".mkv": ("matroska", H264), ".webm": ("webm", ("libvpx-vp9", "libvpx"))}  # ending -> container, encoders
 PICTURES = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 
 
@@ -106,41 +105,29 @@ def check_output(output: Path) -> None:
 def write(output: Path, pictures: Iterator[np.ndarray], fps: int) -> None:
     """Write the frames as one file, complete or not at all. Raises OSError, and ValueError where no encoder is there."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.stem}-", suffix=output.suffix)
-    os.close(descriptor)
-    try:
-        if output.suffix.lower() in PICTURES:
-            _write_pictures(temporary, pictures, fps, PICTURES[output.suffix.lower()])
+    ending = output.suffix.lower()
+    with dnnlib.util.atomic_write(str(output), "wb") as f:
+        if ending in PICTURES:
+            _write_pictures(f, pictures, fps, PICTURES[ending])
         else:
-            _write_video(temporary, pictures, fps, CODECS[output.suffix.lower()])
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, output)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+            _write_video(f, pictures, fps, *CODECS[ending])
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_pictures(path: str, pictures: Iterator[np.ndarray], fps: int, kind: str) -> None:
+def _write_pictures(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, kind: str) -> None:
     first = PIL.Image.fromarray(next(pictures))
     options: dict[str, Any] = {"quality": 90} if kind == "WEBP" else {}
     rest = (PIL.Image.fromarray(picture) for picture in pictures)
     # Pillow's PNG writer goes over the frames twice, its GIF writer takes them as they come.
-    first.save(path, kind, save_all=True, append_images=rest if kind == "GIF" else list(rest), duration=1000 / fps, loop=0, **options)
+    first.save(file, kind, save_all=True, append_images=rest if kind == "GIF" else list(rest), duration=1000 / fps, loop=0, **options)
 
 
-def _write_video(path: str, pictures: Iterator[np.ndarray], fps: int, codecs: Sequence[str]) -> None:
+def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, container_format: str, codecs: Sequence[str]) -> None:
     import av
 
     known = [name for name in codecs if name in av.codecs_available]
     if not known:
         raise ValueError(f"the installed package av has none of the encoders {', '.join(codecs)}: write .webp or .gif")
-    with av.open(path, "w") as container:
+    with av.open(file, "w", format=container_format) as container:
         stream: Any = container.add_stream(known[0], rate=Fraction(fps))
         stream.pix_fmt = "yuv420p"
         for index, picture in enumerate(pictures):

@@ -47,6 +47,7 @@ from training.data import ImageDataset
 from training.generator import Generator
 from training.generator import load as load_generator
 from training.periodic import Score
+from training.records import write_json
 from training.steps import NonFiniteError
 
 RESTART_EXIT_CODE = 3
@@ -466,8 +467,7 @@ def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, s
     if distributed.is_main():
         lock = RunLock(run_dir)
         record = {"config": to_json(config), "command": sys.argv, "torch": torch.__version__, "resumed": (run_dir / OPTIONS_FILE).is_file()}
-        with dnnlib.util.atomic_write(str(run_dir / OPTIONS_FILE), "w") as f:
-            json.dump(record, f, indent=2)
+        write_json(run_dir / OPTIONS_FILE, record)
         (run_dir / "status.json").unlink(missing_ok=True)
         lock.release()  # train_process takes it
     distributed.barrier()
@@ -564,7 +564,7 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
     (record,) = evaluator(source, snapshot=network, details=source.details())
     if distributed.is_main():
         print(f"  {record.metric} {record.value:.4f} at {evaluator.dataset.resolution}x{evaluator.dataset.resolution}", flush=True)
-        stages.write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": dnnlib.util.sha256_file(network)})
+        write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": dnnlib.util.sha256_file(network)})
 
 
 def run_recipe(values: dict[str, Any]) -> None:
@@ -589,7 +589,7 @@ def run_recipe(values: dict[str, Any]) -> None:
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
         lock = RunLock(folder)
-        stages.write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": torch.__version__})
+        write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": torch.__version__})
         print(f"Recipe folder: {folder}")
     folder = distributed.broadcast_object(folder)
     assert folder is not None

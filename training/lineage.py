@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import dnnlib
 from torch_utils import persistence
 from training.generator import Generator, load_from
+from training.records import write_json
 
 FILE = "lineage.json"
 BEST, NEWEST = "best_model.pkl", "network-snapshot.pkl"
@@ -123,8 +124,7 @@ class Lineage:
 
     def write(self, run_dir: str | os.PathLike[str]) -> None:
         """Keep it as lineage.json."""
-        with dnnlib.util.atomic_write(os.path.join(run_dir, FILE), "w") as f:
-            json.dump(vars(self), f, indent=2)
+        write_json(Path(run_dir) / FILE, vars(self))
 
 
 def read(run_dir: str | os.PathLike[str]) -> Lineage | None:

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import atomic_write, sha256_file
+from dnnlib.util import sha256_file
 from torch_utils import distributed
 from training import build, lineage, loop, recipe
 from training.config import TrainConfig
 from training.data import ImageDataset
 from training.generator import Generator
 from training.recipe import Recipe, Stage
+from training.records import write_json
 
 RECIPE_FILE, LINEAGE_FILE, FINAL_FILE = "recipe.json", "lineage.json", "final.json"
 
@@ -141,12 +142,6 @@ def read(folder: Path) -> Schedule:
         return from_json(json.loads(path.read_text()))
     except (OSError, ValueError) as err:
         raise ValueError(f"{path} cannot be used ({err})") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_write(str(path), "w") as f:
-        json.dump(value, f, indent=2)
 
 
 def parse_selected(text: str | None, source: Recipe) -> tuple[int, ...]:
