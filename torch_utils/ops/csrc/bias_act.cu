@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // bias_act and its derivatives: one pass over memory, 16 bytes per access where the pointers allow it. Bound by memory bandwidth.
 //
-// The nine activations are five families of formulas, chosen at run time once per 16 bytes, so that few kernels have to be compiled.
+// The family of formulas is chosen at run time once per 16 bytes, so that few kernels have to be compiled.
+#include "activations.h"
 #include "ops.h"
 #include "platform.h"
 
@@ -10,19 +11,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kSlice = int64_t{1} << 30;  // elements per launch: the kernel counts in 32 bits
-constexpr double kSeluScale = 1.0507009873554804934193349852946;
-constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
-
-// kPiecewise: x, or negative * x below zero (linear, relu, lrelu). kLogistic: sigmoid, or x * sigmoid (swish).
-// kExponential: positive * x, or negative * (e^x - 1) below zero (elu, selu).
-enum Family { kPiecewise, kHyperbolic, kLogistic, kExponential, kLogarithmic };
-
-template <class A>
-struct Constants {
-    Family family;
-    bool swish, from_output;
-    A positive, negative, gain, inverse_gain, clamp;
-};
 
 // The elements of one launch. Bias of element i: biases[(channel + (within + i) / step) % channels].
 struct Slice {
@@ -30,41 +18,6 @@ struct Slice {
     int32_t count, within, step, channel, channels;
     bool aligned;
 };
-
-template <class A>
-__device__ __forceinline__ A sigmoid(A x) {
-    const A e = exp(-fabs(x));
-    return (x >= A(0) ? A(1) : e) / (A(1) + e);
-}
-
-template <Family F, class A>
-__device__ __forceinline__ A activate(A x, const Constants<A>& c) {
-    if (F == kPiecewise) return x > A(0) ? x : (c.negative == A(0) && x == x ? A(0) : x * c.negative);  // relu(-inf) is 0
-    if (F == kHyperbolic) return tanh(x);
-    if (F == kLogistic) return c.swish ? x * sigmoid(x) : sigmoid(x);
-    if (F == kExponential) return x > A(0) ? c.positive * x : c.negative * expm1(x);
-    return (x > A(0) ? x : A(0)) + log1p(exp(-fabs(x)));
-}
-
-// First (order 1) and second (order 2) derivative of the activation at x. Only functions that their value does not determine get here, and
-// others whose gain is zero.
-template <Family F, int ORDER, class A>
-__device__ __forceinline__ A slope_at(A x, const Constants<A>& c) {
-    if (F == kPiecewise) return ORDER == 1 ? (x > A(0) ? A(1) : c.negative) : A(0);
-    if (F != kLogistic) return A(0);
-    const A s = sigmoid(x);
-    return ORDER == 1 ? s * (A(1) + x * (A(1) - s)) : s * (A(1) - s) * (A(2) + x * (A(1) - A(2) * s));
-}
-
-// The slope as a function of the activation's value v (order 1), and the derivative of that function (order 2): saves keeping x.
-template <Family F, int ORDER, class A>
-__device__ __forceinline__ A slope_from_value(A v, const Constants<A>& c) {
-    if (F == kPiecewise) return ORDER == 1 ? (v > A(0) ? A(1) : c.negative) : A(0);
-    if (F == kHyperbolic) return ORDER == 1 ? A(1) - v * v : A(-2) * v;
-    if (F == kLogistic) return ORDER == 1 ? v * (A(1) - v) : A(1) - A(2) * v;
-    if (F == kExponential) return v > A(0) ? (ORDER == 1 ? c.positive : A(0)) : (ORDER == 1 ? v + c.negative : A(1));
-    return ORDER == 1 ? -expm1(-v) : exp(-v);
-}
 
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -107,25 +60,8 @@ __device__ __forceinline__ void compute(
     const A bound = c.from_output ? to_float(rounded) : c.clamp;
     OPS_UNROLL
     for (int i = 0; i < V; i++) {
-        A value;
-        if (ORDER == 0) {
-            value = activate<F, A>(to_float(saved.value[i]) + bias[i], c) * c.gain;
-            if (c.clamp >= A(0)) value = value < -c.clamp ? -c.clamp : (value > c.clamp ? c.clamp : value);
-        } else {
-            A y = to_float(saved.value[i]);
-            if (c.from_output) {
-                const A factor = slope_from_value<F, ORDER, A>(y * c.inverse_gain, c);
-                value = ORDER == 1 ? factor * c.gain : factor;  // order 2: d(gain * slope(y / gain)) / dy
-            } else {
-                const A x = y + bias[i];
-                value = slope_at<F, ORDER, A>(x, c) * c.gain;
-                if (F == kPiecewise || F == kLogistic) y = c.clamp >= A(0) ? activate<F, A>(x, c) * c.gain : A(0);
-            }
-            if (c.clamp >= A(0) && !(fabs(y) < bound)) value = A(0);
-            value *= to_float(dy.value[i]);
-            if (ORDER == 2) value *= to_float(ddx.value[i]);
-        }
-        from_float(value, out.value[i]);
+        const A first = ORDER >= 1 ? to_float(dy.value[i]) : A(0), second = ORDER >= 2 ? to_float(ddx.value[i]) : A(0);
+        from_float(element<F, ORDER, A>(c, bound, to_float(saved.value[i]), bias[i], first, second), out.value[i]);
     }
 }
 
@@ -169,28 +105,6 @@ __global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActParams p, Sli
     }
 }
 
-template <class A>
-Constants<A> constants(const BiasActParams& p) {
-    Constants<A> c;
-    switch (p.activation) {
-        case kTanh: c.family = kHyperbolic; break;
-        case kSigmoid:
-        case kSwish: c.family = kLogistic; break;
-        case kElu:
-        case kSelu: c.family = kExponential; break;
-        case kSoftplus: c.family = kLogarithmic; break;
-        default: c.family = kPiecewise; break;
-    }
-    c.swish = p.activation == kSwish;
-    c.positive = A(p.activation == kSelu ? kSeluScale : 1);
-    c.negative = A(p.activation == kSelu ? kSeluScale * kSeluAlpha : p.activation == kRelu ? 0 : p.activation == kLrelu ? p.alpha : 1);
-    c.gain = static_cast<A>(p.gain);
-    c.inverse_gain = static_cast<A>(p.gain == 0 ? 0 : 1 / p.gain);
-    c.clamp = static_cast<A>(p.clamp);
-    c.from_output = p.order > 0 && p.y != nullptr;
-    return c;
-}
-
 bool aligned(const BiasActParams& p) {
     const void* all[] = {p.x, p.y, p.dy, p.ddx, p.out};
     for (const void* pointer : all) {
@@ -215,7 +129,7 @@ void skip(BiasActParams& p, int64_t elements) {
 
 template <class T, int ORDER>
 void launch(BiasActParams p, void* stream) {
-    const auto c = constants<typename Compute<T>::type>(p);
+    const auto c = make_constants<typename Compute<T>::type>(p.activation, p.order > 0 && p.y != nullptr, p.alpha, p.gain, p.clamp);
     constexpr int64_t kPerBlock = kThreads * (16 / static_cast<int64_t>(sizeof(T)));
     const int64_t limit = p.max_slice > 0 && p.max_slice < kSlice ? p.max_slice : kSlice;
     [[maybe_unused]] Stream s = static_cast<Stream>(stream);

@@ -9,9 +9,6 @@ namespace ops {
 
 enum Dtype { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
 
-// The order is that of activation_funcs in bias_act.py.
-enum Activation { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
-
 // For tests, which cannot fill a device: how many blocks a grid has at most, and how many of a kernel's last work items are done. 0: all.
 struct Limits {
     int blocks;
@@ -33,8 +30,8 @@ struct BiasActParams {
     const void* ddx;  // order 2
     void* out;
     Dtype dtype;
-    int activation;
-    int order;  // 0: y. 1: dy * G. 2: ddx * dy * (derivative of G in the saved tensor). G is the slope of the whole operation.
+    int activation;  // of activations.h
+    int order;  // of element() there: 0 or a derivative's
     double alpha, gain, clamp;  // clamp < 0: none
     int64_t count;
     int64_t step;       // consecutive elements that share a bias
