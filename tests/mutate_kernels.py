@@ -173,7 +173,6 @@ MUTANTS = (
     _m(_SHARED, "clamped samples keep their slope", "if (!(fabsf(value) < p.clamp)) code |= 2u;", ""),
     _m(_SHARED, "sign codes inverted", "u * ((code & 1u) ? p.slope * p.gain : p.gain)", "u * ((code & 1u) ? p.gain : p.slope * p.gain)"),
     _m(_SHARED, "codes read one sample off", "shift = 2 * (t.mid_x0 - 4 * byte0);", "shift = 2 * (t.mid_x0 - 4 * byte0) ^ 2;"),
-    _m(_SHARED, "codes outside of the image have a slope", "kOutside & 0xffu) << (8 * i);", "0u) << (8 * i);"),
     _m(
         _SHARED,
         "third byte of codes forgotten",
@@ -232,7 +231,7 @@ MUTANTS = (
     _m(_SEPARABLE, "lead's taps not cleared", "tap >= 0 && tap < TAPS ? ", "tap < TAPS ? "),
     _m(_SEPARABLE, "codes not moved by the lead", "words[i] = funnel_left(before, word, 2 * t.lead_x);", "words[i] = word;"),
     _m(_SEPARABLE, "saved codes not moved by the lead", "funnel_right(words[i], i + 1 < S::kWords ? words[i + 1] : 0u, 2 * t.lead_x)", "words[i]"),
-    _m(_SEPARABLE, "high codes lost", "if (2 * i + 1 < count) units[2 * i + 1]", "if (2 * i + 2 < count) units[2 * i + 1]"),
+    _m(_SEPARABLE, "high codes lost", "if (2 * i + 1 < count) units[2 * i + 1]", "if (2 * i + 3 < count) units[2 * i + 1]"),
     _m(_SEPARABLE, "last output of a run left", "if (run * kRun + j < t.out_w) target[j]", "if (run * kRun + j + 1 < t.out_w) target[j]"),
     _m(_SEPARABLE, "shared columns one too few", "+ kGroups + K - 1; }", "+ kGroups + K - 2; }"),
     _m(_SEPARABLE, "shared rows one too few", "return (out_h - 1) * DOWN + TAPS; }", "return (out_h - 1) * DOWN + TAPS - 1; }"),

@@ -262,6 +262,27 @@ def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  #
     assert float((codes[0] != codes[1]).double().mean()) < 1e-4
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, full: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    """Each middle sample is exactly a pixel: at zero the slope is the negative side's, on the clamp it is zero."""
+    host.set_limits(fuse=fuse)
+    fu, fd = torch.zeros(12, dtype=dtype), torch.zeros(12, dtype=dtype)
+    fu[5:7], fd[5] = 0.5, 1.0
+    fd = torch.outer(fd, fd) if full else fd
+    x = torch.tensor([0.0, 1.0, -1.0, 0.5, -5.0, 2.0], dtype=dtype).repeat(32).view(1, 1, 16, 12)
+    results = []
+    for impl in ("cuda", "ref"):
+        leaf = x.clone().requires_grad_()
+        y = filtered_lrelu(leaf, fu, fd, up=2, down=2, padding=[9, 8, 9, 8], gain=1.0, slope=0.25, clamp=1.0, impl=impl)
+        (dx,) = torch.autograd.grad(y.sum(), leaf)
+        assert set(dx.flatten().tolist()) == {0.0, 0.25, 1.0}
+        results.append((y.detach(), dx))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untyped-def]
     from torch_utils.ops.resampling import AxisPlan
 
@@ -274,12 +295,17 @@ def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untype
 HUGE = 46540  # pixels of a side: one plane has more than 2^31 elements; the last tile of every kernel has more than 8 x 8
 
 
-def huge(corner: torch.Tensor, last: bool = False, size: int = HUGE) -> torch.Tensor:
-    """[2, C, size, size] float16 (`last`: channels_last), zero but for the far corner; takes memory only where it is touched."""
+def zeros(*shape: int) -> torch.Tensor:
+    """Float16, takes memory only where it is touched."""
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 20 << 30:
         pytest.skip("needs a machine with 20 GB of memory")
+    return torch.from_numpy(np.zeros(shape, np.float16))
+
+
+def huge(corner: torch.Tensor, last: bool = False, size: int = HUGE) -> torch.Tensor:
+    """[2, C, size, size] float16 (`last`: channels_last), zero but for the far corner."""
     channels, height, width = corner.shape
-    x = torch.from_numpy(np.zeros((2, size, size, channels), np.float16)).permute(0, 3, 1, 2)
+    x = zeros(2, size, size, channels).permute(0, 3, 1, 2)
     x = x if last else x.reshape(2, channels, size, size)
     x[1, :, -height:, -width:] = corner
     return x
@@ -300,6 +326,18 @@ def test_upfirdn2d_counts_beyond_32_bits(host, taps: tuple[int, ...], last: bool
     y = upfirdn2d(huge(corner, last), f, padding=1)
     wanted = upfirdn2d(corner[None].double(), f.double(), padding=1, impl="ref")
     torch.testing.assert_close(y[1, :, -1, -19:].double(), wanted[0, :, -1, -19:], rtol=0, atol=1e-2)
+
+
+def test_upfirdn2d_counts_rows_beyond_32_bits(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    """With the channels last a single row may have more than 2^31 elements."""
+    channels = HUGE
+    corner, f = normal(1, channels, 1, 4, seed=1).half(), normal(1, 3, seed=2).float()
+    x = zeros(1, 1, HUGE, channels).permute(0, 3, 1, 2)
+    x[:, :, :, -4:] = corner
+    host.set_limits(tail=40)
+    y = upfirdn2d(x, f, padding=[1, 1, 0, 0])
+    wanted = upfirdn2d(corner[:, -40:].double(), f.double(), padding=[1, 1, 0, 0], impl="ref")
+    torch.testing.assert_close(y[0, -40:, 0, -1].double(), wanted[0, :, 0, -1], rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["same", "same radial"])

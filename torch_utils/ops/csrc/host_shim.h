@@ -4,6 +4,8 @@
 // The threads take turns in an order that changes from barrier to barrier, so that one that reads what another has yet to write shows in
 // the results. Shared memory has exactly the size that the launch asked for, is filled with NaN patterns before each block, and is followed by a
 // guard that is checked after it. A block whose threads do not all reach the same barriers stops the program.
+//
+// OPS_OBSERVER names a header that is told what runs (tests/torch_utils/ops/checker/hooks.h); without it nobody is.
 #pragma once
 
 #include <ucontext.h>
@@ -17,10 +19,18 @@
 #include <memory>
 #include <vector>
 
+#ifdef OPS_OBSERVER
+#include OPS_OBSERVER
+#else
+#define __forceinline__ inline
+#define OPS_UNOBSERVED
+#define OPS_OBSERVE(call)
+#define OPS_OVERRUN_STOPS true  // an observer reports it by itself
+#endif
+
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 
 struct dim3 {
@@ -50,19 +60,21 @@ struct State {
     const std::function<void()>* body = nullptr;
 };
 
-inline State& state() {
+OPS_UNOBSERVED inline State& state() {
     static State instance;
     return instance;
 }
 
-inline void fibre_main() {
+OPS_UNOBSERVED inline void fibre_main() {
     State& s = state();
     (*s.body)();
+    OPS_OBSERVE(leave());
     s.fibres[s.current].done = true;
     swapcontext(&s.fibres[s.current].context, &s.scheduler);
 }
 
-inline void barrier() {
+OPS_UNOBSERVED inline void barrier() {
+    OPS_OBSERVE(leave());
     State& s = state();
     swapcontext(&s.fibres[s.current].context, &s.scheduler);
 }
@@ -72,14 +84,14 @@ struct Order {
     unsigned start, step;
 };
 
-inline Order next_order(unsigned n) {
+OPS_UNOBSERVED inline Order next_order(unsigned n) {
     State& s = state();
     s.random = s.random * 1664525u + 1013904223u;
     const unsigned value = s.random >> 8;
     return {value % n, (n & (n - 1)) == 0 ? (value | 1) % n : value % 2 == 0 ? 1 : n - 1};
 }
 
-inline void run_block(unsigned threads) {
+OPS_UNOBSERVED inline void run_block(unsigned threads) {
     State& s = state();
     for (unsigned i = 0; i < threads; i++) {
         Fibre& f = s.fibres[i];
@@ -99,6 +111,7 @@ inline void run_block(unsigned threads) {
             const unsigned i = static_cast<unsigned>((order.start + static_cast<uint64_t>(turn) * order.step) % threads);
             s.current = i;
             s.thread = dim3(i);
+            OPS_OBSERVE(enter(i, s.fibres[i].stack.get(), kStackBytes));
             swapcontext(&s.scheduler, &s.fibres[i].context);
             finished += s.fibres[i].done;
         }
@@ -106,10 +119,11 @@ inline void run_block(unsigned threads) {
             std::fprintf(stderr, "host shim: %u of %u threads missed a barrier\n", finished, threads);
             std::abort();
         }
+        OPS_OBSERVE(end_interval());
     }
 }
 
-inline void launch(const std::function<void()>& body, unsigned grid, unsigned threads, size_t shared_bytes) {
+OPS_UNOBSERVED inline void launch(const std::function<void()>& body, unsigned grid, unsigned threads, size_t shared_bytes) {
     State& s = state();
     s.body = &body;
     s.block_dim = dim3(threads);
@@ -119,9 +133,10 @@ inline void launch(const std::function<void()>& body, unsigned grid, unsigned th
     for (unsigned b = 0; b < grid; b++) {
         s.block = dim3(b);
         std::memset(s.memory.data(), kPoison, s.memory.size());
+        OPS_OBSERVE(begin_block(b, s.memory.data(), shared_bytes, kGuardBytes));
         run_block(threads);
         for (size_t i = shared_bytes; i < s.memory.size(); i++) {
-            if (s.memory[i] != kPoison) {
+            if (OPS_OVERRUN_STOPS && s.memory[i] != kPoison) {
                 std::fprintf(stderr, "host shim: shared memory of %zu bytes overrun at byte %zu\n", shared_bytes, i);
                 std::abort();
             }
@@ -138,8 +153,13 @@ inline void launch(const std::function<void()>& body, unsigned grid, unsigned th
 #define gridDim (shim::state().grid_dim)
 #define __syncthreads() shim::barrier()
 #define OPS_SHARED(name) unsigned char* name = shim::state().memory.data()
-#define OPS_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...) \
-    shim::launch([&] { kernel(__VA_ARGS__); }, grid, threads, shared_bytes)
+#define OPS_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                \
+    do {                                                                            \
+        OPS_OBSERVE(begin_launch<(&kernel)>(grid, threads, __VA_ARGS__));           \
+        const auto body = [&] { kernel(__VA_ARGS__); };                             \
+        shim::launch(std::cref(body), grid, threads, shared_bytes);                 \
+        OPS_OBSERVE(end_launch());                                                  \
+    } while (0)
 
 inline uint32_t funnel_left(uint32_t low, uint32_t high, int bits) { return bits == 0 ? high : (high << bits) | (low >> (32 - bits)); }
 inline uint32_t funnel_right(uint32_t low, uint32_t high, int bits) { return bits == 0 ? low : (low >> bits) | (high << (32 - bits)); }
