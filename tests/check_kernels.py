@@ -14,7 +14,6 @@ The compiler for the device may join accesses (four taps in one read) or drop so
 """
 
 import sys
-import time
 from collections import defaultdict
 
 import click
@@ -74,14 +73,11 @@ def main(cases: str, dtype: str, lines: bool) -> None:
         raise click.ClickException(f"no case is named like {cases!r}; there are: " + ", ".join(case.name for case in all_cases))
     with kernel_checker.checked(analyse=True) as checker:
         for case in chosen:
-            start = time.monotonic()
             checker.reset(analyse=True)
             run_case(case, DTYPES[dtype])
             report = checker.report()
             found += len(report.findings)
-            click.echo(
-                f"\n{case.name}: {report.launches} launches, {report.accesses} accesses, {len(report.findings)} findings ({time.monotonic() - start:.1f} s)"
-            )
+            click.echo(f"\n{case.name}: {report.launches} launches, {report.accesses} accesses, {len(report.findings)} findings")
             for finding in report.findings:
                 click.echo(f"  {finding}")
             print_table(report.usage, lines)
