@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much faster filtered_lrelu runs on a CPU through the native kernels than through matrix products and through depthwise convolutions.
+"""How much faster filtered_lrelu and bias_act run on a CPU through the native kernels than without them.
 
     python benchmarks/ops_cpu.py                                # all layers, two threads
     python benchmarks/ops_cpu.py --threads 1 --cpu-time         # on a machine that others use, too
+    python benchmarks/ops_cpu.py --op bias_act
 
-All run in this process, taking turns, and the fastest of each counts. Matrix products (`torch_utils/ops/resampling.py`) take the kernels' place
+All run in this process, taking turns, and the fastest of each counts. bias_act stands beside torch's own operations (impl='ref') and beside the
+copy of a tensor. For filtered_lrelu, matrix products (`torch_utils/ops/resampling.py`) take the kernels' place
 where nothing can be compiled; the baseline is the plain implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky
 ReLU). The layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators
 with fewer channels: the time per plane does not depend on their number.
@@ -25,7 +27,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch_utils.ops import cpu_kernels
+from torch_utils.ops import cpu_kernels, library
+from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 
@@ -108,18 +111,7 @@ def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int,
     return [seconds, fastest([functools.partial(both, impl, kernels) for _, impl, kernels in WAYS], repeats, clock)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="filtered_lrelu on a CPU: native kernels, matrix products, depthwise convolutions")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cpu-time", action="store_true", help="measure the process's CPU time (sensible with one thread) instead of the wall clock")
-    parser.add_argument("--layers", default="", help="only layers whose name contains this")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    if not cpu_kernels.ready(torch.float32):
-        raise SystemExit("the native kernels are not in use: python -m torch_utils.ops doctor")
-    print(f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, products = matrix products")
+def report_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) -> None:
     columns = "".join(f"{name:>9s}" for name, *_ in WAYS) + f"{'plain/n.':>9s}{'prod./n.':>9s}"
     print(f"{'layer':17s}{'N x C':>9s}  {'dtype':9s}{'layout':8s}{columns}  | and backward {columns}")
     for layer in LAYERS:
@@ -133,6 +125,76 @@ def main() -> None:
                     times = "".join(f"{1000 * s:9.2f}" for s in seconds)
                     parts.append(times + "".join(f"{s / seconds[-1]:8.1f}x" for s in seconds[:-1]))
                 print(label + "  |              ".join(parts), flush=True)
+
+
+# N, C, height and width of StyleGAN2's layers and a toRGB layer; activation and clamp.
+ELEMENTWISE = [
+    ((4, 512, 16, 16), "lrelu", 256.0),
+    ((4, 512, 32, 32), "lrelu", 256.0),
+    ((4, 256, 128, 128), "lrelu", 256.0),
+    ((4, 3, 256, 256), "linear", 256.0),
+    ((4, 512, 32, 32), "swish", None),
+    ((4, 512, 32, 32), "softplus", None),
+]
+
+
+def measure_bias_act(
+    shape: tuple[int, ...], act: str, clamp: float | None, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]
+) -> list[list[float]]:
+    """Seconds of a copy, of torch's own operations and of the kernel: forward, then forward and backward (with the gradient of the bias)."""
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    b, gradient = torch.randn(shape[1]).to(dtype), torch.randn_like(x)
+    leaves = [x.clone().requires_grad_(), b.clone().requires_grad_()]
+    spec = activation_funcs[act]
+
+    def forward(way: str, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if way == "copy":
+            return torch.empty_like(x).copy_(x)
+        if way == "torch":
+            return bias_act(x, b, act=act, clamp=clamp, impl="ref")
+        return library.bias_act(library.NAMESPACE, x, b, 1, act, spec.def_alpha, spec.def_gain, clamp)
+
+    def both(way: str) -> object:
+        return torch.autograd.grad(forward(way, *leaves), leaves, gradient)
+
+    with torch.no_grad():
+        seconds = fastest([functools.partial(forward, way, x, b) for way in ("copy", "torch", "native")], repeats, clock)
+    return [seconds, fastest([functools.partial(both, way) for way in ("torch", "native")], repeats, clock)]
+
+
+def report_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> None:
+    print(
+        f"{'bias_act':30s}{'dtype':9s}{'layout':8s}{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
+    )
+    for shape, act, clamp in ELEMENTWISE:
+        for dtype in (torch.float32, torch.bfloat16):
+            for channels_last in (True, False):
+                (copy, plain, native), (both, both_native) = measure_bias_act(shape, act, clamp, dtype, channels_last, args.repeats, clock)
+                label = f"{f'{act} {shape}':30s}{str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
+                times = "".join(f"{1000 * s:9.2f}" for s in (copy, plain, native))
+                print(
+                    f"{label}{times}{plain / native:8.1f}x  |             {1000 * both:9.2f}{1000 * both_native:9.2f}{both / both_native:8.1f}x",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="filtered_lrelu and bias_act on a CPU, with and without native kernels")
+    parser.add_argument("--op", choices=["filtered_lrelu", "bias_act", "all"], default="all")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="measure the process's CPU time (sensible with one thread) instead of the wall clock")
+    parser.add_argument("--layers", default="", help="only layers whose name contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    if not cpu_kernels.ready(torch.float32):
+        raise SystemExit("the native kernels are not in use: python -m torch_utils.ops doctor")
+    print(f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, products = matrix products")
+    if args.op != "filtered_lrelu":
+        report_bias_act(args, clock)
+    if args.op != "bias_act":
+        report_filtered_lrelu(args, clock)
 
 
 if __name__ == "__main__":

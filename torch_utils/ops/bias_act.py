@@ -11,6 +11,8 @@ from . import library
 
 SQRT2 = 2.0**0.5
 IMPLEMENTATIONS = ("ref", "cuda")
+# Elements from which on the CPU kernel is the faster way (benchmarks/ops_cpu.py).
+_PIECEWISE_PAYS, _CURVED_PAYS = 1 << 14, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,19 @@ def bias_act(
     spec = activation_funcs[act]
     alpha = spec.def_alpha if alpha is None else float(alpha)
     gain = spec.def_gain if gain is None else float(gain)
-    namespace = library.namespace_for(x, opaque=False) if impl == "cuda" else None
+    namespace = library.namespace_for(x, opaque=_kernel_pays(x, act, gain, clamp)) if impl == "cuda" else None
     if namespace is not None:
         return library.bias_act(namespace, x, b, dim, act, alpha, gain, clamp)
     return _bias_act_ref(x, b, dim, spec, alpha, gain, clamp)
+
+
+def _kernel_pays(x: torch.Tensor, act: str, gain: float, clamp: float | None) -> bool:
+    """True if a CPU is sooner done with one pass of the kernel, which takes 15 us to call, than with several of torch's own operations."""
+    if torch.compiler.is_compiling() or library.transforms():  # torch fuses its own operations, and can look into them
+        return False
+    if act == "linear" and gain == 1 and clamp is None:  # an addition, whose gradient costs nothing
+        return False
+    return x.numel() >= (_PIECEWISE_PAYS if act in ("linear", "relu", "lrelu") else _CURVED_PAYS)
 
 
 def check_impl(impl: str) -> None:

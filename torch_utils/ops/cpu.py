@@ -208,6 +208,8 @@ def _swish_slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _bias_act(x, b, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-def]
+    if cpu_kernels.ready(x.dtype):
+        return cpu_kernels.bias_act(0, x, None, None, b, None, dim, act, alpha, gain, clamp)
     from .bias_act import activation_funcs, clamp_abs  # which imports the operators
 
     if b is not None:
@@ -242,17 +244,39 @@ def _bias_act_slopes(x, b, y, dim, act, alpha, gain, clamp):  # type: ignore[no-
 
 
 def _bias_act_grad(dy, x, b, y, *rest):  # type: ignore[no-untyped-def]
+    if cpu_kernels.ready(dy.dtype):
+        return cpu_kernels.bias_act(1, dy, None, x, b, y, *rest)
     return torch.empty_like(dy).copy_(dy * _bias_act_slopes(x, b, y, *rest)[0])
 
 
 def _bias_act_grad2(ddx, dy, x, b, y, *rest):  # type: ignore[no-untyped-def]
-    return torch.empty_like(ddx).copy_(ddx * dy * _bias_act_slopes(x, b, y, *rest)[1])
+    if cpu_kernels.ready(ddx.dtype):
+        return cpu_kernels.bias_act(2, ddx, dy, x, b, y, *rest)
+    return torch.empty_like(ddx).copy_(bias_act_grad2_formula(ddx, dy, x, b, y, *rest))
+
+
+def bias_act_grad2_formula(ddx, dy, x, b, y, *rest):  # type: ignore[no-untyped-def]
+    """The operator bias_act_grad2 in torch's own operations, which torch can differentiate."""
+    return ddx * dy * _bias_act_slopes(x, b, y, *rest)[1]
+
+
+def _channel_sums(x, dim):  # type: ignore[no-untyped-def]
+    if cpu_kernels.ready(x.dtype):
+        return cpu_kernels.channel_sums(x, dim)
+    return sum_over_others(x, dim, torch.float32)
+
+
+def sum_over_others(x: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """Sum over all axes but `dim`: [x.shape[dim]]."""
+    axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
+    return x.sum(axes, dtype=dtype) if axes else x.to(dtype)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "bias_act": _bias_act,
     "bias_act_grad": _bias_act_grad,
     "bias_act_grad2": _bias_act_grad2,
+    "channel_sums": _channel_sums,
     "upfirdn2d": _upfirdn2d,
     "filtered_lrelu": _filtered_lrelu,
     "filtered_lrelu_gated": _filtered_lrelu_gated,

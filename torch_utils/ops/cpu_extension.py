@@ -54,7 +54,7 @@ def openmp_runtime() -> Path | None:
 def library_name() -> str:
     """File name of the library for this CPU."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE_FOLDER.iterdir()):
+    for path in (*sorted(SOURCE_FOLDER.iterdir()), SOURCE_FOLDER.parent / "activations.h"):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     runtime = openmp_runtime()
     digest.update(repr((_FLAGS, platform.machine(), platform.system(), _cpu(), runtime.name if runtime else None)).encode())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native CPU kernels of `csrc/cpu/`: filtered_lrelu and upfirdn2d in float32 and bfloat16, called through ctypes.
+"""The native CPU kernels of `csrc/cpu/`: filtered_lrelu, upfirdn2d and bias_act in float32 and bfloat16, called through ctypes.
 
-Where they cannot be built (`cpu_extension.py`), `resampling.py` does the same work through torch's matrix products.
+Where they cannot be built (`cpu_extension.py`), `cpu.py` does the same work through torch's matrix products and elementwise operations.
 """
 
 import ctypes
@@ -41,6 +41,15 @@ class _Activation(ctypes.Structure):
     ]
 
 
+class _BiasAct(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "y", "dy", "ddx", "b", "out")),
+        *((name, ctypes.c_int64) for name in ("activation", "order")),
+        *((name, ctypes.c_double) for name in ("alpha", "gain", "clamp")),
+        *((name, ctypes.c_int64) for name in ("count", "step", "channels")),
+    ]
+
+
 class Axes(NamedTuple):
     """Factors and padding at the low ends of a resampling, as (x, y)."""
 
@@ -71,7 +80,9 @@ def _library() -> ctypes.CDLL | None:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.ops_filtered_lrelu.argtypes = [integer, *[pointer] * 6, integer]
     library.ops_upfirdn2d.argtypes = [integer, *[pointer] * 3, integer]
-    for function in (library.ops_filtered_lrelu, library.ops_upfirdn2d):
+    library.ops_bias_act.argtypes = [integer, pointer, integer]
+    library.ops_channel_sums.argtypes = [integer, pointer, pointer, *[integer] * 4]
+    for function in (library.ops_filtered_lrelu, library.ops_upfirdn2d, library.ops_bias_act, library.ops_channel_sums):
         function.restype = None
     return library
 
@@ -167,3 +178,69 @@ def filtered_lrelu(
     images = ctypes.byref(_image(x)), ctypes.byref(_image(y))
     library.ops_filtered_lrelu(_DTYPES[x.dtype], *images, bias, *map(ctypes.byref, arguments), _threads(samples))
     return y
+
+
+def _same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """True if elements of two tensors of one shape lie alike in memory."""
+    return all(size == 1 or of_a == of_b for size, of_a, of_b in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
+def _channels(x: torch.Tensor, dim: int | None) -> tuple[int, int, int]:
+    """(elements, elements in a row that share a channel, channels) of a dense tensor; dim None = one channel."""
+    channels = 1 if dim is None else x.shape[dim]
+    return x.numel(), x.numel() if dim is None or channels == 1 else x.stride(dim), channels
+
+
+def bias_act(
+    order: int,
+    first: torch.Tensor,
+    second: torch.Tensor | None,
+    x: torch.Tensor | None,
+    b: torch.Tensor | None,
+    y: torch.Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> torch.Tensor:
+    """clamp(gain * act(x + b)) or its derivatives, in first's shape, dtype and order in memory.
+
+    Args:
+        order: of the derivative.
+        first: x (order 0), dy (order 1) or ddx (order 2).
+        second: dy (order 2).
+        x, b, y: what the derivatives depend on: the input with its bias, or the output, or (a slope that is the same everywhere) neither.
+        dim, act, alpha, gain, clamp: as in the operators of `library.py`.
+    """
+    library = _library()
+    assert library is not None
+    out = torch.empty_like(first)
+    if out.numel() == 0:
+        return out
+
+    def like_out(t: torch.Tensor | None) -> torch.Tensor | None:
+        return t if t is None or (t.dtype == out.dtype and _same_order(t, out)) else torch.empty_like(out).copy_(t)
+
+    dy = like_out(second if order == 2 else first) if order > 0 else None
+    ddx = like_out(first) if order == 2 else None
+    # A slope that depends on nothing needs no saved tensor; any of the right size will do.
+    saved = dy if x is None and order > 0 else like_out(first if order == 0 else x)
+    value = like_out(y)
+    bias = None if b is None else b.to(torch.float32).contiguous()
+    operands = [None if t is None else t.data_ptr() for t in (saved, value, dy, ddx, bias, out)]
+    arguments = _BiasAct(*operands, act, order, alpha, gain, clamp, *_channels(out, dim if b is not None else None))
+    library.ops_bias_act(_DTYPES[out.dtype], ctypes.byref(arguments), _threads(out.numel()))
+    return out
+
+
+def channel_sums(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum over all axes but `dim`, in float32: [x.shape[dim]]."""
+    library = _library()
+    assert library is not None
+    out = x.new_zeros(x.shape[dim], dtype=torch.float32)
+    if x.numel() > 0:
+        dense = torch.empty_like(x)  # not filled unless x is not dense
+        x = x if _same_order(x, dense) else dense.copy_(x)
+        library.ops_channel_sums(_DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), *_channels(x, dim), _threads(x.numel()))
+    return out

@@ -26,6 +26,7 @@ SCHEMAS = {
     "bias_act": f"(Tensor x, Tensor? b, {_BIAS_ACT_TAIL}",
     "bias_act_grad": f"(Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
     "bias_act_grad2": f"(Tensor ddx, Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
+    "channel_sums": "(Tensor x, int dim) -> Tensor",  # in float32; for CPU tensors alone
     "upfirdn2d": "(Tensor x, Tensor? f, int[] geometry, bool reverse, float gain) -> Tensor",
     "filtered_lrelu": f"(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, {_LRELU_TAIL}, bool save) -> (Tensor, Tensor)",
     "filtered_lrelu_gated": f"(Tensor t, Tensor? fu, Tensor? fd, Tensor codes, Tensor? x, Tensor? b, {_LRELU_TAIL}, bool transposed) -> Tensor",
@@ -55,8 +56,9 @@ class Geometry(NamedTuple):
 
 
 def _sum_to_bias(dx: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
-    axes = [axis for axis in range(dx.ndim) if axis != dim % dx.ndim]
-    return dx.sum(axes, dtype=dtype) if axes else dx.to(dtype)
+    if dx.device.type == "cpu" and cpu_kernels.ready(dx.dtype):
+        return getattr(torch.ops, NAMESPACE).channel_sums(dx, dim).to(dtype)
+    return cpu.sum_over_others(dx, dim, dtype)
 
 
 def _saves_output(act: int, alpha: float, gain: float) -> bool:
@@ -105,8 +107,38 @@ def _bias_act_grad_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...,
     return setup, backward
 
 
-def _refuse_third_derivative(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    raise NotImplementedError("bias_act is differentiable twice on this device; impl='ref' is differentiable any number of times")
+def _bias_act_grad2_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Third and higher derivatives, which few ask for: torch's, of the formula of the second."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.rest = inputs[5:]
+        ctx.save_for_backward(*inputs[:5])
+
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        higher, wanted = torch.is_grad_enabled(), [i for i in range(5) if ctx.needs_input_grad[i]]
+        with torch.enable_grad():
+            operands: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]  # which do not depend on one another
+            second = cpu.bias_act_grad2_formula(*operands, *ctx.rest)
+            inputs = [operands[i] for i in wanted]
+            found = torch.autograd.grad(second, inputs, grad, create_graph=higher, allow_unused=True, materialize_grads=True)
+        gradients: list[torch.Tensor | None] = [None] * 5
+        for i, gradient in zip(wanted, found, strict=True):
+            gradients[i] = gradient
+        return *gradients, *[None] * len(ctx.rest)
+
+    return setup, backward
+
+
+def _channel_sums_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, ctx.dim = inputs
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        shape = [-1 if axis == ctx.dim % len(ctx.shape) else 1 for axis in range(len(ctx.shape))]
+        return grad.to(ctx.dtype).reshape(shape).expand(ctx.shape), None
+
+    return setup, backward
 
 
 def _upfirdn2d_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -137,7 +169,7 @@ def _filtered_lrelu_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...
     def backward(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[Any, ...]:
         fu, fd, codes, x, b = ctx.saved_tensors
         dx = ops().filtered_lrelu_gated(dy, fu, fd, codes, x, b, *ctx.rest, True)
-        db = None if ctx.bias_dtype is None or not ctx.needs_input_grad[3] else dx.sum((0, 2, 3), dtype=ctx.bias_dtype)
+        db = None if ctx.bias_dtype is None or not ctx.needs_input_grad[3] else _sum_to_bias(dx, 1, ctx.bias_dtype)
         return dx, None, None, db, None, None, None, None, None, None
 
     return setup, backward
@@ -173,6 +205,7 @@ def _fakes(codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]]) -> 
         "bias_act": first_like,
         "bias_act_grad": first_like,
         "bias_act_grad2": first_like,
+        "channel_sums": lambda x, dim: x.new_empty(x.shape[dim], dtype=torch.float32),
         "upfirdn2d": lambda x, f, geometry, reverse, gain: resampling.new_images(x, (geometry[7], geometry[6])),
         "filtered_lrelu": lrelu,
         "filtered_lrelu_gated": gated,
@@ -256,7 +289,8 @@ def define(namespace: str, codes_shape: Callable[[torch.Tensor, Geometry], tuple
     autograd = {
         "bias_act": _bias_act_autograd(ops),
         "bias_act_grad": _bias_act_grad_autograd(ops),
-        "bias_act_grad2": (lambda ctx, inputs, output: None, _refuse_third_derivative),
+        "bias_act_grad2": _bias_act_grad2_autograd(ops),
+        "channel_sums": _channel_sums_autograd(ops),
         "upfirdn2d": _upfirdn2d_autograd(ops),
         "filtered_lrelu": _filtered_lrelu_autograd(ops),
         "filtered_lrelu_gated": _gated_autograd(ops),
@@ -279,6 +313,7 @@ def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool =
         x: the input.
         filters: a filter that needs a gradient gets it from torch's own operations alone.
         opaque: use the CPU operators where there are kernels for them, and under torch.compile and vmap, which cannot look into the CPU code.
+            False: torch's own operations are the better choice on a CPU.
     """
     if x.dtype not in DTYPES or any(f is not None and f.requires_grad for f in filters) or transforms() == "grad":
         return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib.util import make_cache_dir_path
-from torch_utils.ops import extension, library
+from torch_utils.ops import cpu, extension, library
 
 NAMESPACE = "stylesan_xl_host"
 
@@ -16,7 +16,7 @@ NAMESPACE = "stylesan_xl_host"
 @functools.cache
 def _load() -> None:
     path = extension.build(Path(make_cache_dir_path("ops")), host=True)
-    library.define(NAMESPACE, library.packed_codes, {})
+    library.define(NAMESPACE, library.packed_codes, {"channel_sums": cpu.IMPLEMENTATIONS["channel_sums"]})
     torch.ops.load_library(path)
 
 

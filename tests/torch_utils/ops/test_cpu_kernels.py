@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from dnnlib.util import make_cache_dir_path
 from torch_utils.ops import cpu_extension, cpu_kernels, extension, library
+from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
@@ -63,6 +64,119 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == "strided":
         return torch.stack([x, x], dim=-1)[..., 0]
     return x.contiguous(memory_format=torch.channels_last) if layout == "last" else x
+
+
+OPS = getattr(torch.ops, library.NAMESPACE)
+ACTS = list(activation_funcs)
+
+
+@relaxed
+@given(
+    data=st.data(),
+    act=st.sampled_from(ACTS),
+    dtype=st.sampled_from(list(TOLERANCES)),
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3) | st.tuples(*[st.integers(1, 40)] * 2, *[st.integers(1, 24)] * 2),
+    clamp=st.sampled_from([None, 0.7]),
+    gain=st.sampled_from([None, -1.5, 0.0]),
+    alpha=st.sampled_from([None, 0.0, -0.5]),
+    bias=st.booleans(),
+    layout=st.sampled_from(["first", "last", "strided"]),
+)
+def test_bias_act(kernels, data, act, dtype, shape, clamp, gain, alpha, bias, layout) -> None:  # type: ignore[no-untyped-def]
+    dim = data.draw(st.integers(0, len(shape) - 1))
+    x, dy, v = (normal(*shape, seed=s).to(dtype) for s in range(3))
+    if len(shape) == 4 or layout == "strided":
+        x = lay_out(x, layout)
+    b = normal(shape[dim], seed=3).to(dtype) if bias else None
+    spec = activation_funcs[act]
+    slope, factor = (spec.def_alpha if alpha is None else alpha), (spec.def_gain if gain is None else gain)
+
+    def both(native: bool, kind: torch.dtype) -> list[torch.Tensor]:
+        leaves = [t.to(kind).requires_grad_() for t in (x, dy, *([] if b is None else [b]))]
+        bias = leaves[2] if b is not None else None
+        if native:
+            y = library.bias_act(library.NAMESPACE, leaves[0], bias, dim, act, slope, factor, clamp)
+        else:
+            y = bias_act(leaves[0], bias, dim, act, slope, factor, clamp, impl="ref")
+        inputs = [leaves[0], *leaves[2:]]
+        first = torch.autograd.grad(y, inputs, leaves[1], create_graph=True)
+        second = torch.autograd.grad(first[0], [leaves[1], *inputs], v.to(kind), allow_unused=True, materialize_grads=True)
+        return [t.detach() for t in (y, *first, *second)]
+
+    found, wanted = both(True, dtype), both(False, torch.float64)
+    close(found[0], wanted[0], TOLERANCES[dtype])
+    if dtype == torch.float32:  # in bfloat16 whole gradients differ where rounding crosses a kink or the clamp
+        for f, w in zip(found[1:], wanted[1:], strict=True):
+            close(f, w, 10 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("act", range(9))
+def test_bias_act_derivatives_in_bfloat16(kernels, act: int) -> None:
+    """From the same saved tensors as the float64 formulas."""
+    x, b, dy, ddx = (t.bfloat16() for t in (normal(3, 5, 7), normal(5, seed=1), normal(3, 5, 7, seed=2), normal(3, 5, 7, seed=3)))
+    rest = (1, act, 0.25, 1.5, 0.75)
+    saved = (x, b, None) if ACTS[act] == "swish" else (None, None, OPS.bias_act(x, b, *rest))
+    for operator, arguments in ((OPS.bias_act_grad, (dy, *saved)), (OPS.bias_act_grad2, (ddx, dy, *saved))):
+        wanted = operator(*(None if t is None else t.double() for t in arguments), *rest)
+        close(operator(*arguments, *rest), wanted, 2 * TOLERANCES[torch.bfloat16])
+
+
+def test_bias_act_passes_no_gradient_on_a_clamp_that_rounding_moved(kernels) -> None:
+    for clamp in (0.7, 0.3):  # one rounds up, one down
+        y = torch.full((40,), clamp).bfloat16()
+        assert not OPS.bias_act_grad(torch.ones_like(y), None, None, y, 0, ACTS.index("linear"), 0.0, 1.0, clamp).any()
+
+
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "elu", "selu", "softplus", "swish"])
+def test_functions_are_exact_to_two_units_in_the_last_place(kernels, act: str) -> None:
+    x = torch.cat([normal(20000, seed=i).float() * scale for i, scale in enumerate((1e-30, 1e-3, 0.1, 1.0, 10.0, 40.0, 1e10))])
+    x = x[(x > -80) | (x < -200)]  # between them results leave the normal numbers
+    wanted = activation_funcs[act].func(x.double(), 0.0)
+    found = OPS.bias_act(x, None, 0, ACTS.index(act), 0.0, 1.0, -1.0).double()
+    assert bool(((found - wanted).abs() <= 2 * torch.finfo(torch.float32).eps * wanted.abs() + 1e-37).all())
+    special = torch.tensor([0.0, -0.0, float("inf"), float("nan"), -1e30, 3e38])
+    found = OPS.bias_act(special, None, 0, ACTS.index(act), 0.0, 1.0, -1.0)
+    torch.testing.assert_close(found, activation_funcs[act].func(special, 0.0), rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "shape,dim", [((3, 40000), 0), ((5, 70001), 1), ((2, 3, 150, 151), 1), ((700, 3, 5, 5), 1), ((90001, 3), 1), ((2, 3, 9001), -1)]
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_bias_act_and_its_sums_in_many_tasks_and_threads(kernels, shape: tuple[int, ...], dim: int, last: bool) -> None:
+    x, b = normal(*shape).float(), normal(shape[dim], seed=1).float()
+    if last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    rest = (dim % len(shape), ACTS.index("lrelu"), 0.2, 1.5, 0.9)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((OPS.bias_act(x, b, *rest), OPS.channel_sums(x, dim)))
+    finally:
+        torch.set_num_threads(before)
+    close(results[0][0], bias_act(x.double(), b.double(), *rest[:1], "lrelu", *rest[2:], impl="ref"), TOLERANCES[torch.float32])
+    close(results[0][1], x.double().sum([axis for axis in range(x.ndim) if axis != dim % x.ndim]), TOLERANCES[torch.float32])
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("layout", ["first", "last", "strided"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 4, 4), (2, 17, 8, 9), (0, 3, 4, 4), (4, 130, 1, 1)])
+def test_channel_sums(kernels, dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
+    x = lay_out(normal(*shape).to(dtype), layout)
+    close(OPS.channel_sums(x, 1), x.double().sum((0, 2, 3)), TOLERANCES[torch.float32])
+
+
+def test_bias_act_uses_the_kernel_where_it_pays(kernels, monkeypatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(library, "bias_act", lambda namespace, x, *rest: calls.append(x.numel()) or x)
+    for count in (1000, 20_000, 200_000):
+        x = torch.zeros(count)
+        for arguments in ({"act": "lrelu"}, {"act": "swish"}, {"act": "linear"}, {"act": "linear", "clamp": 1.0}, {"act": "lrelu", "impl": "ref"}):
+            bias_act(x, **arguments)
+        torch.func.vmap(lambda x: bias_act(x, act="lrelu"))(x.reshape(2, -1))
+    assert calls == [20_000, 20_000, 200_000, 200_000, 200_000]
 
 
 @relaxed

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators as torch.library sees them: schemas, shapes, derivatives, torch.compile; on the CPU code and on the kernels' host build."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from torch_utils.ops import library
-from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
@@ -40,6 +42,7 @@ def samples() -> dict[str, list[tuple]]:
             (dy, None, None, None, 1, 0, 0.0, 2.0, -1.0),
         ],
         "bias_act_grad2": [(ddx, dy.detach(), None, None, y.detach(), 1, 3, 0.0, 1.0, -1.0)],
+        "channel_sums": [(image, 1), (y, -1)],
         "upfirdn2d": [(image, f, [2, 1, 1, 2, 5, 4, 14, 3], True, 2.0), (image, None, [1, 1, 1, 1, 0, 0, 8, 7], True, 1.0)],
         "filtered_lrelu": [(*lrelu, True)],
     }
@@ -119,13 +122,19 @@ def test_autocast_keeps_the_input_dtype(host) -> None:  # type: ignore[no-untype
     assert x.dtype == y.dtype == torch.bfloat16
 
 
-def test_a_third_derivative_of_bias_act_is_refused_in_one_line(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    x = normal(4).requires_grad_()
-    y = bias_act(x, act="tanh")
-    for _ in range(2):
-        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="differentiable twice"):
-        torch.autograd.grad(y.sum(), x)
+@pytest.mark.parametrize("act", range(3, 9))
+def test_third_derivative_of_bias_act(ops, act: int) -> None:  # type: ignore[no-untyped-def]
+    """Against the reference implementation, which torch differentiates by itself."""
+
+    def third(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        x, b = normal(2, 3).requires_grad_(), normal(3, seed=1).requires_grad_()
+        (first,) = torch.autograd.grad(function(x, b).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), b, create_graph=True)
+        return torch.cat([t.flatten() for t in torch.autograd.grad(second.square().sum(), (x, b), allow_unused=True, materialize_grads=True)])
+
+    name = list(activation_funcs)[act]
+    wanted = third(lambda x, b: bias_act(x, b, 1, name, 0.3, 1.5, impl="ref"))
+    torch.testing.assert_close(third(lambda x, b: ops.bias_act(x, b, 1, act, 0.3, 1.5, -1.0)), wanted)
 
 
 def test_filters_that_learn_use_torchs_own_operations(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811

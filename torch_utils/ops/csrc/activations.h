@@ -13,6 +13,13 @@
 
 namespace ops {
 
+// Of floats, too, and beside those of vectors.
+using std::exp;
+using std::expm1;
+using std::fabs;
+using std::log1p;
+using std::tanh;
+
 // The order is that of activation_funcs in bias_act.py.
 enum Activation { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
 

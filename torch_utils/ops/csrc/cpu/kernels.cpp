@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// upfirdn2d, filtered_lrelu and bias_act for CPUs, as plain functions of pointers and numbers: no header of torch, so that they compile in seconds
+// upfirdn2d, filtered_lrelu, bias_act and sums over channels for CPUs, as plain functions of pointers and numbers: no header of torch, so that they compile in seconds
 // and serve any torch. What a call computes is cut into tasks by the shapes alone, and every output is computed the same way in any of
 // them, so results do not depend on the number of threads.
 #include <cmath>
 #include <limits>
 
+#include "bias_act.h"
+#include "parallel.h"
 #include "resample.h"
 
 namespace cpu {
@@ -36,17 +38,6 @@ struct Activation {
 
 // Groups of channels that are computed row by row together where their pixels share pages of memory.
 constexpr int64_t kTogether = 4;
-
-template <class Task>
-void run(int64_t count, int64_t threads, const Task& task) {
-    // Not even a team of one where one thread is asked for: a forked process may do this, as a data loader's worker is.
-    if (threads <= 1 || count <= 1) {
-        for (int64_t i = 0; i < count; ++i) task(i);
-        return;
-    }
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) task(i);
-}
 
 Scratch& scratch() {
     static thread_local Scratch buffers;
@@ -257,5 +248,18 @@ void ops_filtered_lrelu(
 
 void ops_upfirdn2d(int64_t dtype, const cpu::Image* x, const cpu::Image* y, const cpu::Resampling* map, int64_t threads) {
     (dtype == cpu::kBFloat16 ? cpu::upfirdn2d<cpu::bf16> : cpu::upfirdn2d<float>)(*x, *y, *map, threads);
+}
+
+void ops_bias_act(int64_t dtype, const cpu::BiasAct* p, int64_t threads) {
+    (dtype == cpu::kBFloat16 ? cpu::bias_act<cpu::bf16> : cpu::bias_act<float>)(*p, threads);
+}
+
+void ops_channel_sums(int64_t dtype, const void* x, float* out, int64_t count, int64_t step, int64_t channels, int64_t threads) {
+    const cpu::Channels layout{count, step, channels};
+    if (dtype == cpu::kBFloat16) {
+        cpu::channel_sums(static_cast<const cpu::bf16*>(x), out, layout, threads);
+    } else {
+        cpu::channel_sums(static_cast<const float*>(x), out, layout, threads);
+    }
 }
 }

@@ -16,8 +16,6 @@ namespace cpu {
 
 constexpr int64_t kSlack = 16;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
-
 struct Axis {
     int64_t in, out, up, down, pad, taps;
     int64_t window() const { return ceil_div(taps, up); }

@@ -24,6 +24,8 @@ typedef int32_t I __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t H __attribute__((vector_size(2 * kLanes)));
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
+
 inline V splat(float x) { return x - V{}; }
 
 template <class T>
@@ -49,11 +51,17 @@ inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
 // To nearest, ties to even; NaN stays NaN.
 inline void store(bf16* p, V v) {
     const U bits = (U)v;
-    const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const U rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+#ifdef OPS_AVX512
+    const __mmask16 irregular = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_mov_epi32((__m512i)rounded, irregular, _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+#else
     const I regular = v == v;
-    const U out = ((U)regular & rounded) | (~(U)regular & 0x7fc0u);
+    const U out = ((U)regular & (rounded >> 16)) | (~(U)regular & 0x7fc0u);
     const H h = __builtin_convertvector(out, H);
     std::memcpy(p, &h, sizeof h);
+#endif
 }
 
 inline float load_one(const float* p) { return *p; }
