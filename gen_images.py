@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
-from torch_utils import images
+from torch_utils import images, memory
 from training import sharing, weights
 from training.build import pick_device
 from training.data import ImageDataset
@@ -286,13 +286,21 @@ def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
+def memory_remedy(batch: int | None) -> str:
+    """What to change when the running command is out of memory. batch: the value of its option for images at a time."""
+    context = click.get_current_context(silent=True)
+    flags = [p.opts[0] for p in context.command.params if p.name == "batch"] if context is not None and batch else []
+    return f"lower {flags[0]} (now {batch}), or use --device=cpu" if flags else "use a machine with more memory"
+
+
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a command: a user's mistake (ValueError, OSError) ends in one line and exit code 1."""
+    """Decorator of a command: a user's mistake (ValueError, OSError) or too little memory ends in one line and exit code 1."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with memory.shortage_named(kwargs.get("device") or "this machine", memory_remedy(kwargs.get("batch"))):
+                return function(*args, **kwargs)
         except (ValueError, OSError) as error:
             text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
             raise click.ClickException(" ".join(text.split())) from None

@@ -40,9 +40,9 @@ import torch
 import dnnlib
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
-from torch_utils import checkpoint, distributed
-from training import build, lineage, loop, recipe, stages
-from training.config import TrainConfig, describe, from_json, option_type, to_json
+from torch_utils import checkpoint, distributed, memory
+from training import build, lineage, loop, recipe, rounds, stages
+from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
 from training.data import ImageDataset
 from training.generator import Generator
 from training.generator import load as load_generator
@@ -147,9 +147,18 @@ class _Parsed(click.ParamType):
         return self.parse(value) if isinstance(value, str) else value
 
 
+def _rounds(value: str) -> int | str:
+    word = value.strip().lower()
+    if word == AUTO:
+        return AUTO
+    if not word.isdecimal() and word != "none":
+        raise click.BadParameter(f"'{value}': give a number of images, or auto")
+    return 0 if word == "none" else int(word)
+
+
 LIST = _Parsed(_list, "LIST")
 MAPPING = _Parsed(_mapping, "NAME=FILE,...")
-SPECIAL_TYPES = {"backbones": LIST, "metrics": LIST, "backbone_weights": MAPPING}
+SPECIAL_TYPES = {"backbones": LIST, "metrics": LIST, "backbone_weights": MAPPING, "batch_gpu": _Parsed(_rounds, "INTEGER|auto")}
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -240,7 +249,10 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
         options = path / OPTIONS_FILE
         if path.name.split("-", 1)[-1] != desc or not options.is_file():
             continue
-        if recorded_outcome(path) != loop.FINISHED and load_run(str(path)) == config:
+        recorded = load_run(str(path))
+        if config.run.batch_gpu == AUTO:
+            recorded = recorded.override({"run.batch_gpu": AUTO})
+        if recorded_outcome(path) != loop.FINISHED and recorded == config:
             return path
         return None
     return None
@@ -298,7 +310,12 @@ def load_run(run_dir: str) -> TrainConfig:
 
 def make_evaluator(config: TrainConfig, dataset: ImageDataset, device: torch.device) -> Evaluator:
     """Metrics against the training images, all of them and unflipped."""
-    return Evaluator(build.plain_dataset(dataset), list(config.run.metrics), device=device, batch=max(config.batch_gpu, 16))
+    return Evaluator(build.plain_dataset(dataset), list(config.run.metrics), device=device, batch=evaluation_batch(config))
+
+
+def evaluation_batch(config: TrainConfig) -> int:
+    """Images at a time, per process, for metrics: a detector's activations are no part of what --batch-gpu was chosen by."""
+    return min(max(config.batch_gpu, 16), 64)
 
 
 def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Generator], list[Score]] | None:
@@ -322,14 +339,11 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
     log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if lock else nullcontext()
     with log:
         try:
-            outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
+            with memory.shortage_named(device, memory_remedy(config, f"; go on with --resume={resume}")):
+                outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
         except NonFiniteError as err:
             raise click.ClickException(
                 f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={resume}, at a lower --glr/--dlr"
-            ) from None
-        except torch.OutOfMemoryError as err:
-            raise click.ClickException(
-                f"out of memory on {device} at --batch-gpu={config.batch_gpu}: lower --batch-gpu, --cbase or --cmax ({err})"
             ) from None
         if distributed.is_main():
             saved = {loop.INTERRUPTED: f"Saved. Go on with --resume={resume}", loop.RESTART: "Saved for the restart."}
@@ -338,11 +352,47 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
         lock.release()
 
 
+def memory_remedy(config: TrainConfig, then: str = "") -> str:
+    """What to change when a run is out of memory."""
+    return f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase and --cmax{then}"
+
+
+def rounds_process(tree: dict[str, Any], run_lineage: lineage.Lineage | None) -> rounds.Choice:
+    """One process of the search for --batch-gpu=auto."""
+    config = from_json(tree)
+    device = distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    loop.configure(config, device)
+    return rounds.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
+
+
+def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
+    """`config` with a number in the place of --batch-gpu=auto.
+
+    existing: the run folder that goes on, whose recorded number is kept if the batch is still a multiple of it, unless the search is wanted `again`.
+    """
+    if config.run.batch_gpu != AUTO:
+        return config
+    if existing is not None and (existing / OPTIONS_FILE).is_file() and not again:
+        kept = load_run(str(existing)).batch_gpu
+        if config.run.batch % (config.run.gpus * kept) == 0:
+            return rounds.settled(config, kept)
+    choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), begun(existing))
+    if distributed.is_main():
+        print(choice.line(config), flush=True)
+    return rounds.settled(config, choice.batch_gpu)
+
+
 def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: str) -> None:
     """What --dry-run shows: every option with its origin, the data, the layers, parameters and memory."""
+    G, D = build.plan(config, dataset, lineage=begun(run_dir))
+    heads, frozen = build.parameter_counts(D)
     click.echo("\nOptions (name, value, origin)")
     for name, value, origin, _ in describe(config, given):
         click.echo(f"  {name:34s} {value:44s} {origin}")
+    if config.run.batch_gpu == AUTO:
+        choice = rounds.planned(config, G, heads, frozen)
+        click.echo(choice.line(config))
+        config = rounds.settled(config, choice.batch_gpu)
     click.echo(f"  {'derived: images per round':34s} {config.batch_gpu:<44d} batch / gpus unless --batch-gpu is given")
     click.echo(f"  {'derived: blur at the start, pixels':34s} {config.blur_init_sigma:<44g} unless --blur-init-sigma is given")
     click.echo(f"  {'derived: EMA ramp-up':34s} {config.ema_rampup:<44g} unless --ema-rampup is given")
@@ -351,9 +401,7 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
     click.echo(
         f"\nData: {dataset.path}: {len(dataset)} images{flips}, {dataset.resolution}x{dataset.resolution}, {dataset.label_dim or 'no'} classes"
     )
-    G, D = build.plan(config, dataset, lineage=begun(run_dir))
     click.echo("\nGenerator\n" + build.layer_table(G))
-    heads, frozen = build.parameter_counts(D)
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
     click.echo(
         f"\nParameters: generator {sum(p.numel() for p in G.parameters()):,} ({trained:,} trained), heads {heads:,}, backbones {frozen:,} (frozen)"
@@ -419,9 +467,7 @@ def run_main(values: dict[str, Any]) -> None:
     if values["stages"]:
         raise ValueError(f"--stages={values['stages']} has no effect without --recipe")
     config, given = build_config(values, load_run(resume) if resuming else TrainConfig())
-    started = distributed.started_processes()
-    if started not in (None, config.run.gpus):
-        raise ValueError(f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: use --gpus={started}")
+    check_processes(config)
     if not resuming:
         missing = [f"--{flag}" for flag in ("outdir", "cfg", "data", "gpus", "batch") if values[flag] is None]
         if missing:
@@ -438,7 +484,14 @@ def run_main(values: dict[str, Any]) -> None:
     existing = Path(resume) if resuming else goes_on
     build.check(config, dataset, lineage=begun(existing), goes_on=existing is not None and has_checkpoint(existing))
     make_evaluator(config, dataset, torch.device("cpu")).check()
-    start(config, existing, values["outdir"], desc)
+    start(config, existing, values["outdir"], desc, again=resuming)
+
+
+def check_processes(config: TrainConfig) -> None:
+    """Raises ValueError if torchrun has started another number of processes than --gpus."""
+    started = distributed.started_processes()
+    if started not in (None, config.run.gpus):
+        raise ValueError(f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: use --gpus={started}")
 
 
 def begun(run_dir: str | Path | None) -> lineage.Lineage | None:
@@ -446,10 +499,11 @@ def begun(run_dir: str | Path | None) -> lineage.Lineage | None:
     return lineage.read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None
 
 
-def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str) -> None:
-    """Make or lock the run folder, record the options, run, exit with 3 for a restart and 130 after an interruption."""
+def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, again: bool = False) -> None:
+    """Make or lock the run folder, record the options, run, exit with 3 for a restart and 130 after an interruption. again: as for settle_rounds."""
     if distributed.under_torchrun():
         distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    config = settle_rounds(config, existing, again)
     run_dir = existing
     if distributed.is_main():
         run_dir = existing or new_run_folder(outdir, desc)
@@ -550,7 +604,7 @@ def unfinished_recipe(outdir: str, desc: str, schedule: stages.Schedule) -> Path
 def final_evaluator(config: TrainConfig, metric: str, device: torch.device, prepare: bool = True) -> Evaluator:
     """What measures every stage's best network: the last stage's data."""
     dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed, prepare))
-    return Evaluator(dataset, [metric], device=device, batch=max(config.batch_gpu, 16))
+    return Evaluator(dataset, [metric], device=device, batch=evaluation_batch(config))
 
 
 def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: str) -> None:
@@ -561,7 +615,8 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
     G = load_generator(network).to(device)
     G.synthesis.reduced_dtype = build.pick_precision(config.run.precision, device)
     source = stages.Upsampled(G, evaluator.dataset.resolution)
-    (record,) = evaluator(source, snapshot=network, details=source.details())
+    with memory.shortage_named(device, memory_remedy(config)):
+        (record,) = evaluator(source, snapshot=network, details=source.details())
     if distributed.is_main():
         print(f"  {record.metric} {record.value:.4f} at {evaluator.dataset.resolution}x{evaluator.dataset.resolution}", flush=True)
         write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": dnnlib.util.sha256_file(network)})
@@ -578,6 +633,8 @@ def run_recipe(values: dict[str, Any]) -> None:
     if folder is None and values["restart_every"] is not None and values["outdir"]:
         folder = unfinished_recipe(values["outdir"], desc, schedule)
     planned = stages.plan(schedule, options, folder)
+    for p in planned:
+        check_processes(p.config)
     if values["dry_run"]:
         print_schedule(schedule, planned, options)
         return
@@ -598,7 +655,8 @@ def run_recipe(values: dict[str, Any]) -> None:
     def train_stage(config: TrainConfig, run_dir: Path) -> str:
         if distributed.is_main():
             run_dir.mkdir(exist_ok=True)
-        return run_folder(config, run_dir, folder, deadline - time.monotonic())
+        again = resumed is not None and values["batch_gpu"] == AUTO
+        return run_folder(settle_rounds(config, run_dir, again), run_dir, folder, deadline - time.monotonic())
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
         distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric)

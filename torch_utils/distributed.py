@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ _SIGNAL_GRACE = 120  # seconds that processes have, after Ctrl-C or SIGTERM, to 
 _FAILURE_GRACE = 10  # the same after one of them failed: what they could save would be half of a step
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PARENT_STORE = "STYLESAN_PARENT_STORE"  # set by launch(): the launching process holds the rendezvous, process 0 need not
+_alone = False  # within alone()
 
 
 def under_torchrun() -> bool:
@@ -47,7 +48,7 @@ def _active() -> bool:
 
 def rank() -> int:
     """Index of this process among all processes."""
-    return dist.get_rank() if _active() else 0
+    return dist.get_rank() if _active() and not _alone else 0
 
 
 def local_rank() -> int:
@@ -57,7 +58,23 @@ def local_rank() -> int:
 
 def world_size() -> int:
     """Number of processes."""
-    return dist.get_world_size() if _active() else 1
+    return dist.get_world_size() if _active() and not _alone else 1
+
+
+def processes_here(world: int) -> int:
+    """How many of a group of `world` processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world)) if under_torchrun() else world
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process is a group of its own: every collective is the identity, so that the others need not take part."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def is_main() -> bool:
@@ -108,12 +125,13 @@ class _RemoteTraceback(Exception):
         return self.args[0]
 
 
-def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> None:
+def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> Any:
     """Runs fn(*args) in num_processes processes on this machine; in this very process when that is one, or under torchrun.
 
-    fn and args must be picklable (a function of a module or script). The first failure stops all and is raised here, with its own type
-    where it can be pickled and the other process's traceback as its cause. SIGINT and SIGTERM are handed to every process; when one
-    leaves by SystemExit (an agreed exit code), so does the caller. Raises ValueError when torchrun's number of processes is another.
+    Returns what fn returns: of several processes that of process 0, which must be picklable and small. fn and args must be picklable too (a
+    function of a module or script). The first failure stops all and is raised here, with its own type where it can be pickled and the
+    other process's traceback as its cause. SIGINT and SIGTERM are handed to every process; when one leaves by SystemExit (an agreed
+    exit code), so does the caller. Raises ValueError when torchrun's number of processes is another.
     """
     if num_processes < 1:
         raise ValueError(f"the number of processes must be at least 1, got {num_processes}")
@@ -121,11 +139,9 @@ def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> None:
         started = {int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE") if name in os.environ}
         if num_processes not in started | {1}:
             raise ValueError(f"{num_processes} processes asked for, but torchrun started {max(started)}: make the two agree")
-        fn(*args)
-        return
+        return fn(*args)
     if num_processes == 1:
-        fn(*args)
-        return
+        return fn(*args)
     # The store lives here with a port the system chose, so that no port is announced before it is bound and none can be taken in between.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -143,7 +159,9 @@ def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> None:
             by_itself = _wait(children, signals)
         finally:
             _stop(children)
-    _raise_failure(children, [_receive(receiver) for receiver, _ in pipes], by_itself, signals)
+    reports = [_receive(receiver) for receiver, _ in pipes]
+    _raise_failure(children, [report if report and report[2] is not None else None for report in reports], by_itself, signals)
+    return reports[0][1] if reports[0] else None
 
 
 def _child(index: int, num_processes: int, port: int, sender, fn: Callable[..., Any], args: tuple) -> None:
@@ -165,8 +183,10 @@ def _child(index: int, num_processes: int, port: int, sender, fn: Callable[..., 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // num_processes))
     try:
-        fn(*args)
+        value = fn(*args)
         shutdown()
+        if index == 0:
+            sender.send((time.monotonic(), pickle.dumps(value), None))
         return
     except KeyboardInterrupt:
         code = 130
@@ -200,7 +220,8 @@ def _pickled(e: BaseException) -> bytes:
         return pickle.dumps(RuntimeError(f"{type(e).__name__}: {e}"))
 
 
-def _receive(receiver) -> tuple[float, BaseException, str] | None:
+def _receive(receiver) -> tuple[float, Any, str | None] | None:
+    """(when, what fn returned, None) or (when, exception, traceback); None for a process that said nothing."""
     try:
         if not receiver.poll():
             return None

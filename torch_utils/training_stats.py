@@ -9,6 +9,8 @@ Non-finite values are neither hidden nor raised here: the mean of their interval
 import math
 import re
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,20 @@ def report(name: str, value: Any) -> Any:
         with np.errstate(invalid="ignore", over="ignore"):
             _host[name] = _host.get(name, 0) + np.array([array.size, array.sum(), np.square(array).sum()])
     return value
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Within, what is reported is forgotten, and so are names that nobody knew before."""
+    host, device, names = dict(_host), {device: dict(sums) for device, sums in _device.items()}, set(_names)
+    try:
+        yield
+    finally:
+        _host.clear()
+        _host.update(host)
+        _device.clear()
+        _device.update(device)
+        _names.intersection_update(names)
 
 
 def report0(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from san.objectives import discriminator_loss, generator_objective
 
@@ -24,6 +24,7 @@ PG = "Projected GANs"
 SAN = "SAN"
 OURS = "this project"
 
+AUTO = "auto"
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 
 
@@ -132,7 +133,9 @@ class RunConfig:
     seed: int = opt(0, "random seed of everything", SG3, low=0)
     gpus: int = opt(1, "processes (one per device)", SG3, low=1)
     batch: int = opt(64, "images per step, over all processes", OURS, low=1)
-    batch_gpu: int = opt(0, "images per accumulation round and process; 0 = batch / gpus", SG3, low=0)
+    batch_gpu: int | Literal["auto"] = opt(
+        0, "images per accumulation round and process; 0 = batch / gpus; auto = the most that fit, found when the run begins", SG3, low=0
+    )
     kimg: float = opt(25000.0, "length of the run", SG3, low=0)
     tick: float = opt(4.0, "kimg between status lines", SG3)
     snap: int = opt(50, "ticks between snapshots", SG3, low=1)
@@ -164,8 +167,9 @@ class TrainConfig:
 
     @property
     def batch_gpu(self) -> int:
-        """Images per accumulation round and process."""
-        return self.run.batch_gpu or self.run.batch // self.run.gpus
+        """Images per accumulation round and process; with `auto`, before they are known, the most that are possible."""
+        number = self.run.batch_gpu
+        return number if isinstance(number, int) and number else self.run.batch // self.run.gpus
 
     @property
     def ema_kimg(self) -> float:
@@ -210,14 +214,14 @@ class TrainConfig:
             for f in dataclasses.fields(getattr(self, section)):
                 value, low = getattr(getattr(self, section), f.name), f.metadata["low"]
                 # "not (a >= b)" and not "a < b", because NaN is refused too
-                _require(low is None or value is None or value >= low, f"--{f.name.replace('_', '-')}={value}: must be at least {low}")
+                _require(low is None or value in (None, AUTO) or value >= low, f"--{f.name.replace('_', '-')}={value}: must be at least {low}")
         pixels = self.data.resolution
         _require(pixels is None or pixels & (pixels - 1) == 0, f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)")
         _require(gen.cfg in ("stylegan3-t", "stylegan3-r"), f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r")
         _require(run.batch % run.gpus == 0, f"--batch={run.batch} is not a multiple of --gpus={run.gpus}: change one of them")
         _require(
             run.batch % (run.gpus * self.batch_gpu) == 0,
-            f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times --batch-gpu={self.batch_gpu}: change --batch-gpu",
+            f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times --batch-gpu={self.batch_gpu}: change --batch-gpu (auto finds one)",
         )
         _require(
             run.patience == 0 or bool(run.metrics), f"--patience={run.patience} counts evaluations, and --metrics=none makes none: name a metric"
@@ -300,14 +304,18 @@ def option_type(name: str) -> type:
     """The plain type of option "section.key": int for int | None."""
     section, key = name.split(".")
     hint = typing.get_type_hints(SECTIONS[section])[key]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next(o for o in options if o is not type(None))
+    return next(o for o in _options(hint) if o is not type(None))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
+    options = _options(hint)
+    if (value is None and type(None) in options) or any(isinstance(value, str) and value in typing.get_args(o) for o in options):
+        return value
     kind = next(o for o in options if o is not type(None))
     origin = typing.get_origin(kind) or kind
     if origin is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):

@@ -22,8 +22,8 @@ import torch
 
 from dnnlib.util import sha256_file
 from torch_utils import distributed
-from training import build, lineage, loop, recipe
-from training.config import TrainConfig
+from training import build, lineage, loop, recipe, rounds
+from training.config import AUTO, TrainConfig
 from training.data import ImageDataset
 from training.generator import Generator
 from training.recipe import Recipe, Stage
@@ -361,12 +361,17 @@ def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
     trained = sum(x.numel() for x in G.parameters() if x.requires_grad)
     kind = f"{gen.head_layers}-layer head x{gen.up_factor}" if gen.superres else f"stem of {gen.syn_layers} layers"
     ends = f"{run.kimg:g} kimg" + (f", or {run.patience} evaluations without progress" if run.patience else "")
-    memory = build.estimate_memory_gb(p.config, G, heads, frozen)
+    size, tried = p.config, []
+    if run.batch_gpu == AUTO:
+        choice = rounds.planned(p.config, G, heads, frozen)
+        size, tried = rounds.settled(p.config, choice.batch_gpu), [f"  rounds       {choice.line(p.config)}"]
+    memory = build.estimate_memory_gb(size, G, heads, frozen)
     return [
         f"Stage {p.stage.resolution}x{p.stage.resolution}: {gen.cfg}, {kind}",
         f"  layers       {short_plan(G)}",
         f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, backbones {frozen:,} (frozen)",
-        f"  memory       about {memory:.1f} GiB per process at {p.config.batch_gpu} images per round (estimate)",
+        f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
+        *tried,
         f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): {round(run.kimg * 1000 / run.batch):,} steps",
         *(f"  time         {line}" for line in speeds or ["no measurement"]),
     ]

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import train
 from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
 from torch_utils import persistence
-from training import build, lineage, loop, restore, stages
+from training import build, lineage, loop, restore, rounds, stages
 from training.generator import build_stem, build_superres
 from training.generator import load as load_generator
 from training.periodic import Score
@@ -153,6 +153,35 @@ def test_torchrun_runs_all_stages(command, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     records = json.loads((tmp_path / "00000-tiny" / "lineage.json").read_text())["stages"]
     assert [r["outcome"] for r in records] == ["finished"] * 3
+
+
+def test_torchrun_and_gpus_must_agree(command, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for more in ([], ["--dry-run"]):
+        result = invoke(f"--outdir={tmp_path}", *command, *more)
+        assert result.exit_code == 1 and "--gpus=1, but torchrun started 4 processes" in result.output and not list(tmp_path.iterdir())
+
+
+def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tmp_path, monkeypatch):
+    """`batch_gpu: auto` in the YAML file."""
+    source = Path(recipe_file).read_text().replace("gpus: 1", "gpus: 1\n  batch_gpu: auto")
+    (tmp_path / "auto.yaml").write_text(source)
+    rest = [c for c in command if not c.startswith("--recipe")]
+    base = [f"--recipe={tmp_path / 'auto.yaml'}", f"--outdir={tmp_path / 'out'}", *rest, "--stages=8,16"]
+    result = invoke(*base, "--dry-run")
+    assert result.output.count("rounds       --batch-gpu=auto: 8 of a process's 8 images") == 2, result.output
+    chosen = {8: 4, 16: 2}
+    monkeypatch.setattr(rounds, "choose", lambda cfg, dataset, *_: rounds.Choice(chosen[dataset.resolution], "test"))
+    assert invoke(*base).exit_code == 0
+    folder = tmp_path / "out" / "00000-tiny"
+    used = [train.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")]
+    assert used == [4, 2] and json.loads((folder / "recipe.json").read_text())["recipe"]["stages"][0]["flags"]["batch_gpu"] == "auto"
+    chosen |= {8: 1, 16: 1}
+    assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.024").exit_code == 0
+    assert train.load_run(str(folder / "stage-016x016")).run.batch_gpu == 2
+    assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.032", "--batch-gpu=auto").exit_code == 0
+    assert train.load_run(str(folder / "stage-016x016")).run.batch_gpu == 1
 
 
 def test_a_part_on_a_given_stem_and_more_of_it_later(command, whole, tmp_path):

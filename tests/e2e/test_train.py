@@ -19,7 +19,7 @@ from PIL import Image
 import dataset_tool
 import train
 from torch_utils import checkpoint, persistence
-from training import build, loop, steps
+from training import build, loop, rounds, steps
 from training.config import TrainConfig
 from training.generator import build_stem
 from training.generator import load as load_generator
@@ -345,6 +345,77 @@ def test_torchrun_and_gpus_must_agree(data, tmp_path, monkeypatch):
     assert result.exit_code == 1 and "--gpus=2, but torchrun started 4 processes" in result.output and not list(tmp_path.iterdir())
 
 
+def recorded_rounds(run_dir: Path) -> int:
+    return json.loads((run_dir / train.OPTIONS_FILE).read_text())["config"]["run"]["batch_gpu"]
+
+
+def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_path, monkeypatch):
+    """--batch-gpu=auto, by a trial in which more than 4 images run out of memory, against --batch-gpu=4: bit for bit, statistics included."""
+    step, sizes = steps.d_step, []
+
+    def limited(state, some_rounds, *args, **kwargs):
+        step(state, some_rounds, *args, **kwargs)
+        sizes.append(len(some_rounds[0].z))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(steps, "d_step", limited)
+    monkeypatch.setattr(rounds, "choose", rounds.by_trial)
+    common = [f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--pl-start-kimg=0", "--kimg=0.016"]
+    for word in ("auto", "4"):
+        result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / word}", *common, f"--batch-gpu={word}"])
+        assert result.exit_code == 0, result.output
+        assert ("--batch-gpu=auto: 4 of a process's 8 images per round (tried on 1 x cpu; 8 ran out" in result.output) == (word == "auto")
+    found, given = (next((tmp_path / word).iterdir()) for word in ("auto", "4"))
+    assert recorded_rounds(found) == recorded_rounds(given) == 4
+    assert_equal_states(final_state(given), final_state(found))
+    lines = [[json.loads(line) for line in (d / "stats.jsonl").read_text().splitlines()] for d in (found, given)]
+    for a, b in zip(*lines, strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[k] == b[k] for k in a if k.startswith(("Loss", "Diagnostics", "Variety")))
+    # Going on asks no more; asked again, a new search.
+    monkeypatch.setattr(rounds, "choose", lambda *args: pytest.fail("another search"))
+    result = CliRunner().invoke(train.main, [f"--resume={found}", "--kimg=0.024"])
+    assert result.exit_code == 0 and recorded_rounds(found) == 4, result.output
+    monkeypatch.setattr(rounds, "choose", lambda *args: rounds.Choice(2, "less"))
+    result = CliRunner().invoke(train.main, [f"--resume={found}", "--kimg=0.032", "--batch-gpu=auto"])
+    assert result.exit_code == 0 and recorded_rounds(found) == 2, result.output
+
+
+def test_a_requeued_command_keeps_its_rounds(data, tmp_path, monkeypatch):
+    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
+    command += ["--batch-gpu=auto", "--restart_every=0"]
+    monkeypatch.setattr(rounds, "choose", lambda *args: rounds.Choice(4, "one search"))
+    assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
+    monkeypatch.setattr(rounds, "choose", lambda *args: pytest.fail("another search"))
+    assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
+    (run_dir,) = tmp_path.iterdir()
+    assert recorded_rounds(run_dir) == 4 and final_state(run_dir)["progress"]["nimg"] == 16
+
+
+def test_out_of_memory_names_the_flags_and_no_folder_is_left_by_a_failed_search(data, tmp_path, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
+    monkeypatch.setattr(steps, "g_step", exhausted)
+    monkeypatch.setattr(rounds, "choose", rounds.by_trial)
+    result = CliRunner().invoke(train.main, [*command, "--batch-gpu=auto"])
+    assert result.exit_code == 1 and "Error: --batch-gpu=auto: not even one image" in result.output and not list(tmp_path.iterdir())
+    result = CliRunner().invoke(train.main, command)
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 1 and line.startswith("Error: out of memory on cpu: lower --batch-gpu (now 8) or let --batch-gpu=auto find it")
+    assert "--cbase" in line and f"--resume={next(tmp_path.iterdir())}" in line
+
+
+@pytest.mark.parametrize(("word", "rounds_line"), [("auto", "--batch-gpu=auto: 8 of a process's 8 images per round (estimated"), ("none", None)])
+def test_the_plan_says_how_many_images_a_round_has(word, rounds_line, data, tmp_path):
+    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, f"--batch-gpu={word}", "--dry-run"]
+    result = CliRunner().invoke(train.main, command)
+    assert result.exit_code == 0 and "at 8 images per round (estimate)" in result.output, result.output
+    assert rounds_line is None or rounds_line in result.output
+
+
 @pytest.mark.parametrize(("classes", "cond"), [(1, False), (3, False), (1, True), (2000, True)])
 def test_any_number_of_classes(classes, cond, tmp_path):
     data = make_zip(tmp_path, "data", classes, count=max(16, classes))
@@ -477,6 +548,7 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
         (["--map-depth=8"], "--map-depth=8"),
         (["--workers=-1"], "--workers=-1"),
         (["--kimg=nan"], "--kimg=nan"),
+        (["--batch-gpu=3"], "--batch-gpu=3: change --batch-gpu (auto finds one)"),
         (["--seed=99999999999"], "--seed=99999999999"),
         (["--desc=a/b"], "--desc=a/b"),
         (["--grid=axb"], "--grid=axb"),
