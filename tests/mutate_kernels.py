@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs tests/torch_utils/ops/test_kernels.py.
+A missing barrier, and a mistake that changes no result, goes to the access checker as well (test_kernel_checker.py): the order in which the host runs
+threads may hide a missing barrier from the results, but not from it.
 
     python -m tests.mutate_kernels                                # all; exit status 1 if a mistake survives
     python -m tests.mutate_kernels --only upfirdn2d               # those whose file or description contains this
@@ -9,6 +11,7 @@ Each mutant is the host build of sources with one replacement, loaded into a pro
 a compilation of the files it touches and the tests up to the first failure.
 """
 
+import importlib
 import os
 import re
 import shutil
@@ -23,7 +26,7 @@ from typing import NamedTuple
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "tests/torch_utils/ops/test_kernels.py"
+TESTS = "tests/torch_utils/ops"
 _LIMIT_SECONDS = 900
 
 
@@ -296,14 +299,38 @@ MUTANTS = (
 )
 
 
-def _commands(work: Path) -> dict[str, str]:
-    """Shell commands of the host build, by the name of their result; sources are those in work/csrc."""
+class _Judge(NamedTuple):
+    """Tests, and the host build of the kernels that they run."""
+
+    name: str  # of the folder with its objects
+    tests: str
+    module: str  # of torch_utils.ops or beside the tests, whose build() says where the library is
+    commands: dict[str, str]  # by the name of their result; sources are those in work/csrc
+
+
+def _judges(work: Path) -> tuple[_Judge, _Judge]:
+    """The tests of results and those of accesses, with their unchanged objects built."""
+    from tests.torch_utils.ops import kernel_checker
     from torch_utils.ops import extension
 
     extension.SOURCE_FOLDER = work / "csrc"
-    (work / "build.ninja").write_text(extension._ninja_file((), host=True))
-    lines = subprocess.run([str(extension.ninja()), "-C", work, "-t", "commands"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return {line.rsplit(" -o ", 1)[1].strip(): line for line in lines if " -o " in line}
+
+    def judge(name: str, tests: str, module: str, ninja_file: str) -> _Judge:
+        (work / "build.ninja").write_text(ninja_file)
+        command = [str(extension.ninja()), "-C", work, "-t", "commands"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        commands = {line.rsplit(" -o ", 1)[1].strip(): line for line in lines if " -o " in line}
+        (work / name).mkdir()
+        for line in commands.values():
+            subprocess.run(line, shell=True, cwd=work / name, check=True)
+        return _Judge(name, tests, module, commands)
+
+    results = judge("results", f"{TESTS}/test_kernels.py", "torch_utils.ops.extension", extension._ninja_file((), host=True))
+    accesses = judge("accesses", f"{TESTS}/test_kernel_checker.py", "tests.torch_utils.ops.kernel_checker", kernel_checker.ninja_file())
+    for each in (results, accesses):
+        if not _survives(each, work / each.name / "ops.so", work / "log"):
+            raise click.ClickException("the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:])
+    return results, accesses
 
 
 def _users(work: Path, file: str) -> list[str]:
@@ -314,18 +341,22 @@ def _users(work: Path, file: str) -> list[str]:
     return [name for name, text in texts.items() if f'#include "{file}"' in text]
 
 
-def _build(work: Path, commands: dict[str, str], sources: list[str]) -> bool:
-    """Compiles sources and links them with the unchanged objects in work/base; False if that fails."""
+def _build(work: Path, judge: _Judge, sources: list[str]) -> Path:
+    """Compiles sources and links them with the judge's unchanged objects; returns the library.
+
+    Raises:
+        click.ClickException: that fails.
+    """
     target = work / "mutant"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(work / "base", target, symlinks=True)
+    shutil.copytree(work / judge.name, target, symlinks=True)
     for name in [source.replace(".cpp", "") + ".o" for source in sources] + ["ops.so"]:
-        if subprocess.run(commands[name], shell=True, cwd=target, capture_output=True).returncode != 0:
-            return False
-    return True
+        if subprocess.run(judge.commands[name], shell=True, cwd=target, capture_output=True).returncode != 0:
+            raise click.ClickException(f"{', '.join(sources)}: a mistake does not compile")
+    return target / "ops.so"
 
 
-def _survives(library: Path, log: Path) -> bool:
+def _survives(judge: _Judge, library: Path, log: Path) -> bool:
     """Runs the tests against a library in a process of its own.
 
     Raises:
@@ -338,23 +369,34 @@ def _survives(library: Path, log: Path) -> bool:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
-        os._exit(_run_tests(library))
+        os._exit(_run_tests(judge, library))
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) > 1:  # pytest: 0 passed, 1 failed, more: nothing ran; a signal: an abort, or out of time
         raise click.ClickException("the tests could not be run:\n" + log.read_text()[-2000:])
     return status == 0
 
 
-def _run_tests(library: Path) -> int:
+def _run_tests(judge: _Judge, library: Path) -> int:
     import hypothesis
     import pytest
 
-    from torch_utils.ops import extension
-
     hypothesis.settings.register_profile("mutants", database=None, derandomize=True)
     hypothesis.settings.load_profile("mutants")
-    extension.build = lambda *_, **__: library  # type: ignore[assignment]
-    return int(pytest.main(["-q", "-x", "--tb=line", "-p", "no:cacheprovider", TESTS]))
+    importlib.import_module(judge.module).build = lambda *_, **__: library  # type: ignore[attr-defined]
+    return int(pytest.main(["-q", "-x", "--tb=line", "-p", "no:cacheprovider", judge.tests]))
+
+
+def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, _Judge]) -> tuple[bool, str]:
+    """Whether a mutant is noticed by all who have to, and by which tests; its mistake is in the sources."""
+    killers: list[str] = []
+    wanted = 2 if m.what.startswith("no barrier") else 1
+    for judge in judges:
+        if judge is judges[1] and len(killers) == wanted:
+            break
+        if not _survives(judge, _build(work, judge, _users(work, m.file)), work / "log"):
+            found = re.findall(r"^FAILED (?:.*::)?(\S+)", (work / "log").read_text(), re.M)
+            killers.append(f"{judge.name}: {found[0] if found else 'an abort'}")
+    return len(killers) == wanted, ", ".join(killers) or "by nobody"
 
 
 @click.command(help=__doc__)
@@ -375,27 +417,18 @@ def main(only: str, list_only: bool) -> None:
         for m in chosen:
             if (work / "csrc" / m.file).read_text().count(m.old) != 1:
                 raise click.ClickException(f"{m.file}: the text of '{m.what}' must occur once: {m.old!r}")
-        commands = _commands(work)
-        (work / "base").mkdir()
-        for command in commands.values():
-            subprocess.run(command, shell=True, cwd=work / "base", check=True)
-        if not _survives(work / "base" / "ops.so", work / "log"):
-            raise click.ClickException("the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:])
-        survivors = []
+        judges = _judges(work)
+        survivors = 0
         for m in chosen:
             start, source = time.monotonic(), work / "csrc" / m.file
             original = source.read_text()
             source.write_text(original.replace(m.old, m.new))
-            if not _build(work, commands, _users(work, m.file)):
-                raise click.ClickException(f"{m.file}: '{m.what}' does not compile")
-            alive = _survives(work / "mutant" / "ops.so", work / "log")
+            noticed, killers = _verdict(work, m, judges)
             source.write_text(original)
-            killer = re.findall(r"^FAILED (?:.*::)?(\S+)", (work / "log").read_text(), re.M)
-            verdict = "SURVIVES" if alive else f"killed by {killer[0] if killer else 'an abort'}"
-            click.echo(f"{m.file:28s}{m.what:45s}{verdict} ({time.monotonic() - start:.0f} s)")
+            survivors += not noticed
+            click.echo(f"{m.file:28s}{m.what:45s}{'killed' if noticed else 'SURVIVES'} ({killers}) {time.monotonic() - start:.0f} s")
             sys.stdout.flush()
-            survivors += [m.what] if alive else []
-    click.echo(f"{len(chosen)} mutants, {len(chosen) - len(survivors)} killed")
+    click.echo(f"{len(chosen)} mutants, {len(chosen) - survivors} killed")
     sys.exit(1 if survivors else 0)
 
 

@@ -96,7 +96,7 @@ def missing() -> list[str]:
 def ninja_file() -> str:
     """Build file of the checked library, ops.so, from the sources in extension.SOURCE_FOLDER."""
     text = extension._ninja_file((), host=True).replace("stylesan_xl_host", NAMESPACE)
-    hooks = f"""-include "{FOLDER / "hooks.h"}" -I "{extension.SOURCE_FOLDER}" -DOPS_OBSERVER='"{FOLDER / "hooks.h"}"'"""
+    hooks = f"""-I "{extension.SOURCE_FOLDER}" -DOPS_OBSERVER='"{FOLDER / "hooks.h"}"'"""
     replacements = {
         " -x c++ -c": f" -x c++ {_FLAGS} {hooks} -c",
         "-shared": "-shared -Wl,-Bsymbolic",

@@ -25,7 +25,7 @@
 #define __forceinline__ inline
 #define OPS_UNOBSERVED
 #define OPS_OBSERVE(call)
-#define OPS_OVERRUN_STOPS true  // an observer reports it by itself
+#define OPS_OVERRUN_STOPS true  // observers report it by themselves
 #endif
 
 #define __global__
