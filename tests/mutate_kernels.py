@@ -322,7 +322,7 @@ def _judges(work: Path) -> tuple[_Judge, _Judge]:
         commands = {line.rsplit(" -o ", 1)[1].strip(): line for line in lines if " -o " in line}
         (work / name).mkdir()
         for line in commands.values():
-            subprocess.run(line, shell=True, cwd=work / name, check=True)
+            subprocess.run(line, shell=True, cwd=work / name, check=True, capture_output=True)
         return _Judge(name, tests, module, commands)
 
     results = judge("results", f"{TESTS}/test_kernels.py", "torch_utils.ops.extension", extension._ninja_file((), host=True))

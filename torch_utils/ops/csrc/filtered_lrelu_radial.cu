@@ -23,9 +23,18 @@ struct DownShape {
     static __host__ __device__ int columns(int out_w) { return (chunks(out_w) - 1) * (kChunk / UP) + kGroups + K - 1; }
     // Samples of a row by their place modulo DOWN, so that neighbouring outputs read neighbouring words.
     static __host__ __device__ int part(int out_w) { return (mid_size(out_w, DOWN, TAPS) + DOWN - 1) / DOWN; }
+    // A warp that comes to the end of a run's columns goes on with the next run's, kRun * DOWN rows further down. Where some odd pitch makes that
+    // step the width modulo the 32 banks of shared memory, the warp meets no bank twice.
+    static __host__ __device__ int mid_pitch(int out_w) {
+        const int least = odd(DOWN * part(out_w));
+        for (int pitch = least; pitch < least + 8; pitch += 2) {
+            if ((kRun * DOWN * pitch - out_w) % 32 == 0) return pitch;
+        }
+        return least;
+    }
     static __host__ __device__ int code_pitch(int out_w) { return 2 * chunks(out_w); }
     static size_t bytes(int out_w, int out_h) {
-        const size_t row = sizeof(float) * (odd(columns(out_w)) + odd(DOWN * part(out_w))) + sizeof(uint16_t) * code_pitch(out_w);
+        const size_t row = sizeof(float) * (odd(columns(out_w)) + mid_pitch(out_w)) + sizeof(uint16_t) * code_pitch(out_w);
         return row * mid_size(out_h, DOWN, TAPS) + sizeof(float) * TAPS * TAPS;
     }
 };
@@ -122,7 +131,7 @@ template <int UP, int K, int DOWN, int TAPS, int MODE>
 __global__ void __launch_bounds__(kMaxThreads, 2) full_down_kernel(FilteredLreluParams p) {
     typedef DownShape<UP, K, DOWN, TAPS> S;
     OPS_SHARED(shared);
-    const int up_pitch = odd(S::columns(p.tile_w)), part = S::part(p.tile_w), mid_pitch = odd(DOWN * part);
+    const int up_pitch = odd(S::columns(p.tile_w)), part = S::part(p.tile_w), mid_pitch = S::mid_pitch(p.tile_w);
     const int code_pitch = S::code_pitch(p.tile_w), mid_h = mid_size(p.tile_h, DOWN, TAPS);
     float* taps = reinterpret_cast<float*>(shared);
     float* up = taps + TAPS * TAPS;
