@@ -26,6 +26,7 @@ NAMESPACE = "stylesan_xl_check"
 FOLDER = Path(__file__).resolve().parent / "checker"
 # -O1 with little moved: an access stays where its line is, and structures are read in one piece, as a device reads them.
 _FLAGS = "-O1 -g1 -fno-tree-sra -fno-reorder-blocks -fsanitize=thread -fsanitize-coverage=trace-pc"
+_CONVERSIONS = ("host_shim.h", "platform.h")  # what reads or writes through these is the place of interest
 _KERNEL = re.compile(r"KERNEL = (?:\w+::|\(anonymous namespace\)::|\{anonymous\}::)*(.*?)(?:\]|;|$)")
 
 
@@ -176,10 +177,13 @@ class Checker:
         found = {}
         # An address, then a function and a place for it and for each function that it is inlined in.
         for block in re.split(r"^(?=0x)", text, flags=re.M)[1:]:
-            address, function, place = block.splitlines()[:3]
+            address, *frames = block.splitlines()
+            pairs = list(zip(frames[::2], frames[1::2], strict=True))
+            function, place = next((pair for pair in pairs if not pair[1].startswith(_CONVERSIONS)), pairs[0])
             file, line = place.split(" ")[0].rsplit(":", 1)
             name = re.sub(r"<.*|\(.*", "", function.replace("(anonymous namespace)::", "")).split("::")[-1].split(" ")[-1]
-            found[int(address, 16)] = Place(file, int(line) if line.isdigit() else 0, name)
+            # A kernel in the shim's lambda goes by the name of what calls that.
+            found[int(address, 16)] = Place(file, int(line) if line.isdigit() else 0, "kernel" if name == "_Function_handler" else name)
         return found
 
 
