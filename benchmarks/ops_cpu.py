@@ -163,19 +163,16 @@ def measure_bias_act(
 
 
 def report_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> None:
-    print(
-        f"{'bias_act':30s}{'dtype':9s}{'layout':8s}{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
-    )
+    columns = f"{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
+    print(f"{'bias_act':30s}{'dtype':9s}{'layout':8s}{columns}")
     for shape, act, clamp in ELEMENTWISE:
         for dtype in (torch.float32, torch.bfloat16):
             for channels_last in (True, False):
                 (copy, plain, native), (both, both_native) = measure_bias_act(shape, act, clamp, dtype, channels_last, args.repeats, clock)
                 label = f"{f'{act} {shape}':30s}{str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
                 times = "".join(f"{1000 * s:9.2f}" for s in (copy, plain, native))
-                print(
-                    f"{label}{times}{plain / native:8.1f}x  |             {1000 * both:9.2f}{1000 * both_native:9.2f}{both / both_native:8.1f}x",
-                    flush=True,
-                )
+                backward = "".join(f"{1000 * s:9.2f}" for s in (both, both_native))
+                print(f"{label}{times}{plain / native:8.1f}x  |             {backward}{both / both_native:8.1f}x", flush=True)
 
 
 def main() -> None:

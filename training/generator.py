@@ -353,6 +353,10 @@ def modulated_conv2d(
         styles = styles * input_gain
     # float32 convolutions and their gradients are fastest on contiguous images, reduced-precision ones with channels last.
     layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+    if len(x) == 1 and not torch.is_grad_enabled():
+        # The weight of a single image may as well take all coefficients, in float32: images are then read and written by the convolution alone.
+        factors = styles if not demodulate else styles * scale.t()  # [1 or O, I]
+        return conv2d_gradfix.conv2d(x.to(dtype, memory_format=layout), (weight * factors[:, :, None, None]).to(dtype), padding=padding).to(x.dtype)
     y = (x * styles.to(x.dtype)[:, :, None, None]).to(dtype, memory_format=layout)
     y = conv2d_gradfix.conv2d(y, weight.to(dtype), padding=padding).to(x.dtype)
     if demodulate:
@@ -660,9 +664,10 @@ class SynthesisLayer(torch.nn.Module):
         if self.is_torgb:
             styles = styles / math.sqrt(self.in_channels)
         dtype = reduced_dtype if reduced_dtype is not None and self.use_fp16 and not force_fp32 else torch.float32
-        # A CPU has fast reduced-precision convolutions only: everything around them stays in float32 there.
+        # Multiplying by rounded coefficients costs accuracy; a CPU does it in float32, unless a single image's weight takes them.
+        exact = x.device.type == "cpu" and (torch.is_grad_enabled() or len(x) > 1 or not filtered_lrelu.is_fast(x.device, dtype))
         x = modulated_conv2d(
-            x.to(torch.float32 if x.device.type == "cpu" else dtype),
+            x.to(torch.float32 if exact else dtype),
             self.weight,
             styles,
             demodulate=not self.is_torgb,

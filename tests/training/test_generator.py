@@ -118,6 +118,14 @@ def test_dense_modulation_is_the_grouped_convolution():
     w = w * (w.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt() * 1.5
     expected = torch.nn.functional.conv2d(x.reshape(1, 12, 6, 6), w.reshape(15, 4, 3, 3), padding=2, groups=3).reshape(3, 5, 8, 8)
     torch.testing.assert_close(g.modulated_conv2d(x, weight, styles, padding=2, input_gain=torch.tensor(1.5)), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # a single image has a form of its own
+        for gain in (torch.tensor(1.5), torch.full([4], 1.5), torch.full([1, 4], 1.5)):
+            alone = torch.cat([g.modulated_conv2d(x[i : i + 1], weight, styles[i : i + 1], padding=2, input_gain=gain) for i in range(3)])
+            torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+        raw = g.modulated_conv2d(x[:1], weight, styles[:1], demodulate=False, padding=2)
+        torch.testing.assert_close(raw, torch.nn.functional.conv2d(x[:1] * styles[:1, :, None, None], weight, padding=2), rtol=1e-4, atol=1e-5)
+        half = g.modulated_conv2d(x[:1], weight * 1e4, styles[:1], padding=2, input_gain=torch.tensor(1.5), dtype=torch.float16)
+        torch.testing.assert_close(half, expected[:1], rtol=0.02, atol=0.02)
     # Half precision keeps the weight in range; the result is the same.
     half = g.modulated_conv2d(x, weight * 1e4, styles, padding=2, input_gain=torch.tensor(1.5), dtype=torch.float16)
     torch.testing.assert_close(half, expected, rtol=0.02, atol=0.02)
@@ -207,6 +215,10 @@ def test_reduced_precision_is_close_and_differentiable(dtype):
     reduced = G(z, c)
     assert reduced.dtype == torch.float32
     error = (reduced - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 0 < error < (0.03 if dtype is torch.bfloat16 else 0.004)
+    with torch.no_grad():
+        alone = torch.cat([G(z[i : i + 1], c[i : i + 1]) for i in range(len(z))])
+    error = (alone - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert 0 < error < (0.03 if dtype is torch.bfloat16 else 0.004)
     assert torch.equal(G(z, c, force_fp32=True), exact)
     if dtype is torch.bfloat16:  # CPUs differentiate float16 convolutions very slowly
