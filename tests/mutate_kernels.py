@@ -380,7 +380,8 @@ def _run_tests(judge: _Judge, library: Path) -> int:
     import hypothesis
     import pytest
 
-    hypothesis.settings.register_profile("mutants", database=None, derandomize=True)
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # the smallest example is of no interest
+    hypothesis.settings.register_profile("mutants", database=None, derandomize=True, phases=phases)
     hypothesis.settings.load_profile("mutants")
     importlib.import_module(judge.module).build = lambda *_, **__: library  # type: ignore[attr-defined]
     return int(pytest.main(["-q", "-x", "--tb=line", "-p", "no:cacheprovider", judge.tests]))

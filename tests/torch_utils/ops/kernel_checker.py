@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class Report(NamedTuple):
 def missing() -> list[str]:
     """What the checker needs and this machine lacks."""
     tools = {"a C++ compiler": extension.compiler(), "ninja": extension.ninja(), "addr2line (binutils)": shutil.which("addr2line")}
-    return [name for name, path in tools.items() if path is None]
+    return ["Linux"] * (sys.platform != "linux") + [name for name, path in tools.items() if path is None]
 
 
 def ninja_file() -> str:

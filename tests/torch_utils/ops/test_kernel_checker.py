@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from tests import check_kernels
 from tests.torch_utils.ops.test_kernels import LAYERS, OTHERS, normal, run_layer
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import upfirdn2d
@@ -156,3 +158,14 @@ def test_fused_kernels_use_shared_memory_well(checker: Checker) -> None:
     for kernel in {u.kernel for u in usage}:
         rows = [u for u in usage if u.kernel == kernel]
         assert 1 <= sum(u.waves for u in rows) / sum(u.ideal_waves for u in rows) < 1.5, kernel
+
+
+def test_command(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(check_kernels.main, ["--cases", "36 -> 16", "--lines"])
+    assert result.exit_code == 0 and "2 cases, 0 findings" in result.output
+    assert "separable_kernel<2, 6, 2, 12, 2> float16 filtered_lrelu.h" in result.output
+    result = CliRunner().invoke(check_kernels.main, ["--cases", "nothing"])
+    assert result.exit_code == 1 and result.output.startswith("Error: no case is named like 'nothing'; there are: bias_act")
+    monkeypatch.setattr(check_kernels, "run_case", lambda *_: checker.sample(1))
+    result = CliRunner().invoke(check_kernels.main, ["--cases", "36 -> 16"])
+    assert result.exit_code == 1 and "race: sample reverse_kernel 1: samples.cu" in result.output

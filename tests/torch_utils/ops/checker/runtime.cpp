@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <set>
 #include <tuple>
@@ -50,8 +51,8 @@ enum Space : uint8_t { kStep, kGlobal, kShared };
 struct Event {
     Place place;
     Space space;
-    uint8_t bytes;
     bool write;
+    uint32_t bytes;
     uintptr_t address;  // in shared memory from its start
 };
 
@@ -218,12 +219,12 @@ void access(const void* pointer, size_t bytes, bool write, const void* caller, b
         // This processor may stop at the access itself, before anybody asks for the report.
         if (bytes == 16) std::fprintf(stderr, "kernel checker: %s, %s: %s\n", "alignment", c.kernels[c.kernel].c_str(), text.c_str());
     }
-    if (c.analyse) c.events[c.thread].push_back({place, space, static_cast<uint8_t>(bytes), write, logged});
+    if (c.analyse) c.events[c.thread].push_back({place, space, write, static_cast<uint32_t>(bytes), logged});
 }
 
 // Wavefronts that a warp's access to shared memory takes: per group of threads that together move 128 bytes, the most words of one bank.
 void count_banks(const std::vector<Event>& lanes, const std::vector<int>& numbers, Usage& u) {
-    const size_t bytes = lanes[0].bytes, groups = bytes <= 4 ? 1 : bytes / 4, per_group = kWarp / groups;
+    const size_t bytes = lanes[0].bytes, groups = bytes <= 4 ? 1 : std::min<size_t>(bytes / 4, kWarp), per_group = kWarp / groups;
     int64_t waves = 0, ideal = 0;
     for (size_t group = 0; group < groups; group++) {
         std::set<uintptr_t> words;
@@ -453,10 +454,21 @@ void __tsan_vptr_update(void*, void*) {}
 void __tsan_vptr_read(void*) {}
 int __tsan_atomic8_load(const volatile void* p, int) { return *static_cast<const volatile char*>(p); }
 
+// clang's copies of structures.
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+    checker::access(from, bytes, false, __builtin_return_address(0), false);
+    checker::access(to, bytes, true, __builtin_return_address(0), false);
+    return std::memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+    checker::access(to, bytes, true, __builtin_return_address(0), false);
+    return std::memset(to, value, bytes);
+}
+
 void __sanitizer_cov_trace_pc() {
     checker::Checker& c = checker::the();
     if (!c.active || !c.analyse) return;
     const uintptr_t caller = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
-    c.events[c.thread].push_back({static_cast<checker::Place>(caller - 1 - c.base), checker::kStep, 0, false, 0});
+    c.events[c.thread].push_back({static_cast<checker::Place>(caller - 1 - c.base), checker::kStep, false, 0, 0});
 }
 }
