@@ -21,6 +21,7 @@ to metric-NAME.jsonl in --outdir, by default the folder of the network if that i
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import dnnlib.util
 import gen_images
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
-from torch_utils import distributed
+from torch_utils import distributed, features
 from training.build import make_dataset, pick_device
 from training.config import DataConfig
 from training.data import ImageDataset
@@ -185,7 +186,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 @click.option(
     "--centroids-path", type=click.Path(exists=True, dir_okay=False), metavar="NPY", help="truncate towards the nearest of these centres in W"
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="where to compute")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process")
 @click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=0, show_default=True, help="of latents, labels and shuffles")
 @click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images, instead of the count in the names")
@@ -207,8 +208,13 @@ def main(**options: Any) -> None:
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
     # Everything that can be wrong is looked at here, once, before processes start and hours pass.
     network = gen_images.load_network(options["network"], trust_pickle=options["trust_pickle"]) if options["network"] else None
-    make_evaluator(options, network, pick_device(options["device"])).check()
-    del network
+    evaluator = make_evaluator(options, network, pick_device(options["device"]))
+    try:
+        evaluator.check()
+    except features.MissingWeights as error:
+        command = shlex.join(["python", "train.py", "--prefetch", f"--metrics={options['metrics']}", "--backbones=tf_efficientnet_lite0"])
+        raise features.MissingWeights(f"{error}; or, where there is a network, run: {command}") from None
+    del network, evaluator
     distributed.launch(measure, options["gpus"], options)
 
 

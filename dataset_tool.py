@@ -212,7 +212,7 @@ def _print_report(report: ConvertReport) -> None:
         click.echo(f"{path}: {report.num_images:,} images")
 
 
-@click.command(context_settings={"max_content_width": 120, "show_default": True})
+@click.command(context_settings={"max_content_width": 140, "show_default": True}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--source", help="Folder or zip of images, IDX images file, CIFAR python tarball, ILSVRC tree, LSUN LMDB folder.", metavar="PATH")
 @click.option("--dest", help="Data set to write, .zip or folder; {res} stands for the resolution.", metavar="PATH")
 @click.option("--resolution", help="64, 64x64, or several at once: 16,32,64.  [default: that of the images]", metavar="WxH")

@@ -24,7 +24,7 @@ from training.build import pick_device
 @click.option("--classes", required=True, metavar="LIST", help="indices, ranges, names, or all: 0,3-5,cat")
 @click.option("--outdir", required=True, type=click.Path(file_okay=False), metavar="DIR", help="where the sheet goes")
 @click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=42, show_default=True, help="seed of every class's first sample")
-@click.option("--samples-per-class", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--samples-per-class", type=click.IntRange(min=1), default=4, show_default=True, help="columns of a class")
 @click.option("--grid-width", type=click.IntRange(min=1), default=32, show_default=True, help="images per row")
 @click.option("--batch-gpu", "batch", type=click.IntRange(min=1), default=32, show_default=True, help="images computed at a time on a GPU")
 @click.option("--desc", metavar="STR", help="goes into the file's name: sheet-STR.png")

@@ -12,6 +12,9 @@
     python train.py --outdir=training-runs --recipe=imagenet256 --data=imagenet256.zip --gpus=8
     python train.py --resume=training-runs/00000-imagenet256
 
+    # fetch all weights that this needs, where there is a network, for machines that have none (--prefetch=DIR: into this folder)
+    python train.py --prefetch --recipe=imagenet256
+
     # go on exactly where a run stopped
     python train.py --resume=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
@@ -22,9 +25,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -38,9 +43,10 @@ import click
 import torch
 
 import dnnlib
+from metrics import detectors
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
-from torch_utils import checkpoint, distributed, memory
+from torch_utils import checkpoint, distributed, features, memory, prefetch
 from training import build, lineage, loop, recipe, rounds, stages
 from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
 from training.data import ImageDataset
@@ -170,7 +176,7 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
         default = tree[section][key]
         value, about, source = rows[option]
         kind: Any = SPECIAL_TYPES.get(flag) or option_type(option)
-        text = f"{about} [default: {','.join(default) or 'none' if isinstance(default, list) else value}, from {source}]"
+        text = about if default == "" else f"{about} [default: {','.join(default) or 'none' if isinstance(default, list) else value}, from {source}]"
         names = list(dict.fromkeys([f"--{flag.replace('_', '-')}", f"--{flag}"]))
         if flag in ("superres", "pin_stem"):
             command = click.option(*names, flag, is_flag=True, default=None, help=text)(command)
@@ -412,13 +418,20 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
     missing = build.check_weights(config, download=False)
     if config.run.init_from and not missing and not has_checkpoint(Path(run_dir)):
         click.echo("\n" + build.start_report(config, dataset))
-    for line in missing:
-        click.echo(f"Missing: {line}")
     try:
         make_evaluator(config, dataset, torch.device("cpu")).check(download=False)
     except FileNotFoundError as err:
-        click.echo(f"Missing: {err}")
+        missing.append(str(err))
+    print_missing(missing)
     click.echo(f"Run folder: {run_dir}")
+
+
+def print_missing(lines: list[str]) -> None:
+    """The weights that a plan lacks, and how to get them."""
+    for line in lines:
+        click.echo(f"Missing: {line}")
+    if lines:
+        click.echo(f"Fetch what can be fetched with: {prefetch_command()}")
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
@@ -436,13 +449,73 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
 )
 @click.option("--freezed", type=int, default=0, help="accepted for compatibility; must be 0")
 @click.option("--stem", is_flag=True, help="accepted for compatibility: without --superres a stem is trained")
+@click.option(
+    "--prefetch",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[=DIR]",
+    help="fetch every weights file that the other flags, the recipe or the run folder ask for, list them, and leave; DIR: instead of the caches",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="print the whole plan and leave")
 def main(**values: Any) -> None:
     """Parse, check everything that can be checked, choose the run folder, start the processes."""
     try:
-        run_main(values)
+        prefetch_all(values) if values["prefetch"] is not None else run_main(values)
+    except features.MissingWeights as err:
+        raise click.ClickException(f"{err}; or, where there is a network, run: {prefetch_command()}") from None
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
+
+
+def prefetch_command() -> str:
+    """The command that fetches what this one needs."""
+    return shlex.join(["python", "train.py", "--prefetch", *(a for a in sys.argv[1:] if a not in ("-n", "--dry-run"))])
+
+
+def configs_asked_for(values: dict[str, Any]) -> tuple[list[TrainConfig], str | None]:
+    """(the configuration of the run, or of every selected stage of the recipe; the metric that is measured after each stage). Reads no data.
+
+    Raises:
+        ValueError: one line.
+    """
+    folder = values["resume"] if values["resume"] is not None and os.path.isdir(values["resume"]) else None
+    if values["recipe"] or (folder and os.path.isfile(os.path.join(folder, stages.RECIPE_FILE))):
+        schedule = recipe_schedule({**values, "dry_run": True}, Path(folder) if folder else None)
+        return [schedule.config(stage, {**FLAGS, "init_from": "run.init_from"}) for stage in schedule.stages], schedule.recipe.final_metric
+    return [build_config(values, load_run(folder) if folder else TrainConfig())[0]], None
+
+
+def prefetch_all(values: dict[str, Any]) -> None:
+    """--prefetch: frozen networks, metrics' detectors and networks named by URL, into the caches or a folder that takes their place.
+
+    Raises:
+        ValueError: one line for all that could not be had.
+    """
+    hub = None
+    if values["prefetch"]:
+        folder = os.path.abspath(values["prefetch"])
+        os.environ["DNNLIB_CACHE_DIR"], hub = folder, os.path.join(folder, "hub")
+    configs, final = configs_asked_for(values)
+    say: Callable[[str], None] = functools.partial(print, flush=True)
+    items: dict[tuple[str, ...], prefetch.Item] = {}
+    for config in configs:
+        for need in build.needed_weights(config):
+            get = functools.partial(features.fetch, need.name, need.weights, hub, say)
+            items[need.name, need.weights or "", need.purpose] = prefetch.Item(f"{need.name} ({need.purpose})", get)
+        for metric in filter(None, (*config.run.metrics, final)):
+            name = parse_metric(metric).family.detector
+            items[name, metric] = prefetch.Item(f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say))
+        for flag, url in (("--init-from", config.run.init_from), ("--path_stem", config.generator.path_stem), ("--resume", values["resume"])):
+            if url and dnnlib.util.is_url(url):
+                items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(dnnlib.util.open_url, url, return_filename=True))
+    failures = prefetch.fetch_all(items.values(), say)
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}" + (" (and more above)" if failures[1:] else ""))
+    if hub:
+        say(f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1")
+    else:
+        say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {features.hub_cache()}")
 
 
 def run_main(values: dict[str, Any]) -> None:
@@ -726,8 +799,7 @@ def print_schedule(schedule: stages.Schedule, planned: list[stages.Planned], opt
         click.echo("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
     if source.final_metric:
         click.echo(f"After each stage: {source.final_metric} of its best network, brought to {source.stages[-1].resolution} pixels")
-    for line in dict.fromkeys(line for p in planned for line in build.check_weights(p.config, download=False)):
-        click.echo(f"Missing: {line}")
+    print_missing(list(dict.fromkeys(line for p in planned for line in build.check_weights(p.config, download=False))))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def timed(arguments: list[str], cache: Path) -> tuple[float, float]:
     return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@click.command(help=__doc__)
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--networks", default="tiny,imagenet256", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")

@@ -52,7 +52,7 @@ def step_seconds(state: TrainState, batch: int, diagnostics: bool) -> float:
     return time.process_time() - started
 
 
-@click.command()
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--repeats", default=15, show_default=True, help="steps of either kind; medians are shown")
 def main(repeats: int) -> None:
     """Print one line per size."""

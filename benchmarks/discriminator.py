@@ -81,7 +81,7 @@ def discriminator_rates(dtype: torch.dtype, size: int, heads: int, projection: i
     return sum(p.numel() for p in D.parameters()) / 1e6, batch / seconds(d_pass), batch / seconds(g_pass)
 
 
-@click.command()
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--threads", default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="Only the small configurations.")
 def main(threads: int, quick: bool) -> None:

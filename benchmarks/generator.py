@@ -55,7 +55,7 @@ def measure(run: Callable[[], object], repeats: int) -> tuple[float, float]:
     return min(t[0] for t in times), min(t[1] for t in times)
 
 
-@click.command(help=__doc__)
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--config", default="stylegan3-t", show_default=True)
 @click.option("--resolution", default=16, show_default=True)
 @click.option("--layers", default=10, show_default=True)

@@ -369,7 +369,7 @@ def chosen_parts(text: str) -> Iterator[str]:
     yield from (part for part in PARTS if part in names)
 
 
-@click.command(help=__doc__)
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--parts", default=",".join(PARTS), show_default=True)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--small", is_flag=True, help="Tiny networks and few repeats: to try the command.")

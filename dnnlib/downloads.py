@@ -36,9 +36,27 @@ _MAX_WAIT_SECONDS = 30.0
 _RETRY_STATUS = (408, 425, 429)
 
 _T = TypeVar("_T")
+Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all if the server has said so
 
 
-def download(url: str, path: str, sha256: str | None, num_attempts: int) -> None:
+class Meter:
+    """Progress of a download in a stream: a line that is rewritten on a terminal, elsewhere one every 30 seconds. Silent for what takes a second."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream, self.terminal = stream, stream.isatty()
+        self.next = time.monotonic() + 1
+
+    def __call__(self, done: int, total: int | None) -> None:
+        finished = done == total and self.terminal
+        if time.monotonic() < self.next and not finished:
+            return
+        self.next = time.monotonic() + (0.5 if self.terminal else 30)
+        share = f" of {total / 1e6:,.1f} MB ({done / total:.0%})" if total else " MB"
+        print(f"\r  {done / 1e6:,.1f}{share}" if self.terminal else f"  {done / 1e6:,.1f}{share}", end="", file=self.stream)
+        print(end="\n" if finished or not self.terminal else "", file=self.stream, flush=True)
+
+
+def download(url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None) -> None:
     """Put what an http(s) address holds into the file `path`, which appears when it is complete and, if `sha256` is given, right.
 
     Raises ValueError (redirected to something odd, too large, another hash) and OSError (no attempt succeeded, no room).
@@ -47,7 +65,7 @@ def download(url: str, path: str, sha256: str | None, num_attempts: int) -> None
         if os.path.isfile(path) and (sha256 is None or _sha256(path) == sha256.lower()):
             os.unlink(path + ".part")  # another process was faster
             return
-        with_attempts(url, num_attempts, lambda: _continue(url, file, path + ".part.json", sha256))
+        with_attempts(url, num_attempts, lambda: _continue(url, file, path + ".part.json", sha256, progress))
         file.flush()
         os.fsync(file.fileno())
         try:
@@ -168,7 +186,7 @@ def _blocks(url: str, response: Any, start: int, limit: int) -> Iterator[bytes]:
         raise http.client.HTTPException(f"the connection ended after {start + received} of {start + int(announced)} bytes")
 
 
-def _continue(url: str, file: IO[bytes], state: str, sha256: str | None) -> None:
+def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progress: Progress | None) -> None:
     """One attempt: the rest of what `file` has a beginning of, or all of it."""
     mark = _read_mark(state, url)
     start = file.seek(0, os.SEEK_END) if mark or sha256 else 0
@@ -189,9 +207,13 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None) -> None
         file.truncate()
         if not start:
             _write_mark(state, url, response.headers)
-        _check_room(url, state, response.headers.get("Content-Length"))
+        announced = response.headers.get("Content-Length")
+        _check_room(url, state, announced)
+        total = start + int(announced) if announced and announced.isdecimal() else None
         for block in _blocks(url, response, start, MAX_BYTES):
             file.write(block)
+            if progress is not None:
+                progress(file.tell(), total)
     file.flush()
 
 

@@ -396,7 +396,7 @@ def open_url(
     if return_filename and not cache:
         raise ValueError("return_filename=True needs cache=True: without the cache there is no file")
 
-    path = os.path.join(cache_dir or make_cache_dir_path("downloads"), _cache_name(url))
+    path = download_path(url, cache_dir)
     # A cached file with another hash is not what was asked for: a new download takes its place.
     if cache and os.path.isfile(path) and (sha256 is None or sha256_file(path) == sha256.lower()):
         return path if return_filename else open(path, "rb")
@@ -407,9 +407,14 @@ def open_url(
         print(f"Downloading {url}", file=sys.stderr, flush=True)
     if cache:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        downloads.download(url, path, sha256, num_attempts)
+        downloads.download(url, path, sha256, num_attempts, downloads.Meter(sys.stderr) if verbose else None)
         return path if return_filename else open(path, "rb")
     return downloads.fetch(url, sha256, num_attempts)
+
+
+def download_path(url: str, cache_dir: str | None = None) -> str:
+    """Where `open_url` keeps what it has downloaded from an http(s) address."""
+    return os.path.join(cache_dir or make_cache_dir_path("downloads"), _cache_name(url))
 
 
 def _local_path(url: str) -> str | None:

@@ -96,7 +96,7 @@ def page(text: str, folder: Path) -> str:
     return text
 
 
-@click.command(help=str(__doc__))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--check", is_flag=True, help="change nothing")
 def main(check: bool) -> None:
     """Rewrite the page, or compare."""

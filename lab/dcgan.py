@@ -217,7 +217,7 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
     return pixels, np.asarray(source.labels[:count]), source.num_classes
 
 
-@click.command(help=str(__doc__))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--data", required=True, help="IDX file of images, its labels beside it")
 @click.option("--limit", type=int, default=None, help="use the first images only")
 @click.option("--seeds", default=3, show_default=True)

@@ -65,7 +65,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-@click.command(help=str(__doc__))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
 @click.option("--out", default=str(report.RESULTS), show_default=True)

@@ -146,7 +146,7 @@ def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Te
     }
 
 
-@click.command(help=str(__doc__))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=10, show_default=True)
 @click.option("--steps", default=300, show_default=True)
 @click.option("--out", default=str(report.RESULTS), show_default=True)

@@ -175,7 +175,7 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-@click.command(help=str(__doc__), context_settings={"ignore_unknown_options": True})
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"), context_settings={"ignore_unknown_options": True})
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--runs", default="training-runs/lab-projected", show_default=True)
 @click.option("--generate", "count", default=500, show_default=True, help="images per measurement")

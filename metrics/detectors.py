@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def find_inception(path: str | None = None, download: bool = True) -> str:
     """The verified weights file of Inception, downloaded if need be and allowed.
 
     path: the file the user names; None looks at $STYLESAN_INCEPTION, then into the cache, then downloads.
-    Raises FileNotFoundError naming the file, its hash and where to put it; ValueError for a file with another hash.
+    Raises features.MissingWeights naming the file, its hash and where to put it; ValueError for a file with another hash.
     """
     named = path or os.environ.get(INCEPTION_ENV)
     cached = dnnlib.util.make_cache_dir_path("detectors", INCEPTION_FILE)
@@ -125,15 +125,18 @@ def find_inception(path: str | None = None, download: bool = True) -> str:
         return _verified(named)
     if Path(cached).is_file():
         return _verified(cached)
+    for here in map(dnnlib.util.download_path, INCEPTION_URLS):
+        if Path(here).is_file() and dnnlib.util.sha256_file(here) == INCEPTION_SHA256:
+            return here
     if not download:
-        raise FileNotFoundError(f"Inception weights: there is no file {cached}; it will be downloaded from {INCEPTION_URLS[0]}")
+        raise features.MissingWeights(f"Inception weights: there is no file {cached}; it will be downloaded from {INCEPTION_URLS[0]}")
     reasons = []
     for url in INCEPTION_URLS:
         try:
             return dnnlib.util.open_url(url, num_attempts=1, return_filename=True, sha256=INCEPTION_SHA256)
         except (OSError, ValueError) as error:
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    raise FileNotFoundError(f"Inception weights are not here and cannot be downloaded ({reasons[0][:160]}); {_inception_help(cached)}")
+    raise features.MissingWeights(f"Inception weights are not here and cannot be downloaded ({reasons[0][:160]}); {_inception_help(cached)}")
 
 
 def _inception_help(cached: str) -> str:
@@ -181,6 +184,11 @@ def load_inception_state(network: inception.InceptionV3, state: Mapping[str, Ten
 def load_lite0(weights: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Lite0Detector:
     """The lite0 detector; `weights` as in torch_utils.features.load. bfloat16 is faster and moves the features: records and caches keep the type."""
     return Lite0Detector(features.load(features.LITE0, weights), device, dtype)
+
+
+def fetch(name: str, cache: str | None = None, say: Callable[[str], None] | None = None) -> str | os.PathLike[str] | None:
+    """The file with a detector's weights, downloaded if need be. cache, say: as for `features.fetch`. Raises as `check`."""
+    return find_inception() if name == INCEPTION else features.fetch(features.LITE0, None, cache, say)
 
 
 def check(name: str, *, inception_path: str | None = None, lite0_weights: str | None = None, download: bool = True) -> None:

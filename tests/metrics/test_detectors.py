@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 
 from metrics import detectors, inception
 from metrics.registry import INCEPTION, LITE0
+from torch_utils import features
 
 
 @pytest.fixture
@@ -60,6 +62,17 @@ def test_inception_hash_is_checked_wherever_the_file_is(offline, monkeypatch):
     monkeypatch.setattr(detectors, "INCEPTION_SHA256", hashlib.sha256(b"something else").hexdigest())
     assert detectors.find_inception() == str(cached)
     assert detectors.find_inception(str(wrong)) == str(wrong)
+
+
+def test_what_open_url_has_fetched_is_seen_without_asking_the_network(offline, monkeypatch):
+    here = Path(detectors.dnnlib.util.download_path(detectors.INCEPTION_URLS[1]))
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"something else")
+    with pytest.raises(features.MissingWeights, match="it will be downloaded"):
+        detectors.check(INCEPTION, download=False)  # damaged: fetched again
+    monkeypatch.setattr(detectors, "INCEPTION_SHA256", hashlib.sha256(b"something else").hexdigest())
+    detectors.check(INCEPTION, download=False)
+    assert detectors.fetch(INCEPTION) == str(here)
 
 
 def test_inception_from_a_file(offline, monkeypatch):
