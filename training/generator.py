@@ -665,7 +665,7 @@ class SynthesisLayer(torch.nn.Module):
             styles = styles / math.sqrt(self.in_channels)
         dtype = reduced_dtype if reduced_dtype is not None and self.use_fp16 and not force_fp32 else torch.float32
         # Multiplying by rounded coefficients costs accuracy; a CPU does it in float32, unless a single image's weight takes them.
-        exact = x.device.type == "cpu" and (torch.is_grad_enabled() or len(x) > 1 or not filtered_lrelu.is_fast(x.device, dtype))
+        exact = x.device.type == "cpu" and (torch.is_grad_enabled() or len(x) > 1 or dtype == torch.float16)
         x = modulated_conv2d(
             x.to(torch.float32 if exact else dtype),
             self.weight,

@@ -3,7 +3,7 @@
 
 import torch
 
-from . import cpu, cpu_kernels, library, resampling
+from . import cpu, library, resampling
 from .bias_act import bias_act, check_impl
 from .upfirdn2d import Factors, check_filter, check_image, filter_size, has_fast_path, parse_factors, parse_padding, upfirdn2d
 
@@ -76,8 +76,3 @@ def filtered_lrelu(
     x = upfirdn2d(x, fu, up=up, padding=padding, gain=up_x * up_y, flip_filter=flip_filter, impl=impl)
     x = bias_act(x, act="lrelu", alpha=slope, gain=gain, clamp=clamp, impl=impl)
     return upfirdn2d(x, fd, down=down, flip_filter=flip_filter, impl=impl)
-
-
-def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if images of this dtype run through kernels of their own on the device, without detours through another dtype."""
-    return cpu_kernels.ready(dtype) if device.type == "cpu" else True
