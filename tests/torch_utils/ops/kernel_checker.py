@@ -25,8 +25,9 @@ from torch_utils.ops import extension, library
 
 NAMESPACE = "stylesan_xl_check"
 FOLDER = Path(__file__).resolve().parent / "checker"
-# -O1 with little moved: an access stays where its line is, and structures are read in one piece, as a device reads them.
-_FLAGS = "-O1 -g1 -fno-tree-sra -fno-reorder-blocks -fsanitize=thread -fsanitize-coverage=trace-pc"
+# -O1 with little moved: an access stays where its line is, and structures are read in one piece, as a device reads them. Hidden: the shim's
+# state must not be that of the other host build, should this process have loaded it.
+_FLAGS = "-fvisibility=hidden -O1 -g1 -fno-tree-sra -fno-reorder-blocks -fsanitize=thread -fsanitize-coverage=trace-pc"
 _CONVERSIONS = ("host_shim.h", "platform.h")  # what reads or writes through these is the place of interest
 _KERNEL = re.compile(r"KERNEL = (?:\w+::|\(anonymous namespace\)::|\{anonymous\}::)*(.*?)(?:\]|;|$)")
 
