@@ -131,10 +131,17 @@ def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, 
     )
 
 
+def load_network(options: dict[str, Any], device: torch.device | str) -> gen_images.Network | None:
+    """The network to measure, if it is one."""
+    if not options["network"]:
+        return None
+    return gen_images.load_network(options["network"], device, trust_pickle=options["trust_pickle"], precision=options["precision"])
+
+
 def measure(options: dict[str, Any]) -> None:
     """One process of the measurement; process 0 prints and keeps the records."""
     device = distributed.init(pick_device(options["device"]).type)
-    network = gen_images.load_network(options["network"], device, trust_pickle=options["trust_pickle"]) if options["network"] else None
+    network = load_network(options, device)
     evaluator = make_evaluator(options, network, device)
     folder = record_folder(options)
     if folder and distributed.is_main():
@@ -187,6 +194,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
     "--centroids-path", type=click.Path(exists=True, dir_okay=False), metavar="NPY", help="truncate towards the nearest of these centres in W"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="where to compute")
+@gen_images.precision_option
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process")
 @click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=0, show_default=True, help="of latents, labels and shuffles")
 @click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images, instead of the count in the names")
@@ -207,7 +215,7 @@ def main(**options: Any) -> None:
     if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
     # Everything that can be wrong is looked at here, once, before processes start and hours pass.
-    network = gen_images.load_network(options["network"], trust_pickle=options["trust_pickle"]) if options["network"] else None
+    network = load_network(options, "cpu")
     evaluator = make_evaluator(options, network, pick_device(options["device"]))
     try:
         evaluator.check()

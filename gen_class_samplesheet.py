@@ -36,6 +36,7 @@ def main(
     truncation: float,
     centroids_path: str | None,
     device: str,
+    precision: str,
     classes: str,
     outdir: str,
     seed: int,
@@ -48,7 +49,7 @@ def main(
     seeds = gen_images.sheet_seeds([seed], samples_per_class)
     if desc and not re.fullmatch(r"[\w.+-]+", desc):
         raise ValueError(f"--desc={desc!r}: letters, digits and . _ + - only, since it becomes part of a file's name")
-    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle)
+    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
     rows = gen_images.class_indices(net, classes)
     centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     total = len(rows) * len(seeds)

@@ -39,7 +39,7 @@ from torch import Tensor
 import dnnlib.util
 from torch_utils import images, memory
 from training import sharing, weights
-from training.build import pick_device
+from training.build import PRECISIONS, pick_device
 from training.data import ImageDataset
 from training.generator import Generator
 
@@ -67,12 +67,18 @@ class Network:
 
 
 def load_network(
-    path_or_url: str, device: torch.device | str = "cpu", data: str | None = None, key: str = "G_ema", trust_pickle: bool = False
+    path_or_url: str,
+    device: torch.device | str = "cpu",
+    data: str | None = None,
+    key: str = "G_ema",
+    trust_pickle: bool = False,
+    precision: str = "auto",
 ) -> Network:
     """Read a network pickle, a .safetensors file with its .json, or hf://OWNER/NAME, without running what is in it.
 
     Class names come from the data set `data` if given, else from the file, else from the data set the file names, if it is still there.
     trust_pickle: if a pickle cannot be read so, run it, and use the network that comes out with its own code.
+    precision: of the layers that are flagged for reduced precision, auto or one of `training.build.PRECISIONS`.
     Raises FileNotFoundError, OSError or ValueError with one line.
     """
     if sharing.is_repository(path_or_url):
@@ -87,11 +93,22 @@ def load_network(
             if not trust_pickle:
                 raise ValueError(str(error).replace(str(path), path_or_url, 1)) from None
             warn_trusted(path_or_url)
+            if precision != "auto":
+                raise ValueError(f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself") from None
             foreign = weights.trusted_generator(path, key).to(device)
             return Network(path_or_url, foreign, {}, {}, _class_names(foreign.c_dim, data, {}, {}))
     G = contents.only(key).generators[key].to(device)
+    set_precision(G, precision)
     kwargs, provenance = contents.training_set_kwargs or {}, contents.provenance or {}
     return Network(path_or_url, G, kwargs, provenance, _class_names(G.c_dim, data, kwargs, provenance))
+
+
+def set_precision(G: Generator, precision: str) -> None:
+    """Choose what the layers that are flagged for reduced precision compute in, on the device they are on."""
+    if precision != "auto":
+        G.synthesis.reduced_dtype = PRECISIONS[precision]
+    elif next(G.parameters()).device.type != "cuda" and G.synthesis.reduced_dtype == torch.float16:
+        G.synthesis.reduced_dtype = None  # as published: float16 is for GPUs
 
 
 def warn_trusted(path: str) -> None:
@@ -308,10 +325,20 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", *PRECISIONS]),
+    default="auto",
+    show_default=True,
+    help="of the large layers; auto = as the network was trained, fp16 on GPUs alone. bf16 is the fastest on CPUs with bf16 matrix units",
+)
+
+
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that every command with a network takes."""
     for option in (
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="where to compute"),
+        precision_option,
         click.option(
             "--centroids-path",
             type=click.Path(exists=True, dir_okay=False),
@@ -377,6 +404,7 @@ def main(
     truncation: float,
     centroids_path: str | None,
     device: str,
+    precision: str,
     seeds: str,
     outdir: str,
     batch_sz: int,
@@ -397,7 +425,7 @@ def main(
     shape = parse_grid(grid) if grid else None
     if shape and shape[0] * shape[1] != len(numbers) * batch_sz:
         raise ValueError(f"--grid={grid} holds {shape[0] * shape[1]} images, but --seeds and --batch-sz make {len(numbers) * batch_sz}")
-    net = load_network(network, pick_device(device), data, trust_pickle=trust_pickle)
+    net = load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
     set_transform(net.G, offset, rotate)
     centroids = load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     options: dict[str, Any] = {"truncation": truncation, "centroids": centroids, "noise_mode": noise_mode, "batch": batch}

@@ -158,6 +158,7 @@ def main(
     truncation: float,
     centroids_path: str | None,
     device: str,
+    precision: str,
     seeds: str,
     output: str,
     shuffle_seed: int | None,
@@ -173,7 +174,7 @@ def main(
     gen_images.check_finite("--trunc", truncation)
     check_output(Path(output))
     order = arrange(numbers, columns * rows, num_keyframes, shuffle_seed)
-    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle)
+    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
     centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     ws = keyframe_styles(net, numbers, gen_images.class_indices(net, classes) if classes else None, truncation, centroids)[order]
     total = order.shape[1] * w_frames

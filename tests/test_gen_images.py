@@ -72,6 +72,22 @@ def test_the_same_seed_gives_the_same_image_in_any_company(folder, tmp_path, net
         assert (alone / "seed0003.png").read_bytes() == (together / "seed0003.png").read_bytes()
 
 
+def test_precision(folder, tmp_path):
+    exact = pixels(generate(folder, tmp_path / "a", "--seeds=3") / "seed0003.png").astype(int)
+    reduced = pixels(generate(folder, tmp_path / "b", "--seeds=3", "--precision=bf16") / "seed0003.png").astype(int)
+    assert 0 < np.abs(reduced - exact).mean() < 3
+    network = gen_images.load_network(str(folder / "cond.pkl"))
+    for saved, asked, wanted in [
+        (torch.float16, "auto", None),  # drawn on a CPU
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.bfloat16, "fp32", None),
+        (None, "fp16", torch.float16),
+    ]:
+        network.G.synthesis.reduced_dtype = saved
+        gen_images.set_precision(network.G, asked)
+        assert network.G.synthesis.reduced_dtype is wanted
+
+
 def test_labels_without_class_are_random_states_too(folder, tmp_path):
     seed = next(s for s in range(20) if np.random.RandomState(s).randint(0, 3, 1)[0] == 2)
     free = pixels(generate(folder, tmp_path / "a", f"--seeds={seed}") / f"seed{seed:04d}.png")

@@ -45,6 +45,9 @@ def _cpu_has_bf16_matrix_units() -> bool:
     return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
 
 
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """The reduced type of the generator's marked layers; None = float32 everywhere."""
     if name == "auto":
@@ -52,7 +55,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
             name = "fp16"
         else:
             name = "bf16" if device.type == "cpu" and _cpu_has_bf16_matrix_units() else "fp32"
-    return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+    return PRECISIONS[name]
 
 
 def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDataset:
