@@ -255,12 +255,11 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
         options = path / OPTIONS_FILE
         if path.name.split("-", 1)[-1] != desc or not options.is_file():
             continue
+        if recorded_outcome(path) == loop.FINISHED:
+            return None
         recorded = load_run(str(path))
-        if config.run.batch_gpu == AUTO:
-            recorded = recorded.override({"run.batch_gpu": AUTO})
-        if recorded_outcome(path) != loop.FINISHED and recorded == config:
-            return path
-        return None
+        same = recorded.override({"run.batch_gpu": AUTO}) if config.run.batch_gpu == AUTO else recorded
+        return path if same == config else None
     return None
 
 
@@ -378,10 +377,10 @@ def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> Tr
     """
     if config.run.batch_gpu != AUTO:
         return config
-    if existing is not None and (existing / OPTIONS_FILE).is_file() and not again:
-        kept = load_run(str(existing)).batch_gpu
-        if config.run.batch % (config.run.gpus * kept) == 0:
-            return rounds.settled(config, kept)
+    recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
+    kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
+    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
+        return rounds.settled(config, kept)
     choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), begun(existing))
     if distributed.is_main():
         print(choice.line(config), flush=True)

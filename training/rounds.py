@@ -75,18 +75,17 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
 def by_estimate(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int, device: torch.device) -> Choice:
     """The largest rounds whose estimated memory is free now. G, d_params and backbone_params: as for `build.estimate_memory_gb`.
 
-    Under torchrun every process asks, and the smallest number counts.
+    Under torchrun every process asks, and that with the least memory decides.
     """
     sharing = 1 if device.type == "cuda" else distributed.processes_here(cfg.run.gpus)
-    free = memory.free_bytes(device) / sharing / 2**30
+    free = min(distributed.all_gather_object(memory.free_bytes(device) / sharing / 2**30))
 
     def need(n: int) -> float:
         return build.estimate_memory_gb(settled(cfg, n), G, d_params, backbone_params)
 
     n, refused = largest(cfg, lambda n: need(n) <= free * (1 - HOST_MARGIN))
-    n, needed, free = min(distributed.all_gather_object((n, need(n), free)))
     more = f", {refused} would need {need(refused):.1f}" if refused else ""
-    return Choice(n, f"estimated {needed:.1f} GiB of {free:.1f} GiB that are free per process{more}")
+    return Choice(n, f"estimated {need(n):.1f} GiB of {free:.1f} GiB that are free per process{more}")
 
 
 def planned(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> Choice:
@@ -136,6 +135,8 @@ class Trial:
         with distributed.alone(), training_stats.unrecorded(), torch.random.fork_rng(devices=devices):
             try:
                 self._train(n)
+            except steps.NonFiniteError as error:
+                raise ValueError(f"--batch-gpu=auto: the trial failed ({error}): give a number, or try --precision=fp32") from None
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise

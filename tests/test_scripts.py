@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--help of every script: what it is for, with commands to copy, and a text for each option."""
+"""What every script has: --help with commands to copy and a text for each option, one line when memory runs out."""
 
 import importlib
 from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,26 @@ def test_help_says_what_a_script_is_for_and_shows_its_commands(name):
     assert commands and all(line in output for line in commands)  # as they were written, not run together
     if "." not in name:
         assert [o.opts[0] for o in command.params if isinstance(o, click.Option) and not o.help] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "remedy"),
+    [
+        ("gen_images", ["--seeds=0", "--outdir=o", "--batch=7"], "lower --batch (now 7), or use --device=cpu"),
+        ("gen_video", ["--seeds=0", "--output=o.gif"], "lower --batch (now 16), or use --device=cpu"),
+        ("gen_class_samplesheet", ["--classes=0", "--outdir=o", "--batch-gpu=5"], "lower --batch-gpu (now 5), or use --device=cpu"),
+        ("calc_metrics", ["--batch=3"], "lower --batch (now 3), or use --device=cpu"),
+    ],
+)
+def test_out_of_memory_names_the_flag_to_lower(name, arguments, remedy, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it.")
+
+    monkeypatch.setattr("gen_images.load_network", exhausted)
+    result = CliRunner().invoke(importlib.import_module(name).main, ["--network=x.pkl", "--device=cpu", *arguments])
+    assert (result.exit_code, result.output) == (
+        1, f"Error: out of memory on cpu: {remedy} (CUDA out of memory. Tried to allocate 2.00 GiB. More of it.)\n"
+    )  # fmt: skip
 
 
 def test_the_scripts_are_found():
