@@ -84,8 +84,8 @@ def by_estimate(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: 
         return build.estimate_memory_gb(settled(cfg, n), G, d_params, backbone_params)
 
     n, refused = largest(cfg, lambda n: need(n) <= free * (1 - HOST_MARGIN))
-    more = f", {refused} would need {need(refused):.1f}" if refused else ""
-    return Choice(n, f"estimated {need(n):.1f} GiB of {free:.1f} GiB that are free per process{more}")
+    more = f", {refused} would need {need(refused):.2f}" if refused else ""
+    return Choice(n, f"estimated {need(n):.2f} GiB of {free:.2f} GiB that are free per process{more}")
 
 
 def planned(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> Choice:
