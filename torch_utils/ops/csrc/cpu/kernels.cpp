@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// upfirdn2d, filtered_lrelu, bias_act and sums over channels for CPUs, as plain functions of pointers and numbers: no header of torch, so that they compile in seconds
-// and serve any torch. What a call computes is cut into tasks by the shapes alone, and every output is computed the same way in any of
-// them, so results do not depend on the number of threads.
+// upfirdn2d, filtered_lrelu, bias_act and sums over channels for CPUs, as plain functions of pointers and numbers: no header of torch, so that they
+// compile in seconds and serve any torch. What a call computes is cut into tasks by the shapes alone, and every output is computed the same way
+// in any of them, so results do not depend on the number of threads.
 #include <cmath>
 #include <limits>
 
