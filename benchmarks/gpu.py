@@ -2,28 +2,33 @@
 """All that a GPU is needed for, in one command: correctness, the operations, training steps, a short real training.
 
     python benchmarks/gpu.py --data emoji64.zip                             # everything
-    python benchmarks/gpu.py --parts tests,sanitizer,networks               # correctness alone
+    python benchmarks/gpu.py --parts tests,sanitizer,networks --total-minutes 9   # correctness alone
     python benchmarks/gpu.py --parts steps --stages 64 --levers compiled --minutes 8
     python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the very same commands, small and on a CPU
 
-Parts, in this order; each has --minutes of time and says in the record where that ended it:
+The kernels are built first. Parts, in this order; each has --minutes of time, all together --total-minutes, and the record says where that
+ended one:
 
     tests      pytest tests/gpu
-    sanitizer  compute-sanitizer (memcheck, racecheck) over one small case of every kernel, forwards and backwards
+    sanitizer  compute-sanitizer (memcheck, racecheck, synccheck) over one small case of every kernel, forwards and backwards; and over a planted
+               mistake, which memcheck must find
     networks   gradients of a generator and a discriminator step on the device against the same in float32 on the CPU
     ops        benchmarks/ops.py: every layer of the recipes against a copy and against torch's own operations
     steps      images per second, peak memory and share of the peak arithmetic of training steps at ImageNet's published sizes, one lever at a time
     real       train.py on --data, class-conditional, at 16 pixels; its last numbers
 
-The record is written after every result, so an interrupted run leaves what it has measured. Networks of `networks` and `steps` have random
+The record is written after every result, and what a command prints goes to a file beside it, so an interrupted run leaves what it has measured.
+A part that fails is recorded, and the next one begins. Networks of `networks` and `steps` have random
 weights, frozen ones too: numbers that are timed do not depend on them.
 """
 
 import dataclasses
 import gc
 import json
+import math
 import os
-import platform
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +44,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dnnlib
+from benchmarks import machine
 from torch_utils import features
+from torch_utils.ops import extension
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
@@ -54,7 +61,11 @@ PARTS = ("tests", "sanitizer", "networks", "ops", "steps", "real")
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
 STAGES = (16, 64, 256)
 CLASSES = 1000
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 20.0
+_TOOL_SECONDS = 150.0  # of one run of compute-sanitizer
+# How far gradients of a whole step may be from float32 on the CPU: ||found - wanted|| / ||wanted||. The reduced types' are about five times what
+# they are on a CPU; beyond them something is wrong rather than rounded.
+_FAR = {"float32": 1e-2, "tf32": 5e-2, "float16": 5e-2, "bfloat16": 0.4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +102,7 @@ class Report:
 
     def __init__(self, path: Path, device: str, small: bool) -> None:
         self.path = path
-        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-        facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
-        self.record: dict[str, Any] = {"device": name, **facts, "commit": commit, "small": small, "results": []}
+        self.record: dict[str, Any] = {**machine.describe(device), "small": small, "results": []}
 
     def add(self, part: str, **result: Any) -> None:
         """Keep and print a result."""
@@ -104,6 +112,11 @@ class Report:
             f.write(json.dumps(self.record, indent=1) + "\n")
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items() if k != "output"}
         click.echo(f"{part:10s}" + "  ".join(f"{k}={v}" for k, v in shown.items()))
+
+
+# The line that says how a command ended: pytest's and compute-sanitizer's.
+_VERDICT = re.compile(r"SUMMARY|\d+ (passed|failed|skipped|error)")
+_KEPT_CHARACTERS = 6000  # of a command's output, in the record
 
 
 @dataclasses.dataclass
@@ -117,29 +130,69 @@ class Job:
     stages: tuple[int, ...]
     levers: tuple[Levers, ...]
     report: Report
+    end: float = math.inf  # of all parts, by time.monotonic()
 
-    def command(self, part: str, arguments: list[str], environment: dict[str, str] | None = None, **facts: Any) -> bool:
-        """Run a command for at most the part's minutes and one to end by itself; record its exit status and the end of its output."""
-        start, limit = time.monotonic(), 60 * self.minutes + _GRACE_SECONDS
+    def seconds(self) -> float:
+        """What a part that begins now may take."""
+        return max(min(60 * self.minutes, self.end - time.monotonic()), 0.0)
+
+    def command(
+        self,
+        part: str,
+        arguments: list[str],
+        environment: dict[str, str] | None = None,
+        limit: float = math.inf,
+        expected: str = "0",
+        **facts: Any,
+    ) -> bool:
+        """Run a command for at most the part's time, `limit` seconds, and a little to end by itself; record its exit status and what it says.
+
+        Returns True if the exit status is the expected one. Its output goes to <record>-<part>[-<fact>...].log.
+        """
+        start, limit = time.monotonic(), min(self.seconds(), limit) + _GRACE_SECONDS
+        log = self.report.path.with_name("-".join([self.report.path.stem, part, *map(str, facts.values())]) + ".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=limit, env=os.environ | (environment or {}))
-            status, text = str(done.returncode), done.stdout + done.stderr
-        except subprocess.TimeoutExpired as error:
-            status, text = "out of time", (error.stdout or b"").decode(errors="replace")
+            status = _run(arguments, log, limit, environment or {})
         except FileNotFoundError:
-            status, text = f"{arguments[0]} is not installed", ""
-        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-        self.report.add(part, **facts, status=status, last_line=last, seconds=time.monotonic() - start, output=text[-6000:])
-        return status == "0"
+            status = f"{arguments[0]} is not installed"
+        text = log.read_text(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        last = next((line for line in reversed(lines) if _VERDICT.search(line)), lines[-1] if lines else "")
+        verdict = {} if expected == "0" else {"expected": expected}
+        seconds = time.monotonic() - start
+        self.report.add(part, **facts, status=status, **verdict, last_line=last, seconds=seconds, output=text[-_KEPT_CHARACTERS:])
+        return status == expected
+
+
+def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, str]) -> str:
+    """Exit status of a command, or 'out of time'. It has a process group of its own, so that what it started ends with it."""
+    variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    with open(log, "wb") as output:
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=variables, start_new_session=True)
+        try:
+            return str(process.wait(limit))
+        except subprocess.TimeoutExpired:
+            return "out of time"
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def run_build(job: Job) -> None:
+    """The kernels, for the devices that are here; what goes wrong is in the record, where the ops would only warn."""
+    job.command("build", [sys.executable, "-m", "torch_utils.ops", "build", "--verbose"])
 
 
 def run_tests(job: Job) -> None:
     """tests/gpu; without a device they skip themselves."""
-    job.command("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"])
+    job.command("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "--tb=short", "--durations=8", "tests/gpu"])
 
 
 def every_kernel(device: str) -> None:
     """One small case of each kernel, forwards and backwards: for compute-sanitizer."""
+    require_kernels(device)
     f, radial = torch.ones(12, device=device) / 12, torch.ones(12, 12, device=device) / 144
     f4 = torch.ones(24, device=device) / 24
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
@@ -159,16 +212,40 @@ def every_kernel(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def require_kernels(device: str) -> None:
+    """Without the kernels there is nothing to check, and everything would pass."""
+    if device == "cuda" and not extension.load():
+        raise click.ClickException("the kernels are not in use: python -m torch_utils.ops doctor says why")
+
+
+def planted_mistake(device: str) -> None:
+    """A gradient whose codes end after their first row: the kernel reads beyond them. Shows that compute-sanitizer watches the kernels."""
+    require_kernels(device)
+    f, x = torch.ones(12, device=device) / 12, torch.randn(4, 8, 36, 36, device=device)
+    geometry = [2, 2, 2, 2, 9, 9, 36, 36, 78, 78, 34, 34]  # up, down, padding, input, middle grid, output: (x, y) each
+    codes = torch.zeros(4, 8, 1, 20, dtype=torch.uint8, device=device)
+    torch.ops.stylesan_xl.filtered_lrelu_gated(x[..., :34, :34], f, f, codes, None, None, geometry, False, 1.0, 0.2, -1.0, True)
+    torch.cuda.synchronize()
+
+
 def run_sanitizer(job: Job) -> None:
     """`every_kernel` under compute-sanitizer; on a CPU the same script without it."""
-    script = [sys.executable, str(Path(__file__).resolve()), "--every-kernel", "--device", job.device]
+    script = [sys.executable, str(Path(__file__).resolve()), "--device", job.device, "--check"]
     # Without the caching allocator an access beyond a tensor leaves its allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     if job.device == "cpu":
-        job.command("sanitizer", script, environment, tool="none")
+        job.command("sanitizer", [*script, "kernels"], environment, tool="none")
         return
-    for tool in ("memcheck", "racecheck"):
-        job.command("sanitizer", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *script], environment, tool=tool)
+    # torch asks the driver for things that need not be there; such answers are no errors of ours. Kernels of others take time and are theirs.
+    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--kernel-name", "kns=_ZN3ops", "--print-limit", "20"]
+    for tool, what, expected in (
+        ("memcheck", "kernels", "0"),
+        ("memcheck", "mistake", "9"),
+        ("racecheck", "kernels", "0"),
+        ("synccheck", "kernels", "0"),
+    ):
+        command = ["compute-sanitizer", "--tool", tool, *options, *script, what]
+        job.command("sanitizer", command, environment, limit=_TOOL_SECONDS, expected=expected, tool=tool, over=what)
 
 
 def published_generator(resolution: int, small: bool) -> generator.Generator:
@@ -221,12 +298,13 @@ def run_networks(job: Job) -> None:
     """Gradients on the device in each precision against float32 on the CPU. Adam with beta1 = 0 keeps the gradient as its first moment."""
 
     def gradients(device: str, levers: Levers) -> dict[str, torch.Tensor]:
-        cfg = make_config(True, 8, levers)
-        state, g_step, d_step = make_step(cfg, 32, device, True)
-        g_step()
-        d_step()
+        use_tf32(levers.tf32)
         found = {}
-        for which, params, optimizer in (("G", state.g_params, state.g_opt), ("D", state.d_params, state.d_opt)):
+        for which in ("G", "D"):
+            # Each step on weights as they begin: Adam's first update is about the sign of each gradient, and differs where that is near zero.
+            state, g_step, d_step = make_step(make_config(True, 8, levers), 32, device, True)
+            (g_step if which == "G" else d_step)()
+            params, optimizer = (state.g_params, state.g_opt) if which == "G" else (state.d_params, state.d_opt)
             parts = [optimizer.state[p]["exp_avg"] if p in optimizer.state else torch.zeros_like(p) for p in params.values()]
             found[which] = torch.cat([part.detach().double().cpu().flatten() for part in parts])
         return found
@@ -234,6 +312,7 @@ def run_networks(job: Job) -> None:
     wanted = gradients("cpu", Levers("reference", precision="fp32"))
     for levers in (
         Levers("float32", precision="fp32"),
+        Levers("tf32", precision="fp32", tf32=True),
         Levers("float16", precision="fp16"),
         Levers("bfloat16", precision="bf16", d_precision="bf16"),
     ):
@@ -241,20 +320,32 @@ def run_networks(job: Job) -> None:
         for which, reference in wanted.items():
             error = float((found[which] - reference).norm() / reference.norm())
             cosine = float(torch.nn.functional.cosine_similarity(found[which], reference, dim=0))
-            job.report.add("networks", step=which, precision=levers.name, relative_error=error, cosine=cosine)
+            status = "ok" if error <= _FAR[levers.name] else f"further than {_FAR[levers.name]:g}"
+            job.report.add("networks", step=which, precision=levers.name, relative_error=error, cosine=cosine, status=status)
 
 
 def run_ops(job: Job) -> None:
     """benchmarks/ops.py; its table goes to a file beside the record."""
-    out = job.report.path.with_name(job.report.path.stem + "-ops.json")
-    reduced = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"] if job.small else ["--compile"]
-    if job.command("ops", [sys.executable, "benchmarks/ops.py", "--device", job.device, "--out", str(out), *reduced]) or out.exists():
-        job.report.add("ops", table=out.name, rows=len(json.loads(out.read_text())["rows"]))
+    # torch.compile takes seconds per case: last, and of one type alone.
+    small = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"]
+    runs = {"small": small} if job.small else {"eager": [], "compiled": ["--compile", "--dtypes", "float16"]}
+    end = time.monotonic() + job.seconds()
+    for name, options in runs.items():
+        out = job.report.path.with_name(f"{job.report.path.stem}-ops-{name}.json")
+        out.unlink(missing_ok=True)  # a former run's
+        command = [sys.executable, "benchmarks/ops.py", "--device", job.device, "--out", str(out), *options]
+        if job.command("ops", command, limit=max(end - time.monotonic(), 0), baselines=name) or out.exists():
+            job.report.add("ops", table=out.name, rows=len(json.loads(out.read_text())["rows"]))
+
+
+def use_tf32(on: bool) -> None:
+    """torch's own default is on for convolutions and off for matrix products; train.py turns both off."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
 
 
 def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
     """Turns on what the training configuration has no option for."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = levers.tf32
+    use_tf32(levers.tf32)
     torch.backends.cudnn.benchmark = True
     if levers.channels_last:
         for module in (state.G.synthesis, state.D):
@@ -309,9 +400,13 @@ def time_steps(job: Job, resolution: int, levers: Levers, batch: int, flops: int
     return result
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def run_steps(job: Job) -> None:
     """Each stage with each lever, until the time is up; what does not run says why."""
-    deadline = time.monotonic() + 60 * job.minutes
+    deadline = time.monotonic() + job.seconds()
     batches = {16: 256, 32: 256, 64: 128, 128: 64, 256: 32} if not job.small else dict.fromkeys((16, 32, 64, 128, 256), 8)
     for resolution in job.stages:
         flops = None
@@ -323,8 +418,8 @@ def run_steps(job: Job) -> None:
                 result = time_steps(job, resolution, levers, batches[resolution], flops, deadline)
                 flops = result.get("flops_per_image", flops)
                 job.report.add("steps", stage=resolution, levers=levers.name, **result)
-            except (RuntimeError, ValueError) as error:  # out of memory and what torch.compile cannot do are RuntimeErrors, too
-                job.report.add("steps", stage=resolution, levers=levers.name, status=" ".join(str(error).split())[:300])
+            except Exception as error:  # out of memory, and all that compilers raise
+                job.report.add("steps", stage=resolution, levers=levers.name, status=_one_line(error))
             gc.collect()
             if job.device == "cuda":
                 torch.cuda.empty_cache()
@@ -342,12 +437,28 @@ def run_real(job: Job) -> None:
         options += ["--batch=8", "--cbase=256", "--cmax=16", "--feature-size=32", "--proj-channels=8", "--head-channels=8", "--tick=0.016"]
     else:
         options += ["--batch=256", "--d-precision=bf16", "--tick=10", "--snap=5"]
-    seconds = 60 * job.minutes
-    job.command("real", [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options])
+    try:
+        features.check(features.LITE0)
+    except (FileNotFoundError, ValueError) as error:
+        job.report.add("real", backbones="random weights, so that the numbers say nothing of quality", reason=_one_line(error))
+        options.append(f"--backbone-weights={features.LITE0}={features.RANDOM}")
+    seconds = job.seconds()
+    job.command("real", [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options], expected="3")
     for folder in sorted(outdir.glob("*/stats.jsonl"))[-1:]:
         last = json.loads(folder.read_text().splitlines()[-1])
         numbers = {name: value["mean"] if isinstance(value, dict) else value for name, value in last.items()}
         job.report.add("real", run=str(folder.parent), last_statistics=numbers)
+
+
+def run_part(job: Job, name: str, runner: Callable[[Job], None]) -> None:
+    """A part, if there is time left for it; what stops it is recorded."""
+    if job.seconds() == 0 and job.end < math.inf:
+        job.report.add(name, status="out of time")
+        return
+    try:
+        runner(job)
+    except Exception as error:
+        job.report.add(name, status=_one_line(error))
 
 
 RUNNERS: dict[str, Callable[[Job], None]] = {
@@ -378,12 +489,17 @@ def chosen_parts(text: str) -> Iterator[str]:
 @click.option("--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions of the part 'steps'.")
 @click.option("--levers", default="", help="Of the part 'steps': those whose name contains this.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=ROOT / "benchmarks" / "results" / "gpu.json", show_default=True)
-@click.option("--every-kernel", "kernels_only", is_flag=True, hidden=True)
-def main(parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str, out: Path, kernels_only: bool) -> None:
+@click.option("--total-minutes", type=float, help="Of all parts together.  [default: no limit]")
+@click.option("--check", type=click.Choice(["kernels", "mistake"]), hidden=True)
+def main(
+    parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str, out: Path, total_minutes: float | None,
+    check: str | None,
+) -> None:  # fmt: skip
+    end = math.inf if total_minutes is None else time.monotonic() + 60 * total_minutes
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("there is no CUDA device; --device cpu --small tries the same commands on a CPU")
-    if kernels_only:
-        every_kernel(device)
+    if check is not None:
+        {"kernels": every_kernel, "mistake": planted_mistake}[check](device)
         return
     chosen = list(chosen_parts(parts))
     try:
@@ -392,9 +508,11 @@ def main(parts: str, device: str, small: bool, minutes: float, data: str | None,
         raise click.ClickException(f"--stages={stages}: give resolutions, such as 16,64,256") from None
     if not set(resolutions) <= {16, 32, 64, 128, 256}:
         raise click.ClickException(f"--stages={stages}: the stages are 16, 32, 64, 128 and 256")
-    job = Job(device, small, minutes, data, resolutions, tuple(x for x in LEVERS if levers in x.name), Report(out.resolve(), device, small))
+    job = Job(device, small, minutes, data, resolutions, tuple(x for x in LEVERS if levers in x.name), Report(out.resolve(), device, small), end)
+    if device == "cuda":
+        run_part(job, "build", run_build)
     for part in chosen:
-        RUNNERS[part](job)
+        run_part(job, part, RUNNERS[part])
     click.echo(f"{out}: {len(job.report.record['results'])} results")
 
 

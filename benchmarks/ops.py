@@ -11,9 +11,7 @@ networks in tests/parity/goldens.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,12 +25,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import dnnlib
+from benchmarks import machine
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("structure_imagenet_t_syn10", "structure_cifar10_r_syn6")
+CACHE_BYTES = 1 << 28  # several times the last-level cache of any GPU
+HEAD_START_CYCLES = 4_000_000  # about 2 ms
 Call = Callable[[torch.Tensor, str], torch.Tensor]
 
 
@@ -109,12 +111,19 @@ def other_cases(batch: int, scale: int, device: str) -> list[Case]:
 
 
 def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of a call after two to warm up."""
+    """Median time of a call after two to warm up.
+
+    On a GPU before each call other data fills the cache, and the device is kept busy until the host has sent off all of the call: neither what
+    the call before it left in the cache nor how long Python takes is measured.
+    """
     for _ in range(2):
         call()
     times = []
+    others = torch.empty(CACHE_BYTES if device == "cuda" else 0, dtype=torch.uint8, device=device)
     for _ in range(repeats):
         if device == "cuda":
+            others.zero_()
+            torch.cuda._sleep(HEAD_START_CYCLES)
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             call()
@@ -161,17 +170,11 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
     for name, call in baselines:
         try:
             times = measure(call, "ref", x, args.device, args.repeats)
-        except torch.cuda.OutOfMemoryError:
+        except Exception as error:  # out of memory, and all that compilers raise
+            row[f"{name}_error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
         row |= {f"{name}_forward_ratio": times.forward / ours.forward, f"{name}_both_ratio": times.both / ours.both}
     return row
-
-
-def describe(device: str, copy: float) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "device": name, "commit": commit, "copy_bytes_per_second": copy}
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -196,7 +199,7 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu runs the same code on a CPU")
     copy = copy_bandwidth(args.device, args.repeats)
-    record = describe(args.device, copy)
+    record = machine.describe(args.device) | {"copy_bytes_per_second": copy}
     print(json.dumps(record))
     print(f"{'case':44s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{'eager':>7s}{'both us':>10s}{'copy':>6s}{'eager':>7s}{'compiled':>9s}")
     rows = []
@@ -209,7 +212,8 @@ def main() -> None:
             print(format_row(row), flush=True)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+                with dnnlib.util.atomic_write(args.out, "w") as f:
+                    f.write(json.dumps(record | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

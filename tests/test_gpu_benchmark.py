@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import sys
+import time
 from pathlib import Path
 
 import click.testing
@@ -43,21 +45,80 @@ def test_what_fails_or_runs_out_of_time_is_recorded(gpu, monkeypatch, tmp_path) 
     monkeypatch.setattr(gpu, "time_steps", fail)
     assert run(gpu, tmp_path / "a.json", "--parts", "steps", "--stages", "64").exit_code == 0
     rows = json.loads((tmp_path / "a.json").read_text())["results"]
-    assert len(rows) == len(gpu.LEVERS) and rows[0]["status"] == "out of memory" and rows[1]["images_per_second"] == 1
+    assert len(rows) == len(gpu.LEVERS) and rows[0]["status"] == "RuntimeError: out of memory" and rows[1]["images_per_second"] == 1
     assert run(gpu, tmp_path / "b.json", "--parts", "steps", "--minutes", "0").exit_code == 0
     assert json.loads((tmp_path / "b.json").read_text())["results"] == [
         {"part": "steps", "stage": 16, "levers": gpu.LEVERS[0].name, "status": "out of time"}
     ]
 
 
-def test_commands_are_recorded_with_their_end(gpu, monkeypatch, tmp_path) -> None:
+@pytest.fixture
+def job(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.0)
-    job = gpu.Job("cpu", True, 1 / 60, None, (16,), (), gpu.Report(tmp_path / "out.json", "cpu", True))
+    return gpu.Job("cpu", True, 1 / 60, None, (16,), (), gpu.Report(tmp_path / "out.json", "cpu", True))
+
+
+def results(job) -> list[dict]:
+    return json.loads(job.report.path.read_text())["results"]
+
+
+def test_commands_are_recorded_with_their_end(job) -> None:
     assert job.command("tests", ["echo", "fine"])
     assert not job.command("tests", ["no-such-program"])
     assert not job.command("tests", ["sleep", "30"])
-    statuses = [row["status"] for row in json.loads((tmp_path / "out.json").read_text())["results"]]
-    assert statuses == ["0", "no-such-program is not installed", "out of time"]
+    assert job.command("tests", ["sh", "-c", "echo ERROR SUMMARY: 1 error; echo more >&2; exit 9"], expected="9", tool="memcheck")
+    assert [row["status"] for row in results(job)] == ["0", "no-such-program is not installed", "out of time", "9"]
+    assert [row["last_line"] for row in results(job)] == ["fine", "", "", "ERROR SUMMARY: 1 error"]
+    assert (job.report.path.parent / "out-tests-memcheck.log").read_text() == "ERROR SUMMARY: 1 error\nmore\n"
+
+
+def test_what_a_command_started_ends_with_it_and_its_output_stays(job, tmp_path) -> None:
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    assert not job.command("tests", ["sh", "-c", f"{sys.executable} -c '{child}'; true"], limit=20)
+    (row,) = results(job)
+    state = Path(f"/proc/{int(row['output'])}/stat")
+    deadline = time.monotonic() + 10
+    while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    assert row["status"] == "out of time" and row["seconds"] < 10
+
+
+def test_a_part_that_fails_is_recorded_and_none_begins_too_late(gpu, job) -> None:
+    def fail(job) -> None:
+        raise ValueError("not today")
+
+    gpu.run_part(job, "networks", fail)
+    job.end = time.monotonic() - 1
+    gpu.run_part(job, "ops", fail)
+    assert [row["status"] for row in results(job)] == ["ValueError: not today", "out of time"]
+
+
+def test_the_sanitizer_must_find_the_planted_mistake_and_nothing_else(gpu, job, monkeypatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(gpu, "_run", lambda arguments, log, limit, environment: (log.touch(), commands.append(arguments), "0")[2])
+    job.device = "cuda"
+    gpu.run_sanitizer(job)
+    assert [(row["tool"], row["over"], row.get("expected", "0")) for row in results(job)] == [
+        ("memcheck", "kernels", "0"),
+        ("memcheck", "mistake", "9"),
+        ("racecheck", "kernels", "0"),
+        ("synccheck", "kernels", "0"),
+    ]
+    assert all(command[0] == "compute-sanitizer" and command[-1] in ("kernels", "mistake") for command in commands)
+
+
+def test_without_kernels_nothing_is_said_to_be_checked(gpu, monkeypatch) -> None:
+    monkeypatch.setattr(gpu.extension, "load", lambda: False)
+    for check in (gpu.every_kernel, gpu.planted_mistake):
+        with pytest.raises(click.ClickException, match="the kernels are not in use"):
+            check("cuda")
+
+
+def test_the_machine_is_described_without_git(gpu, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    facts = gpu.machine.describe("cpu")
+    assert facts["commit"] == "" and not facts["changed"] and len(facts["kernels"]) == 16
 
 
 @pytest.mark.parametrize(

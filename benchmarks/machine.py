@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a benchmark's numbers were measured on, for its record."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_utils.ops import extension
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing where it is not installed or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Device, versions, commit (empty outside of a git checkout; `kernels` is then still the hash of the kernels' sources and build)."""
+    facts: dict[str, Any] = {
+        "device": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "changed": bool(_output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")),
+        "kernels": extension.source_hash(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        facts |= {
+            "device": properties.name,
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[:1],
+            "memory_gb": properties.total_memory / 2**30,
+            "multiprocessors": properties.multi_processor_count,
+            "l2_mb": properties.L2_cache_size / 2**20,
+        }
+    return facts
