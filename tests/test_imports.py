@@ -22,7 +22,7 @@ ALLOWED = {
 TRAINING_ORDER = [
     "config", "data", "downscaling", "class_names", "class_embedding", "generator", "discriminator", "losses", "schedules", "records", "plots",
     "alarms", "sheets", "report", "inputs", "bundle", "weights", "sharing", "onnx_export", "recipe", "lineage", "state", "finetune", "build", "steps",
-    "rounds", "variety", "watch", "periodic", "restore", "loop", "stages",
+    "rounds", "variety", "watch", "periodic", "restore", "loop", "folders", "stages",
 ]  # fmt: skip
 
 

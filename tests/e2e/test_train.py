@@ -19,7 +19,7 @@ from PIL import Image
 import dataset_tool
 import train
 from torch_utils import checkpoint, persistence
-from training import build, loop, rounds, steps
+from training import build, folders, loop, rounds, steps
 from training.config import TrainConfig
 from training.generator import build_stem
 from training.generator import load as load_generator
@@ -277,14 +277,14 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
 
 def test_a_damaged_status_file_is_named(data, tmp_path):
     cfg = config(data)
-    desc = train.description(cfg, "three16")
-    run_dir = train.new_run_folder(str(tmp_path), desc)
+    desc = folders.description(cfg, "three16")
+    run_dir = folders.new_run_folder(str(tmp_path), desc)
     (run_dir / train.OPTIONS_FILE).write_text(json.dumps({"config": train.to_json(cfg)}))
-    assert train.unfinished_run(str(tmp_path), desc, cfg) == run_dir
+    assert folders.unfinished_run(str(tmp_path), desc, cfg) == run_dir
     for content in ("{", "[]", "{}"):
         (run_dir / "status.json").write_text(content)
         with pytest.raises(ValueError, match=r"status\.json is damaged .*delete it"):
-            train.unfinished_run(str(tmp_path), desc, cfg)
+            folders.unfinished_run(str(tmp_path), desc, cfg)
 
 
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
