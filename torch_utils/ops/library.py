@@ -332,10 +332,17 @@ def _cuda_ready() -> bool:
     return extension.load()
 
 
+def check_device(b: torch.Tensor | None, x: torch.Tensor) -> None:
+    """Raises ValueError unless the bias is where x is: a kernel would read the other device's memory, or none."""
+    if b is not None and b.device != x.device:
+        raise ValueError(f"the bias is on {b.device}, x on {x.device}")
+
+
 def bias_act(
     namespace: str, x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> torch.Tensor:
     """bias_act through an operator; arguments checked and complete."""
+    check_device(b, x)
     ops = getattr(torch.ops, namespace)
     return ops.bias_act(x, b, dim % max(x.ndim, 1), ACTIVATIONS.index(act), float(alpha), float(gain), -1.0 if clamp is None else float(clamp))
 
@@ -362,6 +369,7 @@ def filtered_lrelu(
     clamp: float | None,
 ) -> torch.Tensor:
     """filtered_lrelu through an operator; arguments checked; `up` and `down` are (rows, columns)."""
+    check_device(b, x)
     # The middle grid ends with the last sample that an output sees.
     mid_h, mid_w = ((plan.out_size - 1) * plan.down + plan.taps for plan in down)
     (rows, columns), (out_h, out_w) = up, (plan.out_size for plan in down)

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -73,6 +74,15 @@ Tensor empty(const Numbers& sizes, ScalarType dtype, const Tensor& like, bool ch
     return poisoned(torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format));
 }
 
+// Kernels take addresses as they come: those of another device would stop the process, or read what is not theirs.
+void check_device(const Tensor& x, std::initializer_list<const Tensor*> others) {
+    for (const Tensor* other : others) {
+        STD_TORCH_CHECK(other == nullptr || other->get_device_index() == x.get_device_index(), "all tensors must be on one device");
+    }
+}
+
+const Tensor* address(const optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
+
 // Of another type, contiguous; the tensor itself where it is already.
 Tensor dense(const Tensor& x, ScalarType dtype) {
     return torch::stable::contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
@@ -99,6 +109,7 @@ Tensor run_bias_act(
     int order, const Tensor& first, const optional<Tensor>& second, const optional<Tensor>& x, const optional<Tensor>& b, const optional<Tensor>& y,
     int64_t dim, int64_t act, double alpha, double gain, double clamp
 ) {
+    check_device(first, {address(second), address(x), address(b), address(y)});
     // One dense order in memory for all: the one that torch gives the first tensor's equals.
     Tensor out = poisoned(torch::stable::empty_like(first));
     std::vector<Tensor> keep;
@@ -193,6 +204,7 @@ bool separable(const optional<Tensor>& f) { return !f.has_value() || f->dim() ==
 
 Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, const Numbers& geometry, bool reverse, double gain) {
     STD_TORCH_CHECK(geometry.size() == 8, "geometry must be up x, y, down x, y, padding x, y, width, height");
+    check_device(x, {address(f)});
     // With the channels last, a kernel that adds up small windows as they are beats two copies around the separable one.
     const int64_t window = (taps_x(f) + geometry[0] - 1) / geometry[0] * ((taps_y(f) + geometry[1] - 1) / geometry[1]);
     Images images(x, window <= kMaxDirectWindow);
@@ -339,6 +351,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(
     const Tensor& x, const optional<Tensor>& fu, const optional<Tensor>& fd, const optional<Tensor>& b, const Numbers& geometry, bool flip,
     double gain, double slope, double clamp, bool save
 ) {
+    check_device(x, {address(fu), address(fd), address(b)});
     Plan plan = make_plan(fu, fd, geometry, flip, gain, slope, clamp);
     plan.mode = save ? ops::kSave : ops::kPlain;
     plan.code_bytes = save ? (plan.mid_w + 3) / 4 : 0;
@@ -353,6 +366,7 @@ Tensor filtered_lrelu_gated(
     const Tensor& t, const optional<Tensor>& fu, const optional<Tensor>& fd, const Tensor& codes, const optional<Tensor>&, const optional<Tensor>&,
     const Numbers& geometry, bool flip, double gain, double slope, double clamp, bool transposed
 ) {
+    check_device(t, {address(fu), address(fd), &codes});
     Plan plan = make_plan(transposed ? fd : fu, transposed ? fu : fd, geometry, flip, gain, slope, clamp);
     plan.mode = ops::kGated;
     const Tensor packed = torch::stable::contiguous(codes);
