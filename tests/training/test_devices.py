@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole training steps with every tensor on one device that is not the CPU: nothing is left behind, or made, on another.
+
+The device is torch's "meta" under FakeTensorMode: shapes, types and devices are those of real tensors, an operation on tensors of two devices
+raises, as on a GPU, and there are no values. Its tensors go through the operators that CUDA tensors take.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torch_utils import features, training_stats
+from torch_utils.ops import library
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from training import build, generator, steps
+from training.config import TrainConfig
+from training.inputs import InputSource
+from training.state import TrainState
+
+DEVICE = torch.device("meta")
+CLASSES = 10
+TINY = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [features.LITE0]}
+
+
+def fake(t: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=DEVICE)
+
+
+def moved(module: torch.nn.Module) -> Any:
+    """The module with its parameters and buffers on DEVICE. Any other tensor that it holds stays real, and raises where it is used."""
+    seen: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, t in tensors.items():
+                if t is None:
+                    continue
+                if id(t) not in seen:
+                    seen[id(t)] = torch.nn.Parameter(fake(t), t.requires_grad) if tensors is part._parameters else fake(t)
+                tensors[name] = seen[id(t)]
+    return module
+
+
+def moved_round(r: Any) -> Any:
+    """A round of inputs on DEVICE."""
+    fields = {
+        name: fake(value) if isinstance(value, torch.Tensor) else {key: fake(t) for key, t in value.items()} if isinstance(value, dict) else value
+        for name, value in vars(r).items()
+    }
+    return dataclasses.replace(r, **fields)
+
+
+def step_without_values(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, where: str) -> None:
+    """steps.apply_gradients but for the look at the values, and for one kernel over all weights, which is CUDA's."""
+    grads = [p.grad for p in params.values() if p.grad is not None]
+    assert grads and all(g.device == DEVICE for g in grads)
+    torch.stack(torch._foreach_norm(grads))
+    for group in optimizer.param_groups:
+        group.update(fused=False, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.fixture
+def cuda_paths(monkeypatch) -> None:
+    """Tensors of DEVICE go through the operators as CUDA tensors do; what needs values is left out."""
+    monkeypatch.setattr(library, "namespace_for", lambda x, *filters, opaque=True: library.NAMESPACE)
+    monkeypatch.setattr(steps, "apply_gradients", step_without_values)
+    monkeypatch.setattr(steps, "_update_w_avg", lambda state, styles: None)  # which classes are in a batch
+
+
+def stem(family: str) -> generator.Generator:
+    return generator.build_stem(family, 16, CLASSES, syn_layers=5, cbase=256, cmax=16)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize(
+    ("family", "superres", "precision", "d_precision"), [("stylegan3-t", True, "fp16", "bf16"), ("stylegan3-r", False, "bf16", "fp32")]
+)
+def test_a_training_step_stays_on_its_device(cuda_paths, family: str, superres: bool, precision: str, d_precision: str) -> None:
+    cfg = TrainConfig().override({"run.batch": 4, "discriminator.precision": d_precision, **{f"discriminator.{k}": v for k, v in TINY.items()}})
+    cfg = cfg.override({"discriminator.backbone_weights": {features.LITE0: features.RANDOM}, "loss.diagnostics": False, "loss.cls_weight": 1})
+    G = generator.build_superres(stem(family), family, 2, 4) if superres else stem(family)
+    G.synthesis.reduced_dtype = build.pick_precision(precision, torch.device("cuda"))
+    D = build.make_discriminator(cfg.discriminator, CLASSES, G.img_resolution, 0)
+    classifier = features.classifier("resnet10t", features.RANDOM)
+    classifier.class_map = torch.arange(CLASSES)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    cpu_inputs = InputSource(
+        seed=0, z_dim=G.z_dim, labels=np.arange(CLASSES), backbones=cfg.discriminator.backbones, device=torch.device("cpu"), batch=4,
+        processes=1, rank=0, batch_gpu=4,
+    )  # fmt: skip
+    pixels = torch.zeros(4, 3, G.img_resolution, G.img_resolution, dtype=torch.uint8)
+    drawn = [cpu_inputs.rounds("G", 0), cpu_inputs.rounds("path_length", 0, 2), cpu_inputs.real_rounds(0, pixels, torch.arange(4))]
+    with FakeTensorMode(), training_stats.unrecorded():
+        state = TrainState.create(moved(G).train(), moved(D).train(), cfg.optim, 0)
+        state.G_ema = moved(G_ema)  # the copy of a fake tensor has a mode of its own
+        rounds, pl_rounds, reals = ([moved_round(r) for r in part] for part in drawn)
+        state.D.advance_spectral_norms()
+        steps.g_step(state, rounds, cfg.loss, 2.0, moved(classifier))
+        if not superres:
+            steps.path_length_step(state, pl_rounds, cfg.loss, 0)
+        steps.d_step(state, rounds, reals, cfg.loss, 2.0)
+        state.update_ema(0.99)
+
+
+def test_a_tensor_left_on_the_cpu_is_noticed(cuda_paths) -> None:
+    G = stem("stylegan3-t")
+    z = torch.zeros(2, G.z_dim)
+    with FakeTensorMode():
+        moved(G)
+        G.mapping(fake(z), torch.zeros(2, dtype=torch.int64, device=DEVICE))
+        layer = next(m for m in G.mapping.modules() if isinstance(getattr(m, "weight", None), torch.nn.Parameter))
+        layer._parameters["weight"] = torch.nn.Parameter(torch.empty(layer.weight.shape, dtype=layer.weight.dtype))
+        with pytest.raises(RuntimeError, match="device"):
+            G.mapping(fake(z), torch.zeros(2, dtype=torch.int64, device=DEVICE))
+
+
+def test_a_bias_of_another_device_is_refused(cuda_paths) -> None:
+    x, f = torch.zeros(1, 4, 40, 40, device=DEVICE), torch.ones(12, device=DEVICE)
+    with pytest.raises(ValueError, match="the bias is on cpu, x on meta"):
+        bias_act(x, torch.zeros(4))
+    with pytest.raises(ValueError, match="the bias is on cpu, x on meta"):
+        filtered_lrelu(x, f, f, torch.zeros(4), up=2, down=2, padding=9)
