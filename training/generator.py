@@ -319,6 +319,11 @@ def _normalize_rms(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
+def _is_one_image(x: torch.Tensor) -> bool:
+    """Whether the batch has one image. A function, for exports to replace: a graph for any number of images must not ask for the number."""
+    return len(x) == 1
+
+
 def modulated_conv2d(
     x: torch.Tensor,  # [N, I, H, W]
     weight: torch.Tensor,  # [O, I, k, k] float32
@@ -353,7 +358,7 @@ def modulated_conv2d(
         styles = styles * input_gain
     # float32 convolutions and their gradients are fastest on contiguous images, reduced-precision ones with channels last.
     layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
-    if len(x) == 1 and not torch.is_grad_enabled():
+    if _is_one_image(x) and not torch.is_grad_enabled():
         # The weight of a single image may as well take all coefficients, in float32: images are then read and written by the convolution alone.
         factors = styles if not demodulate else styles * scale.t()  # [1 or O, I]
         return conv2d_gradfix.conv2d(x.to(dtype, memory_format=layout), (weight * factors[:, :, None, None]).to(dtype), padding=padding).to(x.dtype)
@@ -665,7 +670,7 @@ class SynthesisLayer(torch.nn.Module):
             styles = styles / math.sqrt(self.in_channels)
         dtype = reduced_dtype if reduced_dtype is not None and self.use_fp16 and not force_fp32 else torch.float32
         # Multiplying by rounded coefficients costs accuracy; a CPU does it in float32, unless a single image's weight takes them.
-        exact = x.device.type == "cpu" and (torch.is_grad_enabled() or len(x) > 1 or dtype == torch.float16)
+        exact = x.device.type == "cpu" and (torch.is_grad_enabled() or not _is_one_image(x) or dtype == torch.float16)
         x = modulated_conv2d(
             x.to(torch.float32 if exact else dtype),
             self.weight,

@@ -58,16 +58,17 @@ class SynthesisForExport(torch.nn.Module):
 
 @contextlib.contextmanager
 def reference_ops() -> Iterator[None]:
-    """Inside, our generators compute with impl='ref': torch's own operations, which an exporter can follow."""
+    """Inside, our generators compute with impl='ref', torch's own operations, which an exporter can follow, and in the same way for any batch."""
     names = ("bias_act", "filtered_lrelu")
-    saved = {name: getattr(generator_module, name) for name in names}
+    saved = {name: getattr(generator_module, name) for name in (*names, "_is_one_image")}
     try:
-        for name, module in saved.items():
-            setattr(generator_module, name, SimpleNamespace(**{name: functools.partial(getattr(module, name), impl="ref")}))
+        for name in names:
+            setattr(generator_module, name, SimpleNamespace(**{name: functools.partial(getattr(saved[name], name), impl="ref")}))
+        generator_module._is_one_image = lambda x: False
         yield
     finally:
-        for name, module in saved.items():
-            setattr(generator_module, name, module)
+        for name, value in saved.items():
+            setattr(generator_module, name, value)
 
 
 def export(G: Generator, prefix: str | os.PathLike[str]) -> list[Path]:

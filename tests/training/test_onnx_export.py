@@ -40,10 +40,12 @@ def test_the_reference_operations_are_used_inside_only():
     outside = G.synthesis(ws)
     before = g.filtered_lrelu
     calls = []
+    assert g._is_one_image(ws[:1])
     with onnx_export.reference_ops():
+        assert not g._is_one_image(ws[:1])  # a graph that asks for the number of images is for that number alone
         assert g.filtered_lrelu is not before and g.filtered_lrelu.filtered_lrelu.keywords == {"impl": "ref"}
         calls.append(G.synthesis(ws))
-    assert g.filtered_lrelu is before
+    assert g.filtered_lrelu is before and g._is_one_image(ws[:1])
     torch.testing.assert_close(calls[0], outside, rtol=0, atol=1e-5)
     with pytest.raises(RuntimeError), onnx_export.reference_ops():
         raise RuntimeError
