@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs tests/torch_utils/ops/test_kernels.py.
-A missing barrier, and a mistake that changes no result, goes to the access checker as well (test_kernel_checker.py): the order in which the host runs
-threads may hide a missing barrier from the results, but not from it.
+"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs their tests: of the CUDA kernels
+tests/torch_utils/ops/test_kernels.py, of the CPU kernels test_cpu_kernels.py, of the formulas that they share both. A missing barrier, and a mistake
+that changes no result, goes to the access checker as well (test_kernel_checker.py): the order in which the host runs threads may hide a missing
+barrier from the results, but not from it.
 
     python -m tests.mutate_kernels                                # all; exit status 1 if a mistake survives
     python -m tests.mutate_kernels --only upfirdn2d               # those whose file or description contains this
+    python -m tests.mutate_kernels --kernels cpu                  # the CPU kernels alone, with the formulas
     python -m tests.mutate_kernels --list
 
-Each mutant is the host build of sources with one replacement, loaded into a process of its own. Not part of the default run: a mutant costs
-a compilation of the files it touches and the tests up to the first failure.
+Each mutant is a build of sources with one replacement, loaded into a process of its own: CUDA sources are compiled for the host, the CPU's as their
+users compile them. Not part of the default run: a mutant costs a compilation of the files it touches and the tests up to the first failure.
 """
 
+import contextlib
 import importlib
 import os
 import re
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -45,6 +48,9 @@ def _m(file: str, what: str, old: str, new: str) -> Mutant:
 
 _BIAS, _FORMULAS, _FIR, _GATE, _SHARED = "bias_act.cu", "activations.h", "upfirdn2d.cu", "gate.cu", "filtered_lrelu.h"
 _SEPARABLE, _RADIAL, _BINDINGS = "filtered_lrelu_separable.cu", "filtered_lrelu_radial.cu", "bindings.cpp"
+_CPU, _CPU_FIR, _CPU_VECTORS, _CPU_BIAS, _CPU_THREADS = (
+    f"cpu/{name}" for name in ("kernels.cpp", "resample.h", "vectors.h", "bias_act.h", "parallel.h")
+)
 MUTANTS = (
     # bias_act
     _m(_FORMULAS, "swish without its factor", "return c.swish ? x * sigmoid(x) : sigmoid(x);", "return sigmoid(x);"),
@@ -296,6 +302,139 @@ MUTANTS = (
     _m(_BINDINGS, "elements that share a bias", "p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;", "p.step = 1;"),
     _m(_BINDINGS, "other order in memory not copied", "!same(t.strides(), out.strides())", "false"),
     _m(_BINDINGS, "channels_last not recognised", "return !x.is_contiguous();", "return true;"),
+    # the CPU's resampling
+    _m(_CPU_FIR, "first input rounded down", "return ceil_div(o * down - pad, up); }", "return ceil_div(o * down - pad - up + 1, up); }"),
+    _m(_CPU_FIR, "taps of the wrong phase", "return k * up + up - 1 - phase; }", "return k * up + phase; }"),
+    _m(_CPU_VECTORS, "negative quotients rounded down", "-(-a / b); }", "-((-a + b - 1) / b); }"),
+    _m(_CPU_FIR, "taps not reversed", "taps.f[taps.reverse ? axis.taps - 1 - t : t]", "taps.f[t]"),
+    _m(_CPU_FIR, "gain lost by separable filters", "polyphase(x, taps, gain);", "polyphase(x, taps, 1.0f);"),
+    _m(_CPU_FIR, "phases of the full filter at the wrong place", "* y.window() * x.up * x.window() : 0)", "* y.window() * x.window() : 0)"),
+    _m(_CPU_FIR, "rows of the full filter share taps", "const float* factors = c + r * taps;", "const float* factors = c;"),
+    _m(_CPU_FIR, "too little slack behind rows", "constexpr int64_t kSlack = 16;", "constexpr int64_t kSlack = 2;"),
+    _m(_CPU_FIR, "scratch memory not cleared", "std::memset(static_cast<void*>(data_), 0, count * sizeof(V));", ""),
+    _m(
+        _CPU_FIR,
+        "ring of rows too small",
+        "stage.y.window(), width(span)), line_",
+        "std::max<int64_t>(1, stage.y.window() - 1), width(span)), line_",
+    ),
+    _m(
+        _CPU_FIR,
+        "last row of the image not read",
+        "std::min(begin + axis.window(), axis.in) - first);",
+        "std::min(begin + axis.window(), axis.in - 1) - first);",
+    ),
+    _m(_CPU_FIR, "rows above the image not skipped", "stage_.rows_of(o) + window.skip,", "stage_.rows_of(o),"),
+    _m(_CPU_FIR, "rows above the image not skipped (full filter)", "+ window.skip * stage_.x.up * stage_.x.window();", ";"),
+    _m(_CPU_FIR, "pixels beside the image read", "high_ = std::min(span.origin + span.inputs, stage.x.in);", "high_ = span.origin + span.inputs;"),
+    # the CPU's filtered_lrelu and upfirdn2d
+    _m(_CPU, "last part left out", "count(ceil_div(total, size)) {}", "count(total > size ? total / size : 1) {}"),
+    _m(_CPU, "last part of full size", "std::min(total, (i + 1) * size); }", "(i + 1) * size; }"),
+    _m(_CPU, "tasks miscounted", "row = task / wide.count % high.count, bundle", "row = task % high.count, bundle"),
+    _m(_CPU, "tasks miscounted in upfirdn2d", "row = task / wide.count % high.count, group", "row = task % high.count, group"),
+    _m(_CPU, "groups of channels left out", "begin = bundle % bundles * together,", "begin = bundle % bundles,"),
+    _m(
+        _CPU,
+        "codes at a tile's left edge not written",
+        "own_low(start * down.x.down)",
+        "own_low(start * down.x.down + (start > 0))",
+    ),
+    _m(_CPU, "codes at a tile's right edge not written", "std::min(act.mid_w, stop * down.x.down)", "std::min(act.mid_w, stop * down.x.down - 1)"),
+    _m(
+        _CPU,
+        "codes at a tile's lower edge not written",
+        "std::min(act.mid_h, row_stop * down.y.down)",
+        "std::min(act.mid_h, row_stop * down.y.down - 1)",
+    ),
+    _m(_CPU, "kept rows too few", "kept_(space, down.y.window(), ", "kept_(space, std::max<int64_t>(1, down.y.window() - 1), "),
+    _m(_CPU, "rows above the middle image not skipped", "down_.rows_of(n) + needed.skip,", "down_.rows_of(n),"),
+    _m(
+        _CPU,
+        "gated by the sign alone",
+        "zero_where(scale_where(mid[x], read(codes + 4 * x), slope), read(codes + 4 * x + 2));",
+        "scale_where(mid[x], read(codes + 4 * x), slope);",
+    ),
+    _m(_CPU, "samples of all groups share codes", "(n * code_groups + c / 16)", "(n + c / 16)"),
+    _m(_CPU, "bytes of codes share their place", "+ c % 16 / 8;", ";"),
+    _m(_CPU, "bias of the first channels", "bias_of(b, c, count)", "bias_of(b, 0, count)"),
+    _m(_CPU, "last group of full width", "count = std::min<int64_t>(kLanes, x.c - c);", "count = kLanes;"),
+    _m(_CPU, "uneven planes taken as even", "x.stride_n == x.c * x.stride_c && y.stride_n", "y.stride_n"),
+    _m(_CPU, "threads share scratch memory", "static thread_local Scratch buffers;", "static Scratch buffers;"),
+    # vectors
+    _m(_CPU_VECTORS, "ties rounded up", "0x7fffu + ((bits >> 16) & 1u)", "0x8000u"),
+    _m(
+        _CPU_VECTORS,
+        "NaN rounded like numbers",
+        "_mm512_mask_mov_epi32((__m512i)rounded, irregular, _mm512_set1_epi32(0x7fc00000))",
+        "(irregular, (__m512i)rounded)",
+    ),
+    _m(
+        _CPU_VECTORS,
+        "NaN rounded like numbers (short vectors)",
+        "((U)regular & (rounded >> 16)) | (~(U)regular & 0x7fc0u)",
+        "((U)regular, rounded >> 16)",
+    ),
+    _m(_CPU_VECTORS, "zero counts as positive", "_CMP_NGT_UQ", "_CMP_LT_OQ"),
+    _m(_CPU_VECTORS, "gradient passes on the clamp itself", "_CMP_GE_OQ", "_CMP_GT_OQ"),
+    _m(_CPU_VECTORS, "NaN clamped", "_mm512_min_ps((__m512)bound, (__m512)v)", "_mm512_min_ps((__m512)v, (__m512)bound)"),
+    _m(
+        _CPU_VECTORS,
+        "parts stored whole",
+        "_mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1)",
+        "_mm512_mask_storeu_ps(p, static_cast<__mmask16>(count | 0xffff)",
+    ),
+    _m(
+        _CPU_VECTORS,
+        "parts of bfloat16 stored whole",
+        "for (int lane = 0; lane < count; ++lane) p[lane] = all[lane];",
+        "for (int lane = 0; lane < kLanes; ++lane) p[lane] = all[lane];",
+    ),
+    _m(
+        _CPU_VECTORS,
+        "blocks read past a row's end",
+        "count - kLanes : x;\n            V block[kLanes];\n            for (int lane",
+        "x : x;\n            V block[kLanes];\n            for (int lane",
+    ),
+    _m(
+        _CPU_VECTORS,
+        "blocks written past a row's end",
+        "count - kLanes : x;\n            V block[kLanes];\n            for (int i",
+        "x : x;\n            V block[kLanes];\n            for (int i",
+    ),
+    _m(
+        _CPU_VECTORS,
+        "block exchanged wrongly",
+        "rows[12 + j] = (V)_mm512_shuffle_f32x4(odd, odd2, 0xdd);",
+        "rows[12 + j] = (V)_mm512_shuffle_f32x4(odd, odd2, 0x88);",
+    ),
+    _m(_CPU_VECTORS, "stores around the cache at any step", "step % kLanes == 0 && step >= 512;", "step >= 512;"),
+    _m(
+        _CPU_VECTORS,
+        "stores around the cache lose lanes",
+        "_mm512_stream_ps(p, (__m512)v);",
+        "_mm512_stream_ps(p, _mm512_maskz_mov_ps(0x7fff, (__m512)v));",
+    ),
+    # the CPU's bias_act
+    _m(_CPU_BIAS, "ln 2 in one part", "(x - n * 0.693359375f) + n * 2.12194440e-4f;", "x - n * 0.69314718f;"),
+    _m(_CPU_BIAS, "a coefficient of exp", "1.f / 120,", "1.f / 119,"),
+    _m(_CPU_BIAS, "exp bounded too early", "splat(110.f)", "splat(90.f)"),
+    _m(
+        _CPU_BIAS,
+        "expm1 cancels",
+        "return power * (a.r + a.r * a.r * exp_series(a.r)) + (power - 1.f);",
+        "return power * (1.f + (a.r + a.r * a.r * exp_series(a.r))) - 1.f;",
+    ),
+    _m(_CPU_BIAS, "a coefficient of log1p", "2.f / 9,", "2.f / 10,"),
+    _m(_CPU_BIAS, "run crosses a bias", "(first / at.step + 1) * at.step)", "first + at.step)"),
+    _m(_CPU_BIAS, "biases of short rows not repeated", "if (at.step > 1 || row > at.period()) {", "if (at.step > 1) {"),
+    _m(_CPU_BIAS, "last row of full length", "elements.make(first, std::min(last, first + row), bias);", "elements.make(first, first + row, bias);"),
+    _m(_CPU_BIAS, "tasks begin within a period", "std::max<int64_t>(1, kTaskElements / unit) * unit;", "std::max<int64_t>(unit, kTaskElements);"),
+    _m(_CPU_BIAS, "clamp not rounded like the output", "c_.from_output ? load(rounded) : c_.clamp.v;", "c_.clamp.v;"),
+    _m(_CPU_BIAS, "last elements of a sum left out", "for (; i < count; i += kLanes) sums[0]", "for (; i + kLanes <= count; i += kLanes) sums[0]"),
+    _m(_CPU_BIAS, "parts of sums of one place", "add_row(&sums[part * row],", "add_row(&sums[0],"),
+    # the CPU's threads
+    _m(_CPU_THREADS, "a team of one in a forked process", "if (threads <= 1 || count <= 1) {", "if (count <= 1) {"),
+    _m(_CPU_THREADS, "first task left to nobody", "num_threads(threads)\n    for (int64_t i = 0;", "num_threads(threads)\n    for (int64_t i = 1;"),
 )
 
 
@@ -308,7 +447,7 @@ class _Judge(NamedTuple):
     commands: dict[str, str]  # by the name of their result; sources are those in work/csrc
 
 
-def _judges(work: Path) -> tuple[_Judge, _Judge]:
+def _cuda_judges(work: Path) -> tuple[_Judge, ...]:
     """The tests of results and those of accesses, with their unchanged objects built."""
     from tests.torch_utils.ops import kernel_checker
     from torch_utils.ops import extension
@@ -327,10 +466,18 @@ def _judges(work: Path) -> tuple[_Judge, _Judge]:
 
     results = judge("results", f"{TESTS}/test_kernels.py", "torch_utils.ops.extension", extension._ninja_file((), host=True))
     accesses = judge("accesses", f"{TESTS}/test_kernel_checker.py", "tests.torch_utils.ops.kernel_checker", kernel_checker.ninja_file())
-    for each in (results, accesses):
-        if not _survives(each, work / each.name / "ops.so", work / "log"):
-            raise click.ClickException("the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:])
     return results, accesses
+
+
+def _cpu_judges(work: Path) -> tuple[_Judge, ...]:
+    """The tests of the CPU kernels, which build them through cpu_extension.py."""
+    return (_Judge("cpu", f"{TESTS}/test_cpu_kernels.py", "torch_utils.ops.cpu_extension", {}),)
+
+
+def _groups(m: Mutant, kernels: str) -> list[str]:
+    """Whose tests have to notice a mistake, among the kernels asked for: those that the file is a part of."""
+    users = ["cpu"] if m.file.startswith("cpu/") else ["cuda", "cpu"] if m.file == _FORMULAS else ["cuda"]
+    return [name for name in users if kernels in (name, "all")]
 
 
 def _users(work: Path, file: str) -> list[str]:
@@ -342,11 +489,13 @@ def _users(work: Path, file: str) -> list[str]:
 
 
 def _build(work: Path, judge: _Judge, sources: list[str]) -> Path:
-    """Compiles sources and links them with the judge's unchanged objects; returns the library.
+    """Compiles sources and links them with the judge's unchanged objects; returns the library. For the CPU, the sources themselves.
 
     Raises:
         click.ClickException: that fails.
     """
+    if not judge.commands:
+        return work / "csrc" / "cpu"
     target = work / "mutant"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(work / judge.name, target, symlinks=True)
@@ -357,7 +506,7 @@ def _build(work: Path, judge: _Judge, sources: list[str]) -> Path:
 
 
 def _survives(judge: _Judge, library: Path, log: Path) -> bool:
-    """Runs the tests against a library in a process of its own.
+    """Runs the tests against what _build() returned in a process of its own.
 
     Raises:
         click.ClickException: the tests could not be run, which says nothing of the library.
@@ -371,6 +520,8 @@ def _survives(judge: _Judge, library: Path, log: Path) -> bool:
             os.dup2(descriptor, stream)
         os._exit(_run_tests(judge, library))
     status = os.waitpid(child, 0)[1]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it started and left behind
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) > 1:  # pytest: 0 passed, 1 failed, more: nothing ran; a signal: an abort, or out of time
         raise click.ClickException("the tests could not be run:\n" + log.read_text()[-2000:])
     return status == 0
@@ -383,29 +534,51 @@ def _run_tests(judge: _Judge, library: Path) -> int:
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # the smallest example is of no interest
     hypothesis.settings.register_profile("mutants", database=None, derandomize=True, phases=phases)
     hypothesis.settings.load_profile("mutants")
-    importlib.import_module(judge.module).build = lambda *_, **__: library  # type: ignore[attr-defined]
+    module: Any = importlib.import_module(judge.module)
+    if judge.commands:
+        module.build = lambda *_, **__: library
+    elif not _build_cpu(module, library):
+        return 2
     return int(pytest.main(["-q", "-x", "--tb=line", "-p", "no:cacheprovider", judge.tests]))
 
 
-def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, _Judge]) -> tuple[bool, str]:
-    """Whether a mutant is noticed by all who have to, and by which tests; its mistake is in the sources."""
+def _build_cpu(cpu_extension: Any, sources: Path) -> bool:
+    """Lets this process build the CPU kernels from these sources, whatever their flags, and builds them as their users do."""
+    from torch_utils.ops import extension
+
+    folder = sources.parents[1] / "cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["DNNLIB_CACHE_DIR"] = str(folder)
+    os.environ.pop(extension.FOLDER_VARIABLE, None)
+    cpu_extension.SOURCE_FOLDER = sources
+    try:
+        cpu_extension.build(cpu_extension.folders()[-1])
+    except cpu_extension.BuildError as error:
+        print(error, flush=True)
+        return False
+    return True
+
+
+def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, ...]) -> tuple[bool, str]:
+    """Whether a mutant is noticed by all who have to of some kernels' judges, and by which tests; its mistake is in the sources."""
     killers: list[str] = []
     wanted = 2 if m.what.startswith("no barrier") else 1
     for judge in judges:
-        if judge is judges[1] and len(killers) == wanted:
+        if len(killers) == wanted:
             break
         if not _survives(judge, _build(work, judge, _users(work, m.file)), work / "log"):
-            found = re.findall(r"^FAILED (?:.*::)?(\S+)", (work / "log").read_text(), re.M)
+            found = re.findall(r"^FAILED (?:\S+::)?(.+?)(?: - .*)?$", (work / "log").read_text(), re.M)
             killers.append(f"{judge.name}: {found[0] if found else 'an abort'}")
     return len(killers) == wanted, ", ".join(killers) or "by nobody"
 
 
 @click.command(help=__doc__)
 @click.option("--only", default="", help="Mutants whose file or description contains this.")
+@click.option("--kernels", type=click.Choice(["cuda", "cpu", "all"]), default="all", help="Whose tests are asked.")
 @click.option("--list", "list_only", is_flag=True, help="Name the mutants and stop.")
-def main(only: str, list_only: bool) -> None:
+def main(only: str, kernels: str, list_only: bool) -> None:
     os.chdir(ROOT)
-    chosen = [m for m in MUTANTS if only in m.file or only in m.what]
+    chosen = [m for m in MUTANTS if (only in m.file or only in m.what) and _groups(m, kernels)]
     if list_only:
         for m in chosen:
             click.echo(f"{m.file:28s}{m.what}")
@@ -418,19 +591,28 @@ def main(only: str, list_only: bool) -> None:
         for m in chosen:
             if (work / "csrc" / m.file).read_text().count(m.old) != 1:
                 raise click.ClickException(f"{m.file}: the text of '{m.what}' must occur once: {m.old!r}")
-        judges = _judges(work)
-        survivors = 0
-        for m in chosen:
-            start, source = time.monotonic(), work / "csrc" / m.file
-            original = source.read_text()
-            source.write_text(original.replace(m.old, m.new))
-            noticed, killers = _verdict(work, m, judges)
-            source.write_text(original)
-            survivors += not noticed
-            click.echo(f"{m.file:28s}{m.what:45s}{'killed' if noticed else 'SURVIVES'} ({killers}) {time.monotonic() - start:.0f} s")
-            sys.stdout.flush()
+        wanted = {group for m in chosen for group in _groups(m, kernels)}
+        judges = {group: make(work) for group, make in (("cuda", _cuda_judges), ("cpu", _cpu_judges)) if group in wanted}
+        for judge in (judge for group in judges.values() for judge in group):
+            if not _survives(judge, work / judge.name / "ops.so" if judge.commands else work / "csrc" / "cpu", work / "log"):
+                raise click.ClickException("the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:])
+        survivors = sum(not _noticed(work, m, [judges[group] for group in _groups(m, kernels)]) for m in chosen)
     click.echo(f"{len(chosen)} mutants, {len(chosen) - survivors} killed")
     sys.exit(1 if survivors else 0)
+
+
+def _noticed(work: Path, m: Mutant, groups: list[tuple[_Judge, ...]]) -> bool:
+    """Tries one mutant and says what came of it: whether all groups of judges notice it."""
+    start, source = time.monotonic(), work / "csrc" / m.file
+    original = source.read_text()
+    source.write_text(original.replace(m.old, m.new))
+    verdicts = [_verdict(work, m, judges) for judges in groups]
+    source.write_text(original)
+    noticed = all(noticed for noticed, _ in verdicts)
+    killers = ", ".join(killers for _, killers in verdicts)
+    click.echo(f"{m.file:28s}{m.what:45s}{'killed' if noticed else 'SURVIVES'} ({killers}) {time.monotonic() - start:.0f} s")
+    sys.stdout.flush()
+    return noticed
 
 
 if __name__ == "__main__":

@@ -89,7 +89,14 @@ def test_bias_act(kernels, data, act, dtype, shape, clamp, gain, alpha, bias, la
         x = lay_out(x, layout)
     b = normal(shape[dim], seed=3).to(dtype) if bias else None
     spec = activation_funcs[act]
+    # Elements on a kink or near the clamp, where rounding decides on the slope, pass no gradient.
+    places = [-1 if axis == dim else 1 for axis in range(len(shape))]
+    biased = x.double() if b is None else x.double() + b.double().reshape(places)
     slope, factor = (spec.def_alpha if alpha is None else alpha), (spec.def_gain if gain is None else gain)
+
+    value = factor * spec.func(biased, slope)
+    decided = biased != 0 if clamp is None else (biased != 0) & ((value.abs() - clamp).abs() > 1e-5)
+    dy, v = dy * decided, v * decided
 
     def both(native: bool, kind: torch.dtype) -> list[torch.Tensor]:
         leaves = [t.to(kind).requires_grad_() for t in (x, dy, *([] if b is None else [b]))]
@@ -137,6 +144,12 @@ def test_functions_are_exact_to_two_units_in_the_last_place(kernels, act: str) -
     special = torch.tensor([0.0, -0.0, float("inf"), float("nan"), -1e30, 3e38])
     found = OPS.bias_act(special, None, 0, ACTS.index(act), 0.0, 1.0, -1.0)
     torch.testing.assert_close(found, activation_funcs[act].func(special, 0.0), rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_sigmoid_of_large_numbers_leaves_the_normal_numbers_slowly(kernels) -> None:  # type: ignore[no-untyped-def]
+    x = torch.tensor([-86.0, -88.5, -95.0, -103.0, -109.0, -1e9])
+    found = OPS.bias_act(x, None, 0, ACTS.index("sigmoid"), 0.0, 1.0, -1.0)
+    torch.testing.assert_close(found.double(), torch.sigmoid(x.double()), rtol=1e-6, atol=2.0**-148)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +335,75 @@ def test_nan_stays_visible(kernels) -> None:  # type: ignore[no-untyped-def]
         assert y[0, 16, 10, 10].isnan() and y[0, :16].isfinite().all() and upfirdn2d(x, f, padding=6)[0, 16, 11, 11].isnan()
 
 
+def test_results_are_rounded_to_bfloat16_as_torch_does(kernels) -> None:  # type: ignore[no-untyped-def]
+    x = torch.arange(1, 1 << 10).bfloat16()[:, None] + torch.zeros(1, 40)
+    b = torch.linspace(-3, 3, 40).bfloat16()  # sums in float32 are exact, and every other one of many is a tie
+    found = OPS.bias_act(x.bfloat16(), b, 1, ACTS.index("linear"), 0.0, 1.0, -1.0)
+    assert torch.equal(found, (x + b.float()).bfloat16())
+    # A NaN whose bits rounding would carry into the sign.
+    f = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    for layout in ("first", "last"):
+        assert upfirdn2d(lay_out(torch.ones(1, 17, 20, 20), layout).bfloat16(), f).isnan().all()
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_gradient_on_the_kinks_themselves(kernels, dtype: torch.dtype, full: bool) -> None:
+    """Each middle sample is exactly a pixel: at zero the slope is the negative side's, on the clamp it is zero."""
+    fu, fd = torch.zeros(12), torch.zeros(12)
+    fu[5:7], fd[5] = 0.5, 1.0
+    fd = torch.outer(fd, fd) if full else fd
+    x = torch.tensor([0.0, 1.0, -1.0, 0.5, -5.0, 2.0], dtype=dtype).repeat(32).view(1, 1, 16, 12).repeat(1, 18, 1, 1)
+    results = []
+    for impl in ("cuda", "ref"):
+        leaf = x.clone().requires_grad_()
+        y = filtered_lrelu(leaf, fu, fd, up=2, down=2, padding=[9, 8, 9, 8], gain=1.0, slope=0.25, clamp=1.0, impl=impl)
+        (dx,) = torch.autograd.grad(y.sum(), leaf)
+        assert set(dx.flatten().tolist()) == {0.0, 0.25, 1.0}
+        results.append((y.detach(), dx))
+    assert all(torch.equal(found, wanted) for found, wanted in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("channels", [70, 512, 520])
+def test_many_channels(kernels, channels: int, layout: str) -> None:
+    """More than are computed together; steps of memory whose lines fall into few sets of a cache, and others as long."""
+    compare(LAYERS["same"], (1, channels, 8, 9), torch.float32, layout=layout)
+    x, f = lay_out(normal(1, channels, 7, 6), layout), normal(5, seed=1)
+    close(upfirdn2d(x.float(), f.float(), up=2, padding=4), upfirdn2d(x, f, up=2, padding=4, impl="ref"), TOLERANCES[torch.float32])
+
+
+def test_planes_that_are_not_evenly_spaced(kernels) -> None:
+    x, f = normal(3, 7, 20, 21).float()[:, 2:5], normal(5, seed=1)
+    close(upfirdn2d(x, f.float(), padding=4), upfirdn2d(x.double(), f, padding=4, impl="ref"), TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_nothing_is_written_beside_the_output(monkeypatch, kernels, layout: str, dtype: torch.dtype) -> None:
+    """Outputs within larger memory, whose other elements stay as they are."""
+    guards: list[tuple[torch.Tensor, torch.Tensor]] = []
+    empty, like = torch.empty, torch.empty_like
+
+    def guarded(t: torch.Tensor) -> torch.Tensor:
+        memory = torch.full((t.numel() + 2048,), 7.0, dtype=t.dtype)
+        guards.append((memory[:1024], memory[1024 + t.numel() :]))
+        return torch.as_strided(memory, t.shape, t.stride(), 1024).fill_(float("nan"))
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **options: guarded(empty(*args, **options)))
+    monkeypatch.setattr(torch, "empty_like", lambda t: guarded(like(t)))
+    f = torch.ones(12) / 12
+    for shape in ((2, 3, 20, 21), (1, 18, 9, 8), (1, 1, 100, 130)):
+        x, b = lay_out(torch.ones(shape), layout).to(dtype), torch.ones(shape[1], dtype=dtype)
+        found = [
+            cpu_kernels.bias_act(0, x, None, None, b, None, 1, ACTS.index("lrelu"), 0.2, 1.0, -1.0),
+            upfirdn2d(x, f, padding=6),
+            filtered_lrelu(x, f, f, b, up=2, down=2, padding=[9, 8, 9, 8]),
+        ]
+        assert all(t.isfinite().all() for t in found)
+    assert len(guards) >= 9 and all(bool((side == 7).all()) for pair in guards for side in pair)
+
+
 def test_codes_take_two_bits_per_sample_and_the_input_is_not_kept(kernels) -> None:  # type: ignore[no-untyped-def]
     x, f = normal(1, 16, 20, 20).float().requires_grad_(), torch.ones(12) / 12
     y = filtered_lrelu(x, f, f, up=2, down=2, padding=[9, 8, 9, 8])  # the graph lives with it
@@ -350,7 +432,7 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads(kernels) -> None
         run_layer(LAYERS["same"], (1, 32, 40, 40), torch.float32, torch.float32, "cuda", 0.8)
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()
-        child = context.Process(target=_threads_in_a_child, args=(queue,))
+        child = context.Process(target=_threads_in_a_child, args=(queue,), daemon=True)  # one that waits for ever ends with this process
         child.start()
         child.join(60)
         assert child.exitcode == 0 and queue.get() == 1
@@ -408,6 +490,9 @@ def test_processors_with_shorter_vectors(monkeypatch, unloaded, cpu: str) -> Non
         compare((LAYERS | OTHERS)[name], (2, 21, 30, 27), torch.float32, layout=layout)
     compare(LAYERS["same"], (2, 21, 30, 27), torch.bfloat16, clamp=256.0)
     test_nan_stays_visible(cpu_kernels)
+    test_results_are_rounded_to_bfloat16_as_torch_does(cpu_kernels)
+    for dtype, full in itertools.product(TOLERANCES, (False, True)):
+        test_gradient_on_the_kinks_themselves(cpu_kernels, dtype, full)
 
 
 def test_without_a_compiler_matrix_products_run_silently(monkeypatch, unloaded) -> None:  # type: ignore[no-untyped-def]

@@ -179,7 +179,7 @@ inline void resample_row(V* dst, const V* const* rows, const float* c, int64_t r
 class Scratch {
   public:
     ~Scratch() { std::free(data_); }
-    // Room for `count` vectors, zeroed: what the sums of whole blocks read beyond a row must be numbers.
+    // Room for `count` vectors, zeroed: the sums of whole blocks read zeros beyond the image, and leave zeros there.
     void reset(int64_t count) {
         if (count > size_) {
             std::free(data_);
@@ -224,13 +224,13 @@ template <class T>
 class Reader {
   public:
     Reader(Scratch& scratch, const Stage& stage, const Span& span, const Planes<const T>& from, V bias)
-        : stage_(stage), span_(span), from_(from), bias_(bias), ring_(scratch, stage.y.window() + 1, width(span)), line_(scratch.take(width(span))) {
+        : stage_(stage), span_(span), from_(from), bias_(bias), ring_(scratch, stage.y.window(), width(span)), line_(scratch.take(width(span))) {
         low_ = std::max<int64_t>(span.origin, 0);
         high_ = std::min(span.origin + span.inputs, stage.x.in);
         rows_.resize(stage.y.window());
     }
     static int64_t width(const Span& span) { return span.inputs + kSlack; }
-    static int64_t vectors(const Stage& stage, const Span& span) { return (stage.y.window() + 2) * width(span); }
+    static int64_t vectors(const Stage& stage, const Span& span) { return (stage.y.window() + 1) * width(span); }
 
     // Row o of the resampled image; dst[0] is column span.base(stage.x).
     void make(V* dst, int64_t o) {
@@ -249,18 +249,12 @@ class Reader {
             resample_row(dst, rows_.data(), c, window.count, stage_.x, span_);
         } else {
             combine_rows(line_ + begin, rows_.data(), stage_.rows_of(o) + window.skip, window.count, std::max<int64_t>(high_ - low_, 0));
-            clear(std::max<int64_t>(high_ - span_.origin, 0));
             const V* line = line_;
             resample_row(dst, &line, stage_.columns_of(o), 1, stage_.x, span_);
         }
     }
 
   private:
-    // What whole blocks of sums have written past the image.
-    void clear(int64_t end) {
-        for (int64_t x = end; x < std::min(end + 4, width(span_)); ++x) line_[x] = V{};
-    }
-
     const Stage& stage_;
     const Span span_;
     const Planes<const T> from_;
