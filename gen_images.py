@@ -38,7 +38,7 @@ from torch import Tensor
 
 import dnnlib.util
 from torch_utils import images, memory
-from training import sharing, weights
+from training import lineage, sharing, weights
 from training.build import PRECISIONS, pick_device
 from training.data import ImageDataset
 from training.generator import Generator
@@ -74,7 +74,7 @@ def load_network(
     trust_pickle: bool = False,
     precision: str = "auto",
 ) -> Network:
-    """Read a network pickle, a .safetensors file with its .json, or hf://OWNER/NAME, without running what is in it.
+    """Read a network pickle, a run folder's best one, a .safetensors file with its .json, or hf://OWNER/NAME, without running what is in it.
 
     Class names come from the data set `data` if given, else from the file, else from the data set the file names, if it is still there.
     trust_pickle: if a pickle cannot be read so, run it, and use the network that comes out with its own code.
@@ -85,6 +85,8 @@ def load_network(
         contents = sharing.pull(path_or_url)
     else:
         path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if dnnlib.util.is_url(path_or_url) else path_or_url
+        if Path(path).is_dir():
+            path = path_or_url = lineage.network_in("--network", path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"--network: there is no file {path_or_url}")
         try:
@@ -151,6 +153,9 @@ def class_index(network: Network, text: str) -> int:
         )
     by_name = {name.casefold(): index for index, name in reversed(list(enumerate(network.class_names)))}
     if text.casefold() not in by_name:
+        if num_classes <= 20:
+            listed = ", ".join(f"{index} {name}" for index, name in enumerate(network.class_names))
+            raise ValueError(f"class {text!r} is unknown; the classes are {listed}")
         near = difflib.get_close_matches(text.casefold(), by_name, n=1, cutoff=0.0)[0]
         raise ValueError(f"class {text!r} is unknown; the nearest of {num_classes} names is {network.class_names[by_name[near]]!r} ({by_name[near]})")
     return by_name[text.casefold()]

@@ -215,7 +215,15 @@ def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig
 
 def make_evaluator(config: TrainConfig, dataset: ImageDataset, device: torch.device) -> Evaluator:
     """Metrics against the training images, all of them and unflipped."""
-    return Evaluator(build.plain_dataset(dataset), list(config.run.metrics), device=device, batch=evaluation_batch(config))
+    return Evaluator(
+        build.plain_dataset(dataset), list(config.run.metrics), device=device, batch=evaluation_batch(config), progress=announce_real_images
+    )
+
+
+def announce_real_images(what: str, done: int, total: int) -> None:
+    """The first evaluation goes through the data, which may take longer than the training so far: say so."""
+    if what == "real" and done == 0:
+        print(f"  metrics: {total:,} real images, once", flush=True)
 
 
 def evaluation_batch(config: TrainConfig) -> int:
@@ -333,7 +341,31 @@ def print_missing(lines: list[str]) -> None:
         click.echo(f"Fetch what can be fetched with: {prefetch_command()}")
 
 
-@click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+# Flags of StyleGAN's own trainer that a projected discriminator has no use for, and what to do about them.
+ABSENT = {
+    "gamma": "a projected discriminator has no R1 penalty: leave it out",
+    "aug": "DiffAugment takes ADA's place and is on: leave it out, or see --augment",
+    "target": "it belongs to ADA; DiffAugment takes its place and is on: leave it out",
+    "p": "it belongs to ADA; DiffAugment takes its place and is on: leave it out",
+    "mbstd-group": "a projected discriminator has no minibatch statistics: leave it out",
+    "subset": "it is called --max-images",
+}
+
+
+class TrainCommand(click.Command):
+    """Says of flags that StyleGAN has and this project has not why they are missing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as err:
+            reason = ABSENT.get(err.option_name.lstrip("-").replace("_", "-"))
+            if reason is None:
+                raise
+            raise click.ClickException(f"{err.option_name} does not exist here: {reason}") from None
+
+
+@click.command(cls=TrainCommand, context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--outdir", metavar="DIR", help="where run folders are made; each run gets a new numbered one")
 @click.option("--recipe", metavar="FILE|NAME", help="a progressive schedule: all its stages in order (recipes/)")
 @click.option("--stages", metavar="LIST", help="with a recipe: only the stages of these resolutions, such as 64,128")

@@ -5,6 +5,7 @@ Names and signatures are those that StyleGAN-family code calls. Nothing here imp
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import io
@@ -263,9 +264,11 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         # mkstemp's files are private; a finished file gets the permissions that open() would have given it.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)) and error.filename is None:
+            error.filename = str(target)  # the system does not say what it has no room for
         raise
 
 

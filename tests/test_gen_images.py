@@ -189,15 +189,30 @@ def test_class_names_from_a_data_set(folder, tmp_path):
     assert gen_images.load_network(str(folder / "nameless.pkl")).class_names is None
 
 
+def test_the_network_of_a_run_folder_is_its_best(folder, tmp_path):
+    for name, source in (("network-snapshot.pkl", "uncond.pkl"), ("best_model.pkl", "cond.pkl")):
+        (tmp_path / name).write_bytes((folder / source).read_bytes())
+        network = gen_images.load_network(str(tmp_path))
+        assert network.path == str(tmp_path / name) and network.G.c_dim == (3 if source == "cond.pkl" else 0)
+
+
+def test_of_many_classes_the_nearest_name_is_told(folder):
+    network = gen_images.load_network(str(folder / "cond.pkl"))
+    network.G.c_dim, network.class_names = 30, [*NAMES, *(f"class {i}" for i in range(27))]
+    with pytest.raises(ValueError, match=r"class 'cot' is unknown; the nearest of 30 names is 'cat' \(0\)"):
+        gen_images.class_index(network, "cot")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--network={}/cond.pkl", "--seeds=0", "--class=cot"], "class 'cot' is unknown; the nearest of 3 names is 'cat' (0)"),
+        (["--network={}/cond.pkl", "--seeds=0", "--class=cot"], "class 'cot' is unknown; the classes are 0 cat, 1 grinning face, 2 red-panda"),
         (["--network={}/cond.pkl", "--seeds=0", "--class=3"], "class 3: the network's classes are 0 to 2"),
         (["--network={}/uncond.pkl", "--seeds=0", "--class=0"], "is unconditional"),
         (["--network={}/uncond.pkl", "--seeds=0", "--classes=all"], "is unconditional"),
         (["--network={}/nameless.pkl", "--seeds=0", "--class=cat"], "knows no class names"),
         (["--network={}/none.pkl", "--seeds=0"], "there is no file"),
+        (["--network={}", "--seeds=0"], "the folder holds neither best_model.pkl nor network-snapshot.pkl"),
         (["--network={}/cond.pkl", "--seeds=4-2"], "runs backwards"),
         (["--network={}/cond.pkl", "--seeds=4294967296"], "seeds go up to 4294967295"),
         (["--network={}/cond.pkl", "--seeds=0-3", "--grid=3x2"], "--grid=3x2 holds 6 images, but --seeds and --batch-sz make 4"),

@@ -101,8 +101,10 @@ def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
+    """A progress bar on a terminal, one line elsewhere: on a CPU thousands of images take minutes."""
     with contextlib.ExitStack() as stack:
+        if not sys.stderr.isatty():
+            print(f"Class embeddings from {total:,} images, once", file=sys.stderr, flush=True)
         stream = sys.stderr if sys.stderr.isatty() else stack.enter_context(open(os.devnull, "w"))
         yield stack.enter_context(click.progressbar(length=total, label="Class embeddings", show_pos=True, file=stream))
 

@@ -23,7 +23,8 @@ MAX_STAGES = 16  # more than any schedule has: what a foreign pickle says of its
 def network_file(flag: str, path_or_url: str) -> str:
     """The path or URL itself. Raises ValueError, naming the flag, for a file that is not there."""
     if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
-        raise ValueError(f"{flag}={path_or_url}: no such file; give a network pickle's path or URL")
+        run_folder = "a run folder to go on, or " if flag == "--resume" else ""
+        raise ValueError(f"{flag}={path_or_url}: no such file; give {run_folder}a network pickle's path or URL")
     return path_or_url
 
 
@@ -33,12 +34,15 @@ def stem_file(path: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    if not os.path.isdir(path):
-        return network_file("--path_stem", path)
+    return network_in("--path_stem", path) if os.path.isdir(path) else network_file("--path_stem", path)
+
+
+def network_in(flag: str, folder: str) -> str:
+    """A run folder's best, else its latest, network. Raises ValueError, naming the flag, if it has none."""
     for name in (BEST, NEWEST):
-        if os.path.isfile(os.path.join(path, name)):
-            return os.path.join(path, name)
-    raise ValueError(f"--path_stem={path}: the folder holds neither {BEST} nor {NEWEST}; name a run folder or a network pickle")
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    raise ValueError(f"{flag}={folder}: the folder holds neither {BEST} nor {NEWEST}; name a run folder or a network pickle")
 
 
 class Stem(NamedTuple):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.util: dictionaries, logging, atomic files, parsing, objects by name, and downloads from a server in this process."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -188,6 +189,15 @@ def test_objects_that_are_not_there(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="no_such_dependency"):  # its own fault, not "no module broken_module"
         util.get_obj_by_name("broken_module.thing")
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.pkl") as caught, util.atomic_write(tmp_path / "x.pkl"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "x.pkl") and list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError) as caught, util.atomic_write(tmp_path / "x.pkl"):
+        raise OSError(errno.ECONNRESET, "reset")  # of something else than the file
+    assert caught.value.filename is None
 
 
 def test_atomic_write(tmp_path) -> None:

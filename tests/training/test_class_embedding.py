@@ -93,11 +93,12 @@ def test_real_network(path):
     torch.testing.assert_close(table, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_cache(path):
+def test_cache(path, capsys):
     network = _Colours()
     dataset = ImageDataset(path, use_labels=True)
     first = compute_class_embedding(dataset, network)
     assert network.images == 20
+    assert capsys.readouterr().err == "Class embeddings from 20 images, once\n"
     cached = list(path.parent.glob("*.npy"))
     assert len(cached) == 1 and cached[0].name.startswith("tiny8-class-embedding-colours-")
     assert torch.equal(compute_class_embedding(dataset, network, batch_size=3), first) and network.images == 20
