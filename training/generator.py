@@ -599,7 +599,8 @@ class SynthesisInput(torch.nn.Module):
         amplitude = amplitude.clamp(0, 1)
 
         width, height = self.size
-        half = torch.tensor([0.5 * width / self.sampling_rate, 0.5 * height / self.sampling_rate], device=w.device)
+        # Through torch.full: a tensor made of Python numbers would wait for its copy to the device, and no CUDA graph could hold it.
+        half = torch.stack([torch.full((), 0.5 * side / self.sampling_rate, device=w.device) for side in (width, height)])
         theta = torch.cat([torch.diag(half), torch.zeros([2, 1], device=w.device)], dim=1)[None]
         grid = torch.nn.functional.affine_grid(theta, [1, 1, height, width], align_corners=False)  # [1, H, W, 2]
         x = (grid.reshape(1, height * width, 2) @ freqs.transpose(1, 2)) + phases[:, None, :]  # [N, HW, C]
