@@ -179,7 +179,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--network", metavar="PATH|URL", help="network pickle to measure, or .safetensors with its .json, or hf://OWNER/NAME")
+@click.option("--network", metavar="PATH|URL", help="network pickle to measure, or run folder, or .safetensors with its .json, or hf://OWNER/NAME")
 @click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
 @click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names")

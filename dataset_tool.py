@@ -251,6 +251,8 @@ def main(
             sys.exit(1 if report.problems else 0)
         if source is None or dest is None:
             raise ValueError("--source and --dest are needed (or --check DATASET); --help lists the options")
+        if os.path.splitext(dest)[1].lower() in (".tar", ".gz", ".tgz", ".7z", ".rar"):
+            raise ValueError(f"--dest={dest}: data sets are zips or folders; end it with .zip, or name a folder")
         resolutions = parse_resolutions(resolution) if resolution is not None else None
         _print_report(
             convert(

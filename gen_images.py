@@ -352,7 +352,9 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--trunc", "truncation", type=float, default=1, show_default=True, help="truncation psi; 1 = none, 0 = the class's mean image"),
         click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),
-        click.option("--network", required=True, metavar="PATH|URL", help="network pickle, or .safetensors with its .json, or hf://OWNER/NAME"),
+        click.option(
+            "--network", required=True, metavar="PATH|URL", help="network pickle, or run folder, or .safetensors with its .json, or hf://OWNER/NAME"
+        ),
     ):
         function = option(function)
     return function

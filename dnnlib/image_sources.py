@@ -149,7 +149,7 @@ def open_source(path: str | os.PathLike[str], labels: str = "auto", class_names:
         raise ValueError(f"labels={labels!r}; there are {', '.join(LABEL_MODES)}")
     source = _recognise(path, labels)
     if len(source) == 0:
-        raise ValueError(f"{path}: no images found")
+        raise ValueError(f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and the like are read, .heic and raw photographs are not")
     if labels == "none":
         source.labels, source.class_names = None, None
     if class_names is not None:

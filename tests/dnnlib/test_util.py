@@ -200,6 +200,12 @@ def test_a_full_disk_is_told_with_the_file(tmp_path) -> None:
     assert caught.value.filename is None
 
 
+def test_a_folder_that_is_not_there_is_told_with_the_file(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, util.atomic_write(tmp_path / "none" / "x.pkl"):
+        pass
+    assert caught.value.filename == str(tmp_path / "none" / "x.pkl")
+
+
 def test_atomic_write(tmp_path) -> None:
     path = tmp_path / "file.bin"
     with util.atomic_write(path) as file:
