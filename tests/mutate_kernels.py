@@ -433,7 +433,6 @@ MUTANTS = (
     _m(_CPU_BIAS, "last elements of a sum left out", "for (; i < count; i += kLanes) sums[0]", "for (; i + kLanes <= count; i += kLanes) sums[0]"),
     _m(_CPU_BIAS, "parts of sums of one place", "add_row(&sums[part * row],", "add_row(&sums[0],"),
     # the CPU's threads
-    _m(_CPU_THREADS, "a team of one in a forked process", "if (threads <= 1 || count <= 1) {", "if (count <= 1) {"),
     _m(_CPU_THREADS, "first task left to nobody", "num_threads(threads)\n    for (int64_t i = 0;", "num_threads(threads)\n    for (int64_t i = 1;"),
 )
 
