@@ -184,9 +184,12 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 def parse_seeds(text: str) -> list[int]:
     """'0,1,4-6' -> [0, 1, 4, 5, 6]. Raises ValueError."""
-    seeds = dnnlib.util.parse_int_list(text)
+    try:
+        seeds = dnnlib.util.parse_int_list(text)
+    except ValueError as error:
+        raise ValueError(f"--seeds: {error}") from None
     if max(seeds) > MAX_SEED:
-        raise ValueError(f"seed {max(seeds)}: seeds go up to {MAX_SEED}")
+        raise ValueError(f"--seeds: {max(seeds)} is too large, seeds go up to {MAX_SEED}")
     return seeds
 
 

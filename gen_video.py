@@ -177,6 +177,8 @@ def main(
     net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
     centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     ws = keyframe_styles(net, numbers, gen_images.class_indices(net, classes) if classes else None, truncation, centroids)[order]
+    if order.shape[1] == 1:
+        click.echo(f"note: one seed per cell makes a picture that stands still: give more than {columns * rows} seeds", err=True)
     total = order.shape[1] * w_frames
     with gen_images.progress_bar(total, "Frames") as done:
         write(Path(output), frames(net, ws, w_frames, columns, batch, done), fps)

@@ -509,7 +509,12 @@ def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, ag
         print(f"Run folder: {run_dir}")
     run_dir = distributed.broadcast_object(run_dir)
     assert run_dir is not None
-    leave(run_folder(config, run_dir))
+    try:
+        outcome = run_folder(config, run_dir)
+    except KeyboardInterrupt:  # outside of the loop, which answers signals itself
+        print(f"Stopped. Go on with --resume={run_dir}", flush=True)
+        outcome = loop.INTERRUPTED
+    leave(outcome)
 
 
 def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, seconds: float | None = None) -> str:

@@ -162,6 +162,8 @@ def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
     """
     if not isinstance(text, str):
         return [int(value) for value in text]
+    if not text.strip():
+        raise ValueError("empty; write for example 0,1,4-6")
     values: list[int] = []
     for entry in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", entry)

@@ -20,12 +20,21 @@ FILTER = "lanczos"  # dataset_tool.py's default
 ENTRY_BYTES = 1024  # of a PNG's and the zip's structure per image, and its line of dataset.json: an upper bound
 
 
+class TooSmall(ValueError):
+    """The images would have to be enlarged. resolution: what they have."""
+
+    def __init__(self, message: str, resolution: int) -> None:
+        super().__init__(message)
+        self.resolution = resolution
+
+
 def check_resolution(dataset: ImageDataset, resolution: int) -> None:
-    """Raises ValueError unless the data set can be brought down to `resolution`, a power of two."""
+    """Raises TooSmall unless the data set can be brought down to `resolution`, a power of two."""
     if resolution > dataset.resolution:
-        raise ValueError(
+        raise TooSmall(
             f"--resolution={resolution}: the images of --data={dataset.path} are {dataset.resolution}x{dataset.resolution}, and are not enlarged: "
-            f"use --resolution={dataset.resolution} or less, or a data set prepared at {resolution}x{resolution}"
+            f"use --resolution={dataset.resolution} or less, or a data set prepared at {resolution}x{resolution}",
+            dataset.resolution,
         )
 
 

@@ -22,7 +22,7 @@ import torch
 
 from dnnlib.util import sha256_file
 from torch_utils import distributed
-from training import build, lineage, loop, recipe, rounds
+from training import build, downscaling, lineage, loop, recipe, rounds
 from training.config import AUTO, TrainConfig
 from training.data import ImageDataset
 from training.generator import Generator
@@ -329,7 +329,7 @@ def plan(schedule: Schedule, options: Mapping[str, str], folder: Path | None) ->
         ValueError, OSError: one line about the first thing that does not fit.
     """
     configs = {s.resolution: schedule.config(s, options, folder) for s in schedule.stages}
-    datasets = {r: build.make_dataset(c.data, c.run.seed, prepare=False) for r, c in configs.items() if schedule.data}
+    datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
     first = datasets[schedule.stages[0].resolution] if datasets else None
     c_dim = first.label_dim if first else schedule.recipe.classes or 0
     generators = {s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, options, c_dim), strict=True)}
@@ -343,6 +343,16 @@ def plan(schedule: Schedule, options: Mapping[str, str], folder: Path | None) ->
         check_data(planned)
     check_stems(schedule, folder, c_dim)
     return planned
+
+
+def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:
+    try:
+        return build.make_dataset(config.data, config.run.seed, prepare=False)
+    except downscaling.TooSmall as err:
+        raise ValueError(
+            f"stage {resolution}: the images of --data={config.data.path} are {err.resolution}x{err.resolution}, and are not enlarged: "
+            "choose smaller stages with --stages, or prepare larger images"
+        ) from None
 
 
 def short_plan(G: Generator) -> str:

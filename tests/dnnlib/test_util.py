@@ -157,7 +157,7 @@ def test_number_parsing() -> None:
 
 
 @pytest.mark.parametrize(
-    "text,words", [("1,x", "'x'"), ("", "''"), ("3-1", "runs backwards"), ("-1", "'-1'"), ("1,,2", "''"), ("0-99999999999", "more than")]
+    "text,words", [("1,x", "'x'"), ("", "empty"), ("3-1", "runs backwards"), ("-1", "'-1'"), ("1,,2", "''"), ("0-99999999999", "more than")]
 )
 def test_bad_int_lists(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

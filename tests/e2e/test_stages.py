@@ -341,7 +341,7 @@ def test_data_that_is_too_small_or_missing_is_found_at_the_start(command, tmp_pa
     small = make_zip(tmp_path, "three16", classes=3, count=6, resolution=16)
     rest = [c for c in command if not c.startswith("--data")]
     result = invoke(f"--outdir={tmp_path / 'out'}", *rest, f"--data={small}")
-    assert result.exit_code == 1 and "--resolution=32" in result.output and not (tmp_path / "out").exists()
+    assert result.exit_code == 1 and f"stage 32: the images of --data={small} are 16x16" in result.output and not (tmp_path / "out").exists()
     result = invoke(f"--outdir={tmp_path / 'out'}", *rest, f"--data={tmp_path}/three{{res}}.zip")
     assert result.exit_code == 1 and "three8.zip" in result.output
     assert invoke("--recipe=demo64", "--dry-run", "--stages=16").exit_code == 0

@@ -275,6 +275,16 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
     assert_equal_states(final_state(run_dir), final_state(tmp_path / "whole" / run_dir.name))
 
 
+def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_process", interrupted)
+    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS])
+    (run_dir,) = tmp_path.iterdir()
+    assert result.exit_code == 130 and result.output.endswith(f"Stopped. Go on with --resume={run_dir}\n")
+
+
 def test_a_damaged_status_file_is_named(data, tmp_path):
     cfg = config(data)
     desc = folders.description(cfg, "three16")
