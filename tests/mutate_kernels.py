@@ -75,7 +75,7 @@ MUTANTS = (
         "select(value > c.clamp, c.clamp, value)",
     ),
     _m(_FORMULAS, "gradient passes the clamp", "if (c.clamps) value = select(fabs(y) < bound, value, A(0));", ""),
-    _m(_FORMULAS, "gradient passes on the clamp itself", "fabs(y) < bound", "fabs(y) <= bound"),
+    _m(_FORMULAS, "gradient passes on the clamp itself", "select(fabs(y) < bound, value, A(0))", "select(fabs(y) > bound, A(0), value)"),
     _m(_BIAS, "clamp not rounded like the output", "c.from_output ? to_float(rounded) : c.clamp", "c.clamp"),
     _m(
         _FORMULAS,
