@@ -427,9 +427,14 @@ MUTANTS = (
     _m(_CPU_BIAS, "a coefficient of log1p", "2.f / 9,", "2.f / 10,"),
     _m(_CPU_BIAS, "run crosses a bias", "(first / at.step + 1) * at.step)", "first + at.step)"),
     _m(_CPU_BIAS, "biases of short rows not repeated", "if (at.step > 1 || row > at.period()) {", "if (at.step > 1) {"),
-    _m(_CPU_BIAS, "last row of full length", "elements.make(first, std::min(last, first + row), bias);", "elements.make(first, first + row, bias);"),
+    _m(
+        _CPU_BIAS,
+        "last row of full length",
+        "make(common, first, std::min(last, first + row), biases, 1);",
+        "make(common, first, first + row, biases, 1);",
+    ),
     _m(_CPU_BIAS, "tasks begin within a period", "std::max<int64_t>(1, kTaskElements / unit) * unit;", "std::max<int64_t>(unit, kTaskElements);"),
-    _m(_CPU_BIAS, "clamp not rounded like the output", "c_.from_output ? load(rounded) : c_.clamp.v;", "c_.clamp.v;"),
+    _m(_CPU_BIAS, "clamp not rounded like the output", "common.bound = load(rounded);", ""),
     _m(_CPU_BIAS, "last elements of a sum left out", "for (; i < count; i += kLanes) sums[0]", "for (; i + kLanes <= count; i += kLanes) sums[0]"),
     _m(_CPU_BIAS, "parts of sums of one place", "add_row(&sums[part * row],", "add_row(&sums[0],"),
     # the CPU's threads

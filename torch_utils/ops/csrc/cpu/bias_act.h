@@ -111,58 +111,71 @@ void run_parts(int64_t count, int64_t unit, int64_t threads, const Task& task) {
     run(ceil_div(count, size), threads, [&](int64_t i) { task(i * size, std::min(count, (i + 1) * size)); });
 }
 
-template <class T, ops::Family F, int ORDER>
-class Elements {
-  public:
-    explicit Elements(const BiasAct& p)
-        : c_(ops::make_constants<Floats>(p.activation, p.order > 0 && p.y != nullptr, p.alpha, p.gain, p.clamp)),
-          saved_(static_cast<const T*>(c_.from_output ? p.y : p.x)),
-          dy_(static_cast<const T*>(p.dy)),
-          ddx_(static_cast<const T*>(p.ddx)),
-          out_(static_cast<T*>(p.out)) {
-        T rounded[kLanes];  // an output on the clamp was rounded with it
-        store(rounded, c_.clamp.v);
-        bound_ = c_.from_output ? load(rounded) : c_.clamp.v;
-    }
-
-    // Elements [first, last). bias(i, n): the biases of the n elements from first + i on.
-    template <class Bias>
-    void make(int64_t first, int64_t last, const Bias& bias) const {
-        const ops::Constants<Floats> c = c_;  // what is stored below might overwrite members, for all the compiler knows
-        const Floats bound = bound_;
-        const T *saved = saved_, *dy = dy_, *ddx = ddx_;
-        T* const out = out_;
-        int64_t i = first;
-        for (; i + kLanes <= last; i += kLanes) {
-            const V one = ORDER >= 1 ? load(dy + i) : V{}, two = ORDER >= 2 ? load(ddx + i) : V{};
-            store(out + i, ops::element<F, ORDER, Floats>(c, bound, load(saved + i), bias(i - first, kLanes), one, two).v);
-        }
-        if (i < last) {
-            const int n = static_cast<int>(last - i);
-            const V one = ORDER >= 1 ? load_part(dy + i, n) : V{}, two = ORDER >= 2 ? load_part(ddx + i, n) : V{};
-            store_part(out + i, ops::element<F, ORDER, Floats>(c, bound, load_part(saved + i, n), bias(i - first, n), one, two).v, n);
-        }
-    }
-
-  private:
-    const ops::Constants<Floats> c_;
-    const T* const saved_;
-    const T* const dy_;
-    const T* const ddx_;
-    T* const out_;
-    Floats bound_;
+// What all elements of a call have in common. bound: the clamp as the saved tensor shows it.
+struct Common {
+    ops::Constants<Floats> constants;
+    Floats bound;
+    const void *saved, *dy, *ddx;
+    void* out;
 };
 
+// Elements [first, last); the bias of element first + i is biases[i * stride]. With stride 0 there are kLanes of them to read.
 template <class T, ops::Family F, int ORDER>
+void make(const Common& common, int64_t first, int64_t last, const float* biases, int64_t stride) {
+    const ops::Constants<Floats> c = common.constants;  // a copy, which no store changes, for all the compiler knows
+    const Floats bound = common.bound;
+    const T *saved = static_cast<const T*>(common.saved), *dy = static_cast<const T*>(common.dy), *ddx = static_cast<const T*>(common.ddx);
+    T* const out = static_cast<T*>(common.out);
+    int64_t i = first;
+    for (; i + kLanes <= last; i += kLanes) {
+        const V one = ORDER >= 1 ? load(dy + i) : V{}, two = ORDER >= 2 ? load(ddx + i) : V{};
+        store(out + i, ops::element<F, ORDER, Floats>(c, bound, load(saved + i), load(biases + (i - first) * stride), one, two).v);
+    }
+    if (i < last) {
+        const int n = static_cast<int>(last - i);
+        const V one = ORDER >= 1 ? load_part(dy + i, n) : V{}, two = ORDER >= 2 ? load_part(ddx + i, n) : V{};
+        const V bias = load_part(biases + (i - first) * stride, n);
+        store_part(out + i, ops::element<F, ORDER, Floats>(c, bound, load_part(saved + i, n), bias, one, two).v, n);
+    }
+}
+
+typedef void (*Make)(const Common&, int64_t, int64_t, const float*, int64_t);
+
+template <class T, ops::Family F>
+Make choose(int64_t order) {
+    return order == 0 ? make<T, F, 0> : order == 1 ? make<T, F, 1> : make<T, F, 2>;
+}
+
+template <class T>
+Make choose(ops::Family family, int64_t order) {
+    switch (family) {
+        case ops::kPiecewise: return choose<T, ops::kPiecewise>(order);
+        case ops::kHyperbolic: return choose<T, ops::kHyperbolic>(order);
+        case ops::kLogistic: return choose<T, ops::kLogistic>(order);
+        case ops::kExponential: return choose<T, ops::kExponential>(order);
+        default: return choose<T, ops::kLogarithmic>(order);
+    }
+}
+
+template <class T>
 void bias_act(const BiasAct& p, int64_t threads) {
-    const Elements<T, F, ORDER> elements(p);
+    Common common{ops::make_constants<Floats>(p.activation, p.order > 0 && p.y != nullptr, p.alpha, p.gain, p.clamp), {}, p.x, p.dy, p.ddx, p.out};
+    common.bound = common.constants.clamp;
+    if (common.constants.from_output) {
+        T rounded[kLanes];  // an output on the clamp was rounded with it
+        store(rounded, common.bound.v);
+        common.bound = load(rounded);
+        common.saved = p.y;
+    }
+    const Make make = choose<T>(common.constants.family, p.order);
     const Channels& at = p.layout;
     if (p.b == nullptr || !at.short_runs()) {
         run_parts(at.count, kLanes, threads, [&](int64_t first, int64_t last) {
             while (first < last) {
                 const int64_t stop = p.b == nullptr ? last : std::min(last, (first / at.step + 1) * at.step);
-                const V bias = p.b == nullptr ? V{} : splat(p.b[at.of(first)]);
-                elements.make(first, stop, [bias](int64_t, int) { return bias; });
+                float bias[kLanes];
+                std::fill(bias, bias + kLanes, p.b == nullptr ? 0.f : p.b[at.of(first)]);
+                make(common, first, stop, bias, 0);
                 first = stop;
             }
         });
@@ -175,26 +188,9 @@ void bias_act(const BiasAct& p, int64_t threads) {
         for (int64_t i = 0; i < row; ++i) repeated.push_back(p.b[at.of(i)]);
     }
     const float* const biases = repeated.empty() ? p.b : repeated.data();
-    const auto bias = [biases](int64_t i, int n) { return n == kLanes ? load(biases + i) : load_part(biases + i, n); };
     run_parts(at.count, row, threads, [&](int64_t first, int64_t last) {
-        for (; first < last; first += row) elements.make(first, std::min(last, first + row), bias);
+        for (; first < last; first += row) make(common, first, std::min(last, first + row), biases, 1);
     });
-}
-
-template <class T, ops::Family F>
-void bias_act(const BiasAct& p, int64_t threads) {
-    (p.order == 0 ? bias_act<T, F, 0> : p.order == 1 ? bias_act<T, F, 1> : bias_act<T, F, 2>)(p, threads);
-}
-
-template <class T>
-void bias_act(const BiasAct& p, int64_t threads) {
-    switch (ops::make_constants<float>(p.activation, false, p.alpha, p.gain, p.clamp).family) {
-        case ops::kPiecewise: bias_act<T, ops::kPiecewise>(p, threads); break;
-        case ops::kHyperbolic: bias_act<T, ops::kHyperbolic>(p, threads); break;
-        case ops::kLogistic: bias_act<T, ops::kLogistic>(p, threads); break;
-        case ops::kExponential: bias_act<T, ops::kExponential>(p, threads); break;
-        case ops::kLogarithmic: bias_act<T, ops::kLogarithmic>(p, threads); break;
-    }
 }
 
 template <class T>
