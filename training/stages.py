@@ -400,11 +400,12 @@ def time_lines(schedule: Schedule, p: Planned, options: Mapping[str, str], table
     lines = []
     for row in table:
         if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution):
-            days = row.sec_per_kimg * p.config.run.kimg * row.processes / 86400
-            amount = f"{days:.1f} device-days" if days >= 1 else f"{days * 24:.2f} device-hours"
-            lines.append(
-                f"{amount} by {row.sec_per_kimg:g} s/kimg, measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit})"
+            hours = row.sec_per_kimg * p.config.run.kimg * row.processes / 3600
+            amount = (
+                f"{hours / 24:.1f} device-days" if hours >= 24 else f"{hours:.1f} device-hours" if hours >= 1 else f"{hours * 60:.1f} device-minutes"
             )
+            measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit})"
+            lines.append(f"{amount} by {row.sec_per_kimg:g} s/kimg, {measured}")
     return lines
 
 
