@@ -35,7 +35,6 @@ import gen_images
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
 from torch_utils import distributed, features
-from training import lineage
 from training.build import make_dataset, pick_device
 from training.config import DataConfig
 from training.data import ImageDataset
@@ -216,9 +215,9 @@ def main(**options: Any) -> None:
     if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
     # Everything that can be wrong is looked at here, once, before processes start and hours pass.
-    if options["network"] and Path(options["network"]).is_dir():
-        options["network"] = lineage.network_in("--network", options["network"])
     network = load_network(options, "cpu")
+    if network is not None:
+        options["network"] = network.path  # the file, where a run folder was named
     evaluator = make_evaluator(options, network, pick_device(options["device"]))
     try:
         evaluator.check()

@@ -140,6 +140,7 @@ FLAGS = {
     "variety": "run.variety",
     "grid": "run.grid",
 }
+STAGE_FLAGS = {**FLAGS, "init_from": "run.init_from"}  # what a command line may change in a recipe's stages
 
 
 def _list(value: str) -> tuple[str, ...]:
@@ -243,11 +244,15 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
     return evaluate
 
 
+def join(config: TrainConfig) -> torch.device:
+    """Make this process one of the run's, and return its device."""
+    return distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+
+
 def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
     """One process of a run. resume: the folder to go on from, for messages: the run's, or that of the recipe it is a stage of."""
     config = from_json(tree)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = distributed.init(build.pick_device(config.run.device, local).type)
+    device = join(config)
     lock = RunLock(Path(run_dir)) if distributed.is_main() else None  # this process writes; the launching one may die before it
     log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if lock else nullcontext()
     with log:
@@ -273,7 +278,7 @@ def memory_remedy(config: TrainConfig, then: str = "") -> str:
 def rounds_process(tree: dict[str, Any], run_lineage: lineage.Lineage | None) -> rounds.Choice:
     """One process of the search for --batch-gpu=auto."""
     config = from_json(tree)
-    device = distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    device = join(config)
     loop.configure(config, device)
     return rounds.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
 
@@ -413,7 +418,7 @@ def configs_asked_for(values: dict[str, Any]) -> tuple[list[TrainConfig], str | 
     folder = values["resume"] if values["resume"] is not None and os.path.isdir(values["resume"]) else None
     if values["recipe"] or (folder and os.path.isfile(os.path.join(folder, stages.RECIPE_FILE))):
         schedule = recipe_schedule({**values, "dry_run": True}, Path(folder) if folder else None)
-        return [schedule.config(stage, {**FLAGS, "init_from": "run.init_from"}) for stage in schedule.stages], schedule.recipe.final_metric
+        return [schedule.config(stage, STAGE_FLAGS) for stage in schedule.stages], schedule.recipe.final_metric
     return [build_config(values, load_run(folder) if folder else TrainConfig())[0]], None
 
 
@@ -501,7 +506,7 @@ def check_processes(config: TrainConfig) -> None:
 def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, again: bool = False) -> None:
     """Make or lock the run folder, record the options, run, exit with 3 for a restart and 130 after an interruption. again: as for settle_rounds."""
     if distributed.under_torchrun():
-        distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+        join(config)
     config = settle_rounds(config, existing, again)
     run_dir = existing
     if distributed.is_main():
@@ -614,7 +619,7 @@ def final_evaluator(config: TrainConfig, metric: str, device: torch.device, prep
 def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: str) -> None:
     """One process of a measurement at the last stage's resolution. tree: that stage's configuration. Leaves final.json in `run_dir`."""
     config = from_json(tree)
-    device = distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    device = join(config)
     evaluator = final_evaluator(config, metric, device)
     G = load_generator(network).to(device)
     G.synthesis.reduced_dtype = build.pick_precision(config.run.precision, device)
@@ -629,23 +634,22 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
 def run_recipe(values: dict[str, Any]) -> None:
     """`main` for --recipe, and for --resume with the folder of one."""
     started = time.monotonic()
-    options = {**FLAGS, "init_from": "run.init_from"}
     resumed = Path(values["resume"]) if values["resume"] else None
     schedule = recipe_schedule(values, resumed)
     desc = f"{schedule.recipe.name}-{values['desc']}" if values["desc"] else schedule.recipe.name
     folder = resumed
     if folder is None and values["restart_every"] is not None and values["outdir"]:
         folder = unfinished_recipe(values["outdir"], desc, schedule)
-    planned = stages.plan(schedule, options, folder)
+    planned = stages.plan(schedule, STAGE_FLAGS, folder)
     for p in planned:
         check_processes(p.config)
     if values["dry_run"]:
-        print_schedule(schedule, planned, options)
+        print_schedule(schedule, planned)
         return
-    last = schedule.config(schedule.recipe.stages[-1], options)
+    last = schedule.config(schedule.recipe.stages[-1], STAGE_FLAGS)
     check_schedule(schedule, planned, last)
     if distributed.under_torchrun():
-        distributed.init(build.pick_device(last.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+        join(last)
     lock = None
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
@@ -670,7 +674,7 @@ def run_recipe(values: dict[str, Any]) -> None:
 
     with terminated_as_interrupted():
         try:
-            outcome = stages.run(schedule, options, folder, bool(values["stages"] and resumed), stages.Hooks(train_stage, measure, say, deadline))
+            outcome = stages.run(schedule, STAGE_FLAGS, folder, bool(values["stages"] and resumed), stages.Hooks(train_stage, measure, say, deadline))
         except KeyboardInterrupt:
             say(f"Stopped. Go on with --resume={folder}")
             outcome = loop.INTERRUPTED
@@ -712,7 +716,7 @@ def check_schedule(schedule: stages.Schedule, planned: list[stages.Planned], las
         final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
 
 
-def print_schedule(schedule: stages.Schedule, planned: list[stages.Planned], options: dict[str, str]) -> None:
+def print_schedule(schedule: stages.Schedule, planned: list[stages.Planned]) -> None:
     """What --dry-run shows of a recipe."""
     source = schedule.recipe
     click.echo(f"Recipe {source.name}\n{textwrap.indent(source.about, '  ')}\n")
@@ -725,7 +729,7 @@ def print_schedule(schedule: stages.Schedule, planned: list[stages.Planned], opt
         click.echo(f"No --data: planned for {source.classes or 'no'} classes")
     table = recipe.measured_speeds()
     for p in planned:
-        click.echo("\n" + "\n".join(stages.stage_lines(p, stages.time_lines(schedule, p, options, table))))
+        click.echo("\n" + "\n".join(stages.stage_lines(p, stages.time_lines(schedule, p, STAGE_FLAGS, table))))
     if schedule.overrides:
         click.echo("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
     if source.final_metric:

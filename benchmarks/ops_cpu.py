@@ -112,6 +112,7 @@ def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int,
 
 
 def report_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) -> None:
+    """Prints a row of milliseconds and ratios for every layer, type and memory format."""
     columns = "".join(f"{name:>9s}" for name, *_ in WAYS) + f"{'plain/n.':>9s}{'prod./n.':>9s}"
     print(f"{'layer':17s}{'N x C':>9s}  {'dtype':9s}{'layout':8s}{columns}  | and backward {columns}")
     for layer in LAYERS:
@@ -163,6 +164,7 @@ def measure_bias_act(
 
 
 def report_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> None:
+    """Prints a row of milliseconds and ratios for every shape, type and memory format."""
     columns = f"{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
     print(f"{'bias_act':30s}{'dtype':9s}{'layout':8s}{columns}")
     for shape, act, clamp in ELEMENTWISE:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from . import library
+from . import cpu, library
 
 SQRT2 = 2.0**0.5
 IMPLEMENTATIONS = ("ref", "cuda")
@@ -89,11 +89,12 @@ def bias_act(
 
 def _kernel_pays(x: torch.Tensor, act: str, gain: float, clamp: float | None) -> bool:
     """True if a CPU is sooner done with one pass of the kernel, which takes 15 us to call, than with several of torch's own operations."""
-    if torch.compiler.is_compiling() or library.transforms():  # torch fuses its own operations, and can look into them
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # torch.compile fuses torch's own operations
         return False
     if act == "linear" and gain == 1 and clamp is None:  # an addition, whose gradient costs nothing
         return False
-    return x.numel() >= (_PIECEWISE_PAYS if act in ("linear", "relu", "lrelu") else _CURVED_PAYS)
+    enough = x.numel() >= (_PIECEWISE_PAYS if act in ("linear", "relu", "lrelu") else _CURVED_PAYS)
+    return enough and not library.transforms()  # which can look into torch's own operations
 
 
 def check_impl(impl: str) -> None:
@@ -106,9 +107,7 @@ def _bias_act_ref(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, spec: Activation, alpha: float, gain: float, clamp: float | None
 ) -> torch.Tensor:
     if b is not None:
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        x = x + b.to(x.dtype).reshape(shape)
+        x = x + cpu.along(b.to(x.dtype), dim, x.ndim)
     x = spec.func(x, alpha)
     if gain != 1:
         x = x * gain

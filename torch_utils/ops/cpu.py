@@ -213,7 +213,7 @@ def _bias_act(x, b, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-de
     from .bias_act import activation_funcs, clamp_abs  # which imports the operators
 
     if b is not None:
-        x = x + b.to(x.dtype).reshape([-1 if axis == dim else 1 for axis in range(x.ndim)])
+        x = x + along(b.to(x.dtype), dim, x.ndim)
     y = list(activation_funcs.values())[act].func(x, alpha) * gain
     y = clamp_abs(y, clamp) if clamp >= 0 else y
     return torch.empty_like(x).copy_(y)
@@ -231,7 +231,7 @@ def _bias_act_slopes(x, b, y, dim, act, alpha, gain, clamp):  # type: ignore[no-
     elif x is None:
         return torch.tensor(gain), torch.tensor(0.0)
     else:
-        x = x if b is None else x + b.to(x.dtype).reshape([-1 if axis == dim else 1 for axis in range(x.ndim)])
+        x = x if b is None else x + along(b.to(x.dtype), dim, x.ndim)
         slope, second = _swish_slopes(x) if name == "swish" else (torch.where(x > 0, 1.0, alpha).to(x.dtype), torch.zeros_like(x))
         slope, second, bound = slope * gain, second * gain, torch.tensor(clamp)
         if name not in ("swish", "lrelu"):  # all others keep y unless the gain is zero
@@ -264,6 +264,11 @@ def _channel_sums(x, dim):  # type: ignore[no-untyped-def]
     if cpu_kernels.ready(x.dtype):
         return cpu_kernels.channel_sums(x, dim)
     return sum_over_others(x, dim, torch.float32)
+
+
+def along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    """b [n] as a tensor of `ndim` axes that runs along `dim`, ready for broadcasting."""
+    return b.reshape([-1 if axis == dim % ndim else 1 for axis in range(ndim)])
 
 
 def sum_over_others(x: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:

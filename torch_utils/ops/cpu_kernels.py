@@ -240,7 +240,6 @@ def channel_sums(x: torch.Tensor, dim: int) -> torch.Tensor:
     assert library is not None
     out = x.new_zeros(x.shape[dim], dtype=torch.float32)
     if x.numel() > 0:
-        dense = torch.empty_like(x)  # not filled unless x is not dense
-        x = x if _same_order(x, dense) else dense.copy_(x)
+        x = x if _same_order(x, torch.empty_like(x, device="meta")) else torch.empty_like(x).copy_(x)  # dense
         library.ops_channel_sums(_DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), *_channels(x, dim), _threads(x.numel()))
     return out

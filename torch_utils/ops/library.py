@@ -135,8 +135,7 @@ def _channel_sums_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., 
         ctx.shape, ctx.dtype = x.shape, x.dtype
 
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        shape = [-1 if axis == ctx.dim % len(ctx.shape) else 1 for axis in range(len(ctx.shape))]
-        return grad.to(ctx.dtype).reshape(shape).expand(ctx.shape), None
+        return cpu.along(grad.to(ctx.dtype), ctx.dim, len(ctx.shape)).expand(ctx.shape), None
 
     return setup, backward
 

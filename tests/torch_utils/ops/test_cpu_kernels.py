@@ -12,9 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.special
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +22,8 @@ from torch_utils.ops import cpu_extension, cpu_kernels, extension, library
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
+
+from .references import check_gradient_on_the_kinks, close, normal, radial
 
 ROOT = Path(__file__).resolve().parents[3]
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -40,23 +40,6 @@ def kernels():
     torch.use_deterministic_algorithms(True)
     yield cpu_kernels
     torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
-    assert found.shape == wanted.shape
-    scale = max(float(wanted.abs().max()), 1e-3) if wanted.numel() else 0.0
-    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * scale)
-
-
-def radial(taps: int) -> torch.Tensor:
-    position = np.arange(taps) - (taps - 1) / 2
-    radius = np.maximum(np.hypot(*np.meshgrid(position, position)), 1e-6)
-    f = scipy.special.j1(0.8 * radius) / radius * np.outer(np.kaiser(taps, 4), np.kaiser(taps, 4))
-    return torch.from_numpy(f / f.sum())
 
 
 def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -351,19 +334,7 @@ def test_results_are_rounded_to_bfloat16_as_torch_does(kernels) -> None:  # type
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_gradient_on_the_kinks_themselves(kernels, dtype: torch.dtype, full: bool) -> None:
-    """Each middle sample is exactly a pixel: at zero the slope is the negative side's, on the clamp it is zero."""
-    fu, fd = torch.zeros(12), torch.zeros(12)
-    fu[5:7], fd[5] = 0.5, 1.0
-    fd = torch.outer(fd, fd) if full else fd
-    x = torch.tensor([0.0, 1.0, -1.0, 0.5, -5.0, 2.0], dtype=dtype).repeat(32).view(1, 1, 16, 12).repeat(1, 18, 1, 1)
-    results = []
-    for impl in ("cuda", "ref"):
-        leaf = x.clone().requires_grad_()
-        y = filtered_lrelu(leaf, fu, fd, up=2, down=2, padding=[9, 8, 9, 8], gain=1.0, slope=0.25, clamp=1.0, impl=impl)
-        (dx,) = torch.autograd.grad(y.sum(), leaf)
-        assert set(dx.flatten().tolist()) == {0.0, 0.25, 1.0}
-        results.append((y.detach(), dx))
-    assert all(torch.equal(found, wanted) for found, wanted in zip(*results, strict=True))
+    check_gradient_on_the_kinks(dtype, full, channels=18)
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])

@@ -6,9 +6,7 @@ import torch
 
 from torch_utils.ops import bias_act, fma, grid_sample_gradfix
 
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from .references import normal
 
 
 @pytest.mark.parametrize("act", bias_act.activation_funcs)

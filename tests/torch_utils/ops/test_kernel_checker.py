@@ -8,12 +8,13 @@ import torch
 from click.testing import CliRunner
 
 from tests import check_kernels
-from tests.torch_utils.ops.test_kernels import LAYERS, OTHERS, normal, run_layer
+from tests.torch_utils.ops.test_kernels import LAYERS, OTHERS, run_layer
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 from . import kernel_checker
 from .kernel_checker import Checker, merge
+from .references import normal
 
 # Numbers of samples.cu's mistakes, and what must be said of them: kind, and a part of the text or the places.
 FAULTS = {

@@ -8,7 +8,6 @@ import os
 
 import numpy as np
 import pytest
-import scipy.special
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,28 +19,11 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 from .host_kernels import NAMESPACE, host  # noqa: F401
+from .references import check_gradient_on_the_kinks, close, normal, radial
 
 pytestmark = pytest.mark.usefixtures("host")
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
-    assert found.shape == wanted.shape
-    scale = max(float(wanted.abs().max()), 1e-3) if wanted.numel() else 0.0
-    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * scale)
-
-
-def radial(taps: int) -> torch.Tensor:
-    position = np.arange(taps) - (taps - 1) / 2
-    radius = np.hypot(*np.meshgrid(position, position))
-    radius = np.maximum(radius, 1e-6)
-    f = scipy.special.j1(0.8 * radius) / radius * np.outer(np.kaiser(taps, 4), np.kaiser(taps, 4))
-    return torch.from_numpy(f / f.sum())
 
 
 @relaxed
@@ -266,21 +248,8 @@ def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  #
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fuse", [False, True])
 def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, full: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    """Each middle sample is exactly a pixel: at zero the slope is the negative side's, on the clamp it is zero."""
     host.set_limits(fuse=fuse)
-    fu, fd = torch.zeros(12, dtype=dtype), torch.zeros(12, dtype=dtype)
-    fu[5:7], fd[5] = 0.5, 1.0
-    fd = torch.outer(fd, fd) if full else fd
-    x = torch.tensor([0.0, 1.0, -1.0, 0.5, -5.0, 2.0], dtype=dtype).repeat(32).view(1, 1, 16, 12)
-    results = []
-    for impl in ("cuda", "ref"):
-        leaf = x.clone().requires_grad_()
-        y = filtered_lrelu(leaf, fu, fd, up=2, down=2, padding=[9, 8, 9, 8], gain=1.0, slope=0.25, clamp=1.0, impl=impl)
-        (dx,) = torch.autograd.grad(y.sum(), leaf)
-        assert set(dx.flatten().tolist()) == {0.0, 0.25, 1.0}
-        results.append((y.detach(), dx))
-    for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    check_gradient_on_the_kinks(dtype, full, channels=1)
 
 
 def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untyped-def]

@@ -12,6 +12,7 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 from .host_kernels import NAMESPACE, host  # noqa: F401
+from .references import normal
 
 GEOMETRY = [2, 2, 2, 2, 9, 9, 8, 7, 22, 20, 6, 5]  # 8 x 7 pixels, 12 taps both ways
 
@@ -22,10 +23,6 @@ def ops(request):
     if request.param == "host":
         return request.getfixturevalue("host")
     return getattr(torch.ops, library.NAMESPACE)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def samples() -> dict[str, list[tuple]]:
