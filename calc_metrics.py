@@ -7,22 +7,27 @@
     # the same distance on EfficientNet-Lite0's features, which needs no download; 5,000 generated images against all real ones
     python calc_metrics.py --network=network-snapshot.pkl --metrics=fd_lite0_5k --data=emoji16.zip
 
-    # one image set against another
+    # one image set against another: any size, grey or transparent images
     python calc_metrics.py --images=out/ --data=emoji16.zip --metrics=fd_lite0
 
     # Inception's weights from a file
     python calc_metrics.py --network=network-snapshot.pkl --metrics=fid50k_full --inception=pt_inception-2015-12-05-6726825d.pth
 
-Metric names: fid, is, kid, pr_inception and fd_lite0, each with any count of generated images (metrics/registry.py has the grammar).
-Every number comes as one JSON line on stdout that says what it was measured on; the table and the progress go to stderr. The line is also appended
-to metric-NAME.jsonl in --outdir, by default the folder of the network if that is a run folder.
+Metric names: fid, is, kid, pr_inception and fd_lite0, each with any count of generated images (metrics/registry.py has the
+grammar, docs/metrics.md the conventions). Image files are turned upright and made 8-bit RGB, with grey values in all channels and
+transparency laid on white; those of another size than the data set become their largest centred square, resized with Lanczos.
+A data set with a dataset.json is taken as it is.
+
+Every number comes as one JSON line on stdout that says what it was measured on; the table and the progress go to stderr. The line
+is also appended to metric-NAME.jsonl in --outdir, by default the folder of the network if that is a run folder.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
-import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +37,11 @@ from torch import Tensor
 
 import dnnlib.util
 import gen_images
+from dnnlib import archives
+from dnnlib.progress import Progress
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
+from metrics.registry import COVARIANCES
 from torch_utils import distributed, features
 from training.build import make_dataset, pick_device
 from training.config import DataConfig
@@ -53,28 +61,18 @@ class TruncatedGenerator:
 
 
 class Bars:
-    """Progress of an evaluator as one bar with ETA after another on stderr; a line each where that is no terminal."""
+    """Progress of an evaluator on stderr, one line after another."""
 
-    LABELS = {"real": "Real images", "generated": "Generated images", "compared": "Images"}
+    LABELS = {"real": "Real images", "generated": "Generated images", "compared": "Images", "distances": "Blocks of distances"}
 
     def __init__(self) -> None:
-        self.done = 0
-        self.bar: Any = None
+        self.what = ""
+        self.line: Progress | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if done == 0:
-            self.done = 0
-            if sys.stderr.isatty():
-                self.bar = click.progressbar(length=total, label=self.LABELS[what], file=sys.stderr, show_pos=True).__enter__()
-            else:
-                click.echo(f"{self.LABELS[what]}: {total}", err=True)
-            return
-        if self.bar is not None:
-            self.bar.update(done - self.done)
-            if done == total:
-                self.bar.__exit__(None, None, None)
-                self.bar = None
-        self.done = done
+        if self.line is None or what != self.what or done == 0:
+            self.what, self.line = what, Progress(label=self.LABELS[what], unit="", silent=2)
+        self.line(done, total)
 
 
 def reference_path(network: gen_images.Network | None, data: str | None) -> str:
@@ -113,10 +111,14 @@ def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, 
         raise ValueError("--metrics names no metric")
     conditional = network is not None and network.G.c_dim > 0
     needs_labels = conditional and options["labels"] == "dataset"
-    dataset = None
+    dataset: Any = None
     if needs_labels or any(metric.family.needs_real for metric in metrics):
-        data = DataConfig(path=reference_path(network, options["data"]), cond=needs_labels, resolution=options["resolution"])
-        dataset = make_dataset(data, options["seed"])
+        path = reference_path(network, options["data"])
+        if network is None and not is_prepared(path):
+            dataset = evaluate.ImageFiles(path, options["resolution"])
+        else:
+            data = DataConfig(path=path, cond=needs_labels, resolution=options["resolution"])
+            dataset = make_dataset(data, options["seed"])
     return evaluate.Evaluator(
         dataset,
         options["metrics"],
@@ -125,10 +127,26 @@ def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, 
         batch=options["batch"],
         seed=options["seed"],
         labels=options["labels"],
+        covariance=options["covariance"],
         inception=options["inception"],
         force=options["force"],
         progress=Bars() if options["verbose"] else None,
     )
+
+
+def is_prepared(path: str) -> bool:
+    """Whether a folder or zip says in a dataset.json what it is; its images are then taken as they are."""
+    if os.path.isdir(path):
+        return os.path.isfile(os.path.join(path, archives.INDEX_NAME))
+    return zipfile.is_zipfile(path) and archives.open_archive(path).index is not None
+
+
+def open_image_set(options: dict[str, Any], reference: Any) -> Any:
+    """The images to measure: a prepared data set as it is, other images at the size of what they are compared with."""
+    if is_prepared(options["images"]):
+        return ImageDataset(options["images"])
+    size = options["resolution"] or (None if reference is None else int(reference.resolution))
+    return evaluate.ImageFiles(options["images"], size)
 
 
 def load_network(options: dict[str, Any], device: torch.device | str) -> gen_images.Network | None:
@@ -147,7 +165,7 @@ def measure(options: dict[str, Any]) -> None:
     if folder and distributed.is_main():
         evaluator.check_records(folder)
     if network is None:
-        records = evaluator.compare(ImageDataset(options["images"]))
+        records = evaluator.compare(open_image_set(options, evaluator.dataset))
     else:
         path = options["centroids_path"]
         centroids = gen_images.load_centroids(path, network.G.w_dim) if path else None
@@ -165,10 +183,15 @@ def measure(options: dict[str, Any]) -> None:
 
 def report(records: list[evaluate.Record], folder: Path | None, options: dict[str, Any]) -> None:
     """Table to stderr, JSON lines to stdout and, where there is a folder for them, to files."""
-    numbers = evaluate.numbers(records)
-    width = max(len(name) for name in numbers)
-    for name, value in numbers.items() if options["verbose"] else ():
-        click.echo(f"  {name.ljust(width)}  {value:.4f}", err=True)
+    width = max(len(name) for name in evaluate.numbers(records))
+    for record in records if options["verbose"] else ():
+        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
+        for name, value in record.results.items():
+            click.echo(f"  {name.ljust(width)}  {value:.4f}{notes}", err=True)
+    adapted = records[0].conditions.get("images", {}).get("adapted") if options["verbose"] else None
+    if adapted:
+        done = ", ".join(f"{count:,} {what}" for what, count in adapted.items())
+        click.echo(f"Images of another size than {records[0].conditions['images']['resolution']} pixels: {done}", err=True)
     for record in records:
         click.echo(json.dumps(record.as_dict()))
         if folder:
@@ -183,7 +206,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 @click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names")
 @click.option("--data", metavar="ZIP|DIR", help="data set to compare with  [default: the one the pickle was trained on]")
-@click.option("--resolution", type=int, metavar="N", help="bring a larger data set to the network's size, as train.py --resolution does")
+@click.option("--resolution", type=int, metavar="N", help="bring larger images to this size; of a prepared data set as train.py --resolution does")
 @click.option(
     "--mirror", type=bool, default=False, help="accepted for compatibility: real images are always taken unflipped, as the published metrics do"
 )
@@ -205,7 +228,18 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
     show_default=True,
     help="of generated images: drawn as the data set's are, or evenly",
 )
-@click.option("--inception", metavar="PATH", help=f"{INCEPTION_FILE}  [default: cache, else download]")
+@click.option(
+    "--inception",
+    metavar="PATH|random",
+    help=f"{INCEPTION_FILE}; random = untrained weights, whose numbers are marked  [default: cache, else download]",
+)
+@click.option(
+    "--covariance",
+    type=click.Choice(COVARIANCES),
+    default=COVARIANCES[0],
+    show_default=True,
+    help="of Frechet distances: over n, as the published FID, or unbiased, over n - 1, as torch-fidelity and pytorch-fid",
+)
 @click.option("--outdir", type=click.Path(file_okay=False), metavar="DIR", help="where records are kept  [default: the network's run folder]")
 @click.option("--force", is_flag=True, help="compare image sets of different preparation or resolution; the record says so")
 @gen_images.one_line_errors
@@ -219,6 +253,12 @@ def main(**options: Any) -> None:
     if network is not None:
         options["network"] = network.path  # the file, where a run folder was named
     evaluator = make_evaluator(options, network, pick_device(options["device"]))
+    if network is None:
+        image_set = open_image_set(options, evaluator.dataset)
+        evaluator.fitted(image_set)
+        warning = evaluate.lossy_difference(image_set, evaluator.dataset) if evaluator.dataset is not None else None
+        if warning:
+            click.echo(f"Warning: {warning}", err=True)
     try:
         evaluator.check()
     except features.MissingWeights as error:

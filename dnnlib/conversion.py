@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -32,7 +32,8 @@ from PIL import ImageColor
 from dnnlib import archives, image_sources, image_transforms
 from dnnlib.image_sources import Source
 from dnnlib.image_transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
-from dnnlib.util import atomic_write, format_time
+from dnnlib.progress import Progress as Progress  # what scripts hand to `convert`
+from dnnlib.util import atomic_write
 
 METADATA_VERSION = 1  # of what `metadata` says; raise it when its meaning, or the pixels made from the same options, change
 CHUNK_BYTES = 2**22  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
@@ -464,26 +465,3 @@ def count_workers(workers: int | None) -> int:
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return workers or 1
-
-
-class Progress:
-    """Images done, rate and remaining time on one line: rewritten on a terminal, a new line every 30 s elsewhere."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-        self.terminal = stream.isatty()
-        self.started = self.shown = time.monotonic()
-        self.interval = 0.2 if self.terminal else 30.0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.shown < self.interval and done < total:
-            return
-        self.shown = now
-        rate = done / max(now - self.started, 1e-9)
-        line = f"{done:,}/{total:,} images  {rate:,.0f}/s  " + (
-            f"{format_time((total - done) / rate)} left" if done < total else f"took {format_time(now - self.started)}"
-        )
-        end = "\n" if done == total or not self.terminal else ""
-        self.stream.write(f"\r\033[K{line}{end}" if self.terminal else f"{line}{end}")
-        self.stream.flush()

@@ -39,23 +39,6 @@ _T = TypeVar("_T")
 Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all if the server has said so
 
 
-class Meter:
-    """Progress of a download in a stream: a line that is rewritten on a terminal, elsewhere one every 30 seconds. Silent for what takes a second."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream, self.terminal = stream, stream.isatty()
-        self.next = time.monotonic() + 1
-
-    def __call__(self, done: int, total: int | None) -> None:
-        finished = done == total and self.terminal
-        if time.monotonic() < self.next and not finished:
-            return
-        self.next = time.monotonic() + (0.5 if self.terminal else 30)
-        share = f" of {total / 1e6:,.1f} MB ({done / total:.0%})" if total else " MB"
-        print(f"\r  {done / 1e6:,.1f}{share}" if self.terminal else f"  {done / 1e6:,.1f}{share}", end="", file=self.stream)
-        print(end="\n" if finished or not self.terminal else "", file=self.stream, flush=True)
-
-
 def download(url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None) -> None:
     """Put what an http(s) address holds into the file `path`, which appears when it is complete and, if `sha256` is given, right.
 

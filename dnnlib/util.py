@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import IO, Any, Literal, TextIO, overload
 
 from dnnlib import downloads
+from dnnlib.progress import Progress
+from dnnlib.progress import format_time as format_time  # a published name of this module
 
 try:
     import fcntl
@@ -106,6 +108,11 @@ class _Tee(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         return self._stream.encoding
 
+    @property
+    def screen(self) -> TextIO:
+        """The stream without the log, for what is rewritten in place."""
+        return getattr(self._stream, "screen", self._stream)
+
     def isatty(self) -> bool:
         return self._stream.isatty()
 
@@ -132,23 +139,6 @@ class _Tee(io.TextIOBase):
 
     def detach_log(self) -> None:
         self._log = None
-
-
-def format_time(seconds: float) -> str:
-    """Whole seconds as '42s', '3m 07s', '2h 05m 09s' or '1d 03h 20m'."""
-    total = round(float(seconds))
-    if total < 0:
-        return "-" + format_time(-total)
-    minutes, s = divmod(total, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days > 0:
-        return f"{days}d {h:02d}h {m:02d}m"
-    if hours > 0:
-        return f"{h}h {m:02d}m {s:02d}s"
-    if minutes > 0:
-        return f"{m}m {s:02d}s"
-    return f"{s}s"
 
 
 MAX_LIST = 10_000_000
@@ -416,7 +406,8 @@ def open_url(
         print(f"Downloading {url}", file=sys.stderr, flush=True)
     if cache:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        downloads.download(url, path, sha256, num_attempts, downloads.Meter(sys.stderr) if verbose else None)
+        progress = Progress(unit="bytes", silent=1) if verbose else None
+        downloads.download(url, path, sha256, num_attempts, progress)
         return path if return_filename else open(path, "rb")
     return downloads.fetch(url, sha256, num_attempts)
 

@@ -62,8 +62,9 @@ class Detector:
 
     @property
     def description(self) -> dict[str, str]:
-        """What a record says of the detector."""
-        return {"name": self.name, "sha256": self.sha256, "dtype": str(self.dtype).removeprefix("torch.")}
+        """What a record says of the detector; random weights, whose numbers stand for themselves alone, are marked."""
+        mark = {"weights": "random"} if self.sha256.startswith(features.RANDOM) else {}
+        return {"name": self.name, "sha256": self.sha256, "dtype": str(self.dtype).removeprefix("torch."), **mark}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [N, 1 or 3, H, W] on any device -> {'features': float32 [N, D], ...} on the CPU. Raises ValueError for anything else."""

@@ -35,7 +35,7 @@ class Moments:
     """Streaming mean and covariance of feature rows in float64.
 
     Batches are combined by the pairwise update of Chan, Golub and LeVeque (1983), which does not lose digits when the mean is large against the
-    spread. The covariance is divided by n, as the published FID code does.
+    spread. `covariance` is divided by n, as the published FID code does.
     """
 
     def __init__(self, dim: int) -> None:
@@ -107,6 +107,14 @@ class Moments:
             raise ValueError("no features were added: there is no covariance")
         return self._scatter / self._count
 
+    @property
+    def unbiased_covariance(self) -> np.ndarray:
+        """[D, D] float64, divided by n - 1, as torch-fidelity and pytorch-fid do. Raises ValueError below two rows."""
+        self._flush()
+        if self._count < 2:
+            raise ValueError(f"the unbiased covariance needs at least 2 images, got {self._count}")
+        return self._scatter / (self._count - 1)
+
     def arrays(self) -> dict[str, np.ndarray]:
         self._flush()
         return {"count": np.asarray(self._count, np.int64), "mean": self._mean, "scatter": self._scatter}
@@ -151,13 +159,30 @@ class FeatureArray:
 
     @property
     def array(self) -> np.ndarray:
-        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them."""
+        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them. Not to be written to.
+
+        The parts are put in order once and then kept as this one array, so that a large set is held twice for a moment only.
+        """
         if not self._rows:
             return np.zeros((0, self.dim), np.float32)
-        return np.concatenate(self._rows)[np.argsort(np.concatenate(self._indices), kind="stable")]
+        if len(self._rows) > 1:
+            numbers = np.concatenate(self._indices)
+            order = np.argsort(numbers, kind="stable")
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            rows, start = np.empty((len(order), self.dim), np.float32), 0
+            for part in self._rows:
+                rows[place[start : start + len(part)]] = part
+                start += len(part)
+            self._rows, self._indices = [rows], [numbers[order]]
+        elif (np.diff(self._indices[0]) < 0).any():
+            order = np.argsort(self._indices[0], kind="stable")
+            self._rows, self._indices = [self._rows[0][order]], [self._indices[0][order]]
+        return self._rows[0]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"rows": self.array, "indices": np.sort(np.concatenate(self._indices)) if self._indices else np.zeros(0, np.int64)}
+        rows = self.array
+        return {"rows": rows, "indices": self._indices[0] if self._indices else np.zeros(0, np.int64)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> FeatureArray:

@@ -4,7 +4,6 @@
 import errno
 import hashlib
 import http.server
-import io
 import os
 import pickle
 import subprocess
@@ -399,23 +398,6 @@ def test_offline_reads_the_cache_and_nothing_else(server: Server, tmp_path, monk
     assert "\n" not in str(error.value) and server.requests == ["/file"]
     monkeypatch.setenv("DNNLIB_OFFLINE", "0")
     util.open_url(f"{server.root}/other", str(tmp_path), verbose=False).close()
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("stream", "text"), [(Terminal(), "\r  1.0 of 2.0 MB (50%)\r  2.0 of 2.0 MB (100%)\n"), (io.StringIO(), "  1.0 of 2.0 MB (50%)\n")]
-)
-def test_progress_is_rewritten_on_terminals_and_rare_elsewhere(stream, text, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(downloads.time, "monotonic", lambda: clock[0])
-    meter = downloads.Meter(stream)
-    for clock[0], done in ((0.5, 500_000), (1.5, 1_000_000), (1.6, 1_500_000), (1.7, 2_000_000)):
-        meter(done, 2_000_000)
-    assert stream.getvalue() == text
 
 
 def test_progress_counts_what_was_there_and_survives_a_silent_server(server, tmp_path):

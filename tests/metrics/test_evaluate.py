@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluator on a detector cheap enough to count by: seeds, labels, caching, records, refusals, several processes."""
 
+import dataclasses
 import json
 import os
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import evaluate
+from metrics import evaluate, registry
 from metrics.detectors import Detector
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
 from metrics.registry import INCEPTION, LITE0
@@ -100,7 +101,7 @@ def test_the_distance_is_that_of_the_images_generated(make):
     source = evaluate.GeneratedImages(Generated(), 0, torch.device("cpu"), np.array([1, 2, 5]), 8)
     detector = TinyDetector()
     real, fake = (detector(x)["features"].double().numpy() for x in (torch.from_numpy(Images().images), source(range(100))))
-    expected = evaluate.registry.fid.frechet_distance(real.mean(0), np.cov(real.T, ddof=0), fake.mean(0), np.cov(fake.T, ddof=0))
+    expected = registry.fid.frechet_distance(real.mean(0), np.cov(real.T, ddof=0), fake.mean(0), np.cov(fake.T, ddof=0))
     assert record.value == pytest.approx(expected, rel=1e-9)
 
 
@@ -136,6 +137,110 @@ def test_record_says_what_was_measured(make):
     assert (line["reference"]["filter"], line["reference"]["crop"], line["reference"]["resolution"]) == ("lanczos", "center-crop", 8)
     assert line["detector"]["sha256"] == "tiny" and line["versions"]["torch"] == torch.__version__
     assert line["device"] == "cpu" and line["generator_dtype"] == "float32" and line["total_time"] >= 0
+    assert line["lower_is_better"] is True and line["covariance"] == "population"
+
+
+def test_every_record_says_its_good_end(make):
+    records = make(metrics="fid20,is20,kid20_full,pr_inception_20,fd_lite0_20")(Generated())
+    lines = {record.metric: record.as_dict() for record in records}
+    assert {name: line["lower_is_better"] for name, line in lines.items()} == {
+        "fid20": True, "is20": False, "kid20_full": True, "pr_inception_20": False, "fd_lite0_20": True,
+    }  # fmt: skip
+    assert [name for name, line in lines.items() if "covariance" in line] == ["fid20", "fd_lite0_20"]
+
+
+def test_unbiased_covariance_is_larger_said_and_not_mixed(make, tmp_path):
+    published, unbiased = (make(metrics="fd_lite0_40", covariance=rule)(Generated())[0] for rule in registry.COVARIANCES)
+    assert published.value != unbiased.value and unbiased.conditions["covariance"] == "unbiased"
+    assert "n - 1" in " ".join(unbiased.notes) and not published.notes
+    write_record(tmp_path, published)
+    with pytest.raises(ValueError, match="covariance population against unbiased"):
+        make(metrics="fd_lite0_40", covariance="unbiased").check_records(tmp_path)
+    with pytest.raises(ValueError, match="covariance population against unbiased"):
+        write_record(tmp_path, unbiased)
+    old = {key: value for key, value in published.as_dict().items() if key not in ("covariance", "lower_is_better")}
+    check_comparable(published.as_dict(), old)  # a line of version 0.1
+    with pytest.raises(ValueError, match="covariance"):
+        check_comparable(unbiased.as_dict(), old)
+    with pytest.raises(ValueError, match="--covariance=unbiased has no effect on is50"):
+        make(metrics="is50", covariance="unbiased")
+    with pytest.raises(ValueError, match="'population' or 'unbiased'"):
+        make(covariance="n-1")
+
+
+def test_random_weights_are_marked(make):
+    record = make(loaded={LITE0: TinyDetector(sha256="random:0")})(Generated())[0]
+    assert record.conditions["detector"]["weights"] == "random" and "random weights" in record.notes[0]
+    assert "weights" not in make()(Generated())[0].conditions["detector"]
+
+
+def test_a_large_reference_is_a_subset_and_says_so(make, monkeypatch):
+    monkeypatch.setitem(registry.FAMILIES, "fd_lite0", dataclasses.replace(registry.FAMILIES["fd_lite0"], real_images=40))
+    dataset = Images(100)
+    line = make(dataset, "fd_lite0_20")(Generated())[0]
+    reference = line.conditions["reference"]
+    assert dataset.reads == 40 and (reference["num_real"], reference["num_images"], line.conditions["num_real"]) == (40, 100, 40)
+    assert reference["subset"] == "random, seed 0" and line.notes == ["against a random 40 of 100 real images"]
+    full = make(dataset, "fd_lite0_20_full")(Generated())[0]
+    assert full.conditions["num_real"] == 100 and "subset" not in full.conditions["reference"] and not full.notes
+    assert make(Images(40), "fd_lite0_20")(Generated())[0].notes == []
+
+
+def test_one_pass_over_the_data_serves_metrics_that_keep_different_things(make):
+    dataset = Images()
+    make(dataset, "fid20_full,kid20_full,pr_inception_20_full")(Generated())
+    assert dataset.reads == 64
+
+
+@pytest.mark.parametrize("place", ["/proc/none/cache", "file"])
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    folder = place if place.startswith("/") else str(tmp_path / place)
+    evaluator = Evaluator(Images(), "fd_lite0_20", loaded={LITE0: TinyDetector()}, cache_dir=folder)
+    with pytest.warns(UserWarning, match=f"metrics cache {folder} cannot be written .* DNNLIB_CACHE_DIR"):
+        evaluator.check()
+    with pytest.warns(UserWarning, match="DNNLIB_CACHE_DIR"):
+        value = evaluator(Generated())[0].value
+    assert evaluator(Generated())[0].value == value and evaluator.dataset.reads == 64  # kept in memory
+
+
+@pytest.mark.parametrize(("metrics", "least"), [("fd_lite0_20,pr_inception_20_full", 4), ("pr_inception_20", 4)])
+def test_data_too_small_for_a_metric_is_said_by_the_check(make, metrics, least):
+    evaluator = make(Images(3), metrics)
+    with pytest.raises(ValueError, match=f"pr_inception_20.* needs at least {least} real images, toy has 3"):
+        evaluator.check()
+    with pytest.raises(ValueError, match="needs at least 10 images, toy has 9"):
+        make(Images(), "is50").fitted(Images(9))
+
+
+def test_statistics_to_compute_are_announced_until_they_are_there(make):
+    evaluator = make(Images(), "fd_lite0_20,fid20_full,kid20")
+    lines = evaluator.announce()
+    assert len(lines) == 3 and any(line.startswith("64 real images through lite0 for fd_lite0_20: about ") for line in lines)
+    assert any("20 real images" in line and "kid20" in line for line in lines)
+    evaluator(Generated())
+    assert make(Images(), "fd_lite0_20,fid20_full,kid20").announce() == []
+
+
+def test_a_pause_can_end_the_work_anywhere(make):
+    class Stop(Exception):
+        pass
+
+    for last in range(8):
+        calls = []
+
+        def pause(alone, last=last, calls=calls):
+            calls.append(alone)
+            if len(calls) > last:
+                raise Stop
+
+        evaluator = make(Images(seed=last), "pr_inception_64_full", batch=32, pause=pause)
+        try:
+            evaluator(Generated())
+        except Stop:
+            assert len(calls) == last + 1
+        else:
+            assert calls == [False, False, False, False, True, True, True]
 
 
 def test_real_statistics_are_cached_by_content_and_detector(make):

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pure functions from arrays to numbers, on cases with known answers."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import scipy.spatial
 
+from metrics import precision_recall as pr
 from metrics.fid import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kid import kernel_distance
@@ -73,3 +77,34 @@ def test_precision_and_recall_of_line_sets():
     assert recall == pytest.approx(0.7)  # the generated balls reach from -1.5 to 6.5, so they hold 0 to 6
     with pytest.raises(ValueError, match="more than k = 3"):
         precision_recall(real[:3], real)
+
+
+def _naive_precision_recall(real, generated, k):
+    """The definition, with every distance at once."""
+    between = scipy.spatial.distance.cdist(real, generated)
+    radii = [np.sort(scipy.spatial.distance.cdist(side, side), axis=1)[:, k] for side in (real, generated)]
+    precision, recall = (between <= radii[0][:, None]).any(0).mean(), (between <= radii[1]).any(1).mean()
+    return float(precision), float(recall)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 1000])
+def test_blocks_do_not_change_precision_and_recall(rows, monkeypatch):
+    monkeypatch.setattr(pr, "BLOCK_ROWS", rows)
+    random = np.random.RandomState(0)
+    real, generated = random.randn(83, 4), random.randn(41, 4) * 0.8
+    calls = []
+    values = precision_recall(real, generated, 3, lambda *call: calls.append(call))
+    assert values == _naive_precision_recall(real, generated, 3)
+    assert [done for done, _ in calls] == list(range(1, calls[-1][1] + 1))
+
+
+def test_precision_and_recall_take_memory_that_does_not_grow(monkeypatch):
+    monkeypatch.setattr(pr, "BLOCK_ROWS", 100)
+    peaks = []
+    for count in (1000, 4000):
+        real, generated = (np.random.RandomState(seed).randn(count, 8).astype(np.float32) for seed in (0, 1))
+        tracemalloc.start()
+        precision_recall(real, generated)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 4000 * 100  # bytes: a few numbers per row, where one block of rows x all columns takes 800

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 
 from metrics import registry
@@ -18,14 +19,17 @@ from metrics import registry
         ("pr_inception_10k_full", "pr_inception_10k_full", 10_000, None),
         ("fd_lite0", "fd_lite0", 50_000, None),
         ("fd_lite0_50k", "fd_lite0", 50_000, None),
-        ("fd_lite0_2k", "fd_lite0_2k", 2000, None),
-        ("fd_lite0_1797", "fd_lite0_1797", 1797, None),
+        ("fd_lite0_full", "fd_lite0", 50_000, None),
+        ("fd_lite0_2k", "fd_lite0_2k", 2000, 10_000),
+        ("fd_lite0_1797", "fd_lite0_1797", 1797, 10_000),
+        ("fd_lite0_20k", "fd_lite0_20k", 20_000, 20_000),
+        ("fd_lite0_2k_full", "fd_lite0_2k_full", 2000, None),
     ],
 )
 def test_names(name, canonical, num_gen, num_real):
     metric = registry.parse_metric(name)
     assert (metric.name, metric.num_gen, metric.num_real) == (canonical, num_gen, num_real)
-    assert registry.parse_metric(metric.name) == metric
+    assert registry.parse_metric(metric.name).num_real == metric.num_real
 
 
 def test_a_count_replaces_the_one_in_the_name():
@@ -47,6 +51,33 @@ def test_impossible_counts_and_references():
         registry.parse_metric("fid1_full")
     with pytest.raises(ValueError, match="say 'is50k'"):
         registry.parse_metric("is50k_full")
+    for name, least in (("is9", 10), ("pr_inception_3", 4), ("kid1", 2)):
+        with pytest.raises(ValueError, match=f"needs at least {least} generated images"):
+            registry.parse_metric(name)
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES.values(), ids=lambda f: f.name)
+def test_declared_minimum_and_good_end_are_true(family):
+    kind = registry.FeatureArray if family.keep == "array" else registry.Moments
+
+    def store(n, seed=0, offset=0.0):
+        kept = kind(3)
+        rows = np.random.RandomState(seed).rand(n, 3) + offset
+        kept.append(rows / rows.sum(1, keepdims=True) if family.output == "probabilities" else rows)
+        return kept
+
+    def number(generated, real):
+        return next(iter(family.compute(generated, real if family.needs_real else None, registry.Rules()).values()))
+
+    assert np.isfinite(number(store(family.min_images), store(family.min_images, 1)))
+    if family.needs_real:  # the data itself, and something far away
+        good, bad = number(store(50), store(50)), number(store(50, 1, 9.0), store(50))
+    else:  # certain and varied, and all alike
+        sharp, flat = registry.FeatureArray(3), registry.FeatureArray(3)
+        sharp.append(np.eye(3)[np.arange(60) % 3])
+        flat.append(np.full((60, 3), 1 / 3))
+        good, bad = number(sharp, None), number(flat, None)
+    assert (good < bad) == family.lower_is_better and good != bad
 
 
 def test_lists():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from metrics import kid, precision_recall
+from metrics import kid, precision_recall, registry
 from metrics.fid import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.statistics import Moments
@@ -39,6 +39,16 @@ def test_fid_is_the_published_one(name):
     assert frechet_distance(*real, *generated) == pytest.approx(EXPECTED[name]["fid"], rel=1e-5)
     assert frechet_distance(*generated, *real) == pytest.approx(EXPECTED[name]["fid"], rel=1e-5)
     assert abs(frechet_distance(*real, *generated) - EXPECTED[name]["fid_unbiased_cov(ddof=1)_for_comparison"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_unbiased_fid_is_that_of_torch_fidelity_and_pytorch_fid(name):
+    stores = [Moments(ARRAYS[f"{name}/{side}"].shape[1]) for side in ("real", "gen")]
+    for store, side in zip(stores, ("real", "gen"), strict=True):
+        store.append(ARRAYS[f"{name}/{side}"])
+    rules = registry.Rules(covariance=registry.UNBIASED)
+    value = registry.FAMILIES["fid"].compute(stores[1], stores[0], rules)[""]
+    assert value == pytest.approx(EXPECTED[name]["fid_unbiased_cov(ddof=1)_for_comparison"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of long work: what is done, the rate and the remaining time, on one line. Every script and package shows it through here."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+_SCREEN_SECONDS, _LOG_SECONDS = 0.2, 30.0  # between two lines on a terminal, where they replace each other, and elsewhere
+
+
+def format_time(seconds: float) -> str:
+    """Whole seconds as '42s', '3m 07s', '2h 05m 09s' or '1d 03h 20m'."""
+    total = round(float(seconds))
+    if total < 0:
+        return "-" + format_time(-total)
+    minutes, s = divmod(total, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days > 0:
+        return f"{days}d {h:02d}h {m:02d}m"
+    if hours > 0:
+        return f"{h}h {m:02d}m {s:02d}s"
+    if minutes > 0:
+        return f"{m}m {s:02d}s"
+    return f"{s}s"
+
+
+class Progress:
+    """Shows a piece of long work in a stream.
+
+        progress = Progress(label="Real images")
+        for done in range(total):
+            ...
+            progress(done + 1, total)
+
+    On a terminal the line is rewritten and does not go to a log file (dnnlib.util.Logger); elsewhere there is one every 30 seconds.
+    The last one says how long it took.
+
+    Args:
+        stream: None = stderr, as it is when this is made.
+        label: what is being done, at the beginning of the line.
+        unit: of the counts; "bytes" are shown as MB.
+        silent: seconds in which nothing is shown; work that takes less leaves no line.
+    """
+
+    def __init__(self, stream: TextIO | None = None, label: str = "", unit: str = "images", silent: float = 0.0) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.label, self.unit, self.silent = label, unit, silent
+        self.terminal = self.stream.isatty()
+        self.started = self.shown = time.monotonic()
+        self.first: int | None = None  # what was done at the first call: a download that goes on does not begin at nothing
+        self.done = 0
+        self._open = False  # a line without its end is on the screen
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """`done` of `total` are done (None: it is not known how many there will be)."""
+        now = time.monotonic()
+        self.first, self.done = self._start(done), done
+        complete = total is not None and done >= total
+        interval = _SCREEN_SECONDS if self.terminal else _LOG_SECONDS
+        if now - self.started < self.silent or (now - self.shown < interval and not complete):
+            return
+        self.shown = now
+        line = self._line(done, total, now - self.started)
+        if self.terminal and not complete:
+            self._on_screen(f"\r\033[K{line}")
+            self._open = True
+            return
+        if self.terminal:
+            self._on_screen("\r\033[K")
+        self._open = False
+        self.stream.write(f"{line}\n")
+        self.stream.flush()
+
+    def advance(self, count: int, total: int | None) -> None:
+        """`count` more are done."""
+        self(self.done + count, total)
+
+    def close(self) -> None:
+        """End the line of work that ended early."""
+        if self._open:
+            self._on_screen("\n")
+            self._open = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self, done: int) -> int:
+        """0, or what was there already when a download went on."""
+        if self.first is not None:
+            return self.first
+        return done if self.unit == "bytes" else 0
+
+    def _line(self, done: int, total: int | None, seconds: float) -> str:
+        rate = (done - (self.first or 0)) / max(seconds, 1e-9)
+        if self.unit == "bytes":
+            amount = f"{done / 1e6:,.1f}" + (f"/{total / 1e6:,.1f} MB" if total else " MB")
+            speed = f"{rate / 1e6:,.1f} MB/s"
+        else:
+            amount = f"{done:,}" + (f"/{total:,}" if total else "") + (f" {self.unit}" if self.unit else "")
+            speed = f"{rate:,.0f}/s" if rate >= 10 or rate == 0 else f"{rate:.2g}/s"
+        parts = [f"{self.label}: {amount}" if self.label else amount, speed]
+        if total is not None and done >= total:
+            parts.append(f"took {format_time(seconds)}")
+        elif total is not None and rate > 0:
+            parts.append(f"{format_time((total - done) / rate)} left")
+        return "  ".join(parts)
+
+    def _on_screen(self, text: str) -> None:
+        screen = getattr(self.stream, "screen", self.stream)
+        screen.write(text)
+        screen.flush()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metric records: a number with what it was measured on, one line of metric-NAME.jsonl each, and which of them may stand side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metrics.image_sets import preparation_differences
+from metrics.registry import POPULATION, UNBIASED
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A number and what it was measured on.
+
+    results is keyed as in published files: {'fid50k_full': 2.1}, {'is50k_mean': 274.2, 'is50k_std': 4.0}. conditions: images
+    generated and real, detector, reference, truncation, labels, seed, device, versions, time; JSON values.
+    """
+
+    metric: str
+    value: float
+    lower_is_better: bool
+    results: dict[str, float]
+    conditions: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON line. `lower_is_better` is the good end of every number in it (of a standard deviation there is none)."""
+        head = {"results": self.results, "metric": self.metric, "value": self.value, "lower_is_better": self.lower_is_better}
+        return {**head, **self.conditions}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the bare number must know: random weights, another covariance, a subset of the real images."""
+        found, reference = [], self.conditions.get("reference") or {}
+        if self.conditions["detector"].get("weights") == "random":
+            found.append("random weights: comparable with numbers of these very weights alone")
+        if self.conditions.get("covariance") == UNBIASED:
+            found.append("covariance over n - 1, not the published n")
+        if reference.get("num_real", 0) < reference.get("num_images", 0):
+            found.append(f"against a random {reference['num_real']:,} of {reference['num_images']:,} real images")
+        if self.conditions.get("forced"):
+            found.append("forced")
+        return found
+
+
+def numbers(records: Sequence[Record]) -> dict[str, float]:
+    """{'fid50k_full': 2.1, 'is50k_mean': 274.2, 'is50k_std': 4.0, ...} of what an Evaluator returned."""
+    return {name: value for record in records for name, value in record.results.items()}
+
+
+def record_path(folder: str | os.PathLike[str], metric_name: str) -> Path:
+    """metric-<name>.jsonl in a run's folder."""
+    return Path(folder) / f"metric-{metric_name}.jsonl"
+
+
+def check_comparable(later: Mapping[str, Any], earlier: Mapping[str, Any], force: bool = False) -> None:
+    """Raises ValueError if two record dicts of a metric differ in reference, detector or covariance."""
+    a, b = earlier.get("reference") or {}, later.get("reference") or {}
+    differences = preparation_differences(a, b)
+    for key in ("content_hash", "view"):
+        if key in a and key in b and a[key] != b[key]:
+            differences.append(f"{key} {str(a[key])[:12]} against {str(b[key])[:12]}")
+    detector_a, detector_b = earlier.get("detector") or {}, later.get("detector") or {}
+    differences += [f"detector {key} {detector_a[key]} against {detector_b.get(key)}" for key in detector_a if detector_a[key] != detector_b.get(key)]
+    rules = [record.get("covariance") or POPULATION for record in (earlier, later)]  # version 0.1 did not say: it knew one
+    if rules[0] != rules[1]:
+        differences.append(f"covariance {rules[0]} against {rules[1]}")
+    if differences and not force:
+        reasons = "; ".join(differences)
+        raise ValueError(f"this {later['metric']} cannot stand beside the recorded one: {reasons}; write it elsewhere, or use --force")
+
+
+def write_record(folder: str | os.PathLike[str], record: Record, force: bool = False) -> Path:
+    """Append a record to the metric's JSONL file and return its path; only process 0 should.
+
+    Raises ValueError if the file's last record has another reference, detector or covariance, unless `force`.
+    """
+    path = record_path(folder, record.metric)
+    line = record.as_dict()
+    check_against_last(path, line, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(line) + "\n")
+    return path
+
+
+def check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
+    """Raises ValueError if `line` may not stand below the last one of a metric's file."""
+    lines = [text for text in path.read_text(encoding="utf-8").splitlines() if text.strip()] if path.is_file() else []
+    if lines:
+        try:
+            earlier = json.loads(lines[-1])
+        except json.JSONDecodeError:
+            raise ValueError(f"{path}: the last line is not JSON; move the file away") from None
+        check_comparable(line, earlier, force)

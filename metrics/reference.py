@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of the real images that metrics compare with: computed once, kept in memory and in a cache folder.
+
+The cache is a convenience: where it cannot be written, a warning says so and the statistics are computed again next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dnnlib.util
+from metrics import registry, statistics
+from metrics.collect import Collector, Need
+from metrics.image_sets import RealImages, preparation
+from torch_utils import distributed
+
+_CACHE_VERSION = 1  # of what the cached statistics mean; a change of preparation must raise it
+
+Found = tuple[statistics.Store | None, dict[str, Any]]  # what is kept of the real images; what a record says of them
+
+
+class References:
+    """What is kept of a data set's images for each metric.
+
+    dataset: None if no metric needs one. cache_dir: None = `metrics` in dnnlib's cache folder.
+    """
+
+    def __init__(self, dataset: Any, collector: Collector, cache_dir: str | None) -> None:
+        self.dataset, self.collector = dataset, collector
+        self.cache_dir = Path(cache_dir or dnnlib.util.make_cache_dir_path("metrics"))
+        self._content_hash: str | None = None
+        self._known: dict[Need, Found] = {}
+
+    def check_size(self, metrics: Sequence[registry.Metric]) -> None:
+        """Raises ValueError if the data set has too few images for a metric."""
+        total = len(RealImages(self.dataset))
+        for metric in metrics:
+            if total < metric.family.min_images:
+                place = getattr(self.dataset, "path", self.dataset.name)
+                raise ValueError(
+                    f"metric {metric.name} needs at least {metric.family.min_images} real images, {place} has {total}: "
+                    "leave the metric out of --metrics, or take more images"
+                )
+
+    def check_cache(self) -> None:
+        """Warn, before hours of work, if statistics cannot be kept."""
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.cache_dir):
+                pass
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        warnings.warn(
+            f"the metrics cache {self.cache_dir} cannot be written ({error.strerror or error}): statistics of real images are "
+            "computed again by every process that needs them; set DNNLIB_CACHE_DIR to a folder that can be written",
+            stacklevel=3,
+        )
+
+    def describe(self, source: RealImages) -> dict[str, Any]:
+        """What a record says of the real images."""
+        if self._content_hash is None:
+            self._content_hash = self.dataset.content_hash()  # reads through a folder: once is enough
+        subset = source.subset_seed()
+        return {
+            "dataset": self.dataset.name,
+            "content_hash": self._content_hash,
+            "view": source.view(),
+            "num_images": source.num_images,
+            "num_real": len(source),
+            **({} if subset is None else {"subset": f"random, seed {subset}"}),
+            **preparation(self.dataset),
+        }
+
+    def __call__(self, metrics: Sequence[registry.Metric]) -> dict[str, Found]:
+        """By metric: from memory, the cache, or the images, which one pass reads for all metrics that take as many of them.
+
+        The stores are whole on process 0 only.
+        """
+        needs = {metric.name: self._need(metric) for metric in metrics}
+        missing: dict[int, list[Need]] = {}
+        for need, source in dict(needs.values()).items():
+            if need not in self._known:
+                key, path = self._place(need, source)
+                store = on_main(lambda path=path, key=key: _load_cached(path, key), share=False)
+                if distributed.broadcast_object(store is None):
+                    missing.setdefault(len(source), []).append(need)
+                else:
+                    self._known[need] = (store, self.describe(source))
+        for count, group in missing.items():
+            source = RealImages(self.dataset, count)
+            for need, store in self.collector(source, "real", group).items():
+                self._known[need] = (store, self.describe(source))
+                if distributed.is_main():
+                    self._save(need, source, store)
+        return {name: self._known[need] for name, (need, _) in needs.items()}
+
+    def missing(self, metrics: Sequence[registry.Metric]) -> dict[tuple[str, int], list[str]]:
+        """What the first evaluation must compute: (detector, real images) -> names of the metrics that need it."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for metric in metrics:
+            need, source = self._need(metric)
+            _, path = self._place(need, source)
+            if need not in self._known and not os.path.isfile(path):
+                found.setdefault((need.detector, len(source)), []).append(metric.name)
+        return found
+
+    def _need(self, metric: registry.Metric) -> tuple[Need, RealImages]:
+        source = RealImages(self.dataset, metric.num_real)
+        return Need(metric.family.detector, metric.family.output, metric.family.keep, len(source)), source
+
+    def _place(self, need: Need, source: RealImages) -> tuple[dict[str, Any], Path]:
+        """What the statistics depend on, and the file that keeps them."""
+        description = self.describe(source)
+        key = {
+            **{name: description[name] for name in ("content_hash", "view", "resolution")},
+            "detector": self.collector.detector(need.detector).description,
+            "kept": [need.output, need.keep],
+            "version": _CACHE_VERSION,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        return key, self.cache_dir / f"{Path(self.dataset.name).stem}-{need.detector}-{need.keep}-{digest}.npz"
+
+    def _save(self, need: Need, source: RealImages, store: statistics.Store) -> None:
+        key, path = self._place(need, source)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            statistics.save(path, store, {**key, "reference": self.describe(source)})
+        except OSError as error:
+            self._warn(error)
+
+
+def _load_cached(path: Path, key: Mapping[str, Any]) -> statistics.Store | None:
+    """The cached statistics, or None if there are none or they are damaged or of something else (they are then made again)."""
+    try:
+        if not os.path.isfile(path):
+            return None
+        store, description = statistics.load(path)
+    except (ValueError, OSError):
+        return None
+    return store if all(description.get(name) == value for name, value in json.loads(json.dumps(key)).items()) else None
+
+
+def on_main(compute: Callable[[], Any], share: bool = True) -> Any:
+    """compute() on process 0; its result, if `share`, and its exception in any case, on all. Without `share` the others get None."""
+    result: Any = None
+    error: Exception | None = None
+    if distributed.is_main():
+        try:
+            result = compute()
+        except Exception as e:
+            error = e
+    error, shared = distributed.broadcast_object((error, result if share else None))
+    if error is not None:
+        raise error
+    return result if distributed.is_main() else shared
