@@ -49,17 +49,16 @@ def format_of(dest: str, asked: str | None) -> str:
 
 
 def read(source: str, trust_pickle: bool) -> weights.NetworkFile:
-    """The network file that --source means: a path, an http(s) address or hf://OWNER/NAME. Raises FileNotFoundError, OSError or ValueError."""
+    """The network file that --source means: a path, a file:// or http(s) address or hf://OWNER/NAME. Raises OSError or ValueError."""
     if sharing.is_repository(source):
         return sharing.pull(source)
-    path = dnnlib.util.open_url(source, return_filename=True) if dnnlib.util.is_url(source) else source
     try:
-        return weights.read(path)
+        return weights.read_from(source, weights.read)
     except ValueError:
-        if not trust_pickle or path.endswith(".safetensors"):
+        if not trust_pickle or source.endswith(".safetensors"):
             raise
     gen_images.warn_trusted(source)
-    return weights.read_trusted(path)
+    return weights.read_from(source, weights.read_trusted)
 
 
 def write_onnx(file: weights.NetworkFile, dest: str) -> None:
@@ -90,7 +89,7 @@ def write_onnx(file: weights.NetworkFile, dest: str) -> None:
 @click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
 @gen_images.one_line_errors
 def main(source: str, dest: str, asked: str | None, networks: str | None, license: str | None, private: bool, trust_pickle: bool) -> None:
-    form = format_of(dest, asked)
+    source, form = dnnlib.util.plain_path(source), format_of(dest, asked)
     if form != "hub" and (license or private):
         raise ValueError("--license and --private are for a model repository (--dest=hf://OWNER/NAME)")
     if form != "hub" and Path(dest).parent != Path() and not Path(dest).parent.is_dir():

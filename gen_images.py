@@ -84,20 +84,20 @@ def load_network(
     if sharing.is_repository(path_or_url):
         contents = sharing.pull(path_or_url)
     else:
-        path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if dnnlib.util.is_url(path_or_url) else path_or_url
-        if Path(path).is_dir():
-            path = path_or_url = lineage.network_in("--network", path)
-        if not Path(path).is_file():
+        path_or_url = dnnlib.util.plain_path(path_or_url)
+        if Path(path_or_url).is_dir():
+            path_or_url = lineage.network_in("--network", path_or_url)
+        if not dnnlib.util.is_url(path_or_url) and not Path(path_or_url).is_file():
             raise FileNotFoundError(f"--network: there is no file {path_or_url}")
         try:
-            contents = weights.read(path, key=key)
-        except ValueError as error:
+            contents = weights.read_from(path_or_url, lambda path: weights.read(path, key=key))
+        except ValueError:
             if not trust_pickle:
-                raise ValueError(str(error).replace(str(path), path_or_url, 1)) from None
+                raise
             warn_trusted(path_or_url)
             if precision != "auto":
                 raise ValueError(f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself") from None
-            foreign = weights.trusted_generator(path, key).to(device)
+            foreign = weights.read_from(path_or_url, lambda path: weights.trusted_generator(path, key)).to(device)
             return Network(path_or_url, foreign, {}, {}, _class_names(foreign.c_dim, data, {}, {}))
     G = contents.only(key).generators[key].to(device)
     set_precision(G, precision)

@@ -46,7 +46,7 @@ from metrics import detectors
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
 from torch_utils import distributed, features, memory, prefetch
-from training import build, lineage, loop, recipe, rounds, stages
+from training import build, lineage, loop, recipe, rounds, stages, weights
 from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
 from training.data import ImageDataset
 from training.folders import (
@@ -397,6 +397,8 @@ class TrainCommand(click.Command):
 def main(**values: Any) -> None:
     """Parse, check everything that can be checked, choose the run folder, start the processes."""
     try:
+        for flag in ("resume", "init_from", "path_stem"):
+            values[flag] = values[flag] and dnnlib.util.plain_path(values[flag])
         prefetch_all(values) if values["prefetch"] is not None else run_main(values)
     except features.MissingWeights as err:
         raise click.ClickException(f"{err}; or, where there is a network, run: {prefetch_command()}") from None
@@ -444,7 +446,7 @@ def prefetch_all(values: dict[str, Any]) -> None:
             items[name, metric] = prefetch.Item(f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say))
         for flag, url in (("--init-from", config.run.init_from), ("--path_stem", config.generator.path_stem), ("--resume", values["resume"])):
             if url and dnnlib.util.is_url(url):
-                items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(dnnlib.util.open_url, url, return_filename=True))
+                items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(weights.fetch, url, 10))
     failures = prefetch.fetch_all(items.values(), say)
     if failures:
         raise ValueError(f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}" + (" (and more above)" if failures[1:] else ""))

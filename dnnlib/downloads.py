@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads over http(s): resumed after a break, bounded, checked, one process at a time. `dnnlib.util.open_url` is the way in.
 
-Beside a download NAME there are NAME.part, which holds what has arrived, and NAME.part.json, the server's mark (ETag or Last-Modified) of that
-content. A later attempt, or a later process, asks for the rest of it, and gets all of it if the server's content has changed since.
+Beside a download NAME there are NAME.part, which holds what has arrived, and NAME.part.json, the server's mark (ETag or
+Last-Modified) of that content. A later attempt, or a later process, asks for the rest of it, and gets all of it if the server's
+content has changed since.
+
+Two limits keep a server from holding us for ever, and can be set in the environment:
+* DNNLIB_MAX_DOWNLOAD_GB: the largest file, 16 if the server says how long it is, 2 if it does not.
+* DNNLIB_MIN_DOWNLOAD_RATE: bytes a second, 1000, below which a server has stopped (over 20 seconds); 0 = wait for any server.
 """
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import io
@@ -13,6 +19,9 @@ import json
 import os
 import re
 import shutil
+import socket
+import ssl
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -26,14 +35,24 @@ except ImportError:  # Windows: two processes at once download twice, and the la
     fcntl = None  # type: ignore[assignment]
 
 SCHEMES = ("http", "https")
-MAX_BYTES = 64 * 2**30  # of a download
-MAX_BYTES_IN_MEMORY = 4 * 2**30
+MAX_GB_VARIABLE, MIN_RATE_VARIABLE = "DNNLIB_MAX_DOWNLOAD_GB", "DNNLIB_MIN_DOWNLOAD_RATE"
+MAX_GB = 16.0  # of a download
+MAX_GB_UNANNOUNCED = 2.0  # of one whose length the server does not say
+MAX_BYTES_IN_MEMORY = 2**30
+MIN_RATE = 1000.0  # bytes a second
+_WINDOW_SECONDS = 20.0  # over which the rate is taken
+_HEADER_WINDOWS = 2  # within which an answer must begin
+_MAX_SLOW_ATTEMPTS = 2  # in a row
 _SPARE_BYTES = 64 * 2**20  # of disk, that a download leaves free
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30.0
 _MAX_WAIT_SECONDS = 30.0
 # Answers that mean "later", everything else in 4xx means "never".
 _RETRY_STATUS = (408, 425, 429)
+_GONE_STATUS = (404, 410)
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+# Of an address, what means something in it stays, and what is encoded already.
+_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 _T = TypeVar("_T")
 Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all if the server has said so
@@ -42,32 +61,42 @@ Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in al
 def download(url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None) -> None:
     """Put what an http(s) address holds into the file `path`, which appears when it is complete and, if `sha256` is given, right.
 
-    Raises ValueError (redirected to something odd, too large, another hash) and OSError (no attempt succeeded, no room).
+    Raises ValueError (redirected to something odd, too large, another hash; then nothing is kept), FileNotFoundError (the server has
+    no such file) and OSError (no attempt succeeded, too slow, no room).
     """
+    mark = path + ".part.json"
     with _partial(path + ".part") as file:
         if os.path.isfile(path) and (sha256 is None or _sha256(path) == sha256.lower()):
             os.unlink(path + ".part")  # another process was faster
             return
-        with_attempts(url, num_attempts, lambda: _continue(url, file, path + ".part.json", sha256, progress))
-        file.flush()
-        os.fsync(file.fileno())
         try:
+            with_attempts(url, num_attempts, lambda: _continue(url, file, mark, sha256, progress))
+            file.flush()
+            os.fsync(file.fileno())
             compare_sha256(url, _sha256(path + ".part"), sha256)
         except ValueError:
-            os.unlink(path + ".part")
+            _remove(path + ".part", mark)
             raise
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + ".part.json")
+        except OSError as error:
+            if error.errno in _FULL and error.filename is None:
+                error.filename = path  # the system does not say what it has no room for
+            raise
+        _remove(mark)
         os.replace(path + ".part", path)
+
+
+def _remove(*paths: str) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def fetch(url: str, sha256: str | None, num_attempts: int) -> io.BytesIO:
     """What an http(s) address holds, in memory. Raises as `download` does."""
 
     def attempt() -> bytes:
-        with _open(url, {}) as response:
-            return b"".join(_blocks(url, response, 0, MAX_BYTES_IN_MEMORY))
+        with _Watch() as watch, _open(url, {}, watch) as response:
+            return b"".join(_blocks(url, response, 0, watch, MAX_BYTES_IN_MEMORY))
 
     data = with_attempts(url, num_attempts, attempt)
     compare_sha256(url, hashlib.sha256(data).hexdigest(), sha256)
@@ -75,22 +104,34 @@ def fetch(url: str, sha256: str | None, num_attempts: int) -> io.BytesIO:
 
 
 def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
-    """Runs `action`, again after what may pass by itself (connection, timeout, busy server). Raises OSError."""
-    wait = 1.0
+    """Runs `action`, again after what may pass by itself (connection, timeout, busy server). Raises OSError, ValueError for an odd address."""
+    wait, slow = 1.0, 0
     for attempt in range(1, num_attempts + 1):
         try:
             return action()
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 and error.code not in _RETRY_STATUS:
-                raise OSError(f"cannot download {url}: the server answers {error.code} {error.reason}") from None
+                raise _refusal(url, error) from None
             reason = f"{error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except http.client.InvalidURL:
+            raise ValueError(f"{url}: no server can be asked for this address") from None
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-        if attempt < num_attempts:
-            time.sleep(wait)
-            wait = min(2 * wait, _MAX_WAIT_SECONDS)
-    raise OSError(f"cannot download {url}: {reason} ({num_attempts} attempt{'s' if num_attempts > 1 else ''})")
+            slow = slow + 1 if isinstance(error, _TooSlow) else 0
+        if slow == _MAX_SLOW_ATTEMPTS or attempt == num_attempts:
+            break
+        time.sleep(wait)
+        wait = min(2 * wait, _MAX_WAIT_SECONDS)
+    raise OSError(f"cannot download {url}: {' '.join(reason.split())} ({attempt} attempt{'s' if attempt > 1 else ''})")
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> OSError:
+    """What an answer means that will not change."""
+    if "loop" in str(error.reason):  # urllib's word for more redirections than it follows
+        return OSError(f"cannot download {url}: the server redirects without end")
+    text = f"cannot download {url}: the server answers {error.code} {' '.join(str(error.reason).split())}"
+    return FileNotFoundError(text) if error.code in _GONE_STATUS else OSError(text)
 
 
 def compare_sha256(what: str, found: str, wanted: str | None) -> None:
@@ -108,9 +149,10 @@ def _sha256(path: str) -> str:
 def _partial(path: str) -> Iterator[IO[bytes]]:
     """The partial file, locked, for reading and writing. It stays only if it holds something that a later attempt can go on with."""
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # freed when its process ends, however it ends
+            with contextlib.suppress(OSError):  # on a file system without locks two processes download twice
+                fcntl.flock(file, fcntl.LOCK_EX)  # freed when its process ends, however it ends
         if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
             break
         file.close()  # another process finished or removed it while this one waited
@@ -139,14 +181,115 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", target)  # before urllib's own, longer, message
         if scheme and scheme[1].lower() not in SCHEMES:
             raise ValueError(f"{req.full_url}: the server redirects to {target[:200]!r}, which is refused: not http(s)")
-        return super().http_error_302(req, fp, code, msg, headers)
+        fp.close()  # urllib would read the body, however long
+        return super().http_error_302(req, io.BytesIO(), code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _open(url: str, headers: dict[str, str]) -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": "dnnlib", "Accept-Encoding": "identity", **headers})
-    response = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_SECONDS)
+class _TooSlow(http.client.HTTPException):
+    """The server sends less than the least rate."""
+
+
+class _Watch:
+    """Cuts a connection on which too little arrives, so that whoever waits for it goes on; leaving the block then raises _TooSlow.
+
+    Time-outs of sockets count anew with every byte, so a byte now and then would keep a reader for ever.
+    """
+
+    def __init__(self) -> None:
+        self.rate = _setting(MIN_RATE_VARIABLE, MIN_RATE)
+        self.received = 0  # bytes of the body
+        self.connection: http.client.HTTPConnection | None = None
+        self.sock: socket.socket | None = None
+        self._expired = False
+        self._over = threading.Event()
+
+    def __enter__(self) -> "_Watch":
+        if self.rate > 0:
+            threading.Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._over.set()
+        if self._expired and (error is None or isinstance(error, Exception)):
+            least = f"fewer than {self.rate:,.0f} bytes a second came for {_WINDOW_SECONDS:.0f} seconds"
+            raise _TooSlow(f"the server is too slow: {least} (${MIN_RATE_VARIABLE} sets another minimum)") from None
+
+    def _run(self) -> None:
+        before, windows = 0, 0
+        while not self._over.wait(_WINDOW_SECONDS):
+            windows += 1
+            if self.received - before < self.rate * _WINDOW_SECONDS and (self.received or windows >= _HEADER_WINDOWS):
+                self._expired = True
+                break
+            before = self.received
+        while self._expired and not self._over.is_set():
+            self._cut()
+            self._over.wait(1)  # a connection may just be made
+
+    def _cut(self) -> None:
+        sock = getattr(self.connection, "sock", None) or self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not ssl's own, which is not for another thread
+
+    def connecting(self, kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        """A kind of connection that this watch can cut."""
+        watch = self
+
+        class Connection(kind):  # type: ignore[misc, valid-type]
+            def connect(self) -> None:
+                watch.connection, watch.sock = self, None
+                super().connect()
+                watch.sock = self.sock  # urllib drops its own while the body is read
+
+        return Connection
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens http and https on connections that are watched."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(self.watch.connecting(http.client.HTTPConnection), req)
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(self.watch.connecting(http.client.HTTPSConnection), req, context=self._context)  # type: ignore[attr-defined]
+
+
+def _setting(variable: str, default: float) -> float:
+    """A number of at least 0 from the environment. Raises ValueError."""
+    text = os.environ.get(variable, "").strip()
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{variable}={text}: must be a number of at least 0")
+    return value
+
+
+def encoded(url: str) -> str:
+    """An address as servers are asked for it: letters beyond ASCII and blanks as %XX, the host's name in ASCII. Raises ValueError."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc
+    if not host.isascii():
+        try:
+            host = ":".join(part.encode("idna").decode() for part in host.split(":"))
+        except UnicodeError:
+            raise ValueError(f"{url}: the host's name cannot be written in ASCII") from None
+    rest = urllib.parse.urlunsplit(("", "", parts.path, parts.query, ""))
+    quoted = urllib.parse.quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", rest), safe=_SAFE)
+    return f"{parts.scheme}://{host}{quoted}"
+
+
+def _open(url: str, headers: dict[str, str], watch: _Watch) -> Any:
+    request = urllib.request.Request(encoded(url), headers={"User-Agent": "dnnlib", "Accept-Encoding": "identity", **headers})
+    response = urllib.request.build_opener(_Redirects, _Handler(watch)).open(request, timeout=_TIMEOUT_SECONDS)
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         response.close()
@@ -154,16 +297,18 @@ def _open(url: str, headers: dict[str, str]) -> Any:
     return response
 
 
-def _blocks(url: str, response: Any, start: int, limit: int) -> Iterator[bytes]:
-    """The body of an answer, block by block; raises when it ends before its announced length, or is longer than anything we download."""
+def _blocks(url: str, response: Any, start: int, watch: _Watch, most: float = float("inf")) -> Iterator[bytes]:
+    """The body of an answer as it comes. Raises when it ends before its announced length, or is longer than `most` or anything we download."""
     announced = response.headers.get("Content-Length")
+    limit = int(min(most, 1e9 * _setting(MAX_GB_VARIABLE, MAX_GB_UNANNOUNCED if announced is None else MAX_GB)))
     if announced is not None and (not announced.isdecimal() or start + int(announced) > limit):
-        raise ValueError(f"{url}: the server announces {announced[:40]} bytes, and at most {limit:,} are read")
+        raise ValueError(f"{url}: the server announces {announced[:40]} bytes, and at most {limit:,} are read (${MAX_GB_VARIABLE})")
     received = 0
-    while block := response.read(_BLOCK_BYTES):
+    while block := response.read1(_BLOCK_BYTES):  # what is there: read() would wait for all of them
         received += len(block)
+        watch.received += len(block)
         if start + received > limit:
-            raise ValueError(f"{url}: the server sends more than {limit:,} bytes")
+            raise ValueError(f"{url}: the server, which did not say how much it sends, sends more than {limit:,} bytes (${MAX_GB_VARIABLE})")
         yield block
     if announced is not None and received != int(announced):
         raise http.client.HTTPException(f"the connection ended after {start + received} of {start + int(announced)} bytes")
@@ -174,39 +319,46 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progres
     mark = _read_mark(state, url)
     start = file.seek(0, os.SEEK_END) if mark or sha256 else 0
     headers = {"Range": f"bytes={start}-", **({"If-Range": mark} if mark else {})} if start else {}
-    try:
-        response = _open(url, headers)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not start:
-            raise
-        error.close()
-        start, response = 0, _open(url, {})  # what is there is not the beginning of what the server has now
-    with response:
-        if start and (response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
-            if response.status == 206:
-                raise http.client.HTTPException("the server sends another part than was asked for")
-            start = 0
-        file.seek(start)
-        file.truncate()
-        if not start:
-            _write_mark(state, url, response.headers)
-        announced = response.headers.get("Content-Length")
-        _check_room(url, state, announced)
-        total = start + int(announced) if announced and announced.isdecimal() else None
-        for block in _blocks(url, response, start, MAX_BYTES):
-            file.write(block)
-            if progress is not None:
-                progress(file.tell(), total)
+    with _Watch() as watch:
+        try:
+            response = _open(url, headers, watch)
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not start:
+                raise
+            error.close()
+            start, response = 0, _open(url, {}, watch)  # what is there is not the beginning of what the server has now
+        with response:
+            if start and (response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+                if response.status == 206:
+                    raise http.client.HTTPException("the server sends another part than was asked for")
+                start = 0
+            file.seek(start)
+            file.truncate()
+            if not start:
+                _write_mark(state, url, response.headers)
+            _receive(url, response, file, state, start, watch, progress)
     file.flush()
 
 
-def _check_room(url: str, path: str, announced: str | None) -> None:
-    if announced is not None and announced.isdecimal():
-        free = shutil.disk_usage(os.path.dirname(path) or ".").free
-        if int(announced) + _SPARE_BYTES > free and int(announced) <= MAX_BYTES:
-            raise OSError(
-                f"cannot download {url}: it needs {int(announced) / 2**30:.1f} GiB, and {os.path.dirname(path)} has {free / 2**30:.1f} GiB free"
-            )
+def _receive(url: str, response: Any, file: IO[bytes], path: str, start: int, watch: _Watch, progress: Progress | None) -> None:
+    """The body of an answer into the file, as long as the disk of `path` has room."""
+    announced = response.headers.get("Content-Length")
+    total = start + int(announced) if announced and announced.isdecimal() else None
+    checked_again_at = start
+    for block in _blocks(url, response, start, watch):
+        if file.tell() >= checked_again_at:
+            checked_again_at = file.tell() + _SPARE_BYTES
+            _check_room(url, path, len(block) if total is None else total - file.tell())
+        file.write(block)
+        if progress is not None:
+            progress(file.tell(), total)
+
+
+def _check_room(url: str, path: str, needed: int) -> None:
+    folder = os.path.dirname(path) or "."
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE_BYTES > free:
+        raise OSError(f"cannot download {url}: it needs {needed / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free")
 
 
 def _read_mark(state: str, url: str) -> str | None:

@@ -17,12 +17,12 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, TextIO, overload
+from typing import IO, Any, Literal, TextIO, TypeVar, overload
 
-from dnnlib import downloads
+from dnnlib import downloads, trust
 from dnnlib.progress import Progress
 from dnnlib.progress import format_time as format_time  # a published name of this module
 
@@ -30,6 +30,12 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_T = TypeVar("_T")
+
+
+class Damaged(ValueError):
+    """A file is not, or not all of, what its name says: half a download, a web page. Raised by what reads files."""
 
 
 class EasyDict(dict[str, Any]):
@@ -328,10 +334,23 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
 
 def make_cache_dir_path(*paths: str) -> str:
     """A path inside the cache folder: $DNNLIB_CACHE_DIR, else $XDG_CACHE_HOME/dnnlib, else ~/.cache/dnnlib. Creates nothing."""
-    root = os.environ.get("DNNLIB_CACHE_DIR")
-    if not root:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib")
-    return os.path.join(root, *paths)
+    return os.path.join(os.environ.get("DNNLIB_CACHE_DIR") or _home_cache(), *paths)
+
+
+def _home_cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib")
+
+
+def code_cache_path(*paths: str) -> str:
+    """As `make_cache_dir_path`, for what is run: the first place that nobody else can change (`dnnlib.trust`). Creates nothing.
+
+    After the cache folder come the one in the home folder and one below the system's folder for temporary files. Where none of
+    them will do, it is the cache folder's, which `trust.distrust` then has something against.
+    """
+    user = os.geteuid() if hasattr(os, "geteuid") else ""
+    roots = (make_cache_dir_path(), _home_cache(), os.path.join(tempfile.gettempdir(), f"dnnlib-{user}"))
+    usable = (root for root in roots if not trust.distrust(os.path.join(root, *paths)))
+    return os.path.join(next(usable, roots[0]), *paths)
 
 
 @overload
@@ -394,22 +413,37 @@ def open_url(
         return local if return_filename else open(local, "rb")
     if return_filename and not cache:
         raise ValueError("return_filename=True needs cache=True: without the cache there is no file")
+    if not cache:
+        _check_online(url, download_path(url, cache_dir))
+        _announce(url, verbose)
+        return downloads.fetch(url, sha256, num_attempts)
+    path = _fetched(url, download_path(url, cache_dir), num_attempts, verbose, sha256)
+    return path if return_filename else open(path, "rb")
 
-    path = download_path(url, cache_dir)
-    # A cached file with another hash is not what was asked for: a new download takes its place.
-    if cache and os.path.isfile(path) and (sha256 is None or sha256_file(path) == sha256.lower()):
-        return path if return_filename else open(path, "rb")
 
-    if os.environ.get("DNNLIB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no"):
+def _fetched(url: str, path: str, num_attempts: int, verbose: bool, sha256: str | None = None) -> str:
+    """`path`, downloaded if it is not there. A file with another hash is not what was asked for: a new download takes its place."""
+    if os.path.isfile(path) and (sha256 is None or sha256_file(path) == sha256.lower()):
+        return path
+    _check_online(url, path)
+    _announce(url, verbose)
+    trust.make_private(os.path.dirname(path))
+    downloads.download(url, path, sha256, num_attempts, Progress(unit="bytes", silent=1) if verbose else None)
+    return path
+
+
+def _is_offline() -> bool:
+    return os.environ.get("DNNLIB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def _check_online(url: str, path: str) -> None:
+    if _is_offline():
         raise OSError(f"DNNLIB_OFFLINE is set and {url} is not (or not undamaged) in the cache; unset it, or put the file at {path}")
+
+
+def _announce(url: str, verbose: bool) -> None:
     if verbose:
         print(f"Downloading {url}", file=sys.stderr, flush=True)
-    if cache:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        progress = Progress(unit="bytes", silent=1) if verbose else None
-        downloads.download(url, path, sha256, num_attempts, progress)
-        return path if return_filename else open(path, "rb")
-    return downloads.fetch(url, sha256, num_attempts)
 
 
 def download_path(url: str, cache_dir: str | None = None) -> str:
@@ -417,14 +451,75 @@ def download_path(url: str, cache_dir: str | None = None) -> str:
     return os.path.join(cache_dir or make_cache_dir_path("downloads"), _cache_name(url))
 
 
+def plain_path(path_or_url: str) -> str:
+    """A file:// address as the path that it means; anything else as it is. Raises ValueError for one that names another machine."""
+    is_file = re.match(r"file:/", path_or_url, re.IGNORECASE)
+    return (_local_path(path_or_url) or path_or_url) if is_file else path_or_url
+
+
+def fetch(path_or_url: str, num_attempts: int = 3, beside: Sequence[str] = ()) -> str:
+    """The local path of a file: a path as it is, a file:// address as a path, of an http(s) address the kept copy.
+
+    beside: names of a second file that lies next to it on the server, of which the first one that is there comes along. It is kept
+    under the name of the copy, with the ending of its own: NAME.safetensors and NAME.json.
+    Raises as `open_url`; FileNotFoundError for an address with nothing behind it.
+    """
+    if not is_url(path_or_url):
+        return plain_path(path_or_url)
+    path = open_url(path_or_url, return_filename=True, num_attempts=num_attempts)
+    parts = urllib.parse.urlsplit(path_or_url)
+    for name in beside:
+        url = urllib.parse.urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}"))
+        with contextlib.suppress(FileNotFoundError):
+            _fetched(url, _copy_beside(path, name), num_attempts, verbose=True)
+            return path
+    if beside:
+        raise FileNotFoundError(f"{path_or_url}: the server has no {' or '.join(beside)} beside it, and the two files belong together")
+    return path
+
+
+def read_from(path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3, beside: Sequence[str] = ()) -> _T:
+    """What `read` makes of the file at a path, a file:// or an http(s) address.
+
+    A copy in the cache that `read` finds `Damaged` is removed, so that the server is asked again: at once if it is an old copy, by
+    the next call if it has just come.
+
+    Raises ValueError in one line, which names the address and the copy; otherwise as `fetch`, and what `read` raises.
+    """
+    if not is_url(path_or_url):
+        return read(plain_path(path_or_url))
+    was_kept = os.path.isfile(download_path(path_or_url))
+    path = fetch(path_or_url, num_attempts, beside)
+    try:
+        return read(path)
+    except Damaged as error:
+        for copy in (path, *(_copy_beside(path, name) for name in beside)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(copy)
+        if not was_kept or _is_offline():
+            reason = _reason(error, path)
+            raise Damaged(f"{path_or_url}: {reason} (the copy {path} is removed: the next try asks the server again)") from None
+    except ValueError as error:
+        raise ValueError(f"{path_or_url}: {_reason(error, path)} (the copy is {path})") from None
+    return read_from(path_or_url, read, num_attempts, beside)
+
+
+def _copy_beside(path: str, name: str) -> str:
+    return os.path.splitext(path)[0] + os.path.splitext(name)[1]
+
+
+def _reason(error: ValueError, path: str) -> str:
+    return str(error).replace(f"{path}: ", "", 1)
+
+
 def _local_path(url: str) -> str | None:
     """The local path that `url` means, or None for an http(s) address."""
     if is_url(url):
         return None
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|file(?=:/)", url)
     if match is None:
         return os.path.expanduser(url)
-    scheme = match.group(1).lower()
+    scheme = (match.group(1) or "file").lower()
     if scheme == "file":
         parts = urllib.parse.urlsplit(url)
         if parts.netloc not in ("", "localhost"):

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from dnnlib.util import Damaged
 from torch_utils.pickle_records import MAX_NAME, GlobalName, NetworkPickle, Record, StorageRecord, TensorRecord, describe, is_name
 
 LAYOUT_VERSION = 6  # of persistent objects; what dnnlib's loaders accept
@@ -70,6 +71,10 @@ _MARK = object()
 
 class _CutShort(ValueError):
     pass
+
+
+class _Refused(ValueError):
+    """A whole file that says what is not read; everything else is damage."""
 
 
 class _Stream:
@@ -133,13 +138,14 @@ class _Machine:
                 name, argument, action = table[byte]
                 self.operations += 1
                 if self.operations > self.max_operations:
-                    raise ValueError(f"it has more than {self.max_operations} operations")
+                    raise _Refused(f"it has more than {self.max_operations} operations")
                 action(self, argument(stream) if argument else None)
         except _CutShort:
             raise ValueError("the file is cut short") from None
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, MemoryError) as err:
             reason = str(err) if isinstance(err, ValueError) else f"malformed {name} ({type(err).__name__})"
-            raise ValueError(f"{reason.splitlines()[0] if reason else name} (at byte {stream.operation_at})") from None
+            kind = _Refused if isinstance(err, _Refused) else ValueError
+            raise kind(f"{reason.splitlines()[0] if reason else name} (at byte {stream.operation_at})") from None
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -176,7 +182,7 @@ class _Machine:
             raise ValueError(f"a global with an impossible name {describe(module[:40] + '.' + name[:40])}")
         if (module, name) not in self.known:
             if len(self.known) >= MAX_GLOBALS:
-                raise ValueError(f"it names more than {MAX_GLOBALS} globals")
+                raise _Refused(f"it names more than {MAX_GLOBALS} globals")
             self.known[module, name] = self.resolve(module, name)
         found = self.known[module, name]
         self.globals_used[found.dotted] += 1
@@ -406,7 +412,7 @@ class _StorageMachine(_Machine):
 
     def resolve(self, module: str, name: str) -> GlobalName:
         if module != "torch" or name not in _STORAGE_DTYPES:
-            raise ValueError(f"refused global {module}.{name} inside a tensor's storage")
+            raise _Refused(f"refused global {module}.{name} inside a tensor's storage")
         return GlobalName(module, name, f"torch.{name}")
 
     def call(self, function: Any, args: Any) -> Any:
@@ -518,7 +524,7 @@ def _encode(machine: _Machine, text: Any, encoding: Any = "utf-8", *_: Any) -> b
 
 def _dtype(machine: _Machine, code: Any, *_: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or len(code) > 8 or not _ARRAY_DTYPE.fullmatch(code):
-        raise ValueError(f"refused numpy dtype {repr(code[:40]) if isinstance(code, str) else describe(code)}: only numbers are read")
+        raise _Refused(f"refused numpy dtype {repr(code[:40]) if isinstance(code, str) else describe(code)}: only numbers are read")
     return np.dtype(code)
 
 
@@ -601,7 +607,7 @@ class _NetworkMachine(_Machine):
         root = module.partition(".")[0]
         builtin = root in ("builtins", "__builtin__")
         if self.strict and (root.lstrip("_") in _HOSTILE_MODULES or (builtin and name not in _HARMLESS_BUILTINS)):
-            raise ValueError(f"refused global {module}.{name}: no network is made of it, and it runs code")
+            raise _Refused(f"refused global {module}.{name}: no network is made of it, and it runs code")
         module = "builtins" if builtin else module
         return GlobalName(module, name, f"{module}.{name}")
 
@@ -627,7 +633,7 @@ class _NetworkMachine(_Machine):
         elif isinstance(target, np.dtype):
             valid = isinstance(state, tuple) and len(state) >= 5 and isinstance(state[1], str) and state[1] in ("<", "|", "=")
             if not valid or not all(part is None for part in state[2:5]):
-                raise ValueError(f"refused numpy dtype {target}: only little-endian numbers are read")
+                raise _Refused(f"refused numpy dtype {target}: only little-endian numbers are read")
         elif isinstance(target, Record) and not target.persistent:
             if isinstance(state, dict) and target.attributes:
                 state = self.table([*target.attributes.items(), *state.items()])
@@ -642,7 +648,8 @@ def read_network_pickle(path: str | os.PathLike[str] | BinaryIO, strict: bool = 
     Networks come as `Record`s, tensors as `TensorRecord`s, numbers, texts and containers as they are; an object of any class that is not understood
     is an inert `Record`. path: a file's path or an open binary file. strict: refuse a file that names modules of hostile files (os, subprocess, ...).
 
-    Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming the global where there is one.
+    Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming the global where there is
+    one. It is `dnnlib.util.Damaged` if this is no network pickle, or not all of one.
     """
     if isinstance(path, (str, os.PathLike)):
         with open(path, "rb") as file:
@@ -667,7 +674,8 @@ def _read(file: BinaryIO, name: Any, strict: bool) -> NetworkPickle:
         data = machine.run()
         _check_outermost(data)
     except ValueError as err:
-        raise ValueError(f"{name}: not a network pickle that can be read: {err}") from None
+        kind = ValueError if isinstance(err, _Refused) else Damaged
+        raise kind(f"{name}: not a network pickle that can be read: {err}") from None
     result = NetworkPickle(data)
     result.globals_used = machine.globals_used
     return result

@@ -116,9 +116,11 @@ def read(path_or_url: str) -> Source:
     Raises:
         ValueError, OSError: one line about why it cannot be used.
     """
-    is_url = dnnlib.util.is_url(path_or_url)
-    path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if is_url else path_or_url
-    return Source(path_or_url, dnnlib.util.sha256_file(path), weights.read(path, strict=False))
+
+    def read_file(path: str) -> Source:
+        return Source(path_or_url, dnnlib.util.sha256_file(path), weights.read(path, strict=False))
+
+    return weights.read_from(path_or_url, read_file)
 
 
 def class_rows(source: Source, names: list[str] | None, c_dim: int) -> tuple[np.ndarray, str]:

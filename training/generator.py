@@ -1079,10 +1079,7 @@ def load(path_or_url: str, key: str = "G_ema") -> Generator:
     import dnnlib
     from torch_utils.persistence import read_network_pickle
 
-    path = str(path_or_url)
-    if dnnlib.util.is_url(path):
-        path = dnnlib.util.open_url(path, return_filename=True, num_attempts=3)
-    return load_from(read_network_pickle(path), path_or_url, key)
+    return dnnlib.util.read_from(str(path_or_url), lambda path: load_from(read_network_pickle(path), path, key))
 
 
 def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generator:

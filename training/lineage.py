@@ -21,7 +21,8 @@ MAX_STAGES = 16  # more than any schedule has: what a foreign pickle says of its
 
 
 def network_file(flag: str, path_or_url: str) -> str:
-    """The path or URL itself. Raises ValueError, naming the flag, for a file that is not there."""
+    """The path (also of a file:// address) or URL. Raises ValueError, naming the flag, for a file that is not there."""
+    path_or_url = dnnlib.util.plain_path(path_or_url)
     if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
         run_folder = "a run folder to go on, or " if flag == "--resume" else ""
         raise ValueError(f"{flag}={path_or_url}: no such file; give {run_folder}a network pickle's path or URL")
@@ -34,6 +35,7 @@ def stem_file(path: str) -> str:
     Raises:
         ValueError: there is none.
     """
+    path = dnnlib.util.plain_path(path)
     return network_in("--path_stem", path) if os.path.isdir(path) else network_file("--path_stem", path)
 
 
@@ -59,13 +61,16 @@ def read_stem(path: str) -> Stem:
         ValueError, OSError: it is not there or cannot be used.
     """
     named = stem_file(path)
-    local = dnnlib.util.open_url(named, return_filename=True, num_attempts=3) if dnnlib.util.is_url(named) else named
-    with open(local, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-        f.seek(0)
-        data = persistence.read_network_pickle(f)
-    generator = load_from(data, named)
-    return Stem(generator, _records(data.get("provenance"), named, sha256, generator.img_resolution))
+
+    def read_file(local: str) -> Stem:
+        with open(local, "rb") as f:
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+            f.seek(0)
+            data = persistence.read_network_pickle(f)
+        generator = load_from(data, local)
+        return Stem(generator, _records(data.get("provenance"), named, sha256, generator.img_resolution))
+
+    return dnnlib.util.read_from(named, read_file)
 
 
 def _records(provenance: Any, file: str, sha256: str, resolution: int) -> list[dict[str, Any]]:

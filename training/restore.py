@@ -103,7 +103,7 @@ def find_better_stem(state: TrainState, cfg: GeneratorConfig) -> tuple[Stem | No
     Raises:
         ValueError, OSError: the new file cannot be used.
     """
-    known, path = state.lineage.stem, str(cfg.path_stem)
+    known, path = state.lineage.stem, dnnlib.util.plain_path(str(cfg.path_stem))
     if known is None or dnnlib.util.is_url(path):
         return None, ""
     try:

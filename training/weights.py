@@ -12,9 +12,10 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ MAX_CONFIG_BYTES = 64 * 2**20
 MAX_PLAIN = 2**21  # characters of the plain values of a pickle; a value counts as 16 of them
 MAX_PLAIN_ELEMENTS = 1024  # of a tensor or array among them
 GENERATORS = ("G", "G_ema")
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass
@@ -67,6 +69,28 @@ def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = Tr
     if os.fspath(path).endswith(".safetensors"):
         return read_safetensors(path)
     return _from_pickle(persistence.read_network_pickle(path, strict=strict), path, key)
+
+
+def fetch(path_or_url: str, num_attempts: int = 3) -> str:
+    """The local path of a network file: of an http(s) address the kept copy, to which a .safetensors file's JSON file comes along.
+
+    Raises as `dnnlib.util.fetch`.
+    """
+    return dnnlib.util.fetch(path_or_url, num_attempts, _beside(path_or_url))
+
+
+def read_from(path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3) -> _T:
+    """What `read` makes of the network file at a path or an address. A copy that it finds `Damaged` does not stay in the cache.
+
+    Raises as `dnnlib.util.read_from`.
+    """
+    return dnnlib.util.read_from(path_or_url, read, num_attempts, _beside(path_or_url))
+
+
+def _beside(path_or_url: str) -> tuple[str, ...]:
+    """Names of the JSON file of a .safetensors address, the likelier one first."""
+    name = urllib.parse.urlsplit(path_or_url).path.rpartition("/")[2] if dnnlib.util.is_url(path_or_url) else ""
+    return (f"{name.removesuffix('.safetensors')}.json", "config.json") if name.endswith(".safetensors") else ()
 
 
 def read_trusted(path: str | os.PathLike[str]) -> NetworkFile:
@@ -249,11 +273,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path}: more than {MAX_CONFIG_BYTES} bytes")
+        raise dnnlib.util.Damaged(f"{path}: more than {MAX_CONFIG_BYTES} bytes")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: this is no JSON: {str(error).splitlines()[0]}") from None
+        raise dnnlib.util.Damaged(f"{path}: this is no JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("networks"), dict):
         raise ValueError(f"{path}: this does not describe a network: its format is not {FORMAT!r}")
     if config.get("version") != VERSION:
@@ -268,7 +292,7 @@ def _read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     try:
         return load_file(os.fspath(path))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: this is no safetensors file: {str(error).splitlines()[0]}") from None
+        raise dnnlib.util.Damaged(f"{path}: this is no safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def _build(key: str, kwargs: Any, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> Generator:

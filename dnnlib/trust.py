@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From where code may be loaded: files and folders that nobody but this user and root can change, as ssh asks of its keys.
+
+Whoever can write to a compiled library, or to a folder on the way to it, decides what this process runs. So every folder, link and
+file that a path passes through is looked at, from the root down: each belongs to this user or to root, and nobody else may write
+to it. Folders above the last one may be writable if they have the sticky bit (/tmp), where nobody can replace what is not theirs.
+
+The order makes it safe against a race: once a folder is known to be closed to others, nothing in it changes under our feet. The
+path that comes back has no links in it. Windows keeps its rights elsewhere, and there everything passes.
+"""
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_MAX_LINKS = 40
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+class Distrusted(OSError):
+    """Code is not loaded from here; the message says why."""
+
+
+def make_private(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it that are missing, open to this user alone, whatever the umask. One that is there stays as it is."""
+    missing = []
+    path = Path(folder)
+    while not path.is_dir():
+        missing.append(path)
+        if path.parent == path:
+            break
+        path = path.parent
+    for path in reversed(missing):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+
+
+def distrust(path: str | os.PathLike[str]) -> str:
+    """Why code is not loaded from this file or folder, in words; '' if it may be, and for a folder that is not there yet but could be made."""
+    try:
+        trusted_path(path)
+    except FileNotFoundError:
+        return ""
+    except Distrusted as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror or error}"
+    return ""
+
+
+def trusted_path(path: str | os.PathLike[str]) -> Path:
+    """The path without links, if nobody but this user and root can change what it names.
+
+    Raises Distrusted; FileNotFoundError for what is not there (what is there of the way is trusted then); other OSErrors.
+    """
+    if not hasattr(os, "geteuid"):
+        return Path(path).resolve(strict=True)
+    place, status = "/", os.lstat("/")
+    for place, status in _steps(path):
+        _check(place, status, last=False)
+    _check(place, status, last=True)
+    if not stat.S_ISDIR(status.st_mode):
+        folder = os.path.dirname(place)
+        _check(folder, os.lstat(folder), last=True)
+    return Path(place)
+
+
+def _steps(path: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything that the system passes through on its way to a path, from the root down: (name without links above it, lstat)."""
+    place, links = "/", 0
+    todo = os.path.join(os.getcwd(), os.fspath(path)).split("/")[::-1]
+    yield place, os.lstat(place)
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            place = os.path.dirname(place)
+            continue
+        here = os.path.join(place, name)
+        status = os.lstat(here)
+        yield here, status
+        if not stat.S_ISLNK(status.st_mode):
+            place = here
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+        target = os.readlink(here)
+        place = "/" if target.startswith("/") else place
+        todo += target.split("/")[::-1]
+    yield place, os.lstat(place)  # after a link or '..' the last step was another one
+
+
+def _check(place: str, status: os.stat_result, last: bool) -> None:
+    """Raises Distrusted. last: the file itself, or the folder that holds it, for which there are no exceptions."""
+    _check_owner(place, status, last)
+    _check_open(place, status, last)
+
+
+def _check_owner(place: str, status: os.stat_result, last: bool) -> None:
+    if status.st_uid in (0, os.geteuid()) or place == "/":
+        return
+    if not last and status.st_uid == _stand_in_for_root():
+        return
+    raise Distrusted(f"{place} belongs to user {_user(status.st_uid)}")
+
+
+def _check_open(place: str, status: os.stat_result, last: bool) -> None:
+    if stat.S_ISLNK(status.st_mode) or not status.st_mode & _OTHERS:
+        return
+    if not last and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
+        return
+    if not status.st_mode & stat.S_IWOTH and _is_private_group(status.st_gid):
+        return
+    raise Distrusted(f"others can write to {place} (mode {stat.S_IMODE(status.st_mode):04o})")
+
+
+@functools.cache
+def _stand_in_for_root() -> int | None:
+    """In a container without root (Apptainer) the files of the machine's root belong to the 'overflow' user. None elsewhere."""
+    try:
+        mapped = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+        if any(inside == 0 for inside, _, _ in mapped):
+            return None
+        return int(Path("/proc/sys/fs/overflowuid").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@functools.cache
+def _is_private_group(gid: int) -> bool:
+    """Whether a group is this user's own, of the user's name and with nobody else in it, as many systems make one for each user."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return os.geteuid() != 0 and user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
