@@ -37,7 +37,7 @@ from torch import Tensor
 
 import dnnlib.util
 import gen_images
-from dnnlib import archives
+from dnnlib import archives, outputs
 from dnnlib.progress import Progress
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
@@ -158,6 +158,11 @@ def load_network(options: dict[str, Any], device: torch.device | str) -> gen_ima
 
 def measure(options: dict[str, Any]) -> None:
     """One process of the measurement; process 0 prints and keeps the records."""
+    with outputs.interruptible():  # in processes of their own, too
+        _measure(options)
+
+
+def _measure(options: dict[str, Any]) -> None:
     device = distributed.init(pick_device(options["device"]).type)
     network = load_network(options, device)
     evaluator = make_evaluator(options, network, device)
@@ -240,7 +245,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
     show_default=True,
     help="of Frechet distances: over n, as the published FID, or unbiased, over n - 1, as torch-fidelity and pytorch-fid",
 )
-@click.option("--outdir", type=click.Path(file_okay=False), metavar="DIR", help="where records are kept  [default: the network's run folder]")
+@click.option("--outdir", metavar="DIR", help="where records are kept  [default: the network's run folder]")
 @click.option("--force", is_flag=True, help="compare image sets of different preparation or resolution; the record says so")
 @gen_images.one_line_errors
 def main(**options: Any) -> None:
@@ -248,6 +253,8 @@ def main(**options: Any) -> None:
         raise ValueError("give either --network or --images")
     if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
+    if options["outdir"] is not None:
+        outputs.check_output("--outdir", options["outdir"], data={"--images": options["images"], "--data": options["data"]}, folder=True)
     # Everything that can be wrong is looked at here, once, before processes start and hours pass.
     network = load_network(options, "cpu")
     if network is not None:

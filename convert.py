@@ -21,12 +21,14 @@ carried is not kept, a discriminator is kept as named tensors, and ONNX keeps G_
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 import dnnlib.util
 import gen_images
+from dnnlib import outputs
 from training import onnx_export, sharing, weights
 
 FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
@@ -48,6 +50,23 @@ def format_of(dest: str, asked: str | None) -> str:
     return asked or found
 
 
+def check_dest(dest: str, form: str, source: str) -> None:
+    """Raises ValueError for a --dest that would replace the source or another network's file, or that could not be read again."""
+    inputs = {"--source": source}
+    if source.lower().endswith(".safetensors") and os.path.isfile(source):
+        inputs["the JSON file of --source"] = str(weights.config_path_of(source))
+    outputs.check_output("--dest", dest, inputs=inputs)
+    if Path(dest).parent != Path() and not Path(dest).parent.is_dir():
+        raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
+    ending = Path(dest).suffix.lower()
+    if ending == ".json" or (form == "safetensors" and ending != ".safetensors"):
+        raise ValueError(f"--dest={dest}: a network of this form is not read from such a file: end it with {FORMATS[form][0]}")
+    if form == "safetensors":
+        config = Path(dest).with_suffix(".json")
+        outputs.check_output("the JSON file of --dest", config, inputs=inputs)
+        weights.check_free(config, Path(dest))
+
+
 def read(source: str, trust_pickle: bool) -> weights.NetworkFile:
     """The network file that --source means: a path, a file:// or http(s) address or hf://OWNER/NAME. Raises OSError or ValueError."""
     if sharing.is_repository(source):
@@ -55,7 +74,7 @@ def read(source: str, trust_pickle: bool) -> weights.NetworkFile:
     try:
         return weights.read_from(source, weights.read)
     except ValueError:
-        if not trust_pickle or source.endswith(".safetensors"):
+        if not trust_pickle or source.lower().endswith(".safetensors"):
             raise
     gen_images.warn_trusted(source)
     return weights.read_from(source, weights.read_trusted)
@@ -65,7 +84,7 @@ def write_onnx(file: weights.NetworkFile, dest: str) -> None:
     """G_ema as two files, compared with what they come from; files that differ are removed. Raises ValueError."""
     onnx_export.require_onnx()
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
-    paths = onnx_export.export(G, dest.removesuffix(".onnx"))
+    paths = onnx_export.export(G, dest[: -len(".onnx")] if dest.lower().endswith(".onnx") else dest)
     try:
         found = onnx_export.compare(G, paths)
     except ValueError as error:
@@ -92,14 +111,10 @@ def main(source: str, dest: str, asked: str | None, networks: str | None, licens
     source, form = dnnlib.util.plain_path(source), format_of(dest, asked)
     if form != "hub" and (license or private):
         raise ValueError("--license and --private are for a model repository (--dest=hf://OWNER/NAME)")
-    if form != "hub" and Path(dest).parent != Path() and not Path(dest).parent.is_dir():
-        raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
     if form == "hub":
         sharing.parse_repository(dest)
-    elif Path(dest).exists() and Path(source).exists() and Path(dest).samefile(source):
-        raise ValueError(f"--dest={dest} is --source: write another file, as neither a carried source text nor a discriminator's classes are kept")
-    if form == "safetensors":
-        weights.check_free(Path(dest).with_suffix(".json"))
+    else:
+        check_dest(dest, form, source)
     if form == "onnx":
         onnx_export.require_onnx()
     file = read(source, trust_pickle)

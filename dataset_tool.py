@@ -14,7 +14,6 @@ The engine is dnnlib/conversion.py.
 """
 
 import os
-import signal
 import sys
 import warnings
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from dnnlib import archives, image_sources
+from dnnlib import archives, image_sources, outputs
 from dnnlib.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
 from dnnlib.image_sources import array_source
 from dnnlib.image_transforms import FILTERS, TRANSFORMS
@@ -194,10 +193,6 @@ def _parse_class_names(text: str | None) -> list[str] | None:
         raise ValueError(f"class names {text}: {error}") from None
 
 
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def _print_report(report: ConvertReport) -> None:
     for line in _abridge(report.skipped):
         click.echo(f"skipped {line}", err=True)
@@ -229,47 +224,45 @@ def _print_report(report: ConvertReport) -> None:
 @click.option("--compress-level", type=click.IntRange(0, 9), default=0, help="Of the PNGs: 0 is large and fast to read.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
 @click.option("--check", "check_path", help="Print what a data set holds and what is wrong with it; exit code 1 on problems.", metavar="DATASET")
-def main(
-    source: str | None,
-    dest: str | None,
-    resolution: str | None,
-    class_names: str | None,
-    classes: str | None,
-    check_path: str | None,
-    workers: int | None,
-    **options: Any,
-) -> None:
+def main(source: str | None, dest: str | None, check_path: str | None, workers: int | None, **options: Any) -> None:
     """Turn any image source into a StyleGAN data set, or --check one."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    progress = Progress(sys.stderr)
     try:
-        if check_path is not None:
-            if source is not None or dest is not None:
-                raise ValueError("--check reads a finished data set; it goes without --source and --dest")
-            report = check(check_path, workers, progress)
-            click.echo(report.format())
-            sys.exit(1 if report.problems else 0)
-        if source is None or dest is None:
-            raise ValueError("--source and --dest are needed (or --check DATASET); --help lists the options")
-        if os.path.splitext(dest)[1].lower() in (".tar", ".gz", ".tgz", ".7z", ".rar"):
-            raise ValueError(f"--dest={dest}: data sets are zips or folders; end it with .zip, or name a folder")
-        resolutions = parse_resolutions(resolution) if resolution is not None else None
-        _print_report(
-            convert(
-                source,
-                dest,
-                resolutions,
-                class_names=_parse_class_names(class_names),
-                classes=_parse_class_names(classes),
-                workers=workers,
-                progress=progress,
-                **options,
-            )
-        )
+        with outputs.interruptible():
+            problems = _run_check(check_path, source, dest, workers) if check_path is not None else _run_convert(source, dest, workers, **options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{error.filename or dest or check_path}: {error.strerror or error}") from None
+    sys.exit(1 if problems else 0)
+
+
+def _run_check(path: str, source: str | None, dest: str | None, workers: int | None) -> bool:
+    """--check. Returns whether there are problems."""
+    if source is not None or dest is not None:
+        raise ValueError("--check reads a finished data set; it goes without --source and --dest")
+    report = check(path, workers, Progress(sys.stderr))
+    click.echo(report.format())
+    return bool(report.problems)
+
+
+def _run_convert(
+    source: str | None, dest: str | None, workers: int | None, resolution: str | None, class_names: str | None, classes: str | None, **options: Any
+) -> bool:
+    """--source to --dest."""
+    if source is None or dest is None:
+        raise ValueError("--source and --dest are needed (or --check DATASET); --help lists the options")
+    report = convert(
+        source,
+        dest,
+        parse_resolutions(resolution) if resolution is not None else None,
+        class_names=_parse_class_names(class_names),
+        classes=_parse_class_names(classes),
+        workers=workers,
+        progress=Progress(sys.stderr),
+        **options,
+    )
+    _print_report(report)
+    return False
 
 
 if __name__ == "__main__":

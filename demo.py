@@ -26,6 +26,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time
 from torch_utils import images
 from training.data import ImageDataset
@@ -99,6 +100,10 @@ def class_accuracy(G: Generator, dataset: ImageDataset) -> float:
 def main(outdir: str, kimg: float) -> None:
     """Run the demo."""
     started = time.monotonic()
+    try:
+        outputs.check_output("--outdir", outdir, folder=True)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     out = Path(outdir)
     if out.exists() and any(out.iterdir()) and not (out / "digits16.zip").exists():
         raise click.ClickException(f"--outdir={outdir} holds something else than an earlier demo: name a new folder")

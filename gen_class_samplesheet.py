@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 import gen_images
+from dnnlib import outputs
 from torch_utils import images
 from training.build import pick_device
 
@@ -22,7 +23,7 @@ from training.build import pick_device
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @gen_images.common_options
 @click.option("--classes", required=True, metavar="LIST", help="indices, ranges, names, or all: 0,3-5,cat")
-@click.option("--outdir", required=True, type=click.Path(file_okay=False), metavar="DIR", help="where the sheet goes")
+@click.option("--outdir", required=True, metavar="DIR", help="where the sheet goes")
 @click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=42, show_default=True, help="seed of every class's first sample")
 @click.option("--samples-per-class", type=click.IntRange(min=1), default=4, show_default=True, help="columns of a class")
 @click.option("--grid-width", type=click.IntRange(min=1), default=32, show_default=True, help="images per row")
@@ -46,6 +47,7 @@ def main(
     desc: str | None,
     data: str | None,
 ) -> None:
+    outputs.check_output("--outdir", outdir, data={"--data": data}, folder=True)
     seeds = gen_images.sheet_seeds([seed], samples_per_class)
     if desc and not re.fullmatch(r"[\w.+-]+", desc):
         raise ValueError(f"--desc={desc!r}: letters, digits and . _ + - only, since it becomes part of a file's name")

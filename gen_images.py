@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
+from dnnlib import outputs
 from torch_utils import images, memory
 from training import lineage, sharing, weights
 from training.build import PRECISIONS, pick_device
@@ -319,12 +320,16 @@ def memory_remedy(batch: int | None) -> str:
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a command: a user's mistake (ValueError, OSError) or too little memory ends in one line and exit code 1."""
+    """Decorator of a command: a user's mistake (ValueError, OSError) or too little memory ends in one line and exit code 1.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does: no temporary file stays.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            with memory.shortage_named(kwargs.get("device") or "this machine", memory_remedy(kwargs.get("batch"))):
+            remedy = memory_remedy(kwargs.get("batch"))
+            with outputs.interruptible(), memory.shortage_named(kwargs.get("device") or "this machine", remedy):
                 return function(*args, **kwargs)
         except (ValueError, OSError) as error:
             text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
@@ -390,7 +395,7 @@ def _check_together(grid: str | None, classes: str | None, class_name: str | Non
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @common_options
 @click.option("--seeds", required=True, metavar="LIST", help="for example 0,1,4-6")
-@click.option("--outdir", required=True, type=click.Path(file_okay=False), metavar="DIR", help="where the PNGs go")
+@click.option("--outdir", required=True, metavar="DIR", help="where the PNGs go")
 @click.option("--batch-sz", type=click.IntRange(min=1), default=1, show_default=True, help="images per seed, tiled into one PNG")
 @click.option("--class", "class_name", metavar="CLASS", help="class index or name; without it every image gets a random class")
 @click.option("--classes", metavar="LIST", help="a class sheet: indices, ranges, names, or all")
@@ -429,6 +434,7 @@ def main(
     batch: int,
 ) -> None:
     _check_together(grid, classes, class_name, samples_per_class)
+    outputs.check_output("--outdir", outdir, data={"--data": data}, folder=True)
     check_finite("--trunc", truncation)
     check_finite("--rotate", rotate)
     numbers, offset = parse_seeds(seeds), dnnlib.util.parse_vec2(translate)

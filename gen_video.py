@@ -30,6 +30,7 @@ from torch import Tensor
 
 import dnnlib.util
 import gen_images
+from dnnlib import outputs
 from torch_utils import images
 from training.build import pick_device
 
@@ -136,13 +137,14 @@ def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, contai
                 stream.height, stream.width = even.shape[:2]
                 stream.bit_rate = 12_000_000
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
+            outputs.raise_if_stopped()  # av swallows an interrupt that comes while it writes
         container.mux(stream.encode())
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @gen_images.common_options
 @click.option("--seeds", required=True, metavar="LIST", help="for example 0,1,4-6")
-@click.option("--output", required=True, type=click.Path(dir_okay=False), metavar="FILE", help="where the video goes")
+@click.option("--output", required=True, metavar="FILE", help="where the video goes")
 @click.option("--shuffle-seed", type=click.IntRange(0, gen_images.MAX_SEED), help="shuffle the seeds with this seed")
 @click.option("--grid", default="1x1", show_default=True, metavar="WxH", help="columns x rows of videos beside each other")
 @click.option("--num-keyframes", type=click.IntRange(min=1), help="seeds that each cell flows through [default: seeds / cells]")
@@ -172,6 +174,7 @@ def main(
 ) -> None:
     numbers, (columns, rows) = gen_images.parse_seeds(seeds), gen_images.parse_grid(grid)
     gen_images.check_finite("--trunc", truncation)
+    outputs.check_output("--output", output, inputs={"--network": network, "--centroids-path": centroids_path}, data={"--data": data})
     check_output(Path(output))
     order = arrange(numbers, columns * rows, num_keyframes, shuffle_seed)
     net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)

@@ -28,6 +28,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -42,6 +43,7 @@ import click
 import torch
 
 import dnnlib
+from dnnlib import outputs
 from metrics import detectors
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
@@ -399,6 +401,7 @@ def main(**values: Any) -> None:
     try:
         for flag in ("resume", "init_from", "path_stem"):
             values[flag] = values[flag] and dnnlib.util.plain_path(values[flag])
+        check_outputs(values)
         prefetch_all(values) if values["prefetch"] is not None else run_main(values)
     except features.MissingWeights as err:
         raise click.ClickException(f"{err}; or, where there is a network, run: {prefetch_command()}") from None
@@ -454,6 +457,15 @@ def prefetch_all(values: dict[str, Any]) -> None:
         say(f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1")
     else:
         say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {features.hub_cache()}")
+
+
+def check_outputs(values: dict[str, Any]) -> None:
+    """Raises ValueError for a place that nothing can be written to, or that the data set would swallow."""
+    for flag in ("outdir", "prefetch"):
+        if values[flag] is not None and not (flag == "prefetch" and values[flag] == ""):
+            outputs.check_output(f"--{flag}", values[flag], data={"--data": values["data"]}, folder=True)
+    if values["desc"] and re.search(r"[/\\\0]", values["desc"]):
+        raise ValueError(f"--desc={values['desc']!r} becomes part of a folder's name: leave out / and \\")
 
 
 def run_main(values: dict[str, Any]) -> None:

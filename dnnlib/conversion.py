@@ -29,7 +29,7 @@ import numpy as np
 import PIL
 from PIL import ImageColor
 
-from dnnlib import archives, image_sources, image_transforms
+from dnnlib import archives, image_sources, image_transforms, outputs
 from dnnlib.image_sources import Source
 from dnnlib.image_transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
 from dnnlib.progress import Progress as Progress  # what scripts hand to `convert`
@@ -156,6 +156,7 @@ def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
 
     A killed process leaves a hidden .tmp beside the name, which can be deleted.
     """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     if archives.is_zip_path(path):
         with atomic_write(path) as file:
             archive = archives.StoredZipWriter(file)
@@ -184,7 +185,23 @@ def _write_file(folder: str, name: str, data: bytes) -> None:
         file.write(data)
 
 
-def _check_dest(path: str, overwrite: bool) -> None:
+# Endings of files that data sets are not written as. A folder of such a name would pass for what it is not.
+OTHER_FILES = frozenset(
+    [".7z", ".bz2", ".csv", ".gz", ".h5", ".hdf5", ".jpeg", ".jpg", ".json", ".lmdb", ".lz4", ".mdb", ".npy", ".npz", ".parquet", ".pickle"]
+    + [".pkl", ".png", ".pt", ".rar", ".safetensors", ".tar", ".tfrecord", ".tfrecords", ".tgz", ".txt", ".webp", ".xz", ".zst"]
+)
+
+
+def _check_dest(path: str, overwrite: bool, source: str | None) -> None:
+    """Refuse a --dest that is there, that would replace or join the source, or that is no data set's."""
+    ending = os.path.splitext(path.rstrip("/"))[1].lower()
+    if ending in OTHER_FILES and not os.path.isdir(path):
+        raise ValueError(f"--dest={path}: data sets are zips or folders, and {ending} files are not read: end it with .zip, or name a folder")
+    _check_existing(path, overwrite)
+    outputs.check_output("--dest", path, data={"--source": source}, folder=not archives.is_zip_path(path), replaces=True)
+
+
+def _check_existing(path: str, overwrite: bool) -> None:
     if archives.is_zip_path(path):
         # Deviation: the published tool silently replaces an existing zip.
         if os.path.isdir(path) or (os.path.exists(path) and not overwrite):
@@ -195,7 +212,6 @@ def _check_dest(path: str, overwrite: bool) -> None:
         raise ValueError(f"--dest folder {path} is not empty; empty it, choose another name, or use --overwrite")
     elif os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, archives.INDEX_NAME)):
         raise ValueError(f"--dest folder {path} is not a data set (no {archives.INDEX_NAME}), so --overwrite will not delete it")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
 def parse_resolutions(text: str) -> list[Size]:
@@ -402,7 +418,7 @@ def convert(
     preparation = _plan(sizes, transform, filter, background, compress_level)
     paths = _dest_paths(os.fspath(dest), sizes)
     for path in paths:
-        _check_dest(path, overwrite)
+        _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
     opened = source if isinstance(source, Source) else image_sources.open_source(source, labels, class_names)
     indices, opened = _select(opened, max_images, subset_seed, classes)
     options = {"max_images": max_images, "subset_seed": subset_seed, "classes": list(classes) if classes is not None else None}

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, TextIO, TypeVar, overload
 
-from dnnlib import downloads, trust
+from dnnlib import downloads, outputs, trust
 from dnnlib.progress import Progress
 from dnnlib.progress import format_time as format_time  # a published name of this module
 
@@ -244,15 +244,19 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its name only when the block ends well.
 
-    Until then an older file of that name stays as it is; after an error the temporary file is gone. The bytes are on the
-    disk (fsync) before the name changes. The mode is 'wb' or 'w' (UTF-8).
+    Until then an older file of that name stays as it is; after an error, Ctrl-C, SIGTERM or SIGHUP the temporary file is gone. The
+    bytes are on the disk (fsync) before the name changes. The mode is 'wb' or 'w' (UTF-8).
 
     Raises:
         ValueError: another mode.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"atomic_write knows the modes 'wb' and 'w', not {mode!r}")
-    target = Path(path)
+    with outputs.interruptible():
+        yield from _atomic_write(Path(path), mode)
+
+
+def _atomic_write(target: Path, mode: str) -> Iterator[IO[Any]]:
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """gen_video.py on small networks."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +103,19 @@ def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # 
     monkeypatch.setattr(gen_images, "synthesize", broken)
     video(folder, tmp_path / "v.gif", "--seeds=0,1", "--w-frames=2", code=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["v.gif", "v.mp4"])
+def test_a_stopped_video_leaves_no_file(folder, tmp_path, name):  # noqa: F811
+    if name.endswith("mp4"):
+        pytest.importorskip("av")
+    script = [sys.executable, gen_video.__file__, f"--network={folder / 'uncond.pkl'}", "--seeds=0-15", "--w-frames=100000", "--device=cpu"]
+    process = subprocess.Popen([*script, f"--output={tmp_path / name}"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None and [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=300)[1]
+    assert process.returncode == 1 and "Traceback" not in output and not list(tmp_path.iterdir())

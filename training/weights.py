@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = Tr
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {path}")
-    if os.fspath(path).endswith(".safetensors"):
+    if os.fspath(path).lower().endswith(".safetensors"):
         return read_safetensors(path)
     return _from_pickle(persistence.read_network_pickle(path, strict=strict), path, key)
 
@@ -224,8 +224,11 @@ def write_safetensors(path: str | os.PathLike[str], file: NetworkFile, config_pa
     return config_path
 
 
-def check_free(config_path: Path) -> None:
-    """Raises ValueError where the JSON file of a network to be written would replace somebody else's (training_options.json)."""
+def check_free(config_path: Path, path: Path) -> None:
+    """Raises ValueError where the JSON file of a network to be written to `path` would replace another's.
+
+    That is another program's (training_options.json), or another network's: one whose tensors are not those at `path`.
+    """
     if config_path.exists():
         try:
             _read_config(config_path)
@@ -233,6 +236,10 @@ def check_free(config_path: Path) -> None:
             raise ValueError(
                 f"{config_path} is in the way: it is another program's, and a network's tensors and its JSON file share a name"
             ) from None
+        if not path.exists():
+            raise ValueError(
+                f"{config_path} is in the way: it describes another network, and {path.name} would take its place; write to another name"
+            )
 
 
 def config_path_of(path: str | os.PathLike[str]) -> Path:
