@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 import calc_metrics
 from metrics import detectors
+from tests.metrics.test_evaluate import TinyDetector
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
 from training.data import ImageDataset
@@ -101,6 +104,90 @@ def test_image_set_against_image_set(tmp_path, data):
     result = run("--images", boxed, "--data", data, "--metrics=fd_lite0", code=1)
     assert "filter box against lanczos" in result.output and len(result.output.strip().splitlines()) == 1
     assert lines(run("--images", boxed, "--data", data, "--metrics=fd_lite0", "--force"))[0]["forced"]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Detectors that cost nothing; what they saw is kept by name."""
+    loaded = {}
+
+    def load(name, device="cpu", *, inception_path=None, **options):
+        sha256 = "random:0" if inception_path == "random" else "tiny"
+        return loaded.setdefault(name, TinyDetector(name, sha256))
+
+    monkeypatch.setattr(detectors, "load", load)
+    monkeypatch.setattr(detectors, "check", lambda name, **options: None)
+    return loaded
+
+
+def write_images(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB", ending: str = "png") -> Path:
+    folder.mkdir()
+    for i, (width, height) in enumerate(sizes):
+        noise = np.random.RandomState(i).randint(0, 256, (height, width, 4), dtype=np.uint8)
+        PIL.Image.fromarray(noise).convert(mode).save(folder / f"{i}.{ending}")
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1"])
+def test_images_of_any_size_and_kind_are_measured(tmp_path, data, tiny, mode):
+    images = write_images(tmp_path / "out", [(20, 17), (16, 16), (9, 30), (64, 64)], mode)
+    result = run("--images", images, "--data", data, "--metrics=fd_lite0,pr_inception_4")
+    (fd, pr) = lines(result)
+    assert fd["metric"] == "fd_lite0_4" and pr["results"].keys() == {"pr_inception_4_precision", "pr_inception_4_recall"}
+    assert fd["images"]["resolution"] == 16 and "largest centred square" in fd["images"]["transform"]
+    assert fd["images"]["adapted"] == {"cropped": 2, "reduced": 2, "enlarged": 1}
+    assert "another size than 16 pixels: 2 cropped" in result.stderr
+
+
+def test_the_reference_may_be_any_images_too(tmp_path, tiny):
+    a, b = (write_images(tmp_path / name, [(20, 17), (12, 16), (9, 30), (12, 12)]) for name in "ab")
+    (same,) = lines(run("--images", a, "--data", b, "--metrics=fd_lite0", "--resolution=8"))
+    assert same["value"] == pytest.approx(0, abs=1e-6) and same["reference"]["resolution"] == 8
+    assert lines(run("--images", a, "--data", b, "--metrics=fd_lite0"))[0]["reference"]["resolution"] == 17
+    broken = write_images(tmp_path / "c", [(8, 8)] * 3)
+    (broken / "x.png").write_bytes(b"\x89PNG")
+    message = run("--images", broken, "--data", b, "--metrics=fd_lite0", code=1).output
+    assert "c: x.png: " in message and len([line for line in message.splitlines() if "Error" in line]) == 1
+
+
+def test_jpeg_against_png_is_a_warning(tmp_path, data, tiny):
+    jpeg, png = (write_images(tmp_path / kind, [(16, 16)] * 4, ending=kind) for kind in ("jpg", "png"))
+    result = run("--images", jpeg, "--data", data, "--metrics=fd_lite0")
+    assert "Warning: jpg holds JPEG files, data does not" in result.stderr
+    assert lines(result)[0]["images"]["encodings"] == ["JPEG"] and lines(result)[0]["reference"]["encodings"] == ["PNG"]
+    assert "Warning" not in run("--images", png, "--data", data, "--metrics=fd_lite0").stderr
+
+
+def test_conventions_stand_in_the_table_and_the_record(network, tiny):
+    result = run("--network", network, "--metrics=fid20_full,is20", "--inception=random", "--covariance=unbiased")
+    table = [line for line in result.stderr.splitlines() if line.startswith("  ")]
+    assert len(table) == 3 and all("random weights" in line for line in table)
+    assert "covariance over n - 1" in table[0] and "n - 1" not in table[1]
+    fid, score = lines(result)
+    assert (fid["covariance"], fid["lower_is_better"]) == ("unbiased", True)
+    assert "covariance" not in score and score["lower_is_better"] is False
+    assert fid["detector"]["weights"] == score["detector"]["weights"] == "random"
+    tiny.clear()
+    plain = run("--network", network, "--metrics=fid20_full")
+    assert not [line for line in plain.stderr.splitlines() if line.startswith("  ") and "(" in line]
+    assert "has no effect on is20" in run("--network", network, "--metrics=is20", "--covariance=unbiased", code=1).output
+
+
+def test_what_is_too_small_for_a_metric_is_said_before_any_work(network, tmp_path, tiny):
+    few = write_dataset(tmp_path / "few.zip", n=3, class_names=NAMES)
+    for args in (["--network", network, "--data", few], ["--images", tmp_path / "data.zip", "--data", few]):
+        message = run(*args, "--metrics=pr_inception_10", code=1).output
+        assert "metric pr_inception_10 needs at least 4 real images" in message and "few.zip has 3" in message
+    assert "needs at least 10 images, few has 3" in run("--images", few, "--metrics=is", code=1).output
+    assert not tiny and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/none/cache", "file"])
+def test_a_cache_that_cannot_be_written_is_a_warning(network, tmp_path, tiny, monkeypatch, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / place))
+    with pytest.warns(UserWarning, match="metrics cache .* DNNLIB_CACHE_DIR"):
+        assert lines(run("--network", network, "--metrics=fd_lite0_8"))[0]["num_gen"] == 8
 
 
 def test_training_images_of_another_preparation_are_noticed(tmp_path, data):
