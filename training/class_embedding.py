@@ -5,26 +5,25 @@ StyleGAN-XL (Sauer et al., SIGGRAPH 2022, section 3.1) takes these means from Im
 Deviation: here they come from the data set itself, so that any classes, and any number of them, have embeddings that are their own.
 """
 
-import contextlib
 import hashlib
-import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import click
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dnnlib.progress import Progress, format_time
 from dnnlib.util import atomic_write, make_cache_dir_path
 from torch_utils import rng
 from torch_utils.features import FeatureNetwork
 from training.data import ImageDataset, Loader
 
 _RECIPE = "mean pooled feature of [0, 1] -> normalised -> bilinear to native size; 1"  # part of the cache's key: change it with the computation
+PER_CLASS = 200  # images of each class, and MIN_PER_CLASS where the classes are so many that 200 are more than MAX_IMAGES
 MIN_PER_CLASS, MAX_IMAGES = 100, 50_000
 
 
@@ -53,6 +52,7 @@ def compute_class_embedding(
     max_per_class: int | None = None,
     seed: int = 0,
     workers: int = 2,
+    pause: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """Mean pooled feature per class, float32 [c_dim, F] on the CPU; read from the cache beside the data set when it is there.
 
@@ -63,9 +63,8 @@ def compute_class_embedding(
         dataset: with labels. A class without images gets the mean of the other classes, with a warning.
         network: moved to `device` (None: stays where it is) and to channels_last, for speed.
         batch_size: None = 16 on a CPU, where more was slower, 64 elsewhere; no part of the result beyond rounding.
-        max_per_class: images per class, a seeded random choice; 0 = all. None = max(100, 50,000 / classes): all of a small data set,
-            100 of each of ImageNet's classes, whose means then are off by a tenth of the spread within a class. That is a start for
-            a table that is trained, in minutes on a GPU and in under an hour on a few CPU cores, where all 1.28 million take hours.
+        max_per_class: images per class, a seeded random choice; 0 = all. None = `images_per_class`.
+        pause: called before every batch; what it raises ends the work.
 
     Raises:
         ValueError: the data set has no labels, or a feature is not finite.
@@ -73,7 +72,7 @@ def compute_class_embedding(
     if dataset.labels is None or dataset.label_dim < 1:
         raise ValueError(f"{dataset.path}: class embeddings need labels; prepare the data with one sub-folder per class")
     if max_per_class is None:
-        max_per_class = max(MIN_PER_CLASS, MAX_IMAGES // dataset.label_dim)
+        max_per_class = images_per_class(dataset.label_dim)
     if max_per_class < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"max_per_class must not be negative and batch_size at least 1, got {max_per_class} and {batch_size}")
     paths = _cache_paths(dataset, network, max_per_class, seed)
@@ -83,9 +82,45 @@ def compute_class_embedding(
     network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch_size = batch_size or (16 if network.mean.device.type == "cpu" else 64)
     chosen = _choose(dataset.labels, dataset.label_dim, max_per_class, seed)
-    table = _class_means(dataset, network, chosen, batch_size, workers)
+    table = _class_means(dataset, network, chosen, batch_size, workers, pause)
     _write(paths, table.numpy())
     return table
+
+
+def images_per_class(c_dim: int) -> int:
+    """How many images give a class's mean: 200, or 100 of each of more than 500 classes.
+
+    Measured on Fashion-MNIST at 32x32 against the means of 950 images a class (benchmarks/class_means.py), after
+    `spread_class_embedding`: n images a class leave an error of this share of the distance to the nearest other class, and this
+    cosine distance, mean over classes:
+
+        n                  20     50     100    200    500
+        error / distance   0.33   0.21   0.14   0.10   0.05
+        cosine distance    0.038  0.015  0.007  0.004  0.001
+
+    It is a start for a table that is trained, and 200 images of ten classes take half a minute on one CPU core.
+    """
+    return max(MIN_PER_CLASS, min(PER_CLASS, MAX_IMAGES // c_dim))
+
+
+def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
+    """What `compute_class_embedding` has to compute, with the time it takes here, measured now; None if the table is cached."""
+    assert dataset.labels is not None
+    count = images_per_class(dataset.label_dim)
+    if any(path.is_file() for path in _cache_paths(dataset, network, count, 0)):
+        return None
+    images = len(_choose(dataset.labels, dataset.label_dim, count, 0))
+    pixels = torch.zeros([8, 3, dataset.resolution, dataset.resolution], dtype=torch.uint8)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        for _ in range(2):  # the second time counts
+            started = time.monotonic()
+            _features(network, pixels)
+    seconds = (time.monotonic() - started) / len(pixels)
+    return (
+        f"class embeddings from {images:,} images through {network.name}: about {format_time(images * seconds)} on "
+        f"{network.mean.device.type} ({1 / seconds:,.3g} images/s measured), once"
+    )
 
 
 def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np.ndarray:
@@ -99,23 +134,24 @@ def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np
     return np.sort(by_class[place < max_per_class])
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A progress bar on a terminal, one line elsewhere: on a CPU thousands of images take minutes."""
-    with contextlib.ExitStack() as stack:
-        if not sys.stderr.isatty():
-            print(f"Class embeddings from {total:,} images, once", file=sys.stderr, flush=True)
-        stream = sys.stderr if sys.stderr.isatty() else stack.enter_context(open(os.devnull, "w"))
-        yield stack.enter_context(click.progressbar(length=total, label="Class embeddings", show_pos=True, file=stream))
-
-
 @torch.inference_mode()
-def _class_means(dataset: ImageDataset, network: FeatureNetwork, indices: np.ndarray, batch_size: int, workers: int) -> torch.Tensor:
+def _class_means(
+    dataset: ImageDataset,
+    network: FeatureNetwork,
+    indices: np.ndarray,
+    batch_size: int,
+    workers: int,
+    pause: Callable[[], None] | None,
+) -> torch.Tensor:
     sums: torch.Tensor | None = None  # float64 [c_dim, F]
     counts = torch.zeros(dataset.label_dim, dtype=torch.int64)
     batches = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
-    with Loader(dataset, batches, workers=workers, cache_mb=0) as loader, _progress(len(indices)) as bar:
+    print(f"Class embeddings from {len(indices):,} images, once", file=sys.stderr, flush=True)
+    progress = Progress(label="Class embeddings", unit="", silent=2)
+    with Loader(dataset, batches, workers=workers, cache_mb=0) as loader, progress:
         for images, labels in loader:
+            if pause is not None:
+                pause()
             assert labels is not None
             features = _features(network, images).cpu().double()  # [B, F]
             if not features.isfinite().all():
@@ -124,7 +160,7 @@ def _class_means(dataset: ImageDataset, network: FeatureNetwork, indices: np.nda
                 sums = torch.zeros(dataset.label_dim, features.shape[1], dtype=torch.float64)
             sums.index_add_(0, labels, features)
             counts += labels.bincount(minlength=dataset.label_dim)
-            bar.update(len(images))
+            progress.advance(len(images), len(indices))
     assert sums is not None
     means = sums / counts.clamp(min=1)[:, None]
     empty = (counts == 0).nonzero().flatten().tolist()
@@ -182,4 +218,8 @@ def _write(paths: list[Path], table: np.ndarray) -> None:
             return
         except OSError as e:
             problems.append(str(e))
-    warnings.warn(f"class embeddings are not cached: {'; '.join(problems)}", stacklevel=3)
+    warnings.warn(
+        f"class embeddings are not cached, and computed again when a run starts anew: {'; '.join(problems)}; set DNNLIB_CACHE_DIR "
+        "to a folder that can be written",
+        stacklevel=3,
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from torch_utils import features
 from training import class_embedding
-from training.class_embedding import compute_class_embedding, random_class_embedding
+from training.class_embedding import compute_class_embedding, images_per_class, random_class_embedding
 from training.data import ImageDataset
 
 
@@ -148,7 +148,7 @@ def test_a_read_only_folder_falls_back_to_the_cache_folder(path, tmp_path, monke
     assert not list(path.parent.glob("*.npy")) and len(list((tmp_path / "cache" / "class-embeddings").glob("*.npy"))) == 1
     assert torch.equal(compute_class_embedding(dataset, network), first) and network.images == 20
     monkeypatch.setenv("DNNLIB_CACHE_DIR", os.devnull)
-    with pytest.warns(UserWarning, match="not cached"):
+    with pytest.warns(UserWarning, match="not cached.*DNNLIB_CACHE_DIR"):
         assert torch.equal(compute_class_embedding(dataset, network), first)
 
 
@@ -180,6 +180,35 @@ def test_choice_of_images():
     of_first = chosen[labels[chosen] == 0]
     assert of_first.max() > 700  # random, not the first hundred of the class
     assert len(class_embedding._choose(labels, 5, 0, seed=0)) == 1000
+
+
+def test_images_per_class():
+    assert [images_per_class(n) for n in (1, 2, 10, 250, 400, 500, 1000)] == [200, 200, 200, 200, 125, 100, 100]
+
+
+def test_few_images_of_large_classes_are_read(tmp_path):
+    path = _dataset(tmp_path / "large.zip", [i % 2 for i in range(900)])
+    network = _Colours()
+    compute_class_embedding(ImageDataset(path, use_labels=True), network)
+    assert network.images == 400
+
+
+def test_what_is_to_compute_is_announced_until_it_is_there(path):
+    network, dataset = _Colours(), ImageDataset(path, use_labels=True)
+    line = class_embedding.announce(dataset, network)
+    assert line is not None and line.startswith("class embeddings from 20 images through colours: about ")
+    compute_class_embedding(dataset, network)
+    assert class_embedding.announce(dataset, network) is None
+
+
+def test_a_pause_ends_the_work(path):
+    def pause():
+        raise KeyboardInterrupt
+
+    network = _Colours()
+    with pytest.raises(KeyboardInterrupt):
+        compute_class_embedding(ImageDataset(path, use_labels=True), network, pause=pause)
+    assert network.images == 0 and not list(path.parent.glob("*.npy"))
 
 
 def test_refusals(path):
