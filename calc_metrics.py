@@ -37,7 +37,7 @@ from metrics.detectors import INCEPTION_FILE
 from torch_utils import distributed, features
 from training.build import make_dataset, pick_device
 from training.config import DataConfig
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 from training.generator import Generator
 
 

@@ -27,7 +27,7 @@ import click
 
 import dnnlib.util
 import gen_images
-from training import onnx_export, sharing, weights
+from training.networks import files, hub, onnx
 
 FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
 MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
@@ -35,7 +35,7 @@ MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
 
 def format_of(dest: str, asked: str | None) -> str:
     """The form that --format or the ending of --dest asks for. Raises ValueError."""
-    if sharing.is_repository(dest):
+    if hub.is_repository(dest):
         found = "hub"
     else:
         found = next((name for name, endings in FORMATS.items() if dest.lower().endswith(endings) and endings), "")
@@ -48,27 +48,27 @@ def format_of(dest: str, asked: str | None) -> str:
     return asked or found
 
 
-def read(source: str, trust_pickle: bool) -> weights.NetworkFile:
+def read(source: str, trust_pickle: bool) -> files.NetworkFile:
     """The network file that --source means: a path, an http(s) address or hf://OWNER/NAME. Raises FileNotFoundError, OSError or ValueError."""
-    if sharing.is_repository(source):
-        return sharing.pull(source)
+    if hub.is_repository(source):
+        return hub.pull(source)
     path = dnnlib.util.open_url(source, return_filename=True) if dnnlib.util.is_url(source) else source
     try:
-        return weights.read(path)
+        return files.read(path)
     except ValueError:
         if not trust_pickle or path.endswith(".safetensors"):
             raise
     gen_images.warn_trusted(source)
-    return weights.read_trusted(path)
+    return files.read_trusted(path)
 
 
-def write_onnx(file: weights.NetworkFile, dest: str) -> None:
+def write_onnx(file: files.NetworkFile, dest: str) -> None:
     """G_ema as two files, compared with what they come from; files that differ are removed. Raises ValueError."""
-    onnx_export.require_onnx()
+    onnx.require_onnx()
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
-    paths = onnx_export.export(G, dest.removesuffix(".onnx"))
+    paths = onnx.export(G, dest.removesuffix(".onnx"))
     try:
-        found = onnx_export.compare(G, paths)
+        found = onnx.compare(G, paths)
     except ValueError as error:
         click.echo(f"not compared: {error}", err=True)
     else:
@@ -96,26 +96,26 @@ def main(source: str, dest: str, asked: str | None, networks: str | None, licens
     if form != "hub" and Path(dest).parent != Path() and not Path(dest).parent.is_dir():
         raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
     if form == "hub":
-        sharing.parse_repository(dest)
+        hub.parse_repository(dest)
     elif Path(dest).exists() and Path(source).exists() and Path(dest).samefile(source):
         raise ValueError(f"--dest={dest} is --source: write another file, as neither a carried source text nor a discriminator's classes are kept")
     if form == "safetensors":
-        weights.check_free(Path(dest).with_suffix(".json"))
+        files.check_free(Path(dest).with_suffix(".json"))
     if form == "onnx":
-        onnx_export.require_onnx()
+        onnx.require_onnx()
     file = read(source, trust_pickle)
     networks = networks or ("G_ema" if form == "hub" and "G_ema" in file.generators else "all")
     if networks != "all":
         file = file.only(networks)
     if form == "pkl":
-        weights.write_pickle(dest, file)
+        files.write_pickle(dest, file)
         click.echo(f"wrote {dest}")
     elif form == "safetensors":
-        click.echo(f"wrote {dest} and {weights.write_safetensors(dest, file)}")
+        click.echo(f"wrote {dest} and {files.write_safetensors(dest, file)}")
     elif form == "onnx":
         write_onnx(file, dest)
     else:
-        address = sharing.push(file, dest, license=license, metrics=sharing.read_metrics(source), private=private)
+        address = hub.push(file, dest, license=license, metrics=hub.read_metrics(source), private=private)
         click.echo(f"uploaded: {address}")
 
 

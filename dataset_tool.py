@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from dnnlib import archives, image_sources
-from dnnlib.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
-from dnnlib.image_sources import array_source
-from dnnlib.image_transforms import FILTERS, TRANSFORMS
+from image_data import archives, sources
+from image_data.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
+from image_data.sources import array_source
+from image_data.transforms import FILTERS, TRANSFORMS
 
 __all__ = ["CheckReport", "ConvertReport", "Progress", "array_source", "check", "convert", "main", "parse_resolutions"]
 
@@ -219,7 +219,7 @@ def _print_report(report: ConvertReport) -> None:
 @click.option("--transform", type=click.Choice(TRANSFORMS), default="none", help="How images become square.")
 @click.option("--filter", type=click.Choice(list(FILTERS)), help="Resize filter.  [default: lanczos]")
 @click.option("--background", default="white", help="Colour under transparent pixels: a name or #rrggbb.", metavar="COLOUR")
-@click.option("--labels", type=click.Choice(image_sources.LABEL_MODES), default="auto", help="auto: dataset.json, else sub-folders are classes.")
+@click.option("--labels", type=click.Choice(sources.LABEL_MODES), default="auto", help="auto: dataset.json, else sub-folders are classes.")
 @click.option("--class-names", help="Names replacing those of the source: a,b,c or @file.", metavar="LIST")
 @click.option("--classes", help="Keep these classes alone, in this order: a,b,c or @file.", metavar="LIST")
 @click.option("--max-images", type=int, help="Keep the first N images.", metavar="N")

@@ -38,10 +38,10 @@ from torch import Tensor
 
 import dnnlib.util
 from torch_utils import images, memory
-from training import lineage, sharing, weights
 from training.build import PRECISIONS, pick_device
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 from training.generator import Generator
+from training.networks import files, hub, stems
 
 TRUST_HELP = "run a pickle that cannot be read otherwise. It is a program then: it can do whatever you can. Only for files whose maker you trust"
 MAX_SEED = 2**32 - 1  # of numpy's RandomState
@@ -81,23 +81,23 @@ def load_network(
     precision: of the layers that are flagged for reduced precision, auto or one of `training.build.PRECISIONS`.
     Raises FileNotFoundError, OSError or ValueError with one line.
     """
-    if sharing.is_repository(path_or_url):
-        contents = sharing.pull(path_or_url)
+    if hub.is_repository(path_or_url):
+        contents = hub.pull(path_or_url)
     else:
         path = dnnlib.util.open_url(path_or_url, return_filename=True, num_attempts=3) if dnnlib.util.is_url(path_or_url) else path_or_url
         if Path(path).is_dir():
-            path = path_or_url = lineage.network_in("--network", path)
+            path = path_or_url = stems.network_in("--network", path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"--network: there is no file {path_or_url}")
         try:
-            contents = weights.read(path, key=key)
+            contents = files.read(path, key=key)
         except ValueError as error:
             if not trust_pickle:
                 raise ValueError(str(error).replace(str(path), path_or_url, 1)) from None
             warn_trusted(path_or_url)
             if precision != "auto":
                 raise ValueError(f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself") from None
-            foreign = weights.trusted_generator(path, key).to(device)
+            foreign = files.trusted_generator(path, key).to(device)
             return Network(path_or_url, foreign, {}, {}, _class_names(foreign.c_dim, data, {}, {}))
     G = contents.only(key).generators[key].to(device)
     set_precision(G, precision)

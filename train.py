@@ -40,16 +40,7 @@ from typing import Any
 
 import click
 import torch
-
-import dnnlib
-from metrics import detectors
-from metrics.evaluate import Evaluator
-from metrics.registry import parse_metric
-from torch_utils import distributed, features, memory, prefetch
-from training import build, lineage, loop, recipe, rounds, stages
-from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
-from training.data import ImageDataset
-from training.folders import (
+from training.run_folder import (
     OPTIONS_FILE,
     RunLock,
     begun,
@@ -60,11 +51,23 @@ from training.folders import (
     recorded_outcome,
     run_folders,
     unfinished_run,
+    write_json,
 )
+
+import dnnlib
+from metrics import detectors
+from metrics.evaluate import Evaluator
+from metrics.registry import parse_metric
+from torch_utils import distributed, features, memory, prefetch
+from training import build, loop
+from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
+from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.generator import load as load_generator
-from training.periodic import Score
-from training.records import write_json
+from training.networks import stems
+from training.progressive import recipe, stages
+from training.run import auto_batch
+from training.run.periodic import Score
 from training.steps import NonFiniteError
 
 RESTART_EXIT_CODE = 3
@@ -275,12 +278,12 @@ def memory_remedy(config: TrainConfig, then: str = "") -> str:
     return f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase and --cmax{then}"
 
 
-def rounds_process(tree: dict[str, Any], run_lineage: lineage.Lineage | None) -> rounds.Choice:
+def rounds_process(tree: dict[str, Any], run_lineage: stems.Lineage | None) -> auto_batch.Choice:
     """One process of the search for --batch-gpu=auto."""
     config = from_json(tree)
     device = join(config)
     loop.configure(config, device)
-    return rounds.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
+    return auto_batch.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
 
 
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
@@ -293,11 +296,11 @@ def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> Tr
     recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
     if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
-        return rounds.settled(config, kept)
+        return auto_batch.settled(config, kept)
     choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), begun(existing))
     if distributed.is_main():
         print(choice.line(config), flush=True)
-    return rounds.settled(config, choice.batch_gpu)
+    return auto_batch.settled(config, choice.batch_gpu)
 
 
 def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: str) -> None:
@@ -308,9 +311,9 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
     for name, value, origin, _ in describe(config, given):
         click.echo(f"  {name:34s} {value:44s} {origin}")
     if config.run.batch_gpu == AUTO:
-        choice = rounds.planned(config, G, heads, frozen)
+        choice = auto_batch.planned(config, G, heads, frozen)
         click.echo(choice.line(config))
-        config = rounds.settled(config, choice.batch_gpu)
+        config = auto_batch.settled(config, choice.batch_gpu)
     click.echo(f"  {'derived: images per round':34s} {config.batch_gpu:<44d} batch / gpus unless --batch-gpu is given")
     click.echo(f"  {'derived: blur at the start, pixels':34s} {config.blur_init_sigma:<44g} unless --blur-init-sigma is given")
     click.echo(f"  {'derived: EMA ramp-up':34s} {config.ema_rampup:<44g} unless --ema-rampup is given")
@@ -463,9 +466,9 @@ def run_main(values: dict[str, Any]) -> None:
     if resume is not None and not resuming:
         if values["init_from"]:
             raise ValueError("--resume with a network pickle and --init-from are the same thing: give one")
-        values["init_from"] = lineage.network_file("--resume", resume)
+        values["init_from"] = stems.network_file("--resume", resume)
     elif values["init_from"]:
-        lineage.network_file("--init-from", values["init_from"])
+        stems.network_file("--init-from", values["init_from"])
     if resuming and values["init_from"]:
         raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
     if values["recipe"] or (resuming and os.path.isfile(os.path.join(resume, stages.RECIPE_FILE))):

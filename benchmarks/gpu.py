@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dnnlib
 from benchmarks import machine
 from torch_utils import features
-from torch_utils.ops import extension
+from torch_utils.ops.backend import extension
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d

@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch_utils.ops import cpu_kernels, library
+from torch_utils.ops.backend import cpu_kernels, library
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from torch_utils import distributed, features, rng
-from training import class_names, downscaling, finetune
-from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
-from training.data import BalancedClasses, ImageDataset
+from training.data import class_names, downscaling
+from training.data.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
+from training.data.dataset import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres, generator_kwargs
-from training.lineage import Lineage, read_stem
+from training.networks import finetune
+from training.networks.stems import Lineage, read_stem
 from training.state import TrainState
 
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 from torch_utils import checkpoint
-from training import lineage, loop
+from training import loop
 from training.config import AUTO, TrainConfig, from_json
+from training.networks import stems
 
 OPTIONS_FILE = "training_options.json"
 
@@ -129,6 +130,6 @@ def load_run(run_dir: str) -> TrainConfig:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE}: {err}") from None
 
 
-def begun(run_dir: str | Path | None) -> lineage.Lineage | None:
+def begun(run_dir: str | Path | None) -> stems.Lineage | None:
     """The lineage of a run folder that has a checkpoint to go on from."""
-    return lineage.read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None
+    return stems.read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None

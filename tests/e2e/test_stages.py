@@ -16,10 +16,13 @@ from click.testing import CliRunner
 import train
 from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
 from torch_utils import persistence
-from training import build, folders, lineage, loop, restore, rounds, stages
+from training import build, loop, run_folder
 from training.generator import build_stem, build_superres
 from training.generator import load as load_generator
-from training.periodic import Score
+from training.networks import stems as lineage
+from training.progressive import stages
+from training.run import auto_batch, restore
+from training.run.periodic import Score
 
 pytestmark = pytest.mark.e2e
 
@@ -172,16 +175,16 @@ def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tm
     result = invoke(*base, "--dry-run")
     assert result.output.count("rounds       --batch-gpu=auto: 8 of a process's 8 images") == 2, result.output
     chosen = {8: 4, 16: 2}
-    monkeypatch.setattr(rounds, "choose", lambda cfg, dataset, *_: rounds.Choice(chosen[dataset.resolution], "test"))
+    monkeypatch.setattr(auto_batch, "choose", lambda cfg, dataset, *_: auto_batch.Choice(chosen[dataset.resolution], "test"))
     assert invoke(*base).exit_code == 0
     folder = tmp_path / "out" / "00000-tiny"
-    used = [folders.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")]
+    used = [run_folder.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")]
     assert used == [4, 2] and json.loads((folder / "recipe.json").read_text())["recipe"]["stages"][0]["flags"]["batch_gpu"] == "auto"
     chosen |= {8: 1, 16: 1}
     assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.024").exit_code == 0
-    assert folders.load_run(str(folder / "stage-016x016")).run.batch_gpu == 2
+    assert run_folder.load_run(str(folder / "stage-016x016")).run.batch_gpu == 2
     assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.032", "--batch-gpu=auto").exit_code == 0
-    assert folders.load_run(str(folder / "stage-016x016")).run.batch_gpu == 1
+    assert run_folder.load_run(str(folder / "stage-016x016")).run.batch_gpu == 1
 
 
 def test_a_part_on_a_given_stem_and_more_of_it_later(command, whole, tmp_path):

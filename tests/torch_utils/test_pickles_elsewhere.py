@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from torch_utils.persistence import save_network_pickle
-from training import bundle, generator, periodic
+from training import bundle, generator
 from training.generator import build_stem, build_superres
+from training.run import periodic
 
 MINIMAL = Path(__file__).resolve().parent.parent / "minimal_dnnlib"
 SMALL = dict(syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=8)

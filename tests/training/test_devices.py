@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_utils import features, training_stats
-from torch_utils.ops import library
+from torch_utils.ops.backend import library
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from training import build, generator, steps

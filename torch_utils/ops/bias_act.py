@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from . import cpu, library
+from torch_utils.ops.backend import cpu, library
 
 SQRT2 = 2.0**0.5
 IMPLEMENTATIONS = ("ref", "cuda")

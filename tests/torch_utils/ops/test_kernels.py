@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.parity import test_ops as goldens
-from torch_utils.ops import library
+from torch_utils.ops.backend import library
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
@@ -253,7 +253,7 @@ def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, 
 
 
 def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untyped-def]
-    from torch_utils.ops.resampling import AxisPlan
+    from torch_utils.ops.backend.resampling import AxisPlan
 
     (h, w), (left, right, top, bottom) = x.shape[2:], padding
     rows, columns = AxisPlan(h, len(fu), up, 1, top, bottom), AxisPlan(w, len(fu), up, 1, left, right)
