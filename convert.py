@@ -26,7 +26,7 @@ from pathlib import Path
 import click
 
 import dnnlib.util
-import gen_images
+from generation import commands, render
 from training.networks import files, hub, onnx
 
 FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
@@ -58,7 +58,7 @@ def read(source: str, trust_pickle: bool) -> files.NetworkFile:
     except ValueError:
         if not trust_pickle or path.endswith(".safetensors"):
             raise
-    gen_images.warn_trusted(source)
+    render.warn_trusted(source)
     return files.read_trusted(path)
 
 
@@ -87,8 +87,8 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
 @click.option("--networks", type=click.Choice(["all", "G_ema", "G"]), help="which to keep  [default: all; for a repository G_ema]")
 @click.option("--license", metavar="ID", help="of the weights, for the model card: apache-2.0, cc-by-4.0, ...")
 @click.option("--private", is_flag=True, help="make a new model repository a private one")
-@click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
-@gen_images.one_line_errors
+@click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
+@commands.one_line_errors
 def main(source: str, dest: str, asked: str | None, networks: str | None, license: str | None, private: bool, trust_pickle: bool) -> None:
     form = format_of(dest, asked)
     if form != "hub" and (license or private):

@@ -10,7 +10,7 @@
 
 Sources: a folder or zip of images (sub-folders are classes; a dataset.json is honoured), IDX pairs, CIFAR-10/100 python tarballs, the
 ILSVRC tree, LSUN LMDB folders. From Python, `convert` does the same, from an array in memory too.
-The engine is dnnlib/conversion.py.
+The engine is image_data/conversion.py.
 """
 
 import os

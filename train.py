@@ -40,10 +40,25 @@ from typing import Any
 
 import click
 import torch
+
+import dnnlib
+from metrics import detectors
+from metrics.evaluate import Evaluator
+from metrics.registry import parse_metric
+from torch_utils import devices, distributed, memory, prefetch, timm_weights
+from training import build, loop, run_folder
+from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.networks import stems
+from training.networks.reader import load as load_generator
+from training.networks.stems import begun
+from training.progressive import recipe, stages
+from training.run import auto_batch
+from training.run.periodic import Score
 from training.run_folder import (
     OPTIONS_FILE,
     RunLock,
-    begun,
     description,
     has_checkpoint,
     load_run,
@@ -53,21 +68,6 @@ from training.run_folder import (
     unfinished_run,
     write_json,
 )
-
-import dnnlib
-from metrics import detectors
-from metrics.evaluate import Evaluator
-from metrics.registry import parse_metric
-from torch_utils import distributed, features, memory, prefetch
-from training import build, loop
-from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
-from training.data.dataset import ImageDataset
-from training.generator import Generator
-from training.generator import load as load_generator
-from training.networks import stems
-from training.progressive import recipe, stages
-from training.run import auto_batch
-from training.run.periodic import Score
 from training.steps import NonFiniteError
 
 RESTART_EXIT_CODE = 3
@@ -249,7 +249,7 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
 
 def join(config: TrainConfig) -> torch.device:
     """Make this process one of the run's, and return its device."""
-    return distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    return distributed.init(devices.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
 
 
 def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
@@ -267,7 +267,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
                 f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={resume}, at a lower --glr/--dlr"
             ) from None
         if distributed.is_main():
-            saved = {loop.INTERRUPTED: f"Saved. Go on with --resume={resume}", loop.RESTART: "Saved for the restart."}
+            saved = {run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}", run_folder.RESTART: "Saved for the restart."}
             print(saved.get(outcome, "Finished."))
     if lock is not None:
         lock.release()
@@ -401,7 +401,7 @@ def main(**values: Any) -> None:
     """Parse, check everything that can be checked, choose the run folder, start the processes."""
     try:
         prefetch_all(values) if values["prefetch"] is not None else run_main(values)
-    except features.MissingWeights as err:
+    except timm_weights.MissingWeights as err:
         raise click.ClickException(f"{err}; or, where there is a network, run: {prefetch_command()}") from None
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
@@ -440,7 +440,7 @@ def prefetch_all(values: dict[str, Any]) -> None:
     items: dict[tuple[str, ...], prefetch.Item] = {}
     for config in configs:
         for need in build.needed_weights(config):
-            get = functools.partial(features.fetch, need.name, need.weights, hub, say)
+            get = functools.partial(timm_weights.fetch, need.name, need.weights, hub, say)
             items[need.name, need.weights or "", need.purpose] = prefetch.Item(f"{need.name} ({need.purpose})", get)
         for metric in filter(None, (*config.run.metrics, final)):
             name = parse_metric(metric).family.detector
@@ -454,7 +454,7 @@ def prefetch_all(values: dict[str, Any]) -> None:
     if hub:
         say(f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1")
     else:
-        say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {features.hub_cache()}")
+        say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {timm_weights.hub_cache()}")
 
 
 def run_main(values: dict[str, Any]) -> None:
@@ -518,14 +518,14 @@ def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, ag
     run_dir = distributed.broadcast_object(run_dir)
     assert run_dir is not None
     try:
-        outcome = run_folder(config, run_dir)
+        outcome = run_in_folder(config, run_dir)
     except KeyboardInterrupt:  # outside of the loop, which answers signals itself
         print(f"Stopped. Go on with --resume={run_dir}", flush=True)
-        outcome = loop.INTERRUPTED
+        outcome = run_folder.INTERRUPTED
     leave(outcome)
 
 
-def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, seconds: float | None = None) -> str:
+def run_in_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, seconds: float | None = None) -> str:
     """Lock a run folder, record the options, start the processes. Returns the loop's outcome.
 
     resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
@@ -539,15 +539,15 @@ def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, s
     distributed.barrier()
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
     distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir))
-    return recorded_outcome(run_dir) or loop.INTERRUPTED
+    return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
 
 def leave(outcome: str) -> None:
     """End the process as the outcome asks: exit code 3 for a restart, 130 after an interruption."""
     distributed.shutdown()
-    if outcome == loop.RESTART:
+    if outcome == run_folder.RESTART:
         sys.exit(RESTART_EXIT_CODE)
-    if outcome == loop.INTERRUPTED:
+    if outcome == run_folder.INTERRUPTED:
         sys.exit(130)
 
 
@@ -625,7 +625,7 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
     device = join(config)
     evaluator = final_evaluator(config, metric, device)
     G = load_generator(network).to(device)
-    G.synthesis.reduced_dtype = build.pick_precision(config.run.precision, device)
+    G.synthesis.reduced_dtype = devices.pick_precision(config.run.precision, device)
     source = stages.Upsampled(G, evaluator.dataset.resolution)
     with memory.shortage_named(device, memory_remedy(config)):
         (record,) = evaluator(source, snapshot=network, details=source.details())
@@ -667,7 +667,7 @@ def run_recipe(values: dict[str, Any]) -> None:
         if distributed.is_main():
             run_dir.mkdir(exist_ok=True)
         again = resumed is not None and values["batch_gpu"] == AUTO
-        return run_folder(settle_rounds(config, run_dir, again), run_dir, folder, deadline - time.monotonic())
+        return run_in_folder(settle_rounds(config, run_dir, again), run_dir, folder, deadline - time.monotonic())
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
         distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric)
@@ -680,7 +680,7 @@ def run_recipe(values: dict[str, Any]) -> None:
             outcome = stages.run(schedule, STAGE_FLAGS, folder, bool(values["stages"] and resumed), stages.Hooks(train_stage, measure, say, deadline))
         except KeyboardInterrupt:
             say(f"Stopped. Go on with --resume={folder}")
-            outcome = loop.INTERRUPTED
+            outcome = run_folder.INTERRUPTED
     if lock is not None:
         lock.release()
     leave(outcome)

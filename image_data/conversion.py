@@ -372,7 +372,7 @@ def convert(
     """Prepare a data set, or one per resolution in a single pass over the source.
 
     Args:
-        source: a path (see dnnlib.image_sources.open_source) or a Source such as array_source's.
+        source: a path (see image_data.sources.open_source) or a Source such as array_source's.
         dest: .zip file or folder; {res} in it is replaced by the resolution, and needed when there are several.
         resolutions: sizes of the result, ints or (width, height); None keeps the images' own, which must then be one power of two.
         transform: none | center-crop | center-crop-wide | center-crop-dhariwal.

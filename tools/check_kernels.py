@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory accesses of the CUDA kernels at the layers of the recipes, checked and counted without a GPU.
 
-    python -m tests.check_kernels                                  # exit status 1 if anything is found
-    python -m tests.check_kernels --cases upfirdn2d --lines        # cases whose name contains this; a row per source line
+    python -m tools.check_kernels                                  # exit status 1 if anything is found
+    python -m tools.check_kernels --cases upfirdn2d --lines        # cases whose name contains this; a row per source line
 
 Runs the layers of benchmarks/ops.py with one plane each, forward, with codes, and backward, through the kernels as
 tests/torch_utils/ops/kernel_checker.py builds them. Prints what is wrong (out of bounds, races, unwritten memory, misaligned accesses) and, per

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Throw hostile and damaged files at the reader of network pickles and count what happens.
 
-    python -m tests.fuzz.fuzz_pickles --corpus                # every hostile file of tests/fuzz/hostile.py
-    python -m tests.fuzz.fuzz_pickles --seconds 600           # random damage to network pickles and to those files
-    python -m tests.fuzz.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
+    python -m tools.fuzz_pickles --corpus                # every hostile file of tests/fuzz/hostile.py
+    python -m tools.fuzz_pickles --seconds 600           # random damage to network pickles and to those files
+    python -m tools.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
 Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks; executions (audit events of exec, open,
 import, ... while reading), hangs (more than --limit seconds of the processor), errors besides ValueError; the slowest input (in such seconds); and

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs their tests: of the CUDA kernels
-tests/torch_utils/ops/test_kernels.py, of the CPU kernels test_cpu_kernels.py, of the formulas that they share both. A missing barrier, and a mistake
-that changes no result, goes to the access checker as well (test_kernel_checker.py): the order in which the host runs threads may hide a missing
+"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs their tests, which lie in
+tests/torch_utils/ops: backend/test_kernels.py for the CUDA kernels, backend/test_cpu_kernels.py for the CPU
+kernels, both for the formulas that they share. A missing barrier, and a mistake that changes no result, goes to
+the access checker as well (test_kernel_checker.py): the order in which the host runs threads may hide a missing
 barrier from the results, but not from it.
 
-    python -m tests.mutate_kernels                                # all; exit status 1 if a mistake survives
-    python -m tests.mutate_kernels --only upfirdn2d               # those whose file or description contains this
-    python -m tests.mutate_kernels --kernels cpu                  # the CPU kernels alone, with the formulas
-    python -m tests.mutate_kernels --list
+    python -m tools.mutate_kernels                                # all; exit status 1 if a mistake survives
+    python -m tools.mutate_kernels --only upfirdn2d               # those whose file or description contains this
+    python -m tools.mutate_kernels --kernels cpu                  # the CPU kernels alone, with the formulas
+    python -m tools.mutate_kernels --list
 
 Each mutant is a build of sources with one replacement, loaded into a process of its own: CUDA sources are compiled for the host, the CPU's as their
 users compile them. Not part of the default run: a mutant costs a compilation of the files it touches and the tests up to the first failure.
@@ -460,7 +461,7 @@ def _cuda_judges(work: Path) -> tuple[_Judge, ...]:
 
     def judge(name: str, tests: str, module: str, ninja_file: str) -> _Judge:
         (work / "build.ninja").write_text(ninja_file)
-        command = [str(extension.ninja()), "-C", work, "-t", "commands"]
+        command = [str(extension.ninja()), "-C", str(work), "-t", "commands"]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         commands = {line.rsplit(" -o ", 1)[1].strip(): line for line in lines if " -o " in line}
         (work / name).mkdir()
@@ -468,14 +469,14 @@ def _cuda_judges(work: Path) -> tuple[_Judge, ...]:
             subprocess.run(line, shell=True, cwd=work / name, check=True, capture_output=True)
         return _Judge(name, tests, module, commands)
 
-    results = judge("results", f"{TESTS}/test_kernels.py", "torch_utils.ops.extension", extension._ninja_file((), host=True))
+    results = judge("results", f"{TESTS}/backend/test_kernels.py", "torch_utils.ops.backend.extension", extension._ninja_file((), host=True))
     accesses = judge("accesses", f"{TESTS}/test_kernel_checker.py", "tests.torch_utils.ops.kernel_checker", kernel_checker.ninja_file())
     return results, accesses
 
 
 def _cpu_judges(work: Path) -> tuple[_Judge, ...]:
     """The tests of the CPU kernels, which build them through cpu_extension.py."""
-    return (_Judge("cpu", f"{TESTS}/test_cpu_kernels.py", "torch_utils.ops.cpu_extension", {}),)
+    return (_Judge("cpu", f"{TESTS}/backend/test_cpu_kernels.py", "torch_utils.ops.backend.cpu_extension", {}),)
 
 
 def _groups(m: Mutant, kernels: str) -> list[str]:

@@ -15,10 +15,10 @@ from training.config import TrainConfig
 from training.data.dataset import Loader
 from training.inputs import InputSource
 from training.run import restore
-from training.run.periodic import Evaluate, Periodic, StopRequest
+from training.run.periodic import Evaluate, Periodic
+from training.run.stop import StopRequest
+from training.run_folder import FINISHED, INTERRUPTED, RESTART
 from training.state import TrainState
-
-FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
 
 def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:

@@ -18,8 +18,8 @@ from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, confi
 from torch_utils import persistence
 from training import build, loop, run_folder
 from training.generator import build_stem, build_superres
-from training.generator import load as load_generator
 from training.networks import stems as lineage
+from training.networks.reader import load as load_generator
 from training.progressive import stages
 from training.run import auto_batch, restore
 from training.run.periodic import Score
@@ -220,7 +220,7 @@ def test_a_stage_ends_when_its_metric_stops_improving_and_hands_on_its_best(data
     with pytest.raises(Killed):
         loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluated)
     assert final_state(tmp_path / "run")["progress"]["stale"] == 1
-    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluated) == loop.FINISHED
+    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluated) == run_folder.FINISHED
     progress = final_state(tmp_path / "run")["progress"]
     assert (progress["nimg"], progress["best_nimg"], progress["stale"]) == (32, 16, 2)  # of 80
     assert stages.best_network(tmp_path / "run").name == "best_model.pkl"
@@ -288,7 +288,7 @@ def test_a_stem_of_another_plan_is_refused_and_a_vanished_one_not_needed(data, h
     assert_equal_states(final_state(run_dir)["G"], dict(state.G.state_dict()))
     with pytest.raises(ValueError, match="--head_layers=5: the run began with 4"):
         resumed(data, stem, run_dir, generator__head_layers=5)
-    assert train_here(head_config(data, stem, 0.016), run_dir) == loop.FINISHED
+    assert train_here(head_config(data, stem, 0.016), run_dir) == run_folder.FINISHED
     assert final_state(run_dir)["progress"]["nimg"] == 16
 
 

@@ -22,7 +22,7 @@ from torch_utils import checkpoint, persistence
 from training import build, loop, run_folder, steps
 from training.config import TrainConfig
 from training.generator import build_stem
-from training.generator import load as load_generator
+from training.networks.reader import load as load_generator
 from training.run import auto_batch
 from training.run.periodic import Score
 
@@ -156,7 +156,7 @@ class Killed(BaseException):
 
 def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
     cfg = config(data, run__kimg=0.048, loss__pl_start_kimg=0.0, loss__pl_interval=2, data__mirror=True)
-    assert train_here(cfg, tmp_path / "whole") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "whole") == run_folder.FINISHED
     real_step, calls = loop.one_step, []
 
     def dying_step(*args):
@@ -170,7 +170,7 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
         train_here(cfg, tmp_path / "killed")
     assert final_state(tmp_path / "killed")["progress"]["nimg"] == 32  # the last checkpoint, one step before the kill
     monkeypatch.setattr(loop, "one_step", real_step)
-    assert train_here(cfg, tmp_path / "killed") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "killed") == run_folder.FINISHED
     assert_equal_states(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
     lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "killed")}
     assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
@@ -182,9 +182,9 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
 
 def test_a_tick_that_restarts_cut_is_reported_whole(data, tmp_path):
     options = {"run__kimg": 0.048, "run__tick": 0.024}
-    assert train_here(config(data, **options), tmp_path / "whole") == loop.FINISHED
+    assert train_here(config(data, **options), tmp_path / "whole") == run_folder.FINISHED
     cut = config(data, **options, run__restart_every=0.0)
-    while train_here(cut, tmp_path / "cut") == loop.RESTART:
+    while train_here(cut, tmp_path / "cut") == run_folder.RESTART:
         pass
     lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "cut")}
     assert [x["kimg"] for x in lines["cut"]] == [0.024, 0.048]
@@ -206,7 +206,7 @@ def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, t
     (tmp_path / "run").mkdir()
     with pytest.raises(Killed):
         loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate)
-    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate) == loop.FINISHED
+    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate) == run_folder.FINISHED
     lines = [json.loads(line) for line in (tmp_path / "run" / "metric-fd_lite0_10.jsonl").read_text().splitlines()]
     assert [(line["kimg"], line["results"]["fd_lite0_10"]) for line in lines] == [(0.016, 3.0), (0.032, 2.0)]
     assert [json.loads(line)["kimg"] for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()] == [0.016, 0.032]
@@ -436,7 +436,7 @@ def test_any_number_of_classes(classes, cond, tmp_path):
         data = str(tmp_path / "one.zip")
         assert CliRunner().invoke(dataset_tool.main, [f"--source={folder.parent}", f"--dest={data}", "--workers=1"]).exit_code == 0
     cfg = config(data, data__cond=cond, run__kimg=0.016)
-    assert train_here(cfg, tmp_path / "run") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "run") == run_folder.FINISHED
     G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
     assert G.c_dim == (classes if cond else 0)
     labels = torch.tensor([0, classes - 1]) if cond else None
@@ -482,7 +482,7 @@ def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
     train_here(config(data, run__kimg=0.016), tmp_path / "stem")
     data32 = make_zip(tmp_path, "three32", classes=3, count=24, resolution=32)
     cfg = config(data32, generator__superres=True, generator__path_stem=str(tmp_path / "stem"), generator__head_layers=4, run__kimg=0.016)
-    assert train_here(cfg, tmp_path / "head") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "head") == run_folder.FINISHED
     stem, head = load_generator(str(tmp_path / "stem" / "network-snapshot.pkl")), load_generator(str(tmp_path / "head" / "network-snapshot.pkl"))
     assert head.img_resolution == 32
     kept = [name for name in head.state_dict() if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names]

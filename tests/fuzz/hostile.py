@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from torch_utils import persistence
-from training.generator import Generator, build_stem, from_record
+from training.generator import Generator, build_stem
 from training.networks import files
+from training.networks.reader import from_record
 
 # Pieces of pickles
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops.backend import library, resampling
-from torch_utils.ops.bias_act import check_impl
+from torch_utils.ops.backend.activations import check_impl
 
 Factors = int | Sequence[int]
 

@@ -71,3 +71,8 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
 def quoted(names: Sequence[str]) -> str:
     """The first of some names, for messages: 'a', 'b', 'c', ..."""
     return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def spaced_labels(c_dim: int, rows: int) -> list[int]:
+    """`rows` classes, evenly spaced; all of them in turn where there are fewer."""
+    return [int(v) for v in np.linspace(0, c_dim - 1, rows)] if c_dim > rows else [i % c_dim for i in range(rows)]

@@ -23,7 +23,8 @@ import dnnlib
 from torch_utils import persistence
 from torch_utils.pickle_records import listed
 from training.bundle import TensorBundle, bundle, dotted
-from training.generator import MAX_LAYERS, Generator, from_record, generator_kwargs
+from training.generator import MAX_LAYERS, Generator, generator_kwargs
+from training.networks.reader import from_record
 
 FORMAT = "stylesan-xl network"
 VERSION = 1

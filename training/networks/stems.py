@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import dnnlib
 from torch_utils import persistence
-from training.generator import Generator, load_from
-from training.run_folder import write_json
+from training.generator import Generator
+from training.networks.reader import load_from
+from training.run_folder import has_checkpoint, write_json
 
 FILE = "lineage.json"
 BEST, NEWEST = "best_model.pkl", "network-snapshot.pkl"
@@ -144,3 +145,8 @@ def read(run_dir: str | os.PathLike[str]) -> Lineage | None:
         return Lineage(**json.loads(path.read_text()))
     except (ValueError, TypeError) as err:
         raise ValueError(f"{path} is damaged ({err}): delete it to go on with the stem that --path_stem names") from None
+
+
+def begun(run_dir: str | Path | None) -> Lineage | None:
+    """The lineage of a run folder that has a checkpoint to go on from."""
+    return read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None

@@ -30,7 +30,7 @@ import yaml
 
 Parse = Callable[[str], Any]  # a flag's text -> its value; ValueError in one line
 
-SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
+SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
 SPEED_TABLE = "speed.yaml"
 UP_FACTORS = (2, 4, 8, 16)
 MAX_BYTES = 1 << 20

@@ -22,7 +22,7 @@ import torch
 
 from dnnlib.util import sha256_file
 from torch_utils import distributed
-from training import build, loop
+from training import build, run_folder
 from training.config import AUTO, TrainConfig
 from training.data import downscaling
 from training.data.dataset import ImageDataset
@@ -199,7 +199,7 @@ def best_network(run_dir: Path) -> Path | None:
 def is_trained(run_dir: Path) -> bool:
     """Whether a stage has ended by itself."""
     status = _read_json(run_dir / "status.json")
-    return isinstance(status, dict) and status.get("outcome") == loop.FINISHED and best_network(run_dir) is not None
+    return isinstance(status, dict) and status.get("outcome") == run_folder.FINISHED and best_network(run_dir) is not None
 
 
 def is_measured(run_dir: Path, metric: str | None) -> bool:
@@ -234,7 +234,7 @@ def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
         "stage": stage.name,
         "resolution": stage.resolution,
         "outcome": status.get("outcome"),
-        "ended_by": None if status.get("outcome") != loop.FINISHED else "kimg" if spent else "patience",
+        "ended_by": None if status.get("outcome") != run_folder.FINISHED else "kimg" if spent else "patience",
         "nimg": shown,
         "best": {
             "file": f"{stage.name}/{network.name}",
@@ -441,7 +441,7 @@ def run(schedule: Schedule, options: Mapping[str, str], folder: Path, explicit: 
         if not trained or explicit:
             hooks.say(f"Stage {stage.resolution} of {', '.join(str(s.resolution) for s in stages)}")
             outcome = hooks.train(schedule.config(stage, options, folder), run_dir)
-            if outcome != loop.FINISHED:
+            if outcome != run_folder.FINISHED:
                 _record(schedule, folder)
                 return outcome
         if metric is not None and not distributed.broadcast_object(is_measured(run_dir, metric)):
@@ -451,8 +451,8 @@ def run(schedule: Schedule, options: Mapping[str, str], folder: Path, explicit: 
         _record(schedule, folder)
         late = distributed.broadcast_object(time.monotonic() > hooks.deadline)
         if late and stage is not stages[-1]:
-            return loop.RESTART
-    return loop.FINISHED
+            return run_folder.RESTART
+    return run_folder.FINISHED
 
 
 def _record(schedule: Schedule, folder: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils import distributed, memory, rng, training_stats
+from torch_utils import devices, distributed, memory, rng, training_stats
 from training import build, schedules, steps
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
@@ -91,7 +91,7 @@ def by_estimate(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: 
 def planned(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> Choice:
     """What --dry-run shows: the estimate on this machine, which need not be the one that trains."""
     try:
-        device = build.pick_device(cfg.run.device)
+        device = devices.pick_device(cfg.run.device)
     except ValueError:
         device = torch.device("cpu")
     try:

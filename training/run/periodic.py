@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,9 +25,10 @@ from torch_utils import checkpoint, distributed, images, persistence, rng, train
 from training.build import grid_shape, training_set_kwargs
 from training.bundle import bundle
 from training.config import TrainConfig, to_json
+from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.run_folder import append_jsonl, drop_lines_after, replace_with_copy, spaced_labels, write_json
+from training.run_folder import append_jsonl, drop_lines_after, replace_with_copy, write_json
 from training.state import TrainState
 from training.watch.watch import Watch
 
@@ -44,38 +44,6 @@ class Score:
 
 
 Evaluate = Callable[[Generator], list[Score]]
-
-
-class StopRequest:
-    """Remembers SIGINT, SIGTERM and the --restart_every deadline, so that the run saves itself and leaves between two steps."""
-
-    GO_ON, SAVE, INTERRUPTED, RESTART = 0, 1, 2, 3
-
-    def __init__(self, restart_every: float) -> None:
-        self.deadline = time.monotonic() + restart_every
-        self.signalled = False
-        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: leave at once
-        self.signalled = True
-
-    def close(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def agreed(self, device: torch.device, checkpoint_is_due: bool) -> int:
-        """What all processes do now: the highest of their answers."""
-        mine = self.SAVE if checkpoint_is_due else self.GO_ON
-        if self.signalled:
-            mine = self.INTERRUPTED
-        elif time.monotonic() > self.deadline:
-            mine = self.RESTART
-        if distributed.world_size() == 1:
-            return mine
-        return int(distributed.all_gather_cat(torch.tensor([mine], device=device)).max())
 
 
 class Periodic:

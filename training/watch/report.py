@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """report.html: one self-contained page about a run, or about all stages of a recipe, to be judged in a minute.
 
-    python -m training.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
-    python -m training.report training-runs/00000-demo64                                 # a recipe's folder: all stages side by side
+    python -m training.watch.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
+    python -m training.watch.report training-runs/00000-demo64                                 # a recipe's folder: all stages side by side
 
 A run writes its page at every snapshot and at its end. Everything on it is read from the folder; images are scaled and inlined, so that the page
 stays below a few megabytes and can be sent to somebody. Class names and other texts of strangers are escaped, and no script is in it.

@@ -14,9 +14,9 @@ import PIL.Image
 import torch
 
 from torch_utils import images, rng
+from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.run_folder import spaced_labels
 
 MAX_COLUMNS = 20
 CLASSES, PER_CLASS, UNCONDITIONAL_ROWS = 8, 2, 8

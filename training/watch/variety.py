@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How varied the generator's images are, compared with the data: the first number that falls when a GAN collapses.
 
-    python -m training.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of every snapshot in a run folder
-    python -m training.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with styles truncated to psi = 0.7
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of every snapshot in a run folder
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with styles truncated to psi = 0.7
 
 Every tick, G_ema draws the same few latents in the same few classes, a frozen network that the discriminator has anyway turns them into pooled
 features, and two spreads are compared with those of real images of the same classes:
@@ -33,7 +33,8 @@ from training import build
 from training.config import from_json
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
-from training.generator import Generator, load
+from training.generator import Generator
+from training.networks.reader import load
 from training.run_folder import read_json
 
 MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken

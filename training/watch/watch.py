@@ -10,9 +10,10 @@ from typing import Any
 
 from torch_utils import distributed, training_stats
 from training.config import TrainConfig
+from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.run_folder import append_jsonl, drop_lines_after, read_jsonl, spaced_labels, write_json
+from training.run_folder import append_jsonl, drop_lines_after, read_jsonl, write_json
 from training.state import TrainState
 from training.watch import alarms, plots, report
 from training.watch.sheets import ContactSheet

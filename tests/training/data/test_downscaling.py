@@ -23,7 +23,7 @@ from training.config import DataConfig, TrainConfig
 from training.data import downscaling
 from training.data.dataset import ImageDataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 Usage = collections.namedtuple("Usage", "total used free")
 

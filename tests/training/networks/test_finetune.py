@@ -13,7 +13,7 @@ from tests.parity.fill import GOLDENS
 from tests.toy_data import write_dataset
 from torch_utils import persistence
 from torch_utils.features import imagenet_descriptions
-from training import build, loop
+from training import build, loop, run_folder
 from training.bundle import bundle
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
@@ -286,7 +286,7 @@ def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
     assert (cfg.blur_init_sigma, cfg.ema_rampup) == (0, 0) and (config(data).blur_init_sigma, config(data).ema_rampup) == (2, 0.05)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    assert loop.train(cfg, str(tmp_path / "whole"), torch.device("cpu")) == loop.FINISHED
+    assert loop.train(cfg, str(tmp_path / "whole"), torch.device("cpu")) == run_folder.FINISHED
     loop.train(cfg.override({"run.kimg": 0.016}), str(tmp_path / "parts"), torch.device("cpu"))
     copied.unlink()
     build.check(cfg, ImageDataset(data, use_labels=True), goes_on=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.toy_data import write_dataset
-from torch_utils import features, persistence
+from torch_utils import features, persistence, timm_weights
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
@@ -18,7 +18,7 @@ from training.watch.variety import Spread, Variety, _choose, images_per_tick, ma
 
 @pytest.fixture(scope="module")
 def backbone():
-    return features.load(features.LITE0, "random")
+    return features.load(timm_weights.LITE0, "random")
 
 
 def _variety(path, backbone, cond=True, count=16, **options):
@@ -108,7 +108,7 @@ def test_command_line(tmp_path, backbone, monkeypatch, capsys):
     """Snapshots of a run folder, and a folder that is none."""
     *_, G, variety = _variety(write_dataset(tmp_path / "d.zip", 12, class_names=["a", "b"]), backbone)
     changes = {"data.path": str(tmp_path / "d.zip"), "data.cond": True, "run.variety": 16}
-    changes |= {"discriminator.backbones": [features.LITE0], "discriminator.backbone_weights": {features.LITE0: "random"}}
+    changes |= {"discriminator.backbones": [timm_weights.LITE0], "discriminator.backbone_weights": {timm_weights.LITE0: "random"}}
     changes |= {"discriminator.feature_size": 32, "discriminator.proj_channels": 4, "discriminator.head_channels": 4, "run.batch": 8}
     config = TrainConfig().override(changes)
     (tmp_path / "training_options.json").write_text(json.dumps({"config": to_json(config)}))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops.backend import cpu_kernels, resampling
+from torch_utils.ops.backend.activations import along
 from torch_utils.ops.backend.cpu_kernels import Axes
 
 
@@ -210,7 +211,7 @@ def _swish_slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _bias_act(x, b, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-def]
     if cpu_kernels.ready(x.dtype):
         return cpu_kernels.bias_act(0, x, None, None, b, None, dim, act, alpha, gain, clamp)
-    from torch_utils.ops.bias_act import activation_funcs, clamp_abs  # which imports the operators
+    from torch_utils.ops.backend.activations import activation_funcs, clamp_abs
 
     if b is not None:
         x = x + along(b.to(x.dtype), dim, x.ndim)
@@ -221,7 +222,7 @@ def _bias_act(x, b, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-de
 
 def _bias_act_slopes(x, b, y, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-def]
     """(slope of the whole operation, its derivative in the saved tensor) from what the gradient kept: nothing, x and b, or y."""
-    from torch_utils.ops.bias_act import activation_funcs
+    from torch_utils.ops.backend.activations import activation_funcs
 
     name = list(activation_funcs)[act]
     if y is not None:
@@ -264,11 +265,6 @@ def _channel_sums(x, dim):  # type: ignore[no-untyped-def]
     if cpu_kernels.ready(x.dtype):
         return cpu_kernels.channel_sums(x, dim)
     return sum_over_others(x, dim, torch.float32)
-
-
-def along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
-    """b [n] as a tensor of `ndim` axes that runs along `dim`, ready for broadcasting."""
-    return b.reshape([-1 if axis == dim % ndim else 1 for axis in range(ndim)])
 
 
 def sum_over_others(x: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:

@@ -21,7 +21,7 @@ import torch
 from dnnlib.util import file_lock
 from torch_utils.ops.backend.extension import BuildError, compiler, folders
 
-SOURCE_FOLDER = Path(__file__).resolve().parent / "csrc" / "cpu"
+SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "csrc" / "cpu"
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _BUILD_SECONDS = 300.0
 

@@ -31,7 +31,7 @@ import torch
 
 from dnnlib.util import file_lock, make_cache_dir_path
 
-SOURCE_FOLDER = Path(__file__).resolve().parent / "csrc"
+SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "csrc"
 CUDA_SOURCES = ("bias_act.cu", "filtered_lrelu_radial.cu", "filtered_lrelu_separable.cu", "gate.cu", "upfirdn2d.cu")
 FOLDER_VARIABLE = "STYLESAN_XL_OPS"
 # What clusters run: Ampere and Hopper as machine code, anything newer through PTX.

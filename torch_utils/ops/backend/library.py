@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torch_utils.ops.backend import cpu, cpu_kernels, resampling
+from torch_utils.ops.backend import activations, cpu, cpu_kernels, resampling
 
 NAMESPACE = "stylesan_xl"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -135,7 +135,7 @@ def _channel_sums_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., 
         ctx.shape, ctx.dtype = x.shape, x.dtype
 
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        return cpu.along(grad.to(ctx.dtype), ctx.dim, len(ctx.shape)).expand(ctx.shape), None
+        return activations.along(grad.to(ctx.dtype), ctx.dim, len(ctx.shape)).expand(ctx.shape), None
 
     return setup, backward
 

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from dnnlib.util import make_cache_dir_path
 from torch_utils.ops.backend import cpu_extension, cpu_kernels, extension, library
-from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.backend.activations import activation_funcs
+from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 from .references import check_gradient_on_the_kinks, close, normal, radial
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 needs_compiler = pytest.mark.skipif(extension.compiler() is None, reason="needs a C++ compiler")

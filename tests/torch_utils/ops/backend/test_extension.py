@@ -19,7 +19,7 @@ from torch_utils import custom_ops
 from torch_utils.ops import __main__ as command
 from torch_utils.ops.backend import extension
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_libraries_are_chosen_by_what_they_were_built_for() -> None:

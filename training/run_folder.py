@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbered run folders: their names, their options, who is in them, and whether there is anything to go on with."""
+"""A run folder: its number and name, its options, who is in it, and its small files: JSON and JSON lines that survive a kill."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+from dnnlib.util import atomic_write
 from torch_utils import checkpoint
-from training import loop
 from training.config import AUTO, TrainConfig, from_json
-from training.networks import stems
+
+FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
 OPTIONS_FILE = "training_options.json"
 
@@ -68,7 +70,7 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
         options = path / OPTIONS_FILE
         if path.name.split("-", 1)[-1] != desc or not options.is_file():
             continue
-        if recorded_outcome(path) == loop.FINISHED:
+        if recorded_outcome(path) == FINISHED:
             return None
         recorded = load_run(str(path))
         same = recorded.override({"run.batch_gpu": AUTO}) if config.run.batch_gpu == AUTO else recorded
@@ -130,6 +132,68 @@ def load_run(run_dir: str) -> TrainConfig:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE}: {err}") from None
 
 
-def begun(run_dir: str | Path | None) -> stems.Lineage | None:
-    """The lineage of a run folder that has a checkpoint to go on from."""
-    return stems.read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_write(str(path), "w") as f:
+        json.dump(value, f, indent=2)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file; empty if it is missing, damaged or no object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def append_jsonl(path: Path, value: dict[str, Any]) -> None:
+    """Append one line."""
+    with open(path, "a") as f:
+        f.write(json.dumps(value) + "\n")
+
+
+def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
+    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also those of that very moment)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            at = json.loads(line).get("kimg", -1.0)  # a line of calc_metrics.py has none, and stays
+            if at < kimg or (at == kimg and not and_at):
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue  # the line that was being written when the process died
+    with atomic_write(str(path), "w") as f:
+        f.write("".join(line + "\n" for line in kept))
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are passed over. No file: an empty list."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    records = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            records.append(value)
+    return records
+
+
+def replace_with_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: a hard link where the file system has them, a copy elsewhere. Atomic."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:
+        with atomic_write(str(target), "wb") as f:
+            f.write(source.read_bytes())
+    finally:
+        temporary.unlink(missing_ok=True)
