@@ -36,16 +36,18 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
-import gen_images
-from dnnlib import archives, outputs
+from dnnlib import outputs
 from dnnlib.progress import Progress
+from generation import commands, render
+from image_data import archives
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
-from torch_utils import distributed, features
-from training.build import make_dataset, pick_device
+from torch_utils import distributed, timm_weights
+from torch_utils.devices import pick_device
+from training.build import make_dataset
 from training.config import DataConfig
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 from training.generator import Generator
 
 
@@ -57,7 +59,7 @@ class TruncatedGenerator:
         self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
 
     def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return self.synthesis(gen_images.styles(self.G, z, labels, self.truncation, self.centroids))
+        return self.synthesis(render.styles(self.G, z, labels, self.truncation, self.centroids))
 
 
 class Bars:
@@ -75,7 +77,7 @@ class Bars:
         self.line(done, total)
 
 
-def reference_path(network: gen_images.Network | None, data: str | None) -> str:
+def reference_path(network: render.Network | None, data: str | None) -> str:
     """The data set to compare with: --data, or what the pickle was trained on. Raises ValueError if neither is here."""
     if data is not None:
         return data
@@ -87,7 +89,7 @@ def reference_path(network: gen_images.Network | None, data: str | None) -> str:
     return trained_on
 
 
-def trained_on(network: gen_images.Network) -> dict[str, Any] | None:
+def trained_on(network: render.Network) -> dict[str, Any] | None:
     """How the network's training images were prepared, if its pickle says."""
     data = network.provenance.get("data")
     metadata = data.get("metadata") if isinstance(data, dict) else None
@@ -104,7 +106,7 @@ def record_folder(options: dict[str, Any]) -> Path | None:
     return None
 
 
-def make_evaluator(options: dict[str, Any], network: gen_images.Network | None, device: torch.device) -> evaluate.Evaluator:
+def make_evaluator(options: dict[str, Any], network: render.Network | None, device: torch.device) -> evaluate.Evaluator:
     """The evaluator that the options ask for; opens the data set, loads no detector. Raises ValueError for options that do not go together."""
     metrics = registry.parse_list(options["metrics"], options["num_gen"])
     if not metrics:
@@ -149,11 +151,11 @@ def open_image_set(options: dict[str, Any], reference: Any) -> Any:
     return evaluate.ImageFiles(options["images"], size)
 
 
-def load_network(options: dict[str, Any], device: torch.device | str) -> gen_images.Network | None:
+def load_network(options: dict[str, Any], device: torch.device | str) -> render.Network | None:
     """The network to measure, if it is one."""
     if not options["network"]:
         return None
-    return gen_images.load_network(options["network"], device, trust_pickle=options["trust_pickle"], precision=options["precision"])
+    return render.load_network(options["network"], device, trust_pickle=options["trust_pickle"], precision=options["precision"])
 
 
 def measure(options: dict[str, Any]) -> None:
@@ -173,7 +175,7 @@ def _measure(options: dict[str, Any]) -> None:
         records = evaluator.compare(open_image_set(options, evaluator.dataset))
     else:
         path = options["centroids_path"]
-        centroids = gen_images.load_centroids(path, network.G.w_dim) if path else None
+        centroids = render.load_centroids(path, network.G.w_dim) if path else None
         records = evaluator(
             TruncatedGenerator(network.G, options["truncation"], centroids),
             truncation=options["truncation"],
@@ -207,7 +209,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--network", metavar="PATH|URL", help="network pickle to measure, or run folder, or .safetensors with its .json, or hf://OWNER/NAME")
-@click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
+@click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
 @click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names")
 @click.option("--data", metavar="ZIP|DIR", help="data set to compare with  [default: the one the pickle was trained on]")
@@ -222,9 +224,9 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
     "--centroids-path", type=click.Path(exists=True, dir_okay=False), metavar="NPY", help="truncate towards the nearest of these centres in W"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="where to compute")
-@gen_images.precision_option
+@commands.precision_option
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process")
-@click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=0, show_default=True, help="of latents, labels and shuffles")
+@click.option("--seed", type=click.IntRange(0, render.MAX_SEED), default=0, show_default=True, help="of latents, labels and shuffles")
 @click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images, instead of the count in the names")
 @click.option(
     "--labels",
@@ -247,7 +249,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 )
 @click.option("--outdir", metavar="DIR", help="where records are kept  [default: the network's run folder]")
 @click.option("--force", is_flag=True, help="compare image sets of different preparation or resolution; the record says so")
-@gen_images.one_line_errors
+@commands.one_line_errors
 def main(**options: Any) -> None:
     if bool(options["network"]) == bool(options["images"]):
         raise ValueError("give either --network or --images")
@@ -268,9 +270,9 @@ def main(**options: Any) -> None:
             click.echo(f"Warning: {warning}", err=True)
     try:
         evaluator.check()
-    except features.MissingWeights as error:
+    except timm_weights.MissingWeights as error:
         command = shlex.join(["python", "train.py", "--prefetch", f"--metrics={options['metrics']}", "--backbones=tf_efficientnet_lite0"])
-        raise features.MissingWeights(f"{error}; or, where there is a network, run: {command}") from None
+        raise timm_weights.MissingWeights(f"{error}; or, where there is a network, run: {command}") from None
     del network, evaluator
     distributed.launch(measure, options["gpus"], options)
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import click
 
 import dnnlib.util
-import gen_images
 from dnnlib import outputs
-from training import onnx_export, sharing, weights
+from generation import commands, render
+from training.networks import files, hub, onnx
 
 FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
 MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
@@ -37,7 +37,7 @@ MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
 
 def format_of(dest: str, asked: str | None) -> str:
     """The form that --format or the ending of --dest asks for. Raises ValueError."""
-    if sharing.is_repository(dest):
+    if hub.is_repository(dest):
         found = "hub"
     else:
         found = next((name for name, endings in FORMATS.items() if dest.lower().endswith(endings) and endings), "")
@@ -54,7 +54,7 @@ def check_dest(dest: str, form: str, source: str) -> None:
     """Raises ValueError for a --dest that would replace the source or another network's file, or that could not be read again."""
     inputs = {"--source": source}
     if source.lower().endswith(".safetensors") and os.path.isfile(source):
-        inputs["the JSON file of --source"] = str(weights.config_path_of(source))
+        inputs["the JSON file of --source"] = str(files.config_path_of(source))
     outputs.check_output("--dest", dest, inputs=inputs)
     if Path(dest).parent != Path() and not Path(dest).parent.is_dir():
         raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
@@ -64,29 +64,29 @@ def check_dest(dest: str, form: str, source: str) -> None:
     if form == "safetensors":
         config = Path(dest).with_suffix(".json")
         outputs.check_output("the JSON file of --dest", config, inputs=inputs)
-        weights.check_free(config, Path(dest))
+        files.check_free(config, Path(dest))
 
 
-def read(source: str, trust_pickle: bool) -> weights.NetworkFile:
+def read(source: str, trust_pickle: bool) -> files.NetworkFile:
     """The network file that --source means: a path, a file:// or http(s) address or hf://OWNER/NAME. Raises OSError or ValueError."""
-    if sharing.is_repository(source):
-        return sharing.pull(source)
+    if hub.is_repository(source):
+        return hub.pull(source)
     try:
-        return weights.read_from(source, weights.read)
+        return files.read_from(source, files.read)
     except ValueError:
         if not trust_pickle or source.lower().endswith(".safetensors"):
             raise
-    gen_images.warn_trusted(source)
-    return weights.read_from(source, weights.read_trusted)
+    render.warn_trusted(source)
+    return files.read_from(source, files.read_trusted)
 
 
-def write_onnx(file: weights.NetworkFile, dest: str) -> None:
+def write_onnx(file: files.NetworkFile, dest: str) -> None:
     """G_ema as two files, compared with what they come from; files that differ are removed. Raises ValueError."""
-    onnx_export.require_onnx()
+    onnx.require_onnx()
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
-    paths = onnx_export.export(G, dest[: -len(".onnx")] if dest.lower().endswith(".onnx") else dest)
+    paths = onnx.export(G, dest[: -len(".onnx")] if dest.lower().endswith(".onnx") else dest)
     try:
-        found = onnx_export.compare(G, paths)
+        found = onnx.compare(G, paths)
     except ValueError as error:
         click.echo(f"not compared: {error}", err=True)
     else:
@@ -105,31 +105,31 @@ def write_onnx(file: weights.NetworkFile, dest: str) -> None:
 @click.option("--networks", type=click.Choice(["all", "G_ema", "G"]), help="which to keep  [default: all; for a repository G_ema]")
 @click.option("--license", metavar="ID", help="of the weights, for the model card: apache-2.0, cc-by-4.0, ...")
 @click.option("--private", is_flag=True, help="make a new model repository a private one")
-@click.option("--trust-pickle", is_flag=True, help=gen_images.TRUST_HELP)
-@gen_images.one_line_errors
+@click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
+@commands.one_line_errors
 def main(source: str, dest: str, asked: str | None, networks: str | None, license: str | None, private: bool, trust_pickle: bool) -> None:
     source, form = dnnlib.util.plain_path(source), format_of(dest, asked)
     if form != "hub" and (license or private):
         raise ValueError("--license and --private are for a model repository (--dest=hf://OWNER/NAME)")
     if form == "hub":
-        sharing.parse_repository(dest)
+        hub.parse_repository(dest)
     else:
         check_dest(dest, form, source)
     if form == "onnx":
-        onnx_export.require_onnx()
+        onnx.require_onnx()
     file = read(source, trust_pickle)
     networks = networks or ("G_ema" if form == "hub" and "G_ema" in file.generators else "all")
     if networks != "all":
         file = file.only(networks)
     if form == "pkl":
-        weights.write_pickle(dest, file)
+        files.write_pickle(dest, file)
         click.echo(f"wrote {dest}")
     elif form == "safetensors":
-        click.echo(f"wrote {dest} and {weights.write_safetensors(dest, file)}")
+        click.echo(f"wrote {dest} and {files.write_safetensors(dest, file)}")
     elif form == "onnx":
         write_onnx(file, dest)
     else:
-        address = sharing.push(file, dest, license=license, metrics=sharing.read_metrics(source), private=private)
+        address = hub.push(file, dest, license=license, metrics=hub.read_metrics(source), private=private)
         click.echo(f"uploaded: {address}")
 
 

@@ -10,7 +10,7 @@
 
 Sources: a folder or zip of images (sub-folders are classes; a dataset.json is honoured), IDX pairs, CIFAR-10/100 python tarballs, the
 ILSVRC tree, LSUN LMDB folders. From Python, `convert` does the same, from an array in memory too.
-The engine is dnnlib/conversion.py.
+The engine is image_data/conversion.py.
 """
 
 import os
@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 import click
 
-from dnnlib import archives, image_sources, outputs
-from dnnlib.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
-from dnnlib.image_sources import array_source
-from dnnlib.image_transforms import FILTERS, TRANSFORMS
+from dnnlib import outputs
+from image_data import archives, sources
+from image_data.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
+from image_data.sources import array_source
+from image_data.transforms import FILTERS, TRANSFORMS
 
 __all__ = ["CheckReport", "ConvertReport", "Progress", "array_source", "check", "convert", "main", "parse_resolutions"]
 
@@ -214,7 +215,7 @@ def _print_report(report: ConvertReport) -> None:
 @click.option("--transform", type=click.Choice(TRANSFORMS), default="none", help="How images become square.")
 @click.option("--filter", type=click.Choice(list(FILTERS)), help="Resize filter.  [default: lanczos]")
 @click.option("--background", default="white", help="Colour under transparent pixels: a name or #rrggbb.", metavar="COLOUR")
-@click.option("--labels", type=click.Choice(image_sources.LABEL_MODES), default="auto", help="auto: dataset.json, else sub-folders are classes.")
+@click.option("--labels", type=click.Choice(sources.LABEL_MODES), default="auto", help="auto: dataset.json, else sub-folders are classes.")
 @click.option("--class-names", help="Names replacing those of the source: a,b,c or @file.", metavar="LIST")
 @click.option("--classes", help="Keep these classes alone, in this order: a,b,c or @file.", metavar="LIST")
 @click.option("--max-images", type=int, help="Keep the first N images.", metavar="N")

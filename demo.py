@@ -29,9 +29,9 @@ from sklearn.linear_model import LogisticRegression
 from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time
 from torch_utils import images
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.generator import load as load_generator
+from training.networks.reader import load as load_generator
 
 ROOT = Path(__file__).resolve().parent
 GENERATED = 1000

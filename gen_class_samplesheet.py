@@ -14,23 +14,23 @@ from typing import Any
 
 import click
 
-import gen_images
 from dnnlib import outputs
+from generation import commands, render
 from torch_utils import images
-from training.build import pick_device
+from torch_utils.devices import pick_device
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@gen_images.common_options
+@commands.common_options
 @click.option("--classes", required=True, metavar="LIST", help="indices, ranges, names, or all: 0,3-5,cat")
 @click.option("--outdir", required=True, metavar="DIR", help="where the sheet goes")
-@click.option("--seed", type=click.IntRange(0, gen_images.MAX_SEED), default=42, show_default=True, help="seed of every class's first sample")
+@click.option("--seed", type=click.IntRange(0, render.MAX_SEED), default=42, show_default=True, help="seed of every class's first sample")
 @click.option("--samples-per-class", type=click.IntRange(min=1), default=4, show_default=True, help="columns of a class")
 @click.option("--grid-width", type=click.IntRange(min=1), default=32, show_default=True, help="images per row")
 @click.option("--batch-gpu", "batch", type=click.IntRange(min=1), default=32, show_default=True, help="images computed at a time on a GPU")
 @click.option("--desc", metavar="STR", help="goes into the file's name: sheet-STR.png")
 @click.option("--data", metavar="ZIP|DIR", help="data set to take class names from, if the pickle has none")
-@gen_images.one_line_errors
+@commands.one_line_errors
 def main(
     network: str,
     trust_pickle: bool,
@@ -48,18 +48,18 @@ def main(
     data: str | None,
 ) -> None:
     outputs.check_output("--outdir", outdir, data={"--data": data}, folder=True)
-    seeds = gen_images.sheet_seeds([seed], samples_per_class)
+    seeds = commands.sheet_seeds([seed], samples_per_class)
     if desc and not re.fullmatch(r"[\w.+-]+", desc):
         raise ValueError(f"--desc={desc!r}: letters, digits and . _ + - only, since it becomes part of a file's name")
-    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
-    rows = gen_images.class_indices(net, classes)
-    centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
+    net = render.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
+    rows = render.class_indices(net, classes)
+    centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     total = len(rows) * len(seeds)
     options: dict[str, Any] = {"truncation": truncation, "centroids": centroids, "batch": batch}
     path = Path(outdir) / (f"sheet-{desc}.png" if desc else "sheet.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with gen_images.progress_bar(total, "Images") as done:
-        images.save_png(gen_images.class_sheet(net, rows, seeds, columns=min(grid_width, total), done=done, **options), path)
+    with commands.progress_bar(total, "Images") as done:
+        images.save_png(render.class_sheet(net, rows, seeds, columns=min(grid_width, total), done=done, **options), path)
     click.echo(f"{len(rows)} classes, {len(seeds)} images each: {path}")
 
 

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
-import gen_images
 from dnnlib import outputs
+from generation import commands, render
 from torch_utils import images
-from training.build import pick_device
+from torch_utils.devices import pick_device
 
 H264 = ("libx264", "libopenh264", "mpeg4")
 CODECS = {".mp4": ("mp4", H264), ".mkv": ("matroska", H264), ".webm": ("webm", ("libvpx-vp9", "libvpx"))}  # ending -> container, encoders
@@ -56,14 +56,14 @@ def arrange(seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle
 
 @torch.no_grad()
 def keyframe_styles(
-    network: gen_images.Network, seeds: Sequence[int], classes: Sequence[int] | None, truncation: float, centroids: Tensor | None
+    network: render.Network, seeds: Sequence[int], classes: Sequence[int] | None, truncation: float, centroids: Tensor | None
 ) -> np.ndarray:
     """float32 [seeds, num_ws, W]; seed i belongs to class i of `classes`, which repeats, or to the class that gen_images.py gives it."""
     ws = []
     for i, seed in enumerate(seeds):
-        labels = gen_images.seed_labels(network, seed, 1, None if classes is None else classes[i % len(classes)])
-        z = gen_images.latents(seed, 1, network.G.z_dim).to(network.device)
-        ws.append(gen_images.styles(network.G, z, None if labels is None else labels.to(network.device), truncation, centroids))
+        labels = render.seed_labels(network, seed, 1, None if classes is None else classes[i % len(classes)])
+        z = render.latents(seed, 1, network.G.z_dim).to(network.device)
+        ws.append(render.styles(network.G, z, None if labels is None else labels.to(network.device), truncation, centroids))
     return torch.cat(ws).float().cpu().numpy()
 
 
@@ -78,14 +78,14 @@ def splines(ws: np.ndarray) -> Callable[[float], np.ndarray]:
 
 
 def frames(
-    network: gen_images.Network, ws: np.ndarray, frames_per_keyframe: int, columns: int, batch: int, done: Callable[[int], None]
+    network: render.Network, ws: np.ndarray, frames_per_keyframe: int, columns: int, batch: int, done: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
     """Frame after frame of the loop, uint8 [H, W, 3]; `done(1)` after each."""
     at = splines(ws)
     size = 1 if network.device.type == "cpu" else batch
     for frame in range(ws.shape[1] * frames_per_keyframe):
         now = torch.from_numpy(at(frame / frames_per_keyframe)).to(network.device)
-        cells = torch.cat([gen_images.synthesize(network, part) for part in now.split(size)])
+        cells = torch.cat([render.synthesize(network, part) for part in now.split(size)])
         picture = images.grid(cells, columns)
         yield np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
         done(1)
@@ -142,10 +142,10 @@ def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, contai
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@gen_images.common_options
+@commands.common_options
 @click.option("--seeds", required=True, metavar="LIST", help="for example 0,1,4-6")
 @click.option("--output", required=True, metavar="FILE", help="where the video goes")
-@click.option("--shuffle-seed", type=click.IntRange(0, gen_images.MAX_SEED), help="shuffle the seeds with this seed")
+@click.option("--shuffle-seed", type=click.IntRange(0, render.MAX_SEED), help="shuffle the seeds with this seed")
 @click.option("--grid", default="1x1", show_default=True, metavar="WxH", help="columns x rows of videos beside each other")
 @click.option("--num-keyframes", type=click.IntRange(min=1), help="seeds that each cell flows through [default: seeds / cells]")
 @click.option("--w-frames", type=click.IntRange(min=1), default=120, show_default=True, help="frames from one seed to the next")
@@ -153,7 +153,7 @@ def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, contai
 @click.option("--class", "classes", metavar="LIST", help="class or classes, by index or name; several go along the seeds")
 @click.option("--data", metavar="ZIP|DIR", help="data set to take class names from, if the pickle has none")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="images computed at a time on a GPU")
-@gen_images.one_line_errors
+@commands.one_line_errors
 def main(
     network: str,
     trust_pickle: bool,
@@ -172,18 +172,18 @@ def main(
     data: str | None,
     batch: int,
 ) -> None:
-    numbers, (columns, rows) = gen_images.parse_seeds(seeds), gen_images.parse_grid(grid)
-    gen_images.check_finite("--trunc", truncation)
+    numbers, (columns, rows) = commands.parse_seeds(seeds), commands.parse_grid(grid)
+    commands.check_finite("--trunc", truncation)
     outputs.check_output("--output", output, inputs={"--network": network, "--centroids-path": centroids_path}, data={"--data": data})
     check_output(Path(output))
     order = arrange(numbers, columns * rows, num_keyframes, shuffle_seed)
-    net = gen_images.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
-    centroids = gen_images.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
-    ws = keyframe_styles(net, numbers, gen_images.class_indices(net, classes) if classes else None, truncation, centroids)[order]
+    net = render.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
+    centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
+    ws = keyframe_styles(net, numbers, render.class_indices(net, classes) if classes else None, truncation, centroids)[order]
     if order.shape[1] == 1:
         click.echo(f"note: one seed per cell makes a picture that stands still: give more than {columns * rows} seeds", err=True)
     total = order.shape[1] * w_frames
-    with gen_images.progress_bar(total, "Frames") as done:
+    with commands.progress_bar(total, "Frames") as done:
         write(Path(output), frames(net, ws, w_frames, columns, batch, done), fps)
     click.echo(f"{total} frames, {total / fps:.1f} seconds: {output}")
 

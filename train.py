@@ -47,14 +47,20 @@ from dnnlib import outputs
 from metrics import detectors
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
-from torch_utils import distributed, features, memory, prefetch
-from training import build, lineage, loop, recipe, rounds, stages, weights
+from torch_utils import devices, distributed, memory, prefetch, timm_weights
+from training import build, loop, run_folder
 from training.config import AUTO, TrainConfig, describe, from_json, option_type, to_json
-from training.data import ImageDataset
-from training.folders import (
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.networks import files, stems
+from training.networks.reader import load as load_generator
+from training.networks.stems import begun
+from training.progressive import recipe, stages
+from training.run import auto_batch
+from training.run.periodic import Score
+from training.run_folder import (
     OPTIONS_FILE,
     RunLock,
-    begun,
     description,
     has_checkpoint,
     load_run,
@@ -62,11 +68,8 @@ from training.folders import (
     recorded_outcome,
     run_folders,
     unfinished_run,
+    write_json,
 )
-from training.generator import Generator
-from training.generator import load as load_generator
-from training.periodic import Score
-from training.records import write_json
 from training.steps import NonFiniteError
 
 RESTART_EXIT_CODE = 3
@@ -248,7 +251,7 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
 
 def join(config: TrainConfig) -> torch.device:
     """Make this process one of the run's, and return its device."""
-    return distributed.init(build.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    return distributed.init(devices.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
 
 
 def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
@@ -266,7 +269,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str) -> None:
                 f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={resume}, at a lower --glr/--dlr"
             ) from None
         if distributed.is_main():
-            saved = {loop.INTERRUPTED: f"Saved. Go on with --resume={resume}", loop.RESTART: "Saved for the restart."}
+            saved = {run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}", run_folder.RESTART: "Saved for the restart."}
             print(saved.get(outcome, "Finished."))
     if lock is not None:
         lock.release()
@@ -277,12 +280,12 @@ def memory_remedy(config: TrainConfig, then: str = "") -> str:
     return f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase and --cmax{then}"
 
 
-def rounds_process(tree: dict[str, Any], run_lineage: lineage.Lineage | None) -> rounds.Choice:
+def rounds_process(tree: dict[str, Any], run_lineage: stems.Lineage | None) -> auto_batch.Choice:
     """One process of the search for --batch-gpu=auto."""
     config = from_json(tree)
     device = join(config)
     loop.configure(config, device)
-    return rounds.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
+    return auto_batch.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
 
 
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
@@ -295,11 +298,11 @@ def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> Tr
     recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
     if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
-        return rounds.settled(config, kept)
+        return auto_batch.settled(config, kept)
     choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), begun(existing))
     if distributed.is_main():
         print(choice.line(config), flush=True)
-    return rounds.settled(config, choice.batch_gpu)
+    return auto_batch.settled(config, choice.batch_gpu)
 
 
 def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: str) -> None:
@@ -310,9 +313,9 @@ def print_plan(config: TrainConfig, given: set[str], dataset: ImageDataset, run_
     for name, value, origin, _ in describe(config, given):
         click.echo(f"  {name:34s} {value:44s} {origin}")
     if config.run.batch_gpu == AUTO:
-        choice = rounds.planned(config, G, heads, frozen)
+        choice = auto_batch.planned(config, G, heads, frozen)
         click.echo(choice.line(config))
-        config = rounds.settled(config, choice.batch_gpu)
+        config = auto_batch.settled(config, choice.batch_gpu)
     click.echo(f"  {'derived: images per round':34s} {config.batch_gpu:<44d} batch / gpus unless --batch-gpu is given")
     click.echo(f"  {'derived: blur at the start, pixels':34s} {config.blur_init_sigma:<44g} unless --blur-init-sigma is given")
     click.echo(f"  {'derived: EMA ramp-up':34s} {config.ema_rampup:<44g} unless --ema-rampup is given")
@@ -403,7 +406,7 @@ def main(**values: Any) -> None:
             values[flag] = values[flag] and dnnlib.util.plain_path(values[flag])
         check_outputs(values)
         prefetch_all(values) if values["prefetch"] is not None else run_main(values)
-    except features.MissingWeights as err:
+    except timm_weights.MissingWeights as err:
         raise click.ClickException(f"{err}; or, where there is a network, run: {prefetch_command()}") from None
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
@@ -442,21 +445,21 @@ def prefetch_all(values: dict[str, Any]) -> None:
     items: dict[tuple[str, ...], prefetch.Item] = {}
     for config in configs:
         for need in build.needed_weights(config):
-            get = functools.partial(features.fetch, need.name, need.weights, hub, say)
+            get = functools.partial(timm_weights.fetch, need.name, need.weights, hub, say)
             items[need.name, need.weights or "", need.purpose] = prefetch.Item(f"{need.name} ({need.purpose})", get)
         for metric in filter(None, (*config.run.metrics, final)):
             name = parse_metric(metric).family.detector
             items[name, metric] = prefetch.Item(f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say))
         for flag, url in (("--init-from", config.run.init_from), ("--path_stem", config.generator.path_stem), ("--resume", values["resume"])):
             if url and dnnlib.util.is_url(url):
-                items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(weights.fetch, url, 10))
+                items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(files.fetch, url, 10))
     failures = prefetch.fetch_all(items.values(), say)
     if failures:
         raise ValueError(f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}" + (" (and more above)" if failures[1:] else ""))
     if hub:
         say(f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1")
     else:
-        say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {features.hub_cache()}")
+        say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {timm_weights.hub_cache()}")
 
 
 def check_outputs(values: dict[str, Any]) -> None:
@@ -477,9 +480,9 @@ def run_main(values: dict[str, Any]) -> None:
     if resume is not None and not resuming:
         if values["init_from"]:
             raise ValueError("--resume with a network pickle and --init-from are the same thing: give one")
-        values["init_from"] = lineage.network_file("--resume", resume)
+        values["init_from"] = stems.network_file("--resume", resume)
     elif values["init_from"]:
-        lineage.network_file("--init-from", values["init_from"])
+        stems.network_file("--init-from", values["init_from"])
     if resuming and values["init_from"]:
         raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
     if values["recipe"] or (resuming and os.path.isfile(os.path.join(resume, stages.RECIPE_FILE))):
@@ -529,14 +532,14 @@ def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, ag
     run_dir = distributed.broadcast_object(run_dir)
     assert run_dir is not None
     try:
-        outcome = run_folder(config, run_dir)
+        outcome = run_in_folder(config, run_dir)
     except KeyboardInterrupt:  # outside of the loop, which answers signals itself
         print(f"Stopped. Go on with --resume={run_dir}", flush=True)
-        outcome = loop.INTERRUPTED
+        outcome = run_folder.INTERRUPTED
     leave(outcome)
 
 
-def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, seconds: float | None = None) -> str:
+def run_in_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, seconds: float | None = None) -> str:
     """Lock a run folder, record the options, start the processes. Returns the loop's outcome.
 
     resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
@@ -550,15 +553,15 @@ def run_folder(config: TrainConfig, run_dir: Path, resume: Path | None = None, s
     distributed.barrier()
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
     distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir))
-    return recorded_outcome(run_dir) or loop.INTERRUPTED
+    return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
 
 def leave(outcome: str) -> None:
     """End the process as the outcome asks: exit code 3 for a restart, 130 after an interruption."""
     distributed.shutdown()
-    if outcome == loop.RESTART:
+    if outcome == run_folder.RESTART:
         sys.exit(RESTART_EXIT_CODE)
-    if outcome == loop.INTERRUPTED:
+    if outcome == run_folder.INTERRUPTED:
         sys.exit(130)
 
 
@@ -636,7 +639,7 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
     device = join(config)
     evaluator = final_evaluator(config, metric, device)
     G = load_generator(network).to(device)
-    G.synthesis.reduced_dtype = build.pick_precision(config.run.precision, device)
+    G.synthesis.reduced_dtype = devices.pick_precision(config.run.precision, device)
     source = stages.Upsampled(G, evaluator.dataset.resolution)
     with memory.shortage_named(device, memory_remedy(config)):
         (record,) = evaluator(source, snapshot=network, details=source.details())
@@ -678,7 +681,7 @@ def run_recipe(values: dict[str, Any]) -> None:
         if distributed.is_main():
             run_dir.mkdir(exist_ok=True)
         again = resumed is not None and values["batch_gpu"] == AUTO
-        return run_folder(settle_rounds(config, run_dir, again), run_dir, folder, deadline - time.monotonic())
+        return run_in_folder(settle_rounds(config, run_dir, again), run_dir, folder, deadline - time.monotonic())
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
         distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric)
@@ -691,7 +694,7 @@ def run_recipe(values: dict[str, Any]) -> None:
             outcome = stages.run(schedule, STAGE_FLAGS, folder, bool(values["stages"] and resumed), stages.Hooks(train_stage, measure, say, deadline))
         except KeyboardInterrupt:
             say(f"Stopped. Go on with --resume={folder}")
-            outcome = loop.INTERRUPTED
+            outcome = run_folder.INTERRUPTED
     if lock is not None:
         lock.release()
     leave(outcome)

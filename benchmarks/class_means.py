@@ -19,8 +19,8 @@ from dnnlib.progress import Progress
 from metrics.detectors import load_lite0
 from metrics.fid import frechet_distance
 from metrics.statistics import Moments
-from training.class_embedding import _choose, spread_class_embedding
-from training.data import ImageDataset
+from training.data.class_embedding import _choose, spread_class_embedding
+from training.data.dataset import ImageDataset
 
 REPEATS = 10
 

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import persistence
-from torch_utils.ops import extension
+from torch_utils.ops.backend import extension
 from training import generator
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,6 +15,8 @@ from statistics import median
 import click
 import torch
 
+from torch_utils import timm_weights
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import features
@@ -44,7 +46,7 @@ def make_state(feature_size: int, channels: int) -> TrainState:
 def step_seconds(state: TrainState, batch: int, diagnostics: bool) -> float:
     """CPU seconds of one discriminator step, the first of a tick."""
     labels = torch.arange(batch) % 10
-    draws = {features.LITE0: torch.rand(batch, 7)}
+    draws = {timm_weights.LITE0: torch.rand(batch, 7)}
     fake = Round(torch.randn(batch, state.G.z_dim), labels, draws, range(batch))
     real = RealRound(torch.rand(batch, 3, 16, 16) * 2 - 1, labels, draws)
     started = time.process_time()

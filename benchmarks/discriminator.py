@@ -18,6 +18,8 @@ from typing import Any
 import click
 import torch
 
+from torch_utils import frozen_convolutions, timm_weights
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import features
@@ -41,13 +43,13 @@ def seconds(call: Callable[[], object], repeats: int = 5) -> float:
 def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, float, float, float]:
     """Images/s forward, forward + backward to the input, of our network; then the same of plain timm."""
     rates = []
-    plain_replace = features._replace_depthwise_
+    plain_replace = frozen_convolutions.replace_depthwise_
     for ours in (True, False):
         try:
-            features._replace_depthwise_ = plain_replace if ours else lambda body: None
+            frozen_convolutions.replace_depthwise_ = plain_replace if ours else lambda body: None
             network = features.load(fold_batchnorm=ours).to(dtype).to(memory_format=torch.channels_last)
         finally:
-            features._replace_depthwise_ = plain_replace
+            frozen_convolutions.replace_depthwise_ = plain_replace
         x = torch.randn(batch, 3, size, size).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
 
         def forward(network=network, x=x) -> None:
@@ -65,18 +67,18 @@ def discriminator_rates(dtype: torch.dtype, size: int, heads: int, projection: i
     """Millions of head parameters; images/s of a discriminator pass and of a generator's pass through it, forward and backward."""
     options: dict[str, Any] = {"feature_size": size, "head_channels": heads, "proj_channels": projection, "compute_dtype": dtype}
     D = ProjectedDiscriminator([features.load()], 10, 16, **options)
-    x, c, draws = torch.rand(batch, 3, 16, 16) * 2 - 1, torch.arange(batch) % 10, {features.LITE0: torch.rand(batch, 7)}
+    x, c, draws = torch.rand(batch, 3, 16, 16) * 2 - 1, torch.arange(batch) % 10, {timm_weights.LITE0: torch.rand(batch, 7)}
 
     def d_pass() -> None:
         D.requires_grad_(True)
-        y = D(x, c, draws)[features.LITE0]
+        y = D(x, c, draws)[timm_weights.LITE0]
         (y.fun.relu().mean() + y.dir.mean()).backward()
         D.zero_grad(set_to_none=True)
 
     def g_pass() -> None:
         D.requires_grad_(False)
         image = x.clone().requires_grad_()
-        D(image, c, draws)[features.LITE0].fun.mean().backward()
+        D(image, c, draws)[timm_weights.LITE0].fun.mean().backward()
 
     return sum(p.numel() for p in D.parameters()) / 1e6, batch / seconds(d_pass), batch / seconds(g_pass)
 

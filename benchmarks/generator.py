@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch_utils.ops import conv2d_gradfix, cpu_kernels
+from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops.backend import cpu_kernels
 from training import generator as networks
 
 

@@ -41,13 +41,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from torch_utils import devices, timm_weights
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dnnlib
 from benchmarks import machine
-from torch_utils import features
-from torch_utils.ops import extension
-from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.backend import extension
+from torch_utils.ops.backend.activations import activation_funcs
+from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 from training import build, generator, steps
@@ -262,7 +264,7 @@ def make_config(small: bool, batch: int, levers: Levers, backbones: tuple[str, .
     cfg = TrainConfig().override({"run.batch": batch, "run.precision": levers.precision, "discriminator.precision": levers.d_precision})
     cfg = cfg.override({"loss.pl_weight": 0, "loss.diagnostics": False})
     if small:
-        tiny = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [features.LITE0]}
+        tiny = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [timm_weights.LITE0]}
         cfg = cfg.override({f"discriminator.{k}": v for k, v in tiny.items()})
     return cfg if backbones is None else cfg.override({"discriminator.backbones": list(backbones)})
 
@@ -271,9 +273,9 @@ def make_step(cfg: TrainConfig, resolution: int, device: str, small: bool) -> tu
     """A training state, its generator step and its discriminator step, on random images."""
     torch.manual_seed(0)
     G = published_generator(resolution, small)
-    weights = dict.fromkeys(cfg.discriminator.backbones, features.RANDOM)
+    weights = dict.fromkeys(cfg.discriminator.backbones, timm_weights.RANDOM)
     D = build.make_discriminator(dataclasses.replace(cfg.discriminator, backbone_weights=weights), CLASSES, resolution, 0)
-    G.synthesis.reduced_dtype = build.pick_precision(cfg.run.precision, torch.device(device))
+    G.synthesis.reduced_dtype = devices.pick_precision(cfg.run.precision, torch.device(device))
     D.normalize_()
     state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, 0)
     labels = np.arange(CLASSES)
@@ -432,16 +434,16 @@ def run_real(job: Job) -> None:
         return
     outdir = job.report.path.with_name(job.report.path.stem + "-runs")
     options = ["--cfg=stylegan3-t", f"--data={job.data}", "--resolution=16", "--cond=True", "--gpus=1", "--metrics=none", f"--device={job.device}"]
-    options += [f"--backbones={features.LITE0}", "--class-embedding=random", "--syn_layers=7", "--kimg=100000"]
+    options += [f"--backbones={timm_weights.LITE0}", "--class-embedding=random", "--syn_layers=7", "--kimg=100000"]
     if job.small:
         options += ["--batch=8", "--cbase=256", "--cmax=16", "--feature-size=32", "--proj-channels=8", "--head-channels=8", "--tick=0.016"]
     else:
         options += ["--batch=256", "--d-precision=bf16", "--tick=10", "--snap=5"]
     try:
-        features.check(features.LITE0)
+        timm_weights.check(timm_weights.LITE0)
     except (FileNotFoundError, ValueError) as error:
         job.report.add("real", backbones="random weights, so that the numbers say nothing of quality", reason=_one_line(error))
-        options.append(f"--backbone-weights={features.LITE0}={features.RANDOM}")
+        options.append(f"--backbone-weights={timm_weights.LITE0}={timm_weights.RANDOM}")
     seconds = job.seconds()
     job.command("real", [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options], expected="3")
     for folder in sorted(outdir.glob("*/stats.jsonl"))[-1:]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_utils.ops import extension
+from torch_utils.ops.backend import extension
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,7 @@
     python benchmarks/ops_cpu.py --op bias_act
 
 All run in this process, taking turns, and the fastest of each counts. bias_act stands beside torch's own operations (impl='ref') and beside the
-copy of a tensor. For filtered_lrelu, matrix products (`torch_utils/ops/resampling.py`) take the kernels' place
+copy of a tensor. For filtered_lrelu, matrix products (`torch_utils/ops/backend/resampling.py`) take the kernels' place
 where nothing can be compiled; the baseline is the plain implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky
 ReLU). The layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators
 with fewer channels: the time per plane does not depend on their number.
@@ -27,8 +27,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch_utils.ops import cpu_kernels, library
-from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.backend import cpu_kernels, library
+from torch_utils.ops.backend.activations import activation_funcs
+from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 

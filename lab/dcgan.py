@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 import san
-from dnnlib.image_sources import open_source
 from dnnlib.util import atomic_write
+from image_data.sources import open_source
 from lab import report
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools

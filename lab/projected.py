@@ -31,9 +31,9 @@ from torch import Tensor
 from lab import report
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.generator import load as load_generator
+from training.networks.reader import load as load_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}

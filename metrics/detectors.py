@@ -23,7 +23,7 @@ from torch import Tensor
 import dnnlib.util
 from metrics import inception
 from metrics.registry import INCEPTION, LITE0
-from torch_utils import features
+from torch_utils import features, timm_weights
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_BYTES = 95_628_359
@@ -63,7 +63,7 @@ class Detector:
     @property
     def description(self) -> dict[str, str]:
         """What a record says of the detector; random weights, whose numbers stand for themselves alone, are marked."""
-        mark = {"weights": "random"} if self.sha256.startswith(features.RANDOM) else {}
+        mark = {"weights": "random"} if self.sha256.startswith(timm_weights.RANDOM) else {}
         return {"name": self.name, "sha256": self.sha256, "dtype": str(self.dtype).removeprefix("torch."), **mark}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -130,14 +130,14 @@ def find_inception(path: str | None = None, download: bool = True) -> str:
         if Path(here).is_file() and dnnlib.util.sha256_file(here) == INCEPTION_SHA256:
             return here
     if not download:
-        raise features.MissingWeights(f"Inception weights: there is no file {cached}; it will be downloaded from {INCEPTION_URLS[0]}")
+        raise timm_weights.MissingWeights(f"Inception weights: there is no file {cached}; it will be downloaded from {INCEPTION_URLS[0]}")
     reasons = []
     for url in INCEPTION_URLS:
         try:
             return dnnlib.util.open_url(url, num_attempts=1, return_filename=True, sha256=INCEPTION_SHA256)
         except (OSError, ValueError) as error:
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    raise features.MissingWeights(f"Inception weights are not here and cannot be downloaded ({reasons[0][:160]}); {_inception_help(cached)}")
+    raise timm_weights.MissingWeights(f"Inception weights are not here and cannot be downloaded ({reasons[0][:160]}); {_inception_help(cached)}")
 
 
 def _inception_help(cached: str) -> str:
@@ -156,12 +156,12 @@ def _verified(path: str) -> str:
 
 def load_inception(path: str | None = None, device: torch.device | str = "cpu", seed: int = 0) -> InceptionDetector:
     """The Inception detector. `path` as for `find_inception`, or 'random' for seeded random weights (records say so: the numbers mean nothing)."""
-    file = None if path == features.RANDOM else find_inception(path)
+    file = None if path == timm_weights.RANDOM else find_inception(path)
     with torch.random.fork_rng(devices=[]):  # initialising layers draws from torch's global generator, which is not ours to move
         torch.manual_seed(seed)
         network = inception.InceptionV3()
     if file is None:
-        return InceptionDetector(network, f"{features.RANDOM}:{seed}", device)
+        return InceptionDetector(network, f"{timm_weights.RANDOM}:{seed}", device)
     load_inception_state(network, torch.load(file, map_location="cpu", weights_only=True))
     return InceptionDetector(network, INCEPTION_SHA256, device)
 
@@ -184,12 +184,12 @@ def load_inception_state(network: inception.InceptionV3, state: Mapping[str, Ten
 
 def load_lite0(weights: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Lite0Detector:
     """The lite0 detector; `weights` as in torch_utils.features.load. bfloat16 is faster and moves the features: records and caches keep the type."""
-    return Lite0Detector(features.load(features.LITE0, weights), device, dtype)
+    return Lite0Detector(features.load(timm_weights.LITE0, weights), device, dtype)
 
 
 def fetch(name: str, cache: str | None = None, say: Callable[[str], None] | None = None) -> str | os.PathLike[str] | None:
     """The file with a detector's weights, downloaded if need be. cache, say: as for `features.fetch`. Raises as `check`."""
-    return find_inception() if name == INCEPTION else features.fetch(features.LITE0, None, cache, say)
+    return find_inception() if name == INCEPTION else timm_weights.fetch(timm_weights.LITE0, None, cache, say)
 
 
 def check(name: str, *, inception_path: str | None = None, lite0_weights: str | None = None, download: bool = True) -> None:
@@ -198,10 +198,10 @@ def check(name: str, *, inception_path: str | None = None, lite0_weights: str | 
     Raises FileNotFoundError or ValueError with one line that says what is missing and where to put it.
     """
     if name == INCEPTION:
-        if inception_path != features.RANDOM:
+        if inception_path != timm_weights.RANDOM:
             find_inception(inception_path, download)
     else:
-        features.check(features.LITE0, lite0_weights, download)
+        timm_weights.check(timm_weights.LITE0, lite0_weights, download)
 
 
 def load(

@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from dnnlib import archives, image_sources, image_transforms
+from image_data import archives, sources, transforms
 from torch_utils import images, rng
 
 REAL_SUBSET_SEED = 0  # one subset per data set and size, whatever the seed of the latents: numbers of different seeds share it
@@ -120,7 +120,7 @@ class ImageFiles:
 
     def __init__(self, path: str | os.PathLike[str], resolution: int | None = None) -> None:
         self.path = os.fspath(path)
-        self._source = image_sources.open_source(path, labels="none")
+        self._source = sources.open_source(path, labels="none")
         self.name = self._source.name
         self.metadata: dict[str, Any] = {}
         self.adapted: Counter[str] = Counter()
@@ -137,8 +137,8 @@ class ImageFiles:
         if image.size != size:
             self.adapted["cropped"] += image.width != image.height
             self.adapted["enlarged" if min(image.size) < self.resolution else "reduced"] += min(image.size) != self.resolution
-            preparation = image_transforms.Preparation((size,), "center-crop")
-            square = image_transforms.transform(image, size, preparation)
+            preparation = transforms.Preparation((size,), "center-crop")
+            square = transforms.transform(image, size, preparation)
             assert square is not None
             image = square
         return np.asarray(image).transpose(2, 0, 1), -1
@@ -147,7 +147,7 @@ class ImageFiles:
         name = f"image {index}"
         try:
             name, payload = self._source.opener.load(self._source.refs[index])
-            return image_transforms.decode(payload)
+            return transforms.decode(payload)
         except ValueError as error:
             reason = str(error) if str(error).startswith(name) else f"{name}: {error}"
             raise ValueError(f"{self.path}: {reason}") from None

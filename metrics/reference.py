@@ -6,6 +6,7 @@ The cache is a convenience: where it cannot be written, a warning says so and th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -90,7 +91,7 @@ class References:
         for need, source in dict(needs.values()).items():
             if need not in self._known:
                 key, path = self._place(need, source)
-                store = on_main(lambda path=path, key=key: _load_cached(path, key), share=False)
+                store = on_main(functools.partial(_load_cached, path, key), share=False)
                 if distributed.broadcast_object(store is None):
                     missing.setdefault(len(source), []).append(need)
                 else:

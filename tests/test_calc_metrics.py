@@ -17,7 +17,7 @@ from metrics import detectors
 from tests.metrics.test_evaluate import TinyDetector
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 from training.generator import build_stem
 
 NAMES = ["a", "b", "c"]

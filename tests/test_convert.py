@@ -9,10 +9,11 @@ from click.testing import CliRunner
 
 import convert
 import gen_images
-from tests.training.test_sharing import FolderHub
-from tests.training.test_weights import foreign, network, same  # noqa: F401 (foreign is a fixture)
+from tests.training.networks.test_files import foreign, network, same  # noqa: F401 (foreign is a fixture)
+from tests.training.networks.test_hub import FolderHub
 from torch_utils.persistence import save_network_pickle
-from training import sharing, weights
+from training.networks import files
+from training.networks import hub as sharing
 
 
 @pytest.fixture
@@ -31,13 +32,13 @@ def run(*args, command=convert.main, code=0):
 def test_there_and_back(folder):
     assert "wrote b.safetensors and b.json" in run("--source=a.pkl", "--dest=b.safetensors")
     run("--source=b.safetensors", "--dest=c.pkl")
-    first, last = weights.read("a.pkl"), weights.read("c.pkl")
+    first, last = files.read("a.pkl"), files.read("c.pkl")
     last.tensors.clear()
     same(first, last)
     run("--source=a.pkl", "--dest=e.safetensors", "--networks=G_ema")
-    assert list(weights.read("e.safetensors").generators) == ["G_ema"]
+    assert list(files.read("e.safetensors").generators) == ["G_ema"]
     run("--source=a.pkl", "--dest=weights", "--format=pkl")
-    assert list(weights.read("weights").generators) == ["G", "G_ema"]
+    assert list(files.read("weights").generators) == ["G", "G_ema"]
 
 
 def test_nothing_of_value_is_replaced(folder):
@@ -64,7 +65,7 @@ def test_a_repository(folder, monkeypatch):
     assert "uploaded: https://hub/me/x/commit/1" in run("--source=a.pkl", "--dest=hf://me/x", "--license=mit")
     assert "| fid | 1.5000 |" in (folder / "hub/me/x/README.md").read_text()
     run("--source=hf://me/x", "--dest=d.pkl")
-    same(weights.read("a.pkl").only("G_ema"), weights.read("d.pkl").only("G_ema"))
+    same(files.read("a.pkl").only("G_ema"), files.read("d.pkl").only("G_ema"))
     run("--network=hf://me/x", "--seeds=0", "--outdir=out", "--device=cpu", command=gen_images.main)
     assert (folder / "out/seed0000.png").is_file()
 
@@ -123,5 +124,5 @@ def test_trust_is_asked_for_and_said(foreign, monkeypatch):  # noqa: F811
 def test_trust_changes_nothing_for_a_file_that_can_be_read(folder):
     output = run("--source=a.pkl", "--dest=b.pkl", "--trust-pickle")
     assert "warning" not in output
-    same(weights.read("a.pkl").only("G"), weights.read("b.pkl").only("G"))
-    assert torch.is_tensor(weights.read("b.pkl").generators["G"].mapping.w_avg)
+    same(files.read("a.pkl").only("G"), files.read("b.pkl").only("G"))
+    assert torch.is_tensor(files.read("b.pkl").generators["G"].mapping.w_avg)

@@ -23,8 +23,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import dataset_tool
-from dnnlib import archives, conversion, image_sources
-from training.data import ImageDataset
+from image_data import archives, conversion
+from image_data import sources as image_sources
+from training.data.dataset import ImageDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

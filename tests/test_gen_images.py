@@ -11,9 +11,11 @@ from click.testing import CliRunner, Result
 
 import gen_class_samplesheet
 import gen_images
+from generation import render
 from torch_utils.images import to_uint8
 from torch_utils.persistence import save_network_pickle
-from training.generator import Generator, build_stem, load
+from training.generator import Generator, build_stem
+from training.networks.reader import load
 
 NAMES = ["cat", "grinning face", "red-panda"]
 
@@ -76,7 +78,7 @@ def test_precision(folder, tmp_path):
     exact = pixels(generate(folder, tmp_path / "a", "--seeds=3") / "seed0003.png").astype(int)
     reduced = pixels(generate(folder, tmp_path / "b", "--seeds=3", "--precision=bf16") / "seed0003.png").astype(int)
     assert 0 < np.abs(reduced - exact).mean() < 3
-    network = gen_images.load_network(str(folder / "cond.pkl"))
+    network = render.load_network(str(folder / "cond.pkl"))
     for saved, asked, wanted in [
         (torch.float16, "auto", None),  # drawn on a CPU
         (torch.bfloat16, "auto", torch.bfloat16),
@@ -84,7 +86,7 @@ def test_precision(folder, tmp_path):
         (None, "fp16", torch.float16),
     ]:
         network.G.synthesis.reduced_dtype = saved
-        gen_images.set_precision(network.G, asked)
+        render.set_precision(network.G, asked)
         assert network.G.synthesis.reduced_dtype is wanted
 
 
@@ -96,17 +98,17 @@ def test_labels_without_class_are_random_states_too(folder, tmp_path):
 
 
 def test_class_by_name_index_and_range(folder):
-    network = gen_images.load_network(str(folder / "cond.pkl"))
-    assert gen_images.class_indices(network, "0,1-2, CAT,red-panda,Grinning face") == [0, 1, 2, 0, 2, 1]
-    assert gen_images.class_indices(network, "all") == [0, 1, 2]
+    network = render.load_network(str(folder / "cond.pkl"))
+    assert render.class_indices(network, "0,1-2, CAT,red-panda,Grinning face") == [0, 1, 2, 0, 2, 1]
+    assert render.class_indices(network, "all") == [0, 1, 2]
 
 
 def test_several_images_per_seed_are_tiled(folder, tmp_path):
     picture = pixels(generate(folder, tmp_path, "--seeds=5", "--batch-sz=3", "--class=1") / "seed0005.png")
     assert picture.shape == (32, 32, 3)
-    network = gen_images.load_network(str(folder / "cond.pkl"))
+    network = render.load_network(str(folder / "cond.pkl"))
     z = torch.from_numpy(np.random.RandomState(5).randn(3, network.G.z_dim).astype(np.float32))
-    expected = gen_images.render(network, z, torch.tensor([1, 1, 1])).permute(0, 2, 3, 1).numpy()
+    expected = render.render(network, z, torch.tensor([1, 1, 1])).permute(0, 2, 3, 1).numpy()
     assert (picture[:16, :16] == expected[0]).all() and (picture[16:, :16] == expected[2]).all()
     assert not picture[16:, 16:].any()
 
@@ -156,13 +158,13 @@ def test_centroids_pull_towards_the_nearest(folder, tmp_path):
     z, c = torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(0)), torch.tensor([0])
     ws = G.mapping(z, c)
     near, far = ws[0, 0] + 0.1, ws[0, 0] + 5
-    found = gen_images.styles(G, z, c, 0.5, torch.stack([far, near]))
+    found = render.styles(G, z, c, 0.5, torch.stack([far, near]))
     torch.testing.assert_close(found, (ws + near) / 2)
     np.save(tmp_path / "c.npy", torch.stack([far, near]).numpy())
     generate(folder, tmp_path, "--seeds=0", "--trunc=0.5", "--centroids-path", tmp_path / "c.npy")
     np.save(tmp_path / "wrong.npy", np.zeros((3, 7)))
     with pytest.raises(ValueError, match=r"expected an array \[K, 512\], got \[3, 7\]"):
-        gen_images.load_centroids(str(tmp_path / "wrong.npy"), 512)
+        render.load_centroids(str(tmp_path / "wrong.npy"), 512)
 
 
 def test_translate_and_rotate_move_the_picture(folder, tmp_path):
@@ -184,23 +186,23 @@ def test_class_names_from_a_data_set(folder, tmp_path):
     from tests.toy_data import write_dataset
 
     data = write_dataset(tmp_path / "data.zip", class_names=["x", "y", "z"])
-    network = gen_images.load_network(str(folder / "nameless.pkl"), data=str(data))
-    assert gen_images.class_index(network, "y") == 1 and network.label_text(2) == "2 z"
-    assert gen_images.load_network(str(folder / "nameless.pkl")).class_names is None
+    network = render.load_network(str(folder / "nameless.pkl"), data=str(data))
+    assert render.class_index(network, "y") == 1 and network.label_text(2) == "2 z"
+    assert render.load_network(str(folder / "nameless.pkl")).class_names is None
 
 
 def test_the_network_of_a_run_folder_is_its_best(folder, tmp_path):
     for name, source in (("network-snapshot.pkl", "uncond.pkl"), ("best_model.pkl", "cond.pkl")):
         (tmp_path / name).write_bytes((folder / source).read_bytes())
-        network = gen_images.load_network(str(tmp_path))
+        network = render.load_network(str(tmp_path))
         assert network.path == str(tmp_path / name) and network.G.c_dim == (3 if source == "cond.pkl" else 0)
 
 
 def test_of_many_classes_the_nearest_name_is_told(folder):
-    network = gen_images.load_network(str(folder / "cond.pkl"))
+    network = render.load_network(str(folder / "cond.pkl"))
     network.G.c_dim, network.class_names = 30, [*NAMES, *(f"class {i}" for i in range(27))]
     with pytest.raises(ValueError, match=r"class 'cot' is unknown; the nearest of 30 names is 'cat' \(0\)"):
-        gen_images.class_index(network, "cot")
+        render.class_index(network, "cot")
 
 
 @pytest.mark.parametrize(

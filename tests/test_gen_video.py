@@ -13,6 +13,7 @@ import pytest
 
 import gen_images
 import gen_video
+from generation import render
 from tests.test_gen_images import folder, pixels, run  # noqa: F401 (folder is a fixture)
 
 
@@ -100,7 +101,7 @@ def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # 
     def broken(network, ws, noise_mode="const"):
         raise ValueError("the network returned NaN or Inf")
 
-    monkeypatch.setattr(gen_images, "synthesize", broken)
+    monkeypatch.setattr(render, "synthesize", broken)
     video(folder, tmp_path / "v.gif", "--seeds=0,1", "--w-frames=2", code=1)
     assert not list(tmp_path.iterdir())
 

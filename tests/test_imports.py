@@ -7,23 +7,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"dnnlib", "torch_utils", "san", "training", "metrics"}
+OURS = {"dnnlib", "image_data", "torch_utils", "san", "training", "metrics", "generation"}
 SCRIPTS = {p.stem for p in ROOT.glob("*.py")}
 
 ALLOWED = {
     "dnnlib": {"dnnlib"},
+    "image_data": {"image_data", "dnnlib"},
     "torch_utils": {"torch_utils", "dnnlib"},
     "san": {"san"},
-    "training": {"training", "san", "torch_utils", "dnnlib"},
-    "metrics": {"metrics", "torch_utils", "dnnlib"},
+    "training": {"training", "san", "torch_utils", "image_data", "dnnlib"},
+    "metrics": {"metrics", "torch_utils", "image_data", "dnnlib"},
+    "generation": {"generation", "training", "metrics", "torch_utils", "image_data", "dnnlib"},
 }
 
-# Inside training a module imports only modules listed before it (docs/architecture.md).
+# Inside training a file or folder imports only from those listed before it (docs/architecture.md).
 TRAINING_ORDER = [
-    "config", "data", "downscaling", "class_names", "class_embedding", "generator", "discriminator", "losses", "schedules", "records", "plots",
-    "alarms", "sheets", "report", "inputs", "bundle", "weights", "sharing", "onnx_export", "recipe", "lineage", "state", "finetune", "build", "steps",
-    "rounds", "variety", "watch", "periodic", "restore", "loop", "folders", "stages",
-]  # fmt: skip
+    *("config", "generator", "discriminator", "losses", "schedules", "bundle", "data", "inputs", "run_folder", "networks"),
+    *("state", "steps", "build", "watch", "run", "loop", "progressive"),
+]
+NO_TORCH = ("dnnlib", "image_data")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -47,6 +49,27 @@ def test_packages_import_only_what_is_below_them(package):
     for path in files:
         used = {name.split(".")[0] for name in imported_modules(path)} & (OURS | SCRIPTS)
         assert used <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[package])}"
+
+
+@pytest.mark.parametrize("package", NO_TORCH)
+def test_packages_below_torch_do_not_import_it(package):
+    for path in (ROOT / package).rglob("*.py"):
+        assert "torch" not in {name.split(".")[0] for name in imported_modules(path)}, path.relative_to(ROOT)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    files = {p for package in OURS for p in (ROOT / package).rglob("*.py")}
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+    graph = {}
+    for name, path in names.items():
+        used = imported_modules(path) | {used.rpartition(".")[0] for used in imported_modules(path)}
+        graph[name] = {module for module in used if module in names and module != name}
+    for name, used in graph.items():  # a package's file imports from the files in it, which may name the package itself
+        graph[name] = {module for module in used if not name.startswith(f"{module}.")}
+    while leaves := [name for name, used in graph.items() if not used & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph
 
 
 def test_only_distributed_imports_torch_distributed():

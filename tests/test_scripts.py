@@ -43,7 +43,7 @@ def test_out_of_memory_names_the_flag_to_lower(name, arguments, remedy, monkeypa
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it.")
 
-    monkeypatch.setattr("gen_images.load_network", exhausted)
+    monkeypatch.setattr("generation.render.load_network", exhausted)
     result = CliRunner().invoke(importlib.import_module(name).main, ["--network=x.pkl", "--device=cpu", *arguments])
     assert (result.exit_code, result.output) == (
         1, f"Error: out of memory on cpu: {remedy} (CUDA out of memory. Tried to allocate 2.00 GiB. More of it.)\n"

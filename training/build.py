@@ -6,56 +6,24 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from torch_utils import distributed, features, rng
-from training import class_names, downscaling, finetune
-from training.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
+from torch_utils import distributed, features, rng, timm_weights
+from torch_utils.devices import pick_device, pick_precision
 from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, LossConfig, RunConfig, TrainConfig
-from training.data import BalancedClasses, ImageDataset
+from training.data import class_names, downscaling
+from training.data.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
+from training.data.dataset import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres, generator_kwargs
-from training.lineage import Lineage, read_stem
+from training.networks import finetune
+from training.networks.stems import Lineage, read_stem
 from training.state import TrainState
 
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a process.
-
-    Raises:
-        ValueError: the named device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device=cuda, but torch finds no CUDA device: check the driver with nvidia-smi, or use --device=cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device=mps, but torch finds no Apple GPU: use --device=cpu")
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
-
-
-def _cpu_has_bf16_matrix_units() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
-
-
-PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The reduced type of the generator's marked layers; None = float32 everywhere."""
-    if name == "auto":
-        if device.type == "cuda":
-            name = "fp16"
-        else:
-            name = "bf16" if device.type == "cpu" and _cpu_has_bf16_matrix_units() else "fp32"
-    return PRECISIONS[name]
 
 
 def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDataset:
@@ -187,7 +155,7 @@ def plan(
 
 def plan_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int) -> ProjectedDiscriminator:
     """The discriminator without its numbers."""
-    random = dataclasses.replace(cfg, backbone_weights=dict.fromkeys(cfg.backbones, features.RANDOM))
+    random = dataclasses.replace(cfg, backbone_weights=dict.fromkeys(cfg.backbones, timm_weights.RANDOM))
     with torch.device("meta"):
         return make_discriminator(random, c_dim, resolution, seed=0)
 
@@ -428,7 +396,7 @@ def check_weights(cfg: TrainConfig, download: bool = True) -> list[str]:
     missing = []
     for need in needed_weights(cfg):
         try:
-            features.check(need.name, need.weights, download)
+            timm_weights.check(need.name, need.weights, download)
         except FileNotFoundError as error:
             if download:
                 raise type(error)(f"{error} ({need.flag})") from None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from torch_utils import images, rng
-from training.data import BalancedClasses, sample_indices
+from training.data.dataset import BalancedClasses, sample_indices
 from training.discriminator.augment import NUM_DRAWS
 
 

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from torch_utils import distributed, training_stats
-from training import build, restore, schedules, steps
+from training import build, schedules, steps
 from training.config import TrainConfig
-from training.data import Loader
+from training.data.dataset import Loader
 from training.inputs import InputSource
-from training.periodic import Evaluate, Periodic, StopRequest
+from training.run import restore
+from training.run.periodic import Evaluate, Periodic
+from training.run.stop import StopRequest
+from training.run_folder import FINISHED, INTERRUPTED, RESTART
 from training.state import TrainState
-
-FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
 
 def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:

@@ -12,7 +12,7 @@ import torch
 from training.config import OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
-from training.lineage import Lineage
+from training.networks.stems import Lineage
 from training.schedules import lazy_adam
 
 

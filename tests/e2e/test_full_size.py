@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from torch_utils import features, persistence
-from training import build, loop
+from torch_utils import devices, persistence, timm_weights
+from training import loop, run_folder
 from training.config import BACKBONES, TrainConfig
 from training.generator import build_stem, build_superres
 
@@ -87,14 +87,14 @@ def two_steps(folder: Path, batch: int = 2) -> dict:
         {
             **{"data.path": str(folder / "imagenet256.zip"), "data.cond": True, "data.mirror": True},
             **{"generator.superres": True, "generator.path_stem": str(folder / "stem128.pkl"), "generator.head_layers": 7},
-            **{"discriminator.backbone_weights": dict.fromkeys(BACKBONES, features.RANDOM)},
-            **{"loss.cls_weight": 8.0, "loss.cls_weights": features.RANDOM},
+            **{"discriminator.backbone_weights": dict.fromkeys(BACKBONES, timm_weights.RANDOM)},
+            **{"loss.cls_weight": 8.0, "loss.cls_weights": timm_weights.RANDOM},
             **{"run.batch": batch, "run.kimg": 2 * batch / 1000, "run.tick": 1.0, "run.metrics": [], "run.device": "cpu"},
         }
     )
     config.validate()
     loop.Periodic = Steps
-    outcome = loop.train(config, str(folder), build.pick_device("cpu"))
+    outcome = loop.train(config, str(folder), devices.pick_device("cpu"))
     state = Steps.state
     tensors = [*state.G.state_dict().values(), *state.G_ema.state_dict().values(), *state.D.saved_state_dict().values()]
     return {
@@ -121,7 +121,7 @@ def test_two_steps_of_the_256_stage(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
-    assert found["outcome"] == loop.FINISHED and found["images"] == 4 and found["resolution"] == 256
+    assert found["outcome"] == run_folder.FINISHED and found["images"] == 4 and found["resolution"] == 256
     assert round(found["parameters"] / 1e6, 1) == 233.4  # the published network's (tests/parity/test_structure.py)
     assert found["finite"] and found["moved"]
     assert found["gib"] < LIMIT_GIB

@@ -21,7 +21,7 @@ from dnnlib.util import make_cache_dir_path
 from metrics import detectors
 from tests.e2e.test_train import FLAGS, ROOT, make_zip
 from torch_utils import features
-from torch_utils.ops import extension
+from torch_utils.ops.backend import extension
 
 pytestmark = pytest.mark.e2e
 

@@ -16,10 +16,13 @@ from click.testing import CliRunner
 import train
 from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
 from torch_utils import persistence
-from training import build, folders, lineage, loop, restore, rounds, stages
+from training import build, loop, run_folder
 from training.generator import build_stem, build_superres
-from training.generator import load as load_generator
-from training.periodic import Score
+from training.networks import stems as lineage
+from training.networks.reader import load as load_generator
+from training.progressive import stages
+from training.run import auto_batch, restore
+from training.run.periodic import Score
 
 pytestmark = pytest.mark.e2e
 
@@ -172,16 +175,16 @@ def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tm
     result = invoke(*base, "--dry-run")
     assert result.output.count("rounds       --batch-gpu=auto: 8 of a process's 8 images") == 2, result.output
     chosen = {8: 4, 16: 2}
-    monkeypatch.setattr(rounds, "choose", lambda cfg, dataset, *_: rounds.Choice(chosen[dataset.resolution], "test"))
+    monkeypatch.setattr(auto_batch, "choose", lambda cfg, dataset, *_: auto_batch.Choice(chosen[dataset.resolution], "test"))
     assert invoke(*base).exit_code == 0
     folder = tmp_path / "out" / "00000-tiny"
-    used = [folders.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")]
+    used = [run_folder.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")]
     assert used == [4, 2] and json.loads((folder / "recipe.json").read_text())["recipe"]["stages"][0]["flags"]["batch_gpu"] == "auto"
     chosen |= {8: 1, 16: 1}
     assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.024").exit_code == 0
-    assert folders.load_run(str(folder / "stage-016x016")).run.batch_gpu == 2
+    assert run_folder.load_run(str(folder / "stage-016x016")).run.batch_gpu == 2
     assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.032", "--batch-gpu=auto").exit_code == 0
-    assert folders.load_run(str(folder / "stage-016x016")).run.batch_gpu == 1
+    assert run_folder.load_run(str(folder / "stage-016x016")).run.batch_gpu == 1
 
 
 def test_a_part_on_a_given_stem_and_more_of_it_later(command, whole, tmp_path):
@@ -217,7 +220,7 @@ def test_a_stage_ends_when_its_metric_stops_improving_and_hands_on_its_best(data
     with pytest.raises(Killed):
         loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluated)
     assert final_state(tmp_path / "run")["progress"]["stale"] == 1
-    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluated) == loop.FINISHED
+    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluated) == run_folder.FINISHED
     progress = final_state(tmp_path / "run")["progress"]
     assert (progress["nimg"], progress["best_nimg"], progress["stale"]) == (32, 16, 2)  # of 80
     assert stages.best_network(tmp_path / "run").name == "best_model.pkl"
@@ -285,7 +288,7 @@ def test_a_stem_of_another_plan_is_refused_and_a_vanished_one_not_needed(data, h
     assert_equal_states(final_state(run_dir)["G"], dict(state.G.state_dict()))
     with pytest.raises(ValueError, match="--head_layers=5: the run began with 4"):
         resumed(data, stem, run_dir, generator__head_layers=5)
-    assert train_here(head_config(data, stem, 0.016), run_dir) == loop.FINISHED
+    assert train_here(head_config(data, stem, 0.016), run_dir) == run_folder.FINISHED
     assert final_state(run_dir)["progress"]["nimg"] == 16
 
 

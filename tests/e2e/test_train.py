@@ -19,11 +19,12 @@ from PIL import Image
 import dataset_tool
 import train
 from torch_utils import checkpoint, persistence
-from training import build, folders, loop, rounds, steps
+from training import build, loop, run_folder, steps
 from training.config import TrainConfig
 from training.generator import build_stem
-from training.generator import load as load_generator
-from training.periodic import Score
+from training.networks.reader import load as load_generator
+from training.run import auto_batch
+from training.run.periodic import Score
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(train.__file__).resolve().parent
@@ -155,7 +156,7 @@ class Killed(BaseException):
 
 def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
     cfg = config(data, run__kimg=0.048, loss__pl_start_kimg=0.0, loss__pl_interval=2, data__mirror=True)
-    assert train_here(cfg, tmp_path / "whole") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "whole") == run_folder.FINISHED
     real_step, calls = loop.one_step, []
 
     def dying_step(*args):
@@ -169,7 +170,7 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
         train_here(cfg, tmp_path / "killed")
     assert final_state(tmp_path / "killed")["progress"]["nimg"] == 32  # the last checkpoint, one step before the kill
     monkeypatch.setattr(loop, "one_step", real_step)
-    assert train_here(cfg, tmp_path / "killed") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "killed") == run_folder.FINISHED
     assert_equal_states(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
     lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "killed")}
     assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
@@ -181,9 +182,9 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
 
 def test_a_tick_that_restarts_cut_is_reported_whole(data, tmp_path):
     options = {"run__kimg": 0.048, "run__tick": 0.024}
-    assert train_here(config(data, **options), tmp_path / "whole") == loop.FINISHED
+    assert train_here(config(data, **options), tmp_path / "whole") == run_folder.FINISHED
     cut = config(data, **options, run__restart_every=0.0)
-    while train_here(cut, tmp_path / "cut") == loop.RESTART:
+    while train_here(cut, tmp_path / "cut") == run_folder.RESTART:
         pass
     lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "cut")}
     assert [x["kimg"] for x in lines["cut"]] == [0.024, 0.048]
@@ -205,7 +206,7 @@ def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, t
     (tmp_path / "run").mkdir()
     with pytest.raises(Killed):
         loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate)
-    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate) == loop.FINISHED
+    assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate) == run_folder.FINISHED
     lines = [json.loads(line) for line in (tmp_path / "run" / "metric-fd_lite0_10.jsonl").read_text().splitlines()]
     assert [(line["kimg"], line["results"]["fd_lite0_10"]) for line in lines] == [(0.016, 3.0), (0.032, 2.0)]
     assert [json.loads(line)["kimg"] for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()] == [0.016, 0.032]
@@ -287,14 +288,14 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
 
 def test_a_damaged_status_file_is_named(data, tmp_path):
     cfg = config(data)
-    desc = folders.description(cfg, "three16")
-    run_dir = folders.new_run_folder(str(tmp_path), desc)
+    desc = run_folder.description(cfg, "three16")
+    run_dir = run_folder.new_run_folder(str(tmp_path), desc)
     (run_dir / train.OPTIONS_FILE).write_text(json.dumps({"config": train.to_json(cfg)}))
-    assert folders.unfinished_run(str(tmp_path), desc, cfg) == run_dir
+    assert run_folder.unfinished_run(str(tmp_path), desc, cfg) == run_dir
     for content in ("{", "[]", "{}"):
         (run_dir / "status.json").write_text(content)
         with pytest.raises(ValueError, match=r"status\.json is damaged .*delete it"):
-            folders.unfinished_run(str(tmp_path), desc, cfg)
+            run_folder.unfinished_run(str(tmp_path), desc, cfg)
 
 
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
@@ -370,7 +371,7 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(steps, "d_step", limited)
-    monkeypatch.setattr(rounds, "choose", rounds.by_trial)
+    monkeypatch.setattr(auto_batch, "choose", auto_batch.by_trial)
     common = [f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--pl-start-kimg=0", "--kimg=0.016"]
     for word in ("auto", "4"):
         result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / word}", *common, f"--batch-gpu={word}"])
@@ -384,10 +385,10 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
         assert a.keys() == b.keys()
         assert all(a[k] == b[k] for k in a if k.startswith(("Loss", "Diagnostics", "Variety")))
     # Going on asks no more; asked again, a new search.
-    monkeypatch.setattr(rounds, "choose", lambda *args: pytest.fail("another search"))
+    monkeypatch.setattr(auto_batch, "choose", lambda *args: pytest.fail("another search"))
     result = CliRunner().invoke(train.main, [f"--resume={found}", "--kimg=0.024"])
     assert result.exit_code == 0 and recorded_rounds(found) == 4, result.output
-    monkeypatch.setattr(rounds, "choose", lambda *args: rounds.Choice(2, "less"))
+    monkeypatch.setattr(auto_batch, "choose", lambda *args: auto_batch.Choice(2, "less"))
     result = CliRunner().invoke(train.main, [f"--resume={found}", "--kimg=0.032", "--batch-gpu=auto"])
     assert result.exit_code == 0 and recorded_rounds(found) == 2, result.output
 
@@ -395,9 +396,9 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
 def test_a_requeued_command_keeps_its_rounds(data, tmp_path, monkeypatch):
     command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
     command += ["--batch-gpu=auto", "--restart_every=0"]
-    monkeypatch.setattr(rounds, "choose", lambda *args: rounds.Choice(4, "one search"))
+    monkeypatch.setattr(auto_batch, "choose", lambda *args: auto_batch.Choice(4, "one search"))
     assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
-    monkeypatch.setattr(rounds, "choose", lambda *args: pytest.fail("another search"))
+    monkeypatch.setattr(auto_batch, "choose", lambda *args: pytest.fail("another search"))
     assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
     (run_dir,) = tmp_path.iterdir()
     assert recorded_rounds(run_dir) == 4 and final_state(run_dir)["progress"]["nimg"] == 16
@@ -409,7 +410,7 @@ def test_out_of_memory_names_the_flags_and_no_folder_is_left_by_a_failed_search(
 
     command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
     monkeypatch.setattr(steps, "g_step", exhausted)
-    monkeypatch.setattr(rounds, "choose", rounds.by_trial)
+    monkeypatch.setattr(auto_batch, "choose", auto_batch.by_trial)
     result = CliRunner().invoke(train.main, [*command, "--batch-gpu=auto"])
     assert result.exit_code == 1 and "Error: --batch-gpu=auto: not even one image" in result.output and not list(tmp_path.iterdir())
     result = CliRunner().invoke(train.main, command)
@@ -435,7 +436,7 @@ def test_any_number_of_classes(classes, cond, tmp_path):
         data = str(tmp_path / "one.zip")
         assert CliRunner().invoke(dataset_tool.main, [f"--source={folder.parent}", f"--dest={data}", "--workers=1"]).exit_code == 0
     cfg = config(data, data__cond=cond, run__kimg=0.016)
-    assert train_here(cfg, tmp_path / "run") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "run") == run_folder.FINISHED
     G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
     assert G.c_dim == (classes if cond else 0)
     labels = torch.tensor([0, classes - 1]) if cond else None
@@ -481,7 +482,7 @@ def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
     train_here(config(data, run__kimg=0.016), tmp_path / "stem")
     data32 = make_zip(tmp_path, "three32", classes=3, count=24, resolution=32)
     cfg = config(data32, generator__superres=True, generator__path_stem=str(tmp_path / "stem"), generator__head_layers=4, run__kimg=0.016)
-    assert train_here(cfg, tmp_path / "head") == loop.FINISHED
+    assert train_here(cfg, tmp_path / "head") == run_folder.FINISHED
     stem, head = load_generator(str(tmp_path / "stem" / "network-snapshot.pkl")), load_generator(str(tmp_path / "head" / "network-snapshot.pkl"))
     assert head.img_resolution == 32
     kept = [name for name in head.state_dict() if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names]

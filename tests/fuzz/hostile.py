@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from torch_utils import persistence
-from training import weights
-from training.generator import Generator, build_stem, from_record
+from training.generator import Generator, build_stem
+from training.networks import files
+from training.networks.reader import from_record
 
 # Pieces of pickles
 
@@ -608,7 +609,7 @@ def attempt(content):
                     from_record(value)
                     outcome = "rebuilt"
             with _one_line():
-                json.dumps(weights.config_of(weights._from_pickle(data, "a file", None)))
+                json.dumps(files.config_of(files._from_pickle(data, "a file", None)))
         outcomes.append(outcome)
     return outcomes[-1]
 

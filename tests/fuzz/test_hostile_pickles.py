@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import hostile
-from tests.fuzz.fuzz_pickles import mutate
+from tools.fuzz_pickles import mutate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -50,7 +50,7 @@ def test_the_watch_sees_executions(tmp_path, monkeypatch):
 def test_corpus(tmp_path):
     """In a process of its own, whose memory is measured."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.fuzz_pickles", "--corpus"],
+        [sys.executable, "-m", "tools.fuzz_pickles", "--corpus"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         capture_output=True,

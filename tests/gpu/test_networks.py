@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from torch_utils import features
+from torch_utils import features, timm_weights
 from training import generator
 from training.discriminator import ProjectedDiscriminator
 
@@ -47,7 +47,7 @@ def test_images_agree_with_the_cpu(network, dtype, tolerance: float) -> None:
 def test_a_pass_forwards_and_backwards_does_not_wait_for_the_device(network) -> None:
     z, c = (t.cuda() for t in inputs(network))
     network.cuda().synthesis.reduced_dtype = torch.float16
-    D = ProjectedDiscriminator([features.load(features.LITE0, features.RANDOM)], CLASSES, network.img_resolution, **SMALL).cuda()
+    D = ProjectedDiscriminator([features.load(timm_weights.LITE0, timm_weights.RANDOM)], CLASSES, network.img_resolution, **SMALL).cuda()
 
     def call() -> None:
         logits = D(network(z, c), c)

@@ -4,8 +4,9 @@
 import pytest
 import torch
 
-from torch_utils.ops import extension
-from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.backend import extension
+from torch_utils.ops.backend.activations import activation_funcs
+from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from metrics import detectors, inception
 from metrics.registry import INCEPTION, LITE0
-from torch_utils import features
+from torch_utils import timm_weights
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_what_open_url_has_fetched_is_seen_without_asking_the_network(offline, m
     here = Path(detectors.dnnlib.util.download_path(detectors.INCEPTION_URLS[1]))
     here.parent.mkdir(parents=True)
     here.write_bytes(b"something else")
-    with pytest.raises(features.MissingWeights, match="it will be downloaded"):
+    with pytest.raises(timm_weights.MissingWeights, match="it will be downloaded"):
         detectors.check(INCEPTION, download=False)  # damaged: fetched again
     monkeypatch.setattr(detectors, "INCEPTION_SHA256", hashlib.sha256(b"something else").hexdigest())
     detectors.check(INCEPTION, download=False)

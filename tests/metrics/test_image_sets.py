@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dnnlib import image_transforms
+from image_data import transforms
 from metrics.image_sets import ImageFiles, encodings, lossy_difference, preparation
-from training.data import ImageDataset
+from training.data.dataset import ImageDataset
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> PIL.Image.Image:
@@ -33,9 +33,9 @@ def test_every_mode_and_size_becomes_the_documented_square(tmp_path):
     assert (len(files), files.resolution, files.name) == (7, 20, "set")
     for i, name in enumerate(sorted(images)):
         with PIL.Image.open(tmp_path / "set" / name) as opened:
-            rgb = image_transforms.to_rgb(opened, (255, 255, 255))
-        preparation = image_transforms.Preparation(((20, 20),), "center-crop")
-        expected = image_transforms.transform(rgb, (20, 20), preparation)
+            rgb = transforms.to_rgb(opened, (255, 255, 255))
+        preparation = transforms.Preparation(((20, 20),), "center-crop")
+        expected = transforms.transform(rgb, (20, 20), preparation)
         pixels, label = files[i]
         assert pixels.shape == (3, 20, 20) and pixels.dtype == np.uint8 and label == -1
         assert (pixels == np.asarray(expected).transpose(2, 0, 1)).all()

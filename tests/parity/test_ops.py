@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, grid_sample_gradfix, upfirdn2d
+from torch_utils.ops.backend import activations
 
 GOLDENS = Path(__file__).parent / "goldens"
 IMPLS = ("ref", "cuda")
@@ -75,7 +76,7 @@ def test_bias_act_on_kinks_and_clamps(case: str) -> None:
 
 
 def test_activations_have_the_published_defaults() -> None:
-    found = {name: {"alpha": a.def_alpha, "gain": a.def_gain} for name, a in bias_act.activation_funcs.items()}
+    found = {name: {"alpha": a.def_alpha, "gain": a.def_gain} for name, a in activations.activation_funcs.items()}
     assert found == BIAS_ACT_CONFIG["_defaults"]
 
 

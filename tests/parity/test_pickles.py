@@ -9,7 +9,8 @@ import torch
 
 from tests.parity.fill import GOLDENS
 from torch_utils.persistence import main, read_network_pickle
-from training.generator import build_superres, load
+from training.generator import build_superres
+from training.networks.reader import load
 
 PICKLES = sorted((GOLDENS / "pickles").glob("*.pkl"))
 assert len(PICKLES) == 7

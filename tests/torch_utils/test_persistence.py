@@ -262,7 +262,7 @@ def test_hostile_globals_are_refused_by_name(name, key, protocol, tmp_path, monk
 
 
 def test_getattr_chains_do_nothing(tmp_path, monkeypatch):
-    from training.generator import from_record
+    from training.networks.reader import from_record
 
     monkeypatch.chdir(tmp_path)
     chain = Calls(getattr, Calls(getattr, torch.nn.Module, "__init__"), "__globals__")

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from torch_utils.persistence import save_network_pickle
-from training import bundle, generator, periodic
+from training import bundle, generator
 from training.generator import build_stem, build_superres
+from training.networks import reader
+from training.run import periodic
 
 MINIMAL = Path(__file__).resolve().parent.parent / "minimal_dnnlib"
 SMALL = dict(syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=8)
@@ -65,7 +67,7 @@ def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monke
     G.synthesis.input.transform[0, 2] = 0.25
     np.testing.assert_allclose(found["moved"], G(z, c, truncation_psi=0.7).numpy(), atol=2e-6)
     assert abs(found["moved"] - found["image"]).max() > 1e-3
-    resaved = generator.load(str(tmp_path / "resaved.pkl"))  # by their persistence, from their hands into ours
+    resaved = reader.load(str(tmp_path / "resaved.pkl"))  # by their persistence, from their hands into ours
     np.testing.assert_allclose(resaved(z, c, truncation_psi=0.7).numpy(), found["resaved"], atol=2e-6)
     assert abs(found["resaved"] - found["image"]).max() > 1e-3
     kept = {bundle.dotted(key.removeprefix("D.")): value for key, value in found.items() if key.startswith("D.")}

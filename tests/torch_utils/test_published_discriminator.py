@@ -10,7 +10,7 @@ import torch
 
 from tests.fuzz.hostile import LOAD, blob, call, integer, name, small_generator, storage, tensor, text, watch
 from torch_utils.persistence import read_network_pickle
-from training.generator import from_record
+from training.networks.reader import from_record
 
 # Every global that the published D and its feature networks refer to.
 CLASSES = {

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_utils import features, training_stats
-from torch_utils.ops import library
+from torch_utils import devices, features, timm_weights, training_stats
+from torch_utils.ops.backend import library
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from training import build, generator, steps
@@ -25,7 +25,7 @@ from training.state import TrainState
 
 DEVICE = torch.device("meta")
 CLASSES = 10
-TINY = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [features.LITE0]}
+TINY = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [timm_weights.LITE0]}
 
 
 def fake(t: torch.Tensor) -> torch.Tensor:
@@ -84,11 +84,11 @@ def stem(family: str) -> generator.Generator:
 )
 def test_a_training_step_stays_on_its_device(cuda_paths, family: str, superres: bool, precision: str, d_precision: str) -> None:
     cfg = TrainConfig().override({"run.batch": 4, "discriminator.precision": d_precision, **{f"discriminator.{k}": v for k, v in TINY.items()}})
-    cfg = cfg.override({"discriminator.backbone_weights": {features.LITE0: features.RANDOM}, "loss.diagnostics": False, "loss.cls_weight": 1})
+    cfg = cfg.override({"discriminator.backbone_weights": {timm_weights.LITE0: timm_weights.RANDOM}, "loss.diagnostics": False, "loss.cls_weight": 1})
     G = generator.build_superres(stem(family), family, 2, 4) if superres else stem(family)
-    G.synthesis.reduced_dtype = build.pick_precision(precision, torch.device("cuda"))
+    G.synthesis.reduced_dtype = devices.pick_precision(precision, torch.device("cuda"))
     D = build.make_discriminator(cfg.discriminator, CLASSES, G.img_resolution, 0)
-    classifier = features.classifier("resnet10t", features.RANDOM)
+    classifier = features.classifier("resnet10t", timm_weights.RANDOM)
     classifier.class_map = torch.arange(CLASSES)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     cpu_inputs = InputSource(

@@ -6,12 +6,12 @@ import functools
 import pytest
 import torch
 
-from torch_utils import features
+from torch_utils import features, timm_weights
 from training.discriminator import ProjectedDiscriminator
 from training.discriminator.heads import GroupedBatchNorm2d, Head, SpectralConv2d, head_channels
 from training.discriminator.projection import RandomProjection
 
-LITE0 = features.LITE0
+LITE0 = timm_weights.LITE0
 SMALL = {"feature_size": 64, "proj_channels": 8, "head_channels": 8, "cond_channels": 16}
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.persistence import read_network_pickle, save_network_pickle
 from training import generator as g
+from training.networks import reader
 
 
 def small(c_dim=3, config="stylegan3-t", **kwargs):
@@ -307,7 +308,7 @@ def test_copies_and_pickles_are_the_same_network(stage, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["g.pkl"]
     with open(tmp_path / "g.pkl", "rb") as file:
         published_way = pickle.load(file)["G_ema"]
-    ours = g.load(str(tmp_path / "g.pkl"))
+    ours = reader.load(str(tmp_path / "g.pkl"))
     for twin in (copy.deepcopy(G), pickle.loads(pickle.dumps(G)), published_way, ours):
         assert type(twin) is g.Generator and twin is not G
         assert torch.equal(twin(z, c, truncation_psi=0.8), image)
@@ -325,13 +326,13 @@ def test_loading_names_what_is_wrong(tmp_path):
     G = small()
     save_network_pickle(tmp_path / "g.pkl", dict(G=None, G_ema=G))
     with pytest.raises(ValueError, match="holds no network G; it has G_ema"):
-        g.load(str(tmp_path / "g.pkl"), key="G")
+        reader.load(str(tmp_path / "g.pkl"), key="G")
     with pytest.raises(FileNotFoundError):
-        g.load(str(tmp_path / "absent.pkl"))
+        reader.load(str(tmp_path / "absent.pkl"))
     with pytest.raises(ValueError, match="no generator but a dict"):
-        g.from_record({})
+        reader.from_record({})
     with pytest.raises(ValueError, match="no generator but an object of persistent MappingNetwork"):
-        g.from_record(record_of(G).modules()["mapping"])
+        reader.from_record(record_of(G).modules()["mapping"])
 
 
 def _values(state):
@@ -352,7 +353,7 @@ def test_a_damaged_record_is_refused_in_one_line_or_harmless(data):
         st.sampled_from([None, -1, 0, 10**12, 2.5, float("nan"), "text", [], {}, (1, 2), record, b"x", True, np.zeros(3), np.float64(1e300)])
     )
     try:
-        g.from_record(record)
+        reader.from_record(record)
     except ValueError as err:
         assert "\n" not in str(err)
 
@@ -396,5 +397,5 @@ def test_a_record_that_does_not_fit_is_refused(change, message):
     record = record_of(small())
     change(record, lambda path: dict(record.named_modules())[path].state)
     with pytest.raises(ValueError, match=message) as caught:
-        g.from_record(record)
+        reader.from_record(record)
     assert "\n" not in str(caught.value)

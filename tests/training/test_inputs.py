@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import BalancedClasses
+from training.data.dataset import BalancedClasses
 from training.inputs import InputSource, round_samples
 
 

@@ -10,6 +10,7 @@ import torch
 
 from torch_utils.persistence import read_network_pickle
 from training import generator as g
+from training.networks import reader
 
 # What a StyleGAN3 synthesis layer keeps besides its tensors. The rest of our attributes is taken away below.
 LAYER_ATTRIBUTES = """
@@ -50,7 +51,7 @@ def test_images_survive(config, c_dim):
     G = network(config, c_dim)
     with torch.no_grad():
         G.mapping.w_avg.normal_()
-    twin = g.from_record(record_of(G))
+    twin = reader.from_record(record_of(G))
     z, c = torch.randn(3, 16), torch.tensor([2, 0, 1]) if c_dim else None
     assert torch.equal(twin(z, c, truncation_psi=0.7), G(z, c, truncation_psi=0.7))
     derived = [[(s.kernel, s.up_taps, s.down_taps, s.down_radial, s.padding) for s in net.synthesis.specs()] for net in (twin, G)]
@@ -104,13 +105,13 @@ def test_layers_whose_numbers_contradict_are_refused():
         saved = dict(layer.state)
         layer.state.update(change)
         with pytest.raises(ValueError, match=message):
-            g.from_record(record)
+            reader.from_record(record)
         layer.state = saved
-    g.from_record(record)
+    reader.from_record(record)
 
 
 def test_stylegan2_is_refused_by_name():
     record = record_of(network("stylegan3-t"))
     record.modules()["synthesis"].state["block_resolutions"] = [4, 8, 16, 32]
     with pytest.raises(ValueError, match="this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read"):
-        g.from_record(record)
+        reader.from_record(record)

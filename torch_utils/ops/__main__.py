@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import torch
 
-from . import cpu_extension, extension
+from torch_utils.ops.backend import cpu_extension, extension
 
 _ARCH_HELP = "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without a GPU: sm_80, sm_90 and compute_80]"
 

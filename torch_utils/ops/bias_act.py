@@ -1,43 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bias, activation function, gain and clamp of a layer in one call."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 
-from . import cpu, library
+from torch_utils.ops.backend import activations, library
+from torch_utils.ops.backend.activations import Activation, activation_funcs, check_impl, clamp_abs
 
-SQRT2 = 2.0**0.5
-IMPLEMENTATIONS = ("ref", "cuda")
 # Elements from which on the CPU kernel is the faster way (benchmarks/ops_cpu.py).
 _PIECEWISE_PAYS, _CURVED_PAYS = 1 << 14, 1 << 17
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation function with the slope and the gain it has when the caller names none.
-
-    The gains of relu, lrelu and swish keep the second moment of a unit normal input near 1.
-    """
-
-    func: Callable[[torch.Tensor, float], torch.Tensor]  # (x, alpha) -> y
-    def_alpha: float = 0.0
-    def_gain: float = 1.0
-
-
-activation_funcs: dict[str, Activation] = {
-    "linear": Activation(lambda x, alpha: x),
-    "relu": Activation(lambda x, alpha: F.relu(x), def_gain=SQRT2),
-    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), def_alpha=0.2, def_gain=SQRT2),
-    "tanh": Activation(lambda x, alpha: torch.tanh(x)),
-    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x)),
-    "elu": Activation(lambda x, alpha: F.elu(x)),
-    "selu": Activation(lambda x, alpha: F.selu(x)),
-    "softplus": Activation(lambda x, alpha: F.softplus(x)),
-    "swish": Activation(lambda x, alpha: F.silu(x), def_gain=SQRT2),
-}
 
 
 def bias_act(
@@ -97,26 +67,14 @@ def _kernel_pays(x: torch.Tensor, act: str, gain: float, clamp: float | None) ->
     return enough and not library.transforms()  # which can look into torch's own operations
 
 
-def check_impl(impl: str) -> None:
-    """Raises ValueError unless `impl` is an implementation's name."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r} is not an implementation; use 'cuda' (fastest there is for the device) or 'ref'")
-
-
 def _bias_act_ref(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, spec: Activation, alpha: float, gain: float, clamp: float | None
 ) -> torch.Tensor:
     if b is not None:
-        x = x + cpu.along(b.to(x.dtype), dim, x.ndim)
+        x = x + activations.along(b.to(x.dtype), dim, x.ndim)
     x = spec.func(x, alpha)
     if gain != 1:
         x = x * gain
     if clamp is not None:
         x = clamp_abs(x, float(clamp))
     return x
-
-
-def clamp_abs(x: torch.Tensor, bound: float) -> torch.Tensor:
-    """clamp(x, -bound, bound) whose gradient is zero on the bound itself, as in the published operation."""
-    # torch.clamp lets the gradient through on the bound in some releases and stops it there in others; this does not depend on it.
-    return torch.where(x.abs() < bound, x, x.detach().clamp(-bound, bound))

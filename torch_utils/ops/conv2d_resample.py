@@ -4,8 +4,8 @@
 import torch
 import torch.nn.functional as F
 
-from . import conv2d_gradfix
-from .upfirdn2d import Factors, check_filter, check_image, filter_size, parse_padding, upfirdn2d
+from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops.upfirdn2d import Factors, check_filter, check_image, filter_size, parse_padding, upfirdn2d
 
 
 def conv2d_resample(

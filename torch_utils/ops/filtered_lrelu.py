@@ -3,9 +3,10 @@
 
 import torch
 
-from . import cpu, library, resampling
-from .bias_act import bias_act, check_impl
-from .upfirdn2d import Factors, check_filter, check_image, filter_size, has_fast_path, parse_factors, parse_padding, upfirdn2d
+from torch_utils.ops.backend import cpu, library, resampling
+from torch_utils.ops.backend.activations import check_impl
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.upfirdn2d import Factors, check_filter, check_image, filter_size, has_fast_path, parse_factors, parse_padding, upfirdn2d
 
 
 def filtered_lrelu(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import library, resampling
-from .bias_act import check_impl
+from torch_utils.ops.backend import library, resampling
+from torch_utils.ops.backend.activations import check_impl
 
 Factors = int | Sequence[int]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib.util import make_cache_dir_path
-from torch_utils.ops import cpu, extension, library
+from torch_utils.ops.backend import cpu, extension, library
 
 NAMESPACE = "stylesan_xl_host"
 

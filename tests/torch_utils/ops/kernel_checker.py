@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dnnlib.util import file_lock, make_cache_dir_path
-from torch_utils.ops import extension, library
+from torch_utils.ops.backend import extension, library
 
 NAMESPACE = "stylesan_xl_check"
 FOLDER = Path(__file__).resolve().parent / "checker"

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from torch_utils.ops import bias_act, fma, grid_sample_gradfix
+from torch_utils.ops.backend import activations
 
 from .references import normal
 
 
-@pytest.mark.parametrize("act", bias_act.activation_funcs)
+@pytest.mark.parametrize("act", activations.activation_funcs)
 def test_bias_act_derivatives(act: str) -> None:
     x, b = normal(3, 4, 2).requires_grad_(), normal(4, seed=1).requires_grad_()
     for clamp in (None, 0.7):

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels as implementations of the operators that torch_utils/ops/library.py defines: checks nothing that Python has checked, lays
+// The kernels as implementations of the operators that torch_utils/ops/backend/library.py defines: checks nothing that Python has checked, lays
 // tensors out, allocates outputs, launches. Compiled for CUDA, and with OPS_HOST for a CPU with the host shim underneath.
 // It speaks torch's stable C interface alone: one second to compile instead of thirteen, and independent of torch's C++ ABI.
 #include <torch/csrc/stable/library.h>

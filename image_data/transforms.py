@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One source image -> one square RGB training image: decoding of every pixel mode, the crops, the resize, the PNG.
+
+Pure functions of their arguments, so that an image prepared alone, with others, or at several resolutions has the same bytes.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from image_data import archives
+
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
+TRANSFORMS = ("none", "center-crop", "center-crop-wide", "center-crop-dhariwal")
+DHARIWAL_FILTER = "box+bicubic"
+EXIF_ORIENTATION = 0x0112
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to every image. `sizes` are (width, height) pairs; (None,) keeps the image's own size."""
+
+    sizes: tuple[tuple[int, int] | None, ...] = (None,)
+    transform: str = "none"
+    filter: str = "lanczos"
+    background: tuple[int, int, int] = (255, 255, 255)
+    compress_level: int = 0  # of the PNGs; 0 = stored, as StyleGAN's own data sets are: large, fast to read
+
+
+def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """An encoded image, or uint8 pixels [H, W] or [H, W, 3] -> an upright 8-bit RGB image. Raises ValueError when it cannot be read."""
+    if isinstance(payload, np.ndarray):
+        return Image.fromarray(payload).convert("RGB")
+    image = archives.open_image(payload)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        rgb = to_rgb(image, background)
+    except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
+        raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
+    return rgb if orientation not in TRANSPOSES else rgb.transpose(TRANSPOSES[orientation])
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block does not make the picture unreadable
+        return 1
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Any PIL mode -> RGB. Transparency is composited on `background`; 16-bit values keep their high byte (as PIL does for 16-bit RGB).
+
+    Raises ValueError for float and 32-bit integer images, whose range is not defined.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey, alpha = _high_byte(image)
+        return _composite(grey.convert("RGB"), alpha, background)
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no defined range; convert to 8 or 16 bits first")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return _composite(rgba.convert("RGB"), rgba.getchannel("A"), background)
+    return image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """(8-bit grey image, alpha or None) of a 16-bit grey image."""
+    values = np.asarray(image)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+        raise ValueError("32-bit integer pixels have no defined range; convert to 8 or 16 bits first")
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    return Image.fromarray((values >> 8).astype(np.uint8)), alpha
+
+
+def _composite(rgb: Image.Image, alpha: Image.Image | None, background: tuple[int, int, int]) -> Image.Image:
+    if alpha is None:
+        return rgb
+    canvas = Image.new("RGB", rgb.size, background)
+    canvas.paste(rgb, mask=alpha)
+    return canvas
+
+
+def transform(image: Image.Image, size: tuple[int, int] | None, preparation: Preparation) -> Image.Image | None:
+    """RGB image -> square image. None: center-crop-wide leaves images out that are too small.
+
+    Raises ValueError when the result would not be a power-of-two square, or the image would be distorted.
+    """
+    kind = preparation.transform
+    if kind == "none":
+        result: Image.Image | None = _keep(image, size, FILTERS[preparation.filter])
+    elif size is None:
+        raise ValueError(f"transform {kind} needs a resolution")
+    elif kind == "center-crop":
+        result = _center_crop(image, size, FILTERS[preparation.filter])
+    elif kind == "center-crop-wide":
+        result = _center_crop_wide(image, size, FILTERS[preparation.filter])
+    elif kind == "center-crop-dhariwal":
+        result = _center_crop_dhariwal(image, size[0])
+    else:
+        raise ValueError(f"unknown transform {kind!r}; there are {', '.join(TRANSFORMS)}")
+    return result
+
+
+def _keep(image: Image.Image, size: tuple[int, int] | None, resample: Image.Resampling) -> Image.Image:
+    width, height = image.size
+    if width != height:
+        # Deviation: the published tool stretches such an image to the resolution asked for.
+        raise ValueError(f"is {width}x{height}, not square: use --transform=center-crop (with --resolution)")
+    if size is None:
+        if width & (width - 1):
+            raise ValueError(f"is {width}x{height}, not a power of two: use --resolution")
+        return image
+    return _resize(image, size, resample)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, resample)
+
+
+def _center_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """The largest centred square, resized."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return _resize(image.crop((left, top, left + side, top + side)), size, resample)
+
+
+def _center_crop_wide(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image | None:
+    """The full width, cropped in height to the aspect of `size`, resized, between black bars that make it square.
+
+    As in the published tool, an image that is narrower than `size`, or too flat for its aspect, is left out.
+    """
+    target_width, target_height = size
+    width, height = image.size
+    crop_height = round(width * target_height / target_width)
+    if width < target_width or height < crop_height:
+        return None
+    top = (height - crop_height) // 2
+    picture = _resize(image.crop((0, top, width, top + crop_height)), size, resample)
+    canvas = Image.new("RGB", (target_width, target_width))
+    canvas.paste(picture, (0, (target_width - target_height) // 2))
+    return canvas
+
+
+def _center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:
+    """ADM's preprocessing (Dhariwal and Nichol, 2021): halve with a box filter while possible, finish with bicubic, crop the centre."""
+    while min(image.size) >= 2 * resolution:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = resolution / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    if size[0] * size[1] > archives.MAX_PIXELS:  # a strip one pixel high, enlarged, would fill the memory
+        raise ValueError(f"is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use --transform=center-crop")
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
+    """PNG bytes without metadata: a function of the pixels and the level alone."""
+    bare = Image.new(image.mode, image.size)
+    bare.paste(image)
+    buffer = io.BytesIO()
+    bare.save(buffer, format="PNG", compress_level=compress_level, optimize=False)
+    return buffer.getvalue()
+
+
+def prepare(payload: bytes | np.ndarray, preparation: Preparation) -> list[bytes] | None:
+    """PNGs at every size of the preparation, each made from the decoded original; None when the transform leaves the image out."""
+    image = decode(payload, preparation.background)
+    results = [transform(image, size, preparation) for size in preparation.sizes]
+    # Left out at one size = left out at all, so that the data sets of one call hold the same images.
+    return None if any(result is None for result in results) else [encode_png(result, preparation.compress_level) for result in results if result]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building and finding the kernels: names, locks, interrupted builds, mistakes; and a whole CUDA build where there is an nvcc."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import click.testing
+import pytest
+import torch
+
+from dnnlib.util import make_cache_dir_path
+from torch_utils import custom_ops
+from torch_utils.ops import __main__ as command
+from torch_utils.ops.backend import extension
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def test_libraries_are_chosen_by_what_they_were_built_for() -> None:
+    name = Path(extension.library_name(["sm_80", "sm_90", "compute_80"]))
+    for architectures, runs in (
+        (["sm_80"], True),
+        (["sm_86"], True),
+        (["sm_90"], True),
+        (["sm_100"], True),
+        (["sm_75"], False),
+        (["sm_80", "sm_75"], False),
+    ):
+        assert extension.runs_on(name, architectures) is runs, architectures
+    assert not extension.runs_on(Path(extension.library_name(["sm_90"])), ["sm_100"])
+
+
+def test_find_looks_into_the_shared_folder_first(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv(extension.FOLDER_VARIABLE, str(tmp_path / "shared"))
+    assert extension.find(["sm_90"]) is None
+    for folder in (tmp_path / "cache" / "ops", tmp_path / "shared"):
+        folder.mkdir(parents=True)
+        (folder / extension.library_name(["sm_90"])).touch()
+        (folder / "ops-0123456789abcdef-sm_90.so").touch()  # of other sources
+    assert extension.find(["sm_90"]) == tmp_path / "shared" / extension.library_name(["sm_90"])
+    assert extension.find(["sm_80"]) is None
+
+
+def fake_compile(target: Path, *rest: object) -> None:
+    with open(target.parent / "log", "a") as log:
+        log.write("built\n")
+    time.sleep(0.3)
+    target.write_text("library")
+
+
+def _build(folder: Path) -> None:
+    extension._compile = fake_compile  # type: ignore[assignment]
+    extension.build(folder, host=True)
+
+
+def _hang_in_build(folder: Path) -> None:
+    def hang(target: Path, *rest: object) -> None:
+        (target.parent / "started").touch()
+        time.sleep(600)
+
+    extension._compile = hang  # type: ignore[assignment]
+    extension.build(folder, host=True)
+
+
+needs_compiler = pytest.mark.skipif(extension.compiler() is None or extension.ninja() is None, reason="needs a C++ compiler and ninja")
+
+
+@needs_compiler
+def test_processes_that_start_together_build_once(tmp_path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_build, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+@needs_compiler
+def test_a_killed_build_blocks_nobody(tmp_path) -> None:
+    context = multiprocessing.get_context("fork")
+    killed = context.Process(target=_hang_in_build, args=(tmp_path,))
+    killed.start()
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    os.kill(killed.pid or 0, signal.SIGKILL)
+    killed.join()
+    start = time.monotonic()
+    after = context.Process(target=_build, args=(tmp_path,))
+    after.start()
+    after.join(60)
+    assert after.exitcode == 0 and time.monotonic() - start < 10
+
+
+@needs_compiler
+def test_a_failing_compiler_is_one_line_and_leaves_nothing(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(extension, "_ninja_file", lambda *_: "rule no\n  command = echo error: no such thing; exit 1\nbuild ops.so: no\n")
+    with pytest.raises(extension.BuildError, match="error: no such thing") as error:
+        extension.build(tmp_path, host=True)
+    assert "\n" not in str(error.value)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_problems_are_named_with_their_remedies(monkeypatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(extension, "compiler", lambda: None)
+    monkeypatch.setattr(extension, "ninja", lambda: None)
+    monkeypatch.setattr(extension, "find_toolkit", lambda: extension.Toolkit(Path("/opt/cuda"), (12, 4)))
+    found = "\n".join(extension.problems())
+    for words in ("install g++", "pip install ninja", "nvcc in /opt/cuda is of CUDA 12.4, torch of CUDA 13.0"):
+        assert words in found
+    monkeypatch.setattr(extension, "find_toolkit", lambda: None)
+    assert "install the CUDA toolkit 13.0" in extension.problems()[-1]
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "CUDA build of torch" in extension.problems()[0]
+
+
+def test_one_warning_when_nothing_can_be_built(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(extension, "device_architectures", lambda: ["sm_90"])
+    monkeypatch.setattr(extension, "problems", lambda: ["there is no nvcc"])
+    extension.load.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not extension.load() and not extension.load()
+    extension.load.cache_clear()
+    assert len(caught) == 1 and "there is no nvcc" in str(caught[0].message) and "doctor" in str(caught[0].message)
+
+
+def test_doctor_speaks_plainly(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(extension, "problems", lambda: ["ninja is missing: pip install ninja"])
+    result = click.testing.CliRunner().invoke(command.main, ["doctor"])
+    assert result.exit_code == 1 and "PROBLEM       ninja is missing: pip install ninja" in result.output
+    monkeypatch.setattr(extension, "problems", list)
+    result = click.testing.CliRunner().invoke(command.main, ["doctor"])
+    assert result.exit_code == 0 and "can be built here" in result.output
+
+
+def test_build_command_names_a_bad_architecture() -> None:
+    result = click.testing.CliRunner().invoke(command.main, ["build", "--arch", "hopper"])
+    assert result.exit_code == 1 and "architecture 'hopper' must be sm_XY" in result.output
+
+
+def test_cuda_build_for_ampere_hopper_and_later() -> None:
+    """Into the cache folder, so that it takes its minute only when the sources have changed."""
+    if extension.problems():
+        pytest.skip("no CUDA build here: " + "; ".join(extension.problems()))
+    path = extension.build(Path(make_cache_dir_path("ops")), extension.DEFAULT_ARCHITECTURES)
+    code = f"import torch; torch.ops.load_library({str(path)!r}); print(torch.ops.stylesan_xl.set_limits)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    dump = extension.find_toolkit().root / "bin" / "cuobjdump"  # type: ignore[union-attr]
+    if dump.exists():
+        listing = subprocess.run([dump, "--list-elf", "--list-ptx", path], capture_output=True, text=True).stdout
+        assert "sm_80.cubin" in listing and "sm_90.cubin" in listing and "sm_80.ptx" in listing
+
+
+def test_one_pass_of_the_front_end_serves_all_newer_architectures() -> None:
+    assert extension._code_flags(["sm_80", "sm_90", "compute_80"]) == "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"
+    assert extension._code_flags(["sm_90"]) == "-gencode arch=compute_90,code=[sm_90]"
+    assert extension._code_flags(["sm_75", "sm_86", "sm_90"]) == "-gencode arch=compute_75,code=[sm_75] -gencode arch=compute_86,code=[sm_86,sm_90]"
+
+
+@needs_compiler
+def test_get_plugin_builds_a_users_extension_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch"))
+    built = []
+    monkeypatch.setattr(custom_ops, "_load", lambda **arguments: built.append(arguments) or len(built))
+    (tmp_path / "a.cpp").write_text("int a;")
+    assert custom_ops.get_plugin("a_plugin", ["a.cpp"], source_dir=str(tmp_path)) == 1
+    assert custom_ops.get_plugin("a_plugin", ["a.cpp"], source_dir=str(tmp_path)) == 1
+    assert len(built) == 1 and built[0]["sources"] == [str(tmp_path / "a.cpp")]
+    with pytest.raises(ValueError, match=r"b\.cpp"):
+        custom_ops.get_plugin("b_plugin", ["b.cpp"], source_dir=str(tmp_path))

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network files: pickle -> safetensors -> pickle without losing a bit, damaged files in one line, and pickles that are run on request only."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from tests.parity.fill import GOLDENS
+from torch_utils.persistence import persistent_class, save_network_pickle
+from training.bundle import bundle
+from training.generator import build_stem, build_superres, generator_kwargs
+from training.networks import files
+
+PUBLISHED = sorted((GOLDENS / "pickles").glob("*.pkl"))
+SMALL = dict(syn_layers=4, cbase=64, cmax=4, z_dim=4, w_dim=8, embed_dim=3)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return build_superres(build_stem("stylegan3-r", 16, 3, num_embeddings=5, **SMALL), "stylegan3-t", 2, 4)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    """A snapshot with all that training writes."""
+    path = tmp_path_factory.mktemp("snapshot") / "network-snapshot.pkl"
+    provenance = {"project": "StyleSAN-XL", "nimg": 7, "rate": 0.1, "class_names": ["a", "b", "c"], "nothing": None}
+    contents = dict(G=network(0), D=bundle({"heads.0.weight": torch.randn(3)}), G_ema=network(1), augment_pipe=None)
+    save_network_pickle(path, dict(contents, training_set_kwargs={"path": "x.zip", "xflip": False}, provenance=provenance))
+    return path
+
+
+def same(a, b):
+    """Two network files hold the same, to the bit."""
+    assert a.generators.keys() == b.generators.keys() and a.tensors.keys() == b.tensors.keys()
+    for key, G in a.generators.items():
+        assert generator_kwargs(G) == generator_kwargs(b.generators[key])
+        states = G.state_dict(), b.generators[key].state_dict()
+        assert list(states[0]) == list(states[1])
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for key, tensors in a.tensors.items():
+        assert list(tensors) == list(b.tensors[key]) and all(torch.equal(value, b.tensors[key][name]) for name, value in tensors.items())
+    assert (a.training_set_kwargs, a.provenance, a.extra) == (b.training_set_kwargs, b.provenance, b.extra)
+
+
+def test_ours_there_and_back(snapshot, tmp_path):
+    first = files.read(snapshot)
+    assert list(first.generators) == ["G", "G_ema"] and list(first.tensors["D"]) == ["heads.0.weight"]
+    assert files.write_safetensors(tmp_path / "n.safetensors", first) == tmp_path / "n.json"
+    second = files.read(tmp_path / "n.safetensors")
+    same(first, second)
+    files.write_pickle(tmp_path / "n.pkl", second)
+    same(first, files.read(tmp_path / "n.pkl"))
+    (tmp_path / "again").mkdir()
+    files.write_safetensors(tmp_path / "again" / "n.safetensors", files.read(tmp_path / "n.pkl"))
+    for name in ("n.safetensors", "n.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    z, c = torch.randn(2, 4), torch.tensor([0, 2])
+    assert torch.equal(first.generators["G_ema"](z, c), second.generators["G_ema"](z, c))
+    assert not any(p.requires_grad for p in second.generators["G_ema"].parameters()) and not second.generators["G_ema"].training
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_there_and_back(path, tmp_path):
+    first = files.read(path)
+    files.write_safetensors(tmp_path / "n.safetensors", first)
+    second = files.read(tmp_path / "n.safetensors")
+    same(first, second)
+    files.write_pickle(tmp_path / "n.pkl", second)
+    third = files.read(tmp_path / "n.pkl")
+    third.tensors.pop("D")  # an empty one: the tools insist on a module
+    same(first, third)
+
+
+def test_one_network_stands_for_both(tmp_path):
+    G = network()
+    files.write_safetensors(tmp_path / "n.safetensors", files.NetworkFile({"G": G, "G_ema": G}))
+    assert json.loads((tmp_path / "n.json").read_text())["networks"]["G_ema"] == {"same_as": "G"}
+    file = files.read(tmp_path / "n.safetensors")
+    assert file.generators["G"] is file.generators["G_ema"]
+    only = file.only("G_ema")
+    files.write_pickle(tmp_path / "n.pkl", only)
+    assert list(files.read(tmp_path / "n.pkl").generators) == ["G", "G_ema"], "tools insist on both"
+    with pytest.raises(ValueError, match="there is no network G; there is G_ema"):
+        only.only("G")
+
+
+def test_one_key_is_rebuilt_alone(snapshot):
+    assert list(files.read(snapshot, key="G_ema").generators) == ["G_ema"]
+    with pytest.raises(ValueError, match="holds no network G; it has G_ema"):
+        files.read(_ema_only(snapshot), key="G")
+
+
+def _ema_only(snapshot):
+    path = snapshot.with_name("ema.pkl")
+    save_network_pickle(path, {"G_ema": network()})
+    return path
+
+
+def _edit(change):
+    def edit(folder):
+        config = json.loads((folder / "n.json").read_text())
+        change(config)
+        (folder / "n.json").write_text(json.dumps(config))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "n.json").unlink(), r"its n\.json is missing"),
+        (lambda f: (f / "n.json").write_text("{"), "this is no JSON"),
+        (lambda f: (f / "n.json").write_text("[" * 100_000), "this is no JSON"),
+        (lambda f: (f / "n.json").write_text("{}"), "does not describe a network"),
+        (lambda f: (f / "n.safetensors").write_bytes(b"nonsense"), "no safetensors file"),
+        (lambda f: (f / "n.safetensors").write_bytes((f / "n.safetensors").read_bytes()[:-1]), "no safetensors file"),
+        (_edit(lambda c: c.update(version=99)), "version 99"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(z_dim=5)), r"G_ema: mapping\.\S+ is float32"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(zdim=5)), "cannot be built"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"][1].update(in_channels=10**9)), "at most 65536"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"].pop()), "cannot be built"),
+        (_edit(lambda c: c["networks"]["G_ema"].update(kwargs=7)), "cannot be built"),
+        (_edit(lambda c: c["networks"].update(G_ema=None)), "cannot be built"),
+        (_edit(lambda c: c["networks"].pop("G_ema")), "tensors left over"),
+        (_edit(lambda c: c["networks"].update(X={"class": "Generator", "kwargs": c["networks"]["G_ema"]["kwargs"]})), "X: tensors missing"),
+        (_edit(lambda c: c["networks"].update(X={"same_as": "Y"})), "same as 'Y', which is not there"),
+        (_edit(lambda c: c["networks"].update(X={"same_as": ["G_ema"]})), "which is not there"),
+        (_edit(lambda c: c.update(extra={"G_ema": 1})), "extra has no networks"),
+        (_edit(lambda c: c.update(training_set_kwargs=[1])), "training_set_kwargs, provenance and extra are tables"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["mapping_kwargs"].update(num_layers=10**9)), "more than 256 layers"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(layers="x" * 300)), "cannot be built"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(z_dim=2**80)), "cannot be built"),
+    ],
+)
+def test_damaged_files_are_one_line(damage, message, tmp_path):
+    files.write_safetensors(tmp_path / "n.safetensors", files.NetworkFile({"G_ema": network()}))
+    damage(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        files.read(tmp_path / "n.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+SOURCE = """
+import os
+import torch
+from torch_utils import persistence
+os.environ["WEIGHTS_TEST_RAN"] = "yes"
+
+class Part(torch.nn.Module):
+    pass
+
+@persistence.persistent_class
+class Generator(torch.nn.Module):
+    z_dim, c_dim, w_dim, img_resolution, img_channels, num_ws = 4, 3, 4, 8, 3, 1
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones([]))
+    def mapping(self, z, c, truncation_psi=1):
+        assert c.shape == (len(z), 3) and c.is_floating_point()
+        return (z * c.sum(dim=1, keepdim=True) * truncation_psi)[:, None, :]
+    def synthesis(self, ws, noise_mode="const"):
+        return ws.sum(dim=2)[:, :, None, None].repeat(1, 3, 8, 8) * self.scale
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A pickle whose generator only its own source can run, and whose D is of a class that is not here."""
+    monkeypatch.delenv("WEIGHTS_TEST_RAN", raising=False)
+    monkeypatch.delenv("STYLESAN_TRUST_PICKLE", raising=False)
+    state = torch.nn.Module().__dict__ | {"_parameters": {"scale": torch.nn.Parameter(torch.tensor(2.0))}}
+    meta = dict(type="class", version=6, module_src=SOURCE + f"# {tmp_path}\n", class_name="Generator", state=state)
+
+    class Foreign:
+        def __reduce__(self):
+            from torch_utils.persistence import _reconstruct_persistent_obj
+
+            return _reconstruct_persistent_obj, (meta,)
+
+    content = pickle.dumps({"G": None, "D": torch.nn.Linear(1, 1), "G_ema": Foreign()}, protocol=4)
+    content = content.replace(b"\x8c\x17torch.nn.modules.linear", b"\x8c\x17pg_modules.not.existing")
+    path = tmp_path / "foreign.pkl"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_foreign_network_runs_when_trusted(foreign):
+    with pytest.raises(ValueError, match="a generator has the parts mapping and synthesis"):
+        files.read(foreign)
+    assert "WEIGHTS_TEST_RAN" not in os.environ
+    G = files.trusted_generator(foreign)
+    assert os.environ.pop("WEIGHTS_TEST_RAN") == "yes"
+    ws = G.mapping(torch.ones(2, 4), torch.tensor([0, 2]), truncation_psi=0.5)
+    assert torch.equal(G.to("cpu").synthesis(ws), torch.full([2, 3, 8, 8], 4.0))
+    with pytest.raises(ValueError, match=r"holds no network G$"):
+        files.trusted_generator(foreign, "G")
+    with pytest.raises(ValueError, match="a generator has the parts"):
+        files.read_trusted(foreign)
+
+
+def test_what_trust_brings_back_is_read_like_anything_else(snapshot, tmp_path):
+    """A file that the safe reader refuses, for a hostile name beside a good network, gives that network once it is run."""
+
+    class Harmless:
+        def __reduce__(self):
+            return os.getcwd, ()
+
+    path = tmp_path / "odd.pkl"
+    path.write_bytes(pickle.dumps({"note": Harmless(), "G_ema": files.read(snapshot).generators["G_ema"]}, protocol=4))
+    with pytest.raises(ValueError, match="refused global"):
+        files.read(path)
+    twin = files.read_trusted(path).generators["G_ema"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(twin.state_dict().values(), files.read(snapshot).generators["G_ema"].state_dict().values(), strict=True)
+    )
+    (tmp_path / "nonsense.pkl").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="running this pickle failed"):
+        files.read_trusted(tmp_path / "nonsense.pkl")
+
+
+def test_persistent_subclasses_of_ours_are_not_mistaken(tmp_path):
+    """The name alone does not make a generator."""
+
+    @persistent_class
+    class Generator(torch.nn.Module):
+        pass
+
+    save_network_pickle(tmp_path / "g.pkl", {"G_ema": Generator()})
+    with pytest.raises(ValueError, match="a generator has the parts mapping and synthesis, this one has none"):
+        files.read(tmp_path / "g.pkl")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model repositories, against a hub that is a folder; and the model card."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from tests.training.networks.test_files import network, same
+from training.networks import files
+from training.networks import hub as sharing
+
+
+class FolderHub:
+    """The calls that we make of huggingface_hub, on a folder."""
+
+    def __init__(self, root):
+        self.root, self.calls = Path(root), []
+
+    def create_repo(self, repo_id, *, repo_type=None, private=None, exist_ok=False):
+        self.calls.append(("create_repo", repo_id, private))
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message=None, repo_type=None, revision=None):
+        self.calls.append(("upload_folder", repo_id, revision, commit_message))
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def hf_hub_download(self, repo_id, filename, *, revision=None):
+        path = self.root / repo_id / filename
+        if not path.is_file():
+            raise RuntimeError(f"404 Client Error\n{repo_id} has no {filename}")
+        return str(path)
+
+
+PROVENANCE = {
+    "project": "StyleSAN-XL",
+    "nimg": 123_000,
+    "config": {"generator": {"cfg": "stylegan3-t", "superres": True, "path_stem": "runs/stem/best_model.pkl"}, "loss": {"cls_weight": 0.0}},
+    "class_names": ["cat", "dog", "a|b*c"],
+    "data": {"name": "emoji", "hash": "abcd", "images": 50, "metadata": {"transform": "center-crop", "filter": "lanczos"}},
+    "backbones": {"deit": "1234"},
+    "torch": "2.15",
+    "written": "2026-01-02T03:04:05+00:00",
+}
+METRICS = [{"metric": "fid50k_full", "results": {"fid50k_full": 2.14}}]
+
+
+def network_file():
+    return files.NetworkFile({"G_ema": network()}, {}, {"path": "emoji.zip"}, PROVENANCE)
+
+
+def test_push_and_pull(tmp_path):
+    hub, file = FolderHub(tmp_path), network_file()
+    assert sharing.push(file, "hf://me/emoji", license="cc-by-4.0", metrics=METRICS, private=True, api=hub) == "https://hub/me/emoji/commit/1"
+    assert hub.calls == [("create_repo", "me/emoji", True), ("upload_folder", "me/emoji", None, "Upload G_ema")]
+    assert sorted(path.name for path in (tmp_path / "me/emoji").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    same(file, sharing.pull("hf://me/emoji", hub))
+    with pytest.raises(ValueError, match=r"hf://me/other: cannot be downloaded: 404 Client Error me/other has no config\.json") as caught:
+        sharing.pull("hf://me/other", hub)
+    assert "\n" not in str(caught.value)
+    hub.upload_folder = lambda **kwargs: (_ for _ in ()).throw(RuntimeError("401\nnot yours"))
+    with pytest.raises(ValueError, match="cannot be uploaded: 401 not yours"):
+        sharing.push(file, "hf://me/emoji", api=hub)
+
+
+def test_the_package_has_the_calls_that_the_folder_has():
+    hub = pytest.importorskip("huggingface_hub")
+    for ours, theirs in (
+        (FolderHub.create_repo, hub.HfApi.create_repo),
+        (FolderHub.upload_folder, hub.HfApi.upload_folder),
+        (FolderHub.hf_hub_download, hub.hf_hub_download),
+    ):
+        assert set(inspect.signature(ours).parameters) - {"self"} <= set(inspect.signature(theirs).parameters)
+
+
+@pytest.mark.parametrize("text", ["hf://", "hf://me", "hf://me/../x", "hf://me/a/b", "hf://me/a b", "hf://me/a@"])
+def test_names_of_repositories(text):
+    with pytest.raises(ValueError, match="named hf://OWNER/NAME"):
+        sharing.parse_repository(text)
+    assert sharing.parse_repository("hf://me/a-b.c@v1/x") == ("me/a-b.c", "v1/x")
+
+
+def test_the_card_says_what_the_file_knows():
+    text = sharing.model_card(network_file(), "me/emoji", "cc-by-4.0", METRICS)
+    _, head, body = text.split("---\n", 2)
+    head = yaml.safe_load(head)
+    assert head["license"] == "cc-by-4.0" and "stylesan-xl" in head["tags"]
+    result = head["model-index"][0]["results"][0]
+    assert result["metrics"] == [{"type": "fid50k_full", "value": 2.14}] and result["dataset"]["name"] == "emoji"
+    for line in (
+        "32x32 pixels, 3 classes",
+        "--network=hf://me/emoji",
+        "- name: emoji",
+        "- prepared: transform: center-crop",
+        r"Classes: cat, dog, a\|b\*c.",
+        "- images shown: 123000",
+        "- generator.cfg: stylegan3-t",
+        "- stem: runs/stem/best\\_model.pkl",
+        "- feature network deit: 1234",
+        "| fid50k\\_full | 2.1400 |",
+        "Weights: cc-by-4.0.",
+    ):
+        assert line in body, line
+
+
+def test_the_card_of_a_file_that_knows_nothing():
+    text = sharing.model_card(files.NetworkFile({"G": network()}), "me/x\ny: z")
+    head = yaml.safe_load(text.split("---\n", 2)[1])
+    assert head["license"] == "unknown" and "model-index" not in head
+    assert "None are recorded." in text and "Ask before use" in text and "The configuration is not known." in text
+    hostile = files.NetworkFile({"G": network()}, {}, {"path": 7}, {"config": [1], "data": "x", "class_names": "y", "backbones": 3})
+    assert sharing.model_card(hostile, "me/x")
+
+
+def test_metrics_come_from_the_lines_about_this_file(tmp_path):
+    lines = [
+        {"metric": "fid", "results": {"fid": 9.0}, "snapshot_pkl": "network-snapshot-000001.pkl"},
+        {"metric": "fid", "results": {"fid": 3.0}, "snapshot_pkl": "network-snapshot-000002.pkl"},
+        {"metric": "fid", "results": {"fid": 5.0}, "snapshot_pkl": "network-snapshot-000003.pkl"},
+    ]
+    (tmp_path / "metric-fid.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "cut {\n")
+
+    def found(name):
+        return [line["results"]["fid"] for line in sharing.read_metrics(str(tmp_path / name))]
+
+    assert found("network-snapshot-000001.pkl") == [9.0]
+    assert found("best_model.pkl") == [3.0]
+    assert found("other.pkl") == []
+    assert sharing.read_metrics("hf://me/x") == []
+
+
+def test_cards_are_short_of_nothing_for_unconditional_networks():
+    from training.generator import build_stem
+
+    torch.manual_seed(0)
+    G = build_stem("stylegan3-t", 16, 0, syn_layers=4, cbase=64, cmax=4, z_dim=4, w_dim=8)
+    assert "16x16 pixels, 5 layers" in sharing.model_card(files.NetworkFile({"G_ema": G}), "me/x")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules: configurations of stages, plans at full size against the published parameter counts, what lineage records."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from tests.parity.fill import GOLDENS
+from training.generator import build_stem
+from training.progressive import recipe, stages
+from training.progressive.recipe import Recipe, Stage
+from training.progressive.stages import Override, Schedule, Upsampled
+
+OPTIONS = {**train.FLAGS, "init_from": "run.init_from"}
+
+
+def whole(name: str, *overrides: Override) -> Schedule:
+    source = recipe.load(name, train.flag_parsers())
+    return Schedule(source, "", overrides, tuple(s.resolution for s in source.stages))
+
+
+@pytest.mark.parametrize(("name", "golden"), [("imagenet256", "imagenet_t_syn10"), ("cifar10", "cifar10_r_syn6"), ("ffhq256", "ffhq_syn6")])
+def test_full_size_parameters_of_every_stage(name, golden):
+    info = json.loads((GOLDENS / f"structure_{golden}.json").read_text())
+    generators = stages.plan_generators(whole(name), OPTIONS, info["c_dim"])
+    for G, published in zip(generators, info["stages"], strict=True):
+        assert (G.img_resolution, G.num_ws) == (published["img_resolution"], published["num_ws"])
+        # the published class table has 1000 rows whatever the data; here one per class
+        rows = G.mapping.embed.weight.numel() if hasattr(G.mapping, "embed") else 0
+        assert sum(p.numel() for p in G.parameters()) - rows == published["params"]["total"] - published["params"]["mapping_embed"]
+        if published["stage"] == "superres":
+            assert sum(p.numel() for p in G.parameters() if p.requires_grad) == published["params"]["head_only"]
+        names = [layer["name"] for layer in published["layers"]]
+        assert ["input", *G.synthesis.layer_names][-len(names) :] == names
+
+
+def test_the_tables_of_ffhq_1024_and_image_net_1024_can_be_planned():
+    for name, c_dim in (("ffhq1024", 0), ("imagenet1024", 1000)):
+        assert stages.plan_generators(whole(name), OPTIONS, c_dim)[-1].img_resolution == 1024
+
+
+def test_overrides_apply_to_their_stages_in_order():
+    schedule = whole("demo64", Override({"kimg": 3.0}), Override({"kimg": 9.0, "glr": 0.1}, (32,)))
+    configs = {s.resolution: schedule.config(s, OPTIONS, Path("f")) for s in schedule.stages}
+    assert {r: c.run.kimg for r, c in configs.items()} == {16: 3.0, 32: 9.0, 64: 3.0}
+    assert configs[64].generator.path_stem == "f/stage-032x032" and configs[64].generator.up_factor == 2
+    assert not configs[16].generator.superres and configs[16].data.resolution == 16
+    assert stages.from_json(json.loads(json.dumps(schedule.to_json()))).to_json() == json.loads(json.dumps(schedule.to_json()))
+    with pytest.raises(ValueError, match=r"stage 32: --batch=15 is not a multiple"):
+        whole("demo64", Override({"batch": 15, "gpus": 2}, (32,))).config(schedule.stages[1], OPTIONS)
+
+
+def test_a_pattern_names_a_data_set_per_stage():
+    schedule = Schedule(whole("demo64").recipe, "data/emoji{res}.zip", (), (16, 32))
+    assert [schedule.config(s, OPTIONS).data.path for s in schedule.stages] == ["data/emoji16.zip", "data/emoji32.zip"]
+
+
+def test_part_of_a_schedule_needs_a_stem(tmp_path):
+    schedule = Schedule(whole("demo64").recipe, "", (), (32, 64))
+    with pytest.raises(ValueError, match="stage 32 needs the network of stage 16, which is not yet: give --path_stem"):
+        stages.check_stems(schedule, None, 9)
+    with pytest.raises(ValueError, match=r"stage 16 of demo64 is a stem itself"):
+        whole("demo64", Override({"path_stem": "x.pkl"}, (16,))).config(schedule.recipe.stages[0], OPTIONS)
+
+
+@pytest.mark.parametrize(("text", "selected"), [(None, (16, 32, 64)), ("64", (64,)), ("64, 16", (16, 64))])
+def test_selected_stages(text, selected):
+    assert stages.parse_selected(text, whole("demo64").recipe) == selected
+    with pytest.raises(ValueError, match=r"'48' is no stage of recipe demo64, which has 16, 32, 64"):
+        stages.parse_selected("16,48", whole("demo64").recipe)
+
+
+def test_differences_name_what_changed():
+    a = Recipe("x", "", None, None, (Stage(16, {"kimg": 3.0, "metrics": ("m",)}),))
+    assert stages.differences(a, Recipe("x", "other words", None, None, (Stage(16, {"kimg": 3.0, "metrics": ["m"]}),))) == ""
+    assert stages.differences(a, Recipe("x", "", None, None, (Stage(16, {"kimg": 4.0, "metrics": ("m",)}),))) == "stage 16: kimg 3.0 against 4.0"
+    assert stages.differences(a, Recipe("x", "", None, None, (Stage(32, {}),))) == "stages 16 against 32"
+    assert "final_metric" in stages.differences(a, Recipe("x", "", None, "m", a.stages))
+
+
+def test_time_comes_from_measurements_of_this_stage_alone():
+    row = recipe.Speed("demo64", 32, "a CPU", 2, 16, 16, 86.4, "abc", "command")
+    schedule = whole("demo64", Override({"kimg": 1000.0}))
+    planned = {p.stage.resolution: p for p in stages.plan(schedule, OPTIONS, None)}
+    assert stages.time_lines(schedule, planned[32], OPTIONS, [row])[0].startswith("2.0 device-days by 86.4 s/kimg, measured on a CPU x 2")
+    assert stages.time_lines(schedule, planned[64], OPTIONS, [row]) == []
+    assert "no measurement" in "\n".join(stages.stage_lines(planned[64], []))
+    wider = whole("demo64", Override({"cmax": 32}))
+    assert stages.time_lines(wider, stages.plan(wider, OPTIONS, None)[1], OPTIONS, [row]) == ["no measurement with these overrides"]
+
+
+def test_upsampled_images_say_so():
+    G = build_stem("stylegan3-t", 16, 2, syn_layers=4, cbase=64, cmax=4, w_dim=8, z_dim=4, margin_size=2)
+    source = Upsampled(G, 64)
+    z, labels = torch.randn(3, 4), torch.tensor([0, 1, 1])
+    native, images = G(z, labels), source(z, labels)
+    assert images.shape == (3, 3, 64, 64)
+    assert torch.allclose(images.mean(dim=(2, 3)), native.mean(dim=(2, 3)), atol=0.02)
+    assert source.details() == {"upsampled": {"from": 16, "to": 64, "filter": "bicubic, antialiased"}}
+    assert torch.equal(Upsampled(G, 16)(z, labels), native) and Upsampled(G, 16).details() == {"upsampled": None}

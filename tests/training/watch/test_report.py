@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""report.html: what it says, that it is one safe file of bounded size, and that nothing in a folder can stop a run."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from training.config import TrainConfig, to_json
+from training.watch import report
+
+EVIL = "<script>alert(1)</script>&\"'"
+
+
+def _jsonl(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def make_run(folder, kimg=8.0, names=("cat", EVIL), outcome="finished"):
+    folder.mkdir(parents=True, exist_ok=True)
+    changes = {"data.path": "/somewhere/pets16.zip", "data.cond": True, "run.kimg": 16.0, "optim.glr": 0.005, "run.metrics": ["fd_lite0_500"]}
+    config = TrainConfig().override(changes)
+    (folder / "training_options.json").write_text(json.dumps({"config": to_json(config)}))
+    about = {"images": 3812, "classes": len(names), "resolution": 16, "grid_rows": list(names), "g_parameters": 2_500_000, "g_trained": 2_000_000}
+    (folder / report.ABOUT_FILE).write_text(json.dumps(about))
+    stat = lambda value: {"num": 1, "mean": value, "std": 0.0}  # noqa: E731
+    names_of = ("Timing/sec_per_kimg", "Timing/images_per_sec", "Timing/total_sec", "Variety/within", "Loss/D/fun")
+    _jsonl(
+        folder / "stats.jsonl",
+        [
+            {"kimg": float(k), "timestamp": 1.7e9, **dict(zip(names_of, map(stat, (20.0, 50.0, 20.0 * k, 0.87, 5.0)), strict=True))}
+            for k in range(1, int(kimg) + 1)
+        ],
+    )
+    scores = [(4.0, 30.0), (6.0, 12.5), (8.0, 14.0)]
+    _jsonl(
+        folder / "metric-fd_lite0_500.jsonl",
+        [{"kimg": k, "results": {"fd_lite0_500": v}, "snapshot_pkl": f"network-snapshot-{k:.0f}.pkl"} for k, v in scores],
+    )
+    (folder / "status.json").write_text(json.dumps({"outcome": outcome}))
+    noise = np.random.RandomState(0)
+    for name, size in (("reals.png", 64), ("fakes000004.png", 64), ("fakes000008.png", 64), ("curves.png", 300), ("contact-sheet.png", 200)):
+        PIL.Image.fromarray(noise.randint(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+class _Checker(HTMLParser):
+    """Tags, and whether every one is closed."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.words, self.sources = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def checked(path):
+    parser = _Checker()
+    page = path.read_text()
+    parser.feed(page)
+    assert parser.open == [] and "script" not in parser.tags and all(s.startswith("data:image/") for s in parser.sources)
+    return parser, re.sub(r"\s+", " ", " ".join(parser.words))
+
+
+def test_a_run(tmp_path):
+    run = make_run(tmp_path / "00000-pets")
+    alarm = {"cause": "variety", "kimg": 7.0, "tick": 7, "since_kimg": 5.0, "seen": "samples of a class look alike", "advice": "more data."}
+    _jsonl(run / "alarms.jsonl", [alarm])
+    assert report.write(run) == run / "report.html"
+    parser, words = checked(run / "report.html")
+    for wanted in (
+        *("00000-pets", "pets16.zip", "16x16 pixels", "3,812 images in 2 classes", "finished", "8 kimg", "of 16", "50 img/s", "0.87", "cat"),
+        *("12.5", "network-snapshot-6.pkl", "at 6 kimg", "samples of a class look alike", "since 5 kimg", "more data.", "optim.glr", "0.005"),
+        *("2.5 M generator parameters", EVIL, "generated, 8 kimg"),
+    ):
+        assert wanted in words, wanted
+    assert "optim.dlr" not in words  # a default
+    assert parser.tags.count("img") == 4
+
+
+def test_time_left(tmp_path):
+    run = report.Run.read(make_run(tmp_path / "r", outcome="interrupted"))
+    assert run.seconds_left == pytest.approx(8 * 20) and run.best() == ("fd_lite0_500", 12.5, 6.0, "network-snapshot-6.pkl")
+
+
+def test_stages_side_by_side(tmp_path):
+    folder = tmp_path / "00001-demo64"
+    for name in ("stage-016x016", "stage-032x032"):
+        make_run(folder / name)
+    (folder / "lineage.json").write_text(json.dumps({"stages": [{"stem": EVIL, "kimg": 3}]}))
+    (folder / "recipe.json").write_text(json.dumps({"name": "demo64"}))
+    (folder / "stage-nothing-yet").mkdir()
+    (folder / "stage-016x016" / "final.json").write_text(json.dumps({"metric": "fd_lite0_2k", "value": 77.25}))
+    report.write(str(folder))
+    parser, words = checked(folder / "report.html")
+    assert words.count("stage-016x016") == words.count("stage-032x032") == 4  # table, images, contact sheet, curves
+    assert (folder / "curves.png").exists()
+    assert EVIL in words and "demo64" in words and "stage-nothing-yet" in words and "fd_lite0_2k 77.25" in words and parser.tags.count("img") == 9
+
+
+def test_a_page_of_many_stages_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RECIPE_BUDGET", 60_000)
+    for i in range(3):
+        make_run(tmp_path / f"stage-{i}")
+    report.write(tmp_path)
+    parser, _ = checked(tmp_path / "report.html")
+    assert parser.tags.count("img") == 13 and (tmp_path / "report.html").stat().st_size < 60_000 * 4 / 3 + 30_000
+
+
+def test_size_is_bounded(tmp_path):
+    run = make_run(tmp_path / "big")
+    huge = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, (900, 1700, 3), dtype=np.uint8))
+    for name in ("reals.png", "fakes000008.png", "curves.png", "contact-sheet.png"):
+        huge.save(run / name)
+    (run / report.ABOUT_FILE).write_text(json.dumps({"grid_rows": ["x" * 100_000] * 3, "classes": 3}))
+    report.write(run)
+    assert (run / "report.html").stat().st_size < 5_000_000
+    assert (run / "report.html").read_text().count("data:image/jpeg") == 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_folder_and_a_damaged_one(tmp_path):
+    assert report.write(tmp_path) is not None
+    for name in (
+        "training_options.json",
+        "about.json",
+        "stats.jsonl",
+        "metric-x.jsonl",
+        "alarms.jsonl",
+        "status.json",
+        "reals.png",
+        "fakes1.png",
+        "fakesx.png",
+    ):
+        for content in (b"", b"\xff\x00", b"[]", b'{"config": {"run": 3}}', b'{"kimg": "x", "results": {"x": "y"}}', b'{"seen": 3, "grid_rows": 7}'):
+            (tmp_path / name).write_bytes(content)
+            assert report.write(tmp_path) is not None, (name, content)
+    checked(tmp_path / "report.html")
+
+
+def test_failures_are_warnings(tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("the old one")
+    monkeypatch.setattr(report, "run_page", lambda folder: 1 / 0)
+    with pytest.warns(UserWarning, match="not written"):
+        assert report.write(tmp_path) is None
+    assert (tmp_path / "report.html").read_text() == "the old one"
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["report", str(run)])
+    assert report.main() == 0 and (run / "report.html").exists()
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "nowhere")])
+    assert report.main() == 1
+    assert "nowhere holds neither" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contact sheets: columns in order, bounded in number, the same after a kill, whatever lies in the folder."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from tests.toy_data import write_dataset
+from training.data.dataset import ImageDataset
+from training.watch import sheets
+from training.watch.sheets import ContactSheet
+
+
+class _Grey(torch.nn.Module):
+    """In a generator's place: one shade of grey."""
+
+    z_dim = 4
+
+    def __init__(self, shade, c_dim):
+        super().__init__()
+        self.shade, self.c_dim = shade, c_dim
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, z, c=None):
+        assert (c is None) == (self.c_dim == 0)
+        return torch.full((len(z), 3, 16, 16), self.shade / 127.5 - 1)
+
+
+def _sheet(folder, names=("a", "b", "c")):
+    folder.mkdir(exist_ok=True)
+    data = folder / "d.zip"
+    if not data.exists():
+        write_dataset(data, 12, class_names=list(names) if names else None)
+    dataset = ImageDataset(str(data), use_labels=bool(names))
+    return ContactSheet(folder, dataset, seed=0, batch=4), len(names or ())
+
+
+@pytest.fixture(autouse=True)
+def few_columns(monkeypatch):
+    monkeypatch.setattr(sheets, "MAX_COLUMNS", 7)
+
+
+def _columns(folder):
+    return sorted(int(p.stem) for p in (folder / sheets.FOLDER).glob("0*.png"))
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), None, ("<b>only</b>",)])
+def test_columns_are_times(tmp_path, names):
+    sheet, c_dim = _sheet(tmp_path, names)
+    for shown, shade in ((0, 40), (4000, 120), (8000, 200)):
+        sheet.add(_Grey(shade, c_dim), shown)
+    image = np.asarray(PIL.Image.open(tmp_path / sheets.FILE)).astype(int)
+    cell = 48
+    assert image.shape[0] > sheet.rows * cell and image.shape[1] > 4 * cell
+    left = image.shape[1] - 4 * cell
+    shades = [image[-cell // 2, left + int((i + 0.5) * cell)].tolist() for i in range(3)]
+    assert [[abs(v - s) <= 1 for v in pixel] for pixel, s in zip(shades, (40, 120, 200), strict=True)] == [[True] * 3] * 3
+    assert image[-cell:, -cell:].std() > 10  # the data
+
+
+def test_bounded_and_spread(tmp_path):
+    sheet, c_dim = _sheet(tmp_path)
+    for i in range(3 * sheets.MAX_COLUMNS):
+        sheet.add(_Grey(100, c_dim), 1000 * i)
+    columns = _columns(tmp_path)
+    assert len(columns) == sheets.MAX_COLUMNS and columns[0] == 0 and columns[-1] == 1000 * (3 * sheets.MAX_COLUMNS - 1)
+    assert max(np.diff(columns)) <= 6000
+
+
+def test_a_kill_changes_nothing(tmp_path):
+    """Every column is written twice, as by a run that dies before each checkpoint: the same files as without."""
+    for name in ("whole", "killed"):
+        sheet, c_dim = _sheet(tmp_path / name)
+        for i in range(sheets.MAX_COLUMNS + 5):
+            sheet.add(_Grey(100, c_dim), 1000 * i)
+            if name == "killed" and i > 0:
+                sheet = _sheet(tmp_path / name)[0]
+                sheet.drop_after(1000 * (i - 1))
+                assert _columns(tmp_path / name)[-1] == 1000 * (i - 1)
+                sheet.add(_Grey(100, c_dim), 1000 * i)
+    assert _columns(tmp_path / "whole") == _columns(tmp_path / "killed")
+    assert (tmp_path / "whole" / sheets.FILE).read_bytes() == (tmp_path / "killed" / sheets.FILE).read_bytes()
+
+
+def test_damaged_columns_are_passed_over(tmp_path):
+    sheet, c_dim = _sheet(tmp_path)
+    sheet.add(_Grey(100, c_dim), 0)
+    width = PIL.Image.open(tmp_path / sheets.FILE).width
+    (tmp_path / sheets.FOLDER / "000000500.png").write_bytes(b"no picture")
+    PIL.Image.new("RGB", (16, 5)).save(tmp_path / sheets.FOLDER / "000000600.png")
+    (tmp_path / sheets.FOLDER / "notes.png").write_bytes(b"")
+    sheet.add(_Grey(100, c_dim), 1000)
+    assert PIL.Image.open(tmp_path / sheets.FILE).width == width + 48

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initial class embeddings of the generator, computed from the training set: the mean pooled feature of each class's images.
+
+StyleGAN-XL (Sauer et al., SIGGRAPH 2022, section 3.1) takes these means from ImageNet, through EfficientNet-Lite0 (F = 320), for any data.
+Deviation: here they come from the data set itself, so that any classes, and any number of them, have embeddings that are their own.
+"""
+
+import hashlib
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dnnlib.progress import Progress, format_time
+from dnnlib.util import atomic_write, make_cache_dir_path
+from torch_utils import rng
+from torch_utils.features import FeatureNetwork
+from training.data.dataset import ImageDataset, Loader
+
+_RECIPE = "mean pooled feature of [0, 1] -> normalised -> bilinear to native size; 1"  # part of the cache's key: change it with the computation
+PER_CLASS = 200  # images of each class, and MIN_PER_CLASS where the classes are so many that 200 are more than MAX_IMAGES
+MIN_PER_CLASS, MAX_IMAGES = 100, 50_000
+
+
+def random_class_embedding(c_dim: int, dim: int, seed: int) -> torch.Tensor:
+    """The alternative that knows nothing of the data: N(0, 1), float32 [c_dim, dim]; a row depends on seed and class alone."""
+    return rng.normal(seed, "class_embedding/random", 0, range(c_dim), (dim,))
+
+
+def spread_class_embedding(table: torch.Tensor) -> torch.Tensor:
+    """Class means [c_dim, F] less their common mean, brought to unit root mean square, so that classes point into different directions.
+
+    Deviation: published networks start from the means as they are. Those of similar classes are almost parallel (handwritten digits: cosines of
+    0.84 to 0.93), and the mapping network, whose learning rate is a hundredth, would take long to tell them apart. One class stays as it is.
+    """
+    if len(table) < 2:
+        return table
+    centred = table - table.mean(dim=0)
+    return centred / centred.square().mean().sqrt().clamp(min=1e-12)
+
+
+def compute_class_embedding(
+    dataset: ImageDataset,
+    network: FeatureNetwork,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    max_per_class: int | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    pause: Callable[[], None] | None = None,
+) -> torch.Tensor:
+    """Mean pooled feature per class, float32 [c_dim, F] on the CPU; read from the cache beside the data set when it is there.
+
+    The cache is one .npy file named after the data set, the network and a hash of all that the numbers depend on (images, labels,
+    weights, max_per_class, seed); it lies in the cache folder ($DNNLIB_CACHE_DIR) when the data set's folder is read-only.
+
+    Args:
+        dataset: with labels. A class without images gets the mean of the other classes, with a warning.
+        network: moved to `device` (None: stays where it is) and to channels_last, for speed.
+        batch_size: None = 16 on a CPU, where more was slower, 64 elsewhere; no part of the result beyond rounding.
+        max_per_class: images per class, a seeded random choice; 0 = all. None = `images_per_class`.
+        pause: called before every batch; what it raises ends the work.
+
+    Raises:
+        ValueError: the data set has no labels, or a feature is not finite.
+    """
+    if dataset.labels is None or dataset.label_dim < 1:
+        raise ValueError(f"{dataset.path}: class embeddings need labels; prepare the data with one sub-folder per class")
+    if max_per_class is None:
+        max_per_class = images_per_class(dataset.label_dim)
+    if max_per_class < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"max_per_class must not be negative and batch_size at least 1, got {max_per_class} and {batch_size}")
+    paths = _cache_paths(dataset, network, max_per_class, seed)
+    for path in paths:
+        if (cached := _read(path, dataset.label_dim)) is not None:
+            return cached
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch_size = batch_size or (16 if network.mean.device.type == "cpu" else 64)
+    chosen = _choose(dataset.labels, dataset.label_dim, max_per_class, seed)
+    table = _class_means(dataset, network, chosen, batch_size, workers, pause)
+    _write(paths, table.numpy())
+    return table
+
+
+def images_per_class(c_dim: int) -> int:
+    """How many images give a class's mean: 200, or 100 of each of more than 500 classes.
+
+    Measured on Fashion-MNIST at 32x32 against the means of 950 images a class (benchmarks/class_means.py), after
+    `spread_class_embedding`: n images a class leave an error of this share of the distance to the nearest other class, and this
+    cosine distance, mean over classes:
+
+        n                  20     50     100    200    500
+        error / distance   0.33   0.21   0.14   0.10   0.05
+        cosine distance    0.038  0.015  0.007  0.004  0.001
+
+    It is a start for a table that is trained, and 200 images of ten classes take half a minute on one CPU core.
+    """
+    return max(MIN_PER_CLASS, min(PER_CLASS, MAX_IMAGES // c_dim))
+
+
+def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
+    """What `compute_class_embedding` has to compute, with the time it takes here, measured now; None if the table is cached."""
+    assert dataset.labels is not None
+    count = images_per_class(dataset.label_dim)
+    if any(path.is_file() for path in _cache_paths(dataset, network, count, 0)):
+        return None
+    images = len(_choose(dataset.labels, dataset.label_dim, count, 0))
+    pixels = torch.zeros([8, 3, dataset.resolution, dataset.resolution], dtype=torch.uint8)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        for _ in range(2):  # the second time counts
+            started = time.monotonic()
+            _features(network, pixels)
+    seconds = (time.monotonic() - started) / len(pixels)
+    return (
+        f"class embeddings from {images:,} images through {network.name}: about {format_time(images * seconds)} on "
+        f"{network.mean.device.type} ({1 / seconds:,.3g} images/s measured), once"
+    )
+
+
+def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np.ndarray:
+    """Indices of at most max_per_class images of every class (0: of all), ascending."""
+    if max_per_class == 0:
+        return np.arange(len(labels), dtype=np.int64)
+    order = rng.permutation(seed, "class_embedding/choice", 0, len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    first = np.searchsorted(labels[by_class], np.arange(c_dim))
+    place = np.arange(len(labels)) - first[labels[by_class]]  # among the images of its class, in random order
+    return np.sort(by_class[place < max_per_class])
+
+
+@torch.inference_mode()
+def _class_means(
+    dataset: ImageDataset,
+    network: FeatureNetwork,
+    indices: np.ndarray,
+    batch_size: int,
+    workers: int,
+    pause: Callable[[], None] | None,
+) -> torch.Tensor:
+    sums: torch.Tensor | None = None  # float64 [c_dim, F]
+    counts = torch.zeros(dataset.label_dim, dtype=torch.int64)
+    batches = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+    print(f"Class embeddings from {len(indices):,} images, once", file=sys.stderr, flush=True)
+    progress = Progress(label="Class embeddings", unit="", silent=2)
+    with Loader(dataset, batches, workers=workers, cache_mb=0) as loader, progress:
+        for images, labels in loader:
+            if pause is not None:
+                pause()
+            assert labels is not None
+            features = _features(network, images).cpu().double()  # [B, F]
+            if not features.isfinite().all():
+                raise ValueError(f"{network.name} gives features that are not finite on {dataset.path}; check its weights")
+            if sums is None:
+                sums = torch.zeros(dataset.label_dim, features.shape[1], dtype=torch.float64)
+            sums.index_add_(0, labels, features)
+            counts += labels.bincount(minlength=dataset.label_dim)
+            progress.advance(len(images), len(indices))
+    assert sums is not None
+    means = sums / counts.clamp(min=1)[:, None]
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        names = ", ".join(str(i) if dataset.class_names is None else f"{i} ({dataset.class_names[i]})" for i in empty[:5])
+        warnings.warn(
+            f"{dataset.path}: {len(empty)} of {dataset.label_dim} classes have no images ({names}{', ...' if len(empty) > 5 else ''}); "
+            "their embedding is the mean of the others",
+            stacklevel=3,
+        )
+        means[empty] = means[counts > 0].mean(dim=0)
+    return means.float()
+
+
+def _features(network: FeatureNetwork, images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 3, R, R] -> pooled features, float32 [B, F]."""
+    x = network.normalize(images.to(network.mean.device).float() / 255)
+    size = network.input_size
+    return network.pooled(F.interpolate(x, (size, size), mode="bilinear", align_corners=False))
+
+
+def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: int, seed: int) -> list[Path]:
+    """Where the table may lie: beside the data set, else in the cache folder."""
+    assert dataset.labels is not None
+    view = hashlib.sha256(dataset.labels.astype("<i8").tobytes()).hexdigest()  # a subset or flipped copies of the archive differ in this
+    identity = (_RECIPE, dataset.content_hash(), view, dataset.label_dim, network.name, network.sha256, max_per_class, seed)
+    key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:16]
+    data = Path(dataset.path).absolute()
+    name = f"{data.stem if data.is_file() else data.name}-class-embedding-{network.name}-{key}.npy"
+    return [data.parent / name, Path(make_cache_dir_path("class-embeddings")) / name]
+
+
+def _read(path: Path, c_dim: int) -> torch.Tensor | None:
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, EOFError) as e:
+        warnings.warn(f"cannot read the cached class embeddings {path} ({e}); computing them again", stacklevel=3)
+        return None
+    if table.ndim != 2 or len(table) != c_dim or table.dtype != np.float32 or not np.isfinite(table).all():
+        warnings.warn(f"the cached class embeddings {path} do not fit the data set; computing them again", stacklevel=3)
+        return None
+    return torch.from_numpy(table)
+
+
+def _write(paths: list[Path], table: np.ndarray) -> None:
+    """Into the first of `paths` that can be written; a warning if none can."""
+    problems = []
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as f:
+                np.save(f, table)
+            return
+        except OSError as e:
+            problems.append(str(e))
+    warnings.warn(
+        f"class embeddings are not cached, and computed again when a run starts anew: {'; '.join(problems)}; set DNNLIB_CACHE_DIR "
+        "to a folder that can be written",
+        stacklevel=3,
+    )

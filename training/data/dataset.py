@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training images: a zip or folder in StyleGAN's format, its labels, a sampler whose position is a number, a prefetching loader.
+
+The format is what dataset_tool.py writes and stylegan3's tools read: square power-of-two PNGs in 00000/img00000000.png folders and a
+dataset.json with {"labels": [["00000/img00000000.png", 3], ...], "metadata": {"class_names": [...], ...}}.
+
+Shapes: N images (flipped copies included), B batch, R resolution.
+"""
+
+import functools
+import hashlib
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from image_data import archives
+from torch_utils import rng
+
+NUM_CHANNELS = 3
+CHUNK_IMAGES = 64  # images one thread decodes at a time
+
+
+class ImageDetails(NamedTuple):
+    """Where one image of the data set comes from."""
+
+    name: str  # path inside the archive
+    raw_index: int  # among the archive's images, sorted by name
+    xflip: bool
+    raw_label: int  # -1 without labels
+
+
+class ImageDataset:
+    """Square power-of-two images with optional class labels, read on demand.
+
+    Args:
+        path: zip file or folder in StyleGAN's format.
+        resolution: the resolution the images must have; None takes what they have.
+        use_labels: read class indices from dataset.json; without it the data set is unconditional.
+        xflip: double the set virtually; index i + N/2 is the mirrored copy of image i.
+        max_size: keep a random subset of this many images (before flips), seeded by `random_seed`, in archive order.
+
+    Raises:
+        ValueError: one line about what is wrong with the path, the images or the labels.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        resolution: int | None = None,
+        use_labels: bool = False,
+        xflip: bool = False,
+        max_size: int | None = None,
+        random_seed: int = 0,
+    ):
+        self.path = os.fspath(path)
+        self._archive = archives.open_archive(self.path)
+        if self._archive.duplicates:
+            raise ValueError(f"{self.path}: {self._archive.duplicates[0]} exists twice in the zip")
+        if not self._archive.images:
+            raise ValueError(f"{self.path}: no images found; prepare one with dataset_tool.py")
+        self._index = archives.read_index(self._archive)
+        self.name = self._archive.name
+        self.metadata: dict[str, Any] = self._index.metadata
+        self.resolution = self._find_resolution(resolution)
+        self.num_channels = NUM_CHANNELS
+        self.image_shape = [NUM_CHANNELS, self.resolution, self.resolution]
+        self.xflip = xflip
+
+        num_raw = len(self._archive.images)
+        self._raw_indices = np.arange(num_raw, dtype=np.int64)
+        if max_size is not None and max_size < 1:
+            raise ValueError(f"max_size must be at least 1, not {max_size}")
+        if max_size is not None and max_size < num_raw:
+            order = np.random.RandomState(random_seed % 2**31).permutation(num_raw)
+            self._raw_indices = np.sort(order[:max_size]).astype(np.int64)
+
+        self.class_names: list[str] | None = None
+        self.label_dim = 0
+        self.labels: np.ndarray | None = None  # int64 [N]
+        if use_labels:
+            raw_labels = self._read_labels()
+            self.labels = np.tile(raw_labels[self._raw_indices], 2 if xflip else 1)
+            self.label_dim = self._index.num_classes
+            self.class_names = self._index.class_names
+        self._cache: _ImageCache | None = None
+        self._content_hash: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._raw_indices) * (2 if self.xflip else 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    @property
+    def num_archived(self) -> int:
+        """Images in the archive, whatever subset of them is used."""
+        return len(self._archive.images)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are in use (asked for and present)."""
+        return self.labels is not None
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(uint8 [3, R, R], class index or -1)."""
+        details = self.get_details(index)
+        image = self._raw_image(int(index) % len(self._raw_indices))
+        return (image[:, :, ::-1].copy() if details.xflip else image.copy()), details.raw_label
+
+    def get_details(self, index: int) -> ImageDetails:
+        """Name, position in the archive, flip and label of image `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        row = int(index) % len(self._raw_indices)
+        raw_index = int(self._raw_indices[row])
+        label = -1 if self.labels is None else int(self.labels[row])
+        return ImageDetails(self._archive.images[raw_index].name, raw_index, int(index) >= len(self._raw_indices), label)
+
+    def load(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 [B, 3, R, R] for image indices [B]; written into `out` when given."""
+        if out is None:
+            out = np.empty([len(indices), *self.image_shape], dtype=np.uint8)
+        num_rows = len(self._raw_indices)
+        for position, index in enumerate(np.asarray(indices).tolist()):
+            if not 0 <= index < len(self):
+                raise IndexError(f"image {index} of {len(self)}")
+            image = self._raw_image(index % num_rows)
+            out[position] = image[:, :, ::-1] if index >= num_rows else image
+        return out
+
+    def use_cache(self, limit_mb: float) -> bool:
+        """Keep decoded images in memory if all of them fit into `limit_mb` MiB; returns whether they do. Filled as images are read."""
+        if self._cache is None and len(self._raw_indices) * int(np.prod(self.image_shape)) <= limit_mb * 2**20:
+            self._cache = _ImageCache(len(self._raw_indices), self.image_shape)
+        return self._cache is not None
+
+    def label_distribution(self) -> np.ndarray:
+        """Images per class, int64 [label_dim]."""
+        if self.labels is None:
+            raise ValueError(f"{self.path}: the data set is used without labels")
+        return np.bincount(self.labels, minlength=self.label_dim)
+
+    def content_hash(self) -> str:
+        """sha256 (hex) over dataset.json and every image's name, size and CRC-32: the archive, not the view (subset, flips, labels).
+
+        A zip answers from its directory at once; a folder is read through, once, and gives the same hash as a zip of the same files.
+        """
+        if self._content_hash is not None:
+            return self._content_hash
+        digest = hashlib.sha256(self._index.raw)
+        for entry in self._archive.images:
+            size, crc = entry.size, entry.crc
+            if crc < 0:
+                data = self._archive.reader.read(entry)
+                size, crc = len(data), zlib.crc32(data)
+            digest.update(f"{entry.name}\0{size}\0{crc}\n".encode())
+        self._content_hash = digest.hexdigest()
+        return self._content_hash
+
+    def first_bytes(self, count: int) -> list[bytes]:
+        """The beginnings of at most `count` image files, evenly spaced over the archive: they tell how it is encoded."""
+        entries = self._archive.images
+        places = np.unique(np.linspace(0, len(entries) - 1, min(count, len(entries))).astype(int))
+        return [self._archive.reader.read(entries[i])[:16] for i in places]
+
+    def close(self) -> None:
+        """Release the file handle; the next read opens it again."""
+        self._archive.reader.close()
+
+    def _find_resolution(self, wanted: int | None) -> int:
+        entry = self._archive.images[0]
+        with self._open(entry) as image:
+            width, height = image.size
+        if width != height:
+            raise ValueError(f"{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with dataset_tool.py")
+        if width & (width - 1):
+            raise ValueError(
+                f"{self.path}: {entry.name} is {width}x{height}; the size must be a power of two, prepare the images with "
+                "dataset_tool.py --resolution"
+            )
+        if wanted is not None and wanted != width:
+            raise ValueError(f"{self.path}: images are {width}x{width}, but {wanted}x{wanted} is asked for")
+        return width
+
+    def _read_labels(self) -> np.ndarray:
+        """Class index of every image of the archive, int64 [raw N]."""
+        labels = self._index.labels
+        if labels is None:
+            raise ValueError(f"{self.path}: no labels in dataset.json; train without --cond, or prepare the data with one sub-folder per class")
+        names = [entry.name for entry in self._archive.images]
+        missing = [name for name in names if name not in labels]
+        if missing:
+            raise ValueError(f"{self.path}: {len(missing)} of {len(names)} images have no label in dataset.json, the first is {missing[0]}")
+        if len(labels) != len(names):
+            present = set(names)
+            extra = next(name for name in labels if name not in present)
+            raise ValueError(f"{self.path}: dataset.json has {len(labels)} labels for {len(names)} images; there is no {extra}")
+        return np.array([labels[name] for name in names], dtype=np.int64)
+
+    def _open(self, entry: archives.Entry) -> Any:
+        try:
+            data = self._archive.reader.read(entry)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        try:
+            return archives.open_image(data)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {entry.name}: {error}") from None
+
+    def _raw_image(self, row: int) -> np.ndarray:
+        """uint8 [3, R, R], not flipped, not to be written to."""
+        if self._cache is not None and self._cache.filled[row]:
+            return self._cache.images[row]
+        image = self._decode(self._archive.images[self._raw_indices[row]])
+        if self._cache is not None:
+            self._cache.images[row] = image  # two threads may both get here: they write the same bytes
+            self._cache.filled[row] = True
+        return image
+
+    def _decode(self, entry: archives.Entry) -> np.ndarray:
+        with self._open(entry) as image:
+            if image.size != (self.resolution, self.resolution):
+                raise ValueError(f"{self.path}: {entry.name} is {image.width}x{image.height}, the first image {self.resolution}x{self.resolution}")
+            if image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info:
+                raise ValueError(f"{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images with dataset_tool.py")
+            try:
+                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"{self.path}: {entry.name} cannot be decoded ({error})") from None
+        return pixels.transpose(2, 0, 1)
+
+
+class _ImageCache:
+    """Decoded images by row; pages of `images` cost memory only once they are written."""
+
+    def __init__(self, count: int, image_shape: list[int]):
+        self.images = np.empty([count, *image_shape], dtype=np.uint8)
+        self.filled = np.zeros(count, dtype=bool)
+
+
+@functools.lru_cache(maxsize=2)  # a training run walks through one epoch, at times two
+def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    order = np.asarray(rng.permutation(seed, "data_order", epoch, n), dtype=np.int64)
+    order.setflags(write=False)
+    return order
+
+
+class BalancedClasses:
+    """Classes equally often, whatever their sizes: an epoch shows every class that has images the same number of times, in random order.
+
+    That number is the mean class size, rounded up. A class goes through its images in orders of its own, and where an epoch leaves off the next
+    one goes on, so that at the end of an epoch the images of a class have been shown equally often, but for one time.
+
+    Args:
+        labels: of the images, int64 [n].
+    """
+
+    def __init__(self, labels: np.ndarray):
+        self.classes = np.unique(labels)  # int64 [those with images], rising
+        by_class = np.argsort(labels, kind="stable")
+        self._members = np.split(by_class, np.searchsorted(labels[by_class], self.classes[1:]))
+        self.per_class = -(-len(labels) // len(self.classes))
+        self.epoch_length = self.per_class * len(self.classes)
+
+    def epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """Image indices of one epoch, int64 [epoch_length]."""
+        first, end = epoch * self.per_class, (epoch + 1) * self.per_class  # among the images that a class shows from the start on
+        shown = []
+        for label, members in zip(self.classes.tolist(), self._members, strict=True):
+            size = len(members)
+            rounds = range(first // size, -(-end // size))
+            order = np.concatenate([rng.permutation(seed, f"data_order/class{label}", r, size) for r in rounds])
+            shown.append(members[order[first - rounds.start * size : end - rounds.start * size]])
+        return np.concatenate(shown)[rng.permutation(seed, "data_order/balanced", epoch, self.epoch_length)]
+
+
+@functools.lru_cache(maxsize=2)
+def _balanced_order(balanced: BalancedClasses, seed: int, epoch: int) -> np.ndarray:
+    return balanced.epoch(seed, epoch)
+
+
+def sample_indices(seed: int, start: int, count: int, n: int, balanced: BalancedClasses | None = None) -> np.ndarray:
+    """Image indices of training positions start .. start + count - 1, int64 [count], each in [0, n).
+
+    Position p lies in epoch p // n, and every epoch is its own permutation of the data set; with `balanced`, epochs are that one's. A pure
+    function of its arguments, so a run resumes at any position, and any split of a range over processes or calls gives the same sequence.
+    """
+    if n < 1 or start < 0 or count < 0:
+        raise ValueError(f"sample_indices needs n >= 1, start >= 0, count >= 0; got n={n}, start={start}, count={count}")
+    result = np.empty(count, dtype=np.int64)
+    done = 0
+    while done < count:
+        epoch, offset = divmod(start + done, balanced.epoch_length if balanced else n)
+        order = _balanced_order(balanced, seed, epoch) if balanced else _epoch_order(seed, epoch, n)
+        part = order[offset : offset + count - done]
+        result[done : done + len(part)] = part
+        done += len(part)
+    return result
+
+
+class _Batch(NamedTuple):
+    indices: np.ndarray
+    images: np.ndarray
+    parts: list[Future[None]]
+
+
+class Loader:
+    """Iterates over (uint8 tensor [B, 3, R, R], int64 tensor [B] or None), decoded ahead by threads, in the order of `index_batches`.
+
+    Args:
+        dataset: where images come from.
+        index_batches: index arrays [B], finite or endless; advanced by the consuming thread only.
+        workers: decoding threads; 0 decodes in the consumer.
+        prefetch: batches in flight.
+        cache_mb: keep the decoded images when the whole data set fits into this many MiB.
+
+    An image that cannot be read raises its ValueError when its batch is due. Use as a context manager, or call close().
+    """
+
+    def __init__(self, dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 2, prefetch: int = 2, cache_mb: float = 512):
+        if workers < 0 or prefetch < 1:
+            raise ValueError(f"Loader needs workers >= 0 and prefetch >= 1; got workers={workers}, prefetch={prefetch}")
+        dataset.use_cache(cache_mb)
+        self._dataset = dataset
+        self._index_batches = iter(index_batches)
+        self._prefetch = prefetch
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader") if workers else None
+        self._stop = threading.Event()
+        self._pending: deque[_Batch] = deque()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self._stop.is_set():
+            raise StopIteration
+        ahead = self._prefetch if self._pool is not None else 1
+        while len(self._pending) < ahead and self._submit():
+            pass
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        batch = self._pending.popleft()
+        for part in batch.parts:
+            part.result()
+        if self._pool is not None:
+            self._submit()  # before the consumer goes off to train on this one
+        labels = None if self._dataset.labels is None else torch.from_numpy(self._dataset.labels[batch.indices])
+        return torch.from_numpy(batch.images), labels
+
+    def close(self) -> None:
+        """Stop the threads; iteration ends. Can be called more than once."""
+        self._stop.set()
+        self._pending.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self) -> bool:
+        """Start decoding the next index batch; False when there is none."""
+        indices = next(self._index_batches, None)
+        if indices is None:
+            return False
+        indices = np.asarray(indices, dtype=np.int64)
+        images = np.empty([len(indices), *self._dataset.image_shape], dtype=np.uint8)
+        starts = range(0, len(indices), CHUNK_IMAGES)
+        if self._pool is None:
+            self._fill(indices, images)
+            self._pending.append(_Batch(indices, images, []))
+        else:
+            parts = [self._pool.submit(self._fill, indices[i : i + CHUNK_IMAGES], images[i : i + CHUNK_IMAGES]) for i in starts]
+            self._pending.append(_Batch(indices, images, parts))
+        return True
+
+    def _fill(self, indices: np.ndarray, images: np.ndarray) -> None:
+        if not self._stop.is_set():
+            self._dataset.load(indices, out=images)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on the Hugging Face Hub: model.safetensors, config.json and a model card written from what the network file says about itself.
+
+Needs the extra `hub` (huggingface_hub); login and cache are that package's own (`hf auth login`, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.networks import files
+
+SCHEME = "hf://"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_REPOSITORY = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
+
+
+def is_repository(text: str) -> bool:
+    """Whether `text` is hf://OWNER/NAME."""
+    return text.startswith(SCHEME)
+
+
+def parse_repository(text: str) -> tuple[str, str | None]:
+    """'hf://owner/name@revision' -> ('owner/name', 'revision' or None). Raises ValueError."""
+    match = _REPOSITORY.fullmatch(text)
+    if match is None or ".." in text:
+        raise ValueError(f"{text}: a model repository is named hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    return match["id"], match["revision"]
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ValueError("hf:// needs the package huggingface_hub: pip install 'stylesan-xl[hub]', or pip install huggingface_hub") from None
+    return huggingface_hub
+
+
+def pull(repository: str, hub: Any = None) -> files.NetworkFile:
+    """The network file of a model repository, through the hub's own cache. hub: what to use instead of the package huggingface_hub.
+
+    Raises ValueError in one line: the package is missing, the repository cannot be reached or holds something else.
+    """
+    repo_id, revision = parse_repository(repository)
+    hub = hub or _hub()
+    try:
+        _, path = (hub.hf_hub_download(repo_id, name, revision=revision) for name in (CONFIG, WEIGHTS))
+    except Exception as error:  # the package's own errors, requests' and httpx's, by version
+        raise ValueError(f"{repository}: cannot be downloaded: {' '.join(str(error).split())[:300]}") from None
+    return files.read_safetensors(path)
+
+
+def push(
+    file: files.NetworkFile,
+    repository: str,
+    *,
+    license: str | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    private: bool = False,
+    api: Any = None,
+) -> str:
+    """Upload a network file with its card, in one commit. Returns the address of the commit.
+
+    license: identifier of the weights' licence (the hub's names: apache-2.0, cc-by-nc-4.0, ...); None = not stated.
+    api: what to use instead of huggingface_hub.HfApi().
+    Raises ValueError in one line.
+    """
+    repo_id, revision = parse_repository(repository)
+    api = api or _hub().HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        files.write_safetensors(os.path.join(folder, WEIGHTS), file, os.path.join(folder, CONFIG))
+        Path(folder, CARD).write_text(model_card(file, repo_id, license, metrics), encoding="utf-8")
+        try:
+            api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, repo_type="model", revision=revision, commit_message=f"Upload {', '.join(file.generators)}"
+            )
+        except Exception as error:
+            raise ValueError(f"{repository}: cannot be uploaded: {' '.join(str(error).split())[:300]}") from None
+    return str(getattr(done, "commit_url", done))
+
+
+def read_metrics(source: str) -> list[dict[str, Any]]:
+    """What the metric-NAME.jsonl files beside a network file say about it: of each metric the last line that names this file.
+
+    best_model.pkl, which no line names, gets each metric's best line. Unreadable lines are skipped.
+    """
+    path = Path(source)
+    found = []
+    for records in sorted(path.parent.glob("metric-*.jsonl")) if path.parent.is_dir() else ():
+        lines = [_json_line(line) for line in records.read_text(encoding="utf-8", errors="replace").splitlines()]
+        about = [line for line in lines if line and isinstance(line.get("results"), dict)]
+        mine = [line for line in about if Path(str(line.get("snapshot_pkl") or line.get("snapshot") or "")).name == path.name]
+        if path.name == "best_model.pkl" and not mine and about:
+            lower = about[0].get("lower_is_better", True)
+            mine = [(min if lower else max)(about, key=lambda line: next(iter(line["results"].values())))]
+        found += mine[-1:]
+    return found
+
+
+def _json_line(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def model_card(file: files.NetworkFile, repo_id: str, license: str | None = None, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Markdown with the hub's metadata: data, recipe, lineage, metrics, licence, as far as the file says."""
+    G = file.generators.get("G_ema") or next(iter(file.generators.values()))
+    provenance = file.provenance or {}
+    config, about_data = _table(provenance.get("config")), _table(provenance.get("data"))
+    kwargs = file.training_set_kwargs or {}
+    name = repo_id.rpartition("/")[2]
+    data_name = about_data.get("name") or (Path(str(kwargs["path"])).stem if kwargs.get("path") else None)
+    head = ["---", f"license: {license or 'unknown'}", "library_name: pytorch", "pipeline_tag: unconditional-image-generation"]
+    head += ["tags:", "- gan", "- stylegan3", "- stylegan-xl", *(["- stylesan-xl"] if provenance.get("project") == "StyleSAN-XL" else [])]
+    head += [*_index(name, data_name, metrics), "---", "", f"# {_line(name)}", ""]
+    classes = provenance.get("class_names")
+    parts = f"{G.img_resolution}x{G.img_resolution} pixels, {G.c_dim} classes" if G.c_dim else f"{G.img_resolution}x{G.img_resolution} pixels"
+    parameters = sum(parameter.numel() for parameter in G.parameters())
+    body = [f"A generator of images: {parts}, {len(G.synthesis.layer_names)} layers, {parameters:,} parameters.", ""]
+    body += ["## Use", "", "```", f"python gen_images.py --network=hf://{repo_id} --seeds=0-15 --outdir=out", "```", ""]
+    body += _section("Data", {"name": data_name, **{k: about_data.get(k) for k in ("images", "hash")}, **_prepared(about_data)})
+    if isinstance(classes, list) and len(classes) <= 200:
+        body += [f"Classes: {', '.join(_line(item) for item in classes)}.", ""]
+    body += _section("Training", {"images shown": provenance.get("nimg"), **_flat(config)}, "The configuration is not known.")
+    body += _section("Lineage", _lineage(G, config, provenance))
+    body += ["## Metrics", ""]
+    rows = [(name_, value) for record in metrics for name_, value in record.get("results", {}).items() if isinstance(value, (int, float))]
+    body += ["| metric | value |", "|---|---|", *(f"| {_line(metric)} | {value:.4f} |" for metric, value in rows)] if rows else ["None are recorded."]
+    body += ["", "## Licence", "", f"Weights: {_line(license)}." if license else "Weights: not stated by whoever uploaded them. Ask before use.", ""]
+    return "\n".join([*head, *body])
+
+
+def _line(value: Any) -> str:
+    """A value as one line of text that Markdown leaves alone."""
+    text = " ".join(str(value).split())[:300]
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+
+
+def _section(title: str, values: Mapping[str, Any], otherwise: str = "Not known.") -> list[str]:
+    known = [f"- {_line(key)}: {_line(value)}" for key, value in values.items() if value not in (None, "", [], {})]
+    return [f"## {title}", "", *(known or [otherwise]), ""]
+
+
+def _prepared(about_data: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = about_data.get("metadata")
+    names = ("transform", "filter", "resolution")
+    return {f"prepared: {name}": metadata.get(name) for name in names} if isinstance(metadata, dict) else {}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and len(prefix) < 60 else {f"{prefix}{key}": value})
+    return flat
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    generator, run = _table(config.get("generator")), _table(config.get("run"))
+    frozen = G.num_frozen_layers
+    backbones = provenance.get("backbones")
+    return {
+        "stage": f"superresolution on a stem of {frozen} kept layers" if frozen else "stem",
+        "stem": generator.get("path_stem"),
+        "stem's sha256": generator.get("stem_sha256") or provenance.get("stem_sha256"),
+        "started from": run.get("init_from"),
+        **({f"feature network {key}": value for key, value in backbones.items()} if isinstance(backbones, dict) else {}),
+        "torch": provenance.get("torch"),
+        "written": provenance.get("written"),
+    }
+
+
+def _index(name: str, data_name: Any, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The card's machine-readable results (model-index)."""
+    rows = [(key, value) for record in metrics for key, value in record.get("results", {}).items() if isinstance(value, (int, float))]
+    if not rows:
+        return []
+    data = json.dumps(str(data_name or "unknown"))
+    lines = ["model-index:", f"- name: {json.dumps(name)}", "  results:", "  - task:", "      type: unconditional-image-generation"]
+    lines += ["    dataset:", f"      name: {data}", f"      type: {data}", "    metrics:"]
+    return lines + [line for key, value in rows for line in (f"    - type: {json.dumps(str(key))}", f"      value: {float(value)!r}")]

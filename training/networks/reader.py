@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generators from the records that `torch_utils.persistence` reads from network pickles, ours and published ones, without running what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+import dnnlib
+from torch_utils.persistence import describe, read_network_pickle
+from torch_utils.pickle_records import listed
+from training.generator import MAX_LAYERS, Generator, layer_spec
+
+
+def from_record(record: Any) -> Generator:
+    """Generator from what `torch_utils.persistence.read_network_pickle` says about one: a stem or a superresolution stage, ours or a published one,
+    or a StyleGAN3 generator (t and r).
+
+    Rebuilt from the attributes of its layers, never from embedded source; every tensor must have its place and the right shape, and every
+    place its tensor. The result is on the CPU, float32, in eval mode, without gradients (`set_trainable` turns them on).
+    Raises ValueError in one line, naming what does not fit.
+    """
+    class_name = getattr(record, "class_name", None)
+    if class_name not in ("Generator", "SuperresGenerator") or not record.persistent:
+        raise ValueError(f"this is no generator but {describe(record)}")
+    for path, module in record.named_modules():
+        if not module.persistent and module.origin != "torch.nn.modules.sparse.Embedding":
+            raise ValueError(f"refused global {module.origin}: {path or class_name} is not part of a generator")
+    children = record.modules()
+    if set(children) != {"synthesis", "mapping"}:
+        raise ValueError(f"a generator has the parts mapping and synthesis, this one has {listed(children)}")
+    arguments = _recorded_arguments(record, children["synthesis"], children["mapping"])
+    try:
+        with torch.device("meta"):  # shapes alone: the values come from the record
+            generator = Generator(**arguments)
+    except (RuntimeError, OverflowError, ZeroDivisionError, TypeError) as err:  # TypeError: torch's word for an integer beyond int64
+        raise ValueError(f"its sizes are impossible: {str(err).splitlines()[0]}") from None
+    _check_record(generator, record)
+    _fill(generator, record.named_tensors())
+    return generator.eval().requires_grad_(False)
+
+
+def load(path_or_url: str, key: str = "G_ema") -> Generator:
+    """The generator `key` (G or G_ema) of a network pickle, from a file or an http(s) address. Runs nothing that the file contains.
+
+    Raises FileNotFoundError, and ValueError in one line for a file that cannot be used.
+    """
+    return dnnlib.util.read_from(str(path_or_url), lambda path: load_from(read_network_pickle(path), path, key))
+
+
+def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generator:
+    """The generator `key` of what `torch_utils.persistence.read_network_pickle` returned. name: of the file, for errors.
+
+    Raises ValueError in one line for a network that cannot be used.
+    """
+    if data.get(key) is None:
+        raise ValueError(f"{name}: holds no network {key}; it has {listed(k for k in data if data[k] is not None)}")
+    try:
+        return from_record(data[key])
+    except ValueError as err:
+        raise ValueError(f"{name}: {key}: {err}") from None
+
+
+def _attribute(record: Any, name: str, kind: type) -> Any:
+    """A plain number or text among a record's attributes (numpy scalars count as numbers)."""
+    value = record.attributes.get(name)
+    value = value.item() if isinstance(value, np.generic) else value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{record.class_name}: attribute {name} is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _recorded_arguments(record: Any, synthesis: Any, mapping: Any) -> dict[str, Any]:
+    """Arguments of Generator for a record of one."""
+    names = synthesis.attributes.get("layer_names")
+    layers = synthesis.modules()
+    if "block_resolutions" in synthesis.attributes:
+        raise ValueError("this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read")
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"{len(layers)} layers: at most {MAX_LAYERS} are read")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or sorted([*names, "input"]) != sorted(layers):
+        raise ValueError(f"the layers that synthesis lists are not those that it has: {listed(layers)}")
+    head = record.attributes.get("head_layer_names")
+    if head is None:
+        num_frozen = record.attributes.get("num_frozen_layers", 0)
+    else:
+        num_frozen = len(names) - len(head) if isinstance(head, list) else -1
+        if num_frozen < 0 or names[num_frozen:] != head:
+            raise ValueError("head_layer_names are not the last layers of this network")
+    if not isinstance(num_frozen, int) or not 0 <= num_frozen < len(names):
+        raise ValueError(f"num_frozen_layers does not fit a network of {len(names)} layers")
+    return dict(
+        z_dim=_attribute(record, "z_dim", int),
+        c_dim=_attribute(record, "c_dim", int),
+        w_dim=_attribute(record, "w_dim", int),
+        img_resolution=_attribute(synthesis, "img_resolution", int),
+        img_channels=_attribute(synthesis, "img_channels", int),
+        layers=[layer_spec(name, layers[name].attributes) for name in names],
+        num_frozen_layers=num_frozen,
+        mapping_kwargs=_recorded_mapping(mapping),
+        output_scale=_attribute(synthesis, "output_scale", float),
+        channel_base=_recorded_capacity("channel_base", record, synthesis),
+        channel_max=_recorded_capacity("channel_max", record, synthesis),
+    )
+
+
+def _recorded_mapping(mapping: Any) -> dict[str, Any]:
+    parts = mapping.modules()
+    num_layers = _attribute(mapping, "num_layers", int)
+    if not 1 <= num_layers <= len(parts) or not all(f"fc{i}" in parts for i in range(num_layers)):
+        raise ValueError(f"the mapping network says that it has {num_layers} layers, and has {listed(parts)}")
+    kwargs = dict(
+        num_layers=num_layers,
+        w_avg_beta=_attribute(mapping, "w_avg_beta", float),
+        lr_multiplier=_attribute(parts["fc0"], "bias_gain", float),
+    )
+    if "embed" in parts and parts["embed"].persistent:
+        return dict(kwargs, linear_labels=True)
+    shape = parts["embed"].tensors()["weight"].shape if "embed" in parts and "weight" in parts["embed"].tensors() else (0, 0)
+    if len(shape) != 2:
+        raise ValueError(f"the class table has shape {list(shape)}")
+    return dict(kwargs, num_embeddings=shape[0], embed_dim=shape[1])
+
+
+def _recorded_capacity(name: str, *records: Any) -> int | None:
+    """channel_base or channel_max, from wherever the network kept it; None if nowhere."""
+    for record in records:
+        for table in (record.attributes, record.attributes.get("_init_kwargs")):
+            value = table.get(name) if isinstance(table, dict) else None
+            value = value.item() if isinstance(value, np.generic) else value
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 2**53:
+                return int(value)
+    return None
+
+
+# Attributes that a rebuilt module derives or fixes, and that a record must agree with where it has them.
+_DERIVED = (
+    *("w_dim", "num_ws", "c_dim", "z_dim", "img_resolution", "img_channels", "num_layers"),
+    *("in_features", "out_features", "activation", "weight_gain", "bias_gain", "channels", "size", "sampling_rate", "bandwidth"),
+    *("in_channels", "out_channels", "in_size", "out_size", "conv_kernel", "tmp_sampling_rate", "up_factor", "down_factor"),
+    *("up_taps", "down_taps", "down_radial", "padding"),
+)
+
+
+def _check_record(generator: Generator, record: Any) -> None:
+    """Refuse a record whose modules or numbers are not those that its layers' attributes lead to."""
+    recorded = dict(record.named_modules())
+    built = dict(generator.named_modules())
+    if set(recorded) != set(built):
+        raise ValueError(f"parts missing or left over: {listed(set(recorded) ^ set(built))}")
+    for path, module in built.items():
+        theirs = recorded[path].attributes
+        for name in _DERIVED:
+            if name == "num_layers" and path in ("", "synthesis"):
+                continue  # counts toRGB in some networks and not in others
+            ours = getattr(module, name, None)
+            if name in theirs and ours is not None and not _same(theirs[name], ours):
+                raise ValueError(f"{path or 'generator'}: {name} is not {ours}, which the rest of the network asks for")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(b, str) or isinstance(a, str):
+        return bool(a == b)
+    if isinstance(a, (list, tuple)) and (len(a) > 4 or any(isinstance(item, (list, tuple)) for item in a)):
+        return False  # nothing here is nested, and lists in lists may be without end
+    try:
+        x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return x.shape == y.shape and bool(np.allclose(x, y, rtol=1e-6, atol=0))
+
+
+def _fill(generator: Generator, tensors: Mapping[str, Any]) -> None:
+    """Put recorded tensors into a generator that has none yet, one to one."""
+    expected = generator.state_dict()
+    missing, unknown = set(expected) - set(tensors), set(tensors) - set(expected)
+    if missing or unknown:
+        raise ValueError(f"tensors missing: {listed(missing)}; left over: {listed(unknown)}")
+    values = {}
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(expected[name].shape):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{name} holds {str(tensor.dtype)[len('torch.') :]}, not floats")
+        values[name] = tensor.tensor().to(torch.float32)
+    generator.load_state_dict(values, assign=True)

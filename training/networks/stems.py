@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the frozen part of a superresolution stage comes from: finding and reading stems, and what runs and snapshots remember of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dnnlib
+from torch_utils import persistence
+from training.generator import Generator
+from training.networks.reader import load_from
+from training.run_folder import has_checkpoint, write_json
+
+FILE = "lineage.json"
+BEST, NEWEST = "best_model.pkl", "network-snapshot.pkl"
+MAX_STAGES = 16  # more than any schedule has: what a foreign pickle says of its stages is cut here
+
+
+def network_file(flag: str, path_or_url: str) -> str:
+    """The path (also of a file:// address) or URL. Raises ValueError, naming the flag, for a file that is not there."""
+    path_or_url = dnnlib.util.plain_path(path_or_url)
+    if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
+        run_folder = "a run folder to go on, or " if flag == "--resume" else ""
+        raise ValueError(f"{flag}={path_or_url}: no such file; give {run_folder}a network pickle's path or URL")
+    return path_or_url
+
+
+def stem_file(path: str) -> str:
+    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest, network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = dnnlib.util.plain_path(path)
+    return network_in("--path_stem", path) if os.path.isdir(path) else network_file("--path_stem", path)
+
+
+def network_in(flag: str, folder: str) -> str:
+    """A run folder's best, else its latest, network. Raises ValueError, naming the flag, if it has none."""
+    for name in (BEST, NEWEST):
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    raise ValueError(f"{flag}={folder}: the folder holds neither {BEST} nor {NEWEST}; name a run folder or a network pickle")
+
+
+class Stem(NamedTuple):
+    """A stem's G_ema and the records of the stages that it consists of, oldest first, itself last."""
+
+    generator: Generator
+    stems: list[dict[str, Any]]
+
+
+def read_stem(path: str) -> Stem:
+    """The network that --path_stem means, read once: hash and weights are of the same bytes, even if a run replaces the file meanwhile.
+
+    Raises:
+        ValueError, OSError: it is not there or cannot be used.
+    """
+    named = stem_file(path)
+
+    def read_file(local: str) -> Stem:
+        with open(local, "rb") as f:
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+            f.seek(0)
+            data = persistence.read_network_pickle(f)
+        generator = load_from(data, local)
+        return Stem(generator, _records(data.get("provenance"), named, sha256, generator.img_resolution))
+
+    return dnnlib.util.read_from(named, read_file)
+
+
+def _records(provenance: Any, file: str, sha256: str, resolution: int) -> list[dict[str, Any]]:
+    """Records of a pickle's stages from its provenance; other projects' pickles have none."""
+    said = provenance if isinstance(provenance, dict) else {}
+    nimg = said.get("nimg") if isinstance(said.get("nimg"), int) else None
+    lineage = said.get("lineage")
+    below = lineage.get("stems") if isinstance(lineage, dict) else None
+    stems = [_checked(record) for record in below[:MAX_STAGES]] if isinstance(below, list) else []
+    return [*stems, {"file": file, "sha256": sha256, "resolution": resolution, "nimg": nimg, "metric": metric_at(os.path.dirname(file), nimg)}]
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """A record of a foreign pickle with nothing in it but what a record holds."""
+    given = record if isinstance(record, dict) else {}
+    kinds = {"file": str, "sha256": str, "resolution": int, "nimg": int}
+    plain: dict[str, Any] = {key: value if isinstance(value := given.get(key), kind) else None for key, kind in kinds.items()}
+    plain = {key: value[:4096] if isinstance(value, str) else value for key, value in plain.items()}
+    metric = given.get("metric")
+    if isinstance(metric, dict) and isinstance(metric.get("name"), str) and isinstance(metric.get("value"), (int, float)):
+        return {**plain, "metric": {"name": metric["name"][:200], "value": metric["value"]}}
+    return {**plain, "metric": None}
+
+
+def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, Any] | None:
+    """{"name", "value"} of a run's first metric at `nimg` images shown, or None if it was not measured there."""
+    folder = Path(run_dir)
+    try:
+        options = json.loads((folder / "training_options.json").read_text())
+        name = options["config"]["run"]["metrics"][0]
+        lines = [json.loads(line) for line in (folder / f"metric-{name}.jsonl").read_text().splitlines()]
+        found = [line for line in lines if nimg is not None and line.get("kimg") == nimg / 1000]
+        return {"name": name, "value": next(iter(found[-1]["results"].values()))} if found else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # no run folder, or one without metrics
+
+
+@dataclass
+class Lineage:
+    """What a run remembers of its stem.
+
+    stems: records {file, sha256, resolution, nimg, metric} of the stages that the frozen part consists of, oldest first; none for a stem's own run.
+    changes: {nimg, from, to}: at which image count a better stem (sha256) replaced the one before.
+    plan: the arguments of Generator; options: the flags that made it. With them a run goes on without its stem's file.
+    """
+
+    stems: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    plan: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> dict[str, Any] | None:
+        """The record of the stem itself."""
+        return self.stems[-1] if self.stems else None
+
+    def provenance(self) -> dict[str, Any]:
+        """What a snapshot says."""
+        return {"stems": self.stems, "changes": self.changes}
+
+    def write(self, run_dir: str | os.PathLike[str]) -> None:
+        """Keep it as lineage.json."""
+        write_json(Path(run_dir) / FILE, vars(self))
+
+
+def read(run_dir: str | os.PathLike[str]) -> Lineage | None:
+    """The lineage of a run folder, or None.
+
+    Raises:
+        ValueError: lineage.json is damaged.
+    """
+    path = Path(run_dir) / FILE
+    if not path.is_file():
+        return None
+    try:
+        return Lineage(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as err:
+        raise ValueError(f"{path} is damaged ({err}): delete it to go on with the stem that --path_stem names") from None
+
+
+def begun(run_dir: str | Path | None) -> Lineage | None:
+    """The lineage of a run folder that has a checkpoint to go on from."""
+    return read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: progressive schedules as YAML files, read and checked.
+
+    name: tiny
+    about: what it makes, on what, how long it takes, which number to expect
+    classes: 10              # of the data set it is meant for; --dry-run without --data plans with it
+    final_metric: fd_lite0   # measured after each stage, its images brought to the last stage's resolution; none = not measured
+    extends: other           # begin with the stages and options of another recipe of this folder
+    options:                 # flags of train.py for all stages
+      batch: 64
+    stages:                  # in order; the first is a stem, each other one a superresolution head on the one before
+      - resolution: 16
+        syn_layers: 7
+      - resolution: 32
+        kimg: 2000           # a stage's own flags win
+
+A stage ends when it has spent its kimg, or when its first metric has not improved for `patience` evaluations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Parse = Callable[[str], Any]  # a flag's text -> its value; ValueError in one line
+
+SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
+SPEED_TABLE = "speed.yaml"
+UP_FACTORS = (2, 4, 8, 16)
+MAX_BYTES = 1 << 20
+KEYS = ("name", "about", "classes", "final_metric", "extends", "options", "stages")
+NOT_HERE = {
+    "data": "give it on the command line",
+    "path_stem": "each stage's stem is the stage before it; a first stem comes from the command line",
+    "superres": "every stage but the first is a superresolution stage",
+    "desc": "give it on the command line",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution of a schedule. flags: train.py's, by their names with underscores; the recipe's options are in them."""
+
+    resolution: int
+    flags: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The stage's folder."""
+        return f"stage-{self.resolution:03d}x{self.resolution:03d}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A schedule. classes and final_metric: None where the file says nothing."""
+
+    name: str
+    about: str
+    classes: int | None
+    final_metric: str | None
+    stages: tuple[Stage, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars."""
+        stages = [{"resolution": s.resolution, "flags": {k: _plain(v) for k, v in s.flags.items()}} for s in self.stages]
+        return {**vars(self), "stages": stages}
+
+
+def from_json(tree: Any) -> Recipe:
+    """Inverse of `Recipe.to_json`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        stages = tuple(Stage(int(s["resolution"]), {str(k): v for k, v in s["flags"].items()}) for s in tree["stages"])
+        return Recipe(str(tree["name"]), str(tree["about"]), tree["classes"], tree["final_metric"], stages)
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise ValueError(f"the recorded recipe is damaged ({type(err).__name__}: {err})") from None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(p.stem for p in SHIPPED.glob("*.yaml") if p.name != SPEED_TABLE)
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if re.fullmatch(r"[\w-]+", name_or_path) and (SHIPPED / f"{name_or_path}.yaml").is_file():
+        return SHIPPED / f"{name_or_path}.yaml"
+    raise ValueError(f"--recipe={name_or_path}: no such file, and none of the shipped recipes ({', '.join(shipped())})")
+
+
+def load(name_or_path: str, parsers: Mapping[str, Parse]) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        parsers: flag of train.py (with underscores) -> how its value is read.
+
+    Raises:
+        ValueError: one line with file, line and remedy.
+    """
+    return _load(find(name_or_path), parsers, ())[0]
+
+
+def _load(path: Path, parsers: Mapping[str, Parse], above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe and its options for all stages, which a recipe that extends it begins with."""
+    file = _File(path)
+    top = file.table(file.root(), "a recipe")
+    file.known(top, KEYS, "key")
+    base, shared = _base(file, top, parsers, (*above, path.resolve()))
+    name = file.text(top, "name") or path.stem
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise file.error(top["name"], f"name '{name}' becomes part of a folder's name: use letters, digits, '-', '_' and '.'")
+    options = file.flags(file.table(top["options"], "options") if "options" in top else {}, parsers, ("resolution",))
+    stages = [Stage(s.resolution, {**s.flags, **options}) for s in base.stages] if base else []
+    shared = {**shared, **options}
+    if "stages" in top:
+        if not isinstance(top["stages"], yaml.SequenceNode):
+            raise file.error(top["stages"], "stages must be a list, each with a resolution")
+        for node in top["stages"].value:
+            stages.append(_stage(file, node, parsers, shared, stages[-1] if stages else None))
+    if not stages:
+        raise ValueError(f"{path}: no stages: list at least one, with its resolution")
+    metric = file.text(top, "final_metric") if "final_metric" in top else base.final_metric if base else None
+    classes = file.number(top["classes"], "classes", 0) if "classes" in top else base.classes if base else None
+    about = file.text(top, "about") or (base.about if base else "")
+    return Recipe(name, about.strip(), classes, None if metric in (None, "none") else metric, tuple(stages)), shared
+
+
+def _base(file: _File, top: Mapping[str, yaml.Node], parsers: Mapping[str, Parse], chain: tuple[Path, ...]) -> tuple[Recipe | None, dict[str, Any]]:
+    name = file.text(top, "extends")
+    if name is None:
+        return None, {}
+    other = file.path.parent / f"{name}.yaml"
+    if not re.fullmatch(r"[\w-]+", name) or not other.is_file():
+        raise file.error(top["extends"], f"extends '{name}': there is no {name}.yaml beside this file")
+    if other.resolve() in chain:
+        raise file.error(top["extends"], f"extends '{name}', which extends this recipe: break the circle")
+    return _load(other, parsers, chain)
+
+
+def _stage(file: _File, node: yaml.Node, parsers: Mapping[str, Parse], shared: dict[str, Any], below: Stage | None) -> Stage:
+    table = file.table(node, "a stage")
+    if "resolution" not in table:
+        raise file.error(node, "a stage without its resolution")
+    resolution = file.number(table["resolution"], "resolution", 8)
+    if resolution & (resolution - 1):
+        raise file.error(table["resolution"], f"resolution {resolution}: must be a power of two of at least 8")
+    own = file.flags({k: v for k, v in table.items() if k != "resolution"}, parsers)
+    if below is not None:
+        factor = resolution / below.resolution
+        if factor not in UP_FACTORS:
+            raise file.error(
+                table["resolution"], f"from {below.resolution} to {resolution} pixels: a stage multiplies the resolution by 2, 4, 8 or 16"
+            )
+        if own.get("up_factor") not in (None, int(factor)):
+            raise file.error(table["up_factor"], f"up_factor {own['up_factor']}, but {below.resolution} to {resolution} pixels is {factor:g}")
+    return Stage(resolution, {**shared, **own})
+
+
+class _File:
+    """A YAML file as nodes, which know their lines. Every method's error names file and line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def error(self, node: yaml.Node, message: str) -> ValueError:
+        return ValueError(f"{self.path}, line {node.start_mark.line + 1}: {message}")
+
+    def root(self) -> yaml.Node:
+        """The document, of plain scalars, lists and tables: no YAML tag is ever constructed."""
+        try:
+            if self.path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"{self.path}: larger than a recipe can be ({MAX_BYTES} bytes)")
+            node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+            raise ValueError(f"{self.path} is no YAML file: {' '.join(str(err).split())[:200]}") from None
+        if node is None:
+            raise ValueError(f"{self.path} is empty")
+        return node
+
+    def table(self, node: yaml.Node, what: str) -> dict[str, yaml.Node]:
+        """Names, with '-' as '_', and their nodes."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(node, f"{what} must be a table of names and values")
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in found:
+                raise self.error(key, f"'{name}' is given twice")
+            found[name] = value
+        return found
+
+    def known(self, table: Mapping[str, yaml.Node], names: Any, what: str) -> None:
+        for name, node in table.items():
+            if name not in names:
+                close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+                raise self.error(node, f"unknown {what} '{name}'" + (f": did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"))
+
+    def value(self, node: yaml.Node, what: str) -> str | None:
+        """A scalar, a list of scalars or a table of scalars, in the form in which a command line gives it."""
+        if isinstance(node, yaml.ScalarNode):
+            return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
+        if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
+            return ",".join(n.value for n in node.value) or "none"
+        if isinstance(node, yaml.MappingNode) and all(isinstance(n, yaml.ScalarNode) for pair in node.value for n in pair):
+            return ",".join(f"{k.value}={v.value}" for k, v in node.value)
+        raise self.error(node, f"{what}: give a value, a list of values or a table of values")
+
+    def text(self, table: Mapping[str, yaml.Node], name: str) -> str | None:
+        if name not in table:
+            return None
+        if not isinstance(table[name], yaml.ScalarNode):
+            raise self.error(table[name], f"{name} must be a text")
+        return self.value(table[name], name)
+
+    def number(self, node: yaml.Node, name: str, low: int) -> int:
+        text = self.value(node, name) or ""
+        if not re.fullmatch(r"\d{1,9}", text) or int(text) < low:
+            raise self.error(node, f"{name} must be a whole number of at least {low}, not {text or 'nothing'}")
+        return int(text)
+
+    def flags(self, table: Mapping[str, yaml.Node], parsers: Mapping[str, Parse], refused: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Parsed flags; those without a value (null) are left at their defaults."""
+        for name, node in table.items():
+            if name in NOT_HERE:
+                raise self.error(node, f"'{name}' has no place in a recipe: {NOT_HERE[name]}")
+            if name in refused:
+                raise self.error(node, f"'{name}' belongs to each stage")
+        self.known(table, sorted(set(parsers) - set(NOT_HERE)), "flag of train.py")
+        found = {}
+        for name, node in table.items():
+            text = self.value(node, name)
+            if text is None:
+                continue
+            try:
+                found[name] = parsers[name](text)
+            except ValueError as err:
+                raise self.error(node, f"{name}: {err}") from None
+        return found
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A measured training speed: one row of recipes/speed.yaml."""
+
+    recipe: str
+    resolution: int
+    hardware: str
+    processes: int
+    batch: int
+    batch_gpu: int
+    sec_per_kimg: float
+    commit: str
+    command: str
+
+
+def measured_speeds(path: Path | None = None) -> list[Speed]:
+    """The table of measured speeds; empty without one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = path or SHIPPED / SPEED_TABLE
+    if not path.is_file():
+        return []
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        return [Speed(**row) for row in rows]
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as err:
+        raise ValueError(f"{path}: not a table of measured speeds ({' '.join(str(err).split())[:200]})") from None

@@ -1,0 +1,480 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The progressive schedule: a recipe's stages one after the other, each an ordinary run folder inside the recipe's.
+
+    00000-imagenet256/recipe.json        the recipe, the data and every override of a command line, by stage
+    00000-imagenet256/lineage.json       per stage: how it ended, its best network, its stem, its quality at the last stage's resolution
+    00000-imagenet256/stage-016x016/     as train.py makes it, and final.json: the measurement at the last stage's resolution
+    00000-imagenet256/stage-032x032/     ...
+
+Nothing but the folders says what is done, so a schedule that was stopped anywhere goes on from what lies there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.util import sha256_file
+from torch_utils import distributed
+from training import build, run_folder
+from training.config import AUTO, TrainConfig
+from training.data import downscaling
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.networks import stems
+from training.progressive import recipe
+from training.progressive.recipe import Recipe, Stage
+from training.run import auto_batch
+from training.run_folder import write_json
+
+RECIPE_FILE, LINEAGE_FILE, FINAL_FILE = "recipe.json", "lineage.json", "final.json"
+
+
+@dataclass(frozen=True)
+class Override:
+    """Flags of a command line and the stages that they are for (None = all)."""
+
+    flags: dict[str, Any]
+    stages: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recipe with what the command lines added to it.
+
+    data: path of a data set for all stages, or a pattern with {res} for one per stage. selected: the resolutions to run.
+    """
+
+    recipe: Recipe
+    data: str
+    overrides: tuple[Override, ...] = ()
+    selected: tuple[int, ...] = ()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The selected stages."""
+        return [s for s in self.recipe.stages if s.resolution in self.selected]
+
+    def below(self, stage: Stage) -> Stage | None:
+        """The stage before, in the whole recipe."""
+        index = self.recipe.stages.index(stage)
+        return self.recipe.stages[index - 1] if index else None
+
+    def flags(self, stage: Stage) -> dict[str, Any]:
+        """The recipe's flags of a stage with the overrides."""
+        flags = dict(stage.flags)
+        for override in self.overrides:
+            if override.stages is None or stage.resolution in override.stages:
+                flags |= override.flags
+        return flags
+
+    def config(self, stage: Stage, options: Mapping[str, str], folder: Path | None = None) -> TrainConfig:
+        """The configuration of a stage.
+
+        Args:
+            options: flag -> "section.key" of TrainConfig. folder: of the schedule; None for plans.
+
+        Raises:
+            ValueError: flags that do not go together, naming the stage.
+        """
+        changes = {options[name]: list(v) if isinstance(v, tuple) else v for name, v in self.flags(stage).items()}
+        below = self.below(stage)
+        changes["data.path"] = self.data.replace("{res}", str(stage.resolution))
+        changes["data.resolution"] = stage.resolution
+        if below is not None:
+            changes["generator.superres"] = True
+            changes["generator.up_factor"] = stage.resolution // below.resolution
+            changes.setdefault("generator.path_stem", str((folder or Path(self.recipe.name)) / below.name))
+        elif "generator.path_stem" in changes:
+            raise ValueError(f"--path_stem: stage {stage.resolution} of {self.recipe.name} is a stem itself: leave it out, or use --stages")
+        try:
+            config = TrainConfig().override(changes)
+            config.validate()
+        except ValueError as err:
+            raise ValueError(f"stage {stage.resolution}: {err}") from None
+        return config
+
+    def to_json(self) -> dict[str, Any]:
+        """What recipe.json keeps."""
+        overrides = [{"stages": o.stages and list(o.stages), "flags": {k: _plain(v) for k, v in o.flags.items()}} for o in self.overrides]
+        return {"recipe": self.recipe.to_json(), "data": self.data, "overrides": overrides, "selected": list(self.selected)}
+
+
+def describe_override(override: Override) -> str:
+    """An override in a few words."""
+    where = "" if override.stages is None else f" (stages {', '.join(map(str, override.stages))})"
+    return " ".join(f"--{name}={_text(value)}" for name, value in override.flags.items()) + where
+
+
+def _text(value: Any) -> str:
+    """A flag's value as a command line gives it."""
+    items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+    return (",".join(items) or "none") if isinstance(items, (list, tuple)) else str(items)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_json(tree: Any) -> Schedule:
+    """Inverse of `Schedule.to_json`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        overrides = tuple(Override(o["flags"], tuple(o["stages"]) if o["stages"] else None) for o in tree["overrides"])
+        return Schedule(recipe.from_json(tree["recipe"]), str(tree["data"]), overrides, tuple(tree["selected"]))
+    except (KeyError, TypeError) as err:
+        raise ValueError(f"the recorded schedule is damaged ({type(err).__name__}: {err})") from None
+
+
+def read(folder: Path) -> Schedule:
+    """The schedule of a folder.
+
+    Raises:
+        ValueError: it holds none, or a damaged one.
+    """
+    path = folder / RECIPE_FILE
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as err:
+        raise ValueError(f"{path} cannot be used ({err})") from None
+
+
+def parse_selected(text: str | None, source: Recipe) -> tuple[int, ...]:
+    """The resolutions that --stages names; all without it.
+
+    Raises:
+        ValueError: one of them is no stage of the recipe.
+    """
+    known = [s.resolution for s in source.stages]
+    if text is None:
+        return tuple(known)
+    wanted = [part.strip() for part in text.split(",")]
+    for part in wanted:
+        if not part.isdigit() or int(part) not in known:
+            raise ValueError(f"--stages={text}: '{part}' is no stage of recipe {source.name}, which has {', '.join(map(str, known))}")
+    return tuple(sorted({int(part) for part in wanted}))
+
+
+def differences(ours: Recipe, theirs: Recipe) -> str:
+    """Where two recipes differ, in a few words; '' if they do not."""
+    a, b = json.loads(json.dumps(ours.to_json())), json.loads(json.dumps(theirs.to_json()))
+    if a == b:
+        return ""
+    sides = [{s["resolution"]: s["flags"] for s in tree["stages"]} for tree in (a, b)]
+    if sides[0].keys() != sides[1].keys():
+        return f"stages {', '.join(map(str, sides[0]))} against {', '.join(map(str, sides[1]))}"
+    for resolution, flags in sides[0].items():
+        for name in sorted(flags.keys() | sides[1][resolution].keys()):
+            mine, other = flags.get(name), sides[1][resolution].get(name)
+            if mine != other:
+                return f"stage {resolution}: {name} {mine} against {other}"
+    return next((f"{k} {a[k]!r} against {b[k]!r}" for k in ("name", "final_metric", "classes") if a[k] != b[k]), "")
+
+
+# What is done, from the folders.
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def best_network(run_dir: Path) -> Path | None:
+    """The network that a stage hands on: the best by its first metric, the newest without one, None before there is any."""
+    found = [run_dir / name for name in (stems.BEST, stems.NEWEST) if (run_dir / name).is_file()]
+    return found[0] if found else None
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether a stage has ended by itself."""
+    status = _read_json(run_dir / "status.json")
+    return isinstance(status, dict) and status.get("outcome") == run_folder.FINISHED and best_network(run_dir) is not None
+
+
+def is_measured(run_dir: Path, metric: str | None) -> bool:
+    """Whether the best network of a stage has been measured at the last stage's resolution."""
+    if metric is None:
+        return True
+    final, network = _read_json(run_dir / FINAL_FILE), best_network(run_dir)
+    return isinstance(final, dict) and network is not None and final.get("metric") == metric and final.get("sha256") == sha256_file(network)
+
+
+def is_done(schedule: Schedule, folder: Path) -> bool:
+    """Whether all selected stages are trained and measured."""
+    metric = schedule.recipe.final_metric
+    return all(is_trained(folder / s.name) and is_measured(folder / s.name, metric) for s in schedule.stages)
+
+
+def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
+    """What lineage.json says of a stage; None before it has a network."""
+    run_dir = folder / stage.name
+    network = best_network(run_dir)
+    if network is None:
+        return None
+    status = _read_json(run_dir / "status.json") or {}
+    options = _read_json(run_dir / "training_options.json") or {}
+    best = (run_dir / "best_nimg.txt").read_text().strip() if network.name == stems.BEST and (run_dir / "best_nimg.txt").is_file() else ""
+    nimg = int(best) if best.isdigit() else status.get("nimg")
+    stem = stems.read(run_dir)
+    shown = status.get("nimg")
+    kimg = options.get("config", {}).get("run", {}).get("kimg")
+    spent = shown is not None and kimg is not None and shown >= kimg * 1000
+    return {
+        "stage": stage.name,
+        "resolution": stage.resolution,
+        "outcome": status.get("outcome"),
+        "ended_by": None if status.get("outcome") != run_folder.FINISHED else "kimg" if spent else "patience",
+        "nimg": shown,
+        "best": {
+            "file": f"{stage.name}/{network.name}",
+            "sha256": sha256_file(network),
+            "nimg": nimg,
+            "metric": stems.metric_at(run_dir, nimg),
+        },
+        "stem": stem.stem if stem else None,
+        "stem_changes": stem.changes if stem else [],
+        "final": _read_json(run_dir / FINAL_FILE),
+    }
+
+
+def write_lineage(schedule: Schedule, folder: Path) -> None:
+    """lineage.json of a schedule, from what the stages' folders hold."""
+    records = [record for stage in schedule.recipe.stages if (record := stage_record(folder, stage)) is not None]
+    write_json(folder / LINEAGE_FILE, {"recipe": schedule.recipe.name, "final_metric": schedule.recipe.final_metric, "stages": records})
+
+
+# Checks and plans.
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its configuration, its data set (images not read, not resized) and its network's plan on the meta device."""
+
+    stage: Stage
+    config: TrainConfig
+    dataset: ImageDataset | None  # None: planned without data
+    generator: Generator
+    stem: Generator | None
+
+
+def plan_generators(schedule: Schedule, options: Mapping[str, str], c_dim: int) -> list[Generator]:
+    """The generators of all stages of the recipe on the meta device, each on the one before; no file is read.
+
+    Raises:
+        ValueError: a stage cannot be planned, naming it.
+    """
+    generators: list[Generator] = []
+    for stage in schedule.recipe.stages:
+        config = schedule.config(stage, options)
+        with torch.device("meta"):
+            try:
+                generators.append(build.fresh_generator(config.generator, stage.resolution, c_dim, config.data.embed_dim, *generators[-1:]))
+            except ValueError as err:
+                raise ValueError(f"stage {stage.resolution}: {err}") from None
+    return generators
+
+
+def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
+    """Raises ValueError if a selected stage has no stem: neither selected itself, nor in the folder, nor given."""
+    for stage in schedule.stages:
+        if folder is not None and stems.read(folder / stage.name) is not None:
+            continue  # begun: it has its stem
+        below = schedule.below(stage)
+        given = schedule.flags(stage).get("path_stem")
+        if below is None or below in schedule.stages:
+            continue
+        if given is None and (folder is None or best_network(folder / below.name) is None):
+            where = f"in {folder}" if folder else "yet"
+            raise ValueError(
+                f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which is not {where}: give --path_stem"
+            )
+        if given is not None:
+            stem = stems.read_stem(given).generator
+            if (stem.img_resolution, stem.c_dim) != (below.resolution, c_dim):
+                raise ValueError(
+                    f"--path_stem={given} makes {stem.img_resolution}x{stem.img_resolution} images of {stem.c_dim or 'no'} classes; stage "
+                    f"{stage.resolution} needs a stem of {below.resolution}x{below.resolution} pixels and {c_dim or 'no'} classes"
+                )
+
+
+def check_data(planned: Sequence[Planned]) -> None:
+    """Raises ValueError if the data sets of the stages do not go together."""
+    first = planned[0].dataset
+    assert first is not None
+    for p in planned:
+        assert p.dataset is not None
+        if p.dataset.resolution != p.stage.resolution:
+            raise ValueError(
+                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, stage {p.stage.resolution} needs "
+                f"{p.stage.resolution}x{p.stage.resolution}"
+            )
+        if p.dataset.label_dim != first.label_dim or p.dataset.class_names != first.class_names:
+            raise ValueError(
+                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, --data={first.path} has {first.label_dim}: "
+                "all stages need the same classes"
+            )
+
+
+def plan(schedule: Schedule, options: Mapping[str, str], folder: Path | None) -> list[Planned]:
+    """The selected stages, checked as far as plans and data go. A schedule without data is planned with the recipe's number of classes.
+
+    Raises:
+        ValueError, OSError: one line about the first thing that does not fit.
+    """
+    configs = {s.resolution: schedule.config(s, options, folder) for s in schedule.stages}
+    datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
+    first = datasets[schedule.stages[0].resolution] if datasets else None
+    c_dim = first.label_dim if first else schedule.recipe.classes or 0
+    generators = {s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, options, c_dim), strict=True)}
+    planned = []
+    for stage in schedule.stages:
+        below = schedule.below(stage)
+        stem = generators[below.resolution] if below else None
+        r = stage.resolution
+        planned.append(Planned(stage, configs[r], datasets.get(r), generators[r], stem))
+    if datasets:
+        check_data(planned)
+    check_stems(schedule, folder, c_dim)
+    return planned
+
+
+def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:
+    try:
+        return build.make_dataset(config.data, config.run.seed, prepare=False)
+    except downscaling.TooSmall as err:
+        raise ValueError(
+            f"stage {resolution}: the images of --data={config.data.path} are {err.resolution}x{err.resolution}, and are not enlarged: "
+            "choose smaller stages with --stages, or prepare larger images"
+        ) from None
+
+
+def short_plan(G: Generator) -> str:
+    """The layers in a line: what is kept and what is trained."""
+    names = G.synthesis.layer_names
+    kept, head = names[: G.num_frozen_layers], names[G.num_frozen_layers :]
+    before = f"{len(kept)} kept ({kept[0]} ... {kept[-1]}), then " if kept else ""
+    return f"{before}{', '.join(head)}"
+
+
+def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
+    """What --dry-run prints of a stage. speeds: lines about measured time."""
+    G, run, gen = p.generator, p.config.run, p.config.generator
+    heads, frozen = build.parameter_counts(build.plan_discriminator(p.config.discriminator, G.c_dim, p.stage.resolution))
+    total = sum(x.numel() for x in G.parameters())
+    trained = sum(x.numel() for x in G.parameters() if x.requires_grad)
+    kind = f"{gen.head_layers}-layer head x{gen.up_factor}" if gen.superres else f"stem of {gen.syn_layers} layers"
+    ends = f"{run.kimg:g} kimg" + (f", or {run.patience} evaluations without progress" if run.patience else "")
+    size, tried = p.config, []
+    if run.batch_gpu == AUTO:
+        choice = auto_batch.planned(p.config, G, heads, frozen)
+        size, tried = auto_batch.settled(p.config, choice.batch_gpu), [f"  rounds       {choice.line(p.config)}"]
+    memory = build.estimate_memory_gb(size, G, heads, frozen)
+    return [
+        f"Stage {p.stage.resolution}x{p.stage.resolution}: {gen.cfg}, {kind}",
+        f"  layers       {short_plan(G)}",
+        f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, backbones {frozen:,} (frozen)",
+        f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
+        *tried,
+        f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): {round(run.kimg * 1000 / run.batch):,} steps",
+        *(f"  time         {line}" for line in speeds or ["no measurement"]),
+    ]
+
+
+def time_lines(schedule: Schedule, p: Planned, options: Mapping[str, str], table: Sequence[recipe.Speed]) -> list[str]:
+    """Lines about a stage's duration, from measurements of this very stage alone."""
+    plain = replace(schedule, overrides=()).config(p.stage, options)
+    if (plain.generator.cbase, plain.generator.cmax, plain.discriminator, plain.run.precision) != (
+        p.config.generator.cbase,
+        p.config.generator.cmax,
+        p.config.discriminator,
+        p.config.run.precision,
+    ):
+        return ["no measurement with these overrides"]
+    lines = []
+    for row in table:
+        if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution):
+            hours = row.sec_per_kimg * p.config.run.kimg * row.processes / 3600
+            amount = (
+                f"{hours / 24:.1f} device-days" if hours >= 24 else f"{hours:.1f} device-hours" if hours >= 1 else f"{hours * 60:.1f} device-minutes"
+            )
+            measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit})"
+            lines.append(f"{amount} by {row.sec_per_kimg:g} s/kimg, {measured}")
+    return lines
+
+
+# Running.
+
+
+@dataclass
+class Hooks:
+    """What train.py lends. train: a stage's configuration and folder -> outcome. measure: network, folder -> nothing, leaves final.json there."""
+
+    train: Callable[[TrainConfig, Path], str]
+    measure: Callable[[Path, Path, str], None]
+    say: Callable[[str], None]
+    deadline: float = field(default=float("inf"))  # of time.monotonic()
+
+
+def run(schedule: Schedule, options: Mapping[str, str], folder: Path, explicit: bool, hooks: Hooks) -> str:
+    """Train and measure the selected stages that are not done; returns the loop's outcome of the last one that ran.
+
+    explicit: the stages were named on this command line, so that one that has ended goes on if its limits were raised.
+    """
+    stages = schedule.stages
+    for stage in stages:
+        run_dir, metric = folder / stage.name, schedule.recipe.final_metric
+        trained, measured = distributed.broadcast_object((is_trained(run_dir), is_measured(run_dir, metric)))
+        if trained and measured and not explicit:
+            hooks.say(f"Stage {stage.resolution}: done already")
+            continue
+        if not trained or explicit:
+            hooks.say(f"Stage {stage.resolution} of {', '.join(str(s.resolution) for s in stages)}")
+            outcome = hooks.train(schedule.config(stage, options, folder), run_dir)
+            if outcome != run_folder.FINISHED:
+                _record(schedule, folder)
+                return outcome
+        if metric is not None and not distributed.broadcast_object(is_measured(run_dir, metric)):
+            network = best_network(run_dir)
+            assert network is not None
+            hooks.measure(network, run_dir, metric)
+        _record(schedule, folder)
+        late = distributed.broadcast_object(time.monotonic() > hooks.deadline)
+        if late and stage is not stages[-1]:
+            return run_folder.RESTART
+    return run_folder.FINISHED
+
+
+def _record(schedule: Schedule, folder: Path) -> None:
+    if distributed.is_main():
+        write_lineage(schedule, folder)
+
+
+class Upsampled:
+    """A generator whose images are brought to another resolution: bicubic, antialiased, before they are quantised."""
+
+    def __init__(self, G: Generator, resolution: int) -> None:
+        self.G, self.resolution = G, resolution
+        self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
+
+    def __call__(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """[N, 3, resolution, resolution] in [-1, 1]."""
+        x = self.G(z, labels)
+        if x.shape[-1] == self.resolution:
+            return x
+        return torch.nn.functional.interpolate(x.float(), size=(self.resolution, self.resolution), mode="bicubic", antialias=True)
+
+    def details(self) -> dict[str, Any]:
+        """For metric records: that these are not the network's own images."""
+        size = self.G.img_resolution
+        return {"upsampled": None if size == self.resolution else {"from": size, "to": self.resolution, "filter": "bicubic, antialiased"}}

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config and a run folder to a state: a fresh one, or that of the newest checkpoint, whose stem is read again when it has improved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dnnlib
+from torch_utils import checkpoint, distributed
+from training import build
+from training.config import GeneratorConfig, TrainConfig
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.networks.stems import BEST, Stem, read_stem, stem_file
+from training.state import TrainState
+
+
+def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state with which a run begins or goes on, and what the checkpoint says of the tick that was running.
+
+    Raises:
+        ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be used.
+    """
+    path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
+    if path is None:
+        state = build.make_state(cfg, dataset, device)
+        if cfg.generator.superres:
+            distributed.broadcast_(frozen_tensors(state.G) + frozen_tensors(state.G_ema))  # the file may have been replaced between two reads
+            state.lineage = distributed.broadcast_object(state.lineage)
+            if distributed.is_main():
+                state.lineage.write(run_dir)
+        return state, None
+    saved = checkpoint.load(path)
+    if saved["data_hash"] != dataset.content_hash():
+        raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
+    state = build.make_state(cfg, dataset, device, saved)
+    try:
+        state.load_state_dict(saved["train"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is of networks with other options: resume with those of {run_dir} ({reason})") from None
+    if distributed.is_main():
+        print(f"Going on from {path} at {state.progress.nimg / 1000:.1f} kimg")
+    if cfg.generator.superres:
+        take_better_stem(state, cfg.generator, run_dir)
+    return state, saved.get("running")
+
+
+def frozen_names(G: Generator) -> list[str]:
+    """Names in the state dict of what a superresolution stage has from its stem."""
+    trained = tuple(f"synthesis.{name}." for name in G.head_layer_names)
+    return [name for name in G.state_dict() if not name.startswith(trained)]
+
+
+def frozen_tensors(G: Generator) -> list[torch.Tensor]:
+    """The tensors of `frozen_names`."""
+    tensors = G.state_dict()
+    return [tensors[name] for name in frozen_names(G)]
+
+
+def take_better_stem(state: TrainState, cfg: GeneratorConfig, run_dir: str) -> None:
+    """Bring the stem's newest best network into G and G_ema, if it is another one than the run has (StyleGAN-XL re-reads its stem at every start).
+
+    The first process reads; the others receive. Says in one line what it did, and in lineage.json.
+
+    Raises:
+        ValueError: the file is no longer a network of the same plan.
+    """
+    stem: Stem | None = None
+    note, error = "", None
+    if distributed.is_main():
+        try:
+            stem, note = find_better_stem(state, cfg)
+        except (ValueError, OSError) as err:
+            error = ValueError(f"{err}: name another stem, or keep the present one with --pin-stem")
+    records, note, error = distributed.broadcast_object((stem.stems if stem else None, note, error))
+    if error is not None:
+        raise error
+    if note and distributed.is_main():
+        print(note)
+    if records is None:
+        return
+    if stem is not None:
+        source = stem.generator.state_dict()
+        for G in (state.G, state.G_ema):
+            copy_tensors(frozen_tensors(G), [source[name] for name in frozen_names(G)])
+    distributed.broadcast_(frozen_tensors(state.G) + frozen_tensors(state.G_ema))
+    before = state.lineage.stem or {}
+    state.lineage.changes.append({"nimg": state.progress.nimg, "from": before.get("sha256"), "to": records[-1]["sha256"]})
+    state.lineage.stems = records
+    if distributed.is_main():
+        state.lineage.write(run_dir)
+
+
+def find_better_stem(state: TrainState, cfg: GeneratorConfig) -> tuple[Stem | None, str]:
+    """(the stem to take over or None, a line for the user or '').
+
+    Raises:
+        ValueError, OSError: the new file cannot be used.
+    """
+    known, path = state.lineage.stem, dnnlib.util.plain_path(str(cfg.path_stem))
+    if known is None or dnnlib.util.is_url(path):
+        return None, ""
+    try:
+        file = stem_file(path)
+    except ValueError:
+        return None, f"--path_stem={path} is gone: going on with the stem in the checkpoint (sha256 {str(known['sha256'])[:12]})"
+    is_measured = not os.path.isdir(path) or os.path.basename(file) == BEST  # nothing says that a folder's newest snapshot is better
+    if cfg.pin_stem or not is_measured or dnnlib.util.sha256_file(file) == known["sha256"]:
+        return None, ""
+    stem = read_stem(path)
+    check_same_plan(stem.generator, state.G, file)
+    return stem, f"Stem read again: {describe(known)} -> {describe(stem.stems[-1])} from {file}"
+
+
+def describe(record: dict[str, object]) -> str:
+    """A stem's record in a few words."""
+    metric = record.get("metric")
+    measured = f"{metric['name']} {metric['value']:.4g}, " if isinstance(metric, dict) else ""
+    return f"{measured}{record.get('nimg')} images"
+
+
+def check_same_plan(stem: Generator, G: Generator, file: str) -> None:
+    """Raises ValueError unless `stem` can take the place of G's frozen part."""
+    layers, wanted = stem.synthesis.specs()[: G.num_frozen_layers], G.synthesis.specs()[: G.num_frozen_layers]
+    ours, theirs = G.state_dict(), stem.state_dict()
+    fits = layers == wanted and all(name in theirs and theirs[name].shape == ours[name].shape for name in frozen_names(G))
+    if not fits or stem.c_dim != G.c_dim:
+        raise ValueError(f"{file} is no longer a network of the plan that this run began with")
+
+
+@torch.no_grad()
+def copy_tensors(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+    """target <- source, pair by pair."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

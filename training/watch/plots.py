@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""curves.png of a run folder: losses, logits, class variety, SAN's conditions, metrics and speed, drawn from stats.jsonl and metric-*.jsonl.
+
+Drawn with matplotlib's objects and its Agg canvas, never through pyplot, whose global state is the user's.
+"""
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import atomic_write
+from training.run_folder import read_jsonl
+
+SMOOTH_FROM = 30  # points: shorter series are drawn as they are
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+_PALETTE = (_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW)
+_INK, _GRID = "#333333", "#E4E4E4"
+
+
+@dataclass
+class Series:
+    """One line: x in kimg, y, and the half width of a band around it (None: no band)."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    color: str
+    band: np.ndarray | None = None
+    best: str | None = None  # 'min' or 'max': mark that point
+
+
+@dataclass
+class Panel:
+    """One diagram."""
+
+    title: str
+    series: list[Series] = field(default_factory=list)
+    limits: tuple[float, float] | None = None  # of y; None: from the data
+    log: bool = False
+    zero: bool = False  # draw the line y = 0
+
+
+# title, limits, zero line, then (statistic, label, colour) of each line. A panel without data is left out.
+_STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[str, str, str], ...]], ...] = (
+    ("Discriminator loss", None, True, (("Loss/D/fun", "fun (its own loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE))),
+    (
+        "Generator loss",
+        None,
+        True,
+        (("Loss/G/loss", "adversarial", _BLUE), ("Loss/G/guidance_loss", "guidance", _GREEN), ("Loss/G/reg", "path length", _PURPLE)),
+    ),
+    (
+        "Sign of the logits  (\u00b11: D tells apart, 0: it cannot)",
+        (-1.05, 1.05),
+        True,
+        (("Loss/signs/real", "real", _GREEN), ("Loss/signs/fake", "generated", _ORANGE)),
+    ),
+    ("Logits  (mean \u00b1 std)", None, True, (("Loss/scores/real", "real", _GREEN), ("Loss/scores/fake", "generated", _ORANGE))),
+    (
+        "Class variety  (1: as varied as the data)",
+        None,
+        True,
+        (("Variety/within", "within classes", _BLUE), ("Variety/between", "between classes", _ORANGE)),
+    ),
+    (
+        "SAN's conditions, mean over heads  (1: met)",
+        (-1.05, 1.05),
+        True,
+        (
+            ("Diagnostics/direction", "direction optimality", _BLUE),
+            ("Diagnostics/separability", "separability", _ORANGE),
+            ("Diagnostics/injectivity", "injectivity (proxy)", _GREEN),
+        ),
+    ),
+    ("Effective dimension of the heads' features", None, True, (("Diagnostics/effective_dim", "mean over heads", _PURPLE),)),
+    ("Images per second", None, True, (("Timing/images_per_sec", "img/s", _BLUE),)),
+)
+_BANDS = ("Loss/scores/real", "Loss/scores/fake")
+# Metrics that share an axis: pattern of the name, title, logarithmic, which end is good.
+_METRIC_PANELS = (
+    (re.compile(r"s?fid|fd[_\d]"), "Fr\u00e9chet distance  (lower is better)", True, "min"),
+    (re.compile(r"kid"), "Kernel distance  (lower is better)", True, "min"),
+    (re.compile(r"is\d|inception"), "Inception score  (higher is better)", False, "max"),
+    (re.compile(r"pr\d|prec|rec|acc|dens|cov"), "Precision, recall, accuracy", False, "max"),
+    (re.compile(r""), "Metrics", False, None),
+)
+
+
+def _number(value: Any, key: str = "mean") -> float:
+    """A number, or the `key` of a {'num', 'mean', 'std'} object; NaN for anything else and for infinities."""
+    if isinstance(value, dict):
+        value = value.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def _in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
+    """(kimg, record) with kimg ascending: where a run went back to a checkpoint, what it had written beyond is dropped."""
+    line: list[tuple[float, dict[str, Any]]] = []
+    for record in records:
+        kimg = _number(record.get("kimg", record.get("Progress/kimg")))
+        if math.isnan(kimg):
+            continue
+        while line and line[-1][0] >= kimg:
+            line.pop()
+        line.append((kimg, record))
+    return line
+
+
+def good_end(name: str) -> str | None:
+    """Which end of a metric is good, by its name: "min", "max", or None if it is not known."""
+    return next(kind for kind in _METRIC_PANELS if kind[0].match(name))[3]
+
+
+def smooth(y: Sequence[float] | np.ndarray, half_life: float) -> np.ndarray:
+    """Exponential moving average, a weight halving every `half_life` points; unbiased at the start, NaNs passed over. Same length as y."""
+    keep = 0.5 ** (1 / half_life)
+    result = np.full(len(y), math.nan)
+    total = weight = 0.0
+    for i, value in enumerate(y):
+        total, weight = total * keep, weight * keep
+        if math.isfinite(value):
+            total, weight = total + value, weight + 1
+        if weight > 0:
+            result[i] = total / weight
+    return result
+
+
+def stats_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
+    """Panels of stats.jsonl's records, those without a single number left out."""
+    ordered = _in_order(records)
+    x = np.array([kimg for kimg, _ in ordered])
+    panels = []
+    for title, limits, zero, lines in _STATS_PANELS:
+        panel = Panel(title, limits=limits, zero=zero)
+        for name, label, color in lines:
+            y = np.array([_number(record.get(name)) for _, record in ordered])
+            known = np.isfinite(y)
+            if known.any():
+                band = np.array([_number(record.get(name), "std") for _, record in ordered])[known] if name in _BANDS else None
+                panel.series.append(Series(label, x[known], y[known], color, band))
+        if panel.series:
+            panels.append(panel)
+    return panels
+
+
+def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
+    """Panels of metric-*.jsonl's records ({'kimg', 'results': {name: value}, ...}), metrics of one kind together."""
+    by_metric: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if isinstance(results := record.get("results"), dict):
+            for name, value in results.items():
+                if not name.endswith("_std") and math.isfinite(_number(value)):
+                    by_metric.setdefault(name, []).append({"kimg": record.get("kimg"), "value": value})
+    panels: dict[str, Panel] = {}
+    for name in sorted(by_metric):
+        points = _in_order(by_metric[name])
+        if not points:
+            continue
+        _, title, log, best = next(kind for kind in _METRIC_PANELS if kind[0].match(name))
+        panel = panels.setdefault(title, Panel(title, log=log))
+        y = np.array([_number(record["value"]) for _, record in points])
+        panel.series.append(Series(name, np.array([kimg for kimg, _ in points]), y, _PALETTE[len(panel.series) % len(_PALETTE)], best=best))
+    for panel in panels.values():
+        panel.log = panel.log and all((s.y > 0).all() for s in panel.series)
+    return list(panels.values())
+
+
+def _limits(panel: Panel) -> tuple[float, float] | None:
+    """Limits of y that a few outliers of a long run cannot stretch."""
+    if panel.limits is not None or panel.log:
+        return panel.limits
+    bands = [np.zeros(1) if s.band is None else np.nan_to_num(s.band) for s in panel.series]
+    values = np.concatenate([s.y + sign * band for s, band in zip(panel.series, bands, strict=True) for sign in (-1, 1)])
+    low, high = (values.min(), values.max()) if len(values) < SMOOTH_FROM else np.percentile(values, [1, 99])
+    if panel.zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    margin = 0.06 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _text(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _draw_series(axes: Any, s: Series) -> None:
+    dots = {"marker": "o", "markersize": 3.5} if len(s.x) < SMOOTH_FROM else {}
+    shown = s.y
+    if len(s.x) >= SMOOTH_FROM and s.best is None:
+        axes.plot(s.x, s.y, color=s.color, linewidth=0.8, alpha=0.25)
+        shown = smooth(s.y, max(2.0, len(s.x) / 50))
+    if s.band is not None:
+        axes.fill_between(s.x, s.y - s.band, s.y + s.band, color=s.color, alpha=0.12, linewidth=0)
+    label = f"{s.label}  {_text(shown[-1])}"
+    if s.best is not None:
+        index = int(np.argmin(s.y) if s.best == "min" else np.argmax(s.y))
+        label += f"  (best {_text(s.y[index])} at {_text(s.x[index])})"
+        axes.plot(s.x[index], s.y[index], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=s.color, markeredgewidth=1.2)
+    axes.plot(s.x, shown, color=s.color, linewidth=1.7, label=label, **dots)
+
+
+def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
+    """The corner, or the middle of the right side, with the fewest points of the lines (matplotlib's own search takes most of the drawing's time)."""
+    low, high = axes.get_ylim()
+    scale = np.log if panel.log else np.asarray
+    x = np.concatenate([s.x for s in panel.series]) / (kimg or 1)
+    y = (scale(np.concatenate([s.y for s in panel.series])) - scale(low)) / (scale(high) - scale(low))
+    places = {
+        "upper right": (x > 0.5) & (y > 0.72),
+        "center right": (x > 0.5) & (abs(y - 0.5) < 0.14),
+        "lower right": (x > 0.5) & (y < 0.28),
+        "upper left": (x < 0.5) & (y > 0.72),
+        "lower left": (x < 0.5) & (y < 0.28),
+    }
+    return min(places, key=lambda place: int(places[place].sum()))
+
+
+def _draw_panel(axes: Any, panel: Panel, kimg: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+    if panel.zero:
+        axes.axhline(0, color="#999999", linewidth=0.8)
+    for s in panel.series:
+        _draw_series(axes, s)
+    if panel.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(base=10, subs=(), numticks=12))
+    elif (limits := _limits(panel)) is not None:
+        axes.set_ylim(*limits)
+    axes.set_xlim(0, 1.02 * kimg or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_title(panel.title, loc="left", fontsize=10, color=_INK, fontweight="bold")
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors=_INK, length=3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#999999")
+    axes.legend(fontsize=8, frameon=True, framealpha=0.75, edgecolor="none", labelcolor=_INK, loc=_legend_place(axes, panel, kimg), handlelength=1.4)
+
+
+def draw(panels: Sequence[Panel], title: str) -> Any:
+    """A matplotlib Figure with its Agg canvas: the panels in up to three columns."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    width, height = max(5.2 * columns, 7), 3.4 * rows + 0.5  # inches
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    kimg = max(s.x.max() for panel in panels for s in panel.series)
+    figure.text(0.5 / width, 1 - 0.16 / height, title, va="top", fontsize=11, color=_INK)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    # Fixed margins, in inches: matplotlib's layout engines draw everything twice.
+    figure.subplots_adjust(left=0.55 / width, right=1 - 0.2 / width, bottom=0.55 / height, top=1 - 0.75 / height, wspace=0.17, hspace=0.26)
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw_panel(axes, panel, kimg)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("thousands of images shown (kimg)", fontsize=8, color=_INK)
+    return figure
+
+
+# Panels that compare the stages of a recipe: title, statistic, limits, zero line.
+_STAGE_PANELS: tuple[tuple[str, str, tuple[float, float] | None, bool], ...] = (
+    ("Variety within classes  (1: as the data)", "Variety/within", None, True),
+    ("Variety between classes  (1: as the data)", "Variety/between", None, True),
+    ("Sign of the logits of real images", "Loss/signs/real", (-1.05, 1.05), True),
+    ("Discriminator loss, fun", "Loss/D/fun", None, True),
+    ("Discriminator loss, dir", "Loss/D/dir", None, True),
+)
+
+
+def stage_panels(stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]]) -> list[Panel]:
+    """One line per stage, (name, records of stats.jsonl, records of metric-*.jsonl) each: metrics, class variety, logits, losses."""
+    panels: dict[str, Panel] = {}
+    for i, (stage, stats, metrics) in enumerate(stages):
+        color = _PALETTE[i % len(_PALETTE)]
+        for found in metric_panels(metrics):
+            panel = panels.setdefault(found.title, Panel(found.title, log=found.log))
+            panel.log = panel.log and found.log
+            panel.series += [Series(f"{stage} {s.label}", s.x, s.y, color, best=s.best) for s in found.series]
+        ordered = _in_order(stats)
+        x = np.array([kimg for kimg, _ in ordered])
+        for title, name, limits, zero in _STAGE_PANELS:
+            y = np.array([_number(record.get(name)) for _, record in ordered])
+            if (known := np.isfinite(y)).any():
+                panels.setdefault(title, Panel(title, limits=limits, zero=zero)).series.append(Series(stage, x[known], y[known], color))
+    order = [title for title, *_ in _STAGE_PANELS]
+    return sorted(panels.values(), key=lambda panel: order.index(panel.title) if panel.title in order else -1)
+
+
+def _save(folder: Path, panels: Sequence[Panel]) -> Path | None:
+    if not panels:
+        return None
+    kimg = max(s.x.max() for panel in panels for s in panel.series)
+    figure = draw(panels, f"{folder.resolve().name}    {_text(kimg)} kimg")
+    with atomic_write(folder / "curves.png") as f:
+        figure.savefig(f, format="png")
+    return folder / "curves.png"
+
+
+def _metric_records(folder: Path) -> list[dict[str, Any]]:
+    return [record for path in sorted(folder.glob("metric-*.jsonl")) for record in read_jsonl(path)]
+
+
+def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | None:
+    """Draws run_dir/curves.png anew, atomically, and returns its path; None if there is nothing to draw.
+
+    stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one picture.
+    Never raises: a diagram must not stop a training run. A failure (matplotlib is not installed, the disk is full) is one warning.
+    """
+    folder = Path(run_dir)
+    try:
+        if stages:
+            return _save(folder, stage_panels([(p.name, read_jsonl(p / "stats.jsonl"), _metric_records(p)) for p in stages]))
+        return _save(folder, metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / "stats.jsonl")))
+    except Exception as e:
+        warnings.warn(f"curves.png is not drawn ({type(e).__name__}: {e})", stacklevel=2)
+        return None

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""contact-sheet.png of a run folder: the same latents in the same classes at every snapshot, one column each, beside images of the data.
+
+Columns are kept as small images in contact/NNNNNNNNN.png (NNNNNNNNN = images shown), so that the sheet goes on after a resume. There are never
+more than MAX_COLUMNS: when one is too many, the one whose neighbours are nearest to each other goes, so that columns stay spread over the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from torch_utils import images, rng
+from training.data.class_names import spaced_labels
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+
+MAX_COLUMNS = 20
+CLASSES, PER_CLASS, UNCONDITIONAL_ROWS = 8, 2, 8
+CELL = 64  # pixels of a stored image at most
+FOLDER, FILE, DATA_FILE = "contact", "contact-sheet.png", "data.png"
+
+
+class ContactSheet:
+    """Keeps the columns of one run folder and draws the sheet. For one process."""
+
+    def __init__(self, run_dir: Path, dataset: ImageDataset, seed: int, batch: int) -> None:
+        self.run_dir, self.dataset, self.seed, self.batch = run_dir, dataset, seed, batch
+        self.classes = spaced_labels(dataset.label_dim, min(dataset.label_dim, CLASSES)) if dataset.label_dim > 0 else []
+        self.rows = len(self.classes) * PER_CLASS or UNCONDITIONAL_ROWS
+
+    def drop_after(self, nimg: int) -> None:
+        """Forget the columns that a killed run drew after the checkpoint from which it goes on."""
+        for shown, path in self._columns():
+            if shown > nimg:
+                path.unlink()
+
+    def add(self, G: Generator, nimg: int) -> None:
+        """Draw G's column and the sheet."""
+        folder = self.run_dir / FOLDER
+        folder.mkdir(exist_ok=True)
+        if not (folder / DATA_FILE).exists():
+            images.save_png(images.grid(_shrink(self._reals()), 1), folder / DATA_FILE)
+        images.save_png(images.grid(_shrink(self._draw(G)), 1), folder / f"{nimg:09d}.png")
+        while len(columns := self._columns()) > MAX_COLUMNS:
+            at = [shown for shown, _ in columns]
+            gaps = [at[i + 1] - at[i - 1] for i in range(1, len(at) - 1)]  # the first and the last stay
+            columns[1 + gaps.index(min(gaps))][1].unlink()
+        self._compose()
+
+    def _columns(self) -> list[tuple[int, Path]]:
+        found = ((path.stem, path) for path in (self.run_dir / FOLDER).glob("*.png"))
+        return sorted((int(stem), path) for stem, path in found if stem.isdecimal())
+
+    @torch.no_grad()
+    def _draw(self, G: Generator) -> torch.Tensor:
+        device = next(G.parameters()).device
+        z = rng.normal(self.seed, "contact/z", 0, range(self.rows), (G.z_dim,)).to(device)
+        labels = torch.tensor(self.classes).repeat_interleave(PER_CLASS).to(device) if self.classes else None
+        parts = [
+            images.to_uint8(G(z[i : i + self.batch], None if labels is None else labels[i : i + self.batch])) for i in range(0, self.rows, self.batch)
+        ]
+        return torch.cat(parts).cpu()
+
+    def _reals(self) -> torch.Tensor:
+        order = rng.permutation(self.seed, "contact/reals", 0, len(self.dataset))
+        if not self.classes or self.dataset.labels is None:
+            picks = np.resize(order, self.rows)
+        else:
+            of_class = [order[self.dataset.labels[order] == label] for label in self.classes]
+            picks = np.concatenate([np.resize(own if len(own) else order, PER_CLASS) for own in of_class])
+        return torch.stack([torch.from_numpy(np.array(self.dataset[int(i)][0])) for i in picks])
+
+    def _compose(self) -> None:
+        """The sheet from what is stored; a damaged column, or one of another number of rows, is passed over."""
+        headings: list[str] = []
+        columns: list[np.ndarray] = []
+        stored = [(f"{shown / 1000:.4g}", path) for shown, path in self._columns()]
+        for heading, path in [*stored, ("data", self.run_dir / FOLDER / DATA_FILE)]:
+            try:
+                with PIL.Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+            except OSError:
+                continue
+            cell = pixels.shape[1]
+            if pixels.shape[0] == cell * self.rows and (not columns or columns[0].shape[2] == cell):
+                headings.append(heading)
+                columns.append(pixels.reshape(self.rows, cell, cell, 3))
+        if not columns:
+            return
+        cells = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]).transpose(0, 3, 1, 2)  # [rows * columns, 3, cell, cell]
+        names = self.dataset.class_names or [f"class {i}" for i in range(self.dataset.label_dim)]
+        rows = [names[label] for label in self.classes for _ in range(PER_CLASS)] or [f"latent {i + 1}" for i in range(self.rows)]
+        sheet = images.labelled_grid(cells, rows, len(columns), min_cell=48, column_labels=headings)
+        images.save_png(sheet, self.run_dir / FILE)
+
+
+def _shrink(x: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, C, H, W] to at most CELL pixels, by averages."""
+    factor = x.shape[2] // CELL
+    return x if factor < 2 else torch.nn.functional.avg_pool2d(x.float(), factor).round().to(torch.uint8)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How varied the generator's images are, compared with the data: the first number that falls when a GAN collapses.
+
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of every snapshot in a run folder
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with styles truncated to psi = 0.7
+
+Every tick, G_ema draws the same few latents in the same few classes, a frozen network that the discriminator has anyway turns them into pooled
+features, and two spreads are compared with those of real images of the same classes:
+
+    within     root mean square distance of a sample's features from the mean of its class (unconditional: of everything)
+    between    the same of the class means from their common mean, less what `within` contributes by chance
+
+Both are divided by the data's: 1 = as varied as the data, 0 = all alike. Above 1 is common early in training, when artefacts vary, too.
+
+Nothing here touches training: latents and choices are functions of the seed, no state is kept but the spreads of the data.
+Shapes: N images, C classes, F features.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_utils import distributed, images, rng
+from torch_utils.features import FeatureNetwork
+from training import build
+from training.config import from_json
+from training.data.dataset import ImageDataset
+from training.discriminator import ProjectedDiscriminator
+from training.generator import Generator
+from training.networks.reader import load
+from training.run_folder import read_json
+
+MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
+MIN_IMAGES = 16
+TICK_SHARE = 16  # a tick shows at least this many times as many images as are drawn here: at most 2% of its time (docs/performance.md)
+REALS_PER_FAKE = 2  # the data's spreads are measured once, on more images
+
+
+class Spread(NamedTuple):
+    """Spreads within and between classes; `between` is None where there is one class or none."""
+
+    within: float
+    between: float | None
+
+
+def spread(features: Tensor, labels: Tensor) -> Spread:
+    """Root mean square spreads within classes and between class means, summed over features (one-way analysis of variance, random effects).
+
+    features: [N, F]. labels: [N]; classes with fewer than two samples are passed over. Without any other class within = 0.
+    """
+    x = features.double()
+    means, counts, squares = [], [], 0.0
+    for label in labels.unique().tolist():
+        of_class = x[labels == label]
+        if len(of_class) > 1:
+            means.append(of_class.mean(dim=0))
+            counts.append(len(of_class))
+            squares += float((of_class - means[-1]).square().sum())
+    if not means:
+        return Spread(0.0, None)
+    within = squares / (sum(counts) - len(counts))  # variance, summed over features
+    if len(means) < 2:
+        return Spread(within**0.5, None)
+    chance = within * float(np.mean(1 / np.array(counts)))
+    between = float(torch.stack(means).var(dim=0).sum()) - chance
+    return Spread(within**0.5, max(between, 0.0) ** 0.5)
+
+
+class Variety:
+    """Measures G_ema against the data. Every process must make one and call `measure` at the same time: they share the work."""
+
+    def __init__(self, dataset: ImageDataset, D: ProjectedDiscriminator, count: int, batch: int, seed: int) -> None:
+        """Choose classes, latents and real images, and measure the latter.
+
+        count: images drawn per measurement. batch: at most so many at a time.
+
+        Raises:
+            ValueError: a feature of the data is not finite.
+        """
+        self.D, self.batch, self.seed = D, batch, seed
+        self.network = _cheapest(D)
+        self.classes, per_class, reals = _choose(dataset, count, seed)
+        self.labels = torch.tensor(self.classes).repeat_interleave(per_class)  # [N]; unconditional: all 0
+        picked = [int(i) for i in reals]
+        found = self._features(lambda part: torch.stack([torch.from_numpy(np.array(dataset[picked[i]][0])) for i in part]), len(picked))
+        real_labels = torch.zeros(len(picked)) if dataset.labels is None else torch.from_numpy(dataset.labels[picked])
+        self.data = spread(found, real_labels)
+        if not np.isfinite(self.data.within):
+            raise ValueError(f"{self.network} gives features that are not finite on {dataset.path}; check its weights")
+
+    @torch.no_grad()
+    def measure(self, G: Generator, psi: float = 1.0) -> Spread:
+        """Spreads of G's images over those of the data. A spread that the data has not got (copies of one image) gives 0. psi: of the truncation."""
+        z = rng.normal(self.seed, "variety/z", 0, range(len(self.labels)), (G.z_dim,))
+        device = next(G.parameters()).device
+        truncation = {} if psi == 1 else {"truncation_psi": psi}
+
+        def draw(part: list[int]) -> Tensor:
+            return images.to_uint8(G(z[part].to(device), self.labels[part].to(device) if G.c_dim > 0 else None, **truncation))
+
+        mine = spread(self._features(draw, len(self.labels)), self.labels)
+        within = mine.within / self.data.within if self.data.within > 0 else 0.0
+        if mine.between is None or self.data.between is None:
+            return Spread(within, None)
+        return Spread(within, mine.between / self.data.between if self.data.between > 0 else 0.0)
+
+    @torch.no_grad()
+    def _features(self, pixels: Callable[[list[int]], Tensor], count: int) -> Tensor:
+        """Pooled features [count, F] on the CPU of uint8 images that pixels(indices) makes; each process computes its share."""
+        processes, rank = distributed.world_size(), distributed.rank()
+        share = -(-count // processes)
+        mine = [(rank * share + i) % count for i in range(share)]  # the last shares may begin again: all are of the same length
+        network = self.D.feature_networks[self.network]
+        assert isinstance(network, FeatureNetwork)
+        parts = []
+        for i in range(0, share, self.batch):
+            x = images.to_float(pixels(mine[i : i + self.batch]).to(network.mean.device))
+            parts.append(network.pooled(self.D.network_input(self.network, x)))
+        return distributed.all_gather_cat(torch.cat(parts))[:count].cpu()
+
+
+def images_per_tick(wanted: int, tick_kimg: float) -> int:
+    """How many images to draw: `wanted`, fewer in short ticks."""
+    return min(wanted, max(MIN_IMAGES, int(tick_kimg * 1000) // TICK_SHARE))
+
+
+def _cheapest(D: ProjectedDiscriminator) -> str:
+    """A convolutional network if there is one, else the first."""
+    kinds = {key: network.kind for key, network in D.feature_networks.items()}
+    return next((key for key, kind in kinds.items() if kind == "cnn"), next(iter(kinds)))
+
+
+def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], int, np.ndarray]:
+    """Classes, samples per class, indices of real images: evenly spaced classes among those with two images or more."""
+    n = len(dataset) // (2 if dataset.xflip else 1)  # an image and its mirrored copy would pass for little variety
+    order = rng.permutation(seed, "variety/reals", 0, n)
+    if dataset.labels is None:
+        return [0], count, order[: REALS_PER_FAKE * count]
+    labels = dataset.labels[:n]
+    usable = np.flatnonzero(np.bincount(labels, minlength=1) >= 2)
+    if len(usable) == 0:
+        usable = np.unique(labels)
+    classes = usable[np.linspace(0, len(usable) - 1, min(len(usable), max(count // MIN_PER_CLASS, 1))).round().astype(int)]
+    per_class = max(count // len(classes), 2)
+    reals = np.concatenate([order[labels[order] == c][: REALS_PER_FAKE * per_class] for c in classes])
+    return [int(c) for c in classes], per_class, reals
+
+
+def main() -> int:
+    """The command line."""
+    if not 2 <= len(sys.argv) <= 3:
+        print(__doc__)
+        return 2
+    folder = Path(sys.argv[1])
+    try:
+        psi = float(sys.argv[2]) if len(sys.argv) == 3 else 1.0
+        cfg = from_json(read_json(folder / "training_options.json").get("config", {}))
+        dataset = build.make_dataset(cfg.data, cfg.run.seed)
+        D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+        variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)
+        for path in sorted(folder.glob("network-snapshot-*.pkl")):
+            within, between = variety.measure(load(str(path)).eval(), psi)
+            print(f"{path.name}  within {within:.3f}" + ("" if between is None else f"  between {between:.3f}"), flush=True)
+    except (ValueError, OSError) as err:
+        print(f"Error: {folder}: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watching quality during a run: class variety and alarms every tick; contact sheet, curves and report at every snapshot."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch_utils import distributed, training_stats
+from training.config import TrainConfig
+from training.data.class_names import spaced_labels
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.run_folder import append_jsonl, drop_lines_after, read_jsonl, write_json
+from training.state import TrainState
+from training.watch import alarms, plots, report
+from training.watch.sheets import ContactSheet
+from training.watch.variety import Variety, images_per_tick
+
+
+class Watch:
+    """What a run watches beside its losses. Every process makes one; the first one writes."""
+
+    def __init__(self, cfg: TrainConfig, run_dir: str, dataset: ImageDataset, state: TrainState) -> None:
+        self.cfg, self.run_dir, self.dataset = cfg, Path(run_dir), dataset
+        self.main = distributed.is_main()
+        batch = max(cfg.batch_gpu, 8)
+        self.variety = None
+        if cfg.run.variety:
+            self.variety = Variety(dataset, state.D, images_per_tick(cfg.run.variety, cfg.run.tick), batch, cfg.run.seed)
+        self.sheet = ContactSheet(self.run_dir, dataset, cfg.run.seed, batch)
+        self.stats: list[dict[str, Any]] = []
+
+    def begin(self, state: TrainState, grid_rows: int) -> None:
+        """At the start: what the report says of data and networks. At a resume: drop what was written after the checkpoint. Main process.
+
+        grid_rows: rows of the grids, whose classes the report names.
+        """
+        p = state.progress
+        drop_lines_after(self.run_dir / report.ALARMS_FILE, p.nimg / 1000)
+        self.stats = [alarms.excerpt(record) for record in read_jsonl(self.run_dir / "stats.jsonl")]
+        self.sheet.drop_after(p.nimg)
+        names, classes = self.dataset.class_names, self.dataset.label_dim
+        shown = spaced_labels(classes, grid_rows) if classes > 0 else []
+        about = {
+            "images": len(self.dataset),
+            "classes": classes,
+            "resolution": self.dataset.resolution,
+            "grid_rows": [names[i] if names else f"class {i}" for i in shown],
+            "g_parameters": sum(x.numel() for x in state.G.parameters()),
+            "g_trained": sum(x.numel() for x in state.g_params.values()),
+            "d_parameters": sum(x.numel() for x in state.d_params.values()),
+        }
+        write_json(self.run_dir / report.ABOUT_FILE, about)
+        if p.nimg == 0:
+            self.sheet.add(state.G_ema, 0)
+
+    def measure(self, G: Generator) -> None:
+        """Report class variety. All processes."""
+        if self.variety is None:
+            return
+        started = time.monotonic()
+        found = self.variety.measure(G)
+        training_stats.report0("Timing/variety_sec", time.monotonic() - started)
+        training_stats.report0("Variety/within", found.within)
+        if found.between is not None:
+            training_stats.report0("Variety/between", found.between)
+
+    def alarm(self, stats: dict[str, Any]) -> None:
+        """Look at the statistics with the newest tick; print and record what is new. Main process."""
+        self.stats.append(alarms.excerpt(stats))
+        told = self.run_dir / report.ALARMS_FILE
+        name = next(iter(self.cfg.run.metrics), "")
+        points = [(report.number(r.get("kimg")), report.number(r["results"].get(name, r.get("value")))) for r in self._scores(name)]
+        found = alarms.find(self.stats, points, self.cfg, name, plots.good_end(name) or "min")
+        for alarm in alarms.new_ones(found, read_jsonl(told)):
+            append_jsonl(told, asdict(alarm))
+            print(f"WARNING: {alarm.line}", flush=True)
+
+    def _scores(self, name: str) -> list[dict[str, Any]]:
+        return [r for r in read_jsonl(self.run_dir / f"metric-{name}.jsonl") if "kimg" in r and isinstance(r.get("results"), dict)]
+
+    def column(self, state: TrainState) -> None:
+        """The contact sheet's column of a snapshot. Main process."""
+        self.sheet.add(state.G_ema, state.progress.nimg)
+
+    def redraw(self, page: bool) -> None:
+        """curves.png and, if asked for, report.html. Main process."""
+        plots.redraw(self.run_dir)
+        if page:
+            report.write(self.run_dir)
