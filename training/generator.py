@@ -324,6 +324,11 @@ def _is_one_image(x: torch.Tensor) -> bool:
     return len(x) == 1
 
 
+def _full(dtype: torch.dtype) -> torch.dtype:
+    """What is never computed in reduced precision: float32, or float64 in a network of that type."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def modulated_conv2d(
     x: torch.Tensor,  # [N, I, H, W]
     weight: torch.Tensor,  # [O, I, k, k] float32
@@ -357,7 +362,7 @@ def modulated_conv2d(
     if input_gain is not None:
         styles = styles * input_gain
     # float32 convolutions and their gradients are fastest on contiguous images, reduced-precision ones with channels last.
-    layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+    layout = torch.contiguous_format if dtype in (torch.float32, torch.float64) else torch.channels_last
     if _is_one_image(x) and not torch.is_grad_enabled():
         # The weight of a single image may as well take all coefficients, in float32: images are then read and written by the convolution alone.
         factors = styles if not demodulate else styles * scale.t()  # [1 or O, I]
@@ -498,7 +503,7 @@ class MappingNetwork(torch.nn.Module):
 
     def styles(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """w [N, W] of latents z [N, Z] and checked labels (int64 [N] or None), without truncation."""
-        x = _normalize_rms(z.to(torch.float32))
+        x = _normalize_rms(z.to(_full(self.fc0.weight.dtype)))
         if labels is not None:
             x = torch.cat([x, self.class_features(labels)], dim=1)
         for i in range(self.num_layers):
@@ -600,8 +605,8 @@ class SynthesisInput(torch.nn.Module):
 
         width, height = self.size
         # Through torch.full: a tensor made of Python numbers would wait for its copy to the device, and no CUDA graph could hold it.
-        half = torch.stack([torch.full((), 0.5 * side / self.sampling_rate, device=w.device) for side in (width, height)])
-        theta = torch.cat([torch.diag(half), torch.zeros([2, 1], device=w.device)], dim=1)[None]
+        half = torch.stack([torch.full((), 0.5 * side / self.sampling_rate, dtype=w.dtype, device=w.device) for side in (width, height)])
+        theta = torch.cat([torch.diag(half), torch.zeros_like(half[:, None])], dim=1)[None]
         grid = torch.nn.functional.affine_grid(theta, [1, 1, height, width], align_corners=False)  # [1, H, W, 2]
         x = (grid.reshape(1, height * width, 2) @ freqs.transpose(1, 2)) + phases[:, None, :]  # [N, HW, C]
         x = torch.sin(x * (2 * math.pi)) * amplitude[:, None, :]
@@ -665,15 +670,16 @@ class SynthesisLayer(torch.nn.Module):
             raise ValueError(f"noise_mode {noise_mode!r} is none of random, const, none")
         if update_emas:
             with torch.no_grad():
-                self.magnitude_ema.copy_(x.detach().to(torch.float32).square().mean().lerp(self.magnitude_ema, self.magnitude_ema_beta))
+                self.magnitude_ema.copy_(x.detach().to(_full(x.dtype)).square().mean().lerp(self.magnitude_ema, self.magnitude_ema_beta))
         styles = self.affine(w)
         if self.is_torgb:
             styles = styles / math.sqrt(self.in_channels)
-        dtype = reduced_dtype if reduced_dtype is not None and self.use_fp16 and not force_fp32 else torch.float32
+        full = _full(self.weight.dtype)
+        dtype = reduced_dtype if reduced_dtype is not None and self.use_fp16 and not force_fp32 else full
         # Multiplying by rounded coefficients costs accuracy; a CPU does it in float32, unless a single image's weight takes them.
         exact = x.device.type == "cpu" and (torch.is_grad_enabled() or not _is_one_image(x) or dtype == torch.float16)
         x = modulated_conv2d(
-            x.to(torch.float32 if exact else dtype),
+            x.to(full if exact else dtype),
             self.weight,
             styles,
             demodulate=not self.is_torgb,
@@ -749,11 +755,12 @@ class SynthesisNetwork(torch.nn.Module):
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws has shape {list(ws.shape)}, but this network needs [N, {self.num_ws}, {self.w_dim}]")
-        styles = ws.to(torch.float32).unbind(dim=1)
+        full = _full(self.input.weight.dtype)
+        styles = ws.to(full).unbind(dim=1)
         x = self.input(styles[0])
         for name, w in zip(self.layer_names, styles[1:]):  # noqa: B905 (Python 3.8; as many, by num_ws)
             x = getattr(self, name)(x, w, noise_mode=noise_mode, force_fp32=force_fp32, update_emas=update_emas, reduced_dtype=self.reduced_dtype)
-        return x.to(torch.float32) * self.output_scale
+        return x.to(full) * self.output_scale
 
     def specs(self) -> list[LayerSpec]:
         """The list of layers that this network is."""

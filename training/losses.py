@@ -27,7 +27,8 @@ def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = int(sigma * 3)
     if radius == 0:
         return images
-    taps = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32).div(sigma).square().neg().exp2()
+    full = torch.promote_types(images.dtype, torch.float32)
+    taps = torch.arange(-radius, radius + 1, device=images.device, dtype=full).div(sigma).square().neg().exp2()
     return upfirdn2d.filter2d(images, taps / taps.sum())
 
 

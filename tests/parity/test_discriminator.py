@@ -9,6 +9,7 @@ import torch
 
 from san import SANLogits
 from tests.parity.fill import GOLDENS, close, fill_, normal
+from tests.parity.gradients import exact, mostly_exact
 from torch_utils import features
 from training.discriminator import ProjectedDiscriminator
 from training.discriminator.heads import Head, SpectralConv2d
@@ -88,10 +89,14 @@ def test_projected_deit(deit):
             close(strided(tensor, expected), expected)
 
 
-@pytest.mark.parametrize("case", ["single", "single_odd", "single_nodown", "cond"])
-def test_head(case):
+HEADS = ["single", "single_odd", "single_nodown", "cond"]
+
+
+def golden_head(case: str) -> tuple[Head, dict[str, np.ndarray]]:
+    """The head of a golden with its weights, and the golden's arrays."""
     file, meta = load("single_discs")
-    state = {name.removeprefix(f"{case}/sd/"): torch.from_numpy(v) for name, v in file.items() if name.startswith(f"{case}/sd/")}
+    arrays = {name.removeprefix(f"{case}/"): value for name, value in file.items() if name.startswith(f"{case}/")}
+    state = {name.removeprefix("sd/"): torch.from_numpy(value) for name, value in arrays.items() if name.startswith("sd/")}
     downs = sum(name.endswith("weight_orig") and name.startswith("main") for name in state)
     head = Head([6] + [8] * downs, c_dim=10 if case == "cond" else 0, cond_channels=12, bn_group=None)
     for name in state:
@@ -99,21 +104,56 @@ def test_head(case):
             state[name] = state[name].squeeze().long()
     head.load_state_dict(state)
     assert {k: list(v.shape) for k, v in head.state_dict().items()} == meta[case]["state"]
-    x = torch.from_numpy(file[f"{case}/x"]).requires_grad_()
-    c = torch.from_numpy(file[f"{case}/c"]).argmax(1)
+    return head, arrays
+
+
+def head_gradients(head: Head, x: torch.Tensor, c: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the sums of fun and dir times weights, with respect to the head's input and parameters."""
+    head.zero_grad(set_to_none=True)
+    x = x.detach().clone().requires_grad_(True)
+    sum((part * weight).sum() for part, weight in zip(head(x, c), weights, strict=True)).backward()
+    assert x.grad is not None
+    return {"x": x.grad, **{name: p.grad for name, p in head.named_parameters() if p.grad is not None}}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_head(case):
+    head, arrays = golden_head(case)
+    x, c = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["c"]).argmax(1)
     advance(head)
     y = head(x, c)
-    close(y.fun, file[f"{case}/y_fun"])
-    close(y.dir, file[f"{case}/y_dir"])
+    close(y.fun, arrays["y_fun"])
+    close(y.dir, arrays["y_dir"])
     for name, tensor in head.state_dict().items():
         if name.endswith(("weight_u", "weight_v")):
-            close(tensor, file[f"{case}/sd_after1/{name}"])
-    sum((part * torch.from_numpy(file[f"{case}/{weight}"])).sum() for part, weight in ((y.fun, "R"), (y.dir, "Rd"))).backward()
-    close(x.grad, file[f"{case}/grad/x"])
-    for name, parameter in head.named_parameters():
-        close(parameter.grad, file[f"{case}/grad/{name}"], 2e-4)
+            close(tensor, arrays[f"sd_after1/{name}"])
     advance(head)
-    close(head(x, c).fun, file[f"{case}/y_train_noflag"])
+    close(head(x, c).fun, arrays["y_train_noflag"])
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_gradients_of_a_head(case):
+    head, arrays = golden_head(case)
+    head.double()
+    x, c = torch.from_numpy(arrays["x"]).double(), torch.from_numpy(arrays["c"]).argmax(1)
+    advance(head)
+    found = head_gradients(head, x, c, (torch.from_numpy(arrays["R"]).double(), torch.from_numpy(arrays["Rd"]).double()))
+    names = {"x", *(name for name, _ in head.named_parameters())}
+    exact(found, {name: arrays[f"grad/{name}"] for name in names}, 2e-6)
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_float32_gradients_of_a_head_are_those_of_float64(case):
+    head, arrays = golden_head(case)
+    wide = golden_head(case)[0].double()
+    draws = torch.Generator().manual_seed(0)
+    c = torch.from_numpy(arrays["c"]).argmax(1)
+
+    def draw(i: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        x, r, rd = (torch.randn(arrays[name].shape, generator=draws) for name in ("x", "R", "Rd"))
+        return head_gradients(head, x, c, (r, rd)), head_gradients(wide, x.double(), c, (r.double(), rd.double()))
+
+    mostly_exact(draw)
 
 
 def build(networks: list[features.FeatureNetwork], c_dim: int, resolution: int, **options) -> ProjectedDiscriminator:

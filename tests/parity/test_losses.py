@@ -5,17 +5,19 @@ The published code sums a network's adversarial term over the samples of a round
 numbers at adversarial_scale = 4 (the default, 8, is the published round). It advances the power iteration in every forward pass; a hook
 does that here.
 
-Tolerances: multiplying z by 1 + 1e-7 * noise moves the norms of these gradients by up to 0.6%, those of styles (affine) by up to 1.6% (batch
-statistics of 4 samples, kinks); the comparisons allow a little more than that.
+Gradients that reached the generator through a discriminator have met kinks on their way, in the goldens as here: they
+are compared as `gradients.alike` does, and tested to be the derivatives of the loss, whose values are those of the goldens.
 """
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.parity.fill import GOLDENS, close, fill_, normal
+from tests.parity.gradients import alike
 from torch_utils import features, rng, training_stats
 from training import losses, schedules, steps
 from training.config import LossConfig, OptimConfig
@@ -76,9 +78,9 @@ def generator(name: str) -> Generator:
     return G
 
 
-def discriminator(names: list[str], c_dim: int, resolution: int, lite0: features.FeatureNetwork) -> ProjectedDiscriminator:
+def discriminator(names: list[str], c_dim: int, resolution: int, lite0: features.FeatureNetwork, **options: Any) -> ProjectedDiscriminator:
     networks = [lite0 if name == LITE0 else features.load(name, "random") for name in names]
-    D = ProjectedDiscriminator(networks, c_dim, resolution, bn_group=None, augment=False)
+    D = ProjectedDiscriminator(networks, c_dim, resolution, bn_group=None, augment=False, **options)
     fill_(dict(D.discriminators.state_dict()), "discriminators.", "disc")
     for key, projection in D.projections.items():
         if key == DEIT:
@@ -110,22 +112,22 @@ def stats() -> dict[str, float]:
 
 
 def compare_stats(found: dict[str, float], expected: dict[str, list], rel: float = 2e-4) -> None:
+    """Means over all reports of a name; of signs, one logit may be on the other side of zero."""
     for name, reports in expected.items():
-        mean = sum(m * n for m, n in reports) / sum(n for _, n in reports)
-        assert found[name] == pytest.approx(mean, rel=rel, abs=1e-5), name
+        count = sum(n for _, n in reports)
+        mean = sum(m * n for m, n in reports) / count
+        assert found[name] == pytest.approx(mean, rel=rel, abs=2.01 / count if "signs" in name else 1e-5), name
 
 
-def compare_grads(found: dict[str, torch.Tensor], expected: dict[str, list | None], prefix: str = "") -> None:
+def compare_norms(found: dict[str, torch.Tensor], expected: dict[str, list | None], each: float, typical: float, prefix: str = "") -> None:
     """Norms of every gradient; a None there means that there is none here. Frozen tensors and biases before BatchNorm are left out."""
-    compared = 0
-    for name, value in expected.items():
-        ours = found.get(prefix + name)
-        if value is None or (name.startswith("synthesis.input.") and ours is None) or name.endswith("main.0.bias"):
-            continue
-        assert ours is not None, name
-        assert float(ours.norm()) == pytest.approx(value[0], rel=2.5e-2 if "affine" in name else 1e-2, abs=1e-7), name
-        compared += 1
-    assert compared > 10
+    norms = {
+        name: np.array([value[0]])
+        for name, value in expected.items()
+        if value is not None and not (name.startswith("synthesis.input.") and prefix + name not in found) and not name.endswith("main.0.bias")
+    }
+    assert len(norms) > 10
+    alike({name: found[prefix + name].norm()[None] for name in norms if prefix + name in found}, norms, each, typical)
 
 
 # name, generator, classes, backbones, blur sigma, guidance
@@ -155,38 +157,74 @@ def test_one_iteration(case, lite0, monkeypatch):
 
     steps.g_step(state, [Round(z["z_G"], labels["c_G"], None, range(4))], cfg, sigma, classifier)
     compare_stats(stats(), meta["G"]["stats"])
-    compare_grads(state.g_opt.grads, meta["G"]["grads"])
+    # The guidance is smooth and outweighs the discriminator's part, and with it what comes of that part's kinks.
+    each, typical = (5e-3, 1e-3) if cls_weight else (5e-2, 1e-2)
+    compare_norms(state.g_opt.grads, meta["G"]["grads"], each, typical)
     if case == "loss_superres_headonly_cls":
         assert all(name.split(".")[1] in G.head_layer_names for name in state.g_opt.grads)
-    for key in file.files:
-        name = key.removeprefix("G/grad/")
-        if name != key and name in state.g_params:
-            close(state.g_opt.grads[name], file[key], 2.5e-2)
+    whole = {key.removeprefix("G/grad/"): file[key] for key in file.files if key.removeprefix("G/grad/") in state.g_params}
+    alike(state.g_opt.grads, whole, each, typical)
 
     if "Greg" in meta:
         noise = torch.from_numpy(file["Greg/noise"])
         monkeypatch.setattr(rng, "normal", lambda *args: noise)
         steps.path_length_step(state, [Round(z["z_G"][:2], labels["c_G"][:2], None, range(2))], cfg, seed=0)
         compare_stats(stats(), meta["Greg"]["stats"])
-        compare_grads(state.g_opt.grads, meta["Greg"]["grads"])
+        compare_norms(state.g_opt.grads, meta["Greg"]["grads"], 5e-3, 1e-3)
         assert float(state.pl_mean) == pytest.approx(meta["Greg"]["pl_mean_after"], rel=1e-4)
 
     steps.d_step(state, [Round(z["z_D"], labels["c_D"], None, range(4))], [RealRound(real, labels["real_c"], None)], cfg, sigma)
     compare_stats(stats(), meta["D"]["stats"])
-    compare_grads(state.d_opt.grads, meta["D"]["grads"], prefix="discriminators.")
-    for key in file.files:
-        if key.startswith("D/grad/") and not key.endswith("main.0.bias"):
-            name = "discriminators." + key.removeprefix("D/grad/")
-            expected = file[key]
-            close(state.d_opt.grads[name][: len(expected)], expected, 1e-2)
+    compare_norms(state.d_opt.grads, meta["D"]["grads"], 1e-2, 1e-3, prefix="discriminators.")
+    parts = {key.removeprefix("D/grad/"): file[key] for key in file.files if key.startswith("D/grad/") and not key.endswith("main.0.bias")}
+    alike({name: state.d_opt.grads["discriminators." + name][: len(part)] for name, part in parts.items()}, parts, 5e-3, 1e-3)
     if "D/after/w_avg" in file.files and case != "loss_superres_headonly_cls":
         close(state.G.mapping.w_avg, file["D/after/w_avg"])
 
 
+@pytest.mark.parametrize(("sigma", "cls_weight"), [(2.0, 0.0), (0.0, 8.0)])
+def test_the_generator_step_takes_the_derivative_of_its_loss(lite0, sigma, cls_weight):
+    """In float64, by differences along one direction to which every tensor of the generator adds the same amount."""
+    inputs = np.load(GOLDENS / "loss_inputs.npz")
+    G = generator("gen_stem_t").double()
+    D = discriminator([LITE0], 1000, 16, lite0, feature_size=64, compute_dtype=torch.float64).double()
+    D._forward_pre_hooks.clear()  # the power iteration would move the loss from call to call
+    state = recording(make_state(G, D))
+    classifier = GoldenClassifier(inputs["cls/fc.weight"].astype(np.float64), inputs["cls/fc.bias"].astype(np.float64))
+    fake = Round(torch.from_numpy(inputs["z_G"]).double(), torch.from_numpy(inputs["c_G"]).argmax(1), None, range(4))
+
+    def loss() -> float:
+        steps.g_step(state, [fake], LossConfig(cls_weight=cls_weight), sigma, classifier)
+        return stats()["Loss/G/loss"]
+
+    stats()
+    loss()
+    draws = torch.Generator().manual_seed(0)
+    grads = {name: grad for name, grad in state.g_opt.grads.items() if float(grad.norm()) > 0}
+    assert len(grads) > 30
+    noise = {name: torch.randn(grad.shape, generator=draws, dtype=torch.float64) for name, grad in grads.items()}
+    direction = {name: (grad / grad.norm() + noise[name] / noise[name].norm()) / grad.norm() for name, grad in grads.items()}
+
+    def at(step: float) -> float:
+        with torch.no_grad():
+            for name, d in direction.items():
+                state.g_params[name] += step * d
+        return loss()
+
+    step = 1e-8
+    difference = (at(step) - at(-2 * step)) / (2 * step)
+    derivative = float(sum((grads[name] * direction[name]).sum() for name in grads))
+    assert difference == pytest.approx(derivative, rel=1e-5)  # 1% of one of 40 tensors would be 2.5e-4
+
+
 def test_train_trace(lite0):
-    """Three iterations with Adam, EMA and direction normalisation, within the golden's stated tolerance of its own re-runs."""
+    """Three iterations with Adam, EMA and direction normalisation, within the golden's stated tolerance of its own re-runs.
+
+    Adam's steps depend on the gradients' signs, so rounding grows from step to step. In float64 it does so in the golden alone.
+    """
     meta, file = json.loads((GOLDENS / "train_trace.json").read_text()), np.load(GOLDENS / "train_trace.npz")
-    state = make_state(generator("gen_stem_t"), discriminator([LITE0], 1000, 16, lite0))
+    D = discriminator([LITE0], 1000, 16, lite0, compute_dtype=torch.float64).double()
+    state = make_state(generator("gen_stem_t").double(), D)
     g, d = state.g_opt.param_groups[0], state.d_opt.param_groups[0]
     assert (g["lr"], d["lr"]) == pytest.approx((meta["lr_g"], meta["lr_d"]))
     assert (*g["betas"], *d["betas"]) == pytest.approx((*meta["betas_g"], *meta["betas_d"]))
@@ -196,11 +234,11 @@ def test_train_trace(lite0):
     stats()
     for it, expected in enumerate(meta["history"]):
         nimg = it * batch
-        real = torch.from_numpy(normal(f"t{it}.real16", (batch, 3, 16, 16)) * 0.4).clamp(-1, 1)
+        real = torch.from_numpy(normal(f"t{it}.real16", (batch, 3, 16, 16)) * 0.4).clamp(-1, 1).double()
         sigma = schedules.blur_sigma(nimg)
 
         def draw(phase: str, it: int = it) -> Round:
-            z = torch.from_numpy(normal(f"t{it}.z.{phase}", (batch, 16)))
+            z = torch.from_numpy(normal(f"t{it}.z.{phase}", (batch, 16))).double()
             return Round(z, torch.tensor([(3 * it + k + len(phase)) % 10 for k in range(batch)]), None, range(batch))
 
         steps.g_step(state, [draw("Gmain")], cfg, sigma)
@@ -208,8 +246,8 @@ def test_train_trace(lite0):
         beta = schedules.ema_beta(nimg, batch, batch * 10 / 32)
         assert beta == pytest.approx(expected["ema_beta"], abs=1e-12)
         state.update_ema(beta)
-        compare_stats(stats(), {k: v for k, v in expected["stats"].items() if "signs" not in k}, rel=(2e-4, 1e-2, 8e-2)[it])
-        tolerance_g, tolerance_d = ((2e-5, 1e-3), (5e-4, 2e-3), (4e-3, 4e-3))[it]
+        compare_stats(stats(), {k: v for k, v in expected["stats"].items() if "signs" not in k}, rel=(2e-4, 5e-3, 4e-2)[it])
+        tolerance_g, tolerance_d = ((1e-5, 5e-4), (4e-4, 1e-3), (2e-3, 2e-3))[it]
         for name, norm in expected["G"].items():
             assert float(state.G.state_dict()[name].norm()) == pytest.approx(norm, rel=tolerance_g), (it, name)
         for name, norm in expected["G_ema"].items():

@@ -126,6 +126,11 @@ class DownBlock(nn.Module):
         return F.leaky_relu_(self.main(x), 0.2)
 
 
+def _full(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Head(nn.Module):
     """Projected map -> SANLogits [N, 1, H', W'].
 
@@ -146,11 +151,11 @@ class Head(nn.Module):
             self.last_layer = SANConv2d(channels[-1], 1, KERNEL, bias=False, generator=generator)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> SANLogits:
-        """x [N, C, H, W], labels c int64 [N] -> logits, float32 whatever the type of x."""
+        """x [N, C, H, W], labels c int64 [N] -> logits, float32 whatever the type of x (float64 of float64)."""
         h = self.main(x)
         if not self.conditional:
-            return self.last_layer(h.float())
-        h = self.cls(h).float()  # [N, cond_channels, H', W']
+            return self.last_layer(_full(h))
+        h = _full(self.cls(h))  # [N, cond_channels, H', W']
         direction = self.embed(c)
         gain = 1 / math.sqrt(h.shape[1])
         return SANLogits(
