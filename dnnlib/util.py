@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -345,14 +346,46 @@ def _home_cache() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib")
 
 
+def _temporary_cache() -> str:
+    """Below the system's folder for temporary files: of this user alone, and cleared now and then."""
+    return os.path.join(tempfile.gettempdir(), f"dnnlib-{os.geteuid() if hasattr(os, 'geteuid') else ''}")
+
+
+def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
+    """Why no file can be made in a folder, which is made if it is not there; None if one can."""
+    try:
+        trust.make_private(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def writable_cache_dir(*paths: str) -> str:
+    """A folder inside the cache folder in which files can be made; where that cannot be, one for temporary files, with a warning.
+
+    Raises OSError: that one cannot be written to either, or is not of this user alone.
+    """
+    folder = make_cache_dir_path(*paths)
+    reason = why_not_writable(folder)
+    if reason is None:
+        return folder
+    other = os.path.join(_temporary_cache(), *paths)
+    trouble = why_not_writable(other) or trust.distrust(other)
+    remedy = "set DNNLIB_CACHE_DIR to a folder that can be written"
+    if trouble:
+        raise OSError(f"the cache folder {folder} cannot be written ({reason}), nor can {other} ({trouble}): {remedy}")
+    warnings.warn(f"the cache folder {folder} cannot be written ({reason}): {other} takes its place; {remedy}", stacklevel=3)
+    return other
+
+
 def code_cache_path(*paths: str) -> str:
     """As `make_cache_dir_path`, for what is run: the first place that nobody else can change (`dnnlib.trust`). Creates nothing.
 
     After the cache folder come the one in the home folder and one below the system's folder for temporary files. Where none of
     them will do, it is the cache folder's, which `trust.distrust` then has something against.
     """
-    user = os.geteuid() if hasattr(os, "geteuid") else ""
-    roots = (make_cache_dir_path(), _home_cache(), os.path.join(tempfile.gettempdir(), f"dnnlib-{user}"))
+    roots = (make_cache_dir_path(), _home_cache(), _temporary_cache())
     usable = (root for root in roots if not trust.distrust(os.path.join(root, *paths)))
     return os.path.join(next(usable, roots[0]), *paths)
 
@@ -421,7 +454,10 @@ def open_url(
         _check_online(url, download_path(url, cache_dir))
         _announce(url, verbose)
         return downloads.fetch(url, sha256, num_attempts)
-    path = _fetched(url, download_path(url, cache_dir), num_attempts, verbose, sha256)
+    path = download_path(url, cache_dir)
+    if cache_dir is None and not os.path.isfile(path) and not _is_offline():
+        path = os.path.join(writable_cache_dir("downloads"), os.path.basename(path))
+    path = _fetched(url, path, num_attempts, verbose, sha256)
     return path if return_filename else open(path, "rb")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,13 +120,13 @@ def find_inception(path: str | None = None, download: bool = True) -> str:
     named = path or os.environ.get(INCEPTION_ENV)
     cached = dnnlib.util.make_cache_dir_path("detectors", INCEPTION_FILE)
     if named is not None:
-        if not Path(named).is_file():
+        if not os.path.isfile(named):
             raise FileNotFoundError(f"Inception weights: there is no file {named}; {_inception_help(cached)}")
         return _verified(named)
-    if Path(cached).is_file():
+    if os.path.isfile(cached):
         return _verified(cached)
     for here in map(dnnlib.util.download_path, INCEPTION_URLS):
-        if Path(here).is_file() and dnnlib.util.sha256_file(here) == INCEPTION_SHA256:
+        if os.path.isfile(here) and dnnlib.util.sha256_file(here) == INCEPTION_SHA256:
             return here
     if not download:
         raise timm_weights.MissingWeights(f"Inception weights: there is no file {cached}; it will be downloaded from {INCEPTION_URLS[0]}")

@@ -404,3 +404,19 @@ def test_progress_counts_what_was_there_and_survives_a_silent_server(server, tmp
     seen: list[tuple[int, int | None]] = []
     downloads.download(f"{server.root}/resumed", str(tmp_path / "x"), None, 50, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(BODY), len(BODY)) and [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+@pytest.mark.parametrize("place", ["/proc/none/cache", "file"])
+def test_a_download_without_a_cache_folder_goes_to_a_temporary_one(server, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / place))
+    monkeypatch.setattr(util.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir(mode=0o700)
+    url = f"{server.root}/file"
+    for _ in range(2):  # the second time it is there
+        with pytest.warns(UserWarning, match=r"cache folder .*downloads cannot be written .*; set DNNLIB_CACHE_DIR"):
+            path = util.open_url(url, return_filename=True, verbose=False)
+    assert Path(path).read_bytes() == BODY and Path(path).is_relative_to(tmp_path / "tmp") and server.requests == ["/file"]
+    monkeypatch.setattr(util.tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"downloads cannot be written .*, nor can .*: set DNNLIB_CACHE_DIR"):
+        util.open_url(url, return_filename=True, verbose=False)
