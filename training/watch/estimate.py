@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a run takes and what is still to go: training, and the maintenance between ticks. The one owner of every such number.
+
+The status line, the report's "to go" and the dry-run's estimate all ask here. Maintenance is what a run does beside training: the
+statistics of every tick, and at every snapshot the grid, the network file, the checkpoint, the evaluation and the report.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.config import RunConfig
+
+RECENT = 9  # ticks, or snapshots, whose median is taken: machines get busier and quieter
+STATISTICS = ("kimg", "Progress/tick", "Timing/sec_per_kimg", "Timing/maintenance_sec")  # what `measured` reads of a line of stats.jsonl
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per thousand images shown, and of maintenance after a tick without and with a snapshot."""
+
+    sec_per_kimg: float
+    sec_per_tick: float = 0.0
+    sec_per_snapshot: float = 0.0
+
+    def seconds(self, run: RunConfig, kimg: float = 0.0, tick: int = 0) -> float:
+        """From `kimg` on, which are shown, with `tick` ticks complete, to the end of the run: --kimg, the last snapshot included."""
+        left = max(run.kimg - kimg, 0.0)
+        if left == 0:
+            return 0.0
+        step = run.batch / 1000
+        tick_kimg = math.ceil(run.tick / step - 1e-9) * step  # a tick ends with a whole step
+        ticks = math.ceil(left / tick_kimg - 1e-9)
+        last = tick + ticks
+        snapshots = last // run.snap - tick // run.snap + (last % run.snap != 0)  # the last tick always makes one
+        return left * self.sec_per_kimg + (ticks - snapshots) * self.sec_per_tick + snapshots * self.sec_per_snapshot
+
+
+def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
+    """The pace of a run from the lines of its stats.jsonl; None before its first tick.
+
+    The line of a tick says how long the maintenance after the tick before it took. Until a snapshot has been made, its maintenance
+    counts as that of any tick.
+    """
+    speeds = [v for line in stats if (v := _number(line, "Timing/sec_per_kimg")) > 0]
+    if not speeds:
+        return None
+    plain, snapshots = [], []
+    for line in stats:
+        tick, seconds = _number(line, "Progress/tick"), _number(line, "Timing/maintenance_sec")
+        if seconds > 0 and tick >= 2:  # 0: the first tick of a process, before which there was none
+            (snapshots if (tick - 1) % run.snap == 0 else plain).append(seconds)
+    per_tick = _typical(plain) if plain else 0.0
+    return Pace(_typical(speeds), per_tick, _typical(snapshots) if snapshots else per_tick)
+
+
+def seconds_left(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> float:
+    """Until the end of the run, from the lines of its stats.jsonl; NaN if unknown."""
+    pace = measured(stats, run)
+    if pace is None:
+        return math.nan
+    tick = _number(stats[-1], "Progress/tick")
+    return pace.seconds(run, _number(stats[-1], "kimg"), int(tick) if math.isfinite(tick) else len(stats))
+
+
+def _typical(values: Sequence[float]) -> float:
+    return statistics.median_low(values[-RECENT:])
+
+
+def _number(line: Mapping[str, Any], name: str) -> float:
+    value = line.get(name)
+    if isinstance(value, dict):
+        value = value.get("mean")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else math.nan
