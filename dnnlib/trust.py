@@ -24,8 +24,11 @@ class Distrusted(OSError):
     """Code is not loaded from here; the message says why."""
 
 
-def make_private(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and those above it that are missing, open to this user alone, whatever the umask. One that is there stays as it is."""
+def make_private(folder: str | os.PathLike[str], mode: int = 0o700) -> None:
+    """Make a folder and those above it that are missing, whatever the umask. One that is there stays as it is.
+
+    mode: of new folders; by default they are open to this user alone.
+    """
     missing = []
     path = Path(folder)
     while not path.is_dir():
@@ -35,7 +38,7 @@ def make_private(folder: str | os.PathLike[str]) -> None:
         path = path.parent
     for path in reversed(missing):
         try:
-            os.mkdir(path, 0o700)
+            os.mkdir(path, mode)
         except FileExistsError:
             if not path.is_dir():
                 raise

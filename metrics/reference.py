@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dnnlib.util
+from dnnlib import trust
 from metrics import registry, statistics
 from metrics.collect import Collector, Need
 from metrics.image_sets import RealImages, preparation
@@ -53,7 +54,7 @@ class References:
     def check_cache(self) -> None:
         """Warn, before hours of work, if statistics cannot be kept."""
         try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            trust.make_private(self.cache_dir)
             with tempfile.TemporaryFile(dir=self.cache_dir):
                 pass
         except OSError as error:
@@ -133,7 +134,7 @@ class References:
     def _save(self, need: Need, source: RealImages, store: statistics.Store) -> None:
         key, path = self._place(need, source)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            trust.make_private(path.parent)
             statistics.save(path, store, {**key, "reference": self.describe(source)})
         except OSError as error:
             self._warn(error)

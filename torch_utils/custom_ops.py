@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles C++ and CUDA extensions on first use, for code that was written for dnnlib. Our own kernels: `torch_utils.ops.extension`."""
 
-import fcntl
+import contextlib
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dnnlib.util import make_cache_dir_path
+from dnnlib import trust
+from dnnlib.util import code_cache_path, file_lock
 
 # 'none', 'brief' (one line per build) or 'full' (the compiler's output, too).
 verbosity = "brief"
@@ -27,7 +30,7 @@ def get_plugin(module_name: str, sources: list[str], headers: list[str] | None =
         build_kwargs: for torch.utils.cpp_extension.load.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing. OSError: no folder can be made that only this user can write to.
     """
     folder = Path(source_dir or ".")
     files = [folder / name for name in [*sources, *(headers or [])]]
@@ -40,10 +43,8 @@ def get_plugin(module_name: str, sources: list[str], headers: list[str] | None =
     if key not in _plugins:
         if verbosity != "none":
             print(f'Setting up PyTorch plugin "{module_name}"...', flush=True)
-        target = Path(make_cache_dir_path("plugins", f"{key[0]}-{key[1]}"))
-        target.mkdir(parents=True, exist_ok=True)
-        with open(target / "owner", "a") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX)
+        target = _private_folder(f"{key[0]}-{key[1]}")
+        with file_lock(target / "owner", f"builds {module_name}"), _nobody_else_may_write():
             # torch's own lock outlives a killed process; we hold the real one, so what lies there is stale.
             (target / "lock").unlink(missing_ok=True)
             _plugins[key] = _load(
@@ -54,6 +55,25 @@ def get_plugin(module_name: str, sources: list[str], headers: list[str] | None =
                 **build_kwargs,
             )
     return _plugins[key]
+
+
+def _private_folder(name: str) -> Path:
+    """A folder for a build, from which nobody else can make us load what they want; a fresh one if somebody could have put something there."""
+    folder = Path(code_cache_path("plugins", name))
+    trust.make_private(folder)
+    if any(trust.distrust(path) for path in (folder, *folder.iterdir())):
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
+    return trust.trusted_path(folder)
+
+
+@contextlib.contextmanager
+def _nobody_else_may_write() -> Iterator[None]:
+    """What is written here, the compiler's files too, is this user's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _load(**arguments: Any) -> Any:

@@ -15,6 +15,8 @@ from pathlib import Path
 import click
 import torch
 
+from dnnlib import trust
+from dnnlib.util import make_cache_dir_path
 from torch_utils.ops.backend import cpu_extension, extension
 
 _ARCH_HELP = "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without a GPU: sm_80, sm_90 and compute_80]"
@@ -33,6 +35,8 @@ def main() -> None:
 def build(out: Path | None, architectures: tuple[str, ...], cpu_only: bool, verbose: bool) -> None:
     """Compile the kernels for this machine's CPU, and those for GPUs; a GPU is not needed."""
     folder = out or extension.folders()[-1]
+    if out is not None:
+        trust.make_private(out, 0o755)  # for other nodes, and where root builds, other users
     try:
         wanted = architectures or (extension.device_architectures() if out is None else ()) or extension.DEFAULT_ARCHITECTURES
         _report(lambda: cpu_extension.build(folder))
@@ -60,11 +64,12 @@ def doctor() -> None:
     click.echo(f"C++ compiler  {extension.compiler() or 'none'}")
     click.echo(f"ninja         {extension.ninja() or 'none'}")
     click.echo(f"nvcc          {f'{toolkit.nvcc}, CUDA ' + '.'.join(map(str, toolkit.version)) if toolkit else 'none'}")
-    for folder in extension.folders():
+    for folder in dict.fromkeys([*extension.folders(), Path(make_cache_dir_path("ops"))]):
         libraries = sorted(folder.glob("ops-*.so")) if folder.is_dir() else []
         fresh = [path.name for path in libraries if path.name.startswith(f"ops-{extension.source_hash()}-") and not path.stem.endswith("-host")]
         parent = next(p for p in [folder, *folder.parents] if p.exists())
-        note = "" if os.access(parent, os.W_OK) else " (cannot be written to)"
+        reason = trust.distrust(folder)
+        note = f" (not used: {reason})" if reason else "" if os.access(parent, os.W_OK) else " (cannot be written to)"
         click.echo(f"folder        {folder}{note}: {', '.join(fresh) or 'no library for this torch'}")
     click.echo(f"CPU kernels   {cpu_extension.describe()}")
     found = extension.find(devices)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dnnlib import trust
 from dnnlib.progress import Progress, format_time
 from dnnlib.util import atomic_write, make_cache_dir_path
 from torch_utils import rng
@@ -212,7 +213,7 @@ def _write(paths: list[Path], table: np.ndarray) -> None:
     problems = []
     for path in paths:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            trust.make_private(path.parent)
             with atomic_write(path) as f:
                 np.save(f, table)
             return

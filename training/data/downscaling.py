@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from dnnlib import trust
 from dnnlib.util import file_lock, make_cache_dir_path
 from image_data.conversion import METADATA_VERSION, Progress, convert
 from training.data.dataset import ImageDataset
@@ -66,7 +67,9 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
     problems = []
     for path in places:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path is places[-1]:
+                trust.make_private(path.parent)  # the cache folder's; beside the data set it is open to those who share that
+            path.parent.mkdir(exist_ok=True)
             with file_lock(path.with_suffix(".lock"), f"prepares {path.name}") as held:
                 if not _is_complete(path, resolution):
                     if held:

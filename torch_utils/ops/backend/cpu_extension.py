@@ -8,7 +8,6 @@ share a folder. It knows nothing of torch, and serves every release. Folders, lo
 import ctypes
 import functools
 import hashlib
-import os
 import platform
 import re
 import subprocess
@@ -18,8 +17,17 @@ from pathlib import Path
 
 import torch
 
+from dnnlib import trust
 from dnnlib.util import file_lock
-from torch_utils.ops.backend.extension import BuildError, compiler, folders
+from torch_utils.ops.backend.extension import (
+    BuildError,
+    compiler,
+    folders,
+    is_usable,
+    make_folder,
+    put_in_place,
+    warn_of_open_cache,
+)
 
 SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "csrc" / "cpu"
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
@@ -62,7 +70,7 @@ def library_name() -> str:
 
 def find() -> Path | None:
     """The library, if it has been built."""
-    return next((folder / library_name() for folder in folders() if (folder / library_name()).exists()), None)
+    return next((folder / library_name() for folder in folders() if is_usable(folder / library_name())), None)
 
 
 def build(folder: Path) -> Path:
@@ -72,14 +80,14 @@ def build(folder: Path) -> Path:
         BuildError: there is no compiler, it failed, or the folder cannot be written to.
     """
     target = folder / library_name()
-    if target.exists():
+    if is_usable(target):
         return target
     if compiler() is None:
         raise BuildError("there is no C++ compiler: install g++ 11 or newer (apt install g++), or name one in $CXX")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with file_lock(folder / (target.name + ".lock"), "builds the CPU kernels", _BUILD_SECONDS):
-            if not target.exists():
+            if not is_usable(target):
                 _compile(target)
     except OSError as error:
         raise BuildError(f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a folder that can be written to") from None
@@ -93,7 +101,7 @@ def _compile(target: Path) -> None:
         _call(*_FLAGS, *(["-fopenmp"] if runtime else []), "-c", str(SOURCE_FOLDER / "kernels.cpp"), "-o", made)
         # Linked to the very runtime that torch uses: a second one would bring a second pool of threads.
         _call("-shared", made, *([str(runtime)] if runtime else []), "-o", product)
-        os.replace(product, target)
+        put_in_place(Path(product), target)
 
 
 def _call(*arguments: str) -> None:
@@ -124,8 +132,9 @@ def load() -> ctypes.CDLL | None:
     None where that fails: with a warning if the compiler or the library did, silently where there is no compiler, as the matrix products of
     `resampling.py` are fast, too.
     """
+    warn_of_open_cache()
     try:
-        library = ctypes.CDLL(str(find() or build(folders()[-1])))
+        library = ctypes.CDLL(str(trust.trusted_path(find() or build(folders()[-1]))))
     except (BuildError, OSError) as error:
         if compiler() is not None:
             warnings.warn(f"The CPU kernels are not in use ({error}). Matrix products take their place, which take longer.", stacklevel=2)

@@ -6,6 +6,9 @@ a folder of its own beside its final place and renamed when complete, so an inte
 library. Processes that start together wait for one build through a lock on an open file: the system releases it with its process, however
 that ends. Where locks do not work, each process builds for itself and the last rename wins.
 
+A library is only loaded from where nobody but this user and root can change it (`dnnlib.trust`). Where others can, it is passed
+over with a warning, and one is built in a private folder.
+
 Deviation: ninja is called with a build file of our own rather than through torch.utils.cpp_extension.load, whose lock is a file that outlives
 a killed process and then blocks every later one, and whose guess of the toolkit's folder is one too high where nvcc is a wrapper script.
 """
@@ -29,7 +32,8 @@ from pathlib import Path
 
 import torch
 
-from dnnlib.util import file_lock, make_cache_dir_path
+from dnnlib import trust
+from dnnlib.util import code_cache_path, file_lock, make_cache_dir_path
 
 SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "csrc"
 CUDA_SOURCES = ("bias_act.cu", "filtered_lrelu_radial.cu", "filtered_lrelu_separable.cu", "gate.cu", "upfirdn2d.cu")
@@ -60,9 +64,53 @@ class Toolkit:
 
 
 def folders() -> list[Path]:
-    """Where libraries are looked for, in this order: $STYLESAN_XL_OPS, the cache folder (where they are also built)."""
+    """Where libraries are looked for, in this order: $STYLESAN_XL_OPS, the cache folder (where they are also built).
+
+    A cache folder that others can change gives way to a private one.
+    """
     shared = os.environ.get(FOLDER_VARIABLE)
-    return ([Path(shared).expanduser()] if shared else []) + [Path(make_cache_dir_path("ops"))]
+    return ([Path(shared).expanduser()] if shared else []) + [Path(code_cache_path("ops"))]
+
+
+def is_usable(library: Path) -> bool:
+    """Whether a library is there and nobody else can change it; one that is there and is not trusted is worth a warning."""
+    if not library.is_file():
+        return False
+    reason = trust.distrust(library)
+    if reason:
+        _pass_over(reason)
+    return not reason
+
+
+@functools.cache
+def _pass_over(reason: str) -> None:
+    """One warning per run and reason."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        warnings.warn(
+            f"Compiled kernels are not loaded from where others can change them: {reason}. Those in {folders()[-1]} are used, or built there.",
+            stacklevel=3,
+        )
+
+
+def warn_of_open_cache() -> None:
+    """Say why another folder than the cache folder is used, if that is so."""
+    cache = make_cache_dir_path("ops")
+    if folders()[-1] != Path(cache):
+        _pass_over(trust.distrust(cache))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a private folder for libraries. Raises BuildError for one from which nobody should load any, OSError."""
+    trust.make_private(folder)
+    reason = trust.distrust(folder)
+    if reason:
+        raise BuildError(f"{reason}, and code is not loaded from there: set DNNLIB_CACHE_DIR to a folder that only you can write to")
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Give a finished library its name. Nobody else may write to it, whatever the umask."""
+    os.chmod(made, 0o755)
+    os.replace(made, target)
 
 
 def compiler() -> str | None:
@@ -133,7 +181,7 @@ def find(architectures: Sequence[str]) -> Path | None:
     """A library that was built from these very sources for this torch and runs on the architectures."""
     for folder in folders():
         for path in sorted(folder.glob(f"ops-{source_hash()}-*.so")) if folder.is_dir() else []:
-            if not path.stem.endswith("-host") and runs_on(path, architectures):
+            if not path.stem.endswith("-host") and runs_on(path, architectures) and is_usable(path):
                 return path
     return None
 
@@ -178,7 +226,7 @@ def build(folder: Path, architectures: Sequence[str] = DEFAULT_ARCHITECTURES, ho
         if not re.fullmatch(r"(sm|compute)_\d{2,3}", name):
             raise BuildError(f"architecture {name!r} must be sm_XY (machine code) or compute_XY (PTX), e.g. sm_90")
     target = folder / library_name(architectures, host)
-    if target.exists():
+    if is_usable(target):
         return target
     if host:
         found = [f"there is no {what}" for what, path in (("C++ compiler", compiler()), ("ninja", ninja())) if path is None]
@@ -187,9 +235,9 @@ def build(folder: Path, architectures: Sequence[str] = DEFAULT_ARCHITECTURES, ho
     if found:
         raise BuildError("; ".join(found))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with file_lock(folder / (target.name + ".lock"), "builds the CUDA kernels", _LOCK_SECONDS):
-            if not target.exists():
+            if not is_usable(target):
                 _compile(target, architectures, host, verbose)
     except OSError as error:
         raise BuildError(f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a folder that can be written to") from None
@@ -210,7 +258,7 @@ def _compile(target: Path, architectures: Sequence[str], host: bool, verbose: bo
             output = (done.stdout or "") + (done.stderr or "")
             lines = [line for line in output.splitlines() if re.search(r"error|fatal|FAILED", line)][:5] or output.splitlines()[-5:]
             raise BuildError("the compiler failed: " + " | ".join(line.strip() for line in lines))
-        os.replace(work / "ops.so", target)
+        put_in_place(work / "ops.so", target)
 
 
 def _ninja_file(architectures: Sequence[str], host: bool) -> str:
@@ -262,10 +310,11 @@ def _code_flags(architectures: Sequence[str]) -> str:
 @functools.cache
 def load() -> bool:
     """Finds or builds the CUDA kernels and registers them, once per process; False, with one warning, where that fails."""
+    warn_of_open_cache()
     try:
         architectures = device_architectures()
         path = find(architectures) or build(folders()[-1], architectures)
-        torch.ops.load_library(path)
+        torch.ops.load_library(trust.trusted_path(path))
     except (BuildError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             warnings.warn(

@@ -14,12 +14,14 @@ import click.testing
 import pytest
 import torch
 
+from dnnlib import trust
 from dnnlib.util import make_cache_dir_path
 from torch_utils import custom_ops
 from torch_utils.ops import __main__ as command
-from torch_utils.ops.backend import extension
+from torch_utils.ops.backend import cpu_extension, extension
 
 ROOT = Path(__file__).resolve().parents[4]
+needs_rights = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such rights here")
 
 
 def test_libraries_are_chosen_by_what_they_were_built_for() -> None:
@@ -109,6 +111,106 @@ def test_a_failing_compiler_is_one_line_and_leaves_nothing(monkeypatch, tmp_path
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.fixture
+def open_cache(monkeypatch, tmp_path):
+    """A cache folder to which everybody can write, and a private home. Yields (the folder of its kernels, the private one)."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
+    (tmp_path / "cache" / "ops").mkdir(parents=True)
+    (tmp_path / "cache").chmod(0o777)
+    caches = cpu_extension.load, extension.load, extension._pass_over
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path / "cache" / "ops", tmp_path / "home" / "dnnlib" / "ops"
+    for cached in caches:
+        cached.cache_clear()
+
+
+def build_and_load(monkeypatch) -> list[str]:
+    """Load the CPU kernels with a compiler that writes empty files. Returns the files that were loaded."""
+    loaded: list[str] = []
+    monkeypatch.setattr(cpu_extension, "compiler", lambda: "c++")
+    monkeypatch.setattr(cpu_extension, "_call", lambda *arguments: Path(arguments[-1]).write_text("library"))
+    monkeypatch.setattr(cpu_extension.ctypes, "CDLL", loaded.append)
+    cpu_extension.load()
+    return loaded
+
+
+@needs_rights
+def test_a_planted_library_is_not_loaded_but_built_anew(monkeypatch, open_cache) -> None:
+    planted, private = (folder / cpu_extension.library_name() for folder in open_cache)
+    planted.write_text("planted")
+    with pytest.warns(UserWarning) as caught:
+        assert build_and_load(monkeypatch) == [str(private)]
+    (warning,) = caught
+    assert f"others can write to {planted.parent.parent} (mode 0777)" in str(warning.message) and str(private.parent) in str(warning.message)
+    assert "\n" not in str(warning.message) and planted.read_text() == "planted"
+    assert private.parent.stat().st_mode & 0o777 == 0o700
+
+
+@needs_rights
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o766])
+def test_a_library_that_others_can_write_to_is_replaced(monkeypatch, open_cache, mode: int) -> None:
+    folder = open_cache[0]
+    folder.parent.chmod(0o700)
+    planted = folder / cpu_extension.library_name()
+    planted.write_text("planted")
+    planted.chmod(mode)
+    monkeypatch.setattr(trust, "_is_private_group", lambda gid: False)
+    with pytest.warns(UserWarning, match=rf"others can write to {planted} \(mode {mode:04o}\)"):
+        assert build_and_load(monkeypatch) == [str(planted)]
+    assert planted.read_text() == "library" and planted.stat().st_mode & 0o777 == 0o755
+
+
+@needs_rights
+def test_cuda_kernels_follow_the_same_rule(monkeypatch, open_cache) -> None:
+    shared = open_cache[0].parent / "shared"
+    monkeypatch.setenv(extension.FOLDER_VARIABLE, str(shared))
+    shared.mkdir()
+    (shared / extension.library_name(["sm_90"])).touch()
+    monkeypatch.setattr(extension, "device_architectures", lambda: ["sm_90"])
+    monkeypatch.setattr(extension, "problems", list)
+    monkeypatch.setattr(extension, "_compile", lambda target, *rest: target.write_text("library"))
+    loaded: list[Path] = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    with pytest.warns(UserWarning, match="others can write to") as caught:
+        assert extension.load()
+    assert loaded == [open_cache[1] / extension.library_name(["sm_90"])] and len(caught) == 1
+    assert extension.find(["sm_90"]) == loaded[0]
+
+
+@needs_rights
+def test_without_any_private_folder_the_reference_path_runs(monkeypatch, open_cache, tmp_path) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr(extension.code_cache_path.__globals__["tempfile"], "tempdir", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"CPU kernels are not in use \(others can write to .*set DNNLIB_CACHE_DIR"):
+        assert build_and_load(monkeypatch) == []
+    tmp_path.chmod(0o700)
+
+
+@needs_rights
+def test_new_folders_of_kernels_are_private_whatever_the_umask(tmp_path) -> None:
+    code = (
+        "import os, pathlib; os.umask(0); from torch_utils.ops.backend import cpu_extension as c; c.compiler = lambda: 'c++'\n"
+        "c._call = lambda *arguments: pathlib.Path(arguments[-1]).write_text('library'); print(c.build(c.folders()[-1]))"
+    )
+    environment = os.environ | {"DNNLIB_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    library = Path(done.stdout.strip())
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "cache", library.parent, library)] == [0o700, 0o700, 0o755]
+
+
+@needs_rights
+def test_doctor_and_build_say_which_folders_are_not_trusted(monkeypatch, open_cache) -> None:
+    monkeypatch.setattr(extension, "problems", list)
+    result = click.testing.CliRunner().invoke(command.main, ["doctor"])
+    assert f"{open_cache[0]} (not used: others can write to {open_cache[0].parent} (mode 0777))" in result.output
+    monkeypatch.setattr(cpu_extension, "compiler", lambda: "c++")
+    result = click.testing.CliRunner().invoke(command.main, ["build", "--cpu", "--out", str(open_cache[0] / "shared")])
+    assert result.exit_code == 1 and "code is not loaded from there" in result.output
+
+
 def test_problems_are_named_with_their_remedies(monkeypatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(extension, "compiler", lambda: None)
@@ -169,6 +271,22 @@ def test_one_pass_of_the_front_end_serves_all_newer_architectures() -> None:
     assert extension._code_flags(["sm_80", "sm_90", "compute_80"]) == "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"
     assert extension._code_flags(["sm_90"]) == "-gencode arch=compute_90,code=[sm_90]"
     assert extension._code_flags(["sm_75", "sm_86", "sm_90"]) == "-gencode arch=compute_75,code=[sm_75] -gencode arch=compute_86,code=[sm_86,sm_90]"
+
+
+@needs_rights
+def test_a_planted_plugin_is_not_loaded(monkeypatch, open_cache, tmp_path) -> None:
+    folders = []
+    monkeypatch.setattr(custom_ops, "_plugins", {})
+    monkeypatch.setattr(custom_ops, "_load", lambda **arguments: folders.append(Path(arguments["build_directory"])))
+    (tmp_path / "a.cpp").write_text("int a;")
+    custom_ops.get_plugin("a_plugin", ["a.cpp"], source_dir=str(tmp_path))
+    (folder,) = folders
+    assert folder.parent == open_cache[1].parent / "plugins" and folder.stat().st_mode & 0o777 == 0o700
+    (folder / "a_plugin.so").touch()
+    (folder / "a_plugin.so").chmod(0o777)
+    monkeypatch.setattr(custom_ops, "_plugins", {})
+    custom_ops.get_plugin("a_plugin", ["a.cpp"], source_dir=str(tmp_path))
+    assert folders[1] != folder and folders[1].stat().st_mode & 0o777 == 0o700 and list(folders[1].iterdir()) == [folders[1] / "owner"]
 
 
 @needs_compiler
