@@ -7,14 +7,15 @@ Needs the extra `hub` (huggingface_hub); login and cache are that package's own 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from training.networks import files
+from training.networks import files, stems
 
 SCHEME = "hf://"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -113,36 +114,76 @@ def _json_line(line: str) -> dict[str, Any] | None:
 
 
 def model_card(file: files.NetworkFile, repo_id: str, license: str | None = None, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Markdown with the hub's metadata: data, recipe, lineage, metrics, licence, as far as the file says."""
+    """Markdown with the hub's metadata: data, recipe, lineage, metrics, licence, as far as the file says.
+
+    metrics: records of metric-*.jsonl, as `read_metrics` returns them.
+    Of absolute paths only the last part is shown.
+    """
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
     provenance = file.provenance or {}
     config, about_data = _table(provenance.get("config")), _table(provenance.get("data"))
     kwargs = file.training_set_kwargs or {}
     name = repo_id.rpartition("/")[2]
     data_name = about_data.get("name") or (Path(str(kwargs["path"])).stem if kwargs.get("path") else None)
-    head = ["---", f"license: {license or 'unknown'}", "library_name: pytorch", "pipeline_tag: unconditional-image-generation"]
-    head += ["tags:", "- gan", "- stylegan3", "- stylegan-xl", *(["- stylesan-xl"] if provenance.get("project") == "StyleSAN-XL" else [])]
-    head += [*_index(name, data_name, metrics), "---", "", f"# {_line(name)}", ""]
-    classes = provenance.get("class_names")
-    parts = f"{G.img_resolution}x{G.img_resolution} pixels, {G.c_dim} classes" if G.c_dim else f"{G.img_resolution}x{G.img_resolution} pixels"
-    parameters = sum(parameter.numel() for parameter in G.parameters())
-    body = [f"A generator of images: {parts}, {len(G.synthesis.layer_names)} layers, {parameters:,} parameters.", ""]
+    results = _results(metrics)
+    ours = ["stylesan-xl"] if provenance.get("project") == "StyleSAN-XL" else []
+    body = [f"# {_line(name)}", "", f"A generator of images: {_parts(G)}.", ""]
     body += ["## Use", "", "```", f"python gen_images.py --network=hf://{repo_id} --seeds=0-15 --outdir=out", "```", ""]
     body += _section("Data", {"name": data_name, **{k: about_data.get(k) for k in ("images", "hash")}, **_prepared(about_data)})
+    classes = provenance.get("class_names")
     if isinstance(classes, list) and len(classes) <= 200:
         body += [f"Classes: {', '.join(_line(item) for item in classes)}.", ""]
     body += _section("Training", {"images shown": provenance.get("nimg"), **_flat(config)}, "The configuration is not known.")
     body += _section("Lineage", _lineage(G, config, provenance))
-    body += ["## Metrics", ""]
-    rows = [(name_, value) for record in metrics for name_, value in record.get("results", {}).items() if isinstance(value, (int, float))]
-    body += ["| metric | value |", "|---|---|", *(f"| {_line(metric)} | {value:.4f} |" for metric, value in rows)] if rows else ["None are recorded."]
-    body += ["", "## Licence", "", f"Weights: {_line(license)}." if license else "Weights: not stated by whoever uploaded them. Ask before use.", ""]
-    return "\n".join([*head, *body])
+    rows = [f"| {_line(metric)} | {value:.4f} |" for metric, value in results]
+    table = ["| metric | value |", "|---|---|", *rows] if rows else ["None are recorded."]
+    terms = f"{_line(license)}." if license else "not stated by whoever uploaded them. Ask before use."
+    body += ["## Metrics", "", *table, "", "## Licence", "", f"Weights: {terms}", ""]
+    metadata = _metadata(name, data_name, license, ours, results)
+    return f"---\n{metadata}\n---\n\n" + "\n".join(body)
+
+
+def _metadata(
+    name: str,
+    data_name: Any,
+    license: str | None,
+    more_tags: Sequence[str],
+    results: Sequence[tuple[str, float]],
+) -> str:
+    """The card's machine-readable part, YAML."""
+    hub = _hub()
+    task, data = "unconditional-image-generation", str(data_name or "unknown")
+    about = {"task_type": task, "dataset_type": data, "dataset_name": data}
+    found = [hub.EvalResult(metric_type=key, metric_value=value, **about) for key, value in results]
+    return hub.ModelCardData(
+        license=license or "unknown",
+        library_name="pytorch",
+        pipeline_tag=task,
+        tags=["gan", "stylegan3", "stylegan-xl", *more_tags],
+        model_name=name,
+        eval_results=found or None,
+    ).to_yaml()
+
+
+def _results(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """Name and value of every number in some records of metrics."""
+    tables = [record.get("results") for record in metrics]
+    pairs = [pair for table in tables if isinstance(table, Mapping) for pair in table.items()]
+    numbers = [(str(key), float(value)) for key, value in pairs if type(value) in (int, float)]
+    return [(key, value) for key, value in numbers if math.isfinite(value)]
+
+
+def _parts(G: Any) -> str:
+    """Size of a generator in words."""
+    size = f"{G.img_resolution}x{G.img_resolution} pixels"
+    classes = f", {G.c_dim} classes" if G.c_dim else ""
+    parameters = sum(parameter.numel() for parameter in G.parameters())
+    return f"{size}{classes}, {len(G.synthesis.layer_names)} layers, {parameters:,} parameters"
 
 
 def _line(value: Any) -> str:
     """A value as one line of text that Markdown leaves alone."""
-    text = " ".join(str(value).split())[:300]
+    text = " ".join(str(_shown(value)).split())[:300]
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
 
 
@@ -170,13 +211,15 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the network comes from: its stage, the stems below it (oldest first), its start, versions."""
     generator, run = _table(config.get("generator")), _table(config.get("run"))
     frozen = G.num_frozen_layers
+    below = stems.recorded(provenance)
     backbones = provenance.get("backbones")
     return {
         "stage": f"superresolution on a stem of {frozen} kept layers" if frozen else "stem",
-        "stem": generator.get("path_stem"),
-        "stem's sha256": generator.get("stem_sha256") or provenance.get("stem_sha256"),
+        **{f"stem {number}": _stem(record) for number, record in enumerate(below, 1)},
+        "stem": None if below else generator.get("path_stem"),
         "started from": run.get("init_from"),
         **({f"feature network {key}": value for key, value in backbones.items()} if isinstance(backbones, dict) else {}),
         "torch": provenance.get("torch"),
@@ -184,12 +227,21 @@ def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -
     }
 
 
-def _index(name: str, data_name: Any, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The card's machine-readable results (model-index)."""
-    rows = [(key, value) for record in metrics for key, value in record.get("results", {}).items() if isinstance(value, (int, float))]
-    if not rows:
-        return []
-    data = json.dumps(str(data_name or "unknown"))
-    lines = ["model-index:", f"- name: {json.dumps(name)}", "  results:", "  - task:", "      type: unconditional-image-generation"]
-    lines += ["    dataset:", f"      name: {data}", f"      type: {data}", "    metrics:"]
-    return lines + [line for key, value in rows for line in (f"    - type: {json.dumps(str(key))}", f"      value: {float(value)!r}")]
+def _stem(record: Mapping[str, Any]) -> str:
+    """One stage's record (`stems.recorded`) in words."""
+    metric, size, nimg = record["metric"], record["resolution"], record["nimg"]
+    parts = [
+        _shown(record["file"] or ""),
+        f"{size}x{size} pixels" if size else "",
+        f"{nimg:,} images shown" if nimg else "",
+        f"{metric['name']} {metric['value']:.4g}" if metric else "",
+        f"sha256 {record['sha256']}" if record["sha256"] else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _shown(value: Any) -> Any:
+    """An absolute path as its last part: a card is public, and the rest of the path is about its writer."""
+    kinds = (PurePosixPath, PureWindowsPath)
+    is_path = isinstance(value, str) and any(kind(value).is_absolute() for kind in kinds)
+    return PureWindowsPath(value).name if is_path else value

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,10 +79,19 @@ def _records(provenance: Any, file: str, sha256: str, resolution: int) -> list[d
     """Records of a pickle's stages from its provenance; other projects' pickles have none."""
     said = provenance if isinstance(provenance, dict) else {}
     nimg = said.get("nimg") if isinstance(said.get("nimg"), int) else None
-    lineage = said.get("lineage")
+    metric = metric_at(os.path.dirname(file), nimg)
+    itself = {"file": file, "sha256": sha256, "resolution": resolution, "nimg": nimg, "metric": metric}
+    return [*recorded(said), itself]
+
+
+def recorded(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Records {file, sha256, resolution, nimg, metric} of the stems in a pickle's provenance, oldest first.
+
+    They are checked, because the pickle may be a stranger's: values of another kind become None, text is cut.
+    """
+    lineage = provenance.get("lineage")
     below = lineage.get("stems") if isinstance(lineage, dict) else None
-    stems = [_checked(record) for record in below[:MAX_STAGES]] if isinstance(below, list) else []
-    return [*stems, {"file": file, "sha256": sha256, "resolution": resolution, "nimg": nimg, "metric": metric_at(os.path.dirname(file), nimg)}]
+    return [_checked(record) for record in below[:MAX_STAGES]] if isinstance(below, list) else []
 
 
 def _checked(record: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 import yaml
 
 from tests.training.networks.test_files import network, same
-from training.networks import files
+from training.networks import files, stems
 from training.networks import hub as sharing
 
 
@@ -115,7 +116,44 @@ def test_the_card_of_a_file_that_knows_nothing():
     assert head["license"] == "unknown" and "model-index" not in head
     assert "None are recorded." in text and "Ask before use" in text and "The configuration is not known." in text
     hostile = files.NetworkFile({"G": network()}, {}, {"path": 7}, {"config": [1], "data": "x", "class_names": "y", "backbones": 3})
-    assert sharing.model_card(hostile, "me/x")
+    records = [{"results": {"fid": math.nan, "a: b\n- c": 1, "d": True, "e": "2"}}, {"results": 3}, {}]
+    text = sharing.model_card(hostile, "me/x", metrics=records)
+    (result,) = yaml.safe_load(text.split("---\n", 2)[1])["model-index"][0]["results"]
+    assert [m["type"].split() for m in result["metrics"]] == [["a:", "b", "-", "c"]]
+
+
+STEMS = [
+    {"file": "/home/joe/runs/a/best_model.pkl", "sha256": "aa11", "resolution": 16, "nimg": 20_480, "metric": {"name": "fid50k", "value": 3.25}},
+    {"file": "https://host/b.pkl", "sha256": "bb22", "resolution": 32, "nimg": None, "metric": None},
+]
+
+
+def test_the_card_names_the_stems_that_training_recorded():
+    """`provenance["lineage"]["stems"]` is where a run writes them."""
+    file = network_file()
+    file.provenance = {**PROVENANCE, "lineage": {"stems": STEMS, "changes": []}}
+    text = sharing.model_card(file, "me/emoji")
+    for line in (
+        "- stem 1: best\\_model.pkl, 16x16 pixels, 20,480 images shown, fid50k 3.25, sha256 aa11",
+        "- stem 2: https://host/b.pkl, 32x32 pixels, sha256 bb22",
+    ):
+        assert line in text, line
+    assert "- stem: " not in text and "joe" not in text
+    file.provenance["lineage"] = {"stems": [7, {"file": 3, "sha256": ["x"], "metric": "y"}]}
+    assert "- stem 1" not in sharing.model_card(file, "me/emoji")
+
+
+def test_what_a_run_records_is_what_the_card_reads():
+    recorded = stems.Lineage(stems=STEMS).provenance()
+    assert stems.recorded({"lineage": recorded}) == STEMS
+
+
+@pytest.mark.parametrize("path", ["/home/joe/data/pets.zip", "C:\\Users\\joe\\pets.zip", "\\\\server\\joe\\pets.zip"])
+def test_cards_show_no_absolute_paths(path):
+    file = network_file()
+    file.provenance = {**PROVENANCE, "config": {"data": {"path": path}, "generator": {"path_stem": path}}}
+    text = sharing.model_card(file, "me/emoji")
+    assert "- data.path: pets.zip" in text and "- stem: pets.zip" in text and "joe" not in text
 
 
 def test_metrics_come_from_the_lines_about_this_file(tmp_path):
