@@ -59,13 +59,18 @@ def _magnify(image: PIL.Image.Image, cell: int, target: int) -> tuple[PIL.Image.
 
 
 def labelled_grid(
-    images: torch.Tensor | np.ndarray, row_labels: Sequence[str], columns: int, min_cell: int = 24, column_labels: Sequence[str] | None = None
+    images: torch.Tensor | np.ndarray,
+    row_labels: Sequence[str],
+    columns: int,
+    min_cell: int = 24,
+    column_labels: Sequence[str] | None = None,
+    caption: str | None = None,
 ) -> PIL.Image.Image:
     """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in font.
 
-    images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise); the result is an RGB PIL image.
-    min_cell: images lower than this are magnified by a whole factor (their pixels repeated) to leave room for the text.
-    column_labels: one short text above each column, if given.
+    images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise). Returns an RGB image.
+    min_cell: images lower than this are magnified by a whole factor (their pixels repeated), so that text fits.
+    column_labels: one short text above each column, if given. caption: a line below everything, if given.
     """
     pixels = grid(images, columns)
     rows = -(-len(images) // columns)
@@ -82,13 +87,17 @@ def labelled_grid(
     boxes = [font.getbbox(label) for label in labels]
     margin = int(np.ceil(max(box[2] for box in boxes))) + 2 * _LABEL_GAP
     top = 0 if column_labels is None else size + 2 * _LABEL_GAP
-    canvas = PIL.Image.new("RGB", (margin + sheet.width, top + sheet.height), "white")
+    below = 0 if caption is None else size + 2 * _LABEL_GAP
+    width = max(margin + sheet.width, int(font.getlength(caption or "")) + 2 * _LABEL_GAP)
+    canvas = PIL.Image.new("RGB", (width, top + sheet.height + below), "white")
     canvas.paste(sheet, (margin, top))
     draw = PIL.ImageDraw.Draw(canvas)
     for row, (label, box) in enumerate(zip(labels, boxes, strict=True)):
         draw.text((margin - _LABEL_GAP - box[2], top + (row + 0.5) * cell), label, fill="black", font=font, anchor="lm")
     for column, label in enumerate(column_labels or ()):
         draw.text((margin + (column + 0.5) * sheet.width / columns, top / 2), _one_line(label), fill="black", font=font, anchor="mm")
+    if caption is not None:
+        draw.text((_LABEL_GAP, top + sheet.height + below / 2), caption, fill="black", font=font, anchor="lm")
     return canvas
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -197,3 +198,8 @@ def replace_with_copy(source: Path, target: Path) -> None:
             f.write(source.read_bytes())
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kimg_text(kimg: float) -> str:
+    """Thousands of images as text, exact to the image: 25000 -> '25000', 4.096 -> '4.096', 0.5 -> '0.5'."""
+    return f"{kimg:.3f}".rstrip("0").rstrip(".") if math.isfinite(kimg) else "?"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""curves.png of a run folder: losses, logits, class variety, SAN's conditions, metrics and speed, drawn from stats.jsonl and metric-*.jsonl.
+"""The curves of a run folder: losses, logits, class variety, SAN's conditions, metrics and speed.
 
-Drawn with matplotlib's objects and its Agg canvas, never through pyplot, whose global state is the user's.
+They are drawn from stats.jsonl and metric-*.jsonl: all together as curves.png, one by one as SVG for the report.
+Drawn with matplotlib's objects, never through pyplot, whose global state is the user's.
 """
 
+import io
 import math
 import os
 import re
@@ -16,9 +18,13 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import atomic_write
-from training.run_folder import read_jsonl
+from training.run_folder import kimg_text, read_jsonl
+from training.watch import ticks
 
 SMOOTH_FROM = 30  # points: shorter series are drawn as they are
+MAX_LABEL = 80  # characters of a line's name in a legend
+SVG_SIZE = (3.9, 2.4)  # inches of a panel of the report: 374 x 230 CSS pixels, a phone's width
+SVG_POINTS = 300  # of a line in it, at most: no screen shows more
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 _PALETTE = (_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW)
@@ -34,6 +40,7 @@ class Series:
     y: np.ndarray
     color: str
     band: np.ndarray | None = None
+    weight: np.ndarray | None = None  # of each point when lines are smoothed (None: all alike)
     best: str | None = None  # 'min' or 'max': mark that point
 
 
@@ -81,7 +88,7 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
         ),
     ),
     ("Effective dimension of the heads' features", None, True, (("Diagnostics/effective_dim", "mean over heads", _PURPLE),)),
-    ("Images per second", None, True, (("Timing/images_per_sec", "img/s", _BLUE),)),
+    ("Images per second", None, True, ((ticks.SPEED, "img/s", _BLUE),)),
 )
 _BANDS = ("Loss/scores/real", "Loss/scores/fake")
 # Metrics that share an axis: pattern of the name, title, logarithmic, which end is good.
@@ -94,40 +101,27 @@ _METRIC_PANELS = (
 )
 
 
-def _number(value: Any, key: str = "mean") -> float:
-    """A number, or the `key` of a {'num', 'mean', 'std'} object; NaN for anything else and for infinities."""
-    if isinstance(value, dict):
-        value = value.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
-def _in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
-    """(kimg, record) with kimg ascending: where a run went back to a checkpoint, what it had written beyond is dropped."""
-    line: list[tuple[float, dict[str, Any]]] = []
-    for record in records:
-        kimg = _number(record.get("kimg", record.get("Progress/kimg")))
-        if math.isnan(kimg):
-            continue
-        while line and line[-1][0] >= kimg:
-            line.pop()
-        line.append((kimg, record))
-    return line
-
-
 def good_end(name: str) -> str | None:
     """Which end of a metric is good, by its name: "min", "max", or None if it is not known."""
     return next(kind for kind in _METRIC_PANELS if kind[0].match(name))[3]
 
 
-def smooth(y: Sequence[float] | np.ndarray, half_life: float) -> np.ndarray:
-    """Exponential moving average, a weight halving every `half_life` points; unbiased at the start, NaNs passed over. Same length as y."""
+def smooth(
+    y: Sequence[float] | np.ndarray,
+    half_life: float,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Exponential moving average [N] of y [N], a weight halving every `half_life` points.
+
+    Unbiased at the start; NaNs are passed over. weights [N]: what a point counts for beside its age, None: all alike.
+    """
     keep = 0.5 ** (1 / half_life)
     result = np.full(len(y), math.nan)
     total = weight = 0.0
-    for i, value in enumerate(y):
+    for i, (value, own) in enumerate(zip(y, np.ones(len(y)) if weights is None else weights, strict=True)):
         total, weight = total * keep, weight * keep
         if math.isfinite(value):
-            total, weight = total + value, weight + 1
+            total, weight = total + own * value, weight + own
         if weight > 0:
             result[i] = total / weight
     return result
@@ -135,17 +129,22 @@ def smooth(y: Sequence[float] | np.ndarray, half_life: float) -> np.ndarray:
 
 def stats_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
     """Panels of stats.jsonl's records, those without a single number left out."""
-    ordered = _in_order(records)
+    ordered = ticks.in_order(records)
     x = np.array([kimg for kimg, _ in ordered])
     panels = []
     for title, limits, zero, lines in _STATS_PANELS:
         panel = Panel(title, limits=limits, zero=zero)
         for name, label, color in lines:
-            y = np.array([_number(record.get(name)) for _, record in ordered])
+            y = np.array([ticks.number(record.get(name)) for _, record in ordered])
             known = np.isfinite(y)
-            if known.any():
-                band = np.array([_number(record.get(name), "std") for _, record in ordered])[known] if name in _BANDS else None
-                panel.series.append(Series(label, x[known], y[known], color, band))
+            if not known.any():
+                continue
+            if name == ticks.SPEED:
+                panel.series.append(Series(label, *ticks.whole_ticks(x[known], y[known]), color))
+                continue
+            std = np.array([ticks.number(record.get(name), "std") for _, record in ordered])
+            band = std[known] if name in _BANDS else None
+            panel.series.append(Series(label, x[known], y[known], color, band, ticks.lengths(x)[known]))
         if panel.series:
             panels.append(panel)
     return panels
@@ -157,16 +156,16 @@ def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
     for record in records:
         if isinstance(results := record.get("results"), dict):
             for name, value in results.items():
-                if not name.endswith("_std") and math.isfinite(_number(value)):
+                if not name.endswith("_std") and math.isfinite(ticks.number(value)):
                     by_metric.setdefault(name, []).append({"kimg": record.get("kimg"), "value": value})
     panels: dict[str, Panel] = {}
     for name in sorted(by_metric):
-        points = _in_order(by_metric[name])
+        points = ticks.in_order(by_metric[name])
         if not points:
             continue
         _, title, log, best = next(kind for kind in _METRIC_PANELS if kind[0].match(name))
         panel = panels.setdefault(title, Panel(title, log=log))
-        y = np.array([_number(record["value"]) for _, record in points])
+        y = np.array([ticks.number(record["value"]) for _, record in points])
         panel.series.append(Series(name, np.array([kimg for kimg, _ in points]), y, _PALETTE[len(panel.series) % len(_PALETTE)], best=best))
     for panel in panels.values():
         panel.log = panel.log and all((s.y > 0).all() for s in panel.series)
@@ -190,20 +189,46 @@ def _text(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _draw_series(axes: Any, s: Series) -> None:
+def _line(s: Series) -> np.ndarray:
+    """What is drawn in full colour: the points, or their moving average where there are many."""
+    many = len(s.x) >= SMOOTH_FROM and s.best is None
+    return smooth(s.y, max(2.0, len(s.x) / 50), s.weight) if many else s.y
+
+
+def _best(s: Series) -> int:
+    return int(np.argmin(s.y) if s.best == "min" else np.argmax(s.y))
+
+
+def legend(s: Series) -> str:
+    """A line's name with its newest value and, for a metric, its best one."""
+    best = "" if s.best is None else f"  (best {_text(s.y[_best(s)])} at {kimg_text(s.x[_best(s)])} kimg)"
+    name = s.label if len(s.label) <= MAX_LABEL else s.label[: MAX_LABEL - 3] + "..."
+    return f"{name}  {_text(_line(s)[-1])}{best}"
+
+
+def _draw_series(axes: Any, s: Series, most: int | None) -> None:
+    """most: points of a line to draw (None: all)."""
     dots = {"marker": "o", "markersize": 3.5} if len(s.x) < SMOOTH_FROM else {}
-    shown = s.y
-    if len(s.x) >= SMOOTH_FROM and s.best is None:
-        axes.plot(s.x, s.y, color=s.color, linewidth=0.8, alpha=0.25)
-        shown = smooth(s.y, max(2.0, len(s.x) / 50))
+    shown = _line(s)
+    some = _some(s.y, most)
+    if shown is not s.y:
+        axes.plot(s.x[some], s.y[some], color=s.color, linewidth=0.8, alpha=0.25)
     if s.band is not None:
-        axes.fill_between(s.x, s.y - s.band, s.y + s.band, color=s.color, alpha=0.12, linewidth=0)
-    label = f"{s.label}  {_text(shown[-1])}"
+        low, high = (s.y - s.band)[some], (s.y + s.band)[some]
+        axes.fill_between(s.x[some], low, high, color=s.color, alpha=0.12, linewidth=0)
     if s.best is not None:
-        index = int(np.argmin(s.y) if s.best == "min" else np.argmax(s.y))
-        label += f"  (best {_text(s.y[index])} at {_text(s.x[index])})"
-        axes.plot(s.x[index], s.y[index], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=s.color, markeredgewidth=1.2)
-    axes.plot(s.x, shown, color=s.color, linewidth=1.7, label=label, **dots)
+        ring = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2}
+        axes.plot(s.x[_best(s)], s.y[_best(s)], marker="o", markeredgecolor=s.color, **ring)
+    axes.plot(s.x[some], shown[some], color=s.color, linewidth=1.7, label=legend(s), **dots)
+
+
+def _some(y: np.ndarray, most: int | None) -> np.ndarray:
+    """Indices of at most about `most` points, ascending: lowest and highest of each stretch, first and last."""
+    if most is None or len(y) <= most:
+        return np.arange(len(y))
+    stretches = np.array_split(np.arange(len(y)), most // 2)
+    picks = [index for part in stretches for index in (part[np.argmin(y[part])], part[np.argmax(y[part])])]
+    return np.unique([0, *picks, len(y) - 1])
 
 
 def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
@@ -222,13 +247,14 @@ def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
     return min(places, key=lambda place: int(places[place].sum()))
 
 
-def _draw_panel(axes: Any, panel: Panel, kimg: float) -> None:
+def _draw_panel(axes: Any, panel: Panel, kimg: float, most: int | None = None) -> None:
+    """Lines and axes. kimg: where the horizontal axis ends."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     if panel.zero:
         axes.axhline(0, color="#999999", linewidth=0.8)
     for s in panel.series:
-        _draw_series(axes, s)
+        _draw_series(axes, s, most)
     if panel.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
@@ -238,7 +264,6 @@ def _draw_panel(axes: Any, panel: Panel, kimg: float) -> None:
         axes.set_ylim(*limits)
     axes.set_xlim(0, 1.02 * kimg or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_title(panel.title, loc="left", fontsize=10, color=_INK, fontweight="bold")
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=_INK, length=3)
@@ -246,7 +271,22 @@ def _draw_panel(axes: Any, panel: Panel, kimg: float) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#999999")
-    axes.legend(fontsize=8, frameon=True, framealpha=0.75, edgecolor="none", labelcolor=_INK, loc=_legend_place(axes, panel, kimg), handlelength=1.4)
+
+
+def _draw_words(axes: Any, panel: Panel, kimg: float) -> None:
+    """Title and legend within the picture."""
+    axes.set_title(panel.title, loc="left", fontsize=10, color=_INK, fontweight="bold", parse_math=False)
+    box = axes.legend(
+        fontsize=8,
+        frameon=True,
+        framealpha=0.75,
+        edgecolor="none",
+        labelcolor=_INK,
+        loc=_legend_place(axes, panel, kimg),
+        handlelength=1.4,
+    )
+    for text in box.get_texts():
+        text.set_parse_math(False)  # a name with dollar signs is a name
 
 
 def draw(panels: Sequence[Panel], title: str) -> Any:
@@ -259,18 +299,48 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
     width, height = max(5.2 * columns, 7), 3.4 * rows + 0.5  # inches
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    kimg = max(s.x.max() for panel in panels for s in panel.series)
-    figure.text(0.5 / width, 1 - 0.16 / height, title, va="top", fontsize=11, color=_INK)
+    kimg = last_kimg(panels)
+    figure.text(0.5 / width, 1 - 0.16 / height, title, va="top", fontsize=11, color=_INK, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     # Fixed margins, in inches: matplotlib's layout engines draw everything twice.
     figure.subplots_adjust(left=0.55 / width, right=1 - 0.2 / width, bottom=0.55 / height, top=1 - 0.75 / height, wspace=0.17, hspace=0.26)
     for axes, panel in zip(grid, panels, strict=False):
         _draw_panel(axes, panel, kimg)
+        _draw_words(axes, panel, kimg)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel("thousands of images shown (kimg)", fontsize=8, color=_INK)
     return figure
+
+
+def last_kimg(panels: Iterable[Panel]) -> float:
+    """Where the lines end."""
+    return float(max(s.x.max() for panel in panels for s in panel.series))
+
+
+def panel_svg(panel: Panel, kimg: float) -> bytes:
+    """One panel as SVG, without title and legend, whose text the page sets itself; kimg: where its axis ends.
+
+    Text stays text, which is small and follows the reader's fonts. A line has about SVG_POINTS points at most.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    width, height = SVG_SIZE
+    figure = Figure(figsize=SVG_SIZE, facecolor="white")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    sides = {"left": 0.5 / width, "right": 1 - 0.12 / width}
+    figure.subplots_adjust(bottom=0.42 / height, top=1 - 0.08 / height, **sides)
+    _draw_panel(axes, panel, kimg, SVG_POINTS)
+    axes.set_xlabel("kimg", fontsize=9, color=_INK, labelpad=1)
+    axes.tick_params(labelsize=9)
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stylesan-xl"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
 
 
 # Panels that compare the stages of a recipe: title, statistic, limits, zero line.
@@ -292,10 +362,10 @@ def stage_panels(stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[
             panel = panels.setdefault(found.title, Panel(found.title, log=found.log))
             panel.log = panel.log and found.log
             panel.series += [Series(f"{stage} {s.label}", s.x, s.y, color, best=s.best) for s in found.series]
-        ordered = _in_order(stats)
+        ordered = ticks.in_order(stats)
         x = np.array([kimg for kimg, _ in ordered])
         for title, name, limits, zero in _STAGE_PANELS:
-            y = np.array([_number(record.get(name)) for _, record in ordered])
+            y = np.array([ticks.number(record.get(name)) for _, record in ordered])
             if (known := np.isfinite(y)).any():
                 panels.setdefault(title, Panel(title, limits=limits, zero=zero)).series.append(Series(stage, x[known], y[known], color))
     order = [title for title, *_ in _STAGE_PANELS]
@@ -305,9 +375,9 @@ def stage_panels(stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[
 def _save(folder: Path, panels: Sequence[Panel]) -> Path | None:
     if not panels:
         return None
-    kimg = max(s.x.max() for panel in panels for s in panel.series)
-    figure = draw(panels, f"{folder.resolve().name}    {_text(kimg)} kimg")
-    with atomic_write(folder / "curves.png") as f:
+    figure = draw(panels, f"{folder.resolve().name}    {kimg_text(last_kimg(panels))} kimg")
+    with atomic_write(folder / "curves.png") as f, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a name in letters that the font lacks
         figure.savefig(f, format="png")
     return folder / "curves.png"
 
@@ -316,17 +386,22 @@ def _metric_records(folder: Path) -> list[dict[str, Any]]:
     return [record for path in sorted(folder.glob("metric-*.jsonl")) for record in read_jsonl(path)]
 
 
+def panels_of(folder: Path, stages: Sequence[Path] = ()) -> list[Panel]:
+    """The panels of a run folder; with stages, run folders of a recipe's stages, those that compare them."""
+    if stages:
+        return stage_panels([(p.name, read_jsonl(p / "stats.jsonl"), _metric_records(p)) for p in stages])
+    return metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / "stats.jsonl"))
+
+
 def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | None:
     """Draws run_dir/curves.png anew, atomically, and returns its path; None if there is nothing to draw.
 
     stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one picture.
-    Never raises: a diagram must not stop a training run. A failure (matplotlib is not installed, the disk is full) is one warning.
+    Never raises: a diagram must not stop a training run. A failure (no matplotlib, a full disk) is one warning.
     """
     folder = Path(run_dir)
     try:
-        if stages:
-            return _save(folder, stage_panels([(p.name, read_jsonl(p / "stats.jsonl"), _metric_records(p)) for p in stages]))
-        return _save(folder, metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / "stats.jsonl")))
+        return _save(folder, panels_of(folder, stages))
     except Exception as e:
         warnings.warn(f"curves.png is not drawn ({type(e).__name__}: {e})", stacklevel=2)
         return None

@@ -2,10 +2,11 @@
 """report.html: one self-contained page about a run, or about all stages of a recipe, to be judged in a minute.
 
     python -m training.watch.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
-    python -m training.watch.report training-runs/00000-demo64                                 # a recipe's folder: all stages side by side
+    python -m training.watch.report training-runs/00000-demo64      # a recipe's folder: all stages side by side
 
-A run writes its page at every snapshot and at its end. Everything on it is read from the folder; images are scaled and inlined, so that the page
-stays below a few megabytes and can be sent to somebody. Class names and other texts of strangers are escaped, and no script is in it.
+A run writes its page at every snapshot and at its end. Everything on it is read from the folder; images are scaled
+and inlined, so that the page stays below a few megabytes and can be sent to somebody. Its look is in templates/, with
+jinja2's autoescape: class names and other texts of strangers are escaped and cut, and no script is in it.
 """
 
 from __future__ import annotations
@@ -13,24 +14,28 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
-import html
+import functools
 import io
 import json
 import math
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import PIL.Image
+from markupsafe import Markup
 
 from dnnlib.util import atomic_write, format_time
+from torch_utils import images
 from training.config import TrainConfig, describe, from_json
-from training.run_folder import read_json, read_jsonl
-from training.watch import plots, sheets
+from training.run_folder import kimg_text, read_json, read_jsonl
+from training.watch import plots, sheets, ticks
+from training.watch.ticks import number
 
 FILE = "report.html"
 ABOUT_FILE = "about.json"  # of a run folder: what the data is and how large the networks are
@@ -39,29 +44,8 @@ STAGE_FOLDER = re.compile(r"stage-")
 BUDGET = 450_000  # bytes of one inlined image, at most
 RECIPE_BUDGET = 3_300_000  # of all those of a recipe's page; base64 makes them a third longer
 MAX_WIDTH, SMALL_WIDTH = 1600, 800  # pixels of an inlined image
-MAX_STAGES, MAX_ALARMS, MAX_TEXT, MAX_DEPTH, MAX_ROWS = 8, 20, 500, 5, 40
-
-_STYLE = """
-body{margin:0;background:#f4f5f7;color:#222;font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1240px;margin:0 auto;padding:20px}
-h1{font-size:22px;margin:4px 0 2px;overflow-wrap:anywhere}h2{font-size:16px;margin:0 0 10px}
-.sub{color:#667;margin:0 0 16px}.sub b{color:#222}
-section{background:#fff;border:1px solid #e1e4e8;border-radius:8px;padding:16px;margin:0 0 16px;overflow-x:auto}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 16px}
-.card{background:#fff;border:1px solid #e1e4e8;border-radius:8px;padding:10px 14px}
-.card span{display:block;color:#667;font-size:12px}.card b{font-size:20px}.card small{display:block;color:#667;overflow-wrap:anywhere}
-.bar{height:6px;background:#e1e4e8;border-radius:3px;margin-top:6px}.bar i{display:block;height:6px;background:#0072B2;border-radius:3px}
-.warn{border-left:5px solid #D55E00;background:#fff7f0}.ok{border-left:5px solid #009E73}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:16px}.stages{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(280px,1fr);gap:16px}
-figure{margin:0}figcaption{font-weight:600;margin-bottom:6px}img{max-width:100%;display:block}
-.pix{image-rendering:pixelated;width:100%}
-.rows{display:flex}.rows div{flex:1;min-width:0}
-.rows ol{list-style:none;margin:0;padding:0 8px 0 0;display:flex;flex-direction:column;width:8em;flex:none;font-size:12px;text-align:right}
-.rows li{flex:1;display:flex;align-items:center;justify-content:flex-end;min-height:0;overflow:hidden;line-height:1.1;overflow-wrap:anywhere}
-table{border-collapse:collapse;font-size:13px}
-td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid #eee;overflow-wrap:anywhere}
-th{color:#667;font-weight:600}
-"""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+MAX_STAGES, MAX_ALARMS, MAX_TEXT, MAX_NAME, MAX_DEPTH, MAX_ROWS = 8, 20, 500, 40, 5, 40
 
 
 @dataclass
@@ -90,7 +74,8 @@ class Run:
                 for name, value in results.items() if isinstance(results, dict) else ():
                     kimg = number(record.get("kimg"))
                     if math.isfinite(number(value)) and math.isfinite(kimg):
-                        run.metrics.setdefault(name, []).append((kimg, number(value), str(record.get("snapshot_pkl", ""))))
+                        point = (kimg, number(value), str(record.get("snapshot_pkl", "")))
+                        run.metrics.setdefault(name, []).append(point)
         run.alarms = [a for a in read_jsonl(folder / ALARMS_FILE) if isinstance(a.get("seen"), str)]
         run.outcome = str(read_json(folder / "status.json").get("outcome", run.outcome))
         return run
@@ -103,6 +88,11 @@ class Run:
     def kimg(self) -> float:
         """Thousands of images shown."""
         return max(self.last("kimg"), 0.0) if self.stats else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Images per second of the newest whole tick; NaN if unknown."""
+        return ticks.speed(self.stats)
 
     @property
     def seconds_left(self) -> float:
@@ -121,37 +111,75 @@ class Run:
         return first, value, kimg, snapshot
 
 
-def number(value: Any) -> float:
-    """A number, or the mean of a statistic; NaN for anything else."""
-    if isinstance(value, dict):
-        value = value.get("mean")
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
 def text(value: Any, limit: int = MAX_TEXT) -> str:
-    """Anything as escaped text of bounded length."""
+    """Anything as text of bounded length, not yet escaped, without control characters."""
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return html.escape(plain if len(plain) <= limit else plain[: limit - 3] + "...")
+    plain = _CONTROLS.sub("\ufffd", plain[: limit + 1])
+    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
-def inlined(path: Path, width: int = MAX_WIDTH, pixelated: bool = False, budget: int = BUDGET) -> str:
-    """An <img> that holds the picture itself, in at most `budget` bytes and `width` pixels; '' if it cannot be read."""
+def _holds_tables(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """The templates beside this file. What they show is cut by `text` and escaped, unless it is Markup made here."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("training.watch"),  # finds templates/ wherever the package is installed
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else text(value),
+    )
+    environment.globals |= {"max_depth": MAX_DEPTH, "max_rows": MAX_ROWS}
+    environment.tests["empty"] = lambda value: value is None or value in ("", [], {})
+    environment.tests["holding_tables"] = _holds_tables
+    return environment
+
+
+def _page(template: str, title: str, **parts: Any) -> str:
+    written = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
+    return _templates().get_template(template).render(title=title, written=written, **parts)
+
+
+@dataclass
+class Picture:
+    """An image for a page: its file's name, its size in pixels, and the whole of it as a data: address."""
+
+    name: str
+    width: int
+    height: int
+    source: Markup
+
+
+def _data(kind: str, content: bytes) -> Markup:
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
+
+
+def inlined(path: Path, width: int = MAX_WIDTH, budget: int = BUDGET) -> Picture | None:
+    """A file's picture of at most `budget` bytes and `width` pixels; None if it cannot be read."""
     try:
         with PIL.Image.open(path) as opened:
             image = opened.convert("RGB")
-        kind, data = "png", path.read_bytes()
+        content = path.read_bytes()
     except OSError:
-        return ""
+        return None
+    if image.width <= width and len(content) <= budget:
+        return Picture(path.name, image.width, image.height, _data("png", content))
+    return _squeezed(path.name, image, width, budget)
+
+
+def _squeezed(name: str, image: PIL.Image.Image, width: int, budget: int) -> Picture:
+    """A JPEG of at most `width` pixels, and of at most `budget` bytes where 32 pixels are enough for that."""
     if image.width > width:
-        image = image.resize((width, max(1, round(image.height * width / image.width))), PIL.Image.Resampling.LANCZOS)
-        kind = "jpeg"
-    while kind == "jpeg" or len(data) > budget:
-        kind, data = "jpeg", _jpeg(image, budget)
-        if len(data) <= budget or image.width < 32:
-            break
-        image = image.resize((image.width * 2 // 3, max(1, image.height * 2 // 3)), PIL.Image.Resampling.LANCZOS)
-    style = ' class="pix"' if pixelated else ""
-    return f'<img{style} alt="{text(path.name)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        height = max(1, round(image.height * width / image.width))
+        image = image.resize((width, height), PIL.Image.Resampling.LANCZOS)
+    while len(content := _jpeg(image, budget)) > budget and image.width >= 32:
+        smaller = (image.width * 2 // 3, max(1, image.height * 2 // 3))
+        image = image.resize(smaller, PIL.Image.Resampling.LANCZOS)
+    return Picture(name, image.width, image.height, _data("jpeg", content))
 
 
 def _jpeg(image: PIL.Image.Image, budget: int) -> bytes:
@@ -173,157 +201,195 @@ def newest_grid(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def card(title: str, value: str, small: str = "", share: float | None = None) -> str:
-    """One number with its name. Arguments are plain text."""
-    bar = "" if share is None else f'<div class="bar"><i style="width:{min(max(share, 0), 1) * 100:.1f}%"></i></div>'
-    return f'<div class="card"><span>{text(title)}</span><b>{text(value)}</b><small>{text(small)}</small>{bar}</div>'
-
-
-def table(rows: Iterable[Iterable[Any]], head: Iterable[str] = ()) -> str:
-    """A table of plain values."""
-    top = "".join(f"<th>{text(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>{'<tr>' + top + '</tr>' if top else ''}{body}</table>"
-
-
-def section(title: str, body: str, kind: str = "") -> str:
-    """A titled box; nothing if it is empty."""
-    return f'<section class="{kind}"><h2>{text(title)}</h2>{body}</section>' if body else ""
-
-
-def figure(caption: str, image: str) -> str:
-    """An image with its caption; nothing without an image."""
-    return f"<figure><figcaption>{text(caption)}</figcaption>{image}</figure>" if image else ""
+def grid_kimg(path: Path) -> float:
+    """Thousands of images shown when a fakesNNNNNN.png was drawn: as written in it, else by its name."""
+    return float(path.stem.removeprefix("fakes"))
 
 
 def _short(value: float, form: str = ".3g") -> str:
     return "?" if not math.isfinite(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:{form}}"
 
 
+def _kimg(value: float) -> str:
+    """With separators of thousands, exact to the image."""
+    whole, _, rest = kimg_text(value).partition(".")
+    return "?" if whole == "?" else f"{int(whole):,}" + (f".{rest}" if rest else "")
+
+
 def _duration(seconds: float) -> str:
     return format_time(max(seconds, 0)) if math.isfinite(seconds) else "?"
 
 
-def _subtitle(run: Run) -> str:
-    about, cfg = run.about, run.config
-    parts = []
-    if cfg is not None:
-        classes = about.get("classes")
-        of = f"{number(about.get('images')):,.0f} images" if "images" in about else "images"
-        of += f" in {classes} classes" if classes else ", unconditional" if classes == 0 else ""
-        size = f"{about['resolution']}x{about['resolution']} pixels, " if "resolution" in about else ""
-        kind = f"superresolution x{cfg.generator.up_factor} on {Path(str(cfg.generator.path_stem)).name}" if cfg.generator.superres else "stem"
-        parts.append(f"<b>{text(cfg.generator.cfg)}</b> ({text(kind)}) on <b>{text(Path(cfg.data.path).name)}</b>: {text(size + of)}")
+def _about(run: Run) -> dict[str, str]:
+    """What is trained on what, in words; an empty text for what is not known."""
+    about, config = run.about, run.config
+    sizes = ""
     if "g_parameters" in about:
-        parts.append(
-            text(
-                f"{number(about['g_parameters']) / 1e6:.3g} M generator parameters ({number(about.get('g_trained')) / 1e6:.3g} M trained), "
-                f"{number(about.get('d_parameters')) / 1e6:.3g} M discriminator heads"
-            )
-        )
-    return ". ".join(parts)
+        counts = ("g_parameters", "g_trained", "d_parameters")
+        g, trained, d = (number(about.get(name)) / 1e6 for name in counts)
+        sizes = f"{g:.3g} M generator parameters ({trained:.3g} M trained), {d:.3g} M discriminator heads"
+    if config is None:
+        return {"model": "", "stage": "", "data": "", "images": "", "sizes": sizes}
+    classes = about.get("classes")
+    shown = f"{number(about.get('images')):,.0f} images" if "images" in about else "images"
+    shown += f" in {classes} classes" if classes else ", unconditional" if classes == 0 else ""
+    size = f"{about['resolution']}x{about['resolution']} pixels, " if "resolution" in about else ""
+    generator = config.generator
+    stem = Path(str(generator.path_stem)).name
+    return {
+        "model": generator.cfg,
+        "stage": f"superresolution x{generator.up_factor} on {stem}" if generator.superres else "stem",
+        "data": Path(config.data.path).name,
+        "images": size + shown,
+        "sizes": sizes,
+    }
 
 
-def _cards(run: Run) -> str:
+def _card(title: str, value: str, small: str = "", share: float | None = None) -> dict[str, Any]:
+    """One number with its name; share: of a bar below it, from 0 to 1."""
+    return {
+        "title": title,
+        "value": value,
+        "small": small,
+        "share": None if share is None else min(max(share, 0), 1) * 100,
+    }
+
+
+def _cards(run: Run) -> list[dict[str, Any]]:
     target = run.config.run.kimg if run.config else math.nan
     share = run.kimg / target if target and math.isfinite(target) else None
     finished = run.outcome == "finished"
     written = number(run.stats[-1].get("timestamp")) if run.stats else math.nan
-    when = datetime.datetime.fromtimestamp(written).astimezone().isoformat(" ", "minutes") if math.isfinite(written) else ""
+    when = ""
+    if math.isfinite(written):
+        when = datetime.datetime.fromtimestamp(written).astimezone().isoformat(" ", "minutes")
+    to_go = "" if finished else f"about {_duration(run.seconds_left)} to go"
     cards = [
-        card("state", run.outcome, f"last tick {when}" if when else ""),
-        card("images shown", f"{_short(run.kimg, '.4g')} kimg", f"of {_short(target, '.4g')}", share),
-        card("trained", _duration(run.last("Timing/total_sec")), "" if finished else f"about {_duration(run.seconds_left)} to go"),
-        card("speed", f"{_short(run.last('Timing/images_per_sec'))} img/s", f"{_short(run.last('Timing/sec_per_kimg'))} s per kimg"),
+        _card("state", run.outcome, f"last tick {when}" if when else ""),
+        _card("images shown", f"{_kimg(run.kimg)} kimg", f"of {_kimg(target)}", share),
+        _card("trained", _duration(run.last("Timing/total_sec")), to_go),
+        _card("speed", f"{_short(run.speed)} img/s", f"{_short(1000 / run.speed)} s per kimg"),
     ]
     if (best := run.best()) is not None:
         name, value, kimg, snapshot = best
-        cards.append(card(f"best {name}", f"{value:.4g}", f"at {_short(kimg, '.4g')} kimg, {snapshot}"))
+        cards.append(_card(f"best {name}", f"{value:.4g}", f"at {_kimg(kimg)} kimg, {snapshot}"))
     for name, title in (("Variety/within", "variety within classes"), ("Variety/between", "variety between classes")):
         if math.isfinite(run.last(name)):
-            cards.append(card(title, f"{run.last(name):.2f}", "1 = as varied as the data"))
-    return f'<div class="cards">{"".join(cards)}</div>'
+            cards.append(_card(title, f"{run.last(name):.2f}", "1 = as varied as the data"))
+    return cards
 
 
-def _alarms(run: Run) -> str:
-    if not run.alarms:
-        return ""
-    rows = [
-        (f"{_short(number(a.get('kimg')), '.4g')} kimg", a["seen"], f"since {_short(number(a.get('since_kimg')), '.4g')} kimg") for a in run.alarms
-    ]
-    tips = [[f"{a['seen'].split(':')[0]}: try {a.get('advice', '')}"] for a in {a.get("cause"): a for a in run.alarms}.values()]
-    more = f"<p>The last {MAX_ALARMS} of {len(rows)}.</p>" if len(rows) > MAX_ALARMS else ""
-    return more + table(rows[-MAX_ALARMS:], ("told at", "what was seen", "")) + "<p></p>" + table(tips, ("what to try",))
+def _alarms(run: Run) -> dict[str, Any]:
+    """Rows (when, what, since when) of the newest alarms, how many are left out, and a tip for each cause."""
+    newest = run.alarms[-MAX_ALARMS:]
+    by_cause = {a.get("cause"): a for a in run.alarms}.values()
+    times = [[f"{_kimg(number(a.get(key)))} kimg" for key in ("kimg", "since_kimg")] for a in newest]
+    return {
+        "rows": [(told, a["seen"], f"since {since}") for a, (told, since) in zip(newest, times, strict=True)],
+        "left_out": len(run.alarms) - len(newest),
+        "advice": [(f"{a['seen'].split(':')[0]}: try {a.get('advice', '')}",) for a in by_cause],
+    }
 
 
-def _class_rows(run: Run, image: str) -> str:
-    """The grid with the names of its rows to the left."""
-    names = run.about.get("grid_rows")
-    if not image or not isinstance(names, list) or not 0 < len(names) <= MAX_ROWS:
-        return image
-    items = "".join(f"<li>{text(name, 40)}</li>" for name in names)
-    return f'<div class="rows"><ol>{items}</ol><div>{image}</div></div>'
+def _classes_note(run: Run, shown: int) -> str:
+    """How many classes a picture leaves out; '' if it leaves none."""
+    classes = run.about.get("classes")
+    total = classes if isinstance(classes, int) else 0
+    return f"{shown} of {total:,} classes; the others are left out." if 0 < shown < total else ""
 
 
-def _grids(run: Run, width: int = SMALL_WIDTH, budget: int = BUDGET) -> list[str]:
+def _grids(run: Run, width: int = SMALL_WIDTH, budget: int = BUDGET) -> list[dict[str, Any]]:
+    """The newest grid of generated images and the one of real images, with the names of their rows."""
     newest = newest_grid(run.folder)
-    shown = [] if newest is None else [figure(f"generated, {int(newest.stem[5:])} kimg", _class_rows(run, inlined(newest, width, True, budget)))]
-    return [*shown, figure("data", _class_rows(run, inlined(run.folder / "reals.png", width, True, budget)))]
+    paths = [] if newest is None else [(f"generated, {_kimg(grid_kimg(newest))} kimg", newest)]
+    names = run.about.get("grid_rows")
+    rows = [str(name) for name in names] if isinstance(names, list) else []
+    note = _classes_note(run, len(set(rows)))
+    fits = 0 < len(rows) <= MAX_ROWS
+    return [
+        {
+            "caption": caption,
+            "picture": picture,
+            "rows": [text(name, MAX_NAME) for name in rows] if fits else [],
+            "note": note,
+        }
+        for caption, path in [*paths, ("data", run.folder / "reals.png")]
+        if (picture := inlined(path, width, budget)) is not None
+    ]
 
 
-def _options(run: Run) -> str:
+def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, Any] | None:
+    """The contact sheet without its words, which the page sets itself; of an older run the whole picture."""
+    names = run.about.get("sheet_rows")
+    rows = [text(name, MAX_NAME) for name in names] if isinstance(names, list) else []
+    columns = sheets.read_columns(run.folder)
+    if not rows or not columns or len(rows) > MAX_ROWS:
+        picture = inlined(run.folder / sheets.FILE, width, budget)
+        return picture and {"picture": picture, "heads": [], "rows": [], "note": ""}
+    pixels = images.grid(sheets.columns_grid([cells for _, cells in columns]), len(columns))
+    return {
+        "picture": _squeezed(sheets.FILE, PIL.Image.fromarray(pixels), width, budget),
+        "heads": [heading for heading, _ in columns],
+        "rows": rows,
+        "note": _classes_note(run, len(rows)),
+    }
+
+
+def _panels(panels: Sequence[plots.Panel]) -> list[dict[str, Any]]:
+    """Each panel as a picture of its own, with its legend as text."""
+    if not panels:
+        return []
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        warnings.warn("the report has no curves without matplotlib (pip install matplotlib)", stacklevel=2)
+        return []
+    kimg = plots.last_kimg(panels)
+    width, height = (round(inches * 96) for inches in plots.SVG_SIZE)  # CSS pixels
+    return [
+        {
+            "title": panel.title,
+            "picture": Picture(panel.title, width, height, _data("svg+xml", plots.panel_svg(panel, kimg))),
+            "lines": [{"color": s.color, "text": plots.legend(s)} for s in panel.series],
+        }
+        for panel in panels
+    ]
+
+
+def _options(run: Run) -> list[tuple[str, str, str]]:
     if run.config is None:
-        return ""
-    given = [(name, value, about) for name, value, origin, about in describe(run.config, set()) if origin == "the run's own"]
-    return table(given, ("option", "value", "meaning"))
+        return []
+    rows = describe(run.config, set())
+    return [(name, value, about) for name, value, origin, about in rows if origin == "the run's own"]
 
 
-def nested(value: Any, depth: int = 0) -> str:
-    """JSON of any shape as nested tables, cut where it is deep or long."""
-    if depth < MAX_DEPTH and isinstance(value, dict) and value:
-        rows = "".join(f"<tr><th>{text(key)}</th><td>{nested(v, depth + 1)}</td></tr>" for key, v in list(value.items())[:MAX_ROWS])
-        return f"<table>{rows}</table>"
-    if depth < MAX_DEPTH and isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
-        return "".join(f"<div>{nested(v, depth + 1)}</div>" for v in value[:MAX_ROWS])
-    return text("" if value in (None, [], {}) else value)
-
-
-def _page(title: str, body: str) -> str:
-    now = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f'<title>{text(title)}</title><style>{_STYLE}</style></head><body><main>{body}<p class="sub">Written {now}.</p></main></body></html>\n'
-    )
+def _metrics(run: Run) -> list[tuple[Any, ...]]:
+    """Rows (metric, newest, best, best snapshot, evaluations)."""
+    rows = []
+    for name, points in sorted(run.metrics.items()):
+        pick = max if plots.good_end(name) == "max" else min
+        best, last = pick(points, key=lambda point: point[1]), points[-1]
+        newest, top = (f"{value:.4g} at {_kimg(kimg)} kimg" for kimg, value, _ in (last, best))
+        rows.append((name, newest, top, best[2], len(points)))
+    return rows
 
 
 def run_page(folder: Path) -> str:
     """The page of a run folder."""
     run = Run.read(folder)
-    alarms = _alarms(run)
-    pair = "".join(_grids(run))
-    body = [
-        f'<h1>{text(folder.name)}</h1><p class="sub">{_subtitle(run)}</p>',
-        _cards(run),
-        section("Alarms", alarms, "warn") if alarms else '<section class="ok">No alarms.</section>',
-        section("Newest images beside the data", f'<div class="pair">{pair}</div>' if pair else ""),
-        section("The same latents through time", inlined(folder / sheets.FILE, pixelated=False)),
-        section("Curves", inlined(folder / "curves.png")),
-        section("Metrics", _metric_table(run)),
-        section("Options that differ from their defaults", _options(run)),
-        section("Lineage", nested(read_json(folder / "lineage.json"))),
-    ]
-    return _page(folder.name, "".join(body))
-
-
-def _metric_table(run: Run) -> str:
-    rows = []
-    for name, points in sorted(run.metrics.items()):
-        pick = max if plots.good_end(name) == "max" else min
-        best = pick(points, key=lambda point: point[1])
-        last = points[-1]
-        rows.append((name, f"{last[1]:.4g} at {last[0]:g} kimg", f"{best[1]:.4g} at {best[0]:g} kimg", best[2], len(points)))
-    return table(rows, ("metric", "newest", "best", "best snapshot", "evaluations")) if rows else ""
+    return _page(
+        "run.html.jinja",
+        folder.name,
+        about=_about(run),
+        cards=_cards(run),
+        alarms=_alarms(run),
+        grids=_grids(run),
+        sheet=_sheet(run),
+        panels=_panels(plots.panels_of(folder)),
+        metrics=_metrics(run),
+        options=_options(run),
+        lineage=read_json(folder / "lineage.json"),
+    )
 
 
 def _final(folder: Path) -> str:
@@ -336,49 +402,60 @@ def _final(folder: Path) -> str:
 def stage_folders(folder: Path) -> list[Path]:
     """Run folders of a recipe's stages, in order."""
     found = [p for p in folder.iterdir() if p.is_dir() and STAGE_FOLDER.match(p.name)] if folder.is_dir() else []
-    return sorted(found)[:MAX_STAGES]
+    return sorted(found)
+
+
+def _stage_row(run: Run) -> tuple[str, ...]:
+    """A stage in the table of stages, in the order of _STAGE_HEAD."""
+    best = run.best()
+    target = run.config.run.kimg if run.config else math.nan
+    return (
+        run.folder.name,
+        run.outcome,
+        f"{_kimg(run.kimg)} of {_kimg(target)}",
+        _duration(run.last("Timing/total_sec")),
+        _short(run.speed),
+        "" if best is None else f"{best[0]} {best[1]:.4g} at {_kimg(best[2])} kimg",
+        _short(run.last("Variety/within")),
+        _short(run.last("Variety/between")),
+        str(len(run.alarms)),
+        _final(run.folder),
+    )
+
+
+_STAGE_HEAD = (
+    *("stage", "state", "kimg", "trained", "img/s", "best"),
+    *("variety within", "between", "alarms", "at the last resolution"),
+)
 
 
 def recipe_page(folder: Path) -> str:
     """The page of a recipe's folder."""
-    stages = stage_folders(folder)
-    plots.redraw(folder, stages)
-    runs = [Run.read(p) for p in stages]
-    budget = min(BUDGET, RECIPE_BUDGET // (4 * len(runs) + 1))
-    rows = []
-    for run in runs:
-        best = run.best()
-        target = run.config.run.kimg if run.config else math.nan
-        rows.append(
-            (
-                run.folder.name,
-                run.outcome,
-                f"{_short(run.kimg, '.4g')} of {_short(target, '.4g')}",
-                _duration(run.last("Timing/total_sec")),
-                _short(run.last("Timing/images_per_sec")),
-                "" if best is None else f"{best[0]} {best[1]:.4g} at {best[2]:g} kimg",
-                _short(run.last("Variety/within")),
-                _short(run.last("Variety/between")),
-                str(len(run.alarms)),
-                _final(run.folder),
-            )
-        )
-    head = ("stage", "state", "kimg", "trained", "img/s", "best", "variety within", "between", "alarms", "at the last resolution")
-    columns = [f"<div><h2>{text(run.folder.name)}</h2>{''.join(_grids(run, SMALL_WIDTH // 2, budget))}</div>" for run in runs]
-    alarms = "".join(f"<h2>{text(run.folder.name)}</h2>{_alarms(run)}" for run in runs if run.alarms)
-    times = "".join(figure(run.folder.name, inlined(run.folder / sheets.FILE, SMALL_WIDTH, budget=budget)) for run in runs)
-    body = [
-        f'<h1>{text(folder.name)}</h1><p class="sub">{len(runs)} stages</p>',
-        section("Stages", table(rows, head)),
-        section("Alarms", alarms, "warn") if alarms else "",
-        section("Curves of all stages", inlined(folder / "curves.png", budget=budget)),
-        section("Newest images of each stage, beside the data", f'<div class="stages">{"".join(columns)}</div>' if columns else ""),
-        section("The same latents through time", f'<div class="stages">{times}</div>' if times else ""),
-        *(section(f"{run.folder.name}: curves", inlined(run.folder / "curves.png", budget=budget)) for run in runs),
-        section("Lineage", nested(read_json(folder / "lineage.json"))),
-        section("Recipe", nested(read_json(folder / "recipe.json"))),
-    ]
-    return _page(folder.name, "".join(body))
+    every = stage_folders(folder)
+    folders = every[:MAX_STAGES]
+    plots.redraw(folder, folders)
+    runs = [Run.read(p) for p in folders]
+    budget = min(BUDGET, RECIPE_BUDGET // (3 * len(runs) or 1))
+    return _page(
+        "recipe.html.jinja",
+        folder.name,
+        left_out=len(every) - len(folders),
+        head=_STAGE_HEAD,
+        rows=[_stage_row(run) for run in runs],
+        panels=_panels(plots.panels_of(folder, folders)),
+        stages=[
+            {
+                "name": run.folder.name,
+                "alarms": _alarms(run),
+                "grids": _grids(run, SMALL_WIDTH // 2, budget),
+                "sheet": _sheet(run, SMALL_WIDTH, budget),
+                "panels": _panels(plots.panels_of(run.folder)),
+            }
+            for run in runs
+        ],
+        lineage=read_json(folder / "lineage.json"),
+        recipe=read_json(folder / "recipe.json"),
+    )
 
 
 def write(folder: str | Path) -> Path | None:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""contact-sheet.png of a run folder: the same latents in the same classes at every snapshot, one column each, beside images of the data.
+"""contact-sheet.png of a run folder: the same latents in the same classes at every snapshot, one column each.
 
-Columns are kept as small images in contact/NNNNNNNNN.png (NNNNNNNNN = images shown), so that the sheet goes on after a resume. There are never
-more than MAX_COLUMNS: when one is too many, the one whose neighbours are nearest to each other goes, so that columns stay spread over the run.
+Beside them stand images of the data. Columns are kept as small images in contact/NNNNNNNNN.png (NNNNNNNNN = images
+shown), so that the sheet goes on after a resume. There are never more than MAX_COLUMNS: when one is too many, the
+one whose neighbours are nearest to each other goes, so that columns stay spread over the run. With many classes,
+CLASSES evenly spaced ones are shown, and the sheet says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch_utils import images, rng
 from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
+from training.run_folder import kimg_text
 
 MAX_COLUMNS = 20
 CLASSES, PER_CLASS, UNCONDITIONAL_ROWS = 8, 2, 8
@@ -34,7 +38,7 @@ class ContactSheet:
 
     def drop_after(self, nimg: int) -> None:
         """Forget the columns that a killed run drew after the checkpoint from which it goes on."""
-        for shown, path in self._columns():
+        for shown, path in _column_files(self.run_dir):
             if shown > nimg:
                 path.unlink()
 
@@ -45,15 +49,11 @@ class ContactSheet:
         if not (folder / DATA_FILE).exists():
             images.save_png(images.grid(_shrink(self._reals()), 1), folder / DATA_FILE)
         images.save_png(images.grid(_shrink(self._draw(G)), 1), folder / f"{nimg:09d}.png")
-        while len(columns := self._columns()) > MAX_COLUMNS:
+        while len(columns := _column_files(self.run_dir)) > MAX_COLUMNS:
             at = [shown for shown, _ in columns]
             gaps = [at[i + 1] - at[i - 1] for i in range(1, len(at) - 1)]  # the first and the last stay
             columns[1 + gaps.index(min(gaps))][1].unlink()
         self._compose()
-
-    def _columns(self) -> list[tuple[int, Path]]:
-        found = ((path.stem, path) for path in (self.run_dir / FOLDER).glob("*.png"))
-        return sorted((int(stem), path) for stem, path in found if stem.isdecimal())
 
     @torch.no_grad()
     def _draw(self, G: Generator) -> torch.Tensor:
@@ -74,28 +74,73 @@ class ContactSheet:
             picks = np.concatenate([np.resize(own if len(own) else order, PER_CLASS) for own in of_class])
         return torch.stack([torch.from_numpy(np.array(self.dataset[int(i)][0])) for i in picks])
 
+    def row_names(self) -> list[str]:
+        """What the rows show, a name per class (each has PER_CLASS rows), or per latent without classes."""
+        names = self.dataset.class_names or [f"class {i}" for i in range(self.dataset.label_dim)]
+        return [names[label] for label in self.classes] or [f"latent {i + 1}" for i in range(self.rows)]
+
     def _compose(self) -> None:
-        """The sheet from what is stored; a damaged column, or one of another number of rows, is passed over."""
-        headings: list[str] = []
-        columns: list[np.ndarray] = []
-        stored = [(f"{shown / 1000:.4g}", path) for shown, path in self._columns()]
-        for heading, path in [*stored, ("data", self.run_dir / FOLDER / DATA_FILE)]:
-            try:
-                with PIL.Image.open(path) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-            except OSError:
-                continue
-            cell = pixels.shape[1]
-            if pixels.shape[0] == cell * self.rows and (not columns or columns[0].shape[2] == cell):
-                headings.append(heading)
-                columns.append(pixels.reshape(self.rows, cell, cell, 3))
+        """The sheet from what is stored."""
+        columns = read_columns(self.run_dir, self.rows)
         if not columns:
             return
-        cells = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]).transpose(0, 3, 1, 2)  # [rows * columns, 3, cell, cell]
-        names = self.dataset.class_names or [f"class {i}" for i in range(self.dataset.label_dim)]
-        rows = [names[label] for label in self.classes for _ in range(PER_CLASS)] or [f"latent {i + 1}" for i in range(self.rows)]
-        sheet = images.labelled_grid(cells, rows, len(columns), min_cell=48, column_labels=headings)
+        cells = columns_grid([cells for _, cells in columns])
+        names = self.row_names()
+        rows = [name for name in names for _ in range(self.rows // len(names))]
+        headings = [heading for heading, _ in columns]
+        left_out = self.dataset.label_dim - len(self.classes)
+        caption = f"{len(self.classes)} of {self.dataset.label_dim:,} classes; the others are left out"
+        sheet = images.labelled_grid(
+            cells,
+            rows,
+            len(columns),
+            min_cell=48,
+            column_labels=headings,
+            caption=caption if left_out > 0 else None,
+        )
         images.save_png(sheet, self.run_dir / FILE)
+
+
+def _column_files(run_dir: Path) -> list[tuple[int, Path]]:
+    """(images shown, file) of the stored columns, oldest first."""
+    found = ((path.stem, path) for path in (run_dir / FOLDER).glob("*.png"))
+    return sorted((int(stem), path) for stem, path in found if stem.isdecimal())
+
+
+def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[str, np.ndarray]]:
+    """Heading (kimg, or "data") and cells, uint8 [rows, cell, cell, 3], of each stored column, the data's last.
+
+    A damaged column, or one of another size or number of rows than `rows` (None: than the first), is left out.
+    """
+    shown = _column_files(run_dir)
+    headings = _distinct([nimg / 1000 for nimg, _ in shown])
+    files = [*zip(headings, (path for _, path in shown), strict=True), ("data", run_dir / FOLDER / DATA_FILE)]
+    columns: list[tuple[str, np.ndarray]] = []
+    for heading, path in files:
+        try:
+            with PIL.Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError:
+            continue
+        cell = pixels.shape[1]
+        wanted = (rows or pixels.shape[0] // cell, cell, cell, 3) if not columns else columns[0][1].shape
+        if pixels.shape == (wanted[0] * wanted[1], wanted[2], 3):
+            columns.append((heading, pixels.reshape(wanted)))
+    return columns
+
+
+def columns_grid(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Columns, uint8 [rows, cell, cell, 3] each, as uint8 [rows * columns, 3, cell, cell] in reading order."""
+    return np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]).transpose(0, 3, 1, 2)
+
+
+def _distinct(kimg: Sequence[float]) -> list[str]:
+    """Headings in as few digits as tell them apart."""
+    for decimals in range(3):
+        headings = [f"{value:.{decimals}f}" for value in kimg]
+        if len(set(headings)) == len(headings) and (decimals or all(v >= 1 or not v for v in kimg)):
+            return headings
+    return [kimg_text(value) for value in kimg]
 
 
 def _shrink(x: torch.Tensor) -> torch.Tensor:

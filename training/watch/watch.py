@@ -15,7 +15,7 @@ from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.run_folder import append_jsonl, drop_lines_after, read_jsonl, write_json
 from training.state import TrainState
-from training.watch import alarms, plots, report
+from training.watch import alarms, plots, report, ticks
 from training.watch.sheets import ContactSheet
 from training.watch.variety import Variety, images_per_tick
 
@@ -49,6 +49,7 @@ class Watch:
             "classes": classes,
             "resolution": self.dataset.resolution,
             "grid_rows": [names[i] if names else f"class {i}" for i in shown],
+            "sheet_rows": self.sheet.row_names(),
             "g_parameters": sum(x.numel() for x in state.G.parameters()),
             "g_trained": sum(x.numel() for x in state.g_params.values()),
             "d_parameters": sum(x.numel() for x in state.d_params.values()),
@@ -73,7 +74,9 @@ class Watch:
         self.stats.append(alarms.excerpt(stats))
         told = self.run_dir / report.ALARMS_FILE
         name = next(iter(self.cfg.run.metrics), "")
-        points = [(report.number(r.get("kimg")), report.number(r["results"].get(name, r.get("value")))) for r in self._scores(name)]
+        scores = self._scores(name)
+        values = [r["results"].get(name, r.get("value")) for r in scores]
+        points = [(ticks.number(r.get("kimg")), ticks.number(v)) for r, v in zip(scores, values, strict=True)]
         found = alarms.find(self.stats, points, self.cfg, name, plots.good_end(name) or "min")
         for alarm in alarms.new_ones(found, read_jsonl(told)):
             append_jsonl(told, asdict(alarm))

@@ -4,12 +4,13 @@
 import json
 import math
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from training.watch import plots
+from training.watch import plots, ticks
 
 
 def _stats(kimg, **values):
@@ -67,6 +68,52 @@ def test_panels_hold_what_was_written(run_dir):
     assert panels["Logits"].series[0].band.tolist() == [0.5] * 49
     (metric,) = plots.metric_panels(plots.read_jsonl(run_dir / "metric-fd_lite0.jsonl"))
     assert metric.log and metric.series[0].x.tolist() == [50, 100, 150, 200] and metric.series[0].y.tolist() == [300, 150, 100, 75]
+
+
+def test_the_short_last_tick_is_no_loss_of_speed():
+    """What happens once a tick weighs more in a short tick: its speed is told together with the tick before."""
+    lines = [(4.0, 50.0), (8.0, 50.0), (8.4, 5.0), (12.4, 40.0), (12.5, 1.0)]
+    records = [_stats(kimg, Timing__images_per_sec=rate) for kimg, rate in lines]
+    (panel,) = plots.stats_panels(records)
+    (rates,) = panel.series
+    assert rates.x.tolist() == [4.0, 8.4, 12.5]
+    assert rates.y.tolist() == pytest.approx([50.0, 4400 / (80 + 80), 4100 / (100 + 100)])  # images over seconds
+    assert plots.legend(rates) == "img/s  20.5"
+    assert ticks.speed(records) == pytest.approx(20.5)
+    assert math.isnan(ticks.speed([])) and math.isnan(ticks.speed([{"kimg": "x"}]))
+
+
+def test_a_tick_counts_for_its_images_where_lines_are_smoothed():
+    records = [_stats(4.0 * i, Loss__D__fun=1.0) for i in range(1, 60)] + [_stats(4.0 * 59 + 0.04, Loss__D__fun=101.0)]
+    (panel,) = plots.stats_panels(records)
+    assert 1 < plots._line(panel.series[0])[-1] < 1.5  # a hundredth of a tick, so far from a fifth of its difference
+    assert panel.series[0].y[-1] == 101.0  # the record itself stays
+
+
+def test_panels_one_by_one(run_dir):
+    panels = plots.panels_of(run_dir)
+    drawn = plots.panel_svg(panels[0], plots.last_kimg(panels))
+    root = ElementTree.fromstring(drawn)
+    assert root.tag.endswith("svg") and drawn == plots.panel_svg(panels[0], plots.last_kimg(panels))
+    assert not [e for e in root.iter() if e.tag.endswith("script") or "://" in str(e.attrib.get("href"))]
+    x = np.arange(100_000.0)
+    long = plots.Panel("x", [plots.Series("a", x, np.sin(x), plots._BLUE, band=np.ones(len(x)))])
+    assert len(plots.panel_svg(long, 1e5)) < 60_000
+
+
+def test_points_left_out_of_a_line_are_not_its_extremes():
+    y = np.sin(np.arange(5000.0))
+    y[[1234, 4321]] = 9, -9
+    some = plots._some(y, 300)
+    assert len(some) <= 302 and {0, 1234, 4321, 4999} <= set(some.tolist()) and (np.diff(some) > 0).all()
+    assert plots._some(y, None).tolist() == list(range(5000)) == plots._some(y, 5000).tolist()
+
+
+def test_names_with_dollar_signs_are_names(tmp_path):
+    run = tmp_path / r"00000-$\frac{$"
+    run.mkdir()
+    (run / "metric-x.jsonl").write_text(json.dumps({"kimg": 1, "results": {r"$\frac{$": 1.0}}))
+    assert plots.redraw(run) is not None
 
 
 def test_a_run_that_went_back():

@@ -54,11 +54,12 @@ class _Checker(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.words, self.sources = [], [], [], []
+        self.open, self.tags, self.words, self.sources, self.names = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href")]
+        self.names += [value for name, value in attrs if name == "alt"]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -90,7 +91,12 @@ def test_a_run(tmp_path):
     ):
         assert wanted in words, wanted
     assert "optim.dlr" not in words  # a default
-    assert parser.tags.count("img") == 4
+    assert parser.tags.count("img") == 3 + 4  # images, images of the data, contact sheet; a panel for each kind of curve
+    assert parser.names[-4:] == [
+        *("Fréchet distance  (lower is better)", "Discriminator loss"),
+        *("Class variety  (1: as varied as the data)", "Images per second"),
+    ]
+    assert "fd_lite0_500 14 (best 12.5 at 6 kimg)" in words  # a panel's legend is text
 
 
 def test_time_left(tmp_path):
@@ -108,9 +114,11 @@ def test_stages_side_by_side(tmp_path):
     (folder / "stage-016x016" / "final.json").write_text(json.dumps({"metric": "fd_lite0_2k", "value": 77.25}))
     report.write(str(folder))
     parser, words = checked(folder / "report.html")
-    assert words.count("stage-016x016") == words.count("stage-032x032") == 4  # table, images, contact sheet, curves
+    # table, images, contact sheet, own curves; and in the legends of the three panels that compare the stages
+    assert words.count("stage-016x016") == words.count("stage-032x032") == 4 + 3
     assert (folder / "curves.png").exists()
-    assert EVIL in words and "demo64" in words and "stage-nothing-yet" in words and "fd_lite0_2k 77.25" in words and parser.tags.count("img") == 9
+    assert EVIL in words and "demo64" in words and "stage-nothing-yet" in words and "fd_lite0_2k 77.25" in words
+    assert parser.tags.count("img") == 3 + 2 * (3 + 4)  # each stage: two grids and a contact sheet, four panels
 
 
 def test_a_page_of_many_stages_is_bounded(tmp_path, monkeypatch):
@@ -119,7 +127,19 @@ def test_a_page_of_many_stages_is_bounded(tmp_path, monkeypatch):
         make_run(tmp_path / f"stage-{i}")
     report.write(tmp_path)
     parser, _ = checked(tmp_path / "report.html")
-    assert parser.tags.count("img") == 13 and (tmp_path / "report.html").stat().st_size < 60_000 * 4 / 3 + 30_000
+    sources = [(source.partition(",")[0], len(source)) for source in parser.sources]
+    drawn = [size for kind, size in sources if kind == "data:image/svg+xml;base64"]
+    assert len(sources) == 3 + 3 * (3 + 4) and len(drawn) == 3 + 3 * 4 and max(drawn) < 30_000
+    assert (tmp_path / "report.html").stat().st_size < 60_000 * 4 / 3 + 30_000 + sum(drawn)
+
+
+def test_panels_of_a_long_run_are_bounded(tmp_path):
+    run = make_run(tmp_path / "long", kimg=20_000)
+    report.write(run)
+    parser, words = checked(run / "report.html")
+    assert "20,000 kimg" in words
+    drawn = [len(source) for source in parser.sources if "svg" in source[:20]]
+    assert len(drawn) == 4 and max(drawn) < 60_000
 
 
 def test_size_is_bounded(tmp_path):
@@ -130,7 +150,7 @@ def test_size_is_bounded(tmp_path):
     (run / report.ABOUT_FILE).write_text(json.dumps({"grid_rows": ["x" * 100_000] * 3, "classes": 3}))
     report.write(run)
     assert (run / "report.html").stat().st_size < 5_000_000
-    assert (run / "report.html").read_text().count("data:image/jpeg") == 4
+    assert (run / "report.html").read_text().count("data:image/jpeg") == 3
 
 
 @pytest.mark.filterwarnings("error")
@@ -159,6 +179,86 @@ def test_failures_are_warnings(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="not written"):
         assert report.write(tmp_path) is None
     assert (tmp_path / "report.html").read_text() == "the old one"
+
+
+HOSTILE = (EVIL + " $\\frac{$ {{ 7 * 7 }}{% raw %} </style><script>alert(1)</script> \x00\u202e", "a" * 100_000)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_texts_of_strangers_stay_texts(tmp_path, evil):
+    """Names of classes, options, metrics, snapshots, paths, alarms, lineage: escaped, cut, never a template or a formula."""
+    folder = tmp_path / "00000-<b>&amp;{{ x }}"
+    run = make_run(folder / "stage-<i>$x", names=("cat", evil))
+    changes = {"data.path": f"/data/{evil[:50]}.zip", "generator.path_stem": evil, "run.desc": evil, "data.cond": True}
+    config = TrainConfig().override({**changes, "run.kimg": 16.0})
+    (run / "training_options.json").write_text(json.dumps({"config": to_json(config)}))
+    (run / "metric-x.jsonl").write_text(json.dumps({"kimg": 1.0, "results": {evil: 1.0}, "snapshot_pkl": evil}))
+    _jsonl(run / "alarms.jsonl", [{"cause": evil, "kimg": 1, "tick": 1, "since_kimg": 1, "seen": evil, "advice": evil}])
+    (run / "status.json").write_text(json.dumps({"outcome": evil}))
+    (run / "lineage.json").write_text(json.dumps({evil: {evil: [evil, {evil: evil}]}}))
+    about = {**json.loads((run / "about.json").read_text()), "sheet_rows": [evil] * 2, "classes": evil}
+    (run / "about.json").write_text(json.dumps({**about, "resolution": evil}))
+    (run / "final.json").write_text(json.dumps({"metric": evil, "value": 1.0}))
+    for path in (run, folder):
+        assert report.write(path) is not None
+        parser, words = checked(path / "report.html")
+        assert parser.tags.count("style") == 1
+        assert path.name in words and "49" not in words
+        assert re.sub(r"[\x00\u202e]", "\ufffd", evil)[:300] in words and not set("\x00\u202e") & set(words)
+        assert (path / "report.html").stat().st_size < 500_000
+
+
+def test_every_template_can_be_loaded_from_the_package():
+    names = report._templates().list_templates()
+    assert {"page.html.jinja", "run.html.jinja", "recipe.html.jinja", "parts.html.jinja", "style.css"} == set(names)
+    for name in names:
+        report._templates().get_template(name)
+
+
+def test_the_page_fits_a_phone(tmp_path):
+    """No box is wider than 320 pixels by its style, pictures shrink, and what cannot shrink scrolls in a box of its own."""
+    run = make_run(tmp_path / "run")
+    report.write(run)
+    page = (run / "report.html").read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
+    assert all(int(pixels) <= 320 for pixels in re.findall(r"(?<!max-)\bwidth:(\d+)px", style))
+    for columns in re.findall(r"grid-template-columns:([^;}]*)", style):
+        least = re.search(r"minmax\((?:min\(100%,(?P<safe>\d+)px\)|(?P<fixed>\d+)px),1fr\)", columns)
+        assert least and int(least["fixed"] or 0) <= 280, columns  # stacks when two do not fit
+    assert "img{max-width:100%" in style and ".wide{overflow-x:auto" in style
+    for match in re.finditer(r"<table", page):
+        assert page.rfind('<div class="wide">', 0, match.start()) > page.rfind("</section>", 0, match.start())
+
+
+def test_curves_are_drawn_one_by_one_with_whole_ticks(tmp_path):
+    """The last tick of a run is short: its speed is told together with the tick before."""
+    run = make_run(tmp_path / "run")
+    stat = lambda value: {"num": 1, "mean": value, "std": 0.0}  # noqa: E731
+    with (run / "stats.jsonl").open("a") as f:
+        f.write(json.dumps({"kimg": 8.1, "Timing/images_per_sec": stat(5.0), "Timing/sec_per_kimg": stat(200.0)}))
+    # 1.1 kimg in 1000 / 50 + 100 / 5 seconds
+    assert report.Run.read(run).speed == pytest.approx(1100 / 40)
+    report.write(run)
+    _, words = checked(run / "report.html")
+    assert "27.5 img/s" in words and "36.4 s per kimg" in words and "8.1 kimg" in words
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    run = make_run(tmp_path / "run")
+    about = json.loads((run / "about.json").read_text())
+    (run / "about.json").write_text(json.dumps({**about, "classes": 1000}))
+    report.write(run)
+    _, words = checked(run / "report.html")
+    assert words.count("2 of 1,000 classes; the others are left out.") == 2
+    (run / "lineage.json").write_text(json.dumps({str(i): i for i in range(50)}))
+    for i in range(10):
+        make_run(tmp_path / "recipe" / f"stage-{i}")
+    report.write(run)
+    assert "10 more are left out." in checked(run / "report.html")[1]
+    report.write(tmp_path / "recipe")
+    assert "8 stages; 2 more are left out" in checked(tmp_path / "recipe" / "report.html")[1]
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
