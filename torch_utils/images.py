@@ -68,8 +68,10 @@ def labelled_grid(
 ) -> PIL.Image.Image:
     """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in font.
 
-    images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise). Returns an RGB image.
-    min_cell: images lower than this are magnified by a whole factor (their pixels repeated), so that text fits.
+    images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise). Returns an RGB
+    image.
+    min_cell: images lower than this are magnified by a whole factor (their pixels repeated), so that text
+    fits.
     column_labels: one short text above each column, if given. caption: a line below everything, if given.
     """
     pixels = grid(images, columns)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The curves of a run folder: losses, logits, class variety, SAN's conditions, metrics and speed.
 
-They are drawn from stats.jsonl and metric-*.jsonl: all together as curves.png, one by one as SVG for the report.
-Drawn with matplotlib's objects, never through pyplot, whose global state is the user's.
+They are drawn from stats.jsonl and metric-*.jsonl: all together as curves.png, one by one as SVG for the
+report. Drawn with matplotlib's objects, never through pyplot, whose global state is the user's.
 """
 
 import io
@@ -113,7 +113,8 @@ def smooth(
 ) -> np.ndarray:
     """Exponential moving average [N] of y [N], a weight halving every `half_life` points.
 
-    Unbiased at the start; NaNs are passed over. weights [N]: what a point counts for beside its age, None: all alike.
+    Unbiased at the start; NaNs are passed over. weights [N]: what a point counts for beside its age, None:
+    all alike.
     """
     keep = 0.5 ** (1 / half_life)
     result = np.full(len(y), math.nan)
@@ -223,7 +224,7 @@ def _draw_series(axes: Any, s: Series, most: int | None) -> None:
 
 
 def _some(y: np.ndarray, most: int | None) -> np.ndarray:
-    """Indices of at most about `most` points, ascending: lowest and highest of each stretch, first and last."""
+    """Indices of about `most` points, ascending: lowest and highest of each stretch, first and last."""
     if most is None or len(y) <= most:
         return np.arange(len(y))
     stretches = np.array_split(np.arange(len(y)), most // 2)
@@ -322,7 +323,8 @@ def last_kimg(panels: Iterable[Panel]) -> float:
 def panel_svg(panel: Panel, kimg: float) -> bytes:
     """One panel as SVG, without title and legend, whose text the page sets itself; kimg: where its axis ends.
 
-    Text stays text, which is small and follows the reader's fonts. A line has about SVG_POINTS points at most.
+    Text stays text, which is small and follows the reader's fonts. A line has about SVG_POINTS points at
+    most.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -397,7 +399,8 @@ def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | No
     """Draws run_dir/curves.png anew, atomically, and returns its path; None if there is nothing to draw.
 
     stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one picture.
-    Never raises: a diagram must not stop a training run. A failure (no matplotlib, a full disk) is one warning.
+    Never raises: a diagram must not stop a training run. A failure (no matplotlib, a full disk) is one
+    warning.
     """
     folder = Path(run_dir)
     try:

@@ -2,11 +2,12 @@
 """report.html: one self-contained page about a run, or about all stages of a recipe, to be judged in a minute.
 
     python -m training.watch.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
-    python -m training.watch.report training-runs/00000-demo64      # a recipe's folder: all stages side by side
+    python -m training.watch.report training-runs/00000-demo64      # a recipe: its stages side by side
 
-A run writes its page at every snapshot and at its end. Everything on it is read from the folder; images are scaled
-and inlined, so that the page stays below a few megabytes and can be sent to somebody. Its look is in templates/, with
-jinja2's autoescape: class names and other texts of strangers are escaped and cut, and no script is in it.
+A run writes its page at every snapshot and at its end. Everything on it is read from the folder; images are
+scaled and inlined, so that the page stays below a few megabytes and can be sent to somebody. Its look is in
+templates/, with jinja2's autoescape: class names and other texts of strangers are escaped and cut, and no
+script is in it.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _holds_tables(value: Any) -> bool:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    """The templates beside this file. What they show is cut by `text` and escaped, unless it is Markup made here."""
+    """The templates beside this file. What they show is cut by `text` and escaped, unless it is Markup."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training.watch"),  # finds templates/ wherever the package is installed
         autoescape=True,
@@ -324,8 +325,8 @@ def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, 
     rows = [text(name, MAX_NAME) for name in names] if isinstance(names, list) else []
     columns = sheets.read_columns(run.folder)
     if not rows or not columns or len(rows) > MAX_ROWS:
-        picture = inlined(run.folder / sheets.FILE, width, budget)
-        return picture and {"picture": picture, "heads": [], "rows": [], "note": ""}
+        whole = inlined(run.folder / sheets.FILE, width, budget)
+        return None if whole is None else {"picture": whole, "heads": [], "rows": [], "note": ""}
     pixels = images.grid(sheets.columns_grid([cells for _, cells in columns]), len(columns))
     return {
         "picture": _squeezed(sheets.FILE, PIL.Image.fromarray(pixels), width, budget),

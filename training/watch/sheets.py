@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """contact-sheet.png of a run folder: the same latents in the same classes at every snapshot, one column each.
 
-Beside them stand images of the data. Columns are kept as small images in contact/NNNNNNNNN.png (NNNNNNNNN = images
-shown), so that the sheet goes on after a resume. There are never more than MAX_COLUMNS: when one is too many, the
-one whose neighbours are nearest to each other goes, so that columns stay spread over the run. With many classes,
-CLASSES evenly spaced ones are shown, and the sheet says so.
+Beside them stand images of the data. Columns are kept as small images in contact/NNNNNNNNN.png (NNNNNNNNN =
+images shown), so that the sheet goes on after a resume. There are never more than MAX_COLUMNS: when one is
+too many, the one whose neighbours are nearest to each other goes, so that columns stay spread over the run.
+With many classes, CLASSES evenly spaced ones are shown, and the sheet says so.
 """
 
 from __future__ import annotations
@@ -108,9 +108,10 @@ def _column_files(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[str, np.ndarray]]:
-    """Heading (kimg, or "data") and cells, uint8 [rows, cell, cell, 3], of each stored column, the data's last.
+    """Heading (kimg, or "data") and cells, uint8 [rows, cell, cell, 3], of each column, the data's last.
 
-    A damaged column, or one of another size or number of rows than `rows` (None: than the first), is left out.
+    A damaged column, or one of another size or number of rows than `rows` (None: than the first), is left
+    out.
     """
     shown = _column_files(run_dir)
     headings = _distinct([nimg / 1000 for nimg, _ in shown])
@@ -130,7 +131,7 @@ def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[str, np.n
 
 
 def columns_grid(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Columns, uint8 [rows, cell, cell, 3] each, as uint8 [rows * columns, 3, cell, cell] in reading order."""
+    """Columns, uint8 [rows, cell, cell, 3] each, as uint8 [rows * columns, 3, cell, cell], row by row."""
     return np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]).transpose(0, 3, 1, 2)
 
 

@@ -22,7 +22,7 @@ def number(value: Any, key: str = "mean") -> float:
 
 
 def in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
-    """(kimg, record) with kimg ascending: where a run went back to a checkpoint, what it had written beyond is dropped."""
+    """(kimg, record) with kimg ascending, without what a run wrote beyond a checkpoint that it went back to."""
     line: list[tuple[float, dict[str, Any]]] = []
     for record in records:
         kimg = number(record.get("kimg", record.get("Progress/kimg")))
@@ -40,10 +40,11 @@ def lengths(kimg: np.ndarray) -> np.ndarray:
 
 
 def whole_ticks(kimg: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where ticks ended [N] and their images per second [N], each short tick counted together with the one before.
+    """Where ticks ended [N] and their images per second [N], each short tick together with the one before.
 
-    A run's last tick ends with the run. What happens once a tick (diagnostics, class variety) weighs more in it, so
-    that its rate alone looks like a sudden loss of speed. Together: images of both over seconds of both.
+    A run's last tick ends with the run. What happens once a tick (diagnostics, class variety) weighs more in
+    it, so that its rate alone looks like a sudden loss of speed. Together: images of both over seconds of
+    both.
     """
     sizes = lengths(kimg)
     least = SHORT * float(np.median(sizes)) if len(sizes) else 0.0
@@ -59,7 +60,8 @@ def whole_ticks(kimg: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def speed(records: Iterable[dict[str, Any]]) -> float:
     """Images per second of the newest whole tick; NaN if no line says it."""
-    found = [(kimg, rate) for kimg, record in in_order(records) if math.isfinite(rate := number(record.get(SPEED)))]
-    kimg, rate = np.array(found).reshape(-1, 2).T
-    rates = whole_ticks(kimg, rate)[1]
-    return float(rates[-1]) if len(rates) else math.nan
+    rates = [(kimg, number(record.get(SPEED))) for kimg, record in in_order(records)]
+    found = [(kimg, rate) for kimg, rate in rates if math.isfinite(rate)]
+    ends, speeds = np.array(found).reshape(-1, 2).T
+    whole = whole_ticks(ends, speeds)[1]
+    return float(whole[-1]) if len(whole) else math.nan

@@ -123,7 +123,13 @@ def test_the_card_of_a_file_that_knows_nothing():
 
 
 STEMS = [
-    {"file": "/home/joe/runs/a/best_model.pkl", "sha256": "aa11", "resolution": 16, "nimg": 20_480, "metric": {"name": "fid50k", "value": 3.25}},
+    {
+        "file": "/home/joe/runs/a/best_model.pkl",
+        "sha256": "aa11",
+        "resolution": 16,
+        "nimg": 20_480,
+        "metric": {"name": "fid50k", "value": 3.25},
+    },
     {"file": "https://host/b.pkl", "sha256": "bb22", "resolution": 32, "nimg": None, "metric": None},
 ]
 
@@ -148,7 +154,7 @@ def test_what_a_run_records_is_what_the_card_reads():
     assert stems.recorded({"lineage": recorded}) == STEMS
 
 
-@pytest.mark.parametrize("path", ["/home/joe/data/pets.zip", "C:\\Users\\joe\\pets.zip", "\\\\server\\joe\\pets.zip"])
+@pytest.mark.parametrize("path", ["/home/joe/pets.zip", "C:\\Users\\joe\\pets.zip", "\\\\h\\joe\\pets.zip"])
 def test_cards_show_no_absolute_paths(path):
     file = network_file()
     file.provenance = {**PROVENANCE, "config": {"data": {"path": path}, "generator": {"path_stem": path}}}

@@ -71,22 +71,23 @@ def test_panels_hold_what_was_written(run_dir):
 
 
 def test_the_short_last_tick_is_no_loss_of_speed():
-    """What happens once a tick weighs more in a short tick: its speed is told together with the tick before."""
+    """What happens once a tick weighs more in a short tick: it is told together with the tick before."""
     lines = [(4.0, 50.0), (8.0, 50.0), (8.4, 5.0), (12.4, 40.0), (12.5, 1.0)]
     records = [_stats(kimg, Timing__images_per_sec=rate) for kimg, rate in lines]
     (panel,) = plots.stats_panels(records)
     (rates,) = panel.series
     assert rates.x.tolist() == [4.0, 8.4, 12.5]
-    assert rates.y.tolist() == pytest.approx([50.0, 4400 / (80 + 80), 4100 / (100 + 100)])  # images over seconds
+    images_over_seconds = [50.0, 4400 / (80 + 80), 4100 / (100 + 100)]
+    assert rates.y.tolist() == pytest.approx(images_over_seconds)
     assert plots.legend(rates) == "img/s  20.5"
     assert ticks.speed(records) == pytest.approx(20.5)
     assert math.isnan(ticks.speed([])) and math.isnan(ticks.speed([{"kimg": "x"}]))
 
 
 def test_a_tick_counts_for_its_images_where_lines_are_smoothed():
-    records = [_stats(4.0 * i, Loss__D__fun=1.0) for i in range(1, 60)] + [_stats(4.0 * 59 + 0.04, Loss__D__fun=101.0)]
-    (panel,) = plots.stats_panels(records)
-    assert 1 < plots._line(panel.series[0])[-1] < 1.5  # a hundredth of a tick, so far from a fifth of its difference
+    records = [_stats(4.0 * i, Loss__D__fun=1.0) for i in range(1, 60)]
+    (panel,) = plots.stats_panels([*records, _stats(4.0 * 59 + 0.04, Loss__D__fun=101.0)])
+    assert 1 < plots._line(panel.series[0])[-1] < 1.5  # it is a hundredth of a tick
     assert panel.series[0].y[-1] == 101.0  # the record itself stays
 
 
