@@ -34,6 +34,7 @@ from torch_utils import images as image_tools
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
+from training.run_folder import good_end
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
@@ -114,7 +115,8 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     for path in folder.glob("metric-*.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for name in lines[-1]["results"] if lines else ():
-            found[name] = [line["kimg"] for line in lines], [line["results"][name] for line in lines], lines[-1].get("lower_is_better", True)
+            lower = good_end(lines[-1]) != "max"
+            found[name] = [line["kimg"] for line in lines], [line["results"][name] for line in lines], lower
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,24 @@ def replace_with_copy(source: Path, target: Path) -> None:
 def kimg_text(kimg: float) -> str:
     """Thousands of images as text, exact to the image: 25000 -> '25000', 4.096 -> '4.096', 0.5 -> '0.5'."""
     return f"{kimg:.3f}".rstrip("0").rstrip(".") if math.isfinite(kimg) else "?"
+
+
+# The good end of metrics whose records do not say it, by the beginning of the name: records of version 0.1 and of the published
+# calc_metrics.py. Every later record has `lower_is_better`; a new metric has no place here.
+_ENDS_BY_NAME = (
+    ("min", re.compile(r"(s|r)?fid|fd[_\d]|kid|ppl")),
+    ("max", re.compile(r"is\d|inception|pr[_\d]|prec|rec|acc|dens|cov|eq[tr]")),
+)
+
+
+def good_end(record: Mapping[str, Any], name: str | None = None) -> str | None:
+    """Which end of a metric's numbers is good, from a line of metric-NAME.jsonl: "min", "max", None = not known.
+
+    name: of the number, for a record that does not say and holds several; None = the metric's.
+    """
+    lower = record.get("lower_is_better")
+    if isinstance(lower, bool):
+        return "min" if lower else "max"
+    results = record.get("results")
+    name = name or str(record.get("metric") or next(iter(results if isinstance(results, dict) else ()), ""))
+    return next((end for end, names in _ENDS_BY_NAME if names.match(name)), None)

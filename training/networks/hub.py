@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from training.networks import files, stems
+from training.run_folder import good_end
 
 SCHEME = "hf://"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -99,8 +100,8 @@ def read_metrics(source: str) -> list[dict[str, Any]]:
         about = [line for line in lines if line and isinstance(line.get("results"), dict)]
         mine = [line for line in about if Path(str(line.get("snapshot_pkl") or line.get("snapshot") or "")).name == path.name]
         if path.name == "best_model.pkl" and not mine and about:
-            lower = about[0].get("lower_is_better", True)
-            mine = [(min if lower else max)(about, key=lambda line: next(iter(line["results"].values())))]
+            pick = max if good_end(about[-1]) == "max" else min
+            mine = [pick(about, key=lambda line: next(iter(line["results"].values())))]
         found += mine[-1:]
     return found
 

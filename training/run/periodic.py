@@ -282,7 +282,8 @@ class Periodic:
             if not self.main:
                 continue
             print(f"  {s.name} {s.value:.4f}" + ("  (best so far)" if improved else ""), flush=True)
-            line = {"metric": s.name, "results": {s.name: s.value}, "kimg": p.nimg / 1000, **(s.record or {})}
+            head = {"metric": s.name, "results": {s.name: s.value}, "lower_is_better": s.lower_is_better}
+            line = {**head, "kimg": p.nimg / 1000, **(s.record or {})}
             line["snapshot_pkl"] = f"network-snapshot-{p.nimg // 1000:06d}.pkl"
             append_jsonl(self.run_dir / f"metric-{s.name}.jsonl", line)
             if self.writer is not None:

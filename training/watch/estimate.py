@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.config import RunConfig
+from training.watch.ticks import number
 
 RECENT = 9  # ticks, or snapshots, whose median is taken: machines get busier and quieter
 STATISTICS = ("kimg", "Progress/tick", "Timing/sec_per_kimg", "Timing/maintenance_sec")  # what `measured` reads of a line of stats.jsonl
@@ -46,12 +47,12 @@ def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
     The line of a tick says how long the maintenance after the tick before it took. Until a snapshot has been made, its maintenance
     counts as that of any tick.
     """
-    speeds = [v for line in stats if (v := _number(line, "Timing/sec_per_kimg")) > 0]
+    speeds = [v for line in stats if (v := number(line.get("Timing/sec_per_kimg"))) > 0]
     if not speeds:
         return None
     plain, snapshots = [], []
     for line in stats:
-        tick, seconds = _number(line, "Progress/tick"), _number(line, "Timing/maintenance_sec")
+        tick, seconds = number(line.get("Progress/tick")), number(line.get("Timing/maintenance_sec"))
         if seconds > 0 and tick >= 2:  # 0: the first tick of a process, before which there was none
             (snapshots if (tick - 1) % run.snap == 0 else plain).append(seconds)
     per_tick = _typical(plain) if plain else 0.0
@@ -61,18 +62,12 @@ def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
 def seconds_left(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> float:
     """Until the end of the run, from the lines of its stats.jsonl; NaN if unknown."""
     pace = measured(stats, run)
-    if pace is None:
+    newest = next((line for line in reversed(stats) if math.isfinite(number(line.get("kimg")))), None)
+    if pace is None or newest is None:
         return math.nan
-    tick = _number(stats[-1], "Progress/tick")
-    return pace.seconds(run, _number(stats[-1], "kimg"), int(tick) if math.isfinite(tick) else len(stats))
+    tick = number(newest.get("Progress/tick"))
+    return pace.seconds(run, number(newest.get("kimg")), int(tick) if math.isfinite(tick) else len(stats))
 
 
 def _typical(values: Sequence[float]) -> float:
     return statistics.median_low(values[-RECENT:])
-
-
-def _number(line: Mapping[str, Any], name: str) -> float:
-    value = line.get(name)
-    if isinstance(value, dict):
-        value = value.get("mean")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else math.nan

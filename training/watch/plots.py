@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import atomic_write
-from training.run_folder import kimg_text, read_jsonl
+from training.run_folder import good_end, kimg_text, read_jsonl
 from training.watch import ticks
 
 SMOOTH_FROM = 30  # points: shorter series are drawn as they are
@@ -91,19 +91,14 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
     ("Images per second", None, True, ((ticks.SPEED, "img/s", _BLUE),)),
 )
 _BANDS = ("Loss/scores/real", "Loss/scores/fake")
-# Metrics that share an axis: pattern of the name, title, logarithmic, which end is good.
+# Metrics that share an axis: pattern of the name, title, logarithmic. Which end is good stands in the records.
 _METRIC_PANELS = (
-    (re.compile(r"s?fid|fd[_\d]"), "Fr\u00e9chet distance  (lower is better)", True, "min"),
-    (re.compile(r"kid"), "Kernel distance  (lower is better)", True, "min"),
-    (re.compile(r"is\d|inception"), "Inception score  (higher is better)", False, "max"),
-    (re.compile(r"pr\d|prec|rec|acc|dens|cov"), "Precision, recall, accuracy", False, "max"),
-    (re.compile(r""), "Metrics", False, None),
+    (re.compile(r"s?fid|fd[_\d]"), "Fr\u00e9chet distance  (lower is better)", True),
+    (re.compile(r"kid"), "Kernel distance  (lower is better)", True),
+    (re.compile(r"is\d|inception"), "Inception score  (higher is better)", False),
+    (re.compile(r"pr[_\d]|prec|rec|acc|dens|cov"), "Precision, recall, accuracy", False),
+    (re.compile(r""), "Metrics", False),
 )
-
-
-def good_end(name: str) -> str | None:
-    """Which end of a metric is good, by its name: "min", "max", or None if it is not known."""
-    return next(kind for kind in _METRIC_PANELS if kind[0].match(name))[3]
 
 
 def smooth(
@@ -158,16 +153,18 @@ def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
         if isinstance(results := record.get("results"), dict):
             for name, value in results.items():
                 if not name.endswith("_std") and math.isfinite(ticks.number(value)):
-                    by_metric.setdefault(name, []).append({"kimg": record.get("kimg"), "value": value})
+                    point = {"kimg": record.get("kimg"), "value": value, "best": good_end(record, name)}
+                    by_metric.setdefault(name, []).append(point)
     panels: dict[str, Panel] = {}
     for name in sorted(by_metric):
         points = ticks.in_order(by_metric[name])
         if not points:
             continue
-        _, title, log, best = next(kind for kind in _METRIC_PANELS if kind[0].match(name))
+        _, title, log = next(kind for kind in _METRIC_PANELS if kind[0].match(name))
         panel = panels.setdefault(title, Panel(title, log=log))
         y = np.array([ticks.number(record["value"]) for _, record in points])
-        panel.series.append(Series(name, np.array([kimg for kimg, _ in points]), y, _PALETTE[len(panel.series) % len(_PALETTE)], best=best))
+        x, color = np.array([kimg for kimg, _ in points]), _PALETTE[len(panel.series) % len(_PALETTE)]
+        panel.series.append(Series(name, x, y, color, best=points[-1][1]["best"]))
     for panel in panels.values():
         panel.log = panel.log and all((s.y > 0).all() for s in panel.series)
     return list(panels.values())

@@ -34,8 +34,8 @@ from markupsafe import Markup
 from dnnlib.util import atomic_write, format_time
 from torch_utils import images
 from training.config import TrainConfig, describe, from_json
-from training.run_folder import kimg_text, read_json, read_jsonl
-from training.watch import plots, sheets, ticks
+from training.run_folder import good_end, kimg_text, read_json, read_jsonl
+from training.watch import estimate, plots, sheets, ticks
 from training.watch.ticks import number
 
 FILE = "report.html"
@@ -58,6 +58,7 @@ class Run:
     about: dict[str, Any] = field(default_factory=dict)
     stats: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)  # name -> (kimg, value, snapshot)
+    good_ends: dict[str, str | None] = field(default_factory=dict)  # name -> "min" or "max"
     alarms: list[dict[str, Any]] = field(default_factory=list)
     outcome: str = "running or killed"
 
@@ -77,6 +78,7 @@ class Run:
                     if math.isfinite(number(value)) and math.isfinite(kimg):
                         point = (kimg, number(value), str(record.get("snapshot_pkl", "")))
                         run.metrics.setdefault(name, []).append(point)
+                        run.good_ends[name] = good_end(record, name)
         run.alarms = [a for a in read_jsonl(folder / ALARMS_FILE) if isinstance(a.get("seen"), str)]
         run.outcome = str(read_json(folder / "status.json").get("outcome", run.outcome))
         return run
@@ -97,9 +99,8 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """Until --kimg, at the median speed of the last ticks; NaN if unknown."""
-        speeds = sorted(v for r in self.stats[-9:] if math.isfinite(v := number(r.get("Timing/sec_per_kimg"))))
-        return (self.config.run.kimg - self.kimg) * speeds[len(speeds) // 2] if self.config and speeds else math.nan
+        """Until the end of the run, maintenance included; NaN if unknown."""
+        return estimate.seconds_left(self.stats, self.config.run) if self.config else math.nan
 
     def best(self) -> tuple[str, float, float, str] | None:
         """Name, value, kimg and snapshot of the best evaluation by the first metric."""
@@ -107,7 +108,7 @@ class Run:
         first = next(iter([*wanted, *self.metrics]), None)
         if first is None:
             return None
-        pick = max if plots.good_end(first) == "max" else min
+        pick = max if self.good_ends[first] == "max" else min
         kimg, value, snapshot = pick(self.metrics[first], key=lambda point: point[1])
         return first, value, kimg, snapshot
 
@@ -368,7 +369,7 @@ def _metrics(run: Run) -> list[tuple[Any, ...]]:
     """Rows (metric, newest, best, best snapshot, evaluations)."""
     rows = []
     for name, points in sorted(run.metrics.items()):
-        pick = max if plots.good_end(name) == "max" else min
+        pick = max if run.good_ends[name] == "max" else min
         best, last = pick(points, key=lambda point: point[1]), points[-1]
         newest, top = (f"{value:.4g} at {_kimg(kimg)} kimg" for kimg, value, _ in (last, best))
         rows.append((name, newest, top, best[2], len(points)))

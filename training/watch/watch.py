@@ -13,7 +13,7 @@ from training.config import TrainConfig
 from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.run_folder import append_jsonl, drop_lines_after, read_jsonl, write_json
+from training.run_folder import append_jsonl, drop_lines_after, good_end, read_jsonl, write_json
 from training.state import TrainState
 from training.watch import alarms, plots, report, ticks
 from training.watch.sheets import ContactSheet
@@ -77,7 +77,8 @@ class Watch:
         scores = self._scores(name)
         values = [r["results"].get(name, r.get("value")) for r in scores]
         points = [(ticks.number(r.get("kimg")), ticks.number(v)) for r, v in zip(scores, values, strict=True)]
-        found = alarms.find(self.stats, points, self.cfg, name, plots.good_end(name) or "min")
+        end = good_end(next(reversed(scores), {"metric": name})) or "min"
+        found = alarms.find(self.stats, points, self.cfg, name, end)
         for alarm in alarms.new_ones(found, read_jsonl(told)):
             append_jsonl(told, asdict(alarm))
             print(f"WARNING: {alarm.line}", flush=True)

@@ -146,6 +146,15 @@ def test_metrics_by_kind():
     assert [s.label for s in panels["Metrics"].series] == ["swiss"] and len(panels) == 5
 
 
+def test_the_good_end_comes_from_the_record():
+    results = {"pr_inception_50k_full_precision": 0.7, "pr_inception_50k_full_recall": 0.3}
+    for record, best in (({}, "max"), ({"lower_is_better": True}, "min"), ({"lower_is_better": False}, "max")):
+        (panel,) = plots.metric_panels([{"results": results, "kimg": 1, **record}])
+        assert panel.title == "Precision, recall, accuracy" and [s.best for s in panel.series] == [best, best]
+    (panel,) = plots.metric_panels([{"results": {"new_metric": 1.0}, "kimg": 1, "lower_is_better": False}])
+    assert panel.series[0].best == "max"
+
+
 def test_stages_are_compared():
     stages = [(f"stage-{r:03d}", [_stats(4.0 * i, Loss__D__fun=r, Variety__within=0.5) for i in (1, 2)], []) for r in (16, 32)]
     stages[1][2].append({"results": {"fid50k_full": 3.0}, "kimg": 8.0})
