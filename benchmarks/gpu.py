@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from torch_utils import devices, timm_weights
+from torch_utils import timm_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -55,6 +55,7 @@ from torch_utils.ops.upfirdn2d import upfirdn2d
 from training import build, generator, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
+from training.networks.stems import Lineage
 from training.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -269,31 +270,39 @@ def make_config(small: bool, batch: int, levers: Levers, backbones: tuple[str, .
     return cfg if backbones is None else cfg.override({"discriminator.backbones": list(backbones)})
 
 
-def make_step(cfg: TrainConfig, resolution: int, device: str, small: bool) -> tuple[TrainState, Callable[[], None], Callable[[], None]]:
-    """A training state, its generator step and its discriminator step, on random images."""
+@dataclasses.dataclass
+class Training:
+    """A training state on random images of all classes."""
+
+    cfg: TrainConfig
+    state: TrainState
+    inputs: InputSource
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    def step(self) -> None:
+        """One training step, as train.py's."""
+        steps.train_step(self.state, self.inputs, self.cfg, self.pixels, self.labels)
+
+    def g_step(self) -> None:
+        """The generator's part alone."""
+        steps.g_step(self.state, self.inputs.rounds("G", 0), self.cfg.loss, self.cfg.blur_init_sigma)
+
+    def d_step(self) -> None:
+        """The discriminator's part alone."""
+        reals = self.inputs.real_rounds(0, self.pixels, self.labels)
+        steps.d_step(self.state, self.inputs.rounds("D", 0), reals, self.cfg.loss, self.cfg.blur_init_sigma)
+
+
+def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -> Training:
+    """Networks from a fixed seed; the frozen ones have random weights."""
     torch.manual_seed(0)
-    G = published_generator(resolution, small)
     weights = dict.fromkeys(cfg.discriminator.backbones, timm_weights.RANDOM)
     D = build.make_discriminator(dataclasses.replace(cfg.discriminator, backbone_weights=weights), CLASSES, resolution, 0)
-    G.synthesis.reduced_dtype = devices.pick_precision(cfg.run.precision, torch.device(device))
-    D.normalize_()
-    state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, 0)
-    labels = np.arange(CLASSES)
-    inputs = InputSource(
-        seed=0, z_dim=G.z_dim, labels=labels, backbones=cfg.discriminator.backbones, device=torch.device(device), batch=cfg.run.batch,
-        processes=1, rank=0, batch_gpu=cfg.batch_gpu,
-    )  # fmt: skip
+    state = build.assemble(cfg, published_generator(resolution, small), D, Lineage(), torch.device(device))
+    inputs = InputSource.of(cfg, np.arange(CLASSES), state.G.z_dim, torch.device(device), processes=1, rank=0)
     pixels = torch.randint(0, 256, (cfg.run.batch, 3, resolution, resolution), dtype=torch.uint8)
-    chosen = torch.arange(cfg.run.batch) % CLASSES
-    sigma = cfg.blur_init_sigma
-
-    def g_step() -> None:
-        steps.g_step(state, inputs.rounds("G", 0), cfg.loss, sigma)
-
-    def d_step() -> None:
-        steps.d_step(state, inputs.rounds("D", 0), inputs.real_rounds(0, pixels, chosen), cfg.loss, sigma)
-
-    return state, g_step, d_step
+    return Training(cfg, state, inputs, pixels, torch.arange(cfg.run.batch) % CLASSES)
 
 
 def run_networks(job: Job) -> None:
@@ -304,8 +313,9 @@ def run_networks(job: Job) -> None:
         found = {}
         for which in ("G", "D"):
             # Each step on weights as they begin: Adam's first update is about the sign of each gradient, and differs where that is near zero.
-            state, g_step, d_step = make_step(make_config(True, 8, levers), 32, device, True)
-            (g_step if which == "G" else d_step)()
+            training = make_training(make_config(True, 8, levers), 32, device, True)
+            (training.g_step if which == "G" else training.d_step)()
+            state = training.state
             params, optimizer = (state.g_params, state.g_opt) if which == "G" else (state.d_params, state.d_opt)
             parts = [optimizer.state[p]["exp_avg"] if p in optimizer.state else torch.zeros_like(p) for p in params.values()]
             found[which] = torch.cat([part.detach().double().cpu().flatten() for part in parts])
@@ -367,23 +377,20 @@ def time_steps(job: Job, resolution: int, levers: Levers, batch: int, flops: int
     """Images per second of whole steps: generator, discriminator, moving average; the median of a few after two to warm up."""
     on_gpu = job.device == "cuda"
     cfg = make_config(job.small, batch * levers.batch_factor, levers)
-    state, g_step, d_step = make_step(cfg, resolution, job.device, job.small)
-    apply_levers(state, levers, job.device)
+    training = make_training(cfg, resolution, job.device, job.small)
+    apply_levers(training.state, levers, job.device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
 
     def step() -> None:
-        g_step()
-        d_step()
-        state.update_ema(0.99)
+        training.step()
         if on_gpu:
             torch.cuda.synchronize()
 
     result: dict[str, Any] = {"batch": cfg.run.batch}
     if flops is None:
         with FlopCounterMode(display=False) as counter:
-            g_step()
-            d_step()
+            training.step()
         result["flops_per_image"] = flops = counter.get_total_flops() // cfg.run.batch
     times = []
     for i in range(2 if job.small else 10):

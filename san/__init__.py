@@ -24,12 +24,8 @@ from san.objectives import (
     gan_logits,
     generator_objective,
     generator_terms,
-    hinge_d,
-    hinge_fake,
-    hinge_real,
     is_paired,
     vector_field,
-    wasserstein_dir,
 )
 
 __all__ = [
@@ -51,12 +47,8 @@ __all__ = [
     "gan_logits",
     "generator_objective",
     "generator_terms",
-    "hinge_d",
-    "hinge_fake",
-    "hinge_real",
     "is_paired",
     "normalize_",
     "restore",
     "vector_field",
-    "wasserstein_dir",
 ]

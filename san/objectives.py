@@ -90,26 +90,6 @@ def _pick(table: dict[str, Entry], name: str, what: str) -> Entry:
     return table[name]
 
 
-def hinge_real(fun: Tensor) -> Tensor:
-    """max(0, 1 - fun), of the logits' shape: the discriminator's hinge loss on real samples."""
-    return F.relu(1 - fun)
-
-
-def hinge_fake(fun: Tensor) -> Tensor:
-    """max(0, 1 + fun), of the logits' shape: the discriminator's hinge loss on generated samples."""
-    return F.relu(1 + fun)
-
-
-def hinge_d(fun_real: Tensor, fun_fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Hinge loss of the discriminator on `fun`: (terms of real samples, terms of generated ones), each of its logits' shape."""
-    return hinge_real(fun_real), hinge_fake(fun_fake)
-
-
-def wasserstein_dir(dir_real: Tensor, dir_fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Wasserstein form on `dir`: (-real, fake), each of its logits' shape. Trains the directions alone."""
-    return -dir_real, dir_fake
-
-
 def discriminator_loss(name: str = "hinge") -> DiscriminatorLoss:
     """The discriminator loss of that name, for `fun`. Raises ValueError for an unknown one."""
     return _pick(DISCRIMINATOR_LOSSES, name, "discriminator loss")

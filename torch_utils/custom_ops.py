@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles C++ and CUDA extensions on first use, for code that was written for dnnlib. Our own kernels: `torch_utils.ops.extension`."""
+"""For foreign StyleGAN-family code and pickles alone: compiles C++ and CUDA extensions on first use.
+
+Our own kernels are built by `torch_utils.ops.backend.extension`.
+"""
 
 import contextlib
 import hashlib

@@ -342,10 +342,11 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
 
 
 @torch.no_grad()
-def _all_reduce_(tensors: Iterable[torch.Tensor], mean: bool) -> None:
+def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrites each tensor with its mean over processes: one flat buffer and one collective per (dtype, device), same order everywhere."""
     groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for x in tensors:
-        if mean and not x.is_floating_point():
+        if not x.is_floating_point():
             raise ValueError(f"the mean over processes needs floating-point tensors, got {x.dtype}")
         groups.setdefault((x.dtype, x.device), []).append(x)
     if world_size() == 1:
@@ -355,20 +356,9 @@ def _all_reduce_(tensors: Iterable[torch.Tensor], mean: bool) -> None:
         wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         flat = torch.cat([x.reshape(-1) for x in group]).to(_comm_device(), wide)
         dist.all_reduce(flat)
-        if mean:
-            flat /= world_size()
+        flat /= world_size()
         for x, data in zip(group, flat.split([x.numel() for x in group]), strict=True):
             x.copy_(data.reshape(x.shape))
-
-
-def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrites each tensor with its mean over processes: one flat buffer and one collective per (dtype, device), same order everywhere."""
-    _all_reduce_(tensors, mean=True)
-
-
-def all_reduce_sum_(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrites each tensor with its sum over processes; otherwise as all_reduce_mean_()."""
-    _all_reduce_(tensors, mean=False)
 
 
 @torch.no_grad()

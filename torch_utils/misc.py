@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small helpers that StyleGAN-family code calls: cached constants, shape checks, an endless sampler, module copies and summaries."""
+"""For foreign StyleGAN-family code and pickles alone: cached constants, shape checks, an endless sampler, module copies, summaries."""
 
 import contextlib
 import functools

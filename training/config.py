@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a run: frozen dataclasses, their defaults, their checks, their JSON form.
+"""The configuration of a run: frozen dataclasses, their defaults, flags, checks and JSON form.
 
-Every default of the project's training lives in this file and nowhere else. A field's metadata says what it is and where its
-default comes from, which is what `train.py --dry-run` prints.
+Every default of the project's training lives in this file and nowhere else. An option is one field, with its flag, its meaning and the
+source of its default. Command lines, recipes, --help, --dry-run and training_options.json all go through `OPTIONS`.
 
 Units: kimg = thousands of real images shown to the discriminator; batch = images per optimizer step, over all processes.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from san.objectives import discriminator_loss, generator_objective
+from training.options import opt, options_of
 
 XL = "StyleGAN-XL"
 SG3 = "StyleGAN3"
@@ -26,21 +26,15 @@ OURS = "this project"
 
 AUTO = "auto"
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
-
-
-def opt(default: Any, about: str, source: str, low: float | None = None) -> Any:
-    """A dataclass field with its meaning, the origin of its default and, for numbers, the smallest value that makes sense."""
-    metadata = {"about": about, "source": source, "low": low}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # of --class-embedding=auto
+STEM_CBASE, STEM_CMAX = 32768, 512  # of a stem whose --cbase and --cmax are not given
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is learnt."""
 
-    path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS)
+    path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS, flag="data", required=True)
     resolution: int | None = opt(None, "bring a larger data set to this many pixels, once, in a copy that is kept; None = as it is", OURS, low=4)
     cond: bool = opt(False, "class-conditional", SG3)
     mirror: bool = opt(False, "add horizontally flipped copies", SG3)
@@ -54,19 +48,26 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator's plan. The undoubled capacities: config -t doubles them, -r quadruples them."""
+    """The generator's plan. cbase and cmax as published: stylegan3-t doubles them, stylegan3-r quadruples them."""
 
-    cfg: str = opt("stylegan3-t", "stylegan3-t (translation equivariant) or stylegan3-r (and rotation)", SG3)
+    cfg: str = opt("stylegan3-t", "stylegan3-t (translation equivariant) or stylegan3-r (and rotation)", SG3, required=True)
     syn_layers: int = opt(14, "stem: layers without toRGB", XL, low=4)
-    cbase: int | None = opt(None, "capacity multiplier; None = 32768 for a stem, the stem's for superresolution", SG3, low=1)
-    cmax: int | None = opt(None, "maximum number of feature maps; None = 512 for a stem, the stem's for superresolution", SG3, low=1)
+    cbase: int | None = opt(
+        None, f"capacity, times 2 for stylegan3-t, times 4 for stylegan3-r; None = {STEM_CBASE} for a stem, the stem's for superresolution", SG3,
+        low=1,
+    )  # fmt: skip
+    cmax: int | None = opt(
+        None, "half the largest number of feature maps of a layer of stylegan3-t, a quarter of it for stylegan3-r; "
+        f"None = {STEM_CMAX} (1024 or 2048 feature maps) for a stem, the stem's for superresolution", SG3, low=1,
+    )  # fmt: skip
     z_dim: int = opt(64, "stem: latent dimensions", XL, low=1)
     w_dim: int = opt(512, "stem: style dimensions", SG3, low=1)
-    map_depth: int = opt(2, "mapping layers", XL)
     margin_size: int = opt(10, "stem: extra pixels around every feature map", SG3, low=0)
-    superres: bool = opt(False, "train a superresolution head on a frozen stem", XL)
+    superres: bool = opt(False, "train a superresolution head on a frozen stem", XL, switch=True)
     path_stem: str | None = opt(None, "network pickle or run folder of the stem", XL)
-    pin_stem: bool = opt(False, "keep the stem that the run began with; otherwise a better one is taken over when the run is resumed", OURS)
+    pin_stem: bool = opt(
+        False, "keep the stem that the run began with; otherwise a better one is taken over when the run is resumed", OURS, switch=True
+    )
     up_factor: int = opt(2, "superresolution: output over stem resolution", XL)
     head_layers: int = opt(7, "superresolution: layers of the head", XL, low=4)
 
@@ -83,7 +84,7 @@ class DiscriminatorConfig:
     cond_channels: int = opt(64, "width of the class projection", XL, low=1)
     bn_group: int = opt(8, "samples over which the heads' batch statistics are taken; 0 = the whole round", XL, low=0)
     augment: bool = opt(True, "DiffAugment before each backbone", PG)
-    precision: str = opt("fp32", "fp32, or bf16 for backbones, projection and head convolutions", XL)
+    precision: str = opt("fp32", "fp32, or bf16 for backbones, projection and head convolutions", XL, flag="d_precision")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class LossConfig:
     g_loss: str = opt("logit", "generator objective, an increasing h(d): logit, ns, vanilla, vanilla(C), mle, arcsinh, or an expression in d", XL)
     san: bool = opt(True, "directions trained by the Wasserstein form (SAN); False = a plain GAN with the same heads", SAN)
     diagnostics: bool = opt(True, "report direction optimality, separability and injectivity of every head once per tick", OURS)
-    adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL, low=0)
+    adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL, low=0, flag=None)
     cls_weight: float = opt(0.0, "weight of the classifier guidance", XL, low=0)
     cls_model: str = opt("deit_small_distilled_patch16_224", "timm classifier of the guidance; its classes must include the data set's", XL)
     cls_weights: str | None = opt(None, "weights file of that classifier; None = its default source", OURS)
@@ -105,9 +106,9 @@ class LossConfig:
     blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL, low=0)
     pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL, low=0)
     pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL, low=0)
-    pl_interval: int = opt(4, "steps between path length steps", SG3, low=1)
-    pl_batch_shrink: int = opt(2, "path length uses batch / this", SG3, low=1)
-    pl_decay: float = opt(0.01, "decay of the running mean path length", SG3, low=0)
+    pl_interval: int = opt(4, "steps between path length steps", SG3, low=1, flag=None)
+    pl_batch_shrink: int = opt(2, "path length uses batch / this", SG3, low=1, flag=None)
+    pl_decay: float = opt(0.01, "decay of the running mean path length", SG3, low=0, flag=None)
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,10 @@ class OptimConfig:
 
     glr: float = opt(0.0025, "generator learning rate", SG3, low=0)
     dlr: float = opt(0.002, "discriminator learning rate", SG3, low=0)
-    beta1: float = opt(0.0, "Adam beta 1", SG3, low=0)
+    beta1: float = opt(0.0, "Adam beta 1", SG3, low=0, flag=None)
     beta2: float = opt(0.99, "Adam beta 2", SG3, low=0)
-    eps: float = opt(1e-8, "Adam epsilon", SG3, low=0)
-    d_reg_interval: int = opt(16, "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none", XL, low=0)
+    eps: float = opt(1e-8, "Adam epsilon", SG3, low=0, flag=None)
+    d_reg_interval: int = opt(16, "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none", XL, low=0, flag=None)
     ema_kimg: float = opt(0.0, "half-life of the generator's moving average, kimg; 0 = batch * 10 / 32", SG3, low=0)
     ema_rampup: float | None = opt(
         None, "cap the half-life at this fraction of the images shown; 0 = no cap; None = 0.05, with --init-from 0", SG3, low=0
@@ -131,8 +132,8 @@ class RunConfig:
     """How long, on what, and what is written."""
 
     seed: int = opt(0, "random seed of everything", SG3, low=0)
-    gpus: int = opt(1, "processes (one per device)", SG3, low=1)
-    batch: int = opt(64, "images per step, over all processes", OURS, low=1)
+    gpus: int = opt(1, "processes (one per device)", SG3, low=1, required=True)
+    batch: int = opt(64, "images per step, over all processes", OURS, low=1, required=True)
     batch_gpu: int | Literal["auto"] = opt(
         0, "images per accumulation round and process; 0 = batch / gpus; auto = the most that fit, found when the run begins", SG3, low=0
     )
@@ -148,7 +149,9 @@ class RunConfig:
     device: str = opt("auto", "auto, cuda, cpu or mps", OURS)
     precision: str = opt("auto", "generator: fp32, fp16, bf16; auto = fp16 on cuda, bf16 on CPUs with bf16 matrix units, else fp32", SG3)
     nobench: bool = opt(False, "disable cuDNN benchmarking", SG3)
-    init_from: str | None = opt(None, "network file whose weights the run starts from, as far as they fit", SG3)
+    init_from: str | None = opt(
+        None, "start from a network's weights, as far as they fit (other classes, resolution or size): a network file, URL or run folder", SG3
+    )
     desc: str | None = opt(None, "text in the run folder's name", SG3)
     variety: int = opt(64, "images drawn per tick to measure the variety of classes; fewer in short ticks; 0 = not measured", OURS, low=0)
     grid: str = opt("auto", "columns x rows of the fake grids, such as 10x4", OURS)
@@ -195,12 +198,11 @@ class TrainConfig:
             ValueError: unknown section or key (names the nearest known one) or a value of the wrong type.
         """
         tree = to_json(self)
-        known = [f"{s}.{k}" for s, keys in tree.items() for k in keys]
         for name, value in changes.items():
-            if name not in known:
-                raise ValueError(f"unknown option '{name}'{_nearest(name, known)}")
-            section, key = name.split(".")
-            tree[section][key] = value
+            if name not in OPTIONS:
+                raise ValueError(f"unknown option '{name}'{_nearest(name, list(OPTIONS))}")
+            option = OPTIONS[name]
+            tree[option.section][option.key] = value
         return from_json(tree)
 
     def validate(self) -> None:
@@ -210,11 +212,10 @@ class TrainConfig:
             ValueError: one line that names the flag, its value and the remedy.
         """
         run, gen, disc = self.run, self.generator, self.discriminator
-        for section in SECTIONS:
-            for f in dataclasses.fields(getattr(self, section)):
-                value, low = getattr(getattr(self, section), f.name), f.metadata["low"]
-                # "not (a >= b)" and not "a < b", because NaN is refused too
-                _require(low is None or value in (None, AUTO) or value >= low, f"--{f.name.replace('_', '-')}={value}: must be at least {low}")
+        for option in OPTIONS.values():
+            value, low = option.of(self), option.low
+            # "not (a >= b)" and not "a < b", because NaN is refused too
+            _require(low is None or value in (None, AUTO) or value >= low, f"{option.shown_flag}={value}: must be at least {low}")
         pixels = self.data.resolution
         _require(pixels is None or pixels & (pixels - 1) == 0, f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)")
         _require(gen.cfg in ("stylegan3-t", "stylegan3-r"), f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r")
@@ -235,7 +236,6 @@ class TrainConfig:
         _require(disc.precision in ("fp32", "bf16"), f"--d-precision={disc.precision}: use fp32 or bf16")
         _require(len(disc.backbones) > 0, "--backbones is empty: name at least one timm network")
         _require(len(set(disc.backbones)) == len(disc.backbones), f"--backbones={','.join(disc.backbones)}: a network is named twice")
-        _require(gen.map_depth == 2, f"--map-depth={gen.map_depth}: the method's mapping network has 2 layers; leave it at 2")
         _require(not gen.superres or bool(gen.path_stem), "--superres needs --path_stem: the network pickle or run folder of the stem")
         _require(gen.superres or not gen.path_stem, f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or drop it")
         _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
@@ -254,6 +254,14 @@ SECTIONS: dict[str, type] = {
     "optim": OptimConfig,
     "run": RunConfig,
 }
+OPTIONS = options_of(SECTIONS)  # "section.key" -> option
+FLAGS = {option.flag: option for option in OPTIONS.values() if option.flag}  # flag, with underscores -> option
+RETIRED = {"generator": ("map_depth",)}  # keys of older files that had one legal value
+
+
+def changes_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """{flag: value} as the {"section.key": value} of `TrainConfig.override`; flags that are not given (None) are left out."""
+    return {FLAGS[flag].name: value for flag, value in flags.items() if flag in FLAGS and value is not None}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -292,39 +300,13 @@ def from_json(tree: dict[str, dict[str, Any]]) -> TrainConfig:
     for section, values in tree.items():
         if section not in SECTIONS:
             raise ValueError(f"unknown section '{section}'{_nearest(section, list(SECTIONS))}")
-        hints = typing.get_type_hints(SECTIONS[section])
-        for key in values:
-            if key not in hints:
-                raise ValueError(f"unknown option '{section}.{key}'{_nearest(key, list(hints))}")
-        sections[section] = SECTIONS[section](**{k: _coerce(f"{section}.{k}", v, hints[k]) for k, v in values.items()})
+        kept = {key: value for key, value in values.items() if key not in RETIRED.get(section, ())}
+        known = [option.key for option in OPTIONS.values() if option.section == section]
+        for key in kept:
+            if key not in known:
+                raise ValueError(f"unknown option '{section}.{key}'{_nearest(key, known)}")
+        sections[section] = SECTIONS[section](**{key: OPTIONS[f"{section}.{key}"].coerce(value) for key, value in kept.items()})
     return TrainConfig(**sections)
-
-
-def option_type(name: str) -> type:
-    """The plain type of option "section.key": int for int | None."""
-    section, key = name.split(".")
-    hint = typing.get_type_hints(SECTIONS[section])[key]
-    return next(o for o in _options(hint) if o is not type(None))
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-
-
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    options = _options(hint)
-    if (value is None and type(None) in options) or any(isinstance(value, str) and value in typing.get_args(o) for o in options):
-        return value
-    kind = next(o for o in options if o is not type(None))
-    origin = typing.get_origin(kind) or kind
-    if origin is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-        return value
-    raise ValueError(f"option '{name}' must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
 
 
 def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, str]]:
@@ -336,11 +318,8 @@ def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, 
         given: the names ("section.key") that the user set.
     """
     rows = []
-    for section, cls in SECTIONS.items():
-        values, defaults = getattr(config, section), cls()
-        for f in dataclasses.fields(cls):
-            name = f"{section}.{f.name}"
-            by_default = getattr(values, f.name) == getattr(defaults, f.name)
-            origin = "given" if name in given else f"default of {f.metadata['source']}" if by_default else "the run's own"
-            rows.append((name, str(getattr(values, f.name)), origin, f.metadata["about"]))
+    for name, option in OPTIONS.items():
+        value = option.of(config)
+        origin = "given" if name in given else f"default of {option.source}" if value == option.default else "the run's own"
+        rows.append((name, str(value), origin, option.about))
     return rows

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from torch_utils import images, rng
+from training.config import TrainConfig
 from training.data.dataset import BalancedClasses, sample_indices
 from training.discriminator.augment import NUM_DRAWS
 
@@ -61,6 +62,22 @@ class InputSource:
     rank: int
     batch_gpu: int
     balanced: BalancedClasses | None = None
+
+    @classmethod
+    def of(cls, cfg: TrainConfig, labels: np.ndarray | None, z_dim: int, device: torch.device, processes: int, rank: int) -> InputSource:
+        """The inputs of a run in process `rank`. labels: the data set's; None for unconditional training."""
+        return cls(
+            seed=cfg.run.seed,
+            z_dim=z_dim,
+            labels=labels,
+            backbones=cfg.discriminator.backbones if cfg.discriminator.augment else (),
+            device=device,
+            batch=cfg.run.batch,
+            processes=processes,
+            rank=rank,
+            batch_gpu=cfg.batch_gpu,
+            balanced=BalancedClasses(labels) if cfg.data.balanced and labels is not None else None,
+        )
 
     def augment_draws(self, purpose: str, nimg: int, samples: Sequence[int]) -> dict[str, torch.Tensor] | None:
         """Uniform draws [b, 7] per backbone, or None without augmentation."""

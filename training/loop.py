@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torch_utils import distributed, training_stats
-from training import build, schedules, steps
+from training import build, steps
 from training.config import TrainConfig
 from training.data.dataset import Loader
 from training.inputs import InputSource
@@ -35,12 +35,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     state, running = restore.make_state(cfg, dataset, device, run_dir)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
-    inputs = InputSource(
-        seed=cfg.run.seed, z_dim=state.G.z_dim, labels=dataset.labels if dataset.label_dim > 0 else None,
-        backbones=cfg.discriminator.backbones if cfg.discriminator.augment else (), device=device,
-        batch=cfg.run.batch, processes=distributed.world_size(), rank=distributed.rank(), batch_gpu=cfg.batch_gpu,
-        balanced=build.balanced_classes(cfg.data, dataset),
-    )  # fmt: skip
+    inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, distributed.world_size(), distributed.rank())
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
     periodic.begin(state, running)
     stop = StopRequest(cfg.run.restart_every)
@@ -82,17 +77,8 @@ def is_over(cfg: TrainConfig, state: TrainState) -> bool:
 
 
 def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: Iterator[Any], classifier: steps.Classifier | None) -> None:
-    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL)."""
+    """One training step on the loader's next images, and its seconds."""
     started = time.monotonic()
-    p = state.progress
-    reals = inputs.real_rounds(p.nimg, *next(loader))
-    sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, cfg.loss.blur_fade_kimg)
-    state.D.advance_spectral_norms()
-    steps.g_step(state, inputs.rounds("G", p.nimg), cfg.loss, sigma, classifier, reals)
-    if cfg.loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= cfg.loss.pl_start_kimg * 1000 and p.step % cfg.loss.pl_interval == 0:
-        steps.path_length_step(state, inputs.rounds("path_length", p.nimg, cfg.loss.pl_batch_shrink), cfg.loss, cfg.run.seed)
-    steps.d_step(state, inputs.rounds("D", p.nimg), reals, cfg.loss, sigma)
-    state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
-    p.nimg += cfg.run.batch
-    p.step += 1
-    p.seconds += time.monotonic() - started
+    pixels, labels = next(loader)
+    steps.train_step(state, inputs, cfg, pixels, labels, classifier)
+    state.progress.seconds += time.monotonic() - started

@@ -55,7 +55,7 @@ class TrainState:
     def create(cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int) -> TrainState:
         """Wrap networks that are on their device. Parameters that do not require gradients (a frozen stem) stay out of the optimizers."""
         g_params = {k: p for k, p in G.named_parameters() if p.requires_grad}
-        d_params = {k: p for k, p in D.named_parameters() if p.requires_grad}
+        d_params = D.trainable_parameters()
         betas = (optim.beta1, optim.beta2)
         g_lr, g_betas = lazy_adam(optim.glr, betas, pl_interval)
         # Deviation: the discriminator has no regularisation, yet the published optimizer is corrected as if it had; the effective values are kept.

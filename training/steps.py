@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The algorithm: one generator step, one path length step, one discriminator step (StyleGAN-XL with SAN heads).
+"""The algorithm: a generator step, a path length step, a discriminator step, and the training step of all three (StyleGAN-XL with SAN heads).
 
 Each step accumulates gradients over its rounds, averages them over processes, refuses anything non-finite before a weight moves, and
 takes one optimizer step. Loss weights are such that the gradient is that of the mean over the step's whole batch.
@@ -18,9 +18,9 @@ from san.layers import SANEmbedding, SANLogits
 from san.objectives import is_paired
 from torch_utils import distributed, rng, training_stats
 from torch_utils.ops import conv2d_gradfix
-from training import losses
-from training.config import LossConfig
-from training.inputs import RealRound, Round
+from training import losses, schedules
+from training.config import LossConfig, TrainConfig
+from training.inputs import InputSource, RealRound, Round
 from training.state import TrainState
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
@@ -28,6 +28,34 @@ Classifier = Callable[[torch.Tensor], torch.Tensor]
 
 class NonFiniteError(RuntimeError):
     """A gradient is NaN or infinite. The weights and the last checkpoint are intact."""
+
+
+def train_step(
+    state: TrainState,
+    inputs: InputSource,
+    cfg: TrainConfig,
+    pixels: torch.Tensor,
+    labels: torch.Tensor | None,
+    classifier: Classifier | None = None,
+    most_rounds: int | None = None,
+) -> None:
+    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL). Counts the step and its images.
+
+    Args:
+        pixels, labels: this process's real images, uint8 [n, 3, R, R], and classes, int64 [n], in the order of `inputs.real_indices`.
+        most_rounds: of every kind, for trials; None = all.
+    """
+    p, loss = state.progress, cfg.loss
+    reals = inputs.real_rounds(p.nimg, pixels, labels)
+    sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, loss.blur_fade_kimg)
+    state.D.advance_spectral_norms()
+    g_step(state, inputs.rounds("G", p.nimg)[:most_rounds], loss, sigma, classifier, reals)
+    if loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= loss.pl_start_kimg * 1000 and p.step % loss.pl_interval == 0:
+        path_length_step(state, inputs.rounds("path_length", p.nimg, loss.pl_batch_shrink)[:most_rounds], loss, cfg.run.seed)
+    d_step(state, inputs.rounds("D", p.nimg)[:most_rounds], reals[:most_rounds], loss, sigma)
+    state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
+    p.nimg += cfg.run.batch
+    p.step += 1
 
 
 def apply_gradients(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, where: str) -> None:

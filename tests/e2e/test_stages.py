@@ -20,7 +20,7 @@ from training import build, loop, run_folder
 from training.generator import build_stem, build_superres
 from training.networks import stems as lineage
 from training.networks.reader import load as load_generator
-from training.progressive import stages
+from training.progressive import launch, stages
 from training.run import auto_batch, restore
 from training.run.periodic import Score
 
@@ -306,7 +306,7 @@ def test_what_a_foreign_pickle_says_of_its_stages_is_cut(tmp_path):
 def test_the_final_measurement_is_of_upsampled_images_and_says_so(data, whole, tmp_path):
     tree = json.loads((whole / "stage-032x032" / "training_options.json").read_text())["config"]
     network = whole / "stage-008x008" / "network-snapshot.pkl"
-    train.measure_process(tree, str(network), str(tmp_path), "fd_lite0_4")
+    launch.measure_process(tree, str(network), str(tmp_path), "fd_lite0_4", train.final_evaluator)
     final = json.loads((tmp_path / "final.json").read_text())
     assert final["upsampled"] == {"from": 8, "to": 32, "filter": "bicubic, antialiased"}
     assert final["reference"]["resolution"] == 32 and np.isfinite(final["value"]) and final["num_gen"] == 4

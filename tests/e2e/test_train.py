@@ -19,12 +19,14 @@ from PIL import Image
 import dataset_tool
 import train
 from torch_utils import checkpoint, persistence
-from training import build, loop, run_folder, steps
-from training.config import TrainConfig
+from training import build, launch, loop, run_folder, steps
+from training.config import FLAGS as FLAGS_OF_OPTIONS
+from training.config import TrainConfig, to_json
 from training.generator import build_stem
 from training.networks.reader import load as load_generator
-from training.run import auto_batch
+from training.run import auto_batch, restore
 from training.run.periodic import Score
+from training.run_folder import OPTIONS_FILE
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(train.__file__).resolve().parent
@@ -54,8 +56,8 @@ TINY = {
 }
 FLAGS = [
     f"--{flag.replace('_', '-')}={','.join(v) or 'none' if isinstance(v, list) else v}"
-    for flag, option in train.FLAGS.items()
-    if (v := TINY.get(option)) is not None
+    for flag, option in FLAGS_OF_OPTIONS.items()
+    if (v := TINY.get(option.name)) is not None
 ]
 
 
@@ -218,7 +220,7 @@ def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, t
 def test_a_resumed_run_may_change_its_learning_rate_but_not_its_networks(data, tmp_path):
     cfg = config(data, run__kimg=0.008)
     train_here(cfg, tmp_path / "run")
-    state = build.make_state(config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = restore.fresh_state(config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu"))
     state.load_state_dict(final_state(tmp_path / "run"))
     assert state.g_opt.param_groups[0]["lr"] == pytest.approx(0.01 * 4 / 5)
     assert state.d_opt.param_groups[0]["lr"] == pytest.approx(0.002 * 16 / 17)
@@ -280,7 +282,7 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train_process", interrupted)
+    monkeypatch.setattr(launch, "train_process", interrupted)
     result = CliRunner().invoke(train.main, [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS])
     (run_dir,) = tmp_path.iterdir()
     assert result.exit_code == 130 and result.output.endswith(f"Stopped. Go on with --resume={run_dir}\n")
@@ -290,7 +292,7 @@ def test_a_damaged_status_file_is_named(data, tmp_path):
     cfg = config(data)
     desc = run_folder.description(cfg, "three16")
     run_dir = run_folder.new_run_folder(str(tmp_path), desc)
-    (run_dir / train.OPTIONS_FILE).write_text(json.dumps({"config": train.to_json(cfg)}))
+    (run_dir / OPTIONS_FILE).write_text(json.dumps({"config": to_json(cfg)}))
     assert run_folder.unfinished_run(str(tmp_path), desc, cfg) == run_dir
     for content in ("{", "[]", "{}"):
         (run_dir / "status.json").write_text(content)
@@ -357,7 +359,7 @@ def test_torchrun_and_gpus_must_agree(data, tmp_path, monkeypatch):
 
 
 def recorded_rounds(run_dir: Path) -> int:
-    return json.loads((run_dir / train.OPTIONS_FILE).read_text())["config"]["run"]["batch_gpu"]
+    return json.loads((run_dir / OPTIONS_FILE).read_text())["config"]["run"]["batch_gpu"]
 
 
 def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_path, monkeypatch):
@@ -470,11 +472,11 @@ def test_a_pickle_starts_another_run(data, tmp_path):
     cfg = config(data, run__kimg=0.016)
     train_here(cfg, tmp_path / "first")
     pickled = str(tmp_path / "first" / "network-snapshot.pkl")
-    state = build.make_state(config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = restore.fresh_state(config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu"))
     before = final_state(tmp_path / "first")
     assert all(torch.equal(v, before["G"][k]) for k, v in state.G.state_dict().items())
     assert all(torch.allclose(v, before["D"][k], rtol=1e-6) for k, v in state.D.saved_state_dict().items())
-    wider = build.make_state(config(data, run__init_from=pickled, generator__cmax=8), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    wider = restore.fresh_state(config(data, run__init_from=pickled, generator__cmax=8), build.make_dataset(cfg.data, 0), torch.device("cpu"))
     assert 0 < wider.started_from["generator"]["share"] < 1 and wider.started_from["discriminator"]["share"] == 1
 
 
@@ -494,7 +496,7 @@ def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(data, tmp_path):
     cfg = config(data)
-    state = build.make_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = restore.fresh_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"))
     before = {k: p.detach().clone() for k, p in state.g_params.items()}
     name = next(iter(state.g_params))
     state.g_params[name].grad = torch.full_like(state.g_params[name], float("nan"))
@@ -581,9 +583,9 @@ def test_mistakes_get_one_line(arguments, message, data, tmp_path):
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"config": 3}', '{"config": {"run": 3}}', '{"config": {"run": {"batchs": 3}}}'])
 def test_a_damaged_run_folder_is_named(content, tmp_path):
-    (tmp_path / train.OPTIONS_FILE).write_text(content)
+    (tmp_path / OPTIONS_FILE).write_text(content)
     result = CliRunner().invoke(train.main, [f"--resume={tmp_path}"])
-    assert result.exit_code == 1 and str(tmp_path) in result.output and train.OPTIONS_FILE in result.output
+    assert result.exit_code == 1 and str(tmp_path) in result.output and OPTIONS_FILE in result.output
 
 
 def test_a_missing_required_flag_is_named(data):

@@ -9,23 +9,29 @@ import san
 LOGITS = torch.tensor([[-2.0, -1.0, 0.0], [0.5, 1.0, 3.0]])
 
 
+def terms(loss: str, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(terms of real, terms of generated samples)."""
+    table = san.discriminator_loss(loss)
+    return table.real(logits), table.fake(logits)
+
+
 def test_hinge():
-    real, fake = san.hinge_d(LOGITS, LOGITS)
+    real, fake = terms("hinge", LOGITS)
     torch.testing.assert_close(real, torch.tensor([[3.0, 2.0, 1.0], [0.5, 0.0, 0.0]]))
     torch.testing.assert_close(fake, torch.tensor([[0.0, 0.0, 1.0], [1.5, 2.0, 4.0]]))
-    assert torch.equal(san.hinge_real(LOGITS), real) and torch.equal(san.hinge_fake(LOGITS), fake)
 
 
 def test_wasserstein_direction():
-    real, fake = san.wasserstein_dir(LOGITS, 2 * LOGITS)
-    assert torch.equal(real, -LOGITS) and torch.equal(fake, 2 * LOGITS)
+    real, fake = terms("wasserstein", LOGITS)
+    assert torch.equal(real, -LOGITS) and torch.equal(fake, LOGITS)
 
 
 def test_terms_pair_each_output_with_its_loss():
     logits = san.SANLogits(fun=LOGITS, dir=10 * LOGITS)
     real, fake = san.discriminator_terms(logits, real=True), san.discriminator_terms(logits, real=False)
-    assert torch.equal(real.fun, san.hinge_real(LOGITS)) and torch.equal(real.dir, -10 * LOGITS)
-    assert torch.equal(fake.fun, san.hinge_fake(LOGITS)) and torch.equal(fake.dir, 10 * LOGITS)
+    hinge_real, hinge_fake = terms("hinge", LOGITS)
+    assert torch.equal(real.fun, hinge_real) and torch.equal(real.dir, -10 * LOGITS)
+    assert torch.equal(fake.fun, hinge_fake) and torch.equal(fake.dir, 10 * LOGITS)
 
 
 def test_generator_logit():
@@ -55,7 +61,8 @@ def test_direction_loss_turns_the_direction_to_the_difference_of_means():
     optimizer = torch.optim.SGD([layer.weight], lr=0.5)
     for _ in range(200):
         optimizer.zero_grad()
-        sum(term.mean() for term in san.wasserstein_dir(layer(real).dir, layer(fake).dir)).backward()
+        wasserstein = san.discriminator_loss("wasserstein")
+        (wasserstein.real(layer(real).dir) + wasserstein.fake(layer(fake).dir)).mean().backward()
         optimizer.step()
         san.normalize_(layer)
     best = torch.nn.functional.normalize(real.mean(0) - fake.mean(0), dim=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution with upsampling before it or downsampling after it."""
+"""For foreign StyleGAN-family code and pickles alone: convolution with upsampling before it or downsampling after it."""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiply and add, a * b + c."""
+"""For foreign StyleGAN-family code and pickles alone: multiply and add, a * b + c."""
 
 import torch
 

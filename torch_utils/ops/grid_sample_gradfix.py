@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bilinear grid sampling that can be differentiated twice with respect to the image (R1 and path-length penalties pass through it)."""
+"""For foreign StyleGAN-family code and pickles alone: bilinear grid sampling that can be differentiated twice with respect to the image."""
 
 import torch
 import torch.nn.functional as F

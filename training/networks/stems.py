@@ -37,8 +37,17 @@ def stem_file(path: str) -> str:
     Raises:
         ValueError: there is none.
     """
+    return network_path("--path_stem", path)
+
+
+def network_path(flag: str, path: str) -> str:
+    """The network that a flag names: a file or URL as it is; in a run folder its best, else its latest, network.
+
+    Raises:
+        ValueError: there is none, naming the flag.
+    """
     path = dnnlib.util.plain_path(path)
-    return network_in("--path_stem", path) if os.path.isdir(path) else network_file("--path_stem", path)
+    return network_in(flag, path) if os.path.isdir(path) else network_file(flag, path)
 
 
 def network_in(flag: str, folder: str) -> str:

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-Parse = Callable[[str], Any]  # a flag's text -> its value; ValueError in one line
+from training.config import FLAGS
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
 SPEED_TABLE = "speed.yaml"
@@ -40,6 +40,7 @@ NOT_HERE = {
     "path_stem": "each stage's stem is the stage before it; a first stem comes from the command line",
     "superres": "every stage but the first is a superresolution stage",
     "desc": "give it on the command line",
+    "init_from": "give it on the command line, for the first stage",
 }
 
 
@@ -108,35 +109,32 @@ def find(name_or_path: str) -> Path:
     raise ValueError(f"--recipe={name_or_path}: no such file, and none of the shipped recipes ({', '.join(shipped())})")
 
 
-def load(name_or_path: str, parsers: Mapping[str, Parse]) -> Recipe:
+def load(name_or_path: str) -> Recipe:
     """Read and check a recipe.
-
-    Args:
-        parsers: flag of train.py (with underscores) -> how its value is read.
 
     Raises:
         ValueError: one line with file, line and remedy.
     """
-    return _load(find(name_or_path), parsers, ())[0]
+    return _load(find(name_or_path), ())[0]
 
 
-def _load(path: Path, parsers: Mapping[str, Parse], above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
+def _load(path: Path, above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
     """The recipe and its options for all stages, which a recipe that extends it begins with."""
     file = _File(path)
     top = file.table(file.root(), "a recipe")
     file.known(top, KEYS, "key")
-    base, shared = _base(file, top, parsers, (*above, path.resolve()))
+    base, shared = _base(file, top, (*above, path.resolve()))
     name = file.text(top, "name") or path.stem
     if not re.fullmatch(r"[\w.-]+", name):
         raise file.error(top["name"], f"name '{name}' becomes part of a folder's name: use letters, digits, '-', '_' and '.'")
-    options = file.flags(file.table(top["options"], "options") if "options" in top else {}, parsers, ("resolution",))
+    options = file.flags(file.table(top["options"], "options") if "options" in top else {}, ("resolution",))
     stages = [Stage(s.resolution, {**s.flags, **options}) for s in base.stages] if base else []
     shared = {**shared, **options}
     if "stages" in top:
         if not isinstance(top["stages"], yaml.SequenceNode):
             raise file.error(top["stages"], "stages must be a list, each with a resolution")
         for node in top["stages"].value:
-            stages.append(_stage(file, node, parsers, shared, stages[-1] if stages else None))
+            stages.append(_stage(file, node, shared, stages[-1] if stages else None))
     if not stages:
         raise ValueError(f"{path}: no stages: list at least one, with its resolution")
     metric = file.text(top, "final_metric") if "final_metric" in top else base.final_metric if base else None
@@ -145,7 +143,7 @@ def _load(path: Path, parsers: Mapping[str, Parse], above: tuple[Path, ...]) -> 
     return Recipe(name, about.strip(), classes, None if metric in (None, "none") else metric, tuple(stages)), shared
 
 
-def _base(file: _File, top: Mapping[str, yaml.Node], parsers: Mapping[str, Parse], chain: tuple[Path, ...]) -> tuple[Recipe | None, dict[str, Any]]:
+def _base(file: _File, top: Mapping[str, yaml.Node], chain: tuple[Path, ...]) -> tuple[Recipe | None, dict[str, Any]]:
     name = file.text(top, "extends")
     if name is None:
         return None, {}
@@ -154,17 +152,17 @@ def _base(file: _File, top: Mapping[str, yaml.Node], parsers: Mapping[str, Parse
         raise file.error(top["extends"], f"extends '{name}': there is no {name}.yaml beside this file")
     if other.resolve() in chain:
         raise file.error(top["extends"], f"extends '{name}', which extends this recipe: break the circle")
-    return _load(other, parsers, chain)
+    return _load(other, chain)
 
 
-def _stage(file: _File, node: yaml.Node, parsers: Mapping[str, Parse], shared: dict[str, Any], below: Stage | None) -> Stage:
+def _stage(file: _File, node: yaml.Node, shared: dict[str, Any], below: Stage | None) -> Stage:
     table = file.table(node, "a stage")
     if "resolution" not in table:
         raise file.error(node, "a stage without its resolution")
     resolution = file.number(table["resolution"], "resolution", 8)
     if resolution & (resolution - 1):
         raise file.error(table["resolution"], f"resolution {resolution}: must be a power of two of at least 8")
-    own = file.flags({k: v for k, v in table.items() if k != "resolution"}, parsers)
+    own = file.flags({k: v for k, v in table.items() if k != "resolution"})
     if below is not None:
         factor = resolution / below.resolution
         if factor not in UP_FACTORS:
@@ -238,21 +236,21 @@ class _File:
             raise self.error(node, f"{name} must be a whole number of at least {low}, not {text or 'nothing'}")
         return int(text)
 
-    def flags(self, table: Mapping[str, yaml.Node], parsers: Mapping[str, Parse], refused: tuple[str, ...] = ()) -> dict[str, Any]:
+    def flags(self, table: Mapping[str, yaml.Node], refused: tuple[str, ...] = ()) -> dict[str, Any]:
         """Parsed flags; those without a value (null) are left at their defaults."""
         for name, node in table.items():
             if name in NOT_HERE:
                 raise self.error(node, f"'{name}' has no place in a recipe: {NOT_HERE[name]}")
             if name in refused:
                 raise self.error(node, f"'{name}' belongs to each stage")
-        self.known(table, sorted(set(parsers) - set(NOT_HERE)), "flag of train.py")
+        self.known(table, sorted(set(FLAGS) - set(NOT_HERE)), "flag of train.py")
         found = {}
         for name, node in table.items():
             text = self.value(node, name)
             if text is None:
                 continue
             try:
-                found[name] = parsers[name](text)
+                found[name] = FLAGS[name].parse(text)
             except ValueError as err:
                 raise self.error(node, f"{name}: {err}") from None
         return found

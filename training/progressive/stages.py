@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,12 @@ import torch
 
 from dnnlib.util import sha256_file
 from torch_utils import distributed
-from training import build, run_folder
-from training.config import AUTO, TrainConfig
-from training.data import downscaling
-from training.data.dataset import ImageDataset
+from training import run_folder
+from training.config import FLAGS, TrainConfig, changes_of
 from training.generator import Generator
 from training.networks import stems
 from training.progressive import recipe
 from training.progressive.recipe import Recipe, Stage
-from training.run import auto_batch
 from training.run_folder import write_json
 
 RECIPE_FILE, LINEAGE_FILE, FINAL_FILE = "recipe.json", "lineage.json", "final.json"
@@ -74,16 +71,16 @@ class Schedule:
                 flags |= override.flags
         return flags
 
-    def config(self, stage: Stage, options: Mapping[str, str], folder: Path | None = None) -> TrainConfig:
+    def config(self, stage: Stage, folder: Path | None = None) -> TrainConfig:
         """The configuration of a stage.
 
         Args:
-            options: flag -> "section.key" of TrainConfig. folder: of the schedule; None for plans.
+            folder: of the schedule; None for plans.
 
         Raises:
             ValueError: flags that do not go together, naming the stage.
         """
-        changes = {options[name]: list(v) if isinstance(v, tuple) else v for name, v in self.flags(stage).items()}
+        changes = changes_of(self.flags(stage))
         below = self.below(stage)
         changes["data.path"] = self.data.replace("{res}", str(stage.resolution))
         changes["data.resolution"] = stage.resolution
@@ -109,13 +106,7 @@ class Schedule:
 def describe_override(override: Override) -> str:
     """An override in a few words."""
     where = "" if override.stages is None else f" (stages {', '.join(map(str, override.stages))})"
-    return " ".join(f"--{name}={_text(value)}" for name, value in override.flags.items()) + where
-
-
-def _text(value: Any) -> str:
-    """A flag's value as a command line gives it."""
-    items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
-    return (",".join(items) or "none") if isinstance(items, (list, tuple)) else str(items)
+    return " ".join(f"--{flag}={FLAGS[flag].text(value)}" for flag, value in override.flags.items() if flag in FLAGS) + where
 
 
 def _plain(value: Any) -> Any:
@@ -178,9 +169,6 @@ def differences(ours: Recipe, theirs: Recipe) -> str:
             if mine != other:
                 return f"stage {resolution}: {name} {mine} against {other}"
     return next((f"{k} {a[k]!r} against {b[k]!r}" for k in ("name", "final_metric", "classes") if a[k] != b[k]), "")
-
-
-# What is done, from the folders.
 
 
 def _read_json(path: Path) -> Any:
@@ -254,168 +242,6 @@ def write_lineage(schedule: Schedule, folder: Path) -> None:
     write_json(folder / LINEAGE_FILE, {"recipe": schedule.recipe.name, "final_metric": schedule.recipe.final_metric, "stages": records})
 
 
-# Checks and plans.
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A stage with its configuration, its data set (images not read, not resized) and its network's plan on the meta device."""
-
-    stage: Stage
-    config: TrainConfig
-    dataset: ImageDataset | None  # None: planned without data
-    generator: Generator
-    stem: Generator | None
-
-
-def plan_generators(schedule: Schedule, options: Mapping[str, str], c_dim: int) -> list[Generator]:
-    """The generators of all stages of the recipe on the meta device, each on the one before; no file is read.
-
-    Raises:
-        ValueError: a stage cannot be planned, naming it.
-    """
-    generators: list[Generator] = []
-    for stage in schedule.recipe.stages:
-        config = schedule.config(stage, options)
-        with torch.device("meta"):
-            try:
-                generators.append(build.fresh_generator(config.generator, stage.resolution, c_dim, config.data.embed_dim, *generators[-1:]))
-            except ValueError as err:
-                raise ValueError(f"stage {stage.resolution}: {err}") from None
-    return generators
-
-
-def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
-    """Raises ValueError if a selected stage has no stem: neither selected itself, nor in the folder, nor given."""
-    for stage in schedule.stages:
-        if folder is not None and stems.read(folder / stage.name) is not None:
-            continue  # begun: it has its stem
-        below = schedule.below(stage)
-        given = schedule.flags(stage).get("path_stem")
-        if below is None or below in schedule.stages:
-            continue
-        if given is None and (folder is None or best_network(folder / below.name) is None):
-            where = f"in {folder}" if folder else "yet"
-            raise ValueError(
-                f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which is not {where}: give --path_stem"
-            )
-        if given is not None:
-            stem = stems.read_stem(given).generator
-            if (stem.img_resolution, stem.c_dim) != (below.resolution, c_dim):
-                raise ValueError(
-                    f"--path_stem={given} makes {stem.img_resolution}x{stem.img_resolution} images of {stem.c_dim or 'no'} classes; stage "
-                    f"{stage.resolution} needs a stem of {below.resolution}x{below.resolution} pixels and {c_dim or 'no'} classes"
-                )
-
-
-def check_data(planned: Sequence[Planned]) -> None:
-    """Raises ValueError if the data sets of the stages do not go together."""
-    first = planned[0].dataset
-    assert first is not None
-    for p in planned:
-        assert p.dataset is not None
-        if p.dataset.resolution != p.stage.resolution:
-            raise ValueError(
-                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, stage {p.stage.resolution} needs "
-                f"{p.stage.resolution}x{p.stage.resolution}"
-            )
-        if p.dataset.label_dim != first.label_dim or p.dataset.class_names != first.class_names:
-            raise ValueError(
-                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, --data={first.path} has {first.label_dim}: "
-                "all stages need the same classes"
-            )
-
-
-def plan(schedule: Schedule, options: Mapping[str, str], folder: Path | None) -> list[Planned]:
-    """The selected stages, checked as far as plans and data go. A schedule without data is planned with the recipe's number of classes.
-
-    Raises:
-        ValueError, OSError: one line about the first thing that does not fit.
-    """
-    configs = {s.resolution: schedule.config(s, options, folder) for s in schedule.stages}
-    datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
-    first = datasets[schedule.stages[0].resolution] if datasets else None
-    c_dim = first.label_dim if first else schedule.recipe.classes or 0
-    generators = {s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, options, c_dim), strict=True)}
-    planned = []
-    for stage in schedule.stages:
-        below = schedule.below(stage)
-        stem = generators[below.resolution] if below else None
-        r = stage.resolution
-        planned.append(Planned(stage, configs[r], datasets.get(r), generators[r], stem))
-    if datasets:
-        check_data(planned)
-    check_stems(schedule, folder, c_dim)
-    return planned
-
-
-def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:
-    try:
-        return build.make_dataset(config.data, config.run.seed, prepare=False)
-    except downscaling.TooSmall as err:
-        raise ValueError(
-            f"stage {resolution}: the images of --data={config.data.path} are {err.resolution}x{err.resolution}, and are not enlarged: "
-            "choose smaller stages with --stages, or prepare larger images"
-        ) from None
-
-
-def short_plan(G: Generator) -> str:
-    """The layers in a line: what is kept and what is trained."""
-    names = G.synthesis.layer_names
-    kept, head = names[: G.num_frozen_layers], names[G.num_frozen_layers :]
-    before = f"{len(kept)} kept ({kept[0]} ... {kept[-1]}), then " if kept else ""
-    return f"{before}{', '.join(head)}"
-
-
-def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
-    """What --dry-run prints of a stage. speeds: lines about measured time."""
-    G, run, gen = p.generator, p.config.run, p.config.generator
-    heads, frozen = build.parameter_counts(build.plan_discriminator(p.config.discriminator, G.c_dim, p.stage.resolution))
-    total = sum(x.numel() for x in G.parameters())
-    trained = sum(x.numel() for x in G.parameters() if x.requires_grad)
-    kind = f"{gen.head_layers}-layer head x{gen.up_factor}" if gen.superres else f"stem of {gen.syn_layers} layers"
-    ends = f"{run.kimg:g} kimg" + (f", or {run.patience} evaluations without progress" if run.patience else "")
-    size, tried = p.config, []
-    if run.batch_gpu == AUTO:
-        choice = auto_batch.planned(p.config, G, heads, frozen)
-        size, tried = auto_batch.settled(p.config, choice.batch_gpu), [f"  rounds       {choice.line(p.config)}"]
-    memory = build.estimate_memory_gb(size, G, heads, frozen)
-    return [
-        f"Stage {p.stage.resolution}x{p.stage.resolution}: {gen.cfg}, {kind}",
-        f"  layers       {short_plan(G)}",
-        f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, backbones {frozen:,} (frozen)",
-        f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
-        *tried,
-        f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): {round(run.kimg * 1000 / run.batch):,} steps",
-        *(f"  time         {line}" for line in speeds or ["no measurement"]),
-    ]
-
-
-def time_lines(schedule: Schedule, p: Planned, options: Mapping[str, str], table: Sequence[recipe.Speed]) -> list[str]:
-    """Lines about a stage's duration, from measurements of this very stage alone."""
-    plain = replace(schedule, overrides=()).config(p.stage, options)
-    if (plain.generator.cbase, plain.generator.cmax, plain.discriminator, plain.run.precision) != (
-        p.config.generator.cbase,
-        p.config.generator.cmax,
-        p.config.discriminator,
-        p.config.run.precision,
-    ):
-        return ["no measurement with these overrides"]
-    lines = []
-    for row in table:
-        if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution):
-            hours = row.sec_per_kimg * p.config.run.kimg * row.processes / 3600
-            amount = (
-                f"{hours / 24:.1f} device-days" if hours >= 24 else f"{hours:.1f} device-hours" if hours >= 1 else f"{hours * 60:.1f} device-minutes"
-            )
-            measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit})"
-            lines.append(f"{amount} by {row.sec_per_kimg:g} s/kimg, {measured}")
-    return lines
-
-
-# Running.
-
-
 @dataclass
 class Hooks:
     """What train.py lends. train: a stage's configuration and folder -> outcome. measure: network, folder -> nothing, leaves final.json there."""
@@ -426,7 +252,7 @@ class Hooks:
     deadline: float = field(default=float("inf"))  # of time.monotonic()
 
 
-def run(schedule: Schedule, options: Mapping[str, str], folder: Path, explicit: bool, hooks: Hooks) -> str:
+def run(schedule: Schedule, folder: Path, explicit: bool, hooks: Hooks) -> str:
     """Train and measure the selected stages that are not done; returns the loop's outcome of the last one that ran.
 
     explicit: the stages were named on this command line, so that one that has ended goes on if its limits were raised.
@@ -440,7 +266,7 @@ def run(schedule: Schedule, options: Mapping[str, str], folder: Path, explicit: 
             continue
         if not trained or explicit:
             hooks.say(f"Stage {stage.resolution} of {', '.join(str(s.resolution) for s in stages)}")
-            outcome = hooks.train(schedule.config(stage, options, folder), run_dir)
+            outcome = hooks.train(schedule.config(stage, folder), run_dir)
             if outcome != run_folder.FINISHED:
                 _record(schedule, folder)
                 return outcome

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 
 from torch_utils import devices, distributed, memory, rng, training_stats
-from training import build, schedules, steps
+from training import build, steps
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.inputs import InputSource
 from training.networks.stems import Lineage
+from training.run import plan
 from training.state import TrainState
 
 TRIAL_ROUNDS = 2  # of each step: the second meets the gradients of the first
@@ -73,7 +74,7 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
 
 
 def by_estimate(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int, device: torch.device) -> Choice:
-    """The largest rounds whose estimated memory is free now. G, d_params and backbone_params: as for `build.estimate_memory_gb`.
+    """The largest rounds whose estimated memory is free now. G, d_params and backbone_params: as for `plan.estimate_memory_gb`.
 
     Under torchrun every process asks, and that with the least memory decides.
     """
@@ -81,7 +82,7 @@ def by_estimate(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: 
     free = min(distributed.all_gather_object(memory.free_bytes(device) / sharing / 2**30))
 
     def need(n: int) -> float:
-        return build.estimate_memory_gb(settled(cfg, n), G, d_params, backbone_params)
+        return plan.estimate_memory_gb(settled(cfg, n), G, d_params, backbone_params)
 
     n, refused = largest(cfg, lambda n: need(n) <= free * (1 - HOST_MARGIN))
     more = f", {refused} would need {need(refused):.2f}" if refused else ""
@@ -119,10 +120,9 @@ class Trial:
     """Training steps on networks of the run's plan, which belong to nobody else. Leaves random states and statistics of the process as they were."""
 
     def __init__(self, cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None) -> None:
-        # Which numbers the weights have makes no difference to memory; the class table and foreign weights would have to be computed or read.
-        self.cfg = cfg.override({"data.class_embedding": "random", "run.init_from": None})
-        self.dataset, self.device = dataset, device
-        self.saved = {"lineage": vars(lineage), "train": {"G": {}}} if lineage is not None else None
+        # Path length regularisation in every step: it takes the most memory. What the weights are makes no difference.
+        self.cfg = cfg.override({"loss.pl_start_kimg": 0, "loss.pl_interval": 1})
+        self.dataset, self.device, self.lineage = dataset, device, lineage
         self.state: TrainState | None = None
         self.classifier: steps.Classifier | None = None
         self.world, self.rank = distributed.world_size(), distributed.rank()
@@ -150,25 +150,17 @@ class Trial:
     def _train(self, n: int) -> None:
         """Two rounds of every kind of step, twice: in the second pass the optimizers have their moments. With memory held back as a margin."""
         cfg = self.cfg
-        state = self.state = self.state or build.make_state(cfg, self.dataset, self.device, self.saved)
+        if self.state is None:
+            networks = build.make_networks(cfg, self.dataset, cfg.data.embed_dim, self.lineage)
+            self.state = build.assemble(cfg, *networks, self.device)
+        state = self.state
         if self.classifier is None and (classifier := build.make_classifier(cfg.loss, self.dataset, quiet=True)) is not None:
             self.classifier = classifier.to(self.device)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
-        inputs = InputSource(
-            seed=cfg.run.seed, z_dim=state.G.z_dim, labels=self.dataset.labels if self.dataset.label_dim > 0 else None,
-            backbones=cfg.discriminator.backbones if cfg.discriminator.augment else (), device=self.device,
-            batch=cfg.run.batch, processes=self.world, rank=self.rank, batch_gpu=n, balanced=build.balanced_classes(cfg.data, self.dataset),
-        )  # fmt: skip
-        reals = inputs.real_rounds(0, *self._images())  # all of a step's, as in training
-        sigma = schedules.blur_sigma(0, cfg.blur_init_sigma, cfg.loss.blur_fade_kimg)
+        inputs = InputSource.of(settled(cfg, n), self.dataset.labels, state.G.z_dim, self.device, self.world, self.rank)
+        pixels, chosen = self._images()  # all of a step's, as in training
         for _ in range(2):
-            state.D.advance_spectral_norms()
-            steps.g_step(state, inputs.rounds("G", 0)[:TRIAL_ROUNDS], cfg.loss, sigma, self.classifier, reals[:TRIAL_ROUNDS])
-            if cfg.loss.pl_weight > 0 and not cfg.generator.superres:
-                pl_rounds = inputs.rounds("path_length", 0, cfg.loss.pl_batch_shrink)[:TRIAL_ROUNDS]
-                steps.path_length_step(state, pl_rounds, cfg.loss, cfg.run.seed)
-            steps.d_step(state, inputs.rounds("D", 0)[:TRIAL_ROUNDS], reals[:TRIAL_ROUNDS], cfg.loss, sigma)
-            state.update_ema(0.5)
+            steps.train_step(state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_ROUNDS)
         del margin
 
     def _images(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -195,12 +187,12 @@ def _free_cached(device: torch.device) -> None:
 
 
 def choose(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None) -> Choice:
-    """Trial on a GPU, estimate elsewhere. All processes call it and get the same number. lineage: of a run that goes on, as for `build.plan`.
+    """Trial on a GPU, estimate elsewhere. All processes call it and get the same number. lineage: of a run that goes on, as for `plan.plan`.
 
     Raises:
         ValueError: none fits.
     """
     if device.type == "cuda":
         return by_trial(cfg, dataset, device, lineage)
-    G, D = build.plan(cfg, dataset, lineage=lineage)
-    return by_estimate(cfg, G, *build.parameter_counts(D), device)
+    G, D = plan.plan(cfg, dataset, lineage=lineage)
+    return by_estimate(cfg, G, *plan.parameter_counts(D), device)

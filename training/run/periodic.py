@@ -22,7 +22,7 @@ import torch
 
 from dnnlib.util import atomic_write, format_time
 from torch_utils import checkpoint, distributed, images, persistence, rng, training_stats
-from training.build import grid_shape, training_set_kwargs
+from training.build import training_set_kwargs
 from training.bundle import bundle
 from training.config import TrainConfig, to_json
 from training.data.class_names import spaced_labels
@@ -30,6 +30,7 @@ from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.run_folder import append_jsonl, drop_lines_after, replace_with_copy, write_json
 from training.state import TrainState
+from training.watch.grids import grid_shape
 from training.watch.watch import Watch
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,8 @@ from training import build
 from training.config import GeneratorConfig, TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.networks.stems import BEST, Stem, read_stem, stem_file
+from training.networks import finetune
+from training.networks.stems import BEST, Lineage, Stem, read_stem, stem_file
 from training.state import TrainState
 
 
@@ -27,18 +29,68 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, ru
         ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be used.
     """
     path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
-    if path is None:
-        state = build.make_state(cfg, dataset, device)
-        if cfg.generator.superres:
-            distributed.broadcast_(frozen_tensors(state.G) + frozen_tensors(state.G_ema))  # the file may have been replaced between two reads
-            state.lineage = distributed.broadcast_object(state.lineage)
-            if distributed.is_main():
-                state.lineage.write(run_dir)
-        return state, None
+    if path is not None:
+        return saved_state(cfg, dataset, device, run_dir, str(path))
+    state = fresh_state(cfg, dataset, device)
+    if cfg.generator.superres:
+        distributed.broadcast_(frozen_tensors(state.G) + frozen_tensors(state.G_ema))  # the file may have been replaced between two reads
+        state.lineage = distributed.broadcast_object(state.lineage)
+        if distributed.is_main():
+            state.lineage.write(run_dir)
+    return state, None
+
+
+def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
+    """The state with which a run begins, from random weights or those of --init-from.
+
+    Raises:
+        ValueError, OSError: a file that an option names is not there or does not fit.
+    """
+    source = finetune.read(cfg.run.init_from) if cfg.run.init_from else None
+    embed_dim, table = class_table(cfg, dataset, device, source)
+    G, D, lineage = build.make_networks(cfg, dataset, embed_dim)
+    if source is None:
+        if table is not None:
+            G.mapping.set_class_embedding(table)
+        return build.assemble(cfg, G, D, lineage, device)
+    G_ema, report = finetune.start(source, G, D, dataset.class_names, table)
+    state = build.assemble(cfg, G, D, lineage, device)
+    state.G_ema.load_state_dict(G_ema.state_dict())
+    state.started_from = report.as_dict()
+    if distributed.is_main():
+        print("\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg)))))
+    return state
+
+
+def class_table(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, source: finetune.Source | None) -> tuple[int, torch.Tensor | None]:
+    """(width of the class embedding, its first values [classes, width]): None where a stem has it, or the source knows all classes.
+
+    The first process computes it for all.
+    """
+    embed_dim = (source and source.embed_dim) or cfg.data.embed_dim
+    if dataset.label_dim == 0 or cfg.generator.superres:
+        return cfg.data.embed_dim, None
+    if source is not None and not (finetune.class_rows(source, dataset.class_names, dataset.label_dim)[0] < 0).any():
+        return embed_dim, None
+    options = dataclasses.replace(cfg.data, embed_dim=embed_dim)
+    table = build.make_class_embedding(options, dataset, cfg.run.seed, device) if distributed.is_main() else None
+    table = distributed.broadcast_object(table)
+    assert table is not None
+    return embed_dim if source is not None and source.embed_dim else table.shape[1], table
+
+
+def saved_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str, path: str) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state of a checkpoint, with its stem's newest best network, and what it says of the tick that was running.
+
+    Raises:
+        ValueError: as `make_state`.
+    """
     saved = checkpoint.load(path)
     if saved["data_hash"] != dataset.content_hash():
         raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
-    state = build.make_state(cfg, dataset, device, saved)
+    embedding = saved["train"]["G"].get("mapping.embed.weight")
+    embed_dim = cfg.data.embed_dim if embedding is None else embedding.shape[1]
+    state = build.assemble(cfg, *build.make_networks(cfg, dataset, embed_dim, Lineage(**saved.get("lineage", {}))), device)
     try:
         state.load_state_dict(saved["train"])
     except (RuntimeError, ValueError, KeyError) as error:

@@ -19,6 +19,7 @@ from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
 from training.generator import build_stem, build_superres
 from training.networks import files, finetune
+from training.run import dry_run, plan, restore
 
 PICKLES = GOLDENS / "pickles"
 TINY = {
@@ -53,8 +54,8 @@ def config(data: Path, **changes) -> TrainConfig:
     return cfg
 
 
-def state_of(cfg: TrainConfig, saved=None):
-    return build.make_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"), saved)
+def state_of(cfg: TrainConfig):
+    return restore.fresh_state(cfg, build.make_dataset(cfg.data, 0), torch.device("cpu"))
 
 
 def dataset(folder: Path, names: list[str] | None, size: int = 16) -> Path:
@@ -289,7 +290,7 @@ def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
     assert loop.train(cfg, str(tmp_path / "whole"), torch.device("cpu")) == run_folder.FINISHED
     loop.train(cfg.override({"run.kimg": 0.016}), str(tmp_path / "parts"), torch.device("cpu"))
     copied.unlink()
-    build.check(cfg, ImageDataset(data, use_labels=True), goes_on=True)
+    plan.check(cfg, ImageDataset(data, use_labels=True), goes_on=True)
     loop.train(cfg, str(tmp_path / "parts"), torch.device("cpu"))
     report = json.loads((tmp_path / "parts" / "init_from.json").read_text())
     assert report["file"] == str(copied) and states(report)["mapping.embed"] == "reshaped"
@@ -304,7 +305,7 @@ def test_dry_run_says_what_would_be_kept(old, tmp_path):
     data = dataset(tmp_path, NEW, 32)
     cfg = config(data, run__init_from=old, data__resolution=16)
     planned = build.make_dataset(cfg.data, 0, prepare=False)
-    text = build.start_report(cfg, planned)
+    text = dry_run.start_report(cfg, planned)
     assert "2 of 3 classes are the pickle's, 1 new\n" in text and "Warning" not in text and "discriminator: 9" in text
     assert [p.name for p in tmp_path.iterdir()] == [data.name]
 
@@ -314,4 +315,4 @@ def test_check_refuses_a_file_that_is_no_network(tmp_path):
     bad.write_bytes(b"junk")
     data = dataset(tmp_path, OLD)
     with pytest.raises(ValueError, match=r"bad\.pkl"):
-        build.check(config(data, run__init_from=str(bad)), ImageDataset(data, use_labels=True))
+        plan.check(config(data, run__init_from=str(bad)), ImageDataset(data, use_labels=True))

@@ -5,11 +5,8 @@ import json
 
 import pytest
 
-import train
 from training.progressive import recipe
 from training.progressive.recipe import Recipe
-
-PARSERS = train.flag_parsers()
 
 GOOD = """\
 name: two
@@ -34,7 +31,7 @@ stages:
 def load(tmp_path, text: str) -> Recipe:
     path = tmp_path / "two.yaml"
     path.write_text(text)
-    return recipe.load(str(path), PARSERS)
+    return recipe.load(str(path))
 
 
 def test_options_go_to_all_stages_and_a_stage_wins(tmp_path):
@@ -52,7 +49,7 @@ def test_a_recipe_extends_another(tmp_path):
     load(tmp_path, GOOD)
     more = tmp_path / "more.yaml"
     more.write_text("name: more\nextends: two\noptions: {kimg: 7}\nstages: [{resolution: 128, glr: 0.001}]\n")
-    found = recipe.load(str(more), PARSERS)
+    found = recipe.load(str(more))
     assert [s.resolution for s in found.stages] == [16, 64, 128]
     assert [s.flags["kimg"] for s in found.stages] == [7.0, 7.0, 7.0]
     assert found.stages[2].flags["cond"] is True and "syn_layers" not in found.stages[2].flags
@@ -117,7 +114,7 @@ PUBLISHED = {  # SPEC: resolution, batch, head layers or stem layers, kimg where
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_constants(name):
-    stages = recipe.load(name, PARSERS).stages
+    stages = recipe.load(name).stages
     for index, (stage, (resolution, batch, layers, kimg)) in enumerate(zip(stages, PUBLISHED[name], strict=True)):
         assert (stage.resolution, stage.flags["batch"]) == (resolution, batch)
         assert stage.flags["head_layers" if index else "syn_layers"] == layers
@@ -129,7 +126,7 @@ def test_the_published_constants(name):
 
 @pytest.mark.parametrize("name", recipe.shipped())
 def test_every_shipped_recipe_is_whole(name):
-    found = recipe.load(name, PARSERS)
+    found = recipe.load(name)
     assert found.name == name and len(found.about) > 40
     assert {row.recipe for row in recipe.measured_speeds()} <= set(recipe.shipped())
 

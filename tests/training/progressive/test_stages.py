@@ -7,25 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from tests.parity.fill import GOLDENS
 from training.generator import build_stem
-from training.progressive import recipe, stages
+from training.progressive import plan, recipe, stages
 from training.progressive.recipe import Recipe, Stage
 from training.progressive.stages import Override, Schedule, Upsampled
 
-OPTIONS = {**train.FLAGS, "init_from": "run.init_from"}
-
 
 def whole(name: str, *overrides: Override) -> Schedule:
-    source = recipe.load(name, train.flag_parsers())
+    source = recipe.load(name)
     return Schedule(source, "", overrides, tuple(s.resolution for s in source.stages))
 
 
 @pytest.mark.parametrize(("name", "golden"), [("imagenet256", "imagenet_t_syn10"), ("cifar10", "cifar10_r_syn6"), ("ffhq256", "ffhq_syn6")])
 def test_full_size_parameters_of_every_stage(name, golden):
     info = json.loads((GOLDENS / f"structure_{golden}.json").read_text())
-    generators = stages.plan_generators(whole(name), OPTIONS, info["c_dim"])
+    generators = plan.plan_generators(whole(name), info["c_dim"])
     for G, published in zip(generators, info["stages"], strict=True):
         assert (G.img_resolution, G.num_ws) == (published["img_resolution"], published["num_ws"])
         # the published class table has 1000 rows whatever the data; here one per class
@@ -39,31 +36,31 @@ def test_full_size_parameters_of_every_stage(name, golden):
 
 def test_the_tables_of_ffhq_1024_and_image_net_1024_can_be_planned():
     for name, c_dim in (("ffhq1024", 0), ("imagenet1024", 1000)):
-        assert stages.plan_generators(whole(name), OPTIONS, c_dim)[-1].img_resolution == 1024
+        assert plan.plan_generators(whole(name), c_dim)[-1].img_resolution == 1024
 
 
 def test_overrides_apply_to_their_stages_in_order():
     schedule = whole("demo64", Override({"kimg": 3.0}), Override({"kimg": 9.0, "glr": 0.1}, (32,)))
-    configs = {s.resolution: schedule.config(s, OPTIONS, Path("f")) for s in schedule.stages}
+    configs = {s.resolution: schedule.config(s, Path("f")) for s in schedule.stages}
     assert {r: c.run.kimg for r, c in configs.items()} == {16: 3.0, 32: 9.0, 64: 3.0}
     assert configs[64].generator.path_stem == "f/stage-032x032" and configs[64].generator.up_factor == 2
     assert not configs[16].generator.superres and configs[16].data.resolution == 16
     assert stages.from_json(json.loads(json.dumps(schedule.to_json()))).to_json() == json.loads(json.dumps(schedule.to_json()))
     with pytest.raises(ValueError, match=r"stage 32: --batch=15 is not a multiple"):
-        whole("demo64", Override({"batch": 15, "gpus": 2}, (32,))).config(schedule.stages[1], OPTIONS)
+        whole("demo64", Override({"batch": 15, "gpus": 2}, (32,))).config(schedule.stages[1])
 
 
 def test_a_pattern_names_a_data_set_per_stage():
     schedule = Schedule(whole("demo64").recipe, "data/emoji{res}.zip", (), (16, 32))
-    assert [schedule.config(s, OPTIONS).data.path for s in schedule.stages] == ["data/emoji16.zip", "data/emoji32.zip"]
+    assert [schedule.config(s).data.path for s in schedule.stages] == ["data/emoji16.zip", "data/emoji32.zip"]
 
 
 def test_part_of_a_schedule_needs_a_stem(tmp_path):
     schedule = Schedule(whole("demo64").recipe, "", (), (32, 64))
     with pytest.raises(ValueError, match="stage 32 needs the network of stage 16, which is not yet: give --path_stem"):
-        stages.check_stems(schedule, None, 9)
+        plan.check_stems(schedule, None, 9)
     with pytest.raises(ValueError, match=r"stage 16 of demo64 is a stem itself"):
-        whole("demo64", Override({"path_stem": "x.pkl"}, (16,))).config(schedule.recipe.stages[0], OPTIONS)
+        whole("demo64", Override({"path_stem": "x.pkl"}, (16,))).config(schedule.recipe.stages[0])
 
 
 @pytest.mark.parametrize(("text", "selected"), [(None, (16, 32, 64)), ("64", (64,)), ("64, 16", (16, 64))])
@@ -84,12 +81,12 @@ def test_differences_name_what_changed():
 def test_time_comes_from_measurements_of_this_stage_alone():
     row = recipe.Speed("demo64", 32, "a CPU", 2, 16, 16, 86.4, "abc", "command")
     schedule = whole("demo64", Override({"kimg": 1000.0}))
-    planned = {p.stage.resolution: p for p in stages.plan(schedule, OPTIONS, None)}
-    assert stages.time_lines(schedule, planned[32], OPTIONS, [row])[0].startswith("2.0 device-days by 86.4 s/kimg, measured on a CPU x 2")
-    assert stages.time_lines(schedule, planned[64], OPTIONS, [row]) == []
-    assert "no measurement" in "\n".join(stages.stage_lines(planned[64], []))
+    planned = {p.stage.resolution: p for p in plan.plan(schedule, None)}
+    assert plan.time_lines(schedule, planned[32], [row])[0].startswith("2.0 device-days by 86.4 s/kimg, measured on a CPU x 2")
+    assert plan.time_lines(schedule, planned[64], [row]) == []
+    assert "no measurement" in "\n".join(plan.stage_lines(planned[64], []))
     wider = whole("demo64", Override({"cmax": 32}))
-    assert stages.time_lines(wider, stages.plan(wider, OPTIONS, None)[1], OPTIONS, [row]) == ["no measurement with these overrides"]
+    assert plan.time_lines(wider, plan.plan(wider, None)[1], [row]) == ["no measurement with these overrides"]
 
 
 def test_upsampled_images_say_so():

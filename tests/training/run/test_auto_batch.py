@@ -11,7 +11,7 @@ import torch
 from tests.e2e.test_train import assert_equal_states, config, make_zip
 from torch_utils import distributed, training_stats
 from training import build, steps
-from training.run import auto_batch
+from training.run import auto_batch, plan, restore
 
 CPU = torch.device("cpu")
 
@@ -56,9 +56,9 @@ def test_the_line_says_when_another_number_would_be_another_result(data):
 
 def test_the_estimate_is_held_against_the_free_memory(data, monkeypatch):
     cfg = auto(data, run__batch=64, run__gpus=2)
-    G, D = build.plan(cfg, dataset_of(cfg))
-    counts = build.parameter_counts(D)
-    need = build.estimate_memory_gb(auto_batch.settled(cfg, 8), G, *counts) * 2**30
+    G, D = plan.plan(cfg, dataset_of(cfg))
+    counts = plan.parameter_counts(D)
+    need = plan.estimate_memory_gb(auto_batch.settled(cfg, 8), G, *counts) * 2**30
     monkeypatch.setattr(auto_batch.memory, "free_bytes", lambda device: 2 * need * 1.12)  # two processes share it
     choice = auto_batch.by_estimate(cfg, G, *counts, CPU)
     assert choice.batch_gpu == 8 and "16 would need" in choice.why
@@ -91,7 +91,7 @@ def everything_random():
 def test_a_trial_runs_whole_steps_and_leaves_no_trace(data, monkeypatch, where, chosen):
     cfg = auto(data, run__batch=32)
     dataset = dataset_of(cfg)
-    state = build.make_state(cfg, dataset, CPU)  # of the run, in this very process
+    state = restore.fresh_state(cfg, dataset, CPU)  # of the run, in this very process
     before = copy.deepcopy(state.state_dict())
     collector = training_stats.Collector()
     training_stats.report("mine", 3)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run from outside: its folder, the processes that train in it, how they ended. Metrics come from the caller."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dnnlib
+from torch_utils import devices, distributed, memory
+from training import build, loop, run_folder
+from training.config import AUTO, TrainConfig, from_json, to_json
+from training.networks.stems import Lineage, begun
+from training.run import auto_batch
+from training.run.periodic import Evaluate
+from training.run_folder import OPTIONS_FILE, RunLock, load_run, new_run_folder, recorded_outcome, write_json
+from training.steps import NonFiniteError
+
+# What measures G_ema in a process of the run, or None. A function of a module or script, since other processes receive it.
+MakeEvaluate = Callable[[TrainConfig, torch.device], Evaluate | None]
+
+
+def join(config: TrainConfig) -> torch.device:
+    """Make this process one of the run's, and return its device."""
+    return distributed.init(devices.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+
+
+def check_processes(config: TrainConfig) -> None:
+    """Raises ValueError if torchrun has started another number of processes than --gpus."""
+    started = distributed.started_processes()
+    if started not in (None, config.run.gpus):
+        raise ValueError(f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: use --gpus={started}")
+
+
+def memory_remedy(config: TrainConfig, then: str = "") -> str:
+    """What to change when a run is out of memory."""
+    return f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase and --cmax{then}"
+
+
+def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, make_evaluate: MakeEvaluate, again: bool = False) -> str:
+    """Make or lock the run folder, record the options, run. Returns the outcome.
+
+    existing: the folder to go on in; None = a new one in `outdir`. again: as for `settle_rounds`.
+    """
+    if distributed.under_torchrun():
+        join(config)
+    config = settle_rounds(config, existing, again)
+    run_dir = existing
+    if distributed.is_main():
+        run_dir = existing or new_run_folder(outdir, desc)
+        print(f"Run folder: {run_dir}")
+    run_dir = distributed.broadcast_object(run_dir)
+    assert run_dir is not None
+    try:
+        return run_in_folder(config, run_dir, make_evaluate)
+    except KeyboardInterrupt:  # outside of the loop, which answers signals itself
+        print(f"Stopped. Go on with --resume={run_dir}", flush=True)
+        return run_folder.INTERRUPTED
+
+
+def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
+    """`config` with a number in the place of --batch-gpu=auto.
+
+    existing: the run folder that goes on, whose recorded number is kept if the batch is still a multiple of it, unless the search is
+    wanted `again`.
+    """
+    if config.run.batch_gpu != AUTO:
+        return config
+    recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
+    kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
+    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
+        return auto_batch.settled(config, kept)
+    choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), begun(existing))
+    if distributed.is_main():
+        print(choice.line(config), flush=True)
+    return auto_batch.settled(config, choice.batch_gpu)
+
+
+def rounds_process(tree: dict[str, Any], run_lineage: Lineage | None) -> auto_batch.Choice:
+    """One process of the search for --batch-gpu=auto."""
+    config = from_json(tree)
+    device = join(config)
+    loop.configure(config, device)
+    return auto_batch.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
+
+
+def run_in_folder(config: TrainConfig, run_dir: Path, make_evaluate: MakeEvaluate, resume: Path | None = None, seconds: float | None = None) -> str:
+    """Lock a run folder, record the options, start the processes. Returns the loop's outcome.
+
+    resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
+    """
+    if distributed.is_main():
+        lock = RunLock(run_dir)
+        record = {"config": to_json(config), "command": sys.argv, "torch": torch.__version__, "resumed": (run_dir / OPTIONS_FILE).is_file()}
+        write_json(run_dir / OPTIONS_FILE, record)
+        (run_dir / "status.json").unlink(missing_ok=True)
+        lock.release()  # train_process takes it
+    distributed.barrier()
+    limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
+    distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir), make_evaluate)
+    return recorded_outcome(run_dir) or run_folder.INTERRUPTED
+
+
+def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate: MakeEvaluate) -> None:
+    """One process of a run. resume: the folder to go on from, for messages: the run's, or that of the recipe it is a stage of.
+
+    Raises:
+        ValueError: a gradient is not finite, or memory is short: one line that says how to go on.
+    """
+    config = from_json(tree)
+    device = join(config)
+    lock = RunLock(Path(run_dir)) if distributed.is_main() else None  # this process writes; the launching one may die before it
+    log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if lock else nullcontext()
+    with log:
+        try:
+            with memory.shortage_named(device, memory_remedy(config, f"; go on with --resume={resume}")):
+                outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
+        except NonFiniteError as err:
+            raise ValueError(
+                f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={resume}, at a lower --glr/--dlr"
+            ) from None
+        if distributed.is_main():
+            saved = {run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}", run_folder.RESTART: "Saved for the restart."}
+            print(saved.get(outcome, "Finished."))
+    if lock is not None:
+        lock.release()

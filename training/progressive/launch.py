@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe from outside: its schedule from a command line, its folder, its stages one after the other. Metrics come from the caller."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.util import sha256_file
+from torch_utils import devices, distributed, memory
+from training import build, launch, run_folder
+from training.config import AUTO, FLAGS, TrainConfig, from_json, to_json
+from training.networks.reader import load as load_generator
+from training.progressive import plan, recipe, stages
+from training.run import plan as run_plan
+from training.run_folder import RunLock, new_run_folder, run_folders, write_json
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a script lends, since training does not know metrics. Functions of a module or script, since other processes receive them."""
+
+    evaluate: launch.MakeEvaluate
+    final: Callable[[TrainConfig, str, torch.device], Any]  # the last stage's config, a metric -> evaluator(generator, ...) -> its records
+
+
+def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
+    """The schedule that a command line asks for: a new recipe's, or that of `folder` with what the command line changes.
+
+    values: the command line's flags by name; None = not given.
+
+    Raises:
+        ValueError: one line.
+    """
+    for flag in ("superres", "up_factor", "resolution"):
+        if values[flag] is not None:
+            raise ValueError(f"--{flag} has no place with a recipe, whose stages say their resolutions")
+    if folder is None:
+        missing = [f"--{flag}" for flag in ("outdir", "data") if values[flag] is None]
+        if missing and not values["dry_run"]:
+            raise ValueError(f"missing {', '.join(missing)} (or --resume=FOLDER to go on)")
+        schedule = stages.Schedule(recipe.load(values["recipe"]), values["data"] or "")
+    else:
+        schedule = stages.read(folder)
+        changed = stages.differences(recipe.load(values["recipe"]), schedule.recipe) if values["recipe"] else ""
+        if changed:
+            raise ValueError(
+                f"--recipe={values['recipe']} is not what {folder} was made with ({changed}): leave out --recipe to go on with the "
+                "recorded one, or start a new folder with --outdir"
+            )
+    explicit = folder is None or values["stages"] is not None
+    selected = stages.parse_selected(values["stages"], schedule.recipe) if explicit else schedule.selected
+    of_first = ("path_stem", "init_from")
+    given = {flag: values[flag] for flag in FLAGS if values[flag] is not None and flag not in ("data", *of_first)}
+    first = {flag: values[flag] for flag in of_first if values[flag]}
+    new = [stages.Override(given, selected if values["stages"] else None), stages.Override(first, selected[:1])]
+    overrides = (*schedule.overrides, *(o for o in new if o.flags))
+    schedule = dataclasses.replace(schedule, data=values["data"] or schedule.data, overrides=overrides, selected=selected)
+    if not all("gpus" in schedule.flags(s) for s in schedule.stages) and not values["dry_run"]:
+        raise ValueError("missing --gpus: the number of processes, which this recipe leaves open")
+    return schedule
+
+
+def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path | None:
+    """The newest folder of this schedule, if it is not done (what --restart_every goes on with)."""
+    for _, path in sorted(run_folders(outdir).items(), reverse=True):
+        if path.name.split("-", 1)[-1] == desc and (path / stages.RECIPE_FILE).is_file():
+            same = json.loads(json.dumps(stages.read(path).to_json())) == json.loads(json.dumps(schedule.to_json()))
+            return path if same and not stages.is_done(schedule, path) else None
+    return None
+
+
+def check(planned: list[plan.Planned]) -> None:
+    """Find before the first stage starts what would stop any of them.
+
+    Raises:
+        ValueError, OSError: one line.
+    """
+    for p in planned:
+        assert p.dataset is not None
+        try:
+            run_plan.check(p.config, p.dataset, p.stem)
+            if p.config.loss.cls_weight > 0:
+                build.make_classifier(p.config.loss, p.dataset)
+        except ValueError as err:
+            raise ValueError(f"stage {p.stage.resolution}: {err}") from None
+
+
+def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any], desc: str, measures: Measures, deadline: float) -> str:
+    """Make or lock the folder and run the selected stages in it. Returns the outcome.
+
+    folder: to go on in; None = a new one in values["outdir"]. values: as for `schedule_of`. deadline: of time.monotonic().
+    """
+    last = schedule.config(schedule.recipe.stages[-1])
+    if distributed.under_torchrun():
+        launch.join(last)
+    lock = None
+    if distributed.is_main():
+        folder = folder or new_run_folder(values["outdir"], desc)
+        lock = RunLock(folder)
+        write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": torch.__version__})
+        print(f"Recipe folder: {folder}")
+    folder = distributed.broadcast_object(folder)
+    assert folder is not None
+    resumed = values["resume"] is not None
+    again = resumed and values["batch_gpu"] == AUTO
+
+    def train_stage(config: TrainConfig, run_dir: Path) -> str:
+        if distributed.is_main():
+            run_dir.mkdir(exist_ok=True)
+        config = launch.settle_rounds(config, run_dir, again)
+        return launch.run_in_folder(config, run_dir, measures.evaluate, folder, deadline - time.monotonic())
+
+    def measure(network: Path, run_dir: Path, metric: str) -> None:
+        distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric, measures.final)
+
+    def say(line: str) -> None:
+        print(line, flush=True) if distributed.is_main() else None
+
+    with terminated_as_interrupted():
+        try:
+            hooks = stages.Hooks(train_stage, measure, say, deadline)
+            outcome = stages.run(schedule, folder, bool(values["stages"] and resumed), hooks)
+        except KeyboardInterrupt:
+            say(f"Stopped. Go on with --resume={folder}")
+            outcome = run_folder.INTERRUPTED
+    if lock is not None:
+        lock.release()
+    return outcome
+
+
+def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: str, final: Callable[[TrainConfig, str, torch.device], Any]) -> None:
+    """One process of a measurement at the last stage's resolution. tree: that stage's configuration. Leaves final.json in `run_dir`."""
+    config = from_json(tree)
+    device = launch.join(config)
+    evaluator = final(config, metric, device)
+    G = load_generator(network).to(device)
+    G.synthesis.reduced_dtype = devices.pick_precision(config.run.precision, device)
+    source = stages.Upsampled(G, evaluator.dataset.resolution)
+    with memory.shortage_named(device, launch.memory_remedy(config)):
+        (record,) = evaluator(source, snapshot=network, details=source.details())
+    if distributed.is_main():
+        print(f"  {record.metric} {record.value:.4f} at {evaluator.dataset.resolution}x{evaluator.dataset.resolution}", flush=True)
+        write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)})
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, where the loop does not answer it itself: between stages all is on disk."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

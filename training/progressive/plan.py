@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a schedule: its stages' networks without their numbers, what does not fit together, and the text of --dry-run."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training import build
+from training.config import AUTO, TrainConfig
+from training.data import downscaling
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.networks import stems
+from training.progressive import recipe, stages
+from training.progressive.recipe import Stage
+from training.progressive.stages import Schedule
+from training.run import auto_batch
+from training.run import plan as run_plan
+from training.run.dry_run import data_line
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its configuration, its data set (images not read, not resized) and its network's plan on the meta device."""
+
+    stage: Stage
+    config: TrainConfig
+    dataset: ImageDataset | None  # None: planned without data
+    generator: Generator
+    stem: Generator | None
+
+
+def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
+    """The generators of all stages of the recipe on the meta device, each on the one before; no file is read.
+
+    Raises:
+        ValueError: a stage cannot be planned, naming it.
+    """
+    generators: list[Generator] = []
+    for stage in schedule.recipe.stages:
+        config = schedule.config(stage)
+        with torch.device("meta"):
+            try:
+                generators.append(build.fresh_generator(config.generator, stage.resolution, c_dim, config.data.embed_dim, *generators[-1:]))
+            except ValueError as err:
+                raise ValueError(f"stage {stage.resolution}: {err}") from None
+    return generators
+
+
+def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
+    """Raises ValueError if a selected stage has no stem: neither selected itself, nor in the folder, nor given."""
+    for stage in schedule.stages:
+        if folder is not None and stems.read(folder / stage.name) is not None:
+            continue  # begun: it has its stem
+        below = schedule.below(stage)
+        given = schedule.flags(stage).get("path_stem")
+        if below is None or below in schedule.stages:
+            continue
+        if given is None and (folder is None or stages.best_network(folder / below.name) is None):
+            where = f"in {folder}" if folder else "yet"
+            raise ValueError(
+                f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which is not {where}: give --path_stem"
+            )
+        if given is not None:
+            stem = stems.read_stem(given).generator
+            if (stem.img_resolution, stem.c_dim) != (below.resolution, c_dim):
+                raise ValueError(
+                    f"--path_stem={given} makes {stem.img_resolution}x{stem.img_resolution} images of {stem.c_dim or 'no'} classes; stage "
+                    f"{stage.resolution} needs a stem of {below.resolution}x{below.resolution} pixels and {c_dim or 'no'} classes"
+                )
+
+
+def check_data(planned: Sequence[Planned]) -> None:
+    """Raises ValueError if the data sets of the stages do not go together."""
+    first = planned[0].dataset
+    assert first is not None
+    for p in planned:
+        assert p.dataset is not None
+        if p.dataset.resolution != p.stage.resolution:
+            raise ValueError(
+                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, stage {p.stage.resolution} needs "
+                f"{p.stage.resolution}x{p.stage.resolution}"
+            )
+        if p.dataset.label_dim != first.label_dim or p.dataset.class_names != first.class_names:
+            raise ValueError(
+                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, --data={first.path} has {first.label_dim}: "
+                "all stages need the same classes"
+            )
+
+
+def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
+    """The selected stages, checked as far as plans and data go. A schedule without data is planned with the recipe's number of classes.
+
+    Raises:
+        ValueError, OSError: one line about the first thing that does not fit.
+    """
+    configs = {s.resolution: schedule.config(s, folder) for s in schedule.stages}
+    datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
+    first = datasets[schedule.stages[0].resolution] if datasets else None
+    c_dim = first.label_dim if first else schedule.recipe.classes or 0
+    generators = {s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, c_dim), strict=True)}
+    planned = []
+    for stage in schedule.stages:
+        below = schedule.below(stage)
+        stem = generators[below.resolution] if below else None
+        r = stage.resolution
+        planned.append(Planned(stage, configs[r], datasets.get(r), generators[r], stem))
+    if datasets:
+        check_data(planned)
+    check_stems(schedule, folder, c_dim)
+    return planned
+
+
+def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:
+    try:
+        return build.make_dataset(config.data, config.run.seed, prepare=False)
+    except downscaling.TooSmall as err:
+        raise ValueError(
+            f"stage {resolution}: the images of --data={config.data.path} are {err.resolution}x{err.resolution}, and are not enlarged: "
+            "choose smaller stages with --stages, or prepare larger images"
+        ) from None
+
+
+def short_plan(G: Generator) -> str:
+    """The layers in a line: what is kept and what is trained."""
+    names = G.synthesis.layer_names
+    kept, head = names[: G.num_frozen_layers], names[G.num_frozen_layers :]
+    before = f"{len(kept)} kept ({kept[0]} ... {kept[-1]}), then " if kept else ""
+    return f"{before}{', '.join(head)}"
+
+
+def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
+    """What --dry-run prints of a stage. speeds: lines about measured time."""
+    G, run, gen = p.generator, p.config.run, p.config.generator
+    heads, frozen = run_plan.parameter_counts(run_plan.plan_discriminator(p.config.discriminator, G.c_dim, p.stage.resolution))
+    total = sum(x.numel() for x in G.parameters())
+    trained = sum(x.numel() for x in G.parameters() if x.requires_grad)
+    kind = f"{gen.head_layers}-layer head x{gen.up_factor}" if gen.superres else f"stem of {gen.syn_layers} layers"
+    ends = f"{run.kimg:g} kimg" + (f", or {run.patience} evaluations without progress" if run.patience else "")
+    size, tried = p.config, []
+    if run.batch_gpu == AUTO:
+        choice = auto_batch.planned(p.config, G, heads, frozen)
+        size, tried = auto_batch.settled(p.config, choice.batch_gpu), [f"  rounds       {choice.line(p.config)}"]
+    memory = run_plan.estimate_memory_gb(size, G, heads, frozen)
+    return [
+        f"Stage {p.stage.resolution}x{p.stage.resolution}: {gen.cfg}, {kind}",
+        f"  layers       {short_plan(G)}",
+        f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, backbones {frozen:,} (frozen)",
+        f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
+        *tried,
+        f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): {round(run.kimg * 1000 / run.batch):,} steps",
+        *(f"  time         {line}" for line in speeds or ["no measurement"]),
+    ]
+
+
+def time_lines(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> list[str]:
+    """Lines about a stage's duration, from measurements of this very stage alone."""
+    plain = replace(schedule, overrides=()).config(p.stage)
+    if (plain.generator.cbase, plain.generator.cmax, plain.discriminator, plain.run.precision) != (
+        p.config.generator.cbase,
+        p.config.generator.cmax,
+        p.config.discriminator,
+        p.config.run.precision,
+    ):
+        return ["no measurement with these overrides"]
+    lines = []
+    for row in table:
+        if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution):
+            hours = row.sec_per_kimg * p.config.run.kimg * row.processes / 3600
+            amount = (
+                f"{hours / 24:.1f} device-days" if hours >= 24 else f"{hours:.1f} device-hours" if hours >= 1 else f"{hours * 60:.1f} device-minutes"
+            )
+            measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit})"
+            lines.append(f"{amount} by {row.sec_per_kimg:g} s/kimg, {measured}")
+    return lines
+
+
+def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
+    """What --dry-run shows of a schedule, beside the files that it lacks."""
+    source = schedule.recipe
+    text = [f"Recipe {source.name}\n{textwrap.indent(source.about, '  ')}\n"]
+    text += [data_line(f"Data {p.stage.resolution}", p.config, p.dataset) for p in planned if p.dataset is not None]
+    if planned[0].dataset is None:
+        text.append(f"No --data: planned for {source.classes or 'no'} classes")
+    table = recipe.measured_speeds()
+    for p in planned:
+        text.append("\n" + "\n".join(stage_lines(p, time_lines(schedule, p, table))))
+    if schedule.overrides:
+        text.append("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
+    if source.final_metric:
+        text.append(f"After each stage: {source.final_metric} of its best network, brought to {source.stages[-1].resolution} pixels")
+    return text

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What --dry-run shows of a run: every option with its origin, the data, the layers, parameters and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from training import build
+from training.config import AUTO, TrainConfig, describe
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+from training.networks import finetune, frozen
+from training.networks.stems import begun
+from training.run import auto_batch, plan
+from training.run_folder import has_checkpoint
+
+
+def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path) -> list[str]:
+    """The plan as text. given: names of the options that the command line set. run_dir: the run's folder, which need not exist."""
+    G, D = plan.plan(config, dataset, lineage=begun(run_dir))
+    heads, backbones = plan.parameter_counts(D)
+    text = ["\nOptions (name, value, origin)"]
+    text += [f"  {name:34s} {value:44s} {origin}" for name, value, origin, _ in describe(config, given)]
+    if config.run.batch_gpu == AUTO:
+        choice = auto_batch.planned(config, G, heads, backbones)
+        text.append(choice.line(config))
+        config = auto_batch.settled(config, choice.batch_gpu)
+    derived = (
+        ("images per round", f"{config.batch_gpu:d}", "batch / gpus unless --batch-gpu is given"),
+        ("blur at the start, pixels", f"{config.blur_init_sigma:g}", "unless --blur-init-sigma is given"),
+        ("EMA ramp-up", f"{config.ema_rampup:g}", "unless --ema-rampup is given"),
+        ("EMA half-life, kimg", f"{config.ema_kimg:g}", "batch * 10 / 32 unless --ema-kimg is given"),
+    )
+    text += [f"  {f'derived: {name}':34s} {value:44s} {origin}" for name, value, origin in derived]
+    memory = plan.estimate_memory_gb(config, G, heads, backbones)
+    numbers = sum(p.numel() for p in G.parameters())
+    trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
+    text += [
+        "\n" + data_line("Data", config, dataset),
+        "\nGenerator\n" + layer_table(G),
+        f"\nParameters: generator {numbers:,} ({trained:,} trained), heads {heads:,}, backbones {backbones:,} (frozen)",
+        f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per round (estimate)",
+    ]
+    if config.run.init_from and not has_checkpoint(run_dir) and not frozen.check_weights(config, download=False):
+        text.append("\n" + start_report(config, dataset))
+    return text
+
+
+def data_line(what: str, config: TrainConfig, dataset: ImageDataset) -> str:
+    """A data set in a line."""
+    flips = " (half of them flipped copies)" if config.data.mirror else ""
+    size = f"{dataset.resolution}x{dataset.resolution}"
+    return f"{what}: {dataset.path}: {len(dataset)} images{flips}, {size}, {dataset.label_dim or 'no'} classes"
+
+
+def layer_table(G: Generator) -> str:
+    """The layer plan as text: names, channels, sizes, rates, filters, parameters."""
+    rows: list[tuple[str, ...]] = [("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")]
+    modules: dict[str, torch.nn.Module] = {"mapping": G.mapping, "synthesis.input": G.synthesis.input}
+    specs = {s.name: s for s in G.synthesis.specs()}
+    modules |= {name: getattr(G.synthesis, name) for name in specs}
+    for name, module in modules.items():
+        params = list(module.parameters())
+        trained = "yes" if any(p.requires_grad for p in params) else "no"
+        count = f"{sum(p.numel() for p in params):,}"
+        if name in specs:
+            s = specs[name]
+            band = f"{s.in_cutoff:.4g}-{s.out_cutoff:.4g}"
+            size, rate = f"{s.in_size}-{s.out_size}", f"{s.in_sampling_rate:g}-{s.out_sampling_rate:g}"
+            filters = (f"{s.up_factor}x{s.up_taps}", f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}")
+            reduced = "yes" if s.use_fp16 else "no"
+            rows.append((name, str(s.in_channels), str(s.out_channels), size, rate, band, *filters, reduced, trained, count))
+        else:
+            rows.append((name, *[""] * 8, trained, count))
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return "\n".join("  " + "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+
+def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
+    """What --init-from would keep, reshape and rebuild, for --dry-run: the table and, if little is kept, the warning.
+
+    Raises:
+        ValueError, OSError: the file cannot be used, or a backbone's weights are missing.
+    """
+    source = finetune.read(str(cfg.run.init_from))
+    embed_dim = source.embed_dim or cfg.data.embed_dim
+    G = build.make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
+    D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+    _, report = finetune.start(source, G, D, dataset.class_names, torch.zeros(dataset.label_dim, embed_dim))
+    return "\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg))))

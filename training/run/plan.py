@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a run: its networks without their numbers, their sizes and memory, and what would stop the run at its start."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from torch_utils import timm_weights
+from torch_utils.devices import pick_device
+from training import build
+from training.config import DiscriminatorConfig, TrainConfig
+from training.data.dataset import ImageDataset
+from training.discriminator import ProjectedDiscriminator
+from training.generator import Generator
+from training.networks import finetune, frozen
+from training.networks.stems import Lineage, read_stem
+from training.watch.grids import grid_shape
+
+
+def plan(
+    cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None, lineage: Lineage | None = None
+) -> tuple[Generator, ProjectedDiscriminator]:
+    """Generator and discriminator of a run without their numbers, for --dry-run and for checks.
+
+    stem: the plan of a superresolution stage's stem; None = read what --path_stem names. lineage: of a run that goes on, whose stem is then not read.
+
+    Raises:
+        ValueError, OSError: as `make_generator` and `make_discriminator`.
+    """
+    restored = lineage is not None and lineage.plan is not None
+    if cfg.generator.superres and not restored:
+        stem = (stem or read_stem(str(cfg.generator.path_stem)).generator).to("meta")
+    with torch.device("meta"):
+        if lineage is not None and restored:
+            G = build.restored_plan(cfg.generator, lineage)
+        else:
+            G = build.make_generator(cfg.generator, dataset, cfg.data.embed_dim, cfg.run.seed, stem)
+    return G, plan_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution)
+
+
+def plan_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int) -> ProjectedDiscriminator:
+    """The discriminator without its numbers."""
+    random = dataclasses.replace(cfg, backbone_weights=dict.fromkeys(cfg.backbones, timm_weights.RANDOM))
+    with torch.device("meta"):
+        return build.make_discriminator(random, c_dim, resolution, seed=0)
+
+
+def parameter_counts(D: ProjectedDiscriminator) -> tuple[int, int]:
+    """Numbers in the heads that train and in the frozen backbones."""
+    return sum(p.numel() for p in D.parameters() if p.requires_grad), sum(t.numel() for t in D.feature_networks.state_dict().values())
+
+
+def check(cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None, lineage: Lineage | None = None, goes_on: bool = False) -> None:
+    """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that options name.
+
+    stem, lineage: as for `plan`. goes_on: there is a checkpoint, so that the network of --init-from is not needed any more.
+
+    Raises:
+        ValueError, OSError: one line.
+    """
+    pick_device(cfg.run.device)
+    grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
+    frozen.check_weights(cfg)
+    plan(cfg, dataset, stem, lineage)
+    build.make_classifier(cfg.loss, dataset, quiet=True)
+    if cfg.run.init_from and not goes_on:
+        finetune.read(cfg.run.init_from)
+    if cfg.data.class_embedding not in ("auto", "random"):
+        build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
+
+
+def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:
+    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a generator step keeps.
+
+    A frozen stem keeps neither gradients nor activations; of its layers the largest is alive at a time.
+    """
+    trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
+    state = 4 * (2 * sum(p.numel() for p in G.parameters()) + 3 * trained + 4 * d_params + backbone_params)
+    width = 4 if cfg.run.precision == "fp32" else 2
+    sizes = []
+    for layer in G.synthesis.specs():
+        conv = layer.in_channels * layer.in_size**2 + layer.out_channels * (layer.in_size + 2) ** 2
+        rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
+        sizes.append(width * (conv + 2 * rise))
+    activations = max(sum(sizes[G.num_frozen_layers :]), max(sizes))
+    per_feature = sum(32 * (cfg.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in cfg.discriminator.backbones)
+    return (state + cfg.batch_gpu * (activations + per_feature)) / 2**30
