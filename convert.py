@@ -28,6 +28,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
+from dnnlib.progress import working
 from generation import commands, render
 from training.networks import files, hub, onnx
 
@@ -84,9 +85,11 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
     """G_ema as two files, compared with what they come from; files that differ are removed. Raises ValueError."""
     onnx.require_onnx()
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
-    paths = onnx.export(G, dest[: -len(".onnx")] if dest.lower().endswith(".onnx") else dest)
+    with working("Exporting to ONNX"):
+        paths = onnx.export(G, dest[: -len(".onnx")] if dest.lower().endswith(".onnx") else dest)
     try:
-        found = onnx.compare(G, paths)
+        with working("Comparing with onnxruntime"):
+            found = onnx.compare(G, paths)
     except ValueError as error:
         click.echo(f"not compared: {error}", err=True)
     else:
@@ -122,10 +125,13 @@ def main(source: str, dest: str, asked: str | None, networks: str | None, licens
     if networks != "all":
         file = file.only(networks)
     if form == "pkl":
-        files.write_pickle(dest, file)
+        with working(f"Writing {dest}"):
+            files.write_pickle(dest, file)
         click.echo(f"wrote {dest}")
     elif form == "safetensors":
-        click.echo(f"wrote {dest} and {files.write_safetensors(dest, file)}")
+        with working(f"Writing {dest}"):
+            config = files.write_safetensors(dest, file)
+        click.echo(f"wrote {dest} and {config}")
     elif form == "onnx":
         write_onnx(file, dest)
     else:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress of long work: what is done, the rate and the remaining time, on one line. Every script and package shows it through here."""
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
@@ -41,13 +44,14 @@ class Progress:
         stream: None = stderr, as it is when this is made.
         label: what is being done, at the beginning of the line.
         unit: of the counts; "bytes" are shown as MB.
-        silent: seconds in which nothing is shown; work that takes less leaves no line.
+        silent: seconds in which nothing is shown (on a terminal at most one); work that takes less leaves no line.
     """
 
     def __init__(self, stream: TextIO | None = None, label: str = "", unit: str = "images", silent: float = 0.0) -> None:
         self.stream = sys.stderr if stream is None else stream
-        self.label, self.unit, self.silent = label, unit, silent
+        self.label, self.unit = label, unit
         self.terminal = self.stream.isatty()
+        self.silent = min(silent, 1.0) if self.terminal else silent
         self.started = self.shown = time.monotonic()
         self.first: int | None = None  # what was done at the first call: a download that goes on does not begin at nothing
         self.done = 0
@@ -114,3 +118,31 @@ class Progress:
         screen = getattr(self.stream, "screen", self.stream)
         screen.write(text)
         screen.flush()
+
+
+@contextlib.contextmanager
+def working(what: str, stream: TextIO | None = None, after: float = 3.0) -> Iterator[None]:
+    """Says that work goes on of which nothing can be counted: `what` and the time so far, from `after` seconds on."""
+    stream = sys.stderr if stream is None else stream
+    started, ended = time.monotonic(), threading.Event()
+    terminal = stream.isatty()
+    screen = getattr(stream, "screen", stream) if terminal else stream
+
+    def tell() -> None:
+        wait = after
+        while not ended.wait(wait):
+            line = f"{what}: {format_time(time.monotonic() - started)}"
+            screen.write(f"\r\033[K{line}" if terminal else f"{line}\n")
+            screen.flush()
+            wait = 1.0 if terminal else _LOG_SECONDS
+        if terminal:
+            screen.write("\r\033[K")
+            screen.flush()
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
+from dnnlib.progress import Progress
 from generation.render import MAX_SEED
 from torch_utils import memory
 from torch_utils.devices import PRECISIONS
@@ -48,12 +48,9 @@ def check_finite(flag: str, value: float) -> None:
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Bar with ETA on stderr, on terminals; yields update(n)."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
-        yield bar.update
+    """Progress with the remaining time on stderr; yields update(n)."""
+    with Progress(label=label, unit="", silent=10) as progress:
+        yield lambda count: progress.advance(count, total)
 
 
 def memory_remedy(batch: int | None) -> str:

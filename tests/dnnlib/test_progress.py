@@ -2,7 +2,9 @@
 """The one progress line: what it says, where, how often, and what a log file gets of it."""
 
 import io
+import re
 import sys
+import threading
 
 import pytest
 
@@ -81,3 +83,29 @@ def test_work_that_ends_early_ends_its_line(clock):
         clock[0] = 1
         line.advance(5, 10)
     assert stream.getvalue().endswith("left\n") and line.done == 5
+
+
+class Told(io.StringIO):
+    """Says when something has been written."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal, self.told = is_terminal, threading.Event()
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def flush(self) -> None:
+        self.told.set()
+
+
+@pytest.mark.parametrize(("is_terminal", "form"), [(True, r"(\r\x1b\[KWriting x: \d+s)+\r\x1b\[K"), (False, r"(Writing x: \d+s\n)+")])
+def test_work_without_a_count_says_that_it_goes_on(is_terminal, form):
+    stream = Told(is_terminal)
+    with progress.working("Writing x", stream, after=0):
+        assert stream.told.wait(60)
+    assert re.fullmatch(form, stream.getvalue())
+    quiet = io.StringIO()
+    with pytest.raises(KeyError), progress.working("Writing x", quiet, after=3600):
+        raise KeyError
+    assert quiet.getvalue() == ""
