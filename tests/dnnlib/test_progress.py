@@ -58,11 +58,11 @@ def test_a_log_gets_a_line_every_30_seconds_and_the_end(clock):
     ]  # fmt: skip
 
 
-def test_short_work_is_silent(clock):
-    stream = Terminal()
+@pytest.mark.parametrize(("stream", "seconds"), [(Terminal(), 0.9), (io.StringIO(), 1.9)])
+def test_short_work_is_silent(stream, seconds, clock):
     line = Progress(stream, silent=2)
-    for clock[0] in (0, 0.5, 1):
-        line(int(10 * clock[0]), 10)
+    for clock[0] in (0, seconds / 2, seconds):
+        line(int(10 * clock[0] / seconds), 10)
     assert stream.getvalue() == ""
 
 
