@@ -39,7 +39,7 @@ import dnnlib.util
 from dnnlib import outputs
 from dnnlib.progress import Progress
 from generation import commands, render
-from image_data import archives
+from image_data import archives, labels
 from metrics import evaluate, registry
 from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
@@ -138,9 +138,9 @@ def make_evaluator(options: dict[str, Any], network: render.Network | None, devi
 
 def is_prepared(path: str) -> bool:
     """Whether a folder or zip says in a dataset.json what it is; its images are then taken as they are."""
-    if os.path.isdir(path):
-        return os.path.isfile(os.path.join(path, archives.INDEX_NAME))
-    return zipfile.is_zipfile(path) and archives.open_archive(path).index is not None
+    if not os.path.isdir(path) and not zipfile.is_zipfile(path):
+        return False
+    return labels.unwrapped(archives.open_archive(path)).index is not None
 
 
 def open_image_set(options: dict[str, Any], reference: Any) -> Any:
@@ -262,6 +262,7 @@ def main(**options: Any) -> None:
     if network is not None:
         options["network"] = network.path  # the file, where a run folder was named
     evaluator = make_evaluator(options, network, pick_device(options["device"]))
+    image_set = None
     if network is None:
         image_set = open_image_set(options, evaluator.dataset)
         evaluator.fitted(image_set)
@@ -273,6 +274,10 @@ def main(**options: Any) -> None:
     except timm_weights.MissingWeights as error:
         command = shlex.join(["python", "train.py", "--prefetch", f"--metrics={options['metrics']}", "--backbones=tf_efficientnet_lite0"])
         raise timm_weights.MissingWeights(f"{error}; or, where there is a network, run: {command}") from None
+    if options["verbose"]:
+        for flag, shown in (("--images", image_set), ("--data", evaluator.dataset)):
+            if shown is not None:
+                click.echo(f"{flag}={shown.path}: {len(shown):,} images; {shown.labels_summary}", err=True)
     del network, evaluator
     distributed.launch(measure, options["gpus"], options)
 

@@ -17,14 +17,16 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 
 from dnnlib import outputs
-from image_data import archives, sources
+from image_data import archives
+from image_data import labels as label_rule
 from image_data.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
 from image_data.sources import array_source
 from image_data.transforms import FILTERS, TRANSFORMS
@@ -47,6 +49,7 @@ class CheckReport:
     classes: list[tuple[int, str, int]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    labels: str = ""  # how many classes, from what, and what was left out
 
     def format(self) -> str:
         """The report as text: facts, table of classes, problems."""
@@ -57,6 +60,7 @@ class CheckReport:
             f"size      {_join_counts(self.sizes)}",
             f"channels  {_join_counts(Counter({f'{channels.get(mode, mode)} ({mode})': n for mode, n in self.modes.items()}))}",
             f"classes   {len(self.classes) or 'none (unlabelled)'}",
+            f"labels    {self.labels}",
         ]
         for key in ("transform", "filter"):
             if self.metadata.get(key):
@@ -101,14 +105,22 @@ class _InspectTask:
         return _Inspected(f"{image.width}x{image.height}", image.mode)
 
 
-def check(path: str | os.PathLike[str], workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> CheckReport:
-    """Decode every image of a data set and compare it with its labels.
+def check(
+    path: str | os.PathLike[str],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    labels: str = "auto",
+    subfolder: str = "",
+    follow_links: bool = False,
+) -> CheckReport:
+    """Decode every image of a data set and compare it with its labels. `labels`, `subfolder` and `follow_links` are as for `convert`.
 
     Raises ValueError when `path` cannot be opened at all; everything else is listed in the report's `problems`.
     """
     workers = count_workers(workers)
-    archive = archives.open_archive(path)
-    report = CheckReport(archive.path, len(archive.images))
+    report = CheckReport(os.fspath(path))
+    archive, label_problems = _check_labels(archives.open_archive(path, follow_links), report, labels, subfolder)
+    report.num_images = len(archive.images)
     if not archive.images:
         report.problems.append("no images")
     report.problems += _abridge([f"{name} exists twice in the zip" for name in archive.duplicates])
@@ -126,8 +138,7 @@ def check(path: str | os.PathLike[str], workers: int | None = None, progress: Ca
         done += len(items)
         if progress is not None:
             progress(done, len(archive.images))
-    report.problems += _abridge(errors) + _size_problems(report)
-    _check_labels(archive, report)
+    report.problems += _abridge(errors) + _size_problems(report) + label_problems
     return report
 
 
@@ -144,27 +155,48 @@ def _size_problems(report: CheckReport) -> list[str]:
     return _abridge(problems)
 
 
-def _check_labels(archive: archives.Archive, report: CheckReport) -> None:
-    """Fill in classes and metadata, and what is wrong with them."""
+def _check_labels(archive: archives.Archive, report: CheckReport, mode: str, subfolder: str) -> tuple[archives.Archive, list[str]]:
+    """Fill in classes and metadata. Returns (the part of the archive that the images are in, what is wrong with the labels)."""
     try:
-        index = archives.read_index(archive)
+        found = label_rule.label(archive, mode, subfolder)
     except ValueError as error:
-        report.problems.append(str(error))
-        return
+        return _check_index(archive, report, str(error))
+    report.metadata, report.labels = found.metadata, found.summary()
+    counts = np.bincount(found.labels if found.labels is not None else [], minlength=found.num_classes)
+    return found.archive, _count_classes(report, found.class_names or [""] * found.num_classes, counts.tolist())
+
+
+def _check_index(archive: archives.Archive, report: CheckReport, error: str) -> tuple[archives.Archive, list[str]]:
+    """`_check_labels` where the rule gave up with `error`: what a dataset.json says as far as it goes."""
+    report.labels = "not told, see below"
+    try:
+        part = label_rule.unwrapped(archive)
+        index = archives.read_index(part)
+        labels = label_rule.match_names(part, index.labels) if index.labels is not None else None
+    except ValueError as damaged:
+        return archive, [str(damaged)]
+    if labels is None:
+        return part, [error]
     report.metadata = index.metadata
-    if index.labels is None:
-        return
-    present = {entry.name for entry in archive.images}
-    unlabelled = sorted(present - index.labels.keys())
-    absent = sorted(index.labels.keys() - present)
-    if unlabelled:
-        report.problems.append(f"{len(unlabelled):,} images have no label, the first is {unlabelled[0]}")
-    if absent:
-        report.problems.append(f"{len(absent):,} labels have no image, the first is {absent[0]}")
-    counts = Counter(label for name, label in index.labels.items() if name in present)
+    present = {entry.name for entry in part.images}
+    unlabelled, absent = sorted(present - labels.keys()), sorted(labels.keys() - present)
+    problems = [f"{len(unlabelled):,} images have no label, the first is {unlabelled[0]}"] if unlabelled else []
+    problems += [f"{len(absent):,} labels have no image, the first is {absent[0]}"] if absent else []
+    counts = Counter(label for name, label in labels.items() if name in present)
     names = index.class_names or [""] * index.num_classes
-    report.classes = [(label, names[label], counts[label]) for label in range(index.num_classes)]
-    report.problems += _abridge([f"class {label}{f' {name!r}' if name else ''} has no images" for label, name, count in report.classes if not count])
+    return part, (problems or [error]) + _count_classes(report, names, [counts[label] for label in range(index.num_classes)])
+
+
+def _count_classes(report: CheckReport, names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Fill in the table of classes. Returns what is wrong with it."""
+    report.classes = [(label, name, count) for label, (name, count) in enumerate(zip(names, counts, strict=True))]
+    problems = [f"class {label}{f' {name!r}' if name else ''} has no images" for label, name, count in report.classes if not count]
+    if any(names):
+        try:
+            label_rule.check_distinct(names, "the classes")
+        except ValueError as error:
+            problems.append(str(error))
+    return _abridge(problems)
 
 
 def _abridge(problems: list[str]) -> list[str]:
@@ -204,6 +236,7 @@ def _print_report(report: ConvertReport) -> None:
     if report.empty_classes:
         names = ", ".join(report.empty_classes[:LISTED_PROBLEMS]) + (", ..." if len(report.empty_classes) > LISTED_PROBLEMS else "")
         click.echo(f"warning: {len(report.empty_classes):,} classes are left without images: {names}", err=True)
+    click.echo(f"labels: {report.summary}")
     for path in report.paths:
         click.echo(f"{path}: {report.num_images:,} images")
 
@@ -215,7 +248,11 @@ def _print_report(report: ConvertReport) -> None:
 @click.option("--transform", type=click.Choice(TRANSFORMS), default="none", help="How images become square.")
 @click.option("--filter", type=click.Choice(list(FILTERS)), help="Resize filter.  [default: lanczos]")
 @click.option("--background", default="white", help="Colour under transparent pixels: a name or #rrggbb.", metavar="COLOUR")
-@click.option("--labels", type=click.Choice(sources.LABEL_MODES), default="auto", help="auto: dataset.json, else sub-folders are classes.")
+@click.option(
+    "--labels", type=click.Choice(label_rule.MODES), default="auto", help="Of dataset.json, of sub-folders, or the rule of docs/datasets.md."
+)
+@click.option("--subfolder", default="", help="The part of a folder or zip to use.", metavar="NAME")
+@click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, also outside of it.")
 @click.option("--class-names", help="Names replacing those of the source: a,b,c or @file.", metavar="LIST")
 @click.option("--classes", help="Keep these classes alone, in this order: a,b,c or @file.", metavar="LIST")
 @click.option("--max-images", type=int, help="Keep the first N images.", metavar="N")
@@ -229,7 +266,10 @@ def main(source: str | None, dest: str | None, check_path: str | None, workers: 
     """Turn any image source into a StyleGAN data set, or --check one."""
     try:
         with outputs.interruptible():
-            problems = _run_check(check_path, source, dest, workers) if check_path is not None else _run_convert(source, dest, workers, **options)
+            if check_path is not None:
+                problems = _run_check(check_path, source, dest, workers, options)
+            else:
+                problems = _run_convert(source, dest, workers, **options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
@@ -237,11 +277,11 @@ def main(source: str | None, dest: str | None, check_path: str | None, workers: 
     sys.exit(1 if problems else 0)
 
 
-def _run_check(path: str, source: str | None, dest: str | None, workers: int | None) -> bool:
+def _run_check(path: str, source: str | None, dest: str | None, workers: int | None, options: dict[str, Any]) -> bool:
     """--check. Returns whether there are problems."""
     if source is not None or dest is not None:
         raise ValueError("--check reads a finished data set; it goes without --source and --dest")
-    report = check(path, workers, Progress(sys.stderr))
+    report = check(path, workers, Progress(sys.stderr), options["labels"], options["subfolder"], options["follow_links"])
     click.echo(report.format())
     return bool(report.problems)
 

@@ -139,6 +139,8 @@ def main(**values: Any) -> None:
         for flag in ("outdir", "prefetch"):
             if values[flag] is not None and (flag, values[flag]) != ("prefetch", ""):
                 outputs.check_output(f"--{flag}", values[flag], data={"--data": values["data"]}, folder=True)
+        if values["desc"] and {"/", "\\", "\0"} & set(values["desc"]):
+            raise ValueError(f"--desc={values['desc']!r} becomes part of a folder's name: leave out / and \\")
         if values["prefetch"] is not None:
             prefetch_all(values)
             return
@@ -215,6 +217,7 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     existing = Path(resume) if resume else None
     if existing is None and values["restart_every"] is not None:
         existing = unfinished_run(outdir, desc, config)
+    print_labels([dataset])
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
         click.echo("\n".join(dry_run.lines(config, given, dataset, target)))
@@ -237,6 +240,7 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     planned = recipe_plan.plan(schedule, folder)
     for p in planned:
         launch.check_processes(p.config)
+    print_labels(p.dataset for p in planned)
     if values["dry_run"]:
         click.echo("\n".join(recipe_plan.lines(schedule, planned)))
         print_missing(line for p in planned for line in frozen.check_weights(p.config, download=False))
@@ -250,6 +254,13 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
     measures = recipe_launch.Measures(make_evaluate, final_evaluator)
     return recipe_launch.start(schedule, folder, values, desc, measures, started + planned[0].config.run.restart_every)
+
+
+def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
+    """What says which image has which class, and what is left out: a line for every data set."""
+    lines = dict.fromkeys(f"Labels: {dataset.path}: {dataset.labels_summary}" for dataset in datasets if dataset is not None)
+    for line in lines if distributed.is_main() else ():
+        click.echo(line)
 
 
 def make_evaluator(config: TrainConfig, dataset: ImageDataset, device: torch.device | str = "cpu") -> Evaluator:

@@ -241,6 +241,12 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def reason(error: BaseException) -> str:
+    """An exception's own words in one line; where it has none, its name in words: 'EOF error'."""
+    words = " ".join(str(error).split())
+    return words[:300] or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(error).__name__).lower()
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its name only when the block ends well.

@@ -6,6 +6,8 @@ listing (made once), a reader is a small picklable object that fetches one entry
 are fetched with positional reads, so that threads need no lock and forked processes do not fight over one file offset.
 """
 
+import contextlib
+import functools
 import io
 import json
 import os
@@ -14,25 +16,42 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from dnnlib import util
 
 INDEX_NAME = "dataset.json"
-IMAGE_EXTENSIONS = frozenset(
-    [".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"]
-)
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")  # raster only: EPS would start a program
+SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's: what its n######## folders are called
+# Registered with Pillow, and yet no pictures here: EPS would start a program, IPTC would open anything inside, FITS unpacks without a
+# bound, WMF is for Windows alone, and the others are recognised but not decoded.
+NOT_READ = frozenset(["BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"])
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
 MAX_INDEX_BYTES = 4 * 2**30  # dataset.json of millions of images
 MAX_CLASSES = 2**24  # a larger label is a mistake, and would be allocated for
 MAX_ENTRY_RATIO = 200  # unpacked : packed, from RATIO_FLOOR_BYTES on; photographs stay below 10
 RATIO_FLOOR_BYTES = 16 * 2**20
 ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the earliest date a zip can hold
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 MAX_PIXELS = 2**27  # of one source image; below PIL's own hard limit
+SYSTEM_FOLDERS = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+
+# Why a file of an archive is not used: the words that follow its count.
+ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL = (
+    "with an ending that is not read",
+    "hidden or of the system",
+    "links to folders (--follow-links reads them)",
+    "links that lead back into a folder around them",
+    "neither files nor folders",
+)
+LISTED = (ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL)
+SHOWN = 4  # examples per reason
 
 
 class Entry(NamedTuple):
@@ -160,6 +179,38 @@ class StoredZipWriter:
         self._file.write(b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, size, offset, 0))
 
 
+class LeftOut:
+    """Files that are not used, counted by reason, with the first examples of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, Counter[str]] = {}
+
+    def add(self, reason: str, example: str = "", count: int = 1) -> None:
+        """Count files; `example` is an ending, a name or a folder, told in brackets."""
+        self.counts[reason] += count
+        examples = self.examples.setdefault(reason, Counter())
+        if example and (example in examples or len(examples) < 100):
+            examples[example] += count
+
+    def merge(self, other: "LeftOut") -> None:
+        """Add another's counts."""
+        for reason, count in other.counts.items():
+            self.counts[reason] += count
+            self.examples.setdefault(reason, Counter()).update(other.examples[reason])
+
+    def __str__(self) -> str:
+        """'3 with an ending that is not read (.txt 2, .heic 1), 1 hidden or of the system (.DS_Store)', or 'nothing'."""
+        parts = []
+        for reason in sorted(self.counts, key=lambda reason: LISTED.index(reason) if reason in LISTED else len(LISTED)):
+            count, examples = self.counts[reason], self.examples[reason]
+            ranked = sorted(examples.items(), key=lambda pair: (-pair[1], pair[0]))
+            shown = [name if len(examples) == 1 else f"{name} {n:,}" for name, n in ranked[:SHOWN]]
+            listed = ", ".join([*shown, *(["..."] if len(examples) > SHOWN else [])])
+            parts.append(f"{count:,} {reason}" + (f" ({listed})" if listed else ""))
+        return ", ".join(parts) or "nothing"
+
+
 @dataclass
 class Archive:
     """What a zip or folder holds. `images` are sorted by name; `directories` are those that exist, empty or not."""
@@ -170,6 +221,16 @@ class Archive:
     directories: set[str] = field(default_factory=set)
     duplicates: list[str] = field(default_factory=list)
     index: Entry | None = None  # dataset.json
+    inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files further down, by their whole names
+    others: list[Entry] = field(default_factory=list)  # files that are no images and not hidden, dataset.json excepted
+    left_out: LeftOut = field(default_factory=LeftOut)
+    synset_names: Entry | None = None
+    prefix: str = ""  # the folder that this is a part of, '' or ending in '/'; all names start after it
+
+    @property
+    def where(self) -> str:
+        """The path, with the folder inside that this is about: for messages."""
+        return f"{self.path}: {self.prefix.rstrip('/')}" if self.prefix else self.path
 
     @property
     def name(self) -> str:
@@ -219,25 +280,44 @@ def check_name(name: str, where: str) -> str:
     return clean
 
 
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read: those that it can open and knows an ending for, but for NOT_READ."""
+    Image.init()
+    return tuple(sorted({name for name in Image.registered_extensions().values() if name in Image.OPEN and name not in NOT_READ}))
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """The endings of image files, as Pillow registers them."""
+    formats = image_formats()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+
+
 def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+    """Whether a file's ending is that of an image format that is read."""
+    return os.path.splitext(name)[1].lower() in image_extensions()
 
 
-def _is_hidden(name: str) -> bool:
-    """Left by file browsers: dot files, macOS resource forks."""
-    path = f"/{name}/"
-    return "/." in path or "/__MACOSX/" in path
+def hidden_part(name: str) -> str:
+    """The part of a path that file browsers and systems leave behind (.DS_Store, __MACOSX), or ''."""
+    if "." not in name and not any(folder in name for folder in SYSTEM_FOLDERS):
+        return ""
+    return next((part for part in name.split("/") if part.startswith(".") or part in SYSTEM_FOLDERS), "")
 
 
-def open_archive(path: str | os.PathLike[str]) -> Archive:
+def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Archive:
     """List a zip file or a folder.
+
+    Args:
+        follow_links: read what links inside a folder lead to, wherever that is. Without it a link that leaves the folder is an error.
 
     Raises:
         ValueError: not there, not a zip, an entry or link that leaves the folder, an encrypted or unsupported zip entry.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        return _list_folder(path)
+        return _list_folder(path, follow_links)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
     return _list_zip(path)
@@ -252,10 +332,12 @@ def _list_zip(path: str) -> Archive:
     archive = Archive(path, ZipReader(path))
     seen: set[str] = set()
     for info in infos:
-        name = check_name(info.filename, path)
-        if _is_hidden(name):
+        name = check_name(_entry_name(info), path)
+        if hidden := hidden_part(name):
+            if not name.endswith("/"):
+                archive.left_out.add(HIDDEN, hidden)
             continue
-        if info.is_dir():
+        if name.endswith("/"):
             archive.directories.add(name.rstrip("/"))
             continue
         folder = name.rpartition("/")[0]
@@ -263,22 +345,69 @@ def _list_zip(path: str) -> Archive:
             archive.directories.add(folder)
             folder = folder.rpartition("/")[0]
         entry = Entry(name, info.file_size, info.CRC, info.header_offset, info.compress_size, info.compress_type)
-        if not (is_image_name(name) or name == INDEX_NAME):
-            continue
-        if info.flag_bits & 1:
-            raise ValueError(f"{path}: {name} is encrypted; store the images without a password")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{path}: {name} uses zip compression method {info.compress_type}; only stored and deflated are supported")
-        if name in seen:
-            archive.duplicates.append(name)
-            continue
-        seen.add(name)
-        if name == INDEX_NAME:
-            archive.index = entry
-        else:
-            archive.images.append(entry)
+        if is_image_name(name) or name == INDEX_NAME:
+            _check_entry(info, name, path)
+            if name in seen:
+                archive.duplicates.append(name)
+                continue
+            seen.add(name)
+        _sort_in(archive, entry)
     archive.images.sort()
     return archive
+
+
+def _check_entry(info: zipfile.ZipInfo, name: str, path: str) -> None:
+    """Raises ValueError for an entry that cannot be read."""
+    if info.flag_bits & 1:
+        raise ValueError(f"{path}: {name} is encrypted; store the images without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{path}: {name} uses zip compression method {info.compress_type}; only stored and deflated are supported")
+
+
+def _entry_name(info: zipfile.ZipInfo) -> str:
+    """The name as the writer of the zip meant it.
+
+    UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else UTF-8 where the bytes are
+    that (macOS does not say so); else code page 437, the zip format's own.
+    """
+    if info.flag_bits & 0x800:
+        return info.filename
+    raw = info.orig_filename.encode("cp437")  # zipfile has decoded it so; back to the bytes
+    if raw.isascii():
+        return info.filename
+    name = _unicode_name(info.extra, raw)
+    if name is None:
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            name = info.orig_filename
+    return name.partition("\0")[0]
+
+
+def _unicode_name(extra: bytes, raw: bytes) -> str | None:
+    """The name in an extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is there and still the name of this entry."""
+    while len(extra) >= 4:
+        tag, size = struct.unpack("<HH", extra[:4])
+        value, extra = extra[4 : 4 + size], extra[4 + size :]
+        if tag == 0x7075 and len(value) > 5 and value[:5] == struct.pack("<BI", 1, zlib.crc32(raw)):
+            with contextlib.suppress(UnicodeDecodeError):
+                return value[5:].decode("utf-8")
+    return None
+
+
+def _sort_in(archive: Archive, entry: Entry) -> None:
+    """Put a file where it belongs: an image, a dataset.json, or something that is not used."""
+    if entry.name == INDEX_NAME:
+        archive.index = entry
+    elif entry.name.endswith(f"/{INDEX_NAME}"):
+        archive.inner_indices.append(entry)
+    elif is_image_name(entry.name):
+        archive.images.append(entry)
+    elif entry.name.rpartition("/")[2] == SYNSET_NAMES:
+        archive.synset_names = min(entry, archive.synset_names or entry, key=lambda found: len(found.name))
+    else:
+        archive.others.append(entry)
+        archive.left_out.add(ENDING, os.path.splitext(entry.name)[1].lower() or "none")
 
 
 def _scan(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -287,43 +416,86 @@ def _scan(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
             yield f"{prefix}/{entry.name}" if prefix else entry.name, entry
 
 
-def _list_folder(path: str) -> Archive:
+def _list_folder(path: str, follow_links: bool) -> Archive:
     archive = Archive(path, FolderReader(path))
     real_root = os.path.realpath(path)
-    pending = [""]
+    pending = [("", (real_root,))]  # folders to list, with the real paths of those around them
     while pending:
-        for name, entry in _scan(path, pending.pop()):
-            if _is_hidden(name):
+        folder, around = pending.pop()
+        for name, entry in _scan(path, folder):
+            if hidden := hidden_part(name):
+                archive.left_out.add(HIDDEN, hidden)
                 continue
-            if entry.is_symlink() and not _stays_inside(real_root, entry.path):
-                raise ValueError(
-                    f"{path}: {name} is a link that leaves the folder or leads nowhere ({os.path.realpath(entry.path)}); "
-                    "copy the files, or name that folder instead"
-                )
-            if entry.is_dir(follow_symlinks=False):
-                archive.directories.add(name)
-                pending.append(name)
-            elif name == INDEX_NAME:
-                archive.index = Entry(name)
-            elif is_image_name(name) and stat.S_ISREG(entry.stat().st_mode):
-                archive.images.append(Entry(name))
+            is_link = entry.is_symlink()
+            if is_link:
+                _check_link(path, name, entry.path, None if follow_links else real_root)
+            if entry.is_dir(follow_symlinks=follow_links):
+                real = os.path.realpath(entry.path) if follow_links else ""
+                if is_link and real in around:
+                    archive.left_out.add(CIRCLE, name)
+                else:
+                    archive.directories.add(name)
+                    pending.append((name, (*around, real) if follow_links else around))
+            elif is_link and entry.is_dir():
+                archive.left_out.add(FOLDER_LINK, name)
+            elif entry.is_file():
+                _sort_in(archive, Entry(name))
+            else:
+                archive.left_out.add(SPECIAL, name)
     archive.images.sort()
     return archive
 
 
-def _stays_inside(real_root: str, path: str) -> bool:
-    target = os.path.realpath(path)
-    return os.path.exists(target) and os.path.commonpath([real_root, target]) == real_root
+def _check_link(path: str, name: str, link: str, real_root: str | None) -> None:
+    """Raises ValueError for a link that leads nowhere, or out of `real_root` if that is given."""
+    target = os.path.realpath(link)
+    if os.path.exists(target) and (real_root is None or os.path.commonpath([real_root, target]) == real_root):
+        return
+    raise ValueError(
+        f"{path}: {name} is a link that leaves the folder or leads nowhere ({target}); copy the files, name that folder instead, "
+        "or use dataset_tool.py --follow-links"
+        if os.path.exists(target)
+        else f"{path}: {name} is a link that leaves the folder or leads nowhere: there is no {target}; remove the link"
+    )
+
+
+def below(archive: Archive, prefix: str) -> Archive:
+    """The part of an archive in the folder `prefix` (ending in '/'), as an archive of its own; what lies beside it counts as left out.
+
+    With '' a copy.
+    """
+
+    def inner(entries: Iterable[Entry]) -> list[Entry]:
+        return [entry._replace(name=entry.name[len(prefix) :]) for entry in entries if entry.name.startswith(prefix)]
+
+    indices = inner(archive.inner_indices)
+    part = Archive(
+        archive.path,
+        FolderReader(os.path.join(archive.reader.path, prefix)) if isinstance(archive.reader, FolderReader) else archive.reader,
+        inner(archive.images),
+        {name[len(prefix) :] for name in archive.directories if name.startswith(prefix)},
+        [name[len(prefix) :] for name in archive.duplicates if name.startswith(prefix)],
+        next((entry for entry in indices if entry.name == INDEX_NAME), None if prefix else archive.index),
+        [entry for entry in indices if entry.name != INDEX_NAME],
+        inner(archive.others),
+        synset_names=archive.synset_names,
+        prefix=archive.prefix + prefix,
+    )
+    part.left_out.merge(archive.left_out)
+    for entry in archive.images:
+        if not entry.name.startswith(prefix):
+            part.left_out.add(f"outside {part.prefix}", entry.name.partition("/")[0])
+    return part
 
 
 def read_index(archive: Archive) -> Index:
-    """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}; an empty Index without one.
+    """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}; an empty Index without one, or for {}.
 
     Whether the labelled files exist is the caller's to check. Raises ValueError with one line about what is malformed.
     """
     if archive.index is None:
         return Index(None, 0, None, {}, b"")
-    where = f"{archive.path}: {INDEX_NAME}"
+    where = f"{archive.path}: {archive.prefix}{INDEX_NAME}"
     try:
         raw = archive.reader.read(archive.index)
     except ValueError as error:
@@ -334,6 +506,8 @@ def read_index(archive: Archive) -> Index:
         raise ValueError(f"{where} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f'{where} must be an object with "labels", not a {type(content).__name__}')
+    if content and "labels" not in content:
+        raise ValueError(_no_labels_key(where, list(content)))
     metadata = content.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise ValueError(f'{where}: "metadata" must be an object')
@@ -348,10 +522,22 @@ def read_index(archive: Archive) -> Index:
     return Index(labels, num_classes, class_names, metadata, raw)
 
 
+def _no_labels_key(where: str, keys: list[str]) -> str:
+    """What is said of an object without "labels"."""
+    near = next((key for key in keys if key.strip().lower().rstrip("s") == "label"), None)
+    found = f"it has {near!r}" if near is not None else "it has " + ", ".join(repr(key[:40]) for key in keys[:3]) + (", ..." if keys[3:] else "")
+    return (
+        f'{where} has no "labels", but {found}: write {{"labels": [["a/0.png", 0], ...]}}, or {{"labels": null}} for images '
+        "without classes; --labels=folders and --labels=none do not look at it"
+    )
+
+
 def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
     """(name -> class index, number of classes); (None, 0) for null or an empty list."""
-    if not pairs:
+    if pairs is None or (isinstance(pairs, list | dict) and not pairs):
         return None, 0
+    if not isinstance(pairs, list | dict):
+        raise ValueError(f'{where}: "labels" must be a list of [file name, class index] or null, not {str(pairs)[:40]!r}')
     if isinstance(pairs, dict):
         pairs = list(pairs.items())
     labels: dict[str, int] = {}
@@ -381,17 +567,74 @@ def parse_label(value: Any, where: str) -> int:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A lazily decoded raster image. Raises ValueError when the bytes are none, or claim more than MAX_PIXELS."""
-    Image.init()
+    """A lazily decoded raster image. Raises ValueError, with the decoder's reason, when the bytes are none or claim more than MAX_PIXELS."""
+    data = without_large_text(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+        image = Image.open(io.BytesIO(data), formats=image_formats())
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MAX_PIXELS} pixels (decompression bomb?)") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"not a readable image ({_refusal(data)})") from None
     except Exception as error:  # PIL's format plugins raise anything on damaged headers
-        raise ValueError(f"not a readable image ({type(error).__name__})") from None
+        raise ValueError(f"not a readable image ({util.reason(error)})") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels (decompression bomb?)")
     return image
+
+
+def _refusal(data: bytes) -> str:
+    """Why no decoder takes the bytes: the words of the one that recognises their beginning, or what that beginning is."""
+    if not data:
+        return "the file is empty"
+    for name in image_formats():
+        factory, accept = Image.OPEN[name]
+        try:
+            accepted = accept is not None and accept(data[:16])
+            if isinstance(accepted, str):
+                return accepted
+            if accepted:
+                factory(io.BytesIO(data), "")
+        except Exception as error:  # as in open_image
+            return f"{name}: {util.reason(error)}"
+    return f"no known image format begins with {data[:12]!r}"
+
+
+def without_large_text(data: bytes) -> bytes:
+    """A PNG without the texts and colour profiles that are too large for Pillow, which would then refuse the picture; other bytes as they are.
+
+    Texts are not used, profiles neither. Small ones stay: orientation may be in them. Nothing is unpacked beyond Pillow's own limit.
+    """
+    if not data.startswith(PNG_SIGNATURE) or not any(kind in data for kind in PNG_TEXTS):
+        return data
+    parts, kept, start, left = [], 0, len(PNG_SIGNATURE), PngImagePlugin.MAX_TEXT_MEMORY // 2
+    while start + 12 <= len(data):
+        size, kind = struct.unpack(">I4s", data[start : start + 8])
+        end = start + 12 + size
+        if kind in PNG_TEXTS:
+            length = _text_length(kind, memoryview(data)[start + 8 : end - 4]) if left > 0 else 0
+            left -= length
+            if length > PngImagePlugin.MAX_TEXT_CHUNK or left <= 0:
+                parts.append(data[kept:start])
+                kept = end
+        start = end
+    return b"".join([*parts, data[kept:]]) if parts else data
+
+
+def _text_length(kind: bytes, content: memoryview) -> int:
+    """Bytes of a PNG's text or profile chunk when unpacked; for more than Pillow's limit, something above it."""
+    head = bytes(content[: 2**16])  # of the keyword, in iTXt also language and translated keyword
+    keyword_end = head.find(b"\0")
+    if kind == b"tEXt" or keyword_end < 0 or (kind == b"iTXt" and head[keyword_end + 1 : keyword_end + 2] != b"\1"):
+        return len(content)
+    packed = keyword_end + 2
+    if kind == b"iTXt":
+        packed = head.find(b"\0", head.find(b"\0", keyword_end + 3) + 1) + 1
+    try:
+        unpacker = zlib.decompressobj()
+        text = unpacker.decompress(content[packed:], PngImagePlugin.MAX_TEXT_CHUNK)
+    except zlib.error:
+        return len(content)
+    return len(text) + (1 if unpacker.unconsumed_tail else 0) * PngImagePlugin.MAX_TEXT_CHUNK
 
 
 def is_zip_path(path: str | os.PathLike[str]) -> bool:

@@ -7,6 +7,7 @@ before it is complete.
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 import warnings
 import zlib
 from collections import Counter, deque
@@ -33,6 +35,7 @@ from dnnlib import outputs
 from dnnlib.progress import Progress as Progress  # what scripts hand to `convert`
 from dnnlib.util import atomic_write
 from image_data import archives, sources, transforms
+from image_data import labels as label_rule
 from image_data.sources import Source
 from image_data.transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
 
@@ -56,6 +59,7 @@ class ConvertReport:
     dropped: int  # images that the transform leaves out
     empty_classes: list[str]
     seconds: float
+    summary: str = ""  # how many classes, from what, and what was left out
 
 
 class _Item(NamedTuple):
@@ -252,15 +256,21 @@ def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
 
 
 def _select(source: Source, max_images: int | None, subset_seed: int | None, classes: Sequence[str] | None) -> tuple[np.ndarray, Source]:
-    """(indices of the images to use, in source order; the source, its labels renumbered when classes are chosen)."""
+    """(indices of the images to use, in source order; the source, its labels renumbered when classes are chosen, its left-out count grown)."""
+    left_out = archives.LeftOut()
+    left_out.merge(source.left_out)
+    source = replace(source, left_out=left_out)
     indices = np.arange(len(source), dtype=np.int64)
     if classes is not None:
         if source.labels is None:
             raise ValueError(f"{source.name}: --classes given, but the images have no labels")
-        names = source.class_names or [str(index) for index in range(source.num_classes)]
+        names = [unicodedata.normalize("NFC", name) for name in source.class_names or map(str, range(source.num_classes))]
+        classes = [unicodedata.normalize("NFC", name) for name in classes]
         unknown = [name for name in classes if name not in names]
         if unknown:
-            raise ValueError(f"{source.name}: --classes names {unknown[0]!r}, which is none of {', '.join(names[:20])}")
+            near = difflib.get_close_matches(unknown[0], names, n=3)
+            hint = f"; the nearest are {', '.join(near)}" if near and len(names) > 20 else ""
+            raise ValueError(f"{source.name}: --classes names {unknown[0]!r}, which is none of {', '.join(names[:20])}{hint}")
         if len(set(classes)) < len(classes):
             raise ValueError("--classes names a class twice")
         renumbered = np.full(len(names), -1, dtype=np.int64)
@@ -268,12 +278,16 @@ def _select(source: Source, max_images: int | None, subset_seed: int | None, cla
         labels = renumbered[source.labels]
         source = replace(source, labels=labels, class_names=list(classes))  # -1 for the images that `indices` leaves out
         indices = indices[labels >= 0]
+        if len(indices) < len(source):
+            left_out.add("of other classes (--classes)", count=len(source) - len(indices))
     if subset_seed is not None and max_images is None:
         raise ValueError("--subset-seed chooses which images --max-images keeps; give --max-images too")
     if max_images is not None:
         if max_images < 1:
             raise ValueError(f"--max-images={max_images} must be at least 1")
         chosen = np.arange(len(indices)) if subset_seed is None else np.random.RandomState(subset_seed % 2**32).permutation(len(indices))
+        if max_images < len(indices):
+            left_out.add("beyond --max-images", count=len(indices) - max_images)
         indices = indices[np.sort(chosen[:max_images])]
     return indices, source
 
@@ -379,6 +393,8 @@ def convert(
     labels: str = "auto",
     class_names: list[str] | None = None,
     classes: Sequence[str] | None = None,
+    subfolder: str = "",
+    follow_links: bool = False,
     max_images: int | None = None,
     subset_seed: int | None = None,
     workers: int | None = None,
@@ -396,9 +412,11 @@ def convert(
         transform: none | center-crop | center-crop-wide | center-crop-dhariwal.
         filter: of the resize: nearest, box, bilinear, hamming, bicubic, lanczos (None = lanczos; center-crop-dhariwal has its own).
         background: CSS colour under transparent pixels.
-        labels: auto | folders | none (see open_source).
+        labels: auto | json | folders | none, the rule of image_data.labels.
         class_names: replaces the source's class names.
         classes: keep these classes alone, numbered in this order.
+        subfolder: the part of the source to use: 'train'.
+        follow_links: read what links inside a folder lead to.
         max_images: keep the first so many images, or a random choice when `subset_seed` is given.
         workers: processes; None = one per core.
         on_error: 'fail' stops at an unreadable image, 'skip' leaves it out and lists it in the report.
@@ -420,14 +438,18 @@ def convert(
     paths = _dest_paths(os.fspath(dest), sizes)
     for path in paths:
         _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
-    opened = source if isinstance(source, Source) else sources.open_source(source, labels, class_names)
+    opened = source if isinstance(source, Source) else sources.open_source(source, labels, class_names, subfolder, follow_links)
     indices, opened = _select(opened, max_images, subset_seed, classes)
     options = {"max_images": max_images, "subset_seed": subset_seed, "classes": list(classes) if classes is not None else None}
     job = _Job(opened, indices, preparation, paths, {key: value for key, value in options.items() if value is not None})
     consumer = _run(job, workers, on_error == "fail", progress)
     names = opened.class_names or [str(label) for label in range(opened.num_classes)]
     empty = [names[label] for label in range(opened.num_classes) if not consumer.counts[label]]
-    return ConvertReport(paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, time.monotonic() - started)
+    for reason, count in (("that cannot be used (--on-error=skip)", len(consumer.skipped)), ("too small for the transform", consumer.dropped)):
+        if count:
+            opened.left_out.add(reason, count=count)
+    summary = label_rule.summary(opened.num_classes, opened.origin, opened.left_out)
+    return ConvertReport(paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, time.monotonic() - started, summary)
 
 
 def _plan(sizes: list[Size], transform: str, filter: str | None, background: str, compress_level: int) -> Preparation:

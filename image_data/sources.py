@@ -5,6 +5,8 @@ A source lists its images and labels once, in the calling process. `refs[i]` is 
 (small and picklable too) turns into the image's name and its bytes or pixels, in any process.
 """
 
+import contextlib
+import functools
 import gzip
 import io
 import os
@@ -13,24 +15,26 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections import Counter
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dnnlib import util
 from image_data import archives
+from image_data import labels as label_rule
 
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801
 MAX_IDX_BYTES = 16 * 2**30  # unpacked
 MAX_CIFAR_BATCH_BYTES = 2**30
-SYNSET = re.compile(r"n\d{8}")
-SYNSET_NAMES = "LOC_synset_mapping.txt"
-STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z]+")
-LABEL_MODES = ("auto", "folders", "none")
+# kind, the file of class names, the batches of training images, the keys of labels and of class names
+CIFAR = (
+    ("cifar-10", "batches.meta", [f"data_batch_{i}" for i in range(1, 6)], "labels", "label_names"),
+    ("cifar-100", "meta", ["train"], "fine_labels", "fine_label_names"),
+)
 
 
 class Opener(Protocol):
@@ -91,6 +95,9 @@ class Source:
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""  # of the labels, in words; without labels why there are none
+    left_out: archives.LeftOut = field(default_factory=archives.LeftOut)
+    remark: str = ""  # where no labels were asked for: what would have been asked about them
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -116,8 +123,13 @@ class _ArrayRefs(Sequence[tuple[str, np.ndarray]]):
         return f"image {index}", self._images[index]
 
 
-def array_source(name: str, images: np.ndarray, labels: Any = None, class_names: list[str] | None = None, kind: str = "array") -> Source:
-    """A source of images in memory: uint8 [N, H, W] or [N, H, W, 3], with optional class indices [N]. Raises ValueError on other shapes."""
+def array_source(
+    name: str, images: np.ndarray, labels: Any = None, class_names: list[str] | None = None, kind: str = "array", origin: str = ""
+) -> Source:
+    """A source of images in memory: uint8 [N, H, W] or [N, H, W, 3], with optional class indices [N]. Raises ValueError on other shapes.
+
+    origin: of the labels, in words.
+    """
     images = np.asarray(images)
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
         raise ValueError(f"{name}: images must be uint8 [N, H, W] or [N, H, W, 3], not {images.dtype} {list(images.shape)}")
@@ -129,27 +141,34 @@ def array_source(name: str, images: np.ndarray, labels: Any = None, class_names:
             raise ValueError(f"{name}: label {labels.min()} is negative")
         if class_names is not None and labels.max(initial=-1) >= len(class_names):
             raise ValueError(f"{name}: labels go up to {labels.max()}, but {len(class_names)} classes are named")
-    return Source(name, kind, ArrayOpener(), _ArrayRefs(images), labels, class_names)
+    origin = origin or ("none are given" if labels is None else "the labels that are given")
+    return Source(name, kind, ArrayOpener(), _ArrayRefs(images), labels, class_names, origin=origin)
 
 
-def open_source(path: str | os.PathLike[str], labels: str = "auto", class_names: list[str] | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str], labels: str = "auto", class_names: list[str] | None = None, subfolder: str = "", follow_links: bool = False
+) -> Source:
     """Recognise and list a source.
 
     Args:
         path: folder, zip, IDX image file, CIFAR tarball, LMDB folder, ILSVRC tree.
-        labels: 'auto' = dataset.json if there is one, else sub-folders as classes; 'folders' = sub-folders whatever dataset.json says;
-            'none' = unlabelled.
+        labels: where classes come from, one of `label_rule.MODES`.
         class_names: replaces the source's own.
+        subfolder: of a folder or zip, the part to use.
+        follow_links: in a folder, read what links lead to.
 
     Raises:
         ValueError: one line about what is wrong with the source.
     """
     path = os.fspath(path)
-    if labels not in LABEL_MODES:
-        raise ValueError(f"labels={labels!r}; there are {', '.join(LABEL_MODES)}")
-    source = _recognise(path, labels)
+    if labels not in label_rule.MODES:
+        raise ValueError(f"--labels={labels}; there are {', '.join(label_rule.MODES)}")
+    source = _recognise(path, labels, subfolder, follow_links)
     if len(source) == 0:
-        raise ValueError(f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and the like are read, .heic and raw photographs are not")
+        raise ValueError(
+            f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and the like are read, .heic and raw photographs are not; "
+            f"left out: {source.left_out}"
+        )
     if labels == "none":
         source.labels, source.class_names = None, None
     if class_names is not None:
@@ -158,192 +177,158 @@ def open_source(path: str | os.PathLike[str], labels: str = "auto", class_names:
         largest = int(source.labels.max())
         if largest >= len(class_names):
             raise ValueError(f"{path}: {len(class_names)} class names given, but labels go up to {largest}")
+        label_rule.check_distinct(class_names, "--class-names")
         source.class_names = class_names
+    label_rule.check_distinct(source.class_names or [], f"{path}: the classes of {source.origin}")
     return source
 
 
-def _recognise(path: str, labels: str) -> Source:
+def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Source:
+    if os.path.isfile(os.path.join(path, "data.mdb")):
+        return _lmdb_source(path)
     if os.path.isdir(path):
-        if os.path.exists(os.path.join(path, "data.mdb")):
-            return _lmdb_source(path)
-        tree = _find_synset_folder(path)
-        return _ilsvrc_source(path, tree) if tree is not None else _archive_source(path, labels, "folder")
+        return _archive_source(path, "folder", mode, subfolder, follow_links)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
     if zipfile.is_zipfile(path):
-        return _archive_source(path, labels, "zip")
+        return _archive_source(path, "zip", mode, subfolder)
     if path.lower().endswith(".zip"):
         raise ValueError(f"{path}: not a readable zip file")
+    if subfolder:
+        raise ValueError(f"--subfolder={subfolder}: {path} is neither a folder nor a zip")
     magic = _idx_magic(path)
     if magic == IDX_IMAGES_MAGIC:
-        return _idx_source(path, labels)
+        return _idx_source(path, mode)
     if magic == IDX_LABELS_MAGIC:
         raise ValueError(f"{path}: an IDX file of labels; give the images file, the labels beside it are found")
     if tarfile.is_tarfile(path):
-        return _cifar_source(path)
+        with _open_tar(path) as tar:
+            return _cifar_source(path, {member.name.removeprefix("./"): member for member in tar}, functools.partial(_tar_member, tar, path))
     raise ValueError(f"{path}: not a folder or zip of images, an IDX image file, a CIFAR-10/100 python tarball or an LMDB folder")
 
 
 # Folders and zips of images.
 
 
-def _archive_source(path: str, labels: str, kind: str) -> Source:
-    archive = archives.open_archive(path)
+def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_links: bool = False) -> Source:
+    archive = archives.open_archive(path, follow_links)
     if archive.duplicates:
         raise ValueError(f"{path}: {archive.duplicates[0]} exists twice in the zip")
-    source = Source(os.path.basename(os.path.abspath(path)), kind, ArchiveOpener(archive.reader), archive.images)
-    if labels == "none" or not archive.images:
-        return source
-    if archive.index is not None and labels == "auto":
-        index = archives.read_index(archive)
-        source.labels, source.class_names, source.metadata = _index_labels(archive, index), index.class_names, index.metadata
-    else:
-        source.labels, source.class_names = _folder_labels(archive, labels)
+    packed = _packed_source(archive, mode) if not archive.images else None
+    if packed is not None:
+        return packed
+    if not archive.images:
+        return Source(archive.name, kind, ArchiveOpener(archive.reader), [], left_out=archive.left_out)
+    found = label_rule.label(archive, mode, subfolder)
+    part = found.archive
+    source = Source(os.path.basename(os.path.abspath(path)), found.kind or kind, ArchiveOpener(part.reader), part.images)
+    source.labels, source.class_names, source.metadata = found.labels, found.class_names, found.metadata
+    source.origin, source.left_out, source.remark = found.origin, part.left_out, found.remark
     return source
 
 
-def _index_labels(archive: archives.Archive, index: archives.Index) -> np.ndarray | None:
-    """Labels of dataset.json in the order of the images, int64 [N]."""
-    if index.labels is None:
+def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
+    """What a folder or zip without image files holds instead: CIFAR's batches or tarball, an IDX pair, an LMDB. None for nothing known."""
+    members = {entry.name: entry for entry in archive.others}
+    path, read = archive.path, archive.reader.read
+    databases = sorted(os.path.dirname(name) for name in members if name.endswith("/data.mdb"))
+    if databases and isinstance(archive.reader, archives.ZipReader):
+        raise ValueError(f"{path}: holds the LMDB {databases[0]}, which cannot be read inside a zip: unpack it, and give the folder")
+    if len(databases) > 1:
+        raise ValueError(
+            f"{path}: holds {len(databases)} LMDBs ({label_rule.listed(databases)}): give one, --source={os.path.join(path, databases[0])}"
+        )
+    if databases:
+        return _lmdb_source(os.path.join(path, databases[0]))
+    tarball = next((name for name in members if re.fullmatch(r"cifar-100?-python\.tar\.gz", name.rpartition("/")[2])), None)
+    if tarball is not None:
+        where = f"{path}: {tarball}"
+        with _open_tar(where, io.BytesIO(read(members[tarball]))) as tar:
+            return _cifar_source(where, {member.name.removeprefix("./"): member for member in tar}, functools.partial(_tar_member, tar, where))
+    if _find_cifar(members) is not None:
+        return _cifar_source(path, members, read)
+    images = [name for name in members if re.search(r"images[-.]idx3-ubyte(\.gz)?$", name)]
+    training = [name for name in images if "train" in name.rpartition("/")[2]] or images
+    if not training:
         return None
-    names = [entry.name for entry in archive.images]
-    unlabelled = [name for name in names if name not in index.labels]
-    if unlabelled:
-        raise ValueError(f"{archive.path}: dataset.json has no label for {len(unlabelled)} of {len(names)} images, the first is {unlabelled[0]}")
-    if len(index.labels) > len(names):
-        present = set(names)
-        absent = [name for name in index.labels if name not in present]
-        raise ValueError(f"{archive.path}: dataset.json labels {len(absent)} files that are not there, the first is {absent[0]}")
-    return np.array([index.labels[name] for name in names], dtype=np.int64)
+    if len(training) > 1:
+        raise ValueError(f"{path}: holds {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): give one of them")
 
+    def opened(name: str) -> IO[bytes] | None:
+        return _maybe_gzip(io.BytesIO(read(members[name]))) if name in members else None
 
-def _folder_labels(archive: archives.Archive, labels: str) -> tuple[np.ndarray | None, list[str] | None]:
-    """Sub-folders as classes: (int64 [N], names), or (None, None) for a flat folder or an unlabelled StyleGAN set."""
-    names = [entry.name for entry in archive.images]
-    if labels == "auto" and all(STYLEGAN_IMAGE.fullmatch(name) for name in names):
-        return None, None
-    prefix = _wrapper(archive)
-    below = [name[len(prefix) :].split("/") for name in names]
-    top = [parts[0] for parts in below if len(parts) > 1]
-    if not top:
-        return None, None
-    if len(top) < len(names):
-        loose = next(name for name, parts in zip(names, below, strict=True) if len(parts) == 1)
-        raise ValueError(f"{archive.path}: {loose} lies beside class folders; move it into one, or use --labels=none")
-    class_names = _sorted_classes(set(top))
-    empty = sorted(_folders_in(archive, prefix) - set(class_names))
-    if empty:
-        raise ValueError(f"{archive.path}: class folder {empty[0]!r} holds no images; remove it, fill it, or use --labels=none")
-    indices = {name: index for index, name in enumerate(class_names)}
-    return np.array([indices[name] for name in top], dtype=np.int64), class_names
-
-
-def _folders_in(archive: archives.Archive, prefix: str) -> set[str]:
-    """Names of the folders directly below `prefix` ('' or ending in '/'), empty ones included."""
-    return {name[len(prefix) :] for name in archive.directories if name.startswith(prefix) and "/" not in name[len(prefix) :]}
-
-
-def _wrapper(archive: archives.Archive) -> str:
-    """The folders around all class folders, '' or ending in '/': data/cats/1.png, data/dogs/2.png -> 'data/'; cats/1.png alone -> ''."""
-    prefix = ""
-    while len(folders := _folders_in(archive, prefix)) == 1:
-        inner = f"{prefix}{min(folders)}/"
-        if not all(entry.name.startswith(inner) and "/" in entry.name[len(inner) :] for entry in archive.images):
-            break
-        prefix = inner
-    return prefix
-
-
-def _sorted_classes(names: set[str]) -> list[str]:
-    """By name; by number where every class is called by one (so that '10' does not come before '2')."""
-    numbered = all(re.fullmatch("[0-9]+", name) for name in names) and len({int(name) for name in names}) == len(names)
-    return sorted(names, key=int) if numbered else sorted(names)
-
-
-def _find_synset_folder(path: str) -> str | None:
-    """The folder of n######## folders in an ILSVRC tree, given its root or any folder on the way down."""
-    candidates = ["", "train", "CLS-LOC/train", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train"]
-    for candidate in (os.path.join(path, *name.split("/")) if name else path for name in candidates):
-        if os.path.isdir(candidate):
-            folders = [entry.name for entry in os.scandir(candidate) if entry.is_dir() and not entry.name.startswith(".")]
-            if folders and all(SYNSET.fullmatch(name) for name in folders):
-                return candidate
-    return None
-
-
-def _ilsvrc_source(path: str, tree: str) -> Source:
-    """Classes in synset order, named by LOC_synset_mapping.txt when it is found in the tree or above it."""
-    source = _archive_source(tree, "folders", "ilsvrc")
-    source.name = os.path.basename(os.path.abspath(path))
-    synsets = source.class_names or []
-    names = _synset_names(Path(tree).resolve())
-    chosen = [names.get(synset, synset) for synset in synsets]
-    counts = Counter(chosen)  # two synsets are called 'crane': keep names apart
-    source.class_names = [name if counts[name] == 1 else f"{name} ({synset})" for name, synset in zip(chosen, synsets, strict=True)]
-    source.metadata = {"class_ids": synsets}
+    source = _idx_pair(f"{path}: ", training[0], opened, mode)
+    for name in set(images) - set(training):
+        source.left_out.add("of the test split", name)
     return source
-
-
-def _synset_names(tree: Path) -> dict[str, str]:
-    for folder in [tree, *list(tree.parents)[:4]]:
-        file = folder / SYNSET_NAMES
-        if file.is_file():
-            pairs = (line.strip().partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
-            return {synset: name.strip() for synset, _, name in pairs if SYNSET.fullmatch(synset) and name}
-    return {}
 
 
 # IDX pairs (MNIST, Fashion-MNIST and their kin).
 
 
-def _open_maybe_gzip(path: str) -> IO[bytes]:
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
+def _maybe_gzip(file: IO[bytes]) -> IO[bytes]:
+    """The stream from its beginning, unpacked if it is gzip's."""
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[return-value]
+
+
+def _open_idx(path: str) -> IO[bytes] | None:
+    """None for a file that is not there."""
+    return _maybe_gzip(open(path, "rb")) if os.path.exists(path) else None
 
 
 def _idx_magic(path: str) -> int:
     try:
-        with _open_maybe_gzip(path) as file:
-            return int.from_bytes(file.read(4), "big")
+        with open(path, "rb") as file:
+            return int.from_bytes(_maybe_gzip(file).read(4), "big")
     except (OSError, EOFError):
         return 0
 
 
-def _read_idx(path: str, dimensions: int) -> np.ndarray:
-    """uint8 array of an IDX file, shape as its header says."""
+def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
+    """uint8 array of an IDX stream, shape as its header says."""
     try:
-        with _open_maybe_gzip(path) as file:
+        with file:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
-                raise ValueError(f"{path}: not an IDX file of bytes with {dimensions} dimension(s)")
+                raise ValueError(f"{where}: not an IDX file of bytes with {dimensions} dimension(s)")
             shape = struct.unpack(f">{dimensions}I", header[4:])
             count = int(np.prod(shape, dtype=object))
             if count > MAX_IDX_BYTES:
-                raise ValueError(f"{path}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}")
+                raise ValueError(f"{where}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}")
             data = file.read(count + 1)
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: damaged IDX file ({error})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{where}: damaged IDX file ({error})") from None
     if len(data) != count:
-        raise ValueError(f"{path}: header says {list(shape)} = {count} bytes, the file holds {'more' if len(data) > count else len(data)}")
+        raise ValueError(f"{where}: header says {list(shape)} = {count} bytes, the file holds {'more' if len(data) > count else len(data)}")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
-def _idx_source(path: str, labels: str) -> Source:
-    name = os.path.basename(path)
-    images = _read_idx(path, 3)
-    if labels == "none":
-        return array_source(name, images, kind="idx")
+def _idx_source(path: str, mode: str) -> Source:
+    return _idx_pair("", path, _open_idx, mode)
+
+
+def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], mode: str) -> Source:
+    """Images and the labels beside them. `where` stands before names in messages; `opened` gives None for what is not there."""
+    folder, name = os.path.split(path)
+    file = opened(path)
+    assert file is not None
+    images = _read_idx(f"{where}{path}", file, 3)
+    if mode == "none":
+        return array_source(name, images, kind="idx", origin="as asked for")
     label_name = name.replace("images", "labels").replace("idx3", "idx1")
-    label_path = os.path.join(os.path.dirname(path), label_name)
-    alternative = label_path[:-3] if label_path.endswith(".gz") else f"{label_path}.gz"
-    found = next((file for file in (label_path, alternative) if file != path and os.path.exists(file)), None)
-    if found is None:
-        raise ValueError(f"{path}: no labels file {label_name} beside it; put it there, or use --labels=none")
-    values = _read_idx(found, 1)
+    folders = dict.fromkeys([folder, folder.replace("images", "labels").replace("idx3", "idx1")])  # some zips have a folder around each file
+    places = [os.path.join(inside, label_name) for inside in folders]
+    places += [place[:-3] if place.endswith(".gz") else f"{place}.gz" for place in places]
+    found, file = next(((place, file) for place in places if place != path and (file := opened(place)) is not None), ("", None))
+    if file is None:
+        raise ValueError(f"{where}{path}: no labels file {label_name} beside it; put it there, or use --labels=none")
+    values = _read_idx(f"{where}{found}", file, 1)
     if len(values) != len(images):
-        raise ValueError(f"{found}: {len(values)} labels for {len(images)} images")
-    return array_source(name, images, values, [str(value) for value in range(int(values.max(initial=0)) + 1)], kind="idx")
+        raise ValueError(f"{where}{found}: {len(values)} labels for {len(images)} images")
+    class_names = [str(value) for value in range(int(values.max(initial=0)) + 1)]
+    return array_source(name, images, values, class_names, kind="idx", origin=os.path.basename(found))
 
 
 # CIFAR-10/100, python version.
@@ -366,45 +351,69 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _cifar_member(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str, path: str) -> dict[str, Any]:
-    member = members.get(name)
-    if member is None or not member.isfile():
-        raise ValueError(f"{path}: {name} is missing from the tarball")
-    if member.size > MAX_CIFAR_BATCH_BYTES:
-        raise ValueError(f"{path}: {name} claims {member.size} bytes, over the limit of {MAX_CIFAR_BATCH_BYTES}")
-    file = tar.extractfile(member)
-    assert file is not None  # isfile() above
+@contextlib.contextmanager
+def _open_tar(path: str, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
+    """A tarball by its path, or from `file`. Damage that is found inside the block becomes a ValueError."""
     try:
-        content = _ArrayUnpickler(io.BytesIO(file.read()), encoding="bytes").load()
+        with tarfile.open(path if file is None else None, fileobj=file) as tar:
+            yield tar
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged tarball ({error})") from None
+
+
+def _tar_member(tar: tarfile.TarFile, path: str, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member) if member.isfile() else None
+    if file is None or member.size > MAX_CIFAR_BATCH_BYTES:
+        raise ValueError(f"{path}: {member.name} is no file, or claims more than {MAX_CIFAR_BATCH_BYTES} bytes")
+    return file.read()
+
+
+def _cifar_batch(path: str, name: str, data: bytes) -> dict[str, Any]:
+    try:
+        content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"{path}: {name} is not a CIFAR batch ({error})") from None
+        raise ValueError(f"{path}: {name} is not a CIFAR batch ({util.reason(error)})") from None
 
 
-def _cifar_source(path: str) -> Source:
-    """The training images of CIFAR-10 or CIFAR-100 (fine labels) in the published batch order, read without unpacking to disk."""
-    try:
-        with tarfile.open(path) as tar:
-            members = {member.name.removeprefix("./"): member for member in tar}
-            if "cifar-10-batches-py/batches.meta" in members:
-                kind, label_key, folder, batches = "cifar-10", "labels", "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)]
-                names = _cifar_member(tar, members, f"{folder}/batches.meta", path).get("label_names")
-            elif "cifar-100-python/meta" in members:
-                kind, label_key, folder, batches = "cifar-100", "fine_labels", "cifar-100-python", ["train"]
-                names = _cifar_member(tar, members, f"{folder}/meta", path).get("fine_label_names")
-            else:
-                raise ValueError(f"{path}: a tarball, but not the python version of CIFAR-10 or CIFAR-100; unpack it and give the folder")
-            parts = [_cifar_member(tar, members, f"{folder}/{batch}", path) for batch in batches]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: damaged tarball ({error})") from None
+def _find_cifar(members: Iterable[str]) -> tuple[str, tuple[str, str, list[str], str, str]] | None:
+    """(the folder of CIFAR's files, '' or ending in '/', the entry of CIFAR); None where they are not."""
+    known = set(members)
+    for variant in CIFAR:
+        _, meta, batches, _, _ = variant
+        for name in sorted((name for name in known if name == meta or name.endswith(f"/{meta}")), key=len):
+            folder = name[: -len(meta)]
+            if any(f"{folder}{batch}" in known for batch in batches):
+                return folder, variant
+    return None
+
+
+def _cifar_source(path: str, members: Mapping[str, Any], read: Callable[[Any], bytes]) -> Source:
+    """The training images of CIFAR-10 or CIFAR-100 (fine labels) in the published batch order, read without unpacking to disk.
+
+    members: of the tarball, folder or zip, by name; `read` gives a member's bytes.
+    """
+    found = _find_cifar(members)
+    if found is None:
+        raise ValueError(f"{path}: not the python version of CIFAR-10 or CIFAR-100; unpack a tarball of images, and give the folder")
+    folder, (kind, meta, batches, label_key, names_key) = found
+    missing = next((batch for batch in batches if f"{folder}{batch}" not in members), None)
+    if missing is not None:
+        raise ValueError(f"{path}: {folder}{missing} is missing")
+    names, *parts = (_cifar_batch(path, f"{folder}{name}", read(members[f"{folder}{name}"])) for name in (meta, *batches))
     try:
         pixels = np.concatenate([part["data"] for part in parts])
-        labels = np.concatenate([part[label_key] for part in parts])
+        values = np.concatenate([part[label_key] for part in parts])
         images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        class_names = [name.decode() if isinstance(name, bytes) else str(name) for name in names or []]
+        class_names = [name.decode() if isinstance(name, bytes) else str(name) for name in names.get(names_key) or []]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: batches do not hold 32x32 images and {label_key} ({error})") from None
-    return array_source(os.path.basename(path), np.ascontiguousarray(images), labels, class_names, kind=kind)
+        raise ValueError(f"{path}: batches do not hold 32x32 images and {label_key} ({util.reason(error)})") from None
+    pixels = np.ascontiguousarray(images)
+    source = array_source(os.path.basename(path), pixels, values, class_names, kind=kind, origin=f"{label_key} of {folder}")
+    for name in ("test_batch", "test"):
+        if f"{folder}{name}" in members:
+            source.left_out.add("of the test split", f"{folder}{name}")
+    return source
 
 
 # LSUN.
@@ -414,7 +423,7 @@ def _open_lmdb(path: str) -> Any:
     try:
         import lmdb
     except ImportError:
-        raise ValueError(f"{path}: reading LMDB needs the package lmdb: pip install 'stylesan-xl[lmdb]'") from None
+        raise ValueError(f"{path}: reading LMDB needs the package lmdb: pip install lmdb") from None
     try:
         return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
@@ -429,4 +438,4 @@ def _lmdb_source(path: str) -> Source:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
     finally:
         environment.close()
-    return Source(os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys)
+    return Source(os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys, origin="an LMDB names none")

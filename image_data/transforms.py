@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from dnnlib import util
 from image_data import archives
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
@@ -48,7 +49,7 @@ def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255,
         orientation = _orientation(image)
         rgb = to_rgb(image, background)
     except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
-        raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
+        raise ValueError(f"cannot be decoded ({util.reason(error)})") from None
     return rgb if orientation not in TRANSPOSES else rgb.transpose(TRANSPOSES[orientation])
 
 

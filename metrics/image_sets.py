@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from image_data import archives, sources, transforms
+from image_data import archives, labels, sources, transforms
 from torch_utils import images, rng
 
 REAL_SUBSET_SEED = 0  # one subset per data set and size, whatever the seed of the latents: numbers of different seeds share it
@@ -122,6 +122,7 @@ class ImageFiles:
         self.path = os.fspath(path)
         self._source = sources.open_source(path, labels="none")
         self.name = self._source.name
+        self.labels_summary = labels.summary(0, self._source.remark or "none are used", self._source.left_out)
         self.metadata: dict[str, Any] = {}
         self.adapted: Counter[str] = Counter()
         self.resolution = resolution or min(self._decode(0).size)

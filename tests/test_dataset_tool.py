@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -326,9 +327,9 @@ def test_lsun_lmdb(tmp_path: Path) -> None:
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
 
 
-def test_lmdb_without_the_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lmdb_without_the_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(ValueError, match=r"pip install 'stylesan-xl\[lmdb\]'"):
+    with pytest.raises(ValueError, match=r"pip install lmdb$"):
         image_sources.open_source(write_folder(tmp_path / "x", {"data.mdb": b""}))
 
 
@@ -355,6 +356,91 @@ def test_2000_classes_and_more_than_a_thousand_images(tmp_path: Path) -> None:
     assert dataset.label_dim == 2000 and len(dataset) == 2000
     np.testing.assert_array_equal(dataset[1999][0][0], images[1999])
     assert dataset_tool.check(tmp_path / "out.zip", workers=1).problems == []
+
+
+def test_cifar_idx_and_lmdb_inside_folders_and_zips(write_source: Any, tmp_path: Path) -> None:
+    write_cifar(tmp_path / "c.tar.gz")
+    write_idx(tmp_path / "mnist")
+    with tarfile.open(tmp_path / "c.tar.gz") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    cifar = {f"cifar-10-batches-py/{path.name}": path.read_bytes() for path in (tmp_path / "unpacked" / "cifar-10-batches-py").iterdir()}
+    idx = {f"mnist/{path.name}": path.read_bytes() for path in (tmp_path / "mnist").iterdir()}
+    kaggle = {f"{name}/{name}": gzip.decompress(data) for name, data in ((n[6:-3], d) for n, d in idx.items())}
+    expected = dataset_tool.convert(tmp_path / "c.tar.gz", tmp_path / "expected.zip", workers=1)
+    assert expected.summary == "10 classes, from labels of cifar-10-batches-py/; left out: nothing"
+    for files in (
+        {"cifar-10-python.tar.gz": (tmp_path / "c.tar.gz").read_bytes()},
+        {**cifar, "cifar-10-batches-py/test_batch": b"x"},
+        {f"data/{name}": data for name, data in cifar.items()},
+    ):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        result = run("--source", write_source(files), "--dest", tmp_path / "out.zip", "--overwrite")
+        assert result.exit_code == 0, result.output
+        assert read(tmp_path / "out.zip")[1] == read(tmp_path / "expected.zip")[1]
+        np.testing.assert_array_equal(read(tmp_path / "out.zip")[0], read(tmp_path / "expected.zip")[0])
+        assert ("1 of the test split (cifar-10-batches-py/test_batch)" in result.output) == ("cifar-10-batches-py/test_batch" in files)
+    for files in ({**idx, "mnist/t10k-images-idx3-ubyte.gz": b"x"}, kaggle):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        result = run("--source", write_source(files), "--dest", tmp_path / "out.zip", "--overwrite", "--resolution=32")
+        assert "labels: 10 classes, from train-labels-idx1-ubyte" in result.output, result.output
+        assert read(tmp_path / "out.zip")[1] == [*range(10), 0, 1]
+    for files in ({"bedroom_train_lmdb/data.mdb": b"x", "church_train_lmdb/data.mdb": b"x"},):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        source = write_source(files)
+        message = "cannot be read inside a zip: unpack it" if source.suffix else "holds 2 LMDBs (bedroom_train_lmdb, church_train_lmdb): give one"
+        assert message in run("--source", source, "--dest", tmp_path / "out.zip", "--overwrite").output
+
+
+# What is told about classes and about what is left out.
+
+
+def test_one_line_tells_classes_and_what_is_left_out(write_source: Any, tmp_path: Path) -> None:
+    source = write_source({"cat/1.png": png(0), "cat/2.png": png(1), "dog/1.png": png(2), "dog/readme.txt": b"x", "__MACOSX/a.png": b"x"})
+    left_out = "1 with an ending that is not read (.txt), 1 hidden or of the system (__MACOSX)"
+    result = run("--source", source, "--dest", tmp_path / "out.zip")
+    assert f"labels: 2 classes, from the folders cat, dog; left out: {left_out}\n" in result.output
+    assert "labels    2 classes, from dataset.json; left out: nothing\n" in run("--check", tmp_path / "out.zip").output
+    checked = run("--check", source)
+    assert checked.exit_code == 0 and f"labels    2 classes, from the folders cat, dog; left out: {left_out}\n" in checked.output
+    assert "classes   2\n" in checked.output
+    result = run("--source", source, "--dest", tmp_path / "cats.zip", "--classes=cat", "--max-images=1")
+    assert (
+        f"labels: 1 class, from the folders cat, dog; left out: {left_out}, 1 of other classes (--classes), 1 beyond --max-images\n" in result.output
+    )
+    result = run("--source", source, "--dest", tmp_path / "none.zip", "--labels=none")
+    assert f"labels: no classes (as asked for); left out: {left_out}\n" in result.output
+
+
+def test_skipped_and_small_images_are_left_out_too(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "source.zip", {"a.png": png(0, 32), "b.png": b"junk", "c.png": png(1, 16)})
+    arguments = ["--resolution=32x16", "--transform=center-crop-wide", "--on-error=skip"]
+    result = run("--source", source, "--dest", tmp_path / "out.zip", *arguments)
+    expected = "no classes (no dataset.json and no class folders); left out: 1 that cannot be used (--on-error=skip), 1 too small for the transform"
+    assert f"labels: {expected}\n" in result.output
+
+
+def test_splits_and_subfolders(write_source: Any, tmp_path: Path) -> None:
+    source = write_source({f"{split}/{c}/{i}.png": png(i) for split in ("train", "val") for i, c in enumerate(("cat", "dog"))})
+    result = run("--source", source, "--dest", tmp_path / "out.zip")
+    assert result.exit_code == 1 and "train and val are splits, not classes" in result.output and not (tmp_path / "out.zip").exists()
+    checked = run("--check", source)
+    assert checked.exit_code == 1 and "problem: " in checked.output and "train and val are splits" in checked.output
+    result = run("--source", source, "--dest", tmp_path / "out.zip", "--subfolder=train")
+    assert "labels: 2 classes, from the folders cat, dog; left out: 2 outside train/ (val)\n" in result.output
+    assert read(tmp_path / "out.zip")[1] == [0, 1] and read(tmp_path / "out.zip")[2]["class_names"] == ["cat", "dog"]
+    assert "labels: 2 classes, from the folders train, val" in run("--source", source, "--dest", tmp_path / "b.zip", "--labels=folders").output
+
+
+def test_links_are_followed_when_asked(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", {"cat/1.png": png(0)})
+    elsewhere = write_folder(tmp_path / "elsewhere", {"1.png": png(1)})
+    (source / "dog").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(source)
+    assert "--follow-links" in run("--source", source, "--dest", tmp_path / "out.zip").output
+    for workers in (1, 2):
+        result = run("--source", source, "--dest", tmp_path / f"{workers}.zip", "--follow-links", "--workers", str(workers))
+        assert "2 classes, from the folders cat, dog; left out: 1 links that lead back into a folder around them (dog/back)" in result.output
+    assert_images(tmp_path / "1.zip", [0, 1])
 
 
 # Which images.
@@ -489,7 +575,11 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "empty class beside one": ({"a/1.png": png(0), "c": None}, [], "class folder 'c' holds no images"),
     "empty class, wrapped": ({**{f"set/{name}": data for name, data in GOOD.items()}, "set/c": None}, [], "class folder 'c' holds no images"),
     "loose image": ({**GOOD, "x.png": png(2)}, [], "x.png lies beside class folders"),
-    "label missing": ({**GOOD, "dataset.json": json.dumps({"labels": LABELS[:1]}).encode()}, [], "no label for 1 of 2 images, the first is b/1.png"),
+    "label missing": (
+        {**GOOD, "dataset.json": json.dumps({"labels": LABELS[:1]}).encode()},
+        [],
+        "1 of 2 images have no label in dataset.json, the first is b/1.png",
+    ),
     "file missing": ({**GOOD, "dataset.json": json.dumps({"labels": [*LABELS, ["c/1.png", 0]]}).encode()}, [], "labels 1 files that are not there"),
     "label -1": ({**GOOD, "dataset.json": json.dumps({"labels": [LABELS[0], ["b/1.png", -1]]}).encode()}, [], "is -1"),
     "bad json": ({**GOOD, "dataset.json": b"{"}, [], "not valid JSON"),
@@ -513,6 +603,17 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "unknown class": (GOOD, ["--classes=a,z"], "names 'z', which is none of a, b"),
     "class twice": (GOOD, ["--classes=a,a"], "names a class twice"),
     "class of unlabelled": ({"x.png": png(0)}, ["--classes=a"], "the images have no labels"),
+    "a name twice": (GOOD, ["--class-names=a,a"], "--class-names name 'a' twice"),
+    "no name": (GOOD, ["--class-names=a,,b"], "--class-names leave class 1 without a name"),
+    "a data set's name twice": (
+        {**GOOD, "dataset.json": json.dumps({"labels": LABELS, "metadata": {"class_names": ["a", "a"]}}).encode()},
+        [],
+        "name 'a' twice",
+    ),
+    "no subfolder": (GOOD, ["--subfolder=c"], "there is no folder c inside; there is a, b"),
+    "no dataset.json": (GOOD, ["--labels=json"], "there is no dataset.json to take labels from"),
+    "numbered folders": ({f"{i:05d}/{j}.png": png(i) for i in range(3) for j in range(2)}, [], "may be numbered parts of one set, or classes"),
+    "a name of another ending": (GOOD, ["--dest=x.npz"], "data sets are zips or folders"),
     "too few names": (GOOD, ["--class-names=a"], "1 class names given, but labels go up to 1"),
     "names of unlabelled": ({"x.png": png(0)}, ["--class-names=a"], "the images have no labels"),
     "names file": (GOOD, ["--class-names=@/nonexistent"], "/nonexistent"),

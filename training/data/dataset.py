@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from image_data import archives
+from dnnlib import util
+from image_data import archives, labels
 from torch_utils import rng
 
 NUM_CHANNELS = 3
@@ -37,12 +38,12 @@ class ImageDetails(NamedTuple):
 
 
 class ImageDataset:
-    """Square power-of-two images with optional class labels, read on demand.
+    """Square power-of-two images with optional class labels, read on demand. Which image has which label is the rule of image_data/labels.py.
 
     Args:
         path: zip file or folder in StyleGAN's format.
         resolution: the resolution the images must have; None takes what they have.
-        use_labels: read class indices from dataset.json; without it the data set is unconditional.
+        use_labels: give every image its class; without it the data set is unconditional.
         xflip: double the set virtually; index i + N/2 is the mirrored copy of image i.
         max_size: keep a random subset of this many images (before flips), seeded by `random_seed`, in archive order.
 
@@ -60,11 +61,13 @@ class ImageDataset:
         random_seed: int = 0,
     ):
         self.path = os.fspath(path)
-        self._archive = archives.open_archive(self.path)
-        if self._archive.duplicates:
-            raise ValueError(f"{self.path}: {self._archive.duplicates[0]} exists twice in the zip")
-        if not self._archive.images:
-            raise ValueError(f"{self.path}: no images found; prepare one with dataset_tool.py")
+        whole = archives.open_archive(self.path)
+        if whole.duplicates:
+            raise ValueError(f"{self.path}: {whole.duplicates[0]} exists twice in the zip")
+        if not whole.images:
+            raise ValueError(f"{self.path}: no images found (left out: {whole.left_out}); prepare a data set with dataset_tool.py")
+        found = self._find_labels(whole, use_labels)
+        self._archive = found.archive
         self._index = archives.read_index(self._archive)
         self.name = self._archive.name
         self.metadata: dict[str, Any] = self._index.metadata
@@ -85,10 +88,10 @@ class ImageDataset:
         self.label_dim = 0
         self.labels: np.ndarray | None = None  # int64 [N]
         if use_labels:
-            raw_labels = self._read_labels()
-            self.labels = np.tile(raw_labels[self._raw_indices], 2 if xflip else 1)
-            self.label_dim = self._index.num_classes
-            self.class_names = self._index.class_names
+            assert found.labels is not None
+            self.labels = np.tile(found.labels[self._raw_indices], 2 if xflip else 1)
+            self.label_dim = found.num_classes
+            self.class_names = found.class_names
         self._cache: _ImageCache | None = None
         self._content_hash: str | None = None
 
@@ -102,6 +105,29 @@ class ImageDataset:
     def num_archived(self) -> int:
         """Images in the archive, whatever subset of them is used."""
         return len(self._archive.images)
+
+    def _find_labels(self, archive: archives.Archive, use_labels: bool) -> labels.Labelling:
+        """The images that are meant and their classes; sets `label_mode` and `labels_summary`.
+
+        Without labels nothing needs to be decided: what the rule would ask is then told as a remark.
+        """
+        self.label_mode = "auto"  # the --labels of dataset_tool.py that finds the same images
+        try:
+            found = labels.label(archive)
+        except labels.Undecided as error:
+            if use_labels:
+                raise
+            self.label_mode = "none"
+            part = labels.unwrapped(archive)
+            self.labels_summary = labels.summary(0, f"not asked for; {str(error).removeprefix(f'{self.path}: ')}", part.left_out)
+            return labels.Labelling(part, "")
+        if use_labels and found.labels is None:
+            said = f"no labels in {archives.INDEX_NAME}" if found.archive.index is not None else f"no labels: {found.origin}"
+            raise ValueError(f"{self.path}: {said}; train without --cond, or prepare the data with one sub-folder per class")
+        unused = f"not asked for; there are {found.num_classes:,}, from {found.origin}"
+        asked = use_labels or found.labels is None
+        self.labels_summary = found.summary() if asked else labels.summary(0, unused, found.archive.left_out)
+        return found
 
     @property
     def has_labels(self) -> bool:
@@ -189,21 +215,6 @@ class ImageDataset:
             raise ValueError(f"{self.path}: images are {width}x{width}, but {wanted}x{wanted} is asked for")
         return width
 
-    def _read_labels(self) -> np.ndarray:
-        """Class index of every image of the archive, int64 [raw N]."""
-        labels = self._index.labels
-        if labels is None:
-            raise ValueError(f"{self.path}: no labels in dataset.json; train without --cond, or prepare the data with one sub-folder per class")
-        names = [entry.name for entry in self._archive.images]
-        missing = [name for name in names if name not in labels]
-        if missing:
-            raise ValueError(f"{self.path}: {len(missing)} of {len(names)} images have no label in dataset.json, the first is {missing[0]}")
-        if len(labels) != len(names):
-            present = set(names)
-            extra = next(name for name in labels if name not in present)
-            raise ValueError(f"{self.path}: dataset.json has {len(labels)} labels for {len(names)} images; there is no {extra}")
-        return np.array([labels[name] for name in names], dtype=np.int64)
-
     def _open(self, entry: archives.Entry) -> Any:
         try:
             data = self._archive.reader.read(entry)
@@ -233,7 +244,7 @@ class ImageDataset:
             try:
                 pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
             except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"{self.path}: {entry.name} cannot be decoded ({error})") from None
+                raise ValueError(f"{self.path}: {entry.name} cannot be decoded ({util.reason(error)})") from None
         return pixels.transpose(2, 0, 1)
 
 

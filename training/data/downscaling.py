@@ -128,6 +128,8 @@ def _make(dataset: ImageDataset, path: Path, resolution: int, workers: int | Non
         print(f"The copy {path} is damaged; making it again", file=sys.stderr)
     print(f"Preparing {dataset.path} at {resolution}x{resolution}, once: {path}", file=sys.stderr, flush=True)
     try:
-        convert(dataset.path, path, [resolution], filter=FILTER, workers=workers, overwrite=True, progress=Progress(sys.stderr))
+        convert(
+            dataset.path, path, [resolution], labels=dataset.label_mode, filter=FILTER, workers=workers, overwrite=True, progress=Progress(sys.stderr)
+        )
     except ValueError as error:
         raise ValueError(f"--resolution={resolution}: {error}; dataset_tool.py --check {dataset.path} says more") from None

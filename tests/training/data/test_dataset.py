@@ -427,3 +427,52 @@ def test_loader_reports_an_unreadable_image_and_stops(tmp_path: Path) -> None:
     assert threading.active_count() == before
     with pytest.raises(ValueError, match="workers"):
         data.Loader(dataset, [], workers=-1)
+
+
+# Labels by the rule of image_data/labels.py.
+
+
+def test_folders_are_classes_where_there_is_no_dataset_json(tmp_path: Path) -> None:
+    folder = tmp_path / "tree"
+    for i, kind in enumerate(("ant", "bee", "ant")):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{i}.png").write_bytes(png(pixels(i)))
+    (folder / "ant" / "notes.txt").write_text("x")
+    dataset = data.ImageDataset(folder, use_labels=True)
+    assert dataset.class_names == ["ant", "bee"] and dataset.labels is not None and dataset.labels.tolist() == [0, 0, 1]
+    assert dataset.label_dim == 2
+    assert dataset.labels_summary == "2 classes, from the folders ant, bee; left out: 1 with an ending that is not read (.txt)"
+    plain = data.ImageDataset(folder)
+    assert plain.labels is None and plain.labels_summary.startswith(
+        "no classes (not asked for; there are 2, from the folders ant, bee); left out: 1 "
+    )
+    assert plain.content_hash() == dataset.content_hash()
+
+
+def test_a_wrapped_data_set_is_the_data_set(tmp_path: Path, small: Path) -> None:
+    with zipfile.ZipFile(small) as source, zipfile.ZipFile(tmp_path / "wrapped.zip", "w") as wrapped:
+        for key in source.namelist():
+            wrapped.writestr(f"my/set/{key}", source.read(key))
+    for use_labels in (True, False):
+        ours, theirs = data.ImageDataset(tmp_path / "wrapped.zip", use_labels=use_labels), data.ImageDataset(small, use_labels=use_labels)
+        assert ours.content_hash() == theirs.content_hash() and ours.metadata == theirs.metadata and ours.class_names == theirs.class_names
+        np.testing.assert_array_equal(ours.load(np.arange(10)), theirs.load(np.arange(10)))
+    assert data.ImageDataset(tmp_path / "wrapped.zip", use_labels=True).labels_summary == "3 classes, from my/set/dataset.json; left out: nothing"
+
+
+def test_what_may_be_meant_in_two_ways_is_refused_or_told(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for kind in ("ant", "bee"):
+            (tmp_path / "root" / split / kind).mkdir(parents=True)
+            (tmp_path / "root" / split / kind / "0.png").write_bytes(png(pixels(0)))
+    with pytest.raises(ValueError, match="train and val are splits, not classes"):
+        data.ImageDataset(tmp_path / "root", use_labels=True)
+    dataset = data.ImageDataset(tmp_path / "root")
+    assert len(dataset) == 4 and "not asked for; train and val are splits" in dataset.labels_summary and dataset.label_mode == "none"
+    assert data.ImageDataset(tmp_path / "root" / "train", use_labels=True).class_names == ["ant", "bee"]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(pixels(0)))
+    with pytest.raises(ValueError, match=r"no labels: no dataset\.json and no class folders; train without --cond"):
+        data.ImageDataset(tmp_path, use_labels=True)

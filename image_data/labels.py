@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which class an image belongs to: the one rule of dataset_tool.py, its --check, training and metrics (docs/datasets.md).
+
+1. A dataset.json says it, at the root or in the one folder that holds all images.
+2. An ILSVRC tree: its n######## folders are the classes, those of the training split where there are several splits.
+3. Without one, sub-folders are classes, below whatever single folders lie around them.
+4. Numbered folders of StyleGAN (00000/img00000000.png) and FFHQ (01000/01234.png) are parts of an unlabelled set.
+5. What may be meant in two ways is an error: splits, other numbered folders, data sets among class folders, images beside class folders.
+
+Whatever was decided is told in one line, `Labelling.summary()`.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from image_data import archives
+from image_data.archives import Archive, Index
+
+MODES = ("auto", "json", "folders", "none")
+ASK = "--labels=folders makes classes of them, --labels=none ignores them"
+SYNSET = re.compile(r"n\d{8}")
+STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z0-9]+", re.IGNORECASE)
+FFHQ_IMAGE = re.compile(r"(\d{5})/(\d{5})\.[a-z0-9]+", re.IGNORECASE)
+# 'train', 'Training_set', 'seg_test', 'val2017', 'trainA'; the group says which split.
+SPLIT = re.compile(
+    r"(?:[a-z0-9]+[-_ ])?(?:(train)(?:ing)?|(val)(?:id|idation)?|(test)(?:ing)?|(dev)|(eval)(?:uation)?|(unlabell?ed))"
+    r"(?:[-_ ]?(?:set|data|images|imgs|split|[ab]|\d+))*",
+    re.IGNORECASE,
+)
+# One folder of such a name around all images is a container, not a class.
+CONTAINER = re.compile(r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files", re.IGNORECASE)
+SHOWN = 4  # names in a message
+
+
+class Undecided(ValueError):
+    """The images have no classes that could be told without asking."""
+
+
+@dataclass
+class Labelling:
+    """What the rule found. labels: int64 [N] in the order of the archive's images, or None; class c of `class_names` is label c."""
+
+    archive: Archive  # the part that holds the images
+    origin: str  # what says so; without labels, why there are none
+    labels: np.ndarray | None = None
+    num_classes: int = 0
+    class_names: list[str] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""  # 'ilsvrc', where it is one
+    remark: str = ""  # where no classes were asked for: what the rule would have asked
+
+    def summary(self) -> str:
+        """'2 classes, from dataset.json; left out: nothing'."""
+        return summary(self.num_classes, self.origin, self.archive.left_out)
+
+
+def summary(num_classes: int, origin: str, left_out: archives.LeftOut) -> str:
+    """The line that is told after every conversion and check."""
+    what = f"{num_classes:,} class{'' if num_classes == 1 else 'es'}, from {origin}" if num_classes else f"no classes ({origin})"
+    return f"{what}; left out: {left_out}"
+
+
+def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labelling:
+    """Apply the rule.
+
+    Args:
+        archive: a whole zip or folder.
+        mode: 'auto' = the rule; 'json' = dataset.json alone; 'folders' = sub-folders, whatever they are called and dataset.json says;
+            'none' = no classes.
+        subfolder: look at this folder inside the archive alone.
+
+    Raises:
+        Undecided: the images are readable, their classes are not to be told: one line with the remedy.
+        ValueError: one line about what is damaged or missing.
+    """
+    if mode not in MODES:
+        raise ValueError(f"labels={mode!r}; there are {', '.join(MODES)}")
+    archive = archives.below(archive, "")  # a copy, whose count of what is left out may grow
+    if subfolder.strip("/"):
+        archive = _subfolder(archive, subfolder.strip("/") + "/")
+    tree = _synset_tree(archive)
+    if mode == "none":
+        remark = _remark(archive)
+        archive = archives.below(archive, tree) if tree else archive
+        _count_unused_indices(archive)
+        return Labelling(archive, "as asked for", remark=remark)
+    if mode in ("auto", "json"):
+        archive = _unwrap_index(archive)
+        if archive.index is not None:
+            index = archives.read_index(archive)
+            if index.raw.strip() != b"{}":
+                return _from_index(archive, index)
+        if mode == "json":
+            raise Undecided(f"{archive.where}: there is no {archives.INDEX_NAME} to take labels from")
+    elif archive.index is not None:
+        archive.left_out.add(f"{archives.INDEX_NAME}, as asked for")
+    _count_unused_indices(archive)
+    tree = _synset_tree(archive)  # of what is left
+    return _from_synsets(archives.below(archive, tree) if tree else archive) if tree is not None else _from_folders(archive, mode)
+
+
+def _remark(archive: Archive) -> str:
+    """What the rule would ask about an archive, or ''."""
+    try:
+        label(archive)
+    except Undecided as error:
+        return str(error).removeprefix(f"{archive.path}: ")
+    except ValueError:
+        pass  # a damaged dataset.json, which was not asked for
+    return ""
+
+
+def _subfolder(archive: Archive, prefix: str) -> Archive:
+    if prefix.rstrip("/") not in archive.directories:
+        known = sorted(name for name in archive.directories if "/" not in name)
+        raise ValueError(f"{archive.path}: there is no folder {prefix.rstrip('/')} inside; there is {listed(known) or 'none'}")
+    return archives.below(archive, prefix)
+
+
+def _count_unused_indices(archive: Archive) -> None:
+    for entry in archive.inner_indices:
+        archive.left_out.add(f"{archives.INDEX_NAME} further down", entry.name)
+
+
+# dataset.json.
+
+
+def _unwrap_index(archive: Archive) -> Archive:
+    """The archive, or the folder in it with the dataset.json of all images. Raises Undecided where data sets and images are mixed."""
+    if archive.index is not None:
+        return archive
+    folders = [entry.name[: -len(archives.INDEX_NAME)] for entry in archive.inner_indices]
+    holding = [folder for folder in folders if any(entry.name.startswith(folder) for entry in archive.images)]
+    if not holding:
+        return archive
+    outer = min(holding, key=len)
+    if all(entry.name.startswith(outer) for entry in archive.images):
+        return archives.below(archive, outer)
+    found = listed([f"{folder}{archives.INDEX_NAME}" for folder in sorted(holding)])
+    raise Undecided(
+        f"{archive.where}: a data set lies inside, {found}, among other images: take it alone (dataset_tool.py --subfolder={outer.rstrip('/')}), "
+        f"or move it out; {ASK}"
+    )
+
+
+def unwrapped(archive: Archive) -> Archive:
+    """The part of an archive that its dataset.json is about, where that is told; else all of it. For those who want no labels."""
+    try:
+        return _unwrap_index(archive)
+    except Undecided:
+        return archive
+
+
+def match_names(archive: Archive, labels: dict[str, int]) -> dict[str, int]:
+    """The labels by the names that the files have: accents may be spelt in two ways (NFC, and NFD on macOS), which mean the same.
+
+    Raises ValueError where that does not tell two files apart.
+    """
+    names = {entry.name for entry in archive.images}
+    unmatched = names - labels.keys()
+    spare = labels.keys() - names
+    if not unmatched or not spare:
+        return labels
+    by_meaning: dict[str, str] = {}
+    for name in unmatched:
+        if by_meaning.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            raise ValueError(f"{archive.where}: two files are called {unicodedata.normalize('NFC', name)}, in two spellings")
+    return {(by_meaning.get(unicodedata.normalize("NFC", name), name) if name in spare else name): value for name, value in labels.items()}
+
+
+def _from_index(archive: Archive, index: Index) -> Labelling:
+    origin = f"{archive.prefix}{archives.INDEX_NAME}"
+    _count_unused_indices(archive)
+    if index.labels is None:
+        folders = class_folders(archive)
+        unused = f"; --labels=folders makes classes of the folders {listed(folders)}" if folders else ""
+        return Labelling(archive, f'{origin} says "labels": null{unused}', metadata=index.metadata)
+    labels = match_names(archive, index.labels)
+    names = [entry.name for entry in archive.images]
+    unlabelled = [name for name in names if name not in labels]
+    if unlabelled:
+        raise Undecided(f"{archive.where}: {len(unlabelled)} of {len(names)} images have no label in {origin}, the first is {unlabelled[0]}")
+    if len(labels) > len(names):
+        raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
+    values = np.array([labels[name] for name in names], dtype=np.int64)
+    return Labelling(archive, origin, values, index.num_classes, index.class_names, index.metadata)
+
+
+def missing_images(archive: Archive, labels: Iterable[str]) -> str:
+    """What is said of labels whose images are not there."""
+    present = {entry.name for entry in archive.images}
+    absent = sorted(name for name in labels if name not in present)
+    there = {entry.name for entry in archive.others}
+    why = "which is there, but has an ending that is not read" if absent[0] in there else f"there is no {absent[0]}"
+    return f"labels {len(absent)} files that are not there, the first is {absent[0]}: {why}"
+
+
+def class_folders(archive: Archive) -> list[str]:
+    """Folders that could be classes, whether or not they are; [] for StyleGAN's and FFHQ's numbered ones and for a flat folder."""
+    below = _below(archive, wrapper(archive))
+    if _numbered_set([entry.name for entry in archive.images]) or any("/" not in name for name in below):
+        return []
+    return sorted_classes({name.partition("/")[0] for name in below})
+
+
+# ILSVRC.
+
+
+def _synset_tree(archive: Archive) -> str | None:
+    """The folder ('' or ending in '/') whose sub-folders are all called n########: of several the training split; None without one."""
+    parents = {name.rpartition("/")[0] for name in archive.directories if SYNSET.fullmatch(name.rpartition("/")[2])}
+    prefixes = [f"{parent}/" if parent else "" for parent in parents]
+    trees = [prefix for prefix in prefixes if all(SYNSET.fullmatch(name) for name in _folders_in(archive, prefix))]
+    training = [prefix for prefix in trees if split_of(prefix.rstrip("/").rpartition("/")[2]) == "train"]
+    chosen = trees if len(trees) == 1 else training
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _from_synsets(archive: Archive) -> Labelling:
+    """Classes in synset order, named by LOC_synset_mapping.txt where it is found in the archive or above it."""
+    result = _from_folders(archive, "folders", prefix="")
+    synsets = result.class_names or []
+    known = _synset_names(archive)
+    chosen = [known.get(synset, synset) for synset in synsets]
+    counts = Counter(chosen)  # two synsets are called 'crane': keep names apart
+    result.class_names = [name if counts[name] == 1 else f"{name} ({synset})" for name, synset in zip(chosen, synsets, strict=True)]
+    result.metadata = {"class_ids": synsets}
+    result.kind = "ilsvrc"
+    result.origin = f"the n######## folders of {archive.prefix or 'the ILSVRC tree'}"
+    return result
+
+
+def _synset_names(archive: Archive) -> dict[str, str]:
+    pairs = (line.strip().partition(" ") for line in _synset_text(archive).splitlines())
+    return {synset: name.strip() for synset, _, name in pairs if SYNSET.fullmatch(synset) and name}
+
+
+def _synset_text(archive: Archive) -> str:
+    """LOC_synset_mapping.txt of a zip, or in or above a folder; '' without one."""
+    if isinstance(archive.reader, archives.ZipReader):
+        entry = archive.synset_names
+        return archive.reader.read(entry).decode("utf-8", "replace") if entry is not None else ""
+    tree = Path(archive.reader.path).resolve()
+    files = (folder / archives.SYNSET_NAMES for folder in [tree, *list(tree.parents)[:4]])
+    return next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
+
+
+# Folders.
+
+
+def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Labelling:
+    """Sub-folders of `prefix` as classes, or none for a flat folder and for the parts of an unlabelled set.
+
+    prefix: None = below the folders that lie around all images.
+    """
+    names = [entry.name for entry in archive.images]
+    if mode == "auto" and (what := _numbered_set(names)):
+        return Labelling(archive, f"no {archives.INDEX_NAME}; the folders are numbered parts of a set, as {what}'s")
+    prefix = wrapper(archive) if prefix is None else prefix
+    below = _below(archive, prefix)
+    if mode == "auto" and (what := _numbered_set(below)):
+        return Labelling(archive, f"no {archives.INDEX_NAME}; the folders in {prefix} are numbered parts of a set, as {what}'s")
+    top = [name.partition("/")[0] for name in below if "/" in name]
+    if not top:
+        return Labelling(archive, f"no {archives.INDEX_NAME} and no class folders")
+    if mode == "auto":
+        _check_splits(archive, prefix, below)
+    if len(top) < len(names):
+        loose = next(name for name, rest in zip(names, below, strict=True) if "/" not in rest)
+        raise Undecided(f"{archive.where}: {loose} lies beside class folders; move it into one, or use --labels=none")
+    folders = sorted_classes(set(top))
+    if mode == "auto":
+        _check_numbered(archive, folders, below)
+        if len(folders) == 1 and (CONTAINER.fullmatch(folders[0]) or split_of(folders[0]) or folders[0] == archive.name):
+            return Labelling(archive, f"no {archives.INDEX_NAME}; the one folder, {prefix}{folders[0]}, holds all images")
+    empty = sorted(_folders_in(archive, prefix) - set(folders))
+    if empty:
+        raise Undecided(f"{archive.where}: class folder {empty[0]!r} holds no images; remove it, fill it, or use --labels=none")
+    class_names = [unicodedata.normalize("NFC", name) for name in folders]
+    check_distinct(class_names, f"{archive.where}: the class folders")
+    indices = {name: index for index, name in enumerate(folders)}
+    deeper = len({name.rpartition("/")[0] for name in below} - set(folders))
+    origin = f"the folders {listed(folders)}" + (f", {deeper:,} folders inside them not counted" if deeper else "")
+    return Labelling(archive, origin, np.array([indices[name] for name in top], dtype=np.int64), len(folders), class_names)
+
+
+def wrapper(archive: Archive) -> str:
+    """The folders around all class folders, '' or ending in '/': data/cats/1.png, data/dogs/2.png -> 'data/'; cats/1.png alone -> ''."""
+    prefix = ""
+    while len(folders := _folders_in(archive, prefix)) == 1:
+        inner = f"{prefix}{min(folders)}/"
+        if not all(entry.name.startswith(inner) and "/" in entry.name[len(inner) :] for entry in archive.images):
+            break
+        prefix = inner
+    return prefix
+
+
+def split_of(name: str) -> str | None:
+    """'train' for 'Training', 'val' for 'val2017'; None for a name that is no split's."""
+    match = SPLIT.fullmatch(name)
+    return next(group.lower() for group in match.groups() if group) if match else None
+
+
+def _check_splits(archive: Archive, prefix: str, below: Sequence[str]) -> None:
+    """Raises Undecided where the folders are splits of a data set instead of its classes."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    for name in below:
+        top, _, rest = name.partition("/")
+        if rest:
+            inside[top].add(rest.partition("/")[0] if "/" in rest else "")
+    splits = sorted(name for name in inside.keys() | _folders_in(archive, prefix) if split_of(name))
+    different = {split_of(name) for name in splits}
+    # Of a single split's name among others, 'train' beside 'bus' is a class; with class folders of its own it is not.
+    if len(different) > 1 or any(len(inside[name]) > 1 and "" not in inside[name] and len(inside) > 1 for name in splits):
+        one = prefix + next((name for name in splits if split_of(name) == "train"), splits[0])
+        what = f"{' and '.join(splits[:SHOWN])} are splits, not classes" if len(splits) > 1 else f"{splits[0]} is a split, not a class"
+        raise Undecided(f"{archive.where}: {what}: take one (dataset_tool.py --subfolder={one}); {ASK}")
+
+
+def _numbered_set(names: Sequence[str]) -> str:
+    """'StyleGAN' or 'FFHQ' for images in the numbered folders of those sets, else ''."""
+    if names and all(STYLEGAN_IMAGE.fullmatch(name) for name in names):
+        return "StyleGAN"
+    found = [FFHQ_IMAGE.fullmatch(name) for name in names]
+    pairs = [(int(match[1]), int(match[2])) for match in found if match is not None]
+    if names and len(pairs) == len(names):  # the folder of image 1234 is 01000, in other copies 00001
+        for unit in (1000, 1):
+            if all(folder == image // 1000 * unit for folder, image in pairs):
+                return "FFHQ"
+    return ""
+
+
+def _check_numbered(archive: Archive, folders: Sequence[str], below: Sequence[str]) -> None:
+    """Raises Undecided where folders look like numbered parts (00000, 00001, ...; 00, 01, ..., ff) of one set."""
+    width = len(folders[0])
+    if not all(len(name) == width and re.fullmatch("[0-9a-f]+", name) for name in folders) or not any(name[0] == "0" for name in folders):
+        return
+    decimal = all(name.isdecimal() for name in folders)
+    stems: dict[str, list[str]] = defaultdict(list)
+    for name in below:
+        stems[name.partition("/")[0]].append(name.rpartition("/")[2].partition(".")[0])
+    hashed = len(folders) > 1 and width > 1 and all(stem.startswith(folder) and stem != folder for folder in folders for stem in stems[folder])
+    if (decimal and width >= 4) or hashed or (decimal and width > 1 and _numbered_on([stems[folder] for folder in folders])):
+        raise Undecided(f"{archive.where}: {listed(folders)} may be numbered parts of one set, or classes: {ASK}")
+
+
+def _numbered_on(groups: Sequence[Sequence[str]]) -> bool:
+    """Whether the files' numbers go on from folder to folder, so that each holds a stretch of one row."""
+    ranges = []
+    for stems in groups:
+        numbers = [int(match[0]) for stem in stems if (match := re.search(r"\d+$", stem))]
+        if len(numbers) < len(stems) or len(set(numbers)) < 2:
+            return False
+        ranges.append((min(numbers), max(numbers)))
+    return len(ranges) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(ranges))
+
+
+def _below(archive: Archive, prefix: str) -> list[str]:
+    return [entry.name[len(prefix) :] for entry in archive.images]
+
+
+def _folders_in(archive: Archive, prefix: str) -> set[str]:
+    """Names of the folders directly below `prefix` ('' or ending in '/'), empty ones included."""
+    return {name[len(prefix) :] for name in archive.directories if name.startswith(prefix) and "/" not in name[len(prefix) :]}
+
+
+def sorted_classes(names: set[str]) -> list[str]:
+    """By name; by number where every class is called by one (so that '10' does not come before '2')."""
+    numbered = all(re.fullmatch("[0-9]+", name) for name in names) and len({int(name) for name in names}) == len(names)
+    return sorted(names, key=int) if numbered else sorted(names)
+
+
+def check_distinct(names: Sequence[str], what: str) -> None:
+    """Raises ValueError for a name that two classes share, or that is empty."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{what} name {twice!r} twice: every class needs a name of its own")
+    if not all(name.strip() for name in names):
+        raise ValueError(f"{what} leave class {next(i for i, name in enumerate(names) if not name.strip())} without a name")
+
+
+def listed(names: Sequence[str]) -> str:
+    """'a, b, c, d, ...'."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
