@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import calc_metrics
 import dataset_tool
 import train
-from metrics import evaluate
+from metrics import image_sets
 from tests.toy_data import write_dataset
 from training import build
 from training.config import DataConfig, TrainConfig
@@ -57,8 +57,8 @@ def test_a_copy_is_what_dataset_tool_writes(source, folder, tmp_path):
     for i in range(12):
         np.testing.assert_array_equal(ours[i][0], theirs[i][0])
         assert ours[i][1] == theirs[i][1] == i % 3
-    assert not evaluate.preparation_differences(evaluate.preparation(ours), evaluate.preparation(theirs))
-    assert evaluate.preparation(ours)["source"] == evaluate.preparation(theirs)["source"] != evaluate.preparation(ImageDataset(source))["source"]
+    assert not image_sets.preparation_differences(image_sets.preparation(ours), image_sets.preparation(theirs))
+    assert image_sets.preparation(ours)["source"] == image_sets.preparation(theirs)["source"] != image_sets.preparation(ImageDataset(source))["source"]
 
 
 def test_options_of_the_run_apply_to_the_copy(source):
@@ -127,7 +127,7 @@ def test_an_unreadable_image_leaves_nothing(source, tmp_path):
 
 def test_processes_that_start_together_share_one_copy(source, tmp_path):
     program = (
-        "import sys, time; from training.data import ImageDataset; from training import downscaling; "
+        "import sys, time; from training.data import downscaling; from training.data.dataset import ImageDataset; "
         "time.sleep(max(0, float(sys.argv[2]) - time.time())); print(downscaling.downscaled(ImageDataset(sys.argv[1]), 8, 1))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -155,8 +155,8 @@ def test_dry_run_makes_no_copy(source, tmp_path):
 def test_metrics_take_the_copy_as_reference(source, tmp_path):
     small = prepared(source, 8, tmp_path / "small.zip")
     options = {"metrics": "fd_lite0_10", "num_gen": None, "labels": "dataset", "data": str(source), "resolution": 8, "batch": 4, "seed": 0}
-    options |= {"inception": None, "force": False, "verbose": False}
+    options |= {"inception": None, "force": False, "verbose": False, "covariance": "population"}
     evaluators = [calc_metrics.make_evaluator(options | {"data": str(d)}, None, "cpu") for d in (source, small)]
-    references = [e._reference(evaluate.RealImages(e.dataset)) for e in evaluators]
+    references = [e._references.describe(image_sets.RealImages(e.dataset)) for e in evaluators]
     assert {**references[0], "dataset": ""} == {**references[1], "dataset": ""} and references[0]["resolution"] == 8
     assert downscaling.cached_paths(ImageDataset(source), 8)[0].is_file()
