@@ -181,7 +181,7 @@ def _measure(options: dict[str, Any]) -> None:
             truncation=options["truncation"],
             snapshot=options["network"],
             trained_on=trained_on(network),
-            details={"centroids": {"path": path, "sha256": dnnlib.util.sha256_file(path)}} if path else None,
+            details={"centroids": {"path": path, "sha256": dnnlib.util.sha256_file(dnnlib.util.fetch(path))}} if path else None,
         )
     if distributed.is_main():
         report(records, folder, options)
@@ -220,9 +220,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="processes")
 @click.option("--verbose", type=bool, default=True, show_default=True, help="table and progress on stderr")
 @click.option("--truncation", type=float, default=1.0, show_default=True, help="truncation psi")
-@click.option(
-    "--centroids-path", type=click.Path(exists=True, dir_okay=False), metavar="NPY", help="truncate towards the nearest of these centres in W"
-)
+@click.option("--centroids-path", metavar="PATH|URL", help="truncate towards the nearest of these centres in W, a .npy file")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="where to compute")
 @commands.precision_option
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process")
@@ -261,6 +259,8 @@ def main(**options: Any) -> None:
     network = load_network(options, "cpu")
     if network is not None:
         options["network"] = network.path  # the file, where a run folder was named
+        if options["centroids_path"]:
+            render.load_centroids(options["centroids_path"], network.G.w_dim)
     evaluator = make_evaluator(options, network, pick_device(options["device"]))
     image_set = None
     if network is None:

@@ -95,9 +95,8 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         precision_option,
         click.option(
             "--centroids-path",
-            type=click.Path(exists=True, dir_okay=False),
-            metavar="NPY",
-            help="truncate towards the nearest of these cluster centres in W",
+            metavar="PATH|URL",
+            help="truncate towards the nearest of these cluster centres in W, a .npy file",
         ),
         click.option("--trunc", "truncation", type=float, default=1, show_default=True, help="truncation psi; 1 = none, 0 = the class's mean image"),
         click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),

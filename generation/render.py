@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
+from dnnlib import bounded
 from torch_utils import images
 from torch_utils.devices import PRECISIONS
 from training.data.dataset import ImageDataset
@@ -153,13 +154,17 @@ def class_indices(network: Network, text: str) -> list[int]:
 
 
 def load_centroids(path: str, w_dim: int) -> Tensor:
-    """Cluster centres in W, float32 [K, w_dim], from a .npy file. Raises FileNotFoundError or ValueError."""
+    """Cluster centres in W, float32 [K, w_dim], from a .npy file or its address. Raises OSError or ValueError."""
     try:
-        centroids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise ValueError(f"--centroids-path={path}: this is no .npy array") from None
-    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or centroids.shape[1] != w_dim or not len(centroids):
-        raise ValueError(f"--centroids-path={path}: expected an array [K, {w_dim}], got {list(getattr(centroids, 'shape', []))}")
+        centroids = dnnlib.util.read_from(path, bounded.read_npy)
+    except ValueError as error:
+        raise ValueError(f"--centroids-path={error}") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--centroids-path={path}: {error.strerror or error}") from None
+    if centroids.dtype.kind not in "iuf" or centroids.ndim != 2 or centroids.shape[1] != w_dim or not len(centroids):
+        raise ValueError(f"--centroids-path={path}: expected numbers [K, {w_dim}], got {centroids.dtype} {list(centroids.shape)}")
+    if not np.isfinite(centroids).all():
+        raise ValueError(f"--centroids-path={path}: it holds NaN or Inf")
     return torch.from_numpy(centroids.astype(np.float32))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 import dnnlib.util
 from metrics import inception
 from metrics.registry import INCEPTION, LITE0
-from torch_utils import features, timm_weights
+from torch_utils import features, tensor_files, timm_weights
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_BYTES = 95_628_359
@@ -161,7 +161,7 @@ def load_inception(path: str | None = None, device: torch.device | str = "cpu", 
         network = inception.InceptionV3()
     if file is None:
         return InceptionDetector(network, f"{timm_weights.RANDOM}:{seed}", device)
-    load_inception_state(network, torch.load(file, map_location="cpu", weights_only=True))
+    load_inception_state(network, tensor_files.load(file))
     return InceptionDetector(network, INCEPTION_SHA256, device)
 
 

@@ -10,7 +10,6 @@ Legend: n rows (images), D features.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import dnnlib.util
+from dnnlib import bounded
 
 _BLOCK_ROWS = 256  # rows gathered before a covariance update: large enough for a fast product, and independent of the caller's batch size
 
@@ -211,8 +211,7 @@ def save(path: str | Path, store: Store, description: dict[str, Any]) -> None:
 def load(path: str | Path) -> tuple[Store, dict[str, Any]]:
     """Read what `save` wrote: (store, description). Raises ValueError, in one line, for a file that is damaged or not of this kind."""
     try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
+        arrays = bounded.read_npz(path)
         return _KINDS[str(arrays["kind"])].from_arrays(arrays), json.loads(str(arrays["description"]))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not hold feature statistics ({error})") from None

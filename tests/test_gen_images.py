@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import gen_class_samplesheet
 import gen_images
 from generation import render
+from tests import file_server, memory_limit
 from torch_utils.images import to_uint8
 from torch_utils.persistence import save_network_pickle
 from training.generator import Generator, build_stem
@@ -163,8 +164,30 @@ def test_centroids_pull_towards_the_nearest(folder, tmp_path):
     np.save(tmp_path / "c.npy", torch.stack([far, near]).numpy())
     generate(folder, tmp_path, "--seeds=0", "--trunc=0.5", "--centroids-path", tmp_path / "c.npy")
     np.save(tmp_path / "wrong.npy", np.zeros((3, 7)))
-    with pytest.raises(ValueError, match=r"expected an array \[K, 512\], got \[3, 7\]"):
+    with pytest.raises(ValueError, match=r"wrong\.npy: expected numbers \[K, 512\], got float64 \[3, 7\]"):
         render.load_centroids(str(tmp_path / "wrong.npy"), 512)
+
+
+def test_centroids_come_from_addresses_and_bad_ones_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("DNNLIB_OFFLINE", raising=False)
+    np.save(tmp_path / "c.npy", np.ones((3, 7)))
+    good = (tmp_path / "c.npy").read_bytes()
+    with file_server.running() as server:
+        server.answers["/c.npy"] = b"<html>"
+        with pytest.raises(ValueError, match=rf"--centroids-path={server.root}/c\.npy: this is no \.npy array .*is removed"):
+            render.load_centroids(f"{server.root}/c.npy", 7)
+        server.answers["/c.npy"] = good
+        assert render.load_centroids(f"{server.root}/c.npy", 7).shape == (3, 7)
+    assert render.load_centroids((tmp_path / "c.npy").as_uri(), 7).shape == (3, 7)
+    (tmp_path / "huge.npy").write_bytes(good.replace(b"(3, 7)", b"(999999999, 7)"))
+    (tmp_path / "page.npy").write_bytes(b"<html>")
+    np.save(tmp_path / "nan.npy", np.full((3, 7), np.nan))
+    np.save(tmp_path / "text.npy", np.full((3, 7), "a"))
+    for name in ("huge", "page", "nan", "text", "none"):
+        with memory_limit.limited(300), pytest.raises((ValueError, OSError), match=rf"^--centroids-path={tmp_path}/{name}\.npy: ") as error:
+            render.load_centroids(str(tmp_path / f"{name}.npy"), 7)
+        assert "\n" not in str(error.value)
 
 
 def test_translate_and_rotate_move_the_picture(folder, tmp_path):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor
 
 from dnnlib.util import sha256_file
+from torch_utils import tensor_files
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -141,7 +141,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = tensor_files.load(path)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"'{path}' is no readable state dict: {reason[:160]}") from None

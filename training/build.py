@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib import bounded
 from torch_utils import distributed, features, rng
 from torch_utils.devices import pick_precision
 from training.config import (
@@ -108,9 +109,14 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
         return spread_class_embedding(compute_class_embedding(plain_dataset(dataset), network, device=device))
     if not os.path.isfile(cfg.class_embedding):
         raise ValueError(f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of shape [classes, width]")
-    table = np.load(cfg.class_embedding, allow_pickle=False)
+    try:
+        table = bounded.read_npy(cfg.class_embedding)
+    except ValueError as error:
+        raise ValueError(f"--class-embedding={error}") from None
     if table.ndim != 2 or len(table) != dataset.label_dim:
         raise ValueError(f"--class-embedding={cfg.class_embedding} has shape {list(table.shape)}; the data set needs [{dataset.label_dim}, width]")
+    if table.dtype.kind not in "iuf" or not np.isfinite(table).all():
+        raise ValueError(f"--class-embedding={cfg.class_embedding} holds {table.dtype}, or values that are not finite; finite numbers are needed")
     return torch.from_numpy(table.astype(np.float32))
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 
 from metrics import statistics
 from metrics.statistics import FeatureArray, Moments
+from tests import memory_limit
 
 
 def rows(n: int, dim: int = 5, seed: int = 0, offset: float = 0) -> np.ndarray:
@@ -75,8 +78,23 @@ def test_damaged_file_is_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="does not hold feature statistics"):
         statistics.load(path)
-    np.savez(path, other=np.zeros(3))
-    with pytest.raises(ValueError, match="does not hold feature statistics"):
+    odd = [{"other": np.zeros(3)}, {"kind": "array", "rows": np.zeros(3), "indices": np.zeros(3), "description": "{}"}, {"kind": "array"}]
+    odd += [{"kind": "moments", "description": "[" * 10**6, **Moments(2).arrays()}]
+    for arrays in odd:
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match="does not hold feature statistics"):
+            statistics.load(path)
+
+
+def test_a_cache_that_promises_too_much_costs_nothing(tmp_path):
+    path = tmp_path / "stats.npz"
+    statistics.save(path, FeatureArray(4), {})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data.replace(b"(0, 4)", b"(999999999999, 4)") if name == "rows.npy" else data)
+    with memory_limit.limited(300), pytest.raises(ValueError, match="does not hold feature statistics"):
         statistics.load(path)
 
 

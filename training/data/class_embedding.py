@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dnnlib import trust
+from dnnlib import bounded, trust
 from dnnlib.progress import Progress, format_time
 from dnnlib.util import atomic_write, make_cache_dir_path
 from torch_utils import rng
@@ -196,7 +196,7 @@ def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: 
 
 def _read(path: Path, c_dim: int) -> torch.Tensor | None:
     try:
-        table = np.load(path, allow_pickle=False)
+        table = bounded.read_npy(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError) as e:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from dnnlib import bounded
 from image_data.archives import MAX_CLASSES
 
 SHOWN = 3  # names in an error message
@@ -57,9 +57,8 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
         ValueError: the file cannot be read, or says something else.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        content = bounded.read_json(path)
+    except OSError as error:
         raise ValueError(f"{os.fspath(path)}: no readable JSON ({str(error)[:120]})") from None
     if isinstance(content, dict) and len(content) < MAX_CLASSES and set(content) == {str(i) for i in range(len(content))}:
         content = [content[str(i)] for i in range(len(content))]

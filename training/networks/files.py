@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import dnnlib
+from dnnlib import bounded
 from torch_utils import persistence
 from torch_utils.pickle_records import listed
 from training.bundle import TensorBundle, bundle, dotted
@@ -29,7 +30,7 @@ from training.networks.reader import from_record
 
 FORMAT = "stylesan-xl network"
 VERSION = 1
-MAX_CONFIG_BYTES = 64 * 2**20
+MAX_CONFIG_BYTES = 16 * 2**20
 MAX_PLAIN = 2**21  # characters of the plain values of a pickle; a value counts as 16 of them
 MAX_PLAIN_ELEMENTS = 1024  # of a tensor or array among them
 GENERATORS = ("G", "G_ema")
@@ -280,12 +281,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise dnnlib.util.Damaged(f"{path}: more than {MAX_CONFIG_BYTES} bytes")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise dnnlib.util.Damaged(f"{path}: this is no JSON: {str(error).splitlines()[0]}") from None
+    config = bounded.read_json(path, MAX_CONFIG_BYTES)
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("networks"), dict):
         raise ValueError(f"{path}: this does not describe a network: its format is not {FORMAT!r}")
     if config.get("version") != VERSION:
