@@ -58,7 +58,8 @@ def test_a_copy_is_what_dataset_tool_writes(source, folder, tmp_path):
         np.testing.assert_array_equal(ours[i][0], theirs[i][0])
         assert ours[i][1] == theirs[i][1] == i % 3
     assert not image_sets.preparation_differences(image_sets.preparation(ours), image_sets.preparation(theirs))
-    assert image_sets.preparation(ours)["source"] == image_sets.preparation(theirs)["source"] != image_sets.preparation(ImageDataset(source))["source"]
+    other = image_sets.preparation(ImageDataset(source))["source"]
+    assert image_sets.preparation(ours)["source"] == image_sets.preparation(theirs)["source"] != other
 
 
 def test_options_of_the_run_apply_to_the_copy(source):
