@@ -59,7 +59,9 @@ def main(
     path = Path(outdir) / (f"sheet-{desc}.png" if desc else "sheet.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     with commands.progress_bar(total, "Images") as done:
-        images.save_png(render.class_sheet(net, rows, seeds, columns=min(grid_width, total), done=done, **options), path)
+        sheet = render.class_sheet(net, rows, seeds, columns=min(grid_width, total), done=done, **options)
+    text = render.about(net, seeds, rows, truncation=truncation, centroids_path=centroids_path)
+    images.save_png(sheet, path, text)
     click.echo(f"{len(rows)} classes, {len(seeds)} images each: {path}")
 
 

@@ -38,7 +38,16 @@ from torch_utils import images
 from torch_utils.devices import pick_device
 
 
-def _write_per_seed(network: Network, seeds: Sequence[int], outdir: Path, batch_sz: int, index: int | None, batch: int, **render_kwargs: Any) -> None:
+def _write_per_seed(
+    network: Network,
+    seeds: Sequence[int],
+    outdir: Path,
+    batch_sz: int,
+    index: int | None,
+    about: dict[str, Any],
+    batch: int,
+    **render_kwargs: Any,
+) -> None:
     seeds_at_once = max(1, batch // batch_sz)
     columns = int(np.ceil(np.sqrt(batch_sz)))
     with progress_bar(len(seeds) * batch_sz, "Images") as done:
@@ -46,7 +55,18 @@ def _write_per_seed(network: Network, seeds: Sequence[int], outdir: Path, batch_
             chunk = seeds[start : start + seeds_at_once]
             pixels = _render_seeds(network, chunk, batch_sz, index, batch=batch, done=done, **render_kwargs)
             for seed, group in zip(chunk, pixels.split(batch_sz), strict=True):
-                images.save_png(images.grid(group, columns), outdir / f"seed{seed:04d}.png")
+                text = render.about(network, [seed], _classes(network, [seed], batch_sz, index), **about)
+                images.save_png(images.grid(group, columns), outdir / f"seed{seed:04d}.png", text)
+
+
+def _classes(network: Network, seeds: Sequence[int], batch_sz: int, index: int | None) -> list[int] | None:
+    """The class of every image; one for all of them if it is the same."""
+    if not network.G.c_dim:
+        return None
+    if index is not None:
+        return [index]
+    labels = [render.seed_labels(network, seed, batch_sz, None) for seed in seeds]
+    return [int(value) for some in labels if some is not None for value in some]
 
 
 def _render_seeds(network: Network, seeds: Sequence[int], batch_sz: int, index: int | None, **render_kwargs: Any) -> Tensor:
@@ -115,24 +135,33 @@ def main(
     render.set_transform(net.G, offset, rotate)
     centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     options: dict[str, Any] = {"truncation": truncation, "centroids": centroids, "noise_mode": noise_mode, "batch": batch}
+    about: dict[str, Any] = {
+        "truncation": truncation,
+        "centroids_path": centroids_path,
+        "translate": translate if any(offset) else None,
+        "rotate": rotate or None,
+    }
     folder = Path(outdir)
     if classes:
         columns = sheet_seeds(numbers, samples_per_class)
         rows = render.class_indices(net, classes)
         folder.mkdir(parents=True, exist_ok=True)
         with progress_bar(len(rows) * len(columns), "Images") as done:
-            images.save_png(render.class_sheet(net, rows, columns, done=done, **options), folder / "classes.png")
+            sheet = render.class_sheet(net, rows, columns, done=done, **options)
+        images.save_png(sheet, folder / "classes.png", render.about(net, columns, rows, **about))
         click.echo(f"{len(rows)} classes, {len(columns)} images each: {folder / 'classes.png'}")
         return
+    about["images_per_seed"] = batch_sz if batch_sz > 1 else None
     index = None if class_name is None else render.class_index(net, class_name)
     folder.mkdir(parents=True, exist_ok=True)
     if shape:
         with progress_bar(len(numbers) * batch_sz, "Images") as done:
             pixels = _render_seeds(net, numbers, batch_sz, index, done=done, **options)
-        images.save_png(images.grid(pixels, shape[0]), folder / "grid.png")
+        text = render.about(net, numbers, _classes(net, numbers, batch_sz, index), grid=grid, **about)
+        images.save_png(images.grid(pixels, shape[0]), folder / "grid.png", text)
         click.echo(f"{len(pixels)} images: {folder / 'grid.png'}")
     else:
-        _write_per_seed(net, numbers, folder, batch_sz, index, **options)
+        _write_per_seed(net, numbers, folder, batch_sz, index, about, **options)
         click.echo(f"{len(numbers)} PNG files in {folder}")
 
 

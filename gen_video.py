@@ -12,11 +12,16 @@
 
 Between seeds, w follows a periodic cubic spline. A seed's image is the one that gen_images.py makes. The ending of --output chooses the
 format: .mp4, .mkv and .webm need the package av (pip install av); .gif, .webp and .png (animated PNG) need nothing.
+Browsers slow down a GIF of more than 50 frames per second, and a WebP or PNG of more than 90: of a faster
+video such a file shows every second or third frame, in the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +42,8 @@ from torch_utils.devices import pick_device
 H264 = ("libx264", "libopenh264", "mpeg4")
 CODECS = {".mp4": ("mp4", H264), ".mkv": ("matroska", H264), ".webm": ("webm", ("libvpx-vp9", "libvpx"))}  # ending -> container, encoders
 PICTURES = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+# Milliseconds in which a format counts, and the shortest delay that browsers keep (a shorter one lasts 100).
+DELAYS = {".gif": (10, 20), ".webp": (1, 11), ".png": (1, 11)}
 
 
 def arrange(seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle_seed: int | None) -> np.ndarray:
@@ -78,12 +85,18 @@ def splines(ws: np.ndarray) -> Callable[[float], np.ndarray]:
 
 
 def frames(
-    network: render.Network, ws: np.ndarray, frames_per_keyframe: int, columns: int, batch: int, done: Callable[[int], None]
+    network: render.Network,
+    ws: np.ndarray,
+    frames_per_keyframe: int,
+    columns: int,
+    batch: int,
+    done: Callable[[int], None],
+    shown: Sequence[int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Frame after frame of the loop, uint8 [H, W, 3]; `done(1)` after each."""
+    """Frame after frame of the loop, uint8 [H, W, 3]; `done(1)` after each. shown: which ones, None: all."""
     at = splines(ws)
     size = 1 if network.device.type == "cpu" else batch
-    for frame in range(ws.shape[1] * frames_per_keyframe):
+    for frame in range(ws.shape[1] * frames_per_keyframe) if shown is None else shown:
         now = torch.from_numpy(at(frame / frames_per_keyframe)).to(network.device)
         cells = torch.cat([render.synthesize(network, part) for part in now.split(size)])
         picture = images.grid(cells, columns)
@@ -103,23 +116,73 @@ def check_output(output: Path) -> None:
             raise ValueError(f"--output={output}: {ending} needs the package av (pip install av); or write .webp or .gif") from None
 
 
-def write(output: Path, pictures: Iterator[np.ndarray], fps: int) -> None:
-    """Write the frames as one file, complete or not at all. Raises OSError, and ValueError where no encoder is there."""
+@dataclass(frozen=True)
+class Timing:
+    """Which frames of a video a file shows, and for how long each.
+
+    frames: their numbers. milliseconds: of each; together the length of the video. every: one of so many
+    is shown.
+    """
+
+    frames: list[int]
+    milliseconds: list[int]
+    every: int = 1
+
+
+def timing(total: int, fps: int, ending: str) -> Timing:
+    """The frames that a file of a kind can show in the right time, of `total` at `fps` a second.
+
+    Formats of pictures count in whole hundredths (GIF) or thousandths (WebP, PNG) of a second, so delays
+    take turns (3, 3, 4) to stay in step. Browsers slow down what is faster than DELAYS allow: of such a
+    video, every second or third frame is shown, for twice or three times as long.
+    """
+    unit, shortest = DELAYS.get(ending, (1, 0))
+    every = max(1, math.ceil(fps * shortest / 1000))
+    shown = list(range(0, total, every))[: max(1, total // every)]
+    starts = [_rounded(1000 * frame / fps, unit) for frame in [*shown, total]]
+    delays = [max(after - before, shortest) for before, after in itertools.pairwise(starts)]
+    return Timing(shown, delays, every)
+
+
+def _rounded(milliseconds: float, unit: int) -> int:
+    return math.floor(milliseconds / unit + 0.5) * unit
+
+
+def write(
+    output: Path,
+    pictures: Iterator[np.ndarray],
+    fps: int,
+    delays: Sequence[int],
+    about: Mapping[str, Any],
+) -> None:
+    """Write the frames as one file, complete or not at all.
+
+    Raises OSError, and ValueError where no encoder is there.
+    delays: milliseconds of each frame, for formats of pictures. about: what a PNG says of itself.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     ending = output.suffix.lower()
     with dnnlib.util.atomic_write(str(output), "wb") as f:
         if ending in PICTURES:
-            _write_pictures(f, pictures, fps, PICTURES[ending])
+            _write_pictures(f, pictures, delays, PICTURES[ending], about)
         else:
             _write_video(f, pictures, fps, *CODECS[ending])
 
 
-def _write_pictures(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, kind: str) -> None:
+def _write_pictures(
+    file: IO[Any],
+    pictures: Iterator[np.ndarray],
+    delays: Sequence[int],
+    kind: str,
+    about: Mapping[str, Any],
+) -> None:
     first = PIL.Image.fromarray(next(pictures))
-    options: dict[str, Any] = {"quality": 90} if kind == "WEBP" else {}
-    rest = (PIL.Image.fromarray(picture) for picture in pictures)
-    # Pillow's PNG writer goes over the frames twice, its GIF writer takes them as they come.
-    first.save(file, kind, save_all=True, append_images=rest if kind == "GIF" else list(rest), duration=1000 / fps, loop=0, **options)
+    own: dict[str, dict[str, Any]] = {"WEBP": {"quality": 90}, "PNG": {"pnginfo": images.png_text(about)}}
+    rest: Any = (PIL.Image.fromarray(picture) for picture in pictures)
+    if kind != "GIF":  # Pillow's other writers go over the frames twice
+        rest = list(rest)
+    durations = list(delays) if len(delays) > 1 else delays[0]
+    first.save(file, kind, save_all=True, append_images=rest, duration=durations, loop=0, **own.get(kind, {}))
 
 
 def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, container_format: str, codecs: Sequence[str]) -> None:
@@ -139,6 +202,17 @@ def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, contai
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
             outputs.raise_if_stopped()  # av swallows an interrupt that comes while it writes
         container.mux(stream.encode())
+
+
+def length_text(plan: Timing, total: int, fps: int, ending: str) -> str:
+    """'240 frames, 8.0 seconds', and which frames those are."""
+    seconds = sum(plan.milliseconds) / 1000 if ending in PICTURES else total / fps
+    count = f"{seconds:.3f}".rstrip("0")
+    length = f"{len(plan.frames)} frames, {count}{'0' if count.endswith('.') else ''} seconds"
+    if plan.every == 1:
+        return length
+    skipped = f"one of every {plan.every} of the video's {total}"
+    return f"{length} ({skipped}: browsers slow down {PICTURES[ending]} files of {fps} frames a second)"
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
@@ -179,13 +253,17 @@ def main(
     order = arrange(numbers, columns * rows, num_keyframes, shuffle_seed)
     net = render.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
     centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
-    ws = keyframe_styles(net, numbers, render.class_indices(net, classes) if classes else None, truncation, centroids)[order]
+    chosen = render.class_indices(net, classes) if classes else None
+    ws = keyframe_styles(net, numbers, chosen, truncation, centroids)[order]
     if order.shape[1] == 1:
         click.echo(f"note: one seed per cell makes a picture that stands still: give more than {columns * rows} seeds", err=True)
     total = order.shape[1] * w_frames
-    with commands.progress_bar(total, "Frames") as done:
-        write(Path(output), frames(net, ws, w_frames, columns, batch, done), fps)
-    click.echo(f"{total} frames, {total / fps:.1f} seconds: {output}")
+    plan = timing(total, fps, Path(output).suffix.lower())
+    about = render.about(net, numbers, chosen, truncation=truncation, centroids_path=centroids_path)
+    with commands.progress_bar(len(plan.frames), "Frames") as done:
+        shown = frames(net, ws, w_frames, columns, batch, done, plan.frames)
+        write(Path(output), shown, fps, plan.milliseconds, about)
+    click.echo(f"{length_text(plan, total, fps, Path(output).suffix.lower())}: {output}")
 
 
 if __name__ == "__main__":

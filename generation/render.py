@@ -8,7 +8,8 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlparse
 
 import click
 import numpy as np
@@ -19,10 +20,12 @@ import dnnlib.util
 from dnnlib import bounded
 from torch_utils import images
 from torch_utils.devices import PRECISIONS
+from training.data import class_names
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import files, hub, stems
 
+T = TypeVar("T")
 MAX_SEED = 2**32 - 1  # of numpy's RandomState
 
 
@@ -35,6 +38,7 @@ class Network:
     training_set_kwargs: dict[str, Any]
     provenance: dict[str, Any]
     class_names: list[str] | None
+    sha256: str | None = None  # of its file
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +46,7 @@ class Network:
 
     def label_text(self, index: int) -> str:
         """'3 sad' or '3'."""
-        return f"{index} {self.class_names[index]}" if self.class_names and index < len(self.class_names) else str(index)
+        return class_names.label_text(index, self.class_names)
 
 
 def load_network(
@@ -61,7 +65,7 @@ def load_network(
     Raises FileNotFoundError, OSError or ValueError with one line.
     """
     if hub.is_repository(path_or_url):
-        contents = hub.pull(path_or_url)
+        sha256, contents = _hashed(files.read_safetensors)(hub.fetch(path_or_url))
     else:
         path_or_url = dnnlib.util.plain_path(path_or_url)
         if Path(path_or_url).is_dir():
@@ -69,19 +73,27 @@ def load_network(
         if not dnnlib.util.is_url(path_or_url) and not Path(path_or_url).is_file():
             raise FileNotFoundError(f"--network: there is no file {path_or_url}")
         try:
-            contents = files.read_from(path_or_url, lambda path: files.read(path, key=key))
+            sha256, contents = files.read_from(path_or_url, _hashed(lambda path: files.read(path, key=key)))
         except ValueError:
             if not trust_pickle:
                 raise
             warn_trusted(path_or_url)
             if precision != "auto":
                 raise ValueError(f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself") from None
-            foreign = files.read_from(path_or_url, lambda path: files.trusted_generator(path, key)).to(device)
-            return Network(path_or_url, foreign, {}, {}, _class_names(foreign.c_dim, data, {}, {}))
+            trusted = _hashed(lambda path: files.trusted_generator(path, key))
+            sha256, foreign = files.read_from(path_or_url, trusted)
+            names = _class_names(foreign.c_dim, data, {}, {})
+            return Network(path_or_url, foreign.to(device), {}, {}, names, sha256)
     G = contents.only(key).generators[key].to(device)
     set_precision(G, precision)
     kwargs, provenance = contents.training_set_kwargs or {}, contents.provenance or {}
-    return Network(path_or_url, G, kwargs, provenance, _class_names(G.c_dim, data, kwargs, provenance))
+    names = _class_names(G.c_dim, data, kwargs, provenance)
+    return Network(path_or_url, G, kwargs, provenance, names, sha256)
+
+
+def _hashed(read: Callable[[str], T]) -> Callable[[str], tuple[str, T]]:
+    """The reader of a path that also tells the file's SHA-256, first."""
+    return lambda path: (dnnlib.util.sha256_file(path), read(path))
 
 
 def set_precision(G: Generator, precision: str) -> None:
@@ -133,7 +145,7 @@ def class_index(network: Network, text: str) -> int:
     by_name = {name.casefold(): index for index, name in reversed(list(enumerate(network.class_names)))}
     if text.casefold() not in by_name:
         if num_classes <= 20:
-            listed = ", ".join(f"{index} {name}" for index, name in enumerate(network.class_names))
+            listed = ", ".join(network.label_text(index) for index in range(num_classes))
             raise ValueError(f"class {text!r} is unknown; the classes are {listed}")
         near = difflib.get_close_matches(text.casefold(), by_name, n=1, cutoff=0.0)[0]
         raise ValueError(f"class {text!r} is unknown; the nearest of {num_classes} names is {network.class_names[by_name[near]]!r} ({by_name[near]})")
@@ -251,9 +263,45 @@ def class_sheet(network: Network, classes: Sequence[int], seeds: Sequence[int], 
     labels = torch.tensor(classes, dtype=torch.int64).repeat_interleave(len(seeds))
     pixels = render(network, z, labels, **render_kwargs)
     columns = columns or len(seeds)
-    row_labels = []
-    for start in range(0, len(pixels), columns):
-        inside = labels[start : start + columns].unique_consecutive().tolist()
-        first = network.label_text(inside[0])
-        row_labels.append(first if len(inside) == 1 else f"{first} to {network.label_text(inside[-1])}")
-    return images.labelled_grid(pixels, row_labels, columns)
+    rows = [row.unique_consecutive().tolist() for row in labels.split(columns)]
+    return images.labelled_grid(pixels, [_row_label(network, inside) for inside in rows], columns)
+
+
+def _row_label(network: Network, classes: Sequence[int]) -> str:
+    """The classes of one row of a sheet: '3 sad', '3 sad to 5 red', '3 sad, 1 grey'."""
+    texts = [network.label_text(index) for index in classes]
+    span = len(texts) > 2 and list(classes) == list(range(classes[0], classes[-1] + 1))
+    return f"{texts[0]} to {texts[-1]}" if span else ", ".join(texts)
+
+
+def about(
+    network: Network,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    *,
+    truncation: float = 1,
+    centroids_path: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """What a picture's file says of it (`images.save_png`): network, seeds, classes, truncation and `more`.
+
+    classes: of the images in reading order, or of a sheet's rows; None without classes.
+    """
+    named = network.path if hub.is_repository(network.path) else os.path.basename(urlparse(network.path).path)
+    name = network.class_names[classes[0]] if network.class_names and classes and len(classes) == 1 else None
+    return {
+        "network": named,
+        "network_sha256": network.sha256,
+        **_counted("seed", "seeds", seeds),
+        **_counted("class", "classes", classes),
+        "class_name": name,
+        "truncation": truncation,
+        "centroids": os.path.basename(centroids_path) if centroids_path else None,
+        **more,
+    }
+
+
+def _counted(one: str, several: str, numbers: Sequence[int] | None) -> dict[str, Any]:
+    if not numbers:
+        return {}
+    return {one: numbers[0]} if len(numbers) == 1 else {several: list(numbers)}

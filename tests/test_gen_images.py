@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """gen_images.py and gen_class_samplesheet.py on small networks."""
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import dnnlib.util
 import gen_class_samplesheet
 import gen_images
 from generation import render
@@ -219,6 +222,61 @@ def test_the_network_of_a_run_folder_is_its_best(folder, tmp_path):
         (tmp_path / name).write_bytes((folder / source).read_bytes())
         network = render.load_network(str(tmp_path))
         assert network.path == str(tmp_path / name) and network.G.c_dim == (3 if source == "cond.pkl" else 0)
+
+
+def text_of(path: Path) -> dict[str, str]:
+    with PIL.Image.open(path) as image:
+        return {**image.text}
+
+
+def test_every_png_says_how_it_was_made(folder, tmp_path):
+    sha256 = hashlib.sha256((folder / "cond.pkl").read_bytes()).hexdigest()
+    common = {"Software": "StyleSAN-XL", "network": "cond.pkl", "network_sha256": sha256}
+    centres = tmp_path / "centres.npy"
+    np.save(centres, np.zeros((2, 512), np.float32))
+    generate(folder, tmp_path, "--seeds=7", "--class=2", "--trunc=0.7", "--centroids-path", centres)
+    own = {"seed": "7", "class": "2", "class_name": "red-panda", "truncation": "0.7"}
+    assert text_of(tmp_path / "seed0007.png") == {**common, **own, "centroids": "centres.npy"}
+    generate(folder, tmp_path, "--seeds=5", "--batch-sz=4", "--rotate=90", "--translate=0.5,0")
+    drawn = np.random.RandomState(5).randint(0, 3, 4).tolist()
+    found = text_of(tmp_path / "seed0005.png")
+    assert dnnlib.util.parse_int_list(found.pop("classes")) == drawn
+    own = {"seed": "5", "truncation": "1", "images_per_seed": "4", "rotate": "90.0", "translate": "0.5,0"}
+    assert {**found, "truncation": f"{float(found['truncation']):g}"} == {**common, **own}
+    generate(folder, tmp_path, "--seeds=0-3", "--grid=2x2", "--class=cat")
+    found = text_of(tmp_path / "grid.png")
+    assert (found["seeds"], found["class_name"], found["grid"]) == ("0-3", "cat", "2x2")
+    generate(folder, tmp_path, "--seeds=4", "--classes=all", "--samples-per-class=2")
+    found = text_of(tmp_path / "classes.png")
+    assert (found["seeds"], found["classes"]) == ("4-5", "0-2")
+    args = ["--network", folder / "cond.pkl", "--device=cpu", "--classes=2,0", "--outdir", tmp_path]
+    run(gen_class_samplesheet.main, *args, "--samples-per-class=1")
+    found = text_of(tmp_path / "sheet.png")
+    assert (found["seed"], found["classes"], found["network_sha256"]) == ("42", "2,0", sha256)
+    for path in tmp_path.glob("*.png"):
+        assert str(tmp_path) not in str(text_of(path)) and str(folder) not in str(text_of(path))
+
+
+def test_a_picture_names_the_network_of_a_run_folder_or_an_address(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(folder / "uncond.pkl", tmp_path / "run" / "best_model.pkl")
+    address = (folder / "uncond.pkl").as_uri()
+    for network, name in ((tmp_path / "run", "best_model.pkl"), (address, "uncond.pkl")):
+        run(gen_images.main, "--network", network, "--device=cpu", "--seeds=1", "--outdir", tmp_path)
+        found = text_of(tmp_path / "seed0001.png")
+        assert found["network"] == name and found["seed"] == "1" and "class" not in found
+        assert found["network_sha256"] == hashlib.sha256((folder / "uncond.pkl").read_bytes()).hexdigest()
+
+
+def test_labels_of_classes_that_are_called_by_their_number():
+    network = render.Network("x", None, {}, {}, ["0", "1", "seven", "03", ""])
+    assert [network.label_text(i) for i in range(6)] == ["0", "1", "2 seven", "3 03", "4", "5"]
+
+
+def test_a_row_of_several_classes_names_them():
+    network = render.Network("x", None, {}, {}, list("abcdefg"))
+    rows = [render._row_label(network, classes) for classes in ([3], [1, 2], [1, 2, 3], [5, 1, 2])]
+    assert rows == ["3 d", "1 b, 2 c", "1 b to 3 d", "5 f, 1 b, 2 c"]
 
 
 def test_of_many_classes_the_nearest_name_is_told(folder):

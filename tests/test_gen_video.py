@@ -64,6 +64,70 @@ def test_grids_and_formats(folder, tmp_path):  # noqa: F811
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v.gif", "v.webp"]
 
 
+def delays(path: Path) -> list[int]:
+    """Milliseconds of every frame of a file."""
+    with PIL.Image.open(path) as image:
+        found = []
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()
+            found.append(round(image.info["duration"]))
+    return found
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+@pytest.mark.parametrize("fps", [1, 24, 30, 50, 60, 100, 120])
+def test_pictures_last_as_long_as_is_printed(folder, tmp_path, ending, fps):  # noqa: F811
+    """Browsers show a GIF's delays below 20 ms, and others below 11 ms, for 100 ms; files round delays."""
+    path = tmp_path / f"v.{ending}"
+    result = video(folder, path, "--seeds=0-2", "--w-frames=20", "--fps", fps, network="uncond")
+    found = delays(path)
+    shortest, unit = (20, 10) if ending == "gif" else (11, 1)
+    assert abs(sum(found) - 60_000 / fps) <= unit / 2 and min(found) >= shortest
+    every = {60: 2, 100: 2, 120: 3}.get(fps, 1) if ending == "gif" else {100: 2, 120: 2}.get(fps, 1)
+    printed = f"{60 // every} frames, {sum(found) / 1000:g} seconds"
+    assert printed.removesuffix(" seconds") in result.output
+    assert ("browsers slow down" in result.output) == (every > 1)
+    if ending != "webp":  # whose encoder makes one frame of two that look alike
+        assert len(found) == 60 // every and max(found) - min(found) <= unit
+
+
+def test_of_a_fast_video_every_second_frame_is_shown(folder, tmp_path):  # noqa: F811
+    video(folder, tmp_path / "all.png", "--seeds=0-2", "--w-frames=4", "--fps=60", network="uncond")
+    video(folder, tmp_path / "half.png", "--seeds=0-2", "--w-frames=4", "--fps=120", network="uncond")
+    every, half = read(tmp_path / "all.png"), read(tmp_path / "half.png")
+    assert len(every) == 12 and len(half) == 6
+    assert all((a == b).all() for a, b in zip(half, every[::2], strict=True))
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 121])
+@pytest.mark.parametrize("fps", [7, 29, 60, 119, 120])
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".mp4"])
+def test_timing_of_any_length(total, fps, ending):
+    unit, shortest = gen_video.DELAYS.get(ending, (1, 0))
+    plan = gen_video.timing(total, fps, ending)
+    assert len(plan.frames) == len(plan.milliseconds) >= 1 and plan.frames[0] == 0 and plan.frames[-1] < total
+    assert min(plan.milliseconds) >= shortest and all(delay % unit == 0 for delay in plan.milliseconds)
+    assert abs(sum(plan.milliseconds) - max(1000 * total / fps, shortest)) <= unit / 2 + 0.5
+    if ending == ".mp4":
+        assert plan.frames == list(range(total))
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_a_picture_that_stands_still(folder, tmp_path, ending):  # noqa: F811
+    path = tmp_path / f"v.{ending}"
+    result = video(folder, path, "--seeds=0", "--w-frames=50", "--fps=25", network="uncond")
+    assert "50 frames, 2.0 seconds" in result.output and "stands still" in result.output
+    assert len(read(path)) == 1  # frames that are alike are one
+
+
+def test_an_animated_png_says_what_it_shows(folder, tmp_path):  # noqa: F811
+    video(folder, tmp_path / "v.png", "--seeds=3,5", "--class=2", "--w-frames=2", "--trunc=0.7")
+    text = PIL.Image.open(tmp_path / "v.png").text
+    assert text["seeds"] == "3,5" and text["class"] == "2" and text["truncation"] == "0.7"
+    assert text["network"] == "cond.pkl" and len(text["network_sha256"]) == 64
+
+
 def test_mp4(folder, tmp_path):  # noqa: F811
     av = pytest.importorskip("av")
     video(folder, tmp_path / "v.mp4", "--seeds=0,1", "--grid=2x1", "--num-keyframes=2", "--w-frames=5", "--fps=25")

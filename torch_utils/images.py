@@ -5,16 +5,19 @@ Shapes: N images, C channels (1 or 3), H W height and width.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.PngImagePlugin
 import torch
 
 from dnnlib import util
 
+SOFTWARE = "StyleSAN-XL"
 _LABEL_GAP = 4  # pixels between a row's label and its images
 
 
@@ -108,8 +111,40 @@ def _one_line(label: str, limit: int = 40) -> str:
     return line if len(line) <= limit else line[: limit - 3].rstrip() + "..."
 
 
-def save_png(image: np.ndarray | PIL.Image.Image, path: str | os.PathLike) -> None:
-    """Writes uint8 [H, W], [H, W, 1 or 3] or a PIL image as a PNG; `path` never holds a part of a file."""
+def save_png(
+    image: np.ndarray | PIL.Image.Image,
+    path: str | os.PathLike,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes uint8 [H, W], [H, W, 1 or 3] or a PIL image as a PNG; `path` never holds a part of a file.
+
+    about: what the picture shows (docs/run-folder.md lists the keys), kept in the file as `png_text` does.
+    """
     picture = image if isinstance(image, PIL.Image.Image) else _to_pil(image)
     with util.atomic_write(path) as f:
-        picture.save(f, format="PNG")
+        picture.save(f, format="PNG", pnginfo=png_text(about or {}))
+
+
+def png_text(about: Mapping[str, Any]) -> PIL.PngImagePlugin.PngInfo:
+    """Text chunks of a PNG: Software, and every key of `about` whose value is not None.
+
+    Whole numbers in a list are written as ranges. Callers give file names and hashes, never paths: a picture
+    travels.
+    """
+    chunks = PIL.PngImagePlugin.PngInfo()
+    chunks.add_text("Software", SOFTWARE)
+    for key, value in about.items():
+        if value is not None:
+            chunks.add_text(key, number_list(value) if isinstance(value, list | tuple) else str(value))
+    return chunks
+
+
+def number_list(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 7, 3] -> '0-2,7,3': what dnnlib.util.parse_int_list reads back."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)

@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 import torch
 
+import dnnlib.util
 from torch_utils import images
 
 
@@ -94,3 +95,24 @@ def test_save_png_round_trip_and_atomicity(tmp_path):
     with pytest.raises(ValueError):
         images.save_png(rgb.astype(np.float32), tmp_path / "y.png")
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_png_text_round_trip(tmp_path):
+    about = {"seed": 3, "class_name": "ねこ <b>", "classes": [0, 1, 2, 7, 3], "truncation": 0.7, "x": None}
+    for _ in range(2):
+        images.save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "x.png", about)
+    with PIL.Image.open(tmp_path / "x.png") as image:
+        assert image.text == {
+            "Software": "StyleSAN-XL",
+            "seed": "3",
+            "class_name": "ねこ <b>",
+            "classes": "0-2,7,3",
+            "truncation": "0.7",
+        }
+
+
+@pytest.mark.parametrize("numbers", [[], [5], [5, 6], [6, 5], [1, 2, 3, 3, 4], [0, 2, 4], list(range(1000))])
+def test_lists_of_numbers_read_back(numbers):
+    text = images.number_list(numbers)
+    assert (dnnlib.util.parse_int_list(text) if numbers else []) == numbers
+    assert len(text) < 20

@@ -72,6 +72,12 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
+def label_text(index: int, names: Sequence[str] | None) -> str:
+    """'3 sad'; '3' without names, and where the name is that number."""
+    name = names[index] if names and index < len(names) else ""
+    return f"{index} {name}" if name and name != str(index) else str(index)
+
+
 def spaced_labels(c_dim: int, rows: int) -> list[int]:
     """`rows` classes, evenly spaced; all of them in turn where there are fewer."""
     return [int(v) for v in np.linspace(0, c_dim - 1, rows)] if c_dim > rows else [i % c_dim for i in range(rows)]

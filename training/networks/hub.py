@@ -45,9 +45,15 @@ def _hub() -> Any:
 
 
 def pull(repository: str, hub: Any = None) -> files.NetworkFile:
-    """The network file of a model repository, through the hub's own cache. hub: what to use instead of the package huggingface_hub.
+    """The network file of a model repository; as `fetch`, and ValueError also for other contents."""
+    return files.read_safetensors(fetch(repository, hub))
 
-    Raises ValueError in one line: the package is missing, the repository cannot be reached or holds something else.
+
+def fetch(repository: str, hub: Any = None) -> str:
+    """The local path of a model repository's weights, beside their JSON file, through the hub's own cache.
+
+    hub: what to use instead of the package huggingface_hub.
+    Raises ValueError in one line: the package is missing, or the repository cannot be reached.
     """
     repo_id, revision = parse_repository(repository)
     hub = hub or _hub()
@@ -55,7 +61,7 @@ def pull(repository: str, hub: Any = None) -> files.NetworkFile:
         _, path = (hub.hf_hub_download(repo_id, name, revision=revision) for name in (CONFIG, WEIGHTS))
     except Exception as error:  # the package's own errors, requests' and httpx's, by version
         raise ValueError(f"{repository}: cannot be downloaded: {' '.join(str(error).split())[:300]}") from None
-    return files.read_safetensors(path)
+    return str(path)
 
 
 def push(
