@@ -287,18 +287,22 @@ def about(
 
     classes: of the images in reading order, or of a sheet's rows; None without classes.
     """
-    named = network.path if hub.is_repository(network.path) else os.path.basename(urlparse(network.path).path)
     name = network.class_names[classes[0]] if network.class_names and classes and len(classes) == 1 else None
     return {
-        "network": named,
+        "network": network.path if hub.is_repository(network.path) else _file_name(network.path),
         "network_sha256": network.sha256,
         **_counted("seed", "seeds", seeds),
         **_counted("class", "classes", classes),
         "class_name": name,
         "truncation": truncation,
-        "centroids": os.path.basename(centroids_path) if centroids_path else None,
+        "centroids": _file_name(centroids_path) if centroids_path else None,
         **more,
     }
+
+
+def _file_name(path_or_url: str) -> str:
+    """The last part: the rest of a path is about its owner, and an address may hold a token."""
+    return os.path.basename(urlparse(path_or_url).path if dnnlib.util.is_url(path_or_url) else path_or_url)
 
 
 def _counted(one: str, several: str, numbers: Sequence[int] | None) -> dict[str, Any]:
