@@ -72,13 +72,22 @@ def read(source: str, trust_pickle: bool) -> files.NetworkFile:
     """The network file that --source means: a path, a file:// or http(s) address or hf://OWNER/NAME. Raises OSError or ValueError."""
     if hub.is_repository(source):
         return hub.pull(source)
-    try:
-        return files.read_from(source, files.read)
-    except ValueError:
-        if not trust_pickle or source.lower().endswith(".safetensors"):
+    trust_pickle = trust_pickle and not source.lower().endswith(".safetensors")
+    return files.read_from(source, lambda path: read_file(path, source, trust_pickle))
+
+
+def read_file(path: str, source: str, trust_pickle: bool) -> files.NetworkFile:
+    """`read` of a local file. It is run only where that may help: a network of another kind is none of ours afterwards, either."""
+    for strict in (True, False) if trust_pickle else (True,):
+        try:
+            return files.read(path, strict=strict)
+        except (files.OtherNetwork, dnnlib.util.Damaged):
             raise
+        except ValueError:
+            if not trust_pickle:
+                raise
     render.warn_trusted(source)
-    return files.read_from(source, files.read_trusted)
+    return files.read_trusted(path)
 
 
 def write_onnx(file: files.NetworkFile, dest: str) -> None:

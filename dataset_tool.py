@@ -8,8 +8,8 @@
     python dataset_tool.py --source=ILSVRC/ --dest=data/imagenet{res}.zip --resolution=16,32,64,128,256 --transform=center-crop
     python dataset_tool.py --check data/photos64.zip
 
-Sources: a folder or zip of images (sub-folders are classes; a dataset.json is honoured), IDX pairs, CIFAR-10/100 python tarballs, the
-ILSVRC tree, LSUN LMDB folders. From Python, `convert` does the same, from an array in memory too.
+Sources: a folder or zip of images (a dataset.json says the classes, else sub-folders are classes; docs/datasets.md has the rule), IDX
+pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB folders. From Python, `convert` does the same, from an array in memory too.
 The engine is image_data/conversion.py.
 """
 

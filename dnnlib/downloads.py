@@ -117,7 +117,7 @@ def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
         except http.client.InvalidURL:
             raise ValueError(f"{url}: no server can be asked for this address") from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+            reason = str(getattr(error, "reason", "") or error) or "the connection broke off"
             slow = slow + 1 if isinstance(error, _TooSlow) else 0
         if slow == _MAX_SLOW_ATTEMPTS or attempt == num_attempts:
             break

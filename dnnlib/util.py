@@ -243,7 +243,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """An exception's own words in one line; where it has none, its name in words: 'EOF error'."""
-    words = " ".join(str(error).split())
+    words = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
     return words[:300] or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(error).__name__).lower()
 
 

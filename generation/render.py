@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from training.generator import Generator
 from training.networks import files, hub, stems
 
 T = TypeVar("T")
+FEW_CLASSES = 5  # so many an error message lists
 MAX_SEED = 2**32 - 1  # of numpy's RandomState
 
 
@@ -142,14 +144,28 @@ def class_index(network: Network, text: str) -> int:
         raise ValueError(
             f"class {text!r}: {network.path} knows no class names; give an index from 0 to {num_classes - 1}, or --data with a data set that does"
         )
-    by_name = {name.casefold(): index for index, name in reversed(list(enumerate(network.class_names)))}
-    if text.casefold() not in by_name:
-        if num_classes <= 20:
-            listed = ", ".join(network.label_text(index) for index in range(num_classes))
-            raise ValueError(f"class {text!r} is unknown; the classes are {listed}")
-        near = difflib.get_close_matches(text.casefold(), by_name, n=1, cutoff=0.0)[0]
-        raise ValueError(f"class {text!r} is unknown; the nearest of {num_classes} names is {network.class_names[by_name[near]]!r} ({by_name[near]})")
-    return by_name[text.casefold()]
+    by_name = {_folded(name): index for index, name in reversed(list(enumerate(network.class_names)))}
+    if _folded(text) not in by_name:
+        raise ValueError(f"class {text!r} is unknown; {_near_classes(text, network, by_name)}")
+    return by_name[_folded(text)]
+
+
+def _folded(name: str) -> str:
+    """Without the differences that do not count: case, and the two spellings of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _near_classes(text: str, network: Network, by_name: dict[str, int]) -> str:
+    """'the classes are 0 cat, 1 dog' for a few, else the names that are like `text`: those that hold it, then those spelt alike."""
+    names = network.class_names or []
+    if len(names) <= FEW_CLASSES:
+        return f"the classes are {', '.join(network.label_text(index) for index in range(len(names)))}"
+    wanted = _folded(text)
+    holding = sorted((name for name in by_name if wanted and wanted in name), key=lambda name: by_name[name])
+    alike = difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.6) or difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.0)
+    near = list(dict.fromkeys([*holding, *([] if holding else alike)]))[:3]
+    listed = ", ".join(f"{names[by_name[name]]!r} ({by_name[name]})" for name in near)
+    return f"the nearest of {len(names)} names {'is' if len(near) == 1 else 'are'} {listed}"
 
 
 def class_indices(network: Network, text: str) -> list[int]:

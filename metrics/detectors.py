@@ -135,7 +135,7 @@ def find_inception(path: str | None = None, download: bool = True) -> str:
         try:
             return dnnlib.util.open_url(url, num_attempts=1, return_filename=True, sha256=INCEPTION_SHA256)
         except (OSError, ValueError) as error:
-            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+            reasons.append(dnnlib.util.reason(error))
     raise timm_weights.MissingWeights(f"Inception weights are not here and cannot be downloaded ({reasons[0][:160]}); {_inception_help(cached)}")
 
 

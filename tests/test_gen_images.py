@@ -284,6 +284,16 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
     network.G.c_dim, network.class_names = 30, [*NAMES, *(f"class {i}" for i in range(27))]
     with pytest.raises(ValueError, match=r"class 'cot' is unknown; the nearest of 30 names is 'cat' \(0\)"):
         render.class_index(network, "cot")
+    network.G.c_dim, network.class_names = 6, ["smileys-emotion", "people-body", "food", "travel", "objects", "caf\u00e9"]
+    for text, near in (
+        ("smileys", r"is 'smileys-emotion' \(0\)$"),
+        ("fod", r"is 'food' \(2\)$"),
+        ("object", r"is 'objects' \(4\)$"),
+        ("e", r"are 'smileys-emotion' \(0\), 'people-body' \(1\), 'travel' \(3\)$"),
+    ):
+        with pytest.raises(ValueError, match=rf"class '{text}' is unknown; the nearest of 6 names {near}"):
+            render.class_index(network, text)
+    assert render.class_index(network, "CAFE\u0301") == 5  # the other spelling of the accent
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from dnnlib import util
+
 _NAME = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{16})\.pt")
 _PARTIAL = ".checkpoint-*.tmp"
 _VERSION = 1
@@ -148,7 +150,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be
-        raise ValueError(f"{path} is not a checkpoint ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'unreadable'})") from e
+        raise ValueError(f"{path} is not a checkpoint ({util.reason(e)})") from e
     if not isinstance(record, dict) or record.get("version") != _VERSION or not isinstance(record.get("state"), dict):
         raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
     return record["state"]

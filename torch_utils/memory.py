@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from dnnlib import util
+
 # Beside torch.OutOfMemoryError: what libraries, the CUDA runtime, torch's CPU allocator and Metal say of the same thing.
 _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
@@ -29,7 +31,7 @@ def shortage_named(where: object, remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = util.reason(error)
         raise ValueError(f"out of memory on {where}: {remedy} ({reason[:160]})") from None
 
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from dnnlib.util import Damaged
+from dnnlib.util import Damaged, reason
 from torch_utils.pickle_records import MAX_NAME, GlobalName, NetworkPickle, Record, StorageRecord, TensorRecord, describe, is_name
 
 LAYOUT_VERSION = 6  # of persistent objects; what dnnlib's loaders accept
@@ -143,9 +143,9 @@ class _Machine:
         except _CutShort:
             raise ValueError("the file is cut short") from None
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, MemoryError) as err:
-            reason = str(err) if isinstance(err, ValueError) else f"malformed {name} ({type(err).__name__})"
+            words = str(err) if isinstance(err, ValueError) else f"malformed {name} ({reason(err)})"
             kind = _Refused if isinstance(err, _Refused) else ValueError
-            raise kind(f"{reason.splitlines()[0] if reason else name} (at byte {stream.operation_at})") from None
+            raise kind(f"{words.splitlines()[0] if words else name} (at byte {stream.operation_at})") from None
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from dnnlib.util import sha256_file
+from dnnlib.util import reason, sha256_file
 from torch_utils import tensor_files
 
 LITE0 = "tf_efficientnet_lite0"
@@ -126,9 +126,8 @@ def _hub_file(name: str, cfg: Mapping[str, Any], download: bool, place: dict[str
             say(f"Downloading {file} of {repo} ({about.size or 0:,} bytes)")
         return Path(huggingface_hub.hf_hub_download(repo, file, **place))
     except Exception as error:  # connection, cache and hub errors have no common base class
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise MissingWeights(
-            f"weights of {name}: cannot fetch {file} of {repo} ({reason[:120]}); "
+            f"weights of {name}: cannot fetch {file} of {repo} ({reason(error)[:120]}); "
             f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its path"
         ) from None
 
@@ -143,8 +142,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
         else:
             state = tensor_files.load(path)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"'{path}' is no readable state dict: {reason[:160]}") from None
+        raise ValueError(f"'{path}' is no readable state dict: {reason(error)[:160]}") from None
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

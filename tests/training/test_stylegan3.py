@@ -113,5 +113,6 @@ def test_layers_whose_numbers_contradict_are_refused():
 def test_stylegan2_is_refused_by_name():
     record = record_of(network("stylegan3-t"))
     record.modules()["synthesis"].state["block_resolutions"] = [4, 8, 16, 32]
-    with pytest.raises(ValueError, match="this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read"):
+    with pytest.raises(ValueError, match="this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read") as caught:
         reader.from_record(record)
+    assert "--trust-pickle" in str(caught.value)

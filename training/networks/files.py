@@ -37,6 +37,10 @@ GENERATORS = ("G", "G_ema")
 _T = TypeVar("_T")
 
 
+class OtherNetwork(ValueError):
+    """A generator whose parts are understood, and which is none of those that are read: running its file does not change that."""
+
+
 @dataclasses.dataclass
 class NetworkFile:
     """What a network file holds.
@@ -64,7 +68,7 @@ def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = Tr
 
     key: the one generator that is needed (G or G_ema); the rest of a pickle is parsed but not rebuilt. None = everything.
     strict: refuse a pickle with objects of unknown kinds, as the D of another project may be; False passes over them.
-    Raises FileNotFoundError, and ValueError in one line for a file that cannot be used.
+    Raises FileNotFoundError, and ValueError in one line for a file that cannot be used (OtherNetwork for its generator alone).
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {path}")
@@ -136,7 +140,8 @@ def _generator(record: Any, key: str, path: str | os.PathLike[str]) -> Generator
     try:
         return from_record(record)
     except ValueError as error:
-        raise ValueError(f"{path}: {key}: {error}") from None
+        understood = isinstance(record, persistence.Record) and record.persistent and "Generator" in record.class_name
+        raise (OtherNetwork if understood else ValueError)(f"{path}: {key}: {error}") from None
 
 
 class _Plain:
@@ -354,7 +359,7 @@ def trusted_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
         with persistence.trust_pickles(), open(path, "rb") as file:
             data = _TrustingUnpickler(file).load()
     except Exception as error:  # it is somebody else's program
-        raise ValueError(f"{path}: running this pickle failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"{path}: running this pickle failed: {dnnlib.util.reason(error)}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: running this pickle gave {type(data).__name__}, not a table of networks")
     return data

@@ -40,7 +40,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError("hf:// needs the package huggingface_hub: pip install 'stylesan-xl[hub]', or pip install huggingface_hub") from None
+        raise ValueError("hf:// needs the package huggingface_hub: pip install huggingface_hub") from None
     return huggingface_hub
 
 

@@ -107,9 +107,7 @@ def require_onnx() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(
-            f"ONNX export needs the package {error.name}: pip install 'stylesan-xl[onnx]', or pip install onnx onnxscript onnxruntime"
-        ) from None
+        raise ValueError(f"ONNX export needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
 
 
 def _export_one(module: torch.nn.Module, args: tuple[Any, ...], inputs: list[str], output: str, shapes: tuple[Any, ...]) -> bytes:

@@ -14,6 +14,8 @@ from torch_utils.persistence import describe, read_network_pickle
 from torch_utils.pickle_records import listed
 from training.generator import MAX_LAYERS, Generator, layer_spec
 
+OWN_CODE = "pictures of it can be made with --trust-pickle, which runs the file's own code: only if you trust its maker"
+
 
 def from_record(record: Any) -> Generator:
     """Generator from what `torch_utils.persistence.read_network_pickle` says about one: a stem or a superresolution stage, ours or a published one,
@@ -31,7 +33,7 @@ def from_record(record: Any) -> Generator:
             raise ValueError(f"refused global {module.origin}: {path or class_name} is not part of a generator")
     children = record.modules()
     if set(children) != {"synthesis", "mapping"}:
-        raise ValueError(f"a generator has the parts mapping and synthesis, this one has {listed(children)}")
+        raise ValueError(f"a generator has the parts mapping and synthesis, this one has {listed(children)}; {OWN_CODE}")
     arguments = _recorded_arguments(record, children["synthesis"], children["mapping"])
     try:
         with torch.device("meta"):  # shapes alone: the values come from the record
@@ -80,7 +82,7 @@ def _recorded_arguments(record: Any, synthesis: Any, mapping: Any) -> dict[str, 
     names = synthesis.attributes.get("layer_names")
     layers = synthesis.modules()
     if "block_resolutions" in synthesis.attributes:
-        raise ValueError("this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read")
+        raise ValueError(f"this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read; {OWN_CODE}")
     if len(layers) > MAX_LAYERS:
         raise ValueError(f"{len(layers)} layers: at most {MAX_LAYERS} are read")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or sorted([*names, "input"]) != sorted(layers):

@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from dnnlib import util
 from training.config import FLAGS
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
@@ -83,7 +84,7 @@ def from_json(tree: Any) -> Recipe:
         stages = tuple(Stage(int(s["resolution"]), {str(k): v for k, v in s["flags"].items()}) for s in tree["stages"])
         return Recipe(str(tree["name"]), str(tree["about"]), tree["classes"], tree["final_metric"], stages)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
-        raise ValueError(f"the recorded recipe is damaged ({type(err).__name__}: {err})") from None
+        raise ValueError(f"the recorded recipe is damaged ({util.reason(err)})") from None
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import sha256_file
+from dnnlib.util import reason, sha256_file
 from torch_utils import distributed
 from training import run_folder
 from training.config import FLAGS, TrainConfig, changes_of
@@ -123,7 +123,7 @@ def from_json(tree: Any) -> Schedule:
         overrides = tuple(Override(o["flags"], tuple(o["stages"]) if o["stages"] else None) for o in tree["overrides"])
         return Schedule(recipe.from_json(tree["recipe"]), str(tree["data"]), overrides, tuple(tree["selected"]))
     except (KeyError, TypeError) as err:
-        raise ValueError(f"the recorded schedule is damaged ({type(err).__name__}: {err})") from None
+        raise ValueError(f"the recorded schedule is damaged ({reason(err)})") from None
 
 
 def read(folder: Path) -> Schedule:

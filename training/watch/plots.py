@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, reason
 from training.run_folder import good_end, kimg_text, read_jsonl
 from training.watch import ticks
 
@@ -403,5 +403,5 @@ def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | No
     try:
         return _save(folder, panels_of(folder, stages))
     except Exception as e:
-        warnings.warn(f"curves.png is not drawn ({type(e).__name__}: {e})", stacklevel=2)
+        warnings.warn(f"curves.png is not drawn ({reason(e)})", stacklevel=2)
         return None

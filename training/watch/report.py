@@ -31,7 +31,8 @@ import jinja2
 import PIL.Image
 from markupsafe import Markup
 
-from dnnlib.util import atomic_write, format_time
+from dnnlib import outputs
+from dnnlib.util import atomic_write, format_time, reason
 from torch_utils import images
 from training.config import TrainConfig, describe, from_json
 from training.run_folder import good_end, kimg_text, read_json, read_jsonl
@@ -472,7 +473,7 @@ def write(folder: str | Path) -> Path | None:
             f.write(page)
         return path / FILE
     except Exception as e:
-        warnings.warn(f"{FILE} is not written ({type(e).__name__}: {e})", stacklevel=2)
+        warnings.warn(f"{FILE} is not written ({reason(e)})", stacklevel=2)
         return None
 
 
@@ -486,7 +487,11 @@ def main() -> int:
         if not (Path(folder) / "stats.jsonl").exists() and not stage_folders(Path(folder)):
             print(f"Error: {folder} holds neither stats.jsonl nor folders of stages: name a run folder or a recipe's folder", file=sys.stderr)
             return 1
-        print(write(folder))
+        try:
+            with outputs.interruptible():
+                print(write(folder))
+        except KeyboardInterrupt:
+            return 130
     return 0
 
 

@@ -63,5 +63,5 @@ def test_a_missing_package_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ValueError, match=r"pip install 'stylesan-xl\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"pip install onnx onnxscript onnxruntime"):
         onnx.require_onnx()
