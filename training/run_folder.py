@@ -17,7 +17,54 @@ from training.config import AUTO, TrainConfig, from_json
 
 FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
-OPTIONS_FILE = "training_options.json"
+# The files of a run folder. Their names are spelt here and nowhere else.
+OPTIONS_FILE = "training_options.json"  # the configuration and the command line
+STATUS_FILE = "status.json"  # how the last process ended: {"outcome", "nimg"}
+STATS_FILE = "stats.jsonl"  # a line per tick
+INIT_FROM_FILE = "init_from.json"  # what --init-from took over
+REALS_FILE, FAKES_INIT_FILE = "reals.png", "fakes_init.png"
+NEWEST_NETWORK, BEST_NETWORK = "network-snapshot.pkl", "best_model.pkl"
+BEST_NIMG_FILE = "best_nimg.txt"  # images shown when BEST_NETWORK was written
+
+
+def _number(nimg: int) -> str:
+    """How the names of snapshots and grids number themselves."""
+    return f"{nimg // 1000:06d}"
+
+
+def tensorboard_step(nimg: int) -> int:
+    """The step under which TensorBoard keeps what was measured at `nimg` images shown."""
+    return nimg // 1000
+
+
+def fakes_file(run_dir: Path, nimg: int) -> Path:
+    """The grid of generated images at `nimg` images shown."""
+    return run_dir / f"fakes{_number(nimg)}.png"
+
+
+def snapshot_file(run_dir: Path, nimg: int) -> Path:
+    """The network pickle of `nimg` images shown."""
+    return run_dir / f"network-snapshot-{_number(nimg)}.pkl"
+
+
+def snapshot_files(run_dir: Path) -> list[Path]:
+    """All network pickles of a run with a number, oldest first."""
+    return sorted(run_dir.glob("network-snapshot-*.pkl"))
+
+
+def metric_file(run_dir: Path, metric: str) -> Path:
+    """The records of a metric, one line per evaluation."""
+    return run_dir / f"metric-{metric}.jsonl"
+
+
+def metric_files(run_dir: Path) -> list[Path]:
+    """The records of all metrics that were measured, by name."""
+    return sorted(run_dir.glob("metric-*.jsonl"))
+
+
+def checkpoint_folder(run_dir: Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return run_dir / "checkpoints"
 
 
 def description(config: TrainConfig, data_name: str) -> str:
@@ -57,13 +104,18 @@ def recorded_outcome(run_dir: Path) -> str | None:
     Raises:
         ValueError: its status.json is damaged.
     """
-    path = run_dir / "status.json"
+    path = run_dir / STATUS_FILE
     if not path.is_file():
         return None
     try:
         return str(json.loads(path.read_text())["outcome"])
     except (ValueError, TypeError, KeyError) as err:
         raise ValueError(f"{path} is damaged ({str(err)[:100]}): delete it, the run goes on from its checkpoint") from None
+
+
+def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
+    """Record how a process ended, and the images shown by then."""
+    write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
 
 
 def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
@@ -108,7 +160,7 @@ class RunLock:
 
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a run folder holds something to go on from."""
-    return checkpoint.latest(run_dir / "checkpoints") is not None
+    return checkpoint.latest(checkpoint_folder(run_dir)) is not None
 
 
 def load_run(run_dir: str) -> TrainConfig:

@@ -16,7 +16,7 @@ from torch_utils.persistence import save_network_pickle
 from training import bundle, generator
 from training.generator import build_stem, build_superres
 from training.networks import reader
-from training.run import periodic
+from training.run import snapshots
 
 MINIMAL = Path(__file__).resolve().parent.parent / "minimal_dnnlib"
 SMALL = dict(syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=8)
@@ -48,9 +48,9 @@ def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monke
     G = network(name)
     # The snapshot as training writes it, without a discriminator's backbones.
     D = SimpleNamespace(saved_state_dict=lambda: {"heads.0.weight": torch.arange(6.0).reshape(2, 3), "projection.x": torch.ones(2)})
-    monkeypatch.setattr(periodic, "training_set_kwargs", lambda cfg, dataset: {"class_name": "training.dataset.ImageFolderDataset", "path": "x.zip"})
-    writer = SimpleNamespace(cfg=None, dataset=None, provenance=lambda state: {"project": "StyleSAN-XL", "nimg": 1000})
-    contents = periodic.Periodic._network_pickle(writer, SimpleNamespace(G=G, D=D, G_ema=G))
+    monkeypatch.setattr(snapshots, "training_set_kwargs", lambda cfg, dataset: {"class_name": "training.dataset.ImageFolderDataset", "path": "x.zip"})
+    monkeypatch.setattr(snapshots, "provenance", lambda cfg, dataset, state: {"project": "StyleSAN-XL", "nimg": 1000})
+    contents = snapshots.network_pickle(None, None, SimpleNamespace(G=G, D=D, G_ema=G))
     assert list(contents) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"], "the published order"
     save_network_pickle(tmp_path / "network-snapshot.pkl", contents)
 

@@ -1,9 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of the fake grids."""
+"""The image grids of a run folder: reals.png once, fakes_init.png and fakesNNNNNN.png from the same latents every time."""
 
 from __future__ import annotations
 
-from training.config import RunConfig
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from torch_utils import images, rng
+from training import run_folder
+from training.config import RunConfig, TrainConfig
+from training.data.class_names import spaced_labels
+from training.data.dataset import ImageDataset
+from training.generator import Generator
+
+
+class Grids:
+    """Draws grids of columns x rows images; with classes, a row shows one class. For one process."""
+
+    def __init__(self, cfg: TrainConfig, run_dir: Path, dataset: ImageDataset, device: torch.device) -> None:
+        self.run_dir, self.dataset, self.device = run_dir, dataset, device
+        self.seed, self.batch = cfg.run.seed, max(cfg.batch_gpu, 8)
+        self.columns, self.rows = grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
+
+    def begin(self, G: Generator) -> None:
+        """Write reals.png and fakes_init.png."""
+        self._save(self._reals(), self.run_dir / run_folder.REALS_FILE)
+        self._save(self._fakes(G), self.run_dir / run_folder.FAKES_INIT_FILE)
+
+    def fakes(self, G: Generator, nimg: int) -> None:
+        """Write fakesNNNNNN.png of G at `nimg` images shown."""
+        self._save(self._fakes(G), run_folder.fakes_file(self.run_dir, nimg))
+
+    def _save(self, pixels: torch.Tensor, path: Path) -> None:
+        images.save_png(images.grid(pixels, self.columns), str(path))
+
+    def _reals(self) -> torch.Tensor:
+        """uint8 [columns * rows, C, H, W]."""
+        n, labels = len(self.dataset), self.dataset.labels
+        order = rng.permutation(self.seed, "grid/reals", 0, n)
+        picks: list[int] = []
+        if labels is not None and self.dataset.label_dim > 0:
+            for label in spaced_labels(self.dataset.label_dim, self.rows):
+                of_class = order[labels[order] == label]
+                picks += [int(i) for i in np.resize(of_class if len(of_class) else order, self.columns)]
+        else:
+            picks = [int(i) for i in np.resize(order, self.columns * self.rows)]
+        return torch.stack([torch.from_numpy(np.array(self.dataset[i][0])) for i in picks])
+
+    @torch.no_grad()
+    def _fakes(self, G: Generator) -> torch.Tensor:
+        """uint8 [columns * rows, C, H, W] on the CPU."""
+        total = self.columns * self.rows
+        z = rng.normal(self.seed, "grid/z", 0, range(total), (G.z_dim,))
+        labels = None
+        if G.c_dim > 0:
+            labels = torch.tensor(spaced_labels(G.c_dim, self.rows)).repeat_interleave(self.columns)
+        parts = []
+        for i in range(0, total, self.batch):
+            c = None if labels is None else labels[i : i + self.batch].to(self.device)
+            parts.append(images.to_uint8(G(z[i : i + self.batch].to(self.device), c)).cpu())
+        return torch.cat(parts)
 
 
 def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network pickles of a run: network-snapshot-NNNNNN.pkl, the newest as network-snapshot.pkl, the best as best_model.pkl."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.util import atomic_write
+from torch_utils import persistence
+from training import run_folder
+from training.build import training_set_kwargs
+from training.bundle import bundle
+from training.config import TrainConfig, to_json
+from training.data.dataset import ImageDataset
+from training.state import TrainState
+
+
+class Snapshots:
+    """Writes and removes the network pickles of a run folder. For one process."""
+
+    def __init__(self, cfg: TrainConfig, run_dir: Path, dataset: ImageDataset) -> None:
+        self.cfg, self.run_dir, self.dataset = cfg, run_dir, dataset
+
+    def save(self, state: TrainState) -> None:
+        """Write the pickle, point network-snapshot.pkl at it, remove more than --keep-snapshots."""
+        path = run_folder.snapshot_file(self.run_dir, state.progress.nimg)
+        persistence.save_network_pickle(str(path), network_pickle(self.cfg, self.dataset, state))
+        run_folder.replace_with_copy(path, self.run_dir / run_folder.NEWEST_NETWORK)
+        if self.cfg.run.keep_snapshots > 0:
+            for old in run_folder.snapshot_files(self.run_dir)[: -self.cfg.run.keep_snapshots]:
+                old.unlink()
+
+    def mark_best(self, nimg: int) -> None:
+        """Keep the snapshot of `nimg` images as best_model.pkl, and the number as best_nimg.txt."""
+        snapshot = run_folder.snapshot_file(self.run_dir, nimg)
+        run_folder.replace_with_copy(snapshot, self.run_dir / run_folder.BEST_NETWORK)
+        with atomic_write(self.run_dir / run_folder.BEST_NIMG_FILE, "w") as f:
+            f.write(f"{nimg}\n")
+
+
+def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:
+    """What a network pickle holds, in the published order."""
+    return {
+        "G": state.G,
+        "D": bundle(state.D.saved_state_dict()),
+        "G_ema": state.G_ema,
+        "augment_pipe": None,
+        "training_set_kwargs": training_set_kwargs(cfg, dataset),
+        "provenance": provenance(cfg, dataset, state),
+    }
+
+
+def provenance(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:
+    """Where a snapshot comes from: config, data, images shown, versions."""
+    return {
+        "project": "StyleSAN-XL",
+        "nimg": state.progress.nimg,
+        "config": to_json(cfg),
+        "lineage": state.lineage.provenance(),
+        "class_names": dataset.class_names,
+        "data": {
+            "name": dataset.name,
+            "hash": dataset.content_hash(),
+            "images": len(dataset),
+            "metadata": dataset.metadata,
+        },
+        "backbones": {name: network.sha256 for name, network in state.D.feature_networks.items()},
+        "init_from": state.started_from,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statistics of a run: collected over a tick; at its end printed, appended to stats.jsonl and sent to TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.util import format_time
+from torch_utils import distributed, training_stats
+from training import run_folder
+from training.run.clock import Clock, Tick
+from training.state import Progress
+
+
+class Statistics:
+    """Every process collects; the first one writes."""
+
+    def __init__(self, run_dir: Path, progress: Progress, device: torch.device) -> None:
+        self.run_dir, self.device = run_dir, device
+        self.collector = training_stats.Collector()
+        self.writer = _tensorboard(run_dir, progress.nimg) if distributed.is_main() else None
+
+    def begin(self, progress: Progress, collected: dict[str, Any] | None) -> None:
+        """Go on with what was `collected` of a tick; drop the lines that were written after the checkpoint."""
+        if collected is not None:
+            self.collector.load_state_dict(collected)
+        if distributed.is_main():
+            run_folder.drop_lines_after(self.run_dir / run_folder.STATS_FILE, progress.nimg / 1000)
+
+    def report(self, progress: Progress, tick: Tick, maintenance: float) -> None:
+        """Report what is known of the tick beside its losses. maintenance: seconds after the tick before. All processes."""
+        training_stats.report0("Progress/tick", progress.tick)
+        training_stats.report0("Progress/kimg", progress.nimg / 1000)
+        training_stats.report0("Timing/sec_per_tick", tick.seconds)
+        training_stats.report0("Timing/sec_per_kimg", tick.sec_per_kimg)
+        training_stats.report0("Timing/images_per_sec", tick.images_per_sec)
+        training_stats.report0("Timing/maintenance_sec", maintenance)
+        training_stats.report0("Timing/total_sec", progress.seconds)
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+            training_stats.report0("Resources/peak_gpu_mem_gb", peak)
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def collect(self, progress: Progress) -> dict[str, Any]:
+        """The tick's record, of all processes. All processes must call it."""
+        self.collector.update()
+        return {"kimg": progress.nimg / 1000, **self.collector.as_dict()}
+
+    def write(self, record: dict[str, Any], progress: Progress) -> None:
+        """Append the tick's record to stats.jsonl and send it to TensorBoard. Main process."""
+        # Before the checkpoint: a run that dies in between goes on from the one before and writes this line again.
+        run_folder.append_jsonl(self.run_dir / run_folder.STATS_FILE, {**record, "timestamp": time.time()})
+        self.scalars({name: value["mean"] for name, value in record.items() if isinstance(value, dict)}, progress.nimg)
+
+    def scalars(self, values: dict[str, float], nimg: int) -> None:
+        """Send values to TensorBoard, if it is installed. Main process."""
+        if self.writer is None:
+            return
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, global_step=run_folder.tensorboard_step(nimg))
+        self.writer.flush()
+
+    def status_line(self, progress: Progress, tick: Tick, clock: Clock) -> str:
+        """The line that a tick prints."""
+        mean = self.collector.mean
+        fields = [
+            f"tick {progress.tick:<5d}",
+            f"kimg {progress.nimg / 1000:<8.1f}",
+            f"trained {format_time(progress.seconds):<12s}",
+            f"eta {clock.eta(progress):<12s}",
+            f"sec/kimg {tick.sec_per_kimg:<8.2f}",
+            f"img/s {tick.images_per_sec:<8.1f}",
+            f"maintenance {clock.maintenance:<6.1f}",
+            f"D fun {mean('Loss/D/fun'):<7.2f}",
+            f"dir {mean('Loss/D/dir'):<7.2f}",
+            f"sign real {mean('Loss/signs/real'):<6.2f}",
+            f"fake {mean('Loss/signs/fake'):<6.2f}",
+        ]
+        if self.collector.num("Variety/within"):
+            fields.append(f"variety {mean('Variety/within'):<5.2f}")
+        if self.device.type == "cuda":
+            fields.append(f"gpumem {mean('Resources/peak_gpu_mem_gb'):<6.2f}")
+        return " ".join(fields)
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tensorboard(run_dir: Path, nimg: int) -> Any:
+    """A writer of event files that forgets what a killed run wrote after `nimg` images; None without TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("TensorBoard is not installed: no event files (pip install tensorboard)")
+        return None
+    return SummaryWriter(str(run_dir), purge_step=run_folder.tensorboard_step(nimg) + 1 if nimg else None)
