@@ -2,7 +2,8 @@
 """Statistics of training: report() anywhere, read through a Collector once per tick. StyleGAN's interface.
 
 report() adds number, sum and sum of squares to a per-device accumulator and never waits for the device. Collector.update() brings
-the accumulators of all processes together. Accumulators are float64, float32 on devices without it (mps).
+the accumulators of all processes together. Sums on the host are exact, so that a checkpoint in the middle of an
+interval changes no bit of them; accumulators of other devices are float64, float32 where that is missing (mps).
 Non-finite values are neither hidden nor raised here: the mean of their interval is not finite, the next interval's is clean.
 """
 
@@ -19,10 +20,11 @@ import torch
 from dnnlib.util import EasyDict
 from torch_utils import distributed
 
-_Moments = tuple[float, float, float]  # number, sum, sum of squares
-_ZERO: _Moments = (0.0, 0.0, 0.0)
+_Sum = tuple[float, ...]  # an exact sum: floats whose bits do not overlap, smallest first
+_Moments = tuple[float, _Sum, _Sum]  # number, sum, sum of squares
+_ZERO: _Moments = (0.0, (), ())
 
-_host: dict[str, np.ndarray] = {}  # since the last synchronisation: numbers and CPU tensors
+_host: dict[str, _Moments] = {}  # since the last synchronisation: numbers and CPU tensors
 _device: dict[torch.device, dict[str, torch.Tensor]] = {}  # the same, for tensors of other devices
 _names: set[str] = set()  # ever reported, by any process after a synchronisation
 _collectors: "weakref.WeakSet[Collector]" = weakref.WeakSet()
@@ -54,7 +56,8 @@ def report(name: str, value: Any) -> Any:
     array = value.detach().to(torch.float64).numpy() if isinstance(value, torch.Tensor) else np.asarray(value, dtype=np.float64)
     if array.size:
         with np.errstate(invalid="ignore", over="ignore"):
-            _host[name] = _host.get(name, 0) + np.array([array.size, array.sum(), np.square(array).sum()])
+            moments = float(array.size), (float(array.sum()),), (float(np.square(array).sum()),)
+            _host[name] = _add(_host.get(name, _ZERO), moments)
     return value
 
 
@@ -80,27 +83,51 @@ def report0(name: str, value: Any) -> Any:
 
 def _synchronise() -> None:
     """Adds what all processes reported since the last call to every collector's share. One collective."""
-    local = {name: tuple(moments.tolist()) for name, moments in _host.items()}
+    local = dict(_host)
     for accumulated in _device.values():
-        for name, moments in zip(accumulated, torch.stack(list(accumulated.values())).cpu().tolist(), strict=True):  # one copy per device
-            local[name] = _add(local.get(name, _ZERO), moments)
+        moments = torch.stack(list(accumulated.values())).cpu().tolist()  # one copy per device
+        for name, (number, total, squares) in zip(accumulated, moments, strict=True):
+            local[name] = _add(local.get(name, _ZERO), (number, (total,), (squares,)))
     for name in _names:
         local.setdefault(name, _ZERO)
     _host.clear()
     _device.clear()
     everyone = distributed.all_gather_object(local) if _process is None or _process[1] else [local]
-    total: dict[str, _Moments] = {}
-    for part in everyone:  # in the order of ranks: the same sums everywhere
-        for name, moments in part.items():
-            total[name] = _add(total.get(name, _ZERO), moments)
-    _names.update(total)
+    together: dict[str, _Moments] = {}
+    for part in everyone:
+        for name, added in part.items():
+            together[name] = _add(together.get(name, _ZERO), added)
+    _names.update(together)
     for collector in _collectors:
-        for name, moments in total.items():
-            collector._pending[name] = _add(collector._pending.get(name, _ZERO), moments)
+        for name, added in together.items():
+            collector._pending[name] = _add(collector._pending.get(name, _ZERO), added)
 
 
-def _add(a: _Moments, b: Any) -> _Moments:
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+def _add(a: _Moments, b: _Moments) -> _Moments:
+    return a[0] + b[0], _exact_sum(a[1], b[1]), _exact_sum(a[2], b[2])
+
+
+def _exact_sum(a: _Sum, b: _Sum) -> _Sum:
+    """a + b without rounding (Shewchuk, Adaptive precision floating-point arithmetic, 1997); one float where that is not finite."""
+    parts = list(a)
+    for x in b:
+        kept = []
+        for part in parts:
+            large, small = (x, part) if abs(x) >= abs(part) else (part, x)
+            x = large + small
+            lost = small - (x - large)
+            if lost:
+                kept.append(lost)
+        parts = [*kept, x]
+    total = sum(parts)
+    return tuple(parts) if math.isfinite(total) else (sum(a) + sum(b),)
+
+
+def _read_moments(saved: Any) -> _Moments:
+    """Moments of a checkpoint; version 0.1 kept rounded sums."""
+    number, *sums = saved
+    total, squares = (tuple(x) if isinstance(x, list | tuple) else (x,) for x in sums)
+    return number, total, squares
 
 
 class Collector:
@@ -139,7 +166,7 @@ class Collector:
     def load_state_dict(self, state: dict[str, dict[str, _Moments]]) -> None:
         """Go on with what state_dict() returned; every process gives the same. What was reported before the call is forgotten."""
         _synchronise()
-        self._current, self._pending = ({name: (m[0], m[1], m[2]) for name, m in state[key].items()} for key in ("current", "pending"))
+        self._current, self._pending = ({name: _read_moments(m) for name, m in state[key].items()} for key in ("current", "pending"))
         _names.update(self._current, self._pending)
 
     def _get(self, name: str) -> _Moments:
@@ -154,14 +181,14 @@ class Collector:
     def mean(self, name: str) -> float:
         """Mean, NaN if there was no value."""
         num, total, _ = self._get(name)
-        return total / num if num else math.nan
+        return math.fsum(total) / num if num else math.nan
 
     def std(self, name: str) -> float:
         """Population standard deviation, NaN if there was no value."""
         num, total, squares = self._get(name)
         if not num:
             return math.nan
-        variance = squares / num - (total / num) ** 2
+        variance = math.fsum(squares) / num - (math.fsum(total) / num) ** 2
         return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
 
     def as_dict(self) -> EasyDict:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of training in one process; test_distributed.py has two."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,3 +99,40 @@ def test_non_finite_values_show_and_pass():
 def test_gradients_do_not_flow():
     x = torch.ones(3, requires_grad=True)
     assert report("a", x * 2).requires_grad
+
+
+def test_a_checkpoint_within_an_interval_changes_no_bit():
+    """Sums are exact: where the interval is cut does not matter, nor does a value that cancels large ones."""
+    random = np.random.RandomState(0)
+    values = [np.append(random.randn(5) * 10.0 ** random.randint(-8, 8, 5), 1e16 * (-1) ** i) for i in range(40)]
+    found = []
+    for cuts in ((), (1, 2, 7, 30), range(40)):
+        collector = Collector()
+        for i, value in enumerate(values):
+            report("exact", value)
+            if i in cuts:
+                collector.load_state_dict(json.loads(json.dumps(collector.state_dict())))
+        collector.update()
+        found.append((collector.num("exact"), collector.mean("exact"), collector.std("exact")))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == math.fsum(np.sum(v) for v in values) / 240
+
+
+def test_rounded_sums_of_version_0_1_go_on():
+    collector = Collector()
+    collector.load_state_dict({"current": {"a": (2.0, 3.0, 5.0)}, "pending": {"a": (1.0, 4.0, 16.0)}})
+    assert collector["a"] == 1.5
+    report("a", 6)
+    collector.update()
+    assert collector.num("a") == 2 and collector["a"] == 5
+
+
+def test_infinite_and_nan_sums_stay_so():
+    collector = Collector()
+    for value in (1.0, math.inf, 2.0):
+        report("inf", value)
+        report("nan", -value)
+        report("nan", value)
+        report("large", 1.7e308)
+    collector.update()
+    assert collector["inf"] == math.inf and math.isnan(collector["nan"]) and collector["large"] == math.inf
