@@ -37,10 +37,10 @@ from torch import Tensor
 
 import dnnlib.util
 from dnnlib import outputs
-from dnnlib.progress import Progress
+from dnnlib.progress import Stages
 from generation import commands, render
 from image_data import archives, labels
-from metrics import evaluate, registry
+from metrics import collect, evaluate, registry
 from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
 from torch_utils import distributed, timm_weights
@@ -60,21 +60,6 @@ class TruncatedGenerator:
 
     def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
         return self.synthesis(render.styles(self.G, z, labels, self.truncation, self.centroids))
-
-
-class Bars:
-    """Progress of an evaluator on stderr, one line after another."""
-
-    LABELS = {"real": "Real images", "generated": "Generated images", "compared": "Images", "distances": "Blocks of distances"}
-
-    def __init__(self) -> None:
-        self.what = ""
-        self.line: Progress | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self.line is None or what != self.what or done == 0:
-            self.what, self.line = what, Progress(label=self.LABELS[what], unit="", silent=2)
-        self.line(done, total)
 
 
 def reference_path(network: render.Network | None, data: str | None) -> str:
@@ -132,7 +117,7 @@ def make_evaluator(options: dict[str, Any], network: render.Network | None, devi
         covariance=options["covariance"],
         inception=options["inception"],
         force=options["force"],
-        progress=Bars() if options["verbose"] else None,
+        progress=Stages(collect.STAGES, silent=2) if options["verbose"] else None,
     )
 
 

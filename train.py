@@ -38,7 +38,9 @@ import torch
 
 import dnnlib
 from dnnlib import outputs
-from metrics import detectors
+from dnnlib.progress import Stages
+from metrics import collect, detectors
+from metrics.detectors import Detector
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
 from torch_utils import distributed, prefetch, timm_weights
@@ -51,7 +53,7 @@ from training.options import Option
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
 from training.progressive import stages
-from training.run import dry_run
+from training.run import dry_run, stop
 from training.run import plan as run_plan
 from training.run.periodic import Score
 from training.run_folder import description, has_checkpoint, load_run, run_folders, unfinished_run
@@ -221,7 +223,11 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
         click.echo("\n".join(dry_run.lines(config, given, dataset, target)))
-        print_missing([*frozen.check_weights(config, download=False), *missing_detectors(make_evaluator(config, dataset))])
+        evaluator = make_evaluator(config, dataset)
+        evaluator.check_data()
+        missing = [*frozen.check_weights(config, download=False), *missing_detectors(evaluator)]
+        print_missing(missing)
+        print_once([] if missing else work_before(config, dataset, target, evaluator))
         click.echo(f"Run folder: {target}")
         return None
     run_plan.check(config, dataset, lineage=stems.begun(existing), goes_on=existing is not None and has_checkpoint(existing))
@@ -243,7 +249,18 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     print_labels(p.dataset for p in planned)
     if values["dry_run"]:
         click.echo("\n".join(recipe_plan.lines(schedule, planned)))
-        print_missing(line for p in planned for line in frozen.check_weights(p.config, download=False))
+        loaded: dict[str, Detector] = {}
+        evaluators = {p: make_evaluator(p.config, p.dataset, loaded=loaded) for p in planned if p.dataset is not None}
+        for evaluator in evaluators.values():
+            evaluator.check_data()
+        missing = [line for p in planned for line in frozen.check_weights(p.config, download=False)]
+        missing += [line for evaluator in evaluators.values() for line in missing_detectors(evaluator)]
+        print_missing(missing)
+        for p, evaluator in evaluators.items() if not missing else ():
+            assert p.dataset is not None
+            run_dir = (folder or Path()) / p.stage.name
+            work = work_before(p.config, p.dataset, run_dir, evaluator)
+            print_once(f"stage {p.stage.resolution}: {line}" for line in work)
         return None
     recipe_launch.check(planned)
     for p in planned:
@@ -263,16 +280,18 @@ def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
         click.echo(line)
 
 
-def make_evaluator(config: TrainConfig, dataset: ImageDataset, device: torch.device | str = "cpu") -> Evaluator:
-    """Metrics against the training images, all of them and unflipped."""
-    plain, batch = build.plain_dataset(dataset), evaluation_batch(config)
-    return Evaluator(plain, list(config.run.metrics), device=torch.device(device), batch=batch, progress=announce_real_images)
+def make_evaluator(
+    config: TrainConfig, dataset: ImageDataset, device: torch.device | str = "cpu", loaded: dict[str, Detector] | None = None
+) -> Evaluator:
+    """Metrics against the training images, all of them and unflipped. loaded: detectors, shared with other evaluators."""
+    plain, batch, shown = build.plain_dataset(dataset), evaluation_batch(config), EvaluationProgress()
+    return Evaluator(plain, list(config.run.metrics), device=torch.device(device), batch=batch, progress=shown, pause=stop.pause, loaded=loaded)
 
 
 def final_evaluator(config: TrainConfig, metric: str, device: torch.device, prepare: bool = True) -> Evaluator:
     """What measures every stage's best network: `metric` on the last stage's data. config: the last stage's."""
     dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed, prepare))
-    return Evaluator(dataset, [metric], device=device, batch=evaluation_batch(config))
+    return Evaluator(dataset, [metric], device=device, batch=evaluation_batch(config), progress=EvaluationProgress())
 
 
 def evaluation_batch(config: TrainConfig) -> int:
@@ -280,10 +299,16 @@ def evaluation_batch(config: TrainConfig) -> int:
     return min(max(config.batch_gpu, 16), 64)
 
 
-def announce_real_images(what: str, done: int, total: int) -> None:
-    """The first evaluation goes through the data, which may take longer than the training so far: say so."""
-    if what == "real" and done == 0:
-        print(f"  metrics: {total:,} real images, once", flush=True)
+class EvaluationProgress(Stages):
+    """What is shown of an evaluation: that the first one goes through the data, and then the remaining time."""
+
+    def __init__(self) -> None:
+        super().__init__(collect.STAGES, silent=10)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "real" and done == 0:
+            print(f"  metrics: {total:,} real images, once", flush=True)
+        super().__call__(stage, done, total)
 
 
 def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Generator], list[Score]] | None:
@@ -314,6 +339,18 @@ def print_missing(lines: Iterable[str]) -> None:
         click.echo(f"Missing: {line}")
     if lines:
         click.echo(f"Fetch what can be fetched with: {prefetch_command()}")
+
+
+def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path, evaluator: Evaluator) -> list[str]:
+    """What a run computes once, before its first step and at its first evaluation, with the time that it takes here."""
+    is_copied = evaluator.dataset.resolution != dataset.resolution  # to a smaller one, whose statistics cannot be there yet
+    return [*dry_run.once(config, dataset, run_dir), *evaluator.announce(anew=is_copied)]
+
+
+def print_once(lines: Iterable[str]) -> None:
+    """What a run computes and keeps, beside its steps."""
+    for line in lines:
+        click.echo(f"To compute: {line}")
 
 
 def prefetch_command() -> str:

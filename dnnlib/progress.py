@@ -5,7 +5,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TextIO
 
@@ -118,6 +118,23 @@ class Progress:
         screen = getattr(self.stream, "screen", self.stream)
         screen.write(text)
         screen.flush()
+
+
+class Stages:
+    """Progress of work in several stages, one line after another: called with (stage, done, total).
+
+    labels: what to call each stage. silent: as for Progress.
+    """
+
+    def __init__(self, labels: Mapping[str, str], silent: float = 0.0) -> None:
+        self.labels, self.silent = labels, silent
+        self.stage = ""
+        self.line: Progress | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.line is None or stage != self.stage or done < self.line.done:
+            self.stage, self.line = stage, Progress(label=self.labels[stage], unit="", silent=self.silent)
+        self.line(done, total)
 
 
 @contextlib.contextmanager

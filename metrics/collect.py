@@ -15,8 +15,14 @@ from metrics import detectors, statistics
 from metrics.image_sets import ImageSource, RealImages
 from torch_utils import distributed
 
+# What an evaluator's progress is told to be doing, and what to call it.
+STAGES = {"real": "Real images", "generated": "Generated images", "compared": "Images", "distances": "Blocks of distances"}
+
 Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
 Pause = Callable[[bool], None]  # may raise to end the work; its argument: this process is alone in calling it
+
+
+_speeds: dict[detectors.Detector, float] = {}  # seconds per image
 
 
 class Need(NamedTuple):
@@ -68,13 +74,15 @@ class Collector:
         return stores
 
     def seconds_per_image(self, name: str, resolution: int) -> float:
-        """Measured on two batches of noise, the second of which counts."""
-        network, size = self.detector(name), min(self.batch, 16)
-        pixels = torch.randint(256, [size, 3, resolution, resolution], dtype=torch.uint8)
-        for _ in range(2):
-            started = time.monotonic()
-            network(pixels)
-        return (time.monotonic() - started) / size
+        """Measured on two small batches of noise, the second of which counts; once per detector, which resizes what it gets."""
+        network = self.detector(name)
+        if network not in _speeds:
+            pixels = torch.randint(256, [4, 3, resolution, resolution], dtype=torch.uint8)
+            for _ in range(2):
+                started = time.monotonic()
+                network(pixels)
+                _speeds[network] = max(time.monotonic() - started, 1e-9) / len(pixels)
+        return _speeds[network]
 
     def _show(self, what: str, done: int, total: int) -> None:
         if self.progress and distributed.is_main():

@@ -45,7 +45,7 @@ from metrics.image_sets import (
     require_same_preparation,
 )
 from metrics.records import Record, check_against_last, check_comparable, numbers, record_path, write_record
-from metrics.reference import References, on_main
+from metrics.reference import References
 from torch_utils import distributed
 
 __all__ = [
@@ -72,7 +72,7 @@ class Evaluator:
         progress: called with (what, done, total) on process 0; what: real, generated, compared, distances.
         pause: called in every process before each batch, to raise what ends the work; see metrics.collect.
         force: measure across differing preparations and resolutions; recorded.
-        loaded: detectors by name, instead of loading them.
+        loaded: detectors by name, instead of loading them; those that are loaded are added.
     Raises ValueError for names, rules and data sets that do not fit.
     """
 
@@ -94,7 +94,7 @@ class Evaluator:
         progress: Progress | None = None,
         pause: Pause | None = None,
         force: bool = False,
-        loaded: Mapping[str, detectors.Detector] | None = None,
+        loaded: dict[str, detectors.Detector] | None = None,
     ) -> None:
         self.metrics = registry.parse_list(metrics, num_gen)
         _check_options(self.metrics, dataset, labels, covariance, batch, seed)
@@ -106,7 +106,7 @@ class Evaluator:
         self.force = force
         self._weights = {"inception_path": inception, "lite0_weights": lite0}
         self._lite0_dtype = lite0_dtype
-        self._detectors: dict[str, detectors.Detector] = dict(loaded or {})
+        self._detectors: dict[str, detectors.Detector] = {} if loaded is None else loaded
         self._collector = Collector(self._detector, batch, progress, pause)
         self._references = References(dataset, self._collector, cache_dir)
 
@@ -116,16 +116,23 @@ class Evaluator:
         The data set is large enough, the detectors' weights are there (Inception's are downloaded to the cache if not, unless
         `download` is False), and a line says so if statistics cannot be cached. Raises as `detectors.check`, and ValueError.
         """
-        self._references.check_size(self._needing())
+        self.check_data()
         for name in {metric.family.detector for metric in self.metrics} - self._detectors.keys():
             detectors.check(name, **self._weights, download=download)
         if self._needing():
             self._references.check_cache()
 
-    def announce(self) -> list[str]:
-        """Lines about the statistics that the first evaluation must compute, with the time they take on this device, measured now."""
+    def check_data(self) -> None:
+        """Raises ValueError if the data set has too few images for a metric."""
+        self._references.check_size(self._needing())
+
+    def announce(self, anew: bool = False) -> list[str]:
+        """Lines about the statistics that the first evaluation must compute, with the time they take on this device, measured now.
+
+        anew: whatever is cached.
+        """
         lines = []
-        for (name, count), metrics in self._references.missing(self._needing()).items():
+        for (name, count), metrics in self._references.missing(self._needing(), anew).items():
             seconds = self._collector.seconds_per_image(name, int(self.dataset.resolution))
             lines.append(
                 f"{count:,} real images through {name} for {', '.join(metrics)}: about {dnnlib.util.format_time(count * seconds)} "
@@ -227,7 +234,7 @@ class Evaluator:
                 results.append(self._record(metric, values, reference, about, started))
             return results
 
-        return on_main(records)
+        return distributed.on_main(records)
 
     def _while_computing(self, done: int, total: int) -> None:
         """On process 0 alone, between two blocks of distances."""

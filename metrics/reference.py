@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class References:
         for need, source in dict(needs.values()).items():
             if need not in self._known:
                 key, path = self._place(need, source)
-                store = on_main(functools.partial(_load_cached, path, key), share=False)
+                store = distributed.on_main(functools.partial(_load_cached, path, key), share=False)
                 if distributed.broadcast_object(store is None):
                     missing.setdefault(len(source), []).append(need)
                 else:
@@ -105,13 +105,12 @@ class References:
                     self._save(need, source, store)
         return {name: self._known[need] for name, (need, _) in needs.items()}
 
-    def missing(self, metrics: Sequence[registry.Metric]) -> dict[tuple[str, int], list[str]]:
-        """What the first evaluation must compute: (detector, real images) -> names of the metrics that need it."""
+    def missing(self, metrics: Sequence[registry.Metric], anew: bool = False) -> dict[tuple[str, int], list[str]]:
+        """What the first evaluation must compute: (detector, real images) -> names of the metrics that need it. anew: all."""
         found: dict[tuple[str, int], list[str]] = {}
         for metric in metrics:
             need, source = self._need(metric)
-            _, path = self._place(need, source)
-            if need not in self._known and not os.path.isfile(path):
+            if anew or (need not in self._known and not os.path.isfile(self._place(need, source)[1])):
                 found.setdefault((need.detector, len(source)), []).append(metric.name)
         return found
 
@@ -149,18 +148,3 @@ def _load_cached(path: Path, key: Mapping[str, Any]) -> statistics.Store | None:
     except (ValueError, OSError):
         return None
     return store if all(description.get(name) == value for name, value in json.loads(json.dumps(key)).items()) else None
-
-
-def on_main(compute: Callable[[], Any], share: bool = True) -> Any:
-    """compute() on process 0; its result, if `share`, and its exception in any case, on all. Without `share` the others get None."""
-    result: Any = None
-    error: Exception | None = None
-    if distributed.is_main():
-        try:
-            result = compute()
-        except Exception as e:
-            error = e
-    error, shared = distributed.broadcast_object((error, result if share else None))
-    if error is not None:
-        raise error
-    return result if distributed.is_main() else shared

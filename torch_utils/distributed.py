@@ -379,3 +379,18 @@ def all_gather_object(obj: Any) -> list[Any]:
     objects: list[Any] = [None] * world_size()
     dist.all_gather_object(objects, obj)
     return objects
+
+
+def on_main(compute: Callable[[], Any], share: bool = True) -> Any:
+    """compute() on process 0; its result, if `share`, and its exception in any case, on all. Without `share` the others get None."""
+    result: Any = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            result = compute()
+        except Exception as e:
+            error = e
+    error, shared = broadcast_object((error, result if share else None))
+    if error is not None:
+        raise error
+    return result if is_main() else shared

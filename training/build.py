@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,12 @@ def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, 
     return G
 
 
-def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, device: torch.device) -> torch.Tensor | None:
+def make_class_embedding(
+    cfg: DataConfig, dataset: ImageDataset, seed: int, device: torch.device, pause: Callable[[], None] | None = None
+) -> torch.Tensor | None:
     """The initial class embedding [classes, width], or None without classes.
+
+    pause: called now and then while it is computed; what it raises ends that.
 
     Raises:
         ValueError: a given file does not fit. FileNotFoundError: weights are missing.
@@ -106,7 +111,7 @@ def make_class_embedding(cfg: DataConfig, dataset: ImageDataset, seed: int, devi
         return random_class_embedding(dataset.label_dim, cfg.embed_dim, seed)
     if cfg.class_embedding == "auto":
         network = features.load(EMBEDDING_NETWORK).to(device)
-        return spread_class_embedding(compute_class_embedding(plain_dataset(dataset), network, device=device))
+        return spread_class_embedding(compute_class_embedding(plain_dataset(dataset), network, device=device, pause=pause))
     if not os.path.isfile(cfg.class_embedding):
         raise ValueError(f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of shape [classes, width]")
     try:

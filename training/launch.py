@@ -19,6 +19,7 @@ from training.config import AUTO, TrainConfig, from_json, to_json
 from training.networks.stems import Lineage, begun
 from training.run import auto_batch
 from training.run.periodic import Evaluate
+from training.run.stop import terminated_as_interrupted
 from training.run_folder import OPTIONS_FILE, RunLock, load_run, new_run_folder, recorded_outcome, write_json
 from training.steps import NonFiniteError
 
@@ -58,7 +59,8 @@ def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, ma
     run_dir = distributed.broadcast_object(run_dir)
     assert run_dir is not None
     try:
-        return run_in_folder(config, run_dir, make_evaluate)
+        with terminated_as_interrupted():
+            return run_in_folder(config, run_dir, make_evaluate)
     except KeyboardInterrupt:  # outside of the loop, which answers signals itself
         print(f"Stopped. Go on with --resume={run_dir}", flush=True)
         return run_folder.INTERRUPTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from training.data.dataset import Loader
 from training.inputs import InputSource
 from training.run import restore
 from training.run.periodic import Evaluate, Periodic
-from training.run.stop import StopRequest
-from training.run_folder import FINISHED, INTERRUPTED, RESTART
+from training.run.stop import Stopped, StopRequest
+from training.run_folder import FINISHED, INTERRUPTED, RESTART, write_json
 from training.state import TrainState
 
 
@@ -31,35 +32,61 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
         ValueError: data set or options are not those that the checkpoint was made with.
     """
     configure(cfg, device)
+    stop = StopRequest(cfg.run.restart_every)
+    try:
+        return train_until_stopped(cfg, run_dir, device, evaluate, stop)
+    finally:
+        stop.close()
+
+
+def train_until_stopped(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None, stop: StopRequest) -> str:
+    """As `train`, whose arguments these are."""
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
-    state, running = restore.make_state(cfg, dataset, device, run_dir)
+    try:
+        state, running = restore.make_state(cfg, dataset, device, run_dir)
+    except Stopped:  # in the class embeddings: there is nothing to save
+        if distributed.is_main():
+            write_json(Path(run_dir) / "status.json", {"outcome": INTERRUPTED, "nimg": 0})
+        return INTERRUPTED
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, distributed.world_size(), distributed.rank())
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
-    periodic.begin(state, running)
-    stop = StopRequest(cfg.run.restart_every)
-    loader = Loader(dataset, inputs.real_indices(state.progress.nimg, len(dataset)), workers=cfg.data.workers, cache_mb=cfg.data.cache_mb)
-    outcome = FINISHED
-    try:
-        while not is_over(cfg, state):
-            one_step(cfg, state, inputs, loader, classifier)
-            periodic.bar(state)
-            done = state.progress.nimg >= cfg.run.kimg * 1000
-            if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
-                periodic.tick(state, done)
-            request = stop.agreed(device, periodic.checkpoint_is_due())
-            if request != stop.GO_ON and not is_over(cfg, state):
-                periodic.save_checkpoint(state)
-                if request != stop.SAVE:
-                    outcome = INTERRUPTED if request == stop.INTERRUPTED else RESTART
-                    break
-    finally:
-        stop.close()
-        loader.close()
+    indices = inputs.real_indices(state.progress.nimg, len(dataset))
+    with Loader(dataset, indices, workers=cfg.data.workers, cache_mb=cfg.data.cache_mb) as loader:
+        try:
+            periodic.begin(state, running)
+            outcome = run(cfg, state, inputs, loader, classifier, periodic, stop, device)
+        except Stopped:  # in an evaluation: the checkpoint before it says that the score is missing
+            outcome = INTERRUPTED
     periodic.end(state, outcome)
     distributed.barrier()
     return outcome
+
+
+def run(
+    cfg: TrainConfig,
+    state: TrainState,
+    inputs: InputSource,
+    loader: Iterator[Any],
+    classifier: steps.Classifier | None,
+    periodic: Periodic,
+    stop: StopRequest,
+    device: torch.device,
+) -> str:
+    """Steps and ticks until the run is over or a stop is asked for. Returns the outcome; what has been done is saved."""
+    while not is_over(cfg, state):
+        one_step(cfg, state, inputs, loader, classifier)
+        periodic.bar(state)
+        done = state.progress.nimg >= cfg.run.kimg * 1000
+        if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
+            periodic.tick(state, done)
+        request = stop.agreed(device, periodic.checkpoint_is_due())
+        if request != stop.GO_ON and not is_over(cfg, state):
+            periodic.save_checkpoint(state)
+            if request != stop.SAVE:
+                return INTERRUPTED if request == stop.INTERRUPTED else RESTART
+    return FINISHED
 
 
 def configure(cfg: TrainConfig, device: torch.device) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from training.config import AUTO, FLAGS, TrainConfig, from_json, to_json
 from training.networks.reader import load as load_generator
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
+from training.run.stop import terminated_as_interrupted
 from training.run_folder import RunLock, new_run_folder, run_folders, write_json
 
 
@@ -152,17 +151,3 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
     if distributed.is_main():
         print(f"  {record.metric} {record.value:.4f} at {evaluator.dataset.resolution}x{evaluator.dataset.resolution}", flush=True)
         write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)})
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, where the loop does not answer it itself: between stages all is on disk."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -24,7 +24,7 @@ from training.run import plan as run_plan
 from training.run.dry_run import data_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planned:
     """A stage with its configuration, its data set (images not read, not resized) and its network's plan on the meta device."""
 

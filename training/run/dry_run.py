@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
+from torch_utils import features
+from torch_utils.devices import pick_device
 from training import build
-from training.config import AUTO, TrainConfig, describe
+from training.config import AUTO, EMBEDDING_NETWORK, TrainConfig, describe
+from training.data import class_embedding
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import finetune, frozen
@@ -46,6 +49,16 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
     if config.run.init_from and not has_checkpoint(run_dir) and not frozen.check_weights(config, download=False):
         text.append("\n" + start_report(config, dataset))
     return text
+
+
+def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path) -> list[str]:
+    """What a run computes before its first step, with the time that it takes here."""
+    embedded = dataset.label_dim > 0 and config.data.class_embedding == "auto" and not config.generator.superres
+    if not embedded or has_checkpoint(run_dir):
+        return []
+    device = pick_device(config.run.device)
+    line = class_embedding.announce(build.plain_dataset(dataset), features.load(EMBEDDING_NETWORK).to(device))
+    return [] if line is None else [line]
 
 
 def data_line(what: str, config: TrainConfig, dataset: ImageDataset) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import finetune
 from training.networks.stems import BEST, Lineage, Stem, read_stem, stem_file
+from training.run import stop
 from training.state import TrainState
 
 
@@ -73,8 +75,8 @@ def class_table(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, s
     if source is not None and not (finetune.class_rows(source, dataset.class_names, dataset.label_dim)[0] < 0).any():
         return embed_dim, None
     options = dataclasses.replace(cfg.data, embed_dim=embed_dim)
-    table = build.make_class_embedding(options, dataset, cfg.run.seed, device) if distributed.is_main() else None
-    table = distributed.broadcast_object(table)
+    pause = functools.partial(stop.pause, alone=True)
+    table = distributed.on_main(lambda: build.make_class_embedding(options, dataset, cfg.run.seed, device, pause))
     assert table is not None
     return embed_dim if source is not None and source.embed_dim else table.shape[1], table
 
