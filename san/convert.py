@@ -1,171 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn the last linear map of any discriminator into a SAN layer, and back.
 
-    D = san.convert(D)                       # or san.convert(D, "head.fc"), or several names
+    D = san.convert(D, example=images)       # or san.convert(D, "head.fc"), or several names
     logits = D(images)                       # SANLogits(fun, dir)
     D = san.restore(D)                       # ordinary layers again, of the same function
 
-The function is kept: outputs agree with the original's to float rounding (a norm is divided out and multiplied back). What happens to
+The function is kept: outputs agree with the original's to float rounding (a norm is divided out and multiplied
+back). With an example input that is tried out at once, and a conversion that changes the output is undone and
+refused. Without one, the first forward pass is refused if what follows the layers is not linear. What happens to
 
     weight      its rows become unit directions and trained scales
-    bias        stays where it was, on the output: f = scale <omega, h> + bias. It is trained by the GAN's own loss, as the scale is; in the
-                Wasserstein form it cancels between real and generated samples and never reaches the direction. (A SAN layer made from
-                scratch has its bias on the input instead, where it belongs to h.)
-    spectral_norm, weight_norm, parametrizations      go; their effective weight of the moment of conversion (in eval mode) is what is split.
-                Under spectral_norm the scale is held fixed, so that the layer keeps the Lipschitz constant that it was given.
-    what follows the layer (view, mean, sum over positions, an inner product with features)     is applied to both parts of the logits, in
-                `dir` with everything but the directions detached. It must be linear: a final sigmoid is refused.
+    bias        stays where it was, on the output: f = scale <omega, h> + bias. It is trained by the GAN's own loss,
+                as the scale is; in the Wasserstein form it cancels between real and generated samples and never
+                reaches the direction. (A SAN layer made from scratch has its bias on the input instead, where it
+                belongs to h.)
+    spectral_norm, weight_norm, parametrizations      go; their effective weight of the moment of conversion is what
+                is split: in training mode with spectral_norm's u and v where its iterations end. Under spectral_norm
+                the scale is held fixed, so that the layer keeps the Lipschitz constant that it was given.
+    what follows the layer (view, mean, sum over positions, an inner product with features)     is applied to both
+                parts of the logits, in `dir` with everything but the directions detached. Functions that are not
+                known to be linear are refused.
+    the layer's weight, where the module reads it instead of calling the layer     is the effective weight, of two
+                parts as well.
 
-Weights of the original load into the converted module with load_state_dict as they are, spectral_norm's and weight_norm's included.
-Convert before wrapping in DistributedDataParallel or torch.compile, and before making the optimizer: parameters are new ones.
+Weights of the original load into the converted module with load_state_dict as they are, spectral_norm's and
+weight_norm's included. A converted module's state holds the directions and scales, and the effective weight under
+its old name, so that the original module loads it with strict=False.
+Convert before wrapping in DistributedDataParallel, fully_shard or torch.compile, and before making the optimizer:
+parameters are new ones.
 
 Shapes: N batch, I inputs, O outputs, C classes, D embedding width.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
-from san.layers import EPS, SANEmbedding, SANLogits, _SANWeighted
+from san import probe
+from san.layers import SANEmbedding, SANLogits, _SANLayer, _SANWeighted, tied, unit_directions
+from san.logits import DualLogits, Record, inside, run_pass
+from san.weights import effective_weight, is_spectral, norm_hook, settle, split, state_from_weight, state_names, weight_from_state
 
 LINEAR_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NONLINEAR_LAST = (nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSigmoid, nn.Hardsigmoid, nn.Softplus)
+KINDS = (*LINEAR_KINDS, nn.Embedding)
 # Linear and without weights: may follow the last layer.
-PASSIVE: tuple[type[nn.Module], ...] = (nn.Flatten, nn.Identity, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-PASSIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-NONLINEAR_NAMES = {
-    *(
-        "sigmoid",
-        "sigmoid_",
-        "tanh",
-        "tanh_",
-        "softmax",
-        "log_softmax",
-        "logsigmoid",
-        "log_sigmoid",
-        "softplus",
-        "exp",
-        "log",
-        "sqrt",
-        "square",
-        "abs",
-    ),
-    *(
-        "relu",
-        "relu_",
-        "leaky_relu",
-        "leaky_relu_",
-        "hardsigmoid",
-        "clamp",
-        "clip",
-        "pow",
-        "max",
-        "min",
-        "amax",
-        "amin",
-        "norm",
-        "binary_cross_entropy",
-    ),
-}
+PASSIVE: tuple[type[nn.Module], ...] = (
+    *(nn.Flatten, nn.Identity, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.Fold, nn.Unfold),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+)
+WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
+WRAPPERS += ("ScriptModule",)
+# Facts about a layer that a module may read; a converted one has them from its original
+_GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding")
+_GEOMETRY += ("dilation", "groups", "padding_mode", "transposed", "output_padding")
 
 
-class DualLogits:
-    """SANLogits on their way through what a discriminator does after its last layer. Every function is applied to both parts, in the `dir` part
-    with all other tensors detached: dir = <direction, stopgrad(h)> also where the inner product is taken later. Not to be kept: the converted
-    module returns SANLogits.
+class _Converted(_SANLayer):
+    """What the converted layers share: how they are made, read from outside, saved and loaded.
+
+    alone: the layer is itself the converted module, and returns SANLogits. seen: that it has been used in a first
+    pass, and the machine epsilon there.
     """
 
-    def __init__(self, fun: Tensor, dir: Tensor) -> None:
-        self.fun, self.dir = fun, dir
+    _alone = False
+    _seen: float | None = None
+    _names: tuple[str, ...] = ("weight",)  # of the weight's entries in the original's state
+    _gain: tuple[int, ...] | None = None
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _apply(func, args, kwargs or {})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = getattr(self.fun, name)
-        if not callable(value):
-            return _dual(value, getattr(self.dir, name))
-        return lambda *args, **kwargs: _apply(getattr(torch.Tensor, name), (self, *args), kwargs)
-
-    def __len__(self) -> int:
-        return len(self.fun)
-
-
-def _binary(name: str) -> Any:
-    return lambda self, other: _apply(getattr(torch.Tensor, name), (self, other), {})
-
-
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "matmul", "rmatmul", "getitem"):
-    setattr(DualLogits, f"__{_name}__", _binary(f"__{_name}__"))
-setattr(DualLogits, "__neg__", lambda self: _apply(torch.neg, (self,), {}))  # noqa: B010 (as the loop above does)
-
-
-def _dual(fun: Any, direction: Any) -> Any:
-    """Results of a function on both parts as one value: tensors are paired, sequences element by element; shapes and the like are those of fun."""
-    if isinstance(fun, Tensor):
-        return DualLogits(fun, direction)
-    if isinstance(fun, (tuple, list)) and any(isinstance(x, Tensor) for x in fun):
-        return type(fun)(_dual(a, b) for a, b in zip(fun, direction, strict=True))
-    return fun
-
-
-def _apply(func: Any, args: Any, kwargs: Any) -> Any:
-    name = getattr(func, "__name__", str(func))
-    if name in NONLINEAR_NAMES:
-        raise ValueError(f"'{name}' is applied after the converted layer, but a SAN needs logits: remove it, or convert another layer")
-    fun = func(*_pick(args, "fun"), **_pick(kwargs, "fun"))
-    direction = func(*_pick(args, "dir"), **_pick(kwargs, "dir"))
-    return _dual(fun, direction)
-
-
-def _pick(value: Any, part: str) -> Any:
-    """One part of every DualLogits within `value`; in the dir part other tensors are detached."""
-    if isinstance(value, DualLogits):
-        return getattr(value, part)
-    if isinstance(value, Tensor):
-        return value.detach() if part == "dir" else value
-    if isinstance(value, Mapping):
-        return {k: _pick(v, part) for k, v in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_pick(v, part) for v in value)
-    return value
-
-
-def _finish(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of a converted module: DualLogits within its output leave as SANLogits."""
-    if isinstance(output, DualLogits):
-        return SANLogits(output.fun, output.dir)
-    if type(output) in (tuple, list):
-        return type(output)(_finish(module, args, x) for x in output)
-    if type(output) is dict:
-        return {k: _finish(module, args, x) for k, x in output.items()}
-    return output
-
-
-class ConvertedLayer(_SANWeighted):
-    """SAN layer in the place of a torch Linear or Conv1d/2d/3d: f = scale * <weight / |weight|, x> + bias, returned in both parts.
-
-    Parameters: weight as the original's, unit rows; scale [O]; bias [O] or None. The convolution's stride, padding (of any mode), dilation and
-    groups are the original's.
-    """
-
-    def __init__(self, original: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor, fixed_scale: bool) -> None:
-        nn.Module.__init__(self)
-        self._set_direction(weight, (weight.shape[0],))
-        if fixed_scale:
-            _fix_scale(self)
-        self.bias = None if original.bias is None else nn.Parameter(original.bias.detach().clone())
-        self._bare = (_without_parameters(original),)  # in a tuple: what computes the map, not a submodule
+    def _take(self, original: nn.Module, scale_shape: tuple[int, ...], fixed_scale: bool) -> None:
+        """Direction, scale and mode of an original layer. Raises ValueError if its weight is not finite."""
+        direction, scale = split(effective_weight(original))
+        trained = any(p.requires_grad for name, p in original.named_parameters() if name != "bias")
+        self.weight = nn.Parameter(direction, requires_grad=trained)
+        if fixed_scale:  # a buffer: out of reach of optimizers and of requires_grad_
+            self.register_buffer("scale", scale.view(scale_shape))
+        else:
+            self.scale = nn.Parameter(scale.view(scale_shape), requires_grad=trained)
+        self._names = state_names(original)
+        if len(self._names) == 2:
+            self._gain = tuple(original.state_dict()[self._names[0]].shape)
+        self._record = Record(whole=True)
         self.train(original.training)
         self.register_load_state_dict_pre_hook(_adapt_state)
+
+    @property
+    def direction(self) -> Tensor | None:
+        """The directions [K, ...], of unit norm after normalize_: the parameter `weight`."""
+        return self._stored_weight()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and inside():  # read by the module that holds the layer
+            return self._effective()
+        if name in _GEOMETRY and "_bare" in self.__dict__:
+            return getattr(self._bare[0], name)
+        return super().__getattr__(name)
+
+    def _effective(self) -> DualLogits:
+        """scale * direction, in both parts."""
+        weight: Any = self._stored_weight()
+        direction = unit_directions(weight)
+        scale = self._read_scale().view(-1, *(1,) * (weight.ndim - 1))
+        return self._dual(SANLogits(tied(scale * direction.detach(), weight), scale.detach() * direction))
+
+    def _dual(self, logits: SANLogits) -> DualLogits:
+        dual = DualLogits(logits.fun, logits.dir)
+        if dual.probes:
+            self._seen = dual.eps
+        return dual
+
+    def _out(self, logits: SANLogits) -> Any:
+        """What a forward pass returns."""
+        return run_pass(self._dual, (logits,), {}, self._record) if self._alone else self._dual(logits)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight = destination.pop(f"{prefix}weight", None)
+        if weight is None:
+            return
+        with torch.no_grad():
+            direction = unit_directions(weight)
+            scale = self.scale.view(-1, *(1,) * (weight.ndim - 1))
+            old = state_from_weight(self._names, direction, scale, self._gain)
+        destination.update({f"{prefix}direction": weight, **{prefix + name: x for name, x in old.items()}})
+
+
+class ConvertedLayer(_Converted, _SANWeighted):
+    """SAN layer in the place of a torch Linear or Conv1d/2d/3d: f = scale * <weight / |weight|, x> + bias, returned
+    in both parts.
+
+    Parameters: weight as the original's, unit rows; scale [O]; bias [O] or None. The convolution's stride, padding
+    (of any mode), dilation and groups are the original's.
+    """
+
+    def __init__(self, original: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, fixed_scale: bool) -> None:
+        nn.Module.__init__(self)
+        self._bare = (_without_parameters(original),)  # in a tuple: what computes the map, not a submodule
+        self._take(original, (-1,), fixed_scale)
+        bias = original.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
     def features(self, x: Tensor) -> Tensor:
         """h, which the directions are multiplied with: the input itself."""
@@ -176,37 +155,32 @@ class ConvertedLayer(_SANWeighted):
         return F.linear(h, weight) if isinstance(bare, nn.Linear) else bare._conv_forward(h, weight, None)
 
     def forward(self, x: Tensor) -> Any:
-        logits = super().forward(x)
+        weight: Any = self._stored_weight()
+        logits = self._logits(x, weight)
         if self.bias is not None:
-            bias = self.bias.view((-1,) + (1,) * (self.weight.ndim - 2))
+            bias = self.bias.view((-1,) + (1,) * (weight.ndim - 2))
             logits = SANLogits(logits.fun + bias, logits.dir + bias.detach())
-        return DualLogits(logits.fun, logits.dir)
+        return self._out(logits)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self._stored_weight().shape)}, bias={self.bias is not None}"  # type: ignore[union-attr]
 
 
-class ConvertedEmbedding(SANEmbedding):
-    """SANEmbedding in the place of a torch Embedding whose rows multiply features: labels int64 [...] -> vectors [..., D] of both parts."""
+class ConvertedEmbedding(_Converted, SANEmbedding):
+    """SANEmbedding in the place of a torch Embedding whose rows multiply features: labels int64 [...] -> vectors
+    [..., D] of both parts."""
 
-    def __init__(self, original: nn.Embedding, weight: Tensor, fixed_scale: bool) -> None:
+    def __init__(self, original: nn.Embedding, fixed_scale: bool) -> None:
         nn.Module.__init__(self)
-        self._set_direction(weight, (weight.shape[0], 1))
-        if fixed_scale:
-            _fix_scale(self)
-        self.train(original.training)
-        self.register_load_state_dict_pre_hook(_adapt_state)
+        self._take(original, (-1, 1), fixed_scale)
+        self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
 
     def forward(self, labels: Tensor) -> Any:
-        logits = super().forward(labels)
-        return DualLogits(logits.fun, logits.dir)
+        weight: Any = self._stored_weight()
+        return self._out(self._rows(labels, weight))
 
 
 Converted = (ConvertedLayer, ConvertedEmbedding)
-
-
-def _fix_scale(layer: nn.Module) -> None:
-    """Make the scale a buffer: out of reach of optimizers and of requires_grad_."""
-    value = layer.scale.detach()  # type: ignore[union-attr, operator]
-    del layer.scale
-    layer.register_buffer("scale", value)
 
 
 def _without_parameters(original: nn.Module) -> nn.Module:
@@ -219,80 +193,45 @@ def _without_parameters(original: nn.Module) -> nn.Module:
 
 def _kind(module: nn.Module) -> type[nn.Module]:
     """The torch class of a layer, also where parametrizations have put a class of their own in its place."""
-    return next(kind for kind in (*LINEAR_KINDS, nn.Embedding) if isinstance(module, kind))
-
-
-@torch.no_grad()
-def _effective_weight(module: nn.Module) -> Tensor:
-    """The weight that the layer multiplies with in eval mode, whatever normalises it; no state changes."""
-    training = module.training
-    state = {k: v.clone() for k, v in module.state_dict().items()}
-    module.eval()
-    try:
-        for hook in module._forward_pre_hooks.values():  # the older spectral_norm and weight_norm set `weight` before each forward pass
-            if hasattr(hook, "compute_weight") and hasattr(hook, "name"):
-                weight = hook.compute_weight(module, do_power_iteration=False) if hasattr(hook, "n_power_iterations") else hook.compute_weight(module)
-                return weight.detach().clone()
-        return module.weight.detach().clone()  # type: ignore[union-attr, operator]
-    finally:
-        module.train(training)
-        for name, value in module.state_dict().items():
-            value.copy_(state[name])
-
-
-def _is_spectral(module: nn.Module) -> bool:
-    if any(hasattr(hook, "n_power_iterations") for hook in module._forward_pre_hooks.values()):
-        return True
-    steps = module.parametrizations["weight"] if parametrize.is_parametrized(module, "weight") else []  # type: ignore[index, union-attr]
-    return any(type(step).__name__ == "_SpectralNorm" for step in steps)  # type: ignore[union-attr]
+    return next(kind for kind in KINDS if isinstance(module, kind))
 
 
 def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Before load_state_dict: rewrite the original layer's entries as direction, scale and bias. A converted layer's own pass through."""
+    """Before load_state_dict: rewrite the original layer's entries as direction, scale and bias, and leave of a
+    converted layer's own what it loads."""
     assert isinstance(module, Converted)
-    if f"{prefix}scale" in state:
-        return
     own = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
-    weight = weight_from_state(own)
-    if weight is None or weight.shape != module.weight.shape:
+    if "scale" in own and "direction" not in own:
+        return  # a state with the directions under the name weight
+    weight = own.get("direction", None)
+    if weight is None:
+        weight = weight_from_state(own, settled=module.training)
+    if weight is None or weight.shape != module._stored_weight().shape:
         return  # load_state_dict itself says what is missing or of the wrong shape
     for name in own:
-        if name.startswith(("weight", "parametrizations.weight.")):
+        if name == "direction" or name.startswith(("weight", "parametrizations.weight.")):
             del state[prefix + name]
-    norm = weight.flatten(1).norm(dim=1).clamp_min(EPS)
-    state[f"{prefix}weight"] = F.normalize(weight.flatten(1), dim=1, eps=EPS).view_as(weight)
-    state[f"{prefix}scale"] = norm.view_as(module.scale)
-
-
-def weight_from_state(own: Mapping[str, Tensor]) -> Tensor | None:
-    """The effective weight of a layer's state: plain, under spectral_norm or weight_norm (both interfaces of each). None if it is none of these."""
-    if "weight" in own:
-        return own["weight"]
-    for base, u, v in (("weight_orig", "weight_u", "weight_v"), *((f"{_PARAM}original", f"{_PARAM}0._u", f"{_PARAM}0._v"),)):
-        if base in own and u in own and v in own:
-            matrix = own[base].flatten(1)
-            return own[base] / torch.dot(own[u], matrix @ own[v])
-    for gain, direction in (("weight_g", "weight_v"), (f"{_PARAM}original0", f"{_PARAM}original1")):
-        if gain in own and direction in own:
-            g, w = own[gain], own[direction]
-            axes = [i for i, size in enumerate(g.shape) if size == 1] if g.ndim else None  # weight_norm keeps the axes that it sums over
-            return w * (g / torch.linalg.vector_norm(w, dim=axes, keepdim=True))
-    return None
-
-
-_PARAM = "parametrizations.weight."
+    if "direction" in own:
+        state[f"{prefix}weight"] = weight
+    else:
+        state[f"{prefix}weight"], scale = split(weight)
+        state[f"{prefix}scale"] = scale.view_as(module.scale)
 
 
 def candidates(module: nn.Module) -> dict[str, nn.Module]:
     """All layers that `convert` can turn into SAN layers, by name, in order of registration."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, (*LINEAR_KINDS, nn.Embedding))}
+    return {name: m for name, m in module.named_modules() if isinstance(m, KINDS)}
 
 
-def find_last(module: nn.Module) -> list[str]:
+def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
     """Names of the last linear maps, where there is no doubt.
 
-    No doubt: `module` is that layer; it is an nn.Sequential (or ends in one, or holds one child) that ends in it; or exactly one layer, or the same
-    layer of each of several numbered branches, has a single output. An nn.Embedding beside it may be a projection head or an input: doubt.
+    No doubt: `module` is that layer; it is an nn.Sequential (or ends in one, or holds one child) that ends in it; or
+    exactly one layer, or the same layer of each of several numbered branches, has a single output. An nn.Embedding
+    beside it may be a projection head or an input: doubt.
+
+    order: names of modules with parameters in the order of their calls; then one that is called after all such
+    layers is a doubt, too, and what is suggested is what is called last.
 
     Raises:
         ValueError: one line with the names to choose from.
@@ -303,12 +242,9 @@ def find_last(module: nn.Module) -> list[str]:
         raise ValueError(f"{type(module).__name__} has no Linear, Conv or Embedding layer to convert")
     if found is None:
         single = [name for name, m in options.items() if not isinstance(m, nn.Embedding) and _outputs(m) == 1]
-        if len({_branch_pattern(name) for name in single}) != 1:
-            names = single or list(options)[-5:]
-            raise ValueError(
-                f"which layers of {type(module).__name__} make its logits? Name them, as in san.convert(D, {names[-1]!r}); "
-                f"candidates: {', '.join(names)}"
-            )
+        other = _last_of_another_kind(module, options, order)
+        if len({_branch_pattern(name) for name in single}) != 1 or other is not None:
+            raise ValueError(_which(module, options, single, other, order))
         found = single
     embeddings = [name for name, m in options.items() if isinstance(m, nn.Embedding)]
     if embeddings:
@@ -319,8 +255,38 @@ def find_last(module: nn.Module) -> list[str]:
     return found
 
 
+def _last_of_another_kind(module: nn.Module, options: Mapping[str, nn.Module], order: Sequence[str]) -> str | None:
+    """A module with a weight, of neither torch's nor our kinds, that comes after every layer that can be converted."""
+    names = order or [
+        name
+        for name, m in module.named_modules()
+        if isinstance(m, KINDS) or (not type(m).__module__.startswith("torch.") and any(p.ndim > 1 for p in m.parameters(recurse=False)))
+    ]
+    after = names[max((i for i, name in enumerate(names) if name in options), default=-1) + 1 :]
+    modules = dict(module.named_modules())
+    weighty = [name for name in after if any(p.ndim > 1 for p in modules[name].parameters())]
+    return weighty[-1] if weighty else None
+
+
+def _which(
+    module: nn.Module, options: Mapping[str, nn.Module], single: list[str], other: str | None, order: Sequence[str]
+) -> str:
+    """The question which layers make the logits; it suggests some only where they seem to be the last ones."""
+    names = single or list(options)[-5:]
+    last = [name for name in order if name in options][-1:] or single[-1:]
+    if other is not None:
+        how = f"'{other}', a {type(module.get_submodule(other)).__name__}, comes last and cannot be converted: write it as "
+        how += "torch's Linear or Conv, or name the layers"
+    elif last:
+        how = f"Name them, as in san.convert(D, {last[0]!r})"
+    else:
+        how = "Name them, or show how they are called by an example input, san.convert(D, example=images)"
+    return f"which layers of {type(module).__name__} make its logits? {how}; candidates: {', '.join(names)}"
+
+
 def _branch_pattern(name: str) -> str:
-    """The name without the numbers of its branches: heads.0.conv and heads.1.conv are one layer of two branches, main.3 and main.5 are not."""
+    """The name without the numbers of its branches: heads.0.conv and heads.1.conv are one layer of two branches,
+    main.3 and main.5 are not."""
     *branches, last = name.split(".")
     return ".".join(["*" if part.isdigit() else part for part in branches] + [last])
 
@@ -335,14 +301,17 @@ def _end_of(module: nn.Module, name: str) -> list[str] | None:
         return [name]
     children = list(module.named_children())
     if not isinstance(module, nn.Sequential):
-        return _end_of(children[0][1], f"{name}.{children[0][0]}".lstrip(".")) if len(children) == 1 and not _has_own(module) else None
+        single = len(children) == 1 and not _has_own(module)
+        return _end_of(children[0][1], f"{name}.{children[0][0]}".lstrip(".")) if single else None
     while children and isinstance(children[-1][1], PASSIVE):
         children.pop()
     if not children:
         return None
-    if isinstance(children[-1][1], NONLINEAR_LAST):
-        raise ValueError(f"the discriminator ends in {type(children[-1][1]).__name__}, but a SAN needs logits: remove it first")
-    return _end_of(children[-1][1], f"{name}.{children[-1][0]}".lstrip("."))
+    key, last = children[-1]
+    leaf = next(last.children(), None) is None
+    if leaf and type(last).__module__.startswith("torch.nn.") and not isinstance(last, KINDS):
+        raise ValueError(f"the discriminator ends in {type(last).__name__}, but a SAN needs logits: remove it first")
+    return _end_of(last, f"{name}.{key}".lstrip("."))
 
 
 def _has_own(module: nn.Module) -> bool:
@@ -350,26 +319,36 @@ def _has_own(module: nn.Module) -> bool:
     return next(module.parameters(recurse=False), None) is not None or isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
-def convert(module: nn.Module, layers: str | Iterable[str] | None = None) -> nn.Module:
-    """Turn last linear maps into SAN layers, in place; afterwards `module` returns SANLogits where it returned tensors of logits.
+def convert(module: nn.Module, layers: str | Iterable[str] | None = None, example: Any = None) -> nn.Module:
+    """Turn last linear maps into SAN layers, in place; afterwards `module` returns SANLogits where it returned
+    tensors of logits.
 
     Args:
         module: the discriminator: any module. Its parameters stay on their device and keep their types.
-        layers: names (as in named_modules) of the layers that make the logits: Linear, Conv1d/2d/3d, or Embedding if its rows are
-            multiplied with features. None: found by `find_last`, which asks where it is not sure.
+        layers: names (as in named_modules) of the layers that make the logits: Linear, Conv1d/2d/3d, or Embedding if
+            its rows are multiplied with features. None: found by `find_last`, which asks where it is not sure.
+        example: an input to try the conversion on: a tensor, a tuple of arguments or a dict of keyword arguments.
+            The output must be the same before and after, and linear in the layers' outputs. Three passes without
+            gradients, in the module's present mode; buffers and random generators are left as they are. None: only
+            the layers themselves are tried, and the first forward pass shows whether what follows is linear.
 
     Returns:
         The module itself; a new layer if it is itself such a layer.
 
     Raises:
-        ValueError: in one line, for names that are not there, layers of other kinds, wrapped or already converted modules.
+        ValueError: in one line, for names that are not there, layers of other kinds or with a forward of their own,
+            hooks or shared weights, wrapped or already converted modules, and an output that is not kept. The
+            module is then as before.
     """
     wrapper = type(module).__name__
-    if wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
-        raise ValueError(f"san.convert takes the module itself: convert before wrapping it in {wrapper}")
+    _check_unwrapped(module, "")
     if any(isinstance(m, Converted) for m in module.modules()):
         raise ValueError(f"{wrapper} is converted already: san.restore it first")
-    names = find_last(module) if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    order: list[str] = []
+    if example is not None:
+        with probe.called(module) as order:
+            probe.run(module, example)
+    names = find_last(module, order) if layers is None else [layers] if isinstance(layers, str) else list(layers)
     modules = dict(module.named_modules(remove_duplicate=False))
     for name in names:
         _check_layer(name, modules)
@@ -377,21 +356,98 @@ def convert(module: nn.Module, layers: str | Iterable[str] | None = None) -> nn.
     for name in names:
         original = modules[name]
         if id(original) not in made:
-            build: Any = ConvertedEmbedding if isinstance(original, nn.Embedding) else ConvertedLayer
-            made[id(original)] = build(original, _effective_weight(original), _is_spectral(original))
-    module = _replace(module, made)
-    module.register_forward_hook(_finish)
-    return module
+            made[id(original)] = _converted(name, original)
+    before = probe.run(module, example) if example is not None else None
+    whole = _replace(module, made)
+    _carry(whole)
+    if example is None:
+        return whole
+    try:
+        _try_out(whole, before, example, {name: made[id(modules[name])] for name in names})
+    except ValueError:
+        _uncarry(whole)
+        _replace(whole, {id(new): modules[name] for name in names for new in [made[id(modules[name])]]})
+        raise
+    return whole
+
+
+def _try_out(module: nn.Module, before: Any, example: Any, layers: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError if a converted module's output on an example is not what it was, or a layer has no part in it."""
+    after = probe.run(module, example)
+    seen: dict[str, Any] = {name: layer._seen for name, layer in layers.items()}
+    if None in seen.values():
+        name = next(name for name, eps in seen.items() if eps is None)
+        raise ValueError(f"the layer '{name}' has no part in the output on the example: name the layers that make the logits")
+    probe.compare(before, after, max(seen.values()))
+
+
+def _check_unwrapped(module: nn.Module, name: str) -> None:
+    """Raises ValueError if a module is another one's wrapper: what it has prepared would miss the new layers."""
+    wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS), None)
+    if wrapper is not None and name:
+        raise ValueError(f"'{name}' is a {wrapper}: convert before wrapping a part of the discriminator in it")
+    if wrapper is not None:
+        raise ValueError(f"san.convert takes the module itself: convert before wrapping it in {wrapper}")
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        raise ValueError(f"'{name or type(module).__name__}' is compiled: convert before calling its compile()")
 
 
 def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError, in one line, for a layer whose function is not known to be one that a SAN layer can take over."""
     if name not in modules:
-        raise ValueError(f"no layer '{name}'; there are: {', '.join(n for n, m in modules.items() if isinstance(m, (*LINEAR_KINDS, nn.Embedding)))}")
-    layer = modules[name]
-    if not isinstance(layer, (*LINEAR_KINDS, nn.Embedding)) or isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError(f"'{name}' is a {type(layer).__name__}: Linear, Conv1d, Conv2d, Conv3d and Embedding layers can be converted")
+        raise ValueError(f"no layer '{name}'; there are: {', '.join(n for n, m in modules.items() if isinstance(m, KINDS))}")
+    layer, kind = modules[name], type(modules[name]).__name__
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(f"'{name}' is a {kind} without a size yet: run one forward pass first, or give san.convert an example")
+    if not isinstance(layer, KINDS):
+        raise ValueError(f"'{name}' is a {kind}: Linear, Conv1d, Conv2d, Conv3d and Embedding layers can be converted")
+    base: Any = _kind(layer)
+    own = [f for f in ("forward", "_conv_forward", "__call__") if getattr(type(layer), f, None) is not getattr(base, f, None)]
+    if own or "forward" in vars(layer):
+        raise ValueError(
+            f"'{name}' is a {kind} with a forward of its own, which a SAN layer would drop: write it as "
+            f"torch.nn.{base.__name__}, its norm or factor as a torch.nn.utils.parametrize parametrization"
+        )
+    hooks = [h for h in layer._forward_pre_hooks.values() if h is not norm_hook(layer)]
+    if hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        raise ValueError(f"'{name}' has hooks, which a conversion would drop: remove them, and register them on the new layer")
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.padding_idx is not None):
         raise ValueError(f"the embedding '{name}' has max_norm or padding_idx, which a unit direction has no use for: make it without")
+    _check_parameters(name, layer, modules)
+    parts = name.split(".") if name else []
+    for depth in range(len(parts) + 1):
+        path = ".".join(parts[:depth])
+        _check_unwrapped(modules[path], path)
+        if "forward" in vars(modules[path]):
+            raise ValueError(f"'{path}' has a forward set on the object, not its class: convert before setting it")
+
+
+def _check_parameters(name: str, layer: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError for sharded parameters, and for those that other modules hold as well."""
+    inner = {id(part) for part in layer.modules()}
+    own = {id(p) for p in layer.parameters()}
+    for p in layer.parameters():
+        if not p.is_floating_point():
+            raise ValueError(f"the layer '{name}' is of type {p.dtype}: convert it in floating point")
+        if type(p).__name__ == "DTensor":
+            raise ValueError(f"the layer '{name}' is sharded already: convert before fully_shard")
+    for other, part in modules.items():
+        if id(part) not in inner and any(id(p) in own for p in part._parameters.values() if p is not None):
+            raise ValueError(
+                f"the layer '{name}' shares a parameter with '{other}', which a conversion would separate: give it one of its own"
+            )
+
+
+def _converted(name: str, original: nn.Module) -> nn.Module:
+    """The SAN layer for an original, tried on an input of its size. Raises ValueError if it computes something else."""
+    build: Any = ConvertedEmbedding if isinstance(original, nn.Embedding) else ConvertedLayer
+    settle(original)
+    try:
+        layer = build(original, is_spectral(original))
+        probe.compare_layers(original, layer)
+    except ValueError as error:
+        raise ValueError(f"'{name or type(original).__name__}' cannot be converted: {error}") from None
+    return layer
 
 
 def _replace(module: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
@@ -405,8 +461,53 @@ def _replace(module: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
     return module
 
 
+@functools.lru_cache(maxsize=None)
+def _carrier(base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a module's class whose forward pass turns DualLogits into SANLogits. Named, copied and pickled as
+    the class itself."""
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run_pass(functools.partial(base.forward, self), args, kwargs, self._san_record)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        make, args, *state = base.__reduce_ex__(self, protocol)
+        return (_remade, (make, tuple(base if x is type(self) else x for x in args)), *state)
+
+    names = {"forward": forward, "__reduce_ex__": reduce, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base)(base.__name__, (base,), {**names, "__doc__": base.__doc__, "_san_base": base})
+
+
+def _remade(make: Any, args: Any) -> nn.Module:
+    """An unpickled or copied carrier, still without its state."""
+    module = make(*args)
+    module.__class__ = _carrier(type(module))
+    return module
+
+
+def _carry(module: nn.Module) -> None:
+    """Let a module and its parts that hold converted layers return SANLogits from their forward passes."""
+    if isinstance(module, Converted):
+        module._alone = True
+        return
+    for part in list(module.modules()):
+        has_forward = type(part).forward is not nn.Module.forward
+        if has_forward and not isinstance(part, Converted) and any(isinstance(m, Converted) for m in part.modules()):
+            part._san_record = Record(whole=part is module)  # type: ignore[assignment]
+            part.__class__ = _carrier(type(part))
+
+
+def _uncarry(module: nn.Module) -> None:
+    for part in module.modules():
+        base = getattr(type(part), "_san_base", None)
+        if base is not None:
+            part.__class__ = base
+            del part._san_record
+
+
 def restore(module: nn.Module) -> nn.Module:
-    """Ordinary layers of the same function in the place of converted ones, in place: for inference, or export. Logits are tensors again.
+    """Ordinary layers of the same function in the place of converted ones, in place: for inference, or export. Logits
+    are tensors again.
 
     Normalisations that were there before conversion (spectral_norm, weight_norm) do not come back.
     Returns the module, or a new layer if it is itself one. Raises ValueError if nothing in it is converted.
@@ -417,22 +518,21 @@ def restore(module: nn.Module) -> nn.Module:
             made[id(layer)] = _ordinary(layer)
     if not made:
         raise ValueError(f"{type(module).__name__} has no converted layer")
-    for part in module.modules():
-        for key in [key for key, hook in part._forward_hooks.items() if hook is _finish]:
-            del part._forward_hooks[key]
+    _uncarry(module)
     return _replace(module, made)
 
 
 @torch.no_grad()
-def _ordinary(layer: nn.Module) -> nn.Module:
-    assert isinstance(layer, Converted)
-    direction = F.normalize(layer.weight.flatten(1), dim=1, eps=EPS)
-    weight = (direction * layer.scale.view(-1, 1)).view_as(layer.weight)
+def _ordinary(layer: ConvertedLayer | ConvertedEmbedding) -> nn.Module:
+    stored: Any = layer._stored_weight()
+    weight = (unit_directions(stored).flatten(1) * layer.scale.view(-1, 1)).view_as(stored)
     plain: Any
     if isinstance(layer, ConvertedEmbedding):
         plain = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
+        plain.weight.requires_grad_(stored.requires_grad)
     else:
         plain = copy.deepcopy(layer._bare[0])
-        plain.weight = nn.Parameter(weight)
-        plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        bias = layer.bias
+        plain.weight = nn.Parameter(weight, requires_grad=stored.requires_grad)
+        plain.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
     return plain.train(layer.training)

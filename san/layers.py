@@ -28,6 +28,29 @@ class SANLogits(NamedTuple):
     dir: Tensor
 
 
+def widened(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32: neither EPS nor a norm of many entries fits in them. Others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unit_directions(weight: Tensor) -> Tensor:
+    """Each direction (leading axis) of [K, ...] divided by its norm; of the same type."""
+    flat = widened(weight.flatten(1))
+    return F.normalize(flat, dim=1, eps=EPS).view_as(weight).to(weight.dtype)
+
+
+def tied(fun: Tensor, weight: Tensor) -> Tensor:
+    """The same `fun`; in distributed training its graph holds `weight`, with a gradient of zeros.
+
+    DistributedDataParallel waits for the gradient of every parameter, also in a generator's step that does
+    not freeze the discriminator and uses `fun` alone.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (distributed and torch.is_grad_enabled() and weight.requires_grad):
+        return fun
+    return fun + weight.flatten()[:0].sum()
+
+
 class _SANLayer(nn.Module):
     """Direction and scale shared by every kind of SAN layer. The leading axis of `weight` counts the directions."""
 
@@ -35,16 +58,33 @@ class _SANLayer(nn.Module):
     scale: nn.Parameter
 
     def _set_direction(self, initial: Tensor, scale_shape: tuple[int, ...]) -> None:
-        """Split an initial weight into unit directions and their norms, so that the layer starts as the ordinary one would."""
+        """Split an initial weight into unit directions and norms, so that the layer starts as the ordinary one would."""
         norm = initial.flatten(1).norm(dim=1).clamp_min(EPS)
         self.scale = nn.Parameter(norm.view(scale_shape))
-        self.weight = nn.Parameter(F.normalize(initial.flatten(1), dim=1, eps=EPS).view_as(initial))
+        self.weight = nn.Parameter(unit_directions(initial))
+
+    def _stored_weight(self) -> Tensor | None:
+        """The directions as they are registered; None where a wrapper has taken them away."""
+        found = self._parameters.get("weight")
+        return self.__dict__.get("weight") if found is None else found
+
+    def _read_scale(self) -> Tensor:
+        """`scale` for a forward pass. A buffer is copied: DistributedDataParallel overwrites buffers between passes."""
+        return self.scale if isinstance(self.scale, nn.Parameter) else self.scale.clone()
 
     def normalize_(self) -> None:
-        """Project `weight` back onto unit directions, in place and outside autograd; an optimizer's state is untouched."""
+        """Project `weight` back onto unit directions, in place and outside autograd; an optimizer's state is untouched.
+
+        Raises ValueError where only a flat part of it is here (FullyShardedDataParallel outside of summon_full_params).
+        """
+        weight = self._stored_weight()
+        if weight is None or weight.ndim < 2 or weight.untyped_storage().size() == 0:
+            raise ValueError(
+                f"the directions of a {type(self).__name__} are flat shards here: call san.normalize_ within "
+                "FullyShardedDataParallel.summon_full_params(D), or wrap D with fully_shard (FSDP2) instead"
+            )
         with torch.no_grad():
-            flat = self.weight.flatten(1)
-            self.weight.copy_(F.normalize(flat, dim=1, eps=EPS).view_as(self.weight))
+            weight.copy_(unit_directions(weight))
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -70,12 +110,15 @@ class _SANWeighted(_SANLayer):
 
     def forward(self, x: Tensor) -> SANLogits:
         """Features to logits; see the module docstring for what each of the two outputs trains."""
-        per_channel = (-1,) + (1,) * (self.weight.ndim - 2)
+        return self._logits(x, self.weight)
+
+    def _logits(self, x: Tensor, weight: Tensor) -> SANLogits:
+        per_channel = (-1,) + (1,) * (weight.ndim - 2)
         h = self.features(x)
-        direction = F.normalize(self.weight.flatten(1), dim=1, eps=EPS).view_as(self.weight)
-        scale = self.scale.view(per_channel)
+        direction = unit_directions(weight)
+        scale = self._read_scale().view(per_channel)
         return SANLogits(
-            fun=scale * self._map(h, direction.detach()),
+            fun=tied(scale * self._map(h, direction.detach()), weight),
             dir=scale.detach() * self._map(h.detach(), direction),
         )
 
@@ -147,9 +190,13 @@ class SANEmbedding(_SANLayer):
         self._set_direction(initial, (num_embeddings, 1))
 
     def forward(self, labels: Tensor) -> SANLogits:
-        direction = F.normalize(F.embedding(labels, self.weight), dim=-1, eps=EPS)
-        scale = F.embedding(labels, self.scale)
-        return SANLogits(fun=scale * direction.detach(), dir=scale.detach() * direction)
+        return self._rows(labels, self.weight)
+
+    def _rows(self, labels: Tensor, weight: Tensor) -> SANLogits:
+        rows = widened(F.embedding(labels, weight))
+        direction = F.normalize(rows, dim=-1, eps=EPS).to(weight.dtype)
+        scale = F.embedding(labels, self._read_scale())
+        return SANLogits(fun=tied(scale * direction.detach(), weight), dir=scale.detach() * direction)
 
     def extra_repr(self) -> str:
         return ", ".join(str(size) for size in self.weight.shape)

@@ -5,7 +5,8 @@ Two tables hold all of it. DISCRIMINATOR_LOSSES says what a discriminator minimi
 SANLogits, the same entry becomes its SAN form. GENERATOR_OBJECTIVES holds increasing functions h: a generator that minimises -E[h(d)] moves
 its samples along h'(d) grad d (Yi, Zhu & Liu, "MonoFlow", ICML 2023), so that any increasing h makes a GAN.
 
-Everything is elementwise, to be minimised, and of the shape of its logits: the caller chooses the reduction.
+Everything is elementwise, to be minimised, and of the shape of its logits: the caller chooses the reduction. Logits
+of several heads may be given as a list, tuple or dict (nested, too): then the sum over heads of each head's mean.
 A new loss is one entry in a table; a generator's may also be written as an expression in d, or be a callable.
 """
 
@@ -13,17 +14,19 @@ import ast
 import functools
 import operator
 import re
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from san.layers import SANLogits
+from san.logits import DualLogits
 
 Elementwise = Callable[[Tensor], Tensor]
 Objective = str | Elementwise
+Logits = SANLogits | Sequence[Any] | Mapping[str, Any]  # of one head, or of several
 
 CHECKED_RANGE = (-15.0, 15.0)  # logits between which h is checked to increase
 CHECKED_POINTS = 3001
@@ -53,6 +56,9 @@ DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     "ns": _BCE,  # the discriminator of the non-saturating GAN; the name speaks of the generator's side
     # (d - 1)^2 / 2 and (d + 1)^2 / 2: Mao et al., "Least Squares GAN", ICCV 2017, with a = -1, b = 1
     "ls": DiscriminatorLoss(real=lambda d: (d - 1).square() / 2, fake=lambda d: (d + 1).square() / 2),
+    # (d - 1)^2 and d^2: the same with a = 0, b = 1 and without the half, as in LSGAN's code and Kong, Kim & Bae,
+    # "HiFi-GAN", NeurIPS 2020
+    "ls01": DiscriminatorLoss(real=lambda d: (d - 1).square(), fake=lambda d: d.square()),
     # -d and d: Arjovsky, Chintala & Bottou, ICML 2017. A distance only for a discriminator that is Lipschitz by construction or penalty.
     "wasserstein": DiscriminatorLoss(real=lambda d: -d, fake=lambda d: d),
     # -log sigmoid(d(real) - d(generated)): the pairing of Huang et al., "R3GAN", NeurIPS 2024 (without its gradient penalties).
@@ -81,6 +87,10 @@ GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
 }
 
 
+# Published objectives that are not in MonoFlow's table, because they do not increase everywhere: by name only, and not
+# checked. ls01: -(1 - d)^2, the generator's side of HiFi-GAN, pulls logits above 1 back; h' = 2 (1 - d) is negative there.
+FALLING_OBJECTIVES: dict[str, Elementwise] = {"ls01": lambda d: -(1 - d).square()}
+
 Entry = TypeVar("Entry")
 
 
@@ -100,15 +110,73 @@ def is_paired(loss: str) -> bool:
     return discriminator_loss(loss).pair is not None
 
 
+def _is_head(logits: Any) -> bool:
+    return isinstance(logits, (Tensor, SANLogits, DualLogits))
+
+
+def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
+    """The heads of each side, side by side: of one head those themselves, of lists, tuples and dicts all within them.
+
+    Raises ValueError, in one line, for other types, nothing at all, and sides that do not match.
+    """
+    one, where = sides[0], f" at {at.lstrip('.')}" if at else ""
+    if all(_is_head(side) for side in sides):
+        yield tuple(SANLogits(x.fun, x.dir) if isinstance(x, DualLogits) else x for x in sides)
+    elif all(isinstance(side, (list, tuple)) and not _is_head(side) for side in sides):
+        if len({len(side) for side in sides}) != 1 or not one:
+            counts = " and ".join(str(len(side)) for side in sides)
+            raise ValueError(f"logits{where}: {counts} heads, but there must be one at least, and equally many on each side")
+        for i, parts in enumerate(zip(*sides, strict=True)):
+            yield from _heads(*parts, at=f"{at}.{i}")
+    elif all(isinstance(side, Mapping) for side in sides):
+        if any(side.keys() != one.keys() for side in sides) or not one:
+            names = " and ".join(f"({', '.join(map(str, side))})" for side in sides)
+            raise ValueError(f"logits{where}: heads {names}, but there must be one at least, and the same on each side")
+        for key in one:
+            yield from _heads(*(side[key] for side in sides), at=f"{at}.{key}")
+    else:
+        kinds = " and ".join(type(side).__name__ for side in sides)
+        raise ValueError(f"logits{where} are of the type {kinds}: give tensors or SANLogits, or lists, tuples or dicts of them")
+
+
+def _kinds(heads: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether heads are SANLogits. Raises ValueError if some are and others are plain tensors."""
+    found = {isinstance(x, SANLogits) for head in heads for x in head}
+    if len(found) > 1:
+        raise ValueError(
+            "logits are of different kinds, some SANLogits and some plain tensors: give the logits of real and generated "
+            "samples from the same discriminator, without feature maps"
+        )
+    return found.pop()
+
+
+def _san_heads(*sides: Any) -> list[tuple[SANLogits, ...]]:
+    """As `_heads`, of SANLogits alone. Raises ValueError for plain tensors."""
+    heads = list(_heads(*sides))
+    if not _kinds(heads):
+        raise ValueError("logits are plain tensors, but SANLogits are needed: those of a SAN layer or a converted discriminator")
+    return heads
+
+
+def _summed(terms: Sequence[SANLogits], logits: Any) -> SANLogits:
+    """Terms of one head as they are; of a list, tuple or dict of heads, the sum of their means."""
+    return terms[0] if _is_head(logits) else SANLogits(*(_sum([t[part].mean() for t in terms]) for part in (0, 1)))
+
+
+def _sum(scalars: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, scalars)
+
+
 def gan_logits(logits: SANLogits) -> Tensor:
     """The ordinary logit of the same layer: equal numbers, gradients to direction, scale, bias and features alike. A GAN instead of a SAN."""
     return logits.fun + (logits.dir - logits.dir.detach())
 
 
-def discriminator_terms(logits: SANLogits, real: bool, loss: str = "hinge") -> SANLogits:
+def discriminator_terms(logits: Logits, real: bool, loss: str = "hinge") -> SANLogits:
     """Terms that the discriminator minimises for a batch that is all real or all generated.
 
-    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective.
+    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective. Of the logits'
+    shape; for a list, tuple or dict of heads, scalars: the sum over heads of each head's mean.
     Raises ValueError for an unknown loss, and for one that needs real and generated samples together (`discriminator_pair_terms`).
     """
     chosen = discriminator_loss(loss)
@@ -116,29 +184,40 @@ def discriminator_terms(logits: SANLogits, real: bool, loss: str = "hinge") -> S
     if on_fun is None:
         raise ValueError(f"the discriminator loss '{loss}' compares pairs of real and generated samples: use discriminator_pair_terms")
     assert on_dir is not None
-    return SANLogits(on_fun(logits.fun), on_dir(logits.dir))
+    return _summed([SANLogits(on_fun(head.fun), on_dir(head.dir)) for (head,) in _san_heads(logits)], logits)
 
 
-def discriminator_pair_terms(real: SANLogits, fake: SANLogits, loss: str = "relativistic") -> SANLogits:
-    """Terms of pairs (i-th real, i-th generated sample): SANLogits(fun term, dir term), for any loss. Raises ValueError for an unknown one."""
+def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativistic") -> SANLogits:
+    """Terms of pairs (i-th real, i-th generated sample): SANLogits(fun term, dir term), for any loss. For lists, tuples or
+    dicts of heads as in `discriminator_terms`. Raises ValueError for an unknown one, and for heads that do not match."""
     on_pair = discriminator_loss(loss).pair
+    heads = _san_heads(real, fake)
     if on_pair is None:
-        a, b = discriminator_terms(real, True, loss), discriminator_terms(fake, False, loss)
-        return SANLogits(a.fun + b.fun, a.dir + b.dir)
-    return SANLogits(on_pair(real.fun - fake.fun), fake.dir - real.dir)
+        sides = [(discriminator_terms(r, True, loss), discriminator_terms(f, False, loss)) for r, f in heads]
+        return _summed([SANLogits(a.fun + b.fun, a.dir + b.dir) for a, b in sides], real)
+    return _summed([SANLogits(on_pair(r.fun - f.fun), f.dir - r.dir) for r, f in heads], real)
 
 
-def discriminator_objective(real: SANLogits | Tensor, fake: SANLogits | Tensor, loss: str = "hinge") -> Tensor:
+def discriminator_objective(real: Logits | Tensor, fake: Logits | Tensor, loss: str = "hinge") -> Tensor:
     """What a discriminator minimises, as a scalar mean: the SAN form for SANLogits, the ordinary GAN's for plain logits.
 
-    real, fake: logits of the same kind; of equal shapes if the loss is paired. Raises ValueError for an unknown loss or mixed kinds.
+    real, fake: logits of the same kind; of equal shapes if the loss is paired. Lists, tuples or dicts of several heads'
+    logits (nested, too): the sum over heads. Raises ValueError for an unknown loss, mixed kinds, and heads that do not
+    match.
     """
-    if isinstance(real, SANLogits) and isinstance(fake, SANLogits):
-        if is_paired(loss):
-            return _total(discriminator_pair_terms(real, fake, loss))
-        return _total(discriminator_terms(real, True, loss)) + _total(discriminator_terms(fake, False, loss))
-    if isinstance(real, SANLogits) or isinstance(fake, SANLogits):
-        raise ValueError("real and generated logits are of different kinds: one is SANLogits, the other is not")
+    discriminator_loss(loss)
+    heads = list(_heads(real, fake))
+    one = _san_objective if _kinds(heads) else _gan_objective
+    return _sum([one(r, f, loss) for r, f in heads])
+
+
+def _san_objective(real: SANLogits, fake: SANLogits, loss: str) -> Tensor:
+    if is_paired(loss):
+        return _total(discriminator_pair_terms(real, fake, loss))
+    return _total(discriminator_terms(real, True, loss)) + _total(discriminator_terms(fake, False, loss))
+
+
+def _gan_objective(real: Tensor, fake: Tensor, loss: str) -> Tensor:
     chosen = discriminator_loss(loss)
     if chosen.pair is not None:
         return chosen.pair(real - fake).mean()
@@ -153,8 +232,10 @@ def _total(terms: SANLogits) -> Tensor:
 def generator_objective(objective: Objective = "logit") -> Elementwise:
     """The increasing h of the generator's loss -E[h(fun)] (MonoFlow).
 
-    objective: a name of GENERATOR_OBJECTIVES; `vanilla(C)` with a number C >= 0; an expression in d such as "d + 0.1*exp(d)" (numbers,
-    + - * / **, and the functions of EXPRESSION_FUNCTIONS); or a callable, elementwise on tensors. The last two are checked by `check_increasing`.
+    objective: a name of GENERATOR_OBJECTIVES; `vanilla(C)` with a number C >= 0; an expression in d such as
+    "d + 0.1*exp(d)" (numbers, + - * / **, and the functions of EXPRESSION_FUNCTIONS); or a callable, elementwise on
+    tensors. The last two are checked by `check_increasing`. A name of FALLING_OBJECTIVES is not, and does not increase
+    everywhere: MonoFlow's guarantee does not hold for it.
 
     Raises ValueError, in one line, for anything else and for an h that does not increase (saying where).
     """
@@ -166,8 +247,9 @@ def generator_objective(objective: Objective = "logit") -> Elementwise:
 
 @functools.lru_cache(maxsize=64)  # a training step asks for the same one again and again
 def _named_objective(objective: str) -> Elementwise:
-    if objective in GENERATOR_OBJECTIVES:
-        return GENERATOR_OBJECTIVES[objective]
+    for table in (GENERATOR_OBJECTIVES, FALLING_OBJECTIVES):
+        if objective in table:
+            return table[objective]
     shifted = re.fullmatch(r"vanilla\(\s*(?:C\s*=\s*)?([-+]?[0-9.eE+-]+)\s*\)", objective)
     if shifted:
         try:
@@ -175,20 +257,29 @@ def _named_objective(objective: str) -> Elementwise:
         except ValueError as err:
             raise ValueError(f"generator objective '{objective}': {err}") from None
     if not re.search(r"\bd\b", objective):
-        known = ", ".join(sorted(GENERATOR_OBJECTIVES))
+        known = ", ".join(sorted({*GENERATOR_OBJECTIVES, *FALLING_OBJECTIVES}))
         raise ValueError(f"unknown generator objective '{objective}': choose one of {known}, vanilla(C), or write h as an expression in d")
     h = expression(objective)
     check_increasing(h, f"'{objective}'")
     return h
 
 
-def generator_terms(fun: Tensor, objective: Objective = "logit", fun_real: Tensor | None = None) -> Tensor:
+def generator_terms(fun: Logits | Tensor, objective: Objective = "logit", fun_real: Logits | Tensor | None = None) -> Tensor:
     """-h(fun), what the generator minimises, of the logits' shape.
 
-    fun_real: logits of real samples, one for each generated one; then it is -h(fun - fun_real), the generator's side of a relativistic pairing
-    (R3GAN: h = ns). Raises ValueError as `generator_objective`.
+    fun: logits of generated samples; of SANLogits, their fun is taken. For a list, tuple or dict of several heads' logits
+    (nested, too), a scalar: the sum over heads of each head's mean.
+    fun_real: logits of real samples, one for each generated one; then it is -h(fun - fun_real), the generator's side of a
+    relativistic pairing (R3GAN: h = ns). Raises ValueError as `generator_objective`, and for heads that do not match.
     """
-    return -generator_objective(objective)(fun if fun_real is None else fun - fun_real)
+    h = generator_objective(objective)
+    heads = list(_heads(fun) if fun_real is None else _heads(fun, fun_real))
+    _kinds([head[:1] for head in heads])
+    terms = []
+    for head in heads:
+        fake, *real = (x.fun if isinstance(x, SANLogits) else x for x in head)
+        terms.append(-h(fake - real[0] if real else fake))
+    return terms[0] if _is_head(fun) else _sum([t.mean() for t in terms])
 
 
 def vector_field(objective: Objective, d: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trial passes of a discriminator on an example input: nothing of it, and no random generator, is changed by them."""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from san.layers import SANLogits, widened
+from san.logits import coarseness, leaves
+
+
+def run(module: nn.Module, example: Any) -> Any:
+    """The output for an example: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    In the module's present mode and without gradients; buffers and random generators are as before afterwards.
+    Raises ValueError if the module does not take it.
+    """
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
+    if type(example) in (tuple, list):
+        args = tuple(example)
+    buffers = {name: x.clone() for name, x in module.named_buffers() if not nn.parameter.is_lazy(x)}
+    devices = {x.get_device() for x in module.parameters() if x.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(list(devices)):
+        torch.manual_seed(0)
+        try:
+            return module(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, ValueError):
+                raise
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"{type(module).__name__} does not take the example: {type(error).__name__}: {reason}") from error
+        finally:
+            for name, x in module.named_buffers():
+                if name in buffers:
+                    x.copy_(buffers[name])
+
+
+@contextmanager
+def called(module: nn.Module) -> Any:
+    """Within it, names of the innermost modules with parameters, in the order of their calls."""
+    names: list[str] = []
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: names.append(name))
+        for name, part in module.named_modules()
+        if {child for child, _ in part.named_children()} <= {"parametrizations"} and any(True for _ in part.parameters())
+    ]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compare(before: Any, after: Any, eps: float) -> None:
+    """Raises ValueError, in one line, unless a converted module's output is the original's, in both parts of logits.
+
+    eps: of the coarsest type at work.
+    """
+    old, new = list(leaves(before)), list(leaves(after))
+    if len(old) != len(new):
+        raise ValueError(f"the conversion changes the output on the example: {len(old)} tensors before, {len(new)} after")
+    for a, b in zip(old, new, strict=True):
+        for part in (b.fun, b.dir) if isinstance(b, SANLogits) else (b,):
+            _compare_tensors(a.fun if isinstance(a, SANLogits) else a, part, eps)
+
+
+def _compare_tensors(a: Tensor, b: Tensor, eps: float) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"the conversion changes the output on the example: shape {tuple(a.shape)} before, {tuple(b.shape)} after")
+    if a.is_meta or b.is_meta or not a.numel():
+        return
+    limit = max(eps, coarseness(a), coarseness(b)) ** 0.5
+    x, y = widened(a.detach()), widened(b.detach())
+    if torch.allclose(x, y, rtol=0, atol=limit * float(x.abs().max()), equal_nan=True) if x.is_floating_point() else torch.equal(x, y):
+        return
+    raise ValueError(
+        f"the conversion changes the output on the example by up to {float((x - y).abs().max()):.3g} (it was up to "
+        f"{float(x.abs().max()):.3g}): the discriminator computes more with the layer than calling it"
+    )
+
+
+def compare_layers(original: nn.Module, layer: nn.Module) -> None:
+    """Raises ValueError unless a converted layer agrees with its original on a random input of its size."""
+    weight: Any = original.weight
+    if weight.is_meta:
+        return
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(original, nn.Embedding):
+        x = torch.arange(min(original.num_embeddings, 3), device=weight.device)
+    else:
+        x = torch.randn(_input_shape(original), generator=generator).to(weight)
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        try:
+            before = original(x)
+        except RuntimeError:  # a type that this device does not compute with
+            return
+        out = layer(x)
+    compare(before, SANLogits(out.fun, out.dir), coarseness(weight))
+
+
+def _input_shape(layer: Any) -> tuple[int, ...]:
+    """Two samples, a little larger than a convolution's kernel and padding."""
+    if isinstance(layer, nn.Linear):
+        return (2, layer.in_features)
+    padding = (0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding
+    geometry = zip(layer.kernel_size, layer.dilation, padding, strict=True)
+    return (2, layer.in_channels, *(max(d * (k - 1) + 2, p + 1) for k, d, p in geometry))
