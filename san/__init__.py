@@ -15,6 +15,7 @@ from san.convert import convert, restore
 from san.layers import SANConv1d, SANConv2d, SANConv3d, SANEmbedding, SANLinear, SANLogits, normalize_
 from san.objectives import (
     DISCRIMINATOR_LOSSES,
+    FALLING_OBJECTIVES,
     GENERATOR_OBJECTIVES,
     check_increasing,
     discriminator_loss,
@@ -30,6 +31,7 @@ from san.objectives import (
 
 __all__ = [
     "DISCRIMINATOR_LOSSES",
+    "FALLING_OBJECTIVES",
     "GENERATOR_OBJECTIVES",
     "SANConv1d",
     "SANConv2d",

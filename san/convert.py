@@ -5,36 +5,38 @@
     logits = D(images)                       # SANLogits(fun, dir)
     D = san.restore(D)                       # ordinary layers again, of the same function
 
-The function is kept: outputs agree with the original's to float rounding (a norm is divided out and multiplied
-back). With an example input that is tried out at once, and a conversion that changes the output is undone and
-refused. Without one, the first forward pass is refused if what follows the layers is not linear. What happens to
+The function is kept: outputs agree with the original's to float rounding (a norm is divided out and
+multiplied back). With an example input that is tried out at once, and a conversion that changes the output is
+undone and refused. Without one, the first forward pass is refused if what follows the layers is not linear.
+What happens to
 
     weight      its rows become unit directions and trained scales
-    bias        stays where it was, on the output: f = scale <omega, h> + bias. It is trained by the GAN's own loss,
-                as the scale is; in the Wasserstein form it cancels between real and generated samples and never
-                reaches the direction. (A SAN layer made from scratch has its bias on the input instead, where it
-                belongs to h.)
-    spectral_norm, weight_norm, parametrizations      go; their effective weight of the moment of conversion is what
-                is split: in training mode with spectral_norm's u and v where its iterations end. Under spectral_norm
-                the scale is held fixed, so that the layer keeps the Lipschitz constant that it was given.
-    what follows the layer (view, mean, sum over positions, an inner product with features)     is applied to both
-                parts of the logits, in `dir` with everything but the directions detached. Functions that are not
-                known to be linear are refused.
-    the layer's weight, where the module reads it instead of calling the layer     is the effective weight, of two
-                parts as well.
+    bias        stays where it was, on the output: f = scale <omega, h> + bias. It is trained by the GAN's own
+                loss, as the scale is; in the Wasserstein form it cancels between real and generated samples
+                and never reaches the direction. (A SAN layer made from scratch has its bias on the input
+                instead, where it belongs to h.)
+    spectral_norm, weight_norm, parametrizations      go; their effective weight of the moment of conversion
+                is what is split: in training mode with spectral_norm's u and v where its iterations end.
+                Under spectral_norm the scale is held fixed, so that the layer keeps the Lipschitz constant
+                that it was given.
+    what follows the layer (view, mean, sum over positions, an inner product with features)     is applied to
+                both parts of the logits, in `dir` with everything but the directions detached. Functions that
+                are not known to be linear are refused.
+    the layer's weight, where the module reads it instead of calling the layer     is the effective weight, of
+                two parts as well.
 
 Weights of the original load into the converted module with load_state_dict as they are, spectral_norm's and
-weight_norm's included. A converted module's state holds the directions and scales, and the effective weight under
-its old name, so that the original module loads it with strict=False.
-Convert before wrapping in DistributedDataParallel, fully_shard or torch.compile, and before making the optimizer:
-parameters are new ones.
+weight_norm's included. A converted module's state holds the directions and scales, and the effective weight
+under its old name, so that the original module loads it with strict=False.
+Convert before wrapping in DistributedDataParallel, fully_shard or torch.compile, and before making the
+optimizer: parameters are new ones.
 
 Shapes: N batch, I inputs, O outputs, C classes, D embedding width.
 """
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,34 +44,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from san import probe
+from san.find import KINDS, find_last
 from san.layers import SANEmbedding, SANLogits, _SANLayer, _SANWeighted, tied, unit_directions
 from san.logits import DualLogits, Record, inside, run_pass
-from san.weights import effective_weight, is_spectral, norm_hook, settle, split, state_from_weight, state_names, weight_from_state
-
-LINEAR_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-KINDS = (*LINEAR_KINDS, nn.Embedding)
-# Linear and without weights: may follow the last layer.
-PASSIVE: tuple[type[nn.Module], ...] = (
-    *(nn.Flatten, nn.Identity, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.Fold, nn.Unfold),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+from san.weights import (
+    direction_from_state,
+    effective_weight,
+    is_sharded,
+    is_spectral,
+    norm_hook,
+    settle,
+    split,
+    state_from_weight,
+    state_names,
+    weight_from_state,
 )
-WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
-WRAPPERS += ("ScriptModule",)
+
+# Classes whose objects have prepared themselves for the parameters of the module within
+WRAPPERS = (
+    *("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"),
+    *("OptimizedModule", "ScriptModule"),
+)
 # Facts about a layer that a module may read; a converted one has them from its original
-_GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding")
-_GEOMETRY += ("dilation", "groups", "padding_mode", "transposed", "output_padding")
+_GEOMETRY = (
+    *("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    *("dilation", "groups", "padding_mode", "transposed", "output_padding"),
+)
 
 
 class _Converted(_SANLayer):
     """What the converted layers share: how they are made, read from outside, saved and loaded.
 
-    alone: the layer is itself the converted module, and returns SANLogits. seen: that it has been used in a first
-    pass, and the machine epsilon there.
+    alone: the layer is itself the converted module, and returns SANLogits. name: within the module. seen:
+    that it has been used in a first pass, and the machine epsilon there.
     """
 
     _alone = False
+    _name = ""
     _seen: float | None = None
     _names: tuple[str, ...] = ("weight",)  # of the weight's entries in the original's state
     _gain: tuple[int, ...] | None = None
@@ -106,11 +117,11 @@ class _Converted(_SANLayer):
         """scale * direction, in both parts."""
         weight: Any = self._stored_weight()
         direction = unit_directions(weight)
-        scale = self._read_scale().view(-1, *(1,) * (weight.ndim - 1))
+        scale = self.scale.view(-1, *(1,) * (weight.ndim - 1))
         return self._dual(SANLogits(tied(scale * direction.detach(), weight), scale.detach() * direction))
 
     def _dual(self, logits: SANLogits) -> DualLogits:
-        dual = DualLogits(logits.fun, logits.dir)
+        dual = DualLogits(logits.fun, logits.dir, self._name)
         if dual.probes:
             self._seen = dual.eps
         return dual
@@ -121,30 +132,32 @@ class _Converted(_SANLayer):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        weight = destination.pop(f"{prefix}weight", None)
+        weight = destination.get(f"{prefix}weight")
         if weight is None:
             return
         with torch.no_grad():
-            direction = unit_directions(weight)
             scale = self.scale.view(-1, *(1,) * (weight.ndim - 1))
-            old = state_from_weight(self._names, direction, scale, self._gain)
+            # torch.distributed.checkpoint asks for an attribute behind every name
+            names = () if is_sharded(weight) else self._names
+            old = state_from_weight(names, unit_directions(weight), scale, self._gain)
+            if not is_sharded(weight) and weight.untyped_storage().nbytes() != weight.nbytes:
+                weight = weight.clone()  # FullyShardedDataParallel frees what this is a part of
         destination.update({f"{prefix}direction": weight, **{prefix + name: x for name, x in old.items()}})
 
 
 class ConvertedLayer(_Converted, _SANWeighted):
-    """SAN layer in the place of a torch Linear or Conv1d/2d/3d: f = scale * <weight / |weight|, x> + bias, returned
-    in both parts.
+    """SAN layer in the place of a torch Linear or Conv1d/2d/3d: f = scale * <weight / |weight|, x> + bias,
+    returned in both parts.
 
-    Parameters: weight as the original's, unit rows; scale [O]; bias [O] or None. The convolution's stride, padding
-    (of any mode), dilation and groups are the original's.
+    Parameters: weight as the original's, unit rows; scale [O]; bias [O] or None. The convolution's stride,
+    padding (of any mode), dilation and groups are the original's.
     """
 
     def __init__(self, original: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, fixed_scale: bool) -> None:
         nn.Module.__init__(self)
         self._bare = (_without_parameters(original),)  # in a tuple: what computes the map, not a submodule
         self._take(original, (-1,), fixed_scale)
-        bias = original.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self.bias = _own_copy(original.bias)
 
     def features(self, x: Tensor) -> Tensor:
         """h, which the directions are multiplied with: the input itself."""
@@ -163,12 +176,13 @@ class ConvertedLayer(_Converted, _SANWeighted):
         return self._out(logits)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self._stored_weight().shape)}, bias={self.bias is not None}"  # type: ignore[union-attr]
+        weight: Any = self._stored_weight()
+        return f"{tuple(weight.shape)}, bias={self.bias is not None}"
 
 
 class ConvertedEmbedding(_Converted, SANEmbedding):
-    """SANEmbedding in the place of a torch Embedding whose rows multiply features: labels int64 [...] -> vectors
-    [..., D] of both parts."""
+    """SANEmbedding in the place of a torch Embedding whose rows multiply features: labels int64 [...] ->
+    vectors [..., D] of both parts."""
 
     def __init__(self, original: nn.Embedding, fixed_scale: bool) -> None:
         nn.Module.__init__(self)
@@ -183,10 +197,24 @@ class ConvertedEmbedding(_Converted, SANEmbedding):
 Converted = (ConvertedLayer, ConvertedEmbedding)
 
 
+def _own_copy(bias: Tensor | None) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+
 def _without_parameters(original: nn.Module) -> nn.Module:
     """A torch layer of the same geometry and no storage."""
     keep = {"Linear": ("in_features", "out_features")}.get(
-        _kind(original).__name__, ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        _kind(original).__name__,
+        (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        ),
     )
     return _kind(original)(**{k: getattr(original, k) for k in keep}, bias=False, device="meta")
 
@@ -197,148 +225,48 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 
 
 def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Before load_state_dict: rewrite the original layer's entries as direction, scale and bias, and leave of a
-    converted layer's own what it loads."""
+    """Before load_state_dict: rewrite the original layer's entries as direction, scale and bias, and leave of
+    a converted layer's own what it loads."""
     assert isinstance(module, Converted)
+    stored: Any = module._stored_weight()
     own = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
-    if "scale" in own and "direction" not in own:
-        return  # a state with the directions under the name weight
-    weight = own.get("direction", None)
-    if weight is None:
+    scale = own.get("scale")
+    if scale is not None:
+        direction = direction_from_state(own, stored)
+    else:
         weight = weight_from_state(own, settled=module.training)
-    if weight is None or weight.shape != module._stored_weight().shape:
+        direction, scale = (None, None) if weight is None or weight.shape != stored.shape else split(weight)
+    if direction is None or scale is None:
         return  # load_state_dict itself says what is missing or of the wrong shape
     for name in own:
         if name == "direction" or name.startswith(("weight", "parametrizations.weight.")):
             del state[prefix + name]
-    if "direction" in own:
-        state[f"{prefix}weight"] = weight
-    else:
-        state[f"{prefix}weight"], scale = split(weight)
-        state[f"{prefix}scale"] = scale.view_as(module.scale)
-
-
-def candidates(module: nn.Module) -> dict[str, nn.Module]:
-    """All layers that `convert` can turn into SAN layers, by name, in order of registration."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, KINDS)}
-
-
-def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
-    """Names of the last linear maps, where there is no doubt.
-
-    No doubt: `module` is that layer; it is an nn.Sequential (or ends in one, or holds one child) that ends in it; or
-    exactly one layer, or the same layer of each of several numbered branches, has a single output. An nn.Embedding
-    beside it may be a projection head or an input: doubt.
-
-    order: names of modules with parameters in the order of their calls; then one that is called after all such
-    layers is a doubt, too, and what is suggested is what is called last.
-
-    Raises:
-        ValueError: one line with the names to choose from.
-    """
-    found = _end_of(module, "")
-    options = candidates(module)
-    if not options:
-        raise ValueError(f"{type(module).__name__} has no Linear, Conv or Embedding layer to convert")
-    if found is None:
-        single = [name for name, m in options.items() if not isinstance(m, nn.Embedding) and _outputs(m) == 1]
-        other = _last_of_another_kind(module, options, order)
-        if len({_branch_pattern(name) for name in single}) != 1 or other is not None:
-            raise ValueError(_which(module, options, single, other, order))
-        found = single
-    embeddings = [name for name, m in options.items() if isinstance(m, nn.Embedding)]
-    if embeddings:
-        raise ValueError(
-            f"{type(module).__name__} has the embedding '{embeddings[0]}': name the layers, san.convert(D, {[*found, *embeddings]!r}) if its rows "
-            f"are multiplied with features (a projection head), san.convert(D, {found!r}) if it is an input"
-        )
-    return found
-
-
-def _last_of_another_kind(module: nn.Module, options: Mapping[str, nn.Module], order: Sequence[str]) -> str | None:
-    """A module with a weight, of neither torch's nor our kinds, that comes after every layer that can be converted."""
-    names = order or [
-        name
-        for name, m in module.named_modules()
-        if isinstance(m, KINDS) or (not type(m).__module__.startswith("torch.") and any(p.ndim > 1 for p in m.parameters(recurse=False)))
-    ]
-    after = names[max((i for i, name in enumerate(names) if name in options), default=-1) + 1 :]
-    modules = dict(module.named_modules())
-    weighty = [name for name in after if any(p.ndim > 1 for p in modules[name].parameters())]
-    return weighty[-1] if weighty else None
-
-
-def _which(
-    module: nn.Module, options: Mapping[str, nn.Module], single: list[str], other: str | None, order: Sequence[str]
-) -> str:
-    """The question which layers make the logits; it suggests some only where they seem to be the last ones."""
-    names = single or list(options)[-5:]
-    last = [name for name in order if name in options][-1:] or single[-1:]
-    if other is not None:
-        how = f"'{other}', a {type(module.get_submodule(other)).__name__}, comes last and cannot be converted: write it as "
-        how += "torch's Linear or Conv, or name the layers"
-    elif last:
-        how = f"Name them, as in san.convert(D, {last[0]!r})"
-    else:
-        how = "Name them, or show how they are called by an example input, san.convert(D, example=images)"
-    return f"which layers of {type(module).__name__} make its logits? {how}; candidates: {', '.join(names)}"
-
-
-def _branch_pattern(name: str) -> str:
-    """The name without the numbers of its branches: heads.0.conv and heads.1.conv are one layer of two branches,
-    main.3 and main.5 are not."""
-    *branches, last = name.split(".")
-    return ".".join(["*" if part.isdigit() else part for part in branches] + [last])
-
-
-def _outputs(layer: nn.Module) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
-
-
-def _end_of(module: nn.Module, name: str) -> list[str] | None:
-    """The layer that a chain of modules ends in; None where the order is not known."""
-    if isinstance(module, LINEAR_KINDS):
-        return [name]
-    children = list(module.named_children())
-    if not isinstance(module, nn.Sequential):
-        single = len(children) == 1 and not _has_own(module)
-        return _end_of(children[0][1], f"{name}.{children[0][0]}".lstrip(".")) if single else None
-    while children and isinstance(children[-1][1], PASSIVE):
-        children.pop()
-    if not children:
-        return None
-    key, last = children[-1]
-    leaf = next(last.children(), None) is None
-    if leaf and type(last).__module__.startswith("torch.nn.") and not isinstance(last, KINDS):
-        raise ValueError(f"the discriminator ends in {type(last).__name__}, but a SAN needs logits: remove it first")
-    return _end_of(last, f"{name}.{key}".lstrip("."))
-
-
-def _has_own(module: nn.Module) -> bool:
-    """True if the module computes with parameters of its own: then its only child need not come last."""
-    return next(module.parameters(recurse=False), None) is not None or isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    state[f"{prefix}weight"] = direction
+    state[f"{prefix}scale"] = scale.view_as(module.scale) if scale.numel() == module.scale.numel() else scale
 
 
 def convert(module: nn.Module, layers: str | Iterable[str] | None = None, example: Any = None) -> nn.Module:
-    """Turn last linear maps into SAN layers, in place; afterwards `module` returns SANLogits where it returned
-    tensors of logits.
+    """Turn last linear maps into SAN layers, in place; afterwards `module` returns SANLogits where it
+    returned tensors of logits.
 
     Args:
         module: the discriminator: any module. Its parameters stay on their device and keep their types.
-        layers: names (as in named_modules) of the layers that make the logits: Linear, Conv1d/2d/3d, or Embedding if
-            its rows are multiplied with features. None: found by `find_last`, which asks where it is not sure.
-        example: an input to try the conversion on: a tensor, a tuple of arguments or a dict of keyword arguments.
-            The output must be the same before and after, and linear in the layers' outputs. Three passes without
-            gradients, in the module's present mode; buffers and random generators are left as they are. None: only
-            the layers themselves are tried, and the first forward pass shows whether what follows is linear.
+        layers: names (as in named_modules) of the layers that make the logits: Linear, Conv1d/2d/3d, or
+            Embedding if its rows are multiplied with features. None: found by `find_last`, which asks where
+            it is not sure.
+        example: an input to try the conversion on: a tensor, a tuple of arguments or a dict of keyword
+            arguments. The output must be the same before and after, and linear in the layers' outputs. Three
+            passes without gradients, in the module's present mode; buffers and random generators are left as
+            they are. None: only the layers themselves are tried, and the first forward pass shows whether
+            what follows is linear.
 
     Returns:
         The module itself; a new layer if it is itself such a layer.
 
     Raises:
-        ValueError: in one line, for names that are not there, layers of other kinds or with a forward of their own,
-            hooks or shared weights, wrapped or already converted modules, and an output that is not kept. The
-            module is then as before.
+        ValueError: in one line, for names that are not there, layers of other kinds or with a forward of
+            their own, hooks or shared weights, wrapped or already converted modules, and an output that is
+            not kept. The module is then as before.
     """
     wrapper = type(module).__name__
     _check_unwrapped(module, "")
@@ -348,7 +276,9 @@ def convert(module: nn.Module, layers: str | Iterable[str] | None = None, exampl
     if example is not None:
         with probe.called(module) as order:
             probe.run(module, example)
-    names = find_last(module, order) if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    if layers is None:
+        layers = find_last(module, order)
+    names = [layers] if isinstance(layers, str) else list(layers)
     modules = dict(module.named_modules(remove_duplicate=False))
     for name in names:
         _check_layer(name, modules)
@@ -364,45 +294,61 @@ def convert(module: nn.Module, layers: str | Iterable[str] | None = None, exampl
         return whole
     try:
         _try_out(whole, before, example, {name: made[id(modules[name])] for name in names})
-    except ValueError:
+    except ValueError as error:
         _uncarry(whole)
-        _replace(whole, {id(new): modules[name] for name in names for new in [made[id(modules[name])]]})
-        raise
+        _replace(whole, {id(made[id(modules[name])]): modules[name] for name in names})
+        last = next((name for name in reversed(order) if isinstance(modules.get(name), KINDS)), None)
+        hint = "" if last is None or last in names else f"; the layer called last is '{last}'"
+        raise ValueError(f"{error}{hint}") from None
     return whole
 
 
 def _try_out(module: nn.Module, before: Any, example: Any, layers: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError if a converted module's output on an example is not what it was, or a layer has no part in it."""
+    """Raises ValueError if a converted module's output on an example is not what it was, or a layer has no
+    part in it.
+    """
     after = probe.run(module, example)
     seen: dict[str, Any] = {name: layer._seen for name, layer in layers.items()}
     if None in seen.values():
         name = next(name for name, eps in seen.items() if eps is None)
-        raise ValueError(f"the layer '{name}' has no part in the output on the example: name the layers that make the logits")
+        raise ValueError(f"the layer '{name}' has no part in the output: name those that make the logits")
     probe.compare(before, after, max(seen.values()))
 
 
+def _wrapper(module: nn.Module) -> str | None:
+    """The name of the wrapper that a module is."""
+    return next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS), None)
+
+
 def _check_unwrapped(module: nn.Module, name: str) -> None:
-    """Raises ValueError if a module is another one's wrapper: what it has prepared would miss the new layers."""
-    wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS), None)
+    """Raises ValueError if a module is another one's wrapper: what it has prepared would miss the new
+    layers.
+    """
+    wrapper = _wrapper(module)
     if wrapper is not None and name:
-        raise ValueError(f"'{name}' is a {wrapper}: convert before wrapping a part of the discriminator in it")
+        raise ValueError(f"'{name}' is a {wrapper}: convert before wrapping a part in it")
     if wrapper is not None:
         raise ValueError(f"san.convert takes the module itself: convert before wrapping it in {wrapper}")
     if getattr(module, "_compiled_call_impl", None) is not None:
-        raise ValueError(f"'{name or type(module).__name__}' is compiled: convert before calling its compile()")
+        raise ValueError(f"'{name or type(module).__name__}' is compiled: convert before compile()")
 
 
 def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError, in one line, for a layer whose function is not known to be one that a SAN layer can take over."""
+    """Raises ValueError, in one line, for a layer whose function is not known to be one that a SAN layer can
+    take over.
+    """
     if name not in modules:
-        raise ValueError(f"no layer '{name}'; there are: {', '.join(n for n, m in modules.items() if isinstance(m, KINDS))}")
+        there = ", ".join(n for n, m in modules.items() if isinstance(m, KINDS))
+        raise ValueError(f"no layer '{name}'; there are: {there}")
     layer, kind = modules[name], type(modules[name]).__name__
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError(f"'{name}' is a {kind} without a size yet: run one forward pass first, or give san.convert an example")
+        raise ValueError(f"'{name}' is a {kind} without a size yet: run a pass first, or give an example")
     if not isinstance(layer, KINDS):
-        raise ValueError(f"'{name}' is a {kind}: Linear, Conv1d, Conv2d, Conv3d and Embedding layers can be converted")
+        able = ", ".join(k.__name__ for k in KINDS[:-1])
+        raise ValueError(f"'{name}' is a {kind}: {able} and Embedding layers can be converted")
     base: Any = _kind(layer)
-    own = [f for f in ("forward", "_conv_forward", "__call__") if getattr(type(layer), f, None) is not getattr(base, f, None)]
+    methods = ("forward", "_conv_forward", "__call__")
+    own = any(getattr(type(layer), name, None) is not getattr(base, name, None) for name in methods)
     if own or "forward" in vars(layer):
         raise ValueError(
             f"'{name}' is a {kind} with a forward of its own, which a SAN layer would drop: write it as "
@@ -410,16 +356,16 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         )
     hooks = [h for h in layer._forward_pre_hooks.values() if h is not norm_hook(layer)]
     if hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        raise ValueError(f"'{name}' has hooks, which a conversion would drop: remove them, and register them on the new layer")
+        raise ValueError(f"'{name}' has hooks, which a conversion would drop: remove them first")
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.padding_idx is not None):
-        raise ValueError(f"the embedding '{name}' has max_norm or padding_idx, which a unit direction has no use for: make it without")
+        raise ValueError(f"'{name}' has max_norm or padding_idx, unlike unit directions: make it without")
     _check_parameters(name, layer, modules)
     parts = name.split(".") if name else []
     for depth in range(len(parts) + 1):
         path = ".".join(parts[:depth])
         _check_unwrapped(modules[path], path)
         if "forward" in vars(modules[path]):
-            raise ValueError(f"'{path}' has a forward set on the object, not its class: convert before setting it")
+            raise ValueError(f"'{path}' has a forward set on the object: convert before setting it")
 
 
 def _check_parameters(name: str, layer: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -429,21 +375,22 @@ def _check_parameters(name: str, layer: nn.Module, modules: Mapping[str, nn.Modu
     for p in layer.parameters():
         if not p.is_floating_point():
             raise ValueError(f"the layer '{name}' is of type {p.dtype}: convert it in floating point")
-        if type(p).__name__ == "DTensor":
+        if is_sharded(p):
             raise ValueError(f"the layer '{name}' is sharded already: convert before fully_shard")
     for other, part in modules.items():
         if id(part) not in inner and any(id(p) in own for p in part._parameters.values() if p is not None):
-            raise ValueError(
-                f"the layer '{name}' shares a parameter with '{other}', which a conversion would separate: give it one of its own"
-            )
+            raise ValueError(f"the layer '{name}' shares a parameter with '{other}': give it one of its own")
 
 
 def _converted(name: str, original: nn.Module) -> nn.Module:
-    """The SAN layer for an original, tried on an input of its size. Raises ValueError if it computes something else."""
+    """The SAN layer for an original, tried on an input of its size. Raises ValueError if it computes
+    something else.
+    """
     build: Any = ConvertedEmbedding if isinstance(original, nn.Embedding) else ConvertedLayer
     settle(original)
     try:
         layer = build(original, is_spectral(original))
+        layer._name = name
         probe.compare_layers(original, layer)
     except ValueError as error:
         raise ValueError(f"'{name or type(original).__name__}' cannot be converted: {error}") from None
@@ -461,21 +408,27 @@ def _replace(module: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
     return module
 
 
-@functools.lru_cache(maxsize=None)
-def _carrier(base: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a module's class whose forward pass turns DualLogits into SANLogits. Named, copied and pickled as
-    the class itself."""
+_CARRIERS: dict[type, Any] = {}  # a class of modules -> its subclass below
+
+
+def _carrier(base: Any) -> Any:
+    """A subclass of a module's class whose forward pass turns DualLogits into SANLogits. Named, copied and
+    pickled as the class itself.
+    """
+    if base in _CARRIERS:
+        return _CARRIERS[base]
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_pass(functools.partial(base.forward, self), args, kwargs, self._san_record)
 
     def reduce(self: Any, protocol: Any) -> Any:
-        make, args, *state = base.__reduce_ex__(self, protocol)
+        make, args, *state = tuple(base.__reduce_ex__(self, protocol))
         return (_remade, (make, tuple(base if x is type(self) else x for x in args)), *state)
 
-    names = {"forward": forward, "__reduce_ex__": reduce, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base)(base.__name__, (base,), {**names, "__doc__": base.__doc__, "_san_base": base})
+    named = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    methods = {"forward": forward, "__reduce_ex__": reduce, "_san_base": base}
+    return _CARRIERS.setdefault(base, type(base)(base.__name__, (base,), named | methods))
 
 
 def _remade(make: Any, args: Any) -> nn.Module:
@@ -491,29 +444,33 @@ def _carry(module: nn.Module) -> None:
         module._alone = True
         return
     for part in list(module.modules()):
-        has_forward = type(part).forward is not nn.Module.forward
-        if has_forward and not isinstance(part, Converted) and any(isinstance(m, Converted) for m in part.modules()):
+        if isinstance(part, Converted) or type(part).forward is nn.Module.forward:
+            continue
+        if any(isinstance(m, Converted) for m in part.modules()):
             part._san_record = Record(whole=part is module)  # type: ignore[assignment]
             part.__class__ = _carrier(type(part))
 
 
 def _uncarry(module: nn.Module) -> None:
     for part in module.modules():
-        base = getattr(type(part), "_san_base", None)
+        base = vars(type(part)).get("_san_base")
         if base is not None:
             part.__class__ = base
             del part._san_record
 
 
 def restore(module: nn.Module) -> nn.Module:
-    """Ordinary layers of the same function in the place of converted ones, in place: for inference, or export. Logits
-    are tensors again.
+    """Ordinary layers of the same function in the place of converted ones, in place: for inference, or
+    export. Logits are tensors again.
 
     Normalisations that were there before conversion (spectral_norm, weight_norm) do not come back.
     Returns the module, or a new layer if it is itself one. Raises ValueError if nothing in it is converted.
     """
     made: dict[int, nn.Module] = {}
     for layer in module.modules():
+        wrapper = _wrapper(layer)
+        if wrapper is not None and wrapper != "OptimizedModule":
+            raise ValueError(f"a {wrapper} prepared itself for the parameters: restore the module without it")
         if isinstance(layer, Converted):
             made[id(layer)] = _ordinary(layer)
     if not made:
@@ -532,7 +489,6 @@ def _ordinary(layer: ConvertedLayer | ConvertedEmbedding) -> nn.Module:
         plain.weight.requires_grad_(stored.requires_grad)
     else:
         plain = copy.deepcopy(layer._bare[0])
-        bias = layer.bias
         plain.weight = nn.Parameter(weight, requires_grad=stored.requires_grad)
-        plain.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        plain.bias = _own_copy(layer.bias)
     return plain.train(layer.training)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Last layers of a SAN discriminator: a unit direction, a scale, and two outputs that differ only in their gradients.
+"""Last layers of a SAN discriminator: a unit direction, a scale, and two outputs that differ only in their
+gradients.
 
-A discriminator is f(x) = <omega, h(x)> with features h and a last linear layer omega. A SAN layer writes omega as scale times a
-unit direction and returns `SANLogits(fun, dir)`, equal as numbers (Takida et al., ICLR 2024, section 5):
+A discriminator is f(x) = <omega, h(x)> with features h and a last linear layer omega. A SAN layer writes
+omega as scale times a unit direction and returns `SANLogits(fun, dir)`, equal as numbers (Takida et al., ICLR
+2024, section 5):
 
-    fun = scale * <stopgrad(direction), h>      trains h, the input bias and the scale; what a generator maximises
-    dir = stopgrad(scale) * <direction, stopgrad(h)>      trains the direction alone
+    fun = scale * <stopgrad(direction), h>      trains h, the input bias and the scale; what a generator
+    maximises dir = stopgrad(scale) * <direction, stopgrad(h)>      trains the direction alone
 
 Shapes: N batch, I inputs, O outputs, D embedding width.
 """
@@ -29,7 +31,9 @@ class SANLogits(NamedTuple):
 
 
 def widened(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32: neither EPS nor a norm of many entries fits in them. Others as they are."""
+    """float16 and bfloat16 as float32: neither EPS nor a norm of many entries fits in them. Others as they
+    are.
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -52,13 +56,17 @@ def tied(fun: Tensor, weight: Tensor) -> Tensor:
 
 
 class _SANLayer(nn.Module):
-    """Direction and scale shared by every kind of SAN layer. The leading axis of `weight` counts the directions."""
+    """Direction and scale shared by every kind of SAN layer. The leading axis of `weight` counts the
+    directions.
+    """
 
     weight: nn.Parameter
     scale: nn.Parameter
 
     def _set_direction(self, initial: Tensor, scale_shape: tuple[int, ...]) -> None:
-        """Split an initial weight into unit directions and norms, so that the layer starts as the ordinary one would."""
+        """Split an initial weight into unit directions and norms, so that the layer starts as the ordinary
+        one would.
+        """
         norm = initial.flatten(1).norm(dim=1).clamp_min(EPS)
         self.scale = nn.Parameter(norm.view(scale_shape))
         self.weight = nn.Parameter(unit_directions(initial))
@@ -68,14 +76,12 @@ class _SANLayer(nn.Module):
         found = self._parameters.get("weight")
         return self.__dict__.get("weight") if found is None else found
 
-    def _read_scale(self) -> Tensor:
-        """`scale` for a forward pass. A buffer is copied: DistributedDataParallel overwrites buffers between passes."""
-        return self.scale if isinstance(self.scale, nn.Parameter) else self.scale.clone()
-
     def normalize_(self) -> None:
-        """Project `weight` back onto unit directions, in place and outside autograd; an optimizer's state is untouched.
+        """Project `weight` back onto unit directions, in place and outside autograd; an optimizer's state is
+        untouched.
 
-        Raises ValueError where only a flat part of it is here (FullyShardedDataParallel outside of summon_full_params).
+        Raises ValueError where only a flat part of it is here (FullyShardedDataParallel outside of
+        summon_full_params).
         """
         weight = self._stored_weight()
         if weight is None or weight.ndim < 2 or weight.untyped_storage().size() == 0:
@@ -116,7 +122,7 @@ class _SANWeighted(_SANLayer):
         per_channel = (-1,) + (1,) * (weight.ndim - 2)
         h = self.features(x)
         direction = unit_directions(weight)
-        scale = self._read_scale().view(per_channel)
+        scale = self.scale.view(per_channel)
         return SANLogits(
             fun=tied(scale * self._map(h, direction.detach()), weight),
             dir=scale.detach() * self._map(h.detach(), direction),
@@ -172,7 +178,9 @@ class SANConv2d(_SANConv):
 
 
 class SANConv3d(_SANConv):
-    """3D SAN convolution, [N, I, T, H, W] -> SANLogits of [N, O, T', H', W']; arguments as torch.nn.Conv3d's."""
+    """3D SAN convolution, [N, I, T, H, W] -> SANLogits of [N, O, T', H', W']; arguments as
+    torch.nn.Conv3d's.
+    """
 
     dims, conv = 3, staticmethod(F.conv3d)
 
@@ -180,8 +188,8 @@ class SANConv3d(_SANConv):
 class SANEmbedding(_SANLayer):
     """One direction per row: labels int64 [N] -> SANLogits of vectors [N, D].
 
-    The inner product with features h makes class-conditional logits. The caller keeps the two gradients apart:
-    `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
+    The inner product with features h makes class-conditional logits. The caller keeps the two gradients
+    apart: `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, generator: torch.Generator | None = None) -> None:
@@ -195,7 +203,7 @@ class SANEmbedding(_SANLayer):
     def _rows(self, labels: Tensor, weight: Tensor) -> SANLogits:
         rows = widened(F.embedding(labels, weight))
         direction = F.normalize(rows, dim=-1, eps=EPS).to(weight.dtype)
-        scale = F.embedding(labels, self._read_scale())
+        scale = F.embedding(labels, self.scale)
         return SANLogits(fun=tied(scale * direction.detach(), weight), dir=scale.detach() * direction)
 
     def extra_repr(self) -> str:
@@ -203,7 +211,9 @@ class SANEmbedding(_SANLayer):
 
 
 def normalize_(module: nn.Module) -> None:
-    """Project every SAN direction inside `module` to unit norm, in place. To be called before the first and after each discriminator step."""
+    """Project every SAN direction inside `module` to unit norm, in place. To be called before the first and
+    after each discriminator step.
+    """
     for layer in module.modules():
         if isinstance(layer, _SANLayer):
             layer.normalize_()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The logits of converted layers on their way through what a discriminator does after its last layer.
 
-A converted layer returns `DualLogits`. Functions known to be linear (LINEAR below: an allow-list) are applied to
-both parts; every other one is refused. The first pass carries two more parts, f - e and f + 2e: what follows the
-layer is linear only if all three lie on a line (`judge`). What leaves the module are `SANLogits`.
+A converted layer returns `DualLogits`. Functions known to be linear (LINEAR below: an allow-list) are applied
+to both parts; every other one is refused. The first pass carries two more parts, f - e and f + 2e: what
+follows the layer is linear only if all three lie on a line (`judge`). What leaves the module are `SANLogits`.
 """
 
 import copy
@@ -19,32 +19,39 @@ from torch import Tensor, nn
 from san.layers import SANLogits, widened
 
 # Linear, or affine, in all tensors together: any of them may be logits
-_ANY = """view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes swapdims
-t movedim moveaxis adjoint atleast_1d atleast_2d atleast_3d expand expand_as broadcast_to broadcast_tensors repeat tile
-repeat_interleave cat concat concatenate stack hstack vstack dstack column_stack row_stack chunk split
-split_with_sizes tensor_split hsplit vsplit dsplit unbind narrow select index_select take take_along_dim gather
-masked_select masked_fill where getitem setitem flip fliplr flipud roll rot90 diagonal diag tril triu trace unfold fold
-pad constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample avg_pool1d avg_pool2d avg_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d sum mean cumsum diff neg negative positive pos add radd
-iadd sub subtract rsub isub index_add scatter scatter_add contiguous clone detach to type type_as float double half
-bfloat16 cpu cuda"""
+_ANY = """view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes
+swapdims t movedim moveaxis adjoint atleast_1d atleast_2d atleast_3d expand expand_as broadcast_to
+broadcast_tensors repeat tile repeat_interleave cat concat concatenate stack hstack vstack dstack column_stack
+row_stack chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind narrow select index_select
+take take_along_dim gather masked_select masked_fill where getitem setitem flip fliplr flipud roll rot90
+diagonal diag tril triu trace unfold fold pad constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle
+interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+adaptive_avg_pool3d sum mean cumsum diff neg negative positive pos add radd sub subtract rsub index_add
+scatter scatter_add contiguous clone detach to type type_as float double half bfloat16 cpu cuda"""
 # Linear in each tensor by itself: one of them may be logits
-_ONE = """mul multiply rmul imul matmul rmatmul mm bmm mv dot vdot inner outer einsum tensordot kron linear bilinear
-embedding conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm addmv addbmm baddbmm addcmul"""
+_ONE = """mul multiply rmul matmul rmatmul mm bmm mv dot vdot inner outer einsum tensordot kron linear
+bilinear embedding conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm addmv addbmm
+baddbmm addcmul"""
 # Linear in the first tensor, which alone may be logits
-_FIRST = "div divide true_divide truediv itruediv grid_sample"
-LINEAR: dict[str, str] = {
-    name: rule for rule, names in (("any", _ANY), ("one", _ONE), ("first", _FIRST)) for name in names.split()
-}
+_FIRST = "div divide true_divide truediv grid_sample"
+_RULES = {"any": _ANY, "one": _ONE, "first": _FIRST}
+LINEAR = {name: rule for rule, names in _RULES.items() for name in names.split()}
 # New tensors that only take their shape, type or device from the logits
-_LIKE = set("zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split())
+_LIKE = {
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+}
 # Facts and copies that leave torch
-_VALUES = set("size dim ndimension numel nelement stride is_contiguous is_floating_point get_device item tolist numpy".split())
+_VALUES = {
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point"),
+    *("get_device", "item", "tolist", "numpy"),
+}
 # Options that make them something else
 _BENDING = ("out", "rounding_mode", "reduce", "max_norm")
 _TENSOR_ATTRIBUTES = ("T", "mT", "H", "mH", "data")  # linear, too
 
-_pass = threading.local()  # depth: converted modules around this point; probing: whether this pass carries probes
+# depth: converted modules around this point. probing: whether this pass carries probes
+_pass = threading.local()
 
 
 def inside() -> bool:
@@ -90,16 +97,25 @@ def _can_probe() -> bool:
 
 
 class DualLogits:
-    """SANLogits within a converted module. Every function is applied to both parts, in the `dir` part with all other
-    tensors detached: dir = <direction, stopgrad(h)> also where the inner product is taken later.
+    """SANLogits within a converted module. Every function is applied to both parts, in the `dir` part with
+    all other tensors detached: dir = <direction, stopgrad(h)> also where the inner product is taken later.
 
-    used: whether something was computed from them. probes: f - e and f + 2e, in a first pass. eps: of the coarsest
-    type that they went through.
+    source: the name of the layer that they come from. used: whether something was computed from them. probes:
+    f - e and f + 2e, in a first pass. eps: of the coarsest type that they went through.
     """
 
-    def __init__(self, fun: Tensor, dir: Tensor, probes: tuple[Tensor, ...] | None = None, eps: float = 0.0) -> None:
-        self.fun, self.dir, self.used = fun, dir, False
-        self.probes = probes if probes is not None else _probes(fun) if getattr(_pass, "probing", False) else ()
+    def __init__(
+        self,
+        fun: Tensor,
+        dir: Tensor,
+        source: str,
+        probes: tuple[Tensor, ...] | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        self.fun, self.dir, self.source, self.used = fun, dir, source, False
+        if probes is None:
+            probes = _probes(fun) if getattr(_pass, "probing", False) else ()
+        self.probes = probes
         self.eps = max(eps, coarseness(fun)) if self.probes else 0.0
 
     @classmethod
@@ -115,9 +131,13 @@ class DualLogits:
         if not isinstance(value, Tensor):
             return value
         if name not in _TENSOR_ATTRIBUTES:
-            raise ValueError(_refusal(name))
+            raise ValueError(_refusal(name, self))
         self.used = True
-        return _dual([getattr(part, name) for part in self._parts()], self.eps)
+        return _dual([getattr(part, name) for part in self._parts()], self)
+
+    def of(self) -> str:
+        """Their layer's name for a message, if it has one."""
+        return f" '{self.source}'" if self.source else ""
 
     def _parts(self) -> tuple[Tensor, ...]:
         return (self.fun, self.dir, *self.probes)
@@ -129,7 +149,7 @@ class DualLogits:
         return iter(self.unbind(0))
 
     def __bool__(self) -> bool:
-        raise ValueError(_refusal("bool"))
+        raise ValueError(_refusal("bool", self))
 
     def __repr__(self) -> str:
         return f"DualLogits({self.fun!r})"
@@ -144,7 +164,7 @@ def _operator(name: str) -> Any:
     return lambda self, *others: _apply(getattr(torch.Tensor, name), (self, *others), {})
 
 
-_OPERATORS = """add radd iadd sub rsub isub mul rmul imul truediv itruediv matmul rmatmul getitem setitem neg pos
+_OPERATORS = """add radd sub rsub mul rmul truediv matmul rmatmul getitem setitem neg pos
 pow rpow abs rtruediv floordiv mod eq ne lt le gt ge and or xor invert"""
 for _name in _OPERATORS.split():  # those that are not linear are refused by name
     setattr(DualLogits, f"__{_name}__", _operator(f"__{_name}__"))
@@ -153,43 +173,47 @@ for _name in _OPERATORS.split():  # those that are not linear are refused by nam
 @torch.no_grad()
 def _probes(fun: Tensor) -> tuple[Tensor, Tensor]:
     """f - e and f + 2e, with an e of both signs and larger than f, so that bends on the way are met."""
-    wave = torch.arange(fun.numel(), device=fun.device, dtype=torch.float32).add(1).cos().view(fun.shape).to(fun.dtype)
-    step = (3 * fun.abs().amax() + 1) * wave if fun.numel() else fun
+    wave = torch.arange(1, fun.numel() + 1, device=fun.device, dtype=torch.float32).cos().view(fun.shape)
+    step = (3 * fun.abs().amax() + 1) * wave.to(fun.dtype) if fun.numel() else fun
     return fun - step, fun + 2 * step
 
 
-def _refusal(name: str) -> str:
+def _refusal(name: str, logits: DualLogits) -> str:
     return (
-        f"'{name}' is applied after the converted layer, and is not known to be linear, but a SAN needs logits: "
-        "remove it, apply it to .fun outside of the discriminator, or convert another layer"
+        f"'{name}' is applied after the converted layer{logits.of()}, and is not known to be linear, but a "
+        "SAN needs logits: remove it, apply it to .fun outside of the discriminator, or convert another layer"
     )
 
 
 def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     """A function of DualLogits, on each of their parts. Raises ValueError unless it is one of LINEAR."""
     called = getattr(func, "__name__", str(func))
+    shown = called.removeprefix("__").removesuffix("__")
     name = called.strip("_")
     if name in _LIKE or name in _VALUES:
         return func(*_pick(args, 0), **_pick(kwargs, 0))
-    if called in ("__iadd__", "__isub__", "__imul__", "__itruediv__"):  # `x += logits` makes logits of a plain x
-        func = getattr(torch.Tensor, f"__{name[1:]}__")
     found = list(_duals((args, kwargs)))
     first = bool(args) and isinstance(args[0], DualLogits)
     changes_first = called == "__setitem__" or (called.endswith("_") and not called.endswith("__"))
     rule = LINEAR.get(name)
-    if rule is None or (changes_first and not first) or any(kwargs.get(k) is not None for k in _BENDING):
-        raise ValueError(_refusal(called.removeprefix("__").removesuffix("__")))
+    if rule is not None and changes_first and not first:
+        raise ValueError(
+            f"'{shown}' writes the logits of the converted layer{found[0].of()} into a plain tensor, which "
+            "cannot hold both of their parts: write it out of place, as in x = x + logits"
+        )
+    if rule is None or any(kwargs.get(k) is not None for k in _BENDING):
+        raise ValueError(_refusal(shown, found[0]))
     if (rule == "one" and len(found) > 1) or (rule == "first" and not (first and len(found) == 1)):
-        raise ValueError(_refusal(f"{name} of logits by logits"))
+        raise ValueError(_refusal(f"{name} of logits by logits", found[0]))
     for dual in found:
         dual.used = True
     probes = min(len(dual.probes) for dual in found)  # those of an earlier pass have none
     parts = [func(*_pick(args, part), **_pick(kwargs, part)) for part in (0, 1)]
     if isinstance(parts[0], Tensor) and not parts[0].is_floating_point():
-        raise ValueError(_refusal(f"{name} to {parts[0].dtype}"))
+        raise ValueError(_refusal(f"{name} to {parts[0].dtype}", found[0]))
     with torch.no_grad():
         parts += [func(*_pick(args, part), **_pick(kwargs, part)) for part in range(2, 2 + probes)]
-    return _dual(parts, max(dual.eps for dual in found))
+    return _dual(parts, max(found, key=lambda dual: dual.eps))
 
 
 def _duals(value: Any) -> Iterator[DualLogits]:
@@ -200,13 +224,15 @@ def _duals(value: Any) -> Iterator[DualLogits]:
             yield from _duals(x)
 
 
-def _dual(parts: Sequence[Any], eps: float) -> Any:
-    """Results of a function on all parts as one value: tensors become DualLogits, sequences go element by element."""
+def _dual(parts: Sequence[Any], origin: DualLogits) -> Any:
+    """Results of a function on all parts as one value: tensors become DualLogits, sequences go element by
+    element.
+    """
     fun = parts[0]
     if isinstance(fun, Tensor):
-        return DualLogits(fun, parts[1], tuple(parts[2:]), eps)
+        return DualLogits(fun, parts[1], origin.source, tuple(parts[2:]), origin.eps)
     if isinstance(fun, (tuple, list)) and any(isinstance(x, Tensor) for x in fun):
-        return rebuilt(fun, [_dual(column, eps) for column in zip(*parts, strict=True)])
+        return rebuilt(fun, [_dual(column, origin) for column in zip(*parts, strict=True)])
     return fun
 
 
@@ -236,8 +262,8 @@ def rebuilt(value: Sequence[Any], items: list[Any]) -> Any:
 def finish(value: Any, among_maps: bool = False) -> Any:
     """What leaves a converted module: DualLogits within lists, tuples, mappings and objects as SANLogits.
 
-    In a list that also holds plain tensors (feature maps), logits from which the module has computed further ones
-    are a feature map, too: they leave as a plain tensor, with the gradients of fun.
+    In a list that also holds plain tensors (feature maps), logits from which the module has computed further
+    ones are a feature map, too: they leave as a plain tensor, with the gradients of fun.
     """
     if isinstance(value, DualLogits):
         return value.fun if among_maps and value.used else SANLogits(value.fun, value.dir)
@@ -265,7 +291,9 @@ def _same(items: Sequence[Any], value: Sequence[Any]) -> bool:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Fields of an object that may hold logits: a dataclass's or namespace's, and others' that hold them directly."""
+    """Fields of an object that may hold logits: a dataclass's or namespace's, and others' that hold them
+    directly.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
     if isinstance(value, (Tensor, nn.Module, type, types.FunctionType)) or not hasattr(value, "__dict__"):
@@ -290,6 +318,8 @@ def leaves(value: Any) -> Iterator[Any]:
 def coarseness(x: Tensor) -> float:
     """Machine epsilon of the arithmetic at work on x. Accelerators may round float32 to TF32."""
     device, types = x.device.type, [x.dtype] if x.is_floating_point() else []
+    if device == "meta":
+        return 0.0
     if torch.is_autocast_enabled(device):
         types.append(torch.get_autocast_dtype(device))
     eps = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
@@ -299,27 +329,31 @@ def coarseness(x: Tensor) -> float:
 def judge(output: Any, whole: bool) -> bool:
     """Whether a first pass shows that logits are a linear function of the converted layers' outputs.
 
-    False if there are none. Values that are not finite, or not readable (vmap, the meta device), are not judged.
-    Raises ValueError, in one line, if they are not linear, or if there are none in the output of a whole module.
+    False if there are none. Values that are not finite, or not readable (vmap, the meta device), are not
+    judged. Raises ValueError, in one line, if they are not linear, or if there are none in the output of a
+    whole module.
     """
     found = [x for x in leaves(output) if isinstance(x, DualLogits)]
     if not found and whole and not any(isinstance(x, SANLogits) for x in leaves(output)):
         raise ValueError(
-            f"no logits of the converted layers are in the discriminator's output, a {type(output).__name__}: "
+            f"no logits of the converted layers are in the output, a {type(output).__name__}: "
             "name the layers that make them, or return them in a tensor, list, tuple, dict or dataclass"
         )
     for dual in found:
         if len(dual.probes) == 2 and dual.fun.numel():
             fun, direction, back, ahead = (widened(x.detach()) for x in dual._parts())
-            bend, size = (ahead + 2 * back - 3 * fun).abs().amax(), torch.stack([fun, back, ahead]).abs().amax()
+            bend, size = (
+                (ahead + 2 * back - 3 * fun).abs().amax(),
+                torch.stack([fun, back, ahead]).abs().amax(),
+            )
             limit = dual.eps**0.5 * size
             if _is_true(torch.isfinite(size) & (bend > limit)):
                 raise ValueError(
-                    "what follows the converted layer is not linear in its output, but a SAN needs logits: "
-                    "remove it, or convert another layer"
+                    f"what follows the converted layer{dual.of()} is not linear in its output, but a "
+                    "SAN needs logits: remove it, or convert another layer"
                 )
             if _is_true(torch.isfinite(size) & ((fun - direction).abs().amax() > limit)):
-                raise ValueError("fun and dir differ: a random function is applied after the converted layer: remove it")
+                raise ValueError(f"a random function follows the converted layer{dual.of()}: remove it")
     return bool(found)
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objectives: a GAN's own discriminator loss on `fun`, the Wasserstein form on `dir`, and the generator's -h(d).
+"""Objectives: a GAN's own discriminator loss on `fun`, the Wasserstein form on `dir`, and the generator's
+-h(d).
 
-Two tables hold all of it. DISCRIMINATOR_LOSSES says what a discriminator minimises on logits d of real and of generated samples; given
-SANLogits, the same entry becomes its SAN form. GENERATOR_OBJECTIVES holds increasing functions h: a generator that minimises -E[h(d)] moves
-its samples along h'(d) grad d (Yi, Zhu & Liu, "MonoFlow", ICML 2023), so that any increasing h makes a GAN.
+Two tables hold all of it. DISCRIMINATOR_LOSSES says what a discriminator minimises on logits d of real and of
+generated samples; given SANLogits, the same entry becomes its SAN form. GENERATOR_OBJECTIVES holds increasing
+functions h: a generator that minimises -E[h(d)] moves its samples along h'(d) grad d (Yi, Zhu & Liu,
+"MonoFlow", ICML 2023), so that any increasing h makes a GAN.
 
-Everything is elementwise, to be minimised, and of the shape of its logits: the caller chooses the reduction. Logits
-of several heads may be given as a list, tuple or dict (nested, too): then the sum over heads of each head's mean.
-A new loss is one entry in a table; a generator's may also be written as an expression in d, or be a callable.
+Everything is elementwise, to be minimised, and of the shape of its logits: the caller chooses the reduction.
+Logits of several heads may be given as a list, tuple or dict (nested, too): then the sum over heads of each
+head's mean. A new loss is one entry in a table; a generator's may also be written as an expression in d, or
+be a callable.
 """
 
 import ast
@@ -37,7 +40,8 @@ LARGEST_POWER = 16.0
 class DiscriminatorLoss(NamedTuple):
     """What the discriminator minimises, elementwise.
 
-    real, fake: on logits of real and of generated samples. pair: instead of both, on the differences d(real) - d(generated) of pairs.
+    real, fake: on logits of real and of generated samples. pair: instead of both, on the differences d(real)
+    - d(generated) of pairs.
     """
 
     real: Elementwise | None = None
@@ -56,13 +60,14 @@ DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     "ns": _BCE,  # the discriminator of the non-saturating GAN; the name speaks of the generator's side
     # (d - 1)^2 / 2 and (d + 1)^2 / 2: Mao et al., "Least Squares GAN", ICCV 2017, with a = -1, b = 1
     "ls": DiscriminatorLoss(real=lambda d: (d - 1).square() / 2, fake=lambda d: (d + 1).square() / 2),
-    # (d - 1)^2 and d^2: the same with a = 0, b = 1 and without the half, as in LSGAN's code and Kong, Kim & Bae,
-    # "HiFi-GAN", NeurIPS 2020
+    # (d - 1)^2 and d^2: the same with a = 0, b = 1 and without the half, as in LSGAN's code and Kong, Kim &
+    # Bae, "HiFi-GAN", NeurIPS 2020
     "ls01": DiscriminatorLoss(real=lambda d: (d - 1).square(), fake=lambda d: d.square()),
-    # -d and d: Arjovsky, Chintala & Bottou, ICML 2017. A distance only for a discriminator that is Lipschitz by construction or penalty.
+    # -d and d: Arjovsky, Chintala & Bottou, ICML 2017. A distance only for a discriminator that is Lipschitz
+    # by construction or penalty.
     "wasserstein": DiscriminatorLoss(real=lambda d: -d, fake=lambda d: d),
-    # -log sigmoid(d(real) - d(generated)): the pairing of Huang et al., "R3GAN", NeurIPS 2024 (without its gradient penalties).
-    # At its optimum d = log p_data / p_gen + constant, so every h below applies.
+    # -log sigmoid(d(real) - d(generated)): the pairing of Huang et al., "R3GAN", NeurIPS 2024 (without its
+    # gradient penalties). At its optimum d = log p_data / p_gen + constant, so every h below applies.
     "relativistic": DiscriminatorLoss(pair=lambda gap: F.softplus(-gap)),
 }
 
@@ -71,13 +76,16 @@ DIRECTION_LOSS = DISCRIMINATOR_LOSSES["wasserstein"]
 
 
 def _vanilla(shift: float) -> Elementwise:
-    """-log(1 - sigmoid(d + C)) = softplus(d + C); C = 0 is the minimax loss of Goodfellow et al., whose field sigmoid(d + C) vanishes for d << -C."""
+    """-log(1 - sigmoid(d + C)) = softplus(d + C); C = 0 is the minimax loss of Goodfellow et al., whose field
+    sigmoid(d + C) vanishes for d << -C.
+    """
     if shift < 0:
         raise ValueError(f"vanilla({shift:g}): C must not be negative, it would widen the region where the gradient vanishes")
     return lambda d: F.softplus(d + shift)
 
 
-# Strictly increasing h of the generator's loss -E[h(d(G(z)))], and the factor h'(d) of the vector field that each implies
+# Strictly increasing h of the generator's loss -E[h(d(G(z)))], and the factor h'(d) of the vector field that
+# each implies
 GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
     "logit": lambda d: d,  # h' = 1
     "ns": F.logsigmoid,  # log sigmoid(d), h' = 1 - sigmoid(d)
@@ -87,8 +95,9 @@ GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
 }
 
 
-# Published objectives that are not in MonoFlow's table, because they do not increase everywhere: by name only, and not
-# checked. ls01: -(1 - d)^2, the generator's side of HiFi-GAN, pulls logits above 1 back; h' = 2 (1 - d) is negative there.
+# Published objectives that are not in MonoFlow's table, because they do not increase everywhere: by name
+# only, and not checked. ls01: -(1 - d)^2, the generator's side of HiFi-GAN, pulls logits above 1 back; h' = 2
+# (1 - d) is negative there.
 FALLING_OBJECTIVES: dict[str, Elementwise] = {"ls01": lambda d: -(1 - d).square()}
 
 Entry = TypeVar("Entry")
@@ -106,7 +115,9 @@ def discriminator_loss(name: str = "hinge") -> DiscriminatorLoss:
 
 
 def is_paired(loss: str) -> bool:
-    """True if the loss compares real with generated samples pair by pair. Raises ValueError for an unknown one."""
+    """True if the loss compares real with generated samples pair by pair. Raises ValueError for an unknown
+    one.
+    """
     return discriminator_loss(loss).pair is not None
 
 
@@ -115,7 +126,8 @@ def _is_head(logits: Any) -> bool:
 
 
 def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
-    """The heads of each side, side by side: of one head those themselves, of lists, tuples and dicts all within them.
+    """The heads of each side, side by side: of one head those themselves, of lists, tuples and dicts all
+    within them.
 
     Raises ValueError, in one line, for other types, nothing at all, and sides that do not match.
     """
@@ -125,18 +137,18 @@ def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
     elif all(isinstance(side, (list, tuple)) and not _is_head(side) for side in sides):
         if len({len(side) for side in sides}) != 1 or not one:
             counts = " and ".join(str(len(side)) for side in sides)
-            raise ValueError(f"logits{where}: {counts} heads, but there must be one at least, and equally many on each side")
+            raise ValueError(f"logits{where}: {counts} heads, not one or more and equally many on each side")
         for i, parts in enumerate(zip(*sides, strict=True)):
             yield from _heads(*parts, at=f"{at}.{i}")
     elif all(isinstance(side, Mapping) for side in sides):
         if any(side.keys() != one.keys() for side in sides) or not one:
             names = " and ".join(f"({', '.join(map(str, side))})" for side in sides)
-            raise ValueError(f"logits{where}: heads {names}, but there must be one at least, and the same on each side")
+            raise ValueError(f"logits{where}: heads {names}, not one or more and the same on each side")
         for key in one:
             yield from _heads(*(side[key] for side in sides), at=f"{at}.{key}")
     else:
         kinds = " and ".join(type(side).__name__ for side in sides)
-        raise ValueError(f"logits{where} are of the type {kinds}: give tensors or SANLogits, or lists, tuples or dicts of them")
+        raise ValueError(f"logits{where} are of the type {kinds}: give tensors, SANLogits, or lists or dicts of them")
 
 
 def _kinds(heads: Sequence[tuple[Any, ...]]) -> bool:
@@ -144,8 +156,8 @@ def _kinds(heads: Sequence[tuple[Any, ...]]) -> bool:
     found = {isinstance(x, SANLogits) for head in heads for x in head}
     if len(found) > 1:
         raise ValueError(
-            "logits are of different kinds, some SANLogits and some plain tensors: give the logits of real and generated "
-            "samples from the same discriminator, without feature maps"
+            "logits are of different kinds, some SANLogits and some plain tensors: give the logits of real and "
+            "generated samples from the same discriminator, without feature maps"
         )
     return found.pop()
 
@@ -154,13 +166,15 @@ def _san_heads(*sides: Any) -> list[tuple[SANLogits, ...]]:
     """As `_heads`, of SANLogits alone. Raises ValueError for plain tensors."""
     heads = list(_heads(*sides))
     if not _kinds(heads):
-        raise ValueError("logits are plain tensors, but SANLogits are needed: those of a SAN layer or a converted discriminator")
+        raise ValueError("logits are plain tensors, but SANLogits are needed: convert the discriminator first")
     return heads
 
 
 def _summed(terms: Sequence[SANLogits], logits: Any) -> SANLogits:
     """Terms of one head as they are; of a list, tuple or dict of heads, the sum of their means."""
-    return terms[0] if _is_head(logits) else SANLogits(*(_sum([t[part].mean() for t in terms]) for part in (0, 1)))
+    if _is_head(logits):
+        return terms[0]
+    return SANLogits(_sum([t.fun.mean() for t in terms]), _sum([t.dir.mean() for t in terms]))
 
 
 def _sum(scalars: Sequence[Tensor]) -> Tensor:
@@ -168,28 +182,33 @@ def _sum(scalars: Sequence[Tensor]) -> Tensor:
 
 
 def gan_logits(logits: SANLogits) -> Tensor:
-    """The ordinary logit of the same layer: equal numbers, gradients to direction, scale, bias and features alike. A GAN instead of a SAN."""
+    """The ordinary logit of the same layer: equal numbers, gradients to direction, scale, bias and features
+    alike. A GAN instead of a SAN.
+    """
     return logits.fun + (logits.dir - logits.dir.detach())
 
 
 def discriminator_terms(logits: Logits, real: bool, loss: str = "hinge") -> SANLogits:
     """Terms that the discriminator minimises for a batch that is all real or all generated.
 
-    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective. Of the logits'
-    shape; for a list, tuple or dict of heads, scalars: the sum over heads of each head's mean.
-    Raises ValueError for an unknown loss, and for one that needs real and generated samples together (`discriminator_pair_terms`).
+    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective. Of the
+    logits' shape; for a list, tuple or dict of heads, scalars: the sum over heads of each head's mean.
+    Raises ValueError for an unknown loss, and for one that needs real and generated samples together
+    (`discriminator_pair_terms`).
     """
     chosen = discriminator_loss(loss)
     on_fun, on_dir = (chosen.real, DIRECTION_LOSS.real) if real else (chosen.fake, DIRECTION_LOSS.fake)
     if on_fun is None:
-        raise ValueError(f"the discriminator loss '{loss}' compares pairs of real and generated samples: use discriminator_pair_terms")
+        what = "compares pairs of real and generated samples: use discriminator_pair_terms"
+        raise ValueError(f"the discriminator loss '{loss}' {what}")
     assert on_dir is not None
     return _summed([SANLogits(on_fun(head.fun), on_dir(head.dir)) for (head,) in _san_heads(logits)], logits)
 
 
 def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativistic") -> SANLogits:
-    """Terms of pairs (i-th real, i-th generated sample): SANLogits(fun term, dir term), for any loss. For lists, tuples or
-    dicts of heads as in `discriminator_terms`. Raises ValueError for an unknown one, and for heads that do not match."""
+    """Terms of pairs (i-th real, i-th generated sample): SANLogits(fun term, dir term), for any loss. For
+    lists, tuples or dicts of heads as in `discriminator_terms`. Raises ValueError for an unknown one, and for
+    heads that do not match."""
     on_pair = discriminator_loss(loss).pair
     heads = _san_heads(real, fake)
     if on_pair is None:
@@ -199,11 +218,12 @@ def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativist
 
 
 def discriminator_objective(real: Logits | Tensor, fake: Logits | Tensor, loss: str = "hinge") -> Tensor:
-    """What a discriminator minimises, as a scalar mean: the SAN form for SANLogits, the ordinary GAN's for plain logits.
+    """What a discriminator minimises, as a scalar mean: the SAN form for SANLogits, the ordinary GAN's for
+    plain logits.
 
-    real, fake: logits of the same kind; of equal shapes if the loss is paired. Lists, tuples or dicts of several heads'
-    logits (nested, too): the sum over heads. Raises ValueError for an unknown loss, mixed kinds, and heads that do not
-    match.
+    real, fake: logits of the same kind; of equal shapes if the loss is paired. Lists, tuples or dicts of
+    several heads' logits (nested, too): the sum over heads. Raises ValueError for an unknown loss, mixed
+    kinds, and heads that do not match.
     """
     discriminator_loss(loss)
     heads = list(_heads(real, fake))
@@ -233,8 +253,9 @@ def generator_objective(objective: Objective = "logit") -> Elementwise:
     """The increasing h of the generator's loss -E[h(fun)] (MonoFlow).
 
     objective: a name of GENERATOR_OBJECTIVES; `vanilla(C)` with a number C >= 0; an expression in d such as
-    "d + 0.1*exp(d)" (numbers, + - * / **, and the functions of EXPRESSION_FUNCTIONS); or a callable, elementwise on
-    tensors. The last two are checked by `check_increasing`. A name of FALLING_OBJECTIVES is not, and does not increase
+    "d + 0.1*exp(d)" (numbers, + - * / **, and the functions of EXPRESSION_FUNCTIONS); or a callable,
+    elementwise on tensors. The last two are checked by `check_increasing`. A name of FALLING_OBJECTIVES is
+    not, and does not increase
     everywhere: MonoFlow's guarantee does not hold for it.
 
     Raises ValueError, in one line, for anything else and for an h that does not increase (saying where).
@@ -258,19 +279,25 @@ def _named_objective(objective: str) -> Elementwise:
             raise ValueError(f"generator objective '{objective}': {err}") from None
     if not re.search(r"\bd\b", objective):
         known = ", ".join(sorted({*GENERATOR_OBJECTIVES, *FALLING_OBJECTIVES}))
-        raise ValueError(f"unknown generator objective '{objective}': choose one of {known}, vanilla(C), or write h as an expression in d")
+        choice = f"choose one of {known}, vanilla(C), or write h as an expression in d"
+        raise ValueError(f"unknown generator objective '{objective}': {choice}")
     h = expression(objective)
     check_increasing(h, f"'{objective}'")
     return h
 
 
-def generator_terms(fun: Logits | Tensor, objective: Objective = "logit", fun_real: Logits | Tensor | None = None) -> Tensor:
+def generator_terms(
+    fun: Logits | Tensor,
+    objective: Objective = "logit",
+    fun_real: Logits | Tensor | None = None,
+) -> Tensor:
     """-h(fun), what the generator minimises, of the logits' shape.
 
-    fun: logits of generated samples; of SANLogits, their fun is taken. For a list, tuple or dict of several heads' logits
-    (nested, too), a scalar: the sum over heads of each head's mean.
-    fun_real: logits of real samples, one for each generated one; then it is -h(fun - fun_real), the generator's side of a
-    relativistic pairing (R3GAN: h = ns). Raises ValueError as `generator_objective`, and for heads that do not match.
+    fun: logits of generated samples; of SANLogits, their fun is taken. For a list, tuple or dict of several
+    heads' logits (nested, too), a scalar: the sum over heads of each head's mean.
+    fun_real: logits of real samples, one for each generated one; then it is -h(fun - fun_real), the
+    generator's side of a relativistic pairing (R3GAN: h = ns). Raises ValueError as `generator_objective`,
+    and for heads that do not match.
     """
     h = generator_objective(objective)
     heads = list(_heads(fun) if fun_real is None else _heads(fun, fun_real))
@@ -301,11 +328,12 @@ def _slope(h: Elementwise, d: Tensor) -> Tensor:
 
 
 def check_increasing(h: Elementwise, name: str = "h", low: float = CHECKED_RANGE[0], high: float = CHECKED_RANGE[1]) -> None:
-    """Refuse an h that does not strictly increase between the logits `low` and `high`, judged at 3001 points in float64.
+    """Refuse an h that does not strictly increase between the logits `low` and `high`, judged at 3001 points
+    in float64.
 
     Raises:
-        ValueError: one line that says what is wrong and at which logit: no elementwise function of tensors, not differentiable, not finite,
-            falling, or flat.
+        ValueError: one line that says what is wrong and at which logit: no elementwise function of tensors,
+            not differentiable, not finite, falling, or flat.
     """
     d = torch.linspace(low, high, CHECKED_POINTS, dtype=torch.float64)
     value = h(d)
@@ -346,9 +374,11 @@ _OPERATORS: dict[type, Callable[..., Tensor]] = {
 
 
 def expression(text: str) -> Elementwise:
-    """An elementwise function of d from text such as "d + 0.1*exp(d)". Read with a grammar of its own, never executed as Python.
+    """An elementwise function of d from text such as "d + 0.1*exp(d)". Read with a grammar of its own, never
+    executed as Python.
 
-    Raises ValueError in one line for anything outside numbers, d, + - * / **, brackets and EXPRESSION_FUNCTIONS.
+    Raises ValueError in one line for anything outside numbers, d, + - * / **, brackets and
+    EXPRESSION_FUNCTIONS.
     """
     if len(text) > LONGEST_EXPRESSION:
         raise ValueError(f"expression of {len(text)} characters: at most {LONGEST_EXPRESSION} are read")
@@ -367,7 +397,11 @@ def _compile(node: ast.AST, text: str) -> Elementwise:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         return _power(node, text)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        combine, left, right = _OPERATORS[type(node.op)], _compile(node.left, text), _compile(node.right, text)
+        combine, left, right = (
+            _OPERATORS[type(node.op)],
+            _compile(node.left, text),
+            _compile(node.right, text),
+        )
         return lambda d: combine(left(d), right(d))
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
         sign, operand = _OPERATORS[type(node.op)], _compile(node.operand, text)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trial passes of a discriminator on an example input: nothing of it, and no random generator, is changed by them."""
+"""Trial passes of a discriminator on an example input: nothing of it, and no random generator, is changed by
+them.
+"""
 
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -15,8 +17,8 @@ from san.logits import coarseness, leaves
 def run(module: nn.Module, example: Any) -> Any:
     """The output for an example: a tensor, a tuple of arguments, or a dict of keyword arguments.
 
-    In the module's present mode and without gradients; buffers and random generators are as before afterwards.
-    Raises ValueError if the module does not take it.
+    In the module's present mode and without gradients; buffers and random generators are as before
+    afterwards. Raises ValueError if the module does not take it.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
     if type(example) in (tuple, list):
@@ -30,8 +32,8 @@ def run(module: nn.Module, example: Any) -> Any:
         except Exception as error:
             if isinstance(error, ValueError):
                 raise
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"{type(module).__name__} does not take the example: {type(error).__name__}: {reason}") from error
+            reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+            raise ValueError(f"{type(module).__name__} does not take the example: {reason}") from error
         finally:
             for name, x in module.named_buffers():
                 if name in buffers:
@@ -45,7 +47,8 @@ def called(module: nn.Module) -> Any:
     handles = [
         part.register_forward_hook(lambda *_, name=name: names.append(name))
         for name, part in module.named_modules()
-        if {child for child, _ in part.named_children()} <= {"parametrizations"} and any(True for _ in part.parameters())
+        if {child for child, _ in part.named_children()} <= {"parametrizations"}
+        if next(part.parameters(), None) is not None
     ]
     try:
         yield names
@@ -55,13 +58,14 @@ def called(module: nn.Module) -> Any:
 
 
 def compare(before: Any, after: Any, eps: float) -> None:
-    """Raises ValueError, in one line, unless a converted module's output is the original's, in both parts of logits.
+    """Raises ValueError, in one line, unless a converted module's output is the original's, in both parts of
+    logits.
 
     eps: of the coarsest type at work.
     """
     old, new = list(leaves(before)), list(leaves(after))
     if len(old) != len(new):
-        raise ValueError(f"the conversion changes the output on the example: {len(old)} tensors before, {len(new)} after")
+        raise ValueError(f"the conversion changes the output: {len(old)} tensors before, {len(new)} after")
     for a, b in zip(old, new, strict=True):
         for part in (b.fun, b.dir) if isinstance(b, SANLogits) else (b,):
             _compare_tensors(a.fun if isinstance(a, SANLogits) else a, part, eps)
@@ -69,17 +73,18 @@ def compare(before: Any, after: Any, eps: float) -> None:
 
 def _compare_tensors(a: Tensor, b: Tensor, eps: float) -> None:
     if a.shape != b.shape:
-        raise ValueError(f"the conversion changes the output on the example: shape {tuple(a.shape)} before, {tuple(b.shape)} after")
+        shapes = f"{tuple(a.shape)} before, {tuple(b.shape)} after"
+        raise ValueError(f"the conversion changes the output: shape {shapes}")
     if a.is_meta or b.is_meta or not a.numel():
         return
     limit = max(eps, coarseness(a), coarseness(b)) ** 0.5
-    x, y = widened(a.detach()), widened(b.detach())
-    if torch.allclose(x, y, rtol=0, atol=limit * float(x.abs().max()), equal_nan=True) if x.is_floating_point() else torch.equal(x, y):
-        return
-    raise ValueError(
-        f"the conversion changes the output on the example by up to {float((x - y).abs().max()):.3g} (it was up to "
-        f"{float(x.abs().max()):.3g}): the discriminator computes more with the layer than calling it"
-    )
+    x, y = (t.detach() if t.is_floating_point() else t.detach().double() for t in (widened(a), widened(b)))
+    size = x.abs().max()
+    if not torch.allclose(x, y, rtol=0, atol=limit * float(size), equal_nan=True):
+        raise ValueError(
+            f"the conversion changes the output by up to {float((x - y).abs().max()):.3g} (it was up to "
+            f"{float(size):.3g}): the layer, or what is computed with it, is more than its weight says"
+        )
 
 
 def compare_layers(original: nn.Module, layer: nn.Module) -> None:

@@ -5,7 +5,7 @@ Shapes: K directions, one per output or class, along the leading axis of every w
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,19 @@ from torch.nn.utils import parametrize
 from san.layers import EPS, unit_directions, widened
 
 _PARAM = "parametrizations.weight."
-_SPECTRAL_STATES = (("weight_orig", "weight_u", "weight_v"), (f"{_PARAM}original", f"{_PARAM}0._u", f"{_PARAM}0._v"))
+_SPECTRAL_STATES = (
+    ("weight_orig", "weight_u", "weight_v"),
+    (f"{_PARAM}original", f"{_PARAM}0._u", f"{_PARAM}0._v"),
+)
 _NORM_STATES = (("weight_g", "weight_v"), (f"{_PARAM}original0", f"{_PARAM}original1"))
+UNIT = 1e-2  # from 1, the norm of a direction that was rounded
 FURTHEST_NORM = 0.1  # by which the norm under spectral_norm may miss 1 before a warning says so
 
 
 @torch.no_grad()
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions, of the weight's shape, and their norms [K]. A row of zeros gets some direction and the norm 0.
+    """Unit directions, of the weight's shape, and their norms [K]. A row of zeros gets some direction and the
+    norm 0.
 
     Raises ValueError for values, or norms, that are not finite in the weight's type.
     """
@@ -41,10 +46,12 @@ def split(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_hook(module: nn.Module) -> Any:
-    """The older spectral_norm or weight_norm of a layer's weight, a forward pre-hook; None if there is none."""
+    """The older spectral_norm or weight_norm of a layer's weight, a forward pre-hook; None if there is
+    none.
+    """
     for hook in module._forward_pre_hooks.values():
-        ours = type(hook).__module__.startswith("torch.nn.utils.") and hasattr(hook, "compute_weight")
-        if ours and hook.name == "weight":
+        torchs = type(hook).__module__.startswith("torch.nn.utils.") and hasattr(hook, "compute_weight")
+        if torchs and getattr(hook, "name", None) == "weight":
             return hook
     return None
 
@@ -62,7 +69,8 @@ def _spectral_steps(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]
         yield getattr(module, f"{hook.name}_u"), getattr(module, f"{hook.name}_v"), matrix
     elif parametrize.is_parametrized(module, "weight"):
         steps: Any = module.parametrizations["weight"]  # type: ignore[index]
-        inputs = [steps.original] if steps.is_tensor else [getattr(steps, f"original{i}") for i in range(steps.ntensors)]
+        names = ["original"] if steps.is_tensor else [f"original{i}" for i in range(steps.ntensors)]
+        inputs = [getattr(steps, name) for name in names]
         for step in steps:
             if type(step).__name__ == "_SpectralNorm":
                 yield step._u, step._v, step._reshape_weight_to_matrix(inputs[0])
@@ -71,9 +79,11 @@ def _spectral_steps(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def settle(module: nn.Module) -> None:
-    """Bring spectral_norm's u and v to where power iterations end, in a layer in training mode: there every pass iterates.
+    """Bring spectral_norm's u and v to where power iterations end, in a layer in training mode: there every
+    pass iterates.
 
-    In eval mode nothing changes; a warning says so if they are far from it, as in a layer that has not been trained.
+    In eval mode nothing changes; a warning says so if they are far from it, as in a layer that has not been
+    trained.
     """
     for u, v, matrix in _spectral_steps(module):
         if matrix.is_meta:
@@ -84,8 +94,8 @@ def settle(module: nn.Module) -> None:
             v.copy_(right[0])
         elif abs(float(norms[0] / torch.dot(widened(u), widened(matrix) @ widened(v))) - 1) > FURTHEST_NORM:
             warnings.warn(
-                "spectral_norm has not found the norm of the converted layer's weight, which stays as it is in eval mode: "
-                "convert in training mode, D.train(), to give it the norm 1",
+                "spectral_norm has not found the norm of the converted layer's weight, which stays as it "
+                "is in eval mode: convert in training mode, D.train(), to give it the norm 1",
                 stacklevel=4,
             )
 
@@ -110,7 +120,8 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def weight_from_state(own: Mapping[str, Tensor], settled: bool = False) -> Tensor | None:
-    """The effective weight of a layer's state: plain, under spectral_norm or weight_norm (both interfaces of each).
+    """The effective weight of a layer's state: plain, under spectral_norm or weight_norm (both interfaces of
+    each).
 
     settled: with the norm that spectral_norm's power iterations end at. None if it is none of these.
     """
@@ -119,13 +130,35 @@ def weight_from_state(own: Mapping[str, Tensor], settled: bool = False) -> Tenso
     for base, u, v in _SPECTRAL_STATES:
         if base in own and u in own and v in own:
             matrix = own[base].flatten(1)
-            return own[base] / (torch.linalg.matrix_norm(matrix, 2) if settled else torch.dot(own[u], matrix @ own[v]))
+            norm = torch.linalg.matrix_norm(matrix, 2) if settled else torch.dot(own[u], matrix @ own[v])
+            return own[base] / norm
     for gain, direction in _NORM_STATES:
         if gain in own and direction in own:
             g, w = own[gain], own[direction]
-            axes = [i for i, size in enumerate(g.shape) if size == 1] if g.ndim else None  # weight_norm keeps those axes
-            return w * (g / torch.linalg.vector_norm(w, dim=axes, keepdim=True))
+            return w * (g / torch.linalg.vector_norm(w, dim=_summed_axes(g.shape), keepdim=True))
     return None
+
+
+def direction_from_state(own: Mapping[str, Tensor], stored: Tensor) -> Tensor | None:
+    """The directions in a converted layer's state, in the place of `stored`; None if they are not there.
+
+    Where torch.distributed.checkpoint has sharded no entry but the effective weight's, they are made of that.
+    """
+    direction, weight = own.get("direction"), own.get("weight")
+    if direction is not None and is_sharded(stored) <= is_sharded(direction):
+        return direction
+    if weight is None or weight.shape != stored.shape or weight.is_meta:
+        return weight
+    norm = widened(weight.flatten(1)).norm(dim=1).view(-1, *(1,) * (weight.ndim - 1))
+    if bool(((norm - 1).abs() < UNIT).all()):
+        return weight  # a state that holds the directions under this name
+    sign = torch.where(own["scale"].flatten() < 0, -1.0, 1.0).view_as(norm)
+    return torch.where(norm > 0, sign * unit_directions(weight), stored).to(weight.dtype)
+
+
+def _summed_axes(gain: Sequence[int]) -> list[int] | None:
+    """Axes that weight_norm sums over, from the shape of its gain, which keeps them as 1; None: all."""
+    return [i for i, size in enumerate(gain) if size == 1] if gain else None
 
 
 def state_names(module: nn.Module) -> tuple[str, ...]:
@@ -133,20 +166,26 @@ def state_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in module.state_dict() if name.startswith(("weight", _PARAM)))
 
 
-def state_from_weight(
-    names: tuple[str, ...], direction: Tensor, scale: Tensor, gain: tuple[int, ...] | None
-) -> dict[str, Tensor]:
-    """Entries of these names whose effective weight is scale * direction, so that the original layer loads them.
+def is_sharded(x: Tensor | None) -> bool:
+    """Whether fully_shard, or the like, has made a DTensor of a parameter."""
+    return x is not None and type(x.data).__name__ == "DTensor"
 
-    direction: of unit norm. scale: [K, 1...]. gain: the shape of weight_norm's. Where no entries can express any
-    weight (spectral_norm, other parametrizations) they are empty: load_state_dict refuses their size, also with
-    strict=False.
+
+def state_from_weight(
+    names: tuple[str, ...],
+    direction: Tensor,
+    scale: Tensor,
+    gain: tuple[int, ...] | None,
+) -> dict[str, Tensor]:
+    """The entry `weight`, and those of these names, whose effective weight is scale * direction.
+
+    So the original layer loads them. direction: of unit norm. scale: [K, 1...]. gain: the shape of weight_norm's.
+    Where no entries of these names can express any weight (spectral_norm, other parametrizations) the first is
+    empty: load_state_dict refuses its size, also with strict=False.
     """
     weight = scale * direction
-    if names == ("weight",):
-        return {"weight": weight}
     if names in _NORM_STATES and gain is not None:
-        axes = [i for i, size in enumerate(gain) if size == 1] if gain else None
-        norm = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
-        return dict(zip(names, (norm.view(gain), torch.where(norm > 0, weight, direction)), strict=True))
-    return {name: weight.new_empty(0) for name in names}
+        norm = torch.linalg.vector_norm(weight, dim=_summed_axes(gain), keepdim=True)
+        entries = (norm.view(gain), torch.where(norm > 0, weight, direction))
+        return {"weight": weight, **dict(zip(names, entries, strict=True))}
+    return {name: weight.new_empty(0) for name in names[:1]} | {"weight": weight}

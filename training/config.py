@@ -15,7 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from san.objectives import discriminator_loss, generator_objective
+from san.objectives import (
+    DISCRIMINATOR_LOSSES,
+    FALLING_OBJECTIVES,
+    GENERATOR_OBJECTIVES,
+    discriminator_loss,
+    generator_objective,
+)
 from training.options import opt, options_of
 
 XL = "StyleGAN-XL"
@@ -91,8 +97,13 @@ class DiscriminatorConfig:
 class LossConfig:
     """Objectives."""
 
-    d_loss: str = opt("hinge", "discriminator loss: hinge, bce (= ns), ls, wasserstein, relativistic", PG)
-    g_loss: str = opt("logit", "generator objective, an increasing h(d): logit, ns, vanilla, vanilla(C), mle, arcsinh, or an expression in d", XL)
+    d_loss: str = opt("hinge", f"discriminator loss: {', '.join(DISCRIMINATOR_LOSSES)} (ns = bce)", PG)
+    g_loss: str = opt(
+        "logit",
+        f"generator objective, an increasing h(d): {', '.join(GENERATOR_OBJECTIVES)}, vanilla(C), or an expression in d; "
+        f"not increasing everywhere, and not checked: {', '.join(FALLING_OBJECTIVES)}",
+        XL,
+    )
     san: bool = opt(True, "directions trained by the Wasserstein form (SAN); False = a plain GAN with the same heads", SAN)
     diagnostics: bool = opt(True, "report direction optimality, separability and injectivity of every head once per tick", OURS)
     adversarial_scale: float = opt(8.0, "factor on the adversarial terms: the samples of one published accumulation round", XL, low=0, flag=None)

@@ -2,6 +2,8 @@
 """san.convert: any discriminator's last layer, the same function, SAN's gradients, and back."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -125,7 +127,11 @@ CASES = {  # name -> (module, input shape, layers to name)
     "projection": (Projection, (4, 3, 2, 2), ["linear", "embed"]),
     "projection, spectral_norm": (lambda: Projection(spectral_norm), (4, 3, 2, 2), ["linear", "embed"]),
 }
-WARNINGS = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:.*spectral_norm.*:FutureWarning")
+WARNINGS = pytest.mark.filterwarnings(
+    "ignore:.*weight_norm.*:FutureWarning",
+    "ignore:.*spectral_norm.*:FutureWarning",
+    "ignore:spectral_norm has not found the norm:UserWarning",
+)
 pytestmark = WARNINGS
 
 
@@ -307,6 +313,94 @@ def test_copies_and_shared_layers():
     assert isinstance(san.restore(twin)(torch.randn(2, 5)), torch.Tensor)
 
 
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class Restored(nn.Module):
+    """A class that says itself how it is pickled."""
+
+    def __init__(self, width) -> None:
+        super().__init__()
+        self.width, self.body, self.head = width, nn.Linear(5, width), nn.Linear(width, 1)
+
+    def __reduce__(self):
+        return Restored, (self.width,), self.__getstate__()
+
+    def forward(self, x, *, gain=1.0):
+        return self.head(torch.relu(self.body(x))) * gain
+
+
+@pytest.mark.parametrize("make", [sequential_mlp, lambda: Restored(3), lambda: nn.Linear(5, 1)])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved])
+@pytest.mark.parametrize("after_a_pass", [False, True])
+def test_copies_and_pickles_of_a_converted_module(make, copied, after_a_pass):
+    plain = make()
+    kind, x = type(plain), torch.randn(2, 5)
+    D = san.convert(plain)
+    if after_a_pass:
+        D(x)
+    twin = copied(D)
+    assert type(twin) is type(D) and (isinstance(twin, kind) or kind is nn.Linear)
+    assert type(twin(x)) is san.SANLogits and torch.equal(twin(x).fun, D(x).fun)
+    restored = san.restore(copy.deepcopy(twin))
+    assert type(restored) is kind
+    torch.testing.assert_close(restored(x), D(x).fun)
+
+
+def test_moving_averages_of_a_converted_module():
+    torch.manual_seed(0)
+    D, x = san.convert(sequential_mlp()), torch.randn(2, 5)
+    average = torch.optim.swa_utils.AveragedModel(D, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    average.update_parameters(D)
+    assert torch.equal(average(x).fun, D(x).fun)
+    with torch.no_grad():
+        D[2][0].scale.mul_(3)
+    average.update_parameters(D)
+    torch.testing.assert_close(average.module[2][0].scale.detach(), D[2][0].scale.detach() * 2 / 3)
+
+
+def test_classes_keep_their_names_and_signatures():
+    D = san.convert(Restored(3))
+    assert isinstance(D, Restored) and repr(D).startswith("Restored(") and type(D).__name__ == "Restored"
+    assert torch.equal(D(torch.ones(1, 5), gain=2.0).fun, 2 * D(torch.ones(1, 5)).fun)
+
+
+def test_wrappers_of_a_converted_module():
+    D, x = san.convert(sequential_mlp()), torch.randn(2, 5)
+    for wrapped in (nn.DataParallel(D), torch.compile(D, backend="eager"), nn.Sequential(D)):
+        assert type(wrapped(x)) is san.SANLogits
+        assert torch.equal(wrapped(x).fun, D(x).fun)
+
+
+def test_refused_functions_are_refused_when_compiled():
+    D = torch.compile(san.convert(WithSigmoid()), backend="eager")
+    with pytest.raises(ValueError, match="'sigmoid' is applied after the converted layer 'fc'"):
+        D(torch.randn(2, 3))
+
+
+def test_geometry_is_still_there():
+    D = san.convert(nn.Conv2d(4, 2, 3, stride=2, padding=1, groups=2))
+    assert (D.in_channels, D.out_channels, D.kernel_size, D.stride, D.groups) == (4, 2, (3, 3), (2, 2), 2)
+    assert san.convert(nn.Linear(5, 2)).in_features == 5
+    assert san.convert(nn.Embedding(5, 2), "").num_embeddings == 5
+
+
+def compiled_in_place():
+    module = sequential_mlp()
+    module.compile(backend="eager")
+    return module
+
+
+def patched():
+    module = sequential_mlp()
+    module.forward = lambda x: x
+    return module
+
+
 class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -335,6 +429,27 @@ class WithSigmoid(nn.Module):
         (lambda: san.convert(san.convert(nn.Sequential(nn.Linear(3, 1)))), "converted already"),
         (lambda: san.restore(nn.Linear(3, 1)), "no converted layer"),
         (lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1), nn.Softmax(1))), "ends in Softmax"),
+        *[
+            (lambda last=last: san.convert(nn.Sequential(nn.Linear(3, 2), last)), f"ends in {type(last).__name__}, but")
+            for last in (nn.ELU(), nn.GELU(), nn.Tanh(), nn.Hardtanh(), nn.Dropout(), nn.BatchNorm1d(2), nn.LayerNorm(2))
+        ],
+        *[
+            (lambda last=last: san.convert(nn.Sequential(nn.Linear(3, 2), last)), f"ends in {type(last).__name__}, but")
+            for last in (nn.MaxPool1d(2), nn.PReLU(), nn.LogSoftmax(1), nn.ConvTranspose1d(2, 1, 1), nn.Threshold(0, 0))
+        ],
+        (lambda: san.convert(nn.DataParallel(nn.Linear(2, 1))), "before wrapping it in DataParallel"),
+        (lambda: san.convert(torch.compile(sequential_mlp(), backend="eager")), "before wrapping it in OptimizedModule"),
+        (lambda: san.convert(compiled_in_place()), r"is compiled: convert before compile\(\)"),
+        (lambda: san.convert(patched()), "has a forward set on the object"),
+        (
+            lambda: san.convert(nn.Sequential(nn.Linear(2, 2), nn.DataParallel(nn.Linear(2, 1)))),
+            "'1' is a DataParallel: convert before wrapping a part in it",
+        ),
+        (
+            lambda: san.convert(nn.Sequential(nn.ReLU(), torch.compile(nn.Linear(2, 1), backend="eager"))),
+            "'1' is a OptimizedModule: convert before wrapping a part in it",
+        ),
+        (lambda: san.restore(nn.DataParallel(san.convert(nn.Linear(2, 1)))), "restore the module without it"),
     ],
 )
 def test_mistakes_take_one_line(call, says):

@@ -74,6 +74,7 @@ BY_HAND = {  # loss -> (terms of real, terms of generated), in the papers' words
     "bce": (lambda d: -torch.log(torch.sigmoid(d)), lambda d: -torch.log(1 - torch.sigmoid(d))),
     "ns": (lambda d: -torch.log(torch.sigmoid(d)), lambda d: -torch.log(1 - torch.sigmoid(d))),
     "ls": (lambda d: 0.5 * (d - 1) ** 2, lambda d: 0.5 * (d + 1) ** 2),
+    "ls01": (lambda d: (1 - d) ** 2, lambda d: d**2),
     "wasserstein": (lambda d: -d, lambda d: d),
 }
 POINTS = torch.tensor([-3.3, -1.2, -0.4, 0.3, 0.9, 2.7], dtype=torch.float64)
@@ -249,3 +250,97 @@ def test_relativistic_pairing_finds_the_log_ratio_up_to_a_constant():
     optimizer.step(closure)
     found, expected = d.detach() - d.detach().mean(), torch.log(p / q) - torch.log(p / q).mean()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ls01_is_hifigans_and_outside_of_the_check():
+    """Targets 1 and 0; the generator's term rises again beyond d = 1, so that it is no objective of MonoFlow's table."""
+    loss = san.discriminator_loss("ls01")
+    assert float(loss.real(torch.ones(()))) == 0 == float(loss.fake(torch.zeros(())))
+    torch.testing.assert_close(san.generator_terms(POINTS, "ls01"), (1 - POINTS) ** 2)
+    torch.testing.assert_close(san.vector_field("ls01", POINTS), 2 * (1 - POINTS))
+    assert "ls01" not in san.GENERATOR_OBJECTIVES and list(san.FALLING_OBJECTIVES) == ["ls01"]
+    for objective in (san.generator_objective("ls01"), "-(1 - d)**2"):
+        with pytest.raises(ValueError, match="falls at d = 1"):
+            san.check_increasing(objective) if callable(objective) else san.generator_objective(objective)
+    with pytest.raises(ValueError, match="choose one of arcsinh, logit, ls01"):
+        san.generator_objective("hinge")
+
+
+def heads(kind, seed: int):
+    """Logits of three heads, of different shapes, in a list, tuple or dict, nested or not; and as a flat list."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = [san.SANLogits(*torch.randn(2, 4, width, generator=generator).unbind()) for width in (1, 2, 5)]
+    return kind(*flat), flat
+
+
+NESTED = {
+    "list": lambda a, b, c: [a, b, c],
+    "tuple": lambda a, b, c: (a, b, c),
+    "dict": lambda a, b, c: {"a": a, "b": b, "c": c},
+    "nested": lambda a, b, c: {"scales": [a, (b,)], "periods": c},
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("loss", sorted(san.DISCRIMINATOR_LOSSES))
+def test_several_heads_are_summed(kind, loss):
+    (real, reals), (fake, fakes) = heads(NESTED[kind], 0), heads(NESTED[kind], 1)
+    each = [san.discriminator_objective(r, f, loss) for r, f in zip(reals, fakes, strict=True)]
+    torch.testing.assert_close(san.discriminator_objective(real, fake, loss), torch.stack(each).sum())
+    pairs = san.discriminator_pair_terms(real, fake, loss)
+    torch.testing.assert_close(pairs.fun + pairs.dir, torch.stack(each).sum())
+    if not san.is_paired(loss):
+        for is_real, logits, flat in ((True, real, reals), (False, fake, fakes)):
+            terms = [san.discriminator_terms(x, is_real, loss) for x in flat]
+            for part in (0, 1):
+                expected = torch.stack([t[part].mean() for t in terms]).sum()
+                torch.testing.assert_close(san.discriminator_terms(logits, is_real, loss)[part], expected)
+    plain = [NESTED[kind](*(x.fun for x in flat)) for flat in (reals, fakes)]
+    each = [san.discriminator_objective(r.fun, f.fun, loss) for r, f in zip(reals, fakes, strict=True)]
+    torch.testing.assert_close(san.discriminator_objective(*plain, loss), torch.stack(each).sum())
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("objective", ["logit", "ns", "ls01", "arcsinh"])
+def test_the_generators_side_of_several_heads(kind, objective):
+    (real, reals), (fake, fakes) = heads(NESTED[kind], 0), heads(NESTED[kind], 1)
+    alone = torch.stack([san.generator_terms(f.fun, objective).mean() for f in fakes]).sum()
+    pairs = zip(fakes, reals, strict=True)
+    paired = torch.stack([san.generator_terms(f.fun, objective, r.fun).mean() for f, r in pairs]).sum()
+    for logits, others in ((fake, real), [NESTED[kind](*(x.fun for x in flat)) for flat in (fakes, reals)]):
+        torch.testing.assert_close(san.generator_terms(logits, objective), alone)
+        torch.testing.assert_close(san.generator_terms(logits, objective, others), paired)
+
+
+def test_one_head_keeps_its_shape_and_a_list_of_one_is_a_list():
+    one = san.SANLogits(LOGITS, LOGITS)
+    assert san.discriminator_terms(one, True).fun.shape == san.generator_terms(one).shape == LOGITS.shape
+    assert san.discriminator_terms([one], True).fun.shape == san.generator_terms([one]).shape == ()
+    assert torch.equal(san.generator_terms(one), -LOGITS)
+
+
+ONE = san.SANLogits(LOGITS, LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: san.discriminator_objective([ONE], [ONE, ONE]), "1 and 2 heads"),
+        (lambda: san.discriminator_objective([], []), "0 and 0 heads"),
+        (lambda: san.discriminator_objective({"a": ONE}, {"b": ONE}), r"heads \(a\) and \(b\)"),
+        (lambda: san.discriminator_objective({"a": [ONE]}, {"a": [ONE] * 2}), "logits at a: 1 and 2 heads"),
+        (lambda: san.discriminator_objective([ONE], ONE), "of the type list and SANLogits"),
+        (lambda: san.discriminator_objective([ONE, "x"], [ONE, "x"]), "logits at 1 are of the type str and str"),
+        (lambda: san.discriminator_objective([ONE, LOGITS], [ONE, LOGITS]), "without feature maps"),
+        (lambda: san.discriminator_terms([LOGITS], True), "plain tensors, but SANLogits are needed"),
+        (lambda: san.discriminator_pair_terms(LOGITS, LOGITS), "plain tensors, but SANLogits are needed"),
+        (lambda: san.generator_terms(([ONE], [LOGITS])), "without feature maps"),
+        (lambda: san.generator_terms(None), "of the type NoneType"),
+        (lambda: san.generator_terms([ONE], "logit", [ONE, ONE]), "1 and 2 heads"),
+        (lambda: san.discriminator_objective([ONE], [ONE], "hing"), "unknown discriminator loss"),
+    ],
+)
+def test_heads_that_do_not_match_are_refused_in_one_line(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call()
+    assert "\n" not in str(error.value)
