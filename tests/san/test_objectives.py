@@ -220,7 +220,7 @@ def test_bad_generator_objectives_are_refused_in_one_line(objective, says):
 def test_least_squares_and_bce_find_the_density_ratio():
     """Minimising over free logits on two Bernoulli-like bins gives the optimum the papers state: log p/q, and (p - q)/(p + q)."""
     p, q = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.tensor([0.2, 0.8], dtype=torch.float64)
-    for name, expected in {"bce": torch.log(p / q), "ls": (p - q) / (p + q)}.items():
+    for name, expected in {"bce": torch.log(p / q), "ls": (p - q) / (p + q), "ls01": p / (p + q)}.items():
         d = torch.zeros(2, dtype=torch.float64, requires_grad=True)
         loss = san.discriminator_loss(name)
         optimizer = torch.optim.LBFGS([d], max_iter=100, tolerance_grad=1e-12)
