@@ -25,6 +25,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import os
 import shlex
 import sys
@@ -138,11 +139,7 @@ def main(**values: Any) -> None:
     try:
         for flag in ("resume", "init_from", "path_stem"):
             values[flag] = values[flag] and dnnlib.util.plain_path(values[flag])
-        for flag in ("outdir", "prefetch"):
-            if values[flag] is not None and (flag, values[flag]) != ("prefetch", ""):
-                outputs.check_output(f"--{flag}", values[flag], data={"--data": values["data"]}, folder=True)
-        if values["desc"] and {"/", "\\", "\0"} & set(values["desc"]):
-            raise ValueError(f"--desc={values['desc']!r} becomes part of a folder's name: leave out / and \\")
+        check_outputs(values)
         if values["prefetch"] is not None:
             prefetch_all(values)
             return
@@ -156,6 +153,17 @@ def main(**values: Any) -> None:
         sys.exit(RESTART_EXIT_CODE)
     if outcome == run_folder.INTERRUPTED:
         sys.exit(130)
+
+
+def check_outputs(values: dict[str, Any]) -> None:
+    """Raises ValueError for a place that nothing can be written to, or that a data set would swallow."""
+    data: list[str | None] = [*glob.glob("*".join(glob.escape(part) for part in (values["data"] or "").split("{res}")))]
+    for flag in ("outdir", "prefetch"):
+        if values[flag] is not None and (flag, values[flag]) != ("prefetch", ""):
+            for path in data or [None]:
+                outputs.check_output(f"--{flag}", values[flag], data={"--data": path}, folder=True)
+    if values["desc"] and {"/", "\\", "\0"} & set(values["desc"]):
+        raise ValueError(f"--desc={values['desc']!r} becomes part of a folder's name: leave out / and \\")
 
 
 def folder_of_recipe(values: dict[str, Any]) -> Path | None:

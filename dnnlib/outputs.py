@@ -133,3 +133,14 @@ def raise_if_stopped() -> None:
     """Raises the KeyboardInterrupt again that a library's callback has swallowed. For loops around such libraries."""
     if _signals_received:
         raise KeyboardInterrupt
+
+
+def checked_folder(context: Any, option: Any, value: Any) -> Any:
+    """Callback of a click option that names a folder to write to."""
+    import click
+
+    try:
+        check_output(option.opts[0], value, folder=True)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    return value

@@ -419,7 +419,7 @@ def _scan(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def _list_folder(path: str, follow_links: bool) -> Archive:
     archive = Archive(path, FolderReader(path))
     real_root = os.path.realpath(path)
-    pending = [("", (real_root,))]  # folders to list, with the real paths of those around them
+    pending: list[tuple[str, tuple[str, ...]]] = [("", (real_root,))]  # folders to list, with the real paths of those around them
     while pending:
         folder, around = pending.pop()
         for name, entry in _scan(path, folder):

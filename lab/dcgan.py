@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 import san
+from dnnlib import outputs
 from dnnlib.util import atomic_write
 from image_data.sources import open_source
 from lab import report
@@ -225,8 +226,10 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
 @click.option("--width", default=Plan.width, show_default=True, help="channels of the networks")
 @click.option("--generate", "count", default=Plan.generate, show_default=True, help="images per measurement")
 @click.option("--bf16/--no-bf16", default=Plan.bf16, show_default=True, help="convolutions in bfloat16")
-@click.option("--runs", "folder", default="training-runs/lab-dcgan", show_default=True, help="where the generators go")
-@click.option("--out", default=str(report.RESULTS), show_default=True)
+@click.option(
+    "--runs", "folder", default="training-runs/lab-dcgan", show_default=True, help="where the generators go", callback=outputs.checked_folder
+)
+@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(data: str, limit: int | None, seeds: int, steps: int, width: int, count: int, bf16: bool, folder: str, out: str) -> None:
     """Train every kind that is missing, measure, print the table, draw."""
     if seeds < 1 or steps < 1 or count < 2:

@@ -17,6 +17,7 @@ import click
 import numpy as np
 import torch
 
+from dnnlib import outputs
 from lab import report
 from lab.mixture import LOSSES, run
 from lab.toy import Plan
@@ -68,7 +69,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
-@click.option("--out", default=str(report.RESULTS), show_default=True)
+@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
     """Take or make the runs, print the table, draw."""
     torch.set_num_threads(1)

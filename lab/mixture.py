@@ -17,6 +17,7 @@ from typing import Any
 import click
 import torch
 
+from dnnlib import outputs
 from lab import report
 from lab.toy import Arm, Plan, centres, train
 
@@ -100,7 +101,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
-@click.option("--out", default=str(report.RESULTS), show_default=True)
+@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
     """Run, print the table, draw."""
     if seeds < 2 or steps < 1:

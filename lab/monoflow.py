@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import san
+from dnnlib import outputs
 from lab import report
 from lab.toy import sliced_wasserstein
 
@@ -149,7 +150,7 @@ def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Te
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=10, show_default=True)
 @click.option("--steps", default=300, show_default=True)
-@click.option("--out", default=str(report.RESULTS), show_default=True)
+@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
     """Flow, print the table, draw."""
     if seeds < 2 or steps < 10:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib import outputs
 from lab import report
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
@@ -179,9 +180,9 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"), context_settings={"ignore_unknown_options": True})
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--runs", default="training-runs/lab-projected", show_default=True)
+@click.option("--runs", default="training-runs/lab-projected", show_default=True, callback=outputs.checked_folder)
 @click.option("--generate", "count", default=500, show_default=True, help="images per measurement")
-@click.option("--out", default=str(report.RESULTS), show_default=True)
+@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 @click.option("--collect-only", is_flag=True, help="train nothing")
 @click.argument("options", nargs=-1)
 def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, options: tuple[str, ...]) -> None:

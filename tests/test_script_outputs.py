@@ -69,6 +69,12 @@ def test_measured_images_take_no_records(place: Path) -> None:
     assert "lies inside --images=photos" in refused("calc_metrics", "--images=photos", "--data=photos", "--outdir=photos/records")
 
 
+def test_one_data_set_of_several(place: Path) -> None:
+    (place / "photos64").mkdir()
+    message = refused("train", "--recipe=small", "--gpus=1", "--data=photos{res}", "--outdir=photos64/runs")
+    assert "--outdir=photos64/runs lies inside --data=photos64" in message
+
+
 def test_a_folder_that_weights_are_fetched_to(place: Path) -> None:
     assert "--prefetch=https://host/x is an address" in refused("train", "--prefetch=https://host/x")
     assert "becomes part of a folder's name" in refused("train", "--outdir=runs", "--data=photos", "--desc=../x")

@@ -83,6 +83,7 @@ class ImageDataset:
         if max_size is not None and max_size < num_raw:
             order = np.random.RandomState(random_seed % 2**31).permutation(num_raw)
             self._raw_indices = np.sort(order[:max_size]).astype(np.int64)
+            self._archive.left_out.add("beyond --max-images", count=num_raw - max_size)
 
         self.class_names: list[str] | None = None
         self.label_dim = 0
@@ -107,7 +108,7 @@ class ImageDataset:
         return len(self._archive.images)
 
     def _find_labels(self, archive: archives.Archive, use_labels: bool) -> labels.Labelling:
-        """The images that are meant and their classes; sets `label_mode` and `labels_summary`.
+        """The images that are meant and their classes; sets `label_mode` and what `labels_summary` tells.
 
         Without labels nothing needs to be decided: what the rule would ask is then told as a remark.
         """
@@ -118,16 +119,19 @@ class ImageDataset:
             if use_labels:
                 raise
             self.label_mode = "none"
-            part = labels.unwrapped(archive)
-            self.labels_summary = labels.summary(0, f"not asked for; {str(error).removeprefix(f'{self.path}: ')}", part.left_out)
-            return labels.Labelling(part, "")
+            self._origin = f"not asked for; {str(error).removeprefix(f'{self.path}: ')}"
+            return labels.Labelling(labels.unwrapped(archive), self._origin)
         if use_labels and found.labels is None:
             said = f"no labels in {archives.INDEX_NAME}" if found.archive.index is not None else f"no labels: {found.origin}"
             raise ValueError(f"{self.path}: {said}; train without --cond, or prepare the data with one sub-folder per class")
-        unused = f"not asked for; there are {found.num_classes:,}, from {found.origin}"
-        asked = use_labels or found.labels is None
-        self.labels_summary = found.summary() if asked else labels.summary(0, unused, found.archive.left_out)
+        unused = not use_labels and found.labels is not None
+        self._origin = f"not asked for; there are {found.num_classes:,}, from {found.origin}" if unused else found.origin
         return found
+
+    @property
+    def labels_summary(self) -> str:
+        """How many classes, from what, and what of the archive is left out: one line."""
+        return labels.summary(self.label_dim, self._origin, self._archive.left_out)
 
     @property
     def has_labels(self) -> bool:

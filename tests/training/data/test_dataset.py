@@ -442,6 +442,8 @@ def test_folders_are_classes_where_there_is_no_dataset_json(tmp_path: Path) -> N
     assert dataset.class_names == ["ant", "bee"] and dataset.labels is not None and dataset.labels.tolist() == [0, 0, 1]
     assert dataset.label_dim == 2
     assert dataset.labels_summary == "2 classes, from the folders ant, bee; left out: 1 with an ending that is not read (.txt)"
+    few = data.ImageDataset(folder, use_labels=True, max_size=1)
+    assert few.labels_summary.endswith("left out: 1 with an ending that is not read (.txt), 2 beyond --max-images")
     plain = data.ImageDataset(folder)
     assert plain.labels is None and plain.labels_summary.startswith(
         "no classes (not asked for; there are 2, from the folders ant, bee); left out: 1 "
