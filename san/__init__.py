@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slicing adversarial networks (SAN): last layers whose direction and features are trained by different objectives.
+"""Slicing adversarial networks (SAN): last layers whose direction and features have objectives of their own.
 
-    D = san.convert(D, example=images)                        # once; then D returns SANLogits(fun, dir)
-    san.discriminator_objective(D(real), D(fake.detach()), "hinge").backward()    # the discriminator's step ...
-    san.normalize_(D)                                                             # ... after its optimizer's
-    san.generator_terms(D(fake), "logit").mean().backward()                       # the generator's
+    D = san.convert(D, example=images)            # once; then D returns SANLogits(fun, dir)
+    san.discriminator_objective(D(real), D(fake.detach()), "hinge").backward()  # the discriminator's step ...
+    san.normalize_(D)                                                           # ... after its optimizer's
+    san.generator_terms(D(fake), "logit").mean().backward()                     # the generator's
 
 Usable with any discriminator; imports torch alone. Takida et al., "SAN: Inducing Metrizability of GAN with
 Discriminative Normalized Linear Layer", ICLR 2024.

@@ -299,6 +299,8 @@ def convert(module: nn.Module, layers: str | Iterable[str] | None = None, exampl
         _replace(whole, {id(made[id(modules[name])]): modules[name] for name in names})
         last = next((name for name in reversed(order) if isinstance(modules.get(name), KINDS)), None)
         hint = "" if last is None or last in names else f"; the layer called last is '{last}'"
+        if not probe.repeats(module, example, before):
+            hint += "; the original's output differs from pass to pass, too: convert it in eval mode"
         raise ValueError(f"{error}{hint}") from None
     return whole
 
@@ -307,7 +309,7 @@ def _try_out(module: nn.Module, before: Any, example: Any, layers: Mapping[str, 
     """Raises ValueError if a converted module's output on an example is not what it was, or a layer has no
     part in it.
     """
-    after = probe.run(module, example)
+    after = probe.run(module, example, "once converted, fails on the example")
     seen: dict[str, Any] = {name: layer._seen for name, layer in layers.items()}
     if None in seen.values():
         name = next(name for name, eps in seen.items() if eps is None)
@@ -357,8 +359,11 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
     hooks = [h for h in layer._forward_pre_hooks.values() if h is not norm_hook(layer)]
     if hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         raise ValueError(f"'{name}' has hooks, which a conversion would drop: remove them first")
-    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.padding_idx is not None):
-        raise ValueError(f"'{name}' has max_norm or padding_idx, unlike unit directions: make it without")
+    special = ("max_norm", "padding_idx", "sparse", "scale_grad_by_freq") if base is nn.Embedding else ()
+    options = {option: getattr(layer, option) for option in special}
+    given = " and ".join(option for option, value in options.items() if value is not None and value is not False)
+    if given:
+        raise ValueError(f"'{name}' has {given}, which unit directions cannot have: make it without")
     _check_parameters(name, layer, modules)
     parts = name.split(".") if name else []
     for depth in range(len(parts) + 1):

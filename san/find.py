@@ -49,8 +49,8 @@ def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
     if embeddings:
         raise ValueError(
             f"{type(module).__name__} has the embedding '{embeddings[0]}': name the layers, "
-            f"san.convert(D, {[*found, *embeddings]!r}) if its rows are multiplied with features (a projection "
-            f"head), san.convert(D, {found!r}) if it is an input"
+            f"san.convert(D, {[*found, *embeddings]!r}) if its rows are multiplied with features (a "
+            f"projection head), san.convert(D, {found!r}) if it is an input"
         )
     return found
 

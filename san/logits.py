@@ -44,7 +44,7 @@ _LIKE = {
 # Facts and copies that leave torch
 _VALUES = {
     *("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point"),
-    *("get_device", "item", "tolist", "numpy"),
+    *("get_device", "item", "tolist", "numpy", "isnan", "isinf", "isfinite"),
 }
 # Options that make them something else
 _BENDING = ("out", "rounding_mode", "reduce", "max_norm")

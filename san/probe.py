@@ -14,11 +14,11 @@ from san.layers import SANLogits, widened
 from san.logits import coarseness, leaves
 
 
-def run(module: nn.Module, example: Any) -> Any:
+def run(module: nn.Module, example: Any, problem: str = "does not take the example") -> Any:
     """The output for an example: a tensor, a tuple of arguments, or a dict of keyword arguments.
 
     In the module's present mode and without gradients; buffers and random generators are as before
-    afterwards. Raises ValueError if the module does not take it.
+    afterwards. Raises ValueError if a pass fails; `problem` says what that means.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
     if type(example) in (tuple, list):
@@ -33,11 +33,20 @@ def run(module: nn.Module, example: Any) -> Any:
             if isinstance(error, ValueError):
                 raise
             reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
-            raise ValueError(f"{type(module).__name__} does not take the example: {reason}") from error
+            raise ValueError(f"{type(module).__name__} {problem}: {reason}") from error
         finally:
             for name, x in module.named_buffers():
                 if name in buffers:
                     x.copy_(buffers[name])
+
+
+def repeats(module: nn.Module, example: Any, before: Any) -> bool:
+    """Whether another pass gives the same output."""
+    try:
+        compare(before, run(module, example), 0.0)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

@@ -179,8 +179,9 @@ def state_from_weight(
 ) -> dict[str, Tensor]:
     """The entry `weight`, and those of these names, whose effective weight is scale * direction.
 
-    So the original layer loads them. direction: of unit norm. scale: [K, 1...]. gain: the shape of weight_norm's.
-    Where no entries of these names can express any weight (spectral_norm, other parametrizations) the first is
+    So the original layer loads them. direction: of unit norm. scale: [K, 1...]. gain: the shape of
+    weight_norm's. Where no entries of these names can express any weight (spectral_norm, other
+    parametrizations) the first is
     empty: load_state_dict refuses its size, also with strict=False.
     """
     weight = scale * direction

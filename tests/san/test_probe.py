@@ -109,6 +109,22 @@ def test_a_changed_output_is_refused_and_undone(how, says):
     assert isinstance(kept(X), san.SANLogits)
 
 
+def test_an_output_that_differs_from_pass_to_pass_is_named():
+    module, passes = UsesMore(lambda self, h: self.head(h) + len(passes)), []
+    module.register_forward_pre_hook(lambda *args: passes.append(1))
+    with pytest.raises(ValueError, match=r"differs from pass to pass, too: convert it in eval mode"):
+        san.convert(module, "head", example=X)
+
+
+def test_a_module_that_needs_more_of_its_layer_is_named():
+    def reset(self, h):
+        self.head.reset_parameters()
+        return self.head(h)
+
+    with pytest.raises(ValueError, match=r"UsesMore once converted, fails on the example: AttributeError"):
+        san.convert(UsesMore(reset), "head", example=X)
+
+
 def test_a_layer_without_part_in_the_output_is_refused():
     module = UsesMore(lambda self, h: self.head(h))
     module.spare = nn.Linear(3, 1)

@@ -59,3 +59,16 @@ def test_option_types_are_plain():
     assert OPTIONS["generator.cmax"].kind is int
     assert OPTIONS["data.path"].kind is str
     assert OPTIONS["loss.cls_weights"].kind is str
+
+
+def test_the_help_of_losses_names_every_one_that_san_has():
+    import san
+
+    texts = {name: OPTIONS[f"loss.{name}"].about for name in ("d_loss", "g_loss")}
+    about = {name: text.replace(",", " ").replace(";", " ").split() for name, text in texts.items()}
+    assert set(san.DISCRIMINATOR_LOSSES) <= set(about["d_loss"])
+    assert {*san.GENERATOR_OBJECTIVES, *san.FALLING_OBJECTIVES} <= set(about["g_loss"])
+    for name in san.DISCRIMINATOR_LOSSES:
+        TrainConfig().override({"loss.d_loss": name}).validate()
+    for name in (*san.GENERATOR_OBJECTIVES, *san.FALLING_OBJECTIVES):
+        TrainConfig().override({"loss.g_loss": name}).validate()
