@@ -91,6 +91,17 @@ def test_a_printed_command_parses(where, line):
         assert (ROOT / "recipes" / f"{recipe}.yaml").is_file()
 
 
+def test_scripts_that_the_readme_calls_missing_are_missing():
+    """And the scripts that it says work are there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    works = re.search(r"published command lines of (.*?)\.\n", readme, flags=re.DOTALL)[1]
+    missing = re.search(r"Published scripts that are still missing: (.*?)\. ", readme, flags=re.DOTALL)[1]
+    named = [re.findall(r"`(\w+\.py)`", text) for text in (works, missing)]
+    assert len(named[0]) >= 6 and named[1]
+    assert [name for name in named[0] if not (ROOT / name).is_file()] == []
+    assert [name for name in named[1] if (ROOT / name).exists()] == [], "the README may say so"
+
+
 def test_a_wrong_flag_would_be_found():
     import train
 
