@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from training.config import TrainConfig
+from training.run_folder import kimg_text
 
 WINDOW = 5  # ticks whose median is looked at: one odd tick raises no alarm
 STREAK = 3  # and so many windows in a row
@@ -46,7 +47,7 @@ class Alarm:
     @property
     def line(self) -> str:
         """One line of text."""
-        return f"{self.seen}, since {self.since_kimg:g} kimg. Try {self.advice}"
+        return f"{self.seen}, since {kimg_text(self.since_kimg)} kimg. Try {self.advice}"
 
 
 def excerpt(record: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
         return None
     peak = int(np.argmax(grown))
     who = ("the classes", "class means") if name == "Variety/between" else ("samples of a class" if cfg.data.cond else "the images", "features")
-    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's (at best {grown[peak]:.2f}, at {x[peak]:g} kimg)"
+    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's (at best {grown[peak]:.2f}, at {kimg_text(x[peak])} kimg)"
     return (
         float(x[-streak]),
         seen,
@@ -146,7 +147,7 @@ def _worse(metrics: Sequence[tuple[float, float]], name: str, best: str, cfg: Tr
     up, factor = (latest > before, latest / y[place]) if best == "min" else (latest < before, y[place] / max(latest, 1e-12))
     if len(y) - 1 - place < EVALUATIONS or y[place] <= 0 or not up or factor < WORSE:
         return None
-    seen = f"{name or 'the metric'} gets worse: {latest:.4g} now, {y[place]:.4g} at best, at {x[place]:g} kimg"
+    seen = f"{name or 'the metric'} gets worse: {latest:.4g} now, {y[place]:.4g} at best, at {kimg_text(x[place])} kimg"
     return float(x[place]), seen, _advice(cfg, "more data")
 
 
