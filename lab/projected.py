@@ -35,7 +35,7 @@ from torch_utils import images as image_tools
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
-from training.run_folder import good_end
+from training.run_folder import good_end, named_kimg, snapshot_files
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
@@ -84,11 +84,11 @@ class Bench:
         """Write FOLDER/lab.json: a line per snapshot."""
         known = report.read(folder, "lab") or {}
         lines = known.get("snapshots", {}) if known.get("images") == self.count else {}
-        paths = sorted(folder.glob("network-snapshot-*.pkl"))
+        paths = snapshot_files(folder)
         for path in paths:
             if path.name not in lines:
                 pixels, asked = generate(load_generator(str(path)), self.count)
-                found = {"kimg": int(path.stem.rsplit("-", 1)[1])} | (self.judge.scores(pixels, asked) if self.judge else {})
+                found = {"kimg": named_kimg(path)} | (self.judge.scores(pixels, asked) if self.judge else {})
                 lines[path.name] = found | ({"fd_lite0": self.distance(pixels)} if path == paths[-1] else {})
                 accuracy = self.judge.held_out_accuracy if self.judge else None
                 report.write(folder, "lab", {"images": self.count, "accuracy of the classifier on held-out images": accuracy, "snapshots": lines})

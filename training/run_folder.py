@@ -27,29 +27,56 @@ NEWEST_NETWORK, BEST_NETWORK = "network-snapshot.pkl", "best_model.pkl"
 BEST_NIMG_FILE = "best_nimg.txt"  # images shown when BEST_NETWORK was written
 
 
-def _number(nimg: int) -> str:
-    """How the names of snapshots and grids number themselves."""
-    return f"{nimg // 1000:06d}"
+def snapshot_number(nimg: int, last_nimg: int | None) -> str:
+    """The number in the names of a snapshot and its grid at `nimg` images shown, after one at `last_nimg`.
+
+    The published one, thousands of images rounded down: '000012'. Where the snapshot before has that
+    already, the
+    other images follow: '000012_544'. Names sort in the order of training (docs/run-folder.md).
+    """
+    kimg, images = divmod(nimg, 1000)
+    taken = last_nimg is not None and last_nimg // 1000 == kimg
+    return f"{kimg:06d}_{images:03d}" if taken else f"{kimg:06d}"
 
 
 def tensorboard_step(nimg: int) -> int:
-    """The step under which TensorBoard keeps what was measured at `nimg` images shown."""
-    return nimg // 1000
+    """The step under which TensorBoard keeps what was measured at `nimg` images shown.
+
+    Deviation: images, where StyleGAN takes thousands of them and ticks shorter than that share a step.
+    """
+    return nimg
 
 
-def fakes_file(run_dir: Path, nimg: int) -> Path:
-    """The grid of generated images at `nimg` images shown."""
-    return run_dir / f"fakes{_number(nimg)}.png"
+def fakes_file(run_dir: Path, number: str) -> Path:
+    """The grid of generated images of a snapshot (`snapshot_number`)."""
+    return run_dir / f"fakes{number}.png"
 
 
-def snapshot_file(run_dir: Path, nimg: int) -> Path:
-    """The network pickle of `nimg` images shown."""
-    return run_dir / f"network-snapshot-{_number(nimg)}.pkl"
+def fakes_files(run_dir: Path) -> list[Path]:
+    """All grids of generated images with a number, oldest first."""
+    return _numbered(run_dir, "fakes", ".png")
+
+
+def snapshot_file(run_dir: Path, number: str) -> Path:
+    """The network pickle of a snapshot (`snapshot_number`)."""
+    return run_dir / f"network-snapshot-{number}.pkl"
 
 
 def snapshot_files(run_dir: Path) -> list[Path]:
     """All network pickles of a run with a number, oldest first."""
-    return sorted(run_dir.glob("network-snapshot-*.pkl"))
+    return _numbered(run_dir, "network-snapshot-", ".pkl")
+
+
+def named_kimg(path: Path) -> float:
+    """Thousands of images shown, as exactly as the name of a numbered file says it."""
+    kimg, _, images = path.stem.removeprefix("fakes").removeprefix("network-snapshot-").partition("_")
+    return int(kimg) + int(images or 0) / 1000
+
+
+def _numbered(run_dir: Path, start: str, end: str) -> list[Path]:
+    """Files with a snapshot's number between `start` and `end`, in its order; others are somebody else's."""
+    name = re.compile(re.escape(start) + r"[0-9]{1,12}(_[0-9]{3})?" + re.escape(end))
+    return sorted((p for p in run_dir.glob(f"{start}*{end}") if name.fullmatch(p.name)), key=named_kimg)
 
 
 def metric_file(run_dir: Path, metric: str) -> Path:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from PIL import Image
 
 import dataset_tool
 import train
+from dnnlib.util import sha256_file
 from torch_utils import checkpoint, persistence
 from training import build, launch, loop, run_folder, steps
 from training.config import FLAGS as FLAGS_OF_OPTIONS
@@ -180,6 +182,49 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
         assert lines["whole"][-1][name] == lines["killed"][-1][name]
     columns = [sorted((p.name, p.read_bytes()) for p in (tmp_path / d / "contact").iterdir()) for d in ("whole", "killed")]
     assert columns[0] == columns[1] and len(columns[0]) == 5  # at the start, three snapshots, the data
+
+
+def test_every_tick_below_one_kimg_has_a_step_and_files_of_its_own(data, tmp_path, capsys):
+    """And says exactly which: TensorBoard, snapshots, grids, metric records, status lines, the page."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    cfg = config(data, run__kimg=0.056, run__keep_snapshots=3, run__metrics=["fd_lite0_10"])
+    values = iter([3.0, 2.0, 4.0, 5.0])
+
+    def evaluate(G):
+        return [Score("fd_lite0_10", next(values))]
+
+    (tmp_path / "network-snapshot-mine.pkl").touch()
+    loop.train(cfg, str(tmp_path), torch.device("cpu"), evaluate)
+    shown = [0.016, 0.032, 0.048, 0.056]  # the last tick is short
+    printed = capsys.readouterr().out
+    assert [float(x) for x in re.findall(r"^tick .* kimg ([\d.]+) ", printed, flags=re.MULTILINE)] == shown
+    found = events.EventAccumulator(str(tmp_path))
+    found.Reload()
+    for name in ("Progress/kimg", "Loss/D/loss", "Metrics/fd_lite0_10"):
+        assert [point.step for point in found.Scalars(name)] == [16, 32, 48, 56], name
+    snapshots = run_folder.snapshot_files(tmp_path)
+    kept = [f"network-snapshot-000000_0{i}.pkl" for i in (32, 48, 56)]
+    assert [p.name for p in snapshots] == kept
+    assert (tmp_path / "network-snapshot-mine.pkl").exists()
+    contents = [persistence.read_network_pickle(p, strict=False) for p in snapshots]
+    assert [content["provenance"]["nimg"] for content in contents] == [32, 48, 56]
+    lines = [json.loads(x) for x in (tmp_path / "metric-fd_lite0_10.jsonl").read_text().splitlines()]
+    names = ["network-snapshot-000000.pkl", *(p.name for p in snapshots)]
+    assert [(x["kimg"], x["snapshot_pkl"]) for x in lines] == list(zip(shown, names, strict=True))
+    assert (tmp_path / "best_nimg.txt").read_text() == "32\n"
+    assert (tmp_path / "best_model.pkl").read_bytes() == snapshots[0].read_bytes()
+    grids = run_folder.fakes_files(tmp_path)
+    assert [p.name for p in grids] == ["fakes000000.png", *(f"fakes000000_0{i}.png" for i in (32, 48, 56))]
+    for grid, nimg, name in zip(grids, (16, 32, 48, 56), names, strict=True):
+        text = Image.open(grid).text
+        assert (text["nimg"], text["network"], text["run_seed"]) == (str(nimg), name, str(cfg.run.seed))
+        if (tmp_path / name).exists():
+            assert text["network_sha256"] == sha256_file(tmp_path / name)
+    assert Image.open(tmp_path / "reals.png").text["data_hash"]
+    sheet = Image.open(tmp_path / "contact-sheet.png").text
+    assert sheet["kimg"] == "0,0.016,0.032,0.048,0.056" and sheet["data"]
+    page = (tmp_path / "report.html").read_text()
+    assert "generated, 0.056 kimg" in page and "network-snapshot-000000_032.pkl" in page
 
 
 def test_a_tick_that_restarts_cut_is_reported_whole(data, tmp_path):

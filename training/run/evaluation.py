@@ -50,24 +50,24 @@ class Evaluation:
         for i, score in enumerate(self.evaluate(state.G_ema)):
             improved = i == 0 and _is_best(score, state.progress)
             if distributed.is_main():
-                self._record(score, state.progress.nimg, improved)
+                self._record(score, state.progress, improved)
         state.progress.unscored = False
         return True
 
-    def _record(self, score: Score, nimg: int, improved: bool) -> None:
+    def _record(self, score: Score, progress: Progress, improved: bool) -> None:
         print(f"  {score.name} {score.value:.4f}" + ("  (best so far)" if improved else ""), flush=True)
         line = {
             "metric": score.name,
             "results": {score.name: score.value},
             "lower_is_better": score.lower_is_better,
-            "kimg": nimg / 1000,
+            "kimg": progress.nimg / 1000,
             **(score.record or {}),
-            "snapshot_pkl": run_folder.snapshot_file(self.run_dir, nimg).name,
+            "snapshot_pkl": run_folder.snapshot_file(self.run_dir, progress.snapshot).name,
         }
         run_folder.append_jsonl(run_folder.metric_file(self.run_dir, score.name), line)
-        self.statistics.scalars({f"Metrics/{score.name}": score.value}, nimg)
+        self.statistics.scalars({f"Metrics/{score.name}": score.value}, progress.nimg)
         if improved:
-            self.snapshots.mark_best(nimg)
+            self.snapshots.mark_best(progress)
 
 
 def _is_best(score: Score, progress: Progress) -> bool:

@@ -83,11 +83,12 @@ class Periodic:
         self.clock.next_tick(tick)
 
     def snapshot(self, state: TrainState) -> None:
-        """Fake grid, network pickle, checkpoint. All processes must call it."""
+        """Network pickle, fake grid, contact sheet, checkpoint. All processes must call it."""
+        number = state.progress.number_snapshot()
         if self.main:
-            self.grids.fakes(state.G_ema, state.progress.nimg)
-            self.watch.column(state)
-            self.snapshots.save(state)
+            about = self.snapshots.save(state)
+            self.grids.fakes(state.G_ema, number, about)
+            self.watch.column(state, about["network"])
         self.save_checkpoint(state)
 
     def score(self, state: TrainState) -> None:

@@ -21,6 +21,7 @@ from training.generator import Generator
 from training.networks import finetune
 from training.networks.stems import BEST, Lineage, Stem, read_stem, stem_file
 from training.run import stop
+from training.run_folder import kimg_text
 from training.state import TrainState
 
 
@@ -99,7 +100,7 @@ def saved_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, r
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is of networks with other options: resume with those of {run_dir} ({reason})") from None
     if distributed.is_main():
-        print(f"Going on from {path} at {state.progress.nimg / 1000:.1f} kimg")
+        print(f"Going on from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
     if cfg.generator.superres:
         take_better_stem(state, cfg.generator, run_dir)
     return state, saved.get("running")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network pickles of a run: network-snapshot-NNNNNN.pkl, the newest as network-snapshot.pkl, the best as best_model.pkl."""
+"""Network pickles of a run: network-snapshot-NNNNNN.pkl, the newest one and the best one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, sha256_file
 from torch_utils import persistence
 from training import run_folder
 from training.build import training_set_kwargs
 from training.bundle import bundle
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
-from training.state import TrainState
+from training.state import Progress, TrainState
 
 
 class Snapshots:
@@ -26,21 +26,25 @@ class Snapshots:
     def __init__(self, cfg: TrainConfig, run_dir: Path, dataset: ImageDataset) -> None:
         self.cfg, self.run_dir, self.dataset = cfg, run_dir, dataset
 
-    def save(self, state: TrainState) -> None:
-        """Write the pickle, point network-snapshot.pkl at it, remove more than --keep-snapshots."""
-        path = run_folder.snapshot_file(self.run_dir, state.progress.nimg)
+    def save(self, state: TrainState) -> dict[str, Any]:
+        """Write the pickle, point network-snapshot.pkl at it, remove more than --keep-snapshots.
+
+        Returns what pictures say of it: network, network_sha256, nimg (docs/run-folder.md).
+        """
+        path = run_folder.snapshot_file(self.run_dir, state.progress.snapshot)
         persistence.save_network_pickle(str(path), network_pickle(self.cfg, self.dataset, state))
         run_folder.replace_with_copy(path, self.run_dir / run_folder.NEWEST_NETWORK)
         if self.cfg.run.keep_snapshots > 0:
             for old in run_folder.snapshot_files(self.run_dir)[: -self.cfg.run.keep_snapshots]:
                 old.unlink()
+        return {"network": path.name, "network_sha256": sha256_file(path), "nimg": state.progress.nimg}
 
-    def mark_best(self, nimg: int) -> None:
-        """Keep the snapshot of `nimg` images as best_model.pkl, and the number as best_nimg.txt."""
-        snapshot = run_folder.snapshot_file(self.run_dir, nimg)
+    def mark_best(self, progress: Progress) -> None:
+        """Keep the newest snapshot as best_model.pkl, and its number of images shown as best_nimg.txt."""
+        snapshot = run_folder.snapshot_file(self.run_dir, progress.snapshot)
         run_folder.replace_with_copy(snapshot, self.run_dir / run_folder.BEST_NETWORK)
         with atomic_write(self.run_dir / run_folder.BEST_NIMG_FILE, "w") as f:
-            f.write(f"{nimg}\n")
+            f.write(f"{progress.nimg}\n")
 
 
 def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Statistics:
         mean = self.collector.mean
         fields = [
             f"tick {progress.tick:<5d}",
-            f"kimg {progress.nimg / 1000:<8.1f}",
+            f"kimg {run_folder.kimg_text(progress.nimg / 1000):<8s}",
             f"trained {format_time(progress.seconds):<12s}",
             f"eta {clock.eta(progress):<12s}",
             f"sec/kimg {tick.sec_per_kimg:<8.2f}",

@@ -22,6 +22,7 @@ import numpy as np
 
 from training.config import TrainConfig
 from training.run_folder import kimg_text
+from training.watch.ticks import number
 
 WINDOW = 5  # ticks whose median is looked at: one odd tick raises no alarm
 STREAK = 3  # and so many windows in a row
@@ -84,10 +85,7 @@ def new_ones(found: Iterable[Alarm], told: Iterable[dict[str, Any]]) -> list[Ala
 
 
 def _value(record: dict[str, Any], name: str) -> float:
-    value = record.get(name)
-    if isinstance(value, dict):
-        value = value.get("mean")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else math.nan
+    return number(record.get(name))
 
 
 def _series(stats: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +114,8 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
         return None
     peak = int(np.argmax(grown))
     who = ("the classes", "class means") if name == "Variety/between" else ("samples of a class" if cfg.data.cond else "the images", "features")
-    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's (at best {grown[peak]:.2f}, at {kimg_text(x[peak])} kimg)"
+    best_at = f"at best {grown[peak]:.2f}, at {kimg_text(x[peak])} kimg"
+    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's ({best_at})"
     return (
         float(x[-streak]),
         seen,

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +28,20 @@ class Grids:
 
     def begin(self, G: Generator) -> None:
         """Write reals.png and fakes_init.png."""
-        self._save(self._reals(), self.run_dir / run_folder.REALS_FILE)
-        self._save(self._fakes(G), self.run_dir / run_folder.FAKES_INIT_FILE)
+        data = {"data": self.dataset.name, "data_hash": self.dataset.content_hash()}
+        self._save(self._reals(), run_folder.REALS_FILE, data)
+        self._save(self._fakes(G), run_folder.FAKES_INIT_FILE, {"nimg": 0, "truncation": 1})
 
-    def fakes(self, G: Generator, nimg: int) -> None:
-        """Write fakesNNNNNN.png of G at `nimg` images shown."""
-        self._save(self._fakes(G), run_folder.fakes_file(self.run_dir, nimg))
+    def fakes(self, G: Generator, number: str, about: Mapping[str, Any]) -> None:
+        """Write fakesNNNNNN.png of G. number: of its snapshot; about: what the file says of that."""
+        path = run_folder.fakes_file(self.run_dir, number)
+        self._save(self._fakes(G), path.name, {**about, "truncation": 1})
 
-    def _save(self, pixels: torch.Tensor, path: Path) -> None:
-        images.save_png(images.grid(pixels, self.columns), str(path))
+    def _save(self, pixels: torch.Tensor, name: str, about: Mapping[str, Any]) -> None:
+        labelled = self.dataset.label_dim > 0
+        classes = spaced_labels(self.dataset.label_dim, self.rows) if labelled else None
+        text = {**about, "run_seed": self.seed, "classes": classes}
+        images.save_png(images.grid(pixels, self.columns), self.run_dir / name, text)
 
     def _reals(self) -> torch.Tensor:
         """uint8 [columns * rows, C, H, W]."""

@@ -34,6 +34,7 @@ from markupsafe import Markup
 from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time, reason
 from torch_utils import images
+from training import run_folder
 from training.config import TrainConfig, describe, from_json
 from training.run_folder import good_end, kimg_text, read_json, read_jsonl
 from training.watch import estimate, plots, sheets, ticks
@@ -199,14 +200,14 @@ def _jpeg(image: PIL.Image.Image, budget: int) -> bytes:
 
 def newest_grid(folder: Path) -> Path | None:
     """The newest fakesNNNNNN.png."""
-    numbered = ((p.stem.removeprefix("fakes"), p) for p in folder.glob("fakes*.png"))
-    found = [(int(digits), p) for digits, p in numbered if digits.isdecimal()]
-    return max(found)[1] if found else None
+    return next(reversed(run_folder.fakes_files(folder)), None)
 
 
 def grid_kimg(path: Path) -> float:
-    """Thousands of images shown when a fakesNNNNNN.png was drawn: as written in it, else by its name."""
-    return float(path.stem.removeprefix("fakes"))
+    """Thousands of images shown when a fakesNNNNNN.png was drawn: as its file says, else its name."""
+    with contextlib.suppress(OSError, ValueError, KeyError), PIL.Image.open(path) as image:
+        return int(image.info["nimg"]) / 1000
+    return run_folder.named_kimg(path)
 
 
 def _short(value: float, form: str = ".3g") -> str:
@@ -332,7 +333,7 @@ def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, 
     pixels = images.grid(sheets.columns_grid([cells for _, cells in columns]), len(columns))
     return {
         "picture": _squeezed(sheets.FILE, PIL.Image.fromarray(pixels), width, budget),
-        "heads": [heading for heading, _ in columns],
+        "heads": sheets.headings(columns),
         "rows": rows,
         "note": _classes_note(run, len(rows)),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -42,13 +43,16 @@ class ContactSheet:
             if shown > nimg:
                 path.unlink()
 
-    def add(self, G: Generator, nimg: int) -> None:
-        """Draw G's column and the sheet."""
+    def add(self, G: Generator, nimg: int, network: str | None = None) -> None:
+        """Draw G's column and the sheet. network: the name of G's file."""
         folder = self.run_dir / FOLDER
         folder.mkdir(exist_ok=True)
         if not (folder / DATA_FILE).exists():
-            images.save_png(images.grid(_shrink(self._reals()), 1), folder / DATA_FILE)
-        images.save_png(images.grid(_shrink(self._draw(G)), 1), folder / f"{nimg:09d}.png")
+            reals = images.grid(_shrink(self._reals()), 1)
+            images.save_png(reals, folder / DATA_FILE, self._about(data=True))
+        # Without the file's hash: a run that was stopped and goes on draws the same column, to the byte.
+        text = {"nimg": nimg, "network": network, "truncation": 1, **self._about()}
+        images.save_png(images.grid(_shrink(self._draw(G)), 1), folder / f"{nimg:09d}.png", text)
         while len(columns := _column_files(self.run_dir)) > MAX_COLUMNS:
             at = [shown for shown, _ in columns]
             gaps = [at[i + 1] - at[i - 1] for i in range(1, len(at) - 1)]  # the first and the last stay
@@ -74,6 +78,11 @@ class ContactSheet:
             picks = np.concatenate([np.resize(own if len(own) else order, PER_CLASS) for own in of_class])
         return torch.stack([torch.from_numpy(np.array(self.dataset[int(i)][0])) for i in picks])
 
+    def _about(self, data: bool = False) -> dict[str, Any]:
+        """What files say: which classes, drawn from which seed; with data, of which images."""
+        known = {"data": self.dataset.name, "data_hash": self.dataset.content_hash()} if data else {}
+        return {"run_seed": self.seed, "classes": self.classes or None, **known}
+
     def row_names(self) -> list[str]:
         """What the rows show, a name per class (each has PER_CLASS rows), or per latent without classes."""
         names = self.dataset.class_names or [f"class {i}" for i in range(self.dataset.label_dim)]
@@ -87,7 +96,6 @@ class ContactSheet:
         cells = columns_grid([cells for _, cells in columns])
         names = self.row_names()
         rows = [name for name in names for _ in range(self.rows // len(names))]
-        headings = [heading for heading, _ in columns]
         left_out = self.dataset.label_dim - len(self.classes)
         caption = f"{len(self.classes)} of {self.dataset.label_dim:,} classes; the others are left out"
         sheet = images.labelled_grid(
@@ -95,10 +103,11 @@ class ContactSheet:
             rows,
             len(columns),
             min_cell=48,
-            column_labels=headings,
+            column_labels=headings(columns),
             caption=caption if left_out > 0 else None,
         )
-        images.save_png(sheet, self.run_dir / FILE)
+        kimg = ",".join(kimg_text(nimg / 1000) for nimg, _ in columns if nimg is not None)
+        images.save_png(sheet, self.run_dir / FILE, {"kimg": kimg, **self._about(data=True)})
 
 
 def _column_files(run_dir: Path) -> list[tuple[int, Path]]:
@@ -107,17 +116,14 @@ def _column_files(run_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(stem), path) for stem, path in found if stem.isdecimal())
 
 
-def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[str, np.ndarray]]:
-    """Heading (kimg, or "data") and cells, uint8 [rows, cell, cell, 3], of each column, the data's last.
+def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[int | None, np.ndarray]]:
+    """Images shown (None: the data) and cells, uint8 [rows, cell, cell, 3], of each column, the data's last.
 
-    A damaged column, or one of another size or number of rows than `rows` (None: than the first), is left
-    out.
+    A damaged column, or one of another size or number of rows than `rows` (None: of the first), is left out.
     """
-    shown = _column_files(run_dir)
-    headings = _distinct([nimg / 1000 for nimg, _ in shown])
-    files = [*zip(headings, (path for _, path in shown), strict=True), ("data", run_dir / FOLDER / DATA_FILE)]
-    columns: list[tuple[str, np.ndarray]] = []
-    for heading, path in files:
+    files: list[tuple[int | None, Path]] = [*_column_files(run_dir), (None, run_dir / FOLDER / DATA_FILE)]
+    columns: list[tuple[int | None, np.ndarray]] = []
+    for nimg, path in files:
         try:
             with PIL.Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
@@ -126,22 +132,22 @@ def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[str, np.n
         cell = pixels.shape[1]
         wanted = (rows or pixels.shape[0] // cell, cell, cell, 3) if not columns else columns[0][1].shape
         if pixels.shape == (wanted[0] * wanted[1], wanted[2], 3):
-            columns.append((heading, pixels.reshape(wanted)))
+            columns.append((nimg, pixels.reshape(wanted)))
     return columns
+
+
+def headings(columns: Sequence[tuple[int | None, np.ndarray]]) -> list[str]:
+    """kimg of each column in as few decimals as tell them apart, or "data"."""
+    shown = [nimg for nimg, _ in columns if nimg is not None]
+    least = 0 if all(nimg >= 1000 or nimg == 0 for nimg in shown) else 1
+    texts = ([f"{nimg / 1000:.{decimals}f}" for nimg in shown] for decimals in range(least, 4))
+    chosen = next(found for found in texts if len(set(found)) == len(found))
+    return chosen + ["data"] * (len(columns) - len(shown))
 
 
 def columns_grid(columns: Sequence[np.ndarray]) -> np.ndarray:
     """Columns, uint8 [rows, cell, cell, 3] each, as uint8 [rows * columns, 3, cell, cell], row by row."""
     return np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]).transpose(0, 3, 1, 2)
-
-
-def _distinct(kimg: Sequence[float]) -> list[str]:
-    """Headings in as few digits as tell them apart."""
-    for decimals in range(3):
-        headings = [f"{value:.{decimals}f}" for value in kimg]
-        if len(set(headings)) == len(headings) and (decimals or all(v >= 1 or not v for v in kimg)):
-            return headings
-    return [kimg_text(value) for value in kimg]
 
 
 def _shrink(x: torch.Tensor) -> torch.Tensor:

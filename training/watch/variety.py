@@ -35,7 +35,7 @@ from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks.reader import load
-from training.run_folder import read_json
+from training.run_folder import read_json, snapshot_files
 
 MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
 MIN_IMAGES = 16
@@ -165,7 +165,7 @@ def main() -> int:
         dataset = build.make_dataset(cfg.data, cfg.run.seed)
         D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
         variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)
-        for path in sorted(folder.glob("network-snapshot-*.pkl")):
+        for path in snapshot_files(folder):
             within, between = variety.measure(load(str(path)).eval(), psi)
             print(f"{path.name}  within {within:.3f}" + ("" if between is None else f"  between {between:.3f}"), flush=True)
     except (ValueError, OSError) as err:

@@ -86,9 +86,9 @@ class Watch:
     def _scores(self, name: str) -> list[dict[str, Any]]:
         return [r for r in read_jsonl(self.run_dir / f"metric-{name}.jsonl") if "kimg" in r and isinstance(r.get("results"), dict)]
 
-    def column(self, state: TrainState) -> None:
-        """The contact sheet's column of a snapshot. Main process."""
-        self.sheet.add(state.G_ema, state.progress.nimg)
+    def column(self, state: TrainState, network: str) -> None:
+        """The contact sheet's column of a snapshot. network: its file's name. Main process."""
+        self.sheet.add(state.G_ema, state.progress.nimg, network)
 
     def redraw(self, page: bool) -> None:
         """curves.png and, if asked for, report.html. Main process."""

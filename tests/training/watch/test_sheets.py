@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 import torch
 
+import dnnlib.util
 from tests.toy_data import write_dataset
 from training.data.dataset import ImageDataset
 from training.watch import sheets
@@ -57,6 +58,34 @@ def test_columns_are_times(tmp_path, names):
     shades = [image[-cell // 2, left + int((i + 0.5) * cell)].tolist() for i in range(3)]
     assert [[abs(v - s) <= 1 for v in pixel] for pixel, s in zip(shades, (40, 120, 200), strict=True)] == [[True] * 3] * 3
     assert image[-cell:, -cell:].std() > 10  # the data
+
+
+def test_headings_tell_columns_apart():
+    def texts(*shown):
+        return sheets.headings([(nimg, np.zeros(0)) for nimg in shown])
+
+    assert texts(0, 4000, 8000, None) == ["0", "4", "8", "data"]
+    assert texts(0, 4096, 8192) == ["0", "4", "8"]
+    assert texts(0, 512, 1024) == ["0.0", "0.5", "1.0"]
+    assert texts(0, 25_000_064, 25_000_128) == ["0.00", "25000.06", "25000.13"]
+    assert texts(16, 17) == ["0.016", "0.017"] and texts(None) == ["data"] and texts() == []
+
+
+def test_classes_that_are_left_out_are_counted(tmp_path):
+    """In the picture and in its text."""
+    sheet, c_dim = _sheet(tmp_path / "few")
+    sheet.add(_Grey(100, c_dim), 0, "n.pkl")
+    few = PIL.Image.open(tmp_path / "few" / sheets.FILE)
+    many, c_dim = _sheet(tmp_path / "many", [f"c{i}" for i in range(40)])
+    many.add(_Grey(100, c_dim), 0, "n.pkl")
+    picture = PIL.Image.open(tmp_path / "many" / sheets.FILE)
+    rows = many.rows * 48
+    below = np.asarray(picture)[-(picture.height - (few.height - sheet.rows * 48) - rows) :]
+    assert len(below) > 10 and below.min() < 100, "a line of text"
+    assert len(dnnlib.util.parse_int_list(picture.text["classes"])) == sheets.CLASSES == len(many.row_names())
+    column = PIL.Image.open(tmp_path / "many" / sheets.FOLDER / "000000000.png").text
+    assert (column["nimg"], column["network"], column["run_seed"]) == ("0", "n.pkl", "0")
+    assert str(tmp_path) not in str(picture.text) + str(column)
 
 
 def test_bounded_and_spread(tmp_path):
