@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from dnnlib import outputs
+from dnnlib import bounded, outputs
 from image_data import archives
 from image_data import labels as label_rule
 from image_data.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
@@ -220,9 +220,8 @@ def _parse_class_names(text: str | None) -> list[str] | None:
     if not text.startswith("@"):
         return [name.strip() for name in text.split(",")]
     try:
-        with open(text[1:], encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in bounded.read_text(text[1:]).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise ValueError(f"class names {text}: {error}") from None
 
 

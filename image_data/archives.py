@@ -32,10 +32,15 @@ SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's: what its n######## folder
 # bound, WMF is for Windows alone, and the others are recognised but not decoded.
 NOT_READ = frozenset(["BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"])
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
-MAX_INDEX_BYTES = 4 * 2**30  # dataset.json of millions of images
+# dataset.json, which takes ten times its size in memory: so much in any case, so much for each image (a one-hot label of 1,500 classes),
+# and no more at all. Lists and objects in it take most, a pair for each image and a few in the metadata.
+INDEX_BYTES, INDEX_BYTES_PER_IMAGE, MAX_INDEX_BYTES = 4 * 2**20, 8 * 2**10, 2**30
+INDEX_CONTAINERS, INDEX_CONTAINERS_PER_IMAGE = 100_000, 4
 MAX_CLASSES = 2**24  # a larger label is a mistake, and would be allocated for
+MAX_NAMELESS_CLASSES = 2**15  # that a set of fewer images may have without naming them; ImageNet-21k has 21,841
 MAX_ENTRY_RATIO = 200  # unpacked : packed, from RATIO_FLOOR_BYTES on; photographs stay below 10
 RATIO_FLOOR_BYTES = 16 * 2**20
+MAX_OFFSET = 2**62  # into a zip; the system takes no larger ones
 ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the earliest date a zip can hold
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -94,11 +99,14 @@ class ZipReader:
                     self._fd = os.open(self.path, os.O_RDONLY)
         return self._fd
 
-    def read(self, entry: Entry) -> bytes:
-        """The entry's bytes, its CRC checked. Raises ValueError (one line, without the archive's path) on damage or a zip bomb."""
-        check_entry_size(entry)
+    def read(self, entry: Entry, limit: int | None = None) -> bytes:
+        """The entry's bytes, at most `limit` (None: an image's), its CRC checked.
+
+        Raises ValueError (one line, without the archive's path) on damage or a zip bomb.
+        """
+        check_entry_size(entry, MAX_ENTRY_BYTES if limit is None else limit)
         fd = self._descriptor()
-        header = os.pread(fd, 30, entry.offset)
+        header = os.pread(fd, 30, entry.offset) if entry.offset < MAX_OFFSET else b""
         if len(header) < 30 or header[:4] != b"PK\3\4":
             raise ValueError(f"{entry.name}: damaged zip entry (no local header)")
         name_size, extra_size = struct.unpack("<HH", header[26:30])
@@ -122,16 +130,16 @@ class FolderReader:
     def close(self) -> None:
         pass
 
-    def read(self, entry: Entry) -> bytes:
-        """The file's bytes. Raises ValueError when it cannot be read or is larger than an image may be."""
-        limit = MAX_INDEX_BYTES if entry.name == INDEX_NAME else MAX_ENTRY_BYTES
+    def read(self, entry: Entry, limit: int | None = None) -> bytes:
+        """The file's bytes, at most `limit` (None: an image's). Raises ValueError when it cannot be read or is larger."""
+        limit = MAX_ENTRY_BYTES if limit is None else limit
         try:
             with open(os.path.join(self.path, *entry.name.split("/")), "rb") as file:
                 data = file.read(limit + 1)
         except OSError as error:
             raise ValueError(f"{entry.name}: {error.strerror or error}") from None
         if len(data) > limit:
-            raise ValueError(f"{entry.name}: larger than {limit // 2**20} MiB")
+            raise ValueError(f"{entry.name}: larger than {limit / 2**20:.0f} MiB")
         return data
 
 
@@ -262,14 +270,15 @@ def _pread_all(fd: int, count: int, offset: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def check_entry_size(entry: Entry) -> None:
-    """Refuse zip entries no image could have: too large, or unpacking to absurdly more than is stored."""
-    limit = MAX_INDEX_BYTES if entry.name == INDEX_NAME else MAX_ENTRY_BYTES
+def check_entry_size(entry: Entry, limit: int) -> None:
+    """Refuse zip entries that are larger than `limit`, or no image: unpacking to absurdly more than is stored, or stored in more than it has."""
     if entry.size > limit:
-        raise ValueError(f"{entry.name}: unpacks to {entry.size / 2**20:.0f} MiB, over the limit of {limit // 2**20} MiB (zip bomb?)")
+        raise ValueError(f"{entry.name}: unpacks to {entry.size / 2**20:.0f} MiB, over the limit of {limit / 2**20:.0f} MiB (zip bomb?)")
     ratio = entry.size / max(entry.stored_size, 1)
     if entry.size > RATIO_FLOOR_BYTES and ratio > MAX_ENTRY_RATIO and entry.name != INDEX_NAME:
         raise ValueError(f"{entry.name}: unpacks to {ratio:.0f} times its stored size, over the limit of {MAX_ENTRY_RATIO} (zip bomb?)")
+    if entry.stored_size > (entry.size if entry.method == zipfile.ZIP_STORED else entry.size + entry.size // 4 + 1024):
+        raise ValueError(f"{entry.name}: damaged zip entry (size or CRC differs from the directory)")
 
 
 def check_name(name: str, where: str) -> str:
@@ -320,6 +329,8 @@ def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Ar
         return _list_folder(path, follow_links)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: neither a file nor a folder")  # a pipe would be waited for
     return _list_zip(path)
 
 
@@ -327,7 +338,7 @@ def _list_zip(path: str) -> Archive:
     try:
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
         raise ValueError(f"{path}: not a readable zip file ({error})") from None
     archive = Archive(path, ZipReader(path))
     seen: set[str] = set()
@@ -488,6 +499,22 @@ def below(archive: Archive, prefix: str) -> Archive:
     return part
 
 
+def _read_index_json(archive: Archive, where: str) -> tuple[bytes, Any]:
+    """(dataset.json, what it says), of a size that the number of images explains. Raises ValueError."""
+    assert archive.index is not None
+    limit = min(INDEX_BYTES + INDEX_BYTES_PER_IMAGE * len(archive.images), MAX_INDEX_BYTES)
+    try:
+        raw = archive.reader.read(archive.index, limit)
+    except ValueError as error:
+        raise ValueError(f"{archive.path}: {error}") from None
+    if raw.count(b"[") + raw.count(b"{") > INDEX_CONTAINERS + INDEX_CONTAINERS_PER_IMAGE * len(archive.images):
+        raise ValueError(f"{where} has more lists and objects than {len(archive.images):,} images explain")
+    try:
+        return raw, json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error})") from None
+
+
 def read_index(archive: Archive) -> Index:
     """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}; an empty Index without one, or for {}.
 
@@ -496,14 +523,7 @@ def read_index(archive: Archive) -> Index:
     if archive.index is None:
         return Index(None, 0, None, {}, b"")
     where = f"{archive.path}: {archive.prefix}{INDEX_NAME}"
-    try:
-        raw = archive.reader.read(archive.index)
-    except ValueError as error:
-        raise ValueError(f"{archive.path}: {error}") from None
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON ({error})") from None
+    raw, content = _read_index_json(archive, where)
     if not isinstance(content, dict):
         raise ValueError(f'{where} must be an object with "labels", not a {type(content).__name__}')
     if content and "labels" not in content:
@@ -519,6 +539,11 @@ def read_index(archive: Archive) -> Index:
         if num_classes > len(class_names):
             raise ValueError(f'{where}: label {num_classes - 1} has no name, "class_names" has {len(class_names)}')
         num_classes = len(class_names)
+    elif num_classes > max(MAX_NAMELESS_CLASSES, len(archive.images)):
+        raise ValueError(
+            f'{where}: label {num_classes - 1} is a mistake, or needs "class_names" in "metadata": {len(archive.images):,} images '
+            f"without them have at most {MAX_NAMELESS_CLASSES:,} classes"
+        )
     return Index(labels, num_classes, class_names, metadata, raw)
 
 

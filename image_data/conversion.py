@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -42,6 +43,8 @@ from image_data.transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparat
 METADATA_VERSION = 1  # of what `metadata` says; raise it when its meaning, or the pixels made from the same options, change
 CHUNK_BYTES = 2**22  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
 MAX_CHUNK_IMAGES = 64
+MIN_MOST_WORKERS = 32  # may be asked for on any machine
+MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows waits for no more processes at once
 CHUNKS_IN_FLIGHT = 4  # per worker, queued, running or waiting for their turn to be written
 
 In = TypeVar("In")
@@ -134,6 +137,7 @@ class _PrepareTask:
 
     opener: sources.Opener
     preparation: Preparation
+    first: tuple[str, int] | None = None  # name and width of the first image, which others must have; None = not known, or any will do
 
     def __call__(self, refs: list[Any]) -> list[_Item]:
         with warnings.catch_warnings():
@@ -147,9 +151,23 @@ class _PrepareTask:
             return _Item("", 0, 0, None, str(error))
         data = payload if isinstance(payload, bytes) else np.ascontiguousarray(payload).tobytes()
         try:
+            if self.first is not None and (width := _width(payload)) != self.first[1]:
+                raise ValueError(_other_size(width, self.first))
             return _Item(name, len(data), zlib.crc32(data), transforms.prepare(payload, self.preparation))
         except ValueError as error:
             return _Item(name, len(data), zlib.crc32(data), None, f"{name}: {error}")
+
+
+def _width(payload: bytes | np.ndarray) -> int:
+    """Of an image as it is, from its header. Raises ValueError."""
+    if isinstance(payload, bytes):
+        with archives.open_image(payload) as image:
+            return min(image.size)  # they must be square, which the decoder says
+    return min(payload.shape[:2])
+
+
+def _other_size(width: int, first: tuple[str, int]) -> str:
+    return f"is {width}x{width}, but {first[0]} is {first[1]}x{first[1]}: use --resolution"
 
 
 # Writing a data set.
@@ -224,7 +242,7 @@ def parse_resolutions(text: str) -> list[Size]:
     sizes = []
     for part in text.lower().split(","):
         numbers = part.strip().split("x")
-        if len(numbers) > 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+        if len(numbers) > 2 or not all(number.isascii() and number.isdigit() and len(number) < 10 for number in numbers):
             raise ValueError(f"--resolution={text}: {part!r} is not a size; write 64, 64x64, or several as 16,32,64")
         sizes.append((int(numbers[0]), int(numbers[-1])))
     if len(set(sizes)) < len(sizes):
@@ -238,6 +256,8 @@ def _check_sizes(sizes: Sequence[Size], transform: str) -> None:
             raise ValueError(f"--resolution {width}x{height}: the width must be a power of two (16, 32, 64, ...)")
         if width != height and transform != "center-crop-wide":
             raise ValueError(f"--resolution {width}x{height} is not square; only --transform=center-crop-wide fits a wide picture into a square")
+        if width * width > archives.MAX_PIXELS:
+            raise ValueError(f"--resolution {width}x{height}: at most {math.isqrt(archives.MAX_PIXELS):,} pixels wide")
         if not 1 <= height <= width:
             raise ValueError(f"--resolution {width}x{height}: center-crop-wide needs a height between 1 and the width")
     if not sizes and transform != "none":
@@ -339,7 +359,7 @@ class _Consumer:
         if self.first is None:
             self.first = (item.name, width)
             return None
-        return f"{item.name}: is {width}x{width}, but {self.first[0]} is {self.first[1]}x{self.first[1]}: use --resolution"
+        return f"{item.name}: {_other_size(width, self.first)}"
 
 
 @dataclass(frozen=True)
@@ -469,16 +489,27 @@ def _plan(sizes: list[Size], transform: str, filter: str | None, background: str
     return Preparation(tuple(sizes) or (None,), transform, filter or "lanczos", (red, green, blue), compress_level)
 
 
+def _first_image(job: _Job) -> tuple[str, int] | None:
+    """Name and width of the first image, so that none of another size is unpacked; None if it cannot be read, or nothing is to be done."""
+    try:
+        name, payload = job.source.opener.load(job.source.refs[int(job.indices[0])])
+        return name, _width(payload)
+    except (ValueError, IndexError):
+        return None
+
+
 def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], None] | None) -> _Consumer:
     """The pass over the source: refs out to the workers, PNGs back in order, into every data set."""
-    pixels = sum(size[0] * size[0] * 3 if size else CHUNK_BYTES // 4 for size in job.preparation.sizes)
+    first = _first_image(job) if job.preparation.sizes == (None,) else None
+    own = 3 * first[1] ** 2 if first else CHUNK_BYTES // 4
+    pixels = sum(size[0] * size[0] * 3 if size else own for size in job.preparation.sizes)
     chunk = max(1, min(MAX_CHUNK_IMAGES, CHUNK_BYTES // pixels))
     tasks = ([job.source.refs[int(job.indices[i])] for i in positions] for positions in chunked(len(job.indices), chunk))
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_open_dest(path)) for path in job.paths]
         consumer = _Consumer(writers, fail)
-        results: Generator[list[_Item], None, None] = ordered_map(_PrepareTask(job.source.opener, job.preparation), tasks, workers)
+        results: Generator[list[_Item], None, None] = ordered_map(_PrepareTask(job.source.opener, job.preparation, first), tasks, workers)
         stack.callback(results.close)
         for items in results:
             for item in items:
@@ -498,9 +529,9 @@ def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], Non
 
 
 def count_workers(workers: int | None) -> int:
-    """The number asked for, or the cores this process may use. Raises ValueError below 1."""
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers={workers} must be at least 1")
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return workers or 1
+    """The number asked for, or the cores this process may use. Raises ValueError below 1, and for more than could be of use."""
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    most = min(max(MIN_MOST_WORKERS, 4 * cores), MAX_WORKERS)
+    if workers is not None and not 1 <= workers <= most:
+        raise ValueError(f"--workers={workers} must be at least 1 and, with the {cores} cores of this machine, at most {most}")
+    return min(workers or cores, most)

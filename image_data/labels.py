@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib import bounded
 from image_data import archives
 from image_data.archives import Archive, Index
 
@@ -247,10 +248,10 @@ def _synset_text(archive: Archive) -> str:
     """LOC_synset_mapping.txt of a zip, or in or above a folder; '' without one."""
     if isinstance(archive.reader, archives.ZipReader):
         entry = archive.synset_names
-        return archive.reader.read(entry).decode("utf-8", "replace") if entry is not None else ""
+        return archive.reader.read(entry, bounded.MAX_TEXT_BYTES).decode("utf-8", "replace") if entry is not None else ""
     tree = Path(archive.reader.path).resolve()
     files = (folder / archives.SYNSET_NAMES for folder in [tree, *list(tree.parents)[:4]])
-    return next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
+    return next((bounded.read_bytes(file).decode("utf-8", "replace") for file in files if file.is_file()), "")
 
 
 # Folders.

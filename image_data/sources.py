@@ -5,31 +5,28 @@ A source lists its images and labels once, in the calling process. `refs[i]` is 
 (small and picklable too) turns into the image's name and its bytes or pixels, in any process.
 """
 
-import contextlib
-import functools
 import gzip
 import io
+import itertools
 import os
-import pickle
 import re
 import struct
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dnnlib import util
-from image_data import archives
+from image_data import archives, cifar
 from image_data import labels as label_rule
 
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801
 MAX_IDX_BYTES = 16 * 2**30  # unpacked
-MAX_CIFAR_BATCH_BYTES = 2**30
+MAX_RATIO, RATIO_FLOOR_BYTES = 100, 16 * 2**20  # unpacked : packed, beyond that many bytes; handwritten digits are at 5
+LMDB_ENTRY_BYTES = 16  # of the file, at least, for each key
 # kind, the file of class names, the batches of training images, the keys of labels and of class names
 CIFAR = (
     ("cifar-10", "batches.meta", [f"data_batch_{i}" for i in range(1, 6)], "labels", "label_names"),
@@ -71,11 +68,11 @@ class LmdbOpener:
         if self._pid != os.getpid():
             self._environment, self._pid = _open_lmdb(self.path), os.getpid()
         name = ref.decode("utf-8", "backslashreplace")
-        with self._environment.begin(buffers=False) as transaction:
+        with self._environment.begin(buffers=True) as transaction:
             data = transaction.get(ref)
-        if data is None or len(data) > archives.MAX_ENTRY_BYTES:
-            raise ValueError(f"{name}: missing or too large")
-        return name, data
+            if data is None or len(data) > archives.MAX_ENTRY_BYTES:
+                raise ValueError(f"{name}: missing or too large")
+            return name, bytes(data)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_environment": None, "_pid": -1}
@@ -190,6 +187,8 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
         return _archive_source(path, "folder", mode, subfolder, follow_links)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: neither a file nor a folder")  # a pipe would be waited for
     if zipfile.is_zipfile(path):
         return _archive_source(path, "zip", mode, subfolder)
     if path.lower().endswith(".zip"):
@@ -201,9 +200,9 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
         return _idx_source(path, mode)
     if magic == IDX_LABELS_MAGIC:
         raise ValueError(f"{path}: an IDX file of labels; give the images file, the labels beside it are found")
-    if tarfile.is_tarfile(path):
-        with _open_tar(path) as tar:
-            return _cifar_source(path, {member.name.removeprefix("./"): member for member in tar}, functools.partial(_tar_member, tar, path))
+    with open(path, "rb") as file:
+        if cifar.is_tar(file):
+            return _cifar_source(path, *cifar.open_tar(path, file))
     raise ValueError(f"{path}: not a folder or zip of images, an IDX image file, a CIFAR-10/100 python tarball or an LMDB folder")
 
 
@@ -243,8 +242,7 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
     tarball = next((name for name in members if re.fullmatch(r"cifar-100?-python\.tar\.gz", name.rpartition("/")[2])), None)
     if tarball is not None:
         where = f"{path}: {tarball}"
-        with _open_tar(where, io.BytesIO(read(members[tarball]))) as tar:
-            return _cifar_source(where, {member.name.removeprefix("./"): member for member in tar}, functools.partial(_tar_member, tar, where))
+        return _cifar_source(where, *cifar.open_tar(where, io.BytesIO(read(members[tarball]))))
     if _find_cifar(members) is not None:
         return _cifar_source(path, members, read)
     images = [name for name in members if re.search(r"images[-.]idx3-ubyte(\.gz)?$", name)]
@@ -255,7 +253,7 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
         raise ValueError(f"{path}: holds {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): give one of them")
 
     def opened(name: str) -> IO[bytes] | None:
-        return _maybe_gzip(io.BytesIO(read(members[name]))) if name in members else None
+        return io.BytesIO(read(members[name])) if name in members else None
 
     source = _idx_pair(f"{path}: ", training[0], opened, mode)
     for name in set(images) - set(training):
@@ -275,7 +273,7 @@ def _maybe_gzip(file: IO[bytes]) -> IO[bytes]:
 
 def _open_idx(path: str) -> IO[bytes] | None:
     """None for a file that is not there."""
-    return _maybe_gzip(open(path, "rb")) if os.path.exists(path) else None
+    return open(path, "rb") if os.path.isfile(path) else None
 
 
 def _idx_magic(path: str) -> int:
@@ -287,9 +285,11 @@ def _idx_magic(path: str) -> int:
 
 
 def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
-    """uint8 array of an IDX stream, shape as its header says."""
+    """uint8 array of an IDX stream, shape as its header says. A packed one cannot say more than its size explains."""
+    most = MAX_RATIO * file.seek(0, os.SEEK_END) + RATIO_FLOOR_BYTES
+    file.seek(0)
     try:
-        with file:
+        with _maybe_gzip(file) as file:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
                 raise ValueError(f"{where}: not an IDX file of bytes with {dimensions} dimension(s)")
@@ -297,6 +297,8 @@ def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
             count = int(np.prod(shape, dtype=object))
             if count > MAX_IDX_BYTES:
                 raise ValueError(f"{where}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}")
+            if count > most:
+                raise ValueError(f"{where}: header claims {list(shape)} = {count} bytes, and the file has no more than {most // MAX_RATIO}")
             data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{where}: damaged IDX file ({error})") from None
@@ -334,48 +336,6 @@ def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], 
 # CIFAR-10/100, python version.
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts of numpy arrays, lists and strings; a pickle that names anything else is refused, so nothing it carries can run."""
-
-    ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-@contextlib.contextmanager
-def _open_tar(path: str, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
-    """A tarball by its path, or from `file`. Damage that is found inside the block becomes a ValueError."""
-    try:
-        with tarfile.open(path if file is None else None, fileobj=file) as tar:
-            yield tar
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged tarball ({error})") from None
-
-
-def _tar_member(tar: tarfile.TarFile, path: str, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member) if member.isfile() else None
-    if file is None or member.size > MAX_CIFAR_BATCH_BYTES:
-        raise ValueError(f"{path}: {member.name} is no file, or claims more than {MAX_CIFAR_BATCH_BYTES} bytes")
-    return file.read()
-
-
-def _cifar_batch(path: str, name: str, data: bytes) -> dict[str, Any]:
-    try:
-        content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
-    except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"{path}: {name} is not a CIFAR batch ({util.reason(error)})") from None
-
-
 def _find_cifar(members: Iterable[str]) -> tuple[str, tuple[str, str, list[str], str, str]] | None:
     """(the folder of CIFAR's files, '' or ending in '/', the entry of CIFAR); None where they are not."""
     known = set(members)
@@ -400,15 +360,9 @@ def _cifar_source(path: str, members: Mapping[str, Any], read: Callable[[Any], b
     missing = next((batch for batch in batches if f"{folder}{batch}" not in members), None)
     if missing is not None:
         raise ValueError(f"{path}: {folder}{missing} is missing")
-    names, *parts = (_cifar_batch(path, f"{folder}{name}", read(members[f"{folder}{name}"])) for name in (meta, *batches))
-    try:
-        pixels = np.concatenate([part["data"] for part in parts])
-        values = np.concatenate([part[label_key] for part in parts])
-        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        class_names = [name.decode() if isinstance(name, bytes) else str(name) for name in names.get(names_key) or []]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: batches do not hold 32x32 images and {label_key} ({util.reason(error)})") from None
-    pixels = np.ascontiguousarray(images)
+    names, *parts = (cifar.batch(f"{path}: {folder}{name}", read(members[f"{folder}{name}"])) for name in (meta, *batches))
+    pixels, values = (np.concatenate(arrays) for arrays in zip(*(cifar.images(path, part, label_key) for part in parts), strict=True))
+    class_names = cifar.class_names(path, names.get(names_key))
     source = array_source(os.path.basename(path), pixels, values, class_names, kind=kind, origin=f"{label_key} of {folder}")
     for name in ("test_batch", "test"):
         if f"{folder}{name}" in members:
@@ -419,11 +373,16 @@ def _cifar_source(path: str, members: Mapping[str, Any], read: Callable[[Any], b
 # LSUN.
 
 
-def _open_lmdb(path: str) -> Any:
+def _lmdb_module(path: str) -> Any:
     try:
         import lmdb
     except ImportError:
         raise ValueError(f"{path}: reading LMDB needs the package lmdb: pip install lmdb") from None
+    return lmdb
+
+
+def _open_lmdb(path: str) -> Any:
+    lmdb = _lmdb_module(path)
     try:
         return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
@@ -435,7 +394,12 @@ def _lmdb_source(path: str) -> Source:
     environment = _open_lmdb(path)
     try:
         with environment.begin(buffers=False) as transaction:
-            keys = list(transaction.cursor().iternext(keys=True, values=False))
+            most = os.path.getsize(os.path.join(path, "data.mdb")) // LMDB_ENTRY_BYTES
+            keys = list(itertools.islice(transaction.cursor().iternext(keys=True, values=False), most + 1))
+    except _lmdb_module(path).Error as error:
+        raise ValueError(f"{path}: damaged LMDB ({error})") from None
     finally:
         environment.close()
+    if len(keys) > most:
+        raise ValueError(f"{path}: damaged LMDB (its pages lead back to each other)")
     return Source(os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys, origin="an LMDB names none")
