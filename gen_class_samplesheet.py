@@ -55,6 +55,7 @@ def main(
     rows = render.class_indices(net, classes)
     centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     total = len(rows) * len(seeds)
+    images.check_picture(f"--classes={classes[:40]} --samples-per-class={samples_per_class}", total, net.G.img_resolution)
     options: dict[str, Any] = {"truncation": truncation, "centroids": centroids, "batch": batch}
     path = Path(outdir) / (f"sheet-{desc}.png" if desc else "sheet.png")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ A seed's image does not depend on what else is generated: on CPUs images are com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def _write_per_seed(
     batch: int,
     **render_kwargs: Any,
 ) -> None:
-    seeds_at_once = max(1, batch // batch_sz)
+    most = images.MAX_PICTURE_PIXELS // (batch_sz * network.G.img_resolution**2)  # as much memory as one picture may take
+    seeds_at_once = max(1, min(batch // batch_sz, most))
     columns = int(np.ceil(np.sqrt(batch_sz)))
     with progress_bar(len(seeds) * batch_sz, "Images") as done:
         for start in range(0, len(seeds), seeds_at_once):
@@ -145,6 +147,7 @@ def main(
     if classes:
         columns = sheet_seeds(numbers, samples_per_class)
         rows = render.class_indices(net, classes)
+        images.check_picture(f"--classes={classes[:40]} with {len(columns)} images of each", len(rows) * len(columns), net.G.img_resolution)
         folder.mkdir(parents=True, exist_ok=True)
         with progress_bar(len(rows) * len(columns), "Images") as done:
             sheet = render.class_sheet(net, rows, columns, done=done, **options)
@@ -153,6 +156,8 @@ def main(
         return
     about["images_per_seed"] = batch_sz if batch_sz > 1 else None
     index = None if class_name is None else render.class_index(net, class_name)
+    in_one_picture = shape[0] * shape[1] if shape else math.ceil(math.sqrt(batch_sz)) ** 2
+    images.check_picture(f"--grid={grid}" if shape else f"--batch-sz={batch_sz}", in_one_picture, net.G.img_resolution)
     folder.mkdir(parents=True, exist_ok=True)
     if shape:
         with progress_bar(len(numbers) * batch_sz, "Images") as done:

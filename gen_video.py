@@ -36,12 +36,14 @@ from torch import Tensor
 import dnnlib.util
 from dnnlib import outputs
 from generation import commands, render
-from torch_utils import images
+from torch_utils import images, memory
 from torch_utils.devices import pick_device
 
 H264 = ("libx264", "libopenh264", "mpeg4")
 CODECS = {".mp4": ("mp4", H264), ".mkv": ("matroska", H264), ".webm": ("webm", ("libvpx-vp9", "libvpx"))}  # ending -> container, encoders
 PICTURES = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+MAX_FRAMES = 10_000_000  # two days at 60 a second
+SPLINE_BYTES = 64  # for a number of a keyframe: itself, and four coefficients of its spline with what is needed to find them
 # Milliseconds in which a format counts, and the shortest delay that browsers keep (a shorter one lasts 100).
 DELAYS = {".gif": (10, 20), ".webp": (1, 11), ".png": (1, 11)}
 
@@ -55,10 +57,29 @@ def arrange(seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle
         if len(seeds) % cells:
             raise ValueError(f"--seeds: {len(seeds)} seeds do not divide among {cells} cells of the grid: change --seeds or give --num-keyframes")
         num_keyframes = len(seeds) // cells
+    if cells * num_keyframes > dnnlib.util.MAX_LIST:
+        raise ValueError(f"--num-keyframes={num_keyframes}: {cells} cells with so many keyframes are more than {dnnlib.util.MAX_LIST:,}")
     order = np.resize(np.arange(len(seeds)), cells * num_keyframes)
     if shuffle_seed is not None:
         np.random.RandomState(shuffle_seed).shuffle(order)
     return order.reshape(cells, num_keyframes)
+
+
+def check_memory(network: render.Network, order: np.ndarray, num_frames: int, output: Path) -> None:
+    """Raises ValueError for a video of which more must be held in memory than is free.
+
+    order: of `arrange`. num_frames: of the whole video, which writers of WebP and PNG hold until they have them all.
+    """
+    cells, keyframes = order.shape
+    held = order.size * network.G.num_ws * network.G.w_dim * SPLINE_BYTES
+    if PICTURES.get(output.suffix.lower(), "GIF") != "GIF":
+        held += 3 * num_frames * cells * network.G.img_resolution**2
+    free = memory.host_free_bytes()
+    if held > free:
+        raise ValueError(
+            f"--output={output}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take {held / 2**30:.1f} GiB of memory, "
+            f"and {free / 2**30:.1f} GiB are free: ask for fewer, or write .mp4 or .gif"
+        )
 
 
 @torch.no_grad()
@@ -254,10 +275,14 @@ def main(
     net = render.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
     centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     chosen = render.class_indices(net, classes) if classes else None
+    images.check_picture(f"--grid={grid}", order.shape[0], net.G.img_resolution)
+    total = order.shape[1] * w_frames
+    if total > MAX_FRAMES:
+        raise ValueError(f"--w-frames={w_frames}: {total:,} frames, and at most {MAX_FRAMES:,} are made")
+    check_memory(net, order, total, Path(output))
     ws = keyframe_styles(net, numbers, chosen, truncation, centroids)[order]
     if order.shape[1] == 1:
         click.echo(f"note: one seed per cell makes a picture that stands still: give more than {columns * rows} seeds", err=True)
-    total = order.shape[1] * w_frames
     plan = timing(total, fps, Path(output).suffix.lower())
     about = render.about(net, numbers, chosen, truncation=truncation, centroids_path=centroids_path)
     with commands.progress_bar(len(plan.frames), "Frames") as done:

@@ -148,7 +148,7 @@ class _Tee(io.TextIOBase):
         self._log = None
 
 
-MAX_LIST = 10_000_000
+MAX_LIST = 2_000_000  # integers of a list on a command line: more than any data set has images to compare with
 
 
 def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
@@ -163,14 +163,15 @@ def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
         raise ValueError("empty; write for example 0,1,4-6")
     values: list[int] = []
     for entry in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", entry)
+        match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", entry)
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
         if match is None:
-            raise ValueError(f"cannot read {entry.strip()!r} in {text!r} as an integer or a range; write for example 0,1,4-6")
+            raise ValueError(f"cannot read {entry.strip()[:40]!r} in {shown!r} as an integer or a range; write for example 0,1,4-6")
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if last < first:
-            raise ValueError(f"range {entry.strip()!r} in {text!r} runs backwards; write {last}-{first}")
+            raise ValueError(f"range {entry.strip()!r} in {shown!r} runs backwards; write {last}-{first}")
         if len(values) + last - first >= MAX_LIST:
-            raise ValueError(f"{text!r} means more than {MAX_LIST:,} integers")
+            raise ValueError(f"{shown!r} means more than {MAX_LIST:,} integers")
         values.extend(range(first, last + 1))
     return values
 

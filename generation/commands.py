@@ -24,8 +24,8 @@ TRUST_HELP = "run a pickle that cannot be read otherwise. It is a program then: 
 def parse_grid(text: str) -> tuple[int, int]:
     """'8x4' -> (8 columns, 4 rows). Raises ValueError."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--grid={text}: say columns x rows, for example 8x4")
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
+        raise ValueError(f"--grid={text[:40]}: say columns x rows, for example 8x4")
     return int(parts[0]), int(parts[1])
 
 
@@ -114,6 +114,8 @@ def sheet_seeds(seeds: Sequence[int], samples_per_class: int | None) -> list[int
         return list(seeds)
     if len(seeds) != 1:
         raise ValueError(f"--samples-per-class={samples_per_class} does not go with {len(seeds)} seeds: give one seed, or as many")
+    if samples_per_class > dnnlib.util.MAX_LIST:
+        raise ValueError(f"--samples-per-class={samples_per_class}: at most {dnnlib.util.MAX_LIST:,}")
     if seeds[0] + samples_per_class - 1 > MAX_SEED:
         raise ValueError(f"seed {seeds[0] + samples_per_class - 1}: seeds go up to {MAX_SEED}")
     return list(range(seeds[0], seeds[0] + samples_per_class))

@@ -54,6 +54,7 @@ __all__ = [
 ]  # fmt: skip
 
 LABEL_RULES = ("dataset", "uniform")
+MAX_BATCH = 4096  # images at a time
 
 
 class Evaluator:
@@ -295,8 +296,8 @@ def _check_options(metrics: Sequence[registry.Metric], dataset: Any, labels: str
         raise ValueError(f"covariance {covariance!r}: say {' or '.join(map(repr, registry.COVARIANCES))}")
     if covariance == registry.UNBIASED and not any(metric.family.has_covariance for metric in metrics):
         raise ValueError(f"--covariance={covariance} has no effect on {', '.join(m.name for m in metrics)}: leave it out, or add a Frechet distance")
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch must be at least 1 and at most {MAX_BATCH}, got {batch}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
     needing = [metric.name for metric in metrics if metric.family.needs_real]

@@ -31,6 +31,7 @@ from metrics import fid, inception_score, kid, precision_recall
 from metrics.statistics import FeatureArray, Moments, Store
 
 DEFAULT_NUM_GEN = 50_000
+MAX_NUM_GEN = 10_000_000
 INCEPTION = "inception-2015-12-05"
 LITE0 = "lite0"
 LITE0_REAL_IMAGES = 10_000  # of fd_lite0_<count>; docs/metrics.md has the measurement
@@ -147,8 +148,10 @@ def _spell_count(count: int) -> str:
 def make(family: Family, num_gen: int, full: bool) -> Metric:
     """The metric of a family with `num_gen` generated images, under its one spelling.
 
-    Raises ValueError if that is fewer than the number needs.
+    Raises ValueError if that is fewer than the number needs, or more than anybody waits for.
     """
+    if num_gen > MAX_NUM_GEN:
+        raise ValueError(f"metric {family.name} of {str(num_gen)[:20]} generated images: at most {MAX_NUM_GEN:,}")
     if num_gen < family.min_images:
         raise ValueError(f"metric {family.name} needs at least {family.min_images} generated images, got {num_gen}")
     full = full and family.needs_real
@@ -161,7 +164,7 @@ def make(family: Family, num_gen: int, full: bool) -> Metric:
 def parse_metric(name: str, num_gen: int | None = None) -> Metric:
     """The metric that `name` means; `num_gen` replaces the count in it. Raises ValueError with the nearest known name."""
     for family in sorted(FAMILIES.values(), key=lambda f: -len(f.name)):
-        pattern = rf"{family.name}(?:{family.count_separator}(\d+)(k?))?(_full)?"
+        pattern = rf"{family.name}(?:{family.count_separator}(\d{{1,18}})(k?))?(_full)?"
         match = re.fullmatch(pattern, name)
         if match:
             digits, thousands, full = match.groups()

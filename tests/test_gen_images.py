@@ -279,6 +279,45 @@ def test_a_row_of_several_classes_names_them():
     assert rows == ["3 d", "1 b, 2 c", "1 b to 3 d", "5 f, 1 b, 2 c"]
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds=0-1000000000"], "--seeds: '0-1000000000' means more than 2,000,000 integers"),
+        (["--seeds", "9" * 5000], f"--seeds: cannot read '{'9' * 40}'"),
+        (["--seeds=0", "--grid=100000x100000"], "--grid=100000x100000 holds 10000000000 images"),
+        (["--seeds=0", f"--grid={'9' * 5000}x1"], f"--grid={'9' * 40}: say columns x rows"),
+        (["--seeds=0-1999999", "--grid=2000000x1"], "--grid=2000000x1: 2,000,000 images of 16x16 pixels are too many for one picture"),
+        (["--seeds=0", "--batch-sz=1000000000"], "--batch-sz=1000000000: "),
+        (["--seeds=0", "--classes=all", "--samples-per-class=1000000000"], "--samples-per-class=1000000000: at most 2,000,000"),
+        (["--seeds=0", "--classes=all", "--samples-per-class=1000000"], "with 1000000 images of each: 3,000,000 images"),
+        (["--seeds=0", "--classes=0-1000000000"], "means more than 2,000,000 integers"),
+    ],
+)
+def test_numbers_beyond_reason_are_one_line(folder, tmp_path, args, message):
+    with memory_limit.limited(1500):
+        result = run(gen_images.main, "--network", folder / "cond.pkl", "--device=cpu", "--outdir", tmp_path / "out", *args, code=1)
+    assert message in result.output and len(result.output) < 400 and not list(tmp_path.rglob("*.png"))
+
+
+def test_sheets_beyond_reason_are_one_line(folder, tmp_path):
+    for count, message in ((10**9, "at most 2,000,000"), (10**6, "3,000,000 images of 16x16 pixels are too many")):
+        args = ["--network", folder / "cond.pkl", "--device=cpu", "--classes=all", "--outdir", tmp_path / "out"]
+        result = run(gen_class_samplesheet.main, *args, f"--samples-per-class={count}", code=1)
+        assert message in result.output and not list(tmp_path.rglob("*.png"))
+
+
+def test_a_large_batch_takes_no_more_memory_than_a_picture(folder, tmp_path, monkeypatch):
+    """--batch is for GPUs; what is held before it is written must not grow with it."""
+    monkeypatch.setattr(gen_images.images, "MAX_PICTURE_PIXELS", 2 * 16 * 16)
+    rendered = []
+    real = gen_images._render_seeds
+    monkeypatch.setattr(
+        gen_images, "_render_seeds", lambda network, seeds, *rest, **kwargs: rendered.append(len(seeds)) or real(network, seeds, *rest, **kwargs)
+    )
+    generate(folder, tmp_path, "--seeds=0-4", "--batch=1000000000")
+    assert rendered == [2, 2, 1]
+
+
 def test_of_many_classes_the_nearest_name_is_told(folder):
     network = render.load_network(str(folder / "cond.pkl"))
     network.G.c_dim, network.class_names = 30, [*NAMES, *(f"class {i}" for i in range(27))]

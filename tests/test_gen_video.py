@@ -161,6 +161,24 @@ def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, name, m
     assert not list(tmp_path.iterdir())
 
 
+def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):  # noqa: F811
+    network = ["--network", folder / "uncond.pkl", "--device=cpu", "--output"]
+    for name, args, message in (
+        ("a.gif", ["--seeds=0-3", "--num-keyframes=1000000000"], "--num-keyframes=1000000000: 1 cells with so many keyframes"),
+        ("a.gif", ["--seeds=0-3", "--w-frames=1000000000"], "4,000,000,000 frames, and at most 10,000,000 are made"),
+        ("a.gif", ["--seeds=0-3", "--grid=1000x1200", "--num-keyframes=1"], "--grid=1000x1200: 1,200,000 images of 16x16 pixels"),
+        ("a.gif", ["--seeds=0-3", "--grid=100000x100000"], "--seeds: 4 seeds do not divide"),
+    ):
+        result = run(gen_video.main, *network, tmp_path / name, *args, code=1)
+        assert message in result.output and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(gen_video.memory, "host_free_bytes", lambda: 2**20)
+    result = run(gen_video.main, *network, tmp_path / "a.webp", "--seeds=0-3", "--w-frames=1000", code=1)
+    assert "4,000 frames of 1 cells with 4 keyframes take 0.0 GiB" in result.output and "write .mp4 or .gif" in result.output
+    monkeypatch.setattr(gen_video.memory, "host_free_bytes", lambda: 2**10)
+    run(gen_video.main, *network, tmp_path / "a.gif", "--seeds=0-3", "--w-frames=2", code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # noqa: F811
     def broken(network, ws, noise_mode="const"):
         raise ValueError("the network returned NaN or Inf")

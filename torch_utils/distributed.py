@@ -117,12 +117,22 @@ def shutdown() -> None:
 
 # Launching.
 
+MIN_MOST_PROCESSES = 32  # may be asked for on any machine
+
 
 class _RemoteTraceback(Exception):
     """The traceback of an exception in another process, as the cause of its copy in this one."""
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+def check_local(num_processes: int) -> None:
+    """Raises ValueError for more processes than this machine could be of use to. Under torchrun they are there already, and all is well."""
+    most = max(MIN_MOST_PROCESSES, 4 * (os.cpu_count() or 1), 2 * torch.cuda.device_count())
+    if not under_torchrun() and num_processes > most:
+        where = f"this machine, which has {os.cpu_count()} cores"
+        raise ValueError(f"{num_processes} processes on {where}: at most {most}; on several machines torchrun starts them")
 
 
 def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> Any:
@@ -140,6 +150,7 @@ def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> Any:
         if num_processes not in started | {1}:
             raise ValueError(f"{num_processes} processes asked for, but torchrun started {max(started)}: make the two agree")
         return fn(*args)
+    check_local(num_processes)
     if num_processes == 1:
         return fn(*args)
     # The store lives here with a port the system chose, so that no port is announced before it is bound and none can be taken in between.

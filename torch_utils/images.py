@@ -18,6 +18,7 @@ import torch
 from dnnlib import util
 
 SOFTWARE = "StyleSAN-XL"
+MAX_PICTURE_PIXELS = 2**28  # of a grid: 1024 images of 512 x 512 pixels, for which some GB are taken
 _LABEL_GAP = 4  # pixels between a row's label and its images
 
 
@@ -32,6 +33,13 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
 def to_float(x: torch.Tensor) -> torch.Tensor:
     """uint8 [..., C, H, W] -> float32 in [-1, 1]: x / 127.5 - 1. to_uint8(to_float(x)) == x."""
     return x.to(torch.float32) / 127.5 - 1
+
+
+def check_picture(flag: str, cells: int, resolution: int) -> None:
+    """Raises ValueError, naming a flag with its value, for a grid of more pixels than a picture may have."""
+    if cells * resolution**2 > MAX_PICTURE_PIXELS:
+        most = max(MAX_PICTURE_PIXELS // resolution**2, 1)
+        raise ValueError(f"{flag}: {cells:,} images of {resolution}x{resolution} pixels are too many for one picture: at most {most:,}")
 
 
 def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:

@@ -33,6 +33,8 @@ OURS = "this project"
 AUTO = "auto"
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # of --class-embedding=auto
+MAX_RESOLUTION = 8192  # the largest power of two of which a data set reads a picture (image_data.archives.MAX_PIXELS)
+MAX_LAYERS = 256  # of a network; the published ones have up to 42
 STEM_CBASE, STEM_CMAX = 32768, 512  # of a stem whose --cbase and --cmax are not given
 
 
@@ -41,15 +43,17 @@ class DataConfig:
     """What is learnt."""
 
     path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS, flag="data", required=True)
-    resolution: int | None = opt(None, "bring a larger data set to this many pixels, once, in a copy that is kept; None = as it is", OURS, low=4)
+    resolution: int | None = opt(
+        None, "bring a larger data set to this many pixels, once, in a copy that is kept; None = as it is", OURS, low=4, high=MAX_RESOLUTION
+    )
     cond: bool = opt(False, "class-conditional", SG3)
     mirror: bool = opt(False, "add horizontally flipped copies", SG3)
     balanced: bool = opt(False, "draw classes evenly, for real and generated images, instead of as often as the data has them", OURS)
     max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS, low=1)
-    workers: int = opt(3, "threads that decode images, per process", SG3, low=0)
-    cache_mb: int = opt(1024, "keep decoded images in memory up to this size, MiB per process; 0 = never", OURS, low=0)
+    workers: int = opt(3, "threads that decode images, per process", SG3, low=0, high=256)
+    cache_mb: int = opt(1024, "keep decoded images in memory up to this size, MiB per process; 0 = never", OURS, low=0, high=2**24)
     class_embedding: str = opt("auto", "auto = computed from the data with EfficientNet-Lite0; random; or a .npy file [classes, width]", OURS)
-    embed_dim: int = opt(320, "width of the class embedding when it is random", XL, low=1)
+    embed_dim: int = opt(320, "width of the class embedding when it is random", XL, low=1, high=2**14)
 
 
 @dataclass(frozen=True)
@@ -57,25 +61,25 @@ class GeneratorConfig:
     """The generator's plan. cbase and cmax as published: stylegan3-t doubles them, stylegan3-r quadruples them."""
 
     cfg: str = opt("stylegan3-t", "stylegan3-t (translation equivariant) or stylegan3-r (and rotation)", SG3, required=True)
-    syn_layers: int = opt(14, "stem: layers without toRGB", XL, low=4)
+    syn_layers: int = opt(14, "stem: layers without toRGB", XL, low=4, high=MAX_LAYERS)
     cbase: int | None = opt(
         None, f"capacity, times 2 for stylegan3-t, times 4 for stylegan3-r; None = {STEM_CBASE} for a stem, the stem's for superresolution", SG3,
-        low=1,
+        low=1, high=2**20,
     )  # fmt: skip
     cmax: int | None = opt(
         None, "half the largest number of feature maps of a layer of stylegan3-t, a quarter of it for stylegan3-r; "
-        f"None = {STEM_CMAX} (1024 or 2048 feature maps) for a stem, the stem's for superresolution", SG3, low=1,
+        f"None = {STEM_CMAX} (1024 or 2048 feature maps) for a stem, the stem's for superresolution", SG3, low=1, high=2**14,
     )  # fmt: skip
-    z_dim: int = opt(64, "stem: latent dimensions", XL, low=1)
-    w_dim: int = opt(512, "stem: style dimensions", SG3, low=1)
-    margin_size: int = opt(10, "stem: extra pixels around every feature map", SG3, low=0)
+    z_dim: int = opt(64, "stem: latent dimensions", XL, low=1, high=2**14)
+    w_dim: int = opt(512, "stem: style dimensions", SG3, low=1, high=2**14)
+    margin_size: int = opt(10, "stem: extra pixels around every feature map", SG3, low=0, high=256)
     superres: bool = opt(False, "train a superresolution head on a frozen stem", XL, switch=True)
     path_stem: str | None = opt(None, "network pickle or run folder of the stem", XL)
     pin_stem: bool = opt(
         False, "keep the stem that the run began with; otherwise a better one is taken over when the run is resumed", OURS, switch=True
     )
     up_factor: int = opt(2, "superresolution: output over stem resolution", XL)
-    head_layers: int = opt(7, "superresolution: layers of the head", XL, low=4)
+    head_layers: int = opt(7, "superresolution: layers of the head", XL, low=4, high=MAX_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,10 @@ class DiscriminatorConfig:
 
     backbones: tuple[str, ...] = opt(BACKBONES, "frozen timm networks", XL)
     backbone_weights: dict[str, str] = opt({}, "backbone -> weights file, or 'random'; otherwise its default source", OURS)
-    feature_size: int = opt(224, "size to which smaller images are brought before a CNN backbone", XL, low=1)
-    proj_channels: int = opt(64, "width of the random projection's finest level; the coarser ones are 2, 4 and 8 times as wide", PG, low=1)
-    head_channels: int = opt(64, "width of the heads' finest convolution; coarser ones follow", PG, low=1)
-    cond_channels: int = opt(64, "width of the class projection", XL, low=1)
+    feature_size: int = opt(224, "size to which smaller images are brought before a CNN backbone", XL, low=1, high=4096)
+    proj_channels: int = opt(64, "width of the random projection's finest level; the coarser ones are 2, 4 and 8 times as wide", PG, low=1, high=4096)
+    head_channels: int = opt(64, "width of the heads' finest convolution; coarser ones follow", PG, low=1, high=4096)
+    cond_channels: int = opt(64, "width of the class projection", XL, low=1, high=4096)
     bn_group: int = opt(8, "samples over which the heads' batch statistics are taken; 0 = the whole round", XL, low=0)
     augment: bool = opt(True, "DiffAugment before each backbone", PG)
     precision: str = opt("fp32", "fp32, or bf16 for backbones, projection and head convolutions", XL, flag="d_precision")
@@ -113,7 +117,7 @@ class LossConfig:
     cls_classes: str | None = opt(
         None, "JSON of that classifier's class names; None = CLS_WEIGHTS.classes.json if it is there, else ImageNet's", OURS
     )
-    blur_init_sigma: float | None = opt(None, "blur before the discriminator, in pixels; 0 = none; None = 2, with --init-from 0", XL, low=0)
+    blur_init_sigma: float | None = opt(None, "blur before the discriminator, in pixels; 0 = none; None = 2, with --init-from 0", XL, low=0, high=256)
     blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL, low=0)
     pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL, low=0)
     pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL, low=0)
@@ -143,13 +147,13 @@ class RunConfig:
     """How long, on what, and what is written."""
 
     seed: int = opt(0, "random seed of everything", SG3, low=0)
-    gpus: int = opt(1, "processes (one per device)", SG3, low=1, required=True)
-    batch: int = opt(64, "images per step, over all processes", OURS, low=1, required=True)
+    gpus: int = opt(1, "processes (one per device)", SG3, low=1, high=2**14, required=True)
+    batch: int = opt(64, "images per step, over all processes", OURS, low=1, high=2**20, required=True)
     batch_gpu: int | Literal["auto"] = opt(
-        0, "images per accumulation round and process; 0 = batch / gpus; auto = the most that fit, found when the run begins", SG3, low=0
+        0, "images per accumulation round and process; 0 = batch / gpus; auto = the most that fit, found when the run begins", SG3, low=0, high=2**20
     )
-    kimg: float = opt(25000.0, "length of the run", SG3, low=0)
-    tick: float = opt(4.0, "kimg between status lines", SG3)
+    kimg: float = opt(25000.0, "length of the run", SG3, low=0, high=1e9)
+    tick: float = opt(4.0, "kimg between status lines", SG3, high=1e9)
     snap: int = opt(50, "ticks between snapshots", SG3, low=1)
     metrics: tuple[str, ...] = opt(("fid50k_full",), "evaluated at every snapshot", SG3)
     patience: int = opt(0, "end the run when the first metric has not improved for this many evaluations; 0 = never", OURS, low=0)
@@ -164,7 +168,7 @@ class RunConfig:
         None, "start from a network's weights, as far as they fit (other classes, resolution or size): a network file, URL or run folder", SG3
     )
     desc: str | None = opt(None, "text in the run folder's name", SG3)
-    variety: int = opt(64, "images drawn per tick to measure the variety of classes; fewer in short ticks; 0 = not measured", OURS, low=0)
+    variety: int = opt(64, "images drawn per tick to measure the variety of classes; fewer in short ticks; 0 = not measured", OURS, low=0, high=2**14)
     grid: str = opt("auto", "columns x rows of the fake grids, such as 10x4", OURS)
 
 
@@ -224,9 +228,7 @@ class TrainConfig:
         """
         run, gen, disc = self.run, self.generator, self.discriminator
         for option in OPTIONS.values():
-            value, low = option.of(self), option.low
-            # "not (a >= b)" and not "a < b", because NaN is refused too
-            _require(low is None or value in (None, AUTO) or value >= low, f"{option.shown_flag}={value}: must be at least {low}")
+            option.check_range(option.of(self))
         pixels = self.data.resolution
         _require(pixels is None or pixels & (pixels - 1) == 0, f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)")
         _require(gen.cfg in ("stylegan3-t", "stylegan3-r"), f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r")

@@ -33,8 +33,12 @@ def join(config: TrainConfig) -> torch.device:
 
 
 def check_processes(config: TrainConfig) -> None:
-    """Raises ValueError if torchrun has started another number of processes than --gpus."""
+    """Raises ValueError if torchrun has started another number of processes than --gpus, or no machine would start so many."""
     started = distributed.started_processes()
+    try:
+        distributed.check_local(config.run.gpus)
+    except ValueError as error:
+        raise ValueError(f"--gpus={config.run.gpus}: {error}") from None
     if started not in (None, config.run.gpus):
         raise ValueError(f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: use --gpus={started}")
 

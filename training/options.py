@@ -12,15 +12,27 @@ from typing import Any, Literal
 _BOOLEANS = {True: ("1", "true", "t", "yes", "y", "on"), False: ("0", "false", "f", "no", "n", "off")}
 
 
-def opt(default: Any, about: str, source: str, low: float | None = None, flag: str | None = "", switch: bool = False, required: bool = False) -> Any:
+MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e12  # of options that do not say what the largest value is
+
+
+def opt(
+    default: Any,
+    about: str,
+    source: str,
+    low: float | None = None,
+    high: float | None = None,
+    flag: str | None = "",
+    switch: bool = False,
+    required: bool = False,
+) -> Any:
     """A dataclass field that is an option.
 
     Args:
-        about: its meaning. source: where its default comes from. low: for numbers, the smallest value that makes sense.
+        about: its meaning. source: where its default comes from. low, high: for numbers, the smallest and the largest value that make sense.
         flag: its name on command lines and in recipes, with underscores; "" = the field's, None = it has no flag.
         switch: the flag takes no value. required: the command line of a new run must give it.
     """
-    metadata = {"about": about, "source": source, "low": low, "flag": flag, "switch": switch, "required": required}
+    metadata = {"about": about, "source": source, "low": low, "high": high, "flag": flag, "switch": switch, "required": required}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -39,7 +51,7 @@ def options_of(sections: dict[str, type]) -> dict[str, Option]:
 
 @dataclass(frozen=True)
 class Option:
-    """A field as command lines, recipes and JSON files know it. The last six are those of `opt`, with the flag's name filled in."""
+    """A field as command lines, recipes and JSON files know it. The last seven are those of `opt`, with the flag's name filled in."""
 
     section: str
     key: str
@@ -48,6 +60,7 @@ class Option:
     about: str
     source: str
     low: float | None
+    high: float | None
     flag: str | None
     switch: bool
     required: bool
@@ -77,6 +90,21 @@ class Option:
         """The plain type: int for int | None, tuple for tuple[str, ...]."""
         first = next(a for a in self.alternatives if a is not type(None))
         return typing.get_origin(first) or first
+
+    @property
+    def most(self) -> float | None:
+        """The largest number that it may be; None where it is no number."""
+        return self.high if self.high is not None else {int: MAX_INTEGER, float: MAX_NUMBER}.get(self.kind)
+
+    def check_range(self, value: Any) -> None:
+        """Raises ValueError for a number below `low` or above `most`, and for NaN."""
+        if self.most is None or not isinstance(value, (int, float)):
+            return
+        # "not (a >= b)" and not "a < b", because NaN is refused too
+        if self.low is not None and not value >= self.low:
+            raise ValueError(f"{self.shown_flag}={value}: must be at least {self.low}")
+        if not -MAX_NUMBER <= value <= self.most:
+            raise ValueError(f"{self.shown_flag}={str(value)[:40]}: must be at most {self.most:.12g}")
 
     def of(self, config: Any) -> Any:
         """Its value in a configuration."""
@@ -110,7 +138,7 @@ class Option:
                 return kind(text)
             except ValueError:
                 valid = " or ".join(["integer" if kind is int else "float", *self.words])
-                raise ValueError(f"'{text}' is not a valid {valid}") from None
+                raise ValueError(f"'{text[:40]}' is not a valid {valid}") from None
         return text
 
     def coerce(self, value: Any) -> Any:
@@ -125,10 +153,10 @@ class Option:
         if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            return float(value) if abs(value) < MAX_NUMBER else float("inf") * (1 if value > 0 else -1)  # refused by `check_range`
         if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
-        raise ValueError(f"option '{self.name}' must be of type {kind.__name__}, not {value!r}")
+        raise ValueError(f"option '{self.name}' must be of type {kind.__name__}, not {repr(value)[:80]}")
 
     def text(self, value: Any) -> str:
         """Inverse of `parse`."""

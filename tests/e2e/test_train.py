@@ -612,6 +612,15 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
         (["--seed=99999999999"], "--seed=99999999999"),
         (["--desc=a/b"], "--desc=a/b"),
         (["--grid=axb"], "--grid=axb"),
+        (["--batch=1000000000"], "--batch=1000000000: must be at most 1048576"),
+        (["--resolution=65536"], "--resolution=65536: must be at most 8192"),
+        (["--cbase=1000000000000"], "--cbase=1000000000000: must be at most"),
+        (["--workers=100000"], "--workers=100000: must be at most 256"),
+        (["--gpus=10000", "--batch=10000"], "--gpus=10000: 10000 processes on this machine"),
+        (["--kimg=1e300"], "--kimg=1e+300: must be at most"),
+        (["--kimg=inf"], "--kimg=inf: must be at most"),
+        (["--grid=100000x100000", "--backbones=tf_efficientnet_lite0"], "are too many for one picture"),
+        (["--metrics=fid99999999999k"], "at most 10,000,000"),
         (["--cond=1", "--class-embedding=nowhere.npy", "--backbones=tf_efficientnet_lite0"], "nowhere.npy"),
         (["--feature-size=8", "--backbones=tf_efficientnet_lite0", "--init-from=README.md"], "README.md"),
     ],
@@ -624,6 +633,13 @@ def test_mistakes_get_one_line(arguments, message, data, tmp_path):
     errors = [line for line in result.output.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and message in errors[0], result.output
     assert list(tmp_path.iterdir()) == []  # found before a run folder is made
+
+
+def test_an_edited_batch_of_a_run_folder_is_refused(tmp_path):
+    tree = to_json(TrainConfig().override({"run.batch": 10**9}))
+    (tmp_path / OPTIONS_FILE).write_text(json.dumps({"config": tree}))
+    result = CliRunner().invoke(train.main, [f"--resume={tmp_path}"])
+    assert result.exit_code == 1 and "--batch=1000000000: must be at most 1048576" in result.output
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"config": 3}', '{"config": {"run": 3}}', '{"config": {"run": {"batchs": 3}}}'])

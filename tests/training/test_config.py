@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from training.config import OPTIONS, SECTIONS, TrainConfig, describe, from_json, to_json
+from image_data import archives
+from training import generator
+from training.config import MAX_LAYERS, MAX_RESOLUTION, OPTIONS, SECTIONS, TrainConfig, describe, from_json, to_json
 
 
 def changed(**values) -> TrainConfig:
@@ -72,3 +74,33 @@ def test_the_help_of_losses_names_every_one_that_san_has():
         TrainConfig().override({"loss.d_loss": name}).validate()
     for name in (*san.GENERATOR_OBJECTIVES, *san.FALLING_OBJECTIVES):
         TrainConfig().override({"loss.g_loss": name}).validate()
+
+
+@pytest.mark.parametrize("value", [10**9, 10**30, 10**400, float("inf"), 1e300])
+def test_numbers_beyond_reason_are_one_line(value):
+    """From JSON, where an edited file may say anything; the largest values themselves are allowed."""
+    for name, option in OPTIONS.items():
+        if option.kind not in (int, float) or name in ("generator.up_factor", "run.seed"):
+            continue
+        if option.kind is int and isinstance(value, float):
+            continue
+        if value > option.most:
+            with pytest.raises(ValueError, match=rf"^{option.shown_flag}=\S+: must be at most") as error:
+                TrainConfig().override({name: value}).validate()
+            assert len(str(error.value)) < 120
+        option.check_range(option.kind(option.most))
+    with pytest.raises(ValueError, match=r"^--batch=1000000000: must be at most 1048576"):
+        from_json({"run": {"batch": 10**9}}).validate()
+    with pytest.raises(ValueError, match=r"^--resolution=65536: must be at most 8192"):
+        from_json({"data": {"resolution": 65536}}).validate()
+
+
+def test_texts_of_numbers_beyond_reason_are_one_line():
+    with pytest.raises(ValueError, match=r"^'9{40}' is not a valid integer"):
+        OPTIONS["run.batch"].parse("9" * 5000)
+    with pytest.raises(ValueError, match=r"of type int, not '9{79}$"):
+        OPTIONS["run.batch"].coerce("9" * 5000)
+
+
+def test_limits_agree_with_those_of_what_they_limit():
+    assert MAX_LAYERS == generator.MAX_LAYERS and MAX_RESOLUTION**2 <= archives.MAX_PIXELS < (2 * MAX_RESOLUTION) ** 2

@@ -7,16 +7,18 @@ import dataclasses
 
 import torch
 
-from torch_utils import timm_weights
+from torch_utils import distributed, memory, timm_weights
 from torch_utils.devices import pick_device
 from training import build
-from training.config import DiscriminatorConfig, TrainConfig
+from training.config import AUTO, DiscriminatorConfig, TrainConfig
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks import finetune, frozen
 from training.networks.stems import Lineage, read_stem
 from training.watch.grids import grid_shape
+
+SURELY_TOO_MUCH = 3.0  # times the free memory
 
 
 def plan(
@@ -60,15 +62,28 @@ def check(cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None
     Raises:
         ValueError, OSError: one line.
     """
-    pick_device(cfg.run.device)
+    device = pick_device(cfg.run.device)
     grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
     frozen.check_weights(cfg)
-    plan(cfg, dataset, stem, lineage)
+    check_memory(cfg, device, *plan(cfg, dataset, stem, lineage))
     build.make_classifier(cfg.loss, dataset, quiet=True)
     if cfg.run.init_from and not goes_on:
         finetune.read(cfg.run.init_from)
     if cfg.data.class_embedding not in ("auto", "random"):
         build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
+
+
+def check_memory(cfg: TrainConfig, device: torch.device, G: Generator, D: ProjectedDiscriminator) -> None:
+    """Raises ValueError for a run that the system would kill for its memory, by far: the estimate is a rough one. Only a GPU says so itself."""
+    if device.type != "cpu" or cfg.run.batch_gpu == AUTO:
+        return
+    need = estimate_memory_gb(cfg, G, *parameter_counts(D)) * distributed.processes_here(cfg.run.gpus)
+    free = memory.free_bytes(device) / 2**30
+    if need > SURELY_TOO_MUCH * free:
+        raise ValueError(
+            f"--batch={cfg.run.batch}: {cfg.batch_gpu:,} images per round take about {need:,.0f} GiB of memory, "
+            f"and {free:.1f} GiB are free: lower --batch-gpu or let --batch-gpu=auto find it, else lower --cbase and --cmax"
+        )
 
 
 def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:

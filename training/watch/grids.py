@@ -75,7 +75,7 @@ def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:
     """Columns and rows of the fake grids. `auto`: a row per class up to 32 classes, else what fits about 1920 x 1080 pixels.
 
     Raises:
-        ValueError: --grid is not COLUMNSxROWS.
+        ValueError: --grid is not COLUMNSxROWS, or has more of them than fit into a picture.
     """
     if run.grid != "auto":
         try:
@@ -84,6 +84,7 @@ def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:
             raise ValueError(f"--grid={run.grid}: give COLUMNSxROWS, such as 10x4") from None
         if columns < 1 or rows < 1:
             raise ValueError(f"--grid={run.grid}: columns and rows must be positive")
+        images.check_picture(f"--grid={run.grid}", columns * rows, resolution)
         return columns, rows
     columns = min(max(1920 // resolution, 4), 16)
     rows = c_dim if 1 < c_dim <= 32 else min(max(1080 // resolution, 4), 9)

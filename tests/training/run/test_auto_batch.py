@@ -70,6 +70,18 @@ def test_the_estimate_is_held_against_the_free_memory(data, monkeypatch):
     assert "not even one fits" in auto_batch.planned(cfg, G, *counts).why
 
 
+def test_a_run_that_the_system_would_kill_is_refused_before_it_begins(data, monkeypatch):
+    cfg = config(data, run__batch=64, run__gpus=2)
+    G, D = plan.plan(cfg, dataset_of(cfg))
+    need = plan.estimate_memory_gb(cfg, G, *plan.parameter_counts(D)) * 2**30
+    monkeypatch.setattr(plan.memory, "free_bytes", lambda device: 2 * need / plan.SURELY_TOO_MUCH * 1.01)
+    plan.check_memory(cfg, CPU, G, D)
+    monkeypatch.setattr(plan.memory, "free_bytes", lambda device: 2 * need / plan.SURELY_TOO_MUCH * 0.99)
+    with pytest.raises(ValueError, match=r"^--batch=64: 32 images per round take about .* GiB are free: lower --batch-gpu"):
+        plan.check_memory(cfg, CPU, G, D)
+    plan.check_memory(cfg, torch.device("cuda"), G, D)  # which says so itself
+
+
 def limit_memory(monkeypatch, where, most, tried):
     """The named step runs out of memory, after it has done its work, in rounds of more than `most` images."""
     step = getattr(steps, where)
