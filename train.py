@@ -163,7 +163,7 @@ def check_outputs(values: dict[str, Any]) -> None:
             for path in data or [None]:
                 outputs.check_output(f"--{flag}", values[flag], data={"--data": path}, folder=True)
     if values["desc"] and {"/", "\\", "\0"} & set(values["desc"]):
-        raise ValueError(f"--desc={values['desc']!r} becomes part of a folder's name: leave out / and \\")
+        raise ValueError(f"--desc={values['desc']} becomes part of a folder's name: leave out / and \\")
 
 
 def folder_of_recipe(values: dict[str, Any]) -> Path | None:
