@@ -2,7 +2,6 @@
 """calc_metrics.py with EfficientNet-Lite0's real weights on small data and networks."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import calc_metrics
 from metrics import detectors
+from tests import waiting
 from tests.metrics.test_evaluate import TinyDetector
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
@@ -230,7 +230,7 @@ def test_two_processes_give_the_same_number(network):
     (alone,) = lines(run("--network", network, "--metrics=fd_lite0_20", "--batch=4", "--verbose=False"))
     script = Path(calc_metrics.__file__)
     command = [sys.executable, str(script), f"--network={network}", "--metrics=fd_lite0_20", "--batch=4", "--gpus=2", "--device=cpu"]
-    both = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=script.parent)
+    both = waiting.run(command, cwd=script.parent)
     assert both.returncode == 0, both.stderr
     (record,) = (json.loads(line) for line in both.stdout.splitlines())
     assert record["num_gpus"] == 2 and record["value"] == pytest.approx(alone["value"], rel=1e-5)

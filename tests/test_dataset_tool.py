@@ -26,6 +26,7 @@ from PIL import Image
 import dataset_tool
 from image_data import archives, conversion
 from image_data import sources as image_sources
+from tests import waiting
 from training.data.dataset import ImageDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -753,21 +754,20 @@ def test_interruption_leaves_nothing_under_the_final_name(long_source: Path, tmp
         [*command, "--resolution=256", "--workers=2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell inherit that it is ignored
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    children: list[str] = []
-    while time.monotonic() < deadline and (len(children) < 2 or not written(tmp_path)):
-        time.sleep(0.02)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    waiting.until(lambda: len(children_of(process)) >= 2 and written(tmp_path), process)
+    children = children_of(process)
     assert process.poll() is None, "ended before it could be interrupted"
     process.send_signal(sent)
-    output = process.communicate(timeout=60)[0]
+    ((output, _),) = waiting.finish(process)
     assert process.returncode == (1 if sent != signal.SIGKILL else -signal.SIGKILL)
     assert "Traceback" not in output and not (tmp_path / dest).exists()
     if sent != signal.SIGKILL:
         assert not list(tmp_path.glob(".*.tmp"))
-    while time.monotonic() < deadline and any(running(child) for child in children):
-        time.sleep(0.05)
-    assert not any(running(child) for child in children), "workers outlive the command"
+    waiting.until(lambda: not any(map(running, children)), *map(int, children))  # workers do not outlive the command
+
+
+def children_of(process: subprocess.Popen) -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
 
 def written(folder: Path) -> bool:
@@ -846,7 +846,7 @@ def test_check_finds_duplicates_and_abridges(tmp_path: Path) -> None:
 
 def test_the_tool_does_not_load_torch() -> None:
     code = 'import sys, dataset_tool; sys.exit("torch" in sys.modules)'
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    waiting.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_progress_shows_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 import gen_images
 import gen_video
 from generation import render
+from tests import waiting
 from tests.test_gen_images import folder, pixels, run  # noqa: F401 (folder is a fixture)
 
 
@@ -195,10 +195,8 @@ def test_a_stopped_video_leaves_no_file(folder, tmp_path, name):  # noqa: F811
         pytest.importorskip("av")
     script = [sys.executable, gen_video.__file__, f"--network={folder / 'uncond.pkl'}", "--seeds=0-15", "--w-frames=100000", "--device=cpu"]
     process = subprocess.Popen([*script, f"--output={tmp_path / name}"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    waiting.until(lambda: any(tmp_path.iterdir()), process)
     assert process.poll() is None and [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=300)[1]
+    ((_, output),) = waiting.finish(process)
     assert process.returncode == 1 and "Traceback" not in output and not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 """Downloads from servers that mean no good: slow, endless, in circles; and addresses that people write."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dnnlib import downloads, util
+from tests import waiting
 from tests.file_server import FileServer, Handler, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +154,7 @@ def test_cache_folders_are_private_whatever_the_umask(server: FileServer, tmp_pa
     server.answers["/file"] = BODY
     code = "import os, sys; os.umask(0); from dnnlib import util; util.open_url(sys.argv[1], verbose=False)"
     environment = os.environ | {"DNNLIB_CACHE_DIR": str(tmp_path / "a" / "b")}
-    subprocess.run([sys.executable, "-c", code, f"{server.root}/file"], cwd=ROOT, env=environment, check=True)
+    waiting.run([sys.executable, "-c", code, f"{server.root}/file"], cwd=ROOT, env=environment, check=True)
     folders = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "downloads"]
     assert [path.stat().st_mode & 0o777 for path in folders] == [0o700] * 3
     (copy,) = folders[-1].iterdir()

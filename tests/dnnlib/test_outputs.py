@@ -4,7 +4,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from dnnlib import outputs
 from dnnlib.util import atomic_write
+from tests import waiting
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ except KeyboardInterrupt:
     sys.exit(7)
 """
     root = Path(outputs.__file__).parent.parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 7
+    assert waiting.run([sys.executable, "-c", code], cwd=root).returncode == 7
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,6 @@
 
 import os
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dnnlib import trust, util
+from tests import waiting
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such rights here")
 
@@ -111,7 +111,7 @@ def test_relative_paths_begin_where_we_are(place: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_new_folders_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
     code = "import os, sys; os.umask(int(sys.argv[1])); from dnnlib import trust; trust.make_private(sys.argv[2])"
-    subprocess.run([sys.executable, "-c", code, str(mask), str(tmp_path / "a" / "b")], cwd=ROOT, check=True)
+    waiting.run([sys.executable, "-c", code, str(mask), str(tmp_path / "a" / "b")], cwd=ROOT, check=True)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")] == [0o700, 0o700]
     (tmp_path / "a" / "b").chmod(0o755)
     trust.make_private(tmp_path / "a" / "b")

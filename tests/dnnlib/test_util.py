@@ -16,6 +16,7 @@ import pytest
 
 import dnnlib
 from dnnlib import downloads, util
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BODY = bytes(range(256)) * 5000
@@ -112,7 +113,7 @@ def test_easy_dict() -> None:
 
 def test_no_torch_is_imported() -> None:
     command = "import dnnlib, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", command], cwd=Path(util.__file__).parents[1], check=False).returncode == 0
+    waiting.run([sys.executable, "-c", command], cwd=Path(util.__file__).parents[1], check=True)
 
 
 def test_logger_copies_both_streams_and_gives_them_back(tmp_path, capsys) -> None:
@@ -373,7 +374,7 @@ def test_two_processes_download_once(server: Server, tmp_path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "DNNLIB_OFFLINE"}
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [process.communicate(timeout=100)[0] for process in processes] == [f"{len(BODY)}\n"] * 4
+    assert [out for out, _ in waiting.finish(*processes)] == [f"{len(BODY)}\n"] * 4
     assert len(server.requests) == 1 and len(os.listdir(tmp_path)) == 1
 
 

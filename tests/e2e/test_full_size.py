@@ -8,7 +8,6 @@ python -m tests.e2e.test_full_size FOLDER                               # the sa
 import io
 import json
 import resource
-import subprocess
 import sys
 import time
 import zipfile
@@ -19,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import waiting
 from torch_utils import devices, persistence, timm_weights
 from training import loop, run_folder
 from training.config import BACKBONES, TrainConfig
@@ -114,10 +114,9 @@ def two_steps(folder: Path, batch: int = 2) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)
 def test_two_steps_of_the_256_stage(tmp_path):
     # In a process of its own, whose memory is this stage's alone.
-    done = subprocess.run([sys.executable, "-m", "tests.e2e.test_full_size", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = waiting.run([sys.executable, "-m", "tests.e2e.test_full_size", str(tmp_path)], cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)

@@ -19,6 +19,7 @@ import calc_metrics
 import train
 from dnnlib.util import make_cache_dir_path
 from metrics import detectors
+from tests import waiting
 from tests.e2e.test_train import FLAGS, ROOT, make_zip
 from torch_utils import features
 from torch_utils.ops.backend import extension
@@ -86,7 +87,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run_train(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments], capture_output=True, text=True, env=environment(**env))
+    return waiting.run([sys.executable, str(ROOT / "train.py"), *arguments], env=environment(**env))
 
 
 @pytest.fixture(scope="module")

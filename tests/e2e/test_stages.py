@@ -4,7 +4,6 @@
 import itertools
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import train
+from tests import waiting
 from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
 from torch_utils import persistence
 from training import build, loop, run_folder
@@ -139,9 +139,7 @@ def test_restart_every_goes_on_with_the_same_command(command, whole, tmp_path):
 
 
 def test_two_processes_run_all_stages(command, tmp_path):
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"], capture_output=True, text=True
-    )
+    result = waiting.run([sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"])
     assert result.returncode == 0, result.stdout + result.stderr
     records = json.loads((tmp_path / "00000-tiny" / "lineage.json").read_text())["stages"]
     assert [(r["resolution"], r["outcome"]) for r in records] == [(8, "finished"), (16, "finished"), (32, "finished")]
@@ -150,9 +148,7 @@ def test_two_processes_run_all_stages(command, tmp_path):
 @pytest.mark.slow
 def test_torchrun_runs_all_stages(command, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]
-    result = subprocess.run(
-        [*launcher, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"], capture_output=True, text=True
-    )
+    result = waiting.run([*launcher, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"])
     assert result.returncode == 0, result.stdout + result.stderr
     records = json.loads((tmp_path / "00000-tiny" / "lineage.json").read_text())["stages"]
     assert [r["outcome"] for r in records] == ["finished"] * 3

@@ -5,10 +5,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from PIL import Image
 import dataset_tool
 import train
 from dnnlib.util import sha256_file
+from tests import waiting
 from torch_utils import checkpoint, persistence
 from training import build, launch, loop, run_folder, steps
 from training.config import FLAGS as FLAGS_OF_OPTIONS
@@ -291,32 +290,26 @@ def start_training(arguments: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def wait_for(condition, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
     """A run of many steps is stopped by SIGTERM, killed by SIGKILL, finished by --resume: the same weights as without all that."""
     common = [f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--kimg=0.4", "--snap=5"]
     broken = tmp_path / "broken"
     process = start_training([f"--outdir={broken}", *common])
     run_dir = broken / "00000-stylegan3-t-three16-gpus1-batch8"
-    wait_for(lambda: (run_dir / "stats.jsonl").exists())
+    waiting.until((run_dir / "stats.jsonl").exists, process)
     locked = CliRunner().invoke(train.main, [f"--resume={run_dir}"])
     assert locked.exit_code == 1 and "in use by another training process" in locked.output
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=240)
+    ((output, _),) = waiting.finish(process)
     assert process.returncode == 130 and "Saved. Go on with --resume" in output
     stopped_at = final_state(run_dir)["progress"]["nimg"]
     assert 0 < stopped_at < 400
 
     process = start_training([f"--resume={run_dir}"])
-    wait_for(lambda: checkpoint.latest(run_dir / "checkpoints") is not None and final_state(run_dir)["progress"]["nimg"] > stopped_at)
+    checkpoints = run_dir / "checkpoints"
+    waiting.until(lambda: checkpoint.latest(checkpoints) is not None and final_state(run_dir)["progress"]["nimg"] > stopped_at, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    waiting.finish(process)
     assert CliRunner().invoke(train.main, [f"--resume={run_dir}"]).exit_code == 0
 
     assert CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'whole'}", *common]).exit_code == 0
@@ -364,10 +357,10 @@ def test_one_and_two_processes_agree(data, tmp_path):
     """
     common = [f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS, "--batch=16", "--kimg=0.016", "--pl-start-kimg=0", "--precision=fp32"]
     for processes in (1, 2):
-        result = subprocess.run(
+        result = waiting.run(
             [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", *common],
-            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert result.returncode == 0, result.stdout + result.stderr
     one, two = (final_state(next((tmp_path / str(n)).iterdir())) for n in (1, 2))
     assert one["progress"]["nimg"] == two["progress"]["nimg"] == 16
@@ -381,15 +374,21 @@ def test_one_and_two_processes_agree(data, tmp_path):
 
 
 def test_two_machines_of_torchrun_train_together(data, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    # A port that nobody else can take: it is open from here on.
+    meeting = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=1", "--rdzv-backend=c10d"]
-    command += [f"--rdzv-endpoint=127.0.0.1:{port}", str(ROOT / "train.py"), f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t"]
+    command += [
+        "--rdzv-conf=is_host=false",
+        f"--rdzv-endpoint=127.0.0.1:{meeting.port}",
+        str(ROOT / "train.py"),
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+    ]
     command += ["--cond=True", *FLAGS, "--kimg=0.008", "--gpus=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     machines = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) for _ in range(2)]
-    outputs = [machine.communicate(timeout=300)[0] for machine in machines]
+    outputs = [out for out, _ in waiting.finish(*machines)]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     (run_dir,) = tmp_path.iterdir()
     assert final_state(run_dir)["progress"]["nimg"] == 8

@@ -4,7 +4,6 @@
 import io
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import waiting
 from tests.fuzz import hostile
 from tools.fuzz_pickles import mutate
 
@@ -49,13 +49,10 @@ def test_the_watch_sees_executions(tmp_path, monkeypatch):
 
 def test_corpus(tmp_path):
     """In a process of its own, whose memory is measured."""
-    result = subprocess.run(
+    result = waiting.run(
         [sys.executable, "-m", "tools.fuzz_pickles", "--corpus"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=550,
     )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)

@@ -2,7 +2,6 @@
 """What `pip install .` brings: the package san, nothing else at the top level, small, and torch as the only dependency."""
 
 import re
-import subprocess
 import sys
 import zipfile
 from email.parser import Parser
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,7 +28,7 @@ def wheel(tmp_path_factory) -> Path:
     for folder in ("san", "training", "dnnlib"):  # the last two must stay out
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(dest)]
-    subprocess.run(command, check=True, timeout=300)
+    waiting.run(command, check=True)
     (path,) = dest.glob("*.whl")
     return path
 
@@ -54,7 +55,7 @@ def test_wheel_imports_without_the_checkout(wheel, tmp_path):
         "import sys, san; assert san.__file__.startswith(sys.argv[1]), san.__file__; "
         "ours = {'training', 'torch_utils', 'dnnlib', 'metrics'} & set(sys.modules); assert not ours, ours"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, timeout=300)
+    waiting.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""})
 
 
 def test_the_ten_lines_of_the_page_run():

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import waiting
 from torch_utils import checkpoint
 
 DTYPES = [
@@ -182,9 +182,8 @@ def test_sigkill_in_the_middle_of_writing(tmp_path):
     root = str(Path(checkpoint.__file__).parents[1])
     child = subprocess.Popen([sys.executable, "-c", code, root, str(tmp_path)])
     try:
-        deadline = time.monotonic() + 60
-        while not (len(list(tmp_path.glob("checkpoint-*"))) == 2 and list(tmp_path.glob(".checkpoint-*.tmp"))):
-            assert child.poll() is None and time.monotonic() < deadline
+        halfway = lambda: len(list(tmp_path.glob("checkpoint-*"))) == 2 and list(tmp_path.glob(".checkpoint-*.tmp"))  # noqa: E731
+        waiting.until(halfway, child, poll=0)
     finally:
         child.kill()
         child.wait()

@@ -68,15 +68,17 @@ def _one_fails(folder):
     distributed.init("cpu")
     if distributed.rank() == 1:
         raise click.ClickException("--batch 7: cannot be shared by 2 processes")
-    distributed.barrier()
-    (folder / "unreachable").touch()
+    try:
+        distributed.barrier()
+        (folder / "unreachable").touch()
+    finally:
+        threading.Event().wait()  # until it is stopped
 
 
 def test_one_failure_stops_all_and_keeps_its_type(tmp_path, capfd):
-    started = time.monotonic()
     with pytest.raises(click.ClickException, match="--batch 7") as e:
         distributed.launch(_one_fails, 2, tmp_path)
-    assert time.monotonic() - started < 60 and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
     assert "in _one_fails" in str(e.value.__cause__)  # where it happened
     assert "Traceback" not in capfd.readouterr().err  # told once: by the exception
 
@@ -95,17 +97,21 @@ def _saves_when_asked(folder):
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_ctrl_c_lets_every_process_save_once(tmp_path):
+    over = threading.Event()
+
     def press():
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("up*"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not over.wait(0.02):
+            if len(list(tmp_path.glob("up*"))) == 2:
+                return os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=press)
     thread.start()
-    distributed.launch(_saves_when_asked, 2, tmp_path)  # they leave well, so it returns
-    thread.join()
+    try:
+        distributed.launch(_saves_when_asked, 2, tmp_path)  # they leave well, so it returns
+    finally:
+        over.set()
+        thread.join()
     assert sorted(p.name for p in tmp_path.glob("saved*")) == ["saved0-1", "saved1-1"]
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -3,7 +3,6 @@
 
 import ast
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import waiting
 from torch_utils.persistence import save_network_pickle
 from training import bundle, generator
 from training.generator import build_stem, build_superres
@@ -56,7 +56,7 @@ def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monke
 
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "STYLESAN_TRUST_PICKLE")}
     command = [sys.executable, str(MINIMAL / "look.py"), "network-snapshot.pkl", "5", "result.npz", "resaved.pkl"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    result = waiting.run(command, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     found = np.load(tmp_path / "result.npz")
 

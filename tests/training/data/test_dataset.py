@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_data import archives
+from tests import waiting
 from training.data import dataset as data
 
 
@@ -298,9 +299,8 @@ def test_forked_processes_share_one_data_set(small: Path) -> None:
     processes = [context.Process(target=read_many, args=(dataset, seed, queue)) for seed in range(2)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+    results = [waiting.until(lambda: not queue.empty(), *processes) and queue.get() for _ in processes]
+    waiting.join(*processes)
     assert results == [[], []]
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import calc_metrics
 import dataset_tool
 import train
 from metrics import image_sets
+from tests import waiting
 from tests.toy_data import write_dataset
 from training import build
 from training.config import DataConfig, TrainConfig
@@ -128,13 +128,16 @@ def test_an_unreadable_image_leaves_nothing(source, tmp_path):
 
 def test_processes_that_start_together_share_one_copy(source, tmp_path):
     program = (
-        "import sys, time; from training.data import downscaling; from training.data.dataset import ImageDataset; "
-        "time.sleep(max(0, float(sys.argv[2]) - time.time())); print(downscaling.downscaled(ImageDataset(sys.argv[1]), 8, 1))"
+        "import pathlib, sys; from training.data import downscaling; from training.data.dataset import ImageDataset; "
+        "pathlib.Path(sys.argv[2]).touch(); sys.stdin.read(); print(downscaling.downscaled(ImageDataset(sys.argv[1]), 8, 1))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", program, str(source), str(time.time() + 6)]
-    running = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [process.communicate(timeout=120) for process in running]
+    ready = [tmp_path / f"ready{i}" for i in range(3)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    commands = [[sys.executable, "-c", program, str(source), str(path)] for path in ready]
+    running = [subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) for command in commands]
+    waiting.until(lambda: all(path.exists() for path in ready), *running)
+    outputs = waiting.finish(*running)  # ends what they read, and so they start
     assert [process.returncode for process in running] == [0] * 3, outputs
     assert len({path for path, _ in outputs}) == 1
     assert sum("Preparing" in errors for _, errors in outputs) == 1, outputs

@@ -3,11 +3,15 @@
 
 The library is made of the CPU's own instructions. Its name holds a hash of the sources, the flags and the CPU, so machines that differ may
 share a folder. It knows nothing of torch, and serves every release. Folders, locks and interrupted builds are as in `extension.py`.
+
+$STYLESAN_XL_CPU_KERNELS names another instruction set, as the compiler's -march does (x86-64-v3: without AVX-512), or is
+"off": matrix products take the kernels' place.
 """
 
 import ctypes
 import functools
 import hashlib
+import os
 import platform
 import re
 import subprocess
@@ -30,8 +34,19 @@ from torch_utils.ops.backend.extension import (
 )
 
 SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "csrc" / "cpu"
-_FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+INSTRUCTIONS_VARIABLE = "STYLESAN_XL_CPU_KERNELS"
+_FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _BUILD_SECONDS = 300.0
+
+
+def instructions() -> str | None:
+    """What to compile for, as in the compiler's -march; None = the kernels are switched off."""
+    named = os.environ.get(INSTRUCTIONS_VARIABLE, "").strip() or "native"
+    return None if named.lower() == "off" else named
+
+
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, f"-march={instructions()}")
 
 
 def _cpu() -> str:
@@ -64,7 +79,7 @@ def library_name() -> str:
     for path in (*sorted(SOURCE_FOLDER.iterdir()), SOURCE_FOLDER.parent / "activations.h"):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     runtime = openmp_runtime()
-    digest.update(repr((_FLAGS, platform.machine(), platform.system(), _cpu(), runtime.name if runtime else None)).encode())
+    digest.update(repr((_flags(), platform.machine(), platform.system(), _cpu(), runtime.name if runtime else None)).encode())
     return f"ops-cpu-{digest.hexdigest()[:16]}.so"
 
 
@@ -77,8 +92,10 @@ def build(folder: Path) -> Path:
     """Builds the library into a folder, unless it is there, and returns its path.
 
     Raises:
-        BuildError: there is no compiler, it failed, or the folder cannot be written to.
+        BuildError: there is no compiler, it failed, the folder cannot be written to, or the kernels are switched off.
     """
+    if instructions() is None:
+        raise BuildError(f"{INSTRUCTIONS_VARIABLE}=off asks for no CPU kernels: unset it to build them")
     target = folder / library_name()
     if is_usable(target):
         return target
@@ -98,7 +115,7 @@ def _compile(target: Path) -> None:
     runtime = openmp_runtime()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as work:
         made, product = f"{work}/kernels.o", f"{work}/ops.so"
-        _call(*_FLAGS, *(["-fopenmp"] if runtime else []), "-c", str(SOURCE_FOLDER / "kernels.cpp"), "-o", made)
+        _call(*_flags(), *(["-fopenmp"] if runtime else []), "-c", str(SOURCE_FOLDER / "kernels.cpp"), "-o", made)
         # Linked to the very runtime that torch uses: a second one would bring a second pool of threads.
         _call("-shared", made, *([str(runtime)] if runtime else []), "-o", product)
         put_in_place(Path(product), target)
@@ -116,6 +133,8 @@ def _call(*arguments: str) -> None:
 
 def describe() -> str:
     """What a CPU uses and why, in words; nothing is built."""
+    if instructions() is None:
+        return f"none, as {INSTRUCTIONS_VARIABLE}=off asks: matrix products take their place, which take 3 to 6 times as long"
     path = find()
     if path is not None:
         runtime = openmp_runtime()
@@ -129,9 +148,11 @@ def describe() -> str:
 def load() -> ctypes.CDLL | None:
     """Finds or builds the library and loads it, once per process.
 
-    None where that fails: with a warning if the compiler or the library did, silently where there is no compiler, as the matrix products of
-    `resampling.py` are fast, too.
+    None where that fails: with a warning if the compiler or the library did, silently where there is no compiler or they are
+    switched off, as the matrix products of `resampling.py` are fast, too.
     """
+    if instructions() is None:
+        return None
     warn_of_open_cache()
     try:
         library = ctypes.CDLL(str(trust.trusted_path(find() or build(folders()[-1]))))

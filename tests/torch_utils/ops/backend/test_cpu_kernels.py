@@ -7,7 +7,6 @@ torch fills new tensors with NaN while these tests run, so an element that a ker
 import itertools
 import multiprocessing
 import platform
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dnnlib.util import make_cache_dir_path
+from tests import waiting
+from tests.torch_utils.ops.references import check_gradient_on_the_kinks, close, normal, radial
 from torch_utils.ops.backend import cpu_extension, cpu_kernels, extension, library
 from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
-from .references import check_gradient_on_the_kinks, close, normal, radial
 
 ROOT = Path(__file__).resolve().parents[4]
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -35,8 +34,8 @@ needs_compiler = pytest.mark.skipif(extension.compiler() is None, reason="needs 
 @pytest.fixture
 def kernels():
     """Fails where there is a compiler and yet no kernels."""
-    if extension.compiler() is None and cpu_extension.find() is None:
-        pytest.skip("needs a C++ compiler")
+    if cpu_extension.instructions() is None or (extension.compiler() is None and cpu_extension.find() is None):
+        pytest.skip("needs the kernels or a C++ compiler")
     assert cpu_kernels.ready(torch.float32) and not cpu_kernels.ready(torch.float64)
     torch.use_deterministic_algorithms(True)
     yield cpu_kernels
@@ -408,7 +407,7 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads(kernels) -> None
         queue = context.SimpleQueue()
         child = context.Process(target=_threads_in_a_child, args=(queue,), daemon=True)  # one that waits for ever ends with this process
         child.start()
-        child.join(60)
+        waiting.join(child)
         assert child.exitcode == 0 and queue.get() == 1
     finally:
         torch.set_num_threads(before)
@@ -427,7 +426,7 @@ def test_one_pool_of_threads(kernels) -> None:  # type: ignore[no-untyped-def]
         "pools = lambda: {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line or 'libiomp' in line or '/libomp' in line}\n"
         "before = pools()\nassert cpu_kernels.ready(torch.float32)\nassert pools() == before, pools()\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    waiting.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_machines_that_differ_do_not_share_a_library(monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -442,7 +441,8 @@ def test_machines_that_differ_do_not_share_a_library(monkeypatch) -> None:  # ty
 def unloaded(monkeypatch, tmp_path):
     """Nothing built, nothing loaded."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
-    monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
+    for variable in (extension.FOLDER_VARIABLE, cpu_extension.INSTRUCTIONS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
     caches = cpu_extension.load, cpu_kernels._library, cpu_extension.library_name
     for cached in caches:
         cached.cache_clear()
@@ -455,10 +455,9 @@ def unloaded(monkeypatch, tmp_path):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names instruction sets of x86-64")
 @pytest.mark.parametrize("cpu", ["x86-64-v3", pytest.param("x86-64", marks=pytest.mark.slow)])
 def test_processors_with_shorter_vectors(monkeypatch, unloaded, cpu: str) -> None:  # type: ignore[no-untyped-def]
-    flags = tuple(flag.replace("native", cpu) for flag in cpu_extension._FLAGS)
     if "avx2" not in Path("/proc/cpuinfo").read_text() and cpu != "x86-64":
         pytest.skip("this processor has no AVX2")
-    monkeypatch.setattr(cpu_extension, "_FLAGS", flags)
+    monkeypatch.setenv(cpu_extension.INSTRUCTIONS_VARIABLE, cpu)
     assert cpu_kernels.ready(torch.float32) and cpu_extension.load().ops_lanes() == 8
     for name, layout in itertools.product(LAYERS | OTHERS, ("first", "last")):
         compare((LAYERS | OTHERS)[name], (2, 21, 30, 27), torch.float32, layout=layout)
@@ -477,6 +476,28 @@ def test_without_a_compiler_matrix_products_run_silently(monkeypatch, unloaded) 
         compare(LAYERS["same"], (1, 3, 20, 23), torch.float32)
     with pytest.raises(extension.BuildError, match=r"install g\+\+"):
         cpu_extension.build(unloaded)
+
+
+def test_switched_off_matrix_products_run_silently(monkeypatch, unloaded) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv(cpu_extension.INSTRUCTIONS_VARIABLE, "off")
+    with pytest.raises(extension.BuildError, match="=off"):
+        cpu_extension.build(unloaded)
+    monkeypatch.setattr(cpu_extension, "build", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not cpu_kernels.ready(torch.float32)
+        compare(LAYERS["same"], (1, 3, 20, 23), torch.float32)
+    assert "STYLESAN_XL_CPU_KERNELS=off" in cpu_extension.describe()
+
+
+@needs_compiler
+def test_an_unknown_instruction_set_is_one_warning(monkeypatch, unloaded) -> None:  # type: ignore[no-untyped-def]
+    native = cpu_extension.library_name()
+    cpu_extension.library_name.cache_clear()
+    monkeypatch.setenv(cpu_extension.INSTRUCTIONS_VARIABLE, "abacus")
+    with pytest.warns(UserWarning, match="CPU kernels are not in use .*abacus") as caught:
+        assert not cpu_kernels.ready(torch.float32)
+    assert len(caught) == 1 and cpu_extension.library_name() != native
 
 
 @needs_compiler
@@ -504,7 +525,6 @@ def test_processes_that_start_together_build_once(tmp_path) -> None:  # type: ig
     processes = [context.Process(target=_build, args=(tmp_path,)) for _ in range(4)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    waiting.join(*processes)
+    assert [process.exitcode for process in processes] == [0] * 4
     assert (tmp_path / "log").read_text() == "called\ncalled\n"  # compile and link
