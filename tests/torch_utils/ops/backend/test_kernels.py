@@ -13,14 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.parity import test_ops as goldens
+from tests.torch_utils.ops.host_kernels import NAMESPACE, host  # noqa: F401
 from tests.torch_utils.ops.references import check_gradient_on_the_kinks, close, normal, radial
 from torch_utils.ops.backend import library
 from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
-from .host_kernels import NAMESPACE, host  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("host")
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

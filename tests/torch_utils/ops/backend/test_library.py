@@ -6,14 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.torch_utils.ops.host_kernels import NAMESPACE, host  # noqa: F401
 from tests.torch_utils.ops.references import normal
 from torch_utils.ops.backend import library
 from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
-from .host_kernels import NAMESPACE, host  # noqa: F401
 
 GEOMETRY = [2, 2, 2, 2, 9, 9, 8, 7, 22, 20, 6, 5]  # 8 x 7 pixels, 12 taps both ways
 
