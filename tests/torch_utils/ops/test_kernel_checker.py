@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.torch_utils.ops.test_kernels import LAYERS, OTHERS, run_layer
+from tests.torch_utils.ops.backend.test_kernels import LAYERS, OTHERS, run_layer
 from tools import check_kernels
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import upfirdn2d

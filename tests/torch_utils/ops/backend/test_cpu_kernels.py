@@ -422,7 +422,7 @@ def _threads_in_a_child(queue) -> None:  # type: ignore[no-untyped-def]
 
 def test_one_pool_of_threads(kernels) -> None:  # type: ignore[no-untyped-def]
     code = (
-        "import torch\nfrom pathlib import Path\nfrom torch_utils.ops import cpu_kernels\n"
+        "import torch\nfrom pathlib import Path\nfrom torch_utils.ops.backend import cpu_kernels\n"
         "pools = lambda: {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line or 'libiomp' in line or '/libomp' in line}\n"
         "before = pools()\nassert cpu_kernels.ready(torch.float32)\nassert pools() == before, pools()\n"
     )
