@@ -507,9 +507,8 @@ def test_generated_images_obey_their_class(tmp_path):
     with torch.no_grad():
         z = torch.randn(64, G.z_dim, generator=torch.Generator().manual_seed(0))
         dark, bright = (G(z, torch.full((64,), label)).mean(dim=(1, 2, 3)) for label in (0, 1))
-    middle = (dark.mean() + bright.mean()) / 2
-    assert float(bright.mean() - dark.mean()) > 0.25
-    assert int((bright > middle).sum() + (dark < middle).sum()) > 0.85 * 128
+    # From the same latents. How far a run comes differs from processor to processor; without labels all would be equal.
+    assert float((bright > dark).float().mean()) > 0.95 and float(bright.mean() - dark.mean()) > 0.25
 
 
 def test_a_pickle_starts_another_run(data, tmp_path):
