@@ -30,7 +30,7 @@ import dnnlib.util
 from dnnlib import outputs
 from dnnlib.progress import working
 from generation import commands, render
-from training.networks import files, hub, onnx
+from training.networks import files, hub, onnx, stems
 
 FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
 MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
@@ -111,7 +111,9 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--source", required=True, metavar="PATH|URL|hf://OWNER/NAME", help="network pickle, .safetensors with its .json, or model repository")
+@click.option(
+    "--source", required=True, metavar="PATH|URL|hf://OWNER/NAME", help="network pickle, run folder, .safetensors with its .json, or a repository"
+)
 @click.option("--dest", required=True, metavar="PATH|hf://OWNER/NAME", help="what to write; its ending says the form")
 @click.option("--format", "asked", type=click.Choice(list(FORMATS)), help="the form, where the ending of --dest does not say it")
 @click.option("--networks", type=click.Choice(["all", "G_ema", "G"]), help="which to keep  [default: all; for a repository G_ema]")
@@ -129,7 +131,11 @@ def main(source: str, dest: str, asked: str | None, networks: str | None, licens
         check_dest(dest, form, source)
     if form == "onnx":
         onnx.require_onnx()
+    is_choice = os.path.isdir(source)
+    source = stems.network_in("--source", source) if is_choice else source
     file = read(source, trust_pickle)
+    if is_choice:
+        click.echo(f"Network: {stems.chosen(source, file.provenance)}", err=True)
     networks = networks or ("G_ema" if form == "hub" and "G_ema" in file.generators else "all")
     if networks != "all":
         file = file.only(networks)

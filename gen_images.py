@@ -92,7 +92,7 @@ def _check_together(grid: str | None, classes: str | None, class_name: str | Non
 @click.option("--class", "class_name", metavar="CLASS", help="class index or name; without it every image gets a random class")
 @click.option("--classes", metavar="LIST", help="a class sheet: indices, ranges, names, or all")
 @click.option("--samples-per-class", type=click.IntRange(min=1), metavar="N", help="columns of the sheet: with one seed s, the seeds s to s+N-1")
-@click.option("--grid", metavar="WxH", help="one picture of W x H images instead of one PNG per seed")
+@click.option("--grid", metavar="WxH|W,H", help="one picture of W x H images instead of one PNG per seed")
 @click.option(
     "--noise-mode",
     type=click.Choice(["const", "random", "none"]),

@@ -241,11 +241,11 @@ def length_text(plan: Timing, total: int, fps: int, ending: str) -> str:
 @click.option("--seeds", required=True, metavar="LIST", help="for example 0,1,4-6")
 @click.option("--output", required=True, metavar="FILE", help="where the video goes")
 @click.option("--shuffle-seed", type=click.IntRange(0, render.MAX_SEED), help="shuffle the seeds with this seed")
-@click.option("--grid", default="1x1", show_default=True, metavar="WxH", help="columns x rows of videos beside each other")
+@click.option("--grid", default="1x1", show_default=True, metavar="WxH|W,H", help="columns x rows of videos beside each other")
 @click.option("--num-keyframes", type=click.IntRange(min=1), help="seeds that each cell flows through [default: seeds / cells]")
 @click.option("--w-frames", type=click.IntRange(min=1), default=120, show_default=True, help="frames from one seed to the next")
 @click.option("--fps", type=click.IntRange(1, 120), default=60, show_default=True, help="frames per second")
-@click.option("--class", "classes", metavar="LIST", help="class or classes, by index or name; several go along the seeds")
+@click.option("--class", "--classes", "classes", metavar="LIST", help="classes by index, range or name (0,3-5,cat); several go along the seeds")
 @click.option("--data", metavar="ZIP|DIR", help="data set to take class names from, if the pickle has none")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="images computed at a time on a GPU")
 @commands.one_line_errors

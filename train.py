@@ -30,7 +30,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +233,7 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
         click.echo("\n".join(dry_run.lines(config, given, dataset, target)))
         evaluator = make_evaluator(config, dataset)
         evaluator.check_data()
-        missing = [*frozen.check_weights(config, download=False), *missing_detectors(evaluator)]
-        print_missing(missing)
+        missing = print_missing(missing_files([config]))
         print_once([] if missing else work_before(config, dataset, target, evaluator))
         click.echo(f"Run folder: {target}")
         return None
@@ -261,9 +260,7 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         evaluators = {p: make_evaluator(p.config, p.dataset, loaded=loaded) for p in planned if p.dataset is not None}
         for evaluator in evaluators.values():
             evaluator.check_data()
-        missing = [line for p in planned for line in frozen.check_weights(p.config, download=False)]
-        missing += [line for evaluator in evaluators.values() for line in missing_detectors(evaluator)]
-        print_missing(missing)
+        missing = print_missing(missing_files([p.config for p in planned], schedule.recipe.final_metric))
         for p, evaluator in evaluators.items() if not missing else ():
             assert p.dataset is not None
             run_dir = (folder or Path()) / p.stage.name
@@ -331,22 +328,30 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
     return evaluate
 
 
-def missing_detectors(evaluator: Evaluator) -> list[str]:
-    """A line for the first detector whose weights are not there; none if all are."""
-    try:
-        evaluator.check(download=False)
-    except FileNotFoundError as err:
-        return [str(err)]
-    return []
+def metrics_of(configs: Iterable[TrainConfig], final: str | None = None) -> list[str]:
+    """The metrics of runs, each once. final: what is measured after each stage of a recipe."""
+    return list(dict.fromkeys(filter(None, [*(name for config in configs for name in config.run.metrics), final])))
 
 
-def print_missing(lines: Iterable[str]) -> None:
-    """The weights that a plan lacks, each once, and how to get them."""
+def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> Iterator[str]:
+    """A line for each file that frozen networks and metrics read and that is not there. final: as for `metrics_of`."""
+    for config in configs:
+        yield from frozen.check_weights(config, download=False)
+    for name in dict.fromkeys(parse_metric(metric).family.detector for metric in metrics_of(configs, final)):
+        try:
+            detectors.check(name, download=False)
+        except FileNotFoundError as err:
+            yield str(err)
+
+
+def print_missing(lines: Iterable[str]) -> list[str]:
+    """The weights that a plan lacks, each once, and how to get them; returns the lines."""
     lines = list(dict.fromkeys(lines))
     for line in lines:
         click.echo(f"Missing: {line}")
     if lines:
         click.echo(f"Fetch what can be fetched with: {prefetch_command()}")
+    return lines
 
 
 def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path, evaluator: Evaluator) -> list[str]:
@@ -397,7 +402,7 @@ def prefetch_all(values: dict[str, Any]) -> None:
         for need in frozen.needed_weights(config):
             get = functools.partial(timm_weights.fetch, need.name, need.weights, hub, say)
             items[need.name, need.weights or "", need.purpose] = prefetch.Item(f"{need.name} ({need.purpose})", get)
-        for metric in filter(None, (*config.run.metrics, final)):
+        for metric in metrics_of([config], final):
             name = parse_metric(metric).family.detector
             items[name, metric] = prefetch.Item(f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say))
         for flag, url in (("--init-from", config.run.init_from), ("--path_stem", config.generator.path_stem), ("--resume", values["resume"])):

@@ -35,7 +35,7 @@ def make_network(name: str) -> generator.Generator:
     torch.manual_seed(0)
     if name == "tiny":
         return generator.build_stem("stylegan3-t", 16, 10, syn_layers=5, cbase=256, cmax=16)
-    G = generator.build_stem("stylegan3-t", 16, 1000)
+    G = generator.build_stem("stylegan3-t", 16, 1000, syn_layers=10)
     while G.img_resolution < 256:
         G = generator.build_superres(G, "stylegan3-t", 2, 7)
     return G

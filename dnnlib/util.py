@@ -192,6 +192,19 @@ def parse_vec2(text: str | tuple[float, float]) -> tuple[float, float]:
     return x, y
 
 
+def parse_grid(text: str) -> tuple[int, int]:
+    """'8x4' or '8,4' -> (8 columns, 4 rows).
+
+    Raises:
+        ValueError: not two positive integers.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[x,]\s*(\d{1,9})\s*", text, re.IGNORECASE | re.ASCII)
+    shape = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
+    if not min(shape):
+        raise ValueError("say columns x rows, for example 8x4")
+    return shape
+
+
 def get_obj_by_name(name: str) -> Any:
     """The object that a dotted name means: 'collections.OrderedDict', 'package.module.Class.method'.
 

@@ -22,11 +22,11 @@ TRUST_HELP = "run a pickle that cannot be read otherwise. It is a program then: 
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """'8x4' -> (8 columns, 4 rows). Raises ValueError."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
-        raise ValueError(f"--grid={text[:40]}: say columns x rows, for example 8x4")
-    return int(parts[0]), int(parts[1])
+    """'8x4' or '8,4' -> (8 columns, 4 rows). Raises ValueError."""
+    try:
+        return dnnlib.util.parse_grid(text)
+    except ValueError as error:
+        raise ValueError(f"--grid={text[:40]}: {error}") from None
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,12 +67,13 @@ def load_network(
     precision: of the layers that are flagged for reduced precision, auto or one of `training.build.PRECISIONS`.
     Raises FileNotFoundError, OSError or ValueError with one line.
     """
+    is_choice = False
     if hub.is_repository(path_or_url):
         sha256, contents = _hashed(files.read_safetensors)(hub.fetch(path_or_url))
     else:
         path_or_url = dnnlib.util.plain_path(path_or_url)
         if Path(path_or_url).is_dir():
-            path_or_url = stems.network_in("--network", path_or_url)
+            path_or_url, is_choice = stems.network_in("--network", path_or_url), True
         if not dnnlib.util.is_url(path_or_url) and not Path(path_or_url).is_file():
             raise FileNotFoundError(f"--network: there is no file {path_or_url}")
         try:
@@ -86,6 +88,8 @@ def load_network(
             sha256, foreign = files.read_from(path_or_url, trusted)
             names = _class_names(foreign.c_dim, data, {}, {})
             return Network(path_or_url, foreign.to(device), {}, {}, names, sha256)
+    if is_choice:
+        click.echo(f"Network: {stems.chosen(path_or_url, contents.provenance)}", err=True)
     G = contents.only(key).generators[key].to(device)
     set_precision(G, precision)
     kwargs, provenance = contents.training_set_kwargs or {}, contents.provenance or {}
@@ -140,6 +144,8 @@ def class_index(network: Network, text: str) -> int:
         if int(text) >= num_classes:
             raise ValueError(f"class {text}: the network's classes are 0 to {num_classes - 1}")
         return int(text)
+    if re.fullmatch(r"\d+\s*([-,]\s*\d+\s*)+", text):
+        raise ValueError(f"class {text!r}: that is several classes, and one is asked for here; --classes takes them")
     if network.class_names is None:
         raise ValueError(
             f"class {text!r}: {network.path} knows no class names; give an index from 0 to {num_classes - 1}, or --data with a data set that does"

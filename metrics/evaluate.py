@@ -269,7 +269,7 @@ class Evaluator:
             "forced": self.force,
             **about,
             "device": _device_name(self.device),
-            "versions": {"python": platform.python_version(), **{module.__name__: module.__version__ for module in libraries}},
+            "versions": {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in libraries}},
             "num_gpus": distributed.world_size(),
             "total_time": seconds,
             "total_time_str": dnnlib.util.format_time(seconds),

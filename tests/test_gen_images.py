@@ -349,6 +349,7 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
         (["--network={}/cond.pkl", "--seeds="], "--seeds: empty"),
         (["--network={}/cond.pkl", "--seeds=4294967296"], "seeds go up to 4294967295"),
         (["--network={}/cond.pkl", "--seeds=0-3", "--grid=3x2"], "--grid=3x2 holds 6 images, but --seeds and --batch-sz make 4"),
+        (["--network={}/cond.pkl", "--seeds=0", "--class=0-2"], "'0-2': that is several classes"),
         (["--network={}/cond.pkl", "--seeds=0-3", "--grid=four"], "--grid=four: say columns x rows"),
         (["--network={}/cond.pkl", "--seeds=0,1", "--classes=0", "--samples-per-class=3"], "does not go with 2 seeds"),
         (["--network={}/cond.pkl", "--seeds=0", "--samples-per-class=3"], "needs --classes"),

@@ -56,6 +56,12 @@ def test_classes_go_along_the_seeds(folder, tmp_path):  # noqa: F811
         assert np.abs(frame.astype(int) - pixels(out / "seed0004.png")).max() <= 1
 
 
+def test_a_range_of_classes_and_a_grid_with_a_comma_are_those_of_the_published_commands(folder, tmp_path):  # noqa: F811
+    video(folder, tmp_path / "a.png", "--seeds=0-3", "--class=0-1", "--grid=2,1", "--w-frames=1")
+    video(folder, tmp_path / "b.png", "--seeds=0,1,2,3", "--classes=cat,1", "--grid=2x1", "--w-frames=1")
+    assert all((a == b).all() for a, b in zip(read(tmp_path / "a.png"), read(tmp_path / "b.png"), strict=True))
+
+
 def test_grids_and_formats(folder, tmp_path):  # noqa: F811
     for ending in ("gif", "webp"):
         video(folder, tmp_path / f"v.{ending}", "--seeds=0-3", "--grid=2x1", "--w-frames=2", "--fps=10", network="uncond")

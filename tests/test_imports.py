@@ -2,6 +2,8 @@
 """The import rules of docs/architecture.md, read from the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,15 @@ def test_training_files_import_only_earlier_ones():
             if parts[0] != "training" or len(parts) < 2 or parts[1] == module:
                 continue
             assert TRAINING_ORDER.index(parts[1]) < TRAINING_ORDER.index(module), f"{relative} imports {name}"
+
+
+@pytest.mark.parametrize("script", ["gen_images", "gen_video", "gen_class_samplesheet", "convert"])
+def test_scripts_that_use_a_network_load_neither_timm_nor_what_trains(script):
+    look = f"import sys, {script}; print(*(m for m in sys.modules if m.startswith(('timm', 'training.'))))"
+    found = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "training.generator" in found
+    assert not [m for m in found if m.partition(".")[0] == "timm"]
+    assert not {"training.networks.finetune", "training.build", "training.steps", "training.loop"} & set(found)
 
 
 def test_san_stands_alone():

@@ -563,6 +563,13 @@ def _buffer_array(machine: _Machine, data: Any, dtype: Any, shape: Any, order: A
     return array
 
 
+def _version(machine: _Machine, text: Any = "", *_: Any) -> str:
+    """torch.__version__, which is a text of a class of its own; snapshots of version 0.1 hold one."""
+    if not isinstance(text, str):
+        raise ValueError("a malformed version of torch")
+    return text
+
+
 def _persistent(machine: _Machine, meta: Any) -> Record:
     meta = meta if isinstance(meta, dict) else {}
     kind, version = meta.get("type"), meta.get("version")
@@ -580,6 +587,7 @@ _MEANINGS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch.torch_version.TorchVersion": _version,
     "torch.storage._load_from_bytes": _read_storage,
     "collections.OrderedDict": _ordered_dict,
     "dnnlib.util.EasyDict": _ordered_dict,

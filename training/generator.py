@@ -241,7 +241,7 @@ def _check_resolution(img_resolution: int) -> None:
 
 def plan_stem(
     img_resolution: int,
-    num_layers: int = 10,
+    num_layers: int = 14,
     channel_base: int = 2 * 32768,
     channel_max: int = 2 * 512,
     conv_kernel: int = 3,
@@ -865,7 +865,7 @@ def build_stem(
     resolution: int = 16,
     c_dim: int = 0,
     *,
-    syn_layers: int = 10,
+    syn_layers: int = 14,
     cbase: int = 32768,
     cmax: int = 512,
     embed_dim: int = 320,

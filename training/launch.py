@@ -103,7 +103,7 @@ def run_in_folder(config: TrainConfig, run_dir: Path, make_evaluate: MakeEvaluat
     """
     if distributed.is_main():
         lock = RunLock(run_dir)
-        record = {"config": to_json(config), "command": sys.argv, "torch": torch.__version__, "resumed": (run_dir / OPTIONS_FILE).is_file()}
+        record = {"config": to_json(config), "command": sys.argv, "torch": str(torch.__version__), "resumed": (run_dir / OPTIONS_FILE).is_file()}
         write_json(run_dir / OPTIONS_FILE, record)
         (run_dir / "status.json").unlink(missing_ok=True)
         lock.release()  # train_process takes it

@@ -150,6 +150,17 @@ def test_format_time(seconds: float, text: str) -> None:
     assert util.format_time(seconds) == text
 
 
+@pytest.mark.parametrize("text", ["4x2", "4,2", " 4 X 2 ", "04,2"])
+def test_a_grid_is_columns_and_rows(text):
+    assert util.parse_grid(text) == (4, 2)
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x2", "4,0", "-4,2", "4x2x1", "4.5x2", "axb", ""])
+def test_what_is_no_grid_is_refused(text):
+    with pytest.raises(ValueError, match="say columns x rows, for example 8x4"):
+        util.parse_grid(text)
+
+
 def test_number_parsing() -> None:
     assert util.parse_int_list("0,1, 4-6") == [0, 1, 4, 5, 6]
     assert util.parse_int_list("7") == [7] and util.parse_int_list([3, 1]) == [3, 1]

@@ -21,7 +21,7 @@ from dnnlib.util import make_cache_dir_path
 from metrics import detectors
 from tests import waiting
 from tests.e2e.test_train import FLAGS, ROOT, make_zip
-from torch_utils import features
+from torch_utils import timm_weights
 from torch_utils.ops.backend import extension
 
 pytestmark = pytest.mark.e2e
@@ -160,7 +160,7 @@ def asked(monkeypatch, tmp_path):
         path.write_bytes(name.encode())
         return path
 
-    monkeypatch.setattr(features, "fetch", fake)
+    monkeypatch.setattr(timm_weights, "fetch", fake)
     monkeypatch.setattr(detectors, "find_inception", lambda *args: fake("inception"))
     monkeypatch.setattr(train.dnnlib.util, "open_url", lambda url, **kwargs: fake(url))
     monkeypatch.setenv("DNNLIB_CACHE_DIR", "/nowhere")  # so that a test's own change of it is undone

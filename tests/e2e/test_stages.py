@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import train
+from metrics import detectors
 from tests import waiting
 from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
 from torch_utils import persistence
@@ -344,6 +345,14 @@ def test_data_that_is_too_small_or_missing_is_found_at_the_start(command, tmp_pa
     result = invoke(f"--outdir={tmp_path / 'out'}", *rest, f"--data={tmp_path}/three{{res}}.zip")
     assert result.exit_code == 1 and "three8.zip" in result.output
     assert invoke("--recipe=demo64", "--dry-run", "--stages=16").exit_code == 0
+
+
+def test_the_plan_lists_the_missing_files_of_metrics_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv(detectors.INCEPTION_ENV, raising=False)
+    output = invoke("--recipe=imagenet256", "--dry-run", "--stages=16").output
+    missing = [line for line in output.splitlines() if line.startswith("Missing: ")]
+    assert len([line for line in missing if detectors.INCEPTION_FILE in line]) == 1 and "Fetch what can be fetched with:" in output
 
 
 def test_a_changed_recipe_and_a_damaged_folder_are_named(command, recipe_file, whole, tmp_path):

@@ -144,6 +144,8 @@ def test_a_run_leaves_its_files(data, tmp_path):
         **{"resolution": 16, "random_seed": 0},
     }
     assert pickled["provenance"]["class_names"] == ["class0000", "class0001", "class0002"]
+    assert json.loads(json.dumps(pickled["provenance"])) == pickled["provenance"]  # plain values
+    assert not [name for name in pickled.globals_used if "ersion" in name]
     G = load_generator(str(run_dir / "network-snapshot.pkl"))
     ema = final_state(run_dir)["G_ema"]
     assert all(torch.equal(v, ema[k]) for k, v in G.state_dict().items())

@@ -217,6 +217,12 @@ def test_data_comes_back_as_it_was():
     assert data.globals_used["torch.nn.modules.linear.Linear"] == 1
 
 
+def test_torchs_version_is_a_text():
+    """torch.__version__ is of a class of its own, and snapshots of version 0.1 hold it as it is."""
+    data = read({"provenance": {"torch": torch.__version__, "python": "3.12"}})
+    assert type(data["provenance"]["torch"]) is str and data["provenance"]["torch"] == str(torch.__version__)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool])
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_tensors_of_every_type_and_layout(dtype, protocol):

@@ -1,13 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration: JSON round trip, mistakes, where values come from."""
 
+import inspect
 import json
 
 import pytest
+from click.testing import CliRunner
 
+import train
 from image_data import archives
-from training import generator
-from training.config import MAX_LAYERS, MAX_RESOLUTION, OPTIONS, SECTIONS, TrainConfig, describe, from_json, to_json
+from training import generator, losses, schedules
+from training.config import (
+    FLAGS,
+    MAX_LAYERS,
+    MAX_RESOLUTION,
+    OPTIONS,
+    SECTIONS,
+    STEM_CBASE,
+    STEM_CMAX,
+    DataConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    TrainConfig,
+    changes_of,
+    describe,
+    from_json,
+    to_json,
+)
+from training.discriminator import ProjectedDiscriminator
+from training.generator import Generator, MappingNetwork, build_stem, build_superres, plan_stem, plan_superres
 
 
 def changed(**values) -> TrainConfig:
@@ -55,6 +77,98 @@ def test_origins():
     assert rows["run.batch"] == ("24", "given")
     assert rows["run.seed"] == ("3", "the run's own")
     assert rows["run.kimg"] == ("25000.0", "default of StyleGAN3")
+
+
+def test_every_flag_is_one_options_and_its_text_reads_back():
+    assert len(FLAGS) == len({option.name for option in FLAGS.values()})
+    for option in OPTIONS.values():
+        if option.default is not None:
+            assert option.coerce(option.parse(option.text(option.default))) == option.default, option.name
+        assert option.about and option.source
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "value"),
+    [
+        ("batch", "24", 24),
+        ("kimg", "2.5", 2.5),
+        ("cond", "yes", True),
+        ("cond", "0", False),
+        ("batch_gpu", "Auto", "auto"),
+        ("batch_gpu", "none", 0),
+        ("metrics", "none", ()),
+        ("metrics", "fid50k_full, is50k", ("fid50k_full", "is50k")),
+        ("backbone_weights", "a=b=c.pth,d=e", {"a": "b=c.pth", "d": "e"}),
+        ("desc", "x", "x"),
+    ],
+)
+def test_texts_of_flags(flag, text, value):
+    assert FLAGS[flag].parse(text) == value and FLAGS[flag].parse(FLAGS[flag].text(value)) == value
+    config = TrainConfig().override(changes_of({flag: value, "seed": None, "no_flag": 3}))
+    assert FLAGS[flag].of(config) == value and config.run.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "message"),
+    [
+        ("batch", "many", "'many' is not a valid integer"),
+        ("kimg", "", "'' is not a valid float"),
+        ("batch_gpu", "-x", "'-x' is not a valid integer or auto"),
+        ("cond", "maybe", "'maybe' is not a valid boolean: give True or False"),
+        ("backbone_weights", "a", "give NAME=FILE"),
+    ],
+)
+def test_texts_that_mean_nothing(flag, text, message):
+    with pytest.raises(ValueError, match=message):
+        FLAGS[flag].parse(text)
+
+
+def test_help_shows_every_flag_with_its_default_or_that_it_is_required():
+    shown = {p.name: p for p in train.main.params}
+    for flag, option in FLAGS.items():
+        about = shown[flag].help
+        assert f"--{flag}" in shown[flag].opts and f"--{flag.replace('_', '-')}" in shown[flag].opts
+        assert about.startswith(option.about)
+        assert ("[required for a new run]" in about) == option.required
+        assert (f"[default: {option.text(option.default)}, from {option.source}]" in about) != option.required
+    result = CliRunner().invoke(train.main, [])
+    required = ["--outdir", *(f"--{flag}" for flag, option in FLAGS.items() if option.required)]
+    assert result.exit_code == 1 and f"missing {', '.join(required)} " in result.output
+
+
+def test_what_version_01_wrote_reads():
+    assert from_json({"generator": {"map_depth": 2, "syn_layers": 7}}) == changed(generator__syn_layers=7)
+    assert CliRunner().invoke(train.main, ["--map-depth=8"]).output.startswith("Error: --map-depth=8 is not possible")
+
+
+COPIES = [  # functions whose parameters are options: they keep the same defaults, since pickles and users of parts call them alone
+    (build_stem, {"config": "cfg"}, GeneratorConfig),
+    (build_superres, {"config": "cfg"}, GeneratorConfig),
+    (plan_stem, {"num_layers": "syn_layers"}, GeneratorConfig),
+    (plan_superres, {}, GeneratorConfig),
+    (Generator, {}, GeneratorConfig),
+    (MappingNetwork, {}, DataConfig),
+    (ProjectedDiscriminator, {}, DiscriminatorConfig),
+    (losses.generator_adversarial, {"objective": "g_loss", "scale": "adversarial_scale"}, LossConfig),
+    (losses.discriminator, {"objective": "d_loss", "scale": "adversarial_scale"}, LossConfig),
+    (schedules.blur_sigma, {"fade_kimg": "blur_fade_kimg"}, LossConfig),
+]
+
+
+@pytest.mark.parametrize(("function", "names", "section"), COPIES, ids=lambda value: getattr(value, "__name__", ""))
+def test_functions_of_their_own_have_the_configs_defaults(function, names, section):
+    given = {"cbase": STEM_CBASE, "cmax": STEM_CMAX} if function is build_stem else {}
+    compared = 0
+    for name, parameter in inspect.signature(function).parameters.items():
+        field = names.get(name, name)
+        if field in section.__dataclass_fields__ and parameter.default is not inspect.Parameter.empty:
+            assert parameter.default == given.get(field, getattr(section(), field)), name
+            compared += 1
+    assert compared
+    assert (TrainConfig().blur_init_sigma, TrainConfig().ema_rampup) == (
+        inspect.signature(schedules.blur_sigma).parameters["init_sigma"].default,
+        inspect.signature(schedules.ema_beta).parameters["rampup"].default,
+    )
 
 
 def test_option_types_are_plain():

@@ -93,6 +93,7 @@ class ImageDataset:
             self.labels = np.tile(found.labels[self._raw_indices], 2 if xflip else 1)
             self.label_dim = found.num_classes
             self.class_names = found.class_names
+        self.is_planned = False  # its images are still to be made (training.data.downscaling.planned)
         self._cache: _ImageCache | None = None
         self._content_hash: str | None = None
 

@@ -43,6 +43,7 @@ def planned(dataset: ImageDataset, resolution: int) -> ImageDataset:
     """The data set as it will be at `resolution`, for plans: labels and counts are right, its images cannot be read."""
     check_resolution(dataset, resolution)
     smaller = copy.copy(dataset)
+    smaller.is_planned = True
     smaller.resolution = resolution
     smaller.image_shape = [dataset.num_channels, resolution, resolution]
     smaller.name = _name(dataset, resolution)
@@ -115,9 +116,14 @@ def _remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def copy_bytes(dataset: ImageDataset, resolution: int) -> int:
+    """Size of the copy at most: its PNGs are not compressed."""
+    return dataset.num_archived * (resolution * (3 * resolution + 1) + ENTRY_BYTES)
+
+
 def _check_space(dataset: ImageDataset, path: Path, resolution: int) -> None:
-    """Raises OSError when the copy, whose PNGs are not compressed, may not fit."""
-    needed = dataset.num_archived * (resolution * (3 * resolution + 1) + ENTRY_BYTES)
+    """Raises OSError when the copy may not fit."""
+    needed = copy_bytes(dataset, resolution)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free")

@@ -15,7 +15,7 @@ import dnnlib
 from torch_utils import persistence
 from training.generator import Generator
 from training.networks.reader import load_from
-from training.run_folder import has_checkpoint, write_json
+from training.run_folder import STATUS_FILE, has_checkpoint, kimg_text, read_json, write_json
 
 FILE = "lineage.json"
 BEST, NEWEST = "best_model.pkl", "network-snapshot.pkl"
@@ -56,6 +56,27 @@ def network_in(flag: str, folder: str) -> str:
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
     raise ValueError(f"{flag}={folder}: the folder holds neither {BEST} nor {NEWEST}; name a run folder or a network pickle")
+
+
+def chosen(file: str, provenance: Mapping[str, Any] | None) -> str:
+    """A network file in a few words: images shown, first metric, and how far its run has got, if it is in a run folder.
+
+    provenance: of the file. A folder's best network may be from long ago.
+    """
+    said = (provenance or {}).get("nimg")
+    nimg = said if isinstance(said, int) else None
+    folder = os.path.dirname(file)
+    shown = read_json(os.path.join(folder, STATUS_FILE)).get("nimg")
+    text = describe({"nimg": nimg, "metric": metric_at(folder, nimg)})
+    later = f"; the run has shown {kimg_text(shown / 1000)} kimg" if isinstance(shown, int) and nimg is not None and shown > nimg else ""
+    return f"{file} ({text}{later})"
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """A record's images shown and metric in a few words."""
+    nimg, metric = record.get("nimg"), record.get("metric")
+    shown = f"{kimg_text(nimg / 1000)} kimg" if isinstance(nimg, int) else "it does not say after how many images"
+    return shown + (f", {metric['name']} {metric['value']:.4g}" if isinstance(metric, dict) else "")
 
 
 class Stem(NamedTuple):

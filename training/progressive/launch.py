@@ -18,7 +18,7 @@ from dnnlib.util import sha256_file
 from torch_utils import devices, distributed, memory
 from training import build, launch, run_folder
 from training.config import AUTO, FLAGS, TrainConfig, from_json, to_json
-from training.networks.reader import load as load_generator
+from training.networks import files, stems
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
 from training.run.stop import terminated_as_interrupted
@@ -107,7 +107,7 @@ def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any]
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
         lock = RunLock(folder)
-        write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": torch.__version__})
+        write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)})
         print(f"Recipe folder: {folder}")
     folder = distributed.broadcast_object(folder)
     assert folder is not None
@@ -143,11 +143,14 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
     config = from_json(tree)
     device = launch.join(config)
     evaluator = final(config, metric, device)
-    G = load_generator(network).to(device)
+    file = files.read(network).only("G_ema")
+    G = file.generators["G_ema"].to(device)
     G.synthesis.reduced_dtype = devices.pick_precision(config.run.precision, device)
     source = stages.Upsampled(G, evaluator.dataset.resolution)
     with memory.shortage_named(device, launch.memory_remedy(config)):
         (record,) = evaluator(source, snapshot=network, details=source.details())
     if distributed.is_main():
-        print(f"  {record.metric} {record.value:.4f} at {evaluator.dataset.resolution}x{evaluator.dataset.resolution}", flush=True)
+        size = evaluator.dataset.resolution
+        chosen = stems.chosen(network, file.provenance)
+        print(f"  {record.metric} {record.value:.4f} at {size}x{size}: {chosen}", flush=True)
         write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)})

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from training import build
-from training.config import AUTO, TrainConfig
+from training.config import AUTO, OPTIONS, TrainConfig
 from training.data import downscaling
 from training.data.dataset import ImageDataset
+from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks import stems
 from training.progressive import recipe, stages
@@ -22,17 +23,24 @@ from training.progressive.stages import Schedule
 from training.run import auto_batch
 from training.run import plan as run_plan
 from training.run.dry_run import data_line
+from training.watch.estimate import ticks_and_snapshots
 
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A stage with its configuration, its data set (images not read, not resized) and its network's plan on the meta device."""
+    """A stage with its configuration, its data set (images not read, not resized) and its networks' plans on the meta device."""
 
     stage: Stage
     config: TrainConfig
     dataset: ImageDataset | None  # None: planned without data
     generator: Generator
+    discriminator: ProjectedDiscriminator
     stem: Generator | None
+
+    @property
+    def disk(self) -> run_plan.Disk:
+        """What the stage needs at most."""
+        return run_plan.estimate_disk(self.config, self.generator, self.discriminator, self.dataset)
 
 
 def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
@@ -109,7 +117,8 @@ def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
         below = schedule.below(stage)
         stem = generators[below.resolution] if below else None
         r = stage.resolution
-        planned.append(Planned(stage, configs[r], datasets.get(r), generators[r], stem))
+        D = run_plan.plan_discriminator(configs[r].discriminator, c_dim, r)
+        planned.append(Planned(stage, configs[r], datasets.get(r), generators[r], D, stem))
     if datasets:
         check_data(planned)
     check_stems(schedule, folder, c_dim)
@@ -137,7 +146,8 @@ def short_plan(G: Generator) -> str:
 def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
     """What --dry-run prints of a stage. speeds: lines about measured time."""
     G, run, gen = p.generator, p.config.run, p.config.generator
-    heads, frozen = run_plan.parameter_counts(run_plan.plan_discriminator(p.config.discriminator, G.c_dim, p.stage.resolution))
+    D = p.discriminator
+    heads, frozen = run_plan.parameter_counts(D)
     total = sum(x.numel() for x in G.parameters())
     trained = sum(x.numel() for x in G.parameters() if x.requires_grad)
     kind = f"{gen.head_layers}-layer head x{gen.up_factor}" if gen.superres else f"stem of {gen.syn_layers} layers"
@@ -154,30 +164,70 @@ def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
         f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
         *tried,
         f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): {round(run.kimg * 1000 / run.batch):,} steps",
-        *(f"  time         {line}" for line in speeds or ["no measurement"]),
+        f"  snapshots    {ticks_and_snapshots(run)[1]}, each measured by {', '.join(run.metrics) or 'nothing'}",
+        f"  disk         {run_plan.disk_text(p.disk)}",
+        *(f"  time         {line}" for line in speeds or [NOT_MEASURED]),
     ]
+
+
+NOT_MEASURED = "no measurement of this stage in recipes/speed.yaml"
+
+
+def speeds_of(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> list[recipe.Speed]:
+    """The measurements of this very stage; none if an override changes its networks or their precision."""
+    plain, own = replace(schedule, overrides=()).config(p.stage), p.config
+    for name in ("generator.cbase", "generator.cmax", "run.precision"):
+        if OPTIONS[name].of(plain) != OPTIONS[name].of(own):
+            return []
+    if plain.discriminator != own.discriminator:
+        return []
+    return [row for row in table if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution)]
 
 
 def time_lines(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> list[str]:
     """Lines about a stage's duration, from measurements of this very stage alone."""
-    plain = replace(schedule, overrides=()).config(p.stage)
-    if (plain.generator.cbase, plain.generator.cmax, plain.discriminator, plain.run.precision) != (
-        p.config.generator.cbase,
-        p.config.generator.cmax,
-        p.config.discriminator,
-        p.config.run.precision,
-    ):
+    speeds = speeds_of(schedule, p, table)
+    if not speeds and any((row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution) for row in table):
         return ["no measurement with these overrides"]
     lines = []
-    for row in table:
-        if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution):
-            hours = row.sec_per_kimg * p.config.run.kimg * row.processes / 3600
-            amount = (
-                f"{hours / 24:.1f} device-days" if hours >= 24 else f"{hours:.1f} device-hours" if hours >= 1 else f"{hours * 60:.1f} device-minutes"
-            )
-            measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit})"
-            lines.append(f"{amount} by {row.sec_per_kimg:g} s/kimg, {measured}")
+    for row in speeds:
+        whole = "" if row.is_whole else ", training alone: not what comes with ticks and snapshots"
+        measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit}{whole})"
+        lines.append(f"{device_time(row.seconds(p.config.run) * row.processes)} by {row.sec_per_kimg:g} s/kimg, {measured}")
     return lines
+
+
+def device_time(seconds: float) -> str:
+    """In device-days, -hours or -minutes."""
+    hours = seconds / 3600
+    if hours >= 24:
+        return f"{hours / 24:.1f} device-days"
+    return f"{hours:.1f} device-hours" if hours >= 1 else f"{hours * 60:.1f} device-minutes"
+
+
+def total_lines(schedule: Schedule, planned: Sequence[Planned], table: Sequence[recipe.Speed]) -> list[str]:
+    """Images, time and disk of all selected stages together; time by hardware, with the stages that were not measured on it."""
+    images = sum(round(p.config.run.kimg * 1000) for p in planned)
+    patient = any(p.config.run.patience for p in planned)
+    lines = [f"{'at most ' if patient else ''}{images:,} images in {len(planned)} stage(s)"]
+    rows = {p.stage.resolution: speeds_of(schedule, p, table) for p in planned}
+    for hardware in dict.fromkeys((row.hardware, row.processes) for found in rows.values() for row in found):
+        seconds, unmeasured, partly = 0.0, [], False
+        for p in planned:
+            row = next((r for r in rows[p.stage.resolution] if (r.hardware, r.processes) == hardware), None)
+            if row is None:
+                unmeasured.append(str(p.stage.resolution))
+            else:
+                seconds += row.seconds(p.config.run) * row.processes
+                partly |= not row.is_whole
+        without = f", without the stages of {', '.join(unmeasured)} pixels, which were not measured" if unmeasured else ""
+        alone = ", training alone" if partly else ""
+        lines.append(f"{device_time(seconds)} on {hardware[0]} x {hardware[1]}{without}{alone}")
+    if not any(rows.values()):
+        lines.append("time not measured for any of these stages (recipes/speed.yaml): a run's status lines say how long it has to go")
+    run, copy = (sum(getattr(p.disk, part) for p in planned) for part in ("run", "copy"))
+    lines.append(f"disk: {run_plan.disk_text(run_plan.Disk(run, copy))}")
+    return [f"{'Total' if i == 0 else '':8s}{line}" for i, line in enumerate(lines)]
 
 
 def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
@@ -190,6 +240,7 @@ def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
     table = recipe.measured_speeds()
     for p in planned:
         text.append("\n" + "\n".join(stage_lines(p, time_lines(schedule, p, table))))
+    text.append("\n" + "\n".join(total_lines(schedule, planned, table)))
     if schedule.overrides:
         text.append("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
     if source.final_metric:

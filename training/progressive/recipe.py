@@ -29,7 +29,8 @@ from typing import Any
 import yaml
 
 from dnnlib import util
-from training.config import FLAGS
+from training.config import FLAGS, RunConfig
+from training.watch.estimate import Pace
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
 SPEED_TABLE = "speed.yaml"
@@ -259,7 +260,11 @@ class _File:
 
 @dataclass(frozen=True)
 class Speed:
-    """A measured training speed: one row of recipes/speed.yaml."""
+    """A measured training speed: one row of recipes/speed.yaml. None: not measured.
+
+    sec_per_kimg, sec_per_tick, sec_per_snapshot: as for `training.watch.estimate.Pace`. sec_once: before the first step, and for the
+    measurement after the stage.
+    """
 
     recipe: str
     resolution: int
@@ -270,6 +275,19 @@ class Speed:
     sec_per_kimg: float
     commit: str
     command: str
+    sec_per_tick: float | None = None
+    sec_per_snapshot: float | None = None
+    sec_once: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all parts were measured."""
+        return None not in (self.sec_per_tick, self.sec_per_snapshot, self.sec_once)
+
+    def seconds(self, run: RunConfig) -> float:
+        """A stage's whole duration on that hardware, as far as it was measured."""
+        pace = Pace(self.sec_per_kimg, self.sec_per_tick or 0.0, self.sec_per_snapshot or 0.0)
+        return pace.seconds(run) + (self.sec_once or 0.0)
 
 
 def measured_speeds(path: Path | None = None) -> list[Speed]:

@@ -14,15 +14,14 @@ from training.config import AUTO, EMBEDDING_NETWORK, TrainConfig, describe
 from training.data import class_embedding
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.networks import finetune, frozen
-from training.networks.stems import begun
+from training.networks import finetune, frozen, stems
 from training.run import auto_batch, plan
 from training.run_folder import has_checkpoint
 
 
 def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path) -> list[str]:
     """The plan as text. given: names of the options that the command line set. run_dir: the run's folder, which need not exist."""
-    G, D = plan.plan(config, dataset, lineage=begun(run_dir))
+    G, D = plan.plan(config, dataset, lineage=stems.begun(run_dir))
     heads, backbones = plan.parameter_counts(D)
     text = ["\nOptions (name, value, origin)"]
     text += [f"  {name:34s} {value:44s} {origin}" for name, value, origin, _ in describe(config, given)]
@@ -46,6 +45,7 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
         f"\nParameters: generator {numbers:,} ({trained:,} trained), heads {heads:,}, backbones {backbones:,} (frozen)",
         f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per round (estimate)",
     ]
+    text.append(f"Disk: {plan.disk_text(plan.estimate_disk(config, G, D, dataset))}")
     if config.run.init_from and not has_checkpoint(run_dir) and not frozen.check_weights(config, download=False):
         text.append("\n" + start_report(config, dataset))
     return text
@@ -98,8 +98,9 @@ def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
         ValueError, OSError: the file cannot be used, or a backbone's weights are missing.
     """
     source = finetune.read(str(cfg.run.init_from))
+    begins = f"Starts from {stems.chosen(source.path, source.file.provenance)}"
     embed_dim = source.embed_dim or cfg.data.embed_dim
     G = build.make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
     D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
     _, report = finetune.start(source, G, D, dataset.class_names, torch.zeros(dataset.label_dim, embed_dim))
-    return "\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg))))
+    return "\n".join(filter(None, (begins, report.table(), finetune.warning(source, report, cfg))))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 
@@ -11,11 +12,13 @@ from torch_utils import distributed, memory, timm_weights
 from torch_utils.devices import pick_device
 from training import build
 from training.config import AUTO, DiscriminatorConfig, TrainConfig
+from training.data import downscaling
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks import finetune, frozen
 from training.networks.stems import Lineage, read_stem
+from training.watch.estimate import ticks_and_snapshots
 from training.watch.grids import grid_shape
 
 SURELY_TOO_MUCH = 3.0  # times the free memory
@@ -102,3 +105,39 @@ def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_p
     activations = max(sum(sizes[G.num_frozen_layers :]), max(sizes))
     per_feature = sum(32 * (cfg.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in cfg.discriminator.backbones)
     return (state + cfg.batch_gpu * (activations + per_feature)) / 2**30
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run needs at most. copy: of the data set, made at its start if it is not there yet."""
+
+    run: int
+    copy: int
+
+
+def estimate_disk(cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, dataset: ImageDataset | None) -> Disk:
+    """Numbered snapshots and checkpoints of a run folder, and the smaller copy of the data set. Pictures and records are small beside them.
+
+    G, D: the networks or their plan. A snapshot holds G, G_ema and D's own tensors; a checkpoint Adam's two moments of what is trained more.
+    """
+    generator = sum(t.numel() for t in G.state_dict().values())
+    saved = 2 * generator + sum(t.numel() for t in D.saved_state_dict().values())
+    trained = sum(p.numel() for net in (G, D) for p in net.parameters() if p.requires_grad)
+    _, snapshots = ticks_and_snapshots(cfg.run)
+    snapshots = min(snapshots, cfg.run.keep_snapshots or snapshots)
+    best = 1 if cfg.run.metrics else 0  # the newest is the same file as a numbered one
+    checkpoints = cfg.run.keep_checkpoints + 1  # the new one is written before an old one goes
+    run = 4 * ((snapshots + best) * saved + checkpoints * (saved + 2 * trained))
+    copied = dataset is not None and dataset.is_planned
+    return Disk(run, downscaling.copy_bytes(dataset, dataset.resolution) if copied and dataset is not None else 0)
+
+
+def disk_text(disk: Disk) -> str:
+    """As --dry-run says it."""
+    copy = f", and at most {format_bytes(disk.copy)} for smaller copies of the data that are not there yet" if disk.copy else ""
+    return f"at most {format_bytes(disk.run)} for snapshots and checkpoints{copy} (estimate)"
+
+
+def format_bytes(count: int) -> str:
+    """In GiB or MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -18,7 +18,7 @@ from training import build
 from training.config import GeneratorConfig, TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.networks import finetune
+from training.networks import finetune, stems
 from training.networks.stems import BEST, Lineage, Stem, read_stem, stem_file
 from training.run import stop
 from training.run_folder import kimg_text
@@ -50,8 +50,12 @@ def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -
         ValueError, OSError: a file that an option names is not there or does not fit.
     """
     source = finetune.read(cfg.run.init_from) if cfg.run.init_from else None
+    if source is not None and distributed.is_main():
+        print(f"Starting from {stems.chosen(source.path, source.file.provenance)}")
     embed_dim, table = class_table(cfg, dataset, device, source)
     G, D, lineage = build.make_networks(cfg, dataset, embed_dim)
+    if lineage.stem is not None and distributed.is_main():
+        print(f"Stem: {lineage.stem['file']} ({stems.describe(lineage.stem)})")
     if source is None:
         if table is not None:
             G.mapping.set_class_embedding(table)
@@ -170,14 +174,7 @@ def find_better_stem(state: TrainState, cfg: GeneratorConfig) -> tuple[Stem | No
         return None, ""
     stem = read_stem(path)
     check_same_plan(stem.generator, state.G, file)
-    return stem, f"Stem read again: {describe(known)} -> {describe(stem.stems[-1])} from {file}"
-
-
-def describe(record: dict[str, object]) -> str:
-    """A stem's record in a few words."""
-    metric = record.get("metric")
-    measured = f"{metric['name']} {metric['value']:.4g}, " if isinstance(metric, dict) else ""
-    return f"{measured}{record.get('nimg')} images"
+    return stem, f"Stem read again: {stems.describe(known)} -> {stems.describe(stem.stems[-1])} from {file}"
 
 
 def check_same_plan(stem: Generator, G: Generator, file: str) -> None:

@@ -75,7 +75,7 @@ def provenance(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> di
         },
         "backbones": {name: network.sha256 for name, network in state.D.feature_networks.items()},
         "init_from": state.started_from,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

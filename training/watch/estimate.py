@@ -33,12 +33,17 @@ class Pace:
         left = max(run.kimg - kimg, 0.0)
         if left == 0:
             return 0.0
-        step = run.batch / 1000
-        tick_kimg = math.ceil(run.tick / step - 1e-9) * step  # a tick ends with a whole step
-        ticks = math.ceil(left / tick_kimg - 1e-9)
-        last = tick + ticks
-        snapshots = last // run.snap - tick // run.snap + (last % run.snap != 0)  # the last tick always makes one
+        ticks, snapshots = ticks_and_snapshots(run, kimg, tick)
         return left * self.sec_per_kimg + (ticks - snapshots) * self.sec_per_tick + snapshots * self.sec_per_snapshot
+
+
+def ticks_and_snapshots(run: RunConfig, kimg: float = 0.0, tick: int = 0) -> tuple[int, int]:
+    """How many of either come from `kimg` on, with `tick` ticks complete, until the end of the run."""
+    step = run.batch / 1000
+    tick_kimg = math.ceil(run.tick / step - 1e-9) * step  # a tick ends with a whole step
+    ticks = math.ceil(max(run.kimg - kimg, 0.0) / tick_kimg - 1e-9)
+    last = tick + ticks
+    return ticks, last // run.snap - tick // run.snap + (ticks > 0 and last % run.snap != 0)  # the last tick always makes a snapshot
 
 
 def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
@@ -50,7 +55,8 @@ def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
     speeds = [v for line in stats if (v := number(line.get("Timing/sec_per_kimg"))) > 0]
     if not speeds:
         return None
-    plain, snapshots = [], []
+    plain: list[float] = []
+    snapshots: list[float] = []
     for line in stats:
         tick, seconds = number(line.get("Progress/tick")), number(line.get("Timing/maintenance_sec"))
         if seconds > 0 and tick >= 2:  # 0: the first tick of a process, before which there was none

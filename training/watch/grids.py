@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import dnnlib.util
 from torch_utils import images, rng
 from training import run_folder
 from training.config import RunConfig, TrainConfig
@@ -75,15 +76,13 @@ def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:
     """Columns and rows of the fake grids. `auto`: a row per class up to 32 classes, else what fits about 1920 x 1080 pixels.
 
     Raises:
-        ValueError: --grid is not COLUMNSxROWS, or has more of them than fit into a picture.
+        ValueError: --grid is not columns x rows, or has more of them than fit into a picture.
     """
     if run.grid != "auto":
         try:
-            columns, rows = (int(v) for v in run.grid.lower().split("x"))
-        except ValueError:
-            raise ValueError(f"--grid={run.grid}: give COLUMNSxROWS, such as 10x4") from None
-        if columns < 1 or rows < 1:
-            raise ValueError(f"--grid={run.grid}: columns and rows must be positive")
+            columns, rows = dnnlib.util.parse_grid(run.grid)
+        except ValueError as error:
+            raise ValueError(f"--grid={run.grid[:40]}: {error}") from None
         images.check_picture(f"--grid={run.grid}", columns * rows, resolution)
         return columns, rows
     columns = min(max(1920 // resolution, 4), 16)

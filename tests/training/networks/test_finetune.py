@@ -3,12 +3,15 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+import train
 from tests.parity.fill import GOLDENS
 from tests.toy_data import write_dataset
 from torch_utils import persistence
@@ -308,6 +311,24 @@ def test_dry_run_says_what_would_be_kept(old, tmp_path):
     text = dry_run.start_report(cfg, planned)
     assert "2 of 3 classes are the pickle's, 1 new\n" in text and "Warning" not in text and "discriminator: 9" in text
     assert [p.name for p in tmp_path.iterdir()] == [data.name]
+
+
+def test_a_run_folder_stands_for_its_best_network_which_is_named(old, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(old, folder / "network-snapshot.pkl")
+    data = dataset(tmp_path, NEW)
+    flags = [f"--outdir={tmp_path / 'out'}", "--cfg=stylegan3-t", f"--data={data}", "--cond=1", "--gpus=1", "--batch=4", "--metrics=none"]
+    flags += ["--class-embedding=random", "--backbones=tf_efficientnet_lite0", f"--init-from={folder}", "--dry-run"]
+    result = CliRunner().invoke(train.main, flags)
+    assert result.exit_code == 0 and f"Starts from {folder}/network-snapshot.pkl (" in result.output, result.output
+    (folder / "best_model.pkl").write_bytes(b"junk")
+    result = CliRunner().invoke(train.main, flags)
+    assert result.exit_code == 1 and f"{folder}/best_model.pkl" in result.output.splitlines()[-1]
+    (folder / "best_model.pkl").unlink()
+    (folder / "network-snapshot.pkl").unlink()
+    result = CliRunner().invoke(train.main, flags)
+    assert result.exit_code == 1 and f"--init-from={folder}: the folder holds neither best_model.pkl" in result.output
 
 
 def test_check_refuses_a_file_that_is_no_network(tmp_path):

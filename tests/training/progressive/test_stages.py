@@ -2,6 +2,7 @@
 """Schedules: configurations of stages, plans at full size against the published parameter counts, what lineage records."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from training.generator import build_stem
 from training.progressive import plan, recipe, stages
 from training.progressive.recipe import Recipe, Stage
 from training.progressive.stages import Override, Schedule, Upsampled
+from training.run import plan as run_plan
 
 
 def whole(name: str, *overrides: Override) -> Schedule:
@@ -87,6 +89,42 @@ def test_time_comes_from_measurements_of_this_stage_alone():
     assert "no measurement" in "\n".join(plan.stage_lines(planned[64], []))
     wider = whole("demo64", Override({"cmax": 32}))
     assert plan.time_lines(wider, plan.plan(wider, None)[1], [row]) == ["no measurement with these overrides"]
+
+
+def row(resolution: int, **parts: float) -> recipe.Speed:
+    return recipe.Speed("demo64", resolution, "a CPU", 1, 16, 16, 10.0, "abc", "command", **parts)
+
+
+def test_a_stages_time_includes_what_comes_with_ticks_and_snapshots():
+    schedule = whole("demo64")
+    first = plan.plan(schedule, None)[0]  # 16 kimg in 32 ticks, a snapshot every 8
+    parts = {"sec_per_tick": 2.0, "sec_per_snapshot": 20.0, "sec_once": 30.0}
+    assert row(16).seconds(first.config.run) == 160 and not row(16).is_whole
+    assert row(16, **parts).seconds(first.config.run) == 160 + 28 * 2 + 4 * 20 + 30
+    assert "training alone" in plan.time_lines(schedule, first, [row(16)])[0]
+    assert plan.time_lines(schedule, first, [row(16, **parts)])[0].startswith("5.4 device-minutes")
+    assert "snapshots    4, each measured by fd_lite0_500" in "\n".join(plan.stage_lines(first, []))
+
+
+def test_totals_say_images_time_and_disk_and_what_was_not_measured():
+    schedule = whole("demo64")
+    planned = plan.plan(schedule, None)
+    parts = {"sec_per_tick": 0.0, "sec_per_snapshot": 0.0, "sec_once": 0.0}
+    text = "\n".join(plan.total_lines(schedule, planned, [row(16, **parts), row(64, **parts)]))
+    assert "Total   32,000 images in 3 stage(s)" in text
+    assert "3.7 device-minutes on a CPU x 1, without the stages of 32 pixels, which were not measured" in text
+    assert re.search(r"disk: at most \d+\.\d MiB for snapshots and checkpoints \(estimate\)", text)
+    assert "time not measured for any of these stages" in "\n".join(plan.total_lines(schedule, planned, []))
+    patient = whole("demo64", Override({"patience": 3}))
+    assert "Total   at most 32,000 images" in plan.total_lines(patient, plan.plan(patient, None), [])[0]
+
+
+def test_disk_is_what_a_run_writes_at_most():
+    one, all_kept = (plan.plan(whole("demo64", *o), None)[0] for o in ((Override({"keep_snapshots": 1, "metrics": ()}),), ()))
+    saved = 2 * sum(t.numel() for t in one.generator.state_dict().values()) + sum(t.numel() for t in one.discriminator.saved_state_dict().values())
+    trained = sum(p.numel() for net in (one.generator, one.discriminator) for p in net.parameters() if p.requires_grad)
+    assert one.disk == run_plan.Disk(4 * (saved + 3 * (saved + 2 * trained)), 0)
+    assert all_kept.disk.run - one.disk.run == 4 * 4 * saved  # three snapshots more, and the best one
 
 
 def test_upsampled_images_say_so():
