@@ -182,7 +182,7 @@ def _check_operations(data: bytes) -> None:
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if operation.name in _ODD_OPERATIONS or count > MAX_OPERATIONS:
             raise pickle.UnpicklingError(f"{operation.name}: not an operation of a batch, or too many")
-        if operation.name.endswith("PUT") and int(argument) > count:
+        if operation.name.endswith("PUT") and int(argument or 0) > count:
             raise pickle.UnpicklingError(f"{operation.name} {argument}: there are not so many objects")
 
 

@@ -56,8 +56,8 @@ def report(name: str, value: Any) -> Any:
     array = value.detach().to(torch.float64).numpy() if isinstance(value, torch.Tensor) else np.asarray(value, dtype=np.float64)
     if array.size:
         with np.errstate(invalid="ignore", over="ignore"):
-            moments = float(array.size), (float(array.sum()),), (float(np.square(array).sum()),)
-            _host[name] = _add(_host.get(name, _ZERO), moments)
+            exact = float(array.size), (float(array.sum()),), (float(np.square(array).sum()),)
+            _host[name] = _add(_host.get(name, _ZERO), exact)
     return value
 
 

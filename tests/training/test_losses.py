@@ -39,6 +39,9 @@ class TinyDiscriminator(torch.nn.Module):
     def normalize_(self):
         san.normalize_(self)
 
+    def trainable_parameters(self):
+        return dict(self.named_parameters())
+
 
 def make_state() -> TrainState:
     torch.manual_seed(0)
