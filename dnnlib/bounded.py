@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading files that somebody else wrote, in bounded time and memory: texts, JSON, numpy's arrays.
 
-What a file says of its own size is compared with the file before anything is allocated for it. Every error is a ValueError in one
-line that begins with the file's name; `dnnlib.util.Damaged` where the file is not, or not all of, what its name says.
+What a file says of its own size is compared with the file before anything is allocated for it. Every error is
+a ValueError in one line that begins with the file's name; `dnnlib.util.Damaged` where the file is not, or not
+all of, what its name says.
 """
 
 import json
@@ -19,12 +20,13 @@ MAX_TEXT_BYTES = 16 * 2**20
 MAX_JSON_CONTAINERS = 500_000  # lists and objects, which take 20 times the memory that they take in a file
 MAX_NPZ_MEMBERS = 1000
 _MAX_RATIO = 1000  # unpacked : packed; no more than what deflate can do
-_MAX_HEADER_BYTES, _MAX_DIMENSIONS, _MAX_LENGTH = 2**16, 32, 2**40  # of an array; no less than what numpy takes
+# Of an array's header and shape; no less than what numpy takes.
+_MAX_HEADER_BYTES, _MAX_DIMENSIONS, _MAX_LENGTH = 2**16, 32, 2**40
 _BLOCK_BYTES = 2**24
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_TEXT_BYTES) -> bytes:
-    """All of a file that has at most `limit` bytes, whatever the system says of its size. Raises ValueError, OSError."""
+    """All of a file that has at most `limit` bytes, whatever the system says. Raises ValueError, OSError."""
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -46,7 +48,7 @@ def read_json(path: str | os.PathLike[str], limit: int = MAX_TEXT_BYTES) -> Any:
 
 
 def parse_json(data: bytes, where: str, containers: int = MAX_JSON_CONTAINERS) -> Any:
-    """What JSON says. where: the file, for errors. containers: how many lists and objects it may have. Raises ValueError."""
+    """What JSON says. where: the file, for errors. containers: most lists and objects. Raises ValueError."""
     if data.count(b"[") + data.count(b"{") > containers:
         raise ValueError(f"{where}: more than {containers:,} lists and objects")
     try:
@@ -56,7 +58,10 @@ def parse_json(data: bytes, where: str, containers: int = MAX_JSON_CONTAINERS) -
 
 
 def read_npy(path: str | os.PathLike[str], limit: int = 2**32) -> np.ndarray:
-    """The array of a .npy file, of at most `limit` bytes, which the file must really hold. Raises ValueError, OSError."""
+    """The array of a .npy file, of at most `limit` bytes, which the file must hold.
+
+    Raises ValueError, OSError.
+    """
     where = os.fspath(path)
     with open(path, "rb") as file:
         return _read_array(file, os.fstat(file.fileno()).st_size, limit, where)
@@ -84,10 +89,11 @@ def read_npz(path: str | os.PathLike[str], limit: int = 2**36) -> dict[str, np.n
         raise Damaged(f"{where}: no .npz file of numpy ({error})") from None
 
 
-def check_unpacked(unpacked: int, packed: int, where: str, ratio: int = _MAX_RATIO, floor: int = MAX_TEXT_BYTES) -> None:
-    """Raises ValueError for what unpacks, by its own word, to more than `floor` bytes and `ratio` times its size."""
-    if unpacked > floor and unpacked > ratio * max(packed, 1):
-        raise ValueError(f"{where}: unpacks to {unpacked / max(packed, 1):,.0f} times its size, over the limit of {ratio} (zip bomb?)")
+def check_unpacked(unpacked: int, packed: int, where: str) -> None:
+    """Raises ValueError for what claims to unpack to absurdly more than its size."""
+    ratio = unpacked / max(packed, 1)
+    if unpacked > MAX_TEXT_BYTES and ratio > _MAX_RATIO:
+        raise ValueError(f"{where}: unpacks to {ratio:,.0f} times its size, over the limit of {_MAX_RATIO} (zip bomb?)")
 
 
 def _read_array(file: IO[bytes], size: int, limit: int, where: str) -> np.ndarray:
@@ -96,11 +102,13 @@ def _read_array(file: IO[bytes], size: int, limit: int, where: str) -> np.ndarra
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError(f"{where}: holds {dtype}, and only numbers and texts are read")
     needed = math.prod(shape) * dtype.itemsize
-    if len(shape) > _MAX_DIMENSIONS or not all(0 <= length <= _MAX_LENGTH for length in shape) or needed > limit:
-        raise ValueError(f"{where}: its header says {dtype} {list(shape)[:8]}, {needed:,} bytes, over the limit of {_size(limit)}")
+    says = f"{where}: its header says {dtype} {list(shape)[:8]}, {needed:,} bytes"
+    possible = len(shape) <= _MAX_DIMENSIONS and all(0 <= length <= _MAX_LENGTH for length in shape)
+    if not possible or needed > limit:
+        raise ValueError(f"{says}, over the limit of {_size(limit)}")
     left = size - file.tell()
     if needed != left:
-        raise Damaged(f"{where}: its header says {dtype} {list(shape)[:8]}, {needed:,} bytes, and {left:,} follow")
+        raise Damaged(f"{says}, and {left:,} follow")
     data = np.empty(needed, np.uint8)  # pages that the file does not fill are never touched
     for start in range(0, needed, _BLOCK_BYTES):
         block = file.read(min(_BLOCK_BYTES, needed - start))

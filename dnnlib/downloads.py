@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads over http(s): resumed after a break, bounded, checked, one process at a time. `dnnlib.util.open_url` is the way in.
+"""Downloads over http(s): resumed, bounded, checked, one process at a time. Called through
+`dnnlib.util.open_url`.
 
-Beside a download NAME there are NAME.part, which holds what has arrived, and NAME.part.json, the server's mark (ETag or
-Last-Modified) of that content. A later attempt, or a later process, asks for the rest of it, and gets all of it if the server's
-content has changed since.
+Beside a download NAME there are NAME.part, which holds what has arrived, and NAME.part.json, the server's
+mark (ETag or Last-Modified) of that content. A later attempt, or a later process, asks for the rest of it,
+and gets all of it if the server's content has changed since.
 
 Two limits keep a server from holding us for ever, and can be set in the environment:
 * DNNLIB_MAX_DOWNLOAD_GB: the largest file, 16 if the server says how long it is, 2 if it does not.
-* DNNLIB_MIN_DOWNLOAD_RATE: bytes a second, 1000, below which a server has stopped (over 20 seconds); 0 = wait for any server.
+* DNNLIB_MIN_DOWNLOAD_RATE: bytes a second, 1000, below which (over 20 seconds) a server is given up; 0 =
+  none.
 """
 
 import contextlib
@@ -50,6 +52,7 @@ _MAX_WAIT_SECONDS = 30.0
 # Answers that mean "later", everything else in 4xx means "never".
 _RETRY_STATUS = (408, 425, 429)
 _GONE_STATUS = (404, 410)
+_PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 # Of an address, what means something in it stays, and what is encoded already.
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -59,10 +62,11 @@ Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in al
 
 
 def download(url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None) -> None:
-    """Put what an http(s) address holds into the file `path`, which appears when it is complete and, if `sha256` is given, right.
+    """Put what an http(s) address holds into the file `path`, which appears when it is complete.
 
-    Raises ValueError (redirected to something odd, too large, another hash; then nothing is kept), FileNotFoundError (the server has
-    no such file) and OSError (no attempt succeeded, too slow, no room).
+    sha256: what the content's hash must be; None = not checked.
+    Raises ValueError (redirected to something odd, too large, another hash; then nothing is kept),
+    FileNotFoundError (the server has no such file) and OSError (no attempt succeeded, too slow, no room).
     """
     mark = path + ".part.json"
     with _partial(path + ".part") as file:
@@ -104,7 +108,10 @@ def fetch(url: str, sha256: str | None, num_attempts: int) -> io.BytesIO:
 
 
 def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
-    """Runs `action`, again after what may pass by itself (connection, timeout, busy server). Raises OSError, ValueError for an odd address."""
+    """Runs `action`, again after what may pass by itself (connection, timeout, busy server).
+
+    Raises OSError; ValueError for an address that no server can be asked for.
+    """
     wait, slow = 1.0, 0
     for attempt in range(1, num_attempts + 1):
         try:
@@ -116,14 +123,15 @@ def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
             reason = f"{error.code} {error.reason}"
         except http.client.InvalidURL:
             raise ValueError(f"{url}: no server can be asked for this address") from None
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+        except _PASSING as error:
             reason = str(getattr(error, "reason", "") or error) or "the connection broke off"
             slow = slow + 1 if isinstance(error, _TooSlow) else 0
         if slow == _MAX_SLOW_ATTEMPTS or attempt == num_attempts:
             break
         time.sleep(wait)
         wait = min(2 * wait, _MAX_WAIT_SECONDS)
-    raise OSError(f"cannot download {url}: {' '.join(reason.split())} ({attempt} attempt{'s' if attempt > 1 else ''})")
+    attempts = f"{attempt} attempt{'s' if attempt > 1 else ''}"
+    raise OSError(f"cannot download {url}: {' '.join(reason.split())} ({attempts})")
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> OSError:
@@ -147,7 +155,10 @@ def _sha256(path: str) -> str:
 
 @contextlib.contextmanager
 def _partial(path: str) -> Iterator[IO[bytes]]:
-    """The partial file, locked, for reading and writing. It stays only if it holds something that a later attempt can go on with."""
+    """The partial file, locked, for reading and writing.
+
+    It stays only if it holds something that a later attempt can go on with.
+    """
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         if fcntl is not None:
@@ -192,7 +203,8 @@ class _TooSlow(http.client.HTTPException):
 
 
 class _Watch:
-    """Cuts a connection on which too little arrives, so that whoever waits for it goes on; leaving the block then raises _TooSlow.
+    """Cuts a connection on which too little arrives, which ends the wait; leaving the block then raises
+    _TooSlow.
 
     Time-outs of sockets count anew with every byte, so a byte now and then would keep a reader for ever.
     """
@@ -232,7 +244,7 @@ class _Watch:
         sock = getattr(self.connection, "sock", None) or self.sock
         if sock is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not ssl's own, which is not for another thread
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # ssl's own is not for another thread
 
     def connecting(self, kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
         """A kind of connection that this watch can cut."""
@@ -274,7 +286,11 @@ def _setting(variable: str, default: float) -> float:
 
 
 def encoded(url: str) -> str:
-    """An address as servers are asked for it: letters beyond ASCII and blanks as %XX, the host's name in ASCII. Raises ValueError."""
+    """An address as servers are asked for it: blanks and letters beyond ASCII as %XX, the host's name in
+    ASCII.
+
+    Raises ValueError for a host whose name cannot be written so.
+    """
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc
     if not host.isascii():
@@ -298,17 +314,22 @@ def _open(url: str, headers: dict[str, str], watch: _Watch) -> Any:
 
 
 def _blocks(url: str, response: Any, start: int, watch: _Watch, most: float = float("inf")) -> Iterator[bytes]:
-    """The body of an answer as it comes. Raises when it ends before its announced length, or is longer than `most` or anything we download."""
+    """The body of an answer as it comes.
+
+    Raises when it ends before its announced length, or is longer than `most` or anything that is downloaded.
+    """
     announced = response.headers.get("Content-Length")
     limit = int(min(most, 1e9 * _setting(MAX_GB_VARIABLE, MAX_GB_UNANNOUNCED if announced is None else MAX_GB)))
     if announced is not None and (not announced.isdecimal() or start + int(announced) > limit):
-        raise ValueError(f"{url}: the server announces {announced[:40]} bytes, and at most {limit:,} are read (${MAX_GB_VARIABLE})")
+        allowed = f"at most {limit:,} are read (${MAX_GB_VARIABLE})"
+        raise ValueError(f"{url}: the server announces {announced[:40]} bytes, and {allowed}")
     received = 0
     while block := response.read1(_BLOCK_BYTES):  # what is there: read() would wait for all of them
         received += len(block)
         watch.received += len(block)
         if start + received > limit:
-            raise ValueError(f"{url}: the server, which did not say how much it sends, sends more than {limit:,} bytes (${MAX_GB_VARIABLE})")
+            sent = f"sends more than {limit:,} bytes (${MAX_GB_VARIABLE})"
+            raise ValueError(f"{url}: the server, which did not say how much it would send, {sent}")
         yield block
     if announced is not None and received != int(announced):
         raise http.client.HTTPException(f"the connection ended after {start + received} of {start + int(announced)} bytes")
@@ -326,7 +347,7 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progres
             if error.code != 416 or not start:
                 raise
             error.close()
-            start, response = 0, _open(url, {}, watch)  # what is there is not the beginning of what the server has now
+            start, response = 0, _open(url, {}, watch)  # the server's content has changed
         with response:
             if start and (response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
                 if response.status == 206:
@@ -358,7 +379,8 @@ def _check_room(url: str, path: str, needed: int) -> None:
     folder = os.path.dirname(path) or "."
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
-        raise OSError(f"cannot download {url}: it needs {needed / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free")
+        room = f"it needs {needed / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free"
+        raise OSError(f"cannot download {url}: {room}")
 
 
 def _read_mark(state: str, url: str) -> str | None:
@@ -372,7 +394,8 @@ def _read_mark(state: str, url: str) -> str | None:
 
 
 def _write_mark(state: str, url: str, headers: Any) -> None:
-    """Keep what identifies the content; nothing where the server says nothing that could (weak ETags do not)."""
+    """Keep what identifies the content; nothing where the server says nothing that could (weak ETags do
+    not)."""
     etag = headers.get("ETag", "")
     mark = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if mark:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From where code may be loaded: files and folders that nobody but this user and root can change, as ssh asks of its keys.
+"""From where code may be loaded: what nobody but this user and root can change, as ssh asks of its keys.
 
-Whoever can write to a compiled library, or to a folder on the way to it, decides what this process runs. So every folder, link and
-file that a path passes through is looked at, from the root down: each belongs to this user or to root, and nobody else may write
-to it. Folders above the last one may be writable if they have the sticky bit (/tmp), where nobody can replace what is not theirs.
+Whoever can write to a compiled library, or to a folder on the way to it, decides what this process runs. So
+every folder, link and file that a path passes through is checked, from the root down: each belongs to this
+user or to root, and nobody else may write to it. Folders above the last one may be writable if they have the
+sticky bit (/tmp), where nobody can replace what is not theirs.
 
-The order makes it safe against a race: once a folder is known to be closed to others, nothing in it changes under our feet. The
-path that comes back has no links in it. Windows keeps its rights elsewhere, and there everything passes.
+The order makes it safe against a race: once a folder is known to be closed to others, nothing in it is
+changed by them. The path that comes back has no links in it. On Windows, where rights are kept elsewhere,
+everything passes.
 """
 
 import errno
@@ -25,7 +27,7 @@ class Distrusted(OSError):
 
 
 def make_private(folder: str | os.PathLike[str], mode: int = 0o700) -> None:
-    """Make a folder and those above it that are missing, whatever the umask. One that is there stays as it is.
+    """Make a folder and its missing parents, whatever the umask. A folder that exists stays as it is.
 
     mode: of new folders; by default they are open to this user alone.
     """
@@ -45,7 +47,8 @@ def make_private(folder: str | os.PathLike[str], mode: int = 0o700) -> None:
 
 
 def distrust(path: str | os.PathLike[str]) -> str:
-    """Why code is not loaded from this file or folder, in words; '' if it may be, and for a folder that is not there yet but could be made."""
+    """Why code is not loaded from this file or folder; '' if it may be, or if it does not exist but could be
+    made."""
     try:
         trusted_path(path)
     except FileNotFoundError:
@@ -60,7 +63,8 @@ def distrust(path: str | os.PathLike[str]) -> str:
 def trusted_path(path: str | os.PathLike[str]) -> Path:
     """The path without links, if nobody but this user and root can change what it names.
 
-    Raises Distrusted; FileNotFoundError for what is not there (what is there of the way is trusted then); other OSErrors.
+    Raises Distrusted; FileNotFoundError for what does not exist (its existing parents are trusted then);
+    other OSErrors.
     """
     if not hasattr(os, "geteuid"):
         return Path(path).resolve(strict=True)
@@ -75,7 +79,10 @@ def trusted_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _steps(path: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Everything that the system passes through on its way to a path, from the root down: (name without links above it, lstat)."""
+    """Everything that the system passes through on its way to a path, from the root down.
+
+    Yields (path without links above its last part, lstat).
+    """
     place, links = "/", 0
     todo = os.path.join(os.getcwd(), os.fspath(path)).split("/")[::-1]
     yield place, os.lstat(place)
@@ -102,7 +109,7 @@ def _steps(path: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]
 
 
 def _check(place: str, status: os.stat_result, last: bool) -> None:
-    """Raises Distrusted. last: the file itself, or the folder that holds it, for which there are no exceptions."""
+    """Raises Distrusted. last: the file itself, or its folder, for which there are no exceptions."""
     _check_owner(place, status, last)
     _check_open(place, status, last)
 
@@ -127,9 +134,10 @@ def _check_open(place: str, status: os.stat_result, last: bool) -> None:
 
 @functools.cache
 def _stand_in_for_root() -> int | None:
-    """In a container without root (Apptainer) the files of the machine's root belong to the 'overflow' user. None elsewhere."""
+    """In a container without root (Apptainer) root's files belong to the 'overflow' user. None elsewhere."""
     try:
-        mapped = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+        lines = Path("/proc/self/uid_map").read_text().splitlines()
+        mapped = [tuple(map(int, line.split())) for line in lines]
         if any(inside == 0 for inside, _, _ in mapped):
             return None
         return int(Path("/proc/sys/fs/overflowuid").read_text())
@@ -139,7 +147,8 @@ def _stand_in_for_root() -> int | None:
 
 @functools.cache
 def _is_private_group(gid: int) -> bool:
-    """Whether a group is this user's own, of the user's name and with nobody else in it, as many systems make one for each user."""
+    """Whether a group is this user's own: of the same name and with nobody else in it, as many systems have
+    it."""
     import grp
     import pwd
 
@@ -147,7 +156,8 @@ def _is_private_group(gid: int) -> bool:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
         return False
-    return os.geteuid() != 0 and user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+    own = user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+    return own and os.geteuid() != 0
 
 
 def _user(uid: int) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR's files, python version: tarballs and pickles of arrays, of which nothing is run, in bounded time and memory.
+"""CIFAR's files, python version: tarballs and pickles of arrays, read in bounded time and memory. Nothing is
+run.
 
-A few bytes of a packed tarball can unpack to anything, and a few bytes of a pickle can make Python's reader take all memory there is:
-what they ask for is compared with the size of the file before it is given.
+A few bytes of a packed tarball can unpack to anything, and a few bytes of a pickle can make Python's reader
+take all memory there is: what they ask for is compared with the size of the file before it is given.
 """
 
 import bz2
@@ -34,10 +35,10 @@ _PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 )
 # Operations of a pickle that no batch of arrays has.
 _ODD_OPERATIONS = frozenset(
-    ["LONG4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "PERSID", "BINPERSID", "NEWOBJ", "NEWOBJ_EX"]
+    ["LONG4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4"] + ["INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"]
 )
 _DTYPE = re.compile(r"[<=|]?(b1|[iu][1248]|f[248])")
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, OverflowError, RecursionError, MemoryError, struct.error)
+_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, struct.error, OverflowError, RecursionError, MemoryError)
 
 
 class _TooLarge(ValueError):
@@ -91,16 +92,22 @@ def is_tar(file: IO[bytes]) -> bool:
         return False
 
 
-def open_tar(path: str, file: IO[bytes]) -> tuple[dict[str, tarfile.TarInfo], Callable[[tarfile.TarInfo], bytes]]:
-    """(members of a tarball by name, what reads one of them). Both raise ValueError, which begins with `path`."""
+Members = dict[str, tarfile.TarInfo]
+
+
+def open_tar(path: str, file: IO[bytes]) -> tuple[Members, Callable[[tarfile.TarInfo], bytes]]:
+    """(members of a tarball by name, what reads one of them).
+
+    Both raise ValueError, which begins with `path`.
+    """
     too_large = f"{path}: unpacks to more than {MAX_RATIO} times its size, or has a file of more than {MAX_BATCH_BYTES // 2**20} MiB (bomb?)"
     try:
         tar = tarfile.open(fileobj=_unpacked(file), mode="r:")  # noqa: SIM115 (as long as the stream)
-        members: dict[str, tarfile.TarInfo] = {}
+        members: Members = {}
         for member in tar:
             members[member.name.removeprefix("./")] = member
             if len(members) > MAX_MEMBERS:
-                raise ValueError(f"{path}: a tarball of more than {MAX_MEMBERS} files; unpack it, and give the folder")
+                raise ValueError(f"{path}: more than {MAX_MEMBERS} files; unpack it, and give the folder")
     except _TooLarge:
         raise ValueError(too_large) from None
     except _DAMAGE as error:
@@ -110,7 +117,7 @@ def open_tar(path: str, file: IO[bytes]) -> tuple[dict[str, tarfile.TarInfo], Ca
         try:
             content = tar.extractfile(member) if member.isreg() and member.size <= MAX_BATCH_BYTES else None
             if content is None:
-                raise ValueError(f"{path}: {member.name} is no file, or claims more than {MAX_BATCH_BYTES} bytes")
+                raise ValueError(f"{path}: {member.name} is no file, or has more than {MAX_BATCH_BYTES} bytes")
             return content.read()
         except _TooLarge:
             raise ValueError(too_large) from None
@@ -151,7 +158,10 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads tables of arrays, lists and strings; a pickle that names anything else is refused, so nothing it carries can run."""
+    """Reads tables of arrays, lists and strings.
+
+    A pickle that names anything else is refused, so nothing is run.
+    """
 
     def __init__(self, data: bytes):
         super().__init__(io.BytesIO(data), encoding="bytes")
@@ -178,7 +188,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_operations(data: bytes) -> None:
-    """Raises UnpicklingError for operations that make Python's reader take memory which the file does not explain."""
+    """Raises UnpicklingError for operations that take memory which the file does not explain."""
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if operation.name in _ODD_OPERATIONS or count > MAX_OPERATIONS:
             raise pickle.UnpicklingError(f"{operation.name}: not an operation of a batch, or too many")
@@ -200,17 +210,20 @@ def batch(where: str, data: bytes) -> dict[str, Any]:
 def images(path: str, table: dict[str, Any], label_key: str) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [n, 32, 32, 3], int64 [n]) of a batch. Raises ValueError."""
     pixels, labels = table.get("data"), table.get(label_key)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         raise ValueError(f"{path}: batches do not hold 32x32 images and {label_key}")
     numbers = labels.tolist() if isinstance(labels, np.ndarray) and labels.ndim == 1 else labels
-    if not isinstance(numbers, list) or len(numbers) != len(pixels) or not all(type(v) is int and 0 <= v < MAX_CLASSES for v in numbers):
+    valid = isinstance(numbers, list) and all(type(number) is int and 0 <= number < MAX_CLASSES for number in numbers)
+    if not valid or len(numbers) != len(pixels):
         raise ValueError(f"{path}: {label_key} are not {len(pixels)} class indices below {MAX_CLASSES}")
-    return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), np.array(numbers, dtype=np.int64)
+    rows = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(rows), np.array(numbers, dtype=np.int64)
 
 
 def class_names(path: str, names: Any) -> list[str]:
     """The names of a batches.meta, [] without any. Raises ValueError."""
     names = names or []
-    if not isinstance(names, list) or len(names) > MAX_CLASSES or not all(isinstance(name, (bytes, str)) for name in names):
+    valid = isinstance(names, list) and all(isinstance(name, (bytes, str)) for name in names)
+    if not valid or len(names) > MAX_CLASSES:
         raise ValueError(f"{path}: the class names are no list of at most {MAX_CLASSES} names")
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

@@ -10,7 +10,10 @@ Answer = bytes | Callable[["Handler"], None]
 
 
 class FileServer(http.server.ThreadingHTTPServer):
-    """`answers`: path -> bytes, or a function that answers by itself. `requests`: the paths that were asked for. `closing`: tells it to stop."""
+    """`answers`: path -> bytes, or a function that answers by itself.
+
+    `requests`: the paths that were asked for. `closing`: tells it to stop.
+    """
 
     daemon_threads = True
 

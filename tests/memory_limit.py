@@ -9,7 +9,8 @@ import pytest
 
 @contextlib.contextmanager
 def limited(megabytes: int) -> Iterator[None]:
-    """Within, this process may take so much more address space than it has; beyond it allocations fail with MemoryError."""
+    """Within, this process may take so much more address space than it has; beyond it allocations fail with
+    MemoryError."""
     resource = pytest.importorskip("resource")
     try:
         with open("/proc/self/statm") as file:

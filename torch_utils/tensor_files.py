@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors out of files of torch.save, without running what is in them and without taking more memory than the files have bytes."""
+"""Tensors out of files of torch.save: nothing in them is run, and they take no more memory than they have
+bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from torch import Tensor
 def load(path: str | os.PathLike[str]) -> Any:
     """What torch.save wrote: tensors on the CPU, in plain containers.
 
-    Raises ValueError for a file that unpacks to more than it holds, or has tensors larger than itself; OSError; and for other files
-    whatever torch raises.
+    Raises ValueError for a file that unpacks to more than it holds, or has tensors larger than itself;
+    OSError; and for other files whatever torch raises.
     """
     size = os.stat(path).st_size
     if zipfile.is_zipfile(path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets and sources of strangers: a few bytes that ask for gigabytes, files that never end, labels of millions of classes."""
+"""Data sets and sources of strangers: a few bytes that ask for gigabytes, files that never end, labels of
+millions of classes."""
 
 import bz2
 import gzip

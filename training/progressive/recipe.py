@@ -28,14 +28,15 @@ from typing import Any
 
 import yaml
 
-from dnnlib import util
+from dnnlib import bounded, util
 from training.config import FLAGS, RunConfig
 from training.watch.estimate import Pace
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
 SPEED_TABLE = "speed.yaml"
 UP_FACTORS = (2, 4, 8, 16)
-MAX_BYTES = 1 << 20
+MAX_CHAIN = 16  # recipes that extend each other
+MAX_BYTES = 64 * 2**10  # of a recipe; parsing the worst of that size takes seconds
 KEYS = ("name", "about", "classes", "final_metric", "extends", "options", "stages")
 NOT_HERE = {
     "data": "give it on the command line",
@@ -154,6 +155,8 @@ def _base(file: _File, top: Mapping[str, yaml.Node], chain: tuple[Path, ...]) ->
         raise file.error(top["extends"], f"extends '{name}': there is no {name}.yaml beside this file")
     if other.resolve() in chain:
         raise file.error(top["extends"], f"extends '{name}', which extends this recipe: break the circle")
+    if len(chain) > MAX_CHAIN:
+        raise file.error(top["extends"], f"extends '{name}': more than {MAX_CHAIN} recipes that extend each other")
     return _load(other, chain)
 
 
@@ -188,10 +191,8 @@ class _File:
     def root(self) -> yaml.Node:
         """The document, of plain scalars, lists and tables: no YAML tag is ever constructed."""
         try:
-            if self.path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"{self.path}: larger than a recipe can be ({MAX_BYTES} bytes)")
-            node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+            node = yaml.compose(bounded.read_text(self.path, MAX_BYTES), Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as err:
             raise ValueError(f"{self.path} is no YAML file: {' '.join(str(err).split())[:200]}") from None
         if node is None:
             raise ValueError(f"{self.path} is empty")
@@ -300,7 +301,7 @@ def measured_speeds(path: Path | None = None) -> list[Speed]:
     if not path.is_file():
         return []
     try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        rows = yaml.safe_load(bounded.read_text(path, MAX_BYTES)) or []
         return [Speed(**row) for row in rows]
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as err:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as err:
         raise ValueError(f"{path}: not a table of measured speeds ({' '.join(str(err).split())[:200]})") from None

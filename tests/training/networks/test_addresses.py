@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks by address: what comes from a server and is no network does not stay, and every way to name one works in every reader."""
+"""Networks by address: what comes from a server and is no network does not stay, and every way to name one
+works in every reader."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests import memory_limit
 from training.progressive import recipe
 from training.progressive.recipe import Recipe
 
@@ -92,6 +93,37 @@ def test_damaged_files_are_refused_in_one_line(text, tmp_path):
     with pytest.raises(ValueError, match=r"two\.yaml") as caught:
         load(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "unknown key 'a0'"),
+        (LAUGHS + "\nstages: *a39", "unknown key 'a0'"),
+        ("about: &a [x]\nname: [*a, *a]", "must be a text"),
+        (f"stages: [&s {{resolution: 16}}{', *s' * 10_000}]", "from 16 to 16 pixels"),
+        ("x" * 65_537, "larger than 65,536 bytes"),
+        ("- " * 30_000, "no YAML file"),
+        ("{" * 30_000, "no YAML file"),
+        ("stages: [{resolution: 99999999999999999999}]", "must be a whole number"),
+        ("\xff", "no UTF-8 text"),
+    ],
+)
+def test_bombs_are_refused_in_one_line(text, message, tmp_path):
+    (tmp_path / "two.yaml").write_text(text, encoding="latin-1")
+    with memory_limit.limited(400), pytest.raises(ValueError, match=message) as caught:
+        recipe.load(str(tmp_path / "two.yaml"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_long_chain_of_recipes_is_refused(tmp_path):
+    for i in range(300):
+        (tmp_path / f"r{i}.yaml").write_text(f"extends: r{i + 1}\n")
+    with pytest.raises(ValueError, match="more than 16 recipes that extend each other"):
+        recipe.load(str(tmp_path / "r0.yaml"))
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
