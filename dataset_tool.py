@@ -261,22 +261,21 @@ def _print_report(report: ConvertReport) -> None:
 @click.option("--compress-level", type=click.IntRange(0, 9), default=0, help="Of the PNGs: 0 is large and fast to read.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
 @click.option("--check", "check_path", help="Print what a data set holds and what is wrong with it; exit code 1 on problems.", metavar="DATASET")
-def main(source: str | None, dest: str | None, check_path: str | None, workers: int | None, **options: Any) -> None:
+def main(**values: Any) -> None:
     """Turn any image source into a StyleGAN data set, or --check one."""
+    values = outputs.expand_home(values)
+    check_path = values.pop("check_path")
     try:
         with outputs.interruptible():
-            if check_path is not None:
-                problems = _run_check(check_path, source, dest, workers, options)
-            else:
-                problems = _run_convert(source, dest, workers, **options)
+            problems = _run_convert(**values) if check_path is None else _run_check(check_path, **values)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"{error.filename or dest or check_path}: {error.strerror or error}") from None
+        raise click.ClickException(f"{error.filename or check_path or values['dest']}: {error.strerror or error}") from None
     sys.exit(1 if problems else 0)
 
 
-def _run_check(path: str, source: str | None, dest: str | None, workers: int | None, options: dict[str, Any]) -> bool:
+def _run_check(path: str, source: str | None, dest: str | None, workers: int | None, **options: Any) -> bool:
     """--check. Returns whether there are problems."""
     if source is not None or dest is not None:
         raise ValueError("--check reads a finished data set; it goes without --source and --dest")

@@ -13,6 +13,7 @@ the first and the last snapshot. Every step is a command of the project, printed
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def class_accuracy(G: Generator, dataset: ImageDataset) -> float:
 def main(outdir: str, kimg: float) -> None:
     """Run the demo."""
     started = time.monotonic()
+    outdir = os.path.expanduser(outdir)
     try:
         outputs.check_output("--outdir", outdir, folder=True)
     except ValueError as error:

@@ -134,6 +134,7 @@ class TrainCommand(click.Command):
 @click.option("-n", "--dry-run", is_flag=True, help="print the whole plan and leave")
 def main(**values: Any) -> None:
     """Parse, check everything that can be checked, choose the run folder, start the processes."""
+    values = outputs.expand_home(values)
     if values["fp32"]:
         values["precision"] = "fp32"
     try:

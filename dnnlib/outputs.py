@@ -55,6 +55,11 @@ def check_output(
             raise ValueError(f"{name}={os.fspath(given)} lies inside {flag}={text}, which would be replaced as a whole: write to another place")
 
 
+def expand_home(values: dict[str, Any]) -> dict[str, Any]:
+    """A command's options with ~/ as the home folder: no shell expands it in --dest=~/x, which would make a folder called ~."""
+    return {name: os.path.expanduser(value) if isinstance(value, str) and re.match(r"~\w*/", value) else value for name, value in values.items()}
+
+
 def is_address(text: str) -> bool:
     """Whether `text` looks like an address (https://, s3://, hf://) and not like a path."""
     return _ADDRESS.match(text) is not None
@@ -143,4 +148,4 @@ def checked_folder(context: Any, option: Any, value: Any) -> Any:
         check_output(option.opts[0], value, folder=True)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    return value
+    return os.path.expanduser(value)

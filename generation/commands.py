@@ -71,7 +71,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             remedy = memory_remedy(kwargs.get("batch"))
             with outputs.interruptible(), memory.shortage_named(kwargs.get("device") or "this machine", remedy):
-                return function(*args, **kwargs)
+                return function(*args, **outputs.expand_home(kwargs))
         except (ValueError, OSError) as error:
             text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
             raise click.ClickException(" ".join(text.split())) from None

@@ -91,6 +91,8 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labellin
     if mode == "none":
         remark = _remark(archive)
         archive = archives.below(archive, tree) if tree else archive
+        if archive.index is not None:
+            archive.left_out.add(f"{archives.INDEX_NAME}, as asked for")
         _count_unused_indices(archive)
         return Labelling(archive, "as asked for", remark=remark)
     if mode in ("auto", "json"):

@@ -94,3 +94,21 @@ def test_a_network_of_which_nothing_could_be_read_again(place: Path) -> None:
     (place / "c.safetensors").write_bytes(b"x")
     (place / "c.json").symlink_to("b.json")
     assert "is the JSON file of --source" in refused("convert", "--source=c.safetensors", "--dest=b.safetensors")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_home_is_expanded(script: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell does it in --dest=~/x; the published commands are written so."""
+    monkeypatch.setenv("HOME", str(place))
+    (place / "file").write_bytes(b"x")
+    flag, others = SCRIPTS[script]
+    assert f"{place}/file is a file" in refused(script, *others, f"{flag}=~/file/out.gif")
+
+
+def test_a_data_set_from_home_to_home(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place / "home"))
+    (place / "photos").rename(place / "home")
+    import dataset_tool
+
+    result = CliRunner().invoke(dataset_tool.main, ["--source=~/", "--dest=~/../out.zip"])
+    assert result.exit_code == 0 and (place / "out.zip").is_file() and not (place / "~").exists()
