@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import re
 import stat
 import struct
 import threading
@@ -46,6 +47,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 MAX_PIXELS = 2**27  # of one source image; below PIL's own hard limit
 SYSTEM_FOLDERS = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+_MAYBE_HIDDEN = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, sorted(SYSTEM_FOLDERS))]))
 
 # Why a file of an archive is not used: the words that follow its count.
 ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL = (
@@ -310,8 +312,8 @@ def is_image_name(name: str) -> bool:
 
 def hidden_part(name: str) -> str:
     """The part of a path that file browsers and systems leave behind (.DS_Store, __MACOSX), or ''."""
-    if "." not in name and not any(folder in name for folder in SYSTEM_FOLDERS):
-        return ""
+    if _MAYBE_HIDDEN.search(name) is None:
+        return ""  # nearly all
     return next((part for part in name.split("/") if part.startswith(".") or part in SYSTEM_FOLDERS), "")
 
 
@@ -356,13 +358,17 @@ def _list_zip(path: str) -> Archive:
             archive.directories.add(folder)
             folder = folder.rpartition("/")[0]
         entry = Entry(name, info.file_size, info.CRC, info.header_offset, info.compress_size, info.compress_type)
-        if is_image_name(name) or name == INDEX_NAME:
+        is_image = is_image_name(name)
+        if is_image or name == INDEX_NAME:
             _check_entry(info, name, path)
             if name in seen:
                 archive.duplicates.append(name)
                 continue
             seen.add(name)
-        _sort_in(archive, entry)
+        if is_image:
+            archive.images.append(entry)
+        else:
+            _sort_in(archive, entry)
     archive.images.sort()
     return archive
 
@@ -381,11 +387,9 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
     UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else UTF-8 where the bytes are
     that (macOS does not say so); else code page 437, the zip format's own.
     """
-    if info.flag_bits & 0x800:
+    if info.flag_bits & 0x800 or info.orig_filename.isascii():
         return info.filename
     raw = info.orig_filename.encode("cp437")  # zipfile has decoded it so; back to the bytes
-    if raw.isascii():
-        return info.filename
     name = _unicode_name(info.extra, raw)
     if name is None:
         try:
@@ -408,12 +412,12 @@ def _unicode_name(extra: bytes, raw: bytes) -> str | None:
 
 def _sort_in(archive: Archive, entry: Entry) -> None:
     """Put a file where it belongs: an image, a dataset.json, or something that is not used."""
-    if entry.name == INDEX_NAME:
+    if is_image_name(entry.name):
+        archive.images.append(entry)
+    elif entry.name == INDEX_NAME:
         archive.index = entry
     elif entry.name.endswith(f"/{INDEX_NAME}"):
         archive.inner_indices.append(entry)
-    elif is_image_name(entry.name):
-        archive.images.append(entry)
     elif entry.name.rpartition("/")[2] == SYNSET_NAMES:
         archive.synset_names = min(entry, archive.synset_names or entry, key=lambda found: len(found.name))
     else:
@@ -477,6 +481,8 @@ def below(archive: Archive, prefix: str) -> Archive:
     """
 
     def inner(entries: Iterable[Entry]) -> list[Entry]:
+        if not prefix:
+            return list(entries)
         return [entry._replace(name=entry.name[len(prefix) :]) for entry in entries if entry.name.startswith(prefix)]
 
     indices = inner(archive.inner_indices)
@@ -493,7 +499,7 @@ def below(archive: Archive, prefix: str) -> Archive:
         prefix=archive.prefix + prefix,
     )
     part.left_out.merge(archive.left_out)
-    for entry in archive.images:
+    for entry in archive.images if len(part.images) < len(archive.images) else ():
         if not entry.name.startswith(prefix):
             part.left_out.add(f"outside {part.prefix}", entry.name.partition("/")[0])
     return part
