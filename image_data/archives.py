@@ -387,7 +387,7 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
     UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else UTF-8 where the bytes are
     that (macOS does not say so); else code page 437, the zip format's own.
     """
-    if info.flag_bits & 0x800 or info.orig_filename.isascii():
+    if info.flag_bits & 0x800 or (info.orig_filename.isascii() and b"\x75\x70" not in info.extra):
         return info.filename
     raw = info.orig_filename.encode("cp437")  # zipfile has decoded it so; back to the bytes
     name = _unicode_name(info.extra, raw)

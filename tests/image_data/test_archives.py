@@ -160,7 +160,8 @@ def unicode_field(name: str, raw: bytes) -> bytes:
         ("猫.png".encode("shift_jis"), 0, unicode_field("猫.png", "猫.png".encode("shift_jis")), "猫.png"),
         ("é.png".encode("cp437"), 0, unicode_field("x.png", b"another name"), "é.png"),  # renamed since: the field is stale
         ("é.png".encode("cp437"), 0, b"\x75\x70\x06\0\2\0\0\0\0x", "é.png"),  # of another version
-        (b"plain.png", 0, unicode_field("x.png", b"plain.png"), "plain.png"),
+        (b"#U732b.png", 0, unicode_field("猫.png", b"#U732b.png"), "猫.png"),  # Info-ZIP in a locale without the letter
+        (b"plain.png", 0, unicode_field("x.png", b"another name"), "plain.png"),
     ],
 )
 def test_names_in_zips_are_what_their_writers_meant(tmp_path: Path, raw: bytes, flags: int, extra: bytes, expected: str) -> None:
