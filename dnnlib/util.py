@@ -366,9 +366,10 @@ def _home_cache() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib")
 
 
-def _temporary_cache() -> str:
-    """Below the system's folder for temporary files: of this user alone, and cleared now and then."""
-    return os.path.join(tempfile.gettempdir(), f"dnnlib-{os.geteuid() if hasattr(os, 'geteuid') else ''}")
+def temporary_cache_path(*paths: str) -> str:
+    """A path below the system's folder for temporary files: of this user alone, and cleared now and then. Creates nothing."""
+    user = os.geteuid() if hasattr(os, "geteuid") else ""
+    return os.path.join(tempfile.gettempdir(), f"dnnlib-{user}", *paths)
 
 
 def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
@@ -381,6 +382,19 @@ def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
         return error.strerror or str(error)
 
 
+@contextlib.contextmanager
+def convenience(what: str) -> Iterator[None]:
+    """Within, a file that cannot be written is a warning, for what is of less worth than the work that it belongs to.
+
+    what: that is missing then, at the beginning of the warning: "curves.png".
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        warnings.warn(f"{what} cannot be written: {error.strerror or error}{place}; going on without it", stacklevel=3)
+
+
 def writable_cache_dir(*paths: str) -> str:
     """A folder inside the cache folder in which files can be made; where that cannot be, one for temporary files, with a warning.
 
@@ -390,7 +404,7 @@ def writable_cache_dir(*paths: str) -> str:
     reason = why_not_writable(folder)
     if reason is None:
         return folder
-    other = os.path.join(_temporary_cache(), *paths)
+    other = temporary_cache_path(*paths)
     trouble = why_not_writable(other) or trust.distrust(other)
     remedy = "set DNNLIB_CACHE_DIR to a folder that can be written"
     if trouble:
@@ -405,7 +419,7 @@ def code_cache_path(*paths: str) -> str:
     After the cache folder come the one in the home folder and one below the system's folder for temporary files. Where none of
     them will do, it is the cache folder's, which `trust.distrust` then has something against.
     """
-    roots = (make_cache_dir_path(), _home_cache(), _temporary_cache())
+    roots = (make_cache_dir_path(), _home_cache(), temporary_cache_path())
     usable = (root for root in roots if not trust.distrust(os.path.join(root, *paths)))
     return os.path.join(next(usable, roots[0]), *paths)
 

@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py: what is convenient does not end a run, what would end it is said first, what takes long is announced."""
 
+import errno
 import json
+import os
+import re
 
 import pytest
+import torch
+import torch.utils.tensorboard
 from click.testing import CliRunner
 
 import train
+from dnnlib.util import format_time
 from metrics import detectors
 from tests.e2e.test_train import FLAGS
 from tests.metrics.test_evaluate import TinyDetector
 from tests.toy_data import write_dataset
+from torch_utils import images
+from training import run_folder
+from training.run.statistics import Statistics
+from training.state import Progress
+from training.watch import plots, report, watch
 
 pytestmark = pytest.mark.e2e
 NAMES = ["a", "b", "c"]
@@ -66,3 +77,61 @@ def test_what_is_computed_once_is_announced_with_its_time(tmp_path):
     assert "To compute: class embeddings from 24 images through tf_efficientnet_lite0: about " in embedded
     of_stages = [line for line in run("--recipe=demo64", f"--data={data}", "-n").splitlines() if line.startswith("To compute: ")]
     assert [line.split(": ")[1] for line in of_stages] == ["stage 16", "stage 16", "stage 32", "stage 64"]
+
+
+def test_nothing_that_is_convenient_ends_a_run(tmp_path, monkeypatch):
+    """Pictures, sheets, TensorBoard, the newest and the best network under their own names, notes for the report: all fail."""
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("TensorBoard's own trouble")
+
+    monkeypatch.setattr(images, "save_png", full)
+    monkeypatch.setattr(run_folder, "replace_with_copy", full)
+    monkeypatch.setattr(watch, "write_json", full)
+    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", broken)
+    monkeypatch.setattr(plots, "draw", broken)
+    data = write_dataset(tmp_path / "data.zip", n=24, class_names=NAMES)
+    with pytest.warns(UserWarning) as told:
+        run(f"--outdir={tmp_path / 'runs'}", f"--data={data}", *COMMON, "--metrics=fd_lite0_8", "--kimg=0.016")
+    text = "\n".join(str(warning.message) for warning in told)
+    for name in ("reals.png", "fakes_init.png", "fakes000000.016.png", "contact-sheet.png", "about.json"):
+        assert f"{name} cannot be written: No space left on device; going on without it" in text, (name, text)
+    for name in ("network-snapshot.pkl", "best_model.pkl"):
+        assert f"{name} cannot be written" in text
+    assert "TensorBoard's event files cannot be written (TensorBoard's own trouble)" in text and "curves.png is not drawn" in text
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "status.json").read_text())["outcome"] == "finished"
+    assert (folder / "metric-fd_lite0_8.jsonl").is_file() and list(folder.glob("network-snapshot-*.pkl"))
+
+
+def test_tensorboard_may_fail_later(tmp_path, monkeypatch):
+    class Writer:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def add_scalar(self, *args, **kwargs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", Writer)
+    statistics = Statistics(tmp_path, Progress(), torch.device("cpu"))
+    with pytest.warns(UserWarning, match="TensorBoard's event files cannot be written .*No space left"):
+        statistics.scalars({"a": 1.0}, 8)
+    statistics.scalars({"a": 1.0}, 16)
+    statistics.close()
+
+
+def test_status_line_report_and_dry_run_tell_the_same_time(tmp_path, monkeypatch):
+    data = write_dataset(tmp_path / "data.zip", n=24, class_names=NAMES)
+    output = run(f"--outdir={tmp_path / 'runs'}", f"--data={data}", *COMMON, "--metrics=fd_lite0_8", "--kimg=0.08", "--tick=0.008", "--snap=3")
+    (folder,) = (tmp_path / "runs").iterdir()
+    etas = re.findall(r"^tick .* eta (.+?)  +sec/kimg", output, re.MULTILINE)
+    lines = (folder / "stats.jsonl").read_text().splitlines(keepends=True)
+    assert len(etas) == len(lines) == 10 and etas[-1].strip() == "0s"
+    for count in range(1, 11):  # as it was when the tick was printed
+        (folder / "stats.jsonl").write_text("".join(lines[:count]))
+        assert format_time(report.Run.read(folder).seconds_left) == etas[count - 1].strip()
+    (folder / "stats.jsonl").write_text("".join(lines[:7]))
+    assert f"Time: about {etas[6].strip()} to go" in run(f"--resume={folder}", "-n")

@@ -10,10 +10,11 @@ import copy
 import hashlib
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from dnnlib import trust
-from dnnlib.util import file_lock, make_cache_dir_path
+from dnnlib.util import file_lock, make_cache_dir_path, temporary_cache_path
 from image_data.conversion import METADATA_VERSION, Progress, convert
 from training.data.dataset import ImageDataset
 
@@ -68,8 +69,8 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
     problems = []
     for path in places:
         try:
-            if path is places[-1]:
-                trust.make_private(path.parent)  # the cache folder's; beside the data set it is open to those who share that
+            if path is not places[0]:
+                trust.make_private(path.parent)  # beside the data set it is open to those who share that
             path.parent.mkdir(exist_ok=True)
             with file_lock(path.with_suffix(".lock"), f"prepares {path.name}") as held:
                 if not _is_complete(path, resolution):
@@ -77,6 +78,12 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
                         _remove_leftovers(path)
                     _check_space(dataset, path, resolution)
                     _make(dataset, path, resolution, workers)
+            if len(problems) > 1:  # neither of the places that last
+                warnings.warn(
+                    f"the smaller copy of {dataset.path} is in {path.parent} until the system clears it ({'; '.join(problems)}): "
+                    "set DNNLIB_CACHE_DIR to a folder with room",
+                    stacklevel=2,
+                )
             return str(path)
         except OSError as error:
             problems.append(f"{path.parent}: {error.strerror or error}")
@@ -87,12 +94,14 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
 
 
 def cached_paths(dataset: ImageDataset, resolution: int) -> list[Path]:
-    """Where the copy may lie: beside the data set, else in the cache folder."""
+    """Where the copy may lie: beside the data set, else in the cache folder, else among this user's temporary files."""
     identity = (dataset.content_hash(), FILTER, METADATA_VERSION)
     key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:12]
     folder = f"{dataset.name}-downscaled-{key}"
     file = f"{_name(dataset, resolution)}.zip"
-    return [Path(dataset.path).absolute().parent / folder / file, Path(make_cache_dir_path("data-sets")) / folder / file]
+    temporary = temporary_cache_path("data-sets")
+    caches = [make_cache_dir_path("data-sets"), *([] if trust.distrust(temporary) else [temporary])]
+    return [Path(dataset.path).absolute().parent / folder / file, *(Path(cache) / folder / file for cache in caches)]
 
 
 def _name(dataset: ImageDataset, resolution: int) -> str:

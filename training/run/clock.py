@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dnnlib.util import format_time
 from training.config import TrainConfig
 from training.state import Progress
+from training.watch import estimate
+from training.watch.estimate import Pace
 
 BAR_SECONDS, BAR_WIDTH = 0.5, 24  # between two drawings; characters
 
@@ -32,16 +35,16 @@ class Tick(NamedTuple):
 
 
 class Clock:
-    """Measures ticks and says how long the run still takes.
+    """Measures ticks and says how long the run still takes (`training.watch.estimate`).
 
     maintenance: seconds that the end of the last tick took (snapshot, evaluation, report).
     """
 
-    def __init__(self, cfg: TrainConfig, progress: Progress) -> None:
-        self.images, self.images_per_tick = cfg.run.kimg * 1000, cfg.run.tick * 1000
-        self.start_nimg = progress.nimg
-        self.started = self.tick_started = self.bar_drawn = time.monotonic()
+    def __init__(self, cfg: TrainConfig) -> None:
+        self.run, self.images_per_tick = cfg.run, cfg.run.tick * 1000
+        self.tick_started = self.bar_drawn = time.monotonic()
         self.maintenance = 0.0
+        self.pace: Pace | None = None
 
     def begin(self, seconds: float) -> None:
         """Go on with a tick that has taken `seconds` before a restart."""
@@ -57,11 +60,15 @@ class Clock:
         self.tick_started = time.monotonic()
         self.maintenance = self.tick_started - ended
 
+    def learn(self, stats: Sequence[Mapping[str, Any]]) -> None:
+        """The pace of the run so far, from the lines of its stats.jsonl."""
+        self.pace = estimate.measured(stats, self.run)
+
     def eta(self, progress: Progress) -> str:
-        """The time left until --kimg at the mean speed of this process; '?' before its first step."""
-        shown = progress.nimg - self.start_nimg
-        left = max(self.images - progress.nimg, 0)
-        return format_time(left * (time.monotonic() - self.started) / shown) if shown else "?"
+        """The time left, maintenance included; '?' before the first step."""
+        tick = self.tick_so_far(progress)
+        pace = self.pace or (Pace(tick.sec_per_kimg) if tick.shown else None)
+        return format_time(pace.seconds(self.run, progress.nimg / 1000, progress.tick)) if pace else "?"
 
     def bar(self, progress: Progress) -> None:
         """Progress within the tick, on a terminal only."""

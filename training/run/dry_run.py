@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
+from dnnlib.util import format_time
 from torch_utils import features
 from torch_utils.devices import pick_device
-from training import build
+from training import build, run_folder
 from training.config import AUTO, EMBEDDING_NETWORK, TrainConfig, describe
 from training.data import class_embedding
 from training.data.dataset import ImageDataset
@@ -17,6 +19,7 @@ from training.generator import Generator
 from training.networks import finetune, frozen, stems
 from training.run import auto_batch, plan
 from training.run_folder import has_checkpoint
+from training.watch import estimate
 
 
 def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path) -> list[str]:
@@ -46,6 +49,9 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
         f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per round (estimate)",
     ]
     text.append(f"Disk: {plan.disk_text(plan.estimate_disk(config, G, D, dataset))}")
+    left = estimate.seconds_left(run_folder.read_jsonl(run_dir / run_folder.STATS_FILE), config.run)
+    if math.isfinite(left):
+        text.append(f"Time: about {format_time(left)} to go by the run's own pace, evaluations and snapshots included")
     if config.run.init_from and not has_checkpoint(run_dir) and not frozen.check_weights(config, download=False):
         text.append("\n" + start_report(config, dataset))
     return text

@@ -28,7 +28,7 @@ class Periodic:
     def __init__(self, cfg: TrainConfig, run_dir: str, dataset: ImageDataset, state: TrainState, evaluate: Evaluate | None) -> None:
         folder, device = Path(run_dir), state.pl_mean.device
         self.cfg, self.run_dir, self.main = cfg, folder, distributed.is_main()
-        self.clock = Clock(cfg, state.progress)
+        self.clock = Clock(cfg)
         self.statistics = Statistics(folder, state.progress, device)
         self.grids = Grids(cfg, folder, dataset, device)
         self.snapshots = Snapshots(cfg, folder, dataset)
@@ -48,6 +48,7 @@ class Periodic:
         if self.main:
             self.evaluation.begin(p)
             self.watch.begin(state, self.grids.rows)
+            self.clock.learn(self.watch.stats)
             if p.nimg == 0:
                 if state.started_from is not None:
                     run_folder.write_json(self.run_dir / run_folder.INIT_FROM_FILE, state.started_from)
@@ -70,6 +71,7 @@ class Periodic:
         self.watch.measure(state.G_ema)
         record = self.statistics.collect(p)
         if self.main:
+            self.clock.learn([*self.watch.stats, record])
             print(self.statistics.status_line(p, tick, self.clock), flush=True)
             self.statistics.write(record, p)
             self.watch.alarm(record)

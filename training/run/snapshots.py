@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import atomic_write, sha256_file
+from dnnlib.util import atomic_write, convenience, sha256_file
 from torch_utils import persistence
 from training import run_folder
 from training.build import training_set_kwargs
@@ -33,7 +33,8 @@ class Snapshots:
         """
         path = run_folder.snapshot_file(self.run_dir, state.progress.snapshot)
         persistence.save_network_pickle(str(path), network_pickle(self.cfg, self.dataset, state))
-        run_folder.replace_with_copy(path, self.run_dir / run_folder.NEWEST_NETWORK)
+        with convenience(run_folder.NEWEST_NETWORK):
+            run_folder.replace_with_copy(path, self.run_dir / run_folder.NEWEST_NETWORK)
         if self.cfg.run.keep_snapshots > 0:
             for old in run_folder.snapshot_files(self.run_dir)[: -self.cfg.run.keep_snapshots]:
                 old.unlink()
@@ -42,9 +43,10 @@ class Snapshots:
     def mark_best(self, progress: Progress) -> None:
         """Keep the newest snapshot as best_model.pkl, and its number of images shown as best_nimg.txt."""
         snapshot = run_folder.snapshot_file(self.run_dir, progress.snapshot)
-        run_folder.replace_with_copy(snapshot, self.run_dir / run_folder.BEST_NETWORK)
-        with atomic_write(self.run_dir / run_folder.BEST_NIMG_FILE, "w") as f:
-            f.write(f"{progress.nimg}\n")
+        with convenience(run_folder.BEST_NETWORK):
+            run_folder.replace_with_copy(snapshot, self.run_dir / run_folder.BEST_NETWORK)
+            with atomic_write(self.run_dir / run_folder.BEST_NIMG_FILE, "w") as f:
+                f.write(f"{progress.nimg}\n")
 
 
 def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:

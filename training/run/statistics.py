@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,15 @@ class Statistics:
         self.scalars({name: value["mean"] for name, value in record.items() if isinstance(value, dict)}, progress.nimg)
 
     def scalars(self, values: dict[str, float], nimg: int) -> None:
-        """Send values to TensorBoard, if it is installed. Main process."""
+        """Send values to TensorBoard, if it is there. Main process."""
         if self.writer is None:
             return
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, global_step=run_folder.tensorboard_step(nimg))
-        self.writer.flush()
+        try:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, global_step=run_folder.tensorboard_step(nimg))
+            self.writer.flush()
+        except Exception as error:  # of its own thread, its file, or one of the packages that it consists of
+            self.writer = _without_tensorboard(error)
 
     def status_line(self, progress: Progress, tick: Tick, clock: Clock) -> str:
         """The line that a tick prints."""
@@ -89,14 +93,25 @@ class Statistics:
     def close(self) -> None:
         """Finish TensorBoard's file."""
         if self.writer is not None:
-            self.writer.close()
+            try:
+                self.writer.close()
+            except Exception as error:
+                self.writer = _without_tensorboard(error)
 
 
 def _tensorboard(run_dir: Path, nimg: int) -> Any:
     """A writer of event files that forgets what a killed run wrote after `nimg` images; None without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(run_dir), purge_step=run_folder.tensorboard_step(nimg) + 1 if nimg else None)
     except ImportError:
         print("TensorBoard is not installed: no event files (pip install tensorboard)")
         return None
-    return SummaryWriter(str(run_dir), purge_step=run_folder.tensorboard_step(nimg) + 1 if nimg else None)
+    except Exception as error:
+        return _without_tensorboard(error)
+
+
+def _without_tensorboard(error: Exception) -> None:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    warnings.warn(f"TensorBoard's event files cannot be written ({reason}); going on without them", stacklevel=3)

@@ -17,7 +17,7 @@ from training.config import RunConfig
 from training.watch.ticks import number
 
 RECENT = 9  # ticks, or snapshots, whose median is taken: machines get busier and quieter
-STATISTICS = ("kimg", "Progress/tick", "Timing/sec_per_kimg", "Timing/maintenance_sec")  # what `measured` reads of a line of stats.jsonl
+_NAMES = ("kimg", "Progress/tick", "Timing/sec_per_kimg", "Timing/maintenance_sec")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ def ticks_and_snapshots(run: RunConfig, kimg: float = 0.0, tick: int = 0) -> tup
     ticks = math.ceil(max(run.kimg - kimg, 0.0) / tick_kimg - 1e-9)
     last = tick + ticks
     return ticks, last // run.snap - tick // run.snap + (ticks > 0 and last % run.snap != 0)  # the last tick always makes a snapshot
+
+
+def excerpt(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measured` reads of a line of stats.jsonl."""
+    return {name: number(record.get(name)) for name in _NAMES}
 
 
 def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import dnnlib.util
+from dnnlib.util import convenience
 from torch_utils import images, rng
 from training import run_folder
 from training.config import RunConfig, TrainConfig
@@ -42,7 +43,8 @@ class Grids:
         labelled = self.dataset.label_dim > 0
         classes = spaced_labels(self.dataset.label_dim, self.rows) if labelled else None
         text = {**about, "run_seed": self.seed, "classes": classes}
-        images.save_png(images.grid(pixels, self.columns), self.run_dir / name, text)
+        with convenience(name):
+            images.save_png(images.grid(pixels, self.columns), self.run_dir / name, text)
 
     def _reals(self) -> torch.Tensor:
         """uint8 [columns * rows, C, H, W]."""

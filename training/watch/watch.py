@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dnnlib.util import convenience
 from torch_utils import distributed, training_stats
 from training.config import TrainConfig
 from training.data.class_names import spaced_labels
@@ -15,7 +16,7 @@ from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.run_folder import append_jsonl, drop_lines_after, good_end, read_jsonl, write_json
 from training.state import TrainState
-from training.watch import alarms, plots, report, ticks
+from training.watch import alarms, estimate, plots, report, sheets, ticks
 from training.watch.sheets import ContactSheet
 from training.watch.variety import Variety, images_per_tick
 
@@ -39,9 +40,11 @@ class Watch:
         grid_rows: rows of the grids, whose classes the report names.
         """
         p = state.progress
-        drop_lines_after(self.run_dir / report.ALARMS_FILE, p.nimg / 1000)
-        self.stats = [alarms.excerpt(record) for record in read_jsonl(self.run_dir / "stats.jsonl")]
-        self.sheet.drop_after(p.nimg)
+        with convenience(report.ALARMS_FILE):
+            drop_lines_after(self.run_dir / report.ALARMS_FILE, p.nimg / 1000)
+        self.stats = [_excerpt(record) for record in read_jsonl(self.run_dir / "stats.jsonl")]
+        with convenience(sheets.FILE):
+            self.sheet.drop_after(p.nimg)
         names, classes = self.dataset.class_names, self.dataset.label_dim
         shown = spaced_labels(classes, grid_rows) if classes > 0 else []
         about = {
@@ -54,9 +57,11 @@ class Watch:
             "g_trained": sum(x.numel() for x in state.g_params.values()),
             "d_parameters": sum(x.numel() for x in state.d_params.values()),
         }
-        write_json(self.run_dir / report.ABOUT_FILE, about)
+        with convenience(report.ABOUT_FILE):
+            write_json(self.run_dir / report.ABOUT_FILE, about)
         if p.nimg == 0:
-            self.sheet.add(state.G_ema, 0)
+            with convenience(sheets.FILE):
+                self.sheet.add(state.G_ema, 0)
 
     def measure(self, G: Generator) -> None:
         """Report class variety. All processes."""
@@ -71,7 +76,7 @@ class Watch:
 
     def alarm(self, stats: dict[str, Any]) -> None:
         """Look at the statistics with the newest tick; print and record what is new. Main process."""
-        self.stats.append(alarms.excerpt(stats))
+        self.stats.append(_excerpt(stats))
         told = self.run_dir / report.ALARMS_FILE
         name = next(iter(self.cfg.run.metrics), "")
         scores = self._scores(name)
@@ -80,7 +85,8 @@ class Watch:
         end = good_end(next(reversed(scores), {"metric": name})) or "min"
         found = alarms.find(self.stats, points, self.cfg, name, end)
         for alarm in alarms.new_ones(found, read_jsonl(told)):
-            append_jsonl(told, asdict(alarm))
+            with convenience(told.name):
+                append_jsonl(told, asdict(alarm))
             print(f"WARNING: {alarm.line}", flush=True)
 
     def _scores(self, name: str) -> list[dict[str, Any]]:
@@ -88,10 +94,16 @@ class Watch:
 
     def column(self, state: TrainState, network: str) -> None:
         """The contact sheet's column of a snapshot. network: its file's name. Main process."""
-        self.sheet.add(state.G_ema, state.progress.nimg, network)
+        with convenience(sheets.FILE):
+            self.sheet.add(state.G_ema, state.progress.nimg, network)
 
     def redraw(self, page: bool) -> None:
         """curves.png and, if asked for, report.html. Main process."""
         plots.redraw(self.run_dir)
         if page:
             report.write(self.run_dir)
+
+
+def _excerpt(record: dict[str, Any]) -> dict[str, Any]:
+    """What alarms and the estimate of the remaining time read of a line of stats.jsonl."""
+    return {**alarms.excerpt(record), **estimate.excerpt(record)}

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,25 @@ def test_the_cache_folder_stands_in(source, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", read_only)
     path = Path(build.make_dataset(cfg, 0).path)
     assert tmp_path / "cache" in path.parents and path.is_file()
+
+
+def test_temporary_files_stand_in_where_no_place_lasts(source, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    original = Path.mkdir
+
+    def read_only(self, *args, **kwargs):
+        if tmp_path / "data" in self.parents:
+            raise PermissionError(13, "Permission denied")
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", "/proc/none/cache")
+    cfg = DataConfig(path=str(source), resolution=8)
+    with pytest.warns(UserWarning, match=r"until the system clears it .*set DNNLIB_CACHE_DIR"):
+        path = Path(build.make_dataset(cfg, 0).path)
+    assert tmp_path / "tmp" in path.parents
+    assert build.make_dataset(cfg, 0).path == str(path)  # the processes of the run find it
 
 
 def test_too_little_space_is_said_in_one_line(source, monkeypatch):
