@@ -190,7 +190,7 @@ def _check_index(archive: archives.Archive, report: CheckReport, error: str) -> 
 def _count_classes(report: CheckReport, names: Sequence[str], counts: Sequence[int]) -> list[str]:
     """Fill in the table of classes. Returns what is wrong with it."""
     report.classes = [(label, name, count) for label, (name, count) in enumerate(zip(names, counts, strict=True))]
-    problems = [f"class {label}{f' {name!r}' if name else ''} has no images" for label, name, count in report.classes if not count]
+    problems = [f"class {label}{f' {name!r}' if name not in ('', str(label)) else ''} has no images" for label, name, count in report.classes if not count]
     if any(names):
         try:
             label_rule.check_distinct(names, "the classes")

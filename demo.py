@@ -33,6 +33,7 @@ from torch_utils import images
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
+from training.run_folder import NEWEST_NETWORK, STATUS_FILE, metric_file
 
 ROOT = Path(__file__).resolve().parent
 GENERATED = 1000
@@ -115,19 +116,19 @@ def main(outdir: str, kimg: float) -> None:
     run("dataset_tool.py", f"--source={out / 'digits'}", f"--dest={data}", "--resolution=16x16")
     run("train.py", f"--outdir={out / 'runs'}", f"--data={data}", *(f"--{k}={v}" for k, v in {**TRAIN_OPTIONS, "kimg": kimg}.items()))
     (run_dir,) = (out / "runs").iterdir()
-    network = run_dir / "network-snapshot.pkl"
+    network = run_dir / NEWEST_NETWORK
     sheet = [f"--network={network}", "--classes=0-9", "--samples-per-class=16", "--grid-width=16", f"--outdir={out}", "--desc=grid"]
     run("gen_class_samplesheet.py", *sheet)
     (out / "sheet-grid.png").replace(out / "grid.png")
     shutil.copyfile(run_dir / "curves.png", out / "curves.png")
-    scores = [json.loads(line) for line in (run_dir / f"metric-{METRIC}.jsonl").read_text().splitlines()]
+    scores = [json.loads(line) for line in metric_file(run_dir, METRIC).read_text().splitlines()]
     dataset = ImageDataset(str(data), use_labels=True)
     summary = {
         "accuracy": class_accuracy(load_generator(str(network)), dataset),
         "fd_first": scores[0]["value"],
         "fd_last": scores[-1]["value"],
         "seconds": round(time.monotonic() - started, 1),
-        "images": int(kimg * 1000),
+        "images": json.loads((run_dir / STATUS_FILE).read_text())["nimg"],
         "network": str(network),
         "grid": str(out / "grid.png"),
         "curves": str(out / "curves.png"),
