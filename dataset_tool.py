@@ -190,7 +190,9 @@ def _check_index(archive: archives.Archive, report: CheckReport, error: str) -> 
 def _count_classes(report: CheckReport, names: Sequence[str], counts: Sequence[int]) -> list[str]:
     """Fill in the table of classes. Returns what is wrong with it."""
     report.classes = [(label, name, count) for label, (name, count) in enumerate(zip(names, counts, strict=True))]
-    problems = [f"class {label}{f' {name!r}' if name not in ('', str(label)) else ''} has no images" for label, name, count in report.classes if not count]
+    empty = [(label, name) for label, name, count in report.classes if not count]
+    named = [f" {name!r}" if name not in ("", str(label)) else "" for label, name in empty]
+    problems = [f"class {label}{name} has no images" for (label, _), name in zip(empty, named, strict=True)]
     if any(names):
         try:
             label_rule.check_distinct(names, "the classes")
