@@ -4,7 +4,7 @@
     # FID and Inception Score of a network against the data set it was trained on
     python calc_metrics.py --network=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64/best_model.pkl --metrics=fid50k_full,is50k
 
-    # the same distance on EfficientNet-Lite0's features, which needs no download; 5,000 generated images against all real ones
+    # the same distance on EfficientNet-Lite0's features, which needs no download; 5,000 generated images against 10,000 real ones
     python calc_metrics.py --network=network-snapshot.pkl --metrics=fd_lite0_5k --data=emoji16.zip
 
     # one image set against another: any size, grey or transparent images
@@ -82,12 +82,21 @@ def trained_on(network: render.Network) -> dict[str, Any] | None:
 
 
 def record_folder(options: dict[str, Any]) -> Path | None:
-    """Where records are kept: --outdir, or the run folder that the network lies in."""
+    """Where records are kept: --outdir, or the run folder that the network lies in, if it can be written.
+
+    Raises ValueError if --outdir cannot.
+    """
     if options["outdir"]:
+        reason = dnnlib.util.why_not_writable(options["outdir"])
+        if reason:
+            raise ValueError(f"--outdir={options['outdir']} cannot be written ({reason}): name another folder")
         return Path(options["outdir"])
     network = options["network"]
     if network and not dnnlib.util.is_url(network) and not network.startswith("hf://") and (Path(network).parent / "training_options.json").is_file():
-        return Path(network).parent
+        reason = dnnlib.util.why_not_writable(Path(network).parent)
+        if not reason:
+            return Path(network).parent
+        click.echo(f"Warning: {Path(network).parent} cannot be written ({reason}): no record is kept there; see --outdir", err=True)
     return None
 
 
@@ -153,7 +162,7 @@ def _measure(options: dict[str, Any]) -> None:
     device = distributed.init(pick_device(options["device"]).type)
     network = load_network(options, device)
     evaluator = make_evaluator(options, network, device)
-    folder = record_folder(options)
+    folder = options["records"]
     if folder and distributed.is_main():
         evaluator.check_records(folder)
     if network is None:
@@ -263,6 +272,7 @@ def main(**options: Any) -> None:
         for flag, shown in (("--images", image_set), ("--data", evaluator.dataset)):
             if shown is not None:
                 click.echo(f"{flag}={shown.path}: {len(shown):,} images; {shown.labels_summary}", err=True)
+    options["records"] = record_folder(options)
     del network, evaluator
     distributed.launch(measure, options["gpus"], options)
 

@@ -239,7 +239,9 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
         click.echo(f"Run folder: {target}")
         return None
     run_plan.check(config, dataset, lineage=stems.begun(existing), goes_on=existing is not None and has_checkpoint(existing))
-    make_evaluator(config, dataset).check()
+    evaluator = make_evaluator(config, dataset)
+    evaluator.check()
+    warn_of_changes(evaluator, existing)
     return launch.start(config, existing, outdir, desc, make_evaluate, again=resume is not None)
 
 
@@ -271,7 +273,9 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     recipe_launch.check(planned)
     for p in planned:
         assert p.dataset is not None
-        make_evaluator(p.config, p.dataset).check()
+        evaluator = make_evaluator(p.config, p.dataset)
+        evaluator.check()
+        warn_of_changes(evaluator, folder and folder / p.stage.name)
     if schedule.recipe.final_metric is not None:
         last = schedule.config(schedule.recipe.stages[-1])
         final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
@@ -353,6 +357,12 @@ def print_missing(lines: Iterable[str]) -> list[str]:
     if lines:
         click.echo(f"Fetch what can be fetched with: {prefetch_command()}")
     return lines
+
+
+def warn_of_changes(evaluator: Evaluator, run_dir: Path | None) -> None:
+    """Say it where a run that goes on is measured otherwise than before: its scores are then of two kinds."""
+    for change in evaluator.changes_since(run_dir) if run_dir is not None else ():
+        click.echo(f"Warning: {run_dir}: from now on measured otherwise than before, so that scores do not compare: {change}", err=True)
 
 
 def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path, evaluator: Evaluator) -> list[str]:

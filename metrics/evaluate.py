@@ -19,6 +19,7 @@ evaluator; each does its share of the batches, process 0 computes, and all get t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -44,7 +45,16 @@ from metrics.image_sets import (
     preparation_from,
     require_same_preparation,
 )
-from metrics.records import Record, check_against_last, check_comparable, numbers, record_path, write_record
+from metrics.records import (
+    Record,
+    check_against_last,
+    check_comparable,
+    differences_between,
+    last_record,
+    numbers,
+    record_path,
+    write_record,
+)
 from metrics.reference import References
 from torch_utils import distributed
 
@@ -144,11 +154,24 @@ class Evaluator:
     def check_records(self, folder: str | os.PathLike[str]) -> None:
         """Raises ValueError, before hours of work, if `write_record` would refuse this evaluator's records for what `folder` holds."""
         for metric in self.metrics:
-            reference = None
-            if metric.family.needs_real:
-                reference = self._references.describe(RealImages(self.dataset, metric.num_real))
-            line = {"metric": metric.name, "reference": reference, **self._conditions(metric)}
-            check_against_last(record_path(folder, metric.name), line, self.force)
+            check_against_last(record_path(folder, metric.name), self._to_be_recorded(metric), self.force)
+
+    def changes_since(self, folder: str | os.PathLike[str]) -> list[str]:
+        """What sets this evaluator's numbers apart from the last ones in a folder, by metric, in words."""
+        changes = []
+        for metric in self.metrics:
+            with contextlib.suppress(ValueError):  # a damaged file has no last record
+                earlier = last_record(record_path(folder, metric.name))
+                found = differences_between(self._to_be_recorded(metric), earlier) if earlier else []
+                changes += [f"{metric.name}: {', '.join(found)}"] if found else []
+        return changes
+
+    def _to_be_recorded(self, metric: registry.Metric) -> dict[str, Any]:
+        """What of a record is known before anything is measured."""
+        reference = None
+        if metric.family.needs_real:
+            reference = self._references.describe(RealImages(self.dataset, metric.num_real))
+        return {"metric": metric.name, "reference": reference, **self._conditions(metric)}
 
     def __call__(
         self,

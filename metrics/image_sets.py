@@ -18,6 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from dnnlib.progress import Progress
 from image_data import archives, labels, sources, transforms
 from torch_utils import images, rng
 
@@ -157,13 +158,15 @@ class ImageFiles:
         """sha256 (hex) over every image's name, size and CRC-32. A zip answers from its directory; others are read through, once."""
         if self._hash is None:
             digest = hashlib.sha256()
-            for ref in self._source.refs:
+            progress = Progress(label=f"Reading {self.path} for its hash", silent=5)
+            for done, ref in enumerate(self._source.refs, 1):
                 if isinstance(ref, archives.Entry) and ref.crc >= 0:
                     name, size, crc = ref.name, ref.size, ref.crc
                 else:
                     name, payload = self._source.opener.load(ref)
                     data = payload if isinstance(payload, bytes) else np.ascontiguousarray(payload).tobytes()
                     size, crc = len(data), zlib.crc32(data)
+                    progress(done, len(self))
                 digest.update(f"{name}\0{size}\0{crc}\n".encode(errors="surrogateescape"))
             self._hash = digest.hexdigest()
         return self._hash

@@ -58,8 +58,8 @@ def record_path(folder: str | os.PathLike[str], metric_name: str) -> Path:
     return Path(folder) / f"metric-{metric_name}.jsonl"
 
 
-def check_comparable(later: Mapping[str, Any], earlier: Mapping[str, Any], force: bool = False) -> None:
-    """Raises ValueError if two record dicts of a metric differ in reference, detector or covariance."""
+def differences_between(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """In words, what two record dicts of a metric were measured on differently: reference, detector or covariance."""
     a, b = earlier.get("reference") or {}, later.get("reference") or {}
     differences = preparation_differences(a, b)
     for key in ("content_hash", "view"):
@@ -70,6 +70,12 @@ def check_comparable(later: Mapping[str, Any], earlier: Mapping[str, Any], force
     rules = [record.get("covariance") or POPULATION for record in (earlier, later)]  # version 0.1 did not say: it knew one
     if rules[0] != rules[1]:
         differences.append(f"covariance {rules[0]} against {rules[1]}")
+    return differences
+
+
+def check_comparable(later: Mapping[str, Any], earlier: Mapping[str, Any], force: bool = False) -> None:
+    """Raises ValueError if two record dicts of a metric differ in reference, detector or covariance."""
+    differences = differences_between(later, earlier)
     if differences and not force:
         reasons = "; ".join(differences)
         raise ValueError(f"this {later['metric']} cannot stand beside the recorded one: {reasons}; write it elsewhere, or use --force")
@@ -84,17 +90,32 @@ def write_record(folder: str | os.PathLike[str], record: Record, force: bool = F
     line = record.as_dict()
     check_against_last(path, line, force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
+    with open(path, "a+b") as f:
+        if f.seek(0, os.SEEK_END):
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":
+                f.write(b"\n")  # a writer was killed before its line's end
+        f.write(json.dumps(line).encode() + b"\n")
     return path
 
 
 def check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
     """Raises ValueError if `line` may not stand below the last one of a metric's file."""
-    lines = [text for text in path.read_text(encoding="utf-8").splitlines() if text.strip()] if path.is_file() else []
-    if lines:
-        try:
-            earlier = json.loads(lines[-1])
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}: the last line is not JSON; move the file away") from None
+    earlier = last_record(path)
+    if earlier is not None:
         check_comparable(line, earlier, force)
+
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last line of a metric's file; None without one. Raises ValueError if it is no record."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    try:
+        record = json.loads(lines[-1])
+    except (json.JSONDecodeError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: the last line is not a JSON object; move the file away")
+    return record

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import calc_metrics
+import dnnlib.util
 from metrics import detectors
 from tests import waiting
 from tests.metrics.test_evaluate import TinyDetector
@@ -188,6 +189,19 @@ def test_a_cache_that_cannot_be_written_is_a_warning(network, tmp_path, tiny, mo
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / place))
     with pytest.warns(UserWarning, match="metrics cache .* DNNLIB_CACHE_DIR"):
         assert lines(run("--network", network, "--metrics=fd_lite0_8"))[0]["num_gen"] == 8
+
+
+def test_a_run_folder_that_cannot_be_written_keeps_no_record(tmp_path, data, tiny, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training_options.json").write_text("{}")
+    network = write_network(tmp_path / "run" / "n.pkl", data)
+    read_only = [str(network.parent), str(tmp_path / "records")]
+    monkeypatch.setattr(dnnlib.util, "why_not_writable", lambda folder: "Read-only file system" if str(folder) in read_only else None)
+    result = run("--network", network, "--metrics=fd_lite0_4")
+    assert "run cannot be written (Read-only file system): no record is kept there" in result.stderr
+    assert lines(result)[0]["num_gen"] == 4 and not list((tmp_path / "run").glob("metric-*"))
+    message = run("--network", network, "--metrics=fd_lite0_4", "--outdir", tmp_path / "records", code=1).output
+    assert "records cannot be written (Read-only file system): name another folder" in message
 
 
 def test_training_images_of_another_preparation_are_noticed(tmp_path, data):

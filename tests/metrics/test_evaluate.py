@@ -168,6 +168,33 @@ def test_unbiased_covariance_is_larger_said_and_not_mixed(make, tmp_path):
         make(covariance="n-1")
 
 
+def test_a_record_stands_on_a_line_of_its_own_after_a_killed_writer(make, tmp_path):
+    record = make()(Generated())[0]
+    path = write_record(tmp_path, record)
+    path.write_text(path.read_text().rstrip("\n"))
+    write_record(tmp_path, record)
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [record.value] * 2
+
+
+@pytest.mark.parametrize("last", [b"null", b"5", b'{"results": {"fd', b"\xff\xfe\x00", b"[]"])
+def test_a_damaged_last_line_is_named(make, tmp_path, last):
+    evaluator = make()
+    (tmp_path / "metric-fd_lite0_100.jsonl").write_bytes(last + b"\n")
+    with pytest.raises(ValueError, match=r"metric-fd_lite0_100\.jsonl: the last line is not a JSON object") as error:
+        evaluator.check_records(tmp_path)
+    assert "\n" not in str(error.value) and evaluator.changes_since(tmp_path) == []
+
+
+def test_what_is_measured_otherwise_than_before_is_said(make, tmp_path):
+    evaluator = make(Images(), "fd_lite0_20,kid20")
+    assert evaluator.changes_since(tmp_path) == []
+    for record in evaluator(Generated()):
+        write_record(tmp_path, record)
+    assert evaluator.changes_since(tmp_path) == []
+    (fd, kid) = make(Images(seed=1), "fd_lite0_20,kid20").changes_since(tmp_path)
+    assert fd.startswith("fd_lite0_20: content_hash ") and kid.startswith("kid20: content_hash ")
+
+
 def test_random_weights_are_marked(make):
     record = make(loaded={LITE0: TinyDetector(sha256="random:0")})(Generated())[0]
     assert record.conditions["detector"]["weights"] == "random" and "random weights" in record.notes[0]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from dnnlib import util
+from dnnlib.progress import Progress
 from image_data import archives, labels
 from torch_utils import rng
 
@@ -186,11 +187,14 @@ class ImageDataset:
         if self._content_hash is not None:
             return self._content_hash
         digest = hashlib.sha256(self._index.raw)
-        for entry in self._archive.images:
+        entries = self._archive.images
+        progress = Progress(label=f"Reading {self.path} for its hash", unit="images", silent=5)
+        for done, entry in enumerate(entries, 1):
             size, crc = entry.size, entry.crc
             if crc < 0:
                 data = self._archive.reader.read(entry)
                 size, crc = len(data), zlib.crc32(data)
+                progress(done, len(entries))
             digest.update(f"{entry.name}\0{size}\0{crc}\n".encode())
         self._content_hash = digest.hexdigest()
         return self._content_hash
