@@ -567,15 +567,26 @@ def read_from(path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3
     try:
         return read(path)
     except Damaged as error:
-        for copy in (path, *(_copy_beside(path, name) for name in beside)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(copy)
-        if not was_kept or _is_offline():
-            reason = _reason(error, path)
-            raise Damaged(f"{path_or_url}: {reason} (the copy {path} is removed: the next try asks the server again)") from None
+        told = discarded(path_or_url, error, path, *(_copy_beside(path, name) for name in beside))
+        if not was_kept or _is_offline() or os.path.exists(path):
+            raise told from None
     except ValueError as error:
         raise ValueError(f"{path_or_url}: {_reason(error, path)} (the copy is {path})") from None
     return read_from(path_or_url, read, num_attempts, beside)
+
+
+def discarded(name: str, error: ValueError, path: str | os.PathLike[str], *beside: str | os.PathLike[str]) -> Damaged:
+    """Remove a damaged copy from a cache, with what it links to there. Returns what is to be raised.
+
+    name: of what it was a copy of. error: of its reader. beside: other copies that belong to it.
+    """
+    copies = [os.fspath(copy) for copy in (path, *beside)]
+    for copy in [*map(os.path.realpath, copies), *copies]:
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            os.unlink(copy)
+    gone = f"the copy {copies[0]} is removed: the next try asks the server again"
+    text = f"remove the copy {copies[0]}" if os.path.lexists(copies[0]) else gone
+    return Damaged(f"{name}: {_reason(error, copies[0])} ({text})")
 
 
 def _copy_beside(path: str, name: str) -> str:

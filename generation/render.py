@@ -69,7 +69,7 @@ def load_network(
     """
     is_choice = False
     if hub.is_repository(path_or_url):
-        sha256, contents = _hashed(files.read_safetensors)(hub.fetch(path_or_url))
+        sha256, contents = hub.read_from(path_or_url, _hashed(files.read_safetensors))
     else:
         path_or_url = dnnlib.util.plain_path(path_or_url)
         if Path(path_or_url).is_dir():

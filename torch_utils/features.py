@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from torch_utils.frozen_convolutions import fold_batchnorm_, replace_depthwise_
-from torch_utils.timm_weights import LITE0, RANDOM, class_count, lite0_to_timm, read_state, resolve
+from torch_utils.timm_weights import LITE0, RANDOM, class_count, lite0_to_timm, read_resolved, resolve
 
 CNN_REDUCTIONS = (4, 8, 16, 32)  # strides of the four levels of a convolutional network
 
@@ -161,7 +161,7 @@ def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -
         torch.manual_seed(seed)
         if path is None:
             return timm.create_model(name, pretrained=False), f"{RANDOM}:{seed}"
-        state, sha256 = read_state(path)
+        state, sha256 = read_resolved(name, weights, path)
         if "_conv_stem.weight" in state:
             state = lite0_to_timm(state)
         options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}}

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from dnnlib.util import reason, sha256_file
+from dnnlib.util import discarded, reason, sha256_file
 from torch_utils import tensor_files
 
 LITE0 = "tf_efficientnet_lite0"
@@ -88,6 +88,16 @@ def resolve(name: str, weights: str | None, download: bool = True, cache: str | 
     if name == LITE0:
         return _lite0_file()
     return _hub_file(name, cfg, download, {} if cache is None else {"cache_dir": cache}, say)
+
+
+def read_resolved(name: str, weights: str | None, path: Path) -> tuple[dict[str, Tensor], str]:
+    """As `read_state`, of the file that `resolve` gave. A damaged copy of timm's hub does not stay in its cache."""
+    try:
+        return read_state(path)
+    except ValueError as error:
+        if weights is not None or name == LITE0:
+            raise
+        raise discarded(f"weights of {name}", error, path) from None
 
 
 def _lite0_file() -> Path:

@@ -89,3 +89,16 @@ def test_lists_that_hold_themselves_end(tmp_path: Path) -> None:
         loop = [loop, loop]  # 2**40 tensors to whoever counts them one by one
     torch.save(loop, tmp_path / "a.pth")
     tensor_files.load(tmp_path / "a.pth")
+
+
+def test_a_damaged_copy_of_the_hub_leaves_its_cache_and_a_users_file_stays(saved: Path, tmp_path: Path) -> None:
+    blob, name = tmp_path / "blob", "deit_base_distilled_patch16_224"
+    blob.write_bytes(saved.read_bytes()[:-100])
+    link = tmp_path / "weights.pth"
+    link.symlink_to(blob)
+    with pytest.raises(ValueError, match="is no readable state dict"):
+        timm_weights.read_resolved(name, str(link), link)
+    assert blob.exists() and link.is_symlink()
+    with pytest.raises(ValueError, match=rf"^weights of {name}: .* no readable state dict.*the copy {link} is removed"):
+        timm_weights.read_resolved(name, None, link)
+    assert not blob.exists() and not link.is_symlink()

@@ -11,14 +11,16 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
+import dnnlib
 from training.networks import files, stems
 from training.run_folder import good_end
 
 SCHEME = "hf://"
+_T = TypeVar("_T")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _REPOSITORY = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -45,8 +47,22 @@ def _hub() -> Any:
 
 
 def pull(repository: str, hub: Any = None) -> files.NetworkFile:
-    """The network file of a model repository; as `fetch`, and ValueError also for other contents."""
-    return files.read_safetensors(fetch(repository, hub))
+    """The network file of a model repository; as `read_from`."""
+    return read_from(repository, files.read_safetensors, hub)
+
+
+def read_from(repository: str, read: Callable[[str], _T], hub: Any = None) -> _T:
+    """What `read` makes of the weights of a model repository. A copy that it finds damaged does not stay in the hub's cache.
+
+    Raises ValueError in one line, which names the repository and the copy; as `fetch`.
+    """
+    path = fetch(repository, hub)
+    try:
+        return read(path)
+    except dnnlib.util.Damaged as error:
+        raise dnnlib.util.discarded(repository, error, path, Path(path).with_name(CONFIG)) from None
+    except ValueError as error:
+        raise ValueError(f"{repository}: {error}") from None
 
 
 def fetch(repository: str, hub: Any = None) -> str:

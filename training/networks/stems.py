@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import dnnlib
 from torch_utils import persistence
 from training.generator import Generator
+from training.networks import files
 from training.networks.reader import load_from
 from training.run_folder import STATUS_FILE, has_checkpoint, kimg_text, read_json, write_json
 
@@ -87,7 +88,9 @@ class Stem(NamedTuple):
 
 
 def read_stem(path: str) -> Stem:
-    """The network that --path_stem means, read once: hash and weights are of the same bytes, even if a run replaces the file meanwhile.
+    """The network that --path_stem means: a pickle, or .safetensors with its JSON file.
+
+    Of a pickle hash and weights are of the same bytes, even if a run replaces the file meanwhile.
 
     Raises:
         ValueError, OSError: it is not there or cannot be used.
@@ -95,14 +98,18 @@ def read_stem(path: str) -> Stem:
     named = stem_file(path)
 
     def read_file(local: str) -> Stem:
-        with open(local, "rb") as f:
-            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-            f.seek(0)
-            data = persistence.read_network_pickle(f)
-        generator = load_from(data, local)
-        return Stem(generator, _records(data.get("provenance"), named, sha256, generator.img_resolution))
+        if local.endswith(".safetensors"):
+            sha256, file = dnnlib.util.sha256_file(local), files.read_safetensors(local)
+            generator, provenance = file.only("G_ema").generators["G_ema"], file.provenance
+        else:
+            with open(local, "rb") as f:
+                sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+                f.seek(0)
+                data = persistence.read_network_pickle(f)
+            generator, provenance = load_from(data, local), data.get("provenance")
+        return Stem(generator, _records(provenance, named, sha256, generator.img_resolution))
 
-    return dnnlib.util.read_from(named, read_file)
+    return files.read_from(named, read_file)
 
 
 def _records(provenance: Any, file: str, sha256: str, resolution: int) -> list[dict[str, Any]]:

@@ -78,7 +78,9 @@ def test_a_copy_that_went_bad_is_fetched_again(reader: str, server: FileServer, 
     assert server.requests == ["/net.pkl"] * 2
 
 
-@pytest.mark.parametrize("reader, config", [("gen_images", "net.json"), ("convert", "config.json"), ("--init-from", "net.json")])
+@pytest.mark.parametrize(
+    "reader, config", [("gen_images", "net.json"), ("convert", "config.json"), ("--init-from", "net.json"), ("--path_stem", "net.json")]
+)
 def test_the_json_of_safetensors_comes_along(reader: str, config: str, server: FileServer, folder: Path, tmp_path: Path) -> None:
     server.answers["/a/net.safetensors"] = (folder / "net.safetensors").read_bytes()
     with pytest.raises(FileNotFoundError, match=r"net\.safetensors: the server has no net\.json or config\.json beside it"):
@@ -100,6 +102,14 @@ def test_half_of_safetensors_is_not_kept(server: FileServer, folder: Path, tmp_p
     with pytest.raises(ValueError, match=rf"^{server.root}/net\.safetensors: this is no safetensors file"):
         render.load_network(f"{server.root}/net.safetensors")
     assert kept(tmp_path) == []
+
+
+def test_a_stem_may_be_safetensors(folder: Path) -> None:
+    stem = stems.read_stem(str(folder / "net.safetensors"))
+    pickled = stems.read_stem(str(folder / "net.pkl"))
+    assert stem.stems[0]["sha256"] == util.sha256_file(folder / "net.safetensors") and stem.stems[0]["resolution"] == 16
+    state = pickled.generator.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in stem.generator.state_dict().items())
 
 
 def test_a_whole_file_that_is_refused_stays(server: FileServer, tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_push_and_pull(tmp_path):
     with pytest.raises(ValueError, match=r"hf://me/other: cannot be downloaded: 404 Client Error me/other has no config\.json") as caught:
         sharing.pull("hf://me/other", hub)
     assert "\n" not in str(caught.value)
+    weights = tmp_path / "me/emoji/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=rf"^hf://me/emoji: this is no safetensors file.* \(the copy {weights} is removed"):
+        sharing.pull("hf://me/emoji", hub)
+    assert not weights.exists()
     hub.upload_folder = lambda **kwargs: (_ for _ in ()).throw(RuntimeError("401\nnot yours"))
     with pytest.raises(ValueError, match="cannot be uploaded: 401 not yours"):
         sharing.push(file, "hf://me/emoji", api=hub)
