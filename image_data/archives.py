@@ -499,6 +499,8 @@ def below(archive: Archive, prefix: str) -> Archive:
         prefix=archive.prefix + prefix,
     )
     part.left_out.merge(archive.left_out)
+    if prefix and archive.index is not None:
+        part.left_out.add(f"{INDEX_NAME} outside {part.prefix}")
     for entry in archive.images if len(part.images) < len(archive.images) else ():
         if not entry.name.startswith(prefix):
             part.left_out.add(f"outside {part.prefix}", entry.name.partition("/")[0])

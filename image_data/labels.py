@@ -185,7 +185,7 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
     if index.labels is None:
         folders = class_folders(archive)
         unused = f"; --labels=folders makes classes of the folders {listed(folders)}" if folders else ""
-        return Labelling(archive, f'{origin} says "labels": null{unused}', metadata=index.metadata)
+        return Labelling(archive, f"{origin} gives no labels{unused}", metadata=index.metadata)
     labels = match_names(archive, index.labels)
     names = [entry.name for entry in archive.images]
     unlabelled = [name for name in names if name not in labels]

@@ -222,6 +222,8 @@ def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_link
     part = found.archive
     source = Source(os.path.basename(os.path.abspath(path)), found.kind or kind, ArchiveOpener(part.reader), part.images)
     source.labels, source.class_names, source.metadata = found.labels, found.class_names, found.metadata
+    if found.labels is not None and found.class_names is None and found.num_classes > found.labels.max() + 1:
+        source.class_names = [str(label) for label in range(found.num_classes)]  # one-hot labels count classes without images, too
     source.origin, source.left_out, source.remark = found.origin, part.left_out, found.remark
     return source
 

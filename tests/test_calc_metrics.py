@@ -97,7 +97,10 @@ def test_records_go_to_the_run_folder(tmp_path, data):
 
 def test_image_set_against_image_set(tmp_path, data):
     same, other = (write_dataset(tmp_path / f"{seed}.zip", seed=seed, filter="lanczos") for seed in (0, 1))
-    (near,) = lines(run("--images", same, "--data", data, "--metrics=fd_lite0"))
+    result = run("--images", same, "--data", data, "--metrics=fd_lite0")
+    (near,) = lines(result)
+    for flag, path in (("--images", same), ("--data", data)):
+        assert f"{flag}={path}: 12 images; no classes (not asked for; there are 3, from dataset.json); left out: nothing\n" in result.stderr
     (far,) = lines(run("--images", other, "--data", data, "--metrics=fd_lite0"))
     assert near["metric"] == "fd_lite0_12" and near["value"] == pytest.approx(0, abs=1e-3)
     assert far["value"] > 10 and far["images"]["name"] != near["images"]["name"]

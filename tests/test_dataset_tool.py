@@ -420,6 +420,13 @@ def test_skipped_and_small_images_are_left_out_too(tmp_path: Path) -> None:
     assert f"labels: {expected}\n" in result.output
 
 
+def test_one_hot_labels_count_classes_without_images(tmp_path: Path) -> None:
+    index = {"labels": [["a.png", [0, 1, 0, 0]]]}
+    source = write_zip(tmp_path / "source.zip", {"a.png": png(0), "dataset.json": json.dumps(index).encode()})
+    assert "labels: 4 classes, from dataset.json; left out: nothing\n" in run("--source", source, "--dest", tmp_path / "out.zip").output
+    assert ImageDataset(tmp_path / "out.zip", use_labels=True).label_dim == 4 and "labels    4 classes" in run("--check", tmp_path / "out.zip").output
+
+
 def test_splits_and_subfolders(write_source: Any, tmp_path: Path) -> None:
     source = write_source({f"{split}/{c}/{i}.png": png(i) for split in ("train", "val") for i, c in enumerate(("cat", "dog"))})
     result = run("--source", source, "--dest", tmp_path / "out.zip")

@@ -205,7 +205,7 @@ def test_a_tree_with_a_folder_around_every_classs_images(write: Any) -> None:
 def test_null_labels_beside_class_folders_are_told(write: Any) -> None:
     archive = write_index(write("cat/1.png", "dog/1.png"), "dataset.json", b'{"labels": null}')
     assert found(archive)[:2] == (None, None)
-    expected = 'no classes (dataset.json says "labels": null; --labels=folders makes classes of the folders cat, dog); left out: nothing'
+    expected = "no classes (dataset.json gives no labels; --labels=folders makes classes of the folders cat, dog); left out: nothing"
     assert labels.label(archive).summary() == expected
     assert found(archive, "folders")[0] == ["cat", "dog"]
     assert "1 dataset.json, as asked for" in labels.label(archives.open_archive(archive.path), "folders").summary()
@@ -226,6 +226,12 @@ def test_a_dataset_json_without_labels(write: Any, content: bytes, message: str)
     with pytest.raises(ValueError, match=message):
         labels.label(archive)
     assert found(archive, "folders")[0] == ["cat", "dog"] and found(archive, "none")[0] is None
+
+
+def test_a_dataset_json_outside_of_the_subfolder_is_told(write: Any) -> None:
+    archive = write_index(write("train/a/1.png", "val/a/1.png"), "dataset.json", index(["train/a/1.png", "val/a/1.png"]))
+    assert "1 dataset.json outside train/" in labels.label(archive, subfolder="train").summary()
+    assert found(archive)[1] == [0, 1]
 
 
 def test_an_empty_dataset_json_says_nothing(write: Any) -> None:
