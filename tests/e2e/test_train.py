@@ -473,6 +473,7 @@ def test_the_plan_says_how_many_images_a_round_has(word, rounds_line, data, tmp_
     result = CliRunner().invoke(train.main, command)
     assert result.exit_code == 0 and "at 8 images per round (estimate)" in result.output, result.output
     assert rounds_line is None or rounds_line in result.output
+    assert re.search(rf"^Labels: {re.escape(str(data))}: \d+ classes, from dataset\.json; left out: nothing$", result.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("classes", "cond"), [(1, False), (3, False), (1, True), (2000, True)])
