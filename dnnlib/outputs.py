@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a command may write, checked before any work, and how it stops without leaving temporary files.
 
-One owner for every script: an output must not replace the command's input, must not be read as part of it by the next command,
-and must be a path of this machine.
+One owner for every script: an output must not replace the command's input, must not be read as part of it by
+the next command, and must be a path of this machine.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def check_output(
 
     Args:
         flag: that names the output, such as --dest.
-        inputs: what the command reads: the output must be none of these files or folders, under whatever name (links, ./x).
+        inputs: what the command reads: the output must be none of these, under whatever name (links, ./x).
         data: inputs of which everything below a folder is read: the output must not lie inside either.
         folder: the output is a folder; a file of that name is refused.
         replaces: an existing folder is replaced as a whole, so no input may lie inside it.
@@ -45,19 +45,22 @@ def check_output(
     for name, given in {**(inputs or {}), **(data or {})}.items():
         if given is None or is_address(os.fspath(given)) or not os.path.exists(given):
             continue
+        output, read, remedy = f"{flag}={text}", f"{name}={os.fspath(given)}", "write to another place"
         if _same(text, given):
-            raise ValueError(f"{flag}={text} is {name}={os.fspath(given)}, which would be replaced: write to another place")
+            raise ValueError(f"{output} is {read}, which would be replaced: {remedy}")
         if name in (data or {}) and _inside(text, given):
-            raise ValueError(
-                f"{flag}={text} lies inside {name}={os.fspath(given)}: the next command would read it as part of the data, write to a place outside"
-            )
+            raise ValueError(f"{output} lies inside {read}, to be read as data by the next command: {remedy}")
         if replaces and os.path.isdir(text) and _inside(given, text):
-            raise ValueError(f"{name}={os.fspath(given)} lies inside {flag}={text}, which would be replaced as a whole: write to another place")
+            raise ValueError(f"{read} lies inside {output}, which would be replaced as a whole: {remedy}")
 
 
 def expand_home(values: dict[str, Any]) -> dict[str, Any]:
-    """A command's options with ~/ as the home folder: no shell expands it in --dest=~/x, which would make a folder called ~."""
-    return {name: os.path.expanduser(value) if isinstance(value, str) and re.match(r"~\w*/", value) else value for name, value in values.items()}
+    """A command's options with ~/ as the home folder: no shell expands --dest=~/x, and a folder ~ would be made."""
+
+    def expanded(value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~\w*/", value) else value
+
+    return {name: expanded(value) for name, value in values.items()}
 
 
 def is_address(text: str) -> bool:
@@ -70,7 +73,7 @@ def _check_text(flag: str, text: str, folder: bool) -> None:
     if not text.strip() or "\0" in text:
         raise ValueError(f"{flag}={text!r} names no {kind}: give a path")
     if is_address(text):
-        raise ValueError(f"{flag}={text} is an address, and nothing can be written there: name a {kind} on this machine")
+        raise ValueError(f"{flag}={text} is an address: name a {kind} on this machine")
     if folder and os.path.exists(text) and not os.path.isdir(text):
         raise ValueError(f"{flag}={text} is a file: name a folder")
     if not folder and os.path.isdir(text):
@@ -79,11 +82,11 @@ def _check_text(flag: str, text: str, folder: bool) -> None:
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if not os.path.isdir(above):
-        raise ValueError(f"{flag}={text}: {above} is a file, so nothing can be written below it: name another place")
+        raise ValueError(f"{flag}={text}: {above} is a file, not a folder: name another place")
 
 
 def _same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    """Whether two paths mean one file: links, hard links, relative names, and case where the file system does not tell it."""
+    """Whether two paths mean one file: links, hard links, relative names, case where it does not matter."""
     try:
         return os.path.samefile(a, b)
     except OSError:
@@ -104,9 +107,9 @@ def _inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> boo
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt once, as Ctrl-C does, so that temporary files are removed on the way out.
+    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that temporary files are removed.
 
-    A signal that the process was started to ignore (nohup) stays ignored. Without effect in other threads than the main one.
+    A signal that the process was started to ignore (nohup) stays ignored. Only the main thread is interrupted.
     """
     global _signals_received
     names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -135,7 +138,7 @@ def interruptible() -> Iterator[None]:
 
 
 def raise_if_stopped() -> None:
-    """Raises the KeyboardInterrupt again that a library's callback has swallowed. For loops around such libraries."""
+    """Raises again the KeyboardInterrupt that a library's callback has swallowed."""
     if _signals_received:
         raise KeyboardInterrupt
 

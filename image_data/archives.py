@@ -167,7 +167,17 @@ class StoredZipWriter:
         if len(data) >= 2**32:
             raise ValueError(f"{name}: {len(data)} bytes do not fit into a zip entry")
         encoded = name.encode("ascii")
-        shared = struct.pack("<HHHHIIIH", 0, zipfile.ZIP_STORED, 0, ZIP_DATE, zlib.crc32(data), len(data), len(data), len(encoded))
+        shared = struct.pack(
+            "<HHHHIIIH",
+            0,
+            zipfile.ZIP_STORED,
+            0,
+            ZIP_DATE,
+            zlib.crc32(data),
+            len(data),
+            len(data),
+            len(encoded),
+        )
         self._file.write(b"PK\3\4" + struct.pack("<H", 20) + shared + struct.pack("<H", 0) + encoded)
         self._file.write(data)
         far = self._offset >= 0xFFFFFFFF
@@ -340,7 +350,15 @@ def _list_zip(path: str) -> Archive:
     try:
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        NotImplementedError,
+        ValueError,
+        OverflowError,
+        EOFError,
+        struct.error,
+    ) as error:
         raise ValueError(f"{path}: not a readable zip file ({error})") from None
     archive = Archive(path, ZipReader(path))
     seen: set[str] = set()

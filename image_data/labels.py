@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which class an image belongs to: the one rule of dataset_tool.py, its --check, training and metrics (docs/datasets.md).
+"""Which class an image belongs to: the one rule of dataset_tool.py, its --check, training and metrics.
+
+docs/datasets.md describes it for users.
 
 1. A dataset.json says it, at the root or in the one folder that holds all images.
-2. An ILSVRC tree: its n######## folders are the classes, those of the training split where there are several splits.
+2. An ILSVRC tree: its n######## folders are the classes; of several splits those of the training split.
 3. Without one, sub-folders are classes, below whatever single folders lie around them.
 4. Numbered folders of StyleGAN (00000/img00000000.png) and FFHQ (01000/01234.png) are parts of an unlabelled set.
-5. What may be meant in two ways is an error: splits, other numbered folders, data sets among class folders, images beside class folders.
+5. What may be meant in two ways is an error: splits, other numbered folders, data sets among class folders,
+   images beside class folders.
 
 Whatever was decided is told in one line, `Labelling.summary()`.
 """
@@ -26,18 +29,23 @@ from image_data import archives
 from image_data.archives import Archive, Index
 
 MODES = ("auto", "json", "folders", "none")
+NO_INDEX = f"no {archives.INDEX_NAME}"
 ASK = "--labels=folders makes classes of them, --labels=none ignores them"
 SYNSET = re.compile(r"n\d{8}")
 STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z0-9]+", re.IGNORECASE)
 FFHQ_IMAGE = re.compile(r"(\d{5})/(\d{5})\.[a-z0-9]+", re.IGNORECASE)
 # 'train', 'Training_set', 'seg_test', 'val2017', 'trainA'; the group says which split.
 SPLIT = re.compile(
-    r"(?:[a-z0-9]+[-_ ])?(?:(train)(?:ing)?|(val)(?:id|idation)?|(test)(?:ing)?|(dev)|(eval)(?:uation)?|(unlabell?ed))"
+    r"(?:[a-z0-9]+[-_ ])?"
+    r"(?:(train)(?:ing)?|(val)(?:id|idation)?|(test)(?:ing)?|(dev)|(eval)(?:uation)?|(unlabell?ed))"
     r"(?:[-_ ]?(?:set|data|images|imgs|split|[ab]|\d+))*",
     re.IGNORECASE,
 )
 # One folder of such a name around all images is a container, not a class.
-CONTAINER = re.compile(r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files", re.IGNORECASE)
+CONTAINER = re.compile(
+    r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files",
+    re.IGNORECASE,
+)
 SHOWN = 4  # names in a message
 
 
@@ -47,7 +55,10 @@ class Undecided(ValueError):
 
 @dataclass
 class Labelling:
-    """What the rule found. labels: int64 [N] in the order of the archive's images, or None; class c of `class_names` is label c."""
+    """What the rule found.
+
+    labels: int64 [N] in the order of the archive's images, or None. Class c of `class_names` is label c.
+    """
 
     archive: Archive  # the part that holds the images
     origin: str  # what says so; without labels, why there are none
@@ -65,8 +76,9 @@ class Labelling:
 
 def summary(num_classes: int, origin: str, left_out: archives.LeftOut) -> str:
     """The line that is told after every conversion and check."""
-    what = f"{num_classes:,} class{'' if num_classes == 1 else 'es'}, from {origin}" if num_classes else f"no classes ({origin})"
-    return f"{what}; left out: {left_out}"
+    if not num_classes:
+        return f"no classes ({origin}); left out: {left_out}"
+    return f"{num_classes:,} class{'' if num_classes == 1 else 'es'}, from {origin}; left out: {left_out}"
 
 
 def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labelling:
@@ -74,8 +86,8 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labellin
 
     Args:
         archive: a whole zip or folder.
-        mode: 'auto' = the rule; 'json' = dataset.json alone; 'folders' = sub-folders, whatever they are called and dataset.json says;
-            'none' = no classes.
+        mode: 'auto' = the rule; 'json' = dataset.json alone; 'folders' = sub-folders, whatever they are called
+            and dataset.json says; 'none' = no classes.
         subfolder: look at this folder inside the archive alone.
 
     Raises:
@@ -107,7 +119,9 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labellin
         archive.left_out.add(f"{archives.INDEX_NAME}, as asked for")
     _count_unused_indices(archive)
     tree = _synset_tree(archive)  # of what is left
-    return _from_synsets(archives.below(archive, tree) if tree else archive) if tree is not None else _from_folders(archive, mode)
+    if tree is None:
+        return _from_folders(archive, mode)
+    return _from_synsets(archives.below(archive, tree) if tree else archive)
 
 
 def _remark(archive: Archive) -> str:
@@ -123,8 +137,8 @@ def _remark(archive: Archive) -> str:
 
 def _subfolder(archive: Archive, prefix: str) -> Archive:
     if prefix.rstrip("/") not in archive.directories:
-        known = sorted(name for name in archive.directories if "/" not in name)
-        raise ValueError(f"{archive.path}: there is no folder {prefix.rstrip('/')} inside; there is {listed(known) or 'none'}")
+        known = listed(sorted(name for name in archive.directories if "/" not in name)) or "none"
+        raise ValueError(f"{archive.path}: there is no folder {prefix.rstrip('/')} inside; there is {known}")
     return archives.below(archive, prefix)
 
 
@@ -137,7 +151,10 @@ def _count_unused_indices(archive: Archive) -> None:
 
 
 def _unwrap_index(archive: Archive) -> Archive:
-    """The archive, or the folder in it with the dataset.json of all images. Raises Undecided where data sets and images are mixed."""
+    """The archive, or the folder in it with the dataset.json of all images.
+
+    Raises Undecided where data sets and other images are mixed.
+    """
     if archive.index is not None:
         return archive
     folders = [entry.name[: -len(archives.INDEX_NAME)] for entry in archive.inner_indices]
@@ -149,13 +166,16 @@ def _unwrap_index(archive: Archive) -> Archive:
         return archives.below(archive, outer)
     found = listed([f"{folder}{archives.INDEX_NAME}" for folder in sorted(holding)])
     raise Undecided(
-        f"{archive.where}: a data set lies inside, {found}, among other images: take it alone (dataset_tool.py --subfolder={outer.rstrip('/')}), "
-        f"or move it out; {ASK}"
+        f"{archive.where}: a data set lies inside, {found}, among other images: take it alone "
+        f"(dataset_tool.py --subfolder={outer.rstrip('/')}), or move it out; {ASK}"
     )
 
 
 def unwrapped(archive: Archive) -> Archive:
-    """The part of an archive that its dataset.json is about, where that is told; else all of it. For those who want no labels."""
+    """The part of an archive that its dataset.json is about, where that is told; else all of it.
+
+    For those who want no labels.
+    """
     try:
         return _unwrap_index(archive)
     except Undecided:
@@ -163,7 +183,7 @@ def unwrapped(archive: Archive) -> Archive:
 
 
 def match_names(archive: Archive, labels: dict[str, int]) -> dict[str, int]:
-    """The labels by the names that the files have: accents may be spelt in two ways (NFC, and NFD on macOS), which mean the same.
+    """The labels by the names that the files have. Accents may be spelt in two ways: NFC, and NFD on macOS.
 
     Raises ValueError where that does not tell two files apart.
     """
@@ -174,9 +194,11 @@ def match_names(archive: Archive, labels: dict[str, int]) -> dict[str, int]:
         return labels
     by_meaning: dict[str, str] = {}
     for name in unmatched:
-        if by_meaning.setdefault(unicodedata.normalize("NFC", name), name) != name:
-            raise ValueError(f"{archive.where}: two files are called {unicodedata.normalize('NFC', name)}, in two spellings")
-    return {(by_meaning.get(unicodedata.normalize("NFC", name), name) if name in spare else name): value for name, value in labels.items()}
+        composed = unicodedata.normalize("NFC", name)
+        if by_meaning.setdefault(composed, name) != name:
+            raise ValueError(f"{archive.where}: two files are called {composed}, in two spellings")
+    there = {name: by_meaning.get(unicodedata.normalize("NFC", name), name) for name in spare}
+    return {there.get(name, name): value for name, value in labels.items()}
 
 
 def _from_index(archive: Archive, index: Index) -> Labelling:
@@ -190,7 +212,8 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
     names = [entry.name for entry in archive.images]
     unlabelled = [name for name in names if name not in labels]
     if unlabelled:
-        raise Undecided(f"{archive.where}: {len(unlabelled)} of {len(names)} images have no label in {origin}, the first is {unlabelled[0]}")
+        what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
+        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
     if len(labels) > len(names):
         raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
     values = np.array([labels[name] for name in names], dtype=np.int64)
@@ -202,12 +225,14 @@ def missing_images(archive: Archive, labels: Iterable[str]) -> str:
     present = {entry.name for entry in archive.images}
     absent = sorted(name for name in labels if name not in present)
     there = {entry.name for entry in archive.others}
-    why = "which is there, but has an ending that is not read" if absent[0] in there else f"there is no {absent[0]}"
+    why = f"there is no {absent[0]}"
+    if absent[0] in there:
+        why = "which is there, but has an ending that is not read"
     return f"labels {len(absent)} files that are not there, the first is {absent[0]}: {why}"
 
 
 def class_folders(archive: Archive) -> list[str]:
-    """Folders that could be classes, whether or not they are; [] for StyleGAN's and FFHQ's numbered ones and for a flat folder."""
+    """Folders that could be classes; [] for StyleGAN's and FFHQ's numbered ones and for a flat folder."""
     below = _below(archive, wrapper(archive))
     if _numbered_set([entry.name for entry in archive.images]) or any("/" not in name for name in below):
         return []
@@ -218,23 +243,27 @@ def class_folders(archive: Archive) -> list[str]:
 
 
 def _synset_tree(archive: Archive) -> str | None:
-    """The folder ('' or ending in '/') whose sub-folders are all called n########: of several the training split; None without one."""
-    parents = {name.rpartition("/")[0] for name in archive.directories if SYNSET.fullmatch(name.rpartition("/")[2])}
-    prefixes = [f"{parent}/" if parent else "" for parent in parents]
-    trees = [prefix for prefix in prefixes if all(SYNSET.fullmatch(name) for name in _folders_in(archive, prefix))]
+    """The folder ('' or ending in '/') whose sub-folders are all called n########; of several, training's.
+
+    None without one.
+    """
+    split = (name.rpartition("/") for name in archive.directories)
+    prefixes = {parent + slash for parent, slash, name in split if SYNSET.fullmatch(name)}
+    trees = [prefix for prefix in prefixes if all(map(SYNSET.fullmatch, _folders_in(archive, prefix)))]
     training = [prefix for prefix in trees if split_of(prefix.rstrip("/").rpartition("/")[2]) == "train"]
     chosen = trees if len(trees) == 1 else training
     return chosen[0] if len(chosen) == 1 else None
 
 
 def _from_synsets(archive: Archive) -> Labelling:
-    """Classes in synset order, named by LOC_synset_mapping.txt where it is found in the archive or above it."""
+    """Classes in synset order, with the names of LOC_synset_mapping.txt where it is found."""
     result = _from_folders(archive, "folders", prefix="")
     synsets = result.class_names or []
     known = _synset_names(archive)
     chosen = [known.get(synset, synset) for synset in synsets]
     counts = Counter(chosen)  # two synsets are called 'crane': keep names apart
-    result.class_names = [name if counts[name] == 1 else f"{name} ({synset})" for name, synset in zip(chosen, synsets, strict=True)]
+    pairs = zip(chosen, synsets, strict=True)
+    result.class_names = [name if counts[name] == 1 else f"{name} ({synset})" for name, synset in pairs]
     result.metadata = {"class_ids": synsets}
     result.kind = "ilsvrc"
     result.origin = f"the n######## folders of {archive.prefix or 'the ILSVRC tree'}"
@@ -250,7 +279,8 @@ def _synset_text(archive: Archive) -> str:
     """LOC_synset_mapping.txt of a zip, or in or above a folder; '' without one."""
     if isinstance(archive.reader, archives.ZipReader):
         entry = archive.synset_names
-        return archive.reader.read(entry, bounded.MAX_TEXT_BYTES).decode("utf-8", "replace") if entry is not None else ""
+        text = archive.reader.read(entry, bounded.MAX_TEXT_BYTES) if entry is not None else b""
+        return text.decode("utf-8", "replace")
     tree = Path(archive.reader.path).resolve()
     files = (folder / archives.SYNSET_NAMES for folder in [tree, *list(tree.parents)[:4]])
     return next((bounded.read_bytes(file).decode("utf-8", "replace") for file in files if file.is_file()), "")
@@ -266,41 +296,52 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
     """
     names = [entry.name for entry in archive.images]
     if mode == "auto" and (what := _numbered_set(names)):
-        return Labelling(archive, f"no {archives.INDEX_NAME}; the folders are numbered parts of a set, as {what}'s")
+        return Labelling(archive, f"{NO_INDEX}; the folders are numbered parts of a set, as {what}'s")
     prefix = wrapper(archive) if prefix is None else prefix
     below = _below(archive, prefix)
     if mode == "auto" and (what := _numbered_set(below)):
-        return Labelling(archive, f"no {archives.INDEX_NAME}; the folders in {prefix} are numbered parts of a set, as {what}'s")
+        return Labelling(
+            archive,
+            f"no {archives.INDEX_NAME}; the folders in {prefix} are numbered parts of a set, as {what}'s",
+        )
     top = [name.partition("/")[0] for name in below if "/" in name]
     if not top:
-        return Labelling(archive, f"no {archives.INDEX_NAME} and no class folders")
+        return Labelling(archive, f"{NO_INDEX} and no class folders")
     if mode == "auto":
         _check_splits(archive, prefix, below)
     if len(top) < len(names):
         loose = next(name for name, rest in zip(names, below, strict=True) if "/" not in rest)
-        raise Undecided(f"{archive.where}: {loose} lies beside class folders; move it into one, or use --labels=none")
+        what = f"{loose} lies beside class folders"
+        raise Undecided(f"{archive.where}: {what}; move it into one, or use --labels=none")
     folders = sorted_classes(set(top))
     if mode == "auto":
         _check_numbered(archive, folders, below)
-        if len(folders) == 1 and (CONTAINER.fullmatch(folders[0]) or split_of(folders[0]) or folders[0] == archive.name):
-            return Labelling(archive, f"no {archives.INDEX_NAME}; the one folder, {prefix}{folders[0]}, holds all images")
+        one = folders[0] if len(folders) == 1 else ""
+        if one and (CONTAINER.fullmatch(one) or split_of(one) or one == archive.name):
+            return Labelling(archive, f"{NO_INDEX}; the one folder, {prefix}{one}, holds all images")
     empty = sorted(_folders_in(archive, prefix) - set(folders))
     if empty:
-        raise Undecided(f"{archive.where}: class folder {empty[0]!r} holds no images; remove it, fill it, or use --labels=none")
+        what = f"class folder {empty[0]!r} holds no images"
+        raise Undecided(f"{archive.where}: {what}; remove it, fill it, or use --labels=none")
     class_names = [unicodedata.normalize("NFC", name) for name in folders]
     check_distinct(class_names, f"{archive.where}: the class folders")
     indices = {name: index for index, name in enumerate(folders)}
     deeper = len({name.rpartition("/")[0] for name in below} - set(folders))
-    origin = f"the folders {listed(folders)}" + (f", {deeper:,} folders inside them not counted" if deeper else "")
-    return Labelling(archive, origin, np.array([indices[name] for name in top], dtype=np.int64), len(folders), class_names)
+    inside = f", {deeper:,} folders inside them not counted" if deeper else ""
+    values = np.array([indices[name] for name in top], dtype=np.int64)
+    return Labelling(archive, f"the folders {listed(folders)}{inside}", values, len(folders), class_names)
 
 
 def wrapper(archive: Archive) -> str:
-    """The folders around all class folders, '' or ending in '/': data/cats/1.png, data/dogs/2.png -> 'data/'; cats/1.png alone -> ''."""
+    """The folders around all class folders, '' or ending in '/'.
+
+    data/cats/1.png, data/dogs/2.png -> 'data/'; cats/1.png alone -> ''.
+    """
     prefix = ""
     while len(folders := _folders_in(archive, prefix)) == 1:
         inner = f"{prefix}{min(folders)}/"
-        if not all(entry.name.startswith(inner) and "/" in entry.name[len(inner) :] for entry in archive.images):
+        names = (entry.name for entry in archive.images)
+        if not all(name.startswith(inner) and "/" in name[len(inner) :] for name in names):
             break
         prefix = inner
     return prefix
@@ -321,10 +362,13 @@ def _check_splits(archive: Archive, prefix: str, below: Sequence[str]) -> None:
             inside[top].add(rest.partition("/")[0] if "/" in rest else "")
     splits = sorted(name for name in inside.keys() | _folders_in(archive, prefix) if split_of(name))
     different = {split_of(name) for name in splits}
-    # Of a single split's name among others, 'train' beside 'bus' is a class; with class folders of its own it is not.
-    if len(different) > 1 or any(len(inside[name]) > 1 and "" not in inside[name] and len(inside) > 1 for name in splits):
+    # A single split's name among others: 'train' beside 'bus' is a class, with folders of its own it is not.
+    alone = any(len(inside[name]) > 1 and "" not in inside[name] and len(inside) > 1 for name in splits)
+    if len(different) > 1 or alone:
         one = prefix + next((name for name in splits if split_of(name) == "train"), splits[0])
-        what = f"{' and '.join(splits[:SHOWN])} are splits, not classes" if len(splits) > 1 else f"{splits[0]} is a split, not a class"
+        what = f"{splits[0]} is a split, not a class"
+        if len(splits) > 1:
+            what = f"{' and '.join(splits[:SHOWN])} are splits, not classes"
         raise Undecided(f"{archive.where}: {what}: take one (dataset_tool.py --subfolder={one}); {ASK}")
 
 
@@ -342,17 +386,21 @@ def _numbered_set(names: Sequence[str]) -> str:
 
 
 def _check_numbered(archive: Archive, folders: Sequence[str], below: Sequence[str]) -> None:
-    """Raises Undecided where folders look like numbered parts (00000, 00001, ...; 00, 01, ..., ff) of one set."""
+    """Raises Undecided where folders look like numbered parts of a set: 00000, 00001, ...; 00, ..., ff."""
     width = len(folders[0])
-    if not all(len(name) == width and re.fullmatch("[0-9a-f]+", name) for name in folders) or not any(name[0] == "0" for name in folders):
+    padded = all(len(name) == width and re.fullmatch("[0-9a-f]+", name) for name in folders)
+    if not padded or not any(name[0] == "0" for name in folders):
         return
     decimal = all(name.isdecimal() for name in folders)
     stems: dict[str, list[str]] = defaultdict(list)
     for name in below:
         stems[name.partition("/")[0]].append(name.rpartition("/")[2].partition(".")[0])
-    hashed = len(folders) > 1 and width > 1 and all(stem.startswith(folder) and stem != folder for folder in folders for stem in stems[folder])
-    if (decimal and width >= 4) or hashed or (decimal and width > 1 and _numbered_on([stems[folder] for folder in folders])):
-        raise Undecided(f"{archive.where}: {listed(folders)} may be numbered parts of one set, or classes: {ASK}")
+    begin = all(stem.startswith(folder) and stem != folder for folder in folders for stem in stems[folder])
+    hashed = begin and len(folders) > 1 and width > 1
+    numbered_on = decimal and width > 1 and _numbered_on([stems[folder] for folder in folders])
+    if (decimal and width >= 4) or hashed or numbered_on:
+        what = f"{listed(folders)} may be numbered parts of one set, or classes"
+        raise Undecided(f"{archive.where}: {what}: {ASK}")
 
 
 def _numbered_on(groups: Sequence[Sequence[str]]) -> bool:
@@ -372,12 +420,14 @@ def _below(archive: Archive, prefix: str) -> list[str]:
 
 def _folders_in(archive: Archive, prefix: str) -> set[str]:
     """Names of the folders directly below `prefix` ('' or ending in '/'), empty ones included."""
-    return {name[len(prefix) :] for name in archive.directories if name.startswith(prefix) and "/" not in name[len(prefix) :]}
+    inside = (name[len(prefix) :] for name in archive.directories if name.startswith(prefix))
+    return {name for name in inside if "/" not in name}
 
 
 def sorted_classes(names: set[str]) -> list[str]:
     """By name; by number where every class is called by one (so that '10' does not come before '2')."""
-    numbered = all(re.fullmatch("[0-9]+", name) for name in names) and len({int(name) for name in names}) == len(names)
+    numbered = all(re.fullmatch("[0-9]+", name) for name in names)
+    numbered = numbered and len({int(name) for name in names}) == len(names)
     return sorted(names, key=int) if numbered else sorted(names)
 
 
@@ -386,8 +436,9 @@ def check_distinct(names: Sequence[str], what: str) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{what} name {twice!r} twice: every class needs a name of its own")
-    if not all(name.strip() for name in names):
-        raise ValueError(f"{what} leave class {next(i for i, name in enumerate(names) if not name.strip())} without a name")
+    nameless = next((i for i, name in enumerate(names) if not name.strip()), None)
+    if nameless is not None:
+        raise ValueError(f"{what} leave class {nameless} without a name")
 
 
 def listed(names: Sequence[str]) -> str:

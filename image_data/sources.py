@@ -25,7 +25,10 @@ from image_data import labels as label_rule
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801
 MAX_IDX_BYTES = 16 * 2**30  # unpacked
-MAX_RATIO, RATIO_FLOOR_BYTES = 100, 16 * 2**20  # unpacked : packed, beyond that many bytes; handwritten digits are at 5
+MAX_RATIO, RATIO_FLOOR_BYTES = (
+    100,
+    16 * 2**20,
+)  # unpacked : packed, beyond that many bytes; handwritten digits are at 5
 LMDB_ENTRY_BYTES = 16  # of the file, at least, for each key
 # kind, the file of class names, the batches of training images, the keys of labels and of class names
 CIFAR = (
@@ -121,7 +124,12 @@ class _ArrayRefs(Sequence[tuple[str, np.ndarray]]):
 
 
 def array_source(
-    name: str, images: np.ndarray, labels: Any = None, class_names: list[str] | None = None, kind: str = "array", origin: str = ""
+    name: str,
+    images: np.ndarray,
+    labels: Any = None,
+    class_names: list[str] | None = None,
+    kind: str = "array",
+    origin: str = "",
 ) -> Source:
     """A source of images in memory: uint8 [N, H, W] or [N, H, W, 3], with optional class indices [N]. Raises ValueError on other shapes.
 
@@ -143,7 +151,11 @@ def array_source(
 
 
 def open_source(
-    path: str | os.PathLike[str], labels: str = "auto", class_names: list[str] | None = None, subfolder: str = "", follow_links: bool = False
+    path: str | os.PathLike[str],
+    labels: str = "auto",
+    class_names: list[str] | None = None,
+    subfolder: str = "",
+    follow_links: bool = False,
 ) -> Source:
     """Recognise and list a source.
 
@@ -241,7 +253,10 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
         )
     if databases:
         return _lmdb_source(os.path.join(path, databases[0]))
-    tarball = next((name for name in members if re.fullmatch(r"cifar-100?-python\.tar\.gz", name.rpartition("/")[2])), None)
+    tarball = next(
+        (name for name in members if re.fullmatch(r"cifar-100?-python\.tar\.gz", name.rpartition("/")[2])),
+        None,
+    )
     if tarball is not None:
         where = f"{path}: {tarball}"
         return _cifar_source(where, *cifar.open_tar(where, io.BytesIO(read(members[tarball]))))
@@ -325,7 +340,10 @@ def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], 
     folders = dict.fromkeys([folder, folder.replace("images", "labels").replace("idx3", "idx1")])  # some zips have a folder around each file
     places = [os.path.join(inside, label_name) for inside in folders]
     places += [place[:-3] if place.endswith(".gz") else f"{place}.gz" for place in places]
-    found, file = next(((place, file) for place in places if place != path and (file := opened(place)) is not None), ("", None))
+    found, file = next(
+        ((place, file) for place in places if place != path and (file := opened(place)) is not None),
+        ("", None),
+    )
     if file is None:
         raise ValueError(f"{where}{path}: no labels file {label_name} beside it; put it there, or use --labels=none")
     values = _read_idx(f"{where}{found}", file, 1)

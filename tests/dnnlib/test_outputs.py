@@ -33,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("s3://bucket/a.zip", "is an address"),
         ("file:///tmp/a.zip", "is an address"),
         ("hf://me/x", "is an address"),
-        ("a.zip/b.zip", "a.zip is a file, so nothing can be written below it"),
+        ("a.zip/b.zip", "a.zip is a file, not a folder"),
         ("photos", "is a folder: name a file"),
     ],
 )
@@ -60,7 +60,10 @@ def test_the_input_under_any_name(place: Path, name: str) -> None:
         outputs.check_output("--dest", "a.zip", inputs={"--source": name})
 
 
-@pytest.mark.parametrize("name", ["photos/new.zip", "photos/cat/deep/new.zip", "link/new.zip", "../{here}/photos/x", "photos/cat/../x"])
+@pytest.mark.parametrize(
+    "name",
+    ["photos/new.zip", "photos/cat/deep/new.zip", "link/new.zip", "../{here}/photos/x", "photos/cat/../x"],
+)
 def test_inside_the_data(place: Path, name: str) -> None:
     (place / "link").symlink_to("photos")
     name = name.format(here=place.name)
@@ -71,11 +74,18 @@ def test_inside_the_data(place: Path, name: str) -> None:
 
 def test_beside_the_data_is_fine(place: Path) -> None:
     for name in ("photos2", "photos.zip", "new/photos", "cat", "link/../new"):
-        outputs.check_output("--dest", name, data={"--source": "photos", "--data": None, "--other": "https://host/x.zip", "--gone": "gone"})
+        outputs.check_output(
+            "--dest",
+            name,
+            data={"--source": "photos", "--data": None, "--other": "https://host/x.zip", "--gone": "gone"},
+        )
 
 
 def test_an_input_inside_a_folder_that_is_replaced(place: Path) -> None:
-    with pytest.raises(ValueError, match=r"--source=photos/cat/1\.png lies inside --dest=photos, which would be replaced as a whole"):
+    with pytest.raises(
+        ValueError,
+        match=r"--source=photos/cat/1\.png lies inside --dest=photos, which would be replaced as a whole",
+    ):
         outputs.check_output("--dest", "photos", data={"--source": "photos/cat/1.png"}, folder=True, replaces=True)
     outputs.check_output("--outdir", "photos", inputs={"--network": "photos/cat/1.png"}, folder=True)
 

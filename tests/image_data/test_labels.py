@@ -71,7 +71,11 @@ def test_a_wrapper_does_not_hide_a_dataset_json(write: Any) -> None:
 
 
 def test_a_data_set_among_class_folders_is_refused(write: Any) -> None:
-    archive = write_index(write("cat/1.png", "dog/1.png", "small/00000/img00000000.png"), "small/dataset.json", b'{"labels": null}')
+    archive = write_index(
+        write("cat/1.png", "dog/1.png", "small/00000/img00000000.png"),
+        "small/dataset.json",
+        b'{"labels": null}',
+    )
     with pytest.raises(labels.Undecided, match=r"a data set lies inside, small/dataset\.json, among other images") as caught:
         labels.label(archive)
     assert "--subfolder=small" in str(caught.value)
@@ -102,7 +106,10 @@ def test_a_dataset_json_without_images_is_counted(write: Any) -> None:
 )
 def test_splits_are_no_classes(write: Any, folders: list[str]) -> None:
     archive = write(*(f"set/{folder}/{kind}/1.png" for folder in folders for kind in ("cat", "dog")))
-    with pytest.raises(labels.Undecided, match=r"are splits, not classes: take one \(dataset_tool\.py --subfolder=set/(train|Train|seg)") as caught:
+    with pytest.raises(
+        labels.Undecided,
+        match=r"are splits, not classes: take one \(dataset_tool\.py --subfolder=set/(train|Train|seg)",
+    ) as caught:
         labels.label(archive)
     assert "\n" not in str(caught.value)
     assert found(archive, "folders")[0] == sorted(folders)
@@ -118,7 +125,16 @@ def test_splits_with_a_flat_or_an_empty_one(write: Any, tmp_path: Path) -> None:
         labels.label(archives.open_archive(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("folders", [["bus", "train"], ["bedroom_train", "church_train"], ["trainA", "trainB"], ["tester", "valve"], ["cat", "dev"]])
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["bus", "train"],
+        ["bedroom_train", "church_train"],
+        ["trainA", "trainB"],
+        ["tester", "valve"],
+        ["cat", "dev"],
+    ],
+)
 def test_names_that_are_like_splits_and_are_classes(write: Any, folders: list[str]) -> None:
     assert found(write(*(f"{folder}/1.png" for folder in folders)))[0] == folders
 
@@ -150,7 +166,10 @@ def test_numbered_folders_of_stylegan_and_ffhq_are_no_classes(write: Any, names:
 )
 def test_other_numbered_folders_are_asked_for(write: Any, names: list[str]) -> None:
     archive = write(*names)
-    with pytest.raises(labels.Undecided, match=r"may be numbered parts of one set, or classes: --labels=folders .* --labels=none"):
+    with pytest.raises(
+        labels.Undecided,
+        match=r"may be numbered parts of one set, or classes: --labels=folders .* --labels=none",
+    ):
         labels.label(archive)
     assert len(found(archive, "folders")[0] or []) == len({name.partition("/")[0] for name in names})
 
@@ -187,7 +206,11 @@ def test_an_ilsvrc_tree(write: Any, top: str, flat: bool) -> None:
     archive = write(f"{train}n02012849/b.JPEG", f"{train}n01440764/a.JPEG", f"{top}{val}", LOC_synset_mapping=b"")
     archive = write_index(archive, "LOC_synset_mapping.txt", SYNSETS.encode())
     for mode in ("auto", "folders"):
-        assert found(archive, mode) == (["tench, Tinca tinca", "crane"], [0, 1], ["n01440764/a.JPEG", "n02012849/b.JPEG"])
+        assert found(archive, mode) == (
+            ["tench, Tinca tinca", "crane"],
+            [0, 1],
+            ["n01440764/a.JPEG", "n02012849/b.JPEG"],
+        )
     assert found(archive, "none") == (None, None, ["n01440764/a.JPEG", "n02012849/b.JPEG"])
     result = labels.label(archive)
     assert result.kind == "ilsvrc" and result.metadata == {"class_ids": ["n01440764", "n02012849"]}
@@ -196,7 +219,12 @@ def test_an_ilsvrc_tree(write: Any, top: str, flat: bool) -> None:
 
 
 def test_a_tree_with_a_folder_around_every_classs_images(write: Any) -> None:
-    archive = write("train/n01440764/images/a.JPEG", "train/n02012849/images/b.JPEG", "val/images/c.JPEG", "test/images/d.JPEG")
+    archive = write(
+        "train/n01440764/images/a.JPEG",
+        "train/n02012849/images/b.JPEG",
+        "val/images/c.JPEG",
+        "test/images/d.JPEG",
+    )
     assert found(archive)[0] == ["n01440764", "n02012849"] and "2 outside train/" in labels.label(archive).summary()
     assert found(archive, subfolder="val")[:2] == (None, None)
     assert found(archive, subfolder="train")[0] == ["n01440764", "n02012849"]
@@ -242,7 +270,10 @@ def test_labels_of_files_that_are_not_used_say_why(write: Any) -> None:
     archive = write("a.png", raw=b"x")
     archive = write_index(archive, "b.heic", b"x")
     archive = write_index(archive, "dataset.json", index(["a.png", "b.heic"]))
-    with pytest.raises(labels.Undecided, match=r"labels 1 files that are not there, the first is b\.heic: which is there, but has an ending"):
+    with pytest.raises(
+        labels.Undecided,
+        match=r"labels 1 files that are not there, the first is b\.heic: which is there, but has an ending",
+    ):
         labels.label(archive)
 
 
@@ -255,11 +286,17 @@ def test_accents_in_either_spelling(write: Any, stored: str, said: str) -> None:
 
 
 def test_class_names_are_composed(write: Any) -> None:
-    assert found(write(unicodedata.normalize("NFD", "caf\u00e9/1.png"), "the/1.png"))[0] == ["caf\u00e9", "the"]
+    assert found(write(unicodedata.normalize("NFD", "caf\u00e9/1.png"), "the/1.png"))[0] == [
+        "caf\u00e9",
+        "the",
+    ]
 
 
 def test_two_spellings_of_one_class_are_refused(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "set.zip", {unicodedata.normalize(form, "caf\u00e9/1.png"): IMAGE for form in ("NFC", "NFD")})
+    path = write_zip(
+        tmp_path / "set.zip",
+        {unicodedata.normalize(form, "caf\u00e9/1.png"): IMAGE for form in ("NFC", "NFD")},
+    )
     with pytest.raises(ValueError, match="the class folders name 'caf\u00e9' twice"):
         labels.label(archives.open_archive(path))
 
