@@ -29,8 +29,8 @@ from dnnlib import util
 
 INDEX_NAME = "dataset.json"
 SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's: what its n######## folders are called
-# Registered with Pillow, and yet no pictures here: EPS would start a program, IPTC would open anything inside, FITS unpacks without a
-# bound, WMF is for Windows alone, and the others are recognised but not decoded.
+# Registered with Pillow, and yet no pictures here: EPS would start a program, IPTC would open anything inside, FITS
+# unpacks without a bound, WMF is for Windows alone, and the others are recognised but not decoded.
 NOT_READ = frozenset(["BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"])
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
 # dataset.json, which takes ten times its size in memory: so much in any case, so much for each image (a one-hot label of 1,500 classes),
@@ -220,9 +220,9 @@ class LeftOut:
             self.examples.setdefault(reason, Counter()).update(other.examples[reason])
 
     def __str__(self) -> str:
-        """'3 with an ending that is not read (.txt 2, .heic 1), 1 hidden or of the system (.DS_Store)', or 'nothing'."""
-        parts = []
-        for reason in sorted(self.counts, key=lambda reason: LISTED.index(reason) if reason in LISTED else len(LISTED)):
+        """'3 with an ending that is not read (.txt 2, .heic 1), 1 hidden or of the system (.git)', or 'nothing'."""
+        parts, places = [], {reason: place for place, reason in enumerate(LISTED)}
+        for reason in sorted(self.counts, key=lambda reason: places.get(reason, len(LISTED))):
             count, examples = self.counts[reason], self.examples[reason]
             ranked = sorted(examples.items(), key=lambda pair: (-pair[1], pair[0]))
             shown = [name if len(examples) == 1 else f"{name} {n:,}" for name, n in ranked[:SHOWN]]
@@ -241,8 +241,8 @@ class Archive:
     directories: set[str] = field(default_factory=set)
     duplicates: list[str] = field(default_factory=list)
     index: Entry | None = None  # dataset.json
-    inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files further down, by their whole names
-    others: list[Entry] = field(default_factory=list)  # files that are no images and not hidden, dataset.json excepted
+    inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files further down
+    others: list[Entry] = field(default_factory=list)  # the files that are neither images nor hidden nor dataset.json
     left_out: LeftOut = field(default_factory=LeftOut)
     synset_names: Entry | None = None
     prefix: str = ""  # the folder that this is a part of, '' or ending in '/'; all names start after it
@@ -303,9 +303,9 @@ def check_name(name: str, where: str) -> str:
 
 @functools.cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read: those that it can open and knows an ending for, but for NOT_READ."""
+    """Pillow's names of the formats that are read: those with an ending that it can open, but for NOT_READ."""
     Image.init()
-    return tuple(sorted({name for name in Image.registered_extensions().values() if name in Image.OPEN and name not in NOT_READ}))
+    return tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NOT_READ))
 
 
 @functools.cache
@@ -331,7 +331,8 @@ def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Ar
     """List a zip file or a folder.
 
     Args:
-        follow_links: read what links inside a folder lead to, wherever that is. Without it a link that leaves the folder is an error.
+        follow_links: read what links inside a folder lead to, wherever that is. Without it a link that leaves the
+            folder is an error.
 
     Raises:
         ValueError: not there, not a zip, an entry or link that leaves the folder, an encrypted or unsupported zip entry.
@@ -402,8 +403,8 @@ def _check_entry(info: zipfile.ZipInfo, name: str, path: str) -> None:
 def _entry_name(info: zipfile.ZipInfo) -> str:
     """The name as the writer of the zip meant it.
 
-    UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else UTF-8 where the bytes are
-    that (macOS does not say so); else code page 437, the zip format's own.
+    UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else UTF-8
+    where the bytes are that (macOS does not say so); else code page 437, the zip format's own.
     """
     if info.flag_bits & 0x800 or (info.orig_filename.isascii() and b"\x75\x70" not in info.extra):
         return info.filename
@@ -418,7 +419,7 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_name(extra: bytes, raw: bytes) -> str | None:
-    """The name in an extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is there and still the name of this entry."""
+    """The name in an extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is there and not stale."""
     while len(extra) >= 4:
         tag, size = struct.unpack("<HH", extra[:4])
         value, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -452,7 +453,8 @@ def _scan(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def _list_folder(path: str, follow_links: bool) -> Archive:
     archive = Archive(path, FolderReader(path))
     real_root = os.path.realpath(path)
-    pending: list[tuple[str, tuple[str, ...]]] = [("", (real_root,))]  # folders to list, with the real paths of those around them
+    # Folders to list, with the real paths of those around them.
+    pending: list[tuple[str, tuple[str, ...]]] = [("", (real_root,))]
     while pending:
         folder, around = pending.pop()
         for name, entry in _scan(path, folder):
@@ -493,9 +495,9 @@ def _check_link(path: str, name: str, link: str, real_root: str | None) -> None:
 
 
 def below(archive: Archive, prefix: str) -> Archive:
-    """The part of an archive in the folder `prefix` (ending in '/'), as an archive of its own; what lies beside it counts as left out.
+    """The part of an archive in the folder `prefix` (ending in '/'), as an archive of its own; with '' a copy.
 
-    With '' a copy.
+    What lies beside it counts as left out.
     """
 
     def inner(entries: Iterable[Entry]) -> list[Entry]:
@@ -576,7 +578,8 @@ def read_index(archive: Archive) -> Index:
 def _no_labels_key(where: str, keys: list[str]) -> str:
     """What is said of an object without "labels"."""
     near = next((key for key in keys if key.strip().lower().rstrip("s") == "label"), None)
-    found = f"it has {near!r}" if near is not None else "it has " + ", ".join(repr(key[:40]) for key in keys[:3]) + (", ..." if keys[3:] else "")
+    others = ", ".join(repr(key[:40]) for key in keys[:3]) + (", ..." if keys[3:] else "")
+    found = f"it has {others if near is None else repr(near)}"
     return (
         f'{where} has no "labels", but {found}: write {{"labels": [["a/0.png", 0], ...]}}, or {{"labels": null}} for images '
         "without classes; --labels=folders and --labels=none do not look at it"
@@ -618,7 +621,10 @@ def parse_label(value: Any, where: str) -> int:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A lazily decoded raster image. Raises ValueError, with the decoder's reason, when the bytes are none or claim more than MAX_PIXELS."""
+    """A lazily decoded raster image.
+
+    Raises ValueError, with the decoder's reason, when the bytes are none or claim more than MAX_PIXELS.
+    """
     data = without_large_text(data)
     try:
         image = Image.open(io.BytesIO(data), formats=image_formats())
@@ -634,7 +640,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _refusal(data: bytes) -> str:
-    """Why no decoder takes the bytes: the words of the one that recognises their beginning, or what that beginning is."""
+    """Why no decoder takes the bytes: the words of the one that knows their beginning, or that beginning."""
     if not data:
         return "the file is empty"
     for name in image_formats():
@@ -651,9 +657,10 @@ def _refusal(data: bytes) -> str:
 
 
 def without_large_text(data: bytes) -> bytes:
-    """A PNG without the texts and colour profiles that are too large for Pillow, which would then refuse the picture; other bytes as they are.
+    """A PNG without the texts and colour profiles for whose size Pillow would refuse the picture; other bytes as they are.
 
-    Texts are not used, profiles neither. Small ones stay: orientation may be in them. Nothing is unpacked beyond Pillow's own limit.
+    Texts are not used, profiles neither. Small ones stay: orientation may be in them. Nothing is unpacked beyond
+    Pillow's own limit.
     """
     if not data.startswith(PNG_SIGNATURE) or not any(kind in data for kind in PNG_TEXTS):
         return data

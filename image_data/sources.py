@@ -235,13 +235,17 @@ def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_link
     source = Source(os.path.basename(os.path.abspath(path)), found.kind or kind, ArchiveOpener(part.reader), part.images)
     source.labels, source.class_names, source.metadata = found.labels, found.class_names, found.metadata
     if found.labels is not None and found.class_names is None and found.num_classes > found.labels.max() + 1:
-        source.class_names = [str(label) for label in range(found.num_classes)]  # one-hot labels count classes without images, too
+        # One-hot labels count classes without images, too.
+        source.class_names = [str(label) for label in range(found.num_classes)]
     source.origin, source.left_out, source.remark = found.origin, part.left_out, found.remark
     return source
 
 
 def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
-    """What a folder or zip without image files holds instead: CIFAR's batches or tarball, an IDX pair, an LMDB. None for nothing known."""
+    """What a folder or zip without image files holds instead: CIFAR's batches or tarball, an IDX pair, an LMDB.
+
+    None for nothing known.
+    """
     members = {entry.name: entry for entry in archive.others}
     path, read = archive.path, archive.reader.read
     databases = sorted(os.path.dirname(name) for name in members if name.endswith("/data.mdb"))
@@ -329,7 +333,10 @@ def _idx_source(path: str, mode: str) -> Source:
 
 
 def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], mode: str) -> Source:
-    """Images and the labels beside them. `where` stands before names in messages; `opened` gives None for what is not there."""
+    """Images and the labels beside them.
+
+    `where` stands before names in messages; `opened` gives None for what is not there.
+    """
     folder, name = os.path.split(path)
     file = opened(path)
     assert file is not None
@@ -337,7 +344,8 @@ def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], 
     if mode == "none":
         return array_source(name, images, kind="idx", origin="as asked for")
     label_name = name.replace("images", "labels").replace("idx3", "idx1")
-    folders = dict.fromkeys([folder, folder.replace("images", "labels").replace("idx3", "idx1")])  # some zips have a folder around each file
+    # Some zips have a folder around each file.
+    folders = dict.fromkeys([folder, folder.replace("images", "labels").replace("idx3", "idx1")])
     places = [os.path.join(inside, label_name) for inside in folders]
     places += [place[:-3] if place.endswith(".gz") else f"{place}.gz" for place in places]
     found, file = next(
