@@ -45,6 +45,7 @@ from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
 from torch_utils import distributed, timm_weights
 from torch_utils.devices import pick_device
+from training import run_folder
 from training.build import make_dataset
 from training.config import DataConfig
 from training.data.dataset import ImageDataset
@@ -92,7 +93,7 @@ def record_folder(options: dict[str, Any]) -> Path | None:
             raise ValueError(f"--outdir={options['outdir']} cannot be written ({reason}): name another folder")
         return Path(options["outdir"])
     network = options["network"]
-    if network and not dnnlib.util.is_url(network) and not network.startswith("hf://") and (Path(network).parent / "training_options.json").is_file():
+    if network and not dnnlib.util.is_url(network) and not network.startswith("hf://") and run_folder.is_run_folder(Path(network).parent):
         reason = dnnlib.util.why_not_writable(Path(network).parent)
         if not reason:
             return Path(network).parent
@@ -198,7 +199,7 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
         if folder:
             evaluate.write_record(folder, record, options["force"])
     if folder and options["verbose"]:
-        click.echo(f"Records: {folder / 'metric-NAME.jsonl'}", err=True)
+        click.echo(f"Records: {run_folder.metric_file(folder, 'NAME')}", err=True)
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))

@@ -31,10 +31,10 @@ from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time, sha256_file
 from torch_utils import images
 from torch_utils.devices import pick_device, pick_precision
+from training import run_folder
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
-from training.run_folder import NEWEST_NETWORK, STATUS_FILE, metric_file
 
 ROOT = Path(__file__).resolve().parent
 GENERATED = 1000
@@ -123,23 +123,23 @@ def main(outdir: str, kimg: float) -> None:
     options = [f"--{name}={value}" for name, value in train_options(kimg).items()]
     run("train.py", f"--outdir={out / 'runs'}", f"--data={data}", *options)
     (run_dir,) = (out / "runs").iterdir()
-    network = run_dir / NEWEST_NETWORK
+    network = run_dir / run_folder.NEWEST_NETWORK
     sheet = [f"--network={network}", "--classes=0-9", "--samples-per-class=16", "--grid-width=16", f"--outdir={out}", "--desc=grid"]
     run("gen_class_samplesheet.py", *sheet)
     (out / "sheet-grid.png").replace(out / "grid.png")
-    shutil.copyfile(run_dir / "curves.png", out / "curves.png")
-    scores = [json.loads(line) for line in metric_file(run_dir, METRIC).read_text().splitlines()]
+    shutil.copyfile(run_dir / run_folder.CURVES_FILE, out / run_folder.CURVES_FILE)
+    scores = run_folder.read_jsonl(run_folder.metric_file(run_dir, METRIC))
     dataset = ImageDataset(str(data), use_labels=True)
     summary = {
         "accuracy": class_accuracy(load_generator(str(network)), dataset),
         "fd_first": scores[0]["value"],
         "fd_last": scores[-1]["value"],
         "seconds": round(time.monotonic() - started, 1),
-        "images": json.loads((run_dir / STATUS_FILE).read_text())["nimg"],
+        "images": json.loads((run_dir / run_folder.STATUS_FILE).read_text())["nimg"],
         "network": str(network),
         "network_sha256": sha256_file(network),
         "grid": str(out / "grid.png"),
-        "curves": str(out / "curves.png"),
+        "curves": str(out / run_folder.CURVES_FILE),
     }
     with atomic_write(str(out / "summary.json"), "w") as f:
         json.dump(summary, f, indent=2)

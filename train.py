@@ -53,7 +53,6 @@ from training.networks import files, frozen, stems
 from training.options import Option
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
-from training.progressive import stages
 from training.run import dry_run, stop
 from training.run import plan as run_plan
 from training.run.periodic import Score
@@ -120,6 +119,7 @@ class TrainCommand(click.Command):
 @config_options
 @click.option("--fp32", type=bool, default=False, help="float32 everywhere (--precision=fp32)")
 @click.option("--resume", metavar="RUN_DIR|PATH|URL", help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)")
+@click.option("--from-scratch", is_flag=True, help="with --resume: put away what the run has made, and train it anew from image 0")
 @click.option("--freezed", type=int, default=0, help="accepted for compatibility; must be 0")
 @click.option("--map-depth", "--map_depth", type=int, default=2, help="accepted for compatibility; must be 2")
 @click.option("--stem", is_flag=True, help="accepted for compatibility: without --superres a stem is trained")
@@ -170,7 +170,7 @@ def check_outputs(values: dict[str, Any]) -> None:
 def folder_of_recipe(values: dict[str, Any]) -> Path | None:
     """The folder of --resume, if it is a recipe's."""
     folder = Path(values["resume"] or "")
-    return folder if values["resume"] and (folder / stages.RECIPE_FILE).is_file() else None
+    return folder if values["resume"] and run_folder.is_recipe_folder(folder) else None
 
 
 def run_main(values: dict[str, Any]) -> str | None:
@@ -191,6 +191,8 @@ def run_main(values: dict[str, Any]) -> str | None:
         values["init_from"] = stems.network_path("--init-from", values["init_from"])
     if resuming and values["init_from"]:
         raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
+    if values["from_scratch"]:
+        check_from_scratch(values, resuming)
     if values["recipe"] or folder_of_recipe(values):
         if resume is not None and not resuming:
             raise ValueError(f"--resume={resume}: to go on with a recipe, name its folder; to start from a network, use --init-from")
@@ -198,6 +200,16 @@ def run_main(values: dict[str, Any]) -> str | None:
     if values["stages"]:
         raise ValueError(f"--stages={values['stages']} has no effect without --recipe")
     return run_once(values, resume if resuming else None)
+
+
+def check_from_scratch(values: dict[str, Any], resuming: bool) -> None:
+    """Raises ValueError where --from-scratch says nothing, or would throw away more than is meant."""
+    if not resuming:
+        raise ValueError("--from-scratch is for --resume=RUN_DIR: a new run starts at image 0 anyway")
+    if folder_of_recipe(values) and not values["stages"]:
+        raise ValueError("--from-scratch with a recipe's folder needs --stages: name the stages to train anew")
+    if values["restart_every"] is not None:
+        raise ValueError("--from-scratch with --restart_every would start anew at every restart: give it once, without the other")
 
 
 def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig, set[str]]:
@@ -228,21 +240,23 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     existing = Path(resume) if resume else None
     if existing is None and values["restart_every"] is not None:
         existing = unfinished_run(outdir, desc, config)
+    goes_on = None if values["from_scratch"] else existing
     print_labels([dataset])
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
-        click.echo("\n".join(dry_run.lines(config, given, dataset, target)))
+        click.echo("\n".join(dry_run.lines(config, given, dataset, goes_on)))
         evaluator = make_evaluator(config, dataset)
         evaluator.check_data()
         missing = print_missing(missing_files([config]))
-        print_once([] if missing else work_before(config, dataset, target, evaluator))
+        print_once([] if missing else work_before(config, dataset, goes_on, evaluator))
         click.echo(f"Run folder: {target}")
         return None
-    run_plan.check(config, dataset, lineage=stems.begun(existing), goes_on=existing is not None and has_checkpoint(existing))
+    begun = goes_on is not None and has_checkpoint(goes_on)
+    run_plan.check(config, dataset, lineage=stems.read(goes_on) if goes_on and begun else None, goes_on=begun)
     evaluator = make_evaluator(config, dataset)
     evaluator.check()
-    warn_of_changes(evaluator, existing)
-    return launch.start(config, existing, outdir, desc, make_evaluate, again=resume is not None)
+    warn_of_changes(evaluator, goes_on)
+    return launch.start(config, existing, outdir, desc, make_evaluate, again=resume is not None, from_scratch=values["from_scratch"])
 
 
 def run_recipe(values: dict[str, Any]) -> str | None:
@@ -266,7 +280,7 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         missing = print_missing(missing_files([p.config for p in planned], schedule.recipe.final_metric))
         for p, evaluator in evaluators.items() if not missing else ():
             assert p.dataset is not None
-            run_dir = (folder or Path()) / p.stage.name
+            run_dir = None if folder is None or values["from_scratch"] else folder / p.stage.name
             work = work_before(p.config, p.dataset, run_dir, evaluator)
             print_once(f"stage {p.stage.resolution}: {line}" for line in work)
         return None
@@ -365,7 +379,7 @@ def warn_of_changes(evaluator: Evaluator, run_dir: Path | None) -> None:
         click.echo(f"Warning: {run_dir}: from now on measured otherwise than before, so that scores do not compare: {change}", err=True)
 
 
-def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path, evaluator: Evaluator) -> list[str]:
+def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None, evaluator: Evaluator) -> list[str]:
     """What a run computes once, before its first step and at its first evaluation, with the time that it takes here."""
     is_copied = evaluator.dataset.resolution != dataset.resolution  # to a smaller one, whose statistics cannot be there yet
     return [*dry_run.once(config, dataset, run_dir), *evaluator.announce(anew=is_copied)]

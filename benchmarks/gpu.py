@@ -52,7 +52,7 @@ from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
-from training import build, generator, steps
+from training import build, generator, run_folder, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
 from training.networks.stems import Lineage
@@ -453,10 +453,10 @@ def run_real(job: Job) -> None:
         options.append(f"--backbone-weights={timm_weights.LITE0}={timm_weights.RANDOM}")
     seconds = job.seconds()
     job.command("real", [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options], expected="3")
-    for folder in sorted(outdir.glob("*/stats.jsonl"))[-1:]:
-        last = json.loads(folder.read_text().splitlines()[-1])
+    for _, folder in sorted(run_folder.run_folders(str(outdir)).items())[-1:]:
+        last = run_folder.read_jsonl(folder / run_folder.STATS_FILE)[-1]
         numbers = {name: value["mean"] if isinstance(value, dict) else value for name, value in last.items()}
-        job.report.add("real", run=str(folder.parent), last_statistics=numbers)
+        job.report.add("real", run=str(folder), last_statistics=numbers)
 
 
 def run_part(job: Job, name: str, runner: Callable[[Job], None]) -> None:

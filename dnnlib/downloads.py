@@ -31,10 +31,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes at once download twice, and the last one wins
-    fcntl = None  # type: ignore[assignment]
+from dnnlib.locks import file_lock
 
 SCHEMES = ("http", "https")
 MAX_GB_VARIABLE, MIN_RATE_VARIABLE = "DNNLIB_MAX_DOWNLOAD_GB", "DNNLIB_MIN_DOWNLOAD_RATE"
@@ -155,25 +152,15 @@ def _sha256(path: str) -> str:
 
 @contextlib.contextmanager
 def _partial(path: str) -> Iterator[IO[bytes]]:
-    """The partial file, locked, for reading and writing.
-
-    It stays only if it holds something that a later attempt can go on with.
-    """
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # on a file system without locks two processes download twice
-                fcntl.flock(file, fcntl.LOCK_EX)  # freed when its process ends, however it ends
-        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            break
-        file.close()  # another process finished or removed it while this one waited
-    try:
-        yield file
-    finally:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path), os.fstat(file.fileno())) and (file.seek(0, os.SEEK_END) == 0 or not os.path.exists(path + ".json")):
-                os.unlink(path)
-        file.close()
+    """The partial file, locked, for reading and writing. It stays only if it holds something that a later attempt can go on with."""
+    with file_lock(path + ".lock", f"downloads {path}", remove=True), os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                is_ours = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+                if is_ours and (file.seek(0, os.SEEK_END) == 0 or not os.path.exists(path + ".json")):
+                    os.unlink(path)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

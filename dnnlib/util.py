@@ -5,16 +5,14 @@ Names and signatures are those that StyleGAN-family code calls. Nothing here imp
 """
 
 import contextlib
-import errno
 import hashlib
 import importlib
 import io
 import os
-import platform
 import re
 import sys
 import tempfile
-import time
+import time as time  # callers have always found it here
 import urllib.parse
 import urllib.request
 import warnings
@@ -24,13 +22,10 @@ from types import TracebackType
 from typing import IO, Any, Literal, TextIO, TypeVar, overload
 
 from dnnlib import downloads, outputs, trust
+from dnnlib.files import names_file, temporary_prefix
+from dnnlib.locks import file_lock as file_lock
 from dnnlib.progress import Progress
 from dnnlib.progress import format_time as format_time  # a published name of this module
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _T = TypeVar("_T")
 
@@ -99,7 +94,8 @@ class Logger:
         for tee in self._tees:
             tee.detach_log()
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # said when it was written to
+                self.file.close()
             self.file = None
 
 
@@ -134,7 +130,7 @@ class _Tee(io.TextIOBase):
             return 0
         self._stream.write(text)
         if self._log is not None:
-            self._log.write(text)
+            self._to_log(self._log.write, text)
         if self._should_flush:
             self.flush()
         return len(text)
@@ -142,7 +138,15 @@ class _Tee(io.TextIOBase):
     def flush(self) -> None:
         self._stream.flush()
         if self._log is not None:
-            self._log.flush()
+            self._to_log(self._log.flush)
+
+    def _to_log(self, action: Callable[..., Any], *arguments: str) -> None:
+        """A disk that is full ends no run because of its log: the stream alone goes on."""
+        try:
+            action(*arguments)
+        except OSError as error:
+            self._log = None
+            self._stream.write(f"WARNING: the log cannot be written ({error.strerror or error}); going on without\n")
 
     def detach_log(self) -> None:
         self._log = None
@@ -279,7 +283,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 def _atomic_write(target: Path, mode: str) -> Iterator[IO[Any]]:
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(target), suffix=".tmp", dir=target.parent)
     except OSError as error:
         error.filename = str(target)  # what the user asked for, not the temporary name
         raise
@@ -291,51 +295,11 @@ def _atomic_write(target: Path, mode: str) -> Iterator[IO[Any]]:
         # mkstemp's files are private; a finished file gets the permissions that open() would have given it.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)) and error.filename is None:
-            error.filename = str(target)  # the system does not say what it has no room for
-        raise
-
-
-@contextlib.contextmanager
-def file_lock(path: str | os.PathLike[str], doing: str, patience: float = float("inf")) -> Iterator[bool]:
-    """One process at a time, as far as the file system can lock. The system lets go when a process ends, however it ends.
-
-    After ten seconds of waiting a line on stderr says for whom.
-
-    Args:
-        path: of the lock, a small file that stays. doing: what the owner does, for that line: "builds the CUDA kernels".
-        patience: seconds to wait for a live owner before going ahead without the lock.
-
-    Yields whether the lock is held: False after `patience`, and where locks do not work.
-
-    Raises:
-        OSError: `path` cannot be opened for writing.
-    """
-    with open(path, "a+", encoding="utf-8") as file:
-        start, told, held = time.monotonic(), False, False
-        while fcntl is not None and not held:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                waited = time.monotonic() - start
-                if waited > patience:
-                    break
-                if waited > 10 and not told:
-                    told = True
-                    file.seek(0)
-                    print(f"waiting for {file.read().strip() or 'another process'}, which {doing}", file=sys.stderr, flush=True)
-                time.sleep(0.1)
-            except OSError:
-                break  # a file system without locks
-        if held:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
-        yield held
+        with names_file(target):
+            raise
 
 
 def _umask() -> int:

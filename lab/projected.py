@@ -17,7 +17,6 @@ differences paired by seed) and projected.png.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +31,11 @@ from dnnlib import outputs
 from lab import report
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
+from training import run_folder
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
-from training.run_folder import good_end, named_kimg, snapshot_files
+from training.run_folder import good_end
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
@@ -52,10 +52,8 @@ def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] |
     train = [sys.executable, str(ROOT / "train.py")]
     given = {o.split("=")[0].lstrip("-").replace("-", "_"): o for o in options}
     for folder in run_dirs(runs, kind, seed):
-        path = folder / "status.json"
-        status: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"outcome": "", "nimg": 0}
-        longer = "kimg" in given and status["nimg"] < float(given["kimg"].split("=")[1]) * 1000
-        if status["outcome"] == "finished" and not longer:
+        longer = "kimg" in given and (run_folder.recorded_nimg(folder) or 0) < float(given["kimg"].split("=")[1]) * 1000
+        if run_folder.recorded_outcome(folder) == run_folder.FINISHED and not longer:
             return None
         return [*train, f"--resume={folder}", *([given["kimg"]] if longer else [])]
     added = [f"--{k}={v}" for k, v in DEFAULTS.items() if k not in given]
@@ -84,11 +82,11 @@ class Bench:
         """Write FOLDER/lab.json: a line per snapshot."""
         known = report.read(folder, "lab") or {}
         lines = known.get("snapshots", {}) if known.get("images") == self.count else {}
-        paths = snapshot_files(folder)
+        paths = run_folder.snapshot_files(folder)
         for path in paths:
             if path.name not in lines:
                 pixels, asked = generate(load_generator(str(path)), self.count)
-                found = {"kimg": named_kimg(path)} | (self.judge.scores(pixels, asked) if self.judge else {})
+                found = {"kimg": run_folder.named_kimg(path)} | (self.judge.scores(pixels, asked) if self.judge else {})
                 lines[path.name] = found | ({"fd_lite0": self.distance(pixels)} if path == paths[-1] else {})
                 accuracy = self.judge.held_out_accuracy if self.judge else None
                 report.write(folder, "lab", {"images": self.count, "accuracy of the classifier on held-out images": accuracy, "snapshots": lines})
@@ -101,8 +99,8 @@ def measure(runs: Path, seeds: int, count: int) -> None:
         for seed in range(seeds):
             for folder in run_dirs(runs, kind, seed)[:1]:
                 if command(runs, kind, seed, []) is None:
-                    data = json.loads((folder / "training_options.json").read_text())["config"]["data"]
-                    bench = bench or Bench(data["path"], data["cond"], count)
+                    data = run_folder.load_run(str(folder)).data
+                    bench = bench or Bench(data.path, data.cond, count)
                     bench.measure(folder)
 
 
@@ -113,8 +111,8 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     for name in [key for key in (lines[-1] if lines else {}) if key != "kimg"]:
         having = [line for line in lines if name in line]
         found[name] = [line["kimg"] for line in having], [line[name] for line in having], name == "fd_lite0"
-    for path in folder.glob("metric-*.jsonl"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for path in run_folder.metric_files(folder):
+        lines = run_folder.read_jsonl(path)
         for name in lines[-1]["results"] if lines else ():
             lower = good_end(lines[-1]) != "max"
             found[name] = [line["kimg"] for line in lines], [line["results"][name] for line in lines], lower
@@ -161,8 +159,8 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     panels: Any = figure.subfigures(1, 2, width_ratios=(2.2, 1.6 * len(found)))
     for axes, kind in zip(panels[0].subplots(2, 1), KINDS, strict=True):
         folders = run_dirs(runs, kind, 0)
-        if folders and (folders[0] / "network-snapshot.pkl").is_file():
-            G = load_generator(str(folders[0] / "network-snapshot.pkl"))
+        if folders and (folders[0] / run_folder.NEWEST_NETWORK).is_file():
+            G = load_generator(str(folders[0] / run_folder.NEWEST_NETWORK))
             columns = G.c_dim if 1 < G.c_dim <= 20 else 10
             axes.imshow(image_tools.grid(generate(G, 6 * columns)[0], columns))
         axes.set_title(kind, fontsize=10)

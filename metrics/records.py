@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnnlib.records import append_jsonl
+from dnnlib.records import last_line as last_record
+from dnnlib.records import metric_file as record_path
 from metrics.image_sets import preparation_differences
 from metrics.registry import POPULATION, UNBIASED
 
@@ -53,11 +55,6 @@ def numbers(records: Sequence[Record]) -> dict[str, float]:
     return {name: value for record in records for name, value in record.results.items()}
 
 
-def record_path(folder: str | os.PathLike[str], metric_name: str) -> Path:
-    """metric-<name>.jsonl in a run's folder."""
-    return Path(folder) / f"metric-{metric_name}.jsonl"
-
-
 def differences_between(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """In words, what two record dicts of a metric were measured on differently: reference, detector or covariance."""
     a, b = earlier.get("reference") or {}, later.get("reference") or {}
@@ -90,32 +87,12 @@ def write_record(folder: str | os.PathLike[str], record: Record, force: bool = F
     line = record.as_dict()
     check_against_last(path, line, force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as f:
-        if f.seek(0, os.SEEK_END):
-            f.seek(-1, os.SEEK_END)
-            if f.read(1) != b"\n":
-                f.write(b"\n")  # a writer was killed before its line's end
-        f.write(json.dumps(line).encode() + b"\n")
+    append_jsonl(path, line)
     return path
 
 
 def check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
-    """Raises ValueError if `line` may not stand below the last one of a metric's file."""
+    """Raises ValueError if `line` may not stand below the last one of a metric's file, or if that is damaged."""
     earlier = last_record(path)
     if earlier is not None:
         check_comparable(line, earlier, force)
-
-
-def last_record(path: Path) -> dict[str, Any] | None:
-    """The last line of a metric's file; None without one. Raises ValueError if it is no record."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return None
-    try:
-        record = json.loads(lines[-1])
-    except (json.JSONDecodeError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: the last line is not a JSON object; move the file away")
-    return record

@@ -25,7 +25,7 @@ ALLOWED = {
 # Inside training a file or folder imports only from those listed before it (docs/architecture.md).
 TRAINING_ORDER = [
     *("options", "config", "generator", "discriminator", "losses", "schedules", "bundle", "data", "inputs", "run_folder", "networks"),
-    *("state", "steps", "build", "watch", "run", "loop", "launch", "progressive"),
+    *("state", "nonfinite", "steps", "build", "watch", "run", "loop", "launch", "progressive"),
 ]
 NO_TORCH = ("dnnlib", "image_data")
 

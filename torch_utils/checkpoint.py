@@ -2,12 +2,15 @@
 """Training state on disk: tensors and JSON-like values, complete or absent, never half of it.
 
 A checkpoint is one file, `checkpoint-<images shown, 12 digits>-<first 16 digits of its sha256>.pt`. It is written under a temporary
-name, flushed to the disk, renamed, and only then are older ones removed; so a process or a machine may die at any moment and
-latest() finds a whole one. The checksum in the name tells a whole file from a damaged one without trusting what is in it;
-nothing in the file is ever executed (torch.load with weights_only).
+name, flushed to the disk, renamed, read back, and only then are older ones removed; so a process or a machine may die at any
+moment and latest() finds a whole one. The checksum in the name tells a whole file from a damaged one without trusting what is
+in it; nothing in the file is ever executed (torch.load with weights_only).
+
+A file that cannot be read is not a damaged one: reading is tried again for half a minute, and then fails with OSError.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -18,9 +21,10 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from dnnlib import util
+from dnnlib.files import patiently, remove_temporaries, temporary_prefix
 
 _NAME = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{16})\.pt")
-_PARTIAL = ".checkpoint-*.tmp"
+_SET_ASIDE = ".damaged"  # added to the name of one whose contents do not match its checksum
 _VERSION = 1
 
 
@@ -79,9 +83,14 @@ def _sync_folder(folder: Path) -> None:
 
 def _entries(folder: Path) -> list[tuple[int, Path]]:
     """(images shown, path), oldest first."""
-    if not folder.is_dir():
+    return sorted((int(match[1]), folder / name) for name in _names(folder) if (match := _NAME.fullmatch(name)))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return patiently(lambda: os.listdir(folder), folder)
+    except FileNotFoundError:
         return []
-    return sorted((int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 
 def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -89,34 +98,51 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
 
     state: nested dicts (string or integer keys), lists and tuples of tensors (any dtype, kept bit for bit; any device, loaded on the CPU),
     None, bool, int, float and str; ValueError otherwise. Other checkpoints of `nimg` images or more belong to a line that the
-    run went back from, or are damaged, and are removed too. OSError, with the earlier checkpoints intact, when the disk is full.
+    run went back from, or are damaged, and are removed too. OSError, with the earlier checkpoints intact, when the disk is full,
+    or when what was written cannot be read back.
     """
     if keep < 1 or not 0 <= nimg < 10**12:
         raise ValueError(f"checkpoint: keep must be at least 1 and nimg in [0, 10**12), got {keep} and {nimg}")
     record = {"version": _VERSION, "nimg": int(nimg), "state": _plain(state, "state")}
     directory = Path(folder)
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(_PARTIAL):
-        leftover.unlink(missing_ok=True)
-    partial = directory / f".checkpoint-{nimg:012d}-{os.getpid()}.tmp"
+    remove_temporaries(directory)
+    path = _write(directory, nimg, record)
+    _prove(path)
+    older = [entry for n, entry in _entries(directory) if n < nimg]
+    replaced = [entry for n, entry in _entries(directory) if n >= nimg and entry != path]
+    damaged = [directory / name for name in _names(directory) if _NAME.fullmatch(name.removesuffix(_SET_ASIDE)) and name.endswith(_SET_ASIDE)]
+    for entry in damaged + replaced + older[: max(0, len(older) - (keep - 1))]:
+        entry.unlink(missing_ok=True)
+    return path
+
+
+def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
+    """A new checkpoint, durable. OSError otherwise."""
+    stem = f"checkpoint-{nimg:012d}"
+    partial = directory / f"{temporary_prefix(stem)}x.tmp"
     try:
         with open(partial, "wb") as f:
             writer = _HashingWriter(f)
             torch.save(record, cast(BinaryIO, writer))
             f.flush()
             os.fsync(f.fileno())
-        path = directory / f"checkpoint-{nimg:012d}-{writer.digest()}.pt"
+            if hasattr(os, "posix_fadvise"):  # so that it is read back from the disk
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        path = directory / f"{stem}-{writer.digest()}.pt"
         os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
         raise OSError(f"cannot write the checkpoint of {nimg} images to {directory} ({e}); earlier checkpoints are intact") from e
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(directory)
-    older = [entry for n, entry in _entries(directory) if n < nimg]
-    replaced = [entry for n, entry in _entries(directory) if n >= nimg and entry != path]
-    for entry in replaced + older[: max(0, len(older) - (keep - 1))]:
-        entry.unlink(missing_ok=True)
     return path
+
+
+def _prove(path: Path) -> None:
+    """Reads a new checkpoint back. OSError if that fails; one that is damaged is gone then."""
+    if not patiently(lambda: _is_whole(path), path):
+        path.unlink()
+        raise OSError(f"the checkpoint {path} does not read back as it was written; earlier checkpoints are intact")
 
 
 def _is_whole(path: Path) -> bool:
@@ -127,30 +153,67 @@ def _is_whole(path: Path) -> bool:
         return hashlib.file_digest(f, "sha256").hexdigest().startswith(match[2])
 
 
-def latest(folder: str | os.PathLike) -> Path | None:
-    """Path of the newest whole checkpoint of `folder`, None if there is none. Passes over damaged ones with a warning."""
+def newest_nimg(folder: str | os.PathLike[str]) -> int | None:
+    """Images shown at the newest checkpoint, by its name, whole or not; None without one."""
+    entries = _entries(Path(folder))
+    return entries[-1][0] if entries else None
+
+
+def exists(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a checkpoint, whole, damaged or set aside. OSError if the folder cannot be read."""
+    return any(_NAME.fullmatch(name.removesuffix(_SET_ASIDE)) for name in _names(Path(folder)))
+
+
+def latest(folder: str | os.PathLike[str], set_aside: bool = False) -> Path | None:
+    """Path of the newest whole checkpoint of `folder`, None if there is none. Passes over damaged ones with a warning.
+
+    set_aside: damaged ones beyond it are renamed; the next save() removes them. For the one process that writes there.
+
+    Raises:
+        OSError: a checkpoint cannot be read: whether it is whole is not known. Nothing has been changed.
+    """
+    damaged: list[Path] = []
     for _, path in reversed(_entries(Path(folder))):
         try:
-            if _is_whole(path):
-                return path
-            problem = "its contents do not match its checksum"
+            whole = patiently(functools.partial(_is_whole, path), path)
+        except FileNotFoundError:
+            continue  # removed by the run that writes here
         except OSError as e:
-            problem = str(e)
-        warnings.warn(f"checkpoint {path} is damaged ({problem}); taking the one before it", stacklevel=2)
+            raise OSError(
+                f"checkpoint {path} cannot be read ({e.strerror or e}), which does not mean that it is damaged: nothing was changed, "
+                "try again when the disk answers"
+            ) from None
+        if whole:
+            for other in damaged if set_aside else ():
+                os.replace(other, f"{other}{_SET_ASIDE}")
+            return path
+        warnings.warn(f"checkpoint {path} is damaged (its contents do not match its checksum); taking the one before it", stacklevel=2)
+        damaged.append(path)
     return None
 
 
-def load(path: str | os.PathLike) -> dict[str, Any]:
-    """The state given to save(), tensors on the CPU. FileNotFoundError if there is no such file, ValueError if it is damaged or not a checkpoint."""
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state given to save(), tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file. OSError: it cannot be read. ValueError: it is damaged or not a checkpoint.
+    """
     path = Path(path)
+    record = patiently(lambda: _read(path), path)
+    if not isinstance(record, dict) or record.get("version") != _VERSION or not isinstance(record.get("state"), dict):
+        raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
+    return record["state"]
+
+
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if not _is_whole(path):
         raise ValueError(f"checkpoint {path} is damaged: its contents do not match its checksum; resume from an earlier one")
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be
-        raise ValueError(f"{path} is not a checkpoint ({util.reason(e)})") from e
-    if not isinstance(record, dict) or record.get("version") != _VERSION or not isinstance(record.get("state"), dict):
-        raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
-    return record["state"]
+    with open(path, "rb") as f:  # not by torch, whose errors do not tell an unreadable file from a damaged one
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be
+            raise ValueError(f"{path} is not a checkpoint ({util.reason(e)})") from e

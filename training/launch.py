@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from training import build, loop, run_folder
 from training.config import AUTO, TrainConfig, from_json, to_json
 from training.networks.stems import Lineage, begun
 from training.run import auto_batch
+from training.run.enter import RunLock, ending_logged, entered
 from training.run.periodic import Evaluate
 from training.run.stop import terminated_as_interrupted
-from training.run_folder import OPTIONS_FILE, RunLock, load_run, new_run_folder, recorded_outcome, write_json
+from training.run_folder import OPTIONS_FILE, load_run, new_run_folder, recorded_outcome, write_json
 from training.steps import NonFiniteError
 
 # What measures G_ema in a process of the run, or None. A function of a module or script, since other processes receive it.
@@ -48,26 +49,36 @@ def memory_remedy(config: TrainConfig, then: str = "") -> str:
     return f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase and --cmax{then}"
 
 
-def start(config: TrainConfig, existing: Path | None, outdir: str, desc: str, make_evaluate: MakeEvaluate, again: bool = False) -> str:
+def start(
+    config: TrainConfig, existing: Path | None, outdir: str, desc: str, make_evaluate: MakeEvaluate, again: bool = False, from_scratch: bool = False
+) -> str:
     """Make or lock the run folder, record the options, run. Returns the outcome.
 
-    existing: the folder to go on in; None = a new one in `outdir`. again: as for `settle_rounds`.
+    existing: the folder to go on in; None = a new one in `outdir`. again: as for `settle_rounds`. from_scratch: as for `entered`.
+
+    Raises:
+        ValueError, OSError: in one line; a folder that another process uses, or whose checkpoints cannot be used, is as it was.
     """
     if distributed.under_torchrun():
         join(config)
-    config = settle_rounds(config, existing, again)
-    run_dir = existing
-    if distributed.is_main():
-        run_dir = existing or new_run_folder(outdir, desc)
-        print(f"Run folder: {run_dir}")
-    run_dir = distributed.broadcast_object(run_dir)
-    assert run_dir is not None
-    try:
-        with terminated_as_interrupted():
-            return run_in_folder(config, run_dir, make_evaluate)
-    except KeyboardInterrupt:  # outside of the loop, which answers signals itself
-        print(f"Stopped. Go on with --resume={run_dir}", flush=True)
-        return run_folder.INTERRUPTED
+    with ExitStack() as stack:
+        if existing is not None and distributed.is_main():
+            stack.enter_context(entered(existing, from_scratch))
+        config = settle_rounds(config, existing, again)
+        run_dir = existing
+        if existing is None and distributed.is_main():
+            run_dir = new_run_folder(outdir, desc)
+            stack.enter_context(entered(run_dir))
+        run_dir = distributed.broadcast_object(run_dir)
+        assert run_dir is not None
+        if distributed.is_main():
+            print(f"Run folder: {run_dir}")
+        try:
+            with terminated_as_interrupted():
+                return run_in_folder(config, run_dir, make_evaluate)
+        except KeyboardInterrupt:  # outside of the loop, which answers signals itself
+            print(f"Stopped. Go on with --resume={run_dir}", flush=True)
+            return run_folder.INTERRUPTED
 
 
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
@@ -97,19 +108,18 @@ def rounds_process(tree: dict[str, Any], run_lineage: Lineage | None) -> auto_ba
 
 
 def run_in_folder(config: TrainConfig, run_dir: Path, make_evaluate: MakeEvaluate, resume: Path | None = None, seconds: float | None = None) -> str:
-    """Lock a run folder, record the options, start the processes. Returns the loop's outcome.
+    """Record the options in a run folder that has been `entered`, start the processes. Returns the loop's outcome.
 
     resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
     """
     if distributed.is_main():
-        lock = RunLock(run_dir)
         record = {"config": to_json(config), "command": sys.argv, "torch": str(torch.__version__), "resumed": (run_dir / OPTIONS_FILE).is_file()}
         write_json(run_dir / OPTIONS_FILE, record)
-        (run_dir / "status.json").unlink(missing_ok=True)
-        lock.release()  # train_process takes it
     distributed.barrier()
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
-    distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir), make_evaluate)
+    process = f"Process {distributed.rank()}: " if distributed.world_size() > 1 else ""
+    with ending_logged(run_dir, process):
+        distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir), make_evaluate)
     return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
 
@@ -121,18 +131,26 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
     """
     config = from_json(tree)
     device = join(config)
-    lock = RunLock(Path(run_dir)) if distributed.is_main() else None  # this process writes; the launching one may die before it
-    log = dnnlib.util.Logger(os.path.join(run_dir, "log.txt"), file_mode="a", should_flush=True) if lock else nullcontext()
-    with log:
-        try:
-            with memory.shortage_named(device, memory_remedy(config, f"; go on with --resume={resume}")):
-                outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
-        except NonFiniteError as err:
-            raise ValueError(
-                f"{err}. Nothing was overwritten: go on from the last checkpoint with --resume={resume}, at a lower --glr/--dlr"
-            ) from None
-        if distributed.is_main():
-            saved = {run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}", run_folder.RESTART: "Saved for the restart."}
-            print(saved.get(outcome, "Finished."))
-    if lock is not None:
-        lock.release()
+    lock = RunLock(Path(run_dir), writer=True) if distributed.is_main() else None  # the launching process may die before this one
+    log = dnnlib.util.Logger(Path(run_dir) / run_folder.LOG_FILE, file_mode="a") if lock else nullcontext()
+    try:
+        with log, memory.shortage_named(device, memory_remedy(config, f"; go on with --resume={resume}")):
+            outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
+            if distributed.is_main():
+                saved = {run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}", run_folder.RESTART: "Saved for the restart."}
+                print(saved.get(outcome, "Finished."))
+    except NonFiniteError as err:
+        raise ValueError(f"{err}. {nan_remedy(Path(run_dir), resume)}") from None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def nan_remedy(run_dir: Path, resume: str) -> str:
+    """What to do after a gradient that is not finite. resume: as for `train_process`."""
+    nimg = None
+    with suppress(OSError):
+        nimg = run_folder.newest_checkpoint_nimg(run_dir)
+    if nimg is None:
+        return "There is no checkpoint yet: start again at a lower --glr/--dlr"
+    return f"Nothing was overwritten: go on from the last checkpoint, of {nimg} images, with --resume={resume}, at a lower --glr/--dlr"

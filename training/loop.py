@@ -18,7 +18,7 @@ from training.inputs import InputSource
 from training.run import restore
 from training.run.periodic import Evaluate, Periodic
 from training.run.stop import Stopped, StopRequest
-from training.run_folder import FINISHED, INTERRUPTED, RESTART, write_json
+from training.run_folder import FINISHED, INTERRUPTED, RESTART, write_status
 from training.state import TrainState
 
 
@@ -46,7 +46,7 @@ def train_until_stopped(cfg: TrainConfig, run_dir: str, device: torch.device, ev
         state, running = restore.make_state(cfg, dataset, device, run_dir)
     except Stopped:  # in the class embeddings: there is nothing to save
         if distributed.is_main():
-            write_json(Path(run_dir) / "status.json", {"outcome": INTERRUPTED, "nimg": 0})
+            write_status(Path(run_dir), INTERRUPTED, 0)
         return INTERRUPTED
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run folder: its number and name, its options, who is in it, and its small files: JSON and JSON lines that survive a kill."""
+"""A run folder and the folder of a recipe: the names of their files, and how these are read and written. Nobody else spells them.
+
+Only the names of the metrics' records are in dnnlib.records, since metrics, which may not import this, write them too.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import re
@@ -11,20 +14,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dnnlib.records import Damaged as Damaged
+from dnnlib.records import append_jsonl as append_jsonl
+from dnnlib.records import drop_lines_after as drop_lines_after
+from dnnlib.records import metric_file as metric_file
+from dnnlib.records import metric_files as metric_files
+from dnnlib.records import read_json as read_json
+from dnnlib.records import read_jsonl as read_jsonl
+from dnnlib.records import read_object as read_object
+from dnnlib.records import replace_with_copy as replace_with_copy
+from dnnlib.records import set_aside as set_aside
+from dnnlib.records import set_aside_if_damaged as set_aside_if_damaged
+from dnnlib.records import write_json as write_json
 from dnnlib.util import atomic_write
 from torch_utils import checkpoint
 from training.config import AUTO, TrainConfig, from_json
 
 FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
-# The files of a run folder. Their names are spelt here and nowhere else.
+# The files of a run folder.
 OPTIONS_FILE = "training_options.json"  # the configuration and the command line
 STATUS_FILE = "status.json"  # how the last process ended: {"outcome", "nimg"}
+LOG_FILE = "log.txt"  # what was printed, and what ended the run
 STATS_FILE = "stats.jsonl"  # a line per tick
+ALARMS_FILE = "alarms.jsonl"  # a line per alarm
+ABOUT_FILE = "about.json"  # what the data is and how large the networks are
+LINEAGE_FILE = "lineage.json"  # the stem and its own stems; of a recipe: how each stage ended, and its best network
 INIT_FROM_FILE = "init_from.json"  # what --init-from took over
+FINAL_FILE = "final.json"  # of a recipe's stage: its measurement at the last stage's resolution
+RECIPE_FILE = "recipe.json"  # of a recipe: the schedule, the data and every override of a command line
+CURVES_FILE, REPORT_FILE = "curves.png", "report.html"
+CONTACT_SHEET_FILE, CONTACT_FOLDER = "contact-sheet.png", "contact"  # the sheet and its columns
 REALS_FILE, FAKES_INIT_FILE = "reals.png", "fakes_init.png"
 NEWEST_NETWORK, BEST_NETWORK = "network-snapshot.pkl", "best_model.pkl"
 BEST_NIMG_FILE = "best_nimg.txt"  # images shown when BEST_NETWORK was written
+CHECKPOINT_FOLDER = "checkpoints"
+CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint: there has been one
+_FAKES, _SNAPSHOT, _STAGE = "fakes", "network-snapshot-", "stage-"  # a number follows
+LOCK_FILE, WRITER_LOCK_FILE = ".lock", ".lock-writer"
+EARLIER_FOLDER = "earlier"  # with a number: what --from-scratch put away
 
 
 def snapshot_number(nimg: int, last_nimg: int | None) -> str:
@@ -49,27 +77,27 @@ def tensorboard_step(nimg: int) -> int:
 
 def fakes_file(run_dir: Path, number: str) -> Path:
     """The grid of generated images of a snapshot (`snapshot_number`)."""
-    return run_dir / f"fakes{number}.png"
+    return run_dir / f"{_FAKES}{number}.png"
 
 
 def fakes_files(run_dir: Path) -> list[Path]:
     """All grids of generated images with a number, oldest first."""
-    return _numbered(run_dir, "fakes", ".png")
+    return _numbered(run_dir, _FAKES, ".png")
 
 
 def snapshot_file(run_dir: Path, number: str) -> Path:
     """The network pickle of a snapshot (`snapshot_number`)."""
-    return run_dir / f"network-snapshot-{number}.pkl"
+    return run_dir / f"{_SNAPSHOT}{number}.pkl"
 
 
 def snapshot_files(run_dir: Path) -> list[Path]:
     """All network pickles of a run with a number, oldest first."""
-    return _numbered(run_dir, "network-snapshot-", ".pkl")
+    return _numbered(run_dir, _SNAPSHOT, ".pkl")
 
 
 def named_kimg(path: Path) -> float:
     """Thousands of images shown, as exactly as the name of a numbered file says it."""
-    kimg, _, images = path.stem.removeprefix("fakes").removeprefix("network-snapshot-").partition("_")
+    kimg, _, images = path.stem.removeprefix(_FAKES).removeprefix(_SNAPSHOT).partition("_")
     return int(kimg) + int(images or 0) / 1000
 
 
@@ -79,19 +107,61 @@ def _numbered(run_dir: Path, start: str, end: str) -> list[Path]:
     return sorted((p for p in run_dir.glob(f"{start}*{end}") if name.fullmatch(p.name)), key=named_kimg)
 
 
-def metric_file(run_dir: Path, metric: str) -> Path:
-    """The records of a metric, one line per evaluation."""
-    return run_dir / f"metric-{metric}.jsonl"
+def best_network(run_dir: str | os.PathLike[str]) -> Path | None:
+    """The network that a run hands on: the best by its first metric, the newest without one, None before there is any."""
+    found = [Path(run_dir) / name for name in (BEST_NETWORK, NEWEST_NETWORK)]
+    return next((path for path in found if path.is_file()), None)
 
 
-def metric_files(run_dir: Path) -> list[Path]:
-    """The records of all metrics that were measured, by name."""
-    return sorted(run_dir.glob("metric-*.jsonl"))
+def best_nimg(run_dir: Path) -> int | None:
+    """Images shown when the best network was written; None if that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((run_dir / BEST_NIMG_FILE).read_text())
+    return None
 
 
-def checkpoint_folder(run_dir: Path) -> Path:
+def write_best_nimg(run_dir: Path, nimg: int) -> None:
+    """Record the images shown when the best network was written."""
+    with atomic_write(run_dir / BEST_NIMG_FILE, "w") as f:
+        f.write(f"{nimg}\n")
+
+
+def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, Any] | None:
+    """{"name", "value"} of a run's first metric at `nimg` images shown, or None if it was not measured there."""
+    try:
+        name = load_run(str(run_dir)).run.metrics[0]
+        found = [r["results"] for r in read_jsonl(metric_file(run_dir, name)) if nimg is not None and r.get("kimg") == nimg / 1000]
+        return {"name": name, "value": next(iter(found[-1].values()))} if found else None
+    except (OSError, ValueError, LookupError, AttributeError, StopIteration):
+        return None  # no run folder, or one without metrics
+
+
+def checkpoint_folder(run_dir: str | os.PathLike[str]) -> Path:
     """Where the checkpoints of a run lie."""
-    return run_dir / "checkpoints"
+    return Path(run_dir) / CHECKPOINT_FOLDER
+
+
+def stage_name(resolution: int) -> str:
+    """The run folder of a recipe's stage, within the recipe's."""
+    return f"{_STAGE}{resolution:03d}x{resolution:03d}"
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """Run folders of a recipe's stages, in order."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(_STAGE)) if folder.is_dir() else []
+
+
+def is_run_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run's: it has recorded options."""
+    return (Path(path) / OPTIONS_FILE).is_file()
+
+
+def is_recipe_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a recipe's, with a run folder for each stage."""
+    return (Path(path) / RECIPE_FILE).is_file()
+
+
+# Numbers.
 
 
 def description(config: TrainConfig, data_name: str) -> str:
@@ -110,46 +180,30 @@ def run_folders(outdir: str) -> dict[int, Path]:
 
 
 def new_run_folder(outdir: str, desc: str) -> Path:
-    """Create the next numbered folder; safe when several runs start at once."""
+    """Create the next numbered folder. Runs that start at once get different numbers, whatever their descriptions."""
     Path(outdir).mkdir(parents=True, exist_ok=True)
     number = max(run_folders(outdir), default=-1) + 1
     while True:
-        path = Path(outdir) / f"{number:05d}-{desc}"
-        taken = any(n == number for n in run_folders(outdir))
+        claim = Path(outdir) / f".{number:05d}.claim"  # the same name for every description; a folder: atomic everywhere
         try:
-            if not taken:
+            claim.mkdir()
+        except FileExistsError:
+            number += 1  # another run is making this one, or was killed then
+            continue
+        try:
+            path = Path(outdir) / f"{number:05d}-{desc}"
+            if number not in run_folders(outdir) and not path.exists():
                 path.mkdir()
                 return path
-        except FileExistsError:
-            pass  # another run was faster
+        finally:
+            claim.rmdir()
         number += 1
-
-
-def recorded_outcome(run_dir: Path) -> str | None:
-    """How the last process of a run folder ended, or None if none has.
-
-    Raises:
-        ValueError: its status.json is damaged.
-    """
-    path = run_dir / STATUS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return str(json.loads(path.read_text())["outcome"])
-    except (ValueError, TypeError, KeyError) as err:
-        raise ValueError(f"{path} is damaged ({str(err)[:100]}): delete it, the run goes on from its checkpoint") from None
-
-
-def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
-    """Record how a process ended, and the images shown by then."""
-    write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
 
 
 def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
     """The newest folder of the same description and options whose run has not finished (what --restart_every goes on with)."""
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
-        options = path / OPTIONS_FILE
-        if path.name.split("-", 1)[-1] != desc or not options.is_file():
+        if path.name.split("-", 1)[-1] != desc or not is_run_folder(path):
             continue
         if recorded_outcome(path) == FINISHED:
             return None
@@ -159,35 +213,7 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
     return None
 
 
-class RunLock:
-    """Keeps a second process out of a run folder, for as long as this one lives.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self.file = open(run_dir / ".lock", "a+")  # noqa: SIM115 (held until the process ends)
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{run_dir} is in use by another training process: wait for it or stop it") from None
-        self.file.truncate(0)
-        self.file.write(f"{os.getpid()}\n")
-        self.file.flush()
-
-    def release(self) -> None:
-        """Let go."""
-        self.file.close()
-
-
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run folder holds something to go on from."""
-    return checkpoint.latest(checkpoint_folder(run_dir)) is not None
+# Options, outcome, checkpoints.
 
 
 def load_run(run_dir: str) -> TrainConfig:
@@ -196,16 +222,15 @@ def load_run(run_dir: str) -> TrainConfig:
     Raises:
         ValueError: it is none of ours.
     """
-    path = Path(run_dir) / OPTIONS_FILE
-    if not path.is_file():
+    if not is_run_folder(run_dir):
         raise ValueError(
             f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network pickle to start from its weights"
         )
     try:
-        saved = json.loads(path.read_text())
-    except json.JSONDecodeError as err:
-        raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is damaged ({err})") from None
-    if not isinstance(saved, dict) or "config" not in saved:
+        saved = read_object(Path(run_dir) / OPTIONS_FILE)
+    except Damaged as err:
+        raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is damaged ({err.reason})") from None
+    if "config" not in saved:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with --init-from")
     try:
         return from_json(saved["config"])
@@ -213,71 +238,70 @@ def load_run(run_dir: str) -> TrainConfig:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE}: {err}") from None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_write(str(path), "w") as f:
-        json.dump(value, f, indent=2)
+def recorded_outcome(run_dir: Path) -> str | None:
+    """How the last process of a run folder ended; None if none has, or if that cannot be read any more."""
+    outcome = read_json(run_dir / STATUS_FILE).get("outcome")
+    return None if outcome is None else str(outcome)
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The object in a JSON file; empty if it is missing, damaged or no object."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def recorded_nimg(run_dir: Path) -> int | None:
+    """Images shown when the last process of a run folder ended; None if none has, or if that cannot be read any more."""
+    nimg = read_json(run_dir / STATUS_FILE).get("nimg")
+    return nimg if type(nimg) is int else None
 
 
-def append_jsonl(path: Path, value: dict[str, Any]) -> None:
-    """Append one line."""
-    with open(path, "a") as f:
-        f.write(json.dumps(value) + "\n")
+def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
+    """Record how a process ended, and the images shown by then."""
+    write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
 
 
-def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
-    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also those of that very moment)."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            at = json.loads(line).get("kimg", -1.0)  # a line of calc_metrics.py has none, and stays
-            if at < kimg or (at == kimg and not and_at):
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the process died
-    with atomic_write(str(path), "w") as f:
-        f.write("".join(line + "\n" for line in kept))
+def forget_status(run_dir: Path) -> None:
+    """A process begins."""
+    set_aside_if_damaged(run_dir / STATUS_FILE)
+    (run_dir / STATUS_FILE).unlink(missing_ok=True)
 
 
-def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are passed over. No file: an empty list."""
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    records = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            records.append(value)
-    return records
+def newest_checkpoint(run_dir: str | os.PathLike[str], set_aside: bool = False) -> Path | None:
+    """The checkpoint to go on from; None in a folder that never had one. set_aside: as for `checkpoint.latest`.
+
+    Raises:
+        OSError: a checkpoint cannot be read. ValueError: there was one, and there is none that can be used.
+    """
+    path = checkpoint.latest(checkpoint_folder(run_dir), set_aside)
+    trace = None if path is not None else _trace_of_checkpoints(Path(run_dir))
+    if trace:
+        raise ValueError(
+            f"{run_dir} holds no checkpoint to go on from, though {trace}: put one back into {CHECKPOINT_FOLDER}/, start a new run from "
+            "its network with --init-from, or start this one anew with --from-scratch"
+        )
+    return path
 
 
-def replace_with_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link where the file system has them, a copy elsewhere. Atomic."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.link(source, temporary)
-        os.replace(temporary, target)
-    except OSError:
-        with atomic_write(str(target), "wb") as f:
-            f.write(source.read_bytes())
-    finally:
-        temporary.unlink(missing_ok=True)
+def newest_checkpoint_nimg(run_dir: Path) -> int | None:
+    """Images shown at the newest checkpoint, by its name; None without one."""
+    return checkpoint.newest_nimg(checkpoint_folder(run_dir))
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run folder holds something to go on from. Raises as `newest_checkpoint`."""
+    return newest_checkpoint(run_dir) is not None
+
+
+def _trace_of_checkpoints(run_dir: Path) -> str:
+    """How one sees that a folder without a usable checkpoint had one; '' if it had none. Version 0.1 left no CHECKPOINTED_FILE."""
+    if checkpoint.exists(checkpoint_folder(run_dir)):
+        return "there are damaged ones"
+    if nimg := recorded_nimg(run_dir):
+        return f"{nimg} images were shown by the end of its last process"
+    had = (run_dir / CHECKPOINTED_FILE).exists() or (run_dir / BEST_NIMG_FILE).exists() or len(snapshot_files(run_dir)) > 1
+    return "it had some" if had else ""
+
+
+def note_checkpoint(run_dir: Path, nimg: int) -> None:
+    """Remember that there has been a checkpoint, even if all of them are lost."""
+    if not (run_dir / CHECKPOINTED_FILE).exists():
+        with atomic_write(run_dir / CHECKPOINTED_FILE, "w") as f:
+            f.write(f"{nimg}\n")
 
 
 def kimg_text(kimg: float) -> str:

@@ -7,6 +7,7 @@ takes one optimizer step. Loss weights are such that the gradient is that of the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from san.layers import SANEmbedding, SANLogits
 from san.objectives import is_paired
 from torch_utils import distributed, rng, training_stats
 from torch_utils.ops import conv2d_gradfix
-from training import losses, schedules
+from training import losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
 from training.inputs import InputSource, RealRound, Round
 from training.state import TrainState
@@ -58,20 +59,34 @@ def train_step(
     p.step += 1
 
 
-def apply_gradients(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, where: str) -> None:
+def apply_gradients(
+    params: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    where: str,
+    cause: Callable[[], nonfinite.Cause | None] = lambda: None,
+) -> None:
     """Average gradients over processes, check them, step, forget them.
 
+    where: the step, for errors: "generator: step 12, at 96 images". cause: finds what made a gradient not finite, in all processes.
+
     Raises:
-        NonFiniteError: naming `where` and the first tensor concerned; nothing has been updated then.
+        NonFiniteError: naming the network, the step and the first tensor concerned; nothing has been updated then.
     """
     grads = {name: p.grad for name, p in params.items() if p.grad is not None}
     distributed.all_reduce_mean_(list(grads.values()))
     norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
     if not bool(torch.isfinite(norms).all()):
         name = next(n for n, norm in zip(grads, norms, strict=True) if not torch.isfinite(norm))
-        raise NonFiniteError(f"{where}: the gradient of '{name}' is not finite")
+        found = cause()
+        if found is None:
+            raise NonFiniteError(f"{where}: the gradient of '{name}' is not finite")
+        raise NonFiniteError(f"{found.network}: {where.partition(': ')[2]}: {found.what} is not finite")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _where(network: str, state: TrainState) -> str:
+    return f"{network}: step {state.progress.step}, at {state.progress.nimg} images"
 
 
 def _report(kind: str, logits: losses.Logits) -> None:
@@ -123,7 +138,8 @@ def g_step(
         _report("fake", logits)
         training_stats.report("Loss/G/loss", loss)
         loss.div(len(rounds)).backward()
-    apply_gradients(state.g_params, state.g_opt, f"generator step at {state.progress.nimg} images")
+    cause = functools.partial(nonfinite.find, state, rounds, reals if pairs and reals is not None else (), blur_sigma)
+    apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause)
 
 
 def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, seed: int) -> None:
@@ -143,7 +159,7 @@ def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, se
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", penalty * cfg.pl_weight)
         surrogate.mul(cfg.pl_weight / len(rounds)).backward()
-    apply_gradients(state.g_params, state.g_opt, f"path length step at {state.progress.nimg} images")
+    apply_gradients(state.g_params, state.g_opt, _where("path length regularisation", state))
 
 
 def d_step(state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: LossConfig, blur_sigma: float) -> None:
@@ -185,7 +201,8 @@ def d_step(state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: 
         training_stats.report("Loss/D/loss", loss.fun + loss.dir)
     diagnosis.finish()
     _update_w_avg(state, styles)
-    apply_gradients(state.d_params, state.d_opt, f"discriminator step at {state.progress.nimg} images")
+    cause = functools.partial(nonfinite.find, state, rounds, reals, blur_sigma)
+    apply_gradients(state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause)
     if cfg.san:
         state.D.normalize_()
 

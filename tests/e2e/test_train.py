@@ -328,18 +328,6 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
     assert result.exit_code == 130 and result.output.endswith(f"Stopped. Go on with --resume={run_dir}\n")
 
 
-def test_a_damaged_status_file_is_named(data, tmp_path):
-    cfg = config(data)
-    desc = run_folder.description(cfg, "three16")
-    run_dir = run_folder.new_run_folder(str(tmp_path), desc)
-    (run_dir / OPTIONS_FILE).write_text(json.dumps({"config": to_json(cfg)}))
-    assert run_folder.unfinished_run(str(tmp_path), desc, cfg) == run_dir
-    for content in ("{", "[]", "{}"):
-        (run_dir / "status.json").write_text(content)
-        with pytest.raises(ValueError, match=r"status\.json is damaged .*delete it"):
-            run_folder.unfinished_run(str(tmp_path), desc, cfg)
-
-
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
     command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--restart-every=0"]
     for expected in (8, 16, 24):

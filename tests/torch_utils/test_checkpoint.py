@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: bit for bit, whole or absent, whatever happens in between."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dnnlib import files
 from tests import waiting
 from torch_utils import checkpoint
 
@@ -191,3 +193,81 @@ def test_sigkill_in_the_middle_of_writing(tmp_path):
     assert newest["n"] >= 2 and torch.equal(newest["x"], torch.ones(4_000_000) * newest["n"])
     checkpoint.save(tmp_path, newest["n"] + 1, {"n": 0})
     assert not list(tmp_path.glob(".*"))  # the half-written file is gone
+
+
+def _reading_fails(monkeypatch, times: int, error: int = errno.EIO) -> list[float]:
+    """Opening a checkpoint fails so many times, as on a network disk that is away. Returns where the pauses are noted."""
+    pauses: list[float] = []
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    failures = iter(range(times))
+
+    def faulty(path, *args, **kwargs):
+        if str(path).endswith(".pt") and next(failures, None) is not None:
+            raise OSError(error, os.strerror(error))
+        return open(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "open", faulty, raising=False)
+    return pauses
+
+
+def test_a_disk_that_is_away_for_a_moment_is_waited_for(tmp_path, monkeypatch, capsys):
+    checkpoint.save(tmp_path, 1, {"x": 1})
+    path = checkpoint.save(tmp_path, 2, {"x": 2})
+    pauses = _reading_fails(monkeypatch, 6)
+    assert checkpoint.latest(tmp_path) == path
+    assert pauses == sorted(pauses) and len(pauses) == 6 and str(path) in capsys.readouterr().err
+    _reading_fails(monkeypatch, 6, errno.ESTALE)
+    assert checkpoint.load(path) == {"x": 2}
+
+
+def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
+    for nimg in (1, 2):
+        checkpoint.save(tmp_path, nimg, {"x": nimg})
+    before = sorted(tmp_path.iterdir())
+    _reading_fails(monkeypatch, 1000)
+    with pytest.raises(OSError, match=r"checkpoint-000000000002-.*\.pt cannot be read \(Input/output error.*does not mean that it is damaged"):
+        checkpoint.latest(tmp_path)
+    with pytest.raises(OSError, match=r"Input/output error.*checkpoint-000000000002"):
+        checkpoint.load(before[-1])
+    with pytest.raises(OSError, match="Input/output error"):  # the next one is not proven readable: the earlier ones stay
+        checkpoint.save(tmp_path, 3, {"x": 3}, keep=1)
+    assert set(before) < set(tmp_path.iterdir())
+
+
+def test_what_does_not_read_back_replaces_nothing(tmp_path, monkeypatch):
+    good = checkpoint.save(tmp_path, 1, {"x": 1})
+    monkeypatch.setattr(checkpoint, "_is_whole", lambda path: False)
+    with pytest.raises(OSError, match="does not read back as it was written; earlier checkpoints are intact"):
+        checkpoint.save(tmp_path, 2, {"x": 2}, keep=1)
+    assert list(tmp_path.iterdir()) == [good]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, {"x": 1})
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint.os, "listdir", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match=f"Input/output error.*{tmp_path}"):
+        checkpoint.latest(tmp_path)
+    with pytest.raises(OSError, match=f"Input/output error.*{tmp_path}"):
+        checkpoint.exists(tmp_path)
+
+
+def test_a_damaged_one_is_set_aside_until_the_next_is_proven(tmp_path):
+    good = checkpoint.save(tmp_path, 1, {"x": 1})
+    bad = checkpoint.save(tmp_path, 3, {"x": 3})
+    bad.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.latest(tmp_path, set_aside=True) == good
+    assert {p.name for p in tmp_path.iterdir()} == {good.name, f"{bad.name}.damaged"} and checkpoint.exists(tmp_path)
+    good.unlink()
+    assert checkpoint.exists(tmp_path) and checkpoint.latest(tmp_path) is None  # it had one
+    path = checkpoint.save(tmp_path, 5, {"x": 5})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporaries_of_live_processes_stay(tmp_path):
+    dead, live = (f".checkpoint-000000000001.{files.owner_name(pid)}-x.tmp" for pid in (2**22 + 1, os.getpid()))
+    for name in (dead, live):
+        (tmp_path / name).touch()
+    checkpoint.save(tmp_path, 2, {"x": 1})
+    assert not (tmp_path / dead).exists() and (tmp_path / live).exists()

@@ -1,10 +1,166 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of snapshots: the published ones, and unique where those are not."""
+"""Run folders: their numbers, the names in them, what is found where something is missing or damaged."""
+
+import ast
+import json
+import multiprocessing
+import re
+from pathlib import Path
 
 import pytest
 
+from torch_utils import checkpoint
 from training import run_folder
+from training.config import TrainConfig, to_json
 from training.state import Progress
+
+ROOT = Path(run_folder.__file__).resolve().parent.parent
+
+# Pieces by which a name of a run folder's file is known, in literals of the code.
+NAMES = [
+    *(r"training_options\.json", r"status\.json", r"log\.txt", r"stats\.jsonl", r"alarms\.jsonl", r"about\.json", r"lineage\.json"),
+    *(r"init_from\.json", r"final\.json", r"recipe\.json", r"curves\.png", r"report\.html", r"contact-sheet\.png", r"reals\.png"),
+    *(r"fakes_init\.png", r"^fakes$", r"network-snapshot\.pkl", r"^network-snapshot-", r"best_model\.pkl", r"best_nimg\.txt"),
+    *(r"^checkpoints/?$", r"checkpointed\.txt", r"^metric-", r"^stage-", r"^contact$", r"\.lock-writer"),
+]
+
+
+def literals(path: Path) -> list[str]:
+    """The texts in a file's code: no comments, no docstrings; of an f-string its parts."""
+    tree = ast.parse(path.read_text())
+    described = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(node.body[0].value) for node in described if node.body and isinstance(node.body[0], ast.Expr)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node.value for node in found if id(node) not in docstrings]
+
+
+def test_every_name_in_a_run_folder_is_spelt_once():
+    owners = {"training/run_folder.py": [], "dnnlib/records.py": []}
+    for path in ROOT.rglob("*.py"):
+        relative = path.relative_to(ROOT)
+        if relative.parts[0] in ("tests", "tools", ".venv", "build", "demo"):
+            continue
+        for text in literals(path):
+            spelt = [name for name in NAMES if re.search(name, text)]
+            assert not spelt or str(relative) in owners, f"{relative} spells {text!r}: take it from training/run_folder.py"
+            owners.get(str(relative), []).extend(spelt)
+    counts = {name: sum(spelt.count(name) for spelt in owners.values()) for name in NAMES}
+    assert counts == dict.fromkeys(NAMES, 1)
+
+
+def make(outdir: str, desc: str, start, results) -> None:
+    start.wait()
+    results.put(str(run_folder.new_run_folder(outdir, desc)))
+
+
+def test_twenty_runs_that_start_at_once_get_twenty_numbers(tmp_path):
+    """Whatever their descriptions: processes that wait for one event."""
+    context = multiprocessing.get_context("fork")
+    (tmp_path / "00002-there").mkdir()
+    (tmp_path / ".00005.claim").mkdir()  # of a run that was killed at that moment
+    start, results = context.Event(), context.Queue()
+    runs = [context.Process(target=make, args=(str(tmp_path), f"kind{i % 7}", start, results)) for i in range(20)]
+    for run in runs:
+        run.start()
+    start.set()
+    made = [results.get() for _ in runs]
+    for run in runs:
+        run.join()
+    numbers = sorted(int(Path(path).name.split("-")[0]) for path in made)
+    assert numbers == [3, 4, *range(6, 24)] and len(run_folder.run_folders(str(tmp_path))) == 21
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == {".00005.claim"}
+
+
+def test_a_number_is_taken_by_files_and_other_descriptions_too(tmp_path, monkeypatch):
+    """Another run makes its folder between the look and the claim."""
+    real = run_folder.run_folders
+    looks = []
+
+    def late(outdir):
+        found = real(outdir)
+        if not looks:
+            (tmp_path / "00000-other").mkdir()
+        looks.append(found)
+        return found
+
+    monkeypatch.setattr(run_folder, "run_folders", late)
+    assert run_folder.new_run_folder(str(tmp_path), "mine").name == "00001-mine"
+    (tmp_path / "00002-mine").touch()
+    assert run_folder.new_run_folder(str(tmp_path), "mine").name == "00003-mine"
+
+
+def test_the_newest_checkpoint_or_none_at_all(tmp_path):
+    assert run_folder.newest_checkpoint(tmp_path) is None and not run_folder.has_checkpoint(tmp_path)
+    run_folder.append_jsonl(tmp_path / run_folder.STATS_FILE, {"kimg": 1})  # killed before the first checkpoint
+    run_folder.snapshot_file(tmp_path, "000001").touch()
+    assert run_folder.newest_checkpoint(tmp_path) is None
+    path = checkpoint.save(run_folder.checkpoint_folder(tmp_path), 8, {"x": 1})
+    assert run_folder.newest_checkpoint(tmp_path) == path and run_folder.newest_checkpoint_nimg(tmp_path) == 8
+
+
+@pytest.mark.parametrize("trace", ["damaged", "set aside", "noted", "status", "best", "snapshots"])
+def test_a_folder_that_has_lost_its_checkpoints_says_so(trace, tmp_path):
+    path = checkpoint.save(run_folder.checkpoint_folder(tmp_path), 8, {"x": 1})
+    if trace in ("damaged", "set aside"):
+        path.write_bytes(b"")
+    if trace == "set aside":
+        path.rename(f"{path}.damaged")
+    if trace not in ("damaged", "set aside"):
+        path.unlink()
+        path.parent.rmdir()
+    if trace == "noted":
+        run_folder.note_checkpoint(tmp_path, 8)
+    if trace == "status":  # the others: version 0.1 noted nothing
+        run_folder.write_status(tmp_path, run_folder.FINISHED, 8)
+    if trace == "best":
+        run_folder.write_best_nimg(tmp_path, 8)
+    if trace == "snapshots":
+        for number in ("000000", "000001"):
+            run_folder.snapshot_file(tmp_path, number).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"no checkpoint to go on from.*--from-scratch"):
+        run_folder.newest_checkpoint(tmp_path, set_aside=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", "5", "{}", '{"outcome": null}', "\x00\x80"])
+def test_a_damaged_status_is_that_of_an_unfinished_run(content, tmp_path):
+    config = TrainConfig()
+    run_dir = run_folder.new_run_folder(str(tmp_path), "x")
+    run_folder.write_json(run_dir / run_folder.OPTIONS_FILE, {"config": to_json(config)})
+    (run_dir / run_folder.STATUS_FILE).write_text(content)
+    assert run_folder.recorded_outcome(run_dir) is None and run_folder.recorded_nimg(run_dir) is None
+    assert run_folder.unfinished_run(str(tmp_path), "x", config) == run_dir
+    run_folder.write_status(run_dir, run_folder.FINISHED, 8)
+    assert run_folder.unfinished_run(str(tmp_path), "x", config) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"null", b"5", b"[" * 100_000, b'{"config": 3}', b"{}"])
+def test_damaged_options_are_named_in_one_line(content, tmp_path):
+    (tmp_path / run_folder.OPTIONS_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=run_folder.OPTIONS_FILE) as caught:
+        run_folder.load_run(str(tmp_path))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_best_network_and_its_number(tmp_path):
+    assert run_folder.best_network(tmp_path) is None and run_folder.best_nimg(tmp_path) is None
+    for name in (run_folder.NEWEST_NETWORK, run_folder.BEST_NETWORK):
+        (tmp_path / name).touch()
+        assert run_folder.best_network(tmp_path).name == name
+    run_folder.write_best_nimg(tmp_path, 12345)
+    assert run_folder.best_nimg(tmp_path) == 12345
+    for damage in (b"", b"x", b"\xff"):
+        (tmp_path / run_folder.BEST_NIMG_FILE).write_bytes(damage)
+        assert run_folder.best_nimg(tmp_path) is None
+
+
+def test_the_first_metric_at_a_number_of_images(tmp_path):
+    run_folder.write_json(tmp_path / run_folder.OPTIONS_FILE, {"config": to_json(TrainConfig().override({"run.metrics": ["fid50k_full"]}))})
+    path = run_folder.metric_file(tmp_path, "fid50k_full")
+    path.write_text(json.dumps({"kimg": 1.5, "results": {"fid50k_full": 4.0}}) + "\n5\n")
+    assert run_folder.metric_at(tmp_path, 1500) == {"name": "fid50k_full", "value": 4.0}
+    assert run_folder.metric_at(tmp_path, 1000) is None and run_folder.metric_at(tmp_path / "none", 1500) is None
 
 
 def numbers(shown: list[int]) -> list[str]:

@@ -234,7 +234,7 @@ def write_safetensors(path: str | os.PathLike[str], file: NetworkFile, config_pa
 def check_free(config_path: Path, path: Path) -> None:
     """Raises ValueError where the JSON file of a network to be written to `path` would replace another's.
 
-    That is another program's (training_options.json), or another network's: one whose tensors are not those at `path`.
+    That is another program's (a run's options), or another network's: one whose tensors are not those at `path`.
     """
     if config_path.exists():
         try:

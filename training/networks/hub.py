@@ -6,7 +6,6 @@ Needs the extra `hub` (huggingface_hub); login and cache are that package's own 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import dnnlib
 from training.networks import files, stems
-from training.run_folder import good_end
+from training.run_folder import BEST_NETWORK, good_end, metric_files, read_jsonl
 
 SCHEME = "hf://"
 _T = TypeVar("_T")
@@ -117,23 +116,14 @@ def read_metrics(source: str) -> list[dict[str, Any]]:
     """
     path = Path(source)
     found = []
-    for records in sorted(path.parent.glob("metric-*.jsonl")) if path.parent.is_dir() else ():
-        lines = [_json_line(line) for line in records.read_text(encoding="utf-8", errors="replace").splitlines()]
-        about = [line for line in lines if line and isinstance(line.get("results"), dict)]
+    for records in metric_files(path.parent):
+        about = [line for line in read_jsonl(records) if isinstance(line.get("results"), dict)]
         mine = [line for line in about if Path(str(line.get("snapshot_pkl") or line.get("snapshot") or "")).name == path.name]
-        if path.name == "best_model.pkl" and not mine and about:
+        if path.name == BEST_NETWORK and not mine and about:
             pick = max if good_end(about[-1]) == "max" else min
             mine = [pick(about, key=lambda line: next(iter(line["results"].values())))]
         found += mine[-1:]
     return found
-
-
-def _json_line(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def model_card(file: files.NetworkFile, repo_id: str, license: str | None = None, metrics: Sequence[Mapping[str, Any]] = ()) -> str:

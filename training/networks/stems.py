@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,14 +11,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dnnlib
-from torch_utils import persistence
+from torch_utils import checkpoint, persistence
 from training.generator import Generator
 from training.networks import files
 from training.networks.reader import load_from
-from training.run_folder import STATUS_FILE, has_checkpoint, kimg_text, read_json, write_json
+from training.run_folder import (
+    BEST_NETWORK,
+    LINEAGE_FILE,
+    NEWEST_NETWORK,
+    STATUS_FILE,
+    best_network,
+    kimg_text,
+    metric_at,
+    newest_checkpoint,
+    read_json,
+    read_object,
+    set_aside,
+    write_json,
+)
 
-FILE = "lineage.json"
-BEST, NEWEST = "best_model.pkl", "network-snapshot.pkl"
 MAX_STAGES = 16  # more than any schedule has: what a foreign pickle says of its stages is cut here
 
 
@@ -53,10 +63,10 @@ def network_path(flag: str, path: str) -> str:
 
 def network_in(flag: str, folder: str) -> str:
     """A run folder's best, else its latest, network. Raises ValueError, naming the flag, if it has none."""
-    for name in (BEST, NEWEST):
-        if os.path.isfile(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-    raise ValueError(f"{flag}={folder}: the folder holds neither {BEST} nor {NEWEST}; name a run folder or a network pickle")
+    found = best_network(folder)
+    if found is None:
+        raise ValueError(f"{flag}={folder}: the folder holds neither {BEST_NETWORK} nor {NEWEST_NETWORK}; name a run folder or a network pickle")
+    return str(found)
 
 
 def chosen(file: str, provenance: Mapping[str, Any] | None) -> str:
@@ -143,19 +153,6 @@ def _checked(record: Any) -> dict[str, Any]:
     return {**plain, "metric": None}
 
 
-def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, Any] | None:
-    """{"name", "value"} of a run's first metric at `nimg` images shown, or None if it was not measured there."""
-    folder = Path(run_dir)
-    try:
-        options = json.loads((folder / "training_options.json").read_text())
-        name = options["config"]["run"]["metrics"][0]
-        lines = [json.loads(line) for line in (folder / f"metric-{name}.jsonl").read_text().splitlines()]
-        found = [line for line in lines if nimg is not None and line.get("kimg") == nimg / 1000]
-        return {"name": name, "value": next(iter(found[-1]["results"].values()))} if found else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # no run folder, or one without metrics
-
-
 @dataclass
 class Lineage:
     """What a run remembers of its stem.
@@ -179,26 +176,62 @@ class Lineage:
         """What a snapshot says."""
         return {"stems": self.stems, "changes": self.changes}
 
+    @classmethod
+    def from_json(cls, tree: Any) -> Lineage:
+        """Inverse of `vars`. Raises ValueError for anything else."""
+        kinds: dict[str, Any] = {"stems": list, "changes": list, "plan": (dict, type(None)), "options": dict}
+        if not isinstance(tree, dict) or tree.keys() - kinds.keys() or any(not isinstance(value, kinds[key]) for key, value in tree.items()):
+            raise ValueError("no lineage of a run")
+        if any(not isinstance(record, dict) for key in ("stems", "changes") for record in tree.get(key, ())):
+            raise ValueError("no records of stems")
+        return cls(**tree)
+
     def write(self, run_dir: str | os.PathLike[str]) -> None:
-        """Keep it as lineage.json."""
-        write_json(Path(run_dir) / FILE, vars(self))
+        """Keep it as lineage.json. What is damaged there is set aside."""
+        path = Path(run_dir) / LINEAGE_FILE
+        if _is_damaged(path):
+            set_aside(path, "no lineage of a run")
+        write_json(path, vars(self))
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        Lineage.from_json(read_object(path))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def read(run_dir: str | os.PathLike[str]) -> Lineage | None:
-    """The lineage of a run folder, or None.
+    """The lineage of a run folder, or None. Where its file is damaged, that of its newest checkpoint.
 
     Raises:
-        ValueError: lineage.json is damaged.
+        ValueError, OSError: the file is damaged, and the checkpoints are lost or cannot be read.
     """
-    path = Path(run_dir) / FILE
-    if not path.is_file():
-        return None
     try:
-        return Lineage(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as err:
-        raise ValueError(f"{path} is damaged ({err}): delete it to go on with the stem that --path_stem names") from None
+        return Lineage.from_json(read_object(Path(run_dir) / LINEAGE_FILE))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return of_checkpoint(run_dir)
+
+
+def of_checkpoint(run_dir: str | os.PathLike[str]) -> Lineage | None:
+    """The lineage that the newest checkpoint of a run folder remembers. Raises as `newest_checkpoint`."""
+    path = newest_checkpoint(run_dir)
+    saved = checkpoint.load(path).get("lineage") if path is not None else None
+    return None if saved is None else Lineage.from_json(saved)
+
+
+def write_again(lineage: Lineage, run_dir: str | os.PathLike[str]) -> None:
+    """Write the lineage of a checkpoint if its file is missing or damaged."""
+    path = Path(run_dir) / LINEAGE_FILE
+    if not path.exists() or _is_damaged(path):
+        lineage.write(run_dir)
 
 
 def begun(run_dir: str | Path | None) -> Lineage | None:
     """The lineage of a run folder that has a checkpoint to go on from."""
-    return read(run_dir) if run_dir is not None and has_checkpoint(Path(run_dir)) else None
+    return read(run_dir) if run_dir is not None and newest_checkpoint(run_dir) is not None else None

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from training.config import AUTO, FLAGS, TrainConfig, from_json, to_json
 from training.networks import files, stems
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
+from training.run.enter import ending_logged, entered, locked
 from training.run.stop import terminated_as_interrupted
-from training.run_folder import RunLock, new_run_folder, run_folders, write_json
+from training.run_folder import new_run_folder, run_folders, write_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
 def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path | None:
     """The newest folder of this schedule, if it is not done (what --restart_every goes on with)."""
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
-        if path.name.split("-", 1)[-1] == desc and (path / stages.RECIPE_FILE).is_file():
+        if path.name.split("-", 1)[-1] == desc and run_folder.is_recipe_folder(path):
             same = json.loads(json.dumps(stages.read(path).to_json())) == json.loads(json.dumps(schedule.to_json()))
             return path if same and not stages.is_done(schedule, path) else None
     return None
@@ -103,11 +105,11 @@ def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any]
     last = schedule.config(schedule.recipe.stages[-1])
     if distributed.under_torchrun():
         launch.join(last)
-    lock = None
+    stack = ExitStack()
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
-        lock = RunLock(folder)
-        write_json(folder / stages.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)})
+        stack.enter_context(locked(folder))
+        write_json(folder / run_folder.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)})
         print(f"Recipe folder: {folder}")
     folder = distributed.broadcast_object(folder)
     assert folder is not None
@@ -115,26 +117,27 @@ def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any]
     again = resumed and values["batch_gpu"] == AUTO
 
     def train_stage(config: TrainConfig, run_dir: Path) -> str:
-        if distributed.is_main():
-            run_dir.mkdir(exist_ok=True)
-        config = launch.settle_rounds(config, run_dir, again)
-        return launch.run_in_folder(config, run_dir, measures.evaluate, folder, deadline - time.monotonic())
+        with ExitStack() as inner:
+            if distributed.is_main():
+                run_dir.mkdir(exist_ok=True)
+                inner.enter_context(entered(run_dir, values["from_scratch"]))
+            config = launch.settle_rounds(config, run_dir, again)
+            return launch.run_in_folder(config, run_dir, measures.evaluate, folder, deadline - time.monotonic())
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
-        distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric, measures.final)
+        with ending_logged(run_dir):
+            distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric, measures.final)
 
     def say(line: str) -> None:
         print(line, flush=True) if distributed.is_main() else None
 
-    with terminated_as_interrupted():
+    with stack, terminated_as_interrupted():
         try:
             hooks = stages.Hooks(train_stage, measure, say, deadline)
             outcome = stages.run(schedule, folder, bool(values["stages"] and resumed), hooks)
         except KeyboardInterrupt:
             say(f"Stopped. Go on with --resume={folder}")
             outcome = run_folder.INTERRUPTED
-    if lock is not None:
-        lock.release()
     return outcome
 
 
@@ -153,4 +156,4 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
         size = evaluator.dataset.resolution
         chosen = stems.chosen(network, file.provenance)
         print(f"  {record.metric} {record.value:.4f} at {size}x{size}: {chosen}", flush=True)
-        write_json(Path(run_dir) / stages.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)})
+        write_json(Path(run_dir) / run_folder.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)})

@@ -23,6 +23,7 @@ from training.progressive.stages import Schedule
 from training.run import auto_batch
 from training.run import plan as run_plan
 from training.run.dry_run import data_line
+from training.run_folder import best_network
 from training.watch.estimate import ticks_and_snapshots
 
 
@@ -69,7 +70,7 @@ def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
         given = schedule.flags(stage).get("path_stem")
         if below is None or below in schedule.stages:
             continue
-        if given is None and (folder is None or stages.best_network(folder / below.name) is None):
+        if given is None and (folder is None or best_network(folder / below.name) is None):
             where = f"in {folder}" if folder else "yet"
             raise ValueError(
                 f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which is not {where}: give --path_stem"

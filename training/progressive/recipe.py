@@ -30,6 +30,7 @@ import yaml
 
 from dnnlib import bounded, util
 from training.config import FLAGS, RunConfig
+from training.run_folder import stage_name
 from training.watch.estimate import Pace
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
@@ -57,7 +58,7 @@ class Stage:
     @property
     def name(self) -> str:
         """The stage's folder."""
-        return f"stage-{self.resolution:03d}x{self.resolution:03d}"
+        return stage_name(self.resolution)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ from training.generator import Generator
 from training.networks import stems
 from training.progressive import recipe
 from training.progressive.recipe import Recipe, Stage
-from training.run_folder import write_json
-
-RECIPE_FILE, LINEAGE_FILE, FINAL_FILE = "recipe.json", "lineage.json", "final.json"
+from training.run_folder import FINAL_FILE, LINEAGE_FILE, RECIPE_FILE, best_network, read_json, read_object, write_json
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def read(folder: Path) -> Schedule:
     """
     path = folder / RECIPE_FILE
     try:
-        return from_json(json.loads(path.read_text()))
+        return from_json(read_object(path))
     except (OSError, ValueError) as err:
         raise ValueError(f"{path} cannot be used ({err})") from None
 
@@ -171,31 +169,17 @@ def differences(ours: Recipe, theirs: Recipe) -> str:
     return next((f"{k} {a[k]!r} against {b[k]!r}" for k in ("name", "final_metric", "classes") if a[k] != b[k]), "")
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def best_network(run_dir: Path) -> Path | None:
-    """The network that a stage hands on: the best by its first metric, the newest without one, None before there is any."""
-    found = [run_dir / name for name in (stems.BEST, stems.NEWEST) if (run_dir / name).is_file()]
-    return found[0] if found else None
-
-
 def is_trained(run_dir: Path) -> bool:
     """Whether a stage has ended by itself."""
-    status = _read_json(run_dir / "status.json")
-    return isinstance(status, dict) and status.get("outcome") == run_folder.FINISHED and best_network(run_dir) is not None
+    return run_folder.recorded_outcome(run_dir) == run_folder.FINISHED and best_network(run_dir) is not None
 
 
 def is_measured(run_dir: Path, metric: str | None) -> bool:
     """Whether the best network of a stage has been measured at the last stage's resolution."""
     if metric is None:
         return True
-    final, network = _read_json(run_dir / FINAL_FILE), best_network(run_dir)
-    return isinstance(final, dict) and network is not None and final.get("metric") == metric and final.get("sha256") == sha256_file(network)
+    final, network = read_json(run_dir / FINAL_FILE), best_network(run_dir)
+    return network is not None and final.get("metric") == metric and final.get("sha256") == sha256_file(network)
 
 
 def is_done(schedule: Schedule, folder: Path) -> bool:
@@ -210,29 +194,26 @@ def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
     network = best_network(run_dir)
     if network is None:
         return None
-    status = _read_json(run_dir / "status.json") or {}
-    options = _read_json(run_dir / "training_options.json") or {}
-    best = (run_dir / "best_nimg.txt").read_text().strip() if network.name == stems.BEST and (run_dir / "best_nimg.txt").is_file() else ""
-    nimg = int(best) if best.isdigit() else status.get("nimg")
+    outcome, shown = run_folder.recorded_outcome(run_dir), run_folder.recorded_nimg(run_dir)
+    best = run_folder.best_nimg(run_dir) if network.name == run_folder.BEST_NETWORK else None
+    nimg = shown if best is None else best
     stem = stems.read(run_dir)
-    shown = status.get("nimg")
-    kimg = options.get("config", {}).get("run", {}).get("kimg")
-    spent = shown is not None and kimg is not None and shown >= kimg * 1000
+    spent = shown is not None and shown >= run_folder.load_run(str(run_dir)).run.kimg * 1000
     return {
         "stage": stage.name,
         "resolution": stage.resolution,
-        "outcome": status.get("outcome"),
-        "ended_by": None if status.get("outcome") != run_folder.FINISHED else "kimg" if spent else "patience",
+        "outcome": outcome,
+        "ended_by": None if outcome != run_folder.FINISHED else "kimg" if spent else "patience",
         "nimg": shown,
         "best": {
             "file": f"{stage.name}/{network.name}",
             "sha256": sha256_file(network),
             "nimg": nimg,
-            "metric": stems.metric_at(run_dir, nimg),
+            "metric": run_folder.metric_at(run_dir, nimg),
         },
         "stem": stem.stem if stem else None,
         "stem_changes": stem.changes if stem else [],
-        "final": _read_json(run_dir / FINAL_FILE),
+        "final": read_json(run_dir / FINAL_FILE) or None,
     }
 
 

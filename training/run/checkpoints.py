@@ -18,7 +18,7 @@ class Checkpoints:
     """Writes all that resume needs, every --checkpoint-minutes at least."""
 
     def __init__(self, cfg: TrainConfig, run_dir: Path, dataset: ImageDataset) -> None:
-        self.folder, self.dataset = run_folder.checkpoint_folder(run_dir), dataset
+        self.run_dir, self.folder, self.dataset = run_dir, run_folder.checkpoint_folder(run_dir), dataset
         self.keep, self.seconds = cfg.run.keep_checkpoints, cfg.run.checkpoint_minutes * 60
         self.saved = time.monotonic()
 
@@ -28,6 +28,7 @@ class Checkpoints:
             saved = {"train": state.state_dict(), "running": running, "data_hash": self.dataset.content_hash()}
             saved["lineage"] = vars(state.lineage)
             checkpoint.save(self.folder, state.progress.nimg, saved, keep=self.keep)
+            run_folder.note_checkpoint(self.run_dir, state.progress.nimg)
         self.saved = time.monotonic()
 
     def is_due(self) -> bool:

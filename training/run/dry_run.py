@@ -22,8 +22,8 @@ from training.run_folder import has_checkpoint
 from training.watch import estimate
 
 
-def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path) -> list[str]:
-    """The plan as text. given: names of the options that the command line set. run_dir: the run's folder, which need not exist."""
+def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path | None) -> list[str]:
+    """The plan as text. given: names of the options that the command line set. run_dir: of the run that goes on; None = a new one."""
     G, D = plan.plan(config, dataset, lineage=stems.begun(run_dir))
     heads, backbones = plan.parameter_counts(D)
     text = ["\nOptions (name, value, origin)"]
@@ -49,18 +49,18 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
         f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per round (estimate)",
     ]
     text.append(f"Disk: {plan.disk_text(plan.estimate_disk(config, G, D, dataset))}")
-    left = estimate.seconds_left(run_folder.read_jsonl(run_dir / run_folder.STATS_FILE), config.run)
+    left = estimate.seconds_left(run_folder.read_jsonl(run_dir / run_folder.STATS_FILE) if run_dir else [], config.run)
     if math.isfinite(left):
         text.append(f"Time: about {format_time(left)} to go by the run's own pace, evaluations and snapshots included")
-    if config.run.init_from and not has_checkpoint(run_dir) and not frozen.check_weights(config, download=False):
+    if config.run.init_from and not (run_dir and has_checkpoint(run_dir)) and not frozen.check_weights(config, download=False):
         text.append("\n" + start_report(config, dataset))
     return text
 
 
-def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path) -> list[str]:
+def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> list[str]:
     """What a run computes before its first step, with the time that it takes here."""
     embedded = dataset.label_dim > 0 and config.data.class_embedding == "auto" and not config.generator.superres
-    if not embedded or has_checkpoint(run_dir):
+    if not embedded or (run_dir and has_checkpoint(run_dir)):
         return []
     device = pick_device(config.run.device)
     line = class_embedding.announce(build.plain_dataset(dataset), features.load(EMBEDDING_NETWORK).to(device))

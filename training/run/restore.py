@@ -14,12 +14,12 @@ import torch
 
 import dnnlib
 from torch_utils import checkpoint, distributed
-from training import build
+from training import build, run_folder
 from training.config import GeneratorConfig, TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import finetune, stems
-from training.networks.stems import BEST, Lineage, Stem, read_stem, stem_file
+from training.networks.stems import Lineage, Stem, read_stem, stem_file, write_again
 from training.run import stop
 from training.run_folder import kimg_text
 from training.state import TrainState
@@ -31,7 +31,7 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, ru
     Raises:
         ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be used.
     """
-    path = checkpoint.latest(str(Path(run_dir) / "checkpoints"))
+    path = newest_checkpoint(run_dir)
     if path is not None:
         return saved_state(cfg, dataset, device, run_dir, str(path))
     state = fresh_state(cfg, dataset, device)
@@ -41,6 +41,21 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, ru
         if distributed.is_main():
             state.lineage.write(run_dir)
     return state, None
+
+
+def newest_checkpoint(run_dir: str) -> Path | None:
+    """The checkpoint that all processes go on from, found by the first one. Raises as `run_folder.newest_checkpoint`."""
+    path: Path | None = None
+    error: Exception | None = None
+    if distributed.is_main():
+        try:
+            path = run_folder.newest_checkpoint(run_dir)
+        except (ValueError, OSError) as err:
+            error = err
+    path, error = distributed.broadcast_object((path, error))
+    if error is not None:
+        raise error
+    return path
 
 
 def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
@@ -106,6 +121,8 @@ def saved_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, r
     if distributed.is_main():
         print(f"Going on from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
     if cfg.generator.superres:
+        if distributed.is_main():
+            write_again(state.lineage, run_dir)
         take_better_stem(state, cfg.generator, run_dir)
     return state, saved.get("running")
 
@@ -169,7 +186,7 @@ def find_better_stem(state: TrainState, cfg: GeneratorConfig) -> tuple[Stem | No
         file = stem_file(path)
     except ValueError:
         return None, f"--path_stem={path} is gone: going on with the stem in the checkpoint (sha256 {str(known['sha256'])[:12]})"
-    is_measured = not os.path.isdir(path) or os.path.basename(file) == BEST  # nothing says that a folder's newest snapshot is better
+    is_measured = not os.path.isdir(path) or os.path.basename(file) == run_folder.BEST_NETWORK
     if cfg.pin_stem or not is_measured or dnnlib.util.sha256_file(file) == known["sha256"]:
         return None, ""
     stem = read_stem(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import atomic_write, convenience, sha256_file
+from dnnlib.util import convenience, sha256_file
 from torch_utils import persistence
 from training import run_folder
 from training.build import training_set_kwargs
@@ -45,8 +45,7 @@ class Snapshots:
         snapshot = run_folder.snapshot_file(self.run_dir, progress.snapshot)
         with convenience(run_folder.BEST_NETWORK):
             run_folder.replace_with_copy(snapshot, self.run_dir / run_folder.BEST_NETWORK)
-            with atomic_write(self.run_dir / run_folder.BEST_NIMG_FILE, "w") as f:
-                f.write(f"{progress.nimg}\n")
+            run_folder.write_best_nimg(self.run_dir, progress.nimg)
 
 
 def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from training.config import TrainConfig
-from training.run_folder import kimg_text
+from training.run_folder import BEST_NETWORK, kimg_text
 from training.watch.ticks import number
 
 WINDOW = 5  # ticks whose median is looked at: one odd tick raises no alarm
@@ -151,7 +151,7 @@ def _worse(metrics: Sequence[tuple[float, float]], name: str, best: str, cfg: Tr
 
 
 def _advice(cfg: TrainConfig, first: str) -> str:
-    tips = [first, f"--glr={cfg.optim.glr / 2:g} (half)", "a new run from best_model.pkl (--init-from)"]
+    tips = [first, f"--glr={cfg.optim.glr / 2:g} (half)", f"a new run from {BEST_NETWORK} (--init-from)"]
     if not cfg.discriminator.augment:
         tips.insert(0, "DiffAugment (--augment=True: it is off here)")
     return ", ".join(tips[:-1]) + f", or {tips[-1]}."

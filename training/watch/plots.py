@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import atomic_write, reason
-from training.run_folder import good_end, kimg_text, read_jsonl
+from training.run_folder import CURVES_FILE, STATS_FILE, good_end, kimg_text, metric_files, read_jsonl
 from training.watch import ticks
 
 SMOOTH_FROM = 30  # points: shorter series are drawn as they are
@@ -375,21 +375,21 @@ def _save(folder: Path, panels: Sequence[Panel]) -> Path | None:
     if not panels:
         return None
     figure = draw(panels, f"{folder.resolve().name}    {kimg_text(last_kimg(panels))} kimg")
-    with atomic_write(folder / "curves.png") as f, warnings.catch_warnings():
+    with atomic_write(folder / CURVES_FILE) as f, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of a name in letters that the font lacks
         figure.savefig(f, format="png")
-    return folder / "curves.png"
+    return folder / CURVES_FILE
 
 
 def _metric_records(folder: Path) -> list[dict[str, Any]]:
-    return [record for path in sorted(folder.glob("metric-*.jsonl")) for record in read_jsonl(path)]
+    return [record for path in metric_files(folder) for record in read_jsonl(path)]
 
 
 def panels_of(folder: Path, stages: Sequence[Path] = ()) -> list[Panel]:
     """The panels of a run folder; with stages, run folders of a recipe's stages, those that compare them."""
     if stages:
-        return stage_panels([(p.name, read_jsonl(p / "stats.jsonl"), _metric_records(p)) for p in stages])
-    return metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / "stats.jsonl"))
+        return stage_panels([(p.name, read_jsonl(p / STATS_FILE), _metric_records(p)) for p in stages])
+    return metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / STATS_FILE))
 
 
 def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | None:
@@ -403,5 +403,5 @@ def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | No
     try:
         return _save(folder, panels_of(folder, stages))
     except Exception as e:
-        warnings.warn(f"curves.png is not drawn ({reason(e)})", stacklevel=2)
+        warnings.warn(f"{CURVES_FILE} is not drawn ({reason(e)})", stacklevel=2)
         return None

@@ -40,10 +40,6 @@ from training.run_folder import good_end, kimg_text, read_json, read_jsonl
 from training.watch import estimate, plots, sheets, ticks
 from training.watch.ticks import number
 
-FILE = "report.html"
-ABOUT_FILE = "about.json"  # of a run folder: what the data is and how large the networks are
-ALARMS_FILE = "alarms.jsonl"
-STAGE_FOLDER = re.compile(r"stage-")
 BUDGET = 450_000  # bytes of one inlined image, at most
 RECIPE_BUDGET = 3_300_000  # of all those of a recipe's page; base64 makes them a third longer
 MAX_WIDTH, SMALL_WIDTH = 1600, 800  # pixels of an inlined image
@@ -67,12 +63,12 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         """Read what is there; nothing is required."""
-        options = read_json(folder / "training_options.json")
+        options = read_json(folder / run_folder.OPTIONS_FILE)
         config = None
         with contextlib.suppress(KeyError, ValueError, TypeError):  # of another version or damaged: the page goes without
             config = from_json(options["config"])
-        run = cls(folder, config, read_json(folder / ABOUT_FILE), read_jsonl(folder / "stats.jsonl"))
-        for path in sorted(folder.glob("metric-*.jsonl")):
+        run = cls(folder, config, read_json(folder / run_folder.ABOUT_FILE), read_jsonl(folder / run_folder.STATS_FILE))
+        for path in run_folder.metric_files(folder):
             for record in read_jsonl(path):
                 results = record.get("results")
                 for name, value in results.items() if isinstance(results, dict) else ():
@@ -81,8 +77,8 @@ class Run:
                         point = (kimg, number(value), str(record.get("snapshot_pkl", "")))
                         run.metrics.setdefault(name, []).append(point)
                         run.good_ends[name] = good_end(record, name)
-        run.alarms = [a for a in read_jsonl(folder / ALARMS_FILE) if isinstance(a.get("seen"), str)]
-        run.outcome = str(read_json(folder / "status.json").get("outcome", run.outcome))
+        run.alarms = [a for a in read_jsonl(folder / run_folder.ALARMS_FILE) if isinstance(a.get("seen"), str)]
+        run.outcome = run_folder.recorded_outcome(folder) or run.outcome
         return run
 
     def last(self, name: str) -> float:
@@ -317,7 +313,7 @@ def _grids(run: Run, width: int = SMALL_WIDTH, budget: int = BUDGET) -> list[dic
             "rows": [text(name, MAX_NAME) for name in rows] if fits else [],
             "note": note,
         }
-        for caption, path in [*paths, ("data", run.folder / "reals.png")]
+        for caption, path in [*paths, ("data", run.folder / run_folder.REALS_FILE)]
         if (picture := inlined(path, width, budget)) is not None
     ]
 
@@ -328,11 +324,11 @@ def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, 
     rows = [text(name, MAX_NAME) for name in names] if isinstance(names, list) else []
     columns = sheets.read_columns(run.folder)
     if not rows or not columns or len(rows) > MAX_ROWS:
-        whole = inlined(run.folder / sheets.FILE, width, budget)
+        whole = inlined(run.folder / run_folder.CONTACT_SHEET_FILE, width, budget)
         return None if whole is None else {"picture": whole, "heads": [], "rows": [], "note": ""}
     pixels = images.grid(sheets.columns_grid([cells for _, cells in columns]), len(columns))
     return {
-        "picture": _squeezed(sheets.FILE, PIL.Image.fromarray(pixels), width, budget),
+        "picture": _squeezed(run_folder.CONTACT_SHEET_FILE, PIL.Image.fromarray(pixels), width, budget),
         "heads": sheets.headings(columns),
         "rows": rows,
         "note": _classes_note(run, len(rows)),
@@ -392,21 +388,15 @@ def run_page(folder: Path) -> str:
         panels=_panels(plots.panels_of(folder)),
         metrics=_metrics(run),
         options=_options(run),
-        lineage=read_json(folder / "lineage.json"),
+        lineage=read_json(folder / run_folder.LINEAGE_FILE),
     )
 
 
 def _final(folder: Path) -> str:
     """A stage's measurement at the last stage's resolution."""
-    final = read_json(folder / "final.json")
+    final = read_json(folder / run_folder.FINAL_FILE)
     value = number(final.get("value"))
     return f"{final.get('metric', '')} {value:.4g}" if math.isfinite(value) else ""
-
-
-def stage_folders(folder: Path) -> list[Path]:
-    """Run folders of a recipe's stages, in order."""
-    found = [p for p in folder.iterdir() if p.is_dir() and STAGE_FOLDER.match(p.name)] if folder.is_dir() else []
-    return sorted(found)
 
 
 def _stage_row(run: Run) -> tuple[str, ...]:
@@ -435,7 +425,7 @@ _STAGE_HEAD = (
 
 def recipe_page(folder: Path) -> str:
     """The page of a recipe's folder."""
-    every = stage_folders(folder)
+    every = run_folder.stage_folders(folder)
     folders = every[:MAX_STAGES]
     plots.redraw(folder, folders)
     runs = [Run.read(p) for p in folders]
@@ -457,8 +447,8 @@ def recipe_page(folder: Path) -> str:
             }
             for run in runs
         ],
-        lineage=read_json(folder / "lineage.json"),
-        recipe=read_json(folder / "recipe.json"),
+        lineage=read_json(folder / run_folder.LINEAGE_FILE),
+        recipe=read_json(folder / run_folder.RECIPE_FILE),
     )
 
 
@@ -469,12 +459,12 @@ def write(folder: str | Path) -> Path | None:
     """
     path = Path(folder).resolve()
     try:
-        page = recipe_page(path) if stage_folders(path) else run_page(path)
-        with atomic_write(str(path / FILE), "w") as f:
+        page = recipe_page(path) if run_folder.stage_folders(path) else run_page(path)
+        with atomic_write(str(path / run_folder.REPORT_FILE), "w") as f:
             f.write(page)
-        return path / FILE
+        return path / run_folder.REPORT_FILE
     except Exception as e:
-        warnings.warn(f"{FILE} is not written ({reason(e)})", stacklevel=2)
+        warnings.warn(f"{run_folder.REPORT_FILE} is not written ({reason(e)})", stacklevel=2)
         return None
 
 
@@ -485,8 +475,9 @@ def main() -> int:
         print(__doc__)
         return 0 if folders else 2
     for folder in folders:
-        if not (Path(folder) / "stats.jsonl").exists() and not stage_folders(Path(folder)):
-            print(f"Error: {folder} holds neither stats.jsonl nor folders of stages: name a run folder or a recipe's folder", file=sys.stderr)
+        if not (Path(folder) / run_folder.STATS_FILE).exists() and not run_folder.stage_folders(Path(folder)):
+            message = f"{folder} holds neither {run_folder.STATS_FILE} nor folders of stages: name a run folder or a recipe's folder"
+            print(f"Error: {message}", file=sys.stderr)
             return 1
         try:
             with outputs.interruptible():

@@ -21,12 +21,12 @@ from torch_utils import images, rng
 from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.run_folder import kimg_text
+from training.run_folder import CONTACT_FOLDER, CONTACT_SHEET_FILE, kimg_text
 
 MAX_COLUMNS = 20
 CLASSES, PER_CLASS, UNCONDITIONAL_ROWS = 8, 2, 8
 CELL = 64  # pixels of a stored image at most
-FOLDER, FILE, DATA_FILE = "contact", "contact-sheet.png", "data.png"
+DATA_FILE = "data.png"
 
 
 class ContactSheet:
@@ -45,7 +45,7 @@ class ContactSheet:
 
     def add(self, G: Generator, nimg: int, network: str | None = None) -> None:
         """Draw G's column and the sheet. network: the name of G's file."""
-        folder = self.run_dir / FOLDER
+        folder = self.run_dir / CONTACT_FOLDER
         folder.mkdir(exist_ok=True)
         if not (folder / DATA_FILE).exists():
             reals = images.grid(_shrink(self._reals()), 1)
@@ -107,12 +107,12 @@ class ContactSheet:
             caption=caption if left_out > 0 else None,
         )
         kimg = ",".join(kimg_text(nimg / 1000) for nimg, _ in columns if nimg is not None)
-        images.save_png(sheet, self.run_dir / FILE, {"kimg": kimg, **self._about(data=True)})
+        images.save_png(sheet, self.run_dir / CONTACT_SHEET_FILE, {"kimg": kimg, **self._about(data=True)})
 
 
 def _column_files(run_dir: Path) -> list[tuple[int, Path]]:
     """(images shown, file) of the stored columns, oldest first."""
-    found = ((path.stem, path) for path in (run_dir / FOLDER).glob("*.png"))
+    found = ((path.stem, path) for path in (run_dir / CONTACT_FOLDER).glob("*.png"))
     return sorted((int(stem), path) for stem, path in found if stem.isdecimal())
 
 
@@ -121,7 +121,7 @@ def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[int | Non
 
     A damaged column, or one of another size or number of rows than `rows` (None: of the first), is left out.
     """
-    files: list[tuple[int | None, Path]] = [*_column_files(run_dir), (None, run_dir / FOLDER / DATA_FILE)]
+    files: list[tuple[int | None, Path]] = [*_column_files(run_dir), (None, run_dir / CONTACT_FOLDER / DATA_FILE)]
     columns: list[tuple[int | None, np.ndarray]] = []
     for nimg, path in files:
         try:

@@ -30,12 +30,11 @@ from torch import Tensor
 from torch_utils import distributed, images, rng
 from torch_utils.features import FeatureNetwork
 from training import build
-from training.config import from_json
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks.reader import load
-from training.run_folder import read_json, snapshot_files
+from training.run_folder import load_run, snapshot_files
 
 MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
 MIN_IMAGES = 16
@@ -161,7 +160,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     try:
         psi = float(sys.argv[2]) if len(sys.argv) == 3 else 1.0
-        cfg = from_json(read_json(folder / "training_options.json").get("config", {}))
+        cfg = load_run(str(folder))
         dataset = build.make_dataset(cfg.data, cfg.run.seed)
         D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
         variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)

@@ -14,9 +14,20 @@ from training.config import TrainConfig
 from training.data.class_names import spaced_labels
 from training.data.dataset import ImageDataset
 from training.generator import Generator
-from training.run_folder import append_jsonl, drop_lines_after, good_end, read_jsonl, write_json
+from training.run_folder import (
+    ABOUT_FILE,
+    ALARMS_FILE,
+    CONTACT_SHEET_FILE,
+    STATS_FILE,
+    append_jsonl,
+    drop_lines_after,
+    good_end,
+    metric_file,
+    read_jsonl,
+    write_json,
+)
 from training.state import TrainState
-from training.watch import alarms, estimate, plots, report, sheets, ticks
+from training.watch import alarms, estimate, plots, report, ticks
 from training.watch.sheets import ContactSheet
 from training.watch.variety import Variety, images_per_tick
 
@@ -40,10 +51,10 @@ class Watch:
         grid_rows: rows of the grids, whose classes the report names.
         """
         p = state.progress
-        with convenience(report.ALARMS_FILE):
-            drop_lines_after(self.run_dir / report.ALARMS_FILE, p.nimg / 1000)
-        self.stats = [_excerpt(record) for record in read_jsonl(self.run_dir / "stats.jsonl")]
-        with convenience(sheets.FILE):
+        with convenience(ALARMS_FILE):
+            drop_lines_after(self.run_dir / ALARMS_FILE, p.nimg / 1000)
+        self.stats = [_excerpt(record) for record in read_jsonl(self.run_dir / STATS_FILE)]
+        with convenience(CONTACT_SHEET_FILE):
             self.sheet.drop_after(p.nimg)
         names, classes = self.dataset.class_names, self.dataset.label_dim
         shown = spaced_labels(classes, grid_rows) if classes > 0 else []
@@ -57,10 +68,10 @@ class Watch:
             "g_trained": sum(x.numel() for x in state.g_params.values()),
             "d_parameters": sum(x.numel() for x in state.d_params.values()),
         }
-        with convenience(report.ABOUT_FILE):
-            write_json(self.run_dir / report.ABOUT_FILE, about)
+        with convenience(ABOUT_FILE):
+            write_json(self.run_dir / ABOUT_FILE, about)
         if p.nimg == 0:
-            with convenience(sheets.FILE):
+            with convenience(CONTACT_SHEET_FILE):
                 self.sheet.add(state.G_ema, 0)
 
     def measure(self, G: Generator) -> None:
@@ -77,7 +88,7 @@ class Watch:
     def alarm(self, stats: dict[str, Any]) -> None:
         """Look at the statistics with the newest tick; print and record what is new. Main process."""
         self.stats.append(_excerpt(stats))
-        told = self.run_dir / report.ALARMS_FILE
+        told = self.run_dir / ALARMS_FILE
         name = next(iter(self.cfg.run.metrics), "")
         scores = self._scores(name)
         values = [r["results"].get(name, r.get("value")) for r in scores]
@@ -90,11 +101,11 @@ class Watch:
             print(f"WARNING: {alarm.line}", flush=True)
 
     def _scores(self, name: str) -> list[dict[str, Any]]:
-        return [r for r in read_jsonl(self.run_dir / f"metric-{name}.jsonl") if "kimg" in r and isinstance(r.get("results"), dict)]
+        return [r for r in read_jsonl(metric_file(self.run_dir, name)) if "kimg" in r and isinstance(r.get("results"), dict)]
 
     def column(self, state: TrainState, network: str) -> None:
         """The contact sheet's column of a snapshot. network: its file's name. Main process."""
-        with convenience(sheets.FILE):
+        with convenience(CONTACT_SHEET_FILE):
             self.sheet.add(state.G_ema, state.progress.nimg, network)
 
     def redraw(self, page: bool) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from training import run_folder
 from training.config import TrainConfig, to_json
 from training.watch import report
 
@@ -25,7 +26,7 @@ def make_run(folder, kimg=8.0, names=("cat", EVIL), outcome="finished"):
     config = TrainConfig().override(changes)
     (folder / "training_options.json").write_text(json.dumps({"config": to_json(config)}))
     about = {"images": 3812, "classes": len(names), "resolution": 16, "grid_rows": list(names), "g_parameters": 2_500_000, "g_trained": 2_000_000}
-    (folder / report.ABOUT_FILE).write_text(json.dumps(about))
+    (folder / run_folder.ABOUT_FILE).write_text(json.dumps(about))
     stat = lambda value: {"num": 1, "mean": value, "std": 0.0}  # noqa: E731
     names_of = ("Timing/sec_per_kimg", "Timing/images_per_sec", "Timing/total_sec", "Variety/within", "Loss/D/fun")
     _jsonl(
@@ -148,7 +149,7 @@ def test_size_is_bounded(tmp_path):
     huge = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, (900, 1700, 3), dtype=np.uint8))
     for name in ("reals.png", "fakes000008.png", "curves.png", "contact-sheet.png"):
         huge.save(run / name)
-    (run / report.ABOUT_FILE).write_text(json.dumps({"grid_rows": ["x" * 100_000] * 3, "classes": 3}))
+    (run / run_folder.ABOUT_FILE).write_text(json.dumps({"grid_rows": ["x" * 100_000] * 3, "classes": 3}))
     report.write(run)
     assert (run / "report.html").stat().st_size < 5_000_000
     assert (run / "report.html").read_text().count("data:image/jpeg") == 3

@@ -8,6 +8,7 @@ import torch
 
 import dnnlib.util
 from tests.toy_data import write_dataset
+from training import run_folder
 from training.data.dataset import ImageDataset
 from training.watch import sheets
 from training.watch.sheets import ContactSheet
@@ -43,7 +44,7 @@ def few_columns(monkeypatch):
 
 
 def _columns(folder):
-    return sorted(int(p.stem) for p in (folder / sheets.FOLDER).glob("0*.png"))
+    return sorted(int(p.stem) for p in (folder / run_folder.CONTACT_FOLDER).glob("0*.png"))
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), None, ("<b>only</b>",)])
@@ -51,7 +52,7 @@ def test_columns_are_times(tmp_path, names):
     sheet, c_dim = _sheet(tmp_path, names)
     for shown, shade in ((0, 40), (4000, 120), (8000, 200)):
         sheet.add(_Grey(shade, c_dim), shown)
-    image = np.asarray(PIL.Image.open(tmp_path / sheets.FILE)).astype(int)
+    image = np.asarray(PIL.Image.open(tmp_path / run_folder.CONTACT_SHEET_FILE)).astype(int)
     cell = 48
     assert image.shape[0] > sheet.rows * cell and image.shape[1] > 4 * cell
     left = image.shape[1] - 4 * cell
@@ -75,15 +76,15 @@ def test_classes_that_are_left_out_are_counted(tmp_path):
     """In the picture and in its text."""
     sheet, c_dim = _sheet(tmp_path / "few")
     sheet.add(_Grey(100, c_dim), 0, "n.pkl")
-    few = PIL.Image.open(tmp_path / "few" / sheets.FILE)
+    few = PIL.Image.open(tmp_path / "few" / run_folder.CONTACT_SHEET_FILE)
     many, c_dim = _sheet(tmp_path / "many", [f"c{i}" for i in range(40)])
     many.add(_Grey(100, c_dim), 0, "n.pkl")
-    picture = PIL.Image.open(tmp_path / "many" / sheets.FILE)
+    picture = PIL.Image.open(tmp_path / "many" / run_folder.CONTACT_SHEET_FILE)
     rows = many.rows * 48
     below = np.asarray(picture)[-(picture.height - (few.height - sheet.rows * 48) - rows) :]
     assert len(below) > 10 and below.min() < 100, "a line of text"
     assert len(dnnlib.util.parse_int_list(picture.text["classes"])) == sheets.CLASSES == len(many.row_names())
-    column = PIL.Image.open(tmp_path / "many" / sheets.FOLDER / "000000000.png").text
+    column = PIL.Image.open(tmp_path / "many" / run_folder.CONTACT_FOLDER / "000000000.png").text
     assert (column["nimg"], column["network"], column["run_seed"]) == ("0", "n.pkl", "0")
     assert str(tmp_path) not in str(picture.text) + str(column)
 
@@ -109,15 +110,15 @@ def test_a_kill_changes_nothing(tmp_path):
                 assert _columns(tmp_path / name)[-1] == 1000 * (i - 1)
                 sheet.add(_Grey(100, c_dim), 1000 * i)
     assert _columns(tmp_path / "whole") == _columns(tmp_path / "killed")
-    assert (tmp_path / "whole" / sheets.FILE).read_bytes() == (tmp_path / "killed" / sheets.FILE).read_bytes()
+    assert (tmp_path / "whole" / run_folder.CONTACT_SHEET_FILE).read_bytes() == (tmp_path / "killed" / run_folder.CONTACT_SHEET_FILE).read_bytes()
 
 
 def test_damaged_columns_are_passed_over(tmp_path):
     sheet, c_dim = _sheet(tmp_path)
     sheet.add(_Grey(100, c_dim), 0)
-    width = PIL.Image.open(tmp_path / sheets.FILE).width
-    (tmp_path / sheets.FOLDER / "000000500.png").write_bytes(b"no picture")
-    PIL.Image.new("RGB", (16, 5)).save(tmp_path / sheets.FOLDER / "000000600.png")
-    (tmp_path / sheets.FOLDER / "notes.png").write_bytes(b"")
+    width = PIL.Image.open(tmp_path / run_folder.CONTACT_SHEET_FILE).width
+    (tmp_path / run_folder.CONTACT_FOLDER / "000000500.png").write_bytes(b"no picture")
+    PIL.Image.new("RGB", (16, 5)).save(tmp_path / run_folder.CONTACT_FOLDER / "000000600.png")
+    (tmp_path / run_folder.CONTACT_FOLDER / "notes.png").write_bytes(b"")
     sheet.add(_Grey(100, c_dim), 1000)
-    assert PIL.Image.open(tmp_path / sheets.FILE).width == width + 48
+    assert PIL.Image.open(tmp_path / run_folder.CONTACT_SHEET_FILE).width == width + 48

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.toy_data import write_dataset
+from training import run_folder
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
-from training.watch import alarms, report
+from training.watch import alarms
 from training.watch.watch import Watch
 
 
@@ -58,7 +59,7 @@ def _run(watch, folder, ticks):
 
 
 def _told(folder):
-    path = folder / report.ALARMS_FILE
+    path = folder / run_folder.ALARMS_FILE
     return [json.loads(line)["tick"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -81,10 +82,10 @@ def test_one_warning_and_a_resume(make, tmp_path, capsys):
 
 def test_what_the_report_reads(make, tmp_path):
     watch = make(0)
-    about = json.loads((tmp_path / report.ABOUT_FILE).read_text())
+    about = json.loads((tmp_path / run_folder.ABOUT_FILE).read_text())
     assert about["grid_rows"] == ["<i>a</i>", "b"] and about["images"] == 12 and about["g_parameters"] == 1
     assert (tmp_path / "contact-sheet.png").exists() and (tmp_path / "contact" / "000000000.png").exists()
     watch.redraw(page=True)
-    page = (tmp_path / report.FILE).read_text()
+    page = (tmp_path / run_folder.REPORT_FILE).read_text()
     assert "<i>a</i>" not in page
     watch.measure(None)  # switched off: nothing is drawn

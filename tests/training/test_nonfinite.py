@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose fault a gradient that is not finite is: the network and the tensor that a step names."""
+
+import pytest
+import torch
+
+from san.layers import SANLogits
+from tests.e2e.test_train import config, make_zip
+from training import build, nonfinite, steps
+from training.inputs import InputSource
+from training.run import restore
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=8)
+
+
+@pytest.fixture
+def run(data):
+    """A state and what trains it for a step, at its fourth."""
+    cfg = config(data)
+    dataset = build.make_dataset(cfg.data, 0)
+    state = restore.fresh_state(cfg, dataset, torch.device("cpu"))
+    state.progress.step, state.progress.nimg = 3, 24
+    inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, torch.device("cpu"), 1, 0)
+    pixels = torch.stack([torch.from_numpy(dataset[i][0].copy()) for i in range(8)])
+    return state, lambda: steps.train_step(state, inputs, cfg, pixels, torch.tensor([dataset[i][1] for i in range(8)]))
+
+
+def first(params) -> tuple[str, torch.nn.Parameter]:
+    return next((name, p) for name, p in params.items() if p.ndim > 1)
+
+
+def refused(train) -> str:
+    with pytest.raises(steps.NonFiniteError) as caught:
+        train()
+    return str(caught.value)
+
+
+def test_a_step_without_faults_passes(run):
+    state, train = run
+    train()
+    assert state.progress.step == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("network", [nonfinite.DISCRIMINATOR, nonfinite.GENERATOR])
+def test_a_weight_is_its_networks(network, value, run):
+    """The generator's step comes first, and meets both."""
+    state, train = run
+    name, parameter = first(state.d_params if network == nonfinite.DISCRIMINATOR else state.g_params)
+    with torch.no_grad():
+        parameter[(0,) * parameter.ndim] = value
+    assert refused(train) == f"{network}: step 3, at 24 images: '{name}' is not finite"
+
+
+def test_logits_that_overflow_are_the_discriminators(run, monkeypatch):
+    state, train = run
+    real = state.D.forward
+
+    def overflowing(img, c=None, draws=None):
+        return {name: SANLogits(x.fun * 1e38 * 1e38, x.dir) for name, x in real(img, c, draws).items()}
+
+    monkeypatch.setattr(state.D, "forward", overflowing)
+    message = refused(train)
+    assert message.startswith("discriminator: step 3, at 24 images: a logit of tf_efficientnet_lite0") and "not finite" in message
+
+
+def test_a_gradient_through_the_discriminator_is_its_own(run, monkeypatch):
+    state, train = run
+    real = state.D.forward
+
+    def steep(img, c=None, draws=None):
+        logits = real(img, c, draws)
+        edge = torch.sqrt((img * 0).sum())  # 0, with an infinite slope
+        return {name: SANLogits(x.fun + edge, x.dir) for name, x in logits.items()}
+
+    monkeypatch.setattr(state.D, "forward", steep)
+    assert refused(train).startswith("discriminator: step 3, at 24 images: the gradient of tf_efficientnet_lite0's logits")
+
+
+def test_a_gradient_within_the_generator_is_its_own(run, monkeypatch):
+    state, train = run
+    real = state.G.synthesis.forward
+
+    def steep(ws, *args, **kwargs):
+        return real(ws, *args, **kwargs) + torch.sqrt((ws * 0).sum())
+
+    monkeypatch.setattr(state.G.synthesis, "forward", steep)
+    message = refused(train)
+    assert message.startswith("generator: step 3, at 24 images: the gradient of 'mapping") and message.endswith("is not finite")
+
+
+def test_images_that_are_not_finite_are_the_generators(run, monkeypatch):
+    state, train = run
+    real = state.G.synthesis.forward
+    monkeypatch.setattr(state.G.synthesis, "forward", lambda ws, *args, **kwargs: real(ws, *args, **kwargs) * float("nan"))
+    assert refused(train) == "generator: step 3, at 24 images: an image is not finite"
+
+
+def test_a_fault_of_the_discriminators_own_step_is_named_there(run, monkeypatch):
+    """Its loss on real images, which the generator's step does not see."""
+    state, train = run
+    real = state.D.forward
+
+    def of_reals(img, c=None, draws=None):
+        logits = real(img, c, draws)
+        return logits if img.requires_grad or not torch.is_grad_enabled() else {k: SANLogits(x.fun, x.dir * float("inf")) for k, x in logits.items()}
+
+    monkeypatch.setattr(state.D, "forward", of_reals)
+    message = refused(train)
+    assert message.startswith("discriminator: step 3, at 24 images: ") and message.endswith("is not finite")

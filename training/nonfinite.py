@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a gradient that is not finite comes from: which network, and which of its tensors. Asked once, when a run ends of it.
+
+A step of one network shows the mistakes of the other: a logit that is not finite makes the generator's gradients so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from torch_utils import distributed
+from training import losses
+from training.inputs import RealRound, Round
+from training.state import TrainState
+
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+
+
+class Cause(NamedTuple):
+    """What is not finite, and whose it is."""
+
+    network: str
+    what: str
+
+
+def find(state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float) -> Cause | None:
+    """The first tensor that is not finite on the way from weights to logits and back to the images; None if all are.
+
+    The weights are those with which the step began. All processes must call it; they get the same answer.
+    """
+    here = next(_causes(state, rounds, reals, blur_sigma), None)
+    return next((cause for cause in distributed.all_gather_object(here) if cause is not None), None)
+
+
+def _causes(state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float) -> Iterator[Cause]:
+    for network, module in ((DISCRIMINATOR, state.D), (GENERATOR, state.G)):
+        for name, x in itertools.chain(module.named_parameters(), module.named_buffers()):
+            if not _is_finite(x):
+                yield Cause(network, f"'{name}'")
+    for real in reals:
+        yield from _in_logits(state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws), "real")
+    for r in rounds:
+        with torch.no_grad():
+            images = state.G(r.z, r.labels)
+        if not _is_finite(images):
+            yield Cause(GENERATOR, "an image")
+        with torch.enable_grad():
+            images.requires_grad_(True)
+            logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
+        yield from _in_logits(logits, "generated")
+        for name, x in logits.items():
+            (gradient,) = torch.autograd.grad(x.fun.sum(), images, retain_graph=True)
+            if not _is_finite(gradient):
+                yield Cause(DISCRIMINATOR, f"the gradient of {name}'s logits with respect to the images")
+
+
+def _in_logits(logits: losses.Logits, kind: str) -> Iterator[Cause]:
+    for name, x in logits.items():
+        if not (_is_finite(x.fun) and _is_finite(x.dir)):
+            yield Cause(DISCRIMINATOR, f"a logit of {name} for {kind} images")
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    return not x.is_floating_point() or bool(torch.isfinite(x).all())
