@@ -1,10 +1,10 @@
-# make setup | demo | test: each sets up .venv by itself.
+# make setup | demo | test | test-rounding: each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-rounding lint clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m tools.rounding --short
+
+# The parity and ops tests as other processors round: instruction sets, threads, without kernels, without a compiler.
+test-rounding: $(STAMP)
+	$(BIN)/python -m tools.rounding
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

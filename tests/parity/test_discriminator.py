@@ -75,6 +75,7 @@ def test_projected_lite0(lite0, case, rel):
             close(strided(tensor, expected), expected, rel)
 
 
+@pytest.mark.once
 @torch.no_grad()
 def test_projected_deit(deit):
     file, meta = load("projector_deit")
@@ -131,6 +132,7 @@ def test_head(case):
     close(head(x, c).fun, arrays["y_train_noflag"])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", HEADS)
 def test_gradients_of_a_head(case):
     head, arrays = golden_head(case)
@@ -191,6 +193,7 @@ def test_whole_lite0(lite0, case, c_dim, state):
     check(D, file, case, torch.from_numpy(file["x"]), torch.from_numpy(file["c"]).argmax(1) if c_dim else None)
 
 
+@pytest.mark.once
 def test_whole_both(lite0, deit):
     file, meta = load("projected_disc")
     D = build([deit, lite0], 1000, 16)

@@ -34,6 +34,7 @@ def network(case):
     return generator, arrays, torch.from_numpy(arrays["z"]), torch.from_numpy(arrays["c"])
 
 
+@pytest.mark.once
 def test_parameters_and_buffers_have_the_published_names_shapes_and_filters(case):
     name, arrays, info = case
     generator = build(name)
@@ -55,6 +56,7 @@ def test_parameters_and_buffers_have_the_published_names_shapes_and_filters(case
                 np.testing.assert_allclose(taps, stored, atol=1e-7)
 
 
+@pytest.mark.once
 def test_layers_have_the_published_numbers(case):
     name, _, info = case
     generator = build(name)
@@ -110,6 +112,7 @@ def path_length_gradients(G: Generator, z: torch.Tensor, c: torch.Tensor | None,
     return {"lengths": lengths.detach(), **{name: p.grad for name, p in G.named_parameters() if p.grad is not None}}
 
 
+@pytest.mark.once  # float64
 def test_gradients(network, case):
     G, arrays, z, c = network
     if "grad/ws" not in arrays:
@@ -120,6 +123,7 @@ def test_gradients(network, case):
     exact(found, expected, GOLDEN_MET_A_KINK.get(case[0], GRADIENT_TOLERANCE))
 
 
+@pytest.mark.once  # float64
 def test_path_lengths_and_their_gradients(network, case):
     G, arrays, z, c = network
     if "pl_lengths" not in arrays:

@@ -9,6 +9,8 @@ import torch
 from tests.parity import gradients
 from tests.parity.gradients import Gradients
 
+pytestmark = pytest.mark.once
+
 MISTAKES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "1% too large": lambda g: g * 1.01,
     "a gain forgotten": lambda g: g / 2**0.5,

@@ -10,6 +10,8 @@ import torch
 from tests.parity.fill import GOLDENS
 from training.generator import build_stem, build_superres
 
+pytestmark = pytest.mark.once
+
 PUBLISHED_TABLE = 1000  # rows of the class table that published networks carry
 
 

@@ -27,6 +27,7 @@ from torch_utils.ops.upfirdn2d import upfirdn2d
 
 ROOT = Path(__file__).resolve().parents[4]
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+pytestmark = pytest.mark.once
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 needs_compiler = pytest.mark.skipif(extension.compiler() is None, reason="needs a C++ compiler")
 

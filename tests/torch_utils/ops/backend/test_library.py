@@ -14,6 +14,8 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
+pytestmark = pytest.mark.once
+
 GEOMETRY = [2, 2, 2, 2, 9, 9, 8, 7, 22, 20, 6, 5]  # 8 x 7 pixels, 12 taps both ways
 
 
