@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import urllib.parse
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ import torch
 import dnnlib
 from dnnlib import bounded
 from torch_utils import persistence
+from torch_utils.pickle_reader import MAX_NETWORKS
 from torch_utils.pickle_records import listed
 from training.bundle import TensorBundle, bundle, dotted
 from training.generator import MAX_LAYERS, Generator, generator_kwargs
@@ -289,6 +291,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = bounded.read_json(path, MAX_CONFIG_BYTES)
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("networks"), dict):
         raise ValueError(f"{path}: this does not describe a network: its format is not {FORMAT!r}")
+    if len(config["networks"]) > MAX_NETWORKS:
+        raise ValueError(f"{path}: {len(config['networks'])} networks, and at most {MAX_NETWORKS} are read")
     if config.get("version") != VERSION:
         raise ValueError(f"{path}: version {str(config.get('version'))[:20]} of the format; this program reads version {VERSION}")
     return config
@@ -306,12 +310,16 @@ def _read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 def _build(key: str, kwargs: Any, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> Generator:
     """A generator from its arguments and tensors, one to one."""
-    mapping = kwargs.get("mapping_kwargs") if isinstance(kwargs, dict) else None
-    counts = (len(kwargs["layers"]), mapping.get("num_layers", 2)) if mapping and isinstance(kwargs.get("layers"), list) else (0, 0)
-    if not isinstance(mapping, dict) or not all(type(count) is int and 0 < count <= MAX_LAYERS for count in counts):
+    given = kwargs if isinstance(kwargs, dict) else {}
+    layers, mapping = given.get("layers"), given.get("mapping_kwargs")
+    counts = (0, 0)
+    if isinstance(layers, list) and isinstance(mapping, dict):
+        counts = len(layers), mapping.get("num_layers", 2)
+    if not all(type(count) is int and 0 < count <= MAX_LAYERS for count in counts):
         raise ValueError(f"{path}: {key} cannot be built: it has no layers, no mapping_kwargs, or more than {MAX_LAYERS} layers")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of impossible numbers, which are refused below
             generator = Generator(**kwargs)
     except (ValueError, TypeError, RuntimeError, OverflowError, ZeroDivisionError, AttributeError) as error:
         raise ValueError(f"{path}: {key} cannot be built: {str(error).splitlines()[0]}") from None

@@ -124,6 +124,8 @@ def _edit(change):
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"][1].update(in_channels=10**9)), "at most 65536"),
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"].pop()), "cannot be built"),
         (_edit(lambda c: c["networks"]["G_ema"].update(kwargs=7)), "cannot be built"),
+        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(mapping_kwargs=7)), "cannot be built"),
+        (_edit(lambda c: c["networks"].update({f"X{i}": {"class": "tensors"} for i in range(9)})), "at most 8 are read"),
         (_edit(lambda c: c["networks"].update(G_ema=None)), "cannot be built"),
         (_edit(lambda c: c["networks"].pop("G_ema")), "tensors left over"),
         (_edit(lambda c: c["networks"].update(X={"class": "Generator", "kwargs": c["networks"]["G_ema"]["kwargs"]})), "X: tensors missing"),
