@@ -67,7 +67,7 @@ class ImageDataset:
             raise ValueError(f"{self.path}: {whole.duplicates[0]} exists twice in the zip")
         if not whole.images:
             raise ValueError(f"{self.path}: no images found (left out: {whole.left_out}); prepare a data set with dataset_tool.py")
-        found = self._find_labels(whole, use_labels)
+        found, self._origin, self.label_mode = find_labels(whole, use_labels)
         self._archive = found.archive
         self._index = archives.read_index(self._archive)
         self.name = self._archive.name
@@ -108,27 +108,6 @@ class ImageDataset:
     def num_archived(self) -> int:
         """Images in the archive, whatever subset of them is used."""
         return len(self._archive.images)
-
-    def _find_labels(self, archive: archives.Archive, use_labels: bool) -> labels.Labelling:
-        """The images that are meant and their classes; sets `label_mode` and what `labels_summary` tells.
-
-        Without labels nothing needs to be decided: what the rule would ask is then told as a remark.
-        """
-        self.label_mode = "auto"  # the --labels of dataset_tool.py that finds the same images
-        try:
-            found = labels.label(archive)
-        except labels.Undecided as error:
-            if use_labels:
-                raise
-            self.label_mode = "none"
-            self._origin = f"not asked for; {str(error).removeprefix(f'{self.path}: ')}"
-            return labels.Labelling(labels.unwrapped(archive), self._origin)
-        if use_labels and found.labels is None:
-            said = f"no labels in {archives.INDEX_NAME}" if found.archive.index is not None else f"no labels: {found.origin}"
-            raise ValueError(f"{self.path}: {said}; train without --cond, or prepare the data with one sub-folder per class")
-        unused = not use_labels and found.labels is not None
-        self._origin = f"not asked for; there are {found.num_classes:,}, from {found.origin}" if unused else found.origin
-        return found
 
     @property
     def labels_summary(self) -> str:
@@ -255,6 +234,31 @@ class ImageDataset:
             except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(f"{self.path}: {entry.name} cannot be decoded ({util.reason(error)})") from None
         return pixels.transpose(2, 0, 1)
+
+
+def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Labelling, str, str]:
+    """(The images that are meant and their classes, what says so, the --labels of dataset_tool.py that finds the same).
+
+    Without labels nothing needs to be decided: what the rule would ask is then told as a remark.
+
+    Raises:
+        ValueError: one line about what is wrong with the labels, or that there are none.
+    """
+    try:
+        found = labels.label(archive)
+    except labels.Undecided as error:
+        if use_labels:
+            raise
+        origin = f"not asked for; {str(error).removeprefix(f'{archive.path}: ')}"
+        return labels.Labelling(labels.unwrapped(archive), origin), origin, "none"
+    if use_labels and found.labels is None:
+        has_index = found.archive.index is not None
+        said = f"no labels in {archives.INDEX_NAME}" if has_index else f"no labels: {found.origin}"
+        remedy = "train without --cond, or prepare the data with one sub-folder per class"
+        raise ValueError(f"{archive.path}: {said}; {remedy}")
+    if not use_labels and found.labels is not None:
+        return found, f"not asked for; there are {found.num_classes:,}, from {found.origin}", "auto"
+    return found, found.origin, "auto"
 
 
 class _ImageCache:
