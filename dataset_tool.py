@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from dnnlib import bounded, outputs
+from dnnlib import bounded, outputs, util
 from image_data import archives
 from image_data import labels as label_rule
 from image_data.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
@@ -265,6 +265,7 @@ def _print_report(report: ConvertReport) -> None:
 @click.option("--check", "check_path", help="Print what a data set holds and what is wrong with it; exit code 1 on problems.", metavar="DATASET")
 def main(**values: Any) -> None:
     """Turn any image source into a StyleGAN data set, or --check one."""
+    util.plain_warnings()
     values = outputs.expand_home(values)
     check_path = values.pop("check_path")
     try:

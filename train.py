@@ -135,6 +135,7 @@ class TrainCommand(click.Command):
 def main(**values: Any) -> None:
     """Parse, check everything that can be checked, choose the run folder, start the processes."""
     values = outputs.expand_home(values)
+    dnnlib.util.plain_warnings()
     if values["fp32"]:
         values["precision"] = "fp32"
     try:

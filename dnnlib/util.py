@@ -346,6 +346,19 @@ def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
         return error.strerror or str(error)
 
 
+def plain_warnings() -> None:
+    """For scripts: this project's warnings as one line each, without the place in the code; others' stay as they are."""
+    usual, root = warnings.formatwarning, str(Path(__file__).resolve().parent.parent)
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if issubclass(category, UserWarning) and filename.startswith(root) and "site-packages" not in filename:
+            return f"Warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    if getattr(usual, "__name__", "") != plain.__name__:
+        warnings.formatwarning = plain
+
+
 @contextlib.contextmanager
 def convenience(what: str) -> Iterator[None]:
     """Within, a file that cannot be written is a warning, for what is of less worth than the work that it belongs to.

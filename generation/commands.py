@@ -68,6 +68,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        dnnlib.util.plain_warnings()
         try:
             remedy = memory_remedy(kwargs.get("batch"))
             with outputs.interruptible(), memory.shortage_named(kwargs.get("device") or "this machine", remedy):

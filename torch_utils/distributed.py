@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dnnlib import util
+
 # Of one collective: the others wait in it while process 0 writes files or computes class embeddings. A process that died is noticed at once,
 # by launch(), torchrun or the lost connection.
 TIMEOUT_MINUTES = 120
@@ -190,6 +192,7 @@ def _child(index: int, num_processes: int, port: int, sender, fn: Callable[..., 
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C then reaches this process once, through the parent, instead of twice
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    util.plain_warnings()
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // num_processes))

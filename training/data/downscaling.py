@@ -66,7 +66,7 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
     for path in places:
         if _is_complete(path, resolution):
             return str(path)
-    problems = []
+    problems: list[str] = []
     for path in places:
         try:
             if path is not places[0]:

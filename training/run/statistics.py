@@ -66,7 +66,8 @@ class Statistics:
                 self.writer.add_scalar(name, value, global_step=run_folder.tensorboard_step(nimg))
             self.writer.flush()
         except Exception as error:  # of its own thread, its file, or one of the packages that it consists of
-            self.writer = _without_tensorboard(error)
+            self.writer = None
+            _warn_without_tensorboard(error)
 
     def status_line(self, progress: Progress, tick: Tick, clock: Clock) -> str:
         """The line that a tick prints."""
@@ -96,7 +97,8 @@ class Statistics:
             try:
                 self.writer.close()
             except Exception as error:
-                self.writer = _without_tensorboard(error)
+                self.writer = None
+                _warn_without_tensorboard(error)
 
 
 def _tensorboard(run_dir: Path, nimg: int) -> Any:
@@ -109,9 +111,10 @@ def _tensorboard(run_dir: Path, nimg: int) -> Any:
         print("TensorBoard is not installed: no event files (pip install tensorboard)")
         return None
     except Exception as error:
-        return _without_tensorboard(error)
+        _warn_without_tensorboard(error)
+        return None
 
 
-def _without_tensorboard(error: Exception) -> None:
+def _warn_without_tensorboard(error: Exception) -> None:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     warnings.warn(f"TensorBoard's event files cannot be written ({reason}); going on without them", stacklevel=3)
