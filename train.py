@@ -30,7 +30,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,7 @@ import torch
 
 import dnnlib
 from dnnlib import outputs
-from dnnlib.progress import Stages
-from metrics import collect, detectors
+from generation import measures
 from metrics.detectors import Detector
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
@@ -48,14 +47,12 @@ from torch_utils import distributed, prefetch, timm_weights
 from training import build, launch, run_folder
 from training.config import FLAGS, TrainConfig, changes_of
 from training.data.dataset import ImageDataset
-from training.generator import Generator
-from training.networks import files, frozen, stems
+from training.networks import stems
 from training.options import Option
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
-from training.run import dry_run, stop
+from training.run import dry_run
 from training.run import plan as run_plan
-from training.run.periodic import Score
 from training.run_folder import description, has_checkpoint, load_run, run_folders, unfinished_run
 
 RESTART_EXIT_CODE = 3
@@ -246,18 +243,18 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
         click.echo("\n".join(dry_run.lines(config, given, dataset, goes_on)))
-        evaluator = make_evaluator(config, dataset)
+        evaluator = measures.make_evaluator(config, dataset)
         evaluator.check_data()
-        missing = print_missing(missing_files([config]))
-        print_once([] if missing else work_before(config, dataset, goes_on, evaluator))
+        missing = print_missing(measures.missing_files([config]))
+        print_once([] if missing else measures.work_before(config, dataset, goes_on, evaluator))
         click.echo(f"Run folder: {target}")
         return None
     begun = goes_on is not None and has_checkpoint(goes_on)
     run_plan.check(config, dataset, lineage=stems.read(goes_on) if goes_on and begun else None, goes_on=begun)
-    evaluator = make_evaluator(config, dataset)
+    evaluator = measures.make_evaluator(config, dataset)
     evaluator.check()
     warn_of_changes(evaluator, goes_on)
-    return launch.start(config, existing, outdir, desc, make_evaluate, again=resume is not None, from_scratch=values["from_scratch"])
+    return launch.start(config, existing, outdir, desc, measures.make_evaluate, again=resume is not None, from_scratch=values["from_scratch"])
 
 
 def run_recipe(values: dict[str, Any]) -> str | None:
@@ -275,27 +272,27 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     if values["dry_run"]:
         click.echo("\n".join(recipe_plan.lines(schedule, planned)))
         loaded: dict[str, Detector] = {}
-        evaluators = {p: make_evaluator(p.config, p.dataset, loaded=loaded) for p in planned if p.dataset is not None}
+        evaluators = {p: measures.make_evaluator(p.config, p.dataset, loaded=loaded) for p in planned if p.dataset is not None}
         for evaluator in evaluators.values():
             evaluator.check_data()
-        missing = print_missing(missing_files([p.config for p in planned], schedule.recipe.final_metric))
+        missing = print_missing(measures.missing_files([p.config for p in planned], schedule.recipe.final_metric))
         for p, evaluator in evaluators.items() if not missing else ():
             assert p.dataset is not None
             run_dir = None if folder is None or values["from_scratch"] else folder / p.stage.name
-            work = work_before(p.config, p.dataset, run_dir, evaluator)
+            work = measures.work_before(p.config, p.dataset, run_dir, evaluator)
             print_once(f"stage {p.stage.resolution}: {line}" for line in work)
         return None
     recipe_launch.check(planned)
     for p in planned:
         assert p.dataset is not None
-        evaluator = make_evaluator(p.config, p.dataset)
+        evaluator = measures.make_evaluator(p.config, p.dataset)
         evaluator.check()
         warn_of_changes(evaluator, folder and folder / p.stage.name)
     if schedule.recipe.final_metric is not None:
         last = schedule.config(schedule.recipe.stages[-1])
-        final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
-    measures = recipe_launch.Measures(make_evaluate, final_evaluator)
-    return recipe_launch.start(schedule, folder, values, desc, measures, started + planned[0].config.run.restart_every)
+        measures.final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
+    lent = recipe_launch.Measures(measures.make_evaluate, measures.final_evaluator)
+    return recipe_launch.start(schedule, folder, values, desc, lent, started + planned[0].config.run.restart_every)
 
 
 def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
@@ -303,65 +300,6 @@ def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
     lines = dict.fromkeys(f"Labels: {dataset.path}: {dataset.labels_summary}" for dataset in datasets if dataset is not None)
     for line in lines if distributed.is_main() else ():
         click.echo(line)
-
-
-def make_evaluator(
-    config: TrainConfig, dataset: ImageDataset, device: torch.device | str = "cpu", loaded: dict[str, Detector] | None = None
-) -> Evaluator:
-    """Metrics against the training images, all of them and unflipped. loaded: detectors, shared with other evaluators."""
-    plain, batch, shown = build.plain_dataset(dataset), evaluation_batch(config), EvaluationProgress()
-    return Evaluator(plain, list(config.run.metrics), device=torch.device(device), batch=batch, progress=shown, pause=stop.pause, loaded=loaded)
-
-
-def final_evaluator(config: TrainConfig, metric: str, device: torch.device, prepare: bool = True) -> Evaluator:
-    """What measures every stage's best network: `metric` on the last stage's data. config: the last stage's."""
-    dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed, prepare))
-    return Evaluator(dataset, [metric], device=device, batch=evaluation_batch(config), progress=EvaluationProgress())
-
-
-def evaluation_batch(config: TrainConfig) -> int:
-    """Images at a time, per process, for metrics: a detector's activations are no part of what --batch-gpu was chosen by."""
-    return min(max(config.batch_gpu, 16), 64)
-
-
-class EvaluationProgress(Stages):
-    """What is shown of an evaluation: that the first one goes through the data, and then the remaining time."""
-
-    def __init__(self) -> None:
-        super().__init__(collect.STAGES, silent=10)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "real" and done == 0:
-            print(f"  metrics: {total:,} real images, once", flush=True)
-        super().__call__(stage, done, total)
-
-
-def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Generator], list[Score]] | None:
-    """The callable that the loop calls at every snapshot to measure G_ema."""
-    if not config.run.metrics:
-        return None
-    evaluator = make_evaluator(config, build.make_dataset(config.data, config.run.seed), device)
-
-    def evaluate(generator: Generator) -> list[Score]:
-        return [Score(r.metric, r.value, r.lower_is_better, r.as_dict()) for r in evaluator(generator)]
-
-    return evaluate
-
-
-def metrics_of(configs: Iterable[TrainConfig], final: str | None = None) -> list[str]:
-    """The metrics of runs, each once. final: what is measured after each stage of a recipe."""
-    return list(dict.fromkeys(filter(None, [*(name for config in configs for name in config.run.metrics), final])))
-
-
-def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> Iterator[str]:
-    """A line for each file that frozen networks and metrics read and that is not there. final: as for `metrics_of`."""
-    for config in configs:
-        yield from frozen.check_weights(config, download=False)
-    for name in dict.fromkeys(parse_metric(metric).family.detector for metric in metrics_of(configs, final)):
-        try:
-            detectors.check(name, download=False)
-        except FileNotFoundError as err:
-            yield str(err)
 
 
 def print_missing(lines: Iterable[str]) -> list[str]:
@@ -378,12 +316,6 @@ def warn_of_changes(evaluator: Evaluator, run_dir: Path | None) -> None:
     """Say it where a run that goes on is measured otherwise than before: its scores are then of two kinds."""
     for change in evaluator.changes_since(run_dir) if run_dir is not None else ():
         click.echo(f"Warning: {run_dir}: from now on measured otherwise than before, so that scores do not compare: {change}", err=True)
-
-
-def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None, evaluator: Evaluator) -> list[str]:
-    """What a run computes once, before its first step and at its first evaluation, with the time that it takes here."""
-    is_copied = evaluator.dataset.resolution != dataset.resolution  # to a smaller one, whose statistics cannot be there yet
-    return [*dry_run.once(config, dataset, run_dir), *evaluator.announce(anew=is_copied)]
 
 
 def print_once(lines: Iterable[str]) -> None:
@@ -423,18 +355,8 @@ def prefetch_all(values: dict[str, Any]) -> None:
         os.environ["DNNLIB_CACHE_DIR"], hub = folder, os.path.join(folder, "hub")
     configs, final = configs_asked_for(values)
     say: Callable[[str], None] = functools.partial(print, flush=True)
-    items: dict[tuple[str, ...], prefetch.Item] = {}
-    for config in configs:
-        for need in frozen.needed_weights(config):
-            get = functools.partial(timm_weights.fetch, need.name, need.weights, hub, say)
-            items[need.name, need.weights or "", need.purpose] = prefetch.Item(f"{need.name} ({need.purpose})", get)
-        for metric in metrics_of([config], final):
-            name = parse_metric(metric).family.detector
-            items[name, metric] = prefetch.Item(f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say))
-        for flag, url in (("--init-from", config.run.init_from), ("--path_stem", config.generator.path_stem), ("--resume", values["resume"])):
-            if url and dnnlib.util.is_url(url):
-                items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(files.fetch, url, 10))
-    failures = prefetch.fetch_all(items.values(), say)
+    items = measures.prefetch_items(configs, final, values["resume"], hub, say)
+    failures = prefetch.fetch_all(items, say)
     if failures:
         raise ValueError(f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}" + (" (and more above)" if failures[1:] else ""))
     if hub:

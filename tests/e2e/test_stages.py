@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import train
+from generation import measures
 from metrics import detectors
 from tests import waiting
 from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
@@ -303,7 +304,7 @@ def test_what_a_foreign_pickle_says_of_its_stages_is_cut(tmp_path):
 def test_the_final_measurement_is_of_upsampled_images_and_says_so(data, whole, tmp_path):
     tree = json.loads((whole / "stage-032x032" / "training_options.json").read_text())["config"]
     network = whole / "stage-008x008" / "network-snapshot.pkl"
-    launch.measure_process(tree, str(network), str(tmp_path), "fd_lite0_4", train.final_evaluator)
+    launch.measure_process(tree, str(network), str(tmp_path), "fd_lite0_4", measures.final_evaluator)
     final = json.loads((tmp_path / "final.json").read_text())
     assert final["upsampled"] == {"from": 8, "to": 32, "filter": "bicubic, antialiased"}
     assert final["reference"]["resolution"] == 32 and np.isfinite(final["value"]) and final["num_gen"] == 4
