@@ -213,8 +213,8 @@ def images(path: str, table: dict[str, Any], label_key: str) -> tuple[np.ndarray
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         raise ValueError(f"{path}: batches do not hold 32x32 images and {label_key}")
     numbers = labels.tolist() if isinstance(labels, np.ndarray) and labels.ndim == 1 else labels
-    valid = isinstance(numbers, list) and all(type(number) is int and 0 <= number < MAX_CLASSES for number in numbers)
-    if not valid or len(numbers) != len(pixels):
+    in_range = isinstance(numbers, list) and all(type(number) is int and 0 <= number < MAX_CLASSES for number in numbers)
+    if not isinstance(numbers, list) or not in_range or len(numbers) != len(pixels):
         raise ValueError(f"{path}: {label_key} are not {len(pixels)} class indices below {MAX_CLASSES}")
     rows = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(rows), np.array(numbers, dtype=np.int64)
