@@ -135,7 +135,7 @@ def main(outdir: str, kimg: float) -> None:
         "fd_first": scores[0]["value"],
         "fd_last": scores[-1]["value"],
         "seconds": round(time.monotonic() - started, 1),
-        "images": json.loads((run_dir / run_folder.STATUS_FILE).read_text())["nimg"],
+        "images": run_folder.recorded_nimg(run_dir),
         "network": str(network),
         "network_sha256": sha256_file(network),
         "grid": str(out / "grid.png"),

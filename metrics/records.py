@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnlib.records import append_jsonl
-from dnnlib.records import last_line as last_record
+from dnnlib.records import Damaged, append_jsonl, last_line
 from dnnlib.records import metric_file as record_path
 from metrics.image_sets import preparation_differences
 from metrics.registry import POPULATION, UNBIASED
@@ -89,6 +88,14 @@ def write_record(folder: str | os.PathLike[str], record: Record, force: bool = F
     path.parent.mkdir(parents=True, exist_ok=True)
     append_jsonl(path, line)
     return path
+
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last line of a metric's file; None without one. Raises ValueError if it is no record."""
+    try:
+        return last_line(path)
+    except Damaged:
+        raise ValueError(f"{path}: the last line is not a JSON object; move the file away") from None
 
 
 def check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
