@@ -325,7 +325,8 @@ def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, 
     columns = sheets.read_columns(run.folder)
     if not rows or not columns or len(rows) > MAX_ROWS:
         whole = inlined(run.folder / run_folder.CONTACT_SHEET_FILE, width, budget)
-        return None if whole is None else {"picture": whole, "heads": [], "rows": [], "note": ""}
+        note = _classes_note(run, sheets.CLASSES)
+        return None if whole is None else {"picture": whole, "heads": [], "rows": [], "note": note}
     pixels = images.grid(sheets.columns_grid([cells for _, cells in columns]), len(columns))
     return {
         "picture": _squeezed(run_folder.CONTACT_SHEET_FILE, PIL.Image.fromarray(pixels), width, budget),

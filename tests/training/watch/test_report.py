@@ -255,7 +255,8 @@ def test_what_is_left_out_is_said(tmp_path):
     (run / "about.json").write_text(json.dumps({**about, "classes": 1000}))
     report.write(run)
     _, words = checked(run / "report.html")
-    assert words.count("2 of 1,000 classes; the others are left out.") == 2
+    assert words.count("2 of 1,000 classes; the others are left out.") == 2  # the grids
+    assert words.count("8 of 1,000 classes; the others are left out.") == 1  # the contact sheet of an older run
     (run / "lineage.json").write_text(json.dumps({str(i): i for i in range(50)}))
     for i in range(10):
         make_run(tmp_path / "recipe" / f"stage-{i}")
