@@ -50,6 +50,13 @@ class Collector:
     ) -> None:
         self.detector, self.batch, self.progress, self.pause = detector, batch, progress, pause
 
+    def computing(self, done: int, total: int) -> None:
+        """Tell of blocks of distances that are computed, and stop if asked to; on process 0 alone."""
+        if self.pause is not None:
+            self.pause(True)
+        if self.progress is not None:
+            self.progress("distances", done, total)
+
     def __call__(self, source: ImageSource, what: str, needs: Sequence[Need]) -> dict[Need, statistics.Store]:
         """The stores of all needs, merged on process 0, partial elsewhere."""
         stores = {need: statistics.new_store(need.keep, self.detector(need.detector).dims[need.output]) for need in needs}

@@ -191,11 +191,7 @@ class Evaluator:
             what = "the generator's training images and the data set"
             require_same_preparation(what, trained_on, preparation(self.dataset), self.force)
         conditional = bool(getattr(generator, "c_dim", 0))
-        counts = None
-        if conditional and self.label_rule == "dataset":
-            if self.dataset is None or not getattr(self.dataset, "has_labels", True):
-                raise ValueError("labels 'dataset' need a labelled data set; use --labels uniform, or a data set with labels")
-            counts = np.asarray(self.dataset.label_distribution())
+        counts = _label_counts(self.dataset) if conditional and self.label_rule == "dataset" else None
         resolution = None if self.force or self.dataset is None else int(self.dataset.resolution)
         source = GeneratedImages(generator, self.seed, self.device, counts, resolution)
         reduced = getattr(getattr(generator, "synthesis", None), "reduced_dtype", None)  # of its flagged layers; None = float32
@@ -248,63 +244,54 @@ class Evaluator:
         real = self._references([metric for metric in metrics if metric.family.needs_real])
         needs = {m.name: Need(m.family.detector, m.family.output, m.family.keep, m.num_gen) for m in metrics}
         stores = self._collector(source, what, list(dict.fromkeys(needs.values())))
-        rules = registry.Rules(self.seed, self.covariance, self._while_computing)
+        rules = registry.Rules(self.seed, self.covariance, self._collector.computing)
 
         def records() -> list[Record]:
             results = []
             for metric in metrics:
                 store, reference = real.get(metric.name, (None, None))
                 values = metric.family.compute(stores[needs[metric.name]], store, rules)
-                results.append(self._record(metric, values, reference, about, started))
+                own = {**self._conditions(metric), "reference": reference, "seed": self.seed, "forced": self.force}
+                results.append(_record(metric, values, {**own, **about, "device": _device_name(self.device)}, started))
             return results
 
         return distributed.on_main(records)
-
-    def _while_computing(self, done: int, total: int) -> None:
-        """On process 0 alone, between two blocks of distances."""
-        collector = self._collector
-        if collector.pause is not None:
-            collector.pause(True)
-        if collector.progress is not None:
-            collector.progress("distances", done, total)
 
     def _conditions(self, metric: registry.Metric) -> dict[str, Any]:
         """Detector and, where the number depends on one, covariance."""
         rules = {"covariance": self.covariance} if metric.family.has_covariance else {}
         return {"detector": self._detector(metric.family.detector).description, **rules}
 
-    def _record(
-        self,
-        metric: registry.Metric,
-        values: Mapping[str, float],
-        reference: dict[str, Any] | None,
-        about: Mapping[str, Any],
-        started: float,
-    ) -> Record:
-        seconds = time.time() - started
-        libraries = (torch, timm, np, scipy)
-        conditions = {
-            "num_gen": metric.num_gen,
-            "num_real": None if reference is None else reference["num_real"],
-            **self._conditions(metric),
-            "reference": reference,
-            "seed": self.seed,
-            "forced": self.force,
-            **about,
-            "device": _device_name(self.device),
-            "versions": {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in libraries}},
-            "num_gpus": distributed.world_size(),
-            "total_time": seconds,
-            "total_time_str": dnnlib.util.format_time(seconds),
-            "timestamp": time.time(),
-        }
-        results = {metric.name + suffix: value for suffix, value in values.items()}
-        return Record(metric.name, next(iter(values.values())), metric.family.lower_is_better, results, conditions)
-
     def _detector(self, name: str) -> detectors.Detector:
         if name not in self._detectors:
             self._detectors[name] = detectors.load(name, self.device, lite0_dtype=self._lite0_dtype, **self._weights)
         return self._detectors[name]
+
+
+def _record(metric: registry.Metric, values: Mapping[str, float], conditions: Mapping[str, Any], started: float) -> Record:
+    """The record of a metric's values, with what they were measured under and the time since `started`."""
+    seconds = time.time() - started
+    reference = conditions["reference"]
+    libraries = (torch, timm, np, scipy)
+    whole = {
+        "num_gen": metric.num_gen,
+        "num_real": None if reference is None else reference["num_real"],
+        **conditions,
+        "versions": {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in libraries}},
+        "num_gpus": distributed.world_size(),
+        "total_time": seconds,
+        "total_time_str": dnnlib.util.format_time(seconds),
+        "timestamp": time.time(),
+    }
+    results = {metric.name + suffix: value for suffix, value in values.items()}
+    return Record(metric.name, next(iter(values.values())), metric.family.lower_is_better, results, whole)
+
+
+def _label_counts(dataset: Any) -> np.ndarray:
+    """Images of each class, int64 [classes], from which labels are drawn."""
+    if dataset is None or not getattr(dataset, "has_labels", True):
+        raise ValueError("labels 'dataset' need a labelled data set; use --labels uniform, or a data set with labels")
+    return np.asarray(dataset.label_distribution())
 
 
 def _device_name(device: torch.device) -> str:
