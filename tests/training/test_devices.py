@@ -55,7 +55,7 @@ def moved_round(r: Any) -> Any:
     return dataclasses.replace(r, **fields)
 
 
-def step_without_values(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, where: str) -> None:
+def step_without_values(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *rest: Any) -> None:
     """steps.apply_gradients but for the look at the values, and for one kernel over all weights, which is CUDA's."""
     grads = [p.grad for p in params.values() if p.grad is not None]
     assert grads and all(g.device == DEVICE for g in grads)

@@ -140,10 +140,10 @@ def _one_has_less(tree):
     device = distributed.init("cpu")
     step, rank = steps.apply_gradients, distributed.rank()
 
-    def limited(params, optimizer, where):
+    def limited(*args):
         if rank == 1 and rounds_of[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        step(params, optimizer, where)
+        step(*args)
 
     rounds_of: list[int] = []
     train = auto_batch.Trial._train
