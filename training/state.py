@@ -13,7 +13,6 @@ from training.config import OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks.stems import Lineage
-from training.run_folder import snapshot_number
 from training.schedules import lazy_adam
 
 
@@ -22,8 +21,8 @@ class Progress:
     """Counters of a run.
 
     Real images shown, steps, finished ticks, where the current tick began, seconds of training, the best
-    score so far and where it was, evaluations since then, whether the last snapshot still waits for its
-    evaluation, and that snapshot's images shown and number (`run_folder.snapshot_number`).
+    score so far and where it was, evaluations since then, and whether the last snapshot still waits for its
+    evaluation.
     """
 
     nimg: int = 0
@@ -35,21 +34,6 @@ class Progress:
     best_nimg: int | None = None
     stale: int = 0
     unscored: bool = False
-    snapshot_nimg: int | None = None
-    snapshot: str = ""
-
-    @classmethod
-    def restored(cls, saved: dict[str, Any]) -> Progress:
-        """From a checkpoint. One of version 0.1 does not name its snapshot: it has the published number."""
-        nimg = saved["nimg"]
-        return cls(**{"snapshot_nimg": nimg, "snapshot": snapshot_number(nimg, None), **saved})
-
-    def number_snapshot(self) -> str:
-        """The number of the snapshot of now, always the same for the same images shown."""
-        if self.snapshot_nimg != self.nimg:
-            self.snapshot = snapshot_number(self.nimg, self.snapshot_nimg)
-            self.snapshot_nimg = self.nimg
-        return self.snapshot
 
 
 @dataclass
@@ -128,5 +112,5 @@ class TrainState:
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
         self.pl_mean.copy_(state["pl_mean"])
-        self.progress = Progress.restored(state["progress"])
+        self.progress = Progress(**state["progress"])
         self.started_from = state.get("started_from")

@@ -12,6 +12,7 @@ import pytest
 from torch_utils import checkpoint
 from training import run_folder
 from training.config import TrainConfig, to_json
+from training.run.snapshots import Snapshots
 from training.state import Progress
 
 ROOT = Path(run_folder.__file__).resolve().parent.parent
@@ -163,15 +164,16 @@ def test_the_first_metric_at_a_number_of_images(tmp_path):
     assert run_folder.metric_at(tmp_path, 1000) is None and run_folder.metric_at(tmp_path / "none", 1500) is None
 
 
+def make_snapshots() -> Snapshots:
+    return Snapshots(None, Path(), None)  # type: ignore[arg-type] (neither is needed for a name)
+
+
 def numbers(shown: list[int]) -> list[str]:
     """The number of a snapshot at each of these images shown, one after the other."""
-    progress = Progress()
-    found = []
-    for nimg in shown:
-        progress.nimg = nimg
-        assert progress.number_snapshot() == progress.number_snapshot()
-        found.append(progress.snapshot)
-    return found
+    snapshots = make_snapshots()
+    found = [(snapshots.number(nimg), snapshots.number(nimg)) for nimg in shown]
+    assert all(first == again for first, again in found)
+    return [first for first, _ in found]
 
 
 def test_whole_kimg_have_the_published_names():
@@ -193,20 +195,23 @@ def test_ticks_within_one_kimg_have_names_of_their_own():
 def test_a_run_that_goes_on_names_its_snapshots_alike():
     shown = [256 * i for i in range(1, 30)]
     whole = numbers(shown)
-    progress = Progress()
+    snapshots = make_snapshots()
     for i, nimg in enumerate(shown):
-        progress.nimg = nimg
-        assert progress.number_snapshot() == whole[i]
-        progress = Progress.restored(dict(vars(progress)))
-        assert progress.number_snapshot() == whole[i]  # its score is made up for
+        assert snapshots.number(nimg) == whole[i]
+        kept = json.loads(json.dumps(snapshots.newest))
+        snapshots = make_snapshots()
+        snapshots.begin(Progress(nimg=nimg), kept)
+        assert snapshots.number(nimg) == whole[i]  # its score is made up for
+    assert make_snapshots().newest is None
 
 
-def test_a_checkpoint_of_version_0_1():
-    saved = {"nimg": 4500, "step": 9, "tick": 1, "tick_start_nimg": 4500, "seconds": 1.0, "unscored": True}
-    progress = Progress.restored(saved)
-    assert progress.number_snapshot() == "000004"  # as that version named it
-    progress.nimg = 4900
-    assert progress.number_snapshot() == "000004_900"
+def test_a_checkpoint_of_version_0_1_knows_no_snapshot():
+    snapshots = make_snapshots()
+    snapshots.begin(Progress(nimg=4500, unscored=True), None)
+    assert snapshots.path(4500).name == "network-snapshot-000004.pkl"  # as that version named it
+    assert snapshots.path(4900).name == "network-snapshot-000004_900.pkl"
+    snapshots.begin(Progress(), None)
+    assert snapshots.number(16) == "000000"
 
 
 def test_files_in_the_order_of_training(tmp_path):

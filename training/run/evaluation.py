@@ -62,7 +62,7 @@ class Evaluation:
             "lower_is_better": score.lower_is_better,
             "kimg": progress.nimg / 1000,
             **(score.record or {}),
-            "snapshot_pkl": run_folder.snapshot_file(self.run_dir, progress.snapshot).name,
+            "snapshot_pkl": self.snapshots.path(progress.nimg).name,
         }
         run_folder.append_jsonl(run_folder.metric_file(self.run_dir, score.name), line)
         self.statistics.scalars({f"Metrics/{score.name}": score.value}, progress.nimg)

@@ -45,6 +45,7 @@ class Periodic:
         p = state.progress
         self.clock.begin(running["tick_seconds"] if running else 0.0)
         self.statistics.begin(p, running["statistics"] if running else None)
+        self.snapshots.begin(p, running.get("snapshot") if running else None)
         if self.main:
             self.evaluation.begin(p)
             self.watch.begin(state, self.grids.rows)
@@ -86,7 +87,7 @@ class Periodic:
 
     def snapshot(self, state: TrainState) -> None:
         """Network pickle, fake grid, contact sheet, checkpoint. All processes must call it."""
-        number = state.progress.number_snapshot()
+        number = self.snapshots.number(state.progress.nimg)
         if self.main:
             about = self.snapshots.save(state)
             self.grids.fakes(state.G_ema, number, about)
@@ -99,10 +100,11 @@ class Periodic:
             self.save_checkpoint(state)
 
     def running(self, state: TrainState) -> dict[str, Any]:
-        """Statistics and seconds of the tick that has begun. All processes must call it."""
+        """Statistics and seconds of the tick that has begun; the newest snapshot. All processes call it."""
         tick = self.clock.tick_so_far(state.progress)
         statistics = self.statistics.collector.state_dict()
-        return {"statistics": statistics, "tick_seconds": tick.seconds if tick.shown > 0 else 0.0}
+        seconds = tick.seconds if tick.shown > 0 else 0.0
+        return {"statistics": statistics, "tick_seconds": seconds, "snapshot": self.snapshots.newest}
 
     def save_checkpoint(self, state: TrainState) -> None:
         """All that resume needs, atomically. All processes must call it."""

@@ -25,13 +25,33 @@ class Snapshots:
 
     def __init__(self, cfg: TrainConfig, run_dir: Path, dataset: ImageDataset) -> None:
         self.cfg, self.run_dir, self.dataset = cfg, run_dir, dataset
+        self.newest: dict[str, Any] | None = None  # {"nimg", "number"} (`run_folder.snapshot_number`)
+
+    def begin(self, progress: Progress, newest: dict[str, Any] | None) -> None:
+        """Go on after the `newest` snapshot that a checkpoint knows. All processes.
+
+        A checkpoint of version 0.1 knows none: what it may have written has the published number.
+        """
+        published = {"nimg": progress.nimg, "number": run_folder.snapshot_number(progress.nimg, None)}
+        self.newest = newest or (published if progress.nimg else None)
+
+    def number(self, nimg: int) -> str:
+        """The number of the snapshot at `nimg` images shown, the newest one or the next. All processes."""
+        if self.newest is None or self.newest["nimg"] != nimg:
+            last = None if self.newest is None else self.newest["nimg"]
+            self.newest = {"nimg": nimg, "number": run_folder.snapshot_number(nimg, last)}
+        return str(self.newest["number"])
+
+    def path(self, nimg: int) -> Path:
+        """The file of that snapshot."""
+        return run_folder.snapshot_file(self.run_dir, self.number(nimg))
 
     def save(self, state: TrainState) -> dict[str, Any]:
         """Write the pickle, point network-snapshot.pkl at it, remove more than --keep-snapshots.
 
         Returns what pictures say of it: network, network_sha256, nimg (docs/run-folder.md).
         """
-        path = run_folder.snapshot_file(self.run_dir, state.progress.snapshot)
+        path = self.path(state.progress.nimg)
         persistence.save_network_pickle(str(path), network_pickle(self.cfg, self.dataset, state))
         with convenience(run_folder.NEWEST_NETWORK):
             run_folder.replace_with_copy(path, self.run_dir / run_folder.NEWEST_NETWORK)
@@ -42,9 +62,8 @@ class Snapshots:
 
     def mark_best(self, progress: Progress) -> None:
         """Keep the newest snapshot as best_model.pkl, and its number of images shown as best_nimg.txt."""
-        snapshot = run_folder.snapshot_file(self.run_dir, progress.snapshot)
         with convenience(run_folder.BEST_NETWORK):
-            run_folder.replace_with_copy(snapshot, self.run_dir / run_folder.BEST_NETWORK)
+            run_folder.replace_with_copy(self.path(progress.nimg), self.run_dir / run_folder.BEST_NETWORK)
             run_folder.write_best_nimg(self.run_dir, progress.nimg)
 
 
