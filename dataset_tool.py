@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn any image source into a StyleGAN data set: a zip (or folder) of square power-of-two PNGs and a dataset.json with labels.
+"""Turn any image source into a StyleGAN data set: a zip (or folder) of square power-of-two PNGs and a
+dataset.json with labels.
 
-    python dataset_tool.py --source=photos/ --dest=data/photos64.zip --resolution=64x64 --transform=center-crop
-    python dataset_tool.py --source=emoji.zip --dest=data/emoji{res}.zip --resolution=16,32,64
-    python dataset_tool.py --source=fashion/train-images-idx3-ubyte.gz --dest=data/fashion32.zip --resolution=32
-    python dataset_tool.py --source=cifar-10-python.tar.gz --dest=data/cifar10_16.zip --resolution=16x16
-    python dataset_tool.py --source=ILSVRC/ --dest=data/imagenet{res}.zip --resolution=16,32,64,128,256 --transform=center-crop
-    python dataset_tool.py --check data/photos64.zip
+    python dataset_tool.py --source=photos/ --dest=data/photos64.zip --resolution=64x64
+    --transform=center-crop python dataset_tool.py --source=emoji.zip --dest=data/emoji{res}.zip
+    --resolution=16,32,64 python dataset_tool.py --source=fashion/train-images-idx3-ubyte.gz
+    --dest=data/fashion32.zip --resolution=32 python dataset_tool.py --source=cifar-10-python.tar.gz
+    --dest=data/cifar10_16.zip --resolution=16x16 python dataset_tool.py --source=ILSVRC/
+    --dest=data/imagenet{res}.zip --resolution=16,32,64,128,256 --transform=center-crop python dataset_tool.py
+    --check data/photos64.zip
 
-Sources: a folder or zip of images (a dataset.json says the classes, else sub-folders are classes; docs/datasets.md has the rule), IDX
-pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB folders. From Python, `convert` does the same, from an array in memory too.
-The engine is image_data/conversion.py.
+Sources: a folder or zip of images (a dataset.json says the classes, else sub-folders are classes;
+docs/datasets.md has the rule), IDX pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB folders.
+From Python, `convert` does the same, from an array in memory too. The engine is image_data/conversion.py.
 """
 
 import os
@@ -27,11 +29,29 @@ import numpy as np
 from dnnlib import bounded, outputs, util
 from image_data import archives
 from image_data import labels as label_rule
-from image_data.conversion import MAX_CHUNK_IMAGES, ConvertReport, Progress, chunked, convert, count_workers, ordered_map, parse_resolutions
+from image_data.conversion import (
+    MAX_CHUNK_IMAGES,
+    ConvertReport,
+    Progress,
+    chunked,
+    convert,
+    count_workers,
+    ordered_map,
+    parse_resolutions,
+)
 from image_data.sources import array_source
 from image_data.transforms import FILTERS, TRANSFORMS
 
-__all__ = ["CheckReport", "ConvertReport", "Progress", "array_source", "check", "convert", "main", "parse_resolutions"]
+__all__ = [
+    "CheckReport",
+    "ConvertReport",
+    "Progress",
+    "array_source",
+    "check",
+    "convert",
+    "main",
+    "parse_resolutions",
+]
 
 LISTED_PROBLEMS = 10
 
@@ -54,11 +74,12 @@ class CheckReport:
     def format(self) -> str:
         """The report as text: facts, table of classes, problems."""
         channels = {"L": 1, "1": 1, "P": 3, "RGB": 3, "LA": 2, "RGBA": 4}
+        modes = {f"{channels.get(mode, mode)} ({mode})": n for mode, n in self.modes.items()}
         lines = [
             self.path,
             f"images    {self.num_images:,}",
             f"size      {_join_counts(self.sizes)}",
-            f"channels  {_join_counts(Counter({f'{channels.get(mode, mode)} ({mode})': n for mode, n in self.modes.items()}))}",
+            f"channels  {_join_counts(Counter(modes))}",
             f"classes   {len(self.classes) or 'none (unlabelled)'}",
             f"labels    {self.labels}",
         ]
@@ -66,7 +87,10 @@ class CheckReport:
             if self.metadata.get(key):
                 lines.append(f"{key:9s} {self.metadata[key]}")
         if isinstance(self.metadata.get("source"), dict):
-            lines.append(f"source    {self.metadata['source'].get('name')} (sha256 {str(self.metadata['source'].get('sha256'))[:12]})")
+            lines.append(
+                f"source    {self.metadata['source'].get('name')} (sha256 "
+                f"{str(self.metadata['source'].get('sha256'))[:12]})"
+            )
         width = max((len(name) for _, name, _ in self.classes), default=0)
         lines += [f"  {index:5d}  {name:{width}s}  {count:8,}" for index, name, count in self.classes]
         lines += [f"problem: {problem}" for problem in self.problems]
@@ -113,21 +137,30 @@ def check(
     subfolder: str = "",
     follow_links: bool = False,
 ) -> CheckReport:
-    """Decode every image of a data set and compare it with its labels. `labels`, `subfolder` and `follow_links` are as for `convert`.
+    """Decode every image of a data set and compare it with its labels. `labels`, `subfolder` and
+    `follow_links` are as for `convert`.
 
-    Raises ValueError when `path` cannot be opened at all; everything else is listed in the report's `problems`.
+    Raises ValueError when `path` cannot be opened at all; everything else is listed in the report's
+    `problems`.
     """
     workers = count_workers(workers)
     report = CheckReport(os.fspath(path))
-    archive, label_problems = _check_labels(archives.open_archive(path, follow_links), report, labels, subfolder)
+    archive, label_problems = _check_labels(
+        archives.open_archive(path, follow_links), report, labels, subfolder
+    )
     report.num_images = len(archive.images)
     if not archive.images:
         report.problems.append("no images")
     report.problems += _abridge([f"{name} exists twice in the zip" for name in archive.duplicates])
-    chunks = (archive.images[positions.start : positions.stop] for positions in chunked(len(archive.images), MAX_CHUNK_IMAGES))
+    chunks = (
+        archive.images[positions.start : positions.stop]
+        for positions in chunked(len(archive.images), MAX_CHUNK_IMAGES)
+    )
     errors = []
     done = 0
-    results: Generator[list[_Inspected], None, None] = ordered_map(_InspectTask(archive.reader), chunks, workers)
+    results: Generator[list[_Inspected], None, None] = ordered_map(
+        _InspectTask(archive.reader), chunks, workers
+    )
     for items in results:
         for item in items:
             if item.error:
@@ -151,22 +184,33 @@ def _size_problems(report: CheckReport) -> list[str]:
         if width != height or width & (width - 1):
             problems.append(f"{report.sizes[size]:,} images are {size}, not a power-of-two square")
     unusual = {mode: count for mode, count in report.modes.items() if mode not in ("RGB", "L")}
-    problems += [f"{count:,} images have mode {mode} instead of RGB or L: prepare them with --source" for mode, count in unusual.items()]
+    problems += [
+        f"{count:,} images have mode {mode} instead of RGB or L: prepare them with --source"
+        for mode, count in unusual.items()
+    ]
     return _abridge(problems)
 
 
-def _check_labels(archive: archives.Archive, report: CheckReport, mode: str, subfolder: str) -> tuple[archives.Archive, list[str]]:
-    """Fill in classes and metadata. Returns (the part of the archive that the images are in, what is wrong with the labels)."""
+def _check_labels(
+    archive: archives.Archive, report: CheckReport, mode: str, subfolder: str
+) -> tuple[archives.Archive, list[str]]:
+    """Fill in classes and metadata. Returns (the part of the archive that the images are in, what is wrong
+    with the labels).
+    """
     try:
         found = label_rule.label(archive, mode, subfolder)
     except ValueError as error:
         return _check_index(archive, report, str(error))
     report.metadata, report.labels = found.metadata, found.summary()
     counts = np.bincount(found.labels if found.labels is not None else [], minlength=found.num_classes)
-    return found.archive, _count_classes(report, found.class_names or [""] * found.num_classes, counts.tolist())
+    return found.archive, _count_classes(
+        report, found.class_names or [""] * found.num_classes, counts.tolist()
+    )
 
 
-def _check_index(archive: archives.Archive, report: CheckReport, error: str) -> tuple[archives.Archive, list[str]]:
+def _check_index(
+    archive: archives.Archive, report: CheckReport, error: str
+) -> tuple[archives.Archive, list[str]]:
     """`_check_labels` where the rule gave up with `error`: what a dataset.json says as far as it goes."""
     report.labels = "not told, see below"
     try:
@@ -180,16 +224,22 @@ def _check_index(archive: archives.Archive, report: CheckReport, error: str) -> 
     report.metadata = index.metadata
     present = {entry.name for entry in part.images}
     unlabelled, absent = sorted(present - labels.keys()), sorted(labels.keys() - present)
-    problems = [f"{len(unlabelled):,} images have no label, the first is {unlabelled[0]}"] if unlabelled else []
+    problems = (
+        [f"{len(unlabelled):,} images have no label, the first is {unlabelled[0]}"] if unlabelled else []
+    )
     problems += [f"{len(absent):,} labels have no image, the first is {absent[0]}"] if absent else []
     counts = Counter(label for name, label in labels.items() if name in present)
     names = index.class_names or [""] * index.num_classes
-    return part, (problems or [error]) + _count_classes(report, names, [counts[label] for label in range(index.num_classes)])
+    return part, (problems or [error]) + _count_classes(
+        report, names, [counts[label] for label in range(index.num_classes)]
+    )
 
 
 def _count_classes(report: CheckReport, names: Sequence[str], counts: Sequence[int]) -> list[str]:
     """Fill in the table of classes. Returns what is wrong with it."""
-    report.classes = [(label, name, count) for label, (name, count) in enumerate(zip(names, counts, strict=True))]
+    report.classes = [
+        (label, name, count) for label, (name, count) in enumerate(zip(names, counts, strict=True))
+    ]
     empty = [(label, name) for label, name, count in report.classes if not count]
     named = [f" {name!r}" if name not in ("", str(label)) else "" for label, name in empty]
     problems = [f"class {label}{name} has no images" for (label, _), name in zip(empty, named, strict=True)]
@@ -233,36 +283,74 @@ def _print_report(report: ConvertReport) -> None:
     if report.skipped:
         click.echo(f"warning: {len(report.skipped):,} unreadable images were skipped", err=True)
     if report.dropped:
-        click.echo(f"warning: {report.dropped:,} images are too small for the transform and were left out", err=True)
+        click.echo(
+            f"warning: {report.dropped:,} images are too small for the transform and were left out", err=True
+        )
     if report.empty_classes:
-        names = ", ".join(report.empty_classes[:LISTED_PROBLEMS]) + (", ..." if len(report.empty_classes) > LISTED_PROBLEMS else "")
-        click.echo(f"warning: {len(report.empty_classes):,} classes are left without images: {names}", err=True)
+        names = ", ".join(report.empty_classes[:LISTED_PROBLEMS]) + (
+            ", ..." if len(report.empty_classes) > LISTED_PROBLEMS else ""
+        )
+        click.echo(
+            f"warning: {len(report.empty_classes):,} classes are left without images: {names}", err=True
+        )
     click.echo(f"labels: {report.summary}")
     for path in report.paths:
         click.echo(f"{path}: {report.num_images:,} images")
 
 
-@click.command(context_settings={"max_content_width": 140, "show_default": True}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--source", help="Folder or zip of images, IDX images file, CIFAR python tarball, ILSVRC tree, LSUN LMDB folder.", metavar="PATH")
-@click.option("--dest", help="Data set to write, .zip or folder; {res} stands for the resolution.", metavar="PATH")
-@click.option("--resolution", help="64, 64x64, or several at once: 16,32,64.  [default: that of the images]", metavar="WxH")
+@click.command(
+    context_settings={"max_content_width": 140, "show_default": True},
+    help=str(__doc__).replace("\n\n", "\n\n\b\n"),
+)
+@click.option(
+    "--source",
+    help="Folder or zip of images, IDX images file, CIFAR python tarball, ILSVRC tree, LSUN LMDB folder.",
+    metavar="PATH",
+)
+@click.option(
+    "--dest", help="Data set to write, .zip or folder; {res} stands for the resolution.", metavar="PATH"
+)
+@click.option(
+    "--resolution",
+    help="64, 64x64, or several at once: 16,32,64.  [default: that of the images]",
+    metavar="WxH",
+)
 @click.option("--transform", type=click.Choice(TRANSFORMS), default="none", help="How images become square.")
 @click.option("--filter", type=click.Choice(list(FILTERS)), help="Resize filter.  [default: lanczos]")
-@click.option("--background", default="white", help="Colour under transparent pixels: a name or #rrggbb.", metavar="COLOUR")
 @click.option(
-    "--labels", type=click.Choice(label_rule.MODES), default="auto", help="Of dataset.json, of sub-folders, or the rule of docs/datasets.md."
+    "--background",
+    default="white",
+    help="Colour under transparent pixels: a name or #rrggbb.",
+    metavar="COLOUR",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(label_rule.MODES),
+    default="auto",
+    help="Of dataset.json, of sub-folders, or the rule of docs/datasets.md.",
 )
 @click.option("--subfolder", default="", help="The part of a folder or zip to use.", metavar="NAME")
 @click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, also outside of it.")
 @click.option("--class-names", help="Names replacing those of the source: a,b,c or @file.", metavar="LIST")
 @click.option("--classes", help="Keep these classes alone, in this order: a,b,c or @file.", metavar="LIST")
 @click.option("--max-images", type=int, help="Keep the first N images.", metavar="N")
-@click.option("--subset-seed", type=int, help="With --max-images: keep a seeded random choice instead.", metavar="SEED")
-@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What an unreadable image does.")
+@click.option(
+    "--subset-seed", type=int, help="With --max-images: keep a seeded random choice instead.", metavar="SEED"
+)
+@click.option(
+    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What an unreadable image does."
+)
 @click.option("--workers", type=int, help="Processes.  [default: one per core]", metavar="N")
-@click.option("--compress-level", type=click.IntRange(0, 9), default=0, help="Of the PNGs: 0 is large and fast to read.")
+@click.option(
+    "--compress-level", type=click.IntRange(0, 9), default=0, help="Of the PNGs: 0 is large and fast to read."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
-@click.option("--check", "check_path", help="Print what a data set holds and what is wrong with it; exit code 1 on problems.", metavar="DATASET")
+@click.option(
+    "--check",
+    "check_path",
+    help="Print what a data set holds and what is wrong with it; exit code 1 on problems.",
+    metavar="DATASET",
+)
 def main(**values: Any) -> None:
     """Turn any image source into a StyleGAN data set, or --check one."""
     util.plain_warnings()
@@ -274,7 +362,9 @@ def main(**values: Any) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"{error.filename or check_path or values['dest']}: {error.strerror or error}") from None
+        raise click.ClickException(
+            f"{error.filename or check_path or values['dest']}: {error.strerror or error}"
+        ) from None
     sys.exit(1 if problems else 0)
 
 
@@ -282,13 +372,21 @@ def _run_check(path: str, source: str | None, dest: str | None, workers: int | N
     """--check. Returns whether there are problems."""
     if source is not None or dest is not None:
         raise ValueError("--check reads a finished data set; it goes without --source and --dest")
-    report = check(path, workers, Progress(sys.stderr), options["labels"], options["subfolder"], options["follow_links"])
+    report = check(
+        path, workers, Progress(sys.stderr), options["labels"], options["subfolder"], options["follow_links"]
+    )
     click.echo(report.format())
     return bool(report.problems)
 
 
 def _run_convert(
-    source: str | None, dest: str | None, workers: int | None, resolution: str | None, class_names: str | None, classes: str | None, **options: Any
+    source: str | None,
+    dest: str | None,
+    workers: int | None,
+    resolution: str | None,
+    class_names: str | None,
+    classes: str | None,
+    **options: Any,
 ) -> bool:
     """--source to --dest."""
     if source is None or dest is None:

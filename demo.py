@@ -4,10 +4,11 @@
     make demo                # installs what it needs into .venv, then runs
     python demo.py           # in an environment that has it
 
-Real images (scikit-learn's digits, 1,797 of 8x8 pixels in 10 classes) become a 16x16 data set, a small class-conditional StyleSAN-XL learns it, and
-at the end stand demo/grid.png (a row per digit), curves, a network pickle, and demo/summary.json: the share of 1,000 generated digits that a
-logistic regression trained on the real ones takes for the digit asked for, and the Frechet distance of EfficientNet-Lite0 features to the data at
-the first and the last snapshot. Every step is a command of the project, printed before it runs.
+Real images (scikit-learn's digits, 1,797 of 8x8 pixels in 10 classes) become a 16x16 data set, a small
+class-conditional StyleSAN-XL learns it, and at the end stand demo/grid.png (a row per digit), curves, a
+network pickle, and demo/summary.json: the share of 1,000 generated digits that a logistic regression trained
+on the real ones takes for the digit asked for, and the Frechet distance of EfficientNet-Lite0 features to the
+data at the first and the last snapshot. Every step is a command of the project, printed before it runs.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ TRAIN_OPTIONS = {
 
 
 def train_options(kimg: float) -> dict[str, object]:
-    """The options of train.py. Without bf16 units a CPU computes in bf16 many times slower than in float32."""
+    """The options of train.py. Without bf16 units a CPU computes in bf16 many times slower than in
+    float32.
+    """
     fast = pick_precision("auto", pick_device("auto")) is not None
     return {**TRAIN_OPTIONS, "d-precision": "bf16" if fast else "fp32", "kimg": kimg}
 
@@ -91,7 +94,9 @@ def run(script: str, *arguments: str) -> None:
 
 
 def class_accuracy(G: Generator, dataset: ImageDataset) -> float:
-    """Share of generated images that a logistic regression on the real pixels takes for the class asked for."""
+    """Share of generated images that a logistic regression on the real pixels takes for the class asked
+    for.
+    """
     real = np.stack([np.asarray(dataset[i][0]) for i in range(len(dataset))])
     judge = LogisticRegression(max_iter=2000).fit(real.reshape(len(real), -1) / 255, dataset.labels)
     labels = torch.arange(GENERATED) % G.c_dim
@@ -103,8 +108,19 @@ def class_accuracy(G: Generator, dataset: ImageDataset) -> float:
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--outdir", default="demo", show_default=True, help="folder of the results; an earlier demo there is replaced")
-@click.option("--kimg", type=float, default=TRAIN_OPTIONS["kimg"], show_default=True, help="thousands of images to train on")
+@click.option(
+    "--outdir",
+    default="demo",
+    show_default=True,
+    help="folder of the results; an earlier demo there is replaced",
+)
+@click.option(
+    "--kimg",
+    type=float,
+    default=TRAIN_OPTIONS["kimg"],
+    show_default=True,
+    help="thousands of images to train on",
+)
 def main(outdir: str, kimg: float) -> None:
     """Run the demo."""
     started = time.monotonic()
@@ -115,7 +131,9 @@ def main(outdir: str, kimg: float) -> None:
         raise click.ClickException(str(error)) from None
     out = Path(outdir)
     if out.exists() and any(out.iterdir()) and not (out / "digits16.zip").exists():
-        raise click.ClickException(f"--outdir={outdir} holds something else than an earlier demo: name a new folder")
+        raise click.ClickException(
+            f"--outdir={outdir} holds something else than an earlier demo: name a new folder"
+        )
     shutil.rmtree(out, ignore_errors=True)
     data = out / "digits16.zip"
     write_digits(out / "digits")
@@ -124,7 +142,14 @@ def main(outdir: str, kimg: float) -> None:
     run("train.py", f"--outdir={out / 'runs'}", f"--data={data}", *options)
     (run_dir,) = (out / "runs").iterdir()
     network = run_dir / run_folder.NEWEST_NETWORK
-    sheet = [f"--network={network}", "--classes=0-9", "--samples-per-class=16", "--grid-width=16", f"--outdir={out}", "--desc=grid"]
+    sheet = [
+        f"--network={network}",
+        "--classes=0-9",
+        "--samples-per-class=16",
+        "--grid-width=16",
+        f"--outdir={out}",
+        "--desc=grid",
+    ]
     run("gen_class_samplesheet.py", *sheet)
     (out / "sheet-grid.png").replace(out / "grid.png")
     shutil.copyfile(run_dir / run_folder.CURVES_FILE, out / run_folder.CURVES_FILE)
@@ -145,9 +170,13 @@ def main(outdir: str, kimg: float) -> None:
         json.dump(summary, f, indent=2)
     click.echo(f"\nA class is recognised in {summary['accuracy']:.1%} of {GENERATED} generated digits.")
     click.echo(f"{METRIC} fell from {summary['fd_first']:.1f} (first snapshot) to {summary['fd_last']:.1f}.")
-    if summary["accuracy"] < REACHES["accuracy"] or summary["fd_first"] < REACHES["fd_ratio"] * summary["fd_last"]:
+    if (
+        summary["accuracy"] < REACHES["accuracy"]
+        or summary["fd_first"] < REACHES["fd_ratio"] * summary["fd_last"]
+    ):
         raise click.ClickException(
-            f"the demo is known to reach {REACHES['accuracy']:.0%} and a {REACHES['fd_ratio']}-fold fall: something is wrong here"
+            f"the demo is known to reach {REACHES['accuracy']:.0%} and a {REACHES['fd_ratio']}-fold fall: "
+            "something is wrong here"
         )
     click.echo(f"It took {format_time(summary['seconds'])}. Look at:")
     for key in ("grid", "curves", "network"):

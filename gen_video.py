@@ -10,10 +10,10 @@
     # from class to class: the list of classes goes along the list of seeds
     python gen_video.py --network=network-snapshot.pkl --seeds=0,0,0 --class=cat,dog,fox --output=classes.gif
 
-Between seeds, w follows a periodic cubic spline. A seed's image is the one that gen_images.py makes. The ending of --output chooses the
-format: .mp4, .mkv and .webm need the package av (pip install av); .gif, .webp and .png (animated PNG) need nothing.
-Browsers slow down a GIF of more than 50 frames per second, and a WebP or PNG of more than 90: of a faster
-video such a file shows every second or third frame, in the same time.
+Between seeds, w follows a periodic cubic spline. A seed's image is the one that gen_images.py makes. The
+ending of --output chooses the format: .mp4, .mkv and .webm need the package av (pip install av); .gif, .webp
+and .png (animated PNG) need nothing. Browsers slow down a GIF of more than 50 frames per second, and a WebP
+or PNG of more than 90: of a faster video such a file shows every second or third frame, in the same time.
 """
 
 from __future__ import annotations
@@ -40,25 +40,40 @@ from torch_utils import images, memory
 from torch_utils.devices import pick_device
 
 H264 = ("libx264", "libopenh264", "mpeg4")
-CODECS = {".mp4": ("mp4", H264), ".mkv": ("matroska", H264), ".webm": ("webm", ("libvpx-vp9", "libvpx"))}  # ending -> container, encoders
+CODECS = {
+    ".mp4": ("mp4", H264),
+    ".mkv": ("matroska", H264),
+    ".webm": ("webm", ("libvpx-vp9", "libvpx")),
+}  # ending -> container, encoders
 PICTURES = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 MAX_FRAMES = 10_000_000  # two days at 60 a second
-SPLINE_BYTES = 64  # for a number of a keyframe: itself, and four coefficients of its spline with what is needed to find them
+# for a number of a keyframe: itself, and four coefficients of its spline with what is needed to find them
+SPLINE_BYTES = 64
 # Milliseconds in which a format counts, and the shortest delay that browsers keep (a shorter one lasts 100).
 DELAYS = {".gif": (10, 20), ".webp": (1, 11), ".png": (1, 11)}
 
 
-def arrange(seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle_seed: int | None) -> np.ndarray:
-    """Positions in `seeds`, int [cells, keyframes]: which seed every cell of the grid shows at every keyframe; the list repeats if it is too short.
+def arrange(
+    seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle_seed: int | None
+) -> np.ndarray:
+    """Positions in `seeds`, int [cells, keyframes]: which seed every cell of the grid shows at every
+    keyframe; the list repeats if it is too short.
 
-    Raises ValueError when the seeds do not fill the grid and --num-keyframes does not say how often they repeat.
+    Raises ValueError when the seeds do not fill the grid and --num-keyframes does not say how often they
+    repeat.
     """
     if num_keyframes is None:
         if len(seeds) % cells:
-            raise ValueError(f"--seeds: {len(seeds)} seeds do not divide among {cells} cells of the grid: change --seeds or give --num-keyframes")
+            raise ValueError(
+                f"--seeds: {len(seeds)} seeds do not divide among {cells} cells of the grid: change --seeds "
+                "or give --num-keyframes"
+            )
         num_keyframes = len(seeds) // cells
     if cells * num_keyframes > dnnlib.util.MAX_LIST:
-        raise ValueError(f"--num-keyframes={num_keyframes}: {cells} cells with so many keyframes are more than {dnnlib.util.MAX_LIST:,}")
+        raise ValueError(
+            f"--num-keyframes={num_keyframes}: {cells} cells with so many keyframes are more than "
+            f"{dnnlib.util.MAX_LIST:,}"
+        )
     order = np.resize(np.arange(len(seeds)), cells * num_keyframes)
     if shuffle_seed is not None:
         np.random.RandomState(shuffle_seed).shuffle(order)
@@ -68,7 +83,8 @@ def arrange(seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle
 def check_memory(network: render.Network, order: np.ndarray, num_frames: int, output: Path) -> None:
     """Raises ValueError for a video of which more must be held in memory than is free.
 
-    order: of `arrange`. num_frames: of the whole video, which writers of WebP and PNG hold until they have them all.
+    order: of `arrange`. num_frames: of the whole video, which writers of WebP and PNG hold until they have
+    them all.
     """
     cells, keyframes = order.shape
     held = order.size * network.G.num_ws * network.G.w_dim * SPLINE_BYTES
@@ -77,26 +93,39 @@ def check_memory(network: render.Network, order: np.ndarray, num_frames: int, ou
     free = memory.host_free_bytes()
     if held > free:
         raise ValueError(
-            f"--output={output}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take {held / 2**30:.1f} GiB of memory, "
+            f"--output={output}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take "
+            f"{held / 2**30:.1f} GiB of memory, "
             f"and {free / 2**30:.1f} GiB are free: ask for fewer, or write .mp4 or .gif"
         )
 
 
 @torch.no_grad()
 def keyframe_styles(
-    network: render.Network, seeds: Sequence[int], classes: Sequence[int] | None, truncation: float, centroids: Tensor | None
+    network: render.Network,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    truncation: float,
+    centroids: Tensor | None,
 ) -> np.ndarray:
-    """float32 [seeds, num_ws, W]; seed i belongs to class i of `classes`, which repeats, or to the class that gen_images.py gives it."""
+    """float32 [seeds, num_ws, W]; seed i belongs to class i of `classes`, which repeats, or to the class that
+    gen_images.py gives it.
+    """
     ws = []
     for i, seed in enumerate(seeds):
         labels = render.seed_labels(network, seed, 1, None if classes is None else classes[i % len(classes)])
         z = render.latents(seed, 1, network.G.z_dim).to(network.device)
-        ws.append(render.styles(network.G, z, None if labels is None else labels.to(network.device), truncation, centroids))
+        ws.append(
+            render.styles(
+                network.G, z, None if labels is None else labels.to(network.device), truncation, centroids
+            )
+        )
     return torch.cat(ws).float().cpu().numpy()
 
 
 def splines(ws: np.ndarray) -> Callable[[float], np.ndarray]:
-    """ws [cells, keyframes, num_ws, W] -> a function of time, periodic in the number of keyframes, with values [cells, num_ws, W]; cubic (C2)."""
+    """ws [cells, keyframes, num_ws, W] -> a function of time, periodic in the number of keyframes, with
+    values [cells, num_ws, W]; cubic (C2).
+    """
     keyframes = ws.shape[1]
     if keyframes == 1:
         return lambda time: ws[:, 0]
@@ -129,12 +158,16 @@ def check_output(output: Path) -> None:
     """Raises ValueError for a format that cannot be written here."""
     ending = output.suffix.lower()
     if ending not in CODECS and ending not in PICTURES:
-        raise ValueError(f"--output={output}: endings that can be written are {', '.join([*CODECS, *PICTURES])}")
+        raise ValueError(
+            f"--output={output}: endings that can be written are {', '.join([*CODECS, *PICTURES])}"
+        )
     if ending in CODECS:
         try:
             import av  # noqa: F401
         except ImportError:
-            raise ValueError(f"--output={output}: {ending} needs the package av (pip install av); or write .webp or .gif") from None
+            raise ValueError(
+                f"--output={output}: {ending} needs the package av (pip install av); or write .webp or .gif"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -206,21 +239,29 @@ def _write_pictures(
     first.save(file, kind, save_all=True, append_images=rest, duration=durations, loop=0, **own.get(kind, {}))
 
 
-def _write_video(file: IO[Any], pictures: Iterator[np.ndarray], fps: int, container_format: str, codecs: Sequence[str]) -> None:
+def _write_video(
+    file: IO[Any], pictures: Iterator[np.ndarray], fps: int, container_format: str, codecs: Sequence[str]
+) -> None:
     import av
 
     known = [name for name in codecs if name in av.codecs_available]
     if not known:
-        raise ValueError(f"the installed package av has none of the encoders {', '.join(codecs)}: write .webp or .gif")
+        raise ValueError(
+            f"the installed package av has none of the encoders {', '.join(codecs)}: write .webp or .gif"
+        )
     with av.open(file, "w", format=container_format) as container:
         stream: Any = container.add_stream(known[0], rate=Fraction(fps))
         stream.pix_fmt = "yuv420p"
         for index, picture in enumerate(pictures):
-            even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge")  # chroma is halved
+            even = np.pad(
+                picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge"
+            )  # chroma is halved
             if index == 0:
                 stream.height, stream.width = even.shape[:2]
                 stream.bit_rate = 12_000_000
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"))
+            )
             outputs.raise_if_stopped()  # av swallows an interrupt that comes while it writes
         container.mux(stream.encode())
 
@@ -240,14 +281,44 @@ def length_text(plan: Timing, total: int, fps: int, ending: str) -> str:
 @commands.common_options
 @click.option("--seeds", required=True, metavar="LIST", help="for example 0,1,4-6")
 @click.option("--output", required=True, metavar="FILE", help="where the video goes")
-@click.option("--shuffle-seed", type=click.IntRange(0, render.MAX_SEED), help="shuffle the seeds with this seed")
-@click.option("--grid", default="1x1", show_default=True, metavar="WxH|W,H", help="columns x rows of videos beside each other")
-@click.option("--num-keyframes", type=click.IntRange(min=1), help="seeds that each cell flows through [default: seeds / cells]")
-@click.option("--w-frames", type=click.IntRange(min=1), default=120, show_default=True, help="frames from one seed to the next")
+@click.option(
+    "--shuffle-seed", type=click.IntRange(0, render.MAX_SEED), help="shuffle the seeds with this seed"
+)
+@click.option(
+    "--grid",
+    default="1x1",
+    show_default=True,
+    metavar="WxH|W,H",
+    help="columns x rows of videos beside each other",
+)
+@click.option(
+    "--num-keyframes",
+    type=click.IntRange(min=1),
+    help="seeds that each cell flows through [default: seeds / cells]",
+)
+@click.option(
+    "--w-frames",
+    type=click.IntRange(min=1),
+    default=120,
+    show_default=True,
+    help="frames from one seed to the next",
+)
 @click.option("--fps", type=click.IntRange(1, 120), default=60, show_default=True, help="frames per second")
-@click.option("--class", "--classes", "classes", metavar="LIST", help="classes by index, range or name (0,3-5,cat); several go along the seeds")
+@click.option(
+    "--class",
+    "--classes",
+    "classes",
+    metavar="LIST",
+    help="classes by index, range or name (0,3-5,cat); several go along the seeds",
+)
 @click.option("--data", metavar="ZIP|DIR", help="data set to take class names from, if the pickle has none")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="images computed at a time on a GPU")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="images computed at a time on a GPU",
+)
 @commands.one_line_errors
 def main(
     network: str,
@@ -269,10 +340,17 @@ def main(
 ) -> None:
     numbers, (columns, rows) = commands.parse_seeds(seeds), commands.parse_grid(grid)
     commands.check_finite("--trunc", truncation)
-    outputs.check_output("--output", output, inputs={"--network": network, "--centroids-path": centroids_path}, data={"--data": data})
+    outputs.check_output(
+        "--output",
+        output,
+        inputs={"--network": network, "--centroids-path": centroids_path},
+        data={"--data": data},
+    )
     check_output(Path(output))
     order = arrange(numbers, columns * rows, num_keyframes, shuffle_seed)
-    net = render.load_network(network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision)
+    net = render.load_network(
+        network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision
+    )
     centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
     chosen = render.class_indices(net, classes) if classes else None
     images.check_picture(f"--grid={grid}", order.shape[0], net.G.img_resolution)
@@ -282,7 +360,11 @@ def main(
     check_memory(net, order, total, Path(output))
     ws = keyframe_styles(net, numbers, chosen, truncation, centroids)[order]
     if order.shape[1] == 1:
-        click.echo(f"note: one seed per cell makes a picture that stands still: give more than {columns * rows} seeds", err=True)
+        click.echo(
+            f"note: one seed per cell makes a picture that stands still: give more than {columns * rows} "
+            "seeds",
+            err=True,
+        )
     plan = timing(total, fps, Path(output).suffix.lower())
     about = render.about(net, numbers, chosen, truncation=truncation, centroids_path=centroids_path)
     with commands.progress_bar(len(plan.frames), "Frames") as done:

@@ -2,24 +2,27 @@
 """Train StyleSAN-XL.
 
     # a stem at 16x16 on labelled images, on whatever device there is
-    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji16.zip --gpus=1 --batch=64 --cond=True --syn_layers=7
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji16.zip --gpus=1 --batch=64
+    --cond=True --syn_layers=7
 
     # the next stage: a superresolution head on that stem
-    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64 --cond=True --superres \\
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64
+    --cond=True --superres \\
         --up_factor=2 --head_layers=4 --path_stem=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
     # all stages of a schedule in one command; --stages=64,128 for a part, --dry-run for the plan
     python train.py --outdir=training-runs --recipe=imagenet256 --data=imagenet256.zip --gpus=8
     python train.py --resume=training-runs/00000-imagenet256
 
-    # fetch all weights that this needs, where there is a network, for machines that have none (--prefetch=DIR: into this folder)
-    python train.py --prefetch --recipe=imagenet256
+    # fetch all weights that this needs, where there is a network, for machines that have none
+    (--prefetch=DIR: into this folder) python train.py --prefetch --recipe=imagenet256
 
     # go on exactly where a run stopped
     python train.py --resume=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
     # several processes: --gpus=8 starts them; under torchrun they are there already
-    torchrun --nproc-per-node=8 train.py --outdir=training-runs --cfg=stylegan3-t --data=imagenet16.zip --gpus=8 --batch=2048 --cond=True
+    torchrun --nproc-per-node=8 train.py --outdir=training-runs --cfg=stylegan3-t --data=imagenet16.zip
+    --gpus=8 --batch=2048 --cond=True
 """
 
 from __future__ import annotations
@@ -109,14 +112,34 @@ class TrainCommand(click.Command):
             raise click.ClickException(f"{err.option_name} does not exist here: {reason}") from None
 
 
-@click.command(cls=TrainCommand, context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--outdir", metavar="DIR", help="where run folders are made; each run gets a new numbered one [required for a new run]")
-@click.option("--recipe", metavar="FILE|NAME", help="a progressive schedule: all its stages in order (recipes/)")
-@click.option("--stages", metavar="LIST", help="with a recipe: only the stages of these resolutions, such as 64,128")
+@click.command(
+    cls=TrainCommand,
+    context_settings={"max_content_width": 140},
+    help=str(__doc__).replace("\n\n", "\n\n\b\n"),
+)
+@click.option(
+    "--outdir",
+    metavar="DIR",
+    help="where run folders are made; each run gets a new numbered one [required for a new run]",
+)
+@click.option(
+    "--recipe", metavar="FILE|NAME", help="a progressive schedule: all its stages in order (recipes/)"
+)
+@click.option(
+    "--stages", metavar="LIST", help="with a recipe: only the stages of these resolutions, such as 64,128"
+)
 @config_options
 @click.option("--fp32", type=bool, default=False, help="float32 everywhere (--precision=fp32)")
-@click.option("--resume", metavar="RUN_DIR|PATH|URL", help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)")
-@click.option("--from-scratch", is_flag=True, help="with --resume: put away what the run has made, and train it anew from image 0")
+@click.option(
+    "--resume",
+    metavar="RUN_DIR|PATH|URL",
+    help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)",
+)
+@click.option(
+    "--from-scratch",
+    is_flag=True,
+    help="with --resume: put away what the run has made, and train it anew from image 0",
+)
 @click.option("--freezed", type=int, default=0, help="accepted for compatibility; must be 0")
 @click.option("--map-depth", "--map_depth", type=int, default=2, help="accepted for compatibility; must be 2")
 @click.option("--stem", is_flag=True, help="accepted for compatibility: without --superres a stem is trained")
@@ -126,7 +149,8 @@ class TrainCommand(click.Command):
     flag_value="",
     default=None,
     metavar="[=DIR]",
-    help="fetch every weights file that the other flags, the recipe or the run folder ask for, list them, and leave; DIR: instead of the caches",
+    help="fetch every weights file that the other flags, the recipe or the run folder ask for, list them, "
+    "and leave; DIR: instead of the caches",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="print the whole plan and leave")
 def main(**values: Any) -> None:
@@ -144,7 +168,9 @@ def main(**values: Any) -> None:
             return
         outcome = run_main(values)
     except timm_weights.MissingWeights as err:
-        raise click.ClickException(f"{err}; or, where there is a network, run: {prefetch_command()}") from None
+        raise click.ClickException(
+            f"{err}; or, where there is a network, run: {prefetch_command()}"
+        ) from None
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
     distributed.shutdown()
@@ -156,7 +182,9 @@ def main(**values: Any) -> None:
 
 def check_outputs(values: dict[str, Any]) -> None:
     """Raises ValueError for a place that nothing can be written to, or that a data set would swallow."""
-    data: list[str | None] = [*glob.glob("*".join(glob.escape(part) for part in (values["data"] or "").split("{res}")))]
+    data: list[str | None] = [
+        *glob.glob("*".join(glob.escape(part) for part in (values["data"] or "").split("{res}")))
+    ]
     for flag in ("outdir", "prefetch"):
         if values[flag] is not None and (flag, values[flag]) != ("prefetch", ""):
             for path in data or [None]:
@@ -193,7 +221,10 @@ def run_main(values: dict[str, Any]) -> str | None:
         check_from_scratch(values, resuming)
     if values["recipe"] or folder_of_recipe(values):
         if resume is not None and not resuming:
-            raise ValueError(f"--resume={resume}: to go on with a recipe, name its folder; to start from a network, use --init-from")
+            raise ValueError(
+                f"--resume={resume}: to go on with a recipe, name its folder; to start from a network, use "
+                "--init-from"
+            )
         return run_recipe(values)
     if values["stages"]:
         raise ValueError(f"--stages={values['stages']} has no effect without --recipe")
@@ -205,9 +236,14 @@ def check_from_scratch(values: dict[str, Any], resuming: bool) -> None:
     if not resuming:
         raise ValueError("--from-scratch is for --resume=RUN_DIR: a new run starts at image 0 anyway")
     if folder_of_recipe(values) and not values["stages"]:
-        raise ValueError("--from-scratch with a recipe's folder needs --stages: name the stages to train anew")
+        raise ValueError(
+            "--from-scratch with a recipe's folder needs --stages: name the stages to train anew"
+        )
     if values["restart_every"] is not None:
-        raise ValueError("--from-scratch with --restart_every would start anew at every restart: give it once, without the other")
+        raise ValueError(
+            "--from-scratch with --restart_every would start anew at every restart: give it once, without "
+            "the other"
+        )
 
 
 def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig, set[str]]:
@@ -225,7 +261,9 @@ def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig
 
 
 def run_once(values: dict[str, Any], resume: str | None) -> str | None:
-    """A run without a recipe. resume: the run folder that goes on. Returns the outcome; None after --dry-run."""
+    """A run without a recipe. resume: the run folder that goes on. Returns the outcome; None after
+    --dry-run.
+    """
     config, given = build_config(values, load_run(resume) if resume else TrainConfig())
     launch.check_processes(config)
     if resume is None:
@@ -254,11 +292,21 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     evaluator = measures.make_evaluator(config, dataset)
     evaluator.check()
     warn_of_changes(evaluator, goes_on)
-    return launch.start(config, existing, outdir, desc, measures.make_evaluate, again=resume is not None, from_scratch=values["from_scratch"])
+    return launch.start(
+        config,
+        existing,
+        outdir,
+        desc,
+        measures.make_evaluate,
+        again=resume is not None,
+        from_scratch=values["from_scratch"],
+    )
 
 
 def run_recipe(values: dict[str, Any]) -> str | None:
-    """A run with --recipe, or with --resume and the folder of one. Returns the outcome; None after --dry-run."""
+    """A run with --recipe, or with --resume and the folder of one. Returns the outcome; None after
+    --dry-run.
+    """
     started = time.monotonic()
     folder = Path(values["resume"]) if values["resume"] else None
     schedule = recipe_launch.schedule_of(values, folder)
@@ -272,10 +320,16 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     if values["dry_run"]:
         click.echo("\n".join(recipe_plan.lines(schedule, planned)))
         loaded: dict[str, Detector] = {}
-        evaluators = {p: measures.make_evaluator(p.config, p.dataset, loaded=loaded) for p in planned if p.dataset is not None}
+        evaluators = {
+            p: measures.make_evaluator(p.config, p.dataset, loaded=loaded)
+            for p in planned
+            if p.dataset is not None
+        }
         for evaluator in evaluators.values():
             evaluator.check_data()
-        missing = print_missing(measures.missing_files([p.config for p in planned], schedule.recipe.final_metric))
+        missing = print_missing(
+            measures.missing_files([p.config for p in planned], schedule.recipe.final_metric)
+        )
         for p, evaluator in evaluators.items() if not missing else ():
             assert p.dataset is not None
             run_dir = None if folder is None or values["from_scratch"] else folder / p.stage.name
@@ -290,14 +344,20 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         warn_of_changes(evaluator, folder and folder / p.stage.name)
     if schedule.recipe.final_metric is not None:
         last = schedule.config(schedule.recipe.stages[-1])
-        measures.final_evaluator(last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False).check()
+        measures.final_evaluator(
+            last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False
+        ).check()
     lent = recipe_launch.Measures(measures.make_evaluate, measures.final_evaluator)
-    return recipe_launch.start(schedule, folder, values, desc, lent, started + planned[0].config.run.restart_every)
+    return recipe_launch.start(
+        schedule, folder, values, desc, lent, started + planned[0].config.run.restart_every
+    )
 
 
 def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
     """What says which image has which class, and what is left out: a line for every data set."""
-    lines = dict.fromkeys(f"Labels: {dataset.path}: {dataset.labels_summary}" for dataset in datasets if dataset is not None)
+    lines = dict.fromkeys(
+        f"Labels: {dataset.path}: {dataset.labels_summary}" for dataset in datasets if dataset is not None
+    )
     for line in lines if distributed.is_main() else ():
         click.echo(line)
 
@@ -315,7 +375,11 @@ def print_missing(lines: Iterable[str]) -> list[str]:
 def warn_of_changes(evaluator: Evaluator, run_dir: Path | None) -> None:
     """Say it where a run that goes on is measured otherwise than before: its scores are then of two kinds."""
     for change in evaluator.changes_since(run_dir) if run_dir is not None else ():
-        click.echo(f"Warning: {run_dir}: from now on measured otherwise than before, so that scores do not compare: {change}", err=True)
+        click.echo(
+            f"Warning: {run_dir}: from now on measured otherwise than before, so that scores do not "
+            f"compare: {change}",
+            err=True,
+        )
 
 
 def print_once(lines: Iterable[str]) -> None:
@@ -326,11 +390,14 @@ def print_once(lines: Iterable[str]) -> None:
 
 def prefetch_command() -> str:
     """The command that fetches what this one needs."""
-    return shlex.join(["python", "train.py", "--prefetch", *(a for a in sys.argv[1:] if a not in ("-n", "--dry-run"))])
+    return shlex.join(
+        ["python", "train.py", "--prefetch", *(a for a in sys.argv[1:] if a not in ("-n", "--dry-run"))]
+    )
 
 
 def configs_asked_for(values: dict[str, Any]) -> tuple[list[TrainConfig], str | None]:
-    """(the configuration of the run, or of every selected stage of the recipe; the metric that is measured after each stage). Reads no data.
+    """(the configuration of the run, or of every selected stage of the recipe; the metric that is measured
+    after each stage). Reads no data.
 
     Raises:
         ValueError: one line.
@@ -344,7 +411,8 @@ def configs_asked_for(values: dict[str, Any]) -> tuple[list[TrainConfig], str | 
 
 
 def prefetch_all(values: dict[str, Any]) -> None:
-    """--prefetch: frozen networks, metrics' detectors and networks named by URL, into the caches or a folder that takes their place.
+    """--prefetch: frozen networks, metrics' detectors and networks named by URL, into the caches or a folder
+    that takes their place.
 
     Raises:
         ValueError: one line for all that could not be had.
@@ -358,11 +426,20 @@ def prefetch_all(values: dict[str, Any]) -> None:
     items = measures.prefetch_items(configs, final, values["resume"], hub, say)
     failures = prefetch.fetch_all(items, say)
     if failures:
-        raise ValueError(f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}" + (" (and more above)" if failures[1:] else ""))
+        raise ValueError(
+            f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}"
+            + (" (and more above)" if failures[1:] else "")
+        )
     if hub:
-        say(f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1")
+        say(
+            f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} "
+            f"HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1"
+        )
     else:
-        say(f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and {timm_weights.hub_cache()}")
+        say(
+            f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and "
+            f"{timm_weights.hub_cache()}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many images give a class's mean feature, and how many real images a Frechet distance needs.
 
-    python -m benchmarks.class_means fashion32.zip           # 1,000 images of each class, about 5 minutes on one CPU core
-    python -m benchmarks.class_means fashion32.zip 200
+    python -m benchmarks.class_means fashion32.zip           # 1,000 images of each class, about 5 minutes on
+    one CPU core python -m benchmarks.class_means fashion32.zip 200
 
-The first table is behind `images_per_class` (training's class embedding), the second behind `LITE0_REAL_IMAGES` (metrics.registry).
+The first table is behind `images_per_class` (training's class embedding), the second behind
+`LITE0_REAL_IMAGES` (metrics.registry).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ REPEATS = 10
 def features(dataset: ImageDataset, per_class: int) -> tuple[np.ndarray, np.ndarray]:
     """lite0 features [n, D] and labels [n] of `per_class` images of each class, in random order."""
     assert dataset.labels is not None
-    chosen = np.random.RandomState(0).permutation(_choose(dataset.labels, dataset.label_dim, per_class, seed=0))
+    chosen = np.random.RandomState(0).permutation(
+        _choose(dataset.labels, dataset.label_dim, per_class, seed=0)
+    )
     detector, progress, rows = load_lite0(), Progress(label="Features", unit=""), []
     for start in range(0, len(chosen), 16):
         part = chosen[start : start + 16]
@@ -58,7 +61,9 @@ def class_means(rows: np.ndarray, labels: np.ndarray) -> None:
 
 
 def reference_sizes(rows: np.ndarray, generated: int = 2000) -> None:
-    """Prints the distance of `generated` images from n others of the same set, which a perfect generator would have."""
+    """Prints the distance of `generated` images from n others of the same set, which a perfect generator
+    would have.
+    """
 
     def moments(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         store = Moments(part.shape[1])
@@ -81,7 +86,9 @@ def main() -> None:
     """The command line."""
     if len(sys.argv) not in (2, 3):
         sys.exit(str(__doc__))
-    rows, labels = features(ImageDataset(sys.argv[1], use_labels=True), int(sys.argv[2]) if len(sys.argv) == 3 else 1000)
+    rows, labels = features(
+        ImageDataset(sys.argv[1], use_labels=True), int(sys.argv[2]) if len(sys.argv) == 3 else 1000
+    )
     class_means(rows, labels)
     reference_sizes(rows)
 

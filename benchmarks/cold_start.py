@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a newcomer waits: from an empty cache folder to the first image, and what of it is building kernels.
+"""How long a newcomer waits: from an empty cache folder to the first image, and what of it is building
+kernels.
 
-    python benchmarks/cold_start.py                        # a tiny network, and the size of ImageNet at 256 pixels (needs 4 GB of memory)
+    python benchmarks/cold_start.py                        # a tiny network, and the size of ImageNet at 256
+                                                           pixels (needs 4 GB of memory)
     python benchmarks/cold_start.py --networks tiny --device cuda
 
-Each row is a command in a process of its own: seconds on the clock, and CPU seconds of it and its children, which a busy machine disturbs
-less. `first` finds an empty cache folder, `again` the one that `first` has filled. The networks have random weights.
+Each row is a command in a process of its own: seconds on the clock, and CPU seconds of it and its children,
+which a busy machine disturbs less. `first` finds an empty cache folder, `again` the one that `first` has
+filled. The networks have random weights.
 """
 
 import json
@@ -31,7 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_network(name: str) -> generator.Generator:
-    """`tiny`: 16 pixels, 10 classes. `imagenet256`: the published stages from 16 to 256 pixels, 1000 classes, 233 M parameters."""
+    """`tiny`: 16 pixels, 10 classes. `imagenet256`: the published stages from 16 to 256 pixels, 1000 classes,
+    233 M parameters.
+    """
     torch.manual_seed(0)
     if name == "tiny":
         return generator.build_stem("stylegan3-t", 16, 10, syn_layers=5, cbase=256, cmax=16)
@@ -42,12 +47,20 @@ def make_network(name: str) -> generator.Generator:
 
 
 def timed(arguments: list[str], cache: Path) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of a command with a cache folder; ends the program, with its output, if it fails."""
+    """Wall-clock and CPU seconds of a command with a cache folder; ends the program, with its output, if it
+    fails.
+    """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = {key: value for key, value in os.environ.items() if key != extension.FOLDER_VARIABLE} | {"DNNLIB_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {key: value for key, value in os.environ.items() if key != extension.FOLDER_VARIABLE} | {
+        "DNNLIB_CACHE_DIR": str(cache)
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     if done.returncode != 0:
-        raise click.ClickException(f"{' '.join(arguments)}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise click.ClickException(
+            f"{' '.join(arguments)}: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -76,14 +89,28 @@ def main(networks: str, device: str, out: Path | None) -> None:
         for name in names:
             network = work / f"{name}.pkl"
             G = make_network(name).eval().requires_grad_(False)
-            persistence.save_network_pickle(network, {"G": G, "D": None, "G_ema": G, "training_set_kwargs": {}, "augment_pipe": None})
+            persistence.save_network_pickle(
+                network, {"G": G, "D": None, "G_ema": G, "training_set_kwargs": {}, "augment_pipe": None}
+            )
             del G
-            command = ["gen_images.py", f"--network={network}", "--seeds=0", f"--outdir={work / 'images'}", f"--device={device}"]
+            command = [
+                "gen_images.py",
+                f"--network={network}",
+                "--seeds=0",
+                f"--outdir={work / 'images'}",
+                f"--device={device}",
+            ]
             for attempt in ("first", "again"):
                 row(f"gen_images.py, one image, {name}, {attempt}", command, name)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "device": device, "rows": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps(
+                {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device, "rows": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

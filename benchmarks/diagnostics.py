@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the diagnostics of a tick's first step cost, beside the discriminator step that they ride on and the tick that they come once in.
+"""What the diagnostics of a tick's first step cost, beside the discriminator step that they ride on and the
+tick that they come once in.
 
     python benchmarks/diagnostics.py                  one thread, two sizes; about two minutes
     python benchmarks/diagnostics.py --repeats 3
 
-Seconds are CPU time of the process: other work on the machine counts little. Steps with and without diagnostics take turns.
+Seconds are CPU time of the process: other work on the machine counts little. Steps with and without
+diagnostics take turns.
 """
 
 import sys
@@ -36,9 +38,25 @@ SIZES = {  # name -> feature_size, channels of projections and heads, batch
 def make_state(feature_size: int, channels: int) -> TrainState:
     """A small 16x16 generator of ten classes against one lite0 discriminator in bf16."""
     torch.manual_seed(0)
-    G = build_stem("stylegan3-t", 16, 10, syn_layers=5, cmax=16, w_dim=128, num_embeddings=10, embed_dim=320, margin_size=4)
+    G = build_stem(
+        "stylegan3-t",
+        16,
+        10,
+        syn_layers=5,
+        cmax=16,
+        w_dim=128,
+        num_embeddings=10,
+        embed_dim=320,
+        margin_size=4,
+    )
     D = ProjectedDiscriminator(
-        [features.load()], 10, 16, feature_size=feature_size, proj_channels=channels, head_channels=channels, compute_dtype=torch.bfloat16
+        [features.load()],
+        10,
+        16,
+        feature_size=feature_size,
+        proj_channels=channels,
+        head_channels=channels,
+        compute_dtype=torch.bfloat16,
     )
     return TrainState.create(G, D, OptimConfig(), pl_interval=4)
 
@@ -63,12 +81,16 @@ def main(repeats: int) -> None:
     for name, (feature_size, channels, batch) in SIZES.items():
         state = make_state(feature_size, channels)
         step_seconds(state, batch, True)
-        pairs = [(step_seconds(state, batch, False), step_seconds(state, batch, True)) for _ in range(repeats)]
+        pairs = [
+            (step_seconds(state, batch, False), step_seconds(state, batch, True)) for _ in range(repeats)
+        ]
         without = median(a for a, _ in pairs)
         cost = median(b - a for a, b in pairs)
         print(
-            f"{name}: a discriminator step {without * 1e3:.0f} ms, diagnostics {cost * 1e3:+.0f} ms once per tick, "
-            f"that is {cost / (without * tick / batch):.3%} of the discriminator steps of a tick of {tick / 1000:g} kimg",
+            f"{name}: a discriminator step {without * 1e3:.0f} ms, diagnostics {cost * 1e3:+.0f} ms once "
+            "per tick, "
+            f"that is {cost / (without * tick / batch):.3%} of the discriminator steps of a tick of "
+            f"{tick / 1000:g} kimg",
             flush=True,
         )
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images per second of the projected discriminator at several sizes, and what the frozen network's own tricks gain.
+"""Images per second of the projected discriminator at several sizes, and what the frozen network's own tricks
+gain.
 
-    python benchmarks/discriminator.py                     one thread, every configuration, two to three minutes
+    python benchmarks/discriminator.py                     one thread, every configuration, two to three
+                                                           minutes
     python benchmarks/discriminator.py --quick
     python benchmarks/discriminator.py --threads 2         on a machine that does nothing else
 
-Ratios: against timm's plain network (BatchNorm not folded, torch's own backward pass of depthwise convolutions) in the same run.
-Seconds are the process's CPU time divided by the threads: with one thread, other work on the machine counts little (idle threads spin).
+Ratios: against timm's plain network (BatchNorm not folded, torch's own backward pass of depthwise
+convolutions) in the same run. Seconds are the process's CPU time divided by the threads: with one thread,
+other work on the machine counts little (idle threads spin).
 """
 
 import sys
@@ -26,7 +29,15 @@ from torch_utils import features
 from training.discriminator import ProjectedDiscriminator
 
 # feature_size, head_channels, proj_channels, batch; the first is the published one
-CONFIGURATIONS = ((224, 64, 64, 16), (128, 64, 64, 32), (64, 64, 64, 32), (128, 16, 16, 32), (64, 32, 32, 32), (64, 16, 16, 32), (32, 16, 16, 32))
+CONFIGURATIONS = (
+    (224, 64, 64, 16),
+    (128, 64, 64, 32),
+    (64, 64, 64, 32),
+    (128, 16, 16, 32),
+    (64, 32, 32, 32),
+    (64, 16, 16, 32),
+    (32, 16, 16, 32),
+)
 
 
 def seconds(call: Callable[[], object], repeats: int = 5) -> float:
@@ -50,7 +61,12 @@ def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, flo
             network = features.load(fold_batchnorm=ours).to(dtype).to(memory_format=torch.channels_last)
         finally:
             frozen_convolutions.replace_depthwise_ = plain_replace
-        x = torch.randn(batch, 3, size, size).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        x = (
+            torch.randn(batch, 3, size, size)
+            .to(dtype)
+            .contiguous(memory_format=torch.channels_last)
+            .requires_grad_()
+        )
 
         def forward(network=network, x=x) -> None:
             with torch.no_grad():
@@ -63,11 +79,24 @@ def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, flo
     return rates[0], rates[1], rates[2], rates[3]
 
 
-def discriminator_rates(dtype: torch.dtype, size: int, heads: int, projection: int, batch: int) -> tuple[float, float, float]:
-    """Millions of head parameters; images/s of a discriminator pass and of a generator's pass through it, forward and backward."""
-    options: dict[str, Any] = {"feature_size": size, "head_channels": heads, "proj_channels": projection, "compute_dtype": dtype}
+def discriminator_rates(
+    dtype: torch.dtype, size: int, heads: int, projection: int, batch: int
+) -> tuple[float, float, float]:
+    """Millions of head parameters; images/s of a discriminator pass and of a generator's pass through it,
+    forward and backward.
+    """
+    options: dict[str, Any] = {
+        "feature_size": size,
+        "head_channels": heads,
+        "proj_channels": projection,
+        "compute_dtype": dtype,
+    }
     D = ProjectedDiscriminator([features.load()], 10, 16, **options)
-    x, c, draws = torch.rand(batch, 3, 16, 16) * 2 - 1, torch.arange(batch) % 10, {timm_weights.LITE0: torch.rand(batch, 7)}
+    x, c, draws = (
+        torch.rand(batch, 3, 16, 16) * 2 - 1,
+        torch.arange(batch) % 10,
+        {timm_weights.LITE0: torch.rand(batch, 7)},
+    )
 
     def d_pass() -> None:
         D.requires_grad_(True)
@@ -95,15 +124,23 @@ def main(threads: int, quick: bool) -> None:
         for size, batch in ((64, 32), (128, 16), (224, 8))[: 1 if quick else None]:
             forward, both, plain_forward, plain_both = network_rates(dtype, size, batch)
             print(
-                f"{str(dtype)[6:]:8s} {size:4d}   | {forward:6.0f} ({plain_forward:.0f}) x{forward / plain_forward:.1f} "
+                f"{str(dtype)[6:]:8s} {size:4d}   | {forward:6.0f} ({plain_forward:.0f}) "
+                f"x{forward / plain_forward:.1f} "
                 f"| {both:6.0f} ({plain_both:.0f}) x{both / plain_both:.1f}",
                 flush=True,
             )
-    print("discriminator: type, feature size, head and projection width | M parameters | D forward + backward | G forward + backward")
+    print(
+        "discriminator: type, feature size, head and projection width | M parameters | D forward + backward "
+        "| G forward + backward"
+    )
     for dtype in (torch.float32, torch.bfloat16):
         for size, heads, projection, batch in CONFIGURATIONS[-3 if quick else 0 :]:
             parameters, d, g = discriminator_rates(dtype, size, heads, projection, batch)
-            print(f"{str(dtype)[6:]:8s} {size:4d} {heads:3d} {projection:3d} | {parameters:6.2f} | {d:6.0f} | {g:6.0f}", flush=True)
+            print(
+                f"{str(dtype)[6:]:8s} {size:4d} {heads:3d} {projection:3d} | {parameters:6.2f} | {d:6.0f} | "
+                f"{g:6.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

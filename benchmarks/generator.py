@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the generator draws: its dense modulated convolutions against the published formulation, one grouped convolution with N weights;
-and with superresolution stages: native CPU kernels against matrix products.
+"""How fast the generator draws: its dense modulated convolutions against the published formulation, one
+grouped convolution with N weights; and with superresolution stages: native CPU kernels against matrix
+products.
 
     python benchmarks/generator.py                        # ImageNet size at 16x16: 101.9 M parameters
     python benchmarks/generator.py --cbase 16384 --cmax 256 --layers 7 --batch 16 --backward
-    python benchmarks/generator.py --to 256 --batch 1     # ImageNet at 256x256: stages at 32, 64, 128 and 256 on top
+    python benchmarks/generator.py --to 256 --batch 1     # ImageNet at 256x256: stages at 32, 64, 128 and 256
+                                                          on top
 
-Prints seconds per image (wall clock, and CPU time of all threads, which a busy machine disturbs less) and the ratio to the first form.
+Prints seconds per image (wall clock, and CPU time of all threads, which a busy machine disturbs less) and the
+ratio to the first form.
 """
 
 import itertools
@@ -34,14 +37,21 @@ def grouped_conv2d(
     input_gain: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """`modulated_conv2d` with a weight of its own for each sample (StyleGAN2, equations 1 to 3, as they stand)."""
+    """`modulated_conv2d` with a weight of its own for each sample (StyleGAN2, equations 1 to 3, as they
+    stand).
+    """
     w = weight * styles[:, None, :, None, None]  # [N, O, I, k, k]
     if demodulate:
         w = w * (w.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
     if input_gain is not None:
         w = w * input_gain
     n, o, i, k, _ = w.shape
-    y = conv2d_gradfix.conv2d(x.reshape(1, n * i, *x.shape[2:]).to(dtype), w.reshape(n * o, i, k, k).to(dtype), padding=padding, groups=n)
+    y = conv2d_gradfix.conv2d(
+        x.reshape(1, n * i, *x.shape[2:]).to(dtype),
+        w.reshape(n * o, i, k, k).to(dtype),
+        padding=padding,
+        groups=n,
+    )
     return y.reshape(n, o, *y.shape[2:]).to(x.dtype)
 
 
@@ -66,10 +76,24 @@ def measure(run: Callable[[], object], repeats: int) -> tuple[float, float]:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repeats", default=2, show_default=True)
 @click.option(
-    "--to", default=0, help="Add superresolution stages up to this resolution, and compare what filtered_lrelu runs through.  [default: none]"
+    "--to",
+    default=0,
+    help="Add superresolution stages up to this resolution, and compare what filtered_lrelu runs through.  "
+    "[default: none]",
 )
 @click.option("--backward", is_flag=True, help="Measure a gradient step as well.")
-def main(config: str, resolution: int, layers: int, cbase: int, cmax: int, batch: int, threads: int, repeats: int, to: int, backward: bool) -> None:
+def main(
+    config: str,
+    resolution: int,
+    layers: int,
+    cbase: int,
+    cmax: int,
+    batch: int,
+    threads: int,
+    repeats: int,
+    to: int,
+    backward: bool,
+) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     G = networks.build_stem(config, resolution, 0, syn_layers=layers, cbase=cbase, cmax=cmax)
@@ -85,7 +109,11 @@ def main(config: str, resolution: int, layers: int, cbase: int, cmax: int, batch
             images.square().mean().backward()
 
     dense, first = networks.modulated_conv2d, None
-    forms = [("products", dense, False), ("native", dense, True)] if to else [("grouped", grouped_conv2d, True), ("dense", dense, True)]
+    forms = (
+        [("products", dense, False), ("native", dense, True)]
+        if to
+        else [("grouped", grouped_conv2d, True), ("dense", dense, True)]
+    )
     for dtype, (name, function, kernels) in itertools.product((None, torch.bfloat16), forms):
         networks.modulated_conv2d = function  # type: ignore[assignment]
         cpu_kernels.enabled = kernels
@@ -94,7 +122,9 @@ def main(config: str, resolution: int, layers: int, cbase: int, cmax: int, batch
         first = first or cpu
         label = f"{name} {'float32' if dtype is None else 'bfloat16'}"
         print(
-            f"{label:17} {wall:7.3f} s per image  {1 / wall:7.3f} images/s  {cpu:7.3f} CPU s per image  {first / cpu:5.2f} x (CPU time)", flush=True
+            f"{label:17} {wall:7.3f} s per image  {1 / wall:7.3f} images/s  {cpu:7.3f} CPU s per image  "
+            f"{first / cpu:5.2f} x (CPU time)",
+            flush=True,
         )
     networks.modulated_conv2d = dense
 

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a GPU is needed for, in one command: correctness, the operations, training steps, a short real training.
+"""All that a GPU is needed for, in one command: correctness, the operations, training steps, a short real
+training.
 
     python benchmarks/gpu.py --data emoji64.zip                             # everything
     python benchmarks/gpu.py --parts tests,sanitizer,networks --total-minutes 9   # correctness alone
     python benchmarks/gpu.py --parts steps --stages 64 --levers compiled --minutes 8
-    python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the very same commands, small and on a CPU
+    python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the very same commands, small
+    and on a CPU
 
-The kernels are built first. Parts, in this order; each has --minutes of time, all together --total-minutes, and the record says where that
-ended one:
+The kernels are built first. Parts, in this order; each has --minutes of time, all together --total-minutes,
+and the record says where that ended one:
 
     tests      pytest tests/gpu
-    sanitizer  compute-sanitizer (memcheck, racecheck, synccheck) over one small case of every kernel, forwards and backwards; and over a planted
+    sanitizer  compute-sanitizer (memcheck, racecheck, synccheck) over one small case of every kernel,
+               forwards and backwards; and over a planted
                mistake, which memcheck must find
-    networks   gradients of a generator and a discriminator step on the device against the same in float32 on the CPU
+    networks   gradients of a generator and a discriminator step on the device against the same in float32 on
+               the CPU
     ops        benchmarks/ops.py: every layer of the recipes against a copy and against torch's own operations
-    steps      images per second, peak memory and share of the peak arithmetic of training steps at ImageNet's published sizes, one lever at a time
+    steps      images per second, peak memory and share of the peak arithmetic of training steps at ImageNet's
+               published sizes, one lever at a time
     real       train.py on --data, class-conditional, at 16 pixels; its last numbers
 
-The record is written after every result, and what a command prints goes to a file beside it, so an interrupted run leaves what it has measured.
-A part that fails is recorded, and the next one begins. Networks of `networks` and `steps` have random
-weights, frozen ones too: numbers that are timed do not depend on them.
+The record is written after every result, and what a command prints goes to a file beside it, so an
+interrupted run leaves what it has measured. A part that fails is recorded, and the next one begins. Networks
+of `networks` and `steps` have random weights, frozen ones too: numbers that are timed do not depend on them.
 """
 
 import dataclasses
@@ -66,8 +71,9 @@ STAGES = (16, 64, 256)
 CLASSES = 1000
 _GRACE_SECONDS = 20.0
 _TOOL_SECONDS = 150.0  # of one run of compute-sanitizer
-# How far gradients of a whole step may be from float32 on the CPU: ||found - wanted|| / ||wanted||. The reduced types' are about five times what
-# they are on a CPU; beyond them something is wrong rather than rounded.
+# How far gradients of a whole step may be from float32 on the CPU: ||found - wanted|| / ||wanted||. The
+# reduced types' are about five times what they are on a CPU; beyond them something is wrong rather than
+# rounded.
 _FAR = {"float32": 1e-2, "tf32": 5e-2, "float16": 5e-2, "bfloat16": 0.4}
 
 
@@ -96,7 +102,9 @@ LEVERS = (
     Levers("bfloat16 discriminator, four times the batch", d_precision="bf16", batch_factor=4),
     Levers("Adam in separate kernels", fused=False),
     Levers("bfloat16 discriminator, compiled", d_precision="bf16", compiled="default"),
-    Levers("bfloat16 discriminator, compiled with CUDA graphs", d_precision="bf16", compiled="reduce-overhead"),
+    Levers(
+        "bfloat16 discriminator, compiled with CUDA graphs", d_precision="bf16", compiled="reduce-overhead"
+    ),
 )
 
 
@@ -148,12 +156,16 @@ class Job:
         expected: str = "0",
         **facts: Any,
     ) -> bool:
-        """Run a command for at most the part's time, `limit` seconds, and a little to end by itself; record its exit status and what it says.
+        """Run a command for at most the part's time, `limit` seconds, and a little to end by itself; record
+        its exit status and what it says.
 
-        Returns True if the exit status is the expected one. Its output goes to <record>-<part>[-<fact>...].log.
+        Returns True if the exit status is the expected one. Its output goes to
+        <record>-<part>[-<fact>...].log.
         """
         start, limit = time.monotonic(), min(self.seconds(), limit) + _GRACE_SECONDS
-        log = self.report.path.with_name("-".join([self.report.path.stem, part, *map(str, facts.values())]) + ".log")
+        log = self.report.path.with_name(
+            "-".join([self.report.path.stem, part, *map(str, facts.values())]) + ".log"
+        )
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             status = _run(arguments, log, limit, environment or {})
@@ -164,15 +176,32 @@ class Job:
         last = next((line for line in reversed(lines) if _VERDICT.search(line)), lines[-1] if lines else "")
         verdict = {} if expected == "0" else {"expected": expected}
         seconds = time.monotonic() - start
-        self.report.add(part, **facts, status=status, **verdict, last_line=last, seconds=seconds, output=text[-_KEPT_CHARACTERS:])
+        self.report.add(
+            part,
+            **facts,
+            status=status,
+            **verdict,
+            last_line=last,
+            seconds=seconds,
+            output=text[-_KEPT_CHARACTERS:],
+        )
         return status == expected
 
 
 def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, str]) -> str:
-    """Exit status of a command, or 'out of time'. It has a process group of its own, so that what it started ends with it."""
+    """Exit status of a command, or 'out of time'. It has a process group of its own, so that what it started
+    ends with it.
+    """
     variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
     with open(log, "wb") as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=variables, start_new_session=True)
+        process = subprocess.Popen(
+            arguments,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=variables,
+            start_new_session=True,
+        )
         try:
             return str(process.wait(limit))
         except subprocess.TimeoutExpired:
@@ -184,13 +213,29 @@ def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, s
 
 
 def run_build(job: Job) -> None:
-    """The kernels, for the devices that are here; what goes wrong is in the record, where the ops would only warn."""
+    """The kernels, for the devices that are here; what goes wrong is in the record, where the ops would only
+    warn.
+    """
     job.command("build", [sys.executable, "-m", "torch_utils.ops", "build", "--verbose"])
 
 
 def run_tests(job: Job) -> None:
     """tests/gpu; without a device they skip themselves."""
-    job.command("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "--tb=short", "--durations=8", "tests/gpu"])
+    job.command(
+        "tests",
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-rs",
+            "--tb=short",
+            "--durations=8",
+            "tests/gpu",
+        ],
+    )
 
 
 def every_kernel(device: str) -> None:
@@ -204,12 +249,24 @@ def every_kernel(device: str) -> None:
         results = [bias_act(x, b, act=act, clamp=2.0) for act in activation_funcs]
         for taps in (f, radial[:4, :3].contiguous()):
             for image in (x, x.contiguous(memory_format=torch.channels_last)):
-                results += [upfirdn2d(image, taps, up=2, padding=5), upfirdn2d(image, taps, down=2, padding=5), upfirdn2d(image, taps, padding=5)]
-        for fu, fd, up, padding in ((f, f, 2, 9), (f4, f, 4, -3), (f, radial, 2, 9), (f4, radial, 4, 3), (f[:7], None, 3, 3)):
+                results += [
+                    upfirdn2d(image, taps, up=2, padding=5),
+                    upfirdn2d(image, taps, down=2, padding=5),
+                    upfirdn2d(image, taps, padding=5),
+                ]
+        for fu, fd, up, padding in (
+            (f, f, 2, 9),
+            (f4, f, 4, -3),
+            (f, radial, 2, 9),
+            (f4, radial, 4, 3),
+            (f[:7], None, 3, 3),
+        ):
             results.append(filtered_lrelu(x, fu, fd, b, up=up, down=2, padding=padding, clamp=1.0))
             with torch.no_grad():
                 filtered_lrelu(x, fu, fd, b, up=up, down=2, padding=padding, clamp=1.0)
-        first = torch.autograd.grad(torch.stack([y.double().square().sum() for y in results]).sum(), (x, b), create_graph=True)
+        first = torch.autograd.grad(
+            torch.stack([y.double().square().sum() for y in results]).sum(), (x, b), create_graph=True
+        )
         torch.stack([g.double().square().sum() for g in first]).sum().backward()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -222,12 +279,29 @@ def require_kernels(device: str) -> None:
 
 
 def planted_mistake(device: str) -> None:
-    """A gradient whose codes end after their first row: the kernel reads beyond them. Shows that compute-sanitizer watches the kernels."""
+    """A gradient whose codes end after their first row: the kernel reads beyond them. Shows that
+    compute-sanitizer watches the kernels.
+    """
     require_kernels(device)
     f, x = torch.ones(12, device=device) / 12, torch.randn(4, 8, 36, 36, device=device)
-    geometry = [2, 2, 2, 2, 9, 9, 36, 36, 78, 78, 34, 34]  # up, down, padding, input, middle grid, output: (x, y) each
+    geometry = [
+        2,
+        2,
+        2,
+        2,
+        9,
+        9,
+        36,
+        36,
+        78,
+        78,
+        34,
+        34,
+    ]  # up, down, padding, input, middle grid, output: (x, y) each
     codes = torch.zeros(4, 8, 1, 20, dtype=torch.uint8, device=device)
-    torch.ops.stylesan_xl.filtered_lrelu_gated(x[..., :34, :34], f, f, codes, None, None, geometry, False, 1.0, 0.2, -1.0, True)
+    torch.ops.stylesan_xl.filtered_lrelu_gated(
+        x[..., :34, :34], f, f, codes, None, None, geometry, False, 1.0, 0.2, -1.0, True
+    )
     torch.cuda.synchronize()
 
 
@@ -239,8 +313,18 @@ def run_sanitizer(job: Job) -> None:
     if job.device == "cpu":
         job.command("sanitizer", [*script, "kernels"], environment, tool="none")
         return
-    # torch asks the driver for things that need not be there; such answers are no errors of ours. Kernels of others take time and are theirs.
-    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--kernel-name", "kns=_ZN3ops", "--print-limit", "20"]
+    # torch asks the driver for things that need not be there; such answers are no errors of ours. Kernels of
+    # others take time and are theirs.
+    options = [
+        "--error-exitcode",
+        "9",
+        "--report-api-errors",
+        "no",
+        "--kernel-name",
+        "kns=_ZN3ops",
+        "--print-limit",
+        "20",
+    ]
     for tool, what, expected in (
         ("memcheck", "kernels", "0"),
         ("memcheck", "mistake", "9"),
@@ -248,11 +332,15 @@ def run_sanitizer(job: Job) -> None:
         ("synccheck", "kernels", "0"),
     ):
         command = ["compute-sanitizer", "--tool", tool, *options, *script, what]
-        job.command("sanitizer", command, environment, limit=_TOOL_SECONDS, expected=expected, tool=tool, over=what)
+        job.command(
+            "sanitizer", command, environment, limit=_TOOL_SECONDS, expected=expected, tool=tool, over=what
+        )
 
 
 def published_generator(resolution: int, small: bool) -> generator.Generator:
-    """The ImageNet network of a stage, -t, with fresh weights: stem at 16 pixels, then heads that double the size."""
+    """The ImageNet network of a stage, -t, with fresh weights: stem at 16 pixels, then heads that double the
+    size.
+    """
     sizes = {"syn_layers": 5, "cbase": 256, "cmax": 16} if small else {"syn_layers": 10}
     G = generator.build_stem("stylegan3-t", 16, CLASSES, **sizes)
     while G.img_resolution < resolution:
@@ -260,12 +348,22 @@ def published_generator(resolution: int, small: bool) -> generator.Generator:
     return G
 
 
-def make_config(small: bool, batch: int, levers: Levers, backbones: tuple[str, ...] | None = None) -> TrainConfig:
+def make_config(
+    small: bool, batch: int, levers: Levers, backbones: tuple[str, ...] | None = None
+) -> TrainConfig:
     """Published options; `small`: those of a network that a CPU trains in seconds."""
-    cfg = TrainConfig().override({"run.batch": batch, "run.precision": levers.precision, "discriminator.precision": levers.d_precision})
+    cfg = TrainConfig().override(
+        {"run.batch": batch, "run.precision": levers.precision, "discriminator.precision": levers.d_precision}
+    )
     cfg = cfg.override({"loss.pl_weight": 0, "loss.diagnostics": False})
     if small:
-        tiny = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [timm_weights.LITE0]}
+        tiny = {
+            "feature_size": 32,
+            "proj_channels": 8,
+            "head_channels": 8,
+            "cond_channels": 8,
+            "backbones": [timm_weights.LITE0],
+        }
         cfg = cfg.override({f"discriminator.{k}": v for k, v in tiny.items()})
     return cfg if backbones is None else cfg.override({"discriminator.backbones": list(backbones)})
 
@@ -298,7 +396,9 @@ def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -
     """Networks from a fixed seed; the frozen ones have random weights."""
     torch.manual_seed(0)
     weights = dict.fromkeys(cfg.discriminator.backbones, timm_weights.RANDOM)
-    D = build.make_discriminator(dataclasses.replace(cfg.discriminator, backbone_weights=weights), CLASSES, resolution, 0)
+    D = build.make_discriminator(
+        dataclasses.replace(cfg.discriminator, backbone_weights=weights), CLASSES, resolution, 0
+    )
     state = build.assemble(cfg, published_generator(resolution, small), D, Lineage(), torch.device(device))
     inputs = InputSource.of(cfg, np.arange(CLASSES), state.G.z_dim, torch.device(device), processes=1, rank=0)
     pixels = torch.randint(0, 256, (cfg.run.batch, 3, resolution, resolution), dtype=torch.uint8)
@@ -306,18 +406,26 @@ def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -
 
 
 def run_networks(job: Job) -> None:
-    """Gradients on the device in each precision against float32 on the CPU. Adam with beta1 = 0 keeps the gradient as its first moment."""
+    """Gradients on the device in each precision against float32 on the CPU. Adam with beta1 = 0 keeps the
+    gradient as its first moment.
+    """
 
     def gradients(device: str, levers: Levers) -> dict[str, torch.Tensor]:
         use_tf32(levers.tf32)
         found = {}
         for which in ("G", "D"):
-            # Each step on weights as they begin: Adam's first update is about the sign of each gradient, and differs where that is near zero.
+            # Each step on weights as they begin: Adam's first update is about the sign of each gradient, and
+            # differs where that is near zero.
             training = make_training(make_config(True, 8, levers), 32, device, True)
             (training.g_step if which == "G" else training.d_step)()
             state = training.state
-            params, optimizer = (state.g_params, state.g_opt) if which == "G" else (state.d_params, state.d_opt)
-            parts = [optimizer.state[p]["exp_avg"] if p in optimizer.state else torch.zeros_like(p) for p in params.values()]
+            params, optimizer = (
+                (state.g_params, state.g_opt) if which == "G" else (state.d_params, state.d_opt)
+            )
+            parts = [
+                optimizer.state[p]["exp_avg"] if p in optimizer.state else torch.zeros_like(p)
+                for p in params.values()
+            ]
             found[which] = torch.cat([part.detach().double().cpu().flatten() for part in parts])
         return found
 
@@ -333,7 +441,14 @@ def run_networks(job: Job) -> None:
             error = float((found[which] - reference).norm() / reference.norm())
             cosine = float(torch.nn.functional.cosine_similarity(found[which], reference, dim=0))
             status = "ok" if error <= _FAR[levers.name] else f"further than {_FAR[levers.name]:g}"
-            job.report.add("networks", step=which, precision=levers.name, relative_error=error, cosine=cosine, status=status)
+            job.report.add(
+                "networks",
+                step=which,
+                precision=levers.name,
+                relative_error=error,
+                cosine=cosine,
+                status=status,
+            )
 
 
 def run_ops(job: Job) -> None:
@@ -373,8 +488,12 @@ def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
         state.D.forward = torch.compile(state.D.forward, mode=mode)  # type: ignore[method-assign]
 
 
-def time_steps(job: Job, resolution: int, levers: Levers, batch: int, flops: int | None, deadline: float) -> dict[str, Any]:
-    """Images per second of whole steps: generator, discriminator, moving average; the median of a few after two to warm up."""
+def time_steps(
+    job: Job, resolution: int, levers: Levers, batch: int, flops: int | None, deadline: float
+) -> dict[str, Any]:
+    """Images per second of whole steps: generator, discriminator, moving average; the median of a few after
+    two to warm up.
+    """
     on_gpu = job.device == "cuda"
     cfg = make_config(job.small, batch * levers.batch_factor, levers)
     training = make_training(cfg, resolution, job.device, job.small)
@@ -400,7 +519,11 @@ def time_steps(job: Job, resolution: int, levers: Levers, batch: int, flops: int
         if time.monotonic() > deadline and i >= 2:
             break
     seconds = float(np.median(times[2:] if len(times) > 2 else times[-1:]))
-    result |= {"images_per_second": cfg.run.batch / seconds, "seconds": seconds, "timed_steps": max(len(times) - 2, 1)}
+    result |= {
+        "images_per_second": cfg.run.batch / seconds,
+        "seconds": seconds,
+        "timed_steps": max(len(times) - 2, 1),
+    }
     if on_gpu:
         result["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
         peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
@@ -416,7 +539,11 @@ def _one_line(error: Exception) -> str:
 def run_steps(job: Job) -> None:
     """Each stage with each lever, until the time is up; what does not run says why."""
     deadline = time.monotonic() + job.seconds()
-    batches = {16: 256, 32: 256, 64: 128, 128: 64, 256: 32} if not job.small else dict.fromkeys((16, 32, 64, 128, 256), 8)
+    batches = (
+        {16: 256, 32: 256, 64: 128, 128: 64, 256: 32}
+        if not job.small
+        else dict.fromkeys((16, 32, 64, 128, 256), 8)
+    )
     for resolution in job.stages:
         flops = None
         for levers in job.levers:
@@ -440,19 +567,48 @@ def run_real(job: Job) -> None:
         job.report.add("real", status="no --data")
         return
     outdir = job.report.path.with_name(job.report.path.stem + "-runs")
-    options = ["--cfg=stylegan3-t", f"--data={job.data}", "--resolution=16", "--cond=True", "--gpus=1", "--metrics=none", f"--device={job.device}"]
-    options += [f"--backbones={timm_weights.LITE0}", "--class-embedding=random", "--syn_layers=7", "--kimg=100000"]
+    options = [
+        "--cfg=stylegan3-t",
+        f"--data={job.data}",
+        "--resolution=16",
+        "--cond=True",
+        "--gpus=1",
+        "--metrics=none",
+        f"--device={job.device}",
+    ]
+    options += [
+        f"--backbones={timm_weights.LITE0}",
+        "--class-embedding=random",
+        "--syn_layers=7",
+        "--kimg=100000",
+    ]
     if job.small:
-        options += ["--batch=8", "--cbase=256", "--cmax=16", "--feature-size=32", "--proj-channels=8", "--head-channels=8", "--tick=0.016"]
+        options += [
+            "--batch=8",
+            "--cbase=256",
+            "--cmax=16",
+            "--feature-size=32",
+            "--proj-channels=8",
+            "--head-channels=8",
+            "--tick=0.016",
+        ]
     else:
         options += ["--batch=256", "--d-precision=bf16", "--tick=10", "--snap=5"]
     try:
         timm_weights.check(timm_weights.LITE0)
     except (FileNotFoundError, ValueError) as error:
-        job.report.add("real", backbones="random weights, so that the numbers say nothing of quality", reason=_one_line(error))
+        job.report.add(
+            "real",
+            backbones="random weights, so that the numbers say nothing of quality",
+            reason=_one_line(error),
+        )
         options.append(f"--backbone-weights={timm_weights.LITE0}={timm_weights.RANDOM}")
     seconds = job.seconds()
-    job.command("real", [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options], expected="3")
+    job.command(
+        "real",
+        [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options],
+        expected="3",
+    )
     for _, folder in sorted(run_folder.run_folders(str(outdir)).items())[-1:]:
         last = run_folder.read_jsonl(folder / run_folder.STATS_FILE)[-1]
         numbers = {name: value["mean"] if isinstance(value, dict) else value for name, value in last.items()}
@@ -485,7 +641,9 @@ def chosen_parts(text: str) -> Iterator[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        raise click.ClickException(f"--parts={text}: there is no {unknown[0]}; the parts are {', '.join(PARTS)}")
+        raise click.ClickException(
+            f"--parts={text}: there is no {unknown[0]}; the parts are {', '.join(PARTS)}"
+        )
     yield from (part for part in PARTS if part in names)
 
 
@@ -495,18 +653,28 @@ def chosen_parts(text: str) -> Iterator[str]:
 @click.option("--small", is_flag=True, help="Tiny networks and few repeats: to try the command.")
 @click.option("--minutes", default=8.0, show_default=True, help="Of each part.")
 @click.option("--data", type=click.Path(exists=True), help="Labelled data set of the part 'real'.")
-@click.option("--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions of the part 'steps'.")
+@click.option(
+    "--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions of the part 'steps'."
+)
 @click.option("--levers", default="", help="Of the part 'steps': those whose name contains this.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=ROOT / "benchmarks" / "results" / "gpu.json", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=ROOT / "benchmarks" / "results" / "gpu.json",
+    show_default=True,
+)
 @click.option("--total-minutes", type=float, help="Of all parts together.  [default: no limit]")
 @click.option("--check", type=click.Choice(["kernels", "mistake"]), hidden=True)
 def main(
-    parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str, out: Path, total_minutes: float | None,
+    parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str,
+    out: Path, total_minutes: float | None,
     check: str | None,
 ) -> None:  # fmt: skip
     end = math.inf if total_minutes is None else time.monotonic() + 60 * total_minutes
     if device == "cuda" and not torch.cuda.is_available():
-        raise click.ClickException("there is no CUDA device; --device cpu --small tries the same commands on a CPU")
+        raise click.ClickException(
+            "there is no CUDA device; --device cpu --small tries the same commands on a CPU"
+        )
     if check is not None:
         {"kernels": every_kernel, "mistake": planted_mistake}[check](device)
         return
@@ -517,7 +685,16 @@ def main(
         raise click.ClickException(f"--stages={stages}: give resolutions, such as 16,64,256") from None
     if not set(resolutions) <= {16, 32, 64, 128, 256}:
         raise click.ClickException(f"--stages={stages}: the stages are 16, 32, 64, 128 and 256")
-    job = Job(device, small, minutes, data, resolutions, tuple(x for x in LEVERS if levers in x.name), Report(out.resolve(), device, small), end)
+    job = Job(
+        device,
+        small,
+        minutes,
+        data,
+        resolutions,
+        tuple(x for x in LEVERS if levers in x.name),
+        Report(out.resolve(), device, small),
+        end,
+    )
     if device == "cuda":
         run_part(job, "build", run_build)
     for part in chosen:

@@ -23,7 +23,9 @@ def _output(*command: str) -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Device, versions, commit (empty outside of a git checkout; `kernels` is then still the hash of the kernels' sources and build)."""
+    """Device, versions, commit (empty outside of a git checkout; `kernels` is then still the hash of the
+    kernels' sources and build).
+    """
     facts: dict[str, Any] = {
         "device": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -37,7 +39,9 @@ def describe(device: str) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         facts |= {
             "device": properties.name,
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[:1],
+            "driver": _output(
+                "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+            ).splitlines()[:1],
             "memory_gb": properties.total_memory / 2**30,
             "multiprocessors": properties.multi_processor_count,
             "l2_mb": properties.L2_cache_size / 2**20,

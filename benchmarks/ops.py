@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and bandwidth of bias_act, upfirdn2d and filtered_lrelu at the layers of the recipes, against a copy and against torch's own operations.
+"""Time and bandwidth of bias_act, upfirdn2d and filtered_lrelu at the layers of the recipes, against a copy
+and against torch's own operations.
 
     python benchmarks/ops.py --out benchmarks/results/ops.json            # on a GPU
     python benchmarks/ops.py --device cpu --scale 16 --repeats 1          # dry run of the same code
 
-Bandwidth counts what an operation must read and write (its floor); `copy` is the share of the bandwidth that a copy of a gigabyte reaches
-in the same run. `eager` and `compiled` say how many times as long impl='ref' takes. The layers are read from the tables of the published
-networks in tests/parity/goldens.
+Bandwidth counts what an operation must read and write (its floor); `copy` is the share of the bandwidth that
+a copy of a gigabyte reaches in the same run. `eager` and `compiled` say how many times as long impl='ref'
+takes. The layers are read from the tables of the published networks in tests/parity/goldens.
 """
 
 import argparse
@@ -68,17 +69,30 @@ def layer_cases(batch: int, scale: int, device: str) -> list[Case]:
     """filtered_lrelu of each different layer in the tables, with channels divided by `scale`."""
     layers: dict[tuple[Any, ...], dict[str, Any]] = {}
     for table in TABLES:
-        for stage in json.loads((ROOT / "tests" / "parity" / "goldens" / f"{table}.json").read_text())["stages"]:
+        for stage in json.loads((ROOT / "tests" / "parity" / "goldens" / f"{table}.json").read_text())[
+            "stages"
+        ]:
             for layer in stage["layers"]:
                 if layer.get("up_factor", 1) > 1:
-                    fields = ("in_size", "out_size", "up_factor", "down_factor", "out_channels", "down_radial", "padding")
+                    fields = (
+                        "in_size",
+                        "out_size",
+                        "up_factor",
+                        "down_factor",
+                        "out_channels",
+                        "down_radial",
+                        "padding",
+                    )
                     layers.setdefault(tuple(str(layer[name]) for name in fields), layer)
     return [_layer_case(layer, batch, scale, device) for layer in layers.values()]
 
 
 def _layer_case(layer: dict[str, Any], batch: int, scale: int, device: str) -> Case:
     up, down, padding = layer["up_factor"], layer["down_factor"], layer["padding"]
-    fu, fd = low_pass(layer["up_taps"], False).to(device), low_pass(layer["down_taps"], layer["down_radial"]).to(device)
+    fu, fd = (
+        low_pass(layer["up_taps"], False).to(device),
+        low_pass(layer["down_taps"], layer["down_radial"]).to(device),
+    )
     channels = max(layer["out_channels"] // scale, 1)
     width, height = (size + layer["conv_kernel"] - 1 for size in layer["in_size"])
     out_w, out_h = layer["out_size"]
@@ -86,9 +100,14 @@ def _layer_case(layer: dict[str, Any], batch: int, scale: int, device: str) -> C
     bias = torch.randn(channels, device=device)
 
     def call(x: torch.Tensor, impl: str) -> torch.Tensor:
-        return filtered_lrelu(x, fu, fd, bias.to(x.dtype), up=up, down=down, padding=padding, clamp=256, impl=impl)
+        return filtered_lrelu(
+            x, fu, fd, bias.to(x.dtype), up=up, down=down, padding=padding, clamp=256, impl=impl
+        )
 
-    name = f"filtered_lrelu {layer['in_size'][0]} -> {out_w} x {channels}{' radial' if layer['down_radial'] else ''}"
+    name = (
+        f"filtered_lrelu {layer['in_size'][0]} -> {out_w} x "
+        f"{channels}{' radial' if layer['down_radial'] else ''}"
+    )
     return Case(name, (batch, channels, height, width), call, batch * channels * mid_h * -(-mid_w // 4))
 
 
@@ -100,21 +119,42 @@ def other_cases(batch: int, scale: int, device: str) -> list[Case]:
     bias = torch.randn(channels, device=device)
     maps = (batch, channels, 256, 256)
     return [
-        Case("bias_act lrelu 256", maps, lambda x, impl: bias_act(x, bias.to(x.dtype), act="lrelu", clamp=256, impl=impl), 0),
-        Case("bias_act swish 256", maps, lambda x, impl: bias_act(x, bias.to(x.dtype), act="swish", impl=impl), 0),
         Case(
-            "upfirdn2d up 2, 4x4, 128 -> 256", (batch, channels, 128, 128), lambda x, impl: upfirdn2d(x, box, up=2, padding=[2, 1] * 2, impl=impl), 0
+            "bias_act lrelu 256",
+            maps,
+            lambda x, impl: bias_act(x, bias.to(x.dtype), act="lrelu", clamp=256, impl=impl),
+            0,
         ),
-        Case("upfirdn2d down 2, 4x4, 256 -> 128", maps, lambda x, impl: upfirdn2d(x, box, down=2, padding=1, impl=impl), 0),
-        Case("upfirdn2d blur, 13 taps, 256", maps, lambda x, impl: upfirdn2d(x, blur, padding=6, impl=impl), 0),
+        Case(
+            "bias_act swish 256",
+            maps,
+            lambda x, impl: bias_act(x, bias.to(x.dtype), act="swish", impl=impl),
+            0,
+        ),
+        Case(
+            "upfirdn2d up 2, 4x4, 128 -> 256",
+            (batch, channels, 128, 128),
+            lambda x, impl: upfirdn2d(x, box, up=2, padding=[2, 1] * 2, impl=impl),
+            0,
+        ),
+        Case(
+            "upfirdn2d down 2, 4x4, 256 -> 128",
+            maps,
+            lambda x, impl: upfirdn2d(x, box, down=2, padding=1, impl=impl),
+            0,
+        ),
+        Case(
+            "upfirdn2d blur, 13 taps, 256", maps, lambda x, impl: upfirdn2d(x, blur, padding=6, impl=impl), 0
+        ),
     ]
 
 
 def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
     """Median time of a call after two to warm up.
 
-    On a GPU before each call other data fills the cache, and the device is kept busy until the host has sent off all of the call: neither what
-    the call before it left in the cache nor how long Python takes is measured.
+    On a GPU before each call other data fills the cache, and the device is kept busy until the host has sent
+    off all of the call: neither what the call before it left in the cache nor how long Python takes is
+    measured.
     """
     for _ in range(2):
         call()
@@ -150,7 +190,9 @@ def measure(call: Call, impl: str, x: torch.Tensor, device: str, repeats: int) -
     with torch.no_grad():
         gradient = torch.randn_like(call(x, impl))
         forward = seconds(lambda: call(x, impl), device, repeats)
-    return Times(forward, seconds(lambda: torch.autograd.grad(call(leaf, impl), leaf, gradient), device, repeats))
+    return Times(
+        forward, seconds(lambda: torch.autograd.grad(call(leaf, impl), leaf, gradient), device, repeats)
+    )
 
 
 def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: float) -> dict[str, Any]:
@@ -158,11 +200,23 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
     x = torch.randn(case.shape, device=args.device).to(dtype)
     with torch.no_grad():
         moved = (x.numel() + case.call(x, "cuda").numel()) * x.element_size()
-    row: dict[str, Any] = {"case": case.name, "shape": list(case.shape), "dtype": str(dtype).removeprefix("torch.")}
+    row: dict[str, Any] = {
+        "case": case.name,
+        "shape": list(case.shape),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     ours = measure(case.call, "cuda", x, args.device, args.repeats)
     floors = Times(moved, 2 * moved + 2 * case.code_bytes)
-    row |= {"forward_us": ours.forward * 1e6, "both_us": ours.both * 1e6, "floor_bytes": floors.forward, "both_floor_bytes": floors.both}
-    row |= {"forward_copy_share": floors.forward / ours.forward / copy, "both_copy_share": floors.both / ours.both / copy}
+    row |= {
+        "forward_us": ours.forward * 1e6,
+        "both_us": ours.both * 1e6,
+        "floor_bytes": floors.forward,
+        "both_floor_bytes": floors.both,
+    }
+    row |= {
+        "forward_copy_share": floors.forward / ours.forward / copy,
+        "both_copy_share": floors.both / ours.both / copy,
+    }
     baselines: list[tuple[str, Call]] = [("eager", case.call)]
     if args.compile:
         torch._dynamo.reset()
@@ -173,27 +227,42 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
         except Exception as error:  # out of memory, and all that compilers raise
             row[f"{name}_error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
-        row |= {f"{name}_forward_ratio": times.forward / ours.forward, f"{name}_both_ratio": times.both / ours.both}
+        row |= {
+            f"{name}_forward_ratio": times.forward / ours.forward,
+            f"{name}_both_ratio": times.both / ours.both,
+        }
     return row
 
 
 def format_row(row: dict[str, Any]) -> str:
     """A line of the table."""
-    ratios = {name: row.get(name, float("nan")) for name in ("eager_forward_ratio", "eager_both_ratio", "compiled_both_ratio")}
-    forward = f"{row['forward_us']:10.1f}{row['forward_copy_share']:6.2f}{ratios['eager_forward_ratio']:6.1f}x"
-    both = f"{row['both_us']:10.1f}{row['both_copy_share']:6.2f}{ratios['eager_both_ratio']:6.1f}x{ratios['compiled_both_ratio']:8.1f}x"
+    ratios = {
+        name: row.get(name, float("nan"))
+        for name in ("eager_forward_ratio", "eager_both_ratio", "compiled_both_ratio")
+    }
+    forward = (
+        f"{row['forward_us']:10.1f}{row['forward_copy_share']:6.2f}{ratios['eager_forward_ratio']:6.1f}x"
+    )
+    both = (
+        f"{row['both_us']:10.1f}{row['both_copy_share']:6.2f}{ratios['eager_both_ratio']:6.1f}x"
+        f"{ratios['compiled_both_ratio']:8.1f}x"
+    )
     return f"{row['case']:44s}{row['dtype']:>9s}{forward}{both}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="the custom operations against a copy and against torch's own operations")
+    parser = argparse.ArgumentParser(
+        description="the custom operations against a copy and against torch's own operations"
+    )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--scale", type=int, default=1, help="divide the channels by this")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--dtypes", default="float16,bfloat16,float32")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
-    parser.add_argument("--compile", action="store_true", help="also against impl='ref' under torch.compile (slow to start)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also against impl='ref' under torch.compile (slow to start)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -201,9 +270,14 @@ def main() -> None:
     copy = copy_bandwidth(args.device, args.repeats)
     record = machine.describe(args.device) | {"copy_bytes_per_second": copy}
     print(json.dumps(record))
-    print(f"{'case':44s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{'eager':>7s}{'both us':>10s}{'copy':>6s}{'eager':>7s}{'compiled':>9s}")
+    print(
+        f"{'case':44s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{'eager':>7s}"
+        f"{'both us':>10s}{'copy':>6s}{'eager':>7s}{'compiled':>9s}"
+    )
     rows = []
-    for case in layer_cases(args.batch, args.scale, args.device) + other_cases(args.batch, args.scale, args.device):
+    for case in layer_cases(args.batch, args.scale, args.device) + other_cases(
+        args.batch, args.scale, args.device
+    ):
         if args.cases not in case.name:
             continue
         for dtype in args.dtypes.split(","):

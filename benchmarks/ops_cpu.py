@@ -5,11 +5,12 @@
     python benchmarks/ops_cpu.py --threads 1 --cpu-time         # on a machine that others use, too
     python benchmarks/ops_cpu.py --op bias_act
 
-All run in this process, taking turns, and the fastest of each counts. bias_act stands beside torch's own operations (impl='ref') and beside the
-copy of a tensor. For filtered_lrelu, matrix products (`torch_utils/ops/backend/resampling.py`) take the kernels' place
-where nothing can be compiled; the baseline is the plain implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky
-ReLU). The layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators
-with fewer channels: the time per plane does not depend on their number.
+All run in this process, taking turns, and the fastest of each counts. bias_act stands beside torch's own
+operations (impl='ref') and beside the copy of a tensor. For filtered_lrelu, matrix products
+(`torch_utils/ops/backend/resampling.py`) take the kernels' place where nothing can be compiled; the baseline
+is the plain implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky ReLU). The
+layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators with fewer channels: the time per
+plane does not depend on their number.
 """
 
 import argparse
@@ -89,11 +90,17 @@ def fastest(calls: list[Callable[[], object]], repeats: int, clock: Callable[[],
 WAYS = [("plain", "ref", True), ("products", "cuda", False), ("native", "cuda", True)]
 
 
-def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]) -> list[list[float]]:
+def measure(
+    layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]
+) -> list[list[float]]:
     """Seconds of the `WAYS`: forward, then forward and backward."""
     fu, fd = make_filters(layer)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(layer.batch, layer.channels, layer.size, layer.size).to(dtype).contiguous(memory_format=memory_format)
+    x = (
+        torch.randn(layer.batch, layer.channels, layer.size, layer.size)
+        .to(dtype)
+        .contiguous(memory_format=memory_format)
+    )
     b = torch.randn(layer.channels, dtype=dtype)
     leaf = x.clone().requires_grad_()
     pads = [layer.pad_low, layer.pad_high] * 2
@@ -108,8 +115,13 @@ def measure(layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int,
         return torch.autograd.grad(forward(leaf, impl, kernels), leaf, gradient)
 
     with torch.no_grad():
-        seconds = fastest([functools.partial(forward, x, impl, kernels) for _, impl, kernels in WAYS], repeats, clock)
-    return [seconds, fastest([functools.partial(both, impl, kernels) for _, impl, kernels in WAYS], repeats, clock)]
+        seconds = fastest(
+            [functools.partial(forward, x, impl, kernels) for _, impl, kernels in WAYS], repeats, clock
+        )
+    return [
+        seconds,
+        fastest([functools.partial(both, impl, kernels) for _, impl, kernels in WAYS], repeats, clock),
+    ]
 
 
 def report_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) -> None:
@@ -121,7 +133,10 @@ def report_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) 
             continue
         for dtype in (torch.float32, torch.bfloat16):
             for channels_last in (True, False):
-                label = f"{layer.name:17s}{f'{layer.batch} x {layer.channels}':>9s}  {str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
+                label = (
+                    f"{layer.name:17s}{f'{layer.batch} x {layer.channels}':>9s}  "
+                    f"{str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
+                )
                 parts = []
                 for seconds in measure(layer, dtype, channels_last, args.repeats, clock):
                     times = "".join(f"{1000 * s:9.2f}" for s in seconds)
@@ -141,10 +156,22 @@ ELEMENTWISE = [
 
 
 def measure_bias_act(
-    shape: tuple[int, ...], act: str, clamp: float | None, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]
+    shape: tuple[int, ...],
+    act: str,
+    clamp: float | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+    repeats: int,
+    clock: Callable[[], float],
 ) -> list[list[float]]:
-    """Seconds of a copy, of torch's own operations and of the kernel: forward, then forward and backward (with the gradient of the bias)."""
-    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    """Seconds of a copy, of torch's own operations and of the kernel: forward, then forward and backward
+    (with the gradient of the bias).
+    """
+    x = (
+        torch.randn(shape)
+        .to(dtype)
+        .contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    )
     b, gradient = torch.randn(shape[1]).to(dtype), torch.randn_like(x)
     leaves = [x.clone().requires_grad_(), b.clone().requires_grad_()]
     spec = activation_funcs[act]
@@ -160,37 +187,57 @@ def measure_bias_act(
         return torch.autograd.grad(forward(way, *leaves), leaves, gradient)
 
     with torch.no_grad():
-        seconds = fastest([functools.partial(forward, way, x, b) for way in ("copy", "torch", "native")], repeats, clock)
+        seconds = fastest(
+            [functools.partial(forward, way, x, b) for way in ("copy", "torch", "native")], repeats, clock
+        )
     return [seconds, fastest([functools.partial(both, way) for way in ("torch", "native")], repeats, clock)]
 
 
 def report_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> None:
     """Prints a row of milliseconds and ratios for every shape, type and memory format."""
-    columns = f"{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
+    columns = (
+        f"{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and "
+        f"backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
+    )
     print(f"{'bias_act':30s}{'dtype':9s}{'layout':8s}{columns}")
     for shape, act, clamp in ELEMENTWISE:
         for dtype in (torch.float32, torch.bfloat16):
             for channels_last in (True, False):
-                (copy, plain, native), (both, both_native) = measure_bias_act(shape, act, clamp, dtype, channels_last, args.repeats, clock)
+                (copy, plain, native), (both, both_native) = measure_bias_act(
+                    shape, act, clamp, dtype, channels_last, args.repeats, clock
+                )
                 label = f"{f'{act} {shape}':30s}{str(dtype)[6:]:9s}{'NHWC' if channels_last else 'NCHW':8s}"
                 times = "".join(f"{1000 * s:9.2f}" for s in (copy, plain, native))
                 backward = "".join(f"{1000 * s:9.2f}" for s in (both, both_native))
-                print(f"{label}{times}{plain / native:8.1f}x  |             {backward}{both / both_native:8.1f}x", flush=True)
+                print(
+                    f"{label}{times}{plain / native:8.1f}x  |             "
+                    f"{backward}{both / both_native:8.1f}x",
+                    flush=True,
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="filtered_lrelu and bias_act on a CPU, with and without native kernels")
+    parser = argparse.ArgumentParser(
+        description="filtered_lrelu and bias_act on a CPU, with and without native kernels"
+    )
     parser.add_argument("--op", choices=["filtered_lrelu", "bias_act", "all"], default="all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cpu-time", action="store_true", help="measure the process's CPU time (sensible with one thread) instead of the wall clock")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="measure the process's CPU time (sensible with one thread) instead of the wall clock",
+    )
     parser.add_argument("--layers", default="", help="only layers whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
     if not cpu_kernels.ready(torch.float32):
         raise SystemExit("the native kernels are not in use: python -m torch_utils.ops doctor")
-    print(f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, products = matrix products")
+    print(
+        f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, "
+        "products = matrix products"
+    )
     if args.op != "filtered_lrelu":
         report_bias_act(args, clock)
     if args.op != "bias_act":

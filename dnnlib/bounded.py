@@ -93,7 +93,9 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
     """Raises ValueError for what claims to unpack to absurdly more than its size."""
     ratio = unpacked / max(packed, 1)
     if unpacked > MAX_TEXT_BYTES and ratio > _MAX_RATIO:
-        raise ValueError(f"{where}: unpacks to {ratio:,.0f} times its size, over the limit of {_MAX_RATIO} (zip bomb?)")
+        raise ValueError(
+            f"{where}: unpacks to {ratio:,.0f} times its size, over the limit of {_MAX_RATIO} (zip bomb?)"
+        )
 
 
 def _read_array(file: IO[bytes], size: int, limit: int, where: str) -> np.ndarray:

@@ -58,7 +58,9 @@ _T = TypeVar("_T")
 Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all if the server has said so
 
 
-def download(url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None) -> None:
+def download(
+    url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None
+) -> None:
     """Put what an http(s) address holds into the file `path`, which appears when it is complete.
 
     sha256: what the content's hash must be; None = not checked.
@@ -142,7 +144,9 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> OSError:
 def compare_sha256(what: str, found: str, wanted: str | None) -> None:
     """Raises ValueError if a hash is wanted and another one found."""
     if wanted is not None and found != wanted.lower():
-        raise ValueError(f"{what}: sha256 is {found}, expected {wanted.lower()}; the file is damaged or another one")
+        raise ValueError(
+            f"{what}: sha256 is {found}, expected {wanted.lower()}; the file is damaged or another one"
+        )
 
 
 def _sha256(path: str) -> str:
@@ -152,8 +156,13 @@ def _sha256(path: str) -> str:
 
 @contextlib.contextmanager
 def _partial(path: str) -> Iterator[IO[bytes]]:
-    """The partial file, locked, for reading and writing. It stays only if it holds something that a later attempt can go on with."""
-    with file_lock(path + ".lock", f"downloads {path}", remove=True), os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+    """The partial file, locked, for reading and writing. It stays only if it holds something that a later
+    attempt can go on with.
+    """
+    with (
+        file_lock(path + ".lock", f"downloads {path}", remove=True),
+        os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file,
+    ):
         try:
             yield file
         finally:
@@ -170,7 +179,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
         if new not in SCHEMES or (old == "https" and new != "https"):
             raise ValueError(
-                f"{req.full_url}: the server redirects to {newurl[:200]!r}, which is refused: not {'https' if old == 'https' else 'http(s)'}"
+                f"{req.full_url}: the server redirects to {newurl[:200]!r}, which is refused: not "
+                f"{'https' if old == 'https' else 'http(s)'}"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -178,7 +188,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         target = headers.get("location") or headers.get("uri") or ""
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", target)  # before urllib's own, longer, message
         if scheme and scheme[1].lower() not in SCHEMES:
-            raise ValueError(f"{req.full_url}: the server redirects to {target[:200]!r}, which is refused: not http(s)")
+            raise ValueError(
+                f"{req.full_url}: the server redirects to {target[:200]!r}, which is refused: not http(s)"
+            )
         fp.close()  # urllib would read the body, however long
         return super().http_error_302(req, io.BytesIO(), code, msg, headers)
 
@@ -213,13 +225,17 @@ class _Watch:
         self._over.set()
         if self._expired and (error is None or isinstance(error, Exception)):
             least = f"fewer than {self.rate:,.0f} bytes a second came for {_WINDOW_SECONDS:.0f} seconds"
-            raise _TooSlow(f"the server is too slow: {least} (${MIN_RATE_VARIABLE} sets another minimum)") from None
+            raise _TooSlow(
+                f"the server is too slow: {least} (${MIN_RATE_VARIABLE} sets another minimum)"
+            ) from None
 
     def _run(self) -> None:
         before, windows = 0, 0
         while not self._over.wait(_WINDOW_SECONDS):
             windows += 1
-            if self.received - before < self.rate * _WINDOW_SECONDS and (self.received or windows >= _HEADER_WINDOWS):
+            if self.received - before < self.rate * _WINDOW_SECONDS and (
+                self.received or windows >= _HEADER_WINDOWS
+            ):
                 self._expired = True
                 break
             before = self.received
@@ -291,22 +307,32 @@ def encoded(url: str) -> str:
 
 
 def _open(url: str, headers: dict[str, str], watch: _Watch) -> Any:
-    request = urllib.request.Request(encoded(url), headers={"User-Agent": "dnnlib", "Accept-Encoding": "identity", **headers})
-    response = urllib.request.build_opener(_Redirects, _Handler(watch)).open(request, timeout=_TIMEOUT_SECONDS)
+    request = urllib.request.Request(
+        encoded(url), headers={"User-Agent": "dnnlib", "Accept-Encoding": "identity", **headers}
+    )
+    response = urllib.request.build_opener(_Redirects, _Handler(watch)).open(
+        request, timeout=_TIMEOUT_SECONDS
+    )
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         response.close()
-        raise ValueError(f"{url}: the server sends the file in an encoding that was not asked for, {encoding[:40]!r}")
+        raise ValueError(
+            f"{url}: the server sends the file in an encoding that was not asked for, {encoding[:40]!r}"
+        )
     return response
 
 
-def _blocks(url: str, response: Any, start: int, watch: _Watch, most: float = float("inf")) -> Iterator[bytes]:
+def _blocks(
+    url: str, response: Any, start: int, watch: _Watch, most: float = float("inf")
+) -> Iterator[bytes]:
     """The body of an answer as it comes.
 
     Raises when it ends before its announced length, or is longer than `most` or anything that is downloaded.
     """
     announced = response.headers.get("Content-Length")
-    limit = int(min(most, 1e9 * _setting(MAX_GB_VARIABLE, MAX_GB_UNANNOUNCED if announced is None else MAX_GB)))
+    limit = int(
+        min(most, 1e9 * _setting(MAX_GB_VARIABLE, MAX_GB_UNANNOUNCED if announced is None else MAX_GB))
+    )
     if announced is not None and (not announced.isdecimal() or start + int(announced) > limit):
         allowed = f"at most {limit:,} are read (${MAX_GB_VARIABLE})"
         raise ValueError(f"{url}: the server announces {announced[:40]} bytes, and {allowed}")
@@ -319,7 +345,9 @@ def _blocks(url: str, response: Any, start: int, watch: _Watch, most: float = fl
             raise ValueError(f"{url}: the server, which did not say how much it would send, {sent}")
         yield block
     if announced is not None and received != int(announced):
-        raise http.client.HTTPException(f"the connection ended after {start + received} of {start + int(announced)} bytes")
+        raise http.client.HTTPException(
+            f"the connection ended after {start + received} of {start + int(announced)} bytes"
+        )
 
 
 def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progress: Progress | None) -> None:
@@ -336,7 +364,10 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progres
             error.close()
             start, response = 0, _open(url, {}, watch)  # the server's content has changed
         with response:
-            if start and (response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+            if start and (
+                response.status != 206
+                or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+            ):
                 if response.status == 206:
                     raise http.client.HTTPException("the server sends another part than was asked for")
                 start = 0
@@ -348,7 +379,9 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progres
     file.flush()
 
 
-def _receive(url: str, response: Any, file: IO[bytes], path: str, start: int, watch: _Watch, progress: Progress | None) -> None:
+def _receive(
+    url: str, response: Any, file: IO[bytes], path: str, start: int, watch: _Watch, progress: Progress | None
+) -> None:
     """The body of an answer into the file, as long as the disk of `path` has room."""
     announced = response.headers.get("Content-Length")
     total = start + int(announced) if announced and announced.isdecimal() else None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks between processes, of the `filelock` library: the system lets go when a process ends, however it ends.
+"""Locks between processes, of the `filelock` library: the system lets go when a process ends, however it
+ends.
 
-A lock is a small file that names its last holder. Where the file system has no locks (some network disks), there is one
-warning, and the work goes on without.
+A lock is a small file that names its last holder. Where the file system has no locks (some network disks),
+there is one warning, and the work goes on without.
 """
 
 import contextlib
@@ -37,11 +38,14 @@ class Lock:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         # A soft lock outlives a killed process: never one of those.
-        self._lock = filelock.FileLock(self.path, thread_local=False, poll_interval=0.1, fallback_to_soft=False)
+        self._lock = filelock.FileLock(
+            self.path, thread_local=False, poll_interval=0.1, fallback_to_soft=False
+        )
         self.supported = True  # False: the file system has no locks
 
     def acquire(self, patience: float = 0.0) -> bool:
-        """Try for `patience` seconds (inf: until it is free). True if the lock is held, or if the file system has no locks.
+        """Try for `patience` seconds (inf: until it is free). True if the lock is held, or if the file system
+        has no locks.
 
         Raises:
             OSError: the lock's file cannot be written.
@@ -55,7 +59,8 @@ class Lock:
                 raise
             self.supported = False
             _warn_once(
-                f"WARNING: the file system of {self.path.parent} has no locks ({error.strerror}): going on without, "
+                f"WARNING: the file system of {self.path.parent} has no locks ({error.strerror}): going on "
+                "without, "
                 "take care that no second process works there"
             )
         return True
@@ -92,13 +97,16 @@ def _warn_once(line: str) -> None:
 
 
 @contextlib.contextmanager
-def file_lock(path: str | os.PathLike[str], doing: str, patience: float = float("inf"), remove: bool = False) -> Iterator[bool]:
-    """Within, one process at a time, as far as the file system can lock. After ten seconds of waiting a line on stderr says for whom.
+def file_lock(
+    path: str | os.PathLike[str], doing: str, patience: float = float("inf"), remove: bool = False
+) -> Iterator[bool]:
+    """Within, one process at a time, as far as the file system can lock. After ten seconds of waiting a line
+    on stderr says for whom.
 
     Args:
-        path: of the lock, a small file that stays. doing: what the owner does, for that line: "builds the CUDA kernels".
-        patience: seconds to wait for a live owner before going ahead without the lock.
-        remove: the lock's file is removed at the end.
+        path: of the lock, a small file that stays. doing: what the owner does, for that line: "builds the
+        CUDA kernels". patience: seconds to wait for a live owner before going ahead without the lock. remove:
+        the lock's file is removed at the end.
 
     Yields whether the lock is held: False after `patience`, and where locks do not work.
 

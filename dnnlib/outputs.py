@@ -55,7 +55,9 @@ def check_output(
 
 
 def expand_home(values: dict[str, Any]) -> dict[str, Any]:
-    """A command's options with ~/ as the home folder: no shell expands --dest=~/x, and a folder ~ would be made."""
+    """A command's options with ~/ as the home folder: no shell expands --dest=~/x, and a folder ~ would be
+    made.
+    """
 
     def expanded(value: Any) -> Any:
         return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~\w*/", value) else value
@@ -107,9 +109,11 @@ def _inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> boo
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that temporary files are removed.
+    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that temporary files are
+    removed.
 
-    A signal that the process was started to ignore (nohup) stays ignored. Only the main thread is interrupted.
+    A signal that the process was started to ignore (nohup) stays ignored. Only the main thread is
+    interrupted.
     """
     global _signals_received
     names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

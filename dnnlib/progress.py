@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work: what is done, the rate and the remaining time, on one line. Every script and package shows it through here."""
+"""Progress of long work: what is done, the rate and the remaining time, on one line. Every script and package
+shows it through here.
+"""
 
 import contextlib
 import sys
@@ -9,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TextIO
 
-_SCREEN_SECONDS, _LOG_SECONDS = 0.2, 30.0  # between two lines on a terminal, where they replace each other, and elsewhere
+_SCREEN_SECONDS, _LOG_SECONDS = (
+    0.2,
+    30.0,
+)  # between two lines on a terminal, where they replace each other, and elsewhere
 
 
 def format_time(seconds: float) -> str:
@@ -37,23 +42,28 @@ class Progress:
             ...
             progress(done + 1, total)
 
-    On a terminal the line is rewritten and does not go to a log file (dnnlib.util.Logger); elsewhere there is one every 30 seconds.
-    The last one says how long it took.
+    On a terminal the line is rewritten and does not go to a log file (dnnlib.util.Logger); elsewhere there is
+    one every 30 seconds. The last one says how long it took.
 
     Args:
         stream: None = stderr, as it is when this is made.
         label: what is being done, at the beginning of the line.
         unit: of the counts; "bytes" are shown as MB.
-        silent: seconds in which nothing is shown (on a terminal at most one); work that takes less leaves no line.
+        silent: seconds in which nothing is shown (on a terminal at most one); work that takes less leaves no
+        line.
     """
 
-    def __init__(self, stream: TextIO | None = None, label: str = "", unit: str = "images", silent: float = 0.0) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, label: str = "", unit: str = "images", silent: float = 0.0
+    ) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.label, self.unit = label, unit
         self.terminal = self.stream.isatty()
         self.silent = min(silent, 1.0) if self.terminal else silent
         self.started = self.shown = time.monotonic()
-        self.first: int | None = None  # what was done at the first call: a download that goes on does not begin at nothing
+        self.first: int | None = (
+            None  # what was done at the first call: a download that goes on does not begin at nothing
+        )
         self.done = 0
         self._open = False  # a line without its end is on the screen
 
@@ -90,7 +100,9 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _start(self, done: int) -> int:
@@ -139,7 +151,9 @@ class Stages:
 
 @contextlib.contextmanager
 def working(what: str, stream: TextIO | None = None, after: float = 3.0) -> Iterator[None]:
-    """Says that work goes on of which nothing can be counted: `what` and the time so far, from `after` seconds on."""
+    """Says that work goes on of which nothing can be counted: `what` and the time so far, from `after`
+    seconds on.
+    """
     stream = sys.stderr if stream is None else stream
     started, ended = time.monotonic(), threading.Event()
     terminal = stream.isatty()

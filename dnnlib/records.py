@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bookkeeping in files: a JSON object, or JSON lines, one record each.
 
-It survives a kill (JSON is written whole or not at all, JSON lines one by one), damage (what is damaged is set aside under another
-name) and a disk that is away for a moment (reading is tried again).
+It survives a kill (JSON is written whole or not at all, JSON lines one by one), damage (what is damaged is
+set aside under another name) and a disk that is away for a moment (reading is tried again).
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def append_jsonl(path: Path, value: dict[str, Any]) -> None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The object of a JSON line; None if it is damaged: no object, or with something else than a number of kimg."""
+    """The object of a JSON line; None if it is damaged: no object, or with something else than a number of
+    kimg.
+    """
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -135,9 +137,11 @@ def last_line(path: Path) -> dict[str, Any] | None:
 
 
 def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
-    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also those of that very moment).
+    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also
+    those of that very moment).
 
-    A line without kimg, of calc_metrics.py, stays. If lines are damaged, the file as it was is set aside, with a warning.
+    A line without kimg, of calc_metrics.py, stays. If lines are damaged, the file as it was is set aside,
+    with a warning.
     """
     try:
         lines = patiently(path.read_bytes, path).split(b"\n")
@@ -151,7 +155,8 @@ def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
     kept = [line for line, r in records if r is not None and _is_before(r, kimg, and_at)]
     if damaged:
         print(
-            f"WARNING: {damaged} of {len(records)} lines of {path} are damaged: going on with the others, the file is kept as "
+            f"WARNING: {damaged} of {len(records)} lines of {path} are damaged: going on with the others, "
+            "the file is kept as "
             f"{_second_name(path).name}", flush=True,
         )  # fmt: skip
     with atomic_write(path) as f:
@@ -164,7 +169,9 @@ def _is_before(record: dict[str, Any], kimg: float, and_at: bool) -> bool:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are passed over. No file: an empty list."""
+    """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are
+    passed over. No file: an empty list.
+    """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError:
@@ -173,7 +180,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def replace_with_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link where the file system has them, a copy elsewhere. Atomic."""
+    """Make `target` the same file as `source`: a hard link where the file system has them, a copy elsewhere.
+    Atomic.
+    """
     linked = target.with_name(f"{temporary_prefix(target)}link.tmp")
     try:
         os.link(source, linked)

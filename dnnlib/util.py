@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attribute dictionaries, tee logging, atomic files, cached downloads, objects by name, and parsing of numbers given on a command line.
+"""Attribute dictionaries, tee logging, atomic files, cached downloads, objects by name, and parsing of
+numbers given on a command line.
 
-Names and signatures are those that StyleGAN-family code calls. Nothing here imports torch, and nothing here touches the network except `open_url`.
+Names and signatures are those that StyleGAN-family code calls. Nothing here imports torch, and nothing here
+touches the network except `open_url`.
 """
 
 import contextlib
@@ -31,7 +33,9 @@ _T = TypeVar("_T")
 
 
 class Damaged(ValueError):
-    """A file is not, or not all of, what its name says: half a download, a web page. Raised by what reads files."""
+    """A file is not, or not all of, what its name says: half a download, a web page. Raised by what reads
+    files.
+    """
 
 
 class EasyDict(dict[str, Any]):
@@ -64,8 +68,12 @@ class Logger:
         should_flush: flush file and stream after every write, so that nothing is lost in a crash.
     """
 
-    def __init__(self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush: bool = True) -> None:
-        self.file: IO[str] | None = None if file_name is None else open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115 (closed in close)
+    def __init__(
+        self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush: bool = True
+    ) -> None:
+        self.file: IO[str] | None = (
+            None if file_name is None else open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115
+        )
         self._streams = (sys.stdout, sys.stderr)
         self._tees = (_Tee(sys.stdout, self.file, should_flush), _Tee(sys.stderr, self.file, should_flush))
         sys.stdout, sys.stderr = self._tees
@@ -73,7 +81,9 @@ class Logger:
     def __enter__(self) -> "Logger":
         return self
 
-    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def write(self, text: str | bytes) -> None:
@@ -146,20 +156,25 @@ class _Tee(io.TextIOBase):
             action(*arguments)
         except OSError as error:
             self._log = None
-            self._stream.write(f"WARNING: the log cannot be written ({error.strerror or error}); going on without\n")
+            self._stream.write(
+                f"WARNING: the log cannot be written ({error.strerror or error}); going on without\n"
+            )
 
     def detach_log(self) -> None:
         self._log = None
 
 
-MAX_LIST = 2_000_000  # integers of a list on a command line: more than any data set has images to compare with
+MAX_LIST = (
+    2_000_000  # integers of a list on a command line: more than any data set has images to compare with
+)
 
 
 def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
     """'0,1,4-6' -> [0, 1, 4, 5, 6]; ranges include both ends; a list passes through.
 
     Raises:
-        ValueError: an entry is neither a non-negative integer nor a rising range, or there are more than MAX_LIST of them.
+        ValueError: an entry is neither a non-negative integer nor a rising range, or there are more than
+        MAX_LIST of them.
     """
     if not isinstance(text, str):
         return [int(value) for value in text]
@@ -170,7 +185,10 @@ def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", entry)
         shown = text if len(text) <= 80 else f"{text[:80]}..."
         if match is None:
-            raise ValueError(f"cannot read {entry.strip()[:40]!r} in {shown!r} as an integer or a range; write for example 0,1,4-6")
+            raise ValueError(
+                f"cannot read {entry.strip()[:40]!r} in {shown!r} as an integer or a range; write for "
+                "example 0,1,4-6"
+            )
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if last < first:
             raise ValueError(f"range {entry.strip()!r} in {shown!r} runs backwards; write {last}-{first}")
@@ -224,8 +242,11 @@ def get_obj_by_name(name: str) -> Any:
         try:
             obj: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # Only a missing part of the name itself means "look one level up"; a module that lacks a dependency must say so.
-            if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            # Only a missing part of the name itself means "look one level up"; a module that lacks a
+            # dependency must say so.
+            if error.name is None or not (
+                module_name == error.name or module_name.startswith(error.name + ".")
+            ):
                 raise
             continue
         for part in parts[count:]:
@@ -262,15 +283,19 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def reason(error: BaseException) -> str:
     """An exception's own words in one line; where it has none, its name in words: 'EOF error'."""
     words = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return words[:300] or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(error).__name__).lower()
+    return (
+        words[:300]
+        or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(error).__name__).lower()
+    )
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its name only when the block ends well.
 
-    Until then an older file of that name stays as it is; after an error, Ctrl-C, SIGTERM or SIGHUP the temporary file is gone. The
-    bytes are on the disk (fsync) before the name changes. The mode is 'wb' or 'w' (UTF-8).
+    Until then an older file of that name stays as it is; after an error, Ctrl-C, SIGTERM or SIGHUP the
+    temporary file is gone. The bytes are on the disk (fsync) before the name changes. The mode is 'wb' or 'w'
+    (UTF-8).
 
     Raises:
         ValueError: another mode.
@@ -283,7 +308,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 def _atomic_write(target: Path, mode: str) -> Iterator[IO[Any]]:
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(target), suffix=".tmp", dir=target.parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=temporary_prefix(target), suffix=".tmp", dir=target.parent
+        )
     except OSError as error:
         error.filename = str(target)  # what the user asked for, not the temporary name
         raise
@@ -322,16 +349,22 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
 
 
 def make_cache_dir_path(*paths: str) -> str:
-    """A path inside the cache folder: $DNNLIB_CACHE_DIR, else $XDG_CACHE_HOME/dnnlib, else ~/.cache/dnnlib. Creates nothing."""
+    """A path inside the cache folder: $DNNLIB_CACHE_DIR, else $XDG_CACHE_HOME/dnnlib, else ~/.cache/dnnlib.
+    Creates nothing.
+    """
     return os.path.join(os.environ.get("DNNLIB_CACHE_DIR") or _home_cache(), *paths)
 
 
 def _home_cache() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib")
+    return os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "dnnlib"
+    )
 
 
 def temporary_cache_path(*paths: str) -> str:
-    """A path below the system's folder for temporary files: of this user alone, and cleared now and then. Creates nothing."""
+    """A path below the system's folder for temporary files: of this user alone, and cleared now and then.
+    Creates nothing.
+    """
     user = os.geteuid() if hasattr(os, "geteuid") else ""
     return os.path.join(tempfile.gettempdir(), f"dnnlib-{user}", *paths)
 
@@ -347,11 +380,19 @@ def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
 
 
 def plain_warnings() -> None:
-    """For scripts: this project's warnings as one line each, without the place in the code; others' stay as they are."""
+    """For scripts: this project's warnings as one line each, without the place in the code; others' stay as
+    they are.
+    """
     usual, root = warnings.formatwarning, str(Path(__file__).resolve().parent.parent)
 
-    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        if issubclass(category, UserWarning) and filename.startswith(root) and "site-packages" not in filename:
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if (
+            issubclass(category, UserWarning)
+            and filename.startswith(root)
+            and "site-packages" not in filename
+        ):
             return f"Warning: {message}\n"
         return usual(message, category, filename, lineno, line)
 
@@ -361,7 +402,8 @@ def plain_warnings() -> None:
 
 @contextlib.contextmanager
 def convenience(what: str) -> Iterator[None]:
-    """Within, a file that cannot be written is a warning, for what is of less worth than the work that it belongs to.
+    """Within, a file that cannot be written is a warning, for what is of less worth than the work that it
+    belongs to.
 
     what: that is missing then, at the beginning of the warning: "curves.png".
     """
@@ -369,11 +411,14 @@ def convenience(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        warnings.warn(f"{what} cannot be written: {error.strerror or error}{place}; going on without it", stacklevel=3)
+        warnings.warn(
+            f"{what} cannot be written: {error.strerror or error}{place}; going on without it", stacklevel=3
+        )
 
 
 def writable_cache_dir(*paths: str) -> str:
-    """A folder inside the cache folder in which files can be made; where that cannot be, one for temporary files, with a warning.
+    """A folder inside the cache folder in which files can be made; where that cannot be, one for temporary
+    files, with a warning.
 
     Raises OSError: that one cannot be written to either, or is not of this user alone.
     """
@@ -385,16 +430,23 @@ def writable_cache_dir(*paths: str) -> str:
     trouble = why_not_writable(other) or trust.distrust(other)
     remedy = "set DNNLIB_CACHE_DIR to a folder that can be written"
     if trouble:
-        raise OSError(f"the cache folder {folder} cannot be written ({reason}), nor can {other} ({trouble}): {remedy}")
-    warnings.warn(f"the cache folder {folder} cannot be written ({reason}): {other} takes its place; {remedy}", stacklevel=3)
+        raise OSError(
+            f"the cache folder {folder} cannot be written ({reason}), nor can {other} ({trouble}): {remedy}"
+        )
+    warnings.warn(
+        f"the cache folder {folder} cannot be written ({reason}): {other} takes its place; {remedy}",
+        stacklevel=3,
+    )
     return other
 
 
 def code_cache_path(*paths: str) -> str:
-    """As `make_cache_dir_path`, for what is run: the first place that nobody else can change (`dnnlib.trust`). Creates nothing.
+    """As `make_cache_dir_path`, for what is run: the first place that nobody else can change
+    (`dnnlib.trust`). Creates nothing.
 
-    After the cache folder come the one in the home folder and one below the system's folder for temporary files. Where none of
-    them will do, it is the cache folder's, which `trust.distrust` then has something against.
+    After the cache folder come the one in the home folder and one below the system's folder for temporary
+    files. Where none of them will do, it is the cache folder's, which `trust.distrust` then has something
+    against.
     """
     roots = (make_cache_dir_path(), _home_cache(), temporary_cache_path())
     usable = (root for root in roots if not trust.distrust(os.path.join(root, *paths)))
@@ -433,9 +485,9 @@ def open_url(
 ) -> Any:
     """Opens a local path, a file:// address or an http(s) address for reading bytes.
 
-    A download goes to the cache folder under a partial name and gets its final name when it is complete and, if `sha256` is given,
-    right; one that broke off goes on where it stopped (see `dnnlib.downloads`). With `DNNLIB_OFFLINE=1` in the environment only local
-    files and what is already in the cache are read.
+    A download goes to the cache folder under a partial name and gets its final name when it is complete and,
+    if `sha256` is given, right; one that broke off goes on where it stopped (see `dnnlib.downloads`). With
+    `DNNLIB_OFFLINE=1` in the environment only local files and what is already in the cache are read.
 
     Args:
         url: local path, file:// or http(s) address.
@@ -448,8 +500,8 @@ def open_url(
 
     Raises:
         FileNotFoundError: no such local file.
-        ValueError: odd scheme, also of a redirection, more than 64 GiB, a hash that does not match, or `return_filename` without `cache`.
-        OSError: offline and not in the cache, or every attempt failed.
+        ValueError: odd scheme, also of a redirection, more than 64 GiB, a hash that does not match, or
+        `return_filename` without `cache`. OSError: offline and not in the cache, or every attempt failed.
     """
     if num_attempts < 1:
         raise ValueError(f"num_attempts must be at least 1, not {num_attempts}")
@@ -473,7 +525,9 @@ def open_url(
 
 
 def _fetched(url: str, path: str, num_attempts: int, verbose: bool, sha256: str | None = None) -> str:
-    """`path`, downloaded if it is not there. A file with another hash is not what was asked for: a new download takes its place."""
+    """`path`, downloaded if it is not there. A file with another hash is not what was asked for: a new
+    download takes its place.
+    """
     if os.path.isfile(path) and (sha256 is None or sha256_file(path) == sha256.lower()):
         return path
     _check_online(url, path)
@@ -489,7 +543,10 @@ def _is_offline() -> bool:
 
 def _check_online(url: str, path: str) -> None:
     if _is_offline():
-        raise OSError(f"DNNLIB_OFFLINE is set and {url} is not (or not undamaged) in the cache; unset it, or put the file at {path}")
+        raise OSError(
+            f"DNNLIB_OFFLINE is set and {url} is not (or not undamaged) in the cache; unset it, or put the "
+            f"file at {path}"
+        )
 
 
 def _announce(url: str, verbose: bool) -> None:
@@ -503,17 +560,20 @@ def download_path(url: str, cache_dir: str | None = None) -> str:
 
 
 def plain_path(path_or_url: str) -> str:
-    """A file:// address as the path that it means; anything else as it is. Raises ValueError for one that names another machine."""
+    """A file:// address as the path that it means; anything else as it is. Raises ValueError for one that
+    names another machine.
+    """
     is_file = re.match(r"file:/", path_or_url, re.IGNORECASE)
     return (_local_path(path_or_url) or path_or_url) if is_file else path_or_url
 
 
 def fetch(path_or_url: str, num_attempts: int = 3, beside: Sequence[str] = ()) -> str:
-    """The local path of a file: a path as it is, a file:// address as a path, of an http(s) address the kept copy.
+    """The local path of a file: a path as it is, a file:// address as a path, of an http(s) address the kept
+    copy.
 
-    beside: names of a second file that lies next to it on the server, of which the first one that is there comes along. It is kept
-    under the name of the copy, with the ending of its own: NAME.safetensors and NAME.json.
-    Raises as `open_url`; FileNotFoundError for an address with nothing behind it.
+    beside: names of a second file that lies next to it on the server, of which the first one that is there
+    comes along. It is kept under the name of the copy, with the ending of its own: NAME.safetensors and
+    NAME.json. Raises as `open_url`; FileNotFoundError for an address with nothing behind it.
     """
     if not is_url(path_or_url):
         return plain_path(path_or_url)
@@ -525,17 +585,23 @@ def fetch(path_or_url: str, num_attempts: int = 3, beside: Sequence[str] = ()) -
             _fetched(url, _copy_beside(path, name), num_attempts, verbose=True)
             return path
     if beside:
-        raise FileNotFoundError(f"{path_or_url}: the server has no {' or '.join(beside)} beside it, and the two files belong together")
+        raise FileNotFoundError(
+            f"{path_or_url}: the server has no {' or '.join(beside)} beside it, and the two files belong "
+            "together"
+        )
     return path
 
 
-def read_from(path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3, beside: Sequence[str] = ()) -> _T:
+def read_from(
+    path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3, beside: Sequence[str] = ()
+) -> _T:
     """What `read` makes of the file at a path, a file:// or an http(s) address.
 
-    A copy in the cache that `read` finds `Damaged` is removed, so that the server is asked again: at once if it is an old copy, by
-    the next call if it has just come.
+    A copy in the cache that `read` finds `Damaged` is removed, so that the server is asked again: at once if
+    it is an old copy, by the next call if it has just come.
 
-    Raises ValueError in one line, which names the address and the copy; otherwise as `fetch`, and what `read` raises.
+    Raises ValueError in one line, which names the address and the copy; otherwise as `fetch`, and what `read`
+    raises.
     """
     if not is_url(path_or_url):
         return read(plain_path(path_or_url))
@@ -552,7 +618,9 @@ def read_from(path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3
     return read_from(path_or_url, read, num_attempts, beside)
 
 
-def discarded(name: str, error: ValueError, path: str | os.PathLike[str], *beside: str | os.PathLike[str]) -> Damaged:
+def discarded(
+    name: str, error: ValueError, path: str | os.PathLike[str], *beside: str | os.PathLike[str]
+) -> Damaged:
     """Remove a damaged copy from a cache, with what it links to there. Returns what is to be raised.
 
     name: of what it was a copy of. error: of its reader. beside: other copies that belong to it.
@@ -589,11 +657,15 @@ def _local_path(url: str) -> str | None:
         return urllib.request.url2pathname(parts.path)
     if scheme in downloads.SCHEMES:
         raise ValueError(f"{url}: the address has no host")
-    raise ValueError(f"{url}: cannot read {scheme}:// addresses; give a local path, file://, http:// or https://")
+    raise ValueError(
+        f"{url}: cannot read {scheme}:// addresses; give a local path, file://, http:// or https://"
+    )
 
 
 def _cache_name(url: str) -> str:
-    """File name of a download: a hash of the whole address (two may share a last part), then that last part for people's eyes."""
+    """File name of a download: a hash of the whole address (two may share a last part), then that last part
+    for people's eyes.
+    """
     last = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:]
     return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}_{readable or 'download'}"

@@ -18,7 +18,10 @@ from generation.render import MAX_SEED
 from torch_utils import memory
 from torch_utils.devices import PRECISIONS
 
-TRUST_HELP = "run a pickle that cannot be read otherwise. It is a program then: it can do whatever you can. Only for files whose maker you trust"
+TRUST_HELP = (
+    "run a pickle that cannot be read otherwise. It is a program then: it can do whatever you can. "
+    "Only for files whose maker you trust"
+)
 
 
 def parse_grid(text: str) -> tuple[int, int]:
@@ -54,14 +57,23 @@ def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
 
 
 def memory_remedy(batch: int | None) -> str:
-    """What to change when the running command is out of memory. batch: the value of its option for images at a time."""
+    """What to change when the running command is out of memory. batch: the value of its option for images at
+    a time.
+    """
     context = click.get_current_context(silent=True)
-    flags = [p.opts[0] for p in context.command.params if p.name == "batch"] if context is not None and batch else []
-    return f"lower {flags[0]} (now {batch}), or use --device=cpu" if flags else "use a machine with more memory"
+    flags = (
+        [p.opts[0] for p in context.command.params if p.name == "batch"]
+        if context is not None and batch
+        else []
+    )
+    return (
+        f"lower {flags[0]} (now {batch}), or use --device=cpu" if flags else "use a machine with more memory"
+    )
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a command: a user's mistake (ValueError, OSError) or too little memory ends in one line and exit code 1.
+    """Decorator of a command: a user's mistake (ValueError, OSError) or too little memory ends in one line
+    and exit code 1.
 
     SIGTERM and SIGHUP end it as Ctrl-C does: no temporary file stays.
     """
@@ -71,10 +83,17 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         dnnlib.util.plain_warnings()
         try:
             remedy = memory_remedy(kwargs.get("batch"))
-            with outputs.interruptible(), memory.shortage_named(kwargs.get("device") or "this machine", remedy):
+            with (
+                outputs.interruptible(),
+                memory.shortage_named(kwargs.get("device") or "this machine", remedy),
+            ):
                 return function(*args, **outputs.expand_home(kwargs))
         except (ValueError, OSError) as error:
-            text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+            text = (
+                f"{error.strerror}: {error.filename}"
+                if isinstance(error, OSError) and error.filename
+                else str(error)
+            )
             raise click.ClickException(" ".join(text.split())) from None
 
     return wrapped
@@ -85,24 +104,41 @@ precision_option = click.option(
     type=click.Choice(["auto", *PRECISIONS]),
     default="auto",
     show_default=True,
-    help="of the large layers; auto = as the network was trained, fp16 on GPUs alone. bf16 is the fastest on CPUs with bf16 matrix units",
+    help="of the large layers; auto = as the network was trained, fp16 on GPUs alone. bf16 is the fastest "
+    "on CPUs with bf16 matrix units",
 )
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that every command with a network takes."""
     for option in (
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="where to compute"),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+            default="auto",
+            show_default=True,
+            help="where to compute",
+        ),
         precision_option,
         click.option(
             "--centroids-path",
             metavar="PATH|URL",
             help="truncate towards the nearest of these cluster centres in W, a .npy file",
         ),
-        click.option("--trunc", "truncation", type=float, default=1, show_default=True, help="truncation psi; 1 = none, 0 = the class's mean image"),
+        click.option(
+            "--trunc",
+            "truncation",
+            type=float,
+            default=1,
+            show_default=True,
+            help="truncation psi; 1 = none, 0 = the class's mean image",
+        ),
         click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),
         click.option(
-            "--network", required=True, metavar="PATH|URL", help="network pickle, or run folder, or .safetensors with its .json, or hf://OWNER/NAME"
+            "--network",
+            required=True,
+            metavar="PATH|URL",
+            help="network pickle, or run folder, or .safetensors with its .json, or hf://OWNER/NAME",
         ),
     ):
         function = option(function)
@@ -110,11 +146,16 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sheet_seeds(seeds: Sequence[int], samples_per_class: int | None) -> list[int]:
-    """The seeds of a sheet's columns: those given, or samples_per_class consecutive ones from a single seed. Raises ValueError for other counts."""
+    """The seeds of a sheet's columns: those given, or samples_per_class consecutive ones from a single seed.
+    Raises ValueError for other counts.
+    """
     if samples_per_class is None or samples_per_class == len(seeds):
         return list(seeds)
     if len(seeds) != 1:
-        raise ValueError(f"--samples-per-class={samples_per_class} does not go with {len(seeds)} seeds: give one seed, or as many")
+        raise ValueError(
+            f"--samples-per-class={samples_per_class} does not go with {len(seeds)} seeds: give one seed, "
+            "or as many"
+        )
     if samples_per_class > dnnlib.util.MAX_LIST:
         raise ValueError(f"--samples-per-class={samples_per_class}: at most {dnnlib.util.MAX_LIST:,}")
     if seeds[0] + samples_per_class - 1 > MAX_SEED:

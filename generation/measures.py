@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of a run measured by metrics: the place where training and metrics, which do not know each other, meet."""
+"""The networks of a run measured by metrics: the place where training and metrics, which do not know each
+other, meet.
+"""
 
 from __future__ import annotations
 
@@ -26,26 +28,49 @@ from training.run.evaluation import Score
 
 
 def make_evaluator(
-    config: TrainConfig, dataset: ImageDataset, device: torch.device | str = "cpu", loaded: dict[str, Detector] | None = None
+    config: TrainConfig,
+    dataset: ImageDataset,
+    device: torch.device | str = "cpu",
+    loaded: dict[str, Detector] | None = None,
 ) -> Evaluator:
-    """Metrics against the training images, all of them and unflipped. loaded: detectors, shared with other evaluators."""
+    """Metrics against the training images, all of them and unflipped. loaded: detectors, shared with other
+    evaluators.
+    """
     plain, batch, shown = build.plain_dataset(dataset), evaluation_batch(config), EvaluationProgress()
-    return Evaluator(plain, list(config.run.metrics), device=torch.device(device), batch=batch, progress=shown, pause=stop.pause, loaded=loaded)
+    return Evaluator(
+        plain,
+        list(config.run.metrics),
+        device=torch.device(device),
+        batch=batch,
+        progress=shown,
+        pause=stop.pause,
+        loaded=loaded,
+    )
 
 
-def final_evaluator(config: TrainConfig, metric: str, device: torch.device, prepare: bool = True) -> Evaluator:
-    """What measures every stage's best network: `metric` on the last stage's data. config: the last stage's."""
+def final_evaluator(
+    config: TrainConfig, metric: str, device: torch.device, prepare: bool = True
+) -> Evaluator:
+    """What measures every stage's best network: `metric` on the last stage's data. config: the last
+    stage's.
+    """
     dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed, prepare))
-    return Evaluator(dataset, [metric], device=device, batch=evaluation_batch(config), progress=EvaluationProgress())
+    return Evaluator(
+        dataset, [metric], device=device, batch=evaluation_batch(config), progress=EvaluationProgress()
+    )
 
 
 def evaluation_batch(config: TrainConfig) -> int:
-    """Images at a time, per process, for metrics: a detector's activations are no part of what --batch-gpu was chosen by."""
+    """Images at a time, per process, for metrics: a detector's activations are no part of what --batch-gpu
+    was chosen by.
+    """
     return min(max(config.batch_gpu, 16), 64)
 
 
 class EvaluationProgress(Stages):
-    """What is shown of an evaluation: that the first one goes through the data, and then the remaining time."""
+    """What is shown of an evaluation: that the first one goes through the data, and then the remaining
+    time.
+    """
 
     def __init__(self) -> None:
         super().__init__(collect.STAGES, silent=10)
@@ -70,11 +95,15 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
 
 def metrics_of(configs: Iterable[TrainConfig], final: str | None = None) -> list[str]:
     """The metrics of runs, each once. final: what is measured after each stage of a recipe."""
-    return list(dict.fromkeys(filter(None, [*(name for config in configs for name in config.run.metrics), final])))
+    return list(
+        dict.fromkeys(filter(None, [*(name for config in configs for name in config.run.metrics), final]))
+    )
 
 
 def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> Iterator[str]:
-    """A line for each file that frozen networks and metrics read and that is not there. final: as for `metrics_of`."""
+    """A line for each file that frozen networks and metrics read and that is not there. final: as for
+    `metrics_of`.
+    """
     for config in configs:
         yield from frozen.check_weights(config, download=False)
     for name in dict.fromkeys(parse_metric(metric).family.detector for metric in metrics_of(configs, final)):
@@ -84,28 +113,48 @@ def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> I
             yield str(err)
 
 
-def work_before(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None, evaluator: Evaluator) -> list[str]:
-    """What a run computes once, before its first step and at its first evaluation, with the time that it takes here."""
-    is_copied = evaluator.dataset.resolution != dataset.resolution  # to a smaller one, whose statistics cannot be there yet
+def work_before(
+    config: TrainConfig, dataset: ImageDataset, run_dir: Path | None, evaluator: Evaluator
+) -> list[str]:
+    """What a run computes once, before its first step and at its first evaluation, with the time that it
+    takes here.
+    """
+    is_copied = (
+        evaluator.dataset.resolution != dataset.resolution
+    )  # to a smaller one, whose statistics cannot be there yet
     return [*dry_run.once(config, dataset, run_dir), *evaluator.announce(anew=is_copied)]
 
 
 def prefetch_items(
-    configs: Sequence[TrainConfig], final: str | None, resume: str | None, hub: str | None, say: Callable[[str], None]
+    configs: Sequence[TrainConfig],
+    final: str | None,
+    resume: str | None,
+    hub: str | None,
+    say: Callable[[str], None],
 ) -> list[prefetch.Item]:
-    """The files that runs read and that can be fetched: frozen networks, metrics' detectors and networks named by address, each once.
+    """The files that runs read and that can be fetched: frozen networks, metrics' detectors and networks
+    named by address, each once.
 
-    final: as for `metrics_of`. resume: the value of --resume. hub: a folder in the place of the hub's cache. say: told what is fetched.
+    final: as for `metrics_of`. resume: the value of --resume. hub: a folder in the place of the hub's cache.
+    say: told what is fetched.
     """
     items: dict[tuple[str, ...], prefetch.Item] = {}
     for config in configs:
         for need in frozen.needed_weights(config):
             get = functools.partial(timm_weights.fetch, need.name, need.weights, hub, say)
-            items[need.name, need.weights or "", need.purpose] = prefetch.Item(f"{need.name} ({need.purpose})", get)
+            items[need.name, need.weights or "", need.purpose] = prefetch.Item(
+                f"{need.name} ({need.purpose})", get
+            )
         for metric in metrics_of([config], final):
             name = parse_metric(metric).family.detector
-            items[name, metric] = prefetch.Item(f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say))
-        for flag, url in (("--init-from", config.run.init_from), ("--path_stem", config.generator.path_stem), ("--resume", resume)):
+            items[name, metric] = prefetch.Item(
+                f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say)
+            )
+        for flag, url in (
+            ("--init-from", config.run.init_from),
+            ("--path_stem", config.generator.path_stem),
+            ("--resume", resume),
+        ):
             if url and dnnlib.util.is_url(url):
                 items[flag, url] = prefetch.Item(f"{flag}={url}", functools.partial(files.fetch, url, 10))
     return list(items.values())

@@ -60,12 +60,13 @@ def load_network(
     trust_pickle: bool = False,
     precision: str = "auto",
 ) -> Network:
-    """Read a network pickle, a run folder's best one, a .safetensors file with its .json, or hf://OWNER/NAME, without running what is in it.
+    """Read a network pickle, a run folder's best one, a .safetensors file with its .json, or hf://OWNER/NAME,
+    without running what is in it.
 
-    Class names come from the data set `data` if given, else from the file, else from the data set the file names, if it is still there.
-    trust_pickle: if a pickle cannot be read so, run it, and use the network that comes out with its own code.
-    precision: of the layers that are flagged for reduced precision, auto or one of `training.build.PRECISIONS`.
-    Raises FileNotFoundError, OSError or ValueError with one line.
+    Class names come from the data set `data` if given, else from the file, else from the data set the file
+    names, if it is still there. trust_pickle: if a pickle cannot be read so, run it, and use the network that
+    comes out with its own code. precision: of the layers that are flagged for reduced precision, auto or one
+    of `training.build.PRECISIONS`. Raises FileNotFoundError, OSError or ValueError with one line.
     """
     is_choice = False
     if hub.is_repository(path_or_url):
@@ -83,7 +84,9 @@ def load_network(
                 raise
             warn_trusted(path_or_url)
             if precision != "auto":
-                raise ValueError(f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself") from None
+                raise ValueError(
+                    f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself"
+                ) from None
             trusted = _hashed(lambda path: files.trusted_generator(path, key))
             sha256, foreign = files.read_from(path_or_url, trusted)
             names = _class_names(foreign.c_dim, data, {}, {})
@@ -112,10 +115,16 @@ def set_precision(G: Generator, precision: str) -> None:
 
 def warn_trusted(path: str) -> None:
     """What --trust-pickle means, said where it takes effect."""
-    click.echo(f"warning: {path} is run as a program, because of --trust-pickle: it can do whatever you can do on this machine", err=True)
+    click.echo(
+        f"warning: {path} is run as a program, because of --trust-pickle: it can do whatever you can do on "
+        "this machine",
+        err=True,
+    )
 
 
-def _class_names(num_classes: int, data: str | None, kwargs: dict[str, Any], provenance: dict[str, Any]) -> list[str] | None:
+def _class_names(
+    num_classes: int, data: str | None, kwargs: dict[str, Any], provenance: dict[str, Any]
+) -> list[str] | None:
     if not num_classes:
         return None
     if data is not None:
@@ -130,12 +139,16 @@ def _class_names(num_classes: int, data: str | None, kwargs: dict[str, Any], pro
             names = ImageDataset(trained_on, use_labels=True).class_names
         except (ValueError, OSError):
             names = None  # whatever lies there now, the network does not need it
-    fits = isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+    fits = (
+        isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+    )
     return names if fits else None
 
 
 def class_index(network: Network, text: str) -> int:
-    """The class that `text` means: a whole number is an index, anything else a name. Raises ValueError with the nearest known name."""
+    """The class that `text` means: a whole number is an index, anything else a name. Raises ValueError with
+    the nearest known name.
+    """
     num_classes = network.G.c_dim
     if not num_classes:
         raise ValueError(f"class {text!r}: {network.path} is unconditional, it has no classes")
@@ -145,10 +158,13 @@ def class_index(network: Network, text: str) -> int:
             raise ValueError(f"class {text}: the network's classes are 0 to {num_classes - 1}")
         return int(text)
     if re.fullmatch(r"\d+\s*([-,]\s*\d+\s*)+", text):
-        raise ValueError(f"class {text!r}: that is several classes, and one is asked for here; --classes takes them")
+        raise ValueError(
+            f"class {text!r}: that is several classes, and one is asked for here; --classes takes them"
+        )
     if network.class_names is None:
         raise ValueError(
-            f"class {text!r}: {network.path} knows no class names; give an index from 0 to {num_classes - 1}, or --data with a data set that does"
+            f"class {text!r}: {network.path} knows no class names; give an index from 0 to "
+            f"{num_classes - 1}, or --data with a data set that does"
         )
     by_name = {_folded(name): index for index, name in reversed(list(enumerate(network.class_names)))}
     if _folded(text) not in by_name:
@@ -162,20 +178,26 @@ def _folded(name: str) -> str:
 
 
 def _near_classes(text: str, network: Network, by_name: dict[str, int]) -> str:
-    """'the classes are 0 cat, 1 dog' for a few, else the names that are like `text`: those that hold it, then those spelt alike."""
+    """'the classes are 0 cat, 1 dog' for a few, else the names that are like `text`: those that hold it, then
+    those spelt alike.
+    """
     names = network.class_names or []
     if len(names) <= FEW_CLASSES:
         return f"the classes are {', '.join(network.label_text(index) for index in range(len(names)))}"
     wanted = _folded(text)
     holding = sorted((name for name in by_name if wanted and wanted in name), key=lambda name: by_name[name])
-    alike = difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.6) or difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.0)
+    alike = difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.6) or difflib.get_close_matches(
+        wanted, by_name, n=1, cutoff=0.0
+    )
     near = list(dict.fromkeys([*holding, *([] if holding else alike)]))[:3]
     listed = ", ".join(f"{names[by_name[name]]!r} ({by_name[name]})" for name in near)
     return f"the nearest of {len(names)} names {'is' if len(near) == 1 else 'are'} {listed}"
 
 
 def class_indices(network: Network, text: str) -> list[int]:
-    """'0,3-5,cat' -> [0, 3, 4, 5, index of cat]; 'all' = every class. A name may hold a hyphen. Raises ValueError as `class_index`."""
+    """'0,3-5,cat' -> [0, 3, 4, 5, index of cat]; 'all' = every class. A name may hold a hyphen. Raises
+    ValueError as `class_index`.
+    """
     if text.strip() == "all" and network.G.c_dim:
         return list(range(network.G.c_dim))
     indices: list[int] = []
@@ -188,22 +210,36 @@ def class_indices(network: Network, text: str) -> list[int]:
 
 
 def load_centroids(path: str, w_dim: int) -> Tensor:
-    """Cluster centres in W, float32 [K, w_dim], from a .npy file or its address. Raises OSError or ValueError."""
+    """Cluster centres in W, float32 [K, w_dim], from a .npy file or its address. Raises OSError or
+    ValueError.
+    """
     try:
         centroids = dnnlib.util.read_from(path, bounded.read_npy)
     except ValueError as error:
         raise ValueError(f"--centroids-path={error}") from None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--centroids-path={path}: {error.strerror or error}") from None
-    if centroids.dtype.kind not in "iuf" or centroids.ndim != 2 or centroids.shape[1] != w_dim or not len(centroids):
-        raise ValueError(f"--centroids-path={path}: expected numbers [K, {w_dim}], got {centroids.dtype} {list(centroids.shape)}")
+    if (
+        centroids.dtype.kind not in "iuf"
+        or centroids.ndim != 2
+        or centroids.shape[1] != w_dim
+        or not len(centroids)
+    ):
+        raise ValueError(
+            f"--centroids-path={path}: expected numbers [K, {w_dim}], got {centroids.dtype} "
+            f"{list(centroids.shape)}"
+        )
     if not np.isfinite(centroids).all():
         raise ValueError(f"--centroids-path={path}: it holds NaN or Inf")
     return torch.from_numpy(centroids.astype(np.float32))
 
 
-def styles(G: Generator, z: Tensor, labels: Tensor | None, truncation: float = 1, centroids: Tensor | None = None) -> Tensor:
-    """ws [N, num_ws, W], truncated towards the class's mean, or towards the nearest of `centroids` [K, W] (Mokady et al. 2022)."""
+def styles(
+    G: Generator, z: Tensor, labels: Tensor | None, truncation: float = 1, centroids: Tensor | None = None
+) -> Tensor:
+    """ws [N, num_ws, W], truncated towards the class's mean, or towards the nearest of `centroids` [K, W]
+    (Mokady et al. 2022).
+    """
     if centroids is None:
         return G.mapping(z, labels, truncation_psi=truncation)
     ws = G.mapping(z, labels)
@@ -213,23 +249,34 @@ def styles(G: Generator, z: Tensor, labels: Tensor | None, truncation: float = 1
 
 
 def set_transform(G: Generator, translate: tuple[float, float] = (0, 0), rotate: float = 0) -> None:
-    """Move what all later images show by `translate` (fractions of the image, right and down), after turning it by `rotate` degrees anticlockwise.
+    """Move what all later images show by `translate` (fractions of the image, right and down), after turning
+    it by `rotate` degrees anticlockwise.
 
-    The input layer's matrix maps positions of the output to positions of the picture, so it gets the inverse of that motion.
-    Raises ValueError for a motion of a network that cannot move its pictures.
+    The input layer's matrix maps positions of the output to positions of the picture, so it gets the inverse
+    of that motion. Raises ValueError for a motion of a network that cannot move its pictures.
     """
     if not hasattr(G.synthesis, "input"):
         if (*translate, rotate) != (0, 0, 0):
-            raise ValueError("--translate and --rotate: this network has no input layer that can move a picture")
+            raise ValueError(
+                "--translate and --rotate: this network has no input layer that can move a picture"
+            )
         return
     angle = np.deg2rad(rotate)
-    motion = np.array([[np.cos(angle), np.sin(angle), translate[0]], [-np.sin(angle), np.cos(angle), translate[1]], [0, 0, 1]])
+    motion = np.array(
+        [
+            [np.cos(angle), np.sin(angle), translate[0]],
+            [-np.sin(angle), np.cos(angle), translate[1]],
+            [0, 0, 1],
+        ]
+    )
     G.synthesis.input.transform.copy_(torch.from_numpy(np.linalg.inv(motion).astype(np.float32)))
 
 
 @torch.no_grad()
 def synthesize(network: Network, ws: Tensor, noise_mode: str = "const") -> Tensor:
-    """uint8 images [N, C, R, R] on the CPU of ws [N, num_ws, W]. Raises ValueError for a network that returns NaN or Inf."""
+    """uint8 images [N, C, R, R] on the CPU of ws [N, num_ws, W]. Raises ValueError for a network that returns
+    NaN or Inf.
+    """
     x = network.G.synthesis(ws, noise_mode=noise_mode)
     if not torch.isfinite(x).all():
         raise ValueError(f"{network.path}: the network returned NaN or Inf")
@@ -248,16 +295,22 @@ def render(
     batch: int = 16,
     done: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """uint8 images [N, C, R, R] on the CPU of latents z [N, Z] and int64 labels [N] or None; `done(n)` is told of every n images computed.
+    """uint8 images [N, C, R, R] on the CPU of latents z [N, Z] and int64 labels [N] or None; `done(n)` is
+    told of every n images computed.
 
-    Matrix products round differently with the number of rows, so on CPUs images are computed one by one, where it costs little; `batch` is for GPUs.
+    Matrix products round differently with the number of rows, so on CPUs images are computed one by one,
+    where it costs little; `batch` is for GPUs.
     """
     size = 1 if network.device.type == "cpu" else batch
     parts = []
     for start in range(0, len(z), size):
         rows = slice(start, start + size)
         c = None if labels is None else labels[rows].to(network.device)
-        parts.append(synthesize(network, styles(network.G, z[rows].to(network.device), c, truncation, centroids), noise_mode))
+        parts.append(
+            synthesize(
+                network, styles(network.G, z[rows].to(network.device), c, truncation, centroids), noise_mode
+            )
+        )
         done(len(parts[-1]))
     return torch.cat(parts)
 
@@ -268,7 +321,9 @@ def latents(seed: int, count: int, z_dim: int) -> Tensor:
 
 
 def seed_labels(network: Network, seed: int, count: int, index: int | None) -> Tensor | None:
-    """int64 [count]: the class `index`, or RandomState(seed).randint(0, c_dim, count); None for an unconditional network."""
+    """int64 [count]: the class `index`, or RandomState(seed).randint(0, c_dim, count); None for an
+    unconditional network.
+    """
     if not network.G.c_dim:
         return None
     if index is not None:
@@ -276,8 +331,15 @@ def seed_labels(network: Network, seed: int, count: int, index: int | None) -> T
     return torch.from_numpy(np.random.RandomState(seed).randint(0, network.G.c_dim, count).astype(np.int64))
 
 
-def class_sheet(network: Network, classes: Sequence[int], seeds: Sequence[int], columns: int | None = None, **render_kwargs: Any) -> Any:
-    """PIL image with len(seeds) images of each class, in rows of `columns` images (default: one class per row), each row labelled with its classes.
+def class_sheet(
+    network: Network,
+    classes: Sequence[int],
+    seeds: Sequence[int],
+    columns: int | None = None,
+    **render_kwargs: Any,
+) -> Any:
+    """PIL image with len(seeds) images of each class, in rows of `columns` images (default: one class per
+    row), each row labelled with its classes.
 
     Image (class, seed) is the one that `--class=CLASS --seeds=SEED` makes.
     """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image archives: a zip file or a folder of images, with an optional dataset.json, read without torch.
 
-The data set, the data set tool and its checker all look at archives through this file. Reading is split in two: `Archive` is the
-listing (made once), a reader is a small picklable object that fetches one entry's bytes from any thread or process. Zip entries
-are fetched with positional reads, so that threads need no lock and forked processes do not fight over one file offset.
+The data set, the data set tool and its checker all look at archives through this file. Reading is split in
+two: `Archive` is the listing (made once), a reader is a small picklable object that fetches one entry's bytes
+from any thread or process. Zip entries are fetched with positional reads, so that threads need no lock and
+forked processes do not fight over one file offset.
 """
 
 import contextlib
@@ -29,16 +30,20 @@ from dnnlib import util
 
 INDEX_NAME = "dataset.json"
 SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's: what its n######## folders are called
-# Registered with Pillow, and yet no pictures here: EPS would start a program, IPTC would open anything inside, FITS
-# unpacks without a bound, WMF is for Windows alone, and the others are recognised but not decoded.
+# Registered with Pillow, and yet no pictures here: EPS would start a program, IPTC would open anything
+# inside, FITS unpacks without a bound, WMF is for Windows alone, and the others are recognised but not
+# decoded.
 NOT_READ = frozenset(["BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"])
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
-# dataset.json, which takes ten times its size in memory: so much in any case, so much for each image (a one-hot label of 1,500 classes),
-# and no more at all. Lists and objects in it take most, a pair for each image and a few in the metadata.
+# dataset.json, which takes ten times its size in memory: so much in any case, so much for each image (a
+# one-hot label of 1,500 classes), and no more at all. Lists and objects in it take most, a pair for each
+# image and a few in the metadata.
 INDEX_BYTES, INDEX_BYTES_PER_IMAGE, MAX_INDEX_BYTES = 4 * 2**20, 8 * 2**10, 2**30
 INDEX_CONTAINERS, INDEX_CONTAINERS_PER_IMAGE = 100_000, 4
 MAX_CLASSES = 2**24  # a larger label is a mistake, and would be allocated for
-MAX_NAMELESS_CLASSES = 2**15  # that a set of fewer images may have without naming them; ImageNet-21k has 21,841
+MAX_NAMELESS_CLASSES = (
+    2**15
+)  # that a set of fewer images may have without naming them; ImageNet-21k has 21,841
 MAX_ENTRY_RATIO = 200  # unpacked : packed, from RATIO_FLOOR_BYTES on; photographs stay below 10
 RATIO_FLOOR_BYTES = 16 * 2**20
 MAX_OFFSET = 2**62  # into a zip; the system takes no larger ones
@@ -46,7 +51,9 @@ ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the earliest date a zip can hold
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 MAX_PIXELS = 2**27  # of one source image; below PIL's own hard limit
-SYSTEM_FOLDERS = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+SYSTEM_FOLDERS = frozenset(
+    ["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+)
 _MAYBE_HIDDEN = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, sorted(SYSTEM_FOLDERS))]))
 
 # Why a file of an archive is not used: the words that follow its count.
@@ -62,7 +69,9 @@ SHOWN = 4  # examples per reason
 
 
 class Entry(NamedTuple):
-    """One file of an archive. Folders know only the name; `crc`, `size` and the rest come from a zip's central directory."""
+    """One file of an archive. Folders know only the name; `crc`, `size` and the rest come from a zip's
+    central directory.
+    """
 
     name: str
     size: int = -1  # bytes, unpacked
@@ -115,7 +124,9 @@ class ZipReader:
         data = _pread_all(fd, entry.stored_size, entry.offset + 30 + name_size + extra_size)
         if entry.method == zipfile.ZIP_DEFLATED:
             try:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)  # the header's word is not taken for the size
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+                    data, entry.size + 1
+                )  # the header's word is not taken for the size
             except zlib.error as error:
                 raise ValueError(f"{entry.name}: damaged zip entry ({error})") from None
         if len(data) != entry.size or zlib.crc32(data) != entry.crc:
@@ -133,7 +144,9 @@ class FolderReader:
         pass
 
     def read(self, entry: Entry, limit: int | None = None) -> bytes:
-        """The file's bytes, at most `limit` (None: an image's). Raises ValueError when it cannot be read or is larger."""
+        """The file's bytes, at most `limit` (None: an image's). Raises ValueError when it cannot be read or
+        is larger.
+        """
         limit = MAX_ENTRY_BYTES if limit is None else limit
         try:
             with open(os.path.join(self.path, *entry.name.split("/")), "rb") as file:
@@ -149,11 +162,13 @@ Reader = ZipReader | FolderReader
 
 
 class StoredZipWriter:
-    """Writes a zip of stored (uncompressed) files to a binary stream, from its current position on, byte-identically for the same content.
+    """Writes a zip of stored (uncompressed) files to a binary stream, from its current position on,
+    byte-identically for the same content.
 
-    The standard library's writer keeps an object of half a kilobyte per entry, which a data set of millions of images, at several
-    resolutions, feels; this one keeps the 73 bytes of the directory record. Zip64 where counts or offsets ask for it. The date is
-    that of the epoch of zip files: a real one would make every run's bytes differ.
+    The standard library's writer keeps an object of half a kilobyte per entry, which a data set of millions
+    of images, at several resolutions, feels; this one keeps the 73 bytes of the directory record. Zip64 where
+    counts or offsets ask for it. The date is that of the epoch of zip files: a real one would make every
+    run's bytes differ.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -184,7 +199,9 @@ class StoredZipWriter:
         extra = struct.pack("<HHQ", 1, 8, self._offset) if far else b""
         attributes = (stat.S_IFREG | 0o644) << 16
         place = struct.pack("<HHHHII", len(extra), 0, 0, 0, attributes, 0xFFFFFFFF if far else self._offset)
-        self._directory += b"PK\1\2" + struct.pack("<HH", 3 << 8 | 45, 45 if far else 20) + shared + place + encoded + extra
+        self._directory += (
+            b"PK\1\2" + struct.pack("<HH", 3 << 8 | 45, 45 if far else 20) + shared + place + encoded + extra
+        )
         self._offset += 30 + len(encoded) + len(data)
         self._count += 1
 
@@ -193,7 +210,9 @@ class StoredZipWriter:
         size, offset, count = len(self._directory), self._offset, self._count
         self._file.write(self._directory)
         if count >= 0xFFFF or offset >= 0xFFFFFFFF or size >= 0xFFFFFFFF:
-            self._file.write(b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 3 << 8 | 45, 45, 0, 0, count, count, size, offset))
+            self._file.write(
+                b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 3 << 8 | 45, 45, 0, 0, count, count, size, offset)
+            )
             self._file.write(b"PK\6\7" + struct.pack("<IQI", 0, offset + size, 1))
         count, size, offset = min(count, 0xFFFF), min(size, 0xFFFFFFFF), min(offset, 0xFFFFFFFF)
         self._file.write(b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, size, offset, 0))
@@ -220,7 +239,9 @@ class LeftOut:
             self.examples.setdefault(reason, Counter()).update(other.examples[reason])
 
     def __str__(self) -> str:
-        """'3 with an ending that is not read (.txt 2, .heic 1), 1 hidden or of the system (.git)', or 'nothing'."""
+        """'3 with an ending that is not read (.txt 2, .heic 1), 1 hidden or of the system (.git)', or
+        'nothing'.
+        """
         parts, places = [], {reason: place for place, reason in enumerate(LISTED)}
         for reason in sorted(self.counts, key=lambda reason: places.get(reason, len(LISTED))):
             count, examples = self.counts[reason], self.examples[reason]
@@ -233,7 +254,9 @@ class LeftOut:
 
 @dataclass
 class Archive:
-    """What a zip or folder holds. `images` are sorted by name; `directories` are those that exist, empty or not."""
+    """What a zip or folder holds. `images` are sorted by name; `directories` are those that exist, empty or
+    not.
+    """
 
     path: str
     reader: Reader
@@ -242,7 +265,9 @@ class Archive:
     duplicates: list[str] = field(default_factory=list)
     index: Entry | None = None  # dataset.json
     inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files further down
-    others: list[Entry] = field(default_factory=list)  # the files that are neither images nor hidden nor dataset.json
+    others: list[Entry] = field(
+        default_factory=list
+    )  # the files that are neither images nor hidden nor dataset.json
     left_out: LeftOut = field(default_factory=LeftOut)
     synset_names: Entry | None = None
     prefix: str = ""  # the folder that this is a part of, '' or ending in '/'; all names start after it
@@ -283,27 +308,44 @@ def _pread_all(fd: int, count: int, offset: int) -> bytes:
 
 
 def check_entry_size(entry: Entry, limit: int) -> None:
-    """Refuse zip entries that are larger than `limit`, or no image: unpacking to absurdly more than is stored, or stored in more than it has."""
+    """Refuse zip entries that are larger than `limit`, or no image: unpacking to absurdly more than is
+    stored, or stored in more than it has.
+    """
     if entry.size > limit:
-        raise ValueError(f"{entry.name}: unpacks to {entry.size / 2**20:.0f} MiB, over the limit of {limit / 2**20:.0f} MiB (zip bomb?)")
+        raise ValueError(
+            f"{entry.name}: unpacks to {entry.size / 2**20:.0f} MiB, over the limit of {limit / 2**20:.0f} "
+            "MiB (zip bomb?)"
+        )
     ratio = entry.size / max(entry.stored_size, 1)
     if entry.size > RATIO_FLOOR_BYTES and ratio > MAX_ENTRY_RATIO and entry.name != INDEX_NAME:
-        raise ValueError(f"{entry.name}: unpacks to {ratio:.0f} times its stored size, over the limit of {MAX_ENTRY_RATIO} (zip bomb?)")
-    if entry.stored_size > (entry.size if entry.method == zipfile.ZIP_STORED else entry.size + entry.size // 4 + 1024):
+        raise ValueError(
+            f"{entry.name}: unpacks to {ratio:.0f} times its stored size, over the limit of "
+            f"{MAX_ENTRY_RATIO} (zip bomb?)"
+        )
+    if entry.stored_size > (
+        entry.size if entry.method == zipfile.ZIP_STORED else entry.size + entry.size // 4 + 1024
+    ):
         raise ValueError(f"{entry.name}: damaged zip entry (size or CRC differs from the directory)")
 
 
 def check_name(name: str, where: str) -> str:
     """Forward slashes; ValueError for a path that is absolute or climbs out of the archive `where`."""
     clean = name.replace("\\", "/")
-    if clean.startswith("/") or (".." in clean and ".." in clean.split("/")) or clean[1:2] == ":" or "\0" in clean:
+    if (
+        clean.startswith("/")
+        or (".." in clean and ".." in clean.split("/"))
+        or clean[1:2] == ":"
+        or "\0" in clean
+    ):
         raise ValueError(f'{where}: entry {name!r} leaves the folder: absolute paths and ".." are refused')
     return clean
 
 
 @functools.cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read: those with an ending that it can open, but for NOT_READ."""
+    """Pillow's names of the formats that are read: those with an ending that it can open, but for
+    NOT_READ.
+    """
     Image.init()
     return tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NOT_READ))
 
@@ -331,11 +373,13 @@ def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Ar
     """List a zip file or a folder.
 
     Args:
-        follow_links: read what links inside a folder lead to, wherever that is. Without it a link that leaves the
+        follow_links: read what links inside a folder lead to, wherever that is. Without it a link that leaves
+        the
             folder is an error.
 
     Raises:
-        ValueError: not there, not a zip, an entry or link that leaves the folder, an encrypted or unsupported zip entry.
+        ValueError: not there, not a zip, an entry or link that leaves the folder, an encrypted or unsupported
+        zip entry.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -376,7 +420,9 @@ def _list_zip(path: str) -> Archive:
         while folder and folder not in archive.directories:
             archive.directories.add(folder)
             folder = folder.rpartition("/")[0]
-        entry = Entry(name, info.file_size, info.CRC, info.header_offset, info.compress_size, info.compress_type)
+        entry = Entry(
+            name, info.file_size, info.CRC, info.header_offset, info.compress_size, info.compress_type
+        )
         is_image = is_image_name(name)
         if is_image or name == INDEX_NAME:
             _check_entry(info, name, path)
@@ -397,14 +443,17 @@ def _check_entry(info: zipfile.ZipInfo, name: str, path: str) -> None:
     if info.flag_bits & 1:
         raise ValueError(f"{path}: {name} is encrypted; store the images without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{path}: {name} uses zip compression method {info.compress_type}; only stored and deflated are supported")
+        raise ValueError(
+            f"{path}: {name} uses zip compression method {info.compress_type}; only stored and deflated are "
+            "supported"
+        )
 
 
 def _entry_name(info: zipfile.ZipInfo) -> str:
     """The name as the writer of the zip meant it.
 
-    UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else UTF-8
-    where the bytes are that (macOS does not say so); else code page 437, the zip format's own.
+    UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else
+    UTF-8 where the bytes are that (macOS does not say so); else code page 437, the zip format's own.
     """
     if info.flag_bits & 0x800 or (info.orig_filename.isascii() and b"\x75\x70" not in info.extra):
         return info.filename
@@ -419,7 +468,9 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_name(extra: bytes, raw: bytes) -> str | None:
-    """The name in an extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is there and not stale."""
+    """The name in an extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is there and not
+    stale.
+    """
     while len(extra) >= 4:
         tag, size = struct.unpack("<HH", extra[:4])
         value, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -487,15 +538,20 @@ def _check_link(path: str, name: str, link: str, real_root: str | None) -> None:
     if os.path.exists(target) and (real_root is None or os.path.commonpath([real_root, target]) == real_root):
         return
     raise ValueError(
-        f"{path}: {name} is a link that leaves the folder or leads nowhere ({target}); copy the files, name that folder instead, "
+        f"{path}: {name} is a link that leaves the folder or leads nowhere ({target}); copy the files, name "
+        "that folder instead, "
         "or use dataset_tool.py --follow-links"
         if os.path.exists(target)
-        else f"{path}: {name} is a link that leaves the folder or leads nowhere: there is no {target}; remove the link"
+        else (
+            f"{path}: {name} is a link that leaves the folder or leads nowhere: there is no {target}; "
+            "remove the link"
+        )
     )
 
 
 def below(archive: Archive, prefix: str) -> Archive:
-    """The part of an archive in the folder `prefix` (ending in '/'), as an archive of its own; with '' a copy.
+    """The part of an archive in the folder `prefix` (ending in '/'), as an archive of its own; with '' a
+    copy.
 
     What lies beside it counts as left out.
     """
@@ -503,12 +559,18 @@ def below(archive: Archive, prefix: str) -> Archive:
     def inner(entries: Iterable[Entry]) -> list[Entry]:
         if not prefix:
             return list(entries)
-        return [entry._replace(name=entry.name[len(prefix) :]) for entry in entries if entry.name.startswith(prefix)]
+        return [
+            entry._replace(name=entry.name[len(prefix) :])
+            for entry in entries
+            if entry.name.startswith(prefix)
+        ]
 
     indices = inner(archive.inner_indices)
     part = Archive(
         archive.path,
-        FolderReader(os.path.join(archive.reader.path, prefix)) if isinstance(archive.reader, FolderReader) else archive.reader,
+        FolderReader(os.path.join(archive.reader.path, prefix))
+        if isinstance(archive.reader, FolderReader)
+        else archive.reader,
         inner(archive.images),
         {name[len(prefix) :] for name in archive.directories if name.startswith(prefix)},
         [name[len(prefix) :] for name in archive.duplicates if name.startswith(prefix)],
@@ -535,7 +597,9 @@ def _read_index_json(archive: Archive, where: str) -> tuple[bytes, Any]:
         raw = archive.reader.read(archive.index, limit)
     except ValueError as error:
         raise ValueError(f"{archive.path}: {error}") from None
-    if raw.count(b"[") + raw.count(b"{") > INDEX_CONTAINERS + INDEX_CONTAINERS_PER_IMAGE * len(archive.images):
+    if raw.count(b"[") + raw.count(b"{") > INDEX_CONTAINERS + INDEX_CONTAINERS_PER_IMAGE * len(
+        archive.images
+    ):
         raise ValueError(f"{where} has more lists and objects than {len(archive.images):,} images explain")
     try:
         return raw, json.loads(raw)
@@ -544,9 +608,11 @@ def _read_index_json(archive: Archive, where: str) -> tuple[bytes, Any]:
 
 
 def read_index(archive: Archive) -> Index:
-    """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}; an empty Index without one, or for {}.
+    """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}; an empty
+    Index without one, or for {}.
 
-    Whether the labelled files exist is the caller's to check. Raises ValueError with one line about what is malformed.
+    Whether the labelled files exist is the caller's to check. Raises ValueError with one line about what is
+    malformed.
     """
     if archive.index is None:
         return Index(None, 0, None, {}, b"")
@@ -560,16 +626,21 @@ def read_index(archive: Archive) -> Index:
     if not isinstance(metadata, dict):
         raise ValueError(f'{where}: "metadata" must be an object')
     class_names = metadata.get("class_names")
-    if class_names is not None and not (isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)):
+    if class_names is not None and not (
+        isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
+    ):
         raise ValueError(f'{where}: "class_names" must be a list of strings')
     labels, num_classes = _parse_labels(content.get("labels"), where)
     if labels is not None and class_names is not None:
         if num_classes > len(class_names):
-            raise ValueError(f'{where}: label {num_classes - 1} has no name, "class_names" has {len(class_names)}')
+            raise ValueError(
+                f'{where}: label {num_classes - 1} has no name, "class_names" has {len(class_names)}'
+            )
         num_classes = len(class_names)
     elif num_classes > max(MAX_NAMELESS_CLASSES, len(archive.images)):
         raise ValueError(
-            f'{where}: label {num_classes - 1} is a mistake, or needs "class_names" in "metadata": {len(archive.images):,} images '
+            f'{where}: label {num_classes - 1} is a mistake, or needs "class_names" in "metadata": '
+            f"{len(archive.images):,} images "
             f"without them have at most {MAX_NAMELESS_CLASSES:,} classes"
         )
     return Index(labels, num_classes, class_names, metadata, raw)
@@ -581,7 +652,8 @@ def _no_labels_key(where: str, keys: list[str]) -> str:
     others = ", ".join(repr(key[:40]) for key in keys[:3]) + (", ..." if keys[3:] else "")
     found = f"it has {others if near is None else repr(near)}"
     return (
-        f'{where} has no "labels", but {found}: write {{"labels": [["a/0.png", 0], ...]}}, or {{"labels": null}} for images '
+        f'{where} has no "labels", but {found}: write {{"labels": [["a/0.png", 0], ...]}}, or '
+        '{"labels": null} for images '
         "without classes; --labels=folders and --labels=none do not look at it"
     )
 
@@ -591,14 +663,18 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
     if pairs is None or (isinstance(pairs, list | dict) and not pairs):
         return None, 0
     if not isinstance(pairs, list | dict):
-        raise ValueError(f'{where}: "labels" must be a list of [file name, class index] or null, not {str(pairs)[:40]!r}')
+        raise ValueError(
+            f'{where}: "labels" must be a list of [file name, class index] or null, not {str(pairs)[:40]!r}'
+        )
     if isinstance(pairs, dict):
         pairs = list(pairs.items())
     labels: dict[str, int] = {}
     num_classes = 0
     for pair in pairs:
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise ValueError(f'{where}: "labels" must be a list of [file name, class index], found {str(pair)[:80]}')
+            raise ValueError(
+                f'{where}: "labels" must be a list of [file name, class index], found {str(pair)[:80]}'
+            )
         name = check_name(pair[0], where)
         if name in labels:
             raise ValueError(f"{where} labels {name} twice")
@@ -608,12 +684,25 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
 
 
 def parse_label(value: Any, where: str) -> int:
-    """A class index from an int, an integral float or a one-hot list. Raises ValueError for -1, 2.5, all-zero and soft labels."""
+    """A class index from an int, an integral float or a one-hot list. Raises ValueError for -1, 2.5, all-zero
+    and soft labels.
+    """
     if isinstance(value, list):
-        if not all(isinstance(item, int | float) for item in value) or sorted(value)[:-1] != [0] * (len(value) - 1) or max(value, default=0) != 1:
-            raise ValueError(f"{where} is {str(value)[:60]}, a list that is not one-hot; class indices are needed")
+        if (
+            not all(isinstance(item, int | float) for item in value)
+            or sorted(value)[:-1] != [0] * (len(value) - 1)
+            or max(value, default=0) != 1
+        ):
+            raise ValueError(
+                f"{where} is {str(value)[:60]}, a list that is not one-hot; class indices are needed"
+            )
         return value.index(1)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= MAX_CLASSES or not float(value).is_integer():
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or abs(value) >= MAX_CLASSES
+        or not float(value).is_integer()
+    ):
         raise ValueError(f"{where} is {value!r}; a class index (0, 1, ...) is needed")
     if value < 0:
         raise ValueError(f'{where} is {value}, which means "unknown"; every image needs a class index')
@@ -635,7 +724,9 @@ def open_image(data: bytes) -> Image.Image:
     except Exception as error:  # PIL's format plugins raise anything on damaged headers
         raise ValueError(f"not a readable image ({util.reason(error)})") from None
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels (decompression bomb?)")
+        raise ValueError(
+            f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels (decompression bomb?)"
+        )
     return image
 
 
@@ -657,10 +748,11 @@ def _refusal(data: bytes) -> str:
 
 
 def without_large_text(data: bytes) -> bytes:
-    """A PNG without the texts and colour profiles for whose size Pillow would refuse the picture; other bytes as they are.
+    """A PNG without the texts and colour profiles for whose size Pillow would refuse the picture; other bytes
+    as they are.
 
-    Texts are not used, profiles neither. Small ones stay: orientation may be in them. Nothing is unpacked beyond
-    Pillow's own limit.
+    Texts are not used, profiles neither. Small ones stay: orientation may be in them. Nothing is unpacked
+    beyond Pillow's own limit.
     """
     if not data.startswith(PNG_SIGNATURE) or not any(kind in data for kind in PNG_TEXTS):
         return data
@@ -679,10 +771,16 @@ def without_large_text(data: bytes) -> bytes:
 
 
 def _text_length(kind: bytes, content: memoryview) -> int:
-    """Bytes of a PNG's text or profile chunk when unpacked; for more than Pillow's limit, something above it."""
+    """Bytes of a PNG's text or profile chunk when unpacked; for more than Pillow's limit, something
+    above it.
+    """
     head = bytes(content[: 2**16])  # of the keyword, in iTXt also language and translated keyword
     keyword_end = head.find(b"\0")
-    if kind == b"tEXt" or keyword_end < 0 or (kind == b"iTXt" and head[keyword_end + 1 : keyword_end + 2] != b"\1"):
+    if (
+        kind == b"tEXt"
+        or keyword_end < 0
+        or (kind == b"iTXt" and head[keyword_end + 1 : keyword_end + 2] != b"\1")
+    ):
         return len(content)
     packed = keyword_end + 2
     if kind == b"iTXt":

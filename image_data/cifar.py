@@ -35,10 +35,20 @@ _PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 )
 # Operations of a pickle that no batch of arrays has.
 _ODD_OPERATIONS = frozenset(
-    ["LONG4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4"] + ["INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"]
+    ["LONG4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4"]
+    + ["INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"]
 )
 _DTYPE = re.compile(r"[<=|]?(b1|[iu][1248]|f[248])")
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, struct.error, OverflowError, RecursionError, MemoryError)
+_DAMAGE = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    zlib.error,
+    struct.error,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class _TooLarge(ValueError):
@@ -100,7 +110,10 @@ def open_tar(path: str, file: IO[bytes]) -> tuple[Members, Callable[[tarfile.Tar
 
     Both raise ValueError, which begins with `path`.
     """
-    too_large = f"{path}: unpacks to more than {MAX_RATIO} times its size, or has a file of more than {MAX_BATCH_BYTES // 2**20} MiB (bomb?)"
+    too_large = (
+        f"{path}: unpacks to more than {MAX_RATIO} times its size, or has a file of more than "
+        f"{MAX_BATCH_BYTES // 2**20} MiB (bomb?)"
+    )
     try:
         tar = tarfile.open(fileobj=_unpacked(file), mode="r:")  # noqa: SIM115 (as long as the stream)
         members: Members = {}
@@ -117,7 +130,9 @@ def open_tar(path: str, file: IO[bytes]) -> tuple[Members, Callable[[tarfile.Tar
         try:
             content = tar.extractfile(member) if member.isreg() and member.size <= MAX_BATCH_BYTES else None
             if content is None:
-                raise ValueError(f"{path}: {member.name} is no file, or has more than {MAX_BATCH_BYTES} bytes")
+                raise ValueError(
+                    f"{path}: {member.name} is no file, or has more than {MAX_BATCH_BYTES} bytes"
+                )
             return content.read()
         except _TooLarge:
             raise ValueError(too_large) from None
@@ -213,7 +228,9 @@ def images(path: str, table: dict[str, Any], label_key: str) -> tuple[np.ndarray
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         raise ValueError(f"{path}: batches do not hold 32x32 images and {label_key}")
     numbers = labels.tolist() if isinstance(labels, np.ndarray) and labels.ndim == 1 else labels
-    in_range = isinstance(numbers, list) and all(type(number) is int and 0 <= number < MAX_CLASSES for number in numbers)
+    in_range = isinstance(numbers, list) and all(
+        type(number) is int and 0 <= number < MAX_CLASSES for number in numbers
+    )
     if not isinstance(numbers, list) or not in_range or len(numbers) != len(pixels):
         raise ValueError(f"{path}: {label_key} are not {len(pixels)} class indices below {MAX_CLASSES}")
     rows = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

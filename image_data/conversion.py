@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine of dataset_tool.py: a source's images through worker processes into data sets, in order.
 
-Memory does not grow with the pixels: a bounded number of images is in flight. The result does not depend on the number of workers, and an
-image prepared at several resolutions at once has the same bytes as prepared at each alone. Nothing appears under the final name
-before it is complete.
+Memory does not grow with the pixels: a bounded number of images is in flight. The result does not depend on
+the number of workers, and an image prepared at several resolutions at once has the same bytes as prepared at
+each alone. Nothing appears under the final name before it is complete.
 """
 
 import contextlib
@@ -40,8 +40,12 @@ from image_data import labels as label_rule
 from image_data.sources import Source
 from image_data.transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
 
-METADATA_VERSION = 1  # of what `metadata` says; raise it when its meaning, or the pixels made from the same options, change
-CHUNK_BYTES = 2**22  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
+METADATA_VERSION = (
+    1  # of what `metadata` says; raise it when its meaning, or the pixels made from the same options, change
+)
+CHUNK_BYTES = (
+    2**22
+)  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
 MAX_CHUNK_IMAGES = 64
 MIN_MOST_WORKERS = 32  # may be asked for on any machine
 MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows waits for no more processes at once
@@ -66,7 +70,9 @@ class ConvertReport:
 
 
 class _Item(NamedTuple):
-    """One prepared image. `pngs` is None when the transform leaves it out or when `error` says why it could not be made."""
+    """One prepared image. `pngs` is None when the transform leaves it out or when `error` says why it could
+    not be made.
+    """
 
     name: str
     size: int  # of the source's bytes or pixels
@@ -101,7 +107,8 @@ def _run_task(chunk: Any) -> Any:
 
 
 def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -> Generator[Out, None, None]:
-    """task(chunk) for every chunk, in order, in `workers` processes (in this one for 1). `task` must be picklable.
+    """task(chunk) for every chunk, in order, in `workers` processes (in this one for 1). `task` must be
+    picklable.
 
     At most CHUNKS_IN_FLIGHT chunks per worker exist at a time. Raises ValueError when a worker process dies.
     """
@@ -120,7 +127,9 @@ def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise ValueError(f"a worker process died (killed, or out of memory); use fewer --workers than {workers}") from None
+        raise ValueError(
+            f"a worker process died (killed, or out of memory); use fewer --workers than {workers}"
+        ) from None
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -137,11 +146,15 @@ class _PrepareTask:
 
     opener: sources.Opener
     preparation: Preparation
-    first: tuple[str, int] | None = None  # name and width of the first image, which others must have; None = not known, or any will do
+    first: tuple[str, int] | None = (
+        None  # name and width of the first image, which others must have; None = not known, or any will do
+    )
 
     def __call__(self, refs: list[Any]) -> list[_Item]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns about odd EXIF blocks and palettes; what matters raises
+            warnings.simplefilter(
+                "ignore"
+            )  # PIL warns about odd EXIF blocks and palettes; what matters raises
             return [self._prepare(ref) for ref in refs]
 
     def _prepare(self, ref: Any) -> _Item:
@@ -210,8 +223,39 @@ def _write_file(folder: str, name: str, data: bytes) -> None:
 
 # Endings of files that data sets are not written as. A folder of such a name would pass for what it is not.
 OTHER_FILES = frozenset(
-    [".7z", ".bz2", ".csv", ".gz", ".h5", ".hdf5", ".jpeg", ".jpg", ".json", ".lmdb", ".lz4", ".mdb", ".npy", ".npz", ".parquet", ".pickle"]
-    + [".pkl", ".png", ".pt", ".rar", ".safetensors", ".tar", ".tfrecord", ".tfrecords", ".tgz", ".txt", ".webp", ".xz", ".zst"]
+    [
+        ".7z",
+        ".bz2",
+        ".csv",
+        ".gz",
+        ".h5",
+        ".hdf5",
+        ".jpeg",
+        ".jpg",
+        ".json",
+        ".lmdb",
+        ".lz4",
+        ".mdb",
+        ".npy",
+        ".npz",
+        ".parquet",
+        ".pickle",
+    ]
+    + [
+        ".pkl",
+        ".png",
+        ".pt",
+        ".rar",
+        ".safetensors",
+        ".tar",
+        ".tfrecord",
+        ".tfrecords",
+        ".tgz",
+        ".txt",
+        ".webp",
+        ".xz",
+        ".zst",
+    ]
 )
 
 
@@ -219,9 +263,14 @@ def _check_dest(path: str, overwrite: bool, source: str | None) -> None:
     """Refuse a --dest that is there, that would replace or join the source, or that is no data set's."""
     ending = os.path.splitext(path.rstrip("/"))[1].lower()
     if ending in OTHER_FILES and not os.path.isdir(path):
-        raise ValueError(f"--dest={path}: data sets are zips or folders, and {ending} files are not read: end it with .zip, or name a folder")
+        raise ValueError(
+            f"--dest={path}: data sets are zips or folders, and {ending} files are not read: end it with "
+            ".zip, or name a folder"
+        )
     _check_existing(path, overwrite)
-    outputs.check_output("--dest", path, data={"--source": source}, folder=not archives.is_zip_path(path), replaces=True)
+    outputs.check_output(
+        "--dest", path, data={"--source": source}, folder=not archives.is_zip_path(path), replaces=True
+    )
 
 
 def _check_existing(path: str, overwrite: bool) -> None:
@@ -232,9 +281,18 @@ def _check_existing(path: str, overwrite: bool) -> None:
     elif os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"--dest {path} is a file; a data set is a .zip or a folder")
     elif os.path.isdir(path) and os.listdir(path) and not overwrite:
-        raise ValueError(f"--dest folder {path} is not empty; empty it, choose another name, or use --overwrite")
-    elif os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, archives.INDEX_NAME)):
-        raise ValueError(f"--dest folder {path} is not a data set (no {archives.INDEX_NAME}), so --overwrite will not delete it")
+        raise ValueError(
+            f"--dest folder {path} is not empty; empty it, choose another name, or use --overwrite"
+        )
+    elif (
+        os.path.isdir(path)
+        and os.listdir(path)
+        and not os.path.exists(os.path.join(path, archives.INDEX_NAME))
+    ):
+        raise ValueError(
+            f"--dest folder {path} is not a data set (no {archives.INDEX_NAME}), so --overwrite will not "
+            "delete it"
+        )
 
 
 def parse_resolutions(text: str) -> list[Size]:
@@ -242,8 +300,12 @@ def parse_resolutions(text: str) -> list[Size]:
     sizes = []
     for part in text.lower().split(","):
         numbers = part.strip().split("x")
-        if len(numbers) > 2 or not all(number.isascii() and number.isdigit() and len(number) < 10 for number in numbers):
-            raise ValueError(f"--resolution={text}: {part!r} is not a size; write 64, 64x64, or several as 16,32,64")
+        if len(numbers) > 2 or not all(
+            number.isascii() and number.isdigit() and len(number) < 10 for number in numbers
+        ):
+            raise ValueError(
+                f"--resolution={text}: {part!r} is not a size; write 64, 64x64, or several as 16,32,64"
+            )
         sizes.append((int(numbers[0]), int(numbers[-1])))
     if len(set(sizes)) < len(sizes):
         raise ValueError(f"--resolution={text}: a size appears twice")
@@ -253,13 +315,22 @@ def parse_resolutions(text: str) -> list[Size]:
 def _check_sizes(sizes: Sequence[Size], transform: str) -> None:
     for width, height in sizes:
         if width < 1 or width & (width - 1):
-            raise ValueError(f"--resolution {width}x{height}: the width must be a power of two (16, 32, 64, ...)")
+            raise ValueError(
+                f"--resolution {width}x{height}: the width must be a power of two (16, 32, 64, ...)"
+            )
         if width != height and transform != "center-crop-wide":
-            raise ValueError(f"--resolution {width}x{height} is not square; only --transform=center-crop-wide fits a wide picture into a square")
+            raise ValueError(
+                f"--resolution {width}x{height} is not square; only --transform=center-crop-wide fits a "
+                "wide picture into a square"
+            )
         if width * width > archives.MAX_PIXELS:
-            raise ValueError(f"--resolution {width}x{height}: at most {math.isqrt(archives.MAX_PIXELS):,} pixels wide")
+            raise ValueError(
+                f"--resolution {width}x{height}: at most {math.isqrt(archives.MAX_PIXELS):,} pixels wide"
+            )
         if not 1 <= height <= width:
-            raise ValueError(f"--resolution {width}x{height}: center-crop-wide needs a height between 1 and the width")
+            raise ValueError(
+                f"--resolution {width}x{height}: center-crop-wide needs a height between 1 and the width"
+            )
     if not sizes and transform != "none":
         raise ValueError(f"--transform={transform} needs --resolution, for example --resolution=64x64")
 
@@ -271,12 +342,18 @@ def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
         return [dest]
     paths = [dest.replace("{res}", str(width)) for width, _ in sizes]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"--dest {dest}: several resolutions need {{res}} in the name, for example out{{res}}.zip")
+        raise ValueError(
+            f"--dest {dest}: several resolutions need {{res}} in the name, for example out{{res}}.zip"
+        )
     return paths
 
 
-def _select(source: Source, max_images: int | None, subset_seed: int | None, classes: Sequence[str] | None) -> tuple[np.ndarray, Source]:
-    """(indices of the images to use, in source order; the source, its labels renumbered when classes are chosen, its left-out count grown)."""
+def _select(
+    source: Source, max_images: int | None, subset_seed: int | None, classes: Sequence[str] | None
+) -> tuple[np.ndarray, Source]:
+    """(indices of the images to use, in source order; the source, its labels renumbered when classes are
+    chosen, its left-out count grown).
+    """
     left_out = archives.LeftOut()
     left_out.merge(source.left_out)
     source = replace(source, left_out=left_out)
@@ -284,19 +361,27 @@ def _select(source: Source, max_images: int | None, subset_seed: int | None, cla
     if classes is not None:
         if source.labels is None:
             raise ValueError(f"{source.name}: --classes given, but the images have no labels")
-        names = [unicodedata.normalize("NFC", name) for name in source.class_names or map(str, range(source.num_classes))]
+        names = [
+            unicodedata.normalize("NFC", name)
+            for name in source.class_names or map(str, range(source.num_classes))
+        ]
         classes = [unicodedata.normalize("NFC", name) for name in classes]
         unknown = [name for name in classes if name not in names]
         if unknown:
             near = difflib.get_close_matches(unknown[0], names, n=3)
             hint = f"; the nearest are {', '.join(near)}" if near and len(names) > 20 else ""
-            raise ValueError(f"{source.name}: --classes names {unknown[0]!r}, which is none of {', '.join(names[:20])}{hint}")
+            raise ValueError(
+                f"{source.name}: --classes names {unknown[0]!r}, which is none of "
+                f"{', '.join(names[:20])}{hint}"
+            )
         if len(set(classes)) < len(classes):
             raise ValueError("--classes names a class twice")
         renumbered = np.full(len(names), -1, dtype=np.int64)
         renumbered[[names.index(name) for name in classes]] = np.arange(len(classes))
         labels = renumbered[source.labels]
-        source = replace(source, labels=labels, class_names=list(classes))  # -1 for the images that `indices` leaves out
+        source = replace(
+            source, labels=labels, class_names=list(classes)
+        )  # -1 for the images that `indices` leaves out
         indices = indices[labels >= 0]
         if len(indices) < len(source):
             left_out.add("of other classes (--classes)", count=len(source) - len(indices))
@@ -305,7 +390,11 @@ def _select(source: Source, max_images: int | None, subset_seed: int | None, cla
     if max_images is not None:
         if max_images < 1:
             raise ValueError(f"--max-images={max_images} must be at least 1")
-        chosen = np.arange(len(indices)) if subset_seed is None else np.random.RandomState(subset_seed % 2**32).permutation(len(indices))
+        chosen = (
+            np.arange(len(indices))
+            if subset_seed is None
+            else np.random.RandomState(subset_seed % 2**32).permutation(len(indices))
+        )
         if max_images < len(indices):
             left_out.add("beyond --max-images", count=len(indices) - max_images)
         indices = indices[np.sort(chosen[:max_images])]
@@ -373,7 +462,9 @@ class _Job:
     selection: dict[str, Any]
 
     def metadata(self, position: int, consumer: _Consumer) -> dict[str, Any]:
-        """What dataset.json says about the data set at `position` of the paths: how its pixels came about, for comparing metrics."""
+        """What dataset.json says about the data set at `position` of the paths: how its pixels came about,
+        for comparing metrics.
+        """
         preparation, source = self.preparation, self.source
         size = preparation.sizes[position]
         resized = DHARIWAL_FILTER if preparation.transform == "center-crop-dhariwal" else preparation.filter
@@ -394,7 +485,11 @@ class _Job:
         }
         if size and size[0] != size[1]:
             result["picture"] = list(size)
-        known = {key: value for key, value in source.metadata.items() if key not in ("class_names", "class_counts", "num_images")}
+        known = {
+            key: value
+            for key, value in source.metadata.items()
+            if key not in ("class_names", "class_counts", "num_images")
+        }
         if known:
             result["source"]["metadata"] = known
         if self.selection:
@@ -427,22 +522,18 @@ def convert(
 
     Args:
         source: a path (see image_data.sources.open_source) or a Source such as array_source's.
-        dest: .zip file or folder; {res} in it is replaced by the resolution, and needed when there are several.
-        resolutions: sizes of the result, ints or (width, height); None keeps the images' own, which must then be one power of two.
-        transform: none | center-crop | center-crop-wide | center-crop-dhariwal.
-        filter: of the resize: nearest, box, bilinear, hamming, bicubic, lanczos (None = lanczos; center-crop-dhariwal has its own).
-        background: CSS colour under transparent pixels.
-        labels: auto | json | folders | none, the rule of image_data.labels.
-        class_names: replaces the source's class names.
-        classes: keep these classes alone, numbered in this order.
-        subfolder: the part of the source to use: 'train'.
-        follow_links: read what links inside a folder lead to.
-        max_images: keep the first so many images, or a random choice when `subset_seed` is given.
-        workers: processes; None = one per core.
+        dest: .zip file or folder; {res} in it is replaced by the resolution, and needed when there are
+        several. resolutions: sizes of the result, ints or (width, height); None keeps the images' own, which
+        must then be one power of two. transform: none | center-crop | center-crop-wide |
+        center-crop-dhariwal. filter: of the resize: nearest, box, bilinear, hamming, bicubic, lanczos (None =
+        lanczos; center-crop-dhariwal has its own). background: CSS colour under transparent pixels. labels:
+        auto | json | folders | none, the rule of image_data.labels. class_names: replaces the source's class
+        names. classes: keep these classes alone, numbered in this order. subfolder: the part of the source to
+        use: 'train'. follow_links: read what links inside a folder lead to. max_images: keep the first so
+        many images, or a random choice when `subset_seed` is given. workers: processes; None = one per core.
         on_error: 'fail' stops at an unreadable image, 'skip' leaves it out and lists it in the report.
-        overwrite: replace an existing data set.
-        compress_level: zlib level of the PNGs.
-        progress: called with (images done, images in all).
+        overwrite: replace an existing data set. compress_level: zlib level of the PNGs. progress: called with
+        (images done, images in all).
 
     Returns:
         ConvertReport.
@@ -458,39 +549,75 @@ def convert(
     paths = _dest_paths(os.fspath(dest), sizes)
     for path in paths:
         _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
-    opened = source if isinstance(source, Source) else sources.open_source(source, labels, class_names, subfolder, follow_links)
+    opened = (
+        source
+        if isinstance(source, Source)
+        else sources.open_source(source, labels, class_names, subfolder, follow_links)
+    )
     indices, opened = _select(opened, max_images, subset_seed, classes)
-    options = {"max_images": max_images, "subset_seed": subset_seed, "classes": list(classes) if classes is not None else None}
-    job = _Job(opened, indices, preparation, paths, {key: value for key, value in options.items() if value is not None})
+    options = {
+        "max_images": max_images,
+        "subset_seed": subset_seed,
+        "classes": list(classes) if classes is not None else None,
+    }
+    job = _Job(
+        opened,
+        indices,
+        preparation,
+        paths,
+        {key: value for key, value in options.items() if value is not None},
+    )
     consumer = _run(job, workers, on_error == "fail", progress)
     names = opened.class_names or [str(label) for label in range(opened.num_classes)]
     empty = [names[label] for label in range(opened.num_classes) if not consumer.counts[label]]
-    for reason, count in (("that cannot be used (--on-error=skip)", len(consumer.skipped)), ("too small for the transform", consumer.dropped)):
+    for reason, count in (
+        ("that cannot be used (--on-error=skip)", len(consumer.skipped)),
+        ("too small for the transform", consumer.dropped),
+    ):
         if count:
             opened.left_out.add(reason, count=count)
     summary = label_rule.summary(opened.num_classes, opened.origin, opened.left_out)
-    return ConvertReport(paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, time.monotonic() - started, summary)
+    return ConvertReport(
+        paths,
+        consumer.num_images,
+        consumer.skipped,
+        consumer.dropped,
+        empty,
+        time.monotonic() - started,
+        summary,
+    )
 
 
-def _plan(sizes: list[Size], transform: str, filter: str | None, background: str, compress_level: int) -> Preparation:
+def _plan(
+    sizes: list[Size], transform: str, filter: str | None, background: str, compress_level: int
+) -> Preparation:
     if transform not in TRANSFORMS:
         raise ValueError(f"--transform={transform}; there are {', '.join(TRANSFORMS)}")
     if filter is not None and filter not in FILTERS:
         raise ValueError(f"--filter={filter}; there are {', '.join(FILTERS)}")
     if filter is not None and transform == "center-crop-dhariwal":
-        raise ValueError(f"--filter={filter} has no effect: center-crop-dhariwal is defined with its own filters ({DHARIWAL_FILTER})")
+        raise ValueError(
+            f"--filter={filter} has no effect: center-crop-dhariwal is defined with its own filters "
+            f"({DHARIWAL_FILTER})"
+        )
     if not 0 <= compress_level <= 9:
         raise ValueError(f"--compress-level={compress_level}; 0 (stored) to 9")
     _check_sizes(sizes, transform)
     try:
         red, green, blue = ImageColor.getcolor(background, "RGB")[:3]  # type: ignore[index]
     except ValueError:
-        raise ValueError(f"--background={background} is not a colour; write white, black, #rrggbb, ...") from None
-    return Preparation(tuple(sizes) or (None,), transform, filter or "lanczos", (red, green, blue), compress_level)
+        raise ValueError(
+            f"--background={background} is not a colour; write white, black, #rrggbb, ..."
+        ) from None
+    return Preparation(
+        tuple(sizes) or (None,), transform, filter or "lanczos", (red, green, blue), compress_level
+    )
 
 
 def _first_image(job: _Job) -> tuple[str, int] | None:
-    """Name and width of the first image, so that none of another size is unpacked; None if it cannot be read, or nothing is to be done."""
+    """Name and width of the first image, so that none of another size is unpacked; None if it cannot be read,
+    or nothing is to be done.
+    """
     try:
         name, payload = job.source.opener.load(job.source.refs[int(job.indices[0])])
         return name, _width(payload)
@@ -504,12 +631,17 @@ def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], Non
     own = 3 * first[1] ** 2 if first else CHUNK_BYTES // 4
     pixels = sum(size[0] * size[0] * 3 if size else own for size in job.preparation.sizes)
     chunk = max(1, min(MAX_CHUNK_IMAGES, CHUNK_BYTES // pixels))
-    tasks = ([job.source.refs[int(job.indices[i])] for i in positions] for positions in chunked(len(job.indices), chunk))
+    tasks = (
+        [job.source.refs[int(job.indices[i])] for i in positions]
+        for positions in chunked(len(job.indices), chunk)
+    )
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_open_dest(path)) for path in job.paths]
         consumer = _Consumer(writers, fail)
-        results: Generator[list[_Item], None, None] = ordered_map(_PrepareTask(job.source.opener, job.preparation, first), tasks, workers)
+        results: Generator[list[_Item], None, None] = ordered_map(
+            _PrepareTask(job.source.opener, job.preparation, first), tasks, workers
+        )
         stack.callback(results.close)
         for items in results:
             for item in items:
@@ -529,9 +661,14 @@ def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], Non
 
 
 def count_workers(workers: int | None) -> int:
-    """The number asked for, or the cores this process may use. Raises ValueError below 1, and for more than could be of use."""
+    """The number asked for, or the cores this process may use. Raises ValueError below 1, and for more than
+    could be of use.
+    """
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     most = min(max(MIN_MOST_WORKERS, 4 * cores), MAX_WORKERS)
     if workers is not None and not 1 <= workers <= most:
-        raise ValueError(f"--workers={workers} must be at least 1 and, with the {cores} cores of this machine, at most {most}")
+        raise ValueError(
+            f"--workers={workers} must be at least 1 and, with the {cores} cores of this machine, at most "
+            f"{most}"
+        )
     return min(workers or cores, most)

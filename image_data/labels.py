@@ -6,7 +6,8 @@ docs/datasets.md describes it for users.
 1. A dataset.json says it, at the root or in the one folder that holds all images.
 2. An ILSVRC tree: its n######## folders are the classes; of several splits those of the training split.
 3. Without one, sub-folders are classes, below whatever single folders lie around them.
-4. Numbered folders of StyleGAN (00000/img00000000.png) and FFHQ (01000/01234.png) are parts of an unlabelled set.
+4. Numbered folders of StyleGAN (00000/img00000000.png) and FFHQ (01000/01234.png) are parts of an unlabelled
+   set.
 5. What may be meant in two ways is an error: splits, other numbered folders, data sets among class folders,
    images beside class folders.
 
@@ -86,7 +87,8 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labellin
 
     Args:
         archive: a whole zip or folder.
-        mode: 'auto' = the rule; 'json' = dataset.json alone; 'folders' = sub-folders, whatever they are called
+        mode: 'auto' = the rule; 'json' = dataset.json alone; 'folders' = sub-folders, whatever they are
+        called
             and dataset.json says; 'none' = no classes.
         subfolder: look at this folder inside the archive alone.
 

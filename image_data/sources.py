@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training images come from: folders, zips, the ILSVRC tree, IDX pairs, CIFAR tarballs, LSUN LMDBs, arrays in memory.
+"""Where training images come from: folders, zips, the ILSVRC tree, IDX pairs, CIFAR tarballs, LSUN LMDBs,
+arrays in memory.
 
-A source lists its images and labels once, in the calling process. `refs[i]` is a small picklable value that the source's `opener`
-(small and picklable too) turns into the image's name and its bytes or pixels, in any process.
+A source lists its images and labels once, in the calling process. `refs[i]` is a small picklable value that
+the source's `opener` (small and picklable too) turns into the image's name and its bytes or pixels, in any
+process.
 """
 
 import gzip
@@ -38,7 +40,9 @@ CIFAR = (
 
 
 class Opener(Protocol):
-    """Turns a source's refs into (name, encoded bytes or uint8 pixels). Raises ValueError that starts with the name."""
+    """Turns a source's refs into (name, encoded bytes or uint8 pixels). Raises ValueError that starts with
+    the name.
+    """
 
     def load(self, ref: Any) -> tuple[str, bytes | np.ndarray]: ...
 
@@ -85,7 +89,8 @@ class LmdbOpener:
 class Source:
     """Images with optional class indices.
 
-    `labels` is int64 [N] or None; class c of `class_names` is label c. `metadata` is what the source knows about its own making.
+    `labels` is int64 [N] or None; class c of `class_names` is label c. `metadata` is what the source knows
+    about its own making.
     """
 
     name: str  # base name of the file or folder
@@ -131,13 +136,16 @@ def array_source(
     kind: str = "array",
     origin: str = "",
 ) -> Source:
-    """A source of images in memory: uint8 [N, H, W] or [N, H, W, 3], with optional class indices [N]. Raises ValueError on other shapes.
+    """A source of images in memory: uint8 [N, H, W] or [N, H, W, 3], with optional class indices [N]. Raises
+    ValueError on other shapes.
 
     origin: of the labels, in words.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-        raise ValueError(f"{name}: images must be uint8 [N, H, W] or [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        raise ValueError(
+            f"{name}: images must be uint8 [N, H, W] or [N, H, W, 3], not {images.dtype} {list(images.shape)}"
+        )
     if labels is not None:
         labels = np.asarray(labels, dtype=np.int64)
         if labels.shape != images.shape[:1]:
@@ -145,7 +153,9 @@ def array_source(
         if labels.min(initial=0) < 0:
             raise ValueError(f"{name}: label {labels.min()} is negative")
         if class_names is not None and labels.max(initial=-1) >= len(class_names):
-            raise ValueError(f"{name}: labels go up to {labels.max()}, but {len(class_names)} classes are named")
+            raise ValueError(
+                f"{name}: labels go up to {labels.max()}, but {len(class_names)} classes are named"
+            )
     origin = origin or ("none are given" if labels is None else "the labels that are given")
     return Source(name, kind, ArrayOpener(), _ArrayRefs(images), labels, class_names, origin=origin)
 
@@ -175,7 +185,8 @@ def open_source(
     source = _recognise(path, labels, subfolder, follow_links)
     if len(source) == 0:
         raise ValueError(
-            f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and the like are read, .heic and raw photographs are not; "
+            f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and the like are read, .heic and "
+            "raw photographs are not; "
             f"left out: {source.left_out}"
         )
     if labels == "none":
@@ -211,11 +222,16 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
     if magic == IDX_IMAGES_MAGIC:
         return _idx_source(path, mode)
     if magic == IDX_LABELS_MAGIC:
-        raise ValueError(f"{path}: an IDX file of labels; give the images file, the labels beside it are found")
+        raise ValueError(
+            f"{path}: an IDX file of labels; give the images file, the labels beside it are found"
+        )
     with open(path, "rb") as file:
         if cifar.is_tar(file):
             return _cifar_source(path, *cifar.open_tar(path, file))
-    raise ValueError(f"{path}: not a folder or zip of images, an IDX image file, a CIFAR-10/100 python tarball or an LMDB folder")
+    raise ValueError(
+        f"{path}: not a folder or zip of images, an IDX image file, a CIFAR-10/100 python tarball or an "
+        "LMDB folder"
+    )
 
 
 # Folders and zips of images.
@@ -232,7 +248,9 @@ def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_link
         return Source(archive.name, kind, ArchiveOpener(archive.reader), [], left_out=archive.left_out)
     found = label_rule.label(archive, mode, subfolder)
     part = found.archive
-    source = Source(os.path.basename(os.path.abspath(path)), found.kind or kind, ArchiveOpener(part.reader), part.images)
+    source = Source(
+        os.path.basename(os.path.abspath(path)), found.kind or kind, ArchiveOpener(part.reader), part.images
+    )
     source.labels, source.class_names, source.metadata = found.labels, found.class_names, found.metadata
     if found.labels is not None and found.class_names is None and found.num_classes > found.labels.max() + 1:
         # One-hot labels count classes without images, too.
@@ -242,7 +260,8 @@ def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_link
 
 
 def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
-    """What a folder or zip without image files holds instead: CIFAR's batches or tarball, an IDX pair, an LMDB.
+    """What a folder or zip without image files holds instead: CIFAR's batches or tarball, an IDX pair, an
+    LMDB.
 
     None for nothing known.
     """
@@ -250,10 +269,14 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
     path, read = archive.path, archive.reader.read
     databases = sorted(os.path.dirname(name) for name in members if name.endswith("/data.mdb"))
     if databases and isinstance(archive.reader, archives.ZipReader):
-        raise ValueError(f"{path}: holds the LMDB {databases[0]}, which cannot be read inside a zip: unpack it, and give the folder")
+        raise ValueError(
+            f"{path}: holds the LMDB {databases[0]}, which cannot be read inside a zip: unpack it, and give "
+            "the folder"
+        )
     if len(databases) > 1:
         raise ValueError(
-            f"{path}: holds {len(databases)} LMDBs ({label_rule.listed(databases)}): give one, --source={os.path.join(path, databases[0])}"
+            f"{path}: holds {len(databases)} LMDBs ({label_rule.listed(databases)}): give one, "
+            f"--source={os.path.join(path, databases[0])}"
         )
     if databases:
         return _lmdb_source(os.path.join(path, databases[0]))
@@ -271,7 +294,10 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
     if not training:
         return None
     if len(training) > 1:
-        raise ValueError(f"{path}: holds {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): give one of them")
+        raise ValueError(
+            f"{path}: holds {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): "
+            "give one of them"
+        )
 
     def opened(name: str) -> IO[bytes] | None:
         return io.BytesIO(read(members[name])) if name in members else None
@@ -306,7 +332,9 @@ def _idx_magic(path: str) -> int:
 
 
 def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
-    """uint8 array of an IDX stream, shape as its header says. A packed one cannot say more than its size explains."""
+    """uint8 array of an IDX stream, shape as its header says. A packed one cannot say more than its size
+    explains.
+    """
     most = MAX_RATIO * file.seek(0, os.SEEK_END) + RATIO_FLOOR_BYTES
     file.seek(0)
     try:
@@ -317,14 +345,22 @@ def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
             shape = struct.unpack(f">{dimensions}I", header[4:])
             count = int(np.prod(shape, dtype=object))
             if count > MAX_IDX_BYTES:
-                raise ValueError(f"{where}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}")
+                raise ValueError(
+                    f"{where}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}"
+                )
             if count > most:
-                raise ValueError(f"{where}: header claims {list(shape)} = {count} bytes, and the file has no more than {most // MAX_RATIO}")
+                raise ValueError(
+                    f"{where}: header claims {list(shape)} = {count} bytes, and the file has no more than "
+                    f"{most // MAX_RATIO}"
+                )
             data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{where}: damaged IDX file ({error})") from None
     if len(data) != count:
-        raise ValueError(f"{where}: header says {list(shape)} = {count} bytes, the file holds {'more' if len(data) > count else len(data)}")
+        raise ValueError(
+            f"{where}: header says {list(shape)} = {count} bytes, the file holds "
+            f"{'more' if len(data) > count else len(data)}"
+        )
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
@@ -353,7 +389,9 @@ def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], 
         ("", None),
     )
     if file is None:
-        raise ValueError(f"{where}{path}: no labels file {label_name} beside it; put it there, or use --labels=none")
+        raise ValueError(
+            f"{where}{path}: no labels file {label_name} beside it; put it there, or use --labels=none"
+        )
     values = _read_idx(f"{where}{found}", file, 1)
     if len(values) != len(images):
         raise ValueError(f"{where}{found}: {len(values)} labels for {len(images)} images")
@@ -377,21 +415,32 @@ def _find_cifar(members: Iterable[str]) -> tuple[str, tuple[str, str, list[str],
 
 
 def _cifar_source(path: str, members: Mapping[str, Any], read: Callable[[Any], bytes]) -> Source:
-    """The training images of CIFAR-10 or CIFAR-100 (fine labels) in the published batch order, read without unpacking to disk.
+    """The training images of CIFAR-10 or CIFAR-100 (fine labels) in the published batch order, read without
+    unpacking to disk.
 
     members: of the tarball, folder or zip, by name; `read` gives a member's bytes.
     """
     found = _find_cifar(members)
     if found is None:
-        raise ValueError(f"{path}: not the python version of CIFAR-10 or CIFAR-100; unpack a tarball of images, and give the folder")
+        raise ValueError(
+            f"{path}: not the python version of CIFAR-10 or CIFAR-100; unpack a tarball of images, and give "
+            "the folder"
+        )
     folder, (kind, meta, batches, label_key, names_key) = found
     missing = next((batch for batch in batches if f"{folder}{batch}" not in members), None)
     if missing is not None:
         raise ValueError(f"{path}: {folder}{missing} is missing")
-    names, *parts = (cifar.batch(f"{path}: {folder}{name}", read(members[f"{folder}{name}"])) for name in (meta, *batches))
-    pixels, values = (np.concatenate(arrays) for arrays in zip(*(cifar.images(path, part, label_key) for part in parts), strict=True))
+    names, *parts = (
+        cifar.batch(f"{path}: {folder}{name}", read(members[f"{folder}{name}"])) for name in (meta, *batches)
+    )
+    pixels, values = (
+        np.concatenate(arrays)
+        for arrays in zip(*(cifar.images(path, part, label_key) for part in parts), strict=True)
+    )
     class_names = cifar.class_names(path, names.get(names_key))
-    source = array_source(os.path.basename(path), pixels, values, class_names, kind=kind, origin=f"{label_key} of {folder}")
+    source = array_source(
+        os.path.basename(path), pixels, values, class_names, kind=kind, origin=f"{label_key} of {folder}"
+    )
     for name in ("test_batch", "test"):
         if f"{folder}{name}" in members:
             source.left_out.add("of the test split", f"{folder}{name}")
@@ -430,4 +479,6 @@ def _lmdb_source(path: str) -> Source:
         environment.close()
     if len(keys) > most:
         raise ValueError(f"{path}: damaged LMDB (its pages lead back to each other)")
-    return Source(os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys, origin="an LMDB names none")
+    return Source(
+        os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys, origin="an LMDB names none"
+    )

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One source image -> one square RGB training image: decoding of every pixel mode, the crops, the resize, the PNG.
+"""One source image -> one square RGB training image: decoding of every pixel mode, the crops, the resize, the
+PNG.
 
-Pure functions of their arguments, so that an image prepared alone, with others, or at several resolutions has the same bytes.
+Pure functions of their arguments, so that an image prepared alone, with others, or at several resolutions has
+the same bytes.
 """
 
 import io
@@ -13,7 +15,10 @@ from PIL import Image
 from dnnlib import util
 from image_data import archives
 
-FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
+FILTERS = {
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+}
 TRANSFORMS = ("none", "center-crop", "center-crop-wide", "center-crop-dhariwal")
 DHARIWAL_FILTER = "box+bicubic"
 EXIF_ORIENTATION = 0x0112
@@ -40,7 +45,9 @@ class Preparation:
 
 
 def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """An encoded image, or uint8 pixels [H, W] or [H, W, 3] -> an upright 8-bit RGB image. Raises ValueError when it cannot be read."""
+    """An encoded image, or uint8 pixels [H, W] or [H, W, 3] -> an upright 8-bit RGB image. Raises ValueError
+    when it cannot be read.
+    """
     if isinstance(payload, np.ndarray):
         return Image.fromarray(payload).convert("RGB")
     image = archives.open_image(payload)
@@ -61,7 +68,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Any PIL mode -> RGB. Transparency is composited on `background`; 16-bit values keep their high byte (as PIL does for 16-bit RGB).
+    """Any PIL mode -> RGB. Transparency is composited on `background`; 16-bit values keep their high byte (as
+    PIL does for 16-bit RGB).
 
     Raises ValueError for float and 32-bit integer images, whose range is not defined.
     """
@@ -84,7 +92,11 @@ def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
         raise ValueError("32-bit integer pixels have no defined range; convert to 8 or 16 bits first")
     transparent = image.info.get("transparency")
-    alpha = None if transparent is None else Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    alpha = (
+        None
+        if transparent is None
+        else Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    )
     return Image.fromarray((values >> 8).astype(np.uint8)), alpha
 
 
@@ -96,7 +108,9 @@ def _composite(rgb: Image.Image, alpha: Image.Image | None, background: tuple[in
     return canvas
 
 
-def transform(image: Image.Image, size: tuple[int, int] | None, preparation: Preparation) -> Image.Image | None:
+def transform(
+    image: Image.Image, size: tuple[int, int] | None, preparation: Preparation
+) -> Image.Image | None:
     """RGB image -> square image. None: center-crop-wide leaves images out that are too small.
 
     Raises ValueError when the result would not be a power-of-two square, or the image would be distorted.
@@ -141,8 +155,11 @@ def _center_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resa
     return _resize(image.crop((left, top, left + side, top + side)), size, resample)
 
 
-def _center_crop_wide(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image | None:
-    """The full width, cropped in height to the aspect of `size`, resized, between black bars that make it square.
+def _center_crop_wide(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image | None:
+    """The full width, cropped in height to the aspect of `size`, resized, between black bars that make it
+    square.
 
     As in the published tool, an image that is narrower than `size`, or too flat for its aspect, is left out.
     """
@@ -159,13 +176,18 @@ def _center_crop_wide(image: Image.Image, size: tuple[int, int], resample: Image
 
 
 def _center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:
-    """ADM's preprocessing (Dhariwal and Nichol, 2021): halve with a box filter while possible, finish with bicubic, crop the centre."""
+    """ADM's preprocessing (Dhariwal and Nichol, 2021): halve with a box filter while possible, finish with
+    bicubic, crop the centre.
+    """
     while min(image.size) >= 2 * resolution:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     if size[0] * size[1] > archives.MAX_PIXELS:  # a strip one pixel high, enlarged, would fill the memory
-        raise ValueError(f"is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use --transform=center-crop")
+        raise ValueError(
+            f"is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use "
+            "--transform=center-crop"
+        )
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))
@@ -181,8 +203,14 @@ def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
 
 
 def prepare(payload: bytes | np.ndarray, preparation: Preparation) -> list[bytes] | None:
-    """PNGs at every size of the preparation, each made from the decoded original; None when the transform leaves the image out."""
+    """PNGs at every size of the preparation, each made from the decoded original; None when the transform
+    leaves the image out.
+    """
     image = decode(payload, preparation.background)
     results = [transform(image, size, preparation) for size in preparation.sizes]
     # Left out at one size = left out at all, so that the data sets of one call hold the same images.
-    return None if any(result is None for result in results) else [encode_png(result, preparation.compress_level) for result in results if result]
+    return (
+        None
+        if any(result is None for result in results)
+        else [encode_png(result, preparation.compress_level) for result in results if result]
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The laboratory: experiments that show what SAN and MonoFlow claim, each a command that writes a picture and numbers.
+"""The laboratory: experiments that show what SAN and MonoFlow claim, each a command that writes a picture and
+numbers.
 
     python -m lab.mixture      GAN against SAN on eight Gaussians, three losses, ten seeds or more
     python -m lab.direction    the discriminator's direction against the optimal one, of the same runs

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of docs/method.md from the numbers in docs/lab: no claim without a run, no number typed by hand.
+"""Write the tables of docs/method.md from the numbers in docs/lab: no claim without a run, no number typed by
+hand.
 
     python -m lab.claims            # after an experiment has written its JSON
     python -m lab.claims --check    # exit code 1 if the page says something else than the numbers
@@ -24,7 +25,10 @@ ANSWERS = {"better": "yes", "worse": "no: worse", "no difference seen": "no diff
 TOY = {  # experiment, score -> claim, digits
     ("direction", "cosine"): ("SAN's direction is nearer the optimal one (cosine)", 3),
     ("direction", "separability"): ("SAN is more separable", 5),
-    ("mixture", "sliced_wasserstein"): ("samples are nearer the data (sliced Wasserstein, lower is better)", 3),
+    ("mixture", "sliced_wasserstein"): (
+        "samples are nearer the data (sliced Wasserstein, lower is better)",
+        3,
+    ),
     ("mixture", "modes"): ("more modes are covered, of 8", 3),
     ("mixture", "quality"): ("more samples lie at a mode", 3),
 }
@@ -35,9 +39,19 @@ IMAGES = {  # score -> claim, digits
 }
 
 
-def _row(claim: str, where: str, cell: dict[str, Any], names: tuple[str, str], verdict: str, digits: int) -> list[str]:
+def _row(
+    claim: str, where: str, cell: dict[str, Any], names: tuple[str, str], verdict: str, digits: int
+) -> list[str]:
     gan, own = (report.text(cell[name], digits) for name in names)
-    return [claim, where, str(int(cell["improvement"]["n"])), gan, own, report.text(cell["improvement"], digits), ANSWERS[cell[verdict]]]
+    return [
+        claim,
+        where,
+        str(int(cell["improvement"]["n"])),
+        gan,
+        own,
+        report.text(cell["improvement"], digits),
+        ANSWERS[cell[verdict]],
+    ]
 
 
 def _rows(folder: Path) -> Iterator[list[str]]:
@@ -52,7 +66,9 @@ def _rows(folder: Path) -> Iterator[list[str]]:
                 yield _row(claim, f"`lab.dcgan`, {setting}", scores[score], ("GAN", "SAN"), "SAN is", digits)
         cell = (large["metrics"] if large else {}).get(score, {}).get("last")
         if cell:
-            yield _row(claim, "`lab.projected`", cell, ("StyleGAN-XL", "StyleSAN-XL"), "StyleSAN-XL is", digits)
+            yield _row(
+                claim, "`lab.projected`", cell, ("StyleGAN-XL", "StyleSAN-XL"), "StyleSAN-XL is", digits
+            )
 
 
 def comparison(folder: Path) -> str:
@@ -65,7 +81,14 @@ def monoflow(folder: Path) -> str:
     """What each h does from a near and from a far start."""
     found = report.read(folder, "monoflow")
     assert found is not None, f"{folder}/monoflow.json is missing: run python -m lab.monoflow"
-    heads = ["h", *(f"{start}: {what}" for start in found["starts"] for what in ("mean h′ at the start", "arrived", "sliced distance"))]
+    heads = [
+        "h",
+        *(
+            f"{start}: {what}"
+            for start in found["starts"]
+            for what in ("mean h′ at the start", "arrived", "sliced distance")
+        ),
+    ]
     rows = []
     for objective in next(iter(found["starts"].values())):
         cells = [found["starts"][start][objective] for start in found["starts"]]
@@ -87,11 +110,15 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def page(text: str, folder: Path) -> str:
-    """`text` with every table as the numbers in `folder` say. Raises ValueError for a table without its place."""
+    """`text` with every table as the numbers in `folder` say. Raises ValueError for a table without its
+    place.
+    """
     for name, table in (("comparison", comparison), ("monoflow", monoflow)):
         place = re.search(rf"(?<=<!-- begin {name} -->\n).*?(?=\n<!-- end {name} -->)", text, re.DOTALL)
         if place is None:
-            raise ValueError(f"there is no '<!-- begin {name} -->' ... '<!-- end {name} -->' to put the table into")
+            raise ValueError(
+                f"there is no '<!-- begin {name} -->' ... '<!-- end {name} -->' to put the table into"
+            )
         text = text[: place.start()] + table(folder) + text[place.end() :]
     return text
 
@@ -103,7 +130,9 @@ def main(check: bool) -> None:
     before = PAGE.read_text()
     after = page(before, report.RESULTS)
     if check and after != before:
-        raise click.ClickException(f"{PAGE} does not say what {report.RESULTS} holds: run python -m lab.claims")
+        raise click.ClickException(
+            f"{PAGE} does not say what {report.RESULTS} holds: run python -m lab.claims"
+        )
     if after != before:
         with atomic_write(PAGE, "w") as file:
             file.write(after)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DCGAN on Fashion-MNIST, GAN against SAN, conditional and not: feature distance, classifier accuracy, balance of classes.
+"""A DCGAN on Fashion-MNIST, GAN against SAN, conditional and not: feature distance, classifier accuracy,
+balance of classes.
 
-    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; a quarter to half an hour of a core
-    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1 --steps=50 --generate=500
+    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; a
+    quarter to half an hour of a core python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1
+    --steps=50 --generate=500
 
-The discriminator is an ordinary one with spectral_norm; its SAN is made by san.convert. Any IDX pair of 28x28 grey images will do.
-fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of as many training images, 500 by default: with 5,000 the
-features would take longer than the training. accuracy: share of generated images that a classifier trained on the data recognises as the class
-that was asked for (conditional only). balance: entropy of the classes that it sees over log(classes). Writes dcgan.json and dcgan.png. What is
-finished is kept: numbers in dcgan.json, generators in --runs.
+The discriminator is an ordinary one with spectral_norm; its SAN is made by san.convert. Any IDX pair of 28x28
+grey images will do. fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of as
+many training images, 500 by default: with 5,000 the features would take longer than the training. accuracy:
+share of generated images that a classifier trained on the data recognises as the class that was asked for
+(conditional only). balance: entropy of the classes that it sees over log(classes). Writes dcgan.json and
+dcgan.png. What is finished is kept: numbers in dcgan.json, generators in --runs.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the judge's scores during training
 class Plan:
     """Adam with betas (0, 0.9), one generator step per discriminator step, hinge loss.
 
-    bf16: convolutions in bfloat16 (up to twice as fast on CPUs that have it); the last layers stay in float32.
+    bf16: convolutions in bfloat16 (up to twice as fast on CPUs that have it); the last layers stay in
+    float32.
     """
 
     steps: int = 1500
@@ -84,7 +88,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [N, 1, 28, 28] -> logits [N, 1]: linear(h), and + <embed(c), h> if there are classes (Miyato & Koyama, ICLR 2018)."""
+    """Images [N, 1, 28, 28] -> logits [N, 1]: linear(h), and + <embed(c), h> if there are classes (Miyato &
+    Koyama, ICLR 2018).
+    """
 
     def __init__(self, classes: int, plan: Plan) -> None:
         super().__init__()
@@ -123,13 +129,16 @@ def train(
     plan: Plan,
     watch: Callable[[int, Generator], None] = lambda step, G: None,
 ) -> Generator:
-    """The moving average of the generator; `watch` gets it before training and at CURVE_POINTS equally spaced steps.
+    """The moving average of the generator; `watch` gets it before training and at CURVE_POINTS equally spaced
+    steps.
 
     pixels: float [N, 1, 28, 28] in [-1, 1]. classes = 0: unconditional.
     """
     torch.manual_seed(seed)
     G, D = Generator(classes, plan), discriminator(classes, is_san, plan)
-    average = torch.optim.swa_utils.AveragedModel(G, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(plan.ema), use_buffers=True)
+    average = torch.optim.swa_utils.AveragedModel(
+        G, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(plan.ema), use_buffers=True
+    )
     averaged: Any = average.module.eval()
     g_opt, d_opt = (torch.optim.Adam(m.parameters(), plan.lr, betas=(0.0, 0.9)) for m in (G, D))
     san.normalize_(D)
@@ -161,7 +170,10 @@ def generate(G: Generator, n: int, classes: int, seed: int = 0) -> tuple[Tensor,
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, Z, generator=generator)
     c = torch.arange(n) % classes if classes else None
-    parts = [image_tools.to_uint8(G(z[i : i + 250], None if c is None else c[i : i + 250])) for i in range(0, n, 250)]
+    parts = [
+        image_tools.to_uint8(G(z[i : i + 250], None if c is None else c[i : i + 250]))
+        for i in range(0, n, 250)
+    ]
     return torch.cat(parts), c
 
 
@@ -174,7 +186,9 @@ class Bench:
         self.distance = FeatureDistance(raw[: plan.generate])
 
     def run(self, classes: int, is_san: bool, seed: int) -> tuple[Generator, dict[str, Any]]:
-        """Train one GAN (classes = 0: unconditional) and measure it: scores at the end, the judge's over steps, seconds of CPU."""
+        """Train one GAN (classes = 0: unconditional) and measure it: scores at the end, the judge's over
+        steps, seconds of CPU.
+        """
         curve: dict[str, list[float]] = {"step": []}
 
         def watch(step: int, G: Generator) -> None:
@@ -186,11 +200,17 @@ class Bench:
         G = train(self.pixels, self.labels, classes, is_san, seed, self.plan, watch)
         seconds = time.process_time() - started
         pixels, asked = generate(G, self.plan.generate, classes)
-        return G, {"scores": {"fd_lite0": self.distance(pixels)} | self.judge.scores(pixels, asked), "curve": curve, "cpu_seconds": seconds}
+        return G, {
+            "scores": {"fd_lite0": self.distance(pixels)} | self.judge.scores(pixels, asked),
+            "curve": curve,
+            "cpu_seconds": seconds,
+        }
 
 
 def table(runs: dict[str, Any]) -> dict[str, Any]:
-    """Setting -> score -> GAN, SAN, improvement paired by seed (positive = SAN better), verdict; for the seeds that both have."""
+    """Setting -> score -> GAN, SAN, improvement paired by seed (positive = SAN better), verdict; for the
+    seeds that both have.
+    """
     rows: dict[str, Any] = {}
     for setting in ("unconditional", "conditional"):
         gan, own = runs.get(f"GAN {setting}", {}), runs.get(f"SAN {setting}", {})
@@ -214,7 +234,10 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
     count = min(len(source), limit or len(source))
     pixels = np.stack([np.asarray(source.opener.load(source.refs[i])[1]) for i in range(count)])
     if pixels.shape[1:] != (SIDE, SIDE) or source.labels is None:
-        raise ValueError(f"--data={path}: labelled grey images of {SIDE}x{SIDE} are needed, these are {list(pixels.shape[1:])}")
+        raise ValueError(
+            f"--data={path}: labelled grey images of {SIDE}x{SIDE} are needed, these are "
+            f"{list(pixels.shape[1:])}"
+        )
     return pixels, np.asarray(source.labels[:count]), source.num_classes
 
 
@@ -227,13 +250,30 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
 @click.option("--generate", "count", default=Plan.generate, show_default=True, help="images per measurement")
 @click.option("--bf16/--no-bf16", default=Plan.bf16, show_default=True, help="convolutions in bfloat16")
 @click.option(
-    "--runs", "folder", default="training-runs/lab-dcgan", show_default=True, help="where the generators go", callback=outputs.checked_folder
+    "--runs",
+    "folder",
+    default="training-runs/lab-dcgan",
+    show_default=True,
+    help="where the generators go",
+    callback=outputs.checked_folder,
 )
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
-def main(data: str, limit: int | None, seeds: int, steps: int, width: int, count: int, bf16: bool, folder: str, out: str) -> None:
+def main(
+    data: str,
+    limit: int | None,
+    seeds: int,
+    steps: int,
+    width: int,
+    count: int,
+    bf16: bool,
+    folder: str,
+    out: str,
+) -> None:
     """Train every kind that is missing, measure, print the table, draw."""
     if seeds < 1 or steps < 1 or count < 2:
-        raise click.ClickException(f"--seeds={seeds} --steps={steps} --generate={count}: at least 1, 1 and 2 are needed")
+        raise click.ClickException(
+            f"--seeds={seeds} --steps={steps} --generate={count}: at least 1, 1 and 2 are needed"
+        )
     try:
         raw, raw_labels, classes = load(data, limit)
     except (ValueError, OSError) as err:
@@ -256,11 +296,23 @@ def main(data: str, limit: int | None, seeds: int, steps: int, width: int, count
         with atomic_write(network) as file:
             torch.save(G.state_dict(), file)
         runs.setdefault(name, {})[str(seed)] = run
-        report.write(results, "dcgan", {**settings, "accuracy of the classifier on held-out images": accuracy, "table": table(runs), "runs": runs})
+        report.write(
+            results,
+            "dcgan",
+            {
+                **settings,
+                "accuracy of the classifier on held-out images": accuracy,
+                "table": table(runs),
+                "runs": runs,
+            },
+        )
         click.echo(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in run["scores"].items()))
     for setting, rows in table(runs).items():
         for score, row in rows.items():
-            click.echo(f"{setting:14s} {score:9s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   SAN is {row['SAN is']}")
+            click.echo(
+                f"{setting:14s} {score:9s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   "
+                f"SAN is {row['SAN is']}"
+            )
     picture(samples(Path(folder), classes, plan), runs, results / "dcgan.png")
 
 
@@ -271,12 +323,16 @@ def samples(folder: Path, classes: int, plan: Plan) -> dict[str, np.ndarray]:
         conditioned = classes if setting == "conditional" else 0
         G = Generator(conditioned, plan)
         G.load_state_dict(torch.load(folder / f"{kind}-{setting}-seed0.pt", weights_only=True))
-        sheets[f"{kind} {setting}"] = image_tools.grid(generate(G.eval(), 6 * max(classes, 1), conditioned)[0], max(classes, 1))
+        sheets[f"{kind} {setting}"] = image_tools.grid(
+            generate(G.eval(), 6 * max(classes, 1), conditioned)[0], max(classes, 1)
+        )
     return sheets
 
 
 def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> None:
-    """Samples of the first seed of each kind above; below the scores with 95% intervals, and the classifier's view during training."""
+    """Samples of the first seed of each kind above; below the scores with 95% intervals, and the classifier's
+    view during training.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -295,11 +351,25 @@ def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> 
             values = [run["scores"]["fd_lite0"] for run in runs[f"{kind} {setting}"].values()]
             summary = report.interval(values)
             left.errorbar(
-                [i + 0.2 * (k - 0.5)], [summary["mean"]], [summary["half_width"]], fmt="o", color=colour, capsize=3, label=kind if not i else None
+                [i + 0.2 * (k - 0.5)],
+                [summary["mean"]],
+                [summary["half_width"]],
+                fmt="o",
+                color=colour,
+                capsize=3,
+                label=kind if not i else None,
             )
             left.scatter([i + 0.2 * (k - 0.5) + 0.04] * len(values), values, s=8, color=colour, alpha=0.4)
-        for axes, setting, score in ((middle, "unconditional", "balance"), (right, "conditional", "accuracy")):
-            report.band(axes, [(run["curve"]["step"], run["curve"][score]) for run in runs[f"{kind} {setting}"].values()], colour, kind)
+        for axes, setting, score in (
+            (middle, "unconditional", "balance"),
+            (right, "conditional", "accuracy"),
+        ):
+            report.band(
+                axes,
+                [(run["curve"]["step"], run["curve"][score]) for run in runs[f"{kind} {setting}"].values()],
+                colour,
+                kind,
+            )
             axes.set(title=f"{setting}: {score}", xlabel="step", ylim=(0, 1.02))
     left.set_xticks(range(len(SETTINGS)), SETTINGS)
     left.set(title="fd_lite0 (lower is better)", xlim=(-0.5, 1.5))

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The discriminator's direction against the optimal one while GANs and SANs train on the mixture of lab.mixture.
+"""The discriminator's direction against the optimal one while GANs and SANs train on the mixture of
+lab.mixture.
 
     python -m lab.direction                        # of the runs in mixture.json, or trains them
     python -m lab.direction --seeds=4 --steps=200
 
-The optimal direction for features h is that of E[h | real] - E[h | generated]: the last layer of a GAN is trained by its own loss and need not
-find it, that of a SAN is trained for nothing else. Also the separability of the logits. Writes direction.json and direction.png.
+The optimal direction for features h is that of E[h | real] - E[h | generated]: the last layer of a GAN is
+trained by its own loss and need not find it, that of a SAN is trained for nothing else. Also the separability
+of the logits. Writes direction.json and direction.png.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ QUANTITIES = {"cosine": "cosine to the optimal direction", "separability": "sepa
 
 
 def summarise(results: dict[str, Any]) -> dict[str, Any]:
-    """Loss -> quantity -> GAN, SAN: interval over seeds of the mean over training, without its first tenth; improvement paired by seed."""
+    """Loss -> quantity -> GAN, SAN: interval over seeds of the mean over training, without its first tenth;
+    improvement paired by seed.
+    """
     rows: dict[str, Any] = {}
     for loss in LOSSES:
         rows[loss] = {}
@@ -48,7 +52,9 @@ def picture(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(len(QUANTITIES), len(LOSSES), figsize=(11, 5), sharex=True, sharey="row", layout="constrained")
+    figure, grid = plt.subplots(
+        len(QUANTITIES), len(LOSSES), figsize=(11, 5), sharex=True, sharey="row", layout="constrained"
+    )
     for column, loss in enumerate(LOSSES):
         for axes, (quantity, label) in zip(grid[:, column], QUANTITIES.items(), strict=True):
             for kind, colour in (("GAN", "tab:blue"), ("SAN", "tab:orange")):
@@ -78,7 +84,10 @@ def main(seeds: int, steps: int, out: str) -> None:
     report.write(Path(out), "direction", {"plan": results["plan"], "table": rows})
     for loss, quantities in rows.items():
         for quantity, row in quantities.items():
-            click.echo(f"{loss:15s} {quantity:13s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   SAN is {row['SAN is']}")
+            click.echo(
+                f"{loss:15s} {quantity:13s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   "
+                f"SAN is {row['SAN is']}"
+            )
     picture(results, Path(out) / "direction.png")
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges of small images: which class a generated image is taken for, and how far the features of many are from those of the data.
+"""Judges of small images: which class a generated image is taken for, and how far the features of many are
+from those of the data.
 
 Shapes: N images, C channels, R pixels a side (a multiple of four).
 """
@@ -21,7 +22,8 @@ HELD_OUT = 0.1  # share of the images that tells how good the judge itself is
 
 
 class Judge:
-    """A small convolutional network, trained on all but a tenth of the images; `held_out_accuracy` is its share of right answers on that tenth.
+    """A small convolutional network, trained on all but a tenth of the images; `held_out_accuracy` is its
+    share of right answers on that tenth.
 
     pixels: uint8 [N, C, R, R]. labels: int64 [N] in [0, classes). The same data give the same judge.
     """
@@ -33,7 +35,8 @@ class Judge:
             torch.manual_seed(0)
             self.network = nn.Sequential(
                 nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * (side // 4) ** 2, classes),
+                nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                nn.Linear(64 * (side // 4) ** 2, classes),
             )  # fmt: skip
             order = torch.randperm(len(pixels))
             kept, held_out = order[round(HELD_OUT * len(order)) :], order[: round(HELD_OUT * len(order))]
@@ -44,7 +47,9 @@ class Judge:
                     F.cross_entropy(self.network(image_tools.to_float(pixels[part])), labels[part]).backward()
                     optimizer.step()
         self.network.eval()
-        self.held_out_accuracy = float((self.classes_of(pixels[held_out]) == labels[held_out]).double().mean())
+        self.held_out_accuracy = float(
+            (self.classes_of(pixels[held_out]) == labels[held_out]).double().mean()
+        )
 
     @torch.no_grad()
     def classes_of(self, pixels: Tensor) -> Tensor:
@@ -52,7 +57,9 @@ class Judge:
         return torch.cat([self.network(image_tools.to_float(part)).argmax(1) for part in pixels.split(500)])
 
     def scores(self, pixels: Tensor, asked: Tensor | None) -> dict[str, float]:
-        """balance: entropy of the classes seen over log(classes), 1 = all equally often. accuracy: share taken for the one asked for, if any."""
+        """balance: entropy of the classes seen over log(classes), 1 = all equally often. accuracy: share
+        taken for the one asked for, if any.
+        """
         seen = self.classes_of(pixels)
         share = torch.bincount(seen, minlength=self.classes).double() / len(seen)
         found = {"balance": float(torch.special.entr(share).sum()) / math.log(self.classes)}
@@ -60,7 +67,9 @@ class Judge:
 
 
 class FeatureDistance:
-    """fd_lite0: Frechet distance between EfficientNet-Lite0 features of images and of `real`, uint8 [N, C, R, R]."""
+    """fd_lite0: Frechet distance between EfficientNet-Lite0 features of images and of `real`, uint8 [N, C, R,
+    R].
+    """
 
     def __init__(self, real: Tensor) -> None:
         self.detector = detectors.load_lite0()
@@ -73,6 +82,8 @@ class FeatureDistance:
         return store
 
     def __call__(self, pixels: Tensor) -> float:
-        """The distance of images, uint8 [N, C, R, R]. Few images make it large: compare distances of equally many alone."""
+        """The distance of images, uint8 [N, C, R, R]. Few images make it large: compare distances of equally
+        many alone.
+        """
         found = self._moments(pixels)
         return float(frechet_distance(found.mean, found.covariance, self.real.mean, self.real.covariance))

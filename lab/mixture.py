@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GAN against SAN on a mixture of eight Gaussians, under the losses of the SAN paper: modes covered, share of good samples, sliced distance.
+"""GAN against SAN on a mixture of eight Gaussians, under the losses of the SAN paper: modes covered, share of
+good samples, sliced distance.
 
     python -m lab.mixture                        # 16 seeds, 3000 steps per kind; a few minutes of one core
     python -m lab.mixture --seeds=4 --steps=200  # a look
 
-Writes mixture.json and mixture.png. What is finished is kept: a second call goes on with the kinds that are missing.
+Writes mixture.json and mixture.png. What is finished is kept: a second call goes on with the kinds that are
+missing.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ LOSSES = {  # name -> (discriminator loss, generator objective)
     "saturating": ("bce", "vanilla"),
     "non-saturating": ("bce", "ns"),
 }
-ARMS = [Arm(f"{kind} {name}", *losses, kind == "SAN") for name, losses in LOSSES.items() for kind in ("GAN", "SAN")]
+ARMS = [
+    Arm(f"{kind} {name}", *losses, kind == "SAN")
+    for name, losses in LOSSES.items()
+    for kind in ("GAN", "SAN")
+]
 SCORES = {
     "modes": (1, "modes covered of 8"),
     "quality": (1, "share of samples near a mode"),
@@ -35,7 +41,9 @@ SCORES = {
 
 
 def run(plan: Plan, out: Path) -> dict[str, Any]:
-    """Train what is missing in OUT/mixture.json for this plan; returns all results, with summaries and paired differences."""
+    """Train what is missing in OUT/mixture.json for this plan; returns all results, with summaries and paired
+    differences.
+    """
     found = report.read(out, "mixture") or {}
     arms = found.get("arms", {}) if found.get("plan") == dataclasses.asdict(plan) else {}
     for arm in ARMS:
@@ -51,7 +59,9 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def table(arms: dict[str, Any]) -> dict[str, Any]:
-    """Loss -> score -> GAN, SAN (intervals over seeds), improvement (paired by seed, positive = SAN better) and its verdict."""
+    """Loss -> score -> GAN, SAN (intervals over seeds), improvement (paired by seed, positive = SAN better)
+    and its verdict.
+    """
     rows: dict[str, Any] = {}
     for loss in LOSSES:
         rows[loss] = {}
@@ -87,7 +97,15 @@ def picture(results: dict[str, Any], path: Path) -> None:
         for k, (kind, colour) in enumerate((("GAN", "tab:blue"), ("SAN", "tab:orange"))):
             cells = [results["table"][loss][score][kind] for loss in LOSSES]
             places = [i + 0.3 * (k - 0.5) for i in range(len(LOSSES))]
-            axes.errorbar(places, [c["mean"] for c in cells], [c["half_width"] for c in cells], fmt="o", color=colour, capsize=3, label=kind)
+            axes.errorbar(
+                places,
+                [c["mean"] for c in cells],
+                [c["half_width"] for c in cells],
+                fmt="o",
+                color=colour,
+                capsize=3,
+                label=kind,
+            )
             for place, loss in zip(places, LOSSES, strict=True):
                 each = results["arms"][f"{kind} {loss}"]["scores"][score]
                 axes.scatter([place + 0.07] * len(each), each, s=6, color=colour, alpha=0.3)
@@ -110,7 +128,10 @@ def main(seeds: int, steps: int, out: str) -> None:
     results = run(Plan(seeds=seeds, steps=steps), Path(out))
     for loss, rows in results["table"].items():
         for score, row in rows.items():
-            click.echo(f"{loss:15s} {score:20s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   SAN is {row['SAN is']}")
+            click.echo(
+                f"{loss:15s} {score:20s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   "
+                f"SAN is {row['SAN is']}"
+            )
     picture(results, Path(out) / "mixture.png")
 
 

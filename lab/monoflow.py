@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MonoFlow without networks: particles flow along h'(d) grad d, with d = log p/q known; and where `vanilla` vanishes.
+"""MonoFlow without networks: particles flow along h'(d) grad d, with d = log p/q known; and where `vanilla`
+vanishes.
 
     python -m lab.monoflow
     python -m lab.monoflow --seeds=3 --steps=50
 
-p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a Gaussian kernel in every step. So the
-discriminator is optimal up to that estimate, and what differs is h alone. Particles start away from the data, where d is
-negative: h' = sigmoid(d + C) of `vanilla` is nothing there at C = 0; C = 5 helps as far as d reaches about -5. The same step length for every h.
-Writes monoflow.json, monoflow.png and monoflow.gif.
+p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a
+Gaussian kernel in every step. So the discriminator is optimal up to that estimate, and what differs is h
+alone. Particles start away from the data, where d is negative: h' = sigmoid(d + C) of `vanilla` is nothing
+there at C = 0; C = 5 helps as far as d reaches about -5. The same step length for every h. Writes
+monoflow.json, monoflow.png and monoflow.gif.
 """
 
 from __future__ import annotations
@@ -28,12 +30,17 @@ from lab.toy import sliced_wasserstein
 OBJECTIVES = ("logit", "ns", "vanilla", "vanilla(5)", "mle", "arcsinh")
 CENTRES = torch.tensor([[1.5, 0.9], [1.5, -0.9], [2.6, 0.0]])
 STD, START_STD = 0.5, 0.35
-STARTS = {"near": (0.0, 0.0), "far": (-2.0, 0.0)}  # where the cloud of particles begins; pictures are of the first
+STARTS = {
+    "near": (0.0, 0.0),
+    "far": (-2.0, 0.0),
+}  # where the cloud of particles begins; pictures are of the first
 PARTICLES, BANDWIDTH, STEP_LENGTH, LONGEST = 200, 0.25, 0.02, 0.15
 
 
 def kernel_density(x: Tensor, points: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """Log density at x of equal Gaussians on `points`, and its gradient: [S, N, 2], [S, M, 2] or [M, 2] -> [S, N], [S, N, 2]."""
+    """Log density at x of equal Gaussians on `points`, and its gradient: [S, N, 2], [S, M, 2] or [M, 2] ->
+    [S, N], [S, N, 2].
+    """
     points = points.expand(len(x), -1, -1)
     exponents = -torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * width**2)
     density = torch.logsumexp(exponents, -1) - math.log(points.shape[1] * 2 * math.pi * width**2)
@@ -47,7 +54,9 @@ def logit(particles: Tensor) -> tuple[Tensor, Tensor]:
     return data - own, data_gradient - own_gradient
 
 
-def flow(objective: str, seeds: int, steps: int, record: int, start: str = "near") -> tuple[Tensor, list[float], list[float]]:
+def flow(
+    objective: str, seeds: int, steps: int, record: int, start: str = "near"
+) -> tuple[Tensor, list[float], list[float]]:
     """Particles [T, S, N, 2] at every `record`-th step; mean h'(d) over particles and mean d at those steps.
 
     A particle moves by STEP_LENGTH h'(d) grad d, at most by LONGEST.
@@ -70,7 +79,9 @@ def flow(objective: str, seeds: int, steps: int, record: int, start: str = "near
 def reference(n: int) -> Tensor:
     """[n, 2] samples of the data."""
     generator = torch.Generator().manual_seed(1)
-    return CENTRES[torch.randint(len(CENTRES), (n,), generator=generator)] + STD * torch.randn(n, 2, generator=generator)
+    return CENTRES[torch.randint(len(CENTRES), (n,), generator=generator)] + STD * torch.randn(
+        n, 2, generator=generator
+    )
 
 
 def picture(frames: dict[str, Tensor], results: dict[str, Any], path: Path) -> None:
@@ -129,15 +140,28 @@ def animation(frames: dict[str, Tensor], path: Path) -> None:
             _scatter(axes, frames[objective][t, 0], objective)
         figure.canvas.draw()
         pixels = figure.canvas.buffer_rgba()  # type: ignore[attr-defined]
-        images.append(Image.frombytes("RGBA", figure.canvas.get_width_height(), bytes(pixels)).convert("RGB").quantize(12, dither=Image.Dither.NONE))
+        images.append(
+            Image.frombytes("RGBA", figure.canvas.get_width_height(), bytes(pixels))
+            .convert("RGB")
+            .quantize(12, dither=Image.Dither.NONE)
+        )
         plt.close(figure)
-    images[0].save(path, save_all=True, append_images=images[1:], duration=[120] * (len(images) - 1) + [2000], loop=0, optimize=True)
+    images[0].save(
+        path,
+        save_all=True,
+        append_images=images[1:],
+        duration=[120] * (len(images) - 1) + [2000],
+        loop=0,
+        optimize=True,
+    )
 
 
 def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Tensor) -> dict[str, Any]:
     """Numbers of one flow; a particle has arrived within two standard deviations of a centre."""
     distances = [[float(sliced_wasserstein(x, target)) for x in frame] for frame in frames]
-    arrived = (torch.cdist(frames[-1], CENTRES.expand(frames.shape[1], -1, -1)).amin(2) < 2 * STD).double().mean(1)
+    arrived = (
+        (torch.cdist(frames[-1], CENTRES.expand(frames.shape[1], -1, -1)).amin(2) < 2 * STD).double().mean(1)
+    )
     return {
         "sliced_wasserstein": report.interval(distances[-1]),
         "share of particles that arrived": report.interval(arrived.tolist()),
@@ -154,13 +178,20 @@ def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Te
 def main(seeds: int, steps: int, out: str) -> None:
     """Flow, print the table, draw."""
     if seeds < 2 or steps < 10:
-        raise click.ClickException(f"--seeds={seeds} --steps={steps}: at least 2 seeds and 10 steps are needed")
+        raise click.ClickException(
+            f"--seeds={seeds} --steps={steps}: at least 2 seeds and 10 steps are needed"
+        )
     torch.set_num_threads(1)
     record = max(1, steps // 40)
     frames: dict[str, Tensor] = {}
     samples = reference(PARTICLES * (seeds + 1)).split(PARTICLES)
     floor = report.interval([float(sliced_wasserstein(s, samples[0])) for s in samples[1:]])
-    results: dict[str, Any] = {"seeds": seeds, "steps": steps, "recorded steps": list(range(0, steps + 1, record)), "two samples of the data": floor}
+    results: dict[str, Any] = {
+        "seeds": seeds,
+        "steps": steps,
+        "recorded steps": list(range(0, steps + 1, record)),
+        "two samples of the data": floor,
+    }
     click.echo(f"two samples of the data: sliced distance {report.text(floor)}")
     results["starts"] = {start: {} for start in STARTS}
     for start in reversed(STARTS):
@@ -169,7 +200,8 @@ def main(seeds: int, steps: int, out: str) -> None:
             row = results["starts"][start][objective] = measure(frames[objective], slopes, logits, samples[0])
             click.echo(
                 f"{start:5s} {objective:11s} d at the start {logits[0]:6.1f}   h' {slopes[0]:.1e}   "
-                f"arrived {report.text(row['share of particles that arrived'])}   sliced distance {report.text(row['sliced_wasserstein'])}"
+                f"arrived {report.text(row['share of particles that arrived'])}   sliced distance "
+                f"{report.text(row['sliced_wasserstein'])}"
             )
     report.write(Path(out), "monoflow", results)
     picture(frames, results, Path(out) / "monoflow.png")

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StyleSAN-XL against StyleGAN-XL in the projected setting: train.py with --san=True and with --san=False, same budget, same seeds.
+"""StyleSAN-XL against StyleGAN-XL in the projected setting: train.py with --san=True and with --san=False,
+same budget, same seeds.
 
-    python -m lab.projected --seeds=3 -- --data=fashion16.zip --cond=True --kimg=500 --batch=64 --syn_layers=7 --cbase=16384 --cmax=256
+    python -m lab.projected --seeds=3 -- --data=fashion16.zip --cond=True --kimg=500 --batch=64 --syn_layers=7
+    --cbase=16384 --cmax=256
     python -m lab.projected --seeds=3 --collect-only                      # the table of runs that are there
 
-What follows `--` goes to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added where they are not given. The heads of both
-kinds are the same networks from the same weights; without SAN their directions are trained by the hinge loss like everything else (they are
-weight-normalised linear layers). Runs lie in --runs, a folder per kind and seed; finished ones are kept, unfinished ones resumed, and all of them
-continued if --kimg is raised.
+What follows `--` goes to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added where they are
+not given. The heads of both kinds are the same networks from the same weights; without SAN their directions
+are trained by the hinge loss like everything else (they are weight-normalised linear layers). Runs lie in
+--runs, a folder per kind and seed; finished ones are kept, unfinished ones resumed, and all of them continued
+if --kimg is raised.
 
-Measured at every snapshot, with classes: accuracy (the share of --generate images that a classifier trained on the data set takes for the class
-asked for) and balance (entropy of the classes it sees over log(classes)). At the last one: fd_lite0, the Frechet distance between lite0 features of
-these images and of as many of the data set. And the metrics that train.py was told to evaluate. Writes projected.json (values, intervals,
+Measured at every snapshot, with classes: accuracy (the share of --generate images that a classifier trained
+on the data set takes for the class asked for) and balance (entropy of the classes it sees over log(classes)).
+At the last one: fd_lite0, the Frechet distance between lite0 features of these images and of as many of the
+data set. And the metrics that train.py was told to evaluate. Writes projected.json (values, intervals,
 differences paired by seed) and projected.png.
 """
 
@@ -48,16 +52,28 @@ def run_dirs(runs: Path, kind: str, seed: int) -> list[Path]:
 
 
 def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] | None:
-    """What to run next for this kind and seed; None if it has finished, at no fewer --kimg than the options ask for."""
+    """What to run next for this kind and seed; None if it has finished, at no fewer --kimg than the options
+    ask for.
+    """
     train = [sys.executable, str(ROOT / "train.py")]
     given = {o.split("=")[0].lstrip("-").replace("-", "_"): o for o in options}
     for folder in run_dirs(runs, kind, seed):
-        longer = "kimg" in given and (run_folder.recorded_nimg(folder) or 0) < float(given["kimg"].split("=")[1]) * 1000
+        longer = (
+            "kimg" in given
+            and (run_folder.recorded_nimg(folder) or 0) < float(given["kimg"].split("=")[1]) * 1000
+        )
         if run_folder.recorded_outcome(folder) == run_folder.FINISHED and not longer:
             return None
         return [*train, f"--resume={folder}", *([given["kimg"]] if longer else [])]
     added = [f"--{k}={v}" for k, v in DEFAULTS.items() if k not in given]
-    return [*train, f"--outdir={runs / f'{kind}-seed{seed}'}", *added, *options, f"--seed={seed}", f"--san={KINDS[kind]}"]
+    return [
+        *train,
+        f"--outdir={runs / f'{kind}-seed{seed}'}",
+        *added,
+        *options,
+        f"--seed={seed}",
+        f"--san={KINDS[kind]}",
+    ]
 
 
 @torch.no_grad()
@@ -65,7 +81,10 @@ def generate(G: Generator, count: int) -> tuple[Tensor, Tensor | None]:
     """uint8 images [count, 3, R, R] of fixed latents and their labels, every class equally often."""
     z = torch.randn(count, G.z_dim, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % G.c_dim if G.c_dim > 1 else None
-    parts = [image_tools.to_uint8(G(z[i : i + 100], None if labels is None else labels[i : i + 100])) for i in range(0, count, 100)]
+    parts = [
+        image_tools.to_uint8(G(z[i : i + 100], None if labels is None else labels[i : i + 100]))
+        for i in range(0, count, 100)
+    ]
     return torch.cat(parts), labels
 
 
@@ -76,7 +95,11 @@ class Bench:
         dataset = ImageDataset(data, use_labels=cond)
         pixels = torch.from_numpy(np.stack([dataset[i][0] for i in range(len(dataset))]))
         self.count, self.distance = count, FeatureDistance(pixels[:count])
-        self.judge = None if dataset.labels is None else Judge(pixels, torch.from_numpy(dataset.labels), dataset.label_dim)
+        self.judge = (
+            None
+            if dataset.labels is None
+            else Judge(pixels, torch.from_numpy(dataset.labels), dataset.label_dim)
+        )
 
     def measure(self, folder: Path) -> None:
         """Write FOLDER/lab.json: a line per snapshot."""
@@ -86,10 +109,20 @@ class Bench:
         for path in paths:
             if path.name not in lines:
                 pixels, asked = generate(load_generator(str(path)), self.count)
-                found = {"kimg": run_folder.named_kimg(path)} | (self.judge.scores(pixels, asked) if self.judge else {})
+                found = {"kimg": run_folder.named_kimg(path)} | (
+                    self.judge.scores(pixels, asked) if self.judge else {}
+                )
                 lines[path.name] = found | ({"fd_lite0": self.distance(pixels)} if path == paths[-1] else {})
                 accuracy = self.judge.held_out_accuracy if self.judge else None
-                report.write(folder, "lab", {"images": self.count, "accuracy of the classifier on held-out images": accuracy, "snapshots": lines})
+                report.write(
+                    folder,
+                    "lab",
+                    {
+                        "images": self.count,
+                        "accuracy of the classifier on held-out images": accuracy,
+                        "snapshots": lines,
+                    },
+                )
 
 
 def measure(runs: Path, seeds: int, count: int) -> None:
@@ -120,10 +153,17 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
 
 
 def collect(runs: Path, seeds: int) -> dict[str, Any]:
-    """Metric -> kind -> values by seed; and intervals of the last and the best value, and of the improvement paired by seed (positive =
-    StyleSAN-XL better), for the seeds that both kinds have. Runs that went on longer than others are read as far as the shortest."""
+    """Metric -> kind -> values by seed; and intervals of the last and the best value, and of the improvement
+    paired by seed (positive = StyleSAN-XL better), for the seeds that both kinds have. Runs that went on
+    longer than others are read as far as the shortest.
+    """
     found: dict[str, Any] = {}
-    places = [(kind, seed, folder) for kind in KINDS for seed in range(seeds) for folder in run_dirs(runs, kind, seed)[:1]]
+    places = [
+        (kind, seed, folder)
+        for kind in KINDS
+        for seed in range(seeds)
+        for folder in run_dirs(runs, kind, seed)[:1]
+    ]
     measured = [(kind, seed, found_there) for kind, seed, folder in places if (found_there := series(folder))]
     for kind, seed, one in measured:
         for name, (kimg, values, lower) in one.items():
@@ -131,7 +171,12 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
             values = [v for k, v in zip(kimg, values, strict=True) if k <= shortest]
             row = found.setdefault(name, {"lower is better": lower, "runs": {k: {} for k in KINDS}})
             best = min(values) if lower else max(values)
-            row["runs"][kind][str(seed)] = {"last": values[-1], "best": best, "kimg": kimg[: len(values)], "values": values}
+            row["runs"][kind][str(seed)] = {
+                "last": values[-1],
+                "best": best,
+                "kimg": kimg[: len(values)],
+                "values": values,
+            }
     for row in found.values():
         gan_runs, own_runs = row["runs"].values()
         both = sorted(gan_runs.keys() & own_runs.keys())
@@ -149,7 +194,9 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
 
 
 def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
-    """Samples of the first seed of both kinds, and every metric over images shown (mean and 95% interval over seeds)."""
+    """Samples of the first seed of both kinds, and every metric over images shown (mean and 95% interval over
+    seeds).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,7 +212,9 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
             axes.imshow(image_tools.grid(generate(G, 6 * columns)[0], columns))
         axes.set_title(kind, fontsize=10)
         axes.axis("off")
-    for axes, (name, row) in zip(np.atleast_1d(panels[1].subplots(1, len(found))), found.items(), strict=True):
+    for axes, (name, row) in zip(
+        np.atleast_1d(panels[1].subplots(1, len(found))), found.items(), strict=True
+    ):
         for (kind, by_seed), colour in zip(row["runs"].items(), ("tab:blue", "tab:orange"), strict=True):
             if by_seed:
                 report.band(axes, [(run["kimg"], run["values"]) for run in by_seed.values()], colour, kind)
@@ -176,9 +225,13 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"), context_settings={"ignore_unknown_options": True})
+@click.command(
+    help=str(__doc__).replace("\n\n", "\n\n\b\n"), context_settings={"ignore_unknown_options": True}
+)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--runs", default="training-runs/lab-projected", show_default=True, callback=outputs.checked_folder)
+@click.option(
+    "--runs", default="training-runs/lab-projected", show_default=True, callback=outputs.checked_folder
+)
 @click.option("--generate", "count", default=500, show_default=True, help="images per measurement")
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 @click.option("--collect-only", is_flag=True, help="train nothing")
@@ -196,7 +249,9 @@ def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, option
     measure(Path(runs), seeds, count)
     found = collect(Path(runs), seeds)
     if not found:
-        raise click.ClickException(f"--runs={runs} holds no finished run: train some (without --collect-only)")
+        raise click.ClickException(
+            f"--runs={runs} holds no finished run: train some (without --collect-only)"
+        )
     report.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
     picture(Path(runs), found, Path(out) / "projected.png")
     for name, row in found.items():

@@ -16,10 +16,16 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "lab"
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    """Mean, half width of the t interval of that level, standard deviation and number of independent values."""
+    """Mean, half width of the t interval of that level, standard deviation and number of independent
+    values.
+    """
     x = np.asarray(values, dtype=np.float64)
     spread = float(x.std(ddof=1)) if len(x) > 1 else math.nan
-    half = float(stats.t.ppf(0.5 + level / 2, len(x) - 1)) * spread / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    half = (
+        float(stats.t.ppf(0.5 + level / 2, len(x) - 1)) * spread / math.sqrt(len(x))
+        if len(x) > 1
+        else math.nan
+    )
     return {"mean": float(x.mean()), "half_width": half, "std": spread, "n": len(x)}
 
 
@@ -35,8 +41,12 @@ def verdict(difference: dict[str, float]) -> str:
     return "worse" if difference["mean"] + difference["half_width"] < 0 else "no difference seen"
 
 
-def band(axes: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str, label: str) -> None:
-    """Draw the mean of curves (x, y) of equal x, and a band of its 95% interval where there are two curves or more."""
+def band(
+    axes: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str, label: str
+) -> None:
+    """Draw the mean of curves (x, y) of equal x, and a band of its 95% interval where there are two curves or
+    more.
+    """
     x = list(curves[0][0])
     at = [interval([y[i] for _, y in curves]) for i in range(len(x))]
     mean = np.array([a["mean"] for a in at])

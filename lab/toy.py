@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small GANs on the plane, many seeds at once: every tensor has a leading axis of seeds, and the seeds share nothing.
+"""Small GANs on the plane, many seeds at once: every tensor has a leading axis of seeds, and the seeds share
+nothing.
 
 Shapes: S seeds, N samples.
 """
@@ -60,7 +61,11 @@ def mixture(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
     """Two hidden layers, leaky ReLU; the last layer has no bias."""
     return nn.Sequential(
-        nn.Linear(inputs, WIDTH), nn.LeakyReLU(0.2), nn.Linear(WIDTH, WIDTH), nn.LeakyReLU(0.2), nn.Linear(WIDTH, outputs, bias=False)
+        nn.Linear(inputs, WIDTH),
+        nn.LeakyReLU(0.2),
+        nn.Linear(WIDTH, WIDTH),
+        nn.LeakyReLU(0.2),
+        nn.Linear(WIDTH, outputs, bias=False),
     )
 
 
@@ -104,7 +109,9 @@ class Toy:
         return torch.randn(self.plan.seeds, n, Z, generator=self.rng)
 
     def step(self) -> None:
-        """One discriminator step, one generator step. Sums over seeds: each seed's gradient is that of its own mean."""
+        """One discriminator step, one generator step. Sums over seeds: each seed's gradient is that of its
+        own mean.
+        """
         plan, arm = self.plan, self.arm
         real = mixture((plan.seeds, plan.batch), self.rng)
         with torch.no_grad():
@@ -138,15 +145,22 @@ class Toy:
     def _features(self, x: Tensor) -> Tensor:
         """h of the discriminator, [S, N, WIDTH]."""
         for layer in ("0", "2"):
-            x = F.leaky_relu(torch.baddbmm(self.D.params[f"{layer}.bias"][:, None], x, self.D.params[f"{layer}.weight"].transpose(1, 2)), 0.2)
+            x = F.leaky_relu(
+                torch.baddbmm(
+                    self.D.params[f"{layer}.bias"][:, None],
+                    x,
+                    self.D.params[f"{layer}.weight"].transpose(1, 2),
+                ),
+                0.2,
+            )
         return x
 
 
 def train(arm: Arm, plan: Plan, progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """Train all seeds of an arm.
 
-    Returns per-seed numbers after the last step (`scores`), 512 samples of the first seed, and the recorded conditions: lists over steps of lists
-    over seeds.
+    Returns per-seed numbers after the last step (`scores`), 512 samples of the first seed, and the recorded
+    conditions: lists over steps of lists over seeds.
     """
     toy = Toy(arm, plan)
     history: dict[str, list[Any]] = {"step": [], "cosine": [], "separability": []}
@@ -166,7 +180,8 @@ def train(arm: Arm, plan: Plan, progress: Callable[[int], None] = lambda step: N
 
 
 def scores(samples: Tensor, reference: Tensor) -> dict[str, list[float]]:
-    """Per seed: modes with at least 1% of the samples within 4 standard deviations, share of samples that near to any mode, sliced distance.
+    """Per seed: modes with at least 1% of the samples within 4 standard deviations, share of samples that
+    near to any mode, sliced distance.
 
     samples: [S, N, 2]. reference: [N, 2] of the mixture.
     """
@@ -180,7 +195,9 @@ def scores(samples: Tensor, reference: Tensor) -> dict[str, list[float]]:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 64) -> Tensor:
-    """Sliced 2-Wasserstein distance between [N, 2] and [N, 2], over equally spaced directions of the plane; a scalar."""
+    """Sliced 2-Wasserstein distance between [N, 2] and [N, 2], over equally spaced directions of the plane; a
+    scalar.
+    """
     angle = torch.arange(projections) * (math.pi / projections)
     directions = torch.stack([angle.cos(), angle.sin()])
     return (((x @ directions).sort(0).values - (y @ directions).sort(0).values) ** 2).mean().sqrt()

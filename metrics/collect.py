@@ -16,7 +16,12 @@ from metrics.image_sets import ImageSource, RealImages
 from torch_utils import distributed
 
 # What an evaluator's progress is told to be doing, and what to call it.
-STAGES = {"real": "Real images", "generated": "Generated images", "compared": "Images", "distances": "Blocks of distances"}
+STAGES = {
+    "real": "Real images",
+    "generated": "Generated images",
+    "compared": "Images",
+    "distances": "Blocks of distances",
+}
 
 Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
 Pause = Callable[[bool], None]  # may raise to end the work; its argument: this process is alone in calling it
@@ -37,8 +42,9 @@ class Need(NamedTuple):
 class Collector:
     """Runs images through detectors.
 
-    detector: a detector by its name. batch: images at a time, per process. progress: called on process 0. pause: called in every
-    process before each of its batches, equally often in all, so that they can agree in it to stop.
+    detector: a detector by its name. batch: images at a time, per process. progress: called on process 0.
+    pause: called in every process before each of its batches, equally often in all, so that they can agree in
+    it to stop.
     """
 
     def __init__(
@@ -59,13 +65,18 @@ class Collector:
 
     def __call__(self, source: ImageSource, what: str, needs: Sequence[Need]) -> dict[Need, statistics.Store]:
         """The stores of all needs, merged on process 0, partial elsewhere."""
-        stores = {need: statistics.new_store(need.keep, self.detector(need.detector).dims[need.output]) for need in needs}
+        stores = {
+            need: statistics.new_store(need.keep, self.detector(need.detector).dims[need.output])
+            for need in needs
+        }
         total = max(need.num_images for need in needs)
         batches = [range(start, min(start + self.batch, total)) for start in range(0, total, self.batch)]
         world = distributed.world_size()
         mine = batches[distributed.rank() :: world]
         self._show(what, 0, total)
-        with ThreadPoolExecutor(max_workers=1) as pool:  # the next batch is read while this one is in the network
+        with ThreadPoolExecutor(
+            max_workers=1
+        ) as pool:  # the next batch is read while this one is in the network
             ahead = isinstance(source, RealImages)
             pending = pool.submit(source, mine[0]) if ahead and mine else None
             for position in range(-(-len(batches) // world)):
@@ -81,7 +92,9 @@ class Collector:
         return stores
 
     def seconds_per_image(self, name: str, resolution: int) -> float:
-        """Measured on two small batches of noise, the second of which counts; once per detector, which resizes what it gets."""
+        """Measured on two small batches of noise, the second of which counts; once per detector, which
+        resizes what it gets.
+        """
         network = self.detector(name)
         if network not in _speeds:
             pixels = torch.randint(256, [4, 3, resolution, resolution], dtype=torch.uint8)
@@ -97,7 +110,11 @@ class Collector:
 
     def _run(self, pixels: Tensor, batch: range, stores: Mapping[Need, statistics.Store]) -> None:
         for name in {need.detector for need in stores}:
-            wanted = {need: store for need, store in stores.items() if need.detector == name and need.num_images > batch.start}
+            wanted = {
+                need: store
+                for need, store in stores.items()
+                if need.detector == name and need.num_images > batch.start
+            }
             if wanted:
                 outputs = self.detector(name)(pixels[: max(need.num_images for need in wanted) - batch.start])
                 for need, store in wanted.items():

@@ -22,10 +22,24 @@ from dnnlib.progress import Progress
 from image_data import archives, labels, sources, transforms
 from torch_utils import images, rng
 
-REAL_SUBSET_SEED = 0  # one subset per data set and size, whatever the seed of the latents: numbers of different seeds share it
-_PREPARATION_KEYS = ("crop", "filter", "background", "resolution")  # what must agree before two image sets are compared
+# one subset per data set and size, whatever the seed of the latents: numbers of different seeds share it
+REAL_SUBSET_SEED = 0
+_PREPARATION_KEYS = (
+    "crop",
+    "filter",
+    "background",
+    "resolution",
+)  # what must agree before two image sets are compared
 _SNIFFED_FILES = 64  # of a set, whose first bytes tell how it is encoded
-_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"RIFF": "WebP",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
 LOSSY = ("JPEG", "WebP")
 
 
@@ -36,9 +50,18 @@ class ImageSource(Protocol):
 
 
 class GeneratedImages:
-    """A generator's images, quantised as all images of the project are. Latent and label of sample i depend on (seed, i) alone."""
+    """A generator's images, quantised as all images of the project are. Latent and label of sample i depend
+    on (seed, i) alone.
+    """
 
-    def __init__(self, generator: Any, seed: int, device: torch.device, label_counts: np.ndarray | None, resolution: int | None) -> None:
+    def __init__(
+        self,
+        generator: Any,
+        seed: int,
+        device: torch.device,
+        label_counts: np.ndarray | None,
+        resolution: int | None,
+    ) -> None:
         self.generator = generator
         self.seed = seed
         self.device = device
@@ -47,7 +70,10 @@ class GeneratedImages:
         self._cumulative: np.ndarray | None = None
         if self.num_classes and label_counts is not None:
             if len(label_counts) != self.num_classes:
-                raise ValueError(f"the generator knows {self.num_classes} classes, the data set {len(label_counts)}; use labels 'uniform'")
+                raise ValueError(
+                    f"the generator knows {self.num_classes} classes, the data set {len(label_counts)}; use "
+                    "labels 'uniform'"
+                )
             self._cumulative = np.cumsum(label_counts, dtype=np.float64)
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
@@ -56,7 +82,10 @@ class GeneratedImages:
             return None
         if self._cumulative is None:
             return rng.integers(self.seed, "metrics/label", 0, indices, self.num_classes)
-        position = rng.uniform(self.seed, "metrics/label", 0, indices).numpy().astype(np.float64) * self._cumulative[-1]
+        position = (
+            rng.uniform(self.seed, "metrics/label", 0, indices).numpy().astype(np.float64)
+            * self._cumulative[-1]
+        )
         return torch.from_numpy(np.searchsorted(self._cumulative, position, side="right").astype(np.int64))
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
@@ -66,9 +95,13 @@ class GeneratedImages:
             x = self.generator(z, None if labels is None else labels.to(self.device))
         if not torch.isfinite(x).all():
             bad = int(torch.isfinite(x).flatten(1).all(dim=1).logical_not().nonzero()[0])
-            raise ValueError(f"the generator returned NaN or Inf for sample {indices[bad]} (seed {self.seed})")
+            raise ValueError(
+                f"the generator returned NaN or Inf for sample {indices[bad]} (seed {self.seed})"
+            )
         if self.resolution is not None and x.shape[-1] != self.resolution:
-            sizes = f"the generator makes images of {x.shape[-1]} pixels, the data set holds {self.resolution}"
+            sizes = (
+                f"the generator makes images of {x.shape[-1]} pixels, the data set holds {self.resolution}"
+            )
             raise ValueError(f"{sizes}; use --force to compare them")
         return images.to_uint8(x)
 
@@ -96,7 +129,9 @@ class RealImages:
     def view(self) -> str:
         """Hash of which archive entries the indices mean: data sets can be opened as a subset."""
         details = getattr(self.dataset, "get_details", None)
-        entries = self.indices if details is None else np.array([details(int(i)).raw_index for i in self.indices])
+        entries = (
+            self.indices if details is None else np.array([details(int(i)).raw_index for i in self.indices])
+        )
         return hashlib.sha256(np.ascontiguousarray(entries, np.int64).tobytes()).hexdigest()[:16]
 
     def subset_seed(self) -> int | None:
@@ -105,10 +140,12 @@ class RealImages:
 
 
 class ImageFiles:
-    """Image files of any size and kind as an image set: whatever dataset_tool.py reads (folder, zip, IDX, CIFAR, LMDB).
+    """Image files of any size and kind as an image set: whatever dataset_tool.py reads (folder, zip, IDX,
+    CIFAR, LMDB).
 
-    Each image is turned upright and made 8-bit RGB: grey values in all three channels, transparency laid on white. An image that
-    is not resolution x resolution becomes its largest centred square, resized with Lanczos, as `dataset_tool.py
+    Each image is turned upright and made 8-bit RGB: grey values in all three channels, transparency laid on
+    white. An image that is not resolution x resolution becomes its largest centred square, resized with
+    Lanczos, as `dataset_tool.py
     --transform=center-crop` makes it. `adapted` counts what was done to the images that were read.
 
     Args:
@@ -138,7 +175,9 @@ class ImageFiles:
         size = (self.resolution, self.resolution)
         if image.size != size:
             self.adapted["cropped"] += image.width != image.height
-            self.adapted["enlarged" if min(image.size) < self.resolution else "reduced"] += min(image.size) != self.resolution
+            self.adapted["enlarged" if min(image.size) < self.resolution else "reduced"] += (
+                min(image.size) != self.resolution
+            )
             preparation = transforms.Preparation((size,), "center-crop")
             square = transforms.transform(image, size, preparation)
             assert square is not None
@@ -155,7 +194,9 @@ class ImageFiles:
             raise ValueError(f"{self.path}: {reason}") from None
 
     def content_hash(self) -> str:
-        """sha256 (hex) over every image's name, size and CRC-32. A zip answers from its directory; others are read through, once."""
+        """sha256 (hex) over every image's name, size and CRC-32. A zip answers from its directory; others are
+        read through, once.
+        """
         if self._hash is None:
             digest = hashlib.sha256()
             progress = Progress(label=f"Reading {self.path} for its hash", silent=5)
@@ -172,14 +213,18 @@ class ImageFiles:
         return self._hash
 
     def first_bytes(self, count: int) -> list[bytes]:
-        """The beginnings of at most `count` files, evenly spaced over the set; of pixels in memory there are none."""
+        """The beginnings of at most `count` files, evenly spaced over the set; of pixels in memory there are
+        none.
+        """
         places = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
         payloads = (self._source.opener.load(self._source.refs[i])[1] for i in places)
         return [payload[:16] for payload in payloads if isinstance(payload, bytes)]
 
 
 def encodings(dataset: Any) -> list[str]:
-    """How a set's files are encoded (["JPEG", "PNG"]), by the first bytes of a sample of them; empty where it cannot be told."""
+    """How a set's files are encoded (["JPEG", "PNG"]), by the first bytes of a sample of them; empty where it
+    cannot be told.
+    """
     first_bytes = getattr(dataset, "first_bytes", None)
     found = [] if first_bytes is None else first_bytes(_SNIFFED_FILES)
     known = {kind for data in found for magic, kind in _MAGIC.items() if data.startswith(magic)}
@@ -187,14 +232,17 @@ def encodings(dataset: Any) -> list[str]:
 
 
 def lossy_difference(a: Any, b: Any) -> str | None:
-    """A warning where one image set went through a lossy encoding and the other did not, which alone moves the numbers."""
+    """A warning where one image set went through a lossy encoding and the other did not, which alone moves
+    the numbers.
+    """
     lossy = [{kind for kind in encodings(dataset) if kind in LOSSY} for dataset in (a, b)]
     known = [bool(encodings(dataset)) for dataset in (a, b)]
     if not all(known) or bool(lossy[0]) == bool(lossy[1]):
         return None
     compressed, other = (a, b) if lossy[0] else (b, a)
     return (
-        f"{compressed.name} holds {', '.join(sorted(lossy[0] | lossy[1]))} files, {other.name} does not: what the compression "
+        f"{compressed.name} holds {', '.join(sorted(lossy[0] | lossy[1]))} files, {other.name} does not: "
+        "what the compression "
         "loses moves the numbers; save both without loss (PNG)"
     )
 
@@ -209,7 +257,9 @@ def preparation(dataset: Any) -> dict[str, Any]:
 
 
 def preparation_from(metadata: Mapping[str, Any], resolution: int) -> dict[str, Any]:
-    """Crop, filter, background (what transparent images were laid on) and source from a data set's metadata."""
+    """Crop, filter, background (what transparent images were laid on) and source from a data set's
+    metadata.
+    """
     known = {key: metadata.get(key) for key in ("filter", "background", "source")}
     return {"crop": metadata.get("crop", metadata.get("transform")), **known, "resolution": resolution}
 
@@ -220,9 +270,16 @@ def preparation_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[
     return [f"{key} {x} against {y}" for key, x, y in pairs if x is not None and y is not None and x != y]
 
 
-def require_same_preparation(what: str, a: Mapping[str, Any], b: Mapping[str, Any], force: bool = False) -> None:
-    """Raises ValueError if two image sets were made differently: that moves FID by more than methods differ by."""
+def require_same_preparation(
+    what: str, a: Mapping[str, Any], b: Mapping[str, Any], force: bool = False
+) -> None:
+    """Raises ValueError if two image sets were made differently: that moves FID by more than methods differ
+    by.
+    """
     differences = preparation_differences(a, b)
     if differences and not force:
         reasons = "; ".join(differences)
-        raise ValueError(f"{what} were prepared differently ({reasons}), which moves the number; use --force to have it anyway")
+        raise ValueError(
+            f"{what} were prepared differently ({reasons}), which moves the number; use --force to have it "
+            "anyway"
+        )

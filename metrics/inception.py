@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inception-v3 as the 2015-12-05 TensorFlow graph computes it, the network behind FID, IS and KID.
 
-Architecture: Szegedy et al. 2016, "Rethinking the Inception Architecture"; parameter names are torchvision's, as in the published PyTorch state
-dict. What the 2015 graph does otherwise than torchvision: average pools leave the padding out of the mean, the last block pools by maximum, the
-classifier has 1008 outputs, there is no auxiliary head, and images are resized as TensorFlow 1 did.
+Architecture: Szegedy et al. 2016, "Rethinking the Inception Architecture"; parameter names are torchvision's,
+as in the published PyTorch state dict. What the 2015 graph does otherwise than torchvision: average pools
+leave the padding out of the mean, the last block pools by maximum, the classifier has 1008 outputs, there is
+no auxiliary head, and images are resized as TensorFlow 1 did.
 
 Shapes: N batch, C channels, H W height and width.
 """
@@ -21,16 +22,21 @@ FEATURE_DIM = 2048
 NUM_CLASSES = 1008
 
 Kernel = int | tuple[int, int]
-# An inner step of a branch: parameter name, output channels, kernel. Every step has stride 1 and keeps the size unless the block reduces it.
+# An inner step of a branch: parameter name, output channels, kernel. Every step has stride 1 and keeps the
+# size unless the block reduces it.
 Step = tuple[str, int, Kernel]
 
 
 class BasicConv2d(nn.Module):
     """Convolution without bias, BatchNorm (eps 1e-3), ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Kernel, stride: int = 1, padding: Kernel = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Kernel, stride: int = 1, padding: Kernel = 0
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False
+        )
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,11 +59,12 @@ def max_pool_half(x: Tensor) -> Tensor:
 
 
 class Mixed(nn.Module):
-    """An Inception block: branches side by side, joined along channels in the order given, then the pooled branch.
+    """An Inception block: branches side by side, joined along channels in the order given, then the pooled
+    branch.
 
-    branches: each a list of steps; a step that is a pair of steps splits the branch into both, joined along channels.
-    pool: applied to the input; followed by the 1x1 convolution `branch_pool` where pool_channels is not None.
-    reduce: the last step of each branch has stride 2 and no padding.
+    branches: each a list of steps; a step that is a pair of steps splits the branch into both, joined along
+    channels. pool: applied to the input; followed by the 1x1 convolution `branch_pool` where pool_channels is
+    not None. reduce: the last step of each branch has stride 2 and no padding.
     """
 
     def __init__(
@@ -81,7 +88,9 @@ class Mixed(nn.Module):
                 for name, channels, kernel in parts:
                     size = (kernel, kernel) if isinstance(kernel, int) else kernel
                     padding = (0, 0) if last else (size[0] // 2, size[1] // 2)
-                    self.add_module(name, BasicConv2d(width, channels, size, stride=2 if last else 1, padding=padding))
+                    self.add_module(
+                        name, BasicConv2d(width, channels, size, stride=2 if last else 1, padding=padding)
+                    )
                 names.append(tuple(name for name, _, _ in parts))
                 width = sum(channels for _, channels, _ in parts)
             self.plan.append(names)
@@ -98,7 +107,9 @@ class Mixed(nn.Module):
                 y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             outputs.append(y)
         pooled = self.pool(x)
-        outputs.append(self.get_submodule("branch_pool")(pooled) if "branch_pool" in self._modules else pooled)
+        outputs.append(
+            self.get_submodule("branch_pool")(pooled) if "branch_pool" in self._modules else pooled
+        )
         return torch.cat(outputs, 1)
 
 
@@ -137,7 +148,11 @@ def _mixed_17(in_channels: int, width: int) -> Mixed:
     ]
     return Mixed(
         in_channels,
-        [[("branch1x1", 192, 1)], [("branch7x7_1", width, 1), ("branch7x7_2", width, row), ("branch7x7_3", 192, column)], double],
+        [
+            [("branch1x1", 192, 1)],
+            [("branch7x7_1", width, 1), ("branch7x7_2", width, row), ("branch7x7_3", 192, column)],
+            double,
+        ],
         average_pool,
         192,
     )
@@ -147,7 +162,12 @@ def _reduce_17(in_channels: int) -> Mixed:
     """17x17 -> 8x8."""
     branches: list[list[Step | tuple[Step, Step]]] = [
         [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
-        [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, 3)],
+        [
+            ("branch7x7x3_1", 192, 1),
+            ("branch7x7x3_2", 192, (1, 7)),
+            ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, 3),
+        ],
     ]
     return Mixed(in_channels, branches, max_pool_half, None, reduce=True)
 
@@ -159,7 +179,11 @@ def _mixed_8(in_channels: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
         [
             [("branch1x1", 320, 1)],
             [("branch3x3_1", 384, 1), (("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1)))],
-            [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), (("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1)))],
+            [
+                ("branch3x3dbl_1", 448, 1),
+                ("branch3x3dbl_2", 384, 3),
+                (("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))),
+            ],
         ],
         pool,
         192,
@@ -167,7 +191,9 @@ def _mixed_8(in_channels: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
 
 
 class InceptionV3(nn.Module):
-    """The 2015-12-05 network in eval mode. Parameters are random until `load_state_dict`; detectors.load_inception brings the published ones."""
+    """The 2015-12-05 network in eval mode. Parameters are random until `load_state_dict`;
+    detectors.load_inception brings the published ones.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +236,9 @@ class InceptionV3(nn.Module):
         return x.mean(dim=(2, 3))
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Class probabilities [N, 1008] of pool3 features: softmax of the logits without the classifier's bias, as the Inception Score takes them."""
+        """Class probabilities [N, 1008] of pool3 features: softmax of the logits without the classifier's
+        bias, as the Inception Score takes them.
+        """
         return (features @ self.fc.weight.T).softmax(dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,9 +248,11 @@ class InceptionV3(nn.Module):
 
 
 def resize_tf1(x: Tensor, height: int, width: int) -> Tensor:
-    """TensorFlow 1's resize_bilinear with its defaults: output pixel i reads position i * in / out, without half-pixel offset or antialiasing.
+    """TensorFlow 1's resize_bilinear with its defaults: output pixel i reads position i * in / out, without
+    half-pixel offset or antialiasing.
 
-    x is float [N, C, H, W]; so the first row and column are copied, and positions beyond the last pixel repeat it.
+    x is float [N, C, H, W]; so the first row and column are copied, and positions beyond the last pixel
+    repeat it.
     """
 
     def taps(size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,5 +267,7 @@ def resize_tf1(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def prepare(images: Tensor) -> Tensor:
-    """uint8 images [N, 3, H, W] -> network inputs, float32 [N, 3, 299, 299]: TF1 bilinear, then (x - 128) / 128."""
+    """uint8 images [N, 3, H, W] -> network inputs, float32 [N, 3, 299, 299]: TF1 bilinear, then (x - 128) /
+    128.
+    """
     return (resize_tf1(images.float(), INPUT_SIZE, INPUT_SIZE) - 128) / 128

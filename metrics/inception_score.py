@@ -8,15 +8,18 @@ from scipy.special import xlogy
 
 
 def inception_score(probabilities: np.ndarray, num_splits: int = 10) -> tuple[float, float]:
-    """exp E_x KL(p(y|x) || p(y)) over `num_splits` contiguous parts of `probabilities` [N, K]: (mean, population standard deviation).
+    """exp E_x KL(p(y|x) || p(y)) over `num_splits` contiguous parts of `probabilities` [N, K]: (mean,
+    population standard deviation).
 
-    p(y) is the mean over the part. The rows must come in random order (the caller shuffles): parts of a sorted set would each hold few classes.
-    Raises ValueError when there are fewer rows than parts.
+    p(y) is the mean over the part. The rows must come in random order (the caller shuffles): parts of a
+    sorted set would each hold few classes. Raises ValueError when there are fewer rows than parts.
     """
     probabilities = np.asarray(probabilities, np.float64)
     num_rows = len(probabilities)
     if num_rows < num_splits:
-        raise ValueError(f"the Inception Score takes {num_splits} splits, so at least as many images; got {num_rows}")
+        raise ValueError(
+            f"the Inception Score takes {num_splits} splits, so at least as many images; got {num_rows}"
+        )
     scores = []
     for split in range(num_splits):
         part = probabilities[split * num_rows // num_splits : (split + 1) * num_rows // num_splits]  # [n, K]

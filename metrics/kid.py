@@ -12,17 +12,25 @@ def _cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(
-    real: np.ndarray, generated: np.ndarray, *, num_subsets: int = 100, max_subset_size: int = 1000, rng: np.random.RandomState | None = None
+    real: np.ndarray,
+    generated: np.ndarray,
+    *,
+    num_subsets: int = 100,
+    max_subset_size: int = 1000,
+    rng: np.random.RandomState | None = None,
 ) -> float:
-    """Unbiased squared maximum mean discrepancy under the cubic kernel (Binkowski et al. 2018), averaged over random subsets of equal size.
+    """Unbiased squared maximum mean discrepancy under the cubic kernel (Binkowski et al. 2018), averaged over
+    random subsets of equal size.
 
-    Rows are [n, D]; each subset draws generated rows first, then real ones, without replacement. Can be negative. float64.
-    Raises ValueError when one side has fewer than 2 rows.
+    Rows are [n, D]; each subset draws generated rows first, then real ones, without replacement. Can be
+    negative. float64. Raises ValueError when one side has fewer than 2 rows.
     """
     rng = rng or np.random.RandomState(0)
     size = min(len(real), len(generated), max_subset_size)
     if size < 2:
-        raise ValueError(f"the kernel distance needs at least 2 images on each side, got {len(real)} and {len(generated)}")
+        raise ValueError(
+            f"the kernel distance needs at least 2 images on each side, got {len(real)} and {len(generated)}"
+        )
     total = 0.0
     for _ in range(num_subsets):
         x = generated[rng.choice(len(generated), size, replace=False)].astype(np.float64)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Improved precision and recall between feature sets (Kynkäänniemi et al. 2019), in memory that does not grow with the product of their sizes.
+"""Improved precision and recall between feature sets (Kynkäänniemi et al. 2019), in memory that does not grow
+with the product of their sizes.
 
 Shapes: n real and m generated rows, D features, k neighbours.
 """
@@ -20,7 +21,9 @@ def _blocks(count: int) -> list[slice]:
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """|a_i - b_j|^2, float64 [rows of a, rows of b]. Both are shifted by `centre`, which leaves distances alone and keeps digits."""
+    """|a_i - b_j|^2, float64 [rows of a, rows of b]. Both are shifted by `centre`, which leaves distances
+    alone and keeps digits.
+    """
     a, b = a.astype(np.float64) - centre, b.astype(np.float64) - centre
     squared = a @ b.T
     squared *= -2
@@ -30,14 +33,17 @@ def _squared_distances(a: np.ndarray, b: np.ndarray, centre: np.ndarray) -> np.n
 
 
 def _keep_smallest(nearest: np.ndarray, squared: np.ndarray) -> np.ndarray:
-    """The k+1 smallest of each row of `nearest` [n, k+1] and `squared` [n, columns] together, in any order."""
+    """The k+1 smallest of each row of `nearest` [n, k+1] and `squared` [n, columns] together, in any
+    order.
+    """
     together = np.concatenate([nearest, squared], axis=1)
     width = nearest.shape[1]
     return np.partition(together, width - 1, axis=1)[:, :width]
 
 
 def _radii(points: np.ndarray, neighbours: int, step: Callable[[], None]) -> np.ndarray:
-    """Squared distance from each point to its k-th nearest other point (the (k+1)-th smallest, itself included): [n].
+    """Squared distance from each point to its k-th nearest other point (the (k+1)-th smallest, itself
+    included): [n].
 
     Distances are symmetric: a block serves the points of its rows and those of its columns.
     """
@@ -58,13 +64,15 @@ def _pairs(count: int) -> Iterator[tuple[slice, slice]]:
     return ((rows, columns) for i, rows in enumerate(blocks) for columns in blocks[i:])
 
 
-def precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int = 3, progress: Progress | None = None) -> tuple[float, float]:
-    """Precision: the fraction of generated rows inside the union of balls around real rows, each reaching its k-th nearest
-    neighbour; recall: the same with the sides exchanged.
+def precision_recall(
+    real: np.ndarray, generated: np.ndarray, neighbours: int = 3, progress: Progress | None = None
+) -> tuple[float, float]:
+    """Precision: the fraction of generated rows inside the union of balls around real rows, each reaching its
+    k-th nearest neighbour; recall: the same with the sides exchanged.
 
-    real, generated: [n, D] and [m, D] of any float type; distances are float64, where the published code keeps float16
-    features and distances. Beside the rows themselves about 0.2 GB is held, however many rows there are. The time grows with
-    (n + m)^2 D.
+    real, generated: [n, D] and [m, D] of any float type; distances are float64, where the published code
+    keeps float16 features and distances. Beside the rows themselves about 0.2 GB is held, however many rows
+    there are. The time grows with (n + m)^2 D.
 
     Raises ValueError when a side has no k-th neighbour.
     """

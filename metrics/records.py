@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric records: a number with what it was measured on, one line of metric-NAME.jsonl each, and which of them may stand side by side."""
+"""Metric records: a number with what it was measured on, one line of metric-NAME.jsonl each, and which of
+them may stand side by side.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ from metrics.registry import POPULATION, UNBIASED
 class Record:
     """A number and what it was measured on.
 
-    results is keyed as in published files: {'fid50k_full': 2.1}, {'is50k_mean': 274.2, 'is50k_std': 4.0}. conditions: images
-    generated and real, detector, reference, truncation, labels, seed, device, versions, time; JSON values.
+    results is keyed as in published files: {'fid50k_full': 2.1}, {'is50k_mean': 274.2, 'is50k_std': 4.0}.
+    conditions: images generated and real, detector, reference, truncation, labels, seed, device, versions,
+    time; JSON values.
     """
 
     metric: str
@@ -30,20 +33,31 @@ class Record:
     conditions: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON line. `lower_is_better` is the good end of every number in it (of a standard deviation there is none)."""
-        head = {"results": self.results, "metric": self.metric, "value": self.value, "lower_is_better": self.lower_is_better}
+        """The JSON line. `lower_is_better` is the good end of every number in it (of a standard deviation
+        there is none).
+        """
+        head = {
+            "results": self.results,
+            "metric": self.metric,
+            "value": self.value,
+            "lower_is_better": self.lower_is_better,
+        }
         return {**head, **self.conditions}
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the bare number must know: random weights, another covariance, a subset of the real images."""
+        """What a reader of the bare number must know: random weights, another covariance, a subset of the
+        real images.
+        """
         found, reference = [], self.conditions.get("reference") or {}
         if self.conditions["detector"].get("weights") == "random":
             found.append("random weights: comparable with numbers of these very weights alone")
         if self.conditions.get("covariance") == UNBIASED:
             found.append("covariance over n - 1, not the published n")
         if reference.get("num_real", 0) < reference.get("num_images", 0):
-            found.append(f"against a random {reference['num_real']:,} of {reference['num_images']:,} real images")
+            found.append(
+                f"against a random {reference['num_real']:,} of {reference['num_images']:,} real images"
+            )
         if self.conditions.get("forced"):
             found.append("forced")
         return found
@@ -55,15 +69,23 @@ def numbers(records: Sequence[Record]) -> dict[str, float]:
 
 
 def differences_between(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
-    """In words, what two record dicts of a metric were measured on differently: reference, detector or covariance."""
+    """In words, what two record dicts of a metric were measured on differently: reference, detector or
+    covariance.
+    """
     a, b = earlier.get("reference") or {}, later.get("reference") or {}
     differences = preparation_differences(a, b)
     for key in ("content_hash", "view"):
         if key in a and key in b and a[key] != b[key]:
             differences.append(f"{key} {str(a[key])[:12]} against {str(b[key])[:12]}")
     detector_a, detector_b = earlier.get("detector") or {}, later.get("detector") or {}
-    differences += [f"detector {key} {detector_a[key]} against {detector_b.get(key)}" for key in detector_a if detector_a[key] != detector_b.get(key)]
-    rules = [record.get("covariance") or POPULATION for record in (earlier, later)]  # version 0.1 did not say: it knew one
+    differences += [
+        f"detector {key} {detector_a[key]} against {detector_b.get(key)}"
+        for key in detector_a
+        if detector_a[key] != detector_b.get(key)
+    ]
+    rules = [
+        record.get("covariance") or POPULATION for record in (earlier, later)
+    ]  # version 0.1 did not say: it knew one
     if rules[0] != rules[1]:
         differences.append(f"covariance {rules[0]} against {rules[1]}")
     return differences
@@ -74,7 +96,10 @@ def check_comparable(later: Mapping[str, Any], earlier: Mapping[str, Any], force
     differences = differences_between(later, earlier)
     if differences and not force:
         reasons = "; ".join(differences)
-        raise ValueError(f"this {later['metric']} cannot stand beside the recorded one: {reasons}; write it elsewhere, or use --force")
+        raise ValueError(
+            f"this {later['metric']} cannot stand beside the recorded one: {reasons}; write it elsewhere, "
+            "or use --force"
+        )
 
 
 def write_record(folder: str | os.PathLike[str], record: Record, force: bool = False) -> Path:
@@ -99,7 +124,9 @@ def last_record(path: Path) -> dict[str, Any] | None:
 
 
 def check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
-    """Raises ValueError if `line` may not stand below the last one of a metric's file, or if that is damaged."""
+    """Raises ValueError if `line` may not stand below the last one of a metric's file, or if that is
+    damaged.
+    """
     earlier = last_record(path)
     if earlier is not None:
         check_comparable(line, earlier, force)

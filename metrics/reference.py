@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of the real images that metrics compare with: computed once, kept in memory and in a cache folder.
+"""Statistics of the real images that metrics compare with: computed once, kept in memory and in a cache
+folder.
 
-The cache is a convenience: where it cannot be written, a warning says so and the statistics are computed again next time.
+The cache is a convenience: where it cannot be written, a warning says so and the statistics are computed
+again next time.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from torch_utils import distributed
 
 _CACHE_VERSION = 1  # of what the cached statistics mean; a change of preparation must raise it
 
-Found = tuple[statistics.Store | None, dict[str, Any]]  # what is kept of the real images; what a record says of them
+Found = tuple[
+    statistics.Store | None, dict[str, Any]
+]  # what is kept of the real images; what a record says of them
 
 
 class References:
@@ -47,7 +51,8 @@ class References:
             if total < metric.family.min_images:
                 place = getattr(self.dataset, "path", self.dataset.name)
                 raise ValueError(
-                    f"metric {metric.name} needs at least {metric.family.min_images} real images, {place} has {total}: "
+                    f"metric {metric.name} needs at least {metric.family.min_images} real images, {place} "
+                    f"has {total}: "
                     "leave the metric out of --metrics, or take more images"
                 )
 
@@ -62,8 +67,10 @@ class References:
 
     def _warn(self, error: OSError) -> None:
         warnings.warn(
-            f"the metrics cache {self.cache_dir} cannot be written ({error.strerror or error}): statistics of real images are "
-            "computed again by every process that needs them; set DNNLIB_CACHE_DIR to a folder that can be written",
+            f"the metrics cache {self.cache_dir} cannot be written ({error.strerror or error}): statistics "
+            "of real images are "
+            "computed again by every process that needs them; set DNNLIB_CACHE_DIR to a folder that can be "
+            "written",
             stacklevel=3,
         )
 
@@ -83,7 +90,8 @@ class References:
         }
 
     def __call__(self, metrics: Sequence[registry.Metric]) -> dict[str, Found]:
-        """By metric: from memory, the cache, or the images, which one pass reads for all metrics that take as many of them.
+        """By metric: from memory, the cache, or the images, which one pass reads for all metrics that take as
+        many of them.
 
         The stores are whole on process 0 only.
         """
@@ -105,8 +113,12 @@ class References:
                     self._save(need, source, store)
         return {name: self._known[need] for name, (need, _) in needs.items()}
 
-    def missing(self, metrics: Sequence[registry.Metric], anew: bool = False) -> dict[tuple[str, int], list[str]]:
-        """What the first evaluation must compute: (detector, real images) -> names of the metrics that need it. anew: all."""
+    def missing(
+        self, metrics: Sequence[registry.Metric], anew: bool = False
+    ) -> dict[tuple[str, int], list[str]]:
+        """What the first evaluation must compute: (detector, real images) -> names of the metrics that need
+        it. anew: all.
+        """
         found: dict[tuple[str, int], list[str]] = {}
         for metric in metrics:
             need, source = self._need(metric)
@@ -128,7 +140,10 @@ class References:
             "version": _CACHE_VERSION,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return key, self.cache_dir / f"{Path(self.dataset.name).stem}-{need.detector}-{need.keep}-{digest}.npz"
+        return (
+            key,
+            self.cache_dir / f"{Path(self.dataset.name).stem}-{need.detector}-{need.keep}-{digest}.npz",
+        )
 
     def _save(self, need: Need, source: RealImages, store: statistics.Store) -> None:
         key, path = self._place(need, source)
@@ -140,11 +155,17 @@ class References:
 
 
 def _load_cached(path: Path, key: Mapping[str, Any]) -> statistics.Store | None:
-    """The cached statistics, or None if there are none or they are damaged or of something else (they are then made again)."""
+    """The cached statistics, or None if there are none or they are damaged or of something else (they are
+    then made again).
+    """
     try:
         if not os.path.isfile(path):
             return None
         store, description = statistics.load(path)
     except (ValueError, OSError):
         return None
-    return store if all(description.get(name) == value for name, value in json.loads(json.dumps(key)).items()) else None
+    return (
+        store
+        if all(description.get(name) == value for name, value in json.loads(json.dumps(key)).items())
+        else None
+    )

@@ -6,15 +6,17 @@
              | fd_lite0 [_count] [_full]      fd_lite0  fd_lite0_2k  fd_lite0_2k_full
     count    = images to generate: digits, with an optional k for thousands (default: 50k)
 
-`_full` compares with every image of the data set. A name with a count and without `_full` compares with a seeded random subset:
+`_full` compares with every image of the data set. A name with a count and without `_full` compares with a
+seeded random subset:
 
     published names      as many real images as are generated
-    fd_lite0_<count>     10,000 real images, or as many as are generated if that is more; smaller data sets are taken whole
+    fd_lite0_<count>     10,000 real images, or as many as are generated if that is more; smaller data sets
+                         are taken whole
 
-`fd_lite0` alone is 50,000 generated images against every real one. Precision and recall here are on Inception's features, so they
-do not take the published name pr50k3_full, which is VGG16's. Names are rewritten to one spelling (`fid50000_full` is
-`fid50k_full`). A new metric is one more `Family`: the detector output it reads, what it keeps of it, which end is good, and a pure
-function from arrays to numbers.
+`fd_lite0` alone is 50,000 generated images against every real one. Precision and recall here are on
+Inception's features, so they do not take the published name pr50k3_full, which is VGG16's. Names are
+rewritten to one spelling (`fid50000_full` is `fid50k_full`). A new metric is one more `Family`: the detector
+output it reads, what it keeps of it, which end is good, and a pure function from arrays to numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ COVARIANCES = (POPULATION, UNBIASED)
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How numbers are computed, beside the features. seed: of shuffles and subsets. progress: (blocks done, blocks in all)."""
+    """How numbers are computed, beside the features. seed: of shuffles and subsets. progress: (blocks done,
+    blocks in all).
+    """
 
     seed: int = 0
     covariance: str = POPULATION
@@ -50,11 +54,12 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of number. `compute(generated, real, rules)` gets what was kept of the detector's output (`real` is None unless
-    needs_real) and returns values keyed by what follows the metric's name in the results: '' for a single number, or '_mean', ...
+    """One kind of number. `compute(generated, real, rules)` gets what was kept of the detector's output
+    (`real` is None unless needs_real) and returns values keyed by what follows the metric's name in the
+    results: '' for a single number, or '_mean', ...
 
-    min_images: that the number needs, on each side. real_images: of a name without `_full`, if more than are generated.
-    bare_is_full: the name without a count compares with every real image, and takes no `_full`.
+    min_images: that the number needs, on each side. real_images: of a name without `_full`, if more than are
+    generated. bare_is_full: the name without a count compares with every real image, and takes no `_full`.
     """
 
     name: str
@@ -105,8 +110,11 @@ def _array(store: Store | None) -> np.ndarray:
 
 def _inception_score(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
     rows = _array(generated)
-    # Published: samples are in random order. Ours are numbered, and their labels random, but an image set's order is by class.
-    mean, std = inception_score.inception_score(rows[np.random.RandomState(rules.seed).permutation(len(rows))])
+    # Published: samples are in random order. Ours are numbered, and their labels random, but an image set's
+    # order is by class.
+    mean, std = inception_score.inception_score(
+        rows[np.random.RandomState(rules.seed).permutation(len(rows))]
+    )
     return {"_mean": mean, "_std": std}
 
 
@@ -124,20 +132,23 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("fid", INCEPTION, "features", "moments", True, _frechet, lower_is_better=True, min_images=2),
-        Family("is", INCEPTION, "probabilities", "array", False, _inception_score, lower_is_better=False, min_images=10),
+        Family("is", INCEPTION, "probabilities", "array", False, _inception_score, lower_is_better=False,
+        min_images=10),
         Family(
             "fd_lite0", LITE0, "features", "moments", True, _frechet, lower_is_better=True, min_images=2,
             count_separator="_", real_images=LITE0_REAL_IMAGES, bare_is_full=True,
         ),
         Family("kid", INCEPTION, "features", "array", True, _kid, lower_is_better=True, min_images=2),
         Family(
-            "pr_inception", INCEPTION, "features", "array", True, _precision_recall, lower_is_better=False, min_images=4,
+            "pr_inception", INCEPTION, "features", "array", True, _precision_recall, lower_is_better=False,
+            min_images=4,
             count_separator="_",
         ),
     )
 }  # fmt: skip
 EXAMPLES = (
-    "fid50k_full", "is50k", "fd_lite0", "kid50k_full", "pr_inception_50k_full", "fid50k", "fid10k_full", "fd_lite0_10k", "is10k",
+    "fid50k_full", "is50k", "fd_lite0", "kid50k_full", "pr_inception_50k_full", "fid50k", "fid10k_full",
+    "fd_lite0_10k", "is10k",
 )  # fmt: skip
 
 
@@ -151,9 +162,13 @@ def make(family: Family, num_gen: int, full: bool) -> Metric:
     Raises ValueError if that is fewer than the number needs, or more than anybody waits for.
     """
     if num_gen > MAX_NUM_GEN:
-        raise ValueError(f"metric {family.name} of {str(num_gen)[:20]} generated images: at most {MAX_NUM_GEN:,}")
+        raise ValueError(
+            f"metric {family.name} of {str(num_gen)[:20]} generated images: at most {MAX_NUM_GEN:,}"
+        )
     if num_gen < family.min_images:
-        raise ValueError(f"metric {family.name} needs at least {family.min_images} generated images, got {num_gen}")
+        raise ValueError(
+            f"metric {family.name} needs at least {family.min_images} generated images, got {num_gen}"
+        )
     full = full and family.needs_real
     if family.bare_is_full and num_gen == DEFAULT_NUM_GEN:
         return Metric(family.name, family, num_gen, full)
@@ -162,7 +177,9 @@ def make(family: Family, num_gen: int, full: bool) -> Metric:
 
 
 def parse_metric(name: str, num_gen: int | None = None) -> Metric:
-    """The metric that `name` means; `num_gen` replaces the count in it. Raises ValueError with the nearest known name."""
+    """The metric that `name` means; `num_gen` replaces the count in it. Raises ValueError with the nearest
+    known name.
+    """
     for family in sorted(FAMILIES.values(), key=lambda f: -len(f.name)):
         pattern = rf"{family.name}(?:{family.count_separator}(\d{{1,18}})(k?))?(_full)?"
         match = re.fullmatch(pattern, name)
@@ -170,10 +187,16 @@ def parse_metric(name: str, num_gen: int | None = None) -> Metric:
             digits, thousands, full = match.groups()
             count = int(digits) * (1000 if thousands else 1) if digits else DEFAULT_NUM_GEN
             if full and not family.needs_real:
-                raise ValueError(f"metric {name!r} looks at generated images alone, so there is no '_full': say {name.removesuffix('_full')!r}")
+                raise ValueError(
+                    f"metric {name!r} looks at generated images alone, so there is no '_full': say "
+                    f"{name.removesuffix('_full')!r}"
+                )
             return make(family, num_gen or count, bool(full) or not (digits or family.bare_is_full))
     nearest = difflib.get_close_matches(name, EXAMPLES, n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown metric {name!r}; the nearest known one is {nearest!r} (known: {', '.join(EXAMPLES[:5])}; any count may replace 50k)")
+    raise ValueError(
+        f"unknown metric {name!r}; the nearest known one is {nearest!r} (known: {', '.join(EXAMPLES[:5])}; "
+        "any count may replace 50k)"
+    )
 
 
 def parse_list(names: str | Sequence[str], num_gen: int | None = None) -> list[Metric]:

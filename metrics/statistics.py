@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of an image set's features: first and second moments (`Moments`) or the rows themselves (`FeatureArray`).
+"""What is kept of an image set's features: first and second moments (`Moments`) or the rows themselves
+(`FeatureArray`).
 
-Both take rows together with their global sample indices, both merge with another of their kind (several processes), and both are saved as one
-.npz that carries a JSON description of what was measured. Sums are float64.
+Both take rows together with their global sample indices, both merge with another of their kind (several
+processes), and both are saved as one .npz that carries a JSON description of what was measured. Sums are
+float64.
 
 Legend: n rows (images), D features.
 """
@@ -19,13 +21,17 @@ import numpy as np
 import dnnlib.util
 from dnnlib import bounded
 
-_BLOCK_ROWS = 256  # rows gathered before a covariance update: large enough for a fast product, and independent of the caller's batch size
+# rows gathered before a covariance update: large enough for a fast product, and independent of the caller's
+# batch size
+_BLOCK_ROWS = 256
 
 
 def _as_rows(features: np.ndarray, dim: int | None) -> np.ndarray:
     rows = np.asarray(features)
     if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim):
-        raise ValueError(f"features must be [n, {'D' if dim is None else dim}], got an array of shape {list(rows.shape)}")
+        raise ValueError(
+            f"features must be [n, {'D' if dim is None else dim}], got an array of shape {list(rows.shape)}"
+        )
     if not np.isfinite(rows).all():
         raise ValueError("features hold NaN or Inf: the images or the detector's weights are broken")
     return rows
@@ -34,8 +40,8 @@ def _as_rows(features: np.ndarray, dim: int | None) -> np.ndarray:
 class Moments:
     """Streaming mean and covariance of feature rows in float64.
 
-    Batches are combined by the pairwise update of Chan, Golub and LeVeque (1983), which does not lose digits when the mean is large against the
-    spread. `covariance` is divided by n, as the published FID code does.
+    Batches are combined by the pairwise update of Chan, Golub and LeVeque (1983), which does not lose digits
+    when the mean is large against the spread. `covariance` is divided by n, as the published FID code does.
     """
 
     def __init__(self, dim: int) -> None:
@@ -50,7 +56,9 @@ class Moments:
         return self._count + self._num_pending
 
     def append(self, features: np.ndarray, indices: Sequence[int] | np.ndarray | None = None) -> None:
-        """Add rows [n, D]. `indices` is accepted so that both kinds of store are called alike; the order does not matter here."""
+        """Add rows [n, D]. `indices` is accepted so that both kinds of store are called alike; the order does
+        not matter here.
+        """
         rows = _as_rows(features, self.dim)
         if not len(rows):
             return
@@ -109,7 +117,9 @@ class Moments:
 
     @property
     def unbiased_covariance(self) -> np.ndarray:
-        """[D, D] float64, divided by n - 1, as torch-fidelity and pytorch-fid do. Raises ValueError below two rows."""
+        """[D, D] float64, divided by n - 1, as torch-fidelity and pytorch-fid do. Raises ValueError below two
+        rows.
+        """
         self._flush()
         if self._count < 2:
             raise ValueError(f"the unbiased covariance needs at least 2 images, got {self._count}")
@@ -126,12 +136,16 @@ class Moments:
         stats._mean = np.asarray(arrays["mean"], np.float64)
         stats._scatter = np.asarray(arrays["scatter"], np.float64)
         if stats._scatter.shape != (stats.dim, stats.dim):
-            raise ValueError(f"scatter matrix has shape {list(stats._scatter.shape)}, expected {[stats.dim, stats.dim]}")
+            raise ValueError(
+                f"scatter matrix has shape {list(stats._scatter.shape)}, expected {[stats.dim, stats.dim]}"
+            )
         return stats
 
 
 class FeatureArray:
-    """Keeps every feature row in float32 with its sample index, for the metrics that need more than two moments."""
+    """Keeps every feature row in float32 with its sample index, for the metrics that need more than two
+    moments.
+    """
 
     def __init__(self, dim: int) -> None:
         self.dim = int(dim)
@@ -144,7 +158,9 @@ class FeatureArray:
     def append(self, features: np.ndarray, indices: Sequence[int] | np.ndarray | None = None) -> None:
         """Add rows [n, D] of the samples `indices` (default: numbered on from the rows held)."""
         rows = _as_rows(features, self.dim)
-        numbers = np.arange(len(self), len(self) + len(rows)) if indices is None else np.asarray(indices, np.int64)
+        numbers = (
+            np.arange(len(self), len(self) + len(rows)) if indices is None else np.asarray(indices, np.int64)
+        )
         if len(numbers) != len(rows):
             raise ValueError(f"{len(rows)} feature rows came with {len(numbers)} sample indices")
         self._rows.append(rows.astype(np.float32))
@@ -159,9 +175,11 @@ class FeatureArray:
 
     @property
     def array(self) -> np.ndarray:
-        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them. Not to be written to.
+        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them. Not to
+        be written to.
 
-        The parts are put in order once and then kept as this one array, so that a large set is held twice for a moment only.
+        The parts are put in order once and then kept as this one array, so that a large set is held twice for
+        a moment only.
         """
         if not self._rows:
             return np.zeros((0, self.dim), np.float32)
@@ -209,7 +227,9 @@ def save(path: str | Path, store: Store, description: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> tuple[Store, dict[str, Any]]:
-    """Read what `save` wrote: (store, description). Raises ValueError, in one line, for a file that is damaged or not of this kind."""
+    """Read what `save` wrote: (store, description). Raises ValueError, in one line, for a file that is
+    damaged or not of this kind.
+    """
     try:
         arrays = bounded.read_npz(path)
         return _KINDS[str(arrays["kind"])].from_arrays(arrays), json.loads(str(arrays["description"]))

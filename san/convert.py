@@ -361,7 +361,9 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"'{name}' has hooks, which a conversion would drop: remove them first")
     special = ("max_norm", "padding_idx", "sparse", "scale_grad_by_freq") if base is nn.Embedding else ()
     options = {option: getattr(layer, option) for option in special}
-    given = " and ".join(option for option, value in options.items() if value is not None and value is not False)
+    given = " and ".join(
+        option for option, value in options.items() if value is not None and value is not False
+    )
     if given:
         raise ValueError(f"'{name}' has {given}, which unit directions cannot have: make it without")
     _check_parameters(name, layer, modules)

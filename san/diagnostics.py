@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the discriminator measure a distance? SAN's three conditions, estimated from one batch of real and one of generated samples.
+"""Does the discriminator measure a distance? SAN's three conditions, estimated from one batch of real and one
+of generated samples.
 
-A discriminator f(x) = <omega, h(x)> is a distance between data and generator if (i) omega is the best direction for h (direction
-optimality), (ii) h is separable along omega, and (iii) h is injective (Takida et al., ICLR 2024, section 4). Each head gets:
+A discriminator f(x) = <omega, h(x)> is a distance between data and generator if (i) omega is the best
+direction for h (direction optimality), (ii) h is separable along omega, and (iii) h is injective (Takida et
+al., ICLR 2024, section 4). Each head gets:
 
-    direction       sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, delta_k = E[h | real] - E[h | generated]: the share of the Wasserstein form
-                    that its directions reach, the cosine between omega and delta for a single direction. 1 = optimal. s_k are scales; k runs over
-                    outputs, or over classes with h counted in its class.
-    separability    (E[f | real] - E[f | generated]) / W1(f | real, f | generated). 1 if and only if the logits of real samples dominate those
+    direction       sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, delta_k = E[h | real] - E[h |
+                    generated]: the share of the Wasserstein form
+                    that its directions reach, the cosine between omega and delta for a single direction. 1 =
+                    optimal. s_k are scales; k runs over outputs, or over classes with h counted in its class.
+    separability    (E[f | real] - E[f | generated]) / W1(f | real, f | generated). 1 if and only if the
+                    logits of real samples dominate those
                     of generated ones at every quantile, which is what separability asks for along omega.
-    injectivity     smallest distance between the features of two samples over their root mean square distance. 0 = two samples share their
+    injectivity     smallest distance between the features of two samples over their root mean square
+                    distance. 0 = two samples share their
                     features. A proxy: 0 refutes injectivity, nothing proves it.
-    effective_dim   (sum of eigenvalues)^2 / sum of squares, of the features' covariance: directions in which features vary at all.
+    effective_dim   (sum of eigenvalues)^2 / sum of squares, of the features' covariance: directions in which
+                    features vary at all.
 
-All are estimates: delta of n samples in D dimensions carries noise of the order sqrt(D / n), which lowers `direction`; when real and generated
-samples hardly differ, both quotients are dominated by noise.
+All are estimates: delta of n samples in D dimensions carries noise of the order sqrt(D / n), which lowers
+`direction`; when real and generated samples hardly differ, both quotients are dominated by noise.
 
 Shapes: N samples, I features, O outputs, C classes.
 """
@@ -42,7 +48,8 @@ class HeadReport(NamedTuple):
 def direction_optimality(direction: Tensor, delta: Tensor, scale: Tensor | None = None) -> Tensor:
     """sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, in [-1, 1]; a scalar.
 
-    direction, delta: [K, ...], one direction and one difference of mean features (real - generated) per row. scale: [K], 1 by default.
+    direction, delta: [K, ...], one direction and one difference of mean features (real - generated) per row.
+    scale: [K], 1 by default.
     """
     delta = delta.flatten(1)
     weight = torch.ones_like(delta[:, 0]) if scale is None else scale.flatten().abs()
@@ -51,7 +58,9 @@ def direction_optimality(direction: Tensor, delta: Tensor, scale: Tensor | None 
 
 
 def separability(real: Tensor, fake: Tensor) -> Tensor:
-    """(E real - E fake) / W1(real, fake) of two samples of logits of any shapes, in [-1, 1]; a scalar. Unequal numbers are compared at quantiles."""
+    """(E real - E fake) / W1(real, fake) of two samples of logits of any shapes, in [-1, 1]; a scalar.
+    Unequal numbers are compared at quantiles.
+    """
     real, fake = real.detach().flatten().float().sort().values, fake.detach().flatten().float().sort().values
     if len(real) != len(fake):
         grid = (torch.arange(max(len(real), len(fake)), device=real.device) + 0.5) / max(len(real), len(fake))
@@ -60,7 +69,9 @@ def separability(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def injectivity(features: Tensor) -> Tensor:
-    """Smallest over root mean square distance between the rows of [N, ...]; a scalar, NaN for fewer than two samples."""
+    """Smallest over root mean square distance between the rows of [N, ...]; a scalar, NaN for fewer than two
+    samples.
+    """
     x = features.detach().flatten(1).float()
     if len(x) < 2:
         return x.new_tensor(torch.nan)
@@ -69,7 +80,9 @@ def injectivity(features: Tensor) -> Tensor:
 
 
 def effective_dimension(features: Tensor) -> Tensor:
-    """(tr S)^2 / tr S^2 of the covariance S of [N, I] (participation ratio), between 1 and min(N - 1, I); a scalar. 0 for constant features."""
+    """(tr S)^2 / tr S^2 of the covariance S of [N, I] (participation ratio), between 1 and min(N - 1, I); a
+    scalar. 0 for constant features.
+    """
     x = features.detach().flatten(1).float()
     x = x - x.mean(0)
     gram = x @ x.t() if x.shape[0] <= x.shape[1] else x.t() @ x
@@ -77,7 +90,8 @@ def effective_dimension(features: Tensor) -> Tensor:
 
 
 def mean_features(layer: nn.Module, h: Tensor) -> Tensor:
-    """E[h] as the layer's directions see it, of its weight's shape: over samples, and over all positions of a convolution.
+    """E[h] as the layer's directions see it, of its weight's shape: over samples, and over all positions of a
+    convolution.
 
     layer: a SAN layer that maps features (not SANEmbedding). h: what its `features` returned.
     """
@@ -109,14 +123,16 @@ class Recorder:
                 fake = D(G(z))
         recorder.report()  # name of the SAN layer -> HeadReport
 
-    module: whatever holds SAN layers; DistributedDataParallel is fine, a compiled module is not read. projections: for each SANEmbedding, the
-    name of the module whose output [N, I, ...] its rows are multiplied with; an embedding that is not listed is left out.
-    limit: samples kept per side and head.
+    module: whatever holds SAN layers; DistributedDataParallel is fine, a compiled module is not read.
+    projections: for each SANEmbedding, the name of the module whose output [N, I, ...] its rows are
+    multiplied with; an embedding that is not listed is left out. limit: samples kept per side and head.
 
     Raises ValueError for a name in `projections` that is not there, and for a module without SAN layers.
     """
 
-    def __init__(self, module: nn.Module, projections: Mapping[str, str] | None = None, limit: int = 64) -> None:
+    def __init__(
+        self, module: nn.Module, projections: Mapping[str, str] | None = None, limit: int = 64
+    ) -> None:
         self.limit, self._current = limit, ""
         modules = dict(module.named_modules())
         pairs = dict(projections or {})
@@ -124,7 +140,9 @@ class Recorder:
             if name not in modules:
                 raise ValueError(f"projections name '{name}', which is no module of {type(module).__name__}")
         self.heads: dict[str, _SANLayer] = {
-            name: m for name, m in modules.items() if isinstance(m, _SANWeighted) or (isinstance(m, SANEmbedding) and name in pairs)
+            name: m
+            for name, m in modules.items()
+            if isinstance(m, _SANWeighted) or (isinstance(m, SANEmbedding) and name in pairs)
         }
         if not self.heads:
             raise ValueError(f"{type(module).__name__} has no SAN layer to read")
@@ -177,7 +195,9 @@ class Recorder:
         return lambda layer, args, output: self._append(name, "labels", args[0])
 
     def report(self) -> dict[str, HeadReport]:
-        """Numbers of every head that saw both sides. Costs a few operations on at most 2 x limit samples per head."""
+        """Numbers of every head that saw both sides. Costs a few operations on at most 2 x limit samples per
+        head.
+        """
         found = {}
         for name, layer in self.heads.items():
             real, fake = self._sides[name]["real"], self._sides[name]["fake"]

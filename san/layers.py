@@ -105,7 +105,9 @@ class _SANWeighted(_SANLayer):
     def __init__(self, shape: tuple[int, ...], bias: bool, generator: torch.Generator | None) -> None:
         super().__init__()
         self._set_direction(_uniform(shape, generator), (shape[0],))
-        self.bias = nn.Parameter(torch.zeros(shape[1])) if bias else None  # added to the input: it belongs to h
+        self.bias = (
+            nn.Parameter(torch.zeros(shape[1])) if bias else None
+        )  # added to the input: it belongs to h
 
     def _map(self, h: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -135,7 +137,9 @@ class _SANWeighted(_SANLayer):
 class SANLinear(_SANWeighted):
     """Linear SAN layer, [N, ..., in_features] -> SANLogits of [N, ..., out_features]."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__((out_features, in_features), bias, generator)
 
     def _map(self, h: Tensor, weight: Tensor) -> Tensor:
@@ -192,7 +196,9 @@ class SANEmbedding(_SANLayer):
     apart: `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         initial = torch.empty(num_embeddings, embedding_dim).normal_(generator=generator)
         self._set_direction(initial, (num_embeddings, 1))

@@ -80,7 +80,10 @@ def _vanilla(shift: float) -> Elementwise:
     sigmoid(d + C) vanishes for d << -C.
     """
     if shift < 0:
-        raise ValueError(f"vanilla({shift:g}): C must not be negative, it would widen the region where the gradient vanishes")
+        raise ValueError(
+            f"vanilla({shift:g}): C must not be negative, it would widen the region where the gradient "
+            "vanishes"
+        )
     return lambda d: F.softplus(d + shift)
 
 
@@ -148,7 +151,9 @@ def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
             yield from _heads(*(side[key] for side in sides), at=f"{at}.{key}")
     else:
         kinds = " and ".join(type(side).__name__ for side in sides)
-        raise ValueError(f"logits{where} are of the type {kinds}: give tensors, SANLogits, or lists or dicts of them")
+        raise ValueError(
+            f"logits{where} are of the type {kinds}: give tensors, SANLogits, or lists or dicts of them"
+        )
 
 
 def _kinds(heads: Sequence[tuple[Any, ...]]) -> bool:
@@ -156,7 +161,8 @@ def _kinds(heads: Sequence[tuple[Any, ...]]) -> bool:
     found = {isinstance(x, SANLogits) for head in heads for x in head}
     if len(found) > 1:
         raise ValueError(
-            "logits are of different kinds, some SANLogits and some plain tensors: give the logits of real and "
+            "logits are of different kinds, some SANLogits and some plain tensors: give the logits of real "
+            "and "
             "generated samples from the same discriminator, without feature maps"
         )
     return found.pop()
@@ -166,7 +172,9 @@ def _san_heads(*sides: Any) -> list[tuple[SANLogits, ...]]:
     """As `_heads`, of SANLogits alone. Raises ValueError for plain tensors."""
     heads = list(_heads(*sides))
     if not _kinds(heads):
-        raise ValueError("logits are plain tensors, but SANLogits are needed: convert the discriminator first")
+        raise ValueError(
+            "logits are plain tensors, but SANLogits are needed: convert the discriminator first"
+        )
     return heads
 
 
@@ -327,7 +335,9 @@ def _slope(h: Elementwise, d: Tensor) -> Tensor:
     return torch.full_like(d, torch.nan) if slope is None else slope
 
 
-def check_increasing(h: Elementwise, name: str = "h", low: float = CHECKED_RANGE[0], high: float = CHECKED_RANGE[1]) -> None:
+def check_increasing(
+    h: Elementwise, name: str = "h", low: float = CHECKED_RANGE[0], high: float = CHECKED_RANGE[1]
+) -> None:
     """Refuse an h that does not strictly increase between the logits `low` and `high`, judged at 3001 points
     in float64.
 
@@ -337,7 +347,11 @@ def check_increasing(h: Elementwise, name: str = "h", low: float = CHECKED_RANGE
     """
     d = torch.linspace(low, high, CHECKED_POINTS, dtype=torch.float64)
     value = h(d)
-    if not isinstance(value, Tensor) or value.shape != d.shape or not torch.allclose(h(d[100:200]), value[100:200], equal_nan=True):
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != d.shape
+        or not torch.allclose(h(d[100:200]), value[100:200], equal_nan=True)
+    ):
         raise ValueError(f"{name}: h must be elementwise: a tensor of logits to a tensor of the same shape")
     slope = _slope(h, d)
     rise = value.detach().diff()
@@ -348,7 +362,10 @@ def check_increasing(h: Elementwise, name: str = "h", low: float = CHECKED_RANGE
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])
         verdict = "is flat" if first < len(rise) and float(rise[first]) == 0 else "falls"
-        raise ValueError(f"{name}: h must increase, but it {verdict} at d = {float(d[first]):.4g} (h' = {float(slope[first]):.3g})")
+        raise ValueError(
+            f"{name}: h must increase, but it {verdict} at d = {float(d[first]):.4g} (h' = "
+            f"{float(slope[first]):.3g})"
+        )
 
 
 EXPRESSION_FUNCTIONS: dict[str, Elementwise] = {
@@ -389,7 +406,11 @@ def expression(text: str) -> Elementwise:
 
 
 def _compile(node: ast.AST, text: str) -> Elementwise:
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, (int, float))
+        and not isinstance(node.value, bool)
+    ):
         number = float(node.value)
         return lambda d: torch.full_like(d, number)
     if isinstance(node, ast.Name) and node.id == "d":
@@ -406,18 +427,28 @@ def _compile(node: ast.AST, text: str) -> Elementwise:
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
         sign, operand = _OPERATORS[type(node.op)], _compile(node.operand, text)
         return lambda d: sign(operand(d))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in EXPRESSION_FUNCTIONS:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in EXPRESSION_FUNCTIONS
+    ):
         if len(node.args) != 1 or node.keywords:
             raise ValueError(f"'{text}': {node.func.id} takes one argument")
         function, argument = EXPRESSION_FUNCTIONS[node.func.id], _compile(node.args[0], text)
         return lambda d: function(argument(d))
     known = ", ".join(EXPRESSION_FUNCTIONS)
-    raise ValueError(f"'{text}': '{ast.unparse(node)}' is not understood; use d, numbers, + - * / ** and {known}")
+    raise ValueError(
+        f"'{text}': '{ast.unparse(node)}' is not understood; use d, numbers, + - * / ** and {known}"
+    )
 
 
 def _power(node: ast.BinOp, text: str) -> Elementwise:
     exponent = node.right
-    if not (isinstance(exponent, ast.Constant) and isinstance(exponent.value, (int, float)) and 0 <= exponent.value <= LARGEST_POWER):
+    if not (
+        isinstance(exponent, ast.Constant)
+        and isinstance(exponent.value, (int, float))
+        and 0 <= exponent.value <= LARGEST_POWER
+    ):
         raise ValueError(f"'{text}': the exponent of ** must be a number between 0 and {LARGEST_POWER:g}")
     base, power = _compile(node.left, text), float(exponent.value)
     return lambda d: base(d) ** power

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared test set-up: the repository root on sys.path, one thread per test process (TEST_THREADS, see tools/rounding.py)."""
+"""Shared test set-up: the repository root on sys.path, one thread per test process (TEST_THREADS, see
+tools/rounding.py).
+"""
 
 import os
 import sys

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What messages and pages advise can be done: packages that they tell to install are declared, and are not this project by a name of no index."""
+"""What messages and pages advise can be done: packages that they tell to install are declared, and are not
+this project by a name of no index.
+"""
 
 import re
 import tomllib
@@ -37,7 +39,9 @@ def advised(text: str) -> list[str]:
 
 
 def test_advice_is_found() -> None:
-    assert advised("needs it (pip install av); or") == ["av"] and advised("pip install onnx onnxscript`, x") == ["onnx", "onnxscript"]
+    assert advised("needs it (pip install av); or") == ["av"] and advised(
+        "pip install onnx onnxscript`, x"
+    ) == ["onnx", "onnxscript"]
     assert sum(len(advised(path.read_text(encoding="utf-8"))) for path in SOURCES) > 10
 
 

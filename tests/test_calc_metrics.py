@@ -64,14 +64,35 @@ def test_network_against_its_training_data(network, data, tmp_path):
     result = run("--network", network, "--metrics=fd_lite0_16", "--outdir", tmp_path / "records", "--batch=5")
     (record,) = lines(result)
     assert record["results"] == {"fd_lite0_16": record["value"]} and record["value"] > 1
-    assert (record["num_gen"], record["num_real"], record["labels"], record["truncation"]) == (16, 12, "dataset", 1.0)
-    assert record["reference"]["content_hash"] == ImageDataset(str(data)).content_hash() and record["reference"]["filter"] == "lanczos"
+    assert (record["num_gen"], record["num_real"], record["labels"], record["truncation"]) == (
+        16,
+        12,
+        "dataset",
+        1.0,
+    )
+    assert (
+        record["reference"]["content_hash"] == ImageDataset(str(data)).content_hash()
+        and record["reference"]["filter"] == "lanczos"
+    )
     assert record["detector"]["sha256"].startswith("57934424") and record["snapshot_pkl"] == str(network)
     assert "fd_lite0_16" in result.stderr
     assert json.loads((tmp_path / "records" / "metric-fd_lite0_16.jsonl").read_text()) == record
-    (again,) = lines(run("--network", network, "--metrics=fd_lite0", "--num-gen=16", "--data", data, "--batch=16", "--verbose=False"))
+    (again,) = lines(
+        run(
+            "--network",
+            network,
+            "--metrics=fd_lite0",
+            "--num-gen=16",
+            "--data",
+            data,
+            "--batch=16",
+            "--verbose=False",
+        )
+    )
     assert again["value"] == pytest.approx(record["value"], rel=1e-4)
-    (other,) = lines(run("--network", network, "--metrics=fd_lite0_16", "--truncation=0.5", "--labels=uniform", "--seed=1"))
+    (other,) = lines(
+        run("--network", network, "--metrics=fd_lite0_16", "--truncation=0.5", "--labels=uniform", "--seed=1")
+    )
     assert other["value"] != pytest.approx(record["value"], rel=1e-3)
     assert (other["truncation"], other["labels"], other["seed"]) == (0.5, "uniform", 1)
 
@@ -99,8 +120,14 @@ def test_image_set_against_image_set(tmp_path, data):
     same, other = (write_dataset(tmp_path / f"{seed}.zip", seed=seed, filter="lanczos") for seed in (0, 1))
     result = run("--images", same, "--data", data, "--metrics=fd_lite0")
     (near,) = lines(result)
-    assert f"--images={same}: 12 images; no classes (dataset.json gives no labels); left out: nothing\n" in result.stderr
-    assert f"--data={data}: 12 images; no classes (not asked for; there are 3, from dataset.json); left out: nothing\n" in result.stderr
+    assert (
+        f"--images={same}: 12 images; no classes (dataset.json gives no labels); left out: nothing\n"
+        in result.stderr
+    )
+    assert (
+        f"--data={data}: 12 images; no classes (not asked for; there are 3, from dataset.json); left out: "
+        "nothing\n" in result.stderr
+    )
     (far,) = lines(run("--images", other, "--data", data, "--metrics=fd_lite0"))
     assert near["metric"] == "fd_lite0_12" and near["value"] == pytest.approx(0, abs=1e-3)
     assert far["value"] > 10 and far["images"]["name"] != near["images"]["name"]
@@ -137,7 +164,10 @@ def test_images_of_any_size_and_kind_are_measured(tmp_path, data, tiny, mode):
     images = write_images(tmp_path / "out", [(20, 17), (16, 16), (9, 30), (64, 64)], mode)
     result = run("--images", images, "--data", data, "--metrics=fd_lite0,pr_inception_4")
     (fd, pr) = lines(result)
-    assert fd["metric"] == "fd_lite0_4" and pr["results"].keys() == {"pr_inception_4_precision", "pr_inception_4_recall"}
+    assert fd["metric"] == "fd_lite0_4" and pr["results"].keys() == {
+        "pr_inception_4_precision",
+        "pr_inception_4_recall",
+    }
     assert fd["images"]["resolution"] == 16 and "largest centred square" in fd["images"]["transform"]
     assert fd["images"]["adapted"] == {"cropped": 2, "reduced": 2, "enlarged": 1}
     assert "another size than 16 pixels: 2 cropped" in result.stderr
@@ -158,12 +188,16 @@ def test_jpeg_against_png_is_a_warning(tmp_path, data, tiny):
     jpeg, png = (write_images(tmp_path / kind, [(16, 16)] * 4, ending=kind) for kind in ("jpg", "png"))
     result = run("--images", jpeg, "--data", data, "--metrics=fd_lite0")
     assert "Warning: jpg holds JPEG files, data does not" in result.stderr
-    assert lines(result)[0]["images"]["encodings"] == ["JPEG"] and lines(result)[0]["reference"]["encodings"] == ["PNG"]
+    assert lines(result)[0]["images"]["encodings"] == ["JPEG"] and lines(result)[0]["reference"][
+        "encodings"
+    ] == ["PNG"]
     assert "Warning" not in run("--images", png, "--data", data, "--metrics=fd_lite0").stderr
 
 
 def test_conventions_stand_in_the_table_and_the_record(network, tiny):
-    result = run("--network", network, "--metrics=fid20_full,is20", "--inception=random", "--covariance=unbiased")
+    result = run(
+        "--network", network, "--metrics=fid20_full,is20", "--inception=random", "--covariance=unbiased"
+    )
     table = [line for line in result.stderr.splitlines() if line.startswith("  ")]
     assert len(table) == 3 and all("random weights" in line for line in table)
     assert "covariance over n - 1" in table[0] and "n - 1" not in table[1]
@@ -174,7 +208,10 @@ def test_conventions_stand_in_the_table_and_the_record(network, tiny):
     tiny.clear()
     plain = run("--network", network, "--metrics=fid20_full")
     assert not [line for line in plain.stderr.splitlines() if line.startswith("  ") and "(" in line]
-    assert "has no effect on is20" in run("--network", network, "--metrics=is20", "--covariance=unbiased", code=1).output
+    assert (
+        "has no effect on is20"
+        in run("--network", network, "--metrics=is20", "--covariance=unbiased", code=1).output
+    )
 
 
 def test_what_is_too_small_for_a_metric_is_said_before_any_work(network, tmp_path, tiny):
@@ -199,11 +236,17 @@ def test_a_run_folder_that_cannot_be_written_keeps_no_record(tmp_path, data, tin
     (tmp_path / "run" / "training_options.json").write_text("{}")
     network = write_network(tmp_path / "run" / "n.pkl", data)
     read_only = [str(network.parent), str(tmp_path / "records")]
-    monkeypatch.setattr(dnnlib.util, "why_not_writable", lambda folder: "Read-only file system" if str(folder) in read_only else None)
+    monkeypatch.setattr(
+        dnnlib.util,
+        "why_not_writable",
+        lambda folder: "Read-only file system" if str(folder) in read_only else None,
+    )
     result = run("--network", network, "--metrics=fd_lite0_4")
     assert "run cannot be written (Read-only file system): no record is kept there" in result.stderr
     assert lines(result)[0]["num_gen"] == 4 and not list((tmp_path / "run").glob("metric-*"))
-    message = run("--network", network, "--metrics=fd_lite0_4", "--outdir", tmp_path / "records", code=1).output
+    message = run(
+        "--network", network, "--metrics=fd_lite0_4", "--outdir", tmp_path / "records", code=1
+    ).output
     assert "records cannot be written (Read-only file system): name another folder" in message
 
 
@@ -221,7 +264,10 @@ def test_missing_inception_is_said_before_any_work(network, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--network={}/n.pkl", "--metrics=fd_lite"], "unknown metric 'fd_lite'; the nearest known one is 'fd_lite0'"),
+        (
+            ["--network={}/n.pkl", "--metrics=fd_lite"],
+            "unknown metric 'fd_lite'; the nearest known one is 'fd_lite0'",
+        ),
         (["--network={}/n.pkl", "--metrics=none"], "--metrics names no metric"),
         (["--metrics=fd_lite0"], "give either --network or --images"),
         (["--network={}/n.pkl", "--images={}/data.zip"], "give either --network or --images"),
@@ -229,7 +275,10 @@ def test_missing_inception_is_said_before_any_work(network, tmp_path):
         (["--images={}/data.zip", "--data={}/data.zip", "--truncation=0.5"], "are for networks"),
         (["--network={}/n.pkl", "--data={}/nowhere.zip", "--metrics=fd_lite0"], "nowhere.zip"),
         (["--network={}/nowhere.pkl", "--metrics=fd_lite0"], "there is no file"),
-        (["--network={}/n.pkl", "--inception={}/data.zip"], "not pt_inception-2015-12-05-6726825d.pth, or it is damaged"),
+        (
+            ["--network={}/n.pkl", "--inception={}/data.zip"],
+            "not pt_inception-2015-12-05-6726825d.pth, or it is damaged",
+        ),
     ],
 )
 def test_mistakes_are_one_line(network, tmp_path, args, message):
@@ -239,14 +288,24 @@ def test_mistakes_are_one_line(network, tmp_path, args, message):
 
 def test_a_pickle_whose_data_is_gone_asks_for_it(tmp_path):
     network = write_network(tmp_path / "n.pkl", tmp_path / "gone.zip")
-    assert "is not here: name the data set" in run("--network", network, "--metrics=fd_lite0_4", code=1).output
+    assert (
+        "is not here: name the data set" in run("--network", network, "--metrics=fd_lite0_4", code=1).output
+    )
 
 
 @pytest.mark.e2e
 def test_two_processes_give_the_same_number(network):
     (alone,) = lines(run("--network", network, "--metrics=fd_lite0_20", "--batch=4", "--verbose=False"))
     script = Path(calc_metrics.__file__)
-    command = [sys.executable, str(script), f"--network={network}", "--metrics=fd_lite0_20", "--batch=4", "--gpus=2", "--device=cpu"]
+    command = [
+        sys.executable,
+        str(script),
+        f"--network={network}",
+        "--metrics=fd_lite0_20",
+        "--batch=4",
+        "--gpus=2",
+        "--device=cpu",
+    ]
     both = waiting.run(command, cwd=script.parent)
     assert both.returncode == 0, both.stderr
     (record,) = (json.loads(line) for line in both.stdout.splitlines())

@@ -20,7 +20,17 @@ from training.networks import files
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_network_pickle("a.pkl", dict(G=network(0), D=None, G_ema=network(1), augment_pipe=None, training_set_kwargs=None, provenance={"nimg": 1}))
+    save_network_pickle(
+        "a.pkl",
+        dict(
+            G=network(0),
+            D=None,
+            G_ema=network(1),
+            augment_pipe=None,
+            training_set_kwargs=None,
+            provenance={"nimg": 1},
+        ),
+    )
     return tmp_path
 
 
@@ -47,7 +57,10 @@ def test_nothing_of_value_is_replaced(folder):
     assert "a.pkl is --source" in run("--source=a.pkl", "--dest=./a.pkl", code=1)
     (folder / "options.json").write_text('{"seed": 1}')
     assert "options.json is in the way" in run("--source=a.pkl", "--dest=options.safetensors", code=1)
-    assert sorted(path.name for path in folder.iterdir()) == ["a.pkl", "options.json"] and (folder / "a.pkl").read_bytes() == before
+    assert (
+        sorted(path.name for path in folder.iterdir()) == ["a.pkl", "options.json"]
+        and (folder / "a.pkl").read_bytes() == before
+    )
     for _ in range(2):  # its own files a network may replace
         run("--source=a.pkl", "--dest=b.safetensors")
 
@@ -55,8 +68,17 @@ def test_nothing_of_value_is_replaced(folder):
 def test_images_from_safetensors(folder):
     run("--source=a.pkl", "--dest=b.safetensors")
     for source in ("a.pkl", "b.safetensors"):
-        run(f"--network={source}", "--seeds=0", "--class=1", f"--outdir=out-{source}", "--device=cpu", command=gen_images.main)
-    first, second = (PIL.Image.open(folder / name / "seed0000.png") for name in ("out-a.pkl", "out-b.safetensors"))
+        run(
+            f"--network={source}",
+            "--seeds=0",
+            "--class=1",
+            f"--outdir=out-{source}",
+            "--device=cpu",
+            command=gen_images.main,
+        )
+    first, second = (
+        PIL.Image.open(folder / name / "seed0000.png") for name in ("out-a.pkl", "out-b.safetensors")
+    )
     assert first.tobytes() == second.tobytes()
     assert {key for key in first.text if first.text[key] != second.text[key]} == {"network", "network_sha256"}
 
@@ -89,7 +111,9 @@ def test_onnx_files_that_differ_are_not_kept(folder, monkeypatch):
     assert "differ by 0.5" in run("--source=a.pkl", "--dest=n.onnx", code=1)
     assert not any(path.exists() for path in written)
     monkeypatch.setattr(convert.onnx_export, "compare", lambda G, paths: {"ws": 0.0, "images": 1e-6})
-    assert "images by 1.0e-06" in run("--source=a.pkl", "--dest=n.onnx") and all(path.exists() for path in written)
+    assert "images by 1.0e-06" in run("--source=a.pkl", "--dest=n.onnx") and all(
+        path.exists() for path in written
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,16 +140,26 @@ def test_mistakes_are_one_line(args, message, folder):
 def test_trust_is_asked_for_and_said(foreign, monkeypatch):  # noqa: F811
     monkeypatch.chdir(foreign.parent)
     arguments = ["--network=foreign.pkl", "--seeds=0", "--class=1", "--outdir=out", "--device=cpu"]
-    assert "a generator has the parts mapping and synthesis" in run(*arguments, command=gen_images.main, code=1)
+    assert "a generator has the parts mapping and synthesis" in run(
+        *arguments, command=gen_images.main, code=1
+    )
     assert "WEIGHTS_TEST_RAN" not in os.environ and not os.path.exists("out")
     output = run(*arguments, "--trust-pickle", command=gen_images.main)
-    assert "warning: foreign.pkl is run as a program, because of --trust-pickle" in output and os.path.exists("out/seed0000.png")
+    assert "warning: foreign.pkl is run as a program, because of --trust-pickle" in output and os.path.exists(
+        "out/seed0000.png"
+    )
     assert os.environ.pop("WEIGHTS_TEST_RAN") == "yes"
-    assert "no input layer" in run(*arguments, "--trust-pickle", "--rotate=5", command=gen_images.main, code=1)
+    assert "no input layer" in run(
+        *arguments, "--trust-pickle", "--rotate=5", command=gen_images.main, code=1
+    )
     os.environ.pop("WEIGHTS_TEST_RAN", None)
     output = run("--source=foreign.pkl", "--dest=x.pkl", "--trust-pickle", code=1)
-    assert "a generator has the parts" in output and "pictures of it can be made with --trust-pickle" in output
-    assert "WEIGHTS_TEST_RAN" not in os.environ and "warning" not in output  # what cannot be converted is not run
+    assert (
+        "a generator has the parts" in output and "pictures of it can be made with --trust-pickle" in output
+    )
+    assert (
+        "WEIGHTS_TEST_RAN" not in os.environ and "warning" not in output
+    )  # what cannot be converted is not run
 
 
 def test_trust_changes_nothing_for_a_file_that_can_be_read(folder):

@@ -65,14 +65,22 @@ def write_zip(path: Path, files: Mapping[str, bytes | None], method: int = zipfi
 
 
 @pytest.fixture(params=["folder", "zip", "deflated"])
-def write_source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Mapping[str, bytes | None]], Path]:
+def write_source(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Callable[[Mapping[str, bytes | None]], Path]:
     if request.param == "folder":
         return lambda files: write_folder(tmp_path / "source", files)
-    return lambda files: write_zip(tmp_path / "source.zip", files, zipfile.ZIP_DEFLATED if request.param == "deflated" else zipfile.ZIP_STORED)
+    return lambda files: write_zip(
+        tmp_path / "source.zip",
+        files,
+        zipfile.ZIP_DEFLATED if request.param == "deflated" else zipfile.ZIP_STORED,
+    )
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(dataset_tool.main, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(
+        dataset_tool.main, [str(argument) for argument in arguments], catch_exceptions=False
+    )
 
 
 def read(path: Path) -> tuple[list[np.ndarray], list[int] | None, dict[str, Any]]:
@@ -85,7 +93,11 @@ def read(path: Path) -> tuple[list[np.ndarray], list[int] | None, dict[str, Any]
         if index["labels"] is not None:
             assert [name for name, _ in index["labels"]] == names
         images = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
-    return images, None if index["labels"] is None else [label for _, label in index["labels"]], index["metadata"]
+    return (
+        images,
+        None if index["labels"] is None else [label for _, label in index["labels"]],
+        index["metadata"],
+    )
 
 
 def assert_images(path: Path, expected: list[int]) -> None:
@@ -115,20 +127,41 @@ def test_sub_folders_are_classes(write_source: Any, tmp_path: Path) -> None:
     assert_images(tmp_path / "out.zip", [0, 1, 2])
     _, labels, metadata = read(tmp_path / "out.zip")
     assert labels == [0, 0, 1]
-    assert metadata["class_names"] == ["cats", "dogs"] and metadata["class_counts"] == [2, 1] and metadata["num_images"] == 3
-    assert metadata["source"]["name"] == source.name and len(metadata["source"]["sha256"]) == 64 and metadata["resolution"] == 16
+    assert (
+        metadata["class_names"] == ["cats", "dogs"]
+        and metadata["class_counts"] == [2, 1]
+        and metadata["num_images"] == 3
+    )
+    assert (
+        metadata["source"]["name"] == source.name
+        and len(metadata["source"]["sha256"]) == 64
+        and metadata["resolution"] == 16
+    )
     dataset = ImageDataset(tmp_path / "out.zip", use_labels=True)
     assert dataset.class_names == ["cats", "dogs"] and dataset.label_distribution().tolist() == [2, 1]
 
 
-def test_a_wrapping_folder_is_not_a_class_and_numbers_sort_as_numbers(write_source: Any, tmp_path: Path) -> None:
-    run("--source", write_source({f"set/train/{i}/x.png": png(i) for i in (10, 9, 2)}), "--dest", tmp_path / "out.zip")
+def test_a_wrapping_folder_is_not_a_class_and_numbers_sort_as_numbers(
+    write_source: Any, tmp_path: Path
+) -> None:
+    run(
+        "--source",
+        write_source({f"set/train/{i}/x.png": png(i) for i in (10, 9, 2)}),
+        "--dest",
+        tmp_path / "out.zip",
+    )
     _, labels, metadata = read(tmp_path / "out.zip")
-    assert metadata["class_names"] == ["2", "9", "10"] and labels == [2, 0, 1]  # images in the order of their names: 10, 2, 9
+    assert metadata["class_names"] == ["2", "9", "10"] and labels == [
+        2,
+        0,
+        1,
+    ]  # images in the order of their names: 10, 2, 9
 
 
 def test_one_class_folder_is_one_class(write_source: Any, tmp_path: Path) -> None:
-    run("--source", write_source({"cats/1.png": png(0), "cats/2.png": png(1)}), "--dest", tmp_path / "out.zip")
+    run(
+        "--source", write_source({"cats/1.png": png(0), "cats/2.png": png(1)}), "--dest", tmp_path / "out.zip"
+    )
     assert read(tmp_path / "out.zip")[1] == [0, 0]
 
 
@@ -159,7 +192,11 @@ def test_dataset_json_is_honoured(write_source: Any, tmp_path: Path) -> None:
     source = write_source({"x/1.png": png(0), "y/1.png": png(1), "dataset.json": json.dumps(index).encode()})
     run("--source", source, "--dest", tmp_path / "out.zip")
     _, found, metadata = read(tmp_path / "out.zip")
-    assert found == [1, 0] and metadata["class_names"] == ["p", "q", "r"] and metadata["class_counts"] == [1, 1, 0]
+    assert (
+        found == [1, 0]
+        and metadata["class_names"] == ["p", "q", "r"]
+        and metadata["class_counts"] == [1, 1, 0]
+    )
     assert metadata["source"]["metadata"] == {"filter": "box"}, "how the source was made is kept"
     run("--source", source, "--dest", tmp_path / "folders.zip", "--labels=folders")
     assert read(tmp_path / "folders.zip")[1] == [0, 1]
@@ -168,8 +205,12 @@ def test_dataset_json_is_honoured(write_source: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [b'{"labels": null}', None])
-def test_unlabelled_stylegan_sets_stay_unlabelled(write_source: Any, tmp_path: Path, index: bytes | None) -> None:
-    files = {f"0000{i // 2}/img{i:08d}.png": png(i) for i in range(4)} | ({"dataset.json": index} if index else {})
+def test_unlabelled_stylegan_sets_stay_unlabelled(
+    write_source: Any, tmp_path: Path, index: bytes | None
+) -> None:
+    files = {f"0000{i // 2}/img{i:08d}.png": png(i) for i in range(4)} | (
+        {"dataset.json": index} if index else {}
+    )
     run("--source", write_source(files), "--dest", tmp_path / "out.zip")
     assert read(tmp_path / "out.zip")[1] is None
     assert_images(tmp_path / "out.zip", [0, 1, 2, 3])
@@ -184,12 +225,16 @@ def test_preparing_a_prepared_set_changes_no_pixel(tmp_path: Path) -> None:
     assert first[1] == second[1] and first[2]["class_names"] == second[2]["class_names"]
 
 
-def write_idx(folder: Path, count: int = 12, labels: list[int] | None = None, suffix: str = ".gz", size: int = 28) -> Path:
+def write_idx(
+    folder: Path, count: int = 12, labels: list[int] | None = None, suffix: str = ".gz", size: int = 28
+) -> Path:
     images = np.random.RandomState(0).randint(0, 256, [count, size, size], dtype=np.uint8)
     values = [i % 10 for i in range(count)] if labels is None else labels
     pack = gzip.compress if suffix else bytes
     folder.mkdir(exist_ok=True)
-    (folder / f"train-labels-idx1-ubyte{suffix}").write_bytes(pack(struct.pack(">II", 0x801, len(values)) + bytes(values)))
+    (folder / f"train-labels-idx1-ubyte{suffix}").write_bytes(
+        pack(struct.pack(">II", 0x801, len(values)) + bytes(values))
+    )
     path = folder / f"train-images-idx3-ubyte{suffix}"
     path.write_bytes(pack(struct.pack(">IIII", 0x803, count, size, size) + images.tobytes()))
     return path
@@ -242,10 +287,17 @@ def write_cifar(path: Path, kind: int = 10, batches: dict[str, bytes] | None = N
     files = {}
     for b, name in enumerate(names):
         data = np.random.RandomState(b).randint(0, 256, [4, 3072], dtype=np.uint8)
-        batch = pickle.dumps({b"data": data, label_key: [(4 * b + i) % kind for i in range(4)], b"coarse_labels": [0] * 4}, protocol=2)
-        files[name] = batch.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")  # the name numpy had when CIFAR was pickled
+        batch = pickle.dumps(
+            {b"data": data, label_key: [(4 * b + i) % kind for i in range(4)], b"coarse_labels": [0] * 4},
+            protocol=2,
+        )
+        files[name] = batch.replace(
+            b"numpy._core.multiarray", b"numpy.core.multiarray"
+        )  # the name numpy had when CIFAR was pickled
     class_names = [f"class {i}".encode() for i in range(kind)]
-    files["batches.meta" if kind == 10 else "meta"] = pickle.dumps({b"label_names" if kind == 10 else b"fine_label_names": class_names}, protocol=2)
+    files["batches.meta" if kind == 10 else "meta"] = pickle.dumps(
+        {b"label_names" if kind == 10 else b"fine_label_names": class_names}, protocol=2
+    )
     with tarfile.open(path, "w:gz") as tar:
         for name, content in (files | (batches or {})).items():
             info = tarfile.TarInfo(f"{folder}/{name}")
@@ -259,8 +311,15 @@ def test_cifar_tarballs(tmp_path: Path, kind: int, count: int) -> None:
     result = run("--source", write_cifar(tmp_path / "c.tar.gz", kind), "--dest", tmp_path / "out.zip")
     assert result.exit_code == 0, result.output
     images, labels, metadata = read(tmp_path / "out.zip")
-    assert labels == [i % kind for i in range(count)] and metadata["class_names"] == [f"class {i}" for i in range(kind)]
-    first = np.random.RandomState(0).randint(0, 256, [4, 3072], dtype=np.uint8)[1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert labels == [i % kind for i in range(count)] and metadata["class_names"] == [
+        f"class {i}" for i in range(kind)
+    ]
+    first = (
+        np.random.RandomState(0)
+        .randint(0, 256, [4, 3072], dtype=np.uint8)[1]
+        .reshape(3, 32, 32)
+        .transpose(1, 2, 0)
+    )
     np.testing.assert_array_equal(images[1], first)
 
 
@@ -272,7 +331,9 @@ class Evil:
 def test_cifar_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STYLESAN_TEST_TRAP", str(tmp_path / "trap"))
     with pytest.raises(ValueError, match="refused to load"):
-        image_sources.open_source(write_cifar(tmp_path / "evil.tar.gz", batches={"data_batch_3": pickle.dumps(Evil())}))
+        image_sources.open_source(
+            write_cifar(tmp_path / "evil.tar.gz", batches={"data_batch_3": pickle.dumps(Evil())})
+        )
     assert not (tmp_path / "trap").exists()
     for content, message in (
         (b"junk", "is not a CIFAR batch"),
@@ -303,12 +364,26 @@ def test_ilsvrc_tree(tmp_path: Path, start: str) -> None:
             "LOC_synset_mapping.txt": MAPPING.encode(),
         },
     )
-    result = run("--source", root / start, "--dest", tmp_path / "out.zip", "--resolution=16x16", "--transform=center-crop")
+    result = run(
+        "--source",
+        root / start,
+        "--dest",
+        tmp_path / "out.zip",
+        "--resolution=16x16",
+        "--transform=center-crop",
+    )
     assert result.exit_code == 0, result.output
     assert_images(tmp_path / "out.zip", [0, 1, 2])
     _, labels, metadata = read(tmp_path / "out.zip")
-    assert labels == [0, 1, 2] and metadata["class_names"] == ["tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)"]
-    assert metadata["source"]["metadata"]["class_ids"] == ["n01440764", "n02012849", "n03126707"] and metadata["source"]["kind"] == "ilsvrc"
+    assert labels == [0, 1, 2] and metadata["class_names"] == [
+        "tench, Tinca tinca",
+        "crane (n02012849)",
+        "crane (n03126707)",
+    ]
+    assert (
+        metadata["source"]["metadata"]["class_ids"] == ["n01440764", "n02012849", "n03126707"]
+        and metadata["source"]["kind"] == "ilsvrc"
+    )
     (root / "LOC_synset_mapping.txt").unlink()
     assert image_sources.open_source(root / start).class_names == ["n01440764", "n02012849", "n03126707"]
 
@@ -321,7 +396,14 @@ def test_lsun_lmdb(tmp_path: Path) -> None:
             transaction.put(f"{i:040x}".encode(), png(i))
     environment.close()
     for workers in (1, 2):
-        result = run("--source", tmp_path / "bedroom_train_lmdb", "--dest", tmp_path / f"{workers}.zip", "--workers", str(workers))
+        result = run(
+            "--source",
+            tmp_path / "bedroom_train_lmdb",
+            "--dest",
+            tmp_path / f"{workers}.zip",
+            "--workers",
+            str(workers),
+        )
         assert result.exit_code == 0, result.output
     assert_images(tmp_path / "1.zip", list(range(40)))
     assert read(tmp_path / "1.zip")[1] is None
@@ -336,7 +418,12 @@ def test_lmdb_without_the_package_names_it(tmp_path: Path, monkeypatch: pytest.M
 
 def test_arrays_in_memory(tmp_path: Path) -> None:
     images = np.stack([pixels(i) for i in range(5)])
-    dataset_tool.convert(dataset_tool.array_source("digits", images, [0, 1, 2, 0, 1], ["a", "b", "c"]), tmp_path / "out{res}.zip", [16, 8], workers=1)
+    dataset_tool.convert(
+        dataset_tool.array_source("digits", images, [0, 1, 2, 0, 1], ["a", "b", "c"]),
+        tmp_path / "out{res}.zip",
+        [16, 8],
+        workers=1,
+    )
     assert_images(tmp_path / "out16.zip", [0, 1, 2, 3, 4])
     assert read(tmp_path / "out8.zip")[1] == [0, 1, 2, 0, 1]
     for bad, labels, message in (
@@ -352,7 +439,9 @@ def test_arrays_in_memory(tmp_path: Path) -> None:
 
 def test_2000_classes_and_more_than_a_thousand_images(tmp_path: Path) -> None:
     images = np.random.RandomState(0).randint(0, 256, [2000, 4, 4], dtype=np.uint8)
-    dataset_tool.convert(dataset_tool.array_source("many", images, np.arange(2000)), tmp_path / "out.zip", workers=2)
+    dataset_tool.convert(
+        dataset_tool.array_source("many", images, np.arange(2000)), tmp_path / "out.zip", workers=2
+    )
     dataset = ImageDataset(tmp_path / "out.zip", use_labels=True)
     assert dataset.label_dim == 2000 and len(dataset) == 2000
     np.testing.assert_array_equal(dataset[1999][0][0], images[1999])
@@ -364,9 +453,14 @@ def test_cifar_idx_and_lmdb_inside_folders_and_zips(write_source: Any, tmp_path:
     write_idx(tmp_path / "mnist")
     with tarfile.open(tmp_path / "c.tar.gz") as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
-    cifar = {f"cifar-10-batches-py/{path.name}": path.read_bytes() for path in (tmp_path / "unpacked" / "cifar-10-batches-py").iterdir()}
+    cifar = {
+        f"cifar-10-batches-py/{path.name}": path.read_bytes()
+        for path in (tmp_path / "unpacked" / "cifar-10-batches-py").iterdir()
+    }
     idx = {f"mnist/{path.name}": path.read_bytes() for path in (tmp_path / "mnist").iterdir()}
-    kaggle = {f"{name}/{name}": gzip.decompress(data) for name, data in ((n[6:-3], d) for n, d in idx.items())}
+    kaggle = {
+        f"{name}/{name}": gzip.decompress(data) for name, data in ((n[6:-3], d) for n, d in idx.items())
+    }
     expected = dataset_tool.convert(tmp_path / "c.tar.gz", tmp_path / "expected.zip", workers=1)
     assert expected.summary == "10 classes, from labels of cifar-10-batches-py/; left out: nothing"
     for files in (
@@ -379,16 +473,24 @@ def test_cifar_idx_and_lmdb_inside_folders_and_zips(write_source: Any, tmp_path:
         assert result.exit_code == 0, result.output
         assert read(tmp_path / "out.zip")[1] == read(tmp_path / "expected.zip")[1]
         np.testing.assert_array_equal(read(tmp_path / "out.zip")[0], read(tmp_path / "expected.zip")[0])
-        assert ("1 of the test split (cifar-10-batches-py/test_batch)" in result.output) == ("cifar-10-batches-py/test_batch" in files)
+        assert ("1 of the test split (cifar-10-batches-py/test_batch)" in result.output) == (
+            "cifar-10-batches-py/test_batch" in files
+        )
     for files in ({**idx, "mnist/t10k-images-idx3-ubyte.gz": b"x"}, kaggle):
         shutil.rmtree(tmp_path / "source", ignore_errors=True)
-        result = run("--source", write_source(files), "--dest", tmp_path / "out.zip", "--overwrite", "--resolution=32")
+        result = run(
+            "--source", write_source(files), "--dest", tmp_path / "out.zip", "--overwrite", "--resolution=32"
+        )
         assert "labels: 10 classes, from train-labels-idx1-ubyte" in result.output, result.output
         assert read(tmp_path / "out.zip")[1] == [*range(10), 0, 1]
     for files in ({"bedroom_train_lmdb/data.mdb": b"x", "church_train_lmdb/data.mdb": b"x"},):
         shutil.rmtree(tmp_path / "source", ignore_errors=True)
         source = write_source(files)
-        message = "cannot be read inside a zip: unpack it" if source.suffix else "holds 2 LMDBs (bedroom_train_lmdb, church_train_lmdb): give one"
+        message = (
+            "cannot be read inside a zip: unpack it"
+            if source.suffix
+            else "holds 2 LMDBs (bedroom_train_lmdb, church_train_lmdb): give one"
+        )
         assert message in run("--source", source, "--dest", tmp_path / "out.zip", "--overwrite").output
 
 
@@ -396,17 +498,32 @@ def test_cifar_idx_and_lmdb_inside_folders_and_zips(write_source: Any, tmp_path:
 
 
 def test_one_line_tells_classes_and_what_is_left_out(write_source: Any, tmp_path: Path) -> None:
-    source = write_source({"cat/1.png": png(0), "cat/2.png": png(1), "dog/1.png": png(2), "dog/readme.txt": b"x", "__MACOSX/a.png": b"x"})
+    source = write_source(
+        {
+            "cat/1.png": png(0),
+            "cat/2.png": png(1),
+            "dog/1.png": png(2),
+            "dog/readme.txt": b"x",
+            "__MACOSX/a.png": b"x",
+        }
+    )
     left_out = "1 with an ending that is not read (.txt), 1 hidden or of the system (__MACOSX)"
     result = run("--source", source, "--dest", tmp_path / "out.zip")
     assert f"labels: 2 classes, from the folders cat, dog; left out: {left_out}\n" in result.output
-    assert "labels    2 classes, from dataset.json; left out: nothing\n" in run("--check", tmp_path / "out.zip").output
+    assert (
+        "labels    2 classes, from dataset.json; left out: nothing\n"
+        in run("--check", tmp_path / "out.zip").output
+    )
     checked = run("--check", source)
-    assert checked.exit_code == 0 and f"labels    2 classes, from the folders cat, dog; left out: {left_out}\n" in checked.output
+    assert (
+        checked.exit_code == 0
+        and f"labels    2 classes, from the folders cat, dog; left out: {left_out}\n" in checked.output
+    )
     assert "classes   2\n" in checked.output
     result = run("--source", source, "--dest", tmp_path / "cats.zip", "--classes=cat", "--max-images=1")
     assert (
-        f"labels: 1 class, from the folders cat, dog; left out: {left_out}, 1 of other classes (--classes), 1 beyond --max-images\n" in result.output
+        f"labels: 1 class, from the folders cat, dog; left out: {left_out}, 1 of other classes (--classes), "
+        "1 beyond --max-images\n" in result.output
     )
     result = run("--source", source, "--dest", tmp_path / "none.zip", "--labels=none")
     assert f"labels: no classes (as asked for); left out: {left_out}\n" in result.output
@@ -416,27 +533,52 @@ def test_skipped_and_small_images_are_left_out_too(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "source.zip", {"a.png": png(0, 32), "b.png": b"junk", "c.png": png(1, 16)})
     arguments = ["--resolution=32x16", "--transform=center-crop-wide", "--on-error=skip"]
     result = run("--source", source, "--dest", tmp_path / "out.zip", *arguments)
-    expected = "no classes (no dataset.json and no class folders); left out: 1 that cannot be used (--on-error=skip), 1 too small for the transform"
+    expected = (
+        "no classes (no dataset.json and no class folders); left out: 1 that cannot be used "
+        "(--on-error=skip), 1 too small for the transform"
+    )
     assert f"labels: {expected}\n" in result.output
 
 
 def test_one_hot_labels_count_classes_without_images(tmp_path: Path) -> None:
     index = {"labels": [["a.png", [0, 1, 0, 0]]]}
     source = write_zip(tmp_path / "source.zip", {"a.png": png(0), "dataset.json": json.dumps(index).encode()})
-    assert "labels: 4 classes, from dataset.json; left out: nothing\n" in run("--source", source, "--dest", tmp_path / "out.zip").output
-    assert ImageDataset(tmp_path / "out.zip", use_labels=True).label_dim == 4 and "labels    4 classes" in run("--check", tmp_path / "out.zip").output
+    assert (
+        "labels: 4 classes, from dataset.json; left out: nothing\n"
+        in run("--source", source, "--dest", tmp_path / "out.zip").output
+    )
+    assert (
+        ImageDataset(tmp_path / "out.zip", use_labels=True).label_dim == 4
+        and "labels    4 classes" in run("--check", tmp_path / "out.zip").output
+    )
 
 
 def test_splits_and_subfolders(write_source: Any, tmp_path: Path) -> None:
-    source = write_source({f"{split}/{c}/{i}.png": png(i) for split in ("train", "val") for i, c in enumerate(("cat", "dog"))})
+    source = write_source(
+        {f"{split}/{c}/{i}.png": png(i) for split in ("train", "val") for i, c in enumerate(("cat", "dog"))}
+    )
     result = run("--source", source, "--dest", tmp_path / "out.zip")
-    assert result.exit_code == 1 and "train and val are splits, not classes" in result.output and not (tmp_path / "out.zip").exists()
+    assert (
+        result.exit_code == 1
+        and "train and val are splits, not classes" in result.output
+        and not (tmp_path / "out.zip").exists()
+    )
     checked = run("--check", source)
-    assert checked.exit_code == 1 and "problem: " in checked.output and "train and val are splits" in checked.output
+    assert (
+        checked.exit_code == 1
+        and "problem: " in checked.output
+        and "train and val are splits" in checked.output
+    )
     result = run("--source", source, "--dest", tmp_path / "out.zip", "--subfolder=train")
     assert "labels: 2 classes, from the folders cat, dog; left out: 2 outside train/ (val)\n" in result.output
-    assert read(tmp_path / "out.zip")[1] == [0, 1] and read(tmp_path / "out.zip")[2]["class_names"] == ["cat", "dog"]
-    assert "labels: 2 classes, from the folders train, val" in run("--source", source, "--dest", tmp_path / "b.zip", "--labels=folders").output
+    assert read(tmp_path / "out.zip")[1] == [0, 1] and read(tmp_path / "out.zip")[2]["class_names"] == [
+        "cat",
+        "dog",
+    ]
+    assert (
+        "labels: 2 classes, from the folders train, val"
+        in run("--source", source, "--dest", tmp_path / "b.zip", "--labels=folders").output
+    )
 
 
 def test_links_are_followed_when_asked(tmp_path: Path) -> None:
@@ -446,8 +588,19 @@ def test_links_are_followed_when_asked(tmp_path: Path) -> None:
     (elsewhere / "back").symlink_to(source)
     assert "--follow-links" in run("--source", source, "--dest", tmp_path / "out.zip").output
     for workers in (1, 2):
-        result = run("--source", source, "--dest", tmp_path / f"{workers}.zip", "--follow-links", "--workers", str(workers))
-        assert "2 classes, from the folders cat, dog; left out: 1 links that lead back into a folder around them (dog/back)" in result.output
+        result = run(
+            "--source",
+            source,
+            "--dest",
+            tmp_path / f"{workers}.zip",
+            "--follow-links",
+            "--workers",
+            str(workers),
+        )
+        assert (
+            "2 classes, from the folders cat, dog; left out: 1 links that lead back into a folder around "
+            "them (dog/back)" in result.output
+        )
     assert_images(tmp_path / "1.zip", [0, 1])
 
 
@@ -456,7 +609,9 @@ def test_links_are_followed_when_asked(tmp_path: Path) -> None:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "source", {f"{c}/{i}.png": png(4 * k + i) for k, c in enumerate("abc") for i in range(4)})
+    return write_folder(
+        tmp_path / "source", {f"{c}/{i}.png": png(4 * k + i) for k, c in enumerate("abc") for i in range(4)}
+    )
 
 
 def test_max_images_takes_the_first_or_a_seeded_subset(classes: Path, tmp_path: Path) -> None:
@@ -490,21 +645,43 @@ def test_several_resolutions_equal_each_alone(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "source.zip", files)
     for transform in ("none", "center-crop", "center-crop-dhariwal"):
         out = tmp_path / transform
-        result = run("--source", source, "--dest", out / "all{res}.zip", "--resolution=16,32x32,64", f"--transform={transform}")
+        result = run(
+            "--source",
+            source,
+            "--dest",
+            out / "all{res}.zip",
+            "--resolution=16,32x32,64",
+            f"--transform={transform}",
+        )
         assert result.exit_code == 0, result.output
         for resolution in (16, 32, 64):
-            run("--source", source, "--dest", out / f"one{resolution}.zip", f"--resolution={resolution}x{resolution}", f"--transform={transform}")
+            run(
+                "--source",
+                source,
+                "--dest",
+                out / f"one{resolution}.zip",
+                f"--resolution={resolution}x{resolution}",
+                f"--transform={transform}",
+            )
             assert (out / f"all{resolution}.zip").read_bytes() == (out / f"one{resolution}.zip").read_bytes()
             assert ImageDataset(out / f"all{resolution}.zip", use_labels=True).resolution == resolution
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
-    files = {f"{c}/{i}.png": png(i, 20) for c in "ab" for i in range(100)} | {f"a/{i}.png": b"junk" for i in (0, 50, 99)}
+    files = {f"{c}/{i}.png": png(i, 20) for c in "ab" for i in range(100)} | {
+        f"a/{i}.png": b"junk" for i in (0, 50, 99)
+    }
     source = write_zip(tmp_path / "source.zip", files)
     results = []
     for workers in (1, 2, 3):
-        report = dataset_tool.convert(source, tmp_path / f"{workers}-{{res}}.zip", [16, 8], workers=workers, on_error="skip")
-        assert report.num_images == 197 and len(report.skipped) == 3 and report.skipped[0].startswith("a/0.png: ")
+        report = dataset_tool.convert(
+            source, tmp_path / f"{workers}-{{res}}.zip", [16, 8], workers=workers, on_error="skip"
+        )
+        assert (
+            report.num_images == 197
+            and len(report.skipped) == 3
+            and report.skipped[0].startswith("a/0.png: ")
+        )
         results.append([(tmp_path / f"{workers}-{res}.zip").read_bytes() for res in (16, 8)])
     assert results[0] == results[1] == results[2]
 
@@ -529,7 +706,11 @@ def test_folder_output_holds_the_same_files_as_the_zip(classes: Path, tmp_path: 
 def test_existing_zip_is_replaced_only_when_asked(classes: Path, tmp_path: Path) -> None:
     (tmp_path / "out.zip").write_bytes(b"precious")
     result = run("--source", classes, "--dest", tmp_path / "out.zip")
-    assert result.exit_code == 1 and "--overwrite" in result.output and (tmp_path / "out.zip").read_bytes() == b"precious"
+    assert (
+        result.exit_code == 1
+        and "--overwrite" in result.output
+        and (tmp_path / "out.zip").read_bytes() == b"precious"
+    )
     assert run("--source", classes, "--dest", tmp_path / "out.zip", "--overwrite").exit_code == 0
     assert len(read(tmp_path / "out.zip")[0]) == 12
     before = (tmp_path / "out.zip").read_bytes()
@@ -545,11 +726,26 @@ def test_metadata_says_how_the_pixels_came_about(tmp_path: Path) -> None:
         (["--resolution=16", "--filter=box"], ("none", "box")),
         (["--resolution=16", "--transform=center-crop-dhariwal"], ("center-crop-dhariwal", "box+bicubic")),
     ):
-        run("--source", source, "--dest", tmp_path / "out.zip", "--overwrite", "--background=#102030", *arguments)
+        run(
+            "--source",
+            source,
+            "--dest",
+            tmp_path / "out.zip",
+            "--overwrite",
+            "--background=#102030",
+            *arguments,
+        )
         metadata = read(tmp_path / "out.zip")[2]
         assert (metadata["transform"], metadata["filter"]) == expected
         assert metadata["background"] == "#102030" and metadata["version"] == conversion.METADATA_VERSION
-    run("--source", source, "--dest", tmp_path / "wide.zip", "--resolution=32x16", "--transform=center-crop-wide")
+    run(
+        "--source",
+        source,
+        "--dest",
+        tmp_path / "wide.zip",
+        "--resolution=32x16",
+        "--transform=center-crop-wide",
+    )
     images, _, metadata = read(tmp_path / "wide.zip")
     assert images[0].shape == (32, 32, 3) and metadata["resolution"] == 32 and metadata["picture"] == [32, 16]
     assert str(tmp_path) not in json.dumps(metadata)
@@ -557,13 +753,26 @@ def test_metadata_says_how_the_pixels_came_about(tmp_path: Path) -> None:
 
 def test_images_too_small_for_wide_crops_are_left_out_and_counted(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", {"a.png": png(0, 16), "b.png": png(1, 32)})
-    result = run("--source", source, "--dest", tmp_path / "out.zip", "--resolution=32x16", "--transform=center-crop-wide")
+    result = run(
+        "--source",
+        source,
+        "--dest",
+        tmp_path / "out.zip",
+        "--resolution=32x16",
+        "--transform=center-crop-wide",
+    )
     assert "warning: 1 images are too small" in result.output
     assert len(read(tmp_path / "out.zip")[0]) == 1 and read(tmp_path / "out.zip")[2]["dropped"] == 1
 
 
 @pytest.mark.parametrize(
-    "text, expected", [("64", [(64, 64)]), ("64x64", [(64, 64)]), ("16,32, 64", [(16, 16), (32, 32), (64, 64)]), ("512X384", [(512, 384)])]
+    "text, expected",
+    [
+        ("64", [(64, 64)]),
+        ("64x64", [(64, 64)]),
+        ("16,32, 64", [(16, 16), (32, 32), (64, 64)]),
+        ("512X384", [(512, 384)]),
+    ],
 )
 def test_resolutions(text: str, expected: list[tuple[int, int]]) -> None:
     assert dataset_tool.parse_resolutions(text) == expected
@@ -576,24 +785,48 @@ LABELS = [["a/1.png", 0], ["b/1.png", 1]]
 MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "unreadable": ({**GOOD, "b/2.png": b"junk"}, [], "b/2.png: not a readable image"),
     "truncated": ({**GOOD, "b/2.png": png(2)[:-80]}, [], "b/2.png: cannot be decoded"),
-    "all unreadable": ({"1.png": b"junk", "2.png": b""}, ["--on-error=skip"], "none of 2 images could be used; the first problem: 1.png"),
+    "all unreadable": (
+        {"1.png": b"junk", "2.png": b""},
+        ["--on-error=skip"],
+        "none of 2 images could be used; the first problem: 1.png",
+    ),
     "no images": ({"readme.txt": b"x"}, [], "no images found; .png, .jpg"),
     "a tarball as destination": (GOOD, ["--dest=x.tar"], "--dest=x.tar: data sets are zips or folders"),
     "empty class": ({**GOOD, "c": None}, [], "class folder 'c' holds no images"),
     "empty class beside one": ({"a/1.png": png(0), "c": None}, [], "class folder 'c' holds no images"),
-    "empty class, wrapped": ({**{f"set/{name}": data for name, data in GOOD.items()}, "set/c": None}, [], "class folder 'c' holds no images"),
+    "empty class, wrapped": (
+        {**{f"set/{name}": data for name, data in GOOD.items()}, "set/c": None},
+        [],
+        "class folder 'c' holds no images",
+    ),
     "loose image": ({**GOOD, "x.png": png(2)}, [], "x.png lies beside class folders"),
     "label missing": (
         {**GOOD, "dataset.json": json.dumps({"labels": LABELS[:1]}).encode()},
         [],
         "1 of 2 images have no label in dataset.json, the first is b/1.png",
     ),
-    "file missing": ({**GOOD, "dataset.json": json.dumps({"labels": [*LABELS, ["c/1.png", 0]]}).encode()}, [], "labels 1 files that are not there"),
-    "label -1": ({**GOOD, "dataset.json": json.dumps({"labels": [LABELS[0], ["b/1.png", -1]]}).encode()}, [], "is -1"),
+    "file missing": (
+        {**GOOD, "dataset.json": json.dumps({"labels": [*LABELS, ["c/1.png", 0]]}).encode()},
+        [],
+        "labels 1 files that are not there",
+    ),
+    "label -1": (
+        {**GOOD, "dataset.json": json.dumps({"labels": [LABELS[0], ["b/1.png", -1]]}).encode()},
+        [],
+        "is -1",
+    ),
     "bad json": ({**GOOD, "dataset.json": b"{"}, [], "not valid JSON"),
-    "label leaves folder": ({**GOOD, "dataset.json": json.dumps({"labels": [["../1.png", 0]]}).encode()}, [], "leaves the folder"),
+    "label leaves folder": (
+        {**GOOD, "dataset.json": json.dumps({"labels": [["../1.png", 0]]}).encode()},
+        [],
+        "leaves the folder",
+    ),
     "not square": ({"x.png": png(np.zeros([16, 32, 3], np.uint8))}, [], "x.png: is 32x16, not square"),
-    "not square, resized": ({"x.png": png(np.zeros([16, 32, 3], np.uint8))}, ["--resolution=16"], "x.png: is 32x16, not square"),
+    "not square, resized": (
+        {"x.png": png(np.zeros([16, 32, 3], np.uint8))},
+        ["--resolution=16"],
+        "x.png: is 32x16, not square",
+    ),
     "no power of two": ({"x.png": png(0, 24)}, [], "x.png: is 24x24, not a power of two"),
     "mixed sizes": ({"x.png": png(0), "y.png": png(1, 8)}, [], "y.png: is 8x8, but x.png is 16x16"),
     "bad size": (GOOD, ["--resolution=24x24"], "must be a power of two"),
@@ -603,7 +836,11 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "oblong": (GOOD, ["--resolution=32x16", "--transform=center-crop"], "is not square"),
     "upright": (GOOD, ["--resolution=16x32", "--transform=center-crop-wide"], "needs a height between"),
     "crop without size": (GOOD, ["--transform=center-crop"], "needs --resolution"),
-    "dhariwal with filter": (GOOD, ["--transform=center-crop-dhariwal", "--resolution=16", "--filter=box"], "has no effect"),
+    "dhariwal with filter": (
+        GOOD,
+        ["--transform=center-crop-dhariwal", "--resolution=16", "--filter=box"],
+        "has no effect",
+    ),
     "several without {res}": (GOOD, ["--resolution=8,16"], "need {res}"),
     "background": (GOOD, ["--background=blurple"], "is not a colour"),
     "max images": (GOOD, ["--max-images=0"], "must be at least 1"),
@@ -614,13 +851,20 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "a name twice": (GOOD, ["--class-names=a,a"], "--class-names name 'a' twice"),
     "no name": (GOOD, ["--class-names=a,,b"], "--class-names leave class 1 without a name"),
     "a data set's name twice": (
-        {**GOOD, "dataset.json": json.dumps({"labels": LABELS, "metadata": {"class_names": ["a", "a"]}}).encode()},
+        {
+            **GOOD,
+            "dataset.json": json.dumps({"labels": LABELS, "metadata": {"class_names": ["a", "a"]}}).encode(),
+        },
         [],
         "name 'a' twice",
     ),
     "no subfolder": (GOOD, ["--subfolder=c"], "there is no folder c inside; there is a, b"),
     "no dataset.json": (GOOD, ["--labels=json"], "there is no dataset.json to take labels from"),
-    "numbered folders": ({f"{i:05d}/{j}.png": png(i) for i in range(3) for j in range(2)}, [], "may be numbered parts of one set, or classes"),
+    "numbered folders": (
+        {f"{i:05d}/{j}.png": png(i) for i in range(3) for j in range(2)},
+        [],
+        "may be numbered parts of one set, or classes",
+    ),
     "a name of another ending": (GOOD, ["--dest=x.npz"], "data sets are zips or folders"),
     "too few names": (GOOD, ["--class-names=a"], "1 class names given, but labels go up to 1"),
     "names of unlabelled": ({"x.png": png(0)}, ["--class-names=a"], "the images have no labels"),
@@ -634,16 +878,22 @@ def assert_mistake(result: Result, message: str, tmp_path: Path) -> None:
     lines = [line for line in result.output.splitlines() if not line.endswith("/s")]
     errors = [line for line in lines if line.startswith("Error: ")]
     assert len(errors) == 1 and message in errors[0] and lines[-1] == errors[0], result.output
-    assert not list(tmp_path.glob("**/*out*")) and not list(tmp_path.glob("**/*.tmp")), "something was left behind"
+    assert not list(tmp_path.glob("**/*out*")) and not list(tmp_path.glob("**/*.tmp")), (
+        "something was left behind"
+    )
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes(case: str, tmp_path: Path) -> None:
     files, arguments, message = MISTAKES[case]
     source = write_zip(tmp_path / "source.zip", files)
-    assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip", "--workers=1", *arguments), message, tmp_path)
+    assert_mistake(
+        run("--source", source, "--dest", tmp_path / "out.zip", "--workers=1", *arguments), message, tmp_path
+    )
     folder = write_folder(tmp_path / "source", files)
-    assert_mistake(run("--source", folder, "--dest", tmp_path / "out", "--workers=2", *arguments), message, tmp_path)
+    assert_mistake(
+        run("--source", folder, "--dest", tmp_path / "out", "--workers=2", *arguments), message, tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -668,13 +918,19 @@ def test_mistakes_in_the_command_line(arguments: list[str], message: str, tmp_pa
 def test_skipping_names_what_is_skipped(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "source.zip", {**GOOD, "b/2.png": b"junk", "b/3.png": png(3, 8)})
     result = run("--source", source, "--dest", tmp_path / "out.zip", "--on-error=skip")
-    assert result.exit_code == 0 and "skipped b/2.png: not a readable" in result.output and "skipped b/3.png: is 8x8" in result.output
+    assert (
+        result.exit_code == 0
+        and "skipped b/2.png: not a readable" in result.output
+        and "skipped b/3.png: is 8x8" in result.output
+    )
     assert "warning: 2 unreadable images were skipped" in result.output
     assert_images(tmp_path / "out.zip", [0, 1])
     assert read(tmp_path / "out.zip")[2]["skipped"] == 2
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "/evil.png", "a/../../evil.png", "C:/evil.png", "..\\evil.png"])
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "/evil.png", "a/../../evil.png", "C:/evil.png", "..\\evil.png"]
+)
 def test_zip_entries_that_leave_the_folder(name: str, tmp_path: Path) -> None:
     source = write_zip(tmp_path / "source.zip", {name: png(0), "b.png": png(1)})
     assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip"), "leaves the folder", tmp_path)
@@ -687,7 +943,9 @@ def test_links_that_leave_the_folder(tmp_path: Path) -> None:
     assert len(image_sources.open_source(source)) == 2
     for target in (elsewhere / "x.png", elsewhere, tmp_path / "nowhere"):
         (source / "link").symlink_to(target)
-        assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip"), "link that leaves the folder", tmp_path)
+        assert_mistake(
+            run("--source", source, "--dest", tmp_path / "out.zip"), "link that leaves the folder", tmp_path
+        )
         (source / "link").unlink()
     (tmp_path / "alias").symlink_to(source)
     assert len(image_sources.open_source(tmp_path / "alias")) == 2
@@ -700,19 +958,30 @@ def test_zip_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A directory that lies about the size: no more than it says is unpacked.
     content = source.read_bytes()
     source.write_bytes(content.replace(struct.pack("<I", len(zeros)), struct.pack("<I", 1000)))
-    assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip"), "differs from the directory", tmp_path)
+    assert_mistake(
+        run("--source", source, "--dest", tmp_path / "out.zip"), "differs from the directory", tmp_path
+    )
     monkeypatch.setattr(archives, "MAX_ENTRY_BYTES", 50)
-    for large in (write_zip(tmp_path / "size.zip", {"a.png": png(0)}), write_folder(tmp_path / "size", {"a.png": png(0)})):
-        assert_mistake(run("--source", large, "--dest", tmp_path / "out.zip", "--workers=1"), "a.png: ", tmp_path)
+    for large in (
+        write_zip(tmp_path / "size.zip", {"a.png": png(0)}),
+        write_folder(tmp_path / "size", {"a.png": png(0)}),
+    ):
+        assert_mistake(
+            run("--source", large, "--dest", tmp_path / "out.zip", "--workers=1"), "a.png: ", tmp_path
+        )
 
 
 def test_encrypted_and_exotic_zip_entries(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "lzma.zip", {"a.png": png(0)}, zipfile.ZIP_LZMA)
-    assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip"), "only stored and deflated", tmp_path)
+    assert_mistake(
+        run("--source", source, "--dest", tmp_path / "out.zip"), "only stored and deflated", tmp_path
+    )
     content = bytearray(write_zip(tmp_path / "locked.zip", {"a.png": png(0)}).read_bytes())
     content[content.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(content)
-    assert_mistake(run("--source", tmp_path / "locked.zip", "--dest", tmp_path / "out.zip"), "encrypted", tmp_path)
+    assert_mistake(
+        run("--source", tmp_path / "locked.zip", "--dest", tmp_path / "out.zip"), "encrypted", tmp_path
+    )
 
 
 # Processes: bounded work in flight, death, interruption.
@@ -754,12 +1023,31 @@ def long_source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("sent, dest", [(signal.SIGINT, "out.zip"), (signal.SIGTERM, "out"), (signal.SIGKILL, "out.zip"), (signal.SIGKILL, "out")])
-def test_interruption_leaves_nothing_under_the_final_name(long_source: Path, tmp_path: Path, sent: signal.Signals, dest: str) -> None:
-    command = [sys.executable, str(ROOT / "dataset_tool.py"), "--source", str(long_source), "--dest", str(tmp_path / dest)]
+@pytest.mark.parametrize(
+    "sent, dest",
+    [
+        (signal.SIGINT, "out.zip"),
+        (signal.SIGTERM, "out"),
+        (signal.SIGKILL, "out.zip"),
+        (signal.SIGKILL, "out"),
+    ],
+)
+def test_interruption_leaves_nothing_under_the_final_name(
+    long_source: Path, tmp_path: Path, sent: signal.Signals, dest: str
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "dataset_tool.py"),
+        "--source",
+        str(long_source),
+        "--dest",
+        str(tmp_path / dest),
+    ]
     process = subprocess.Popen(
-        [*command, "--resolution=256", "--workers=2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell inherit that it is ignored
+        [*command, "--resolution=256", "--workers=2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+        # background jobs of a shell inherit that it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     waiting.until(lambda: len(children_of(process)) >= 2 and written(tmp_path), process)
     children = children_of(process)
@@ -770,7 +1058,9 @@ def test_interruption_leaves_nothing_under_the_final_name(long_source: Path, tmp
     assert "Traceback" not in output and not (tmp_path / dest).exists()
     if sent != signal.SIGKILL:
         assert not list(tmp_path.glob(".*.tmp"))
-    waiting.until(lambda: not any(map(running, children)), *map(int, children))  # workers do not outlive the command
+    waiting.until(
+        lambda: not any(map(running, children)), *map(int, children)
+    )  # workers do not outlive the command
 
 
 def children_of(process: subprocess.Popen) -> list[str]:
@@ -779,7 +1069,10 @@ def children_of(process: subprocess.Popen) -> list[str]:
 
 def written(folder: Path) -> bool:
     """Whether image data has reached a temporary output."""
-    return any(path.is_file() and path.stat().st_size > 10_000 for path in [*folder.glob(".*.tmp"), *folder.glob(".*.tmp/*/*")])
+    return any(
+        path.is_file() and path.stat().st_size > 10_000
+        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.tmp/*/*")]
+    )
 
 
 def running(pid: str) -> bool:
@@ -835,7 +1128,9 @@ def labelled(files: dict[str, bytes], labels: Any, **metadata: Any) -> dict[str,
 def test_check_finds_problems(files: Mapping[str, bytes | None], message: str, tmp_path: Path) -> None:
     result = run("--check", write_zip(tmp_path / "x.zip", files), "--workers=1")
     assert result.exit_code == 1
-    assert any(line.startswith("problem: ") and message in line for line in result.output.splitlines()), result.output
+    assert any(line.startswith("problem: ") and message in line for line in result.output.splitlines()), (
+        result.output
+    )
 
 
 def test_check_finds_duplicates_and_abridges(tmp_path: Path) -> None:
@@ -844,8 +1139,14 @@ def test_check_finds_duplicates_and_abridges(tmp_path: Path) -> None:
             for i in range(20):
                 archive.writestr(f"{i:02d}.png", png(i))
     result = run("--check", tmp_path / "x.zip", "--workers=1")
-    assert result.exit_code == 1 and "00.png exists twice" in result.output and "... and 10 more like this" in result.output
-    assert_mistake(run("--source", tmp_path / "x.zip", "--dest", tmp_path / "out.zip"), "exists twice", tmp_path)
+    assert (
+        result.exit_code == 1
+        and "00.png exists twice" in result.output
+        and "... and 10 more like this" in result.output
+    )
+    assert_mistake(
+        run("--source", tmp_path / "x.zip", "--dest", tmp_path / "out.zip"), "exists twice", tmp_path
+    )
 
 
 # What a user sees.
@@ -870,10 +1171,17 @@ def test_progress_shows_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch)
         for second in range(1, 5):
             now[0] = 100.0 + 10 * second
             progress(250 * second, 1000)
-    assert "\r\x1b[K250/1,000 images  25/s  30s left" in terminal.getvalue() and terminal.getvalue().endswith("took 40s\n")
-    assert log.getvalue().splitlines() == ["750/1,000 images  25/s  10s left", "1,000/1,000 images  25/s  took 40s"]
+    assert "\r\x1b[K250/1,000 images  25/s  30s left" in terminal.getvalue() and terminal.getvalue().endswith(
+        "took 40s\n"
+    )
+    assert log.getvalue().splitlines() == [
+        "750/1,000 images  25/s  10s left",
+        "1,000/1,000 images  25/s  took 40s",
+    ]
 
 
 def test_help_lists_the_published_flags() -> None:
     output = run("--help").output
-    assert all(flag in output for flag in ("--source", "--dest", "--max-images", "--transform", "--resolution"))
+    assert all(
+        flag in output for flag in ("--source", "--dest", "--max-images", "--transform", "--resolution")
+    )

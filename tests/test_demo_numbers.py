@@ -21,7 +21,9 @@ def test_pages_say_the_same_accuracy():
     assert float(said["README.md"][0]) / 100 >= demo.REACHES["accuracy"]
 
 
-@pytest.mark.parametrize(("fast", "precision"), [(torch.bfloat16, "bf16"), (torch.float16, "bf16"), (None, "fp32")])
+@pytest.mark.parametrize(
+    ("fast", "precision"), [(torch.bfloat16, "bf16"), (torch.float16, "bf16"), (None, "fp32")]
+)
 def test_bf16_is_for_machines_that_have_it(monkeypatch, fast, precision):
     """On a CPU without such units it takes many times as long as float32."""
     monkeypatch.setattr(demo, "pick_precision", lambda name, device: fast)

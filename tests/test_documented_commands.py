@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command line printed in README.md, docs/ and the scripts' own help parses, and what it names is there."""
+"""Every command line printed in README.md, docs/ and the scripts' own help parses, and what it names is
+there.
+"""
 
 import importlib
 import importlib.util
@@ -13,20 +15,34 @@ import pytest
 from metrics.registry import parse_metric
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("train", "dataset_tool", "gen_images", "gen_video", "gen_class_samplesheet", "calc_metrics", "convert", "demo")
+SCRIPTS = (
+    "train",
+    "dataset_tool",
+    "gen_images",
+    "gen_video",
+    "gen_class_samplesheet",
+    "calc_metrics",
+    "convert",
+    "demo",
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 INLINE = re.compile(r"`((?:python (?:-m )?|torchrun |make |(?:" + "|".join(SCRIPTS) + r")\.py )[^`]+)`")
 
 
 def printed(path: Path) -> list[str]:
-    """Lines of code blocks, continued ones joined, and inline commands of a page; the indented commands of a script's docstring."""
+    """Lines of code blocks, continued ones joined, and inline commands of a page; the indented commands of a
+    script's docstring.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = str(importlib.import_module(path.stem).__doc__)
         return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return lines + [" ".join(found.split()) for found in INLINE.findall(re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))]
+    return lines + [
+        " ".join(found.split())
+        for found in INLINE.findall(re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    ]
 
 
 def words_of(line: str) -> list[str]:
@@ -46,13 +62,17 @@ def commands() -> list[tuple[str, str]]:
 
 
 def target_of(words: list[str]) -> tuple[str, str, list[str]] | None:
-    """('script', name, arguments), ('module', name, arguments) or ('make', target, []); None for other lines."""
+    """('script', name, arguments), ('module', name, arguments) or ('make', target, []); None for other
+    lines.
+    """
     if words[:1] == ["make"] and len(words) > 1:
         return "make", words[1], []
     for i, word in enumerate(words):
         if word == "-m" and i and words[i - 1] in ("python", "python3") and i + 1 < len(words):
             return "module", words[i + 1], words[i + 2 :]
-        run = words[i - 1 : i] == ["python"] or (words[i + 1 : i + 2] and words[i + 1].startswith(("-", "...")))  # not named in a sentence
+        run = words[i - 1 : i] == ["python"] or (
+            words[i + 1 : i + 2] and words[i + 1].startswith(("-", "..."))
+        )  # not named in a sentence
         if word.endswith(".py") and word[:-3] in SCRIPTS and run:
             return "script", word[:-3], words[i + 1 :]
     return None
@@ -63,7 +83,9 @@ def test_commands_are_found():
     assert len(found) > 80
     for name in SCRIPTS:
         assert any(target_of(words_of(line))[:2] == ("script", name) for _, line in found), name
-    assert any(where.startswith("docs") and "--recipe=demo64" in line for where, line in found)  # inside of a table
+    assert any(
+        where.startswith("docs") and "--recipe=demo64" in line for where, line in found
+    )  # inside of a table
 
 
 @pytest.mark.parametrize(("where", "line"), commands())

@@ -36,8 +36,15 @@ def tiny(c_dim: int) -> Generator:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("networks")
-    for name, c_dim, provenance in (("cond", 3, {"class_names": NAMES}), ("nameless", 3, {}), ("uncond", 0, {})):
-        save_network_pickle(path / f"{name}.pkl", {"G_ema": tiny(c_dim), "training_set_kwargs": {"path": "/nowhere.zip"}, "provenance": provenance})
+    for name, c_dim, provenance in (
+        ("cond", 3, {"class_names": NAMES}),
+        ("nameless", 3, {}),
+        ("uncond", 0, {}),
+    ):
+        save_network_pickle(
+            path / f"{name}.pkl",
+            {"G_ema": tiny(c_dim), "training_set_kwargs": {"path": "/nowhere.zip"}, "provenance": provenance},
+        )
     return path
 
 
@@ -80,7 +87,9 @@ def test_the_same_seed_gives_the_same_image_in_any_company(folder, tmp_path, net
 
 def test_precision(folder, tmp_path):
     exact = pixels(generate(folder, tmp_path / "a", "--seeds=3") / "seed0003.png").astype(int)
-    reduced = pixels(generate(folder, tmp_path / "b", "--seeds=3", "--precision=bf16") / "seed0003.png").astype(int)
+    reduced = pixels(
+        generate(folder, tmp_path / "b", "--seeds=3", "--precision=bf16") / "seed0003.png"
+    ).astype(int)
     assert 0 < np.abs(reduced - exact).mean() < 3
     network = render.load_network(str(folder / "cond.pkl"))
     for saved, asked, wanted in [
@@ -97,7 +106,10 @@ def test_precision(folder, tmp_path):
 def test_labels_without_class_are_random_states_too(folder, tmp_path):
     seed = next(s for s in range(20) if np.random.RandomState(s).randint(0, 3, 1)[0] == 2)
     free = pixels(generate(folder, tmp_path / "a", f"--seeds={seed}") / f"seed{seed:04d}.png")
-    images = [pixels(generate(folder, tmp_path / "b", f"--seeds={seed}", f"--class={c}") / f"seed{seed:04d}.png") for c in range(3)]
+    images = [
+        pixels(generate(folder, tmp_path / "b", f"--seeds={seed}", f"--class={c}") / f"seed{seed:04d}.png")
+        for c in range(3)
+    ]
     assert (free == images[2]).all() and not (free == images[0]).all()
 
 
@@ -123,7 +135,10 @@ def test_grid_holds_the_seeds_in_reading_order(folder, tmp_path):
     assert grid.shape == (32, 48, 3)
     for seed in range(6):
         row, column = divmod(seed, 3)
-        assert (grid[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] == pixels(out / f"seed{seed:04d}.png")).all()
+        assert (
+            grid[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
+            == pixels(out / f"seed{seed:04d}.png")
+        ).all()
 
 
 def test_class_sheet_cells_are_the_seeds_images(folder, tmp_path):
@@ -134,12 +149,24 @@ def test_class_sheet_cells_are_the_seeds_images(folder, tmp_path):
     assert sheet.shape[1] > 3 * 16 * factor
     for row, index in enumerate((0, 2)):
         for column, seed in enumerate((4, 5, 6)):
-            image = pixels(generate(folder, tmp_path / "single", f"--seeds={seed}", f"--class={index}") / f"seed{seed:04d}.png")
+            image = pixels(
+                generate(folder, tmp_path / "single", f"--seeds={seed}", f"--class={index}")
+                / f"seed{seed:04d}.png"
+            )
             assert (cells[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] == image).all()
 
 
 def test_published_sheet_command(folder, tmp_path):
-    args = ("--network", folder / "cond.pkl", "--classes=0-2", "--outdir", tmp_path, "--samples-per-class=4", "--grid-width=6", "--device=cpu")
+    args = (
+        "--network",
+        folder / "cond.pkl",
+        "--classes=0-2",
+        "--outdir",
+        tmp_path,
+        "--samples-per-class=4",
+        "--grid-width=6",
+        "--device=cpu",
+    )
     run(gen_class_samplesheet.main, *args, "--desc=x")
     sheet = pixels(tmp_path / "sheet-x.png")
     assert sheet.shape[0] == 2 * 16 * 2
@@ -153,7 +180,9 @@ def test_truncation_to_zero_is_the_class_mean(folder, tmp_path):
     assert (pixels(out / "seed0000.png") == pixels(out / "seed0001.png")).all()
     G = load(str(folder / "cond.pkl"))
     with torch.no_grad():
-        expected = to_uint8(G.synthesis(G.mapping.w_avg[1].repeat(1, G.num_ws, 1)))[0].permute(1, 2, 0).numpy()
+        expected = (
+            to_uint8(G.synthesis(G.mapping.w_avg[1].repeat(1, G.num_ws, 1)))[0].permute(1, 2, 0).numpy()
+        )
     assert (pixels(out / "seed0000.png") == expected).all()
 
 
@@ -178,7 +207,9 @@ def test_centroids_come_from_addresses_and_bad_ones_are_one_line(tmp_path, monke
     good = (tmp_path / "c.npy").read_bytes()
     with file_server.running() as server:
         server.answers["/c.npy"] = b"<html>"
-        with pytest.raises(ValueError, match=rf"--centroids-path={server.root}/c\.npy: this is no \.npy array .*is removed"):
+        with pytest.raises(
+            ValueError, match=rf"--centroids-path={server.root}/c\.npy: this is no \.npy array .*is removed"
+        ):
             render.load_centroids(f"{server.root}/c.npy", 7)
         server.answers["/c.npy"] = good
         assert render.load_centroids(f"{server.root}/c.npy", 7).shape == (3, 7)
@@ -188,15 +219,24 @@ def test_centroids_come_from_addresses_and_bad_ones_are_one_line(tmp_path, monke
     np.save(tmp_path / "nan.npy", np.full((3, 7), np.nan))
     np.save(tmp_path / "text.npy", np.full((3, 7), "a"))
     for name in ("huge", "page", "nan", "text", "none"):
-        with memory_limit.limited(300), pytest.raises((ValueError, OSError), match=rf"^--centroids-path={tmp_path}/{name}\.npy: ") as error:
+        with (
+            memory_limit.limited(300),
+            pytest.raises(
+                (ValueError, OSError), match=rf"^--centroids-path={tmp_path}/{name}\.npy: "
+            ) as error,
+        ):
             render.load_centroids(str(tmp_path / f"{name}.npy"), 7)
         assert "\n" not in str(error.value)
 
 
 def test_translate_and_rotate_move_the_picture(folder, tmp_path):
     still = pixels(generate(folder, tmp_path / "a", "--seeds=0", "--class=0") / "seed0000.png").astype(float)
-    right = pixels(generate(folder, tmp_path / "b", "--seeds=0", "--class=0", "--translate=0.25,0") / "seed0000.png").astype(float)
-    turned = pixels(generate(folder, tmp_path / "c", "--seeds=0", "--class=0", "--rotate=90") / "seed0000.png").astype(float)
+    right = pixels(
+        generate(folder, tmp_path / "b", "--seeds=0", "--class=0", "--translate=0.25,0") / "seed0000.png"
+    ).astype(float)
+    turned = pixels(
+        generate(folder, tmp_path / "c", "--seeds=0", "--class=0", "--rotate=90") / "seed0000.png"
+    ).astype(float)
 
     def difference(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.abs(a[4:12, 4:12] - b[4:12, 4:12]).mean())
@@ -205,7 +245,9 @@ def test_translate_and_rotate_move_the_picture(folder, tmp_path):
     assert difference(right, shifted) < 0.3 * difference(right, still)
     assert difference(right, shifted) < 0.3 * difference(right, np.roll(still, -4, axis=1))
     # a -t network is not exactly equivariant to rotation, but anticlockwise it is, roughly
-    assert difference(turned, np.rot90(still)) < min(difference(turned, np.rot90(still, -1)), difference(turned, still))
+    assert difference(turned, np.rot90(still)) < min(
+        difference(turned, np.rot90(still, -1)), difference(turned, still)
+    )
 
 
 def test_class_names_from_a_data_set(folder, tmp_path):
@@ -286,22 +328,50 @@ def test_a_row_of_several_classes_names_them():
         (["--seeds", "9" * 5000], f"--seeds: cannot read '{'9' * 40}'"),
         (["--seeds=0", "--grid=100000x100000"], "--grid=100000x100000 holds 10000000000 images"),
         (["--seeds=0", f"--grid={'9' * 5000}x1"], f"--grid={'9' * 40}: say columns x rows"),
-        (["--seeds=0-1999999", "--grid=2000000x1"], "--grid=2000000x1: 2,000,000 images of 16x16 pixels are too many for one picture"),
+        (
+            ["--seeds=0-1999999", "--grid=2000000x1"],
+            "--grid=2000000x1: 2,000,000 images of 16x16 pixels are too many for one picture",
+        ),
         (["--seeds=0", "--batch-sz=1000000000"], "--batch-sz=1000000000: "),
-        (["--seeds=0", "--classes=all", "--samples-per-class=1000000000"], "--samples-per-class=1000000000: at most 2,000,000"),
-        (["--seeds=0", "--classes=all", "--samples-per-class=1000000"], "with 1000000 images of each: 3,000,000 images"),
+        (
+            ["--seeds=0", "--classes=all", "--samples-per-class=1000000000"],
+            "--samples-per-class=1000000000: at most 2,000,000",
+        ),
+        (
+            ["--seeds=0", "--classes=all", "--samples-per-class=1000000"],
+            "with 1000000 images of each: 3,000,000 images",
+        ),
         (["--seeds=0", "--classes=0-1000000000"], "means more than 2,000,000 integers"),
     ],
 )
 def test_numbers_beyond_reason_are_one_line(folder, tmp_path, args, message):
     with memory_limit.limited(1500):
-        result = run(gen_images.main, "--network", folder / "cond.pkl", "--device=cpu", "--outdir", tmp_path / "out", *args, code=1)
+        result = run(
+            gen_images.main,
+            "--network",
+            folder / "cond.pkl",
+            "--device=cpu",
+            "--outdir",
+            tmp_path / "out",
+            *args,
+            code=1,
+        )
     assert message in result.output and len(result.output) < 400 and not list(tmp_path.rglob("*.png"))
 
 
 def test_sheets_beyond_reason_are_one_line(folder, tmp_path):
-    for count, message in ((10**9, "at most 2,000,000"), (10**6, "3,000,000 images of 16x16 pixels are too many")):
-        args = ["--network", folder / "cond.pkl", "--device=cpu", "--classes=all", "--outdir", tmp_path / "out"]
+    for count, message in (
+        (10**9, "at most 2,000,000"),
+        (10**6, "3,000,000 images of 16x16 pixels are too many"),
+    ):
+        args = [
+            "--network",
+            folder / "cond.pkl",
+            "--device=cpu",
+            "--classes=all",
+            "--outdir",
+            tmp_path / "out",
+        ]
         result = run(gen_class_samplesheet.main, *args, f"--samples-per-class={count}", code=1)
         assert message in result.output and not list(tmp_path.rglob("*.png"))
 
@@ -312,7 +382,11 @@ def test_a_large_batch_takes_no_more_memory_than_a_picture(folder, tmp_path, mon
     rendered = []
     real = gen_images._render_seeds
     monkeypatch.setattr(
-        gen_images, "_render_seeds", lambda network, seeds, *rest, **kwargs: rendered.append(len(seeds)) or real(network, seeds, *rest, **kwargs)
+        gen_images,
+        "_render_seeds",
+        lambda network, seeds, *rest, **kwargs: (
+            rendered.append(len(seeds)) or real(network, seeds, *rest, **kwargs)
+        ),
     )
     generate(folder, tmp_path, "--seeds=0-4", "--batch=1000000000")
     assert rendered == [2, 2, 1]
@@ -323,7 +397,10 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
     network.G.c_dim, network.class_names = 30, [*NAMES, *(f"class {i}" for i in range(27))]
     with pytest.raises(ValueError, match=r"class 'cot' is unknown; the nearest of 30 names is 'cat' \(0\)"):
         render.class_index(network, "cot")
-    network.G.c_dim, network.class_names = 6, ["smileys-emotion", "people-body", "food", "travel", "objects", "caf\u00e9"]
+    network.G.c_dim, network.class_names = (
+        6,
+        ["smileys-emotion", "people-body", "food", "travel", "objects", "caf\u00e9"],
+    )
     for text, near in (
         ("smileys", r"is 'smileys-emotion' \(0\)$"),
         ("fod", r"is 'food' \(2\)$"),
@@ -338,7 +415,10 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--network={}/cond.pkl", "--seeds=0", "--class=cot"], "class 'cot' is unknown; the classes are 0 cat, 1 grinning face, 2 red-panda"),
+        (
+            ["--network={}/cond.pkl", "--seeds=0", "--class=cot"],
+            "class 'cot' is unknown; the classes are 0 cat, 1 grinning face, 2 red-panda",
+        ),
         (["--network={}/cond.pkl", "--seeds=0", "--class=3"], "class 3: the network's classes are 0 to 2"),
         (["--network={}/uncond.pkl", "--seeds=0", "--class=0"], "is unconditional"),
         (["--network={}/uncond.pkl", "--seeds=0", "--classes=all"], "is unconditional"),
@@ -348,10 +428,16 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
         (["--network={}/cond.pkl", "--seeds=4-2"], "--seeds: range '4-2' in '4-2' runs backwards"),
         (["--network={}/cond.pkl", "--seeds="], "--seeds: empty"),
         (["--network={}/cond.pkl", "--seeds=4294967296"], "seeds go up to 4294967295"),
-        (["--network={}/cond.pkl", "--seeds=0-3", "--grid=3x2"], "--grid=3x2 holds 6 images, but --seeds and --batch-sz make 4"),
+        (
+            ["--network={}/cond.pkl", "--seeds=0-3", "--grid=3x2"],
+            "--grid=3x2 holds 6 images, but --seeds and --batch-sz make 4",
+        ),
         (["--network={}/cond.pkl", "--seeds=0", "--class=0-2"], "'0-2': that is several classes"),
         (["--network={}/cond.pkl", "--seeds=0-3", "--grid=four"], "--grid=four: say columns x rows"),
-        (["--network={}/cond.pkl", "--seeds=0,1", "--classes=0", "--samples-per-class=3"], "does not go with 2 seeds"),
+        (
+            ["--network={}/cond.pkl", "--seeds=0,1", "--classes=0", "--samples-per-class=3"],
+            "does not go with 2 seeds",
+        ),
         (["--network={}/cond.pkl", "--seeds=0", "--samples-per-class=3"], "needs --classes"),
         (["--network={}/cond.pkl", "--seeds=0", "--class=0", "--classes=0"], "leave out --class and --grid"),
         (["--network={}/cond.pkl", "--seeds=0", "--translate=1"], "as two numbers"),
@@ -359,12 +445,28 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, message):
-    result = run(gen_images.main, *(arg.format(folder) for arg in args), "--device=cpu", "--outdir", tmp_path / "out", code=1)
+    result = run(
+        gen_images.main,
+        *(arg.format(folder) for arg in args),
+        "--device=cpu",
+        "--outdir",
+        tmp_path / "out",
+        code=1,
+    )
     assert message in result.output and len(result.output.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_no_network_is_one_line(tmp_path):
     (tmp_path / "n.pkl").write_bytes(b"not a pickle")
-    result = run(gen_images.main, "--network", tmp_path / "n.pkl", "--seeds=0", "--outdir", tmp_path / "out", "--device=cpu", code=1)
+    result = run(
+        gen_images.main,
+        "--network",
+        tmp_path / "n.pkl",
+        "--seeds=0",
+        "--outdir",
+        tmp_path / "out",
+        "--device=cpu",
+        code=1,
+    )
     assert "n.pkl" in result.output and len(result.output.strip().splitlines()) == 1

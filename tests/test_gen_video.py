@@ -18,7 +18,16 @@ from tests.test_gen_images import folder, pixels, run  # noqa: F401 (folder is a
 
 
 def video(folder: Path, out: Path, *args: object, network: str = "cond", code: int = 0):  # noqa: F811
-    return run(gen_video.main, "--network", folder / f"{network}.pkl", "--device=cpu", "--output", out, *args, code=code)
+    return run(
+        gen_video.main,
+        "--network",
+        folder / f"{network}.pkl",
+        "--device=cpu",
+        "--output",
+        out,
+        *args,
+        code=code,
+    )
 
 
 def read(path: Path) -> list[np.ndarray]:
@@ -34,7 +43,17 @@ def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_
     video(folder, tmp_path / "v.png", "--seeds=3,5,8", "--class=1", "--w-frames=4", "--trunc=0.8")
     found = read(tmp_path / "v.png")
     assert len(found) == 12
-    run(gen_images.main, "--network", folder / "cond.pkl", "--seeds=3,5,8", "--class=1", "--trunc=0.8", "--device=cpu", "--outdir", tmp_path)
+    run(
+        gen_images.main,
+        "--network",
+        folder / "cond.pkl",
+        "--seeds=3,5,8",
+        "--class=1",
+        "--trunc=0.8",
+        "--device=cpu",
+        "--outdir",
+        tmp_path,
+    )
     for keyframe, seed in enumerate((3, 5, 8)):
         assert np.abs(found[4 * keyframe].astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
     steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(found, found[1:] + found[:1], strict=True)]
@@ -43,7 +62,9 @@ def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_
 
 def test_without_class_a_seed_keeps_the_class_that_gen_images_gives_it(folder, tmp_path):  # noqa: F811
     video(folder, tmp_path / "v.png", "--seeds=1,2", "--w-frames=1")
-    run(gen_images.main, "--network", folder / "cond.pkl", "--seeds=1,2", "--device=cpu", "--outdir", tmp_path)
+    run(
+        gen_images.main, "--network", folder / "cond.pkl", "--seeds=1,2", "--device=cpu", "--outdir", tmp_path
+    )
     for frame, seed in zip(read(tmp_path / "v.png"), (1, 2), strict=True):
         assert np.abs(frame.astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
 
@@ -52,19 +73,38 @@ def test_classes_go_along_the_seeds(folder, tmp_path):  # noqa: F811
     video(folder, tmp_path / "v.png", "--seeds=4,4", "--class=cat,red-panda", "--w-frames=1")
     for frame, index in zip(read(tmp_path / "v.png"), (0, 2), strict=True):
         out = tmp_path / str(index)
-        run(gen_images.main, "--network", folder / "cond.pkl", "--seeds=4", f"--class={index}", "--device=cpu", "--outdir", out)
+        run(
+            gen_images.main,
+            "--network",
+            folder / "cond.pkl",
+            "--seeds=4",
+            f"--class={index}",
+            "--device=cpu",
+            "--outdir",
+            out,
+        )
         assert np.abs(frame.astype(int) - pixels(out / "seed0004.png")).max() <= 1
 
 
 def test_a_range_of_classes_and_a_grid_with_a_comma_are_those_of_the_published_commands(folder, tmp_path):  # noqa: F811
     video(folder, tmp_path / "a.png", "--seeds=0-3", "--class=0-1", "--grid=2,1", "--w-frames=1")
     video(folder, tmp_path / "b.png", "--seeds=0,1,2,3", "--classes=cat,1", "--grid=2x1", "--w-frames=1")
-    assert all((a == b).all() for a, b in zip(read(tmp_path / "a.png"), read(tmp_path / "b.png"), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(read(tmp_path / "a.png"), read(tmp_path / "b.png"), strict=True)
+    )
 
 
 def test_grids_and_formats(folder, tmp_path):  # noqa: F811
     for ending in ("gif", "webp"):
-        video(folder, tmp_path / f"v.{ending}", "--seeds=0-3", "--grid=2x1", "--w-frames=2", "--fps=10", network="uncond")
+        video(
+            folder,
+            tmp_path / f"v.{ending}",
+            "--seeds=0-3",
+            "--grid=2x1",
+            "--w-frames=2",
+            "--fps=10",
+            network="uncond",
+        )
         found = read(tmp_path / f"v.{ending}")
         assert len(found) == 4 and found[0].shape == (16, 32, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v.gif", "v.webp"]
@@ -136,7 +176,15 @@ def test_an_animated_png_says_what_it_shows(folder, tmp_path):  # noqa: F811
 
 def test_mp4(folder, tmp_path):  # noqa: F811
     av = pytest.importorskip("av")
-    video(folder, tmp_path / "v.mp4", "--seeds=0,1", "--grid=2x1", "--num-keyframes=2", "--w-frames=5", "--fps=25")
+    video(
+        folder,
+        tmp_path / "v.mp4",
+        "--seeds=0,1",
+        "--grid=2x1",
+        "--num-keyframes=2",
+        "--w-frames=5",
+        "--fps=25",
+    )
     with av.open(str(tmp_path / "v.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (32, 16, 25)
@@ -170,16 +218,31 @@ def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, name, m
 def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):  # noqa: F811
     network = ["--network", folder / "uncond.pkl", "--device=cpu", "--output"]
     for name, args, message in (
-        ("a.gif", ["--seeds=0-3", "--num-keyframes=1000000000"], "--num-keyframes=1000000000: 1 cells with so many keyframes"),
-        ("a.gif", ["--seeds=0-3", "--w-frames=1000000000"], "4,000,000,000 frames, and at most 10,000,000 are made"),
-        ("a.gif", ["--seeds=0-3", "--grid=1000x1200", "--num-keyframes=1"], "--grid=1000x1200: 1,200,000 images of 16x16 pixels"),
+        (
+            "a.gif",
+            ["--seeds=0-3", "--num-keyframes=1000000000"],
+            "--num-keyframes=1000000000: 1 cells with so many keyframes",
+        ),
+        (
+            "a.gif",
+            ["--seeds=0-3", "--w-frames=1000000000"],
+            "4,000,000,000 frames, and at most 10,000,000 are made",
+        ),
+        (
+            "a.gif",
+            ["--seeds=0-3", "--grid=1000x1200", "--num-keyframes=1"],
+            "--grid=1000x1200: 1,200,000 images of 16x16 pixels",
+        ),
         ("a.gif", ["--seeds=0-3", "--grid=100000x100000"], "--seeds: 4 seeds do not divide"),
     ):
         result = run(gen_video.main, *network, tmp_path / name, *args, code=1)
         assert message in result.output and list(tmp_path.iterdir()) == []
     monkeypatch.setattr(gen_video.memory, "host_free_bytes", lambda: 2**20)
     result = run(gen_video.main, *network, tmp_path / "a.webp", "--seeds=0-3", "--w-frames=1000", code=1)
-    assert "4,000 frames of 1 cells with 4 keyframes take 0.0 GiB" in result.output and "write .mp4 or .gif" in result.output
+    assert (
+        "4,000 frames of 1 cells with 4 keyframes take 0.0 GiB" in result.output
+        and "write .mp4 or .gif" in result.output
+    )
     monkeypatch.setattr(gen_video.memory, "host_free_bytes", lambda: 2**10)
     run(gen_video.main, *network, tmp_path / "a.gif", "--seeds=0-3", "--w-frames=2", code=1)
     assert list(tmp_path.iterdir()) == []
@@ -199,7 +262,14 @@ def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # 
 def test_a_stopped_video_leaves_no_file(folder, tmp_path, name):  # noqa: F811
     if name.endswith("mp4"):
         pytest.importorskip("av")
-    script = [sys.executable, gen_video.__file__, f"--network={folder / 'uncond.pkl'}", "--seeds=0-15", "--w-frames=100000", "--device=cpu"]
+    script = [
+        sys.executable,
+        gen_video.__file__,
+        f"--network={folder / 'uncond.pkl'}",
+        "--seeds=0-15",
+        "--w-frames=100000",
+        "--device=cpu",
+    ]
     process = subprocess.Popen([*script, f"--output={tmp_path / name}"], stderr=subprocess.PIPE, text=True)
     waiting.until(lambda: any(tmp_path.iterdir()), process)
     assert process.poll() is None and [path.suffix for path in tmp_path.iterdir()] == [".tmp"]

@@ -27,7 +27,9 @@ def gpu():
 
 
 def run(gpu, out: Path, *arguments: str) -> click.testing.Result:
-    return click.testing.CliRunner().invoke(gpu.main, ["--device", "cpu", "--small", "--out", str(out), *arguments])
+    return click.testing.CliRunner().invoke(
+        gpu.main, ["--device", "cpu", "--small", "--out", str(out), *arguments]
+    )
 
 
 def test_a_training_step_is_measured(gpu, tmp_path) -> None:
@@ -36,7 +38,11 @@ def test_a_training_step_is_measured(gpu, tmp_path) -> None:
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["torch"] == torch.__version__ and len(record["commit"]) in (0, 40) and record["small"]
     (row,) = record["results"]
-    assert row["stage"] == 16 and row["flops_per_image"] > 1e6 and row["images_per_second"] * row["seconds"] == pytest.approx(row["batch"])
+    assert (
+        row["stage"] == 16
+        and row["flops_per_image"] > 1e6
+        and row["images_per_second"] * row["seconds"] == pytest.approx(row["batch"])
+    )
 
 
 def test_what_fails_or_runs_out_of_time_is_recorded(gpu, monkeypatch, tmp_path) -> None:
@@ -48,7 +54,11 @@ def test_what_fails_or_runs_out_of_time_is_recorded(gpu, monkeypatch, tmp_path) 
     monkeypatch.setattr(gpu, "time_steps", fail)
     assert run(gpu, tmp_path / "a.json", "--parts", "steps", "--stages", "64").exit_code == 0
     rows = json.loads((tmp_path / "a.json").read_text())["results"]
-    assert len(rows) == len(gpu.LEVERS) and rows[0]["status"] == "RuntimeError: out of memory" and rows[1]["images_per_second"] == 1
+    assert (
+        len(rows) == len(gpu.LEVERS)
+        and rows[0]["status"] == "RuntimeError: out of memory"
+        and rows[1]["images_per_second"] == 1
+    )
     assert run(gpu, tmp_path / "b.json", "--parts", "steps", "--minutes", "0").exit_code == 0
     assert json.loads((tmp_path / "b.json").read_text())["results"] == [
         {"part": "steps", "stage": 16, "levers": gpu.LEVERS[0].name, "status": "out of time"}
@@ -69,8 +79,18 @@ def test_commands_are_recorded_with_their_end(job) -> None:
     assert job.command("tests", ["echo", "fine"])
     assert not job.command("tests", ["no-such-program"])
     assert not job.command("tests", ["sleep", "1000000"], limit=0.1)
-    assert job.command("tests", ["sh", "-c", "echo ERROR SUMMARY: 1 error; echo more >&2; exit 9"], expected="9", tool="memcheck")
-    assert [row["status"] for row in results(job)] == ["0", "no-such-program is not installed", "out of time", "9"]
+    assert job.command(
+        "tests",
+        ["sh", "-c", "echo ERROR SUMMARY: 1 error; echo more >&2; exit 9"],
+        expected="9",
+        tool="memcheck",
+    )
+    assert [row["status"] for row in results(job)] == [
+        "0",
+        "no-such-program is not installed",
+        "out of time",
+        "9",
+    ]
     assert [row["last_line"] for row in results(job)] == ["fine", "", "", "ERROR SUMMARY: 1 error"]
     assert (job.report.path.parent / "out-tests-memcheck.log").read_text() == "ERROR SUMMARY: 1 error\nmore\n"
 
@@ -109,7 +129,11 @@ def test_a_part_that_fails_is_recorded_and_none_begins_too_late(gpu, job) -> Non
 
 def test_the_sanitizer_must_find_the_planted_mistake_and_nothing_else(gpu, job, monkeypatch) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(gpu, "_run", lambda arguments, log, limit, environment: (log.touch(), commands.append(arguments), "0")[2])
+    monkeypatch.setattr(
+        gpu,
+        "_run",
+        lambda arguments, log, limit, environment: (log.touch(), commands.append(arguments), "0")[2],
+    )
     job.device = "cuda"
     gpu.run_sanitizer(job)
     assert [(row["tool"], row["over"], row.get("expected", "0")) for row in results(job)] == [
@@ -118,7 +142,9 @@ def test_the_sanitizer_must_find_the_planted_mistake_and_nothing_else(gpu, job, 
         ("racecheck", "kernels", "0"),
         ("synccheck", "kernels", "0"),
     ]
-    assert all(command[0] == "compute-sanitizer" and command[-1] in ("kernels", "mistake") for command in commands)
+    assert all(
+        command[0] == "compute-sanitizer" and command[-1] in ("kernels", "mistake") for command in commands
+    )
 
 
 def test_without_kernels_nothing_is_said_to_be_checked(gpu, monkeypatch) -> None:

@@ -24,7 +24,19 @@ ALLOWED = {
 
 # Inside training a file or folder imports only from those listed before it (docs/architecture.md).
 TRAINING_ORDER = [
-    *("options", "config", "generator", "discriminator", "losses", "schedules", "bundle", "data", "inputs", "run_folder", "networks"),
+    *(
+        "options",
+        "config",
+        "generator",
+        "discriminator",
+        "losses",
+        "schedules",
+        "bundle",
+        "data",
+        "inputs",
+        "run_folder",
+        "networks",
+    ),
     *("state", "nonfinite", "steps", "build", "watch", "run", "loop", "launch", "progressive"),
 ]
 NO_TORCH = ("dnnlib", "image_data")
@@ -66,7 +78,10 @@ def test_no_modules_import_each_other_in_a_circle():
     for name, path in names.items():
         used = imported_modules(path) | {used.rpartition(".")[0] for used in imported_modules(path)}
         graph[name] = {module for module in used if module in names and module != name}
-    for name, used in graph.items():  # a package's file imports from the files in it, which may name the package itself
+    for (
+        name,
+        used,
+    ) in graph.items():  # a package's file imports from the files in it, which may name the package itself
         graph[name] = {module for module in used if not name.startswith(f"{module}.")}
     while leaves := [name for name, used in graph.items() if not used & graph.keys()]:
         for name in leaves:
@@ -98,10 +113,14 @@ def test_training_files_import_only_earlier_ones():
 @pytest.mark.parametrize("script", ["gen_images", "gen_video", "gen_class_samplesheet", "convert"])
 def test_scripts_that_use_a_network_load_neither_timm_nor_what_trains(script):
     look = f"import sys, {script}; print(*(m for m in sys.modules if m.startswith(('timm', 'training.'))))"
-    found = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "training.generator" in found
     assert not [m for m in found if m.partition(".")[0] == "timm"]
-    assert not {"training.networks.finetune", "training.build", "training.steps", "training.loop"} & set(found)
+    assert not {"training.networks.finetune", "training.build", "training.steps", "training.loop"} & set(
+        found
+    )
 
 
 def test_san_stands_alone():
@@ -112,6 +131,8 @@ def test_san_stands_alone():
 
 
 def test_every_source_file_carries_its_licence():
-    tracked = [p for p in ROOT.rglob("*.py") if not {".venv", "build", "demo"} & set(p.relative_to(ROOT).parts)]
+    tracked = [
+        p for p in ROOT.rglob("*.py") if not {".venv", "build", "demo"} & set(p.relative_to(ROOT).parts)
+    ]
     for path in tracked:
         assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0"), path

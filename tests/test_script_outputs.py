@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-# script -> (the flag of its output, the other arguments). None of the networks exists: they would be read later.
+# script -> (the flag of its output, the other arguments). None of the networks exists: they would be read
+# later.
 SCRIPTS = {
     "dataset_tool": ("--dest", ["--source=photos"]),
     "gen_images": ("--outdir", ["--network=gone.pkl", "--seeds=0"]),
@@ -40,7 +41,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refused(script: str, *arguments: str) -> str:
     before = sorted(Path().rglob("*"))
     result = CliRunner().invoke(importlib.import_module(script).main, arguments, catch_exceptions=False)
-    assert result.exit_code == 1 and result.output.startswith("Error: ") and result.output.count("\n") == 1, result.output
+    assert result.exit_code == 1 and result.output.startswith("Error: ") and result.output.count("\n") == 1, (
+        result.output
+    )
     assert sorted(Path().rglob("*")) == before
     return result.output
 
@@ -66,7 +69,9 @@ def test_inside_the_data(script: str, where: str, place: Path) -> None:
 
 
 def test_measured_images_take_no_records(place: Path) -> None:
-    assert "lies inside --images=photos" in refused("calc_metrics", "--images=photos", "--data=photos", "--outdir=photos/records")
+    assert "lies inside --images=photos" in refused(
+        "calc_metrics", "--images=photos", "--data=photos", "--outdir=photos/records"
+    )
 
 
 def test_one_data_set_of_several(place: Path) -> None:
@@ -77,7 +82,9 @@ def test_one_data_set_of_several(place: Path) -> None:
 
 def test_a_folder_that_weights_are_fetched_to(place: Path) -> None:
     assert "--prefetch=https://host/x is an address" in refused("train", "--prefetch=https://host/x")
-    assert "becomes part of a folder's name" in refused("train", "--outdir=runs", "--data=photos", "--desc=../x")
+    assert "becomes part of a folder's name" in refused(
+        "train", "--outdir=runs", "--data=photos", "--desc=../x"
+    )
 
 
 def test_a_network_of_which_nothing_could_be_read_again(place: Path) -> None:
@@ -93,7 +100,9 @@ def test_a_network_of_which_nothing_could_be_read_again(place: Path) -> None:
         assert message in refused("convert", "--source=a.pkl", f"--dest={dest}", *more)
     (place / "c.safetensors").write_bytes(b"x")
     (place / "c.json").symlink_to("b.json")
-    assert "is the JSON file of --source" in refused("convert", "--source=c.safetensors", "--dest=b.safetensors")
+    assert "is the JSON file of --source" in refused(
+        "convert", "--source=c.safetensors", "--dest=b.safetensors"
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

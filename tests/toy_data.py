@@ -10,7 +10,14 @@ import numpy as np
 import PIL.Image
 
 
-def write_dataset(path: Path, n: int = 12, size: int = 16, class_names: list[str] | None = None, seed: int = 0, **metadata: str) -> Path:
+def write_dataset(
+    path: Path,
+    n: int = 12,
+    size: int = 16,
+    class_names: list[str] | None = None,
+    seed: int = 0,
+    **metadata: str,
+) -> Path:
     """A zip of n random RGB images; with class_names, image i has label i modulo their number."""
     rng = np.random.RandomState(seed)
     names = [f"00000/img{i:08d}.png" for i in range(n)]
@@ -21,5 +28,8 @@ def write_dataset(path: Path, n: int = 12, size: int = 16, class_names: list[str
             coarse.resize((size, size), PIL.Image.Resampling.BICUBIC).save(buffer, format="PNG")
             archive.writestr(name, buffer.getvalue())
         labels = [[name, i % len(class_names)] for i, name in enumerate(names)] if class_names else None
-        archive.writestr("dataset.json", json.dumps({"labels": labels, "metadata": {"class_names": class_names, **metadata}}))
+        archive.writestr(
+            "dataset.json",
+            json.dumps({"labels": labels, "metadata": {"class_names": class_names, **metadata}}),
+        )
     return path

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waiting by progress, not by the clock: a slow or busy machine is no failure, a standstill is one.
 
-Progress is CPU time of the processes that are waited for and of all their descendants, and descendants that come or
-go. A wait is given up after IDLE_SECONDS without any, counted while this process was running itself. A loop without end
-makes progress for ever: such a test is ended, with the stacks of its threads, by pytest-timeout (pyproject.toml).
+Progress is CPU time of the processes that are waited for and of all their descendants, and descendants that
+come or go. A wait is given up after IDLE_SECONDS without any, counted while this process was running itself.
+A loop without end makes progress for ever: such a test is ended, with the stacks of its threads, by
+pytest-timeout (pyproject.toml).
 """
 
 import multiprocessing.process
@@ -28,7 +29,9 @@ class StandstillError(AssertionError):
 
 
 def _work(pids: Iterable[int]) -> dict[int, float]:
-    """CPU seconds of these processes and of their descendants, of those that have ended and were waited for, too."""
+    """CPU seconds of these processes and of their descendants, of those that have ended and were waited for,
+    too.
+    """
     found = {}
     for pid in pids:
         try:
@@ -61,7 +64,9 @@ class _Watch:
         self.still = self.still + min(passed, 2 * _LOOK_SECONDS) if work == self.work else 0.0
         self.work = work
         if self.still > self.idle:
-            raise StandstillError(f"processes {sorted(self.pids)} made no progress for {self.still:.0f} seconds")
+            raise StandstillError(
+                f"processes {sorted(self.pids)} made no progress for {self.still:.0f} seconds"
+            )
 
 
 def _pid(process: Process) -> int:
@@ -77,7 +82,9 @@ def _status(process: Process) -> int | None:
     return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
 
 
-def until(condition: Callable[[], T], *processes: Process, poll: float = 0.02, idle: float = IDLE_SECONDS) -> T:
+def until(
+    condition: Callable[[], T], *processes: Process, poll: float = 0.02, idle: float = IDLE_SECONDS
+) -> T:
     """The first value of `condition()` that is true.
 
     Args:
@@ -88,13 +95,18 @@ def until(condition: Callable[[], T], *processes: Process, poll: float = 0.02, i
         StandstillError: they make none; the processes are left as they are.
         AssertionError: they have all ended, or one has failed, and the condition is still not true.
     """
-    watch, pause = _Watch(map(_pid, processes), idle), threading.Event()  # not time.sleep, which tests replace
+    watch, pause = (
+        _Watch(map(_pid, processes), idle),
+        threading.Event(),
+    )  # not time.sleep, which tests replace
     while True:
         ends = [_status(process) for process in processes]
         if value := condition():
             return value
         over = bool(ends) and None not in ends
-        assert not over and not any(ends), f"processes ended with {ends}, and what was waited for has not come"
+        assert not over and not any(ends), (
+            f"processes ended with {ends}, and what was waited for has not come"
+        )
         watch.look()
         pause.wait(poll)
 
@@ -102,7 +114,11 @@ def until(condition: Callable[[], T], *processes: Process, poll: float = 0.02, i
 def join(*processes: multiprocessing.process.BaseProcess, idle: float = IDLE_SECONDS) -> None:
     """Waits for the end of all; kills them if they make no progress (StandstillError)."""
     try:
-        until(lambda: all(process.exitcode is not None for process in processes), *map(_pid, processes), idle=idle)
+        until(
+            lambda: all(process.exitcode is not None for process in processes),
+            *map(_pid, processes),
+            idle=idle,
+        )
     finally:
         for process in processes:
             if process.is_alive():
@@ -128,8 +144,8 @@ def kill(*processes: subprocess.Popen) -> None:
 def finish(*processes: subprocess.Popen, idle: float = IDLE_SECONDS) -> Outputs:
     """Reads the pipes of all to their ends and waits: (stdout, stderr) of each, as `Popen.communicate`.
 
-    If they make no progress, or this wait is interrupted, they and their descendants are killed; StandstillError tells
-    what they had written.
+    If they make no progress, or this wait is interrupted, they and their descendants are killed;
+    StandstillError tells what they had written.
     """
     outputs: Outputs = [(None, None)] * len(processes)
 
@@ -140,7 +156,9 @@ def finish(*processes: subprocess.Popen, idle: float = IDLE_SECONDS) -> Outputs:
     for thread in threads:
         thread.start()
     try:
-        until(lambda: not any(thread.is_alive() for thread in threads), *(p.pid for p in processes), idle=idle)
+        until(
+            lambda: not any(thread.is_alive() for thread in threads), *(p.pid for p in processes), idle=idle
+        )
     except BaseException as error:
         kill(*processes)
         for thread in threads:
@@ -151,9 +169,19 @@ def finish(*processes: subprocess.Popen, idle: float = IDLE_SECONDS) -> Outputs:
     return outputs
 
 
-def run(command: list[str], *, idle: float = IDLE_SECONDS, check: bool = False, **options: Any) -> subprocess.CompletedProcess:
-    """`subprocess.run` of a command whose output is captured as text, with a limit on idleness in place of time."""
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+def run(
+    command: list[str], *, idle: float = IDLE_SECONDS, check: bool = False, **options: Any
+) -> subprocess.CompletedProcess:
+    """`subprocess.run` of a command whose output is captured as text, with a limit on idleness in place of
+    time.
+    """
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        **options,
+    }
     with subprocess.Popen(command, **options) as process:
         ((out, err),) = finish(process, idle=idle)
     assert not check or process.returncode == 0, f"exit status {process.returncode}: {out}{err}"

@@ -2,15 +2,18 @@
 """Memory accesses of the CUDA kernels at the layers of the recipes, checked and counted without a GPU.
 
     python -m tools.check_kernels                                  # exit status 1 if anything is found
-    python -m tools.check_kernels --cases upfirdn2d --lines        # cases whose name contains this; a row per source line
+    python -m tools.check_kernels --cases upfirdn2d --lines        # cases whose name contains this; a row per
+    source line
 
-Runs the layers of benchmarks/ops.py with one plane each, forward, with codes, and backward, through the kernels as
-tests/torch_utils/ops/kernel_checker.py builds them. Prints what is wrong (out of bounds, races, unwritten memory, misaligned accesses) and, per
-kernel: the warp instructions that access shared memory, how many times as long they take as without bank conflicts (mean, and the worst one),
-the same for global memory in sectors of 32 bytes against the fewest that hold the bytes, and the share of threads that are active. The last
-number in a fused kernel's name: 0 plain, 1 saves codes, 2 gated by codes.
+Runs the layers of benchmarks/ops.py with one plane each, forward, with codes, and backward, through the
+kernels as tests/torch_utils/ops/kernel_checker.py builds them. Prints what is wrong (out of bounds, races,
+unwritten memory, misaligned accesses) and, per kernel: the warp instructions that access shared memory, how
+many times as long they take as without bank conflicts (mean, and the worst one), the same for global memory
+in sectors of 32 bytes against the fewest that hold the bytes, and the share of threads that are active. The
+last number in a fused kernel's name: 0 plain, 1 saves codes, 2 gated by codes.
 
-The compiler for the device may join accesses (four taps in one read) or drop some that repeat, so instructions are those of the source.
+The compiler for the device may join accesses (four taps in one read) or drop some that repeat, so
+instructions are those of the source.
 """
 
 import sys
@@ -52,9 +55,15 @@ def print_table(usage: list[Usage], lines: bool) -> None:
     for u in usage:
         kind = f"{u.place} {'w' if u.write else 'r'}{u.bytes}" if lines else ""
         groups[u.kernel, kind].append(u)
-    click.echo(f"{'':100s}{'shared':>9s}{'x':>7s}{'worst':>7s}{'reads':>9s}{'x':>7s}{'worst':>7s}{'writes':>9s}{'x':>7s}{'worst':>7s}{'active':>8s}")
+    click.echo(
+        f"{'':100s}{'shared':>9s}{'x':>7s}{'worst':>7s}{'reads':>9s}{'x':>7s}{'worst':>7s}{'writes':>9s}{'x':>7s}{'worst':>7s}{'active':>8s}"
+    )
     for (kernel, kind), rows in sorted(groups.items()):
-        parts = ([u for u in rows if u.shared], [u for u in rows if not u.shared and not u.write], [u for u in rows if not u.shared and u.write])
+        parts = (
+            [u for u in rows if u.shared],
+            [u for u in rows if not u.shared and not u.write],
+            [u for u in rows if not u.shared and u.write],
+        )
         active = sum(u.threads for u in rows) / 32 / sum(u.instructions for u in rows)
         click.echo(f"{f'{kernel} {kind}':100s}{''.join(map(_share, parts))}{active:8.2f}")
 
@@ -70,14 +79,19 @@ def main(cases: str, dtype: str, lines: bool) -> None:
     all_cases = benchmark.other_cases(1, _ONE_PLANE, "cpu") + benchmark.layer_cases(1, _ONE_PLANE, "cpu")
     chosen = list({(case.name, case.shape): case for case in all_cases if cases in case.name}.values())
     if not chosen:
-        raise click.ClickException(f"no case is named like {cases!r}; there are: " + ", ".join(case.name for case in all_cases))
+        raise click.ClickException(
+            f"no case is named like {cases!r}; there are: " + ", ".join(case.name for case in all_cases)
+        )
     with kernel_checker.checked(analyse=True) as checker:
         for case in chosen:
             checker.reset(analyse=True)
             run_case(case, DTYPES[dtype])
             report = checker.report()
             found += len(report.findings)
-            click.echo(f"\n{case.name}: {report.launches} launches, {report.accesses} accesses, {len(report.findings)} findings")
+            click.echo(
+                f"\n{case.name}: {report.launches} launches, {report.accesses} accesses, "
+                f"{len(report.findings)} findings"
+            )
             for finding in report.findings:
                 click.echo(f"  {finding}")
             print_table(report.usage, lines)

@@ -5,9 +5,10 @@
     python -m tools.fuzz_pickles --seconds 600           # random damage to network pickles and to those files
     python -m tools.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
-Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks; executions (audit events of exec, open,
-import, ... while reading), hangs (more than --limit seconds of the processor), errors besides ValueError; the slowest input (in such seconds); and
-the peak of memory above that of an idle process.
+Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks;
+executions (audit events of exec, open, import, ... while reading), hangs (more than --limit seconds of the
+processor), errors besides ValueError; the slowest input (in such seconds); and the peak of memory above that
+of an idle process.
 """
 
 import argparse
@@ -29,7 +30,14 @@ if "--atheris" in sys.argv:
 
 from tests.fuzz.hostile import attempt, corpus, good_files, watch  # after the reader has been instrumented
 
-INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, *b"}]()tsuebRQc0.2\x81\x82\x85\x86\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96"]
+INTERESTING = [
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    *b"}]()tsuebRQc0.2\x81\x82\x85\x86\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96",
+]
 
 
 def mutate(random_: random.Random, files: list[bytes]) -> bytes:
@@ -108,7 +116,12 @@ class Counter:
         """All numbers. ru_maxrss is in KiB on Linux, in bytes on macOS."""
         unit = 2**20 if sys.platform == "darwin" else 2**10
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.idle) / unit
-        return {**self.counts, "slowest_s": round(self.slowest, 3), "slowest": self.slowest_name, "peak_mb": round(peak)}
+        return {
+            **self.counts,
+            "slowest_s": round(self.slowest, 3),
+            "slowest": self.slowest_name,
+            "peak_mb": round(peak),
+        }
 
     def clean(self) -> bool:
         """Nothing ran, hung or crashed."""
@@ -116,7 +129,9 @@ class Counter:
 
 
 def run_atheris(arguments: list[str]) -> None:
-    """Coverage-guided fuzzing, from the small files of the corpus on; stops at the first finding. libFuzzer ends the process itself."""
+    """Coverage-guided fuzzing, from the small files of the corpus on; stops at the first finding. libFuzzer
+    ends the process itself.
+    """
     import atheris
 
     counter = Counter(20)
@@ -129,7 +144,9 @@ def run_atheris(arguments: list[str]) -> None:
             print(json.dumps(counter.report()), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        for index, content in enumerate([*good_files(), *(content for _, content in corpus() if len(content) < 2000)]):
+        for index, content in enumerate(
+            [*good_files(), *(content for _, content in corpus() if len(content) < 2000)]
+        ):
             attempt(content)
             Path(folder, str(index)).write_bytes(content)
         atheris.Setup([sys.argv[0], "-max_len=40000", *arguments, folder], one)
@@ -138,13 +155,19 @@ def run_atheris(arguments: list[str]) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", action="store_true", help="every hostile file, once")
     parser.add_argument("--seconds", type=float, default=0, help="random damage for so long")
     parser.add_argument("--inputs", type=int, default=10**9, help="... or for so many inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=20, help="seconds of the processor that one input may take")
-    parser.add_argument("--atheris", action="store_true", help="coverage-guided; further arguments go to libFuzzer")
+    parser.add_argument(
+        "--limit", type=float, default=20, help="seconds of the processor that one input may take"
+    )
+    parser.add_argument(
+        "--atheris", action="store_true", help="coverage-guided; further arguments go to libFuzzer"
+    )
     args, rest = parser.parse_known_args()
     faulthandler.enable()
     if args.atheris:
@@ -162,7 +185,9 @@ def main() -> int:
         random_ = random.Random(args.seed)
         end = time.monotonic() + args.seconds
         while time.monotonic() < end and counter.counts["inputs"] < args.inputs:
-            counter.take(f"damage, seed {args.seed}, input {counter.counts['inputs']}", mutate(random_, files))
+            counter.take(
+                f"damage, seed {args.seed}, input {counter.counts['inputs']}", mutate(random_, files)
+            )
     print(json.dumps(counter.report()))
     return 0 if counter.clean() else 1
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs their tests, which lie in
-tests/torch_utils/ops: backend/test_kernels.py for the CUDA kernels, backend/test_cpu_kernels.py for the CPU
-kernels, both for the formulas that they share. A missing barrier, and a mistake that changes no result, goes to
-the access checker as well (test_kernel_checker.py): the order in which the host runs threads may hide a missing
-barrier from the results, but not from it.
+"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs
+their tests, which lie in tests/torch_utils/ops: backend/test_kernels.py for the CUDA kernels,
+backend/test_cpu_kernels.py for the CPU kernels, both for the formulas that they share. A missing barrier, and
+a mistake that changes no result, goes to the access checker as well (test_kernel_checker.py): the order in
+which the host runs threads may hide a missing barrier from the results, but not from it.
 
     python -m tools.mutate_kernels                                # all; exit status 1 if a mistake survives
-    python -m tools.mutate_kernels --only upfirdn2d               # those whose file or description contains this
+    python -m tools.mutate_kernels --only upfirdn2d               # those whose file or description contains
+    this
     python -m tools.mutate_kernels --kernels cpu                  # the CPU kernels alone, with the formulas
     python -m tools.mutate_kernels --list
 
-Each mutant is a build of sources with one replacement, loaded into a process of its own: CUDA sources are compiled for the host, the CPU's as their
-users compile them. Not part of the default run: a mutant costs a compilation of the files it touches and the tests up to the first failure.
+Each mutant is a build of sources with one replacement, loaded into a process of its own: CUDA sources are
+compiled for the host, the CPU's as their users compile them. Not part of the default run: a mutant costs a
+compilation of the files it touches and the tests up to the first failure.
 """
 
 import contextlib
@@ -47,19 +49,40 @@ def _m(file: str, what: str, old: str, new: str) -> Mutant:
     return Mutant(file, old, new, what)
 
 
-_BIAS, _FORMULAS, _FIR, _GATE, _SHARED = "bias_act.cu", "activations.h", "upfirdn2d.cu", "gate.cu", "filtered_lrelu.h"
+_BIAS, _FORMULAS, _FIR, _GATE, _SHARED = (
+    "bias_act.cu",
+    "activations.h",
+    "upfirdn2d.cu",
+    "gate.cu",
+    "filtered_lrelu.h",
+)
 _SEPARABLE, _RADIAL, _BINDINGS = "filtered_lrelu_separable.cu", "filtered_lrelu_radial.cu", "bindings.cpp"
 _CPU, _CPU_FIR, _CPU_VECTORS, _CPU_BIAS, _CPU_THREADS = (
     f"cpu/{name}" for name in ("kernels.cpp", "resample.h", "vectors.h", "bias_act.h", "parallel.h")
 )
 MUTANTS = (
     # bias_act
-    _m(_FORMULAS, "swish without its factor", "return c.swish ? x * sigmoid(x) : sigmoid(x);", "return sigmoid(x);"),
+    _m(
+        _FORMULAS,
+        "swish without its factor",
+        "return c.swish ? x * sigmoid(x) : sigmoid(x);",
+        "return sigmoid(x);",
+    ),
     _m(_FORMULAS, "sigmoid mirrored", "select(x >= A(0), A(1), e)", "select(x >= A(0), e, A(1))"),
-    _m(_FORMULAS, "softplus without its linear part", "return select(x > A(0), x, A(0)) + log1p", "return log1p"),
+    _m(
+        _FORMULAS,
+        "softplus without its linear part",
+        "return select(x > A(0), x, A(0)) + log1p",
+        "return log1p",
+    ),
     _m(_FORMULAS, "wrong slope of tanh", "A(1) - v * v : A(-2) * v", "A(1) + v * v : A(-2) * v"),
     _m(_FORMULAS, "second derivative of tanh halved", "A(-2) * v", "A(-1) * v"),
-    _m(_FORMULAS, "second derivative of sigmoid", "v * (A(1) - v) : A(1) - A(2) * v", "v * (A(1) - v) : A(1) - v"),
+    _m(
+        _FORMULAS,
+        "second derivative of sigmoid",
+        "v * (A(1) - v) : A(1) - A(2) * v",
+        "v * (A(1) - v) : A(1) - v",
+    ),
     _m(_FORMULAS, "second derivative of elu dropped", "v + c.negative : A(1));", "v + c.negative : A(0));"),
     _m(_FORMULAS, "second derivative of softplus negated", ": exp(-v);", ": -exp(-v);"),
     _m(_FORMULAS, "second derivative of swish", "(A(2) + x * (A(1) - A(2) * s))", "(A(2) + x * (A(1) - s))"),
@@ -67,7 +90,12 @@ MUTANTS = (
     _m(_FORMULAS, "lrelu's slope ignored", "kLrelu ? alpha : 1", "kLrelu ? 0.2 : 1"),
     _m(_FORMULAS, "gain dropped", "(saved + bias, c) * c.gain", "(saved + bias, c)"),
     _m(_FORMULAS, "gain dropped in the gradient", "ORDER == 1 ? slope * c.gain : slope", "slope"),
-    _m(_FORMULAS, "gain doubled in the second derivative", "ORDER == 1 ? slope * c.gain : slope", "slope * c.gain"),
+    _m(
+        _FORMULAS,
+        "gain doubled in the second derivative",
+        "ORDER == 1 ? slope * c.gain : slope",
+        "slope * c.gain",
+    ),
     _m(_FORMULAS, "gradient at output instead of value", "y * c.inverse_gain", "y"),
     _m(
         _FORMULAS,
@@ -75,8 +103,18 @@ MUTANTS = (
         "select(value < -c.clamp, -c.clamp, select(value > c.clamp, c.clamp, value))",
         "select(value > c.clamp, c.clamp, value)",
     ),
-    _m(_FORMULAS, "gradient passes the clamp", "if (c.clamps) value = select(fabs(y) < bound, value, A(0));", ""),
-    _m(_FORMULAS, "gradient passes on the clamp itself", "select(fabs(y) < bound, value, A(0))", "select(fabs(y) > bound, A(0), value)"),
+    _m(
+        _FORMULAS,
+        "gradient passes the clamp",
+        "if (c.clamps) value = select(fabs(y) < bound, value, A(0));",
+        "",
+    ),
+    _m(
+        _FORMULAS,
+        "gradient passes on the clamp itself",
+        "select(fabs(y) < bound, value, A(0))",
+        "select(fabs(y) > bound, A(0), value)",
+    ),
     _m(_BIAS, "clamp not rounded like the output", "c.from_output ? to_float(rounded) : c.clamp", "c.clamp"),
     _m(
         _FORMULAS,
@@ -88,12 +126,32 @@ MUTANTS = (
     _m(_BIAS, "next bias one element late", "if (++within == slice.step)", "if (within++ == slice.step)"),
     _m(_BIAS, "biases do not start over", "if (++channel == slice.channels) channel = 0;", "++channel;"),
     _m(_BIAS, "channel not wrapped", "(slice.channel + before) % slice.channels", "slice.channel + before"),
-    _m(_BIAS, "slice begins at the first channel", "slice.channel = static_cast<int32_t>(channel);", "slice.channel = 0;"),
-    _m(_BIAS, "slice begins at a channel's first element", "slice.within = static_cast<int32_t>(within);", "slice.within = 0;"),
+    _m(
+        _BIAS,
+        "slice begins at the first channel",
+        "slice.channel = static_cast<int32_t>(channel);",
+        "slice.channel = 0;",
+    ),
+    _m(
+        _BIAS,
+        "slice begins at a channel's first element",
+        "slice.within = static_cast<int32_t>(within);",
+        "slice.within = 0;",
+    ),
     _m(_BIAS, "slice crosses a bias", "size = size < p.step - within ? size : p.step - within;", ""),
-    _m(_BIAS, "last pack left out", "first < slice.count; first += stride", "first + V <= slice.count; first += stride"),
+    _m(
+        _BIAS,
+        "last pack left out",
+        "first < slice.count; first += stride",
+        "first + V <= slice.count; first += stride",
+    ),
     _m(_BIAS, "pack stored past the tail", "if (i < left) x[i] = pack.value[i];", "x[i] = pack.value[i];"),
-    _m(_BIAS, "grids do not loop", "first < slice.count; first += stride", "first < slice.count; first = slice.count"),
+    _m(
+        _BIAS,
+        "grids do not loop",
+        "first < slice.count; first += stride",
+        "first < slice.count; first = slice.count",
+    ),
     _m(_FORMULAS, "third operand ignored", "return ORDER == 2 ? value * ddx : value;", "return value;"),
     _m(
         _BIAS,
@@ -101,12 +159,32 @@ MUTANTS = (
         "const void* advance(const void* pointer, int64_t elements)",
         "const void* advance(const void* pointer, int32_t elements)",
     ),
-    _m(_BIAS, "offsets of outputs in 32 bits", "static_cast<T*>(p.out) + elements", "static_cast<T*>(p.out) + static_cast<int32_t>(elements)"),
+    _m(
+        _BIAS,
+        "offsets of outputs in 32 bits",
+        "static_cast<T*>(p.out) + elements",
+        "static_cast<T*>(p.out) + static_cast<int32_t>(elements)",
+    ),
     # upfirdn2d
-    _m(_FIR, "first pixel rounded down", "first_pixel = ceil_div(out * d - pad, u);", "first_pixel = floor_div(out * d - pad, u);"),
-    _m(_FIR, "padding of the wrong sign", "first_tap = first_pixel * u + pad - out * d;", "first_tap = first_pixel * u - pad - out * d;"),
+    _m(
+        _FIR,
+        "first pixel rounded down",
+        "first_pixel = ceil_div(out * d - pad, u);",
+        "first_pixel = floor_div(out * d - pad, u);",
+    ),
+    _m(
+        _FIR,
+        "padding of the wrong sign",
+        "first_tap = first_pixel * u + pad - out * d;",
+        "first_tap = first_pixel * u - pad - out * d;",
+    ),
     _m(_FIR, "taps not reversed", "reverse ? taps - 1 - index : index", "index"),
-    _m(_FIR, "gain lost by separable filters", "* static_cast<A>(p.gain);\n    for (int64_t work", ";\n    for (int64_t work"),
+    _m(
+        _FIR,
+        "gain lost by separable filters",
+        "* static_cast<A>(p.gain);\n    for (int64_t work",
+        ";\n    for (int64_t work",
+    ),
     _m(_FIR, "gain lost by other filters", "sum * static_cast<A>(p.gain)", "sum"),
     _m(
         _FIR,
@@ -121,14 +199,36 @@ MUTANTS = (
         "meet<0, 0>(line, p.up_y, p.down_y, p.pad_x, row, tap_y);",
     ),
     _m(_FIR, "factors swapped", "meet<0, 0>(column, p.up_x, p.down_x", "meet<0, 0>(column, p.up_y, p.down_y"),
-    _m(_FIR, "row bound off by one", "if (row >= 0 && row < p.in_h) {", "if (row >= 0 && row < p.in_h - 1) {"),
+    _m(
+        _FIR, "row bound off by one", "if (row >= 0 && row < p.in_h) {", "if (row >= 0 && row < p.in_h - 1) {"
+    ),
     _m(_FIR, "column bound missing", "if (pixel >= 0 && pixel < p.in_w) sum +=", "if (pixel >= 0) sum +="),
-    _m(_FIR, "row bound of the direct kernel", "if (row < 0 || row >= p.in_h) continue;", "if (row < 0 || row > p.in_h) continue;"),
-    _m(_FIR, "no barrier between the passes", "        __syncthreads();\n        const int64_t y", "        const int64_t y"),
-    _m(_FIR, "no barrier between tiles", "work += gridDim.x) {\n        __syncthreads();", "work += gridDim.x) {"),
+    _m(
+        _FIR,
+        "row bound of the direct kernel",
+        "if (row < 0 || row >= p.in_h) continue;",
+        "if (row < 0 || row > p.in_h) continue;",
+    ),
+    _m(
+        _FIR,
+        "no barrier between the passes",
+        "        __syncthreads();\n        const int64_t y",
+        "        const int64_t y",
+    ),
+    _m(
+        _FIR,
+        "no barrier between tiles",
+        "work += gridDim.x) {\n        __syncthreads();",
+        "work += gridDim.x) {",
+    ),
     _m(_FIR, "last tile of full width", "p.out_w - x0 < t.tile_w ? p.out_w - x0 : t.tile_w", "t.tile_w"),
     _m(_FIR, "last tile of full height", "p.out_h - y0 < t.tile_h ? p.out_h - y0 : t.tile_h", "t.tile_h"),
-    _m(_FIR, "too few tiles", "t.tiles_x = (p.out_w + t.tile_w - 1) / t.tile_w;", "t.tiles_x = p.out_w / t.tile_w;"),
+    _m(
+        _FIR,
+        "too few tiles",
+        "t.tiles_x = (p.out_w + t.tile_w - 1) / t.tile_w;",
+        "t.tiles_x = p.out_w / t.tile_w;",
+    ),
     _m(_FIR, "shared rows one too few", "/ p.up_y + 2; }", "/ p.up_y; }"),
     _m(_FIR, "rows of a tile one too few", "+ p.taps_y - 1, p.up_y) + 1;", "+ p.taps_y - 1, p.up_y);"),
     _m(_FIR, "channels_last pitch ignored", "p.channels_last ? p.channels : 1;", "1;"),
@@ -138,23 +238,53 @@ MUTANTS = (
         "static_cast<const In*>(p.x) + plane * p.in_h * p.in_w;",
         "static_cast<const In*>(p.x) + static_cast<int32_t>(plane * p.in_h * p.in_w);",
     ),
-    _m(_FIR, "line offset in 32 bits", "x + static_cast<int64_t>(row) * p.in_w;\n", "x + static_cast<int32_t>(row * p.in_w);\n"),
+    _m(
+        _FIR,
+        "line offset in 32 bits",
+        "x + static_cast<int64_t>(row) * p.in_w;\n",
+        "x + static_cast<int32_t>(row * p.in_w);\n",
+    ),
     _m(_FIR, "origin in 32 bits", "const int64_t origin =", "const int32_t origin ="),
     _m(_FIR, "pixels in 32 bits", "pixels[static_cast<int64_t>(pixel) * pitch]", "pixels[pixel * pitch]"),
     _m(_FIR, "output offset in 32 bits", "const int64_t y = (plane", "const int32_t y = (plane"),
-    _m(_FIR, "output count in 32 bits", "for (int64_t k = first; k < count;", "for (int64_t k = first; k < static_cast<int32_t>(count);"),
+    _m(
+        _FIR,
+        "output count in 32 bits",
+        "for (int64_t k = first; k < count;",
+        "for (int64_t k = first; k < static_cast<int32_t>(count);",
+    ),
     _m(_FIR, "division in 32 bits", "if (value <= INT32_MAX) {", "if (value >= 0) {"),
     _m(_FIR, "bias of the wrong channel", "(p.b)[plane % p.channels]", "(p.b)[0]"),
-    _m(_FIR, "float32 output rounded", "} else if (p.out_dtype == kFloat32) {", "} else if (p.out_dtype == kFloat64) {"),
+    _m(
+        _FIR,
+        "float32 output rounded",
+        "} else if (p.out_dtype == kFloat32) {",
+        "} else if (p.out_dtype == kFloat64) {",
+    ),
     # gate
-    _m(_GATE, "gated by the neighbour's code", "const unsigned code = codes >> (2 * i);", "const unsigned code = codes >> (2 * (i ^ 1));"),
+    _m(
+        _GATE,
+        "gated by the neighbour's code",
+        "const unsigned code = codes >> (2 * i);",
+        "const unsigned code = codes >> (2 * (i ^ 1));",
+    ),
     _m(_GATE, "codes shifted by one bit", "(outside ? 2u : 0u) << (2 * i)", "(outside ? 2u : 0u) << i"),
     _m(_GATE, "padding without its code", "codes |= 2u << (2 * i);", ""),
     _m(_GATE, "slope without gain", "(code & 1) ? gain * slope : gain", "(code & 1) ? slope : gain"),
     _m(_GATE, "clamp passes itself", "!(fabs(value) < clamp)", "!(fabs(value) <= clamp)"),
-    _m(_GATE, "row offset in 32 bits", "static_cast<A*>(p.u) + row * p.mid_w", "static_cast<A*>(p.u) + static_cast<int32_t>(row * p.mid_w)"),
+    _m(
+        _GATE,
+        "row offset in 32 bits",
+        "static_cast<A*>(p.u) + row * p.mid_w",
+        "static_cast<A*>(p.u) + static_cast<int32_t>(row * p.mid_w)",
+    ),
     # filtered_lrelu, all fused kernels
-    _m(_SHARED, "crop of the wrong axis", "t.mid_x0 = t.out_x0 * p.down - p.crop_x;", "t.mid_x0 = t.out_x0 * p.down - p.crop_y;"),
+    _m(
+        _SHARED,
+        "crop of the wrong axis",
+        "t.mid_x0 = t.out_x0 * p.down - p.crop_x;",
+        "t.mid_x0 = t.out_x0 * p.down - p.crop_y;",
+    ),
     _m(
         _SHARED,
         "lead off by one",
@@ -167,22 +297,57 @@ MUTANTS = (
         "t.lead_y = t.mid_y0 - (p.pad_y + p.up * (t.group_y0 - 1) + 1);",
         "t.lead_y = t.mid_y0 - (p.pad_y + p.up * (t.group_y0 - 1));",
     ),
-    _m(_SHARED, "last tile of full height", "t.out_h = t.last_y ? p.out_h - t.out_y0 : p.tile_h;", "t.out_h = p.tile_h;"),
-    _m(_SHARED, "bias beside the image", ": 0.f;\n    }\n}\n\n// N pixels", ": bias;\n    }\n}\n\n// N pixels"),
+    _m(
+        _SHARED,
+        "last tile of full height",
+        "t.out_h = t.last_y ? p.out_h - t.out_y0 : p.tile_h;",
+        "t.out_h = p.tile_h;",
+    ),
+    _m(
+        _SHARED,
+        "bias beside the image",
+        ": 0.f;\n    }\n}\n\n// N pixels",
+        ": bias;\n    }\n}\n\n// N pixels",
+    ),
     _m(_SHARED, "bias of the first channel", "(p.b)[t.plane % p.channels]", "(p.b)[0]"),
-    _m(_SHARED, "row bound missing", "inside && row >= 0 && row < p.in_h ?", "inside && row >= 0 && row <= p.in_h ?"),
+    _m(
+        _SHARED,
+        "row bound missing",
+        "inside && row >= 0 && row < p.in_h ?",
+        "inside && row >= 0 && row <= p.in_h ?",
+    ),
     _m(
         _SHARED,
         "upsampling gain lost",
         "load_taps<UP * K>(p.fu, p.reverse_up, p.up_gain, taps);",
         "load_taps<UP * K>(p.fu, p.reverse_up, 1.f, taps);",
     ),
-    _m(_SHARED, "taps of the wrong phase", "sum += v[g + k] * taps[r + k * UP];", "sum += v[g + k] * taps[UP - 1 - r + k * UP];"),
-    _m(_SHARED, "zero counts as positive", "const bool negative = !(u > 0.f);", "const bool negative = u < 0.f;"),
+    _m(
+        _SHARED,
+        "taps of the wrong phase",
+        "sum += v[g + k] * taps[r + k * UP];",
+        "sum += v[g + k] * taps[UP - 1 - r + k * UP];",
+    ),
+    _m(
+        _SHARED,
+        "zero counts as positive",
+        "const bool negative = !(u > 0.f);",
+        "const bool negative = u < 0.f;",
+    ),
     _m(_SHARED, "clamp above dropped", "(value > p.clamp ? p.clamp : value)", "value"),
     _m(_SHARED, "clamped samples keep their slope", "if (!(fabsf(value) < p.clamp)) code |= 2u;", ""),
-    _m(_SHARED, "sign codes inverted", "u * ((code & 1u) ? p.slope * p.gain : p.gain)", "u * ((code & 1u) ? p.gain : p.slope * p.gain)"),
-    _m(_SHARED, "codes read one sample off", "shift = 2 * (t.mid_x0 - 4 * byte0);", "shift = 2 * (t.mid_x0 - 4 * byte0) ^ 2;"),
+    _m(
+        _SHARED,
+        "sign codes inverted",
+        "u * ((code & 1u) ? p.slope * p.gain : p.gain)",
+        "u * ((code & 1u) ? p.gain : p.slope * p.gain)",
+    ),
+    _m(
+        _SHARED,
+        "codes read one sample off",
+        "shift = 2 * (t.mid_x0 - 4 * byte0);",
+        "shift = 2 * (t.mid_x0 - 4 * byte0) ^ 2;",
+    ),
     _m(
         _SHARED,
         "third byte of codes forgotten",
@@ -190,8 +355,18 @@ MUTANTS = (
         "for (int i = 0; i < 2; i++) {\n            const int byte",
     ),
     _m(_SHARED, "codes written in the wrong half", "(8 * (byte & 1))", "(8 * (~byte & 1))"),
-    _m(_SHARED, "last codes not written", "t.last_x ? p.code_bytes - byte0 : p.tile_w * p.down / 4;", "p.tile_w * p.down / 4;"),
-    _m(_SHARED, "last rows of codes not written", "t.last_y ? p.mid_h - t.mid_y0 : p.tile_h * p.down;", "p.tile_h * p.down;"),
+    _m(
+        _SHARED,
+        "last codes not written",
+        "t.last_x ? p.code_bytes - byte0 : p.tile_w * p.down / 4;",
+        "p.tile_w * p.down / 4;",
+    ),
+    _m(
+        _SHARED,
+        "last rows of codes not written",
+        "t.last_y ? p.mid_h - t.mid_y0 : p.tile_h * p.down;",
+        "p.tile_h * p.down;",
+    ),
     _m(_SHARED, "padding of codes left", "if (samples < 4) bits", "if (samples < 0) bits"),
     _m(
         _SHARED,
@@ -199,7 +374,12 @@ MUTANTS = (
         "first = run * kRun * DOWN;\n        float sums[kRun];",
         "first = run * kRun * DOWN + 1;\n        float sums[kRun];",
     ),
-    _m(_SHARED, "last outputs of a run left", "if (run * kRun + j < t.out_h) from_float", "if (run * kRun + j < t.out_h - 1) from_float"),
+    _m(
+        _SHARED,
+        "last outputs of a run left",
+        "if (run * kRun + j < t.out_h) from_float",
+        "if (run * kRun + j < t.out_h - 1) from_float",
+    ),
     _m(
         _SHARED,
         "column offset in 32 bits",
@@ -239,12 +419,37 @@ MUTANTS = (
     ),
     _m(_SEPARABLE, "taps not reversed", "p.fd[p.reverse_down ? TAPS - 1 - tap : tap]", "p.fd[tap]"),
     _m(_SEPARABLE, "lead's taps not cleared", "tap >= 0 && tap < TAPS ? ", "tap < TAPS ? "),
-    _m(_SEPARABLE, "codes not moved by the lead", "words[i] = funnel_left(before, word, 2 * t.lead_x);", "words[i] = word;"),
-    _m(_SEPARABLE, "saved codes not moved by the lead", "funnel_right(words[i], i + 1 < S::kWords ? words[i + 1] : 0u, 2 * t.lead_x)", "words[i]"),
-    _m(_SEPARABLE, "high codes lost", "if (2 * i + 1 < count) units[2 * i + 1]", "if (2 * i + 3 < count) units[2 * i + 1]"),
-    _m(_SEPARABLE, "last output of a run left", "if (run * kRun + j < t.out_w) target[j]", "if (run * kRun + j + 1 < t.out_w) target[j]"),
+    _m(
+        _SEPARABLE,
+        "codes not moved by the lead",
+        "words[i] = funnel_left(before, word, 2 * t.lead_x);",
+        "words[i] = word;",
+    ),
+    _m(
+        _SEPARABLE,
+        "saved codes not moved by the lead",
+        "funnel_right(words[i], i + 1 < S::kWords ? words[i + 1] : 0u, 2 * t.lead_x)",
+        "words[i]",
+    ),
+    _m(
+        _SEPARABLE,
+        "high codes lost",
+        "if (2 * i + 1 < count) units[2 * i + 1]",
+        "if (2 * i + 3 < count) units[2 * i + 1]",
+    ),
+    _m(
+        _SEPARABLE,
+        "last output of a run left",
+        "if (run * kRun + j < t.out_w) target[j]",
+        "if (run * kRun + j + 1 < t.out_w) target[j]",
+    ),
     _m(_SEPARABLE, "shared columns one too few", "+ kGroups + K - 1; }", "+ kGroups + K - 2; }"),
-    _m(_SEPARABLE, "shared rows one too few", "return (out_h - 1) * DOWN + TAPS; }", "return (out_h - 1) * DOWN + TAPS - 1; }"),
+    _m(
+        _SEPARABLE,
+        "shared rows one too few",
+        "return (out_h - 1) * DOWN + TAPS; }",
+        "return (out_h - 1) * DOWN + TAPS - 1; }",
+    ),
     # filtered_lrelu, radial filters
     _m(
         _RADIAL,
@@ -270,13 +475,38 @@ MUTANTS = (
         "code_pitch);\n        __syncthreads();\n        down_horizontal",
         "code_pitch);\n        down_horizontal",
     ),
-    _m(_RADIAL, "no barrier before the last pass", "out, out_pitch);\n        __syncthreads();", "out, out_pitch);"),
-    _m(_RADIAL, "full filter transposed", "const int x = i / N, y = i - x * N;", "const int y = i / N, x = i - y * N;"),
-    _m(_RADIAL, "full filter not reversed", "f[reverse ? (N - 1 - y) * N + N - 1 - x : y * N + x]", "f[y * N + x]"),
-    _m(_RADIAL, "samples in the wrong part", "column % DOWN * part + column / DOWN", "column % DOWN * part + (column + 1) / DOWN"),
+    _m(
+        _RADIAL,
+        "no barrier before the last pass",
+        "out, out_pitch);\n        __syncthreads();",
+        "out, out_pitch);",
+    ),
+    _m(
+        _RADIAL,
+        "full filter transposed",
+        "const int x = i / N, y = i - x * N;",
+        "const int y = i / N, x = i - y * N;",
+    ),
+    _m(
+        _RADIAL,
+        "full filter not reversed",
+        "f[reverse ? (N - 1 - y) * N + N - 1 - x : y * N + x]",
+        "f[y * N + x]",
+    ),
+    _m(
+        _RADIAL,
+        "samples in the wrong part",
+        "column % DOWN * part + column / DOWN",
+        "column % DOWN * part + (column + 1) / DOWN",
+    ),
     _m(_RADIAL, "phase of the full filter", "r_x = UP - 1 - place % UP;", "r_x = place % UP;"),
     _m(_RADIAL, "last row not read", "row < height ? pixels", "row < height - 1 ? pixels"),
-    _m(_RADIAL, "column bound missing", "column >= 0 && column < p.in_w;\n        pixels", "column >= 0;\n        pixels"),
+    _m(
+        _RADIAL,
+        "column bound missing",
+        "column >= 0 && column < p.in_w;\n        pixels",
+        "column >= 0;\n        pixels",
+    ),
     _m(_RADIAL, "gated by the neighbour's code", "(2 * (column % 8))", "(2 * (column % 4))"),
     _m(
         _RADIAL,
@@ -291,28 +521,68 @@ MUTANTS = (
         "static_cast<T*>(p.y) + static_cast<int32_t>((t.plane * p.out_h + t.out_y0) * p.out_w + t.out_x0);",
     ),
     # what leads to the kernels
-    _m(_BINDINGS, "padding of the transposed map", "plan.crop_x = taps_x(fu) - 1 - plan.pad_x", "plan.crop_x = taps_x(fu) - plan.pad_x"),
+    _m(
+        _BINDINGS,
+        "padding of the transposed map",
+        "plan.crop_x = taps_x(fu) - 1 - plan.pad_x",
+        "plan.crop_x = taps_x(fu) - plan.pad_x",
+    ),
     _m(_BINDINGS, "factors not exchanged", "std::swap(plan.up_y, plan.down_y);", ""),
-    _m(_BINDINGS, "taps not reversed in the gradient", "plan.reverse_up = plan.reverse_down = flip;", "plan.reverse_up = plan.reverse_down = !flip;"),
+    _m(
+        _BINDINGS,
+        "taps not reversed in the gradient",
+        "plan.reverse_up = plan.reverse_down = flip;",
+        "plan.reverse_up = plan.reverse_down = !flip;",
+    ),
     _m(
         _BINDINGS,
         "groups of planes begin at the wrong pixel",
         "static_cast<const char*>(x.const_data_ptr()) + first * u.in_w * u.in_h * size",
         "static_cast<const char*>(x.const_data_ptr())",
     ),
-    _m(_BINDINGS, "elements that share a bias", "p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;", "p.step = 1;"),
+    _m(
+        _BINDINGS,
+        "elements that share a bias",
+        "p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;",
+        "p.step = 1;",
+    ),
     _m(_BINDINGS, "other order in memory not copied", "!same(t.strides(), out.strides())", "false"),
     _m(_BINDINGS, "channels_last not recognised", "return !x.is_contiguous();", "return true;"),
     # the CPU's resampling
-    _m(_CPU_FIR, "first input rounded down", "return ceil_div(o * down - pad, up); }", "return ceil_div(o * down - pad - up + 1, up); }"),
+    _m(
+        _CPU_FIR,
+        "first input rounded down",
+        "return ceil_div(o * down - pad, up); }",
+        "return ceil_div(o * down - pad - up + 1, up); }",
+    ),
     _m(_CPU_FIR, "taps of the wrong phase", "return k * up + up - 1 - phase; }", "return k * up + phase; }"),
     _m(_CPU_VECTORS, "negative quotients rounded down", "-(-a / b); }", "-((-a + b - 1) / b); }"),
     _m(_CPU_FIR, "taps not reversed", "taps.f[taps.reverse ? axis.taps - 1 - t : t]", "taps.f[t]"),
     _m(_CPU_FIR, "gain lost by separable filters", "polyphase(x, taps, gain);", "polyphase(x, taps, 1.0f);"),
-    _m(_CPU_FIR, "phases of the full filter at the wrong place", "* y.window() * x.up * x.window() : 0)", "* y.window() * x.window() : 0)"),
-    _m(_CPU_FIR, "rows of the full filter share taps", "const float* factors = c + r * taps;", "const float* factors = c;"),
-    _m(_CPU_FIR, "too little slack behind rows", "constexpr int64_t kSlack = 16;", "constexpr int64_t kSlack = 2;"),
-    _m(_CPU_FIR, "scratch memory not cleared", "std::memset(static_cast<void*>(data_), 0, count * sizeof(V));", ""),
+    _m(
+        _CPU_FIR,
+        "phases of the full filter at the wrong place",
+        "* y.window() * x.up * x.window() : 0)",
+        "* y.window() * x.window() : 0)",
+    ),
+    _m(
+        _CPU_FIR,
+        "rows of the full filter share taps",
+        "const float* factors = c + r * taps;",
+        "const float* factors = c;",
+    ),
+    _m(
+        _CPU_FIR,
+        "too little slack behind rows",
+        "constexpr int64_t kSlack = 16;",
+        "constexpr int64_t kSlack = 2;",
+    ),
+    _m(
+        _CPU_FIR,
+        "scratch memory not cleared",
+        "std::memset(static_cast<void*>(data_), 0, count * sizeof(V));",
+        "",
+    ),
     _m(
         _CPU_FIR,
         "ring of rows too small",
@@ -325,30 +595,77 @@ MUTANTS = (
         "std::min(begin + axis.window(), axis.in) - first);",
         "std::min(begin + axis.window(), axis.in - 1) - first);",
     ),
-    _m(_CPU_FIR, "rows above the image not skipped", "stage_.rows_of(o) + window.skip,", "stage_.rows_of(o),"),
-    _m(_CPU_FIR, "rows above the image not skipped (full filter)", "+ window.skip * stage_.x.up * stage_.x.window();", ";"),
-    _m(_CPU_FIR, "pixels beside the image read", "high_ = std::min(span.origin + span.inputs, stage.x.in);", "high_ = span.origin + span.inputs;"),
+    _m(
+        _CPU_FIR, "rows above the image not skipped", "stage_.rows_of(o) + window.skip,", "stage_.rows_of(o),"
+    ),
+    _m(
+        _CPU_FIR,
+        "rows above the image not skipped (full filter)",
+        "+ window.skip * stage_.x.up * stage_.x.window();",
+        ";",
+    ),
+    _m(
+        _CPU_FIR,
+        "pixels beside the image read",
+        "high_ = std::min(span.origin + span.inputs, stage.x.in);",
+        "high_ = span.origin + span.inputs;",
+    ),
     # the CPU's filtered_lrelu and upfirdn2d
-    _m(_CPU, "last part left out", "count(ceil_div(total, size)) {}", "count(total > size ? total / size : 1) {}"),
+    _m(
+        _CPU,
+        "last part left out",
+        "count(ceil_div(total, size)) {}",
+        "count(total > size ? total / size : 1) {}",
+    ),
     _m(_CPU, "last part of full size", "std::min(total, (i + 1) * size); }", "(i + 1) * size; }"),
-    _m(_CPU, "tasks miscounted", "row = task / wide.count % high.count, bundle", "row = task % high.count, bundle"),
-    _m(_CPU, "tasks miscounted in upfirdn2d", "row = task / wide.count % high.count, group", "row = task % high.count, group"),
-    _m(_CPU, "groups of channels left out", "begin = bundle % bundles * together,", "begin = bundle % bundles,"),
+    _m(
+        _CPU,
+        "tasks miscounted",
+        "row = task / wide.count % high.count, bundle",
+        "row = task % high.count, bundle",
+    ),
+    _m(
+        _CPU,
+        "tasks miscounted in upfirdn2d",
+        "row = task / wide.count % high.count, group",
+        "row = task % high.count, group",
+    ),
+    _m(
+        _CPU,
+        "groups of channels left out",
+        "begin = bundle % bundles * together,",
+        "begin = bundle % bundles,",
+    ),
     _m(
         _CPU,
         "codes at a tile's left edge not written",
         "own_low(start * down.x.down)",
         "own_low(start * down.x.down + (start > 0))",
     ),
-    _m(_CPU, "codes at a tile's right edge not written", "std::min(act.mid_w, stop * down.x.down)", "std::min(act.mid_w, stop * down.x.down - 1)"),
+    _m(
+        _CPU,
+        "codes at a tile's right edge not written",
+        "std::min(act.mid_w, stop * down.x.down)",
+        "std::min(act.mid_w, stop * down.x.down - 1)",
+    ),
     _m(
         _CPU,
         "codes at a tile's lower edge not written",
         "std::min(act.mid_h, row_stop * down.y.down)",
         "std::min(act.mid_h, row_stop * down.y.down - 1)",
     ),
-    _m(_CPU, "kept rows too few", "kept_(space, down.y.window(), ", "kept_(space, std::max<int64_t>(1, down.y.window() - 1), "),
-    _m(_CPU, "rows above the middle image not skipped", "down_.rows_of(n) + needed.skip,", "down_.rows_of(n),"),
+    _m(
+        _CPU,
+        "kept rows too few",
+        "kept_(space, down.y.window(), ",
+        "kept_(space, std::max<int64_t>(1, down.y.window() - 1), ",
+    ),
+    _m(
+        _CPU,
+        "rows above the middle image not skipped",
+        "down_.rows_of(n) + needed.skip,",
+        "down_.rows_of(n),",
+    ),
     _m(
         _CPU,
         "gated by the sign alone",
@@ -360,7 +677,12 @@ MUTANTS = (
     _m(_CPU, "bias of the first channels", "bias_of(b, c, count)", "bias_of(b, 0, count)"),
     _m(_CPU, "last group of full width", "count = std::min<int64_t>(kLanes, x.c - c);", "count = kLanes;"),
     _m(_CPU, "uneven planes taken as even", "x.stride_n == x.c * x.stride_c && y.stride_n", "y.stride_n"),
-    _m(_CPU, "threads share scratch memory", "static thread_local Scratch buffers;", "static Scratch buffers;"),
+    _m(
+        _CPU,
+        "threads share scratch memory",
+        "static thread_local Scratch buffers;",
+        "static Scratch buffers;",
+    ),
     # vectors
     _m(_CPU_VECTORS, "ties rounded up", "0x7fffu + ((bits >> 16) & 1u)", "0x8000u"),
     _m(
@@ -377,7 +699,12 @@ MUTANTS = (
     ),
     _m(_CPU_VECTORS, "zero counts as positive", "_CMP_NGT_UQ", "_CMP_LT_OQ"),
     _m(_CPU_VECTORS, "gradient passes on the clamp itself", "_CMP_GE_OQ", "_CMP_GT_OQ"),
-    _m(_CPU_VECTORS, "NaN clamped", "_mm512_min_ps((__m512)bound, (__m512)v)", "_mm512_min_ps((__m512)v, (__m512)bound)"),
+    _m(
+        _CPU_VECTORS,
+        "NaN clamped",
+        "_mm512_min_ps((__m512)bound, (__m512)v)",
+        "_mm512_min_ps((__m512)v, (__m512)bound)",
+    ),
     _m(
         _CPU_VECTORS,
         "parts stored whole",
@@ -408,7 +735,12 @@ MUTANTS = (
         "rows[12 + j] = (V)_mm512_shuffle_f32x4(odd, odd2, 0xdd);",
         "rows[12 + j] = (V)_mm512_shuffle_f32x4(odd, odd2, 0x88);",
     ),
-    _m(_CPU_VECTORS, "stores around the cache at any step", "step % kLanes == 0 && step >= 512;", "step >= 512;"),
+    _m(
+        _CPU_VECTORS,
+        "stores around the cache at any step",
+        "step % kLanes == 0 && step >= 512;",
+        "step >= 512;",
+    ),
     _m(
         _CPU_VECTORS,
         "stores around the cache lose lanes",
@@ -427,19 +759,39 @@ MUTANTS = (
     ),
     _m(_CPU_BIAS, "a coefficient of log1p", "2.f / 9,", "2.f / 10,"),
     _m(_CPU_BIAS, "run crosses a bias", "(first / at.step + 1) * at.step)", "first + at.step)"),
-    _m(_CPU_BIAS, "biases of short rows not repeated", "if (at.step > 1 || row > at.period()) {", "if (at.step > 1) {"),
+    _m(
+        _CPU_BIAS,
+        "biases of short rows not repeated",
+        "if (at.step > 1 || row > at.period()) {",
+        "if (at.step > 1) {",
+    ),
     _m(
         _CPU_BIAS,
         "last row of full length",
         "make(common, first, std::min(last, first + row), biases, 1);",
         "make(common, first, first + row, biases, 1);",
     ),
-    _m(_CPU_BIAS, "tasks begin within a period", "std::max<int64_t>(1, kTaskElements / unit) * unit;", "std::max<int64_t>(unit, kTaskElements);"),
+    _m(
+        _CPU_BIAS,
+        "tasks begin within a period",
+        "std::max<int64_t>(1, kTaskElements / unit) * unit;",
+        "std::max<int64_t>(unit, kTaskElements);",
+    ),
     _m(_CPU_BIAS, "clamp not rounded like the output", "common.bound = load(rounded);", ""),
-    _m(_CPU_BIAS, "last elements of a sum left out", "for (; i < count; i += kLanes) sums[0]", "for (; i + kLanes <= count; i += kLanes) sums[0]"),
+    _m(
+        _CPU_BIAS,
+        "last elements of a sum left out",
+        "for (; i < count; i += kLanes) sums[0]",
+        "for (; i + kLanes <= count; i += kLanes) sums[0]",
+    ),
     _m(_CPU_BIAS, "parts of sums of one place", "add_row(&sums[part * row],", "add_row(&sums[0],"),
     # the CPU's threads
-    _m(_CPU_THREADS, "first task left to nobody", "num_threads(threads)\n    for (int64_t i = 0;", "num_threads(threads)\n    for (int64_t i = 1;"),
+    _m(
+        _CPU_THREADS,
+        "first task left to nobody",
+        "num_threads(threads)\n    for (int64_t i = 0;",
+        "num_threads(threads)\n    for (int64_t i = 1;",
+    ),
 )
 
 
@@ -469,14 +821,26 @@ def _cuda_judges(work: Path) -> tuple[_Judge, ...]:
             subprocess.run(line, shell=True, cwd=work / name, check=True, capture_output=True)
         return _Judge(name, tests, module, commands)
 
-    results = judge("results", f"{TESTS}/backend/test_kernels.py", "torch_utils.ops.backend.extension", extension._ninja_file((), host=True))
-    accesses = judge("accesses", f"{TESTS}/test_kernel_checker.py", "tests.torch_utils.ops.kernel_checker", kernel_checker.ninja_file())
+    results = judge(
+        "results",
+        f"{TESTS}/backend/test_kernels.py",
+        "torch_utils.ops.backend.extension",
+        extension._ninja_file((), host=True),
+    )
+    accesses = judge(
+        "accesses",
+        f"{TESTS}/test_kernel_checker.py",
+        "tests.torch_utils.ops.kernel_checker",
+        kernel_checker.ninja_file(),
+    )
     return results, accesses
 
 
 def _cpu_judges(work: Path) -> tuple[_Judge, ...]:
     """The tests of the CPU kernels, which build them through cpu_extension.py."""
-    return (_Judge("cpu", f"{TESTS}/backend/test_cpu_kernels.py", "torch_utils.ops.backend.cpu_extension", {}),)
+    return (
+        _Judge("cpu", f"{TESTS}/backend/test_cpu_kernels.py", "torch_utils.ops.backend.cpu_extension", {}),
+    )
 
 
 def _groups(m: Mutant, kernels: str) -> list[str]:
@@ -489,12 +853,15 @@ def _users(work: Path, file: str) -> list[str]:
     """The sources that a change of a file concerns."""
     if not file.endswith(".h"):
         return [file]
-    texts = {path.name: path.read_text() for path in (work / "csrc").iterdir() if path.suffix in (".cu", ".cpp")}
+    texts = {
+        path.name: path.read_text() for path in (work / "csrc").iterdir() if path.suffix in (".cu", ".cpp")
+    }
     return [name for name, text in texts.items() if f'#include "{file}"' in text]
 
 
 def _build(work: Path, judge: _Judge, sources: list[str]) -> Path:
-    """Compiles sources and links them with the judge's unchanged objects; returns the library. For the CPU, the sources themselves.
+    """Compiles sources and links them with the judge's unchanged objects; returns the library. For the CPU,
+    the sources themselves.
 
     Raises:
         click.ClickException: that fails.
@@ -527,7 +894,9 @@ def _survives(judge: _Judge, library: Path, log: Path) -> bool:
     status = os.waitpid(child, 0)[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what it started and left behind
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) > 1:  # pytest: 0 passed, 1 failed, more: nothing ran; a signal: an abort, or out of time
+    if (
+        os.WIFEXITED(status) and os.WEXITSTATUS(status) > 1
+    ):  # pytest: 0 passed, 1 failed, more: nothing ran; a signal: an abort, or out of time
         raise click.ClickException("the tests could not be run:\n" + log.read_text()[-2000:])
     return status == 0
 
@@ -548,7 +917,9 @@ def _run_tests(judge: _Judge, library: Path) -> int:
 
 
 def _build_cpu(cpu_extension: Any, sources: Path) -> bool:
-    """Lets this process build the CPU kernels from these sources, whatever their flags, and builds them as their users do."""
+    """Lets this process build the CPU kernels from these sources, whatever their flags, and builds them as
+    their users do.
+    """
     from torch_utils.ops.backend import extension
 
     folder = sources.parents[1] / "cache"
@@ -565,7 +936,9 @@ def _build_cpu(cpu_extension: Any, sources: Path) -> bool:
 
 
 def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, ...]) -> tuple[bool, str]:
-    """Whether a mutant is noticed by all who have to of some kernels' judges, and by which tests; its mistake is in the sources."""
+    """Whether a mutant is noticed by all who have to of some kernels' judges, and by which tests; its mistake
+    is in the sources.
+    """
     killers: list[str] = []
     wanted = 2 if m.what.startswith("no barrier") else 1
     for judge in judges:
@@ -579,7 +952,9 @@ def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, ...]) -> tuple[bool, s
 
 @click.command(help=__doc__)
 @click.option("--only", default="", help="Mutants whose file or description contains this.")
-@click.option("--kernels", type=click.Choice(["cuda", "cpu", "all"]), default="all", help="Whose tests are asked.")
+@click.option(
+    "--kernels", type=click.Choice(["cuda", "cpu", "all"]), default="all", help="Whose tests are asked."
+)
 @click.option("--list", "list_only", is_flag=True, help="Name the mutants and stop.")
 def main(only: str, kernels: str, list_only: bool) -> None:
     os.chdir(ROOT)
@@ -597,11 +972,21 @@ def main(only: str, kernels: str, list_only: bool) -> None:
             if (work / "csrc" / m.file).read_text().count(m.old) != 1:
                 raise click.ClickException(f"{m.file}: the text of '{m.what}' must occur once: {m.old!r}")
         wanted = {group for m in chosen for group in _groups(m, kernels)}
-        judges = {group: make(work) for group, make in (("cuda", _cuda_judges), ("cpu", _cpu_judges)) if group in wanted}
+        judges = {
+            group: make(work)
+            for group, make in (("cuda", _cuda_judges), ("cpu", _cpu_judges))
+            if group in wanted
+        }
         for judge in (judge for group in judges.values() for judge in group):
-            if not _survives(judge, work / judge.name / "ops.so" if judge.commands else work / "csrc" / "cpu", work / "log"):
-                raise click.ClickException("the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:])
-        survivors = sum(not _noticed(work, m, [judges[group] for group in _groups(m, kernels)]) for m in chosen)
+            if not _survives(
+                judge, work / judge.name / "ops.so" if judge.commands else work / "csrc" / "cpu", work / "log"
+            ):
+                raise click.ClickException(
+                    "the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:]
+                )
+        survivors = sum(
+            not _noticed(work, m, [judges[group] for group in _groups(m, kernels)]) for m in chosen
+        )
     click.echo(f"{len(chosen)} mutants, {len(chosen) - survivors} killed")
     sys.exit(1 if survivors else 0)
 
@@ -615,7 +1000,10 @@ def _noticed(work: Path, m: Mutant, groups: list[tuple[_Judge, ...]]) -> bool:
     source.write_text(original)
     noticed = all(noticed for noticed, _ in verdicts)
     killers = ", ".join(killers for _, killers in verdicts)
-    click.echo(f"{m.file:28s}{m.what:45s}{'killed' if noticed else 'SURVIVES'} ({killers}) {time.monotonic() - start:.0f} s")
+    click.echo(
+        f"{m.file:28s}{m.what:45s}{'killed' if noticed else 'SURVIVES'} ({killers}) "
+        f"{time.monotonic() - start:.0f} s"
+    )
     sys.stdout.flush()
     return noticed
 

@@ -2,13 +2,14 @@
 """Runs the tests of rounded numbers, parity and ops, as other processors round them.
 
     python -m tools.rounding             # in every environment below (make test-rounding)
-    python -m tools.rounding --short     # in the two that differ most, without the tests marked `once` (part of make test)
+    python -m tools.rounding --short     # in the two that differ most, without the tests marked `once` (part
+                                         of make test)
     python -m tools.rounding --only sse -- -k gradients -x
 
-How a sum is rounded depends on the vectors and threads that take part: those of torch (ATEN_CPU_CAPABILITY), of oneDNN's
-convolutions (ONEDNN_MAX_CPU_ISA), of MKL's matrix products (MKL_CBWR) and of the kernels of torch_utils/ops
-(STYLESAN_XL_CPU_KERNELS). Where values differ by rounding, some lie on the other side of a kink, and gradients differ
-by more: the tests must pass all the same (tests/parity/gradients.py).
+How a sum is rounded depends on the vectors and threads that take part: those of torch (ATEN_CPU_CAPABILITY),
+of oneDNN's convolutions (ONEDNN_MAX_CPU_ISA), of MKL's matrix products (MKL_CBWR) and of the kernels of
+torch_utils/ops (STYLESAN_XL_CPU_KERNELS). Where values differ by rounding, some lie on the other side of a
+kink, and gradients differ by more: the tests must pass all the same (tests/parity/gradients.py).
 """
 
 import os
@@ -27,19 +28,31 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("tests/parity", "tests/torch_utils/ops")
 # They build libraries and count accesses, and round nothing.
-_LEFT_OUT = ("tests/torch_utils/ops/test_kernel_checker.py", "tests/torch_utils/ops/backend/test_extension.py")
+_LEFT_OUT = (
+    "tests/torch_utils/ops/test_kernel_checker.py",
+    "tests/torch_utils/ops/backend/test_extension.py",
+)
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     "native": {},
     "threads": {"TEST_THREADS": "2"},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "STYLESAN_XL_CPU_KERNELS": "x86-64-v3"},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "STYLESAN_XL_CPU_KERNELS": "x86-64-v3",
+    },
     "scalar": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "sse": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
     "reference": {"ATEN_CPU_CAPABILITY": "avx2", "STYLESAN_XL_CPU_KERNELS": "off"},
-    "no-compiler": {"PATH": str(Path(sys.executable).parent), "CXX": "", "STYLESAN_XL_OPS": ""},  # and an empty cache folder
+    "no-compiler": {
+        "PATH": str(Path(sys.executable).parent),
+        "CXX": "",
+        "STYLESAN_XL_OPS": "",
+    },  # and an empty cache folder
 }
-# Measured on the gradients of generators: 6e-7 and 4e-7 from the processor's own results, 5e-7 from each other.
+# Measured on the gradients of generators: 6e-7 and 4e-7 from the processor's own results, 5e-7 from each
+# other.
 SHORT = ("sse", "reference")
 
 
@@ -52,12 +65,20 @@ class Outcome(NamedTuple):
 
 
 def environment(name: str, cache: str) -> dict[str, str]:
-    """The variables of one environment. cache: an empty folder, for where nothing must have been compiled before."""
-    variables = {key: value for key, value in ENVIRONMENTS[name].items() if _X86 or not value.startswith("x86-64")}
+    """The variables of one environment. cache: an empty folder, for where nothing must have been compiled
+    before.
+    """
+    variables = {
+        key: value for key, value in ENVIRONMENTS[name].items() if _X86 or not value.startswith("x86-64")
+    }
     if name == "no-compiler":
         variables["DNNLIB_CACHE_DIR"] = cache
     switches = {key for each in ENVIRONMENTS.values() for key in each} - {"PATH", "CXX"}
-    return {key: value for key, value in os.environ.items() if key not in switches} | {"OMP_NUM_THREADS": "1"} | variables
+    return (
+        {key: value for key, value in os.environ.items() if key not in switches}
+        | {"OMP_NUM_THREADS": "1"}
+        | variables
+    )
 
 
 def run(name: str, short: bool, arguments: tuple[str, ...]) -> Outcome:
@@ -67,15 +88,31 @@ def run(name: str, short: bool, arguments: tuple[str, ...]) -> Outcome:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment(name, cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command,
+            cwd=ROOT,
+            env=environment(name, cache),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
     return Outcome(done.returncode, done.stdout, time.monotonic() - start)
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--short", is_flag=True, help=f"{' and '.join(SHORT)} alone, without the tests marked `once`.")
-@click.option("--only", multiple=True, type=click.Choice(list(ENVIRONMENTS)), help="An environment, repeatable.  [default: all]")
-@click.option("--jobs", type=click.IntRange(1), default=min(os.cpu_count() or 1, len(SHORT)), help="Environments at a time.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(ENVIRONMENTS)),
+    help="An environment, repeatable.  [default: all]",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=min(os.cpu_count() or 1, len(SHORT)),
+    help="Environments at a time.",
+)
 @click.argument("arguments", nargs=-1)
 def main(short: bool, only: tuple[str, ...], jobs: int, arguments: tuple[str, ...]) -> None:
     """Run the parity and ops tests as other processors round. ARGUMENTS (after --) go to pytest."""
@@ -90,9 +127,15 @@ def main(short: bool, only: tuple[str, ...], jobs: int, arguments: tuple[str, ..
                 click.echo(output)
             said = re.search(r"\d+ (passed|failed|skipped)[^=\n]*?(?= in )", output)
             variables = " ".join(f"{key}={value}" for key, value in ENVIRONMENTS[name].items())
-            click.echo(f"rounding {name:12s}{said.group() if said else f'exit status {status}'}, {seconds:.0f} s  {variables}")
+            click.echo(
+                f"rounding {name:12s}{said.group() if said else f'exit status {status}'}, {seconds:.0f} s  "
+                f"{variables}"
+            )
     if failed:
-        raise click.ClickException(f"tests fail under other rounding: {', '.join(failed)} (python -m tools.rounding --only {failed[0]})")
+        raise click.ClickException(
+            f"tests fail under other rounding: {', '.join(failed)} (python -m tools.rounding --only "
+            f"{failed[0]})"
+        )
 
 
 if __name__ == "__main__":

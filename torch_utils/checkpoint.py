@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training state on disk: tensors and JSON-like values, complete or absent, never half of it.
 
-A checkpoint is one file, `checkpoint-<images shown, 12 digits>-<first 16 digits of its sha256>.pt`. It is written under a temporary
-name, flushed to the disk, renamed, read back, and only then are older ones removed; so a process or a machine may die at any
-moment and latest() finds a whole one. The checksum in the name tells a whole file from a damaged one without trusting what is
-in it; nothing in the file is ever executed (torch.load with weights_only).
+A checkpoint is one file, `checkpoint-<images shown, 12 digits>-<first 16 digits of its sha256>.pt`. It is
+written under a temporary name, flushed to the disk, renamed, read back, and only then are older ones removed;
+so a process or a machine may die at any moment and latest() finds a whole one. The checksum in the name tells
+a whole file from a damaged one without trusting what is in it; nothing in the file is ever executed
+(torch.load with weights_only).
 
-A file that cannot be read is not a damaged one: reading is tried again for half a minute, and then fails with OSError.
+A file that cannot be read is not a damaged one: reading is tried again for half a minute, and then fails with
+OSError.
 """
 
 import contextlib
@@ -47,7 +49,9 @@ class _HashingWriter:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy of `value` with tensors on the CPU, each with a storage of its own; ValueError names the first thing that is not allowed."""
+    """A copy of `value` with tensors on the CPU, each with a storage of its own; ValueError names the first
+    thing that is not allowed.
+    """
     if isinstance(value, torch.Tensor):
         x = value.detach()
         if x.layout != torch.strided:
@@ -72,7 +76,9 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable. Some file systems and Windows cannot, and then do not need it or offer nothing better."""
+    """Makes a rename durable. Some file systems and Windows cannot, and then do not need it or offer nothing
+    better.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -83,7 +89,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _entries(folder: Path) -> list[tuple[int, Path]]:
     """(images shown, path), oldest first."""
-    return sorted((int(match[1]), folder / name) for name in _names(folder) if (match := _NAME.fullmatch(name)))
+    return sorted(
+        (int(match[1]), folder / name) for name in _names(folder) if (match := _NAME.fullmatch(name))
+    )
 
 
 def _names(folder: Path) -> list[str]:
@@ -94,15 +102,19 @@ def _names(folder: Path) -> list[str]:
 
 
 def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Writes `state` as the newest checkpoint of `folder` and returns its path once it is durable; then removes all but the `keep` newest.
+    """Writes `state` as the newest checkpoint of `folder` and returns its path once it is durable; then
+    removes all but the `keep` newest.
 
-    state: nested dicts (string or integer keys), lists and tuples of tensors (any dtype, kept bit for bit; any device, loaded on the CPU),
-    None, bool, int, float and str; ValueError otherwise. Other checkpoints of `nimg` images or more belong to a line that the
-    run went back from, or are damaged, and are removed too. OSError, with the earlier checkpoints intact, when the disk is full,
-    or when what was written cannot be read back.
+    state: nested dicts (string or integer keys), lists and tuples of tensors (any dtype, kept bit for bit;
+    any device, loaded on the CPU), None, bool, int, float and str; ValueError otherwise. Other checkpoints of
+    `nimg` images or more belong to a line that the run went back from, or are damaged, and are removed too.
+    OSError, with the earlier checkpoints intact, when the disk is full, or when what was written cannot be
+    read back.
     """
     if keep < 1 or not 0 <= nimg < 10**12:
-        raise ValueError(f"checkpoint: keep must be at least 1 and nimg in [0, 10**12), got {keep} and {nimg}")
+        raise ValueError(
+            f"checkpoint: keep must be at least 1 and nimg in [0, 10**12), got {keep} and {nimg}"
+        )
     record = {"version": _VERSION, "nimg": int(nimg), "state": _plain(state, "state")}
     directory = Path(folder)
     directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +123,11 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
     _prove(path)
     older = [entry for n, entry in _entries(directory) if n < nimg]
     replaced = [entry for n, entry in _entries(directory) if n >= nimg and entry != path]
-    damaged = [directory / name for name in _names(directory) if _NAME.fullmatch(name.removesuffix(_SET_ASIDE)) and name.endswith(_SET_ASIDE)]
+    damaged = [
+        directory / name
+        for name in _names(directory)
+        if _NAME.fullmatch(name.removesuffix(_SET_ASIDE)) and name.endswith(_SET_ASIDE)
+    ]
     for entry in damaged + replaced + older[: max(0, len(older) - (keep - 1))]:
         entry.unlink(missing_ok=True)
     return path
@@ -132,7 +148,10 @@ def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
         path = directory / f"{stem}-{writer.digest()}.pt"
         os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
-        raise OSError(f"cannot write the checkpoint of {nimg} images to {directory} ({e}); earlier checkpoints are intact") from e
+        raise OSError(
+            f"cannot write the checkpoint of {nimg} images to {directory} ({e}); earlier checkpoints are "
+            "intact"
+        ) from e
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -142,7 +161,9 @@ def _prove(path: Path) -> None:
     """Reads a new checkpoint back. OSError if that fails; one that is damaged is gone then."""
     if not patiently(lambda: _is_whole(path), path):
         path.unlink()
-        raise OSError(f"the checkpoint {path} does not read back as it was written; earlier checkpoints are intact")
+        raise OSError(
+            f"the checkpoint {path} does not read back as it was written; earlier checkpoints are intact"
+        )
 
 
 def _is_whole(path: Path) -> bool:
@@ -160,14 +181,18 @@ def newest_nimg(folder: str | os.PathLike[str]) -> int | None:
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a checkpoint, whole, damaged or set aside. OSError if the folder cannot be read."""
+    """Whether a folder holds a checkpoint, whole, damaged or set aside. OSError if the folder cannot be
+    read.
+    """
     return any(_NAME.fullmatch(name.removesuffix(_SET_ASIDE)) for name in _names(Path(folder)))
 
 
 def latest(folder: str | os.PathLike[str], set_aside: bool = False) -> Path | None:
-    """Path of the newest whole checkpoint of `folder`, None if there is none. Passes over damaged ones with a warning.
+    """Path of the newest whole checkpoint of `folder`, None if there is none. Passes over damaged ones with a
+    warning.
 
-    set_aside: damaged ones beyond it are renamed; the next save() removes them. For the one process that writes there.
+    set_aside: damaged ones beyond it are renamed; the next save() removes them. For the one process that
+    writes there.
 
     Raises:
         OSError: a checkpoint cannot be read: whether it is whole is not known. Nothing has been changed.
@@ -180,14 +205,19 @@ def latest(folder: str | os.PathLike[str], set_aside: bool = False) -> Path | No
             continue  # removed by the run that writes here
         except OSError as e:
             raise OSError(
-                f"checkpoint {path} cannot be read ({e.strerror or e}), which does not mean that it is damaged: nothing was changed, "
+                f"checkpoint {path} cannot be read ({e.strerror or e}), which does not mean that it is "
+                "damaged: nothing was changed, "
                 "try again when the disk answers"
             ) from None
         if whole:
             for other in damaged if set_aside else ():
                 os.replace(other, f"{other}{_SET_ASIDE}")
             return path
-        warnings.warn(f"checkpoint {path} is damaged (its contents do not match its checksum); taking the one before it", stacklevel=2)
+        warnings.warn(
+            f"checkpoint {path} is damaged (its contents do not match its checksum); "
+            "taking the one before it",
+            stacklevel=2,
+        )
         damaged.append(path)
     return None
 
@@ -196,11 +226,16 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state given to save(), tensors on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file. OSError: it cannot be read. ValueError: it is damaged or not a checkpoint.
+        FileNotFoundError: there is no such file. OSError: it cannot be read. ValueError: it is damaged or not
+        a checkpoint.
     """
     path = Path(path)
     record = patiently(lambda: _read(path), path)
-    if not isinstance(record, dict) or record.get("version") != _VERSION or not isinstance(record.get("state"), dict):
+    if (
+        not isinstance(record, dict)
+        or record.get("version") != _VERSION
+        or not isinstance(record.get("state"), dict)
+    ):
         raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
     return record["state"]
 
@@ -209,8 +244,13 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if not _is_whole(path):
-        raise ValueError(f"checkpoint {path} is damaged: its contents do not match its checksum; resume from an earlier one")
-    with open(path, "rb") as f:  # not by torch, whose errors do not tell an unreadable file from a damaged one
+        raise ValueError(
+            f"checkpoint {path} is damaged: its contents do not match its checksum; resume from an earlier "
+            "one"
+        )
+    with open(
+        path, "rb"
+    ) as f:  # not by torch, whose errors do not tell an unreadable file from a damaged one
         try:
             return torch.load(f, map_location="cpu", weights_only=True)
         except OSError:

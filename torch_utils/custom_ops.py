@@ -23,21 +23,29 @@ verbosity = "brief"
 _plugins: dict[tuple[str, str], Any] = {}
 
 
-def get_plugin(module_name: str, sources: list[str], headers: list[str] | None = None, source_dir: str | None = None, **build_kwargs: Any) -> Any:
+def get_plugin(
+    module_name: str,
+    sources: list[str],
+    headers: list[str] | None = None,
+    source_dir: str | None = None,
+    **build_kwargs: Any,
+) -> Any:
     """Builds an extension, unless that has been done, and returns its module.
 
     Args:
         module_name: of the extension.
-        sources, headers: file names; what the cached build is known by, with torch's version and the build options.
-        source_dir: folder of the names; None = the current one.
-        build_kwargs: for torch.utils.cpp_extension.load.
+        sources, headers: file names; what the cached build is known by, with torch's version and the build
+        options. source_dir: folder of the names; None = the current one. build_kwargs: for
+        torch.utils.cpp_extension.load.
 
     Raises:
         ValueError: a file is missing. OSError: no folder can be made that only this user can write to.
     """
     folder = Path(source_dir or ".")
     files = [folder / name for name in [*sources, *(headers or [])]]
-    digest = hashlib.sha256(repr((module_name, torch.__version__, torch.version.cuda, sorted(build_kwargs.items()))).encode())
+    digest = hashlib.sha256(
+        repr((module_name, torch.__version__, torch.version.cuda, sorted(build_kwargs.items()))).encode()
+    )
     for file in files:
         if not file.is_file():
             raise ValueError(f"{module_name} cannot be built: there is no file {file}")
@@ -61,7 +69,9 @@ def get_plugin(module_name: str, sources: list[str], headers: list[str] | None =
 
 
 def _private_folder(name: str) -> Path:
-    """A folder for a build, from which nobody else can make us load what they want; a fresh one if somebody could have put something there."""
+    """A folder for a build, from which nobody else can make us load what they want; a fresh one if somebody
+    could have put something there.
+    """
     folder = Path(code_cache_path("plugins", name))
     trust.make_private(folder)
     if any(trust.distrust(path) for path in (folder, *folder.iterdir())):

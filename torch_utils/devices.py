@@ -17,7 +17,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device=cuda, but torch finds no CUDA device: check the driver with nvidia-smi, or use --device=cpu")
+        raise ValueError(
+            "--device=cuda, but torch finds no CUDA device: check the driver with nvidia-smi, or use "
+            "--device=cpu"
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device=mps, but torch finds no Apple GPU: use --device=cpu")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes: launching them and talking between them. The only file that imports torch.distributed.
 
-Every function works, as a no-op or the identity, in a single process. Two ways to start: launch(fn, n) spawns n processes on this
-machine; torchrun starts them itself and is recognised by its environment. In both, fn begins with init() and ends with shutdown().
+Every function works, as a no-op or the identity, in a single process. Two ways to start: launch(fn, n) spawns
+n processes on this machine; torchrun starts them itself and is recognised by its environment. In both, fn
+begins with init() and ends with shutdown().
 """
 
 import contextlib
@@ -24,23 +25,31 @@ import torch.distributed as dist
 
 from dnnlib import util
 
-# Of one collective: the others wait in it while process 0 writes files or computes class embeddings. A process that died is noticed at once,
-# by launch(), torchrun or the lost connection.
+# Of one collective: the others wait in it while process 0 writes files or computes class embeddings. A
+# process that died is noticed at once, by launch(), torchrun or the lost connection.
 TIMEOUT_MINUTES = 120
-_SIGNAL_GRACE = 120  # seconds that processes have, after Ctrl-C or SIGTERM, to save and leave before they are killed
+_SIGNAL_GRACE = (
+    120  # seconds that processes have, after Ctrl-C or SIGTERM, to save and leave before they are killed
+)
 _FAILURE_GRACE = 10  # the same after one of them failed: what they could save would be half of a step
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PARENT_STORE = "STYLESAN_PARENT_STORE"  # set by launch(): the launching process holds the rendezvous, process 0 need not
+_PARENT_STORE = (
+    "STYLESAN_PARENT_STORE"  # set by launch(): the launching process holds the rendezvous, process 0 need not
+)
 _alone = False  # within alone()
 
 
 def under_torchrun() -> bool:
-    """Whether this process is one of a group, started by torchrun or by launch() (both set the same four variables)."""
+    """Whether this process is one of a group, started by torchrun or by launch() (both set the same four
+    variables).
+    """
     return all(name in os.environ for name in _TORCHRUN)
 
 
 def started_processes() -> int | None:
-    """How many processes torchrun (or launch()) has started, on all machines together; None if neither started this one."""
+    """How many processes torchrun (or launch()) has started, on all machines together; None if neither
+    started this one.
+    """
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else None
 
 
@@ -70,7 +79,9 @@ def processes_here(world: int) -> int:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process is a group of its own: every collective is the identity, so that the others need not take part."""
+    """Within, this process is a group of its own: every collective is the identity, so that the others need
+    not take part.
+    """
     global _alone
     before, _alone = _alone, True
     try:
@@ -85,21 +96,28 @@ def is_main() -> bool:
 
 
 def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> torch.device:
-    """Joins the group that launch() or torchrun made (alone: joins nothing) and returns this process's device.
+    """Joins the group that launch() or torchrun made (alone: joins nothing) and returns this process's
+    device.
 
-    device_type: 'cuda' (NCCL, one GPU per process), 'cpu' or 'mps' (gloo). Raises ValueError when this machine has too few GPUs.
+    device_type: 'cuda' (NCCL, one GPU per process), 'cpu' or 'mps' (gloo). Raises ValueError when this
+    machine has too few GPUs.
     """
     if not _active() and under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
         index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if device_type == "cuda":
             gpu = int(os.environ.get("LOCAL_RANK", index))
             if gpu >= torch.cuda.device_count():
-                raise ValueError(f"process {gpu} of this machine needs a GPU of its own, found {torch.cuda.device_count()}: start fewer processes")
+                raise ValueError(
+                    f"process {gpu} of this machine needs a GPU of its own, found "
+                    f"{torch.cuda.device_count()}: start fewer processes"
+                )
             torch.cuda.set_device(gpu)
         timeout = datetime.timedelta(minutes=timeout_minutes)
         store = None
         if _PARENT_STORE in os.environ:
-            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+            store = dist.TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
+            )
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
             init_method=None if store else "env://",
@@ -130,38 +148,52 @@ class _RemoteTraceback(Exception):
 
 
 def check_local(num_processes: int) -> None:
-    """Raises ValueError for more processes than this machine could be of use to. Under torchrun they are there already, and all is well."""
+    """Raises ValueError for more processes than this machine could be of use to. Under torchrun they are
+    there already, and all is well.
+    """
     most = max(MIN_MOST_PROCESSES, 4 * (os.cpu_count() or 1), 2 * torch.cuda.device_count())
     if not under_torchrun() and num_processes > most:
         where = f"this machine, which has {os.cpu_count()} cores"
-        raise ValueError(f"{num_processes} processes on {where}: at most {most}; on several machines torchrun starts them")
+        raise ValueError(
+            f"{num_processes} processes on {where}: at most {most}; on several machines torchrun starts them"
+        )
 
 
 def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> Any:
-    """Runs fn(*args) in num_processes processes on this machine; in this very process when that is one, or under torchrun.
+    """Runs fn(*args) in num_processes processes on this machine; in this very process when that is one, or
+    under torchrun.
 
-    Returns what fn returns: of several processes that of process 0, which must be picklable and small. fn and args must be picklable too (a
-    function of a module or script). The first failure stops all and is raised here, with its own type where it can be pickled and the
-    other process's traceback as its cause. SIGINT and SIGTERM are handed to every process; when one leaves by SystemExit (an agreed
-    exit code), so does the caller. Raises ValueError when torchrun's number of processes is another.
+    Returns what fn returns: of several processes that of process 0, which must be picklable and small. fn and
+    args must be picklable too (a function of a module or script). The first failure stops all and is raised
+    here, with its own type where it can be pickled and the other process's traceback as its cause. SIGINT and
+    SIGTERM are handed to every process; when one leaves by SystemExit (an agreed exit code), so does the
+    caller. Raises ValueError when torchrun's number of processes is another.
     """
     if num_processes < 1:
         raise ValueError(f"the number of processes must be at least 1, got {num_processes}")
     if under_torchrun():
         started = {int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE") if name in os.environ}
         if num_processes not in started | {1}:
-            raise ValueError(f"{num_processes} processes asked for, but torchrun started {max(started)}: make the two agree")
+            raise ValueError(
+                f"{num_processes} processes asked for, but torchrun started {max(started)}: make the two "
+                "agree"
+            )
         return fn(*args)
     check_local(num_processes)
     if num_processes == 1:
         return fn(*args)
-    # The store lives here with a port the system chose, so that no port is announced before it is bound and none can be taken in between.
+    # The store lives here with a port the system chose, so that no port is announced before it is bound and
+    # none can be taken in between.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     children, pipes = [], []
     for index in range(num_processes):
         receiver, sender = context.Pipe(duplex=False)
-        children.append(context.Process(target=_child, args=(index, num_processes, store.port, sender, fn, args), name=f"rank{index}"))
+        children.append(
+            context.Process(
+                target=_child, args=(index, num_processes, store.port, sender, fn, args), name=f"rank{index}"
+            )
+        )
         pipes.append((receiver, sender))
     with _forwarded_signals(children) as signals:
         try:
@@ -173,7 +205,12 @@ def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> Any:
         finally:
             _stop(children)
     reports = [_receive(receiver) for receiver, _ in pipes]
-    _raise_failure(children, [report if report and report[2] is not None else None for report in reports], by_itself, signals)
+    _raise_failure(
+        children,
+        [report if report and report[2] is not None else None for report in reports],
+        by_itself,
+        signals,
+    )
     return reports[0][1] if reports[0] else None
 
 
@@ -235,7 +272,9 @@ def _pickled(e: BaseException) -> bytes:
 
 
 def _receive(receiver) -> tuple[float, Any, str | None] | None:
-    """(when, what fn returned, None) or (when, exception, traceback); None for a process that said nothing."""
+    """(when, what fn returned, None) or (when, exception, traceback); None for a process that said
+    nothing.
+    """
     try:
         if not receiver.poll():
             return None
@@ -271,7 +310,9 @@ def _forwarded_signals(children: Sequence[Any]):
 
 
 def _wait(children: Sequence[Any], signals: list[tuple[int, float]]) -> set[int]:
-    """Until all children have left, one has failed and the others had their time, or a signal's time is up: the indices that left by themselves."""
+    """Until all children have left, one has failed and the others had their time, or a signal's time is up:
+    the indices that left by themselves.
+    """
     failed_at = None
     while True:
         running = [child for child in children if child.exitcode is None]
@@ -294,7 +335,9 @@ def _stop(children: Sequence[Any]) -> None:
             child.join()
 
 
-def _raise_failure(children: Sequence[Any], reports: list, by_itself: set[int], signals: list[tuple[int, float]]) -> None:
+def _raise_failure(
+    children: Sequence[Any], reports: list, by_itself: set[int], signals: list[tuple[int, float]]
+) -> None:
     codes = [child.exitcode for child in children]
     if not any(codes):
         return
@@ -319,7 +362,11 @@ def _raise_failure(children: Sequence[Any], reports: list, by_itself: set[int], 
 
 
 def _comm_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
 
 
 def barrier() -> None:
@@ -335,7 +382,9 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
-    """Overwrites each tensor, in place and bit for bit, with process src's; same number, shapes and dtypes everywhere. One collective."""
+    """Overwrites each tensor, in place and bit for bit, with process src's; same number, shapes and dtypes
+    everywhere. One collective.
+    """
     targets = list(tensors)
     if world_size() == 1 or not targets:
         return
@@ -343,7 +392,9 @@ def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
     dist.broadcast(flat, src)
     sizes = [x.numel() * x.element_size() for x in targets]
     for x, data in zip(targets, flat.split(sizes), strict=True):
-        x.copy_(data.clone().view(x.dtype).reshape(x.shape))  # clone: a slice may lie at an address the dtype cannot start at
+        x.copy_(
+            data.clone().view(x.dtype).reshape(x.shape)
+        )  # clone: a slice may lie at an address the dtype cannot start at
 
 
 def broadcast_object(obj: Any, src: int = 0) -> Any:
@@ -357,7 +408,9 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
 
 @torch.no_grad()
 def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrites each tensor with its mean over processes: one flat buffer and one collective per (dtype, device), same order everywhere."""
+    """Overwrites each tensor with its mean over processes: one flat buffer and one collective per (dtype,
+    device), same order everywhere.
+    """
     groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for x in tensors:
         if not x.is_floating_point():
@@ -377,7 +430,9 @@ def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
 
 @torch.no_grad()
 def all_gather_cat(x: torch.Tensor) -> torch.Tensor:
-    """[n, ...] of every process -> [world * n, ...] in the order of ranks, bit for bit; the shape must be the same everywhere."""
+    """[n, ...] of every process -> [world * n, ...] in the order of ranks, bit for bit; the shape must be the
+    same everywhere.
+    """
     if world_size() == 1:
         return x
     mine = _bytes(x)
@@ -396,7 +451,9 @@ def all_gather_object(obj: Any) -> list[Any]:
 
 
 def on_main(compute: Callable[[], Any], share: bool = True) -> Any:
-    """compute() on process 0; its result, if `share`, and its exception in any case, on all. Without `share` the others get None."""
+    """compute() on process 0; its result, if `share`, and its exception in any case, on all. Without `share`
+    the others get None.
+    """
     result: Any = None
     error: Exception | None = None
     if is_main():

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faster convolutions for networks whose weights never change: BatchNorm folded into them, depthwise ones with a cheap input gradient."""
+"""Faster convolutions for networks whose weights never change: BatchNorm folded into them, depthwise ones
+with a cheap input gradient.
+"""
 
 from typing import Any, TypeGuard
 
@@ -7,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Convolution and following BatchNorm in timm's EfficientNet family, by class of the module that holds the two.
+# Convolution and following BatchNorm in timm's EfficientNet family, by class of the module that holds the
+# two.
 _CONV_BN_PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "EfficientNet": (("conv_stem", "bn1"),),
     "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -18,7 +21,8 @@ _CONV_BN_PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
 def fold_batchnorm_(body: nn.Module) -> int:
     """Multiply eval-mode BatchNorm into the convolution before it, in place; returns how many were folded.
 
-    The function stays the same up to rounding. Only layouts named in _CONV_BN_PAIRS are touched; others are left as they are.
+    The function stays the same up to rounding. Only layouts named in _CONV_BN_PAIRS are touched; others are
+    left as they are.
     """
     folded = 0
     for parent in list(body.modules()):
@@ -26,7 +30,11 @@ def fold_batchnorm_(body: nn.Module) -> int:
             conv, bn = getattr(parent, conv_name), getattr(parent, bn_name)
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d) and bn.running_var is not None:
                 _fold(conv, bn)
-                setattr(parent, bn_name, nn.Sequential(getattr(bn, "drop", nn.Identity()), getattr(bn, "act", nn.Identity())))
+                setattr(
+                    parent,
+                    bn_name,
+                    nn.Sequential(getattr(bn, "drop", nn.Identity()), getattr(bn, "act", nn.Identity())),
+                )
                 folded += 1
     return folded
 
@@ -44,19 +52,30 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
 
 
 def _blank(count: int, channels: int, size: tuple[int, int], like: Tensor) -> Tensor:
-    """Zeros [count, channels, *size] in channels-last order (torch.zeros and torch.nn.functional.pad would write them twice)."""
+    """Zeros [count, channels, *size] in channels-last order (torch.zeros and torch.nn.functional.pad would
+    write them twice).
+    """
     return torch.zeros((count, *size, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
 
 
 class _DepthwiseFunction(torch.autograd.Function):
     """Depthwise convolution with constant weights whose input gradient is again a forward convolution.
 
-    On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes tens of times as long as the forward
-    pass, and most of a generator step. `before` and `after`: zeros around the image, rows and columns alike.
+    On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes tens of times
+    as long as the forward pass, and most of a generator step. `before` and `after`: zeros around the image,
+    rows and columns alike.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        before: tuple[int, int],
+        after: tuple[int, int],
+    ) -> Tensor:
         count, channels, height, width = x.shape
         ctx.save_for_backward(weight)
         ctx.size, ctx.stride, ctx.before, ctx.after = (height, width), stride, before, after
@@ -74,20 +93,31 @@ class _DepthwiseFunction(torch.autograd.Function):
         top, left = reach - ctx.before[0], reach - ctx.before[1]
         flipped = weight.flip(2, 3)
         if stride == 1 and ctx.before == ctx.after:
-            return F.conv2d(grad, flipped, None, 1, (top, left), groups=channels), None, None, None, None, None
+            return (
+                F.conv2d(grad, flipped, None, 1, (top, left), groups=channels),
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
         spread = _blank(count, channels, (ctx.size[0] + reach, ctx.size[1] + reach), grad)
         spread[:, :, top : top + rows * stride : stride, left : left + columns * stride : stride] = grad
         return F.conv2d(spread, flipped, groups=channels), None, None, None, None, None
 
 
 class FrozenDepthwiseConv2d(nn.Module):
-    """A depthwise nn.Conv2d (or timm's Conv2dSame) with constant weights; the same function and the same state names."""
+    """A depthwise nn.Conv2d (or timm's Conv2dSame) with constant weights; the same function and the same
+    state names.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
-        self.same = type(conv).__name__ == "Conv2dSame"  # TensorFlow's padding: as little as keeps ceil(size / stride) outputs
+        self.same = (
+            type(conv).__name__ == "Conv2dSame"
+        )  # TensorFlow's padding: as little as keeps ceil(size / stride) outputs
         self.padding = 0 if self.same else int(conv.padding[0])
 
     @staticmethod
@@ -107,7 +137,10 @@ class FrozenDepthwiseConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total = [2 * self.padding] * 2
         if self.same:
-            total = [max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0) for size in x.shape[2:]]
+            total = [
+                max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+                for size in x.shape[2:]
+            ]
         before = (total[0] // 2, total[1] // 2)
         after = (total[0] - before[0], total[1] - before[1])
         if x.device.type == "cpu":

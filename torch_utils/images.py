@@ -23,9 +23,11 @@ _LABEL_GAP = 4  # pixels between a row's label and its images
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """float [..., C, H, W] in [-1, 1] -> uint8 of the same shape: clamp(x * 127.5 + 128, 0, 255), truncated, computed in float32.
+    """float [..., C, H, W] in [-1, 1] -> uint8 of the same shape: clamp(x * 127.5 + 128, 0, 255), truncated,
+    computed in float32.
 
-    The quantisation of every image that leaves the project (SPEC of StyleGAN's FID: 127.5 and 128, truncated, not rounded).
+    The quantisation of every image that leaves the project (SPEC of StyleGAN's FID: 127.5 and 128, truncated,
+    not rounded).
     """
     return (x.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
@@ -39,14 +41,21 @@ def check_picture(flag: str, cells: int, resolution: int) -> None:
     """Raises ValueError, naming a flag with its value, for a grid of more pixels than a picture may have."""
     if cells * resolution**2 > MAX_PICTURE_PIXELS:
         most = max(MAX_PICTURE_PIXELS // resolution**2, 1)
-        raise ValueError(f"{flag}: {cells:,} images of {resolution}x{resolution} pixels are too many for one picture: at most {most:,}")
+        raise ValueError(
+            f"{flag}: {cells:,} images of {resolution}x{resolution} pixels are too many for one picture: at "
+            f"most {most:,}"
+        )
 
 
 def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
-    """uint8 [N, C, H, W] -> uint8 [rows * H, columns * W, C], row by row; empty cells of the last row are black."""
+    """uint8 [N, C, H, W] -> uint8 [rows * H, columns * W, C], row by row; empty cells of the last row are
+    black.
+    """
     array = np.asarray(images.detach().cpu() if isinstance(images, torch.Tensor) else images)
     if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3) or array.shape[0] == 0:
-        raise ValueError(f"images must be uint8 [N, 1 or 3, H, W] with N > 0, got {array.dtype} {list(array.shape)}")
+        raise ValueError(
+            f"images must be uint8 [N, 1 or 3, H, W] with N > 0, got {array.dtype} {list(array.shape)}"
+        )
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     n, c, h, w = array.shape
@@ -60,13 +69,21 @@ def _to_pil(array: np.ndarray) -> PIL.Image.Image:
     """uint8 [H, W], [H, W, 1] or [H, W, 3] -> PIL image."""
     if array.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8, got {array.dtype}")
-    return PIL.Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else np.ascontiguousarray(array))
+    return PIL.Image.fromarray(
+        array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else np.ascontiguousarray(array)
+    )
 
 
 def _magnify(image: PIL.Image.Image, cell: int, target: int) -> tuple[PIL.Image.Image, int]:
-    """Repeats the pixels of images too small to stand beside a line of text, so that a cell is at least `target` pixels high."""
+    """Repeats the pixels of images too small to stand beside a line of text, so that a cell is at least
+    `target` pixels high.
+    """
     factor = max(1, -(-target // cell))
-    return (image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST), factor) if factor > 1 else (image, 1)
+    return (
+        (image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST), factor)
+        if factor > 1
+        else (image, 1)
+    )
 
 
 def labelled_grid(
@@ -77,7 +94,8 @@ def labelled_grid(
     column_labels: Sequence[str] | None = None,
     caption: str | None = None,
 ) -> PIL.Image.Image:
-    """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in font.
+    """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in
+    font.
 
     images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise). Returns an RGB
     image.
@@ -88,7 +106,9 @@ def labelled_grid(
     pixels = grid(images, columns)
     rows = -(-len(images) // columns)
     if len(row_labels) != rows:
-        raise ValueError(f"{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels")
+        raise ValueError(
+            f"{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels"
+        )
     if column_labels is not None and len(column_labels) != columns:
         raise ValueError(f"{columns} columns need as many labels, got {len(column_labels)}")
     cell = pixels.shape[0] // rows
@@ -106,9 +126,21 @@ def labelled_grid(
     canvas.paste(sheet, (margin, top))
     draw = PIL.ImageDraw.Draw(canvas)
     for row, (label, box) in enumerate(zip(labels, boxes, strict=True)):
-        draw.text((margin - _LABEL_GAP - box[2], top + (row + 0.5) * cell), label, fill="black", font=font, anchor="lm")
+        draw.text(
+            (margin - _LABEL_GAP - box[2], top + (row + 0.5) * cell),
+            label,
+            fill="black",
+            font=font,
+            anchor="lm",
+        )
     for column, label in enumerate(column_labels or ()):
-        draw.text((margin + (column + 0.5) * sheet.width / columns, top / 2), _one_line(label), fill="black", font=font, anchor="mm")
+        draw.text(
+            (margin + (column + 0.5) * sheet.width / columns, top / 2),
+            _one_line(label),
+            fill="black",
+            font=font,
+            anchor="mm",
+        )
     if caption is not None:
         draw.text((_LABEL_GAP, top + sheet.height + below / 2), caption, fill="black", font=font, anchor="lm")
     return canvas

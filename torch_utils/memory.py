@@ -12,7 +12,8 @@ import torch
 
 from dnnlib import util
 
-# Beside torch.OutOfMemoryError: what libraries, the CUDA runtime, torch's CPU allocator and Metal say of the same thing.
+# Beside torch.OutOfMemoryError: what libraries, the CUDA runtime, torch's CPU allocator and Metal say of the
+# same thing.
 _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
@@ -25,7 +26,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def shortage_named(where: object, remedy: str) -> Iterator[None]:
-    """Within, running out of memory raises ValueError in one line. where: the device. remedy: what to change, such as 'lower --batch (now 32)'."""
+    """Within, running out of memory raises ValueError in one line. where: the device. remedy: what to change,
+    such as 'lower --batch (now 32)'.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -36,14 +39,17 @@ def shortage_named(where: object, remedy: str) -> Iterator[None]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a process could still allocate on a device: a GPU's free memory; elsewhere the host's, within the limits of its control group."""
+    """Bytes that a process could still allocate on a device: a GPU's free memory; elsewhere the host's,
+    within the limits of its control group.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return host_free_bytes()
 
 
 def host_free_bytes(root: str | os.PathLike[str] = "/") -> int:
-    """Available memory of this machine, or of the container or job (control groups 1 and 2) if that is less. root: of the file system, for tests.
+    """Available memory of this machine, or of the container or job (control groups 1 and 2) if that is less.
+    root: of the file system, for tests.
 
     Where the system does not say what is available (macOS), all of its memory counts.
     """
@@ -61,18 +67,31 @@ def _meminfo_bytes(path: Path) -> int | None:
 
 
 def _cgroup_bytes(top: Path) -> list[int]:
-    """What each control group above this process leaves it: limit less use, where pages of files that can be dropped are no use."""
+    """What each control group above this process leaves it: limit less use, where pages of files that can be
+    dropped are no use.
+    """
     found = []
     for line in _text(top / "proc/self/cgroup").splitlines():
         _, controllers, name = line.split(":", 2)
         if controllers == "":
-            base, limit, use, droppable = top / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+            base, limit, use, droppable = (
+                top / "sys/fs/cgroup",
+                "memory.max",
+                "memory.current",
+                "inactive_file",
+            )
         elif "memory" in controllers.split(","):
-            base, limit, use, droppable = top / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            base, limit, use, droppable = (
+                top / "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
         else:
             continue
         folder = base / name.lstrip("/")
-        # Inside a container the name may be the host's, where no such folder is seen: its own group is then the mounted top.
+        # Inside a container the name may be the host's, where no such folder is seen: its own group is then
+        # the mounted top.
         for group in (folder, *folder.parents) if folder.is_dir() else (base,):
             most, now = _text(group / limit).strip(), _text(group / use).strip()
             if most.isdigit() and now.isdigit():

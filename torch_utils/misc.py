@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: cached constants, shape checks, an endless sampler, module copies, summaries."""
+"""For foreign StyleGAN-family code and pickles alone: cached constants, shape checks, an endless sampler,
+module copies, summaries.
+"""
 
 import contextlib
 import functools
@@ -22,7 +24,8 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """A tensor of constant values that is made once and reused, so that it costs one copy to the device. Never write into it.
+    """A tensor of constant values that is made once and reused, so that it costs one copy to the device.
+    Never write into it.
 
     Args:
         value: number, nested list or array.
@@ -64,10 +67,15 @@ def _constant(
 def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
     """Raises AssertionError unless the tensor has this shape; None stands for any size."""
     if tensor.ndim != len(ref_shape):
-        raise AssertionError(f"expected {len(ref_shape)} axes {list(ref_shape)}, found the shape {list(tensor.shape)}")
+        raise AssertionError(
+            f"expected {len(ref_shape)} axes {list(ref_shape)}, found the shape {list(tensor.shape)}"
+        )
     for axis, (size, wanted) in enumerate(zip(tensor.shape, ref_shape, strict=True)):
         if wanted is not None and int(size) != int(wanted):
-            raise AssertionError(f"expected {int(wanted)} at axis {axis} of {list(ref_shape)}, found the shape {list(tensor.shape)}")
+            raise AssertionError(
+                f"expected {int(wanted)} at axis {axis} of {list(ref_shape)}, found the shape "
+                f"{list(tensor.shape)}"
+            )
 
 
 def profiled_function(fn: _Function) -> _Function:
@@ -90,20 +98,30 @@ def suppress_tracer_warnings() -> Iterator[None]:
 
 
 class InfiniteSampler(torch.utils.data.Sampler[int]):
-    """Indices of a data set for ever, pass after pass; each of `num_replicas` processes gets every num_replicas-th of one sequence.
+    """Indices of a data set for ever, pass after pass; each of `num_replicas` processes gets every
+    num_replicas-th of one sequence.
 
     Args:
         dataset: anything with a length; at least one item.
         rank, num_replicas: this process and how many there are.
         shuffle: False = 0, 1, 2, ... again and again.
         seed: of the shuffling; the same in every process.
-        window_size: how far an item may move from one pass to the next, as a fraction of the data set, in [0, 1]; 0 = the same order again.
+        window_size: how far an item may move from one pass to the next, as a fraction of the data set, in [0,
+        1]; 0 = the same order again.
 
     Raises:
         ValueError: an empty data set or arguments outside their ranges.
     """
 
-    def __init__(self, dataset: Any, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0, window_size: float = 0.5) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        rank: int = 0,
+        num_replicas: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        window_size: float = 0.5,
+    ) -> None:
         super().__init__()
         if len(dataset) == 0:
             raise ValueError("an InfiniteSampler needs a data set with at least one item")
@@ -129,7 +147,8 @@ class InfiniteSampler(torch.utils.data.Sampler[int]):
                     yield int(index)
                 position += 1
             if self.shuffle:
-                # Late by a random time of at most the window: each pass has each item once, and none comes back at once.
+                # Late by a random time of at most the window: each pass has each item once, and none comes
+                # back at once.
                 order = order[np.argsort(np.arange(size) + random.uniform(0, self.window_size * size, size))]
 
 
@@ -143,12 +162,15 @@ def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.T
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False) -> None:
+def copy_params_and_buffers(
+    src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
+) -> None:
     """Copies values between modules by name, dtype and device of the target kept.
 
     Args:
         src_module, dst_module: from, to.
-        require_all: raise KeyError if the source lacks one of the target's tensors; False = leave those alone.
+        require_all: raise KeyError if the source lacks one of the target's tensors; False = leave those
+        alone.
 
     Raises:
         KeyError: see `require_all`.
@@ -162,12 +184,16 @@ def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Mo
                     raise KeyError(f"the source module has no tensor {name!r}")
                 continue
             if source[name].shape != tensor.shape:
-                raise ValueError(f"{name}: the source has shape {list(source[name].shape)}, the target {list(tensor.shape)}")
+                raise ValueError(
+                    f"{name}: the source has shape {list(source[name].shape)}, the target "
+                    f"{list(tensor.shape)}"
+                )
             tensor.copy_(source[name])
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Raises RuntimeError if a parameter or buffer differs between processes (bitwise, NaN equal to NaN). All processes must call it.
+    """Raises RuntimeError if a parameter or buffer differs between processes (bitwise, NaN equal to NaN). All
+    processes must call it.
 
     Args:
         module: what to compare.
@@ -199,14 +225,18 @@ class _Row:
         self.outputs: list[torch.Tensor] = []
 
 
-def print_module_summary(module: torch.nn.Module, inputs: Sequence[Any], max_nesting: int = 3, skip_redundant: bool = True) -> Any:
-    """Runs the module and prints a table of its parts: parameters, buffers, output shapes and dtypes. Returns the module's output.
+def print_module_summary(
+    module: torch.nn.Module, inputs: Sequence[Any], max_nesting: int = 3, skip_redundant: bool = True
+) -> Any:
+    """Runs the module and prints a table of its parts: parameters, buffers, output shapes and dtypes. Returns
+    the module's output.
 
     Args:
         module: what to show; it runs in the mode in which it is.
         inputs: positional arguments of one call.
         max_nesting: calls nested deeper than this are left out.
-        skip_redundant: leave out parts that own no tensors of their own and return what a part inside them returned.
+        skip_redundant: leave out parts that own no tensors of their own and return what a part inside them
+        returned.
     """
     rows: list[_Row] = []
     names = {part: name for name, part in module.named_modules()}
@@ -221,10 +251,16 @@ def print_module_summary(module: torch.nn.Module, inputs: Sequence[Any], max_nes
         nesting -= 1
         if nesting <= max_nesting:
             row = _Row(names[part] or "<top-level>", part)
-            row.outputs = [t for t in (outputs if isinstance(outputs, tuple | list) else [outputs]) if isinstance(t, torch.Tensor)]
+            row.outputs = [
+                t
+                for t in (outputs if isinstance(outputs, tuple | list) else [outputs])
+                if isinstance(t, torch.Tensor)
+            ]
             rows.append(row)
 
-    hooks = [part.register_forward_pre_hook(before) for part in names] + [part.register_forward_hook(after) for part in names]
+    hooks = [part.register_forward_pre_hook(before) for part in names] + [
+        part.register_forward_hook(after) for part in names
+    ]
     try:
         outputs = module(*inputs)
     finally:
@@ -261,9 +297,22 @@ def _summary_table(rows: list[_Row]) -> str:
     for row in rows:
         shapes = [str(list(t.shape)) for t in row.outputs] or ["-"]
         dtypes = [str(t.dtype).removeprefix("torch.") for t in row.outputs] or ["-"]
-        table.append([row.name, str(count(row.params) or "-"), str(count(row.buffers) or "-"), shapes[0], dtypes[0]])
+        table.append(
+            [row.name, str(count(row.params) or "-"), str(count(row.buffers) or "-"), shapes[0], dtypes[0]]
+        )
         table += [[f"{row.name}:{i}", "-", "-", shapes[i], dtypes[i]] for i in range(1, len(shapes))]
     table.append(["---"] * 5)
-    table.append(["Total", str(sum(count(row.params) for row in rows)), str(sum(count(row.buffers) for row in rows)), "-", "-"])
+    table.append(
+        [
+            "Total",
+            str(sum(count(row.params) for row in rows)),
+            str(sum(count(row.buffers) for row in rows)),
+            "-",
+            "-",
+        ]
+    )
     widths = [max(len(line[i]) for line in table) for i in range(5)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    )

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads network pickles without running what is in them: a small stack machine that understands data, and builds no object that a file names.
+"""Reads network pickles without running what is in them: a small stack machine that understands data, and
+builds no object that a file names.
 
-`read_network_pickle` hands back records (torch_utils.pickle_records) for the caller to judge. Three layers: `_Machine` knows the operations of
-pickle streams; `_StorageMachine` and `_NetworkMachine` say what names and calls mean in the two kinds of streams that there are.
+`read_network_pickle` hands back records (torch_utils.pickle_records) for the caller to judge. Three layers:
+`_Machine` knows the operations of pickle streams; `_StorageMachine` and `_NetworkMachine` say what names and
+calls mean in the two kinds of streams that there are.
 
-Everything is bounded by the file's size or a constant: time by the number of operations (and by never comparing, hashing or printing a
-container, which a file can nest without end), memory by what `_Machine.charge` lets through.
+Everything is bounded by the file's size or a constant: time by the number of operations (and by never
+comparing, hashing or printing a container, which a file can nest without end), memory by what
+`_Machine.charge` lets through.
 """
 
 from __future__ import annotations
@@ -24,31 +27,66 @@ import numpy as np
 import torch
 
 from dnnlib.util import Damaged, reason
-from torch_utils.pickle_records import MAX_NAME, GlobalName, NetworkPickle, Record, StorageRecord, TensorRecord, describe, is_name
+from torch_utils.pickle_records import (
+    MAX_NAME,
+    GlobalName,
+    NetworkPickle,
+    Record,
+    StorageRecord,
+    TensorRecord,
+    describe,
+    is_name,
+)
 
 LAYOUT_VERSION = 6  # of persistent objects; what dnnlib's loaders accept
 MAX_FILE_BYTES = 16 * 2**30
-MAX_OPERATIONS = 1_000_000  # headers of tensors included; a snapshot with a discriminator on two feature networks has about 300,000
+# headers of tensors included; a snapshot with a discriminator on two feature networks has about 300,000
+MAX_OPERATIONS = 1_000_000
 MAX_HEADER_OPERATIONS = 1000  # of each part of a tensor's header
 MAX_EXTRA_BYTES = 64 * 2**20  # of containers and copies, beyond twice the file's size
 MAX_GLOBALS = 5000  # different names
-MAX_ODD_KEYS = 10_000  # keys that are no text: a file can choose their hashes, and make a table of them arbitrarily slow
+MAX_ODD_KEYS = (
+    10_000  # keys that are no text: a file can choose their hashes, and make a table of them arbitrarily slow
+)
 MAX_KEYS = 1000  # of the outermost table
 MAX_NETWORKS = 8  # in it
 CONTAINER_BYTES = 216  # of an empty set, the largest of the empty containers
 ENTRY_BYTES = 100  # of one entry of a set or table, at most
 
-# Names that no network is made of and every hostile file uses. Being inert, they would do no harm; a file that has them is refused all the same.
-# With or without underscores in front: Python 3.12 writes io.open as _io.open.
+# Names that no network is made of and every hostile file uses. Being inert, they would do no harm; a file
+# that has them is refused all the same. With or without underscores in front: Python 3.12 writes io.open as
+# _io.open.
 _HOSTILE_MODULES = frozenset(
     """
-    asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io linecache marshal multiprocessing
-    nt operator os pdb pickle pip pkgutil platform posix posixpath posixsubprocess profile pty pydoc requests resource runpy setuptools shelve
-    shutil signal site smtplib socket sqlite3 ssl subprocess sys tempfile thread threading timeit trace types urllib venv webbrowser zipimport
+    asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io
+    linecache marshal multiprocessing
+    nt operator os pdb pickle pip pkgutil platform posix posixpath posixsubprocess profile pty pydoc requests
+    resource runpy setuptools shelve
+    shutil signal site smtplib socket sqlite3 ssl subprocess sys tempfile thread threading timeit trace types
+    urllib venv webbrowser zipimport
     """.split()  # noqa: SIM905
 )
 _HARMLESS_BUILTINS = frozenset(
-    "getattr setattr set frozenset list tuple dict int float bool complex str bytes bytearray object slice range type".split()  # noqa: SIM905
+    [
+        "getattr",
+        "setattr",
+        "set",
+        "frozenset",
+        "list",
+        "tuple",
+        "dict",
+        "int",
+        "float",
+        "bool",
+        "complex",
+        "str",
+        "bytes",
+        "bytearray",
+        "object",
+        "slice",
+        "range",
+        "type",
+    ]
 )
 
 _STORAGE_DTYPES = {
@@ -111,7 +149,9 @@ class _Stream:
 
 
 class _Machine:
-    """The stack machine of one pickle stream. Subclasses say what a global, a call and a persistent id mean."""
+    """The stack machine of one pickle stream. Subclasses say what a global, a call and a persistent id
+    mean.
+    """
 
     max_operations = MAX_OPERATIONS
 
@@ -126,7 +166,9 @@ class _Machine:
         self.odd_keys = 0
 
     def run(self) -> Any:
-        """The object that the next pickle of the stream describes. Raises ValueError, naming the place, for whatever is not understood."""
+        """The object that the next pickle of the stream describes. Raises ValueError, naming the place, for
+        whatever is not understood.
+        """
         name, stream, table = "start", self.stream, _OPERATIONS
         try:
             while True:
@@ -134,7 +176,9 @@ class _Machine:
                 if byte == b".":
                     return self.pop()
                 if byte not in table:
-                    raise ValueError(f"{_NAMES.get(byte, f'byte {byte[0]}')} has no place in a network pickle")
+                    raise ValueError(
+                        f"{_NAMES.get(byte, f'byte {byte[0]}')} has no place in a network pickle"
+                    )
                 name, argument, action = table[byte]
                 self.operations += 1
                 if self.operations > self.max_operations:
@@ -142,10 +186,20 @@ class _Machine:
                 action(self, argument(stream) if argument else None)
         except _CutShort:
             raise ValueError("the file is cut short") from None
-        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, MemoryError) as err:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            MemoryError,
+        ) as err:
             words = str(err) if isinstance(err, ValueError) else f"malformed {name} ({reason(err)})"
             kind = _Refused if isinstance(err, _Refused) else ValueError
-            raise kind(f"{words.splitlines()[0] if words else name} (at byte {stream.operation_at})") from None
+            raise kind(
+                f"{words.splitlines()[0] if words else name} (at byte {stream.operation_at})"
+            ) from None
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -214,13 +268,17 @@ class _Machine:
             target.update(map(self.key, values))
 
     def charge(self, count: int) -> None:
-        """Called before `count` bytes are taken that the file does not hold itself. Raises ValueError for a file that lives on copies."""
+        """Called before `count` bytes are taken that the file does not hold itself. Raises ValueError for a
+        file that lives on copies.
+        """
         self.charged += count
         if self.charged > 2 * self.stream.size + MAX_EXTRA_BYTES:
             raise ValueError("it copies its own data too often")
 
     def key(self, value: Any) -> Any:
-        """`value`, if it can be hashed without walking through a structure that a file made deep or long on purpose."""
+        """`value`, if it can be hashed without walking through a structure that a file made deep or long on
+        purpose.
+        """
         if isinstance(value, str):
             return value
         self.odd_keys += 1
@@ -229,7 +287,11 @@ class _Machine:
         flat = (str, int, float, bool, bytes, type(None), GlobalName, Record, np.dtype, np.generic)
         if isinstance(value, flat):
             return value
-        if isinstance(value, tuple) and len(value) <= 16 and all(isinstance(item, flat) and not _is_long(item) for item in value):
+        if (
+            isinstance(value, tuple)
+            and len(value) <= 16
+            and all(isinstance(item, flat) and not _is_long(item) for item in value)
+        ):
             return value
         raise ValueError(f"a {type(value).__name__} as a key")
 
@@ -272,7 +334,9 @@ def _bytes_of(size: int) -> Callable[[_Stream], bytes]:
 
 
 def _text_of(size: int) -> Callable[[_Stream], str]:
-    return lambda stream: str(stream.read(int.from_bytes(stream.read(size), "little")), "utf-8", "surrogatepass")
+    return lambda stream: str(
+        stream.read(int.from_bytes(stream.read(size), "little")), "utf-8", "surrogatepass"
+    )
 
 
 def _old_text_of(size: int) -> Callable[[_Stream], str]:
@@ -406,7 +470,9 @@ _NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.o
 
 
 class _StorageMachine(_Machine):
-    """Reads the header of one serialised storage: names of torch storages are tags, and nothing else has a name."""
+    """Reads the header of one serialised storage: names of torch storages are tags, and nothing else has a
+    name.
+    """
 
     max_operations = MAX_HEADER_OPERATIONS
 
@@ -426,7 +492,9 @@ class _StorageMachine(_Machine):
 
 
 def _read_storage(machine: _Machine, blob: Any) -> StorageRecord:
-    """Parse a storage serialised by torch.save's legacy format; its elements stay where they are. Raises ValueError for anything else."""
+    """Parse a storage serialised by torch.save's legacy format; its elements stay where they are. Raises
+    ValueError for anything else.
+    """
     if not isinstance(blob, bytes):
         raise ValueError("a tensor's storage is no bytes")
     stream = _Stream(io.BytesIO(blob), len(blob))
@@ -436,19 +504,47 @@ def _read_storage(machine: _Machine, blob: Any) -> StorageRecord:
         parts.append(header.run())
         machine.operations += header.operations  # a file can have one blob read again and again
     magic, protocol, system, storage, keys = parts
-    if type(magic) is not int or magic != _STORAGE_MAGIC or type(protocol) is not int or protocol != 1001 or not isinstance(system, dict):
+    if (
+        type(magic) is not int
+        or magic != _STORAGE_MAGIC
+        or type(protocol) is not int
+        or protocol != 1001
+        or not isinstance(system, dict)
+    ):
         raise ValueError("a tensor's storage has an unknown format")
     if system.get("little_endian") is not True:
         raise ValueError("a tensor's storage is big-endian")
-    ident = storage[1] if isinstance(storage, tuple) and len(storage) == 2 and isinstance(storage[0], str) and storage[0] == "storage id" else None
-    kinds = (str, GlobalName, str, str, int)  # checked before anything is compared or printed: containers may be nested without end
-    if not isinstance(ident, tuple) or len(ident) < 5 or not all(map(isinstance, ident, kinds)) or ident[0] != "storage":
+    ident = (
+        storage[1]
+        if isinstance(storage, tuple)
+        and len(storage) == 2
+        and isinstance(storage[0], str)
+        and storage[0] == "storage id"
+        else None
+    )
+    kinds = (
+        str,
+        GlobalName,
+        str,
+        str,
+        int,
+    )  # checked before anything is compared or printed: containers may be nested without end
+    if (
+        not isinstance(ident, tuple)
+        or len(ident) < 5
+        or not all(map(isinstance, ident, kinds))
+        or ident[0] != "storage"
+    ):
         raise ValueError("a tensor's storage has an unknown header")
     dtype, key, numel = _STORAGE_DTYPES[ident[1].name], ident[2], ident[4]
     if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], str) or keys[0] != key:
         raise ValueError("a tensor's storage blob holds more than one storage")
     data = memoryview(blob)[stream.tell() :]
-    if not _is_size(numel) or len(data) != 8 + numel * dtype.itemsize or int.from_bytes(data[:8], "little") != numel:
+    if (
+        not _is_size(numel)
+        or len(data) != 8 + numel * dtype.itemsize
+        or int.from_bytes(data[:8], "little") != numel
+    ):
         raise ValueError(f"a tensor's storage of {numel} elements has {len(data) - 8} bytes")
     return StorageRecord(dtype, numel, data[8:])
 
@@ -461,27 +557,52 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _tensor(machine: _Machine, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *_: Any) -> TensorRecord:
-    """torch._utils._rebuild_tensor(_v2). Raises ValueError where the tensor would reach outside of its storage."""
-    if isinstance(shape, Record) and shape.origin == "torch.Size" and isinstance(shape.args, tuple) and shape.args:
+def _tensor(
+    machine: _Machine, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *_: Any
+) -> TensorRecord:
+    """torch._utils._rebuild_tensor(_v2). Raises ValueError where the tensor would reach outside of its
+    storage.
+    """
+    if (
+        isinstance(shape, Record)
+        and shape.origin == "torch.Size"
+        and isinstance(shape.args, tuple)
+        and shape.args
+    ):
         shape = shape.args[0]
-    valid = isinstance(storage, StorageRecord) and _is_size(offset) and isinstance(shape, tuple) and isinstance(stride, tuple)
+    valid = (
+        isinstance(storage, StorageRecord)
+        and _is_size(offset)
+        and isinstance(shape, tuple)
+        and isinstance(stride, tuple)
+    )
     if not valid or len(shape) != len(stride) or len(shape) > 16 or not all(map(_is_size, (*shape, *stride))):
         raise ValueError("a tensor with a malformed shape or stride")
-    if math.prod(max(size, 1) for size in (*shape, *stride)) >= 2**58:  # in bytes, too, an int64 holds every step
+    if (
+        math.prod(max(size, 1) for size in (*shape, *stride)) >= 2**58
+    ):  # in bytes, too, an int64 holds every step
         raise ValueError("a tensor with impossible sizes")
     numel = math.prod(shape)
-    if numel > 0 and offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) >= storage.numel:
-        raise ValueError(f"a tensor of shape {list(shape)} reaches outside of its storage of {storage.numel} elements")
+    if (
+        numel > 0
+        and offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) >= storage.numel
+    ):
+        raise ValueError(
+            f"a tensor of shape {list(shape)} reaches outside of its storage of {storage.numel} elements"
+        )
     if numel > storage.numel:  # overlapping: a few bytes could claim any amount of memory
-        raise ValueError(f"a tensor of shape {list(shape)} overlaps itself in a storage of {storage.numel} elements")
+        raise ValueError(
+            f"a tensor of shape {list(shape)} overlaps itself in a storage of {storage.numel} elements"
+        )
     return TensorRecord(storage, offset, shape, stride, requires_grad is True)
 
 
 def _parameter(machine: _Machine, data: Any, requires_grad: Any = True, *_: Any) -> TensorRecord:
     if not isinstance(data, TensorRecord):
         raise ValueError("a parameter that is no tensor")
-    return TensorRecord(data.storage, data.offset, data.shape, data.stride, requires_grad is True, is_parameter=True)
+    return TensorRecord(
+        data.storage, data.offset, data.shape, data.stride, requires_grad is True, is_parameter=True
+    )
 
 
 def _elements(machine: _Machine, items: Any) -> list[Any]:
@@ -495,7 +616,9 @@ def _elements(machine: _Machine, items: Any) -> list[Any]:
 def _ordered_dict(machine: _Machine, pairs: Any = ()) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return machine.table(list(pairs.items()))
-    if not isinstance(pairs, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    ):
         raise ValueError(f"a table made of {describe(pairs)}")
     return machine.table([(pair[0], pair[1]) for pair in pairs])
 
@@ -524,7 +647,10 @@ def _encode(machine: _Machine, text: Any, encoding: Any = "utf-8", *_: Any) -> b
 
 def _dtype(machine: _Machine, code: Any, *_: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or len(code) > 8 or not _ARRAY_DTYPE.fullmatch(code):
-        raise _Refused(f"refused numpy dtype {repr(code[:40]) if isinstance(code, str) else describe(code)}: only numbers are read")
+        raise _Refused(
+            f"refused numpy dtype {repr(code[:40]) if isinstance(code, str) else describe(code)}: only "
+            "numbers are read"
+        )
     return np.dtype(code)
 
 
@@ -542,8 +668,16 @@ def _empty_array(machine: _Machine, *_: Any) -> np.ndarray:
 def _array_state(machine: _Machine, array: np.ndarray, state: Any) -> None:
     """numpy.ndarray.__setstate__ for numbers, in place, with the size checked first."""
     version, shape, dtype, fortran, data = state
-    good = isinstance(shape, tuple) and all(map(_is_size, shape)) and isinstance(dtype, np.dtype) and isinstance(data, bytes) and len(shape) <= 16
-    good = good and type(version) is int and version == 1 and math.prod(max(size, 1) for size in shape) < 2**58
+    good = (
+        isinstance(shape, tuple)
+        and all(map(_is_size, shape))
+        and isinstance(dtype, np.dtype)
+        and isinstance(data, bytes)
+        and len(shape) <= 16
+    )
+    good = (
+        good and type(version) is int and version == 1 and math.prod(max(size, 1) for size in shape) < 2**58
+    )
     if not good or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("a malformed numpy array")
     machine.charge(len(data))
@@ -576,7 +710,12 @@ def _persistent(machine: _Machine, meta: Any) -> Record:
     if not isinstance(kind, str) or kind != "class" or type(version) is not int or version != LAYOUT_VERSION:
         raise ValueError(f"a persistent object that is not of type class, version {LAYOUT_VERSION}")
     class_name, source, state = meta.get("class_name"), meta.get("module_src"), meta.get("state")
-    if not isinstance(class_name, str) or not is_name(class_name) or not isinstance(source, str) or not isinstance(state, dict):
+    if (
+        not isinstance(class_name, str)
+        or not is_name(class_name)
+        or not isinstance(source, str)
+        or not isinstance(state, dict)
+    ):
         raise ValueError("a malformed persistent object")
     return Record(f"persistent {class_name}", class_name, state=state, module_src=source, persistent=True)
 
@@ -614,7 +753,9 @@ class _NetworkMachine(_Machine):
     def resolve(self, module: str, name: str) -> GlobalName:
         root = module.partition(".")[0]
         builtin = root in ("builtins", "__builtin__")
-        if self.strict and (root.lstrip("_") in _HOSTILE_MODULES or (builtin and name not in _HARMLESS_BUILTINS)):
+        if self.strict and (
+            root.lstrip("_") in _HOSTILE_MODULES or (builtin and name not in _HARMLESS_BUILTINS)
+        ):
             raise _Refused(f"refused global {module}.{name}: no network is made of it, and it runs code")
         module = "builtins" if builtin else module
         return GlobalName(module, name, f"{module}.{name}")
@@ -628,7 +769,9 @@ class _NetworkMachine(_Machine):
                 raise ValueError(f"malformed arguments of {function}")
             return meaning(self, *args)
         if isinstance(function, Record):
-            return self.record(f"result of {function.origin.removeprefix('result of ')}", function.class_name, args)
+            return self.record(
+                f"result of {function.origin.removeprefix('result of ')}", function.class_name, args
+            )
         raise ValueError(f"a call of {describe(function)}")
 
     def record(self, origin: str, class_name: str, args: Any) -> Record:
@@ -639,7 +782,12 @@ class _NetworkMachine(_Machine):
         if isinstance(target, np.ndarray):
             _array_state(self, target, state)
         elif isinstance(target, np.dtype):
-            valid = isinstance(state, tuple) and len(state) >= 5 and isinstance(state[1], str) and state[1] in ("<", "|", "=")
+            valid = (
+                isinstance(state, tuple)
+                and len(state) >= 5
+                and isinstance(state[1], str)
+                and state[1] in ("<", "|", "=")
+            )
             if not valid or not all(part is None for part in state[2:5]):
                 raise _Refused(f"refused numpy dtype {target}: only little-endian numbers are read")
         elif isinstance(target, Record) and not target.persistent:
@@ -651,13 +799,16 @@ class _NetworkMachine(_Machine):
 
 
 def read_network_pickle(path: str | os.PathLike[str] | BinaryIO, strict: bool = True) -> NetworkPickle:
-    """Content of a network pickle, by key (G, D, G_ema, training_set_kwargs, ...), without importing or running anything it names.
+    """Content of a network pickle, by key (G, D, G_ema, training_set_kwargs, ...), without importing or
+    running anything it names.
 
-    Networks come as `Record`s, tensors as `TensorRecord`s, numbers, texts and containers as they are; an object of any class that is not understood
-    is an inert `Record`. path: a file's path or an open binary file. strict: refuse a file that names modules of hostile files (os, subprocess, ...).
+    Networks come as `Record`s, tensors as `TensorRecord`s, numbers, texts and containers as they are; an
+    object of any class that is not understood is an inert `Record`. path: a file's path or an open binary
+    file. strict: refuse a file that names modules of hostile files (os, subprocess, ...).
 
-    Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming the global where there is
-    one. It is `dnnlib.util.Damaged` if this is no network pickle, or not all of one.
+    Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming
+    the global where there is one. It is `dnnlib.util.Damaged` if this is no network pickle, or not all of
+    one.
     """
     if isinstance(path, (str, os.PathLike)):
         with open(path, "rb") as file:
@@ -696,7 +847,10 @@ def _check_outermost(data: Any) -> None:
         raise ValueError(f"it holds {describe(data)}, not a table of networks")
     networks = sum(isinstance(value, Record) for value in data.values())
     if len(data) > MAX_KEYS or networks > MAX_NETWORKS:
-        raise ValueError(f"it holds {len(data)} things, {networks} of them networks: at most {MAX_KEYS} and {MAX_NETWORKS} are read")
+        raise ValueError(
+            f"it holds {len(data)} things, {networks} of them networks: at most {MAX_KEYS} and "
+            f"{MAX_NETWORKS} are read"
+        )
 
 
 def _other_format(head: bytes) -> str:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out of a network pickle that was read without running it (torch_utils.pickle_reader): inert records of its objects and tensors.
+"""What comes out of a network pickle that was read without running it (torch_utils.pickle_reader): inert
+records of its objects and tensors.
 
-A few records that contain one another can stand for any number of modules, names and elements. Whatever walks through records here is bounded.
+A few records that contain one another can stand for any number of modules, names and elements. Whatever walks
+through records here is bounded.
 """
 
 from __future__ import annotations
@@ -27,18 +29,28 @@ def is_name(text: str) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A value of a record in a few words, for messages. Never walks through a container: a file may nest them without end."""
+    """A value of a record in a few words, for messages. Never walks through a container: a file may nest them
+    without end.
+    """
     if isinstance(value, (Record, GlobalName)):
         return f"an object of {value.origin if isinstance(value, Record) else value}"
     if isinstance(value, str):
         value = value[:80]
-    return f"{type(value).__name__} {value!r}"[:80] if isinstance(value, (str, int, float, bool)) else f"a {type(value).__name__}"
+    return (
+        f"{type(value).__name__} {value!r}"[:80]
+        if isinstance(value, (str, int, float, bool))
+        else f"a {type(value).__name__}"
+    )
 
 
 def listed(names: Iterable[str], limit: int = 6) -> str:
     """The first of some names, for messages."""
     names = sorted(names)
-    return ", ".join(name[:80] for name in names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
+    return (
+        ", ".join(name[:80] for name in names[:limit])
+        + (f" and {len(names) - limit} more" if len(names) > limit else "")
+        or "none"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,20 +100,31 @@ class TensorRecord:
         """A contiguous copy on the CPU. Costs its own elements, whatever the storage holds besides."""
         integer = np.dtype(f"i{self.dtype.itemsize}")  # numpy has no bfloat16, and takes unaligned data
         elements = np.frombuffer(self.storage.data, integer)[self.offset :]
-        view = np.lib.stride_tricks.as_strided(elements, self.shape, [step * integer.itemsize for step in self.stride], writeable=False)
+        view = np.lib.stride_tricks.as_strided(
+            elements, self.shape, [step * integer.itemsize for step in self.stride], writeable=False
+        )
         copy_ = torch.from_numpy(np.array(view, order="C"))
         return copy_ != 0 if self.dtype == torch.bool else copy_.view(self.dtype)
 
 
 class Record:
-    """An object in a pickle that was not made: the global it was to be made of, and everything it was to be given.
+    """An object in a pickle that was not made: the global it was to be made of, and everything it was to be
+    given.
 
     persistent: made by _reconstruct_persistent_obj; then class_name and module_src are what the file claims.
     """
 
     __slots__ = ("args", "class_name", "items", "module_src", "origin", "persistent", "state")
 
-    def __init__(self, origin: str, class_name: str, args: Any = (), state: Any = None, module_src: str | None = None, persistent: bool = False):
+    def __init__(
+        self,
+        origin: str,
+        class_name: str,
+        args: Any = (),
+        state: Any = None,
+        module_src: str | None = None,
+        persistent: bool = False,
+    ):
         self.origin = origin
         self.class_name = class_name
         self.args = args
@@ -119,7 +142,11 @@ class Record:
 
     def _table(self, name: str) -> dict[str, Any]:
         table = self.attributes.get(name, {})
-        if not isinstance(table, dict) or len(table) > MAX_MODULES or not all(isinstance(key, str) and is_name(key) for key in table):
+        if (
+            not isinstance(table, dict)
+            or len(table) > MAX_MODULES
+            or not all(isinstance(key, str) and is_name(key) for key in table)
+        ):
             raise ValueError(f"{self.origin}: {name} is not a table of names")
         return table
 
@@ -148,8 +175,8 @@ class Record:
     def named_modules(self) -> Iterator[tuple[str, Record]]:
         """This record and all below it with their dotted names, parents first.
 
-        Raises ValueError for modules nested too deep (or in themselves), and for too many of them: a few records that contain each other
-        twice make any number of names.
+        Raises ValueError for modules nested too deep (or in themselves), and for too many of them: a few
+        records that contain each other twice make any number of names.
         """
         waiting = [("", self, 0)]
         places = 0
@@ -165,19 +192,24 @@ class Record:
             if places > MAX_TENSORS:
                 raise ValueError(f"{self.origin} has more than {MAX_TENSORS} places for modules and tensors")
             yield path, module
-            children = [(f"{path}.{name}" if path else name, child, depth + 1) for name, child in module.modules().items()]
+            children = [
+                (f"{path}.{name}" if path else name, child, depth + 1)
+                for name, child in module.modules().items()
+            ]
             waiting.extend(reversed(children))
         raise ValueError(f"{self.origin} has more than {MAX_MODULES} modules")
 
     def named_tensors(self) -> dict[str, TensorRecord]:
         """Parameters and buffers of this record and all below it, by state_dict name.
 
-        Raises ValueError as `named_modules` does, and for tensors that together have more than twice the elements of the file: their copies
-        would take any amount of memory.
+        Raises ValueError as `named_modules` does, and for tensors that together have more than twice the
+        elements of the file: their copies would take any amount of memory.
         """
         found: dict[str, TensorRecord] = {}
         for path, module in self.named_modules():
-            found.update({f"{path}.{name}" if path else name: value for name, value in module.tensors().items()})
+            found.update(
+                {f"{path}.{name}" if path else name: value for name, value in module.tensors().items()}
+            )
         storages = {id(tensor.storage): tensor.storage.numel for tensor in found.values()}
         if sum(tensor.numel for tensor in found.values()) > 2 * sum(storages.values()):
             raise ValueError(f"the tensors of {self.origin} are the same few numbers again and again")
@@ -185,6 +217,8 @@ class Record:
 
 
 class NetworkPickle(dict[str, Any]):
-    """Content of a network pickle by key: records, tensor records and plain values. `globals_used` counts the names it refers to."""
+    """Content of a network pickle by key: records, tensor records and plain values. `globals_used` counts the
+    names it refers to.
+    """
 
     globals_used: Counter[str]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files fetched where there is a network, for machines that have none: one after the other, checked, listed."""
+"""Files fetched where there is a network, for machines that have none: one after the other, checked,
+listed.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ from dnnlib.util import sha256_file
 
 @dataclass(frozen=True)
 class Item:
-    """A file to have. what: for the user. find: returns its path after fetching it if need be, None if there is nothing to fetch; raises
-    OSError or ValueError, in one line, if it cannot be had."""
+    """A file to have. what: for the user. find: returns its path after fetching it if need be, None if there
+    is nothing to fetch; raises OSError or ValueError, in one line, if it cannot be had.
+    """
 
     what: str
     find: Callable[[], str | os.PathLike[str] | None]
 
 
 def fetch_all(items: Iterable[Item], say: Callable[[str], None] = print) -> list[str]:
-    """Fetch what is missing and end with a list: what, bytes, SHA-256, where. One that fails does not keep the others back.
+    """Fetch what is missing and end with a list: what, bytes, SHA-256, where. One that fails does not keep
+    the others back.
 
     Returns a line per file that could not be had.
     """
@@ -39,7 +43,13 @@ def fetch_all(items: Iterable[Item], say: Callable[[str], None] = print) -> list
         files.setdefault(Path(found).absolute(), []).append(item.what)
         say(f"{item.what}: here")
     for path, uses in files.items():
-        say(f"\n{', '.join(dict.fromkeys(uses))}\n  {path}\n  {path.stat().st_size:,} bytes, sha256 {sha256_file(path)}")
+        say(
+            f"\n{', '.join(dict.fromkeys(uses))}\n  {path}\n  {path.stat().st_size:,} bytes, sha256 "
+            f"{sha256_file(path)}"
+        )
     total = sum(path.stat().st_size for path in files)
-    say(f"\n{len(files)} file{'s' * (len(files) != 1)}, {total:,} bytes{f'; {len(failures)} missing' if failures else ''}")
+    say(
+        f"\n{len(files)} file{'s' * (len(files) != 1)}, {total:,} "
+        f"bytes{f'; {len(failures)} missing' if failures else ''}"
+    )
     return failures

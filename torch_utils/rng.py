@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random draws that are pure functions of (seed, purpose, step, sample, position): never of rank count, batch size or history.
+"""Random draws that are pure functions of (seed, purpose, step, sample, position): never of rank count, batch
+size or history.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is computed here over arrays of counters:
-key = 64 bits of sha256(seed, purpose), counter = (block, sample, step low, step high); a block is four 32-bit words.
-Words become floats by additions, multiplications, divisions and square roots alone, which IEEE 754 rounds exactly, so the
-same draw has the same bits on every machine and with every version of numpy, whose own `Generator` promises neither
-(its distributions may change between versions, and log and cos differ in the last bit between processors).
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is computed here over
+arrays of counters: key = 64 bits of sha256(seed, purpose), counter = (block, sample, step low, step high); a
+block is four 32-bit words. Words become floats by additions, multiplications, divisions and square roots
+alone, which IEEE 754 rounds exactly, so the same draw has the same bits on every machine and with every
+version of numpy, whose own `Generator` promises neither (its distributions may change between versions, and
+log and cos differ in the last bit between processors).
 """
 
 import hashlib
@@ -22,19 +24,26 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _CHUNK = 8192  # blocks at a time: the ten work arrays then stay in the processor's cache
 
-# log(m) = 2 atanh(s), s = (m - 1)/(m + 1), |s| <= 0.172: the first term left out is below 1e-12. sin and cos on +-pi/4: below 1e-11.
+# log(m) = 2 atanh(s), s = (m - 1)/(m + 1), |s| <= 0.172: the first term left out is below 1e-12. sin and cos
+# on +-pi/4: below 1e-11.
 _ATANH = tuple(2.0 / (2 * k + 1) for k in range(7))
 _SIN = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(7))
 _COS = tuple((-1) ** k / math.factorial(2 * k) for k in range(7))
 
 
 def key_of(seed: int, purpose: str) -> int:
-    """64-bit key of a stream: the first 8 bytes of sha256("seed:purpose"), the same in every process and on every machine."""
+    """64-bit key of a stream: the first 8 bytes of sha256("seed:purpose"), the same in every process and on
+    every machine.
+    """
     return int.from_bytes(hashlib.sha256(f"{int(seed)}:{purpose}".encode()).digest()[:8], "little")
 
 
-def philox_(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Philox4x32-10 of uint64 arrays that hold 32-bit counters (their contents are used up): four arrays of 32-bit words."""
+def philox_(
+    c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Philox4x32-10 of uint64 arrays that hold 32-bit counters (their contents are used up): four arrays of
+    32-bit words.
+    """
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     p0, p1 = np.empty_like(c0), np.empty_like(c0)
     for _ in range(_ROUNDS):
@@ -69,7 +78,9 @@ def _log(u: np.ndarray) -> np.ndarray:
 
 
 def _box_muller(radius_word: np.ndarray, angle_word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two independent N(0, 1) float64 arrays from two arrays of 32-bit words (Box and Muller, 1958); |x| < 6.8."""
+    """Two independent N(0, 1) float64 arrays from two arrays of 32-bit words (Box and Muller, 1958); |x| <
+    6.8.
+    """
     u = (radius_word.astype(np.float64) + 0.5) * 2.0**-32  # in (0, 1)
     r = np.sqrt(-2.0 * _log(u))
     # The low 30 bits are an angle within +-pi/4 of an axis, the high two choose the axis.
@@ -89,7 +100,9 @@ def _to_normal(words: Sequence[np.ndarray], out: np.ndarray) -> None:
 
 def _to_uniform(words: Sequence[np.ndarray], out: np.ndarray) -> None:
     for i, word in enumerate(words):
-        np.multiply(word >> np.uint64(8), 2.0**-24, out=out[:, i], casting="same_kind")  # 24 bits: exact, and never 1
+        np.multiply(
+            word >> np.uint64(8), 2.0**-24, out=out[:, i], casting="same_kind"
+        )  # 24 bits: exact, and never 1
 
 
 def _to_words64(words: Sequence[np.ndarray], out: np.ndarray) -> None:
@@ -100,13 +113,19 @@ def _to_words64(words: Sequence[np.ndarray], out: np.ndarray) -> None:
 def _check_samples(samples: Sequence[int]) -> np.ndarray:
     index = np.asarray(samples)
     if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
-        raise ValueError(f"samples must be a sequence of integers, got shape {index.shape} and type {index.dtype}")
+        raise ValueError(
+            f"samples must be a sequence of integers, got shape {index.shape} and type {index.dtype}"
+        )
     if index.size and not (int(index.min()) >= 0 and int(index.max()) < 2**32):
-        raise ValueError(f"sample indices must lie in [0, 2**32), got {int(index.min())} to {int(index.max())}")
+        raise ValueError(
+            f"sample indices must lie in [0, 2**32), got {int(index.min())} to {int(index.max())}"
+        )
     return index.astype(np.uint64)
 
 
-def _draw(key: int, step: int, samples: np.ndarray, values: int, convert, per_block: int, dtype) -> np.ndarray:
+def _draw(
+    key: int, step: int, samples: np.ndarray, values: int, convert, per_block: int, dtype
+) -> np.ndarray:
     """[len(samples), values]: value v of a sample comes from block v // per_block of its counters."""
     if not 0 <= step < 2**64:
         raise ValueError(f"step must lie in [0, 2**64), got {step}")
@@ -123,24 +142,36 @@ def _draw(key: int, step: int, samples: np.ndarray, values: int, convert, per_bl
     return out.reshape(len(samples), blocks * per_block)[:, :values]
 
 
-def _floats(convert, seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+def _floats(
+    convert, seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int]
+) -> torch.Tensor:
     index = _check_samples(samples)
     values = _draw(key_of(seed, purpose), step, index, math.prod(shape), convert, 4, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values)).reshape(len(index), *shape)
 
 
-def normal(seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int] = ()) -> torch.Tensor:
-    """float32 [len(samples), *shape] on the CPU, N(0, 1). samples: global indices within the step; raises ValueError outside [0, 2**32)."""
+def normal(
+    seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int] = ()
+) -> torch.Tensor:
+    """float32 [len(samples), *shape] on the CPU, N(0, 1). samples: global indices within the step; raises
+    ValueError outside [0, 2**32).
+    """
     return _floats(_to_normal, seed, purpose, step, samples, shape)
 
 
-def uniform(seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int] = ()) -> torch.Tensor:
-    """float32 [len(samples), *shape] on the CPU, uniform on the multiples of 2**-24 in [0, 1). samples as for normal()."""
+def uniform(
+    seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int] = ()
+) -> torch.Tensor:
+    """float32 [len(samples), *shape] on the CPU, uniform on the multiples of 2**-24 in [0, 1). samples as for
+    normal().
+    """
     return _floats(_to_uniform, seed, purpose, step, samples, shape)
 
 
 def integers(seed: int, purpose: str, step: int, samples: Sequence[int], high: int) -> torch.Tensor:
-    """int64 [len(samples)] on the CPU, uniform in [0, high), 0 < high <= 2**32 (bias below high / 2**64). samples as for normal()."""
+    """int64 [len(samples)] on the CPU, uniform in [0, high), 0 < high <= 2**32 (bias below high / 2**64).
+    samples as for normal().
+    """
     if not 0 < high <= 2**32:
         raise ValueError(f"high must lie in [1, 2**32], got {high}")
     words = _draw(key_of(seed, purpose), step, _check_samples(samples), 1, _to_words64, 2, np.uint64)[:, 0]
@@ -150,7 +181,9 @@ def integers(seed: int, purpose: str, step: int, samples: Sequence[int], high: i
 
 
 def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
-    """int64 [n]: a uniformly drawn order of range(n), a function of (seed, purpose, epoch, n) alone (the order of n random 64-bit keys)."""
+    """int64 [n]: a uniformly drawn order of range(n), a function of (seed, purpose, epoch, n) alone (the
+    order of n random 64-bit keys).
+    """
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
     keys = _draw(key_of(seed, purpose), epoch, np.zeros(1, dtype=np.uint64), n, _to_words64, 2, np.uint64)[0]
@@ -158,5 +191,7 @@ def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
 
 
 def torch_generator(seed: int, purpose: str) -> torch.Generator:
-    """CPU torch.Generator for drawing initial weights; its stream is torch's, the same for one torch version."""
+    """CPU torch.Generator for drawing initial weights; its stream is torch's, the same for one torch
+    version.
+    """
     return torch.Generator().manual_seed(key_of(seed, purpose) >> 1)  # manual_seed takes 63 bits

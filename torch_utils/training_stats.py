@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of training: report() anywhere, read through a Collector once per tick. StyleGAN's interface.
 
-report() adds number, sum and sum of squares to a per-device accumulator and never waits for the device. Collector.update() brings
-the accumulators of all processes together. Sums on the host are exact, so that a checkpoint in the middle of an
-interval changes no bit of them; accumulators of other devices are float64, float32 where that is missing (mps).
-Non-finite values are neither hidden nor raised here: the mean of their interval is not finite, the next interval's is clean.
+report() adds number, sum and sum of squares to a per-device accumulator and never waits for the device.
+Collector.update() brings the accumulators of all processes together. Sums on the host are exact, so that a
+checkpoint in the middle of an interval changes no bit of them; accumulators of other devices are float64,
+float32 where that is missing (mps). Non-finite values are neither hidden nor raised here: the mean of their
+interval is not finite, the next interval's is clean.
 """
 
 import math
@@ -32,7 +33,9 @@ _process: tuple[int, bool] | None = None  # (rank, whether to synchronise) as gi
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
-    """Overrides what torch_utils.distributed knows: this process's rank, and whether update() talks to the others (sync_device None: it does not)."""
+    """Overrides what torch_utils.distributed knows: this process's rank, and whether update() talks to the
+    others (sync_device None: it does not).
+    """
     global _process
     _process = (rank, sync_device is not None)
 
@@ -43,17 +46,26 @@ def _rank() -> int:
 
 @torch.no_grad()
 def report(name: str, value: Any) -> Any:
-    """Adds every element of `value` (tensor, array, number or nested list; empty: only makes the name known) to statistic `name`. Returns `value`."""
+    """Adds every element of `value` (tensor, array, number or nested list; empty: only makes the name known)
+    to statistic `name`. Returns `value`.
+    """
     _names.add(name)
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         x = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64).reshape(-1)
         if x.numel():
-            # The count goes through torch.full: a tensor made of Python numbers would wait for the copy to the device.
-            moments = torch.stack([torch.full((), x.numel(), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()])
+            # The count goes through torch.full: a tensor made of Python numbers would wait for the copy to
+            # the device.
+            moments = torch.stack(
+                [torch.full((), x.numel(), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()]
+            )
             accumulated = _device.setdefault(x.device, {})
             accumulated[name] = accumulated[name] + moments if name in accumulated else moments
         return value
-    array = value.detach().to(torch.float64).numpy() if isinstance(value, torch.Tensor) else np.asarray(value, dtype=np.float64)
+    array = (
+        value.detach().to(torch.float64).numpy()
+        if isinstance(value, torch.Tensor)
+        else np.asarray(value, dtype=np.float64)
+    )
     if array.size:
         with np.errstate(invalid="ignore", over="ignore"):
             exact = float(array.size), (float(array.sum()),), (float(np.square(array).sum()),)
@@ -108,7 +120,9 @@ def _add(a: _Moments, b: _Moments) -> _Moments:
 
 
 def _exact_sum(a: _Sum, b: _Sum) -> _Sum:
-    """a + b without rounding (Shewchuk, Adaptive precision floating-point arithmetic, 1997); one float where that is not finite."""
+    """a + b without rounding (Shewchuk, Adaptive precision floating-point arithmetic, 1997); one float where
+    that is not finite.
+    """
     parts = list(a)
     for x in b:
         kept = []
@@ -133,8 +147,9 @@ def _read_moments(saved: Any) -> _Moments:
 class Collector:
     """Statistics whose whole name matches `regex`, over the interval between the last two calls of update().
 
-    keep_previous: a statistic that was not reported in an interval keeps its former value instead of becoming NaN.
-    Every process must make and update the same collectors in the same order (making one is a collective too).
+    keep_previous: a statistic that was not reported in an interval keeps its former value instead of becoming
+    NaN. Every process must make and update the same collectors in the same order (making one is a collective
+    too).
     """
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True) -> None:
@@ -151,7 +166,9 @@ class Collector:
         return sorted(name for name in _names if self._regex.fullmatch(name))
 
     def update(self) -> None:
-        """Ends the interval: from now on the other methods tell what was reported since the last call. All processes must call it."""
+        """Ends the interval: from now on the other methods tell what was reported since the last call. All
+        processes must call it.
+        """
         _synchronise()
         for name, moments in self._pending.items():
             if moments[0] or not self._keep_previous:
@@ -159,19 +176,27 @@ class Collector:
         self._pending = {}
 
     def state_dict(self) -> dict[str, dict[str, _Moments]]:
-        """What a checkpoint needs so that an interval goes on after a restart: finished and running sums. All processes must call it."""
+        """What a checkpoint needs so that an interval goes on after a restart: finished and running sums. All
+        processes must call it.
+        """
         _synchronise()
         return {"current": dict(self._current), "pending": dict(self._pending)}
 
     def load_state_dict(self, state: dict[str, dict[str, _Moments]]) -> None:
-        """Go on with what state_dict() returned; every process gives the same. What was reported before the call is forgotten."""
+        """Go on with what state_dict() returned; every process gives the same. What was reported before the
+        call is forgotten.
+        """
         _synchronise()
-        self._current, self._pending = ({name: _read_moments(m) for name, m in state[key].items()} for key in ("current", "pending"))
+        self._current, self._pending = (
+            {name: _read_moments(m) for name, m in state[key].items()} for key in ("current", "pending")
+        )
         _names.update(self._current, self._pending)
 
     def _get(self, name: str) -> _Moments:
         if not self._regex.fullmatch(name):
-            raise ValueError(f"statistic {name!r} does not match the pattern {self._regex.pattern!r} of this collector")
+            raise ValueError(
+                f"statistic {name!r} does not match the pattern {self._regex.pattern!r} of this collector"
+            )
         return self._current.get(name, _ZERO)
 
     def num(self, name: str) -> int:
@@ -193,7 +218,12 @@ class Collector:
 
     def as_dict(self) -> EasyDict:
         """EasyDict: name -> EasyDict(num, mean, std)."""
-        return EasyDict({name: EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name)) for name in self.names()})
+        return EasyDict(
+            {
+                name: EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name))
+                for name in self.names()
+            }
+        )
 
     def __getitem__(self, name: str) -> float:
         """The mean."""

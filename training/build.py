@@ -24,7 +24,11 @@ from training.config import (
     TrainConfig,
 )
 from training.data import class_names, downscaling
-from training.data.class_embedding import compute_class_embedding, random_class_embedding, spread_class_embedding
+from training.data.class_embedding import (
+    compute_class_embedding,
+    random_class_embedding,
+    spread_class_embedding,
+)
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres, generator_kwargs
@@ -43,21 +47,32 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
     """
 
     def open_dataset(path: str) -> ImageDataset:
-        return ImageDataset(path, use_labels=cfg.cond, xflip=cfg.mirror, max_size=cfg.max_images, random_seed=seed)
+        return ImageDataset(
+            path, use_labels=cfg.cond, xflip=cfg.mirror, max_size=cfg.max_images, random_seed=seed
+        )
 
     dataset = open_dataset(cfg.path)
     if cfg.resolution is None or cfg.resolution == dataset.resolution:
         return dataset
-    return open_dataset(downscaling.downscaled(dataset, cfg.resolution)) if prepare else downscaling.planned(dataset, cfg.resolution)
+    return (
+        open_dataset(downscaling.downscaled(dataset, cfg.resolution))
+        if prepare
+        else downscaling.planned(dataset, cfg.resolution)
+    )
 
 
 def plain_dataset(dataset: ImageDataset) -> ImageDataset:
-    """The same images with labels where there are any, all of them, unflipped: what class embeddings and metrics refer to."""
+    """The same images with labels where there are any, all of them, unflipped: what class embeddings and
+    metrics refer to.
+    """
     return ImageDataset(dataset.path, use_labels=dataset.has_labels)
 
 
-def fresh_generator(cfg: GeneratorConfig, resolution: int, c_dim: int, embed_dim: int, stem: Generator | None = None) -> Generator:
-    """A stem of this resolution and these classes, or the superresolution stage on `stem`; weights from torch's global random state.
+def fresh_generator(
+    cfg: GeneratorConfig, resolution: int, c_dim: int, embed_dim: int, stem: Generator | None = None
+) -> Generator:
+    """A stem of this resolution and these classes, or the superresolution stage on `stem`; weights from
+    torch's global random state.
 
     Raises:
         ValueError: it cannot be planned.
@@ -66,13 +81,17 @@ def fresh_generator(cfg: GeneratorConfig, resolution: int, c_dim: int, embed_dim
         stem = stem or read_stem(str(cfg.path_stem)).generator
         return build_superres(stem, cfg.cfg, cfg.up_factor, cfg.head_layers, cbase=cfg.cbase, cmax=cfg.cmax)
     return build_stem(
-        cfg.cfg, resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or STEM_CBASE, cmax=cfg.cmax or STEM_CMAX, embed_dim=embed_dim,
+        cfg.cfg, resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or STEM_CBASE,
+        cmax=cfg.cmax or STEM_CMAX, embed_dim=embed_dim,
         z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size,
     )  # fmt: skip
 
 
-def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int, stem: Generator | None = None) -> Generator:
-    """A fresh stem, or a superresolution stage on a frozen stem; float32 on the CPU, weights drawn from `seed` alone.
+def make_generator(
+    cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int, stem: Generator | None = None
+) -> Generator:
+    """A fresh stem, or a superresolution stage on a frozen stem; float32 on the CPU, weights drawn from
+    `seed` alone.
 
     stem: of a superresolution stage; None = read what --path_stem names.
 
@@ -85,18 +104,25 @@ def make_generator(cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, 
         G = fresh_generator(cfg, dataset.resolution, c_dim, embed_dim, stem)
     if G.img_resolution != dataset.resolution:
         raise ValueError(
-            f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but --up_factor={cfg.up_factor} on this stem gives "
-            f"{G.img_resolution}x{G.img_resolution}: give --resolution={G.img_resolution} with a data set of at least that size"
+            f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but "
+            f"--up_factor={cfg.up_factor} on this stem gives "
+            f"{G.img_resolution}x{G.img_resolution}: give --resolution={G.img_resolution} with a data set "
+            "of at least that size"
         )
     if G.c_dim != c_dim:
         raise ValueError(
-            f"--path_stem={cfg.path_stem} knows {G.c_dim} classes, --data={dataset.path} has {c_dim}: use the data set the stem was trained on"
+            f"--path_stem={cfg.path_stem} knows {G.c_dim} classes, --data={dataset.path} has {c_dim}: use "
+            "the data set the stem was trained on"
         )
     return G
 
 
 def make_class_embedding(
-    cfg: DataConfig, dataset: ImageDataset, seed: int, device: torch.device, pause: Callable[[], None] | None = None
+    cfg: DataConfig,
+    dataset: ImageDataset,
+    seed: int,
+    device: torch.device,
+    pause: Callable[[], None] | None = None,
 ) -> torch.Tensor | None:
     """The initial class embedding [classes, width], or None without classes.
 
@@ -111,17 +137,28 @@ def make_class_embedding(
         return random_class_embedding(dataset.label_dim, cfg.embed_dim, seed)
     if cfg.class_embedding == "auto":
         network = features.load(EMBEDDING_NETWORK).to(device)
-        return spread_class_embedding(compute_class_embedding(plain_dataset(dataset), network, device=device, pause=pause))
+        return spread_class_embedding(
+            compute_class_embedding(plain_dataset(dataset), network, device=device, pause=pause)
+        )
     if not os.path.isfile(cfg.class_embedding):
-        raise ValueError(f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of shape [classes, width]")
+        raise ValueError(
+            f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of "
+            "shape [classes, width]"
+        )
     try:
         table = bounded.read_npy(cfg.class_embedding)
     except ValueError as error:
         raise ValueError(f"--class-embedding={error}") from None
     if table.ndim != 2 or len(table) != dataset.label_dim:
-        raise ValueError(f"--class-embedding={cfg.class_embedding} has shape {list(table.shape)}; the data set needs [{dataset.label_dim}, width]")
+        raise ValueError(
+            f"--class-embedding={cfg.class_embedding} has shape {list(table.shape)}; the data set needs "
+            f"[{dataset.label_dim}, width]"
+        )
     if table.dtype.kind not in "iuf" or not np.isfinite(table).all():
-        raise ValueError(f"--class-embedding={cfg.class_embedding} holds {table.dtype}, or values that are not finite; finite numbers are needed")
+        raise ValueError(
+            f"--class-embedding={cfg.class_embedding} holds {table.dtype}, or values that are not finite; "
+            "finite numbers are needed"
+        )
     return torch.from_numpy(table.astype(np.float32))
 
 
@@ -131,14 +168,18 @@ def head_options(cfg: GeneratorConfig) -> dict[str, Any]:
 
 
 def restored_plan(cfg: GeneratorConfig, lineage: Lineage) -> Generator:
-    """The generator of a superresolution stage that goes on, on its recorded stem, whose file is not needed. Its numbers come from a checkpoint.
+    """The generator of a superresolution stage that goes on, on its recorded stem, whose file is not needed.
+    Its numbers come from a checkpoint.
 
     Raises:
         ValueError: an option differs from those that the run began with.
     """
     for name, value in head_options(cfg).items():
         if lineage.options.get(name) != value:
-            raise ValueError(f"--{name}={value}: the run began with {lineage.options.get(name)}, and a resumed run keeps its networks")
+            raise ValueError(
+                f"--{name}={value}: the run began with {lineage.options.get(name)}, and a resumed run keeps "
+                "its networks"
+            )
     return Generator(**(lineage.plan or {}))
 
 
@@ -155,11 +196,14 @@ def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
     }
 
 
-def make_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int) -> ProjectedDiscriminator:
+def make_discriminator(
+    cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int
+) -> ProjectedDiscriminator:
     """Frozen backbones, the random projection and the heads, on the CPU, drawn from `seed` alone.
 
     Raises:
-        FileNotFoundError: a backbone's weights are missing (names the file and where to put it). ValueError: options that do not fit.
+        FileNotFoundError: a backbone's weights are missing (names the file and where to put it). ValueError:
+        options that do not fit.
     """
     backbones = [features.load(name, cfg.backbone_weights.get(name), seed=seed) for name in cfg.backbones]
     return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
@@ -180,14 +224,20 @@ def make_networks(
     elif cfg.generator.superres:
         stem = read_stem(str(cfg.generator.path_stem))
         G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed, stem.generator)
-        lineage = Lineage(stem.stems if lineage is None else [], plan=generator_kwargs(G), options=head_options(cfg.generator))
+        lineage = Lineage(
+            stem.stems if lineage is None else [],
+            plan=generator_kwargs(G),
+            options=head_options(cfg.generator),
+        )
     else:
         G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
     D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
     return G, D, lineage or Lineage()
 
 
-def assemble(cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, lineage: Lineage, device: torch.device) -> TrainState:
+def assemble(
+    cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, lineage: Lineage, device: torch.device
+) -> TrainState:
     """The state of a run with these networks, on its device."""
     G.synthesis.reduced_dtype = pick_precision(cfg.run.precision, device)
     D.normalize_()  # SAN: once before the first discriminator step
@@ -196,7 +246,9 @@ def assemble(cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, lineage:
     return state
 
 
-def make_classifier(cfg: LossConfig, dataset: ImageDataset, quiet: bool = False) -> features.Classifier | None:
+def make_classifier(
+    cfg: LossConfig, dataset: ImageDataset, quiet: bool = False
+) -> features.Classifier | None:
     """The guidance classifier, which knows its class for each of the data set's, or None at weight 0.
 
     Unless `quiet`, a line says so when the two lists of classes are compared by their length alone.
@@ -210,22 +262,38 @@ def make_classifier(cfg: LossConfig, dataset: ImageDataset, quiet: bool = False)
     names, where = _classifier_names(cfg, classifier)
     if not class_names.named(names) or not class_names.named(dataset.class_names):
         _same_class_count(cfg, classifier, dataset)
-        nameless, other = (f"--data={dataset.path}", cfg.cls_model) if class_names.named(names) else (cfg.cls_model, "the data set")
+        nameless, other = (
+            (f"--data={dataset.path}", cfg.cls_model)
+            if class_names.named(names)
+            else (cfg.cls_model, "the data set")
+        )
         if distributed.is_main() and not quiet:
-            print(f"Warning: {nameless} does not name its classes: --cls_weight takes them to be in the order of {other}'s")
+            print(
+                f"Warning: {nameless} does not name its classes: --cls_weight takes them to be in the order "
+                f"of {other}'s"
+            )
         return classifier
     descriptions = features.imagenet_descriptions() if names == classifier.class_names else None
     places, missing = class_names.class_map(dataset.class_names, names, descriptions)
-    remedy = "use --cls_weight=0, or a classifier of these classes with --cls_model, --cls_weights and --cls-classes"
+    remedy = (
+        "use --cls_weight=0, or a classifier of these classes with --cls_model, --cls_weights and "
+        "--cls-classes"
+    )
     if missing:
         raise ValueError(
-            f"--cls_weight={cfg.cls_weight:g}: {len(missing)} of the {dataset.label_dim} classes of --data={dataset.path} are none of "
+            f"--cls_weight={cfg.cls_weight:g}: {len(missing)} of the {dataset.label_dim} classes of "
+            f"--data={dataset.path} are none of "
             f"{cfg.cls_model}'s {len(names)} ({where}): {class_names.quoted(missing)}; {remedy}"
         )
     if len(set(places.tolist())) < len(places):
-        twice = [name for name, place in zip(dataset.class_names, places.tolist(), strict=True) if places.tolist().count(place) > 1]
+        twice = [
+            name
+            for name, place in zip(dataset.class_names, places.tolist(), strict=True)
+            if places.tolist().count(place) > 1
+        ]
         raise ValueError(
-            f"--cls_weight={cfg.cls_weight:g}: classes of --data={dataset.path} are one class to {cfg.cls_model}: {class_names.quoted(twice)}"
+            f"--cls_weight={cfg.cls_weight:g}: classes of --data={dataset.path} are one class to "
+            f"{cfg.cls_model}: {class_names.quoted(twice)}"
         )
     classifier.class_map = torch.from_numpy(places)
     return classifier
@@ -240,20 +308,26 @@ def _classifier_names(cfg: LossConfig, classifier: features.Classifier) -> tuple
         return classifier.class_names, "ImageNet's"
     names = class_names.read_class_names(file)
     if len(names) != classifier.num_classes:
-        raise ValueError(f"{file} names {len(names)} classes, {cfg.cls_model} tells {classifier.num_classes} apart")
+        raise ValueError(
+            f"{file} names {len(names)} classes, {cfg.cls_model} tells {classifier.num_classes} apart"
+        )
     return names, file
 
 
 def _same_class_count(cfg: LossConfig, classifier: features.Classifier, dataset: ImageDataset) -> None:
     if classifier.num_classes != dataset.label_dim:
         raise ValueError(
-            f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} tells {classifier.num_classes} classes apart, --data={dataset.path} has "
-            f"{dataset.label_dim}: use --cls_weight=0, or name a classifier of these classes with --cls_model and --cls_weights"
+            f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} tells {classifier.num_classes} classes "
+            f"apart, --data={dataset.path} has "
+            f"{dataset.label_dim}: use --cls_weight=0, or name a classifier of these classes with "
+            "--cls_model and --cls_weights"
         )
 
 
 def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
-    """What a snapshot says of its data set, in the form that StyleGAN tools read: the name and the arguments of their class for such archives."""
+    """What a snapshot says of its data set, in the form that StyleGAN tools read: the name and the arguments
+    of their class for such archives.
+    """
     return {
         "class_name": "training.dataset.ImageFolderDataset",
         "path": dataset.path,

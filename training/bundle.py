@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorBundle: a module that only holds named tensors, for the D of a network pickle.
 
-Tools that read network pickles insist that D is a module and never run it. The discriminator's frozen backbones live in their own files, so a
-pickle carries the tensors of its heads and random projection, under their state_dict names.
+Tools that read network pickles insist that D is a module and never run it. The discriminator's frozen
+backbones live in their own files, so a pickle carries the tensors of its heads and random projection, under
+their state_dict names.
 """
 
 from __future__ import annotations

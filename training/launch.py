@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run from outside: its folder, the processes that train in it, how they ended. Metrics come from the caller."""
+"""A run from outside: its folder, the processes that train in it, how they ended. Metrics come from the
+caller.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from training.run.stop import terminated_as_interrupted
 from training.run_folder import OPTIONS_FILE, load_run, new_run_folder, recorded_outcome, write_json
 from training.steps import NonFiniteError
 
-# What measures G_ema in a process of the run, or None. A function of a module or script, since other processes receive it.
+# What measures G_ema in a process of the run, or None. A function of a module or script, since other
+# processes receive it.
 MakeEvaluate = Callable[[TrainConfig, torch.device], Evaluate | None]
 
 
@@ -34,30 +37,46 @@ def join(config: TrainConfig) -> torch.device:
 
 
 def check_processes(config: TrainConfig) -> None:
-    """Raises ValueError if torchrun has started another number of processes than --gpus, or no machine would start so many."""
+    """Raises ValueError if torchrun has started another number of processes than --gpus, or no machine would
+    start so many.
+    """
     started = distributed.started_processes()
     try:
         distributed.check_local(config.run.gpus)
     except ValueError as error:
         raise ValueError(f"--gpus={config.run.gpus}: {error}") from None
     if started not in (None, config.run.gpus):
-        raise ValueError(f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: use --gpus={started}")
+        raise ValueError(
+            f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: "
+            f"use --gpus={started}"
+        )
 
 
 def memory_remedy(config: TrainConfig, then: str = "") -> str:
     """What to change when a run is out of memory."""
-    return f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase and --cmax{then}"
+    return (
+        f"lower --batch-gpu (now {config.batch_gpu}) or let --batch-gpu=auto find it, else lower --cbase "
+        f"and --cmax{then}"
+    )
 
 
 def start(
-    config: TrainConfig, existing: Path | None, outdir: str, desc: str, make_evaluate: MakeEvaluate, again: bool = False, from_scratch: bool = False
+    config: TrainConfig,
+    existing: Path | None,
+    outdir: str,
+    desc: str,
+    make_evaluate: MakeEvaluate,
+    again: bool = False,
+    from_scratch: bool = False,
 ) -> str:
     """Make or lock the run folder, record the options, run. Returns the outcome.
 
-    existing: the folder to go on in; None = a new one in `outdir`. again: as for `settle_rounds`. from_scratch: as for `entered`.
+    existing: the folder to go on in; None = a new one in `outdir`. again: as for `settle_rounds`.
+    from_scratch: as for `entered`.
 
     Raises:
-        ValueError, OSError: in one line; a folder that another process uses, or whose checkpoints cannot be used, is as it was.
+        ValueError, OSError: in one line; a folder that another process uses, or whose checkpoints cannot be
+        used, is as it was.
     """
     if distributed.under_torchrun():
         join(config)
@@ -84,8 +103,8 @@ def start(
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
     """`config` with a number in the place of --batch-gpu=auto.
 
-    existing: the run folder that goes on, whose recorded number is kept if the batch is still a multiple of it, unless the search is
-    wanted `again`.
+    existing: the run folder that goes on, whose recorded number is kept if the batch is still a multiple of
+    it, unless the search is wanted `again`.
     """
     if config.run.batch_gpu != AUTO:
         return config
@@ -107,37 +126,62 @@ def rounds_process(tree: dict[str, Any], run_lineage: Lineage | None) -> auto_ba
     return auto_batch.choose(config, build.make_dataset(config.data, config.run.seed), device, run_lineage)
 
 
-def run_in_folder(config: TrainConfig, run_dir: Path, make_evaluate: MakeEvaluate, resume: Path | None = None, seconds: float | None = None) -> str:
-    """Record the options in a run folder that has been `entered`, start the processes. Returns the loop's outcome.
+def run_in_folder(
+    config: TrainConfig,
+    run_dir: Path,
+    make_evaluate: MakeEvaluate,
+    resume: Path | None = None,
+    seconds: float | None = None,
+) -> str:
+    """Record the options in a run folder that has been `entered`, start the processes. Returns the loop's
+    outcome.
 
     resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
     """
     if distributed.is_main():
-        record = {"config": to_json(config), "command": sys.argv, "torch": str(torch.__version__), "resumed": (run_dir / OPTIONS_FILE).is_file()}
+        record = {
+            "config": to_json(config),
+            "command": sys.argv,
+            "torch": str(torch.__version__),
+            "resumed": (run_dir / OPTIONS_FILE).is_file(),
+        }
         write_json(run_dir / OPTIONS_FILE, record)
     distributed.barrier()
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
     process = f"Process {distributed.rank()}: " if distributed.world_size() > 1 else ""
     with ending_logged(run_dir, process):
-        distributed.launch(train_process, config.run.gpus, to_json(limited), str(run_dir), str(resume or run_dir), make_evaluate)
+        distributed.launch(
+            train_process,
+            config.run.gpus,
+            to_json(limited),
+            str(run_dir),
+            str(resume or run_dir),
+            make_evaluate,
+        )
     return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
 
 def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate: MakeEvaluate) -> None:
-    """One process of a run. resume: the folder to go on from, for messages: the run's, or that of the recipe it is a stage of.
+    """One process of a run. resume: the folder to go on from, for messages: the run's, or that of the recipe
+    it is a stage of.
 
     Raises:
         ValueError: a gradient is not finite, or memory is short: one line that says how to go on.
     """
     config = from_json(tree)
     device = join(config)
-    lock = RunLock(Path(run_dir), writer=True) if distributed.is_main() else None  # the launching process may die before this one
+    lock = (
+        RunLock(Path(run_dir), writer=True) if distributed.is_main() else None
+    )  # the launching process may die before this one
     log = dnnlib.util.Logger(Path(run_dir) / run_folder.LOG_FILE, file_mode="a") if lock else nullcontext()
     try:
         with log, memory.shortage_named(device, memory_remedy(config, f"; go on with --resume={resume}")):
             outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
             if distributed.is_main():
-                saved = {run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}", run_folder.RESTART: "Saved for the restart."}
+                saved = {
+                    run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}",
+                    run_folder.RESTART: "Saved for the restart.",
+                }
                 print(saved.get(outcome, "Finished."))
     except NonFiniteError as err:
         raise ValueError(f"{err}. {nan_remedy(Path(run_dir), resume)}") from None
@@ -153,4 +197,7 @@ def nan_remedy(run_dir: Path, resume: str) -> str:
         nimg = run_folder.newest_checkpoint_nimg(run_dir)
     if nimg is None:
         return "There is no checkpoint yet: start again at a lower --glr/--dlr"
-    return f"Nothing was overwritten: go on from the last checkpoint, of {nimg} images, with --resume={resume}, at a lower --glr/--dlr"
+    return (
+        f"Nothing was overwritten: go on from the last checkpoint, of {nimg} images, with "
+        f"--resume={resume}, at a lower --glr/--dlr"
+    )

@@ -23,7 +23,8 @@ from training.state import TrainState
 
 
 def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:
-    """Train until --kimg or --patience end it, a stop request or the restart deadline; go on from the newest checkpoint in `run_dir`.
+    """Train until --kimg or --patience end it, a stop request or the restart deadline; go on from the newest
+    checkpoint in `run_dir`.
 
     Returns "finished", "interrupted" or "restart".
 
@@ -39,7 +40,9 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
         stop.close()
 
 
-def train_until_stopped(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None, stop: StopRequest) -> str:
+def train_until_stopped(
+    cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None, stop: StopRequest
+) -> str:
     """As `train`, whose arguments these are."""
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
     try:
@@ -50,7 +53,9 @@ def train_until_stopped(cfg: TrainConfig, run_dir: str, device: torch.device, ev
         return INTERRUPTED
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
-    inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, distributed.world_size(), distributed.rank())
+    inputs = InputSource.of(
+        cfg, dataset.labels, state.G.z_dim, device, distributed.world_size(), distributed.rank()
+    )
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
     indices = inputs.real_indices(state.progress.nimg, len(dataset))
     with Loader(dataset, indices, workers=cfg.data.workers, cache_mb=cfg.data.cache_mb) as loader:
@@ -74,7 +79,9 @@ def run(
     stop: StopRequest,
     device: torch.device,
 ) -> str:
-    """Steps and ticks until the run is over or a stop is asked for. Returns the outcome; what has been done is saved."""
+    """Steps and ticks until the run is over or a stop is asked for. Returns the outcome; what has been done
+    is saved.
+    """
     while not is_over(cfg, state):
         one_step(cfg, state, inputs, loader, classifier)
         periodic.bar(state)
@@ -103,7 +110,13 @@ def is_over(cfg: TrainConfig, state: TrainState) -> bool:
     return state.progress.nimg >= cfg.run.kimg * 1000 or 0 < cfg.run.patience <= state.progress.stale
 
 
-def one_step(cfg: TrainConfig, state: TrainState, inputs: InputSource, loader: Iterator[Any], classifier: steps.Classifier | None) -> None:
+def one_step(
+    cfg: TrainConfig,
+    state: TrainState,
+    inputs: InputSource,
+    loader: Iterator[Any],
+    classifier: steps.Classifier | None,
+) -> None:
     """One training step on the loader's next images, and its seconds."""
     started = time.monotonic()
     pixels, labels = next(loader)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a gradient that is not finite comes from: which network, and which of its tensors. Asked once, when a run ends of it.
+"""Where a gradient that is not finite comes from: which network, and which of its tensors. Asked once, when a
+run ends of it.
 
-A step of one network shows the mistakes of the other: a logit that is not finite makes the generator's gradients so.
+A step of one network shows the mistakes of the other: a logit that is not finite makes the generator's
+gradients so.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ class Cause(NamedTuple):
     what: str
 
 
-def find(state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float) -> Cause | None:
-    """The first tensor that is not finite on the way from weights to logits and back to the images; None if all are.
+def find(
+    state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float
+) -> Cause | None:
+    """The first tensor that is not finite on the way from weights to logits and back to the images; None if
+    all are.
 
     The weights are those with which the step began. All processes must call it; they get the same answer.
     """
@@ -36,7 +41,9 @@ def find(state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound],
     return next((cause for cause in distributed.all_gather_object(here) if cause is not None), None)
 
 
-def _causes(state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float) -> Iterator[Cause]:
+def _causes(
+    state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float
+) -> Iterator[Cause]:
     for network, module in ((DISCRIMINATOR, state.D), (GENERATOR, state.G)):
         for name, x in itertools.chain(module.named_parameters(), module.named_buffers()):
             if not _is_finite(x):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An option: a field of a configuration that knows its flag, its meaning, the source of its default and how its text is read."""
+"""An option: a field of a configuration that knows its flag, its meaning, the source of its default and how
+its text is read.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,20 @@ def opt(
     """A dataclass field that is an option.
 
     Args:
-        about: its meaning. source: where its default comes from. low, high: for numbers, the smallest and the largest value that make sense.
-        flag: its name on command lines and in recipes, with underscores; "" = the field's, None = it has no flag.
-        switch: the flag takes no value. required: the command line of a new run must give it.
+        about: its meaning. source: where its default comes from. low, high: for numbers, the smallest and the
+        largest value that make sense. flag: its name on command lines and in recipes, with underscores; "" =
+        the field's, None = it has no flag. switch: the flag takes no value. required: the command line of a
+        new run must give it.
     """
-    metadata = {"about": about, "source": source, "low": low, "high": high, "flag": flag, "switch": switch, "required": required}
+    metadata = {
+        "about": about,
+        "source": source,
+        "low": low,
+        "high": high,
+        "flag": flag,
+        "switch": switch,
+        "required": required,
+    }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -45,13 +56,17 @@ def options_of(sections: dict[str, type]) -> dict[str, Option]:
         hints, defaults = typing.get_type_hints(cls), cls()
         for f in dataclasses.fields(cls):
             said = {**f.metadata, "flag": f.name if f.metadata["flag"] == "" else f.metadata["flag"]}
-            found[f"{section}.{f.name}"] = Option(section, f.name, hints[f.name], getattr(defaults, f.name), **said)
+            found[f"{section}.{f.name}"] = Option(
+                section, f.name, hints[f.name], getattr(defaults, f.name), **said
+            )
     return found
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field as command lines, recipes and JSON files know it. The last seven are those of `opt`, with the flag's name filled in."""
+    """A field as command lines, recipes and JSON files know it. The last seven are those of `opt`, with the
+    flag's name filled in.
+    """
 
     section: str
     key: str
@@ -78,12 +93,18 @@ class Option:
     @property
     def alternatives(self) -> tuple[Any, ...]:
         """The types of a union, or the one type."""
-        return typing.get_args(self.hint) if typing.get_origin(self.hint) in (types.UnionType, typing.Union) else (self.hint,)
+        return (
+            typing.get_args(self.hint)
+            if typing.get_origin(self.hint) in (types.UnionType, typing.Union)
+            else (self.hint,)
+        )
 
     @property
     def words(self) -> tuple[str, ...]:
         """Words that may stand in the place of a number."""
-        return tuple(word for a in self.alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a))
+        return tuple(
+            word for a in self.alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)
+        )
 
     @property
     def kind(self) -> type:
@@ -148,12 +169,16 @@ class Option:
             ValueError: it is of another type.
         """
         kind = self.kind
-        if (value is None and type(None) in self.alternatives) or (isinstance(value, str) and value in self.words):
+        if (value is None and type(None) in self.alternatives) or (
+            isinstance(value, str) and value in self.words
+        ):
             return value
         if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value) if abs(value) < MAX_NUMBER else float("inf") * (1 if value > 0 else -1)  # refused by `check_range`
+            return (
+                float(value) if abs(value) < MAX_NUMBER else float("inf") * (1 if value > 0 else -1)
+            )  # refused by `check_range`
         if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
         raise ValueError(f"option '{self.name}' must be of type {kind.__name__}, not {repr(value)[:80]}")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run folder and the folder of a recipe: the names of their files, and how these are read and written. Nobody else spells them.
+"""A run folder and the folder of a recipe: the names of their files, and how these are read and written.
+Nobody else spells them.
 
-Only the names of the metrics' records are in dnnlib.records, since metrics, which may not import this, write them too.
+Only the names of the metrics' records are in dnnlib.records, since metrics, which may not import this, write
+them too.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ LOG_FILE = "log.txt"  # what was printed, and what ended the run
 STATS_FILE = "stats.jsonl"  # a line per tick
 ALARMS_FILE = "alarms.jsonl"  # a line per alarm
 ABOUT_FILE = "about.json"  # what the data is and how large the networks are
-LINEAGE_FILE = "lineage.json"  # the stem and its own stems; of a recipe: how each stage ended, and its best network
+LINEAGE_FILE = (
+    "lineage.json"  # the stem and its own stems; of a recipe: how each stage ended, and its best network
+)
 INIT_FROM_FILE = "init_from.json"  # what --init-from took over
 FINAL_FILE = "final.json"  # of a recipe's stage: its measurement at the last stage's resolution
 RECIPE_FILE = "recipe.json"  # of a recipe: the schedule, the data and every override of a command line
@@ -108,7 +112,9 @@ def _numbered(run_dir: Path, start: str, end: str) -> list[Path]:
 
 
 def best_network(run_dir: str | os.PathLike[str]) -> Path | None:
-    """The network that a run hands on: the best by its first metric, the newest without one, None before there is any."""
+    """The network that a run hands on: the best by its first metric, the newest without one, None before
+    there is any.
+    """
     found = [Path(run_dir) / name for name in (BEST_NETWORK, NEWEST_NETWORK)]
     return next((path for path in found if path.is_file()), None)
 
@@ -127,10 +133,16 @@ def write_best_nimg(run_dir: Path, nimg: int) -> None:
 
 
 def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, Any] | None:
-    """{"name", "value"} of a run's first metric at `nimg` images shown, or None if it was not measured there."""
+    """{"name", "value"} of a run's first metric at `nimg` images shown, or None if it was not measured
+    there.
+    """
     try:
         name = load_run(str(run_dir)).run.metrics[0]
-        found = [r["results"] for r in read_jsonl(metric_file(run_dir, name)) if nimg is not None and r.get("kimg") == nimg / 1000]
+        found = [
+            r["results"]
+            for r in read_jsonl(metric_file(run_dir, name))
+            if nimg is not None and r.get("kimg") == nimg / 1000
+        ]
         return {"name": name, "value": next(iter(found[-1].values()))} if found else None
     except (OSError, ValueError, LookupError, AttributeError, StopIteration):
         return None  # no run folder, or one without metrics
@@ -148,7 +160,11 @@ def stage_name(resolution: int) -> str:
 
 def stage_folders(folder: Path) -> list[Path]:
     """Run folders of a recipe's stages, in order."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(_STAGE)) if folder.is_dir() else []
+    return (
+        sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(_STAGE))
+        if folder.is_dir()
+        else []
+    )
 
 
 def is_run_folder(path: str | os.PathLike[str]) -> bool:
@@ -180,11 +196,15 @@ def run_folders(outdir: str) -> dict[int, Path]:
 
 
 def new_run_folder(outdir: str, desc: str) -> Path:
-    """Create the next numbered folder. Runs that start at once get different numbers, whatever their descriptions."""
+    """Create the next numbered folder. Runs that start at once get different numbers, whatever their
+    descriptions.
+    """
     Path(outdir).mkdir(parents=True, exist_ok=True)
     number = max(run_folders(outdir), default=-1) + 1
     while True:
-        claim = Path(outdir) / f".{number:05d}.claim"  # the same name for every description; a folder: atomic everywhere
+        claim = (
+            Path(outdir) / f".{number:05d}.claim"
+        )  # the same name for every description; a folder: atomic everywhere
         try:
             claim.mkdir()
         except FileExistsError:
@@ -201,7 +221,9 @@ def new_run_folder(outdir: str, desc: str) -> Path:
 
 
 def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
-    """The newest folder of the same description and options whose run has not finished (what --restart_every goes on with)."""
+    """The newest folder of the same description and options whose run has not finished (what --restart_every
+    goes on with).
+    """
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
         if path.name.split("-", 1)[-1] != desc or not is_run_folder(path):
             continue
@@ -224,14 +246,18 @@ def load_run(run_dir: str) -> TrainConfig:
     """
     if not is_run_folder(run_dir):
         raise ValueError(
-            f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network pickle to start from its weights"
+            f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network "
+            "pickle to start from its weights"
         )
     try:
         saved = read_object(Path(run_dir) / OPTIONS_FILE)
     except Damaged as err:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is damaged ({err.reason})") from None
     if "config" not in saved:
-        raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with --init-from")
+        raise ValueError(
+            f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with "
+            "--init-from"
+        )
     try:
         return from_json(saved["config"])
     except ValueError as err:
@@ -245,7 +271,9 @@ def recorded_outcome(run_dir: Path) -> str | None:
 
 
 def recorded_nimg(run_dir: Path) -> int | None:
-    """Images shown when the last process of a run folder ended; None if none has, or if that cannot be read any more."""
+    """Images shown when the last process of a run folder ended; None if none has, or if that cannot be read
+    any more.
+    """
     nimg = read_json(run_dir / STATUS_FILE).get("nimg")
     return nimg if type(nimg) is int else None
 
@@ -262,7 +290,8 @@ def forget_status(run_dir: Path) -> None:
 
 
 def newest_checkpoint(run_dir: str | os.PathLike[str], set_aside: bool = False) -> Path | None:
-    """The checkpoint to go on from; None in a folder that never had one. set_aside: as for `checkpoint.latest`.
+    """The checkpoint to go on from; None in a folder that never had one. set_aside: as for
+    `checkpoint.latest`.
 
     Raises:
         OSError: a checkpoint cannot be read. ValueError: there was one, and there is none that can be used.
@@ -271,7 +300,8 @@ def newest_checkpoint(run_dir: str | os.PathLike[str], set_aside: bool = False) 
     trace = None if path is not None else _trace_of_checkpoints(Path(run_dir))
     if trace:
         raise ValueError(
-            f"{run_dir} holds no checkpoint to go on from, though {trace}: put one back into {CHECKPOINT_FOLDER}/, start a new run from "
+            f"{run_dir} holds no checkpoint to go on from, though {trace}: put one back into "
+            f"{CHECKPOINT_FOLDER}/, start a new run from "
             "its network with --init-from, or start this one anew with --from-scratch"
         )
     return path
@@ -288,12 +318,18 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def _trace_of_checkpoints(run_dir: Path) -> str:
-    """How one sees that a folder without a usable checkpoint had one; '' if it had none. Version 0.1 left no CHECKPOINTED_FILE."""
+    """How one sees that a folder without a usable checkpoint had one; '' if it had none. Version 0.1 left no
+    CHECKPOINTED_FILE.
+    """
     if checkpoint.exists(checkpoint_folder(run_dir)):
         return "there are damaged ones"
     if nimg := recorded_nimg(run_dir):
         return f"{nimg} images were shown by the end of its last process"
-    had = (run_dir / CHECKPOINTED_FILE).exists() or (run_dir / BEST_NIMG_FILE).exists() or len(snapshot_files(run_dir)) > 1
+    had = (
+        (run_dir / CHECKPOINTED_FILE).exists()
+        or (run_dir / BEST_NIMG_FILE).exists()
+        or len(snapshot_files(run_dir)) > 1
+    )
     return "it had some" if had else ""
 
 
@@ -309,8 +345,9 @@ def kimg_text(kimg: float) -> str:
     return f"{kimg:.3f}".rstrip("0").rstrip(".") if math.isfinite(kimg) else "?"
 
 
-# The good end of metrics whose records do not say it, by the beginning of the name: records of version 0.1 and of the published
-# calc_metrics.py. Every later record has `lower_is_better`; a new metric has no place here.
+# The good end of metrics whose records do not say it, by the beginning of the name: records of version 0.1
+# and of the published calc_metrics.py. Every later record has `lower_is_better`; a new metric has no place
+# here.
 _ENDS_BY_NAME = (
     ("min", re.compile(r"(s|r)?fid|fd[_\d]|kid|ppl")),
     ("max", re.compile(r"is\d|inception|pr[_\d]|prec|rec|acc|dens|cov|eq[tr]")),
@@ -318,7 +355,8 @@ _ENDS_BY_NAME = (
 
 
 def good_end(record: Mapping[str, Any], name: str | None = None) -> str | None:
-    """Which end of a metric's numbers is good, from a line of metric-NAME.jsonl: "min", "max", None = not known.
+    """Which end of a metric's numbers is good, from a line of metric-NAME.jsonl: "min", "max", None = not
+    known.
 
     name: of the number, for a record that does not say and holds several; None = the metric's.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 
 def blur_sigma(nimg: int, init_sigma: float = 2.0, fade_kimg: float = 300.0) -> float:
-    """Width of the blur before the discriminator, in pixels: linear from `init_sigma` to 0 over `fade_kimg` (StyleGAN-XL).
+    """Width of the blur before the discriminator, in pixels: linear from `init_sigma` to 0 over `fade_kimg`
+    (StyleGAN-XL).
 
     fade_kimg = 0 disables the blur.
     """
@@ -28,9 +29,11 @@ def ema_beta(nimg: int, batch: int, half_life_kimg: float, rampup: float = 0.05)
 
 
 def lazy_adam(lr: float, betas: tuple[float, float], interval: int) -> tuple[float, tuple[float, float]]:
-    """Adam constants corrected for lazy regularisation (StyleGAN2, appendix B): lr * r and betas ** r with r = interval / (interval + 1).
+    """Adam constants corrected for lazy regularisation (StyleGAN2, appendix B): lr * r and betas ** r with r
+    = interval / (interval + 1).
 
-    interval = 0 leaves them as they are. The published discriminator has no regularisation and is still corrected with interval 16.
+    interval = 0 leaves them as they are. The published discriminator has no regularisation and is still
+    corrected with interval 16.
     """
     if interval <= 0:
         return lr, betas

@@ -53,16 +53,23 @@ class TrainState:
     pl_mean: torch.Tensor
     progress: Progress = field(default_factory=Progress)
     started_from: dict[str, Any] | None = None  # the report of --init-from
-    lineage: Lineage = field(default_factory=Lineage)  # kept beside this state in a checkpoint, since it names files
+    lineage: Lineage = field(
+        default_factory=Lineage
+    )  # kept beside this state in a checkpoint, since it names files
 
     @classmethod
-    def create(cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int) -> TrainState:
-        """Wrap networks that are on their device. Parameters that do not require gradients (a frozen stem) stay out of the optimizers."""
+    def create(
+        cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int
+    ) -> TrainState:
+        """Wrap networks that are on their device. Parameters that do not require gradients (a frozen stem)
+        stay out of the optimizers.
+        """
         g_params = {k: p for k, p in G.named_parameters() if p.requires_grad}
         d_params = D.trainable_parameters()
         betas = (optim.beta1, optim.beta2)
         g_lr, g_betas = lazy_adam(optim.glr, betas, pl_interval)
-        # Deviation: the discriminator has no regularisation, yet the published optimizer is corrected as if it had; the effective values are kept.
+        # Deviation: the discriminator has no regularisation, yet the published optimizer is corrected as if
+        # it had; the effective values are kept.
         d_lr, d_betas = lazy_adam(optim.dlr, betas, optim.d_reg_interval)
         device = next(G.parameters()).device
         return cls(
@@ -71,14 +78,20 @@ class TrainState:
             G_ema=copy.deepcopy(G).eval().requires_grad_(False),
             g_params=g_params,
             d_params=d_params,
-            g_opt=torch.optim.Adam(list(g_params.values()), lr=g_lr, betas=g_betas, eps=optim.eps, fused=device.type != "mps"),
-            d_opt=torch.optim.Adam(list(d_params.values()), lr=d_lr, betas=d_betas, eps=optim.eps, fused=device.type != "mps"),
+            g_opt=torch.optim.Adam(
+                list(g_params.values()), lr=g_lr, betas=g_betas, eps=optim.eps, fused=device.type != "mps"
+            ),
+            d_opt=torch.optim.Adam(
+                list(d_params.values()), lr=d_lr, betas=d_betas, eps=optim.eps, fused=device.type != "mps"
+            ),
             pl_mean=torch.zeros([], device=device),
         )
 
     @torch.no_grad()
     def update_ema(self, beta: float) -> None:
-        """G_ema <- G + beta (G_ema - G) for parameters; buffers (w_avg, magnitude averages) are copied (StyleGAN3)."""
+        """G_ema <- G + beta (G_ema - G) for parameters; buffers (w_avg, magnitude averages) are copied
+        (StyleGAN3).
+        """
         ema = [p.detach() for p in self.G_ema.parameters()]
         torch._foreach_lerp_(ema, [p.detach() for p in self.G.parameters()], 1.0 - beta)
         for b_ema, b in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
@@ -98,7 +111,8 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place; every key must match. Learning rates and betas stay those of this run's config, which may differ by intention.
+        """Restore in place; every key must match. Learning rates and betas stay those of this run's config,
+        which may differ by intention.
 
         Raises:
             RuntimeError, ValueError: a tensor is missing, left over or of another shape.
@@ -107,7 +121,10 @@ class TrainState:
         self.G_ema.load_state_dict(state["G_ema"])
         self.D.load_saved_state_dict(state["D"])
         for optimizer, saved in ((self.g_opt, state["g_opt"]), (self.d_opt, state["d_opt"])):
-            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            own = [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups
+            ]
             optimizer.load_state_dict(saved)
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The algorithm: a generator step, a path length step, a discriminator step, and the training step of all three (StyleGAN-XL with SAN heads).
+"""The algorithm: a generator step, a path length step, a discriminator step, and the training step of all
+three (StyleGAN-XL with SAN heads).
 
-Each step accumulates gradients over its rounds, averages them over processes, refuses anything non-finite before a weight moves, and
-takes one optimizer step. Loss weights are such that the gradient is that of the mean over the step's whole batch.
+Each step accumulates gradients over its rounds, averages them over processes, refuses anything non-finite
+before a weight moves, and takes one optimizer step. Loss weights are such that the gradient is that of the
+mean over the step's whole batch.
 """
 
 from __future__ import annotations
@@ -40,19 +42,30 @@ def train_step(
     classifier: Classifier | None = None,
     most_rounds: int | None = None,
 ) -> None:
-    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL). Counts the step and its images.
+    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL). Counts the
+    step and its images.
 
     Args:
-        pixels, labels: this process's real images, uint8 [n, 3, R, R], and classes, int64 [n], in the order of `inputs.real_indices`.
-        most_rounds: of every kind, for trials; None = all.
+        pixels, labels: this process's real images, uint8 [n, 3, R, R], and classes, int64 [n], in the order
+        of `inputs.real_indices`. most_rounds: of every kind, for trials; None = all.
     """
     p, loss = state.progress, cfg.loss
     reals = inputs.real_rounds(p.nimg, pixels, labels)
     sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
     g_step(state, inputs.rounds("G", p.nimg)[:most_rounds], loss, sigma, classifier, reals)
-    if loss.pl_weight > 0 and not cfg.generator.superres and p.nimg >= loss.pl_start_kimg * 1000 and p.step % loss.pl_interval == 0:
-        path_length_step(state, inputs.rounds("path_length", p.nimg, loss.pl_batch_shrink)[:most_rounds], loss, cfg.run.seed)
+    if (
+        loss.pl_weight > 0
+        and not cfg.generator.superres
+        and p.nimg >= loss.pl_start_kimg * 1000
+        and p.step % loss.pl_interval == 0
+    ):
+        path_length_step(
+            state,
+            inputs.rounds("path_length", p.nimg, loss.pl_batch_shrink)[:most_rounds],
+            loss,
+            cfg.run.seed,
+        )
     d_step(state, inputs.rounds("D", p.nimg)[:most_rounds], reals[:most_rounds], loss, sigma)
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
     p.nimg += cfg.run.batch
@@ -67,10 +80,12 @@ def apply_gradients(
 ) -> None:
     """Average gradients over processes, check them, step, forget them.
 
-    where: the step, for errors: "generator: step 12, at 96 images". cause: finds what made a gradient not finite, in all processes.
+    where: the step, for errors: "generator: step 12, at 96 images". cause: finds what made a gradient not
+    finite, in all processes.
 
     Raises:
-        NonFiniteError: naming the network, the step and the first tensor concerned; nothing has been updated then.
+        NonFiniteError: naming the network, the step and the first tensor concerned; nothing has been updated
+        then.
     """
     grads = {name: p.grad for name, p in params.items() if p.grad is not None}
     distributed.all_reduce_mean_(list(grads.values()))
@@ -96,7 +111,9 @@ def _report(kind: str, logits: losses.Logits) -> None:
 
 
 def pairs_generator(cfg: LossConfig) -> bool:
-    """True if the generator's objective needs real images: a paired discriminator loss, and an h to which a constant shift is not invisible."""
+    """True if the generator's objective needs real images: a paired discriminator loss, and an h to which a
+    constant shift is not invisible.
+    """
     return is_paired(cfg.d_loss) and cfg.g_loss != "logit"
 
 
@@ -122,7 +139,8 @@ def g_step(
 ) -> None:
     """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1).
 
-    reals: real images of each round; read by a relativistic pairing alone, whose h is of the difference of logits.
+    reals: real images of each round; read by a relativistic pairing alone, whose h is of the difference of
+    logits.
     """
     _trainable(state, "G")
     pairs = pairs_generator(cfg) and reals is not None
@@ -138,19 +156,25 @@ def g_step(
         _report("fake", logits)
         training_stats.report("Loss/G/loss", loss)
         loss.div(len(rounds)).backward()
-    cause = functools.partial(nonfinite.find, state, rounds, reals if pairs and reals is not None else (), blur_sigma)
+    cause = functools.partial(
+        nonfinite.find, state, rounds, reals if pairs and reals is not None else (), blur_sigma
+    )
     apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause)
 
 
 def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, seed: int) -> None:
-    """Path length regularisation (StyleGAN2, section 3.2), without the lazy gain and without weight gradients in the first derivative."""
+    """Path length regularisation (StyleGAN2, section 3.2), without the lazy gain and without weight gradients
+    in the first derivative.
+    """
     _trainable(state, "G")
     for r in rounds:
         ws = state.G.mapping(r.z, r.labels)
         if not ws.requires_grad:  # a frozen mapping network
             ws.requires_grad_(True)
         images = state.G.synthesis(ws)
-        noise = rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])).to(images.device)
+        noise = rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])).to(
+            images.device
+        )
         with conv2d_gradfix.no_weight_gradients():
             lengths = losses.path_lengths(images, ws, noise)
         everyone = distributed.all_gather_cat(lengths.detach())
@@ -162,13 +186,17 @@ def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, se
     apply_gradients(state.g_params, state.g_opt, _where("path length regularisation", state))
 
 
-def d_step(state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: LossConfig, blur_sigma: float) -> None:
-    """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then the directions return to the unit sphere.
+def d_step(
+    state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: LossConfig, blur_sigma: float
+) -> None:
+    """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then the directions return to the unit
+    sphere.
 
     Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no return.
 
     Args:
-        rounds: latents, labels and draws of the generated images. reals: the real ones with theirs, equally many.
+        rounds: latents, labels and draws of the generated images. reals: the real ones with theirs, equally
+        many.
     """
     _trainable(state, "D")
     styles = []
@@ -183,7 +211,9 @@ def d_step(state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: 
         if is_paired(cfg.d_loss):
             with diagnosis.side("real"):
                 logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
-            loss = losses.discriminator_pairs(logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san)
+            loss = losses.discriminator_pairs(
+                logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san
+            )
             _backward(loss, len(rounds))
             _report("fake", logits_fake)
         else:
@@ -229,7 +259,10 @@ class _Diagnosis:
             for quantity, value in head._asdict().items():
                 if math.isfinite(value):
                     training_stats.report(f"Diagnostics/{quantity}", value)
-                    training_stats.report(f"Diagnostics/{quantity}/{name.removesuffix('.last_layer').removesuffix('.embed')}", value)
+                    training_stats.report(
+                        f"Diagnostics/{quantity}/{name.removesuffix('.last_layer').removesuffix('.embed')}",
+                        value,
+                    )
 
 
 def _diagnosis(state: TrainState, cfg: LossConfig) -> _Diagnosis:
@@ -238,7 +271,9 @@ def _diagnosis(state: TrainState, cfg: LossConfig) -> _Diagnosis:
         return _Diagnosis(None)
     heads = state.D.discriminators
     embeddings = [name for name, module in heads.named_modules() if isinstance(module, SANEmbedding)]
-    return _Diagnosis(Recorder(heads, projections={name: f"{name.removesuffix('embed')}cls" for name in embeddings}))
+    return _Diagnosis(
+        Recorder(heads, projections={name: f"{name.removesuffix('embed')}cls" for name in embeddings})
+    )
 
 
 def _update_w_avg(state: TrainState, styles: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:

@@ -20,15 +20,33 @@ from tests.memory_limit import limited
 def npy(shape: str, dtype: str = "<f4", data: bytes = b"", version: int = 1) -> bytes:
     """A .npy file that says what it likes."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(header)) + header + data
+    return (
+        b"\x93NUMPY"
+        + bytes([version, 0])
+        + struct.pack("<H" if version == 1 else "<I", len(header))
+        + header
+        + data
+    )
 
 
-@pytest.mark.parametrize("array", [np.arange(12.0).reshape(3, 4), np.asfortranarray(np.eye(3, 5)), np.float32(3), np.zeros([0, 7]), np.arange(5) > 2])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12.0).reshape(3, 4),
+        np.asfortranarray(np.eye(3, 5)),
+        np.float32(3),
+        np.zeros([0, 7]),
+        np.arange(5) > 2,
+    ],
+)
 def test_arrays_come_back(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
     np.savez(tmp_path / "a.npz", one=array, kind=np.asarray("text"))
     np.savez_compressed(tmp_path / "b.npz", one=array)
-    for found in (bounded.read_npy(tmp_path / "a.npy"), *(bounded.read_npz(tmp_path / name)["one"] for name in ("a.npz", "b.npz"))):
+    for found in (
+        bounded.read_npy(tmp_path / "a.npy"),
+        *(bounded.read_npz(tmp_path / name)["one"] for name in ("a.npz", "b.npz")),
+    ):
         np.testing.assert_array_equal(found, array)
         assert found.dtype == np.asarray(array).dtype and found.flags.writeable
     assert str(bounded.read_npz(tmp_path / "a.npz")["kind"]) == "text"
@@ -109,7 +127,9 @@ def test_devices_without_end(tmp_path: Path) -> None:
     writer.join()
 
 
-@pytest.mark.parametrize("text", ["{", "", "[1,]", "nul", "[" * 100_000, "\ufeff{}x", "1" * 5000, "{}" * 300_000, "[[]," * 300_000])
+@pytest.mark.parametrize(
+    "text", ["{", "", "[1,]", "nul", "[" * 100_000, "\ufeff{}x", "1" * 5000, "{}" * 300_000, "[[]," * 300_000]
+)
 def test_json_that_is_none_or_too_much(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)

@@ -43,17 +43,23 @@ SLOW: dict[str, Callable[[Handler], None]] = {
 
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("what", SLOW)
-def test_a_server_that_trickles_is_left(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, cache: bool) -> None:
+def test_a_server_that_trickles_is_left(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, cache: bool
+) -> None:
     """However fast or busy this machine is: what is asked for is more than any server sends."""
     monkeypatch.setattr(downloads, "_WINDOW_SECONDS", 0.1)
     monkeypatch.setenv(downloads.MIN_RATE_VARIABLE, "1e9")
     server.answers["/file"] = SLOW[what]
-    with pytest.raises(OSError, match=r"cannot download .* too slow: fewer than .*DNNLIB_MIN_DOWNLOAD_RATE.*\(2 attempts\)") as error:
+    with pytest.raises(
+        OSError, match=r"cannot download .* too slow: fewer than .*DNNLIB_MIN_DOWNLOAD_RATE.*\(2 attempts\)"
+    ) as error:
         util.open_url(f"{server.root}/file", str(tmp_path), cache=cache, verbose=False)
     assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
 
 
-def test_a_slow_start_is_no_fault(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_start_is_no_fault(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(downloads.MIN_RATE_VARIABLE, "0")
     monkeypatch.setattr(downloads, "_WINDOW_SECONDS", 0.01)
 
@@ -74,7 +80,9 @@ def endless(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_a_download_without_end_ends(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
+def test_a_download_without_end_ends(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
     monkeypatch.setenv(downloads.MAX_GB_VARIABLE, "0.01")
     server.answers["/file"] = endless
     with pytest.raises(ValueError, match=r"sends more than 10,000,000 bytes \(\$DNNLIB_MAX_DOWNLOAD_GB\)"):
@@ -82,7 +90,9 @@ def test_a_download_without_end_ends(server: FileServer, tmp_path: Path, monkeyp
     assert os.listdir(tmp_path) == [] and len(server.requests) == 1
 
 
-def test_an_announced_length_is_believed_up_to_the_limit(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_announced_length_is_believed_up_to_the_limit(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.answers["/file"] = BODY
     monkeypatch.setenv(downloads.MAX_GB_VARIABLE, str((len(BODY) - 1) / 1e9))
     with pytest.raises(ValueError, match="announces 25600 bytes, and at most 25,599 are read"):
@@ -93,7 +103,9 @@ def test_an_announced_length_is_believed_up_to_the_limit(server: FileServer, tmp
 
 @pytest.mark.parametrize("variable", [downloads.MAX_GB_VARIABLE, downloads.MIN_RATE_VARIABLE])
 @pytest.mark.parametrize("value", ["many", "-1", "nan", "inf"])
-def test_settings_are_numbers(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_settings_are_numbers(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     server.answers["/file"] = BODY
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"{variable}={value}: must be a number"):
@@ -138,7 +150,10 @@ def test_addresses_as_people_write_them(server: FileServer, tmp_path: Path, writ
 
 
 def test_hosts_beyond_ascii() -> None:
-    assert downloads.encoded("https://bücher.example:8443/ä?b#c") == "https://xn--bcher-kva.example:8443/%C3%A4?b"
+    assert (
+        downloads.encoded("https://bücher.example:8443/ä?b#c")
+        == "https://xn--bcher-kva.example:8443/%C3%A4?b"
+    )
     with pytest.raises(ValueError, match="host's name cannot be written in ASCII"):
         downloads.encoded(f"https://{'ü' * 80}/x")
 
@@ -161,19 +176,28 @@ def test_cache_folders_are_private_whatever_the_umask(server: FileServer, tmp_pa
     assert copy.stat().st_mode & 0o022 == 0
 
 
-def test_a_second_file_comes_along(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_file_comes_along(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     server.answers.update({"/a/n.bin?key=1": b"one", "/a/config.json?key=1": b"{}"})
     path = util.fetch(f"{server.root}/a/n.bin?key=1", beside=("n.json", "config.json"))
     assert Path(path).read_bytes() == b"one" and Path(path).with_suffix(".json").read_bytes() == b"{}"
     assert server.requests == ["/a/n.bin?key=1", "/a/n.json?key=1", "/a/config.json?key=1"]
-    assert util.fetch(f"{server.root}/a/n.bin?key=1", beside=("n.json", "config.json")) == path and len(server.requests) == 3
+    assert (
+        util.fetch(f"{server.root}/a/n.bin?key=1", beside=("n.json", "config.json")) == path
+        and len(server.requests) == 3
+    )
     server.answers["/m.bin"] = b"two"
-    with pytest.raises(FileNotFoundError, match=r"m\.bin: the server has no m\.json or config\.json beside it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"m\.bin: the server has no m\.json or config\.json beside it"
+    ):
         util.fetch(f"{server.root}/m.bin", beside=("m.json", "config.json"))
 
 
-def test_what_a_reader_finds_damaged_leaves_the_cache(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_reader_finds_damaged_leaves_the_cache(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     url = f"{server.root}/file"
 
@@ -187,7 +211,9 @@ def test_what_a_reader_finds_damaged_leaves_the_cache(server: FileServer, tmp_pa
 
     server.answers["/file"] = b"<html>"
     for _ in range(2):
-        with pytest.raises(util.Damaged, match=rf"^{url}: it is a web page \(the copy {tmp_path}\S* is removed"):
+        with pytest.raises(
+            util.Damaged, match=rf"^{url}: it is a web page \(the copy {tmp_path}\S* is removed"
+        ):
             util.read_from(url, read)
     assert len(server.requests) == 2 and os.listdir(tmp_path / "downloads") == []
     Path(util.open_url(url, return_filename=True)).write_bytes(b"<html>")  # as an earlier version left it
@@ -200,7 +226,9 @@ def test_what_a_reader_finds_damaged_leaves_the_cache(server: FileServer, tmp_pa
     assert server.requests.count("/odd") == 1
 
 
-def test_a_damaged_copy_is_told_offline_too(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_copy_is_told_offline_too(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     server.answers["/file"] = BODY
     url = f"{server.root}/file"
@@ -217,7 +245,12 @@ def test_a_damaged_copy_is_told_offline_too(server: FileServer, tmp_path: Path, 
 def test_file_addresses_are_paths(tmp_path: Path) -> None:
     path = tmp_path / "a file ä.bin"
     path.write_bytes(BODY)
-    for address in (path.as_uri(), f"file://localhost{path.as_uri()[7:]}", f"file:{path.as_uri()[7:]}", str(path)):
+    for address in (
+        path.as_uri(),
+        f"file://localhost{path.as_uri()[7:]}",
+        f"file:{path.as_uri()[7:]}",
+        str(path),
+    ):
         assert util.plain_path(address) == str(path) and util.fetch(address) == str(path)
         assert util.read_from(address, lambda local: Path(local).read_bytes()) == BODY
         assert util.open_url(address).read() == BODY

@@ -23,16 +23,27 @@ def test_temporaries_name_their_process_and_take_long_names(tmp_path):
 
 
 def test_only_temporaries_of_processes_that_are_gone_are_removed(tmp_path):
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     gone, elsewhere = int(child.stdout), files.owner_name(7, "another machine")
     kept = {
         f".a.pkl.{files.owner_name()}-abcd1234.tmp",
         f".a.pkl.{files.owner_name(os.getppid())}-abcd1234.tmp",
         f".a.pkl.{files.owner_name(8, 'another machine')}-abcd1234.tmp",
-        ".hidden", "a.tmp", ".a.tmp", "checkpoint-000000000001.tmp", f"a.pkl.{files.owner_name(gone)}-abcd1234.tmp",
+        ".hidden", "a.tmp", ".a.tmp", "checkpoint-000000000001.tmp",
+        f"a.pkl.{files.owner_name(gone)}-abcd1234.tmp",
     }  # fmt: skip
-    removed = {f".a.pkl.{files.owner_name(gone)}-abcd1234.tmp", f".b.json.{elsewhere}-x.tmp", f".c.{files.owner_name(2**30)}-link.tmp"}
-    of_old = {".network-snapshot-000001.pkl.k3_9abcd.tmp", ".checkpoint-000000000016-4711.tmp", ".best_model.pkl.4711"}
+    removed = {
+        f".a.pkl.{files.owner_name(gone)}-abcd1234.tmp",
+        f".b.json.{elsewhere}-x.tmp",
+        f".c.{files.owner_name(2**30)}-link.tmp",
+    }
+    of_old = {
+        ".network-snapshot-000001.pkl.k3_9abcd.tmp",
+        ".checkpoint-000000000016-4711.tmp",
+        ".best_model.pkl.4711",
+    }
     for name in kept | removed | of_old:
         (tmp_path / name).touch()
     assert {p.name for p in files.remove_temporaries(tmp_path, [elsewhere])} == removed

@@ -20,7 +20,13 @@ HOLD += "held = lock.acquire(); lock.sign(); print(held, flush=True); sys.stdin.
 
 def holder(path) -> subprocess.Popen:
     """A process that holds a lock until its input ends."""
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     assert child.stdout.readline() == "True\n"
     return child
 
@@ -58,7 +64,10 @@ def test_a_line_says_for_whom_one_waits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(locks.Lock, "acquire", acquire)
     with util.file_lock(tmp_path / "lock", "builds the kernels") as held:
         assert held
-    assert capsys.readouterr().err == f"waiting for process {child.pid} on {platform.node()}, which builds the kernels\n"
+    assert (
+        capsys.readouterr().err
+        == f"waiting for process {child.pid} on {platform.node()}, which builds the kernels\n"
+    )
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -74,7 +83,12 @@ def test_a_file_system_without_locks_gets_one_warning(error, tmp_path, monkeypat
         with util.file_lock(tmp_path / name, "works") as held:
             assert not held
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and str(tmp_path) in told[0] and "no locks" in told[0] and os.strerror(error) in told[0]
+    assert (
+        len(told) == 1
+        and str(tmp_path) in told[0]
+        and "no locks" in told[0]
+        and os.strerror(error) in told[0]
+    )
 
 
 def test_a_lock_that_goes_with_its_file(tmp_path):

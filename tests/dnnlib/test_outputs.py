@@ -49,7 +49,9 @@ def test_a_file_is_no_folder(place: Path) -> None:
     outputs.check_output("--outdir", "new/deep/er", folder=True)
 
 
-@pytest.mark.parametrize("name", ["a.zip", "./a.zip", "photos/../a.zip", "link.zip", "hard.zip", "alias/a.zip"])
+@pytest.mark.parametrize(
+    "name", ["a.zip", "./a.zip", "photos/../a.zip", "link.zip", "hard.zip", "alias/a.zip"]
+)
 def test_the_input_under_any_name(place: Path, name: str) -> None:
     (place / "link.zip").symlink_to("a.zip")
     os.link("a.zip", "hard.zip")
@@ -86,7 +88,9 @@ def test_an_input_inside_a_folder_that_is_replaced(place: Path) -> None:
         ValueError,
         match=r"--source=photos/cat/1\.png lies inside --dest=photos, which would be replaced as a whole",
     ):
-        outputs.check_output("--dest", "photos", data={"--source": "photos/cat/1.png"}, folder=True, replaces=True)
+        outputs.check_output(
+            "--dest", "photos", data={"--source": "photos/cat/1.png"}, folder=True, replaces=True
+        )
     outputs.check_output("--outdir", "photos", inputs={"--network": "photos/cat/1.png"}, folder=True)
 
 

@@ -33,7 +33,13 @@ def clock(monkeypatch):
 )
 def test_downloads_count_megabytes_from_where_they_go_on(stream, text, clock):
     meter = Progress(stream, unit="bytes", silent=1)
-    for clock[0], done in ((0.0, 1_000_000), (0.5, 1_250_000), (1.0, 2_000_000), (1.1, 2_100_000), (2.0, 4_000_000)):
+    for clock[0], done in (
+        (0.0, 1_000_000),
+        (0.5, 1_250_000),
+        (1.0, 2_000_000),
+        (1.1, 2_100_000),
+        (2.0, 4_000_000),
+    ):
         meter(done, 4_000_000)
     assert stream.getvalue() == text
 
@@ -99,7 +105,10 @@ class Told(io.StringIO):
         self.told.set()
 
 
-@pytest.mark.parametrize(("is_terminal", "form"), [(True, r"(\r\x1b\[KWriting x: \d+s)+\r\x1b\[K"), (False, r"(Writing x: \d+s\n)+")])
+@pytest.mark.parametrize(
+    ("is_terminal", "form"),
+    [(True, r"(\r\x1b\[KWriting x: \d+s)+\r\x1b\[K"), (False, r"(Writing x: \d+s\n)+")],
+)
 def test_work_without_a_count_says_that_it_goes_on(is_terminal, form):
     stream = Told(is_terminal)
     with progress.working("Writing x", stream, after=0):

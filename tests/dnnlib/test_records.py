@@ -11,7 +11,18 @@ import pytest
 
 from dnnlib import files, records
 
-DAMAGE = [b"garbage", b"null", b"5", b"[]", b"\xff\xfe\x00\x80", b"", b"[" * 100_000, b'{"kimg": 1', b'"text"', b"true"]
+DAMAGE = [
+    b"garbage",
+    b"null",
+    b"5",
+    b"[]",
+    b"\xff\xfe\x00\x80",
+    b"",
+    b"[" * 100_000,
+    b'{"kimg": 1',
+    b'"text"',
+    b"true",
+]
 
 
 @pytest.mark.parametrize("content", DAMAGE)
@@ -20,7 +31,9 @@ def test_a_damaged_object_is_named_and_set_aside(content, tmp_path, capsys):
     path.write_bytes(content)
     with pytest.raises(records.Damaged, match=r"status.json is damaged") as caught:
         records.read_object(path)
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value) and "\n" not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value) and "\n" not in str(
+        caught.value
+    )
     assert records.read_json(path) == {}
     records.write_json(path, {"outcome": "finished"})
     assert records.read_object(path) == {"outcome": "finished"}
@@ -36,7 +49,15 @@ def test_a_damaged_object_is_named_and_set_aside(content, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "line", [*(d for d in DAMAGE if d), b'{"kimg": null}', b'{"kimg": "1"}', b'{"kimg": NaN}', b'{"kimg": 1e999}', b'{"kimg": true}']
+    "line",
+    [
+        *(d for d in DAMAGE if d),
+        b'{"kimg": null}',
+        b'{"kimg": "1"}',
+        b'{"kimg": NaN}',
+        b'{"kimg": 1e999}',
+        b'{"kimg": true}',
+    ],
 )
 def test_damaged_lines_are_set_aside_and_the_others_kept(line, tmp_path, capsys):
     path = tmp_path / "stats.jsonl"
@@ -91,7 +112,9 @@ def test_the_last_line(tmp_path):
     assert records.metric_files(tmp_path) == [path]
     for damage in (b"null\n", b"5\n", b"\xff\n", b"garbage"):
         path.write_bytes(b'{"kimg": 1}\n' + damage)
-        with pytest.raises(records.Damaged, match=r"metric-fid50k_full.jsonl is damaged .*move the file away"):
+        with pytest.raises(
+            records.Damaged, match=r"metric-fid50k_full.jsonl is damaged .*move the file away"
+        ):
             records.last_line(path)
 
 

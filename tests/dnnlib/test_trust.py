@@ -35,7 +35,10 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("mode", [0o777, 0o757, 0o722])
 def test_what_others_can_write_to_is_refused(place: Path, what: str, mode: int) -> None:
     (place / what).chmod(mode)
-    assert trust.distrust(place / "inner" / "library.so") == f"others can write to {(place / what).resolve()} (mode {mode:04o})"
+    assert (
+        trust.distrust(place / "inner" / "library.so")
+        == f"others can write to {(place / what).resolve()} (mode {mode:04o})"
+    )
     with pytest.raises(trust.Distrusted):
         trust.trusted_path(place / "inner" / "library.so")
 
@@ -61,7 +64,9 @@ def as_owned(monkeypatch: pytest.MonkeyPatch, path: Path, uid: int) -> None:
 
 @pytest.mark.parametrize("what", ["inner/library.so", "inner", "."])
 @pytest.mark.parametrize("sticky", [0, 0o1000])
-def test_what_belongs_to_others_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch, what: str, sticky: int) -> None:
+def test_what_belongs_to_others_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, what: str, sticky: int
+) -> None:
     place.chmod(0o700 | sticky)
     as_owned(monkeypatch, place / what, STRANGER)
     assert trust.distrust(place / "inner" / "library.so") == f"{place / what} belongs to user {STRANGER}"
@@ -73,14 +78,21 @@ def test_roots_files_are_trusted(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (trust.distrust(place / "inner" / "library.so") == "") == (user == 0) and trust.distrust("/") == ""
 
 
-def test_links_are_followed_and_every_folder_on_the_way_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_followed_and_every_folder_on_the_way_counts(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "open").mkdir()
     (place / "link").symlink_to("open/there")
     (place / "open" / "there").symlink_to(place / "inner")
     assert trust.trusted_path(place / "link" / "library.so") == place / "inner" / "library.so"
-    assert trust.trusted_path(place / "link" / ".." / "inner" / "." / "library.so") == place / "inner" / "library.so"
+    assert (
+        trust.trusted_path(place / "link" / ".." / "inner" / "." / "library.so")
+        == place / "inner" / "library.so"
+    )
     (place / "open").chmod(0o777)
-    assert f"{place / 'open'} " in trust.distrust(place / "link" / "library.so"), "whoever can change the link chooses the file"
+    assert f"{place / 'open'} " in trust.distrust(place / "link" / "library.so"), (
+        "whoever can change the link chooses the file"
+    )
     (place / "open").chmod(0o1777)
     assert trust.distrust(place / "link" / "library.so") == ""
     as_owned(monkeypatch, place / "open" / "there", STRANGER)
@@ -110,7 +122,10 @@ def test_relative_paths_begin_where_we_are(place: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_new_folders_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    code = "import os, sys; os.umask(int(sys.argv[1])); from dnnlib import trust; trust.make_private(sys.argv[2])"
+    code = (
+        "import os, sys; os.umask(int(sys.argv[1])); from dnnlib import trust; "
+        "trust.make_private(sys.argv[2])"
+    )
     waiting.run([sys.executable, "-c", code, str(mask), str(tmp_path / "a" / "b")], cwd=ROOT, check=True)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")] == [0o700, 0o700]
     (tmp_path / "a" / "b").chmod(0o755)
@@ -121,7 +136,9 @@ def test_new_folders_are_private_whatever_the_umask(tmp_path: Path, mask: int) -
         trust.make_private(tmp_path / "file")
 
 
-def test_code_has_another_place_where_the_cache_folder_is_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_has_another_place_where_the_cache_folder_is_open_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, home, temporary = (tmp_path / name for name in ("cache", "home", "tmp"))
     for folder in (cache, home, temporary):
         folder.mkdir(mode=0o700)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dnnlib.util: dictionaries, logging, atomic files, parsing, objects by name, and downloads from a server in this process."""
+"""dnnlib.util: dictionaries, logging, atomic files, parsing, objects by name, and downloads from a server in
+this process.
+"""
 
 import errno
 import hashlib
@@ -25,9 +27,11 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers /file, /missing (404), /short (ends early), /flaky (503 twice, then the file), and others. Notes what is asked for.
+    """Answers /file, /missing (404), /short (ends early), /flaky (503 twice, then the file), and others.
+    Notes what is asked for.
 
-    /resumed sends a fifth of what is left at a time, and the rest when asked; `etag` is the mark of its content, `body` the content.
+    /resumed sends a fifth of what is left at a time, and the rest when asked; `etag` is the mark of its
+    content, `body` the content.
     """
 
     def __init__(self) -> None:
@@ -71,7 +75,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _resumed(self) -> None:
         asked, body = self.headers.get("Range"), self.server.body
         self.server.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.headers.get("If-Range") in (self.server.etag, None) else 0
+        start = (
+            int(asked.removeprefix("bytes=").removesuffix("-"))
+            if asked and self.headers.get("If-Range") in (self.server.etag, None)
+            else 0
+        )
         if start > len(body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -145,7 +153,16 @@ def test_logger_gives_streams_back_after_an_error(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "seconds,text",
-    [(0, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (187, "3m 07s"), (3600, "1h 00m 00s"), (7509, "2h 05m 09s"), (98400, "1d 03h 20m"), (-5, "-5s")],
+    [
+        (0, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m 00s"),
+        (187, "3m 07s"),
+        (3600, "1h 00m 00s"),
+        (7509, "2h 05m 09s"),
+        (98400, "1d 03h 20m"),
+        (-5, "-5s"),
+    ],
 )
 def test_format_time(seconds: float, text: str) -> None:
     assert util.format_time(seconds) == text
@@ -169,7 +186,15 @@ def test_number_parsing() -> None:
 
 
 @pytest.mark.parametrize(
-    "text,words", [("1,x", "'x'"), ("", "empty"), ("3-1", "runs backwards"), ("-1", "'-1'"), ("1,,2", "''"), ("0-99999999999", "more than")]
+    "text,words",
+    [
+        ("1,x", "'x'"),
+        ("", "empty"),
+        ("3-1", "runs backwards"),
+        ("-1", "'-1'"),
+        ("1,,2", "''"),
+        ("0-99999999999", "more than"),
+    ],
 )
 def test_bad_int_lists(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -199,12 +224,17 @@ def test_objects_that_are_not_there(tmp_path, monkeypatch) -> None:
         util.call_func_by_name(func_name="os.sep")
     (tmp_path / "broken_module.py").write_text("import no_such_dependency\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match="no_such_dependency"):  # its own fault, not "no module broken_module"
+    with pytest.raises(
+        ImportError, match="no_such_dependency"
+    ):  # its own fault, not "no module broken_module"
         util.get_obj_by_name("broken_module.thing")
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path) -> None:
-    with pytest.raises(OSError, match=r"No space left on device: .*x\.pkl") as caught, util.atomic_write(tmp_path / "x.pkl"):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*x\.pkl") as caught,
+        util.atomic_write(tmp_path / "x.pkl"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(tmp_path / "x.pkl") and list(tmp_path.iterdir()) == []
     with pytest.raises(OSError) as caught, util.atomic_write(tmp_path / "x.pkl"):
@@ -235,7 +265,9 @@ def test_atomic_write(tmp_path) -> None:
 
 def test_is_url_and_cache_dir(monkeypatch) -> None:
     assert util.is_url("https://example.com/a.pkl") and util.is_url("http://h:80/a")
-    assert not any(util.is_url(x) for x in ("a/b.pkl", "http://", "file:///a", "ftp://h/a", "C:\\a", None, "http://[bad"))
+    assert not any(
+        util.is_url(x) for x in ("a/b.pkl", "http://", "file:///a", "ftp://h/a", "C:\\a", None, "http://[bad")
+    )
     assert util.is_url("file:///a", allow_file_urls=True)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", "/cache")
     assert util.make_cache_dir_path("a", "b") == os.path.join("/cache", "a", "b")
@@ -276,7 +308,9 @@ def test_download_is_cached(server: Server, tmp_path, capsys) -> None:
 
 
 def test_download_without_cache(server: Server, tmp_path) -> None:
-    with util.open_url(f"{server.root}/file", str(tmp_path), cache=False, verbose=False, sha256=SHA256) as file:
+    with util.open_url(
+        f"{server.root}/file", str(tmp_path), cache=False, verbose=False, sha256=SHA256
+    ) as file:
         assert file.read() == BODY
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match="needs cache=True"):
@@ -287,7 +321,12 @@ def test_a_damaged_cache_is_fetched_again(server: Server, tmp_path) -> None:
     url = f"{server.root}/file"
     path = Path(util.open_url(url, str(tmp_path), return_filename=True, verbose=False))
     path.write_bytes(b"damage")
-    assert Path(util.open_url(url, str(tmp_path), return_filename=True, verbose=False, sha256=SHA256)).read_bytes() == BODY
+    assert (
+        Path(
+            util.open_url(url, str(tmp_path), return_filename=True, verbose=False, sha256=SHA256)
+        ).read_bytes()
+        == BODY
+    )
     assert len(server.requests) == 2
 
 
@@ -299,9 +338,15 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "name,attempts,requests,words",
-    [("missing", 5, 1, "the server answers 404"), ("short", 3, 3, r"ended after .* \(3 attempts\)"), ("flaky", 1, 1, r"503 .*\(1 attempt\)")],
+    [
+        ("missing", 5, 1, "the server answers 404"),
+        ("short", 3, 3, r"ended after .* \(3 attempts\)"),
+        ("flaky", 1, 1, r"503 .*\(1 attempt\)"),
+    ],
 )
-def test_failures_leave_nothing_behind(server: Server, tmp_path, name: str, attempts: int, requests: int, words: str) -> None:
+def test_failures_leave_nothing_behind(
+    server: Server, tmp_path, name: str, attempts: int, requests: int, words: str
+) -> None:
     with pytest.raises(OSError, match=words):
         util.open_url(f"{server.root}/{name}", str(tmp_path), num_attempts=attempts, verbose=False)
     assert len(server.requests) == requests and os.listdir(tmp_path) == []
@@ -322,7 +367,9 @@ def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path) ->
     assert parts == [".part", ".part.json"] and server.ranges[0] is None
     starts = [int((text or "").removeprefix("bytes=").removesuffix("-")) for text in server.ranges[1:]]
     assert starts == [256_000, 460_800]
-    with util.open_url(url, str(tmp_path), num_attempts=50, verbose=False, sha256=SHA256) as file:  # as another process would
+    with util.open_url(
+        url, str(tmp_path), num_attempts=50, verbose=False, sha256=SHA256
+    ) as file:  # as another process would
         assert file.read() == BODY
     assert server.ranges[3] == "bytes=624640-" and len(os.listdir(tmp_path)) == 1
 
@@ -335,7 +382,9 @@ def test_a_download_whose_content_changed_starts_anew(server: Server, tmp_path) 
     with util.open_url(url, str(tmp_path), num_attempts=50, verbose=False) as file:
         assert file.read() == BODY[::-1]
     (part,) = tmp_path.iterdir()
-    part.rename(str(part) + ".part")  # a partial file that is longer than the content by now, and whose mark still holds
+    part.rename(
+        str(part) + ".part"
+    )  # a partial file that is longer than the content by now, and whose mark still holds
     Path(str(part) + ".part.json").write_text(f'{{"url": "{url}", "mark": "\\"2\\""}}')
     server.body = BODY[:500]
     with util.open_url(url, str(tmp_path), num_attempts=2, verbose=False) as file:
@@ -347,12 +396,16 @@ def test_without_a_mark_nothing_is_kept_but_a_hash_will_do(server: Server, tmp_p
     with pytest.raises(OSError, match="ended after 256000 of 1280000"):
         util.open_url(f"{server.root}/resumed", str(tmp_path), num_attempts=3, verbose=False)
     assert server.ranges == [None] * 3 and os.listdir(tmp_path) == []
-    with util.open_url(f"{server.root}/resumed", str(tmp_path), num_attempts=50, verbose=False, sha256=SHA256) as file:
+    with util.open_url(
+        f"{server.root}/resumed", str(tmp_path), num_attempts=50, verbose=False, sha256=SHA256
+    ) as file:
         assert file.read() == BODY
     assert server.ranges[4] == "bytes=256000-"
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://x", "javascript:x"])
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://x", "javascript:x"]
+)
 def test_redirections_to_other_schemes_are_refused(server: Server, target: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"redirects to .* refused") as error:
         util.open_url(f"{server.root}/redirect?{target}", str(tmp_path), verbose=False)
@@ -382,10 +435,16 @@ def test_odd_answers_are_refused_at_once(server: Server, tmp_path, cache: bool, 
 
 def test_two_processes_download_once(server: Server, tmp_path) -> None:
     url = f"{server.root}/file"
-    code = f"import sys; from dnnlib import util; print(len(util.open_url({url!r}, sys.argv[1], verbose=False).read()))"
+    code = (
+        f"import sys; from dnnlib import util; print(len(util.open_url({url!r}, sys.argv[1], "
+        "verbose=False).read()))"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "DNNLIB_OFFLINE"}
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
     assert [out for out, _ in waiting.finish(*processes)] == [f"{len(BODY)}\n"] * 4
     assert len(server.requests) == 1 and len(os.listdir(tmp_path)) == 1
 
@@ -415,8 +474,16 @@ def test_offline_reads_the_cache_and_nothing_else(server: Server, tmp_path, monk
 
 def test_progress_counts_what_was_there_and_survives_a_silent_server(server, tmp_path):
     seen: list[tuple[int, int | None]] = []
-    downloads.download(f"{server.root}/resumed", str(tmp_path / "x"), None, 50, lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (len(BODY), len(BODY)) and [done for done, _ in seen] == sorted({done for done, _ in seen})
+    downloads.download(
+        f"{server.root}/resumed",
+        str(tmp_path / "x"),
+        None,
+        50,
+        lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (len(BODY), len(BODY)) and [done for done, _ in seen] == sorted(
+        {done for done, _ in seen}
+    )
 
 
 @pytest.mark.parametrize("place", ["/proc/none/cache", "file"])
@@ -427,9 +494,15 @@ def test_a_download_without_a_cache_folder_goes_to_a_temporary_one(server, tmp_p
     (tmp_path / "tmp").mkdir(mode=0o700)
     url = f"{server.root}/file"
     for _ in range(2):  # the second time it is there
-        with pytest.warns(UserWarning, match=r"cache folder .*downloads cannot be written .*; set DNNLIB_CACHE_DIR"):
+        with pytest.warns(
+            UserWarning, match=r"cache folder .*downloads cannot be written .*; set DNNLIB_CACHE_DIR"
+        ):
             path = util.open_url(url, return_filename=True, verbose=False)
-    assert Path(path).read_bytes() == BODY and Path(path).is_relative_to(tmp_path / "tmp") and server.requests == ["/file"]
+    assert (
+        Path(path).read_bytes() == BODY
+        and Path(path).is_relative_to(tmp_path / "tmp")
+        and server.requests == ["/file"]
+    )
     monkeypatch.setattr(util.tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"downloads cannot be written .*, nor can .*: set DNNLIB_CACHE_DIR"):
         util.open_url(url, return_filename=True, verbose=False)
@@ -441,12 +514,18 @@ def test_warnings_of_scripts_are_lines(monkeypatch):
     util.plain_warnings()
     ours, others = util.__file__, "/usr/lib/python3/site-packages/torch/nn.py"
     assert warnings.formatwarning(UserWarning("no cache"), UserWarning, ours, 7) == "Warning: no cache\n"
-    assert "nn.py:7: UserWarning: odd input" in warnings.formatwarning(UserWarning("odd input"), UserWarning, others, 7)
-    assert ": DeprecationWarning: gone soon" in warnings.formatwarning(DeprecationWarning("gone soon"), DeprecationWarning, ours, 7)
+    assert "nn.py:7: UserWarning: odd input" in warnings.formatwarning(
+        UserWarning("odd input"), UserWarning, others, 7
+    )
+    assert ": DeprecationWarning: gone soon" in warnings.formatwarning(
+        DeprecationWarning("gone soon"), DeprecationWarning, ours, 7
+    )
 
 
 def test_a_convenience_warns_of_files_alone(tmp_path):
-    reason = r"curves\.png cannot be written: No such file or directory \(.*curves\.png\); going on without it"
+    reason = (
+        r"curves\.png cannot be written: No such file or directory \(.*curves\.png\); going on without it"
+    )
     with pytest.warns(UserWarning, match=reason), util.convenience("curves.png"):
         (tmp_path / "nowhere" / "curves.png").write_text("")
     with pytest.raises(ValueError, match="a mistake"), util.convenience("curves.png"):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train.py: what is convenient does not end a run, what would end it is said first, what takes long is announced."""
+"""train.py: what is convenient does not end a run, what would end it is said first, what takes long is
+announced.
+"""
 
 import errno
 import json
@@ -44,7 +46,9 @@ def run(*args: object, code: int = 0) -> str:
 
 
 @pytest.mark.parametrize("place", ["/proc/none/cache", "file"])
-def test_a_cache_that_cannot_be_written_is_a_warning_at_the_start_and_at_a_resume(tmp_path, monkeypatch, place):
+def test_a_cache_that_cannot_be_written_is_a_warning_at_the_start_and_at_a_resume(
+    tmp_path, monkeypatch, place
+):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / place))
     data = write_dataset(tmp_path / "data.zip", n=24, class_names=NAMES)
@@ -64,7 +68,10 @@ def test_data_too_small_for_a_metric_is_said_before_there_is_a_folder(tmp_path, 
     runs = tmp_path / "runs"
     for args in (COMMON, ["--recipe=demo64"]):
         message = run(f"--outdir={runs}", f"--data={data}", *args, "--metrics=pr_inception_10", *dry, code=1)
-        assert "Error: metric pr_inception_10 needs at least 4 real images" in message and "few.zip has 3" in message
+        assert (
+            "Error: metric pr_inception_10 needs at least 4 real images" in message
+            and "few.zip has 3" in message
+        )
     assert not runs.exists()
 
 
@@ -72,15 +79,23 @@ def test_what_is_computed_once_is_announced_with_its_time(tmp_path):
     data = write_dataset(tmp_path / "data.zip", n=24, size=64, class_names=NAMES)
     single = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", *COMMON, "--metrics=fd_lite0_8", "-n"]
     announced = [line for line in run(*single).splitlines() if line.startswith("To compute: ")]
-    assert len(announced) == 1 and announced[0].startswith("To compute: 24 real images through lite0 for fd_lite0_8: about ")
+    assert len(announced) == 1 and announced[0].startswith(
+        "To compute: 24 real images through lite0 for fd_lite0_8: about "
+    )
     embedded = run(*single, "--class-embedding=auto")
     assert "To compute: class embeddings from 24 images through tf_efficientnet_lite0: about " in embedded
-    of_stages = [line for line in run("--recipe=demo64", f"--data={data}", "-n").splitlines() if line.startswith("To compute: ")]
+    of_stages = [
+        line
+        for line in run("--recipe=demo64", f"--data={data}", "-n").splitlines()
+        if line.startswith("To compute: ")
+    ]
     assert [line.split(": ")[1] for line in of_stages] == ["stage 16", "stage 16", "stage 32", "stage 64"]
 
 
 def test_nothing_that_is_convenient_ends_a_run(tmp_path, monkeypatch):
-    """Pictures, sheets, TensorBoard, the newest and the best network under their own names, notes for the report: all fail."""
+    """Pictures, sheets, TensorBoard, the newest and the best network under their own names, notes for the
+    report: all fail.
+    """
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -95,13 +110,18 @@ def test_nothing_that_is_convenient_ends_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "draw", broken)
     data = write_dataset(tmp_path / "data.zip", n=24, class_names=NAMES)
     with pytest.warns(UserWarning) as told:
-        run(f"--outdir={tmp_path / 'runs'}", f"--data={data}", *COMMON, "--metrics=fd_lite0_8", "--kimg=0.016")
+        run(
+            f"--outdir={tmp_path / 'runs'}", f"--data={data}", *COMMON, "--metrics=fd_lite0_8", "--kimg=0.016"
+        )
     text = "\n".join(str(warning.message) for warning in told)
     for name in ("reals.png", "fakes_init.png", "fakes000000.png", "contact-sheet.png", "about.json"):
         assert f"{name} cannot be written: No space left on device; going on without it" in text, (name, text)
     for name in ("network-snapshot.pkl", "best_model.pkl"):
         assert f"{name} cannot be written" in text
-    assert "TensorBoard's event files cannot be written (TensorBoard's own trouble)" in text and "curves.png is not drawn" in text
+    assert (
+        "TensorBoard's event files cannot be written (TensorBoard's own trouble)" in text
+        and "curves.png is not drawn" in text
+    )
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["outcome"] == "finished"
     assert (folder / "metric-fd_lite0_8.jsonl").is_file() and list(folder.glob("network-snapshot-*.pkl"))
@@ -125,7 +145,15 @@ def test_tensorboard_may_fail_later(tmp_path, monkeypatch):
 
 def test_status_line_report_and_dry_run_tell_the_same_time(tmp_path, monkeypatch):
     data = write_dataset(tmp_path / "data.zip", n=24, class_names=NAMES)
-    output = run(f"--outdir={tmp_path / 'runs'}", f"--data={data}", *COMMON, "--metrics=fd_lite0_8", "--kimg=0.08", "--tick=0.008", "--snap=3")
+    output = run(
+        f"--outdir={tmp_path / 'runs'}",
+        f"--data={data}",
+        *COMMON,
+        "--metrics=fd_lite0_8",
+        "--kimg=0.08",
+        "--tick=0.008",
+        "--snap=3",
+    )
     (folder,) = (tmp_path / "runs").iterdir()
     etas = re.findall(r"^tick .* eta (.+?)  +sec/kimg", output, re.MULTILINE)
     lines = (folder / "stats.jsonl").read_text().splitlines(keepends=True)

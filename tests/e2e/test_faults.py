@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train.py where things go wrong: disks that are away, damaged files, a second process, file systems without locks, NaN, no memory."""
+"""train.py where things go wrong: disks that are away, damaged files, a second process, file systems without
+locks, NaN, no memory.
+"""
 
 import errno
 import fcntl
@@ -35,7 +37,9 @@ def data(tmp_path_factory) -> str:
 def finished(data, tmp_path_factory) -> Path:
     """A finished run of two ticks with two checkpoints."""
     outdir = tmp_path_factory.mktemp("runs")
-    result = invoke(f"--outdir={outdir}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS)
+    result = invoke(
+        f"--outdir={outdir}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS
+    )
     assert result.exit_code == 0, result.output
     return next(outdir.iterdir())
 
@@ -48,12 +52,19 @@ def run_dir(finished, tmp_path) -> Path:
 
 def invoke(*arguments: str):
     result = CliRunner().invoke(train.main, [*arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), (result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), (
+        result.output,
+        result.exception,
+    )
     return result
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != run_folder.LOG_FILE}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != run_folder.LOG_FILE
+    }
 
 
 def the_error(result) -> str:
@@ -84,7 +95,9 @@ def test_a_disk_that_is_away_stops_a_resume_and_changes_nothing(run_dir, monkeyp
     result = invoke(f"--resume={run_dir}", "--kimg=0.048")
     assert result.exit_code == 0 and "trying again" in result.output, result.output
     lines = run_folder.read_jsonl(run_dir / run_folder.STATS_FILE)
-    assert [line["kimg"] for line in lines] == [0.016, 0.032, 0.048] and final_state(run_dir)["progress"]["nimg"] == 48 > state["progress"]["nimg"]
+    assert [line["kimg"] for line in lines] == [0.016, 0.032, 0.048] and final_state(run_dir)["progress"][
+        "nimg"
+    ] == 48 > state["progress"]["nimg"]
 
 
 @pytest.mark.parametrize("harm", ["damaged", "gone", "folder gone"])
@@ -106,7 +119,9 @@ def test_from_scratch_puts_away_what_there_is(run_dir):
     assert final_state(run_dir)["progress"]["nimg"] == 16
     put_away = contents(run_dir / "earlier-1")
     assert {name: content for name, content in before.items() if not name.startswith(".lock")} == put_away
-    assert invoke(f"--resume={run_dir}", "--kimg=0.024").exit_code == 0  # goes on: --from-scratch was for once
+    assert (
+        invoke(f"--resume={run_dir}", "--kimg=0.024").exit_code == 0
+    )  # goes on: --from-scratch was for once
     assert final_state(run_dir)["progress"]["nimg"] == 24
 
 
@@ -126,7 +141,8 @@ def test_from_scratch_is_refused_where_it_means_too_much(arguments, message, tmp
 def test_damaged_bookkeeping_is_set_aside_and_the_run_goes_on(run_dir, tmp_path):
     metric = run_folder.metric_file(run_dir, "fd_lite0_4")
     harm = {
-        run_dir / run_folder.STATS_FILE: (run_dir / run_folder.STATS_FILE).read_bytes() + b"null\n5\n\xff\x00\n",
+        run_dir / run_folder.STATS_FILE: (run_dir / run_folder.STATS_FILE).read_bytes()
+        + b"null\n5\n\xff\x00\n",
         run_dir / run_folder.ALARMS_FILE: b'"garbage"\n{"kimg": "x"}\n',
         metric: b'{"kimg": 0.016, "results": {"fd_lite0_4": 1.0}}\ngarbage\n',
         run_dir / run_folder.STATUS_FILE: b"5",
@@ -140,8 +156,14 @@ def test_damaged_bookkeeping_is_set_aside_and_the_run_goes_on(run_dir, tmp_path)
         assert path.with_name(f"{path.name}.damaged").read_bytes() == content
         for text in (result.output, (run_dir / run_folder.LOG_FILE).read_text()):
             assert any(line.startswith("WARNING: ") and str(path) in line for line in text.splitlines()), path
-    assert [x["kimg"] for x in run_folder.read_jsonl(run_dir / run_folder.STATS_FILE)] == [0.016, 0.032, 0.048]
-    assert run_folder.recorded_outcome(run_dir) == run_folder.FINISHED and run_folder.read_json(run_dir / run_folder.ABOUT_FILE)
+    assert [x["kimg"] for x in run_folder.read_jsonl(run_dir / run_folder.STATS_FILE)] == [
+        0.016,
+        0.032,
+        0.048,
+    ]
+    assert run_folder.recorded_outcome(run_dir) == run_folder.FINISHED and run_folder.read_json(
+        run_dir / run_folder.ABOUT_FILE
+    )
     assert [x["kimg"] for x in run_folder.read_jsonl(metric)] == [0.016]
 
 
@@ -151,7 +173,11 @@ def test_a_second_process_touches_nothing(writer, run_dir):
     code = "import sys; from pathlib import Path; from training.run.enter import RunLock\n"
     code += f"lock = RunLock(Path(sys.argv[1]), writer={writer}); print(flush=True); sys.stdin.read()"
     first = subprocess.Popen(
-        [sys.executable, "-c", code, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(train.__file__).parent
+        [sys.executable, "-c", code, str(run_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(train.__file__).parent,
     )
     first.stdout.readline()
     before = contents(run_dir)
@@ -163,7 +189,9 @@ def test_a_second_process_touches_nothing(writer, run_dir):
 
 
 def test_a_second_process_is_kept_out_while_the_first_starts_others(run_dir, monkeypatch):
-    """With --gpus=2 the writing process needs seconds until it is there; the launching one holds the folder meanwhile."""
+    """With --gpus=2 the writing process needs seconds until it is there; the launching one holds the folder
+    meanwhile.
+    """
     real = launch.distributed.launch
     seen = []
 
@@ -187,15 +215,27 @@ def test_without_locks_training_goes_on_with_a_warning(data, tmp_path, monkeypat
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    result = invoke(f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--kimg=0.008")
+    result = invoke(
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+        "--kimg=0.008",
+    )
     (run_dir,) = tmp_path.iterdir()
-    assert result.exit_code == 0 and f"the file system of {run_dir} has no locks" in result.output, result.output
+    assert result.exit_code == 0 and f"the file system of {run_dir} has no locks" in result.output, (
+        result.output
+    )
     assert final_state(run_dir)["progress"]["nimg"] == 8
 
 
 def test_a_start_removes_what_killed_processes_left(run_dir):
     here, elsewhere = files.owner_name(2**22 + 1), files.owner_name(7, "another-machine")
-    (run_dir / run_folder.WRITER_LOCK_FILE).write_text("process 7 on another-machine")  # who was here last, and was killed
+    (run_dir / run_folder.WRITER_LOCK_FILE).write_text(
+        "process 7 on another-machine"
+    )  # who was here last, and was killed
     left = [
         *(run_dir / f".network-snapshot-000001.pkl.{owner}-abcd1234.tmp" for owner in (here, elsewhere)),
         run_dir / f".{run_folder.BEST_NETWORK}.{here}-link.tmp",
@@ -224,7 +264,11 @@ NAN = "Error: discriminator: step 1, at 8 images: 'discriminators.*' is not fini
     ("name", "ending", "saved"),
     [
         ("nan", NAN + "There is no checkpoint yet: start again at a lower --glr/--dlr", False),
-        ("nan", NAN + "Nothing was overwritten: go on from the last checkpoint, of 8 images, with --resume=*", True),
+        (
+            "nan",
+            NAN + "Nothing was overwritten: go on from the last checkpoint, of 8 images, with --resume=*",
+            True,
+        ),
         ("full disk", "Error: *No space left on device*", False),
         ("memory", "Error: out of memory on cpu: lower --batch-gpu*", False),
         ("timeout", "Error: the others did not answer", False),
@@ -245,13 +289,24 @@ def test_what_ends_a_run_is_in_its_log(name, ending, saved, data, tmp_path, monk
         if name == "full disk":
             monkeypatch.setattr(os, "fsync", full_disk)
             return real(cfg, state, *rest)
-        raise {"memory": MemoryError(), "timeout": TimeoutError("the others did not answer"), "interrupt": KeyboardInterrupt()}.get(
-            name, ZeroDivisionError("of the program")
-        )
+        raise {
+            "memory": MemoryError(),
+            "timeout": TimeoutError("the others did not answer"),
+            "interrupt": KeyboardInterrupt(),
+        }.get(name, ZeroDivisionError("of the program"))
 
     monkeypatch.setattr(loop, "one_step", second_step)
-    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
-    result = CliRunner().invoke(train.main, [*command, "--checkpoint-minutes=0", "--snap=1"] if saved else command)
+    command = [
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+    ]
+    result = CliRunner().invoke(
+        train.main, [*command, "--checkpoint-minutes=0", "--snap=1"] if saved else command
+    )
     (run_dir,) = tmp_path.iterdir()
     log = (run_dir / run_folder.LOG_FILE).read_text()
     assert any(fnmatch.fnmatch(line.partition(" ")[2], ending) for line in log.splitlines()), log
@@ -266,7 +321,12 @@ def test_what_ends_a_run_is_in_its_log(name, ending, saved, data, tmp_path, monk
 def test_a_damaged_lineage_is_that_of_the_checkpoint(data, tmp_path):
     train_here(config(data, run__kimg=0.008), tmp_path / "stem")
     data32 = make_zip(tmp_path, "three32", classes=3, count=24, resolution=32)
-    head = {"generator__superres": True, "generator__path_stem": str(tmp_path / "stem"), "generator__head_layers": 4, "run__tick": 0.008}
+    head = {
+        "generator__superres": True,
+        "generator__path_stem": str(tmp_path / "stem"),
+        "generator__head_layers": 4,
+        "run__tick": 0.008,
+    }
     for name, kimg in (("whole", 0.016), ("hurt", 0.008)):
         train_here(config(data32, **head, run__kimg=kimg), tmp_path / name)
     path = tmp_path / "hurt" / run_folder.LINEAGE_FILE
@@ -279,5 +339,8 @@ def test_a_damaged_lineage_is_that_of_the_checkpoint(data, tmp_path):
         if damage != b"null":
             continue
         train_here(config(data32, **head, run__kimg=0.016), tmp_path / "hurt")
-        assert json.loads(path.read_text()) == recorded and path.with_name(f"{path.name}.damaged").read_bytes() == damage
+        assert (
+            json.loads(path.read_text()) == recorded
+            and path.with_name(f"{path.name}.damaged").read_bytes() == damage
+        )
         assert_equal_states(final_state(tmp_path / "hurt"), final_state(tmp_path / "whole"))

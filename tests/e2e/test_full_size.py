@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published 256 stage of ImageNet at full size, on a CPU: two steps of the real loop, within 24 GiB. Weights are random, images synthetic.
+"""The published 256 stage of ImageNet at full size, on a CPU: two steps of the real loop, within 24 GiB.
+Weights are random, images synthetic.
 
-python -m pytest -m slow tests/e2e/test_full_size.py -s                 # prints memory and times; takes many minutes
-python -m tests.e2e.test_full_size FOLDER                               # the same without pytest, files in FOLDER
+python -m pytest -m slow tests/e2e/test_full_size.py -s                 # prints memory and times; takes many
+minutes
+python -m tests.e2e.test_full_size FOLDER                               # the same without pytest, files in
+FOLDER
 """
 
 import io
@@ -45,12 +48,16 @@ def write_images(path: Path) -> None:
 
 
 def write_stem(path: Path) -> None:
-    """A network of 128x128 pixels as the published stages make it: a stem of 16x16 and 10 layers, then 32, 64, 128 with heads of 7."""
+    """A network of 128x128 pixels as the published stages make it: a stem of 16x16 and 10 layers, then 32,
+    64, 128 with heads of 7.
+    """
     torch.manual_seed(0)
     G = build_stem("stylegan3-t", 16, CLASSES, syn_layers=10)
     for _ in range(3):
         G = build_superres(G, "stylegan3-t", 2, 7)
-    persistence.save_network_pickle(str(path), {"G": None, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+    persistence.save_network_pickle(
+        str(path), {"G": None, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}}
+    )
 
 
 class Steps:
@@ -86,17 +93,31 @@ def two_steps(folder: Path, batch: int = 2) -> dict:
     config = TrainConfig().override(
         {
             **{"data.path": str(folder / "imagenet256.zip"), "data.cond": True, "data.mirror": True},
-            **{"generator.superres": True, "generator.path_stem": str(folder / "stem128.pkl"), "generator.head_layers": 7},
+            **{
+                "generator.superres": True,
+                "generator.path_stem": str(folder / "stem128.pkl"),
+                "generator.head_layers": 7,
+            },
             **{"discriminator.backbone_weights": dict.fromkeys(BACKBONES, timm_weights.RANDOM)},
             **{"loss.cls_weight": 8.0, "loss.cls_weights": timm_weights.RANDOM},
-            **{"run.batch": batch, "run.kimg": 2 * batch / 1000, "run.tick": 1.0, "run.metrics": [], "run.device": "cpu"},
+            **{
+                "run.batch": batch,
+                "run.kimg": 2 * batch / 1000,
+                "run.tick": 1.0,
+                "run.metrics": [],
+                "run.device": "cpu",
+            },
         }
     )
     config.validate()
     loop.Periodic = Steps
     outcome = loop.train(config, str(folder), devices.pick_device("cpu"))
     state = Steps.state
-    tensors = [*state.G.state_dict().values(), *state.G_ema.state_dict().values(), *state.D.saved_state_dict().values()]
+    tensors = [
+        *state.G.state_dict().values(),
+        *state.G_ema.state_dict().values(),
+        *state.D.saved_state_dict().values(),
+    ]
     return {
         "outcome": outcome,
         "images": state.progress.nimg,
@@ -121,7 +142,9 @@ def test_two_steps_of_the_256_stage(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
     assert found["outcome"] == run_folder.FINISHED and found["images"] == 4 and found["resolution"] == 256
-    assert round(found["parameters"] / 1e6, 1) == 233.4  # the published network's (tests/parity/test_structure.py)
+    assert (
+        round(found["parameters"] / 1e6, 1) == 233.4
+    )  # the published network's (tests/parity/test_structure.py)
     assert found["finite"] and found["moved"]
     assert found["gib"] < LIMIT_GIB
 

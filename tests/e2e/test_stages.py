@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe as a user runs it: three stages from one data set, killed in each and resumed bit for bit, parts, stems, lineage, mistakes."""
+"""A recipe as a user runs it: three stages from one data set, killed in each and resumed bit for bit, parts,
+stems, lineage, mistakes.
+"""
 
 import itertools
 import json
@@ -16,7 +18,16 @@ import train
 from generation import measures
 from metrics import detectors
 from tests import waiting
-from tests.e2e.test_train import FLAGS, ROOT, Killed, assert_equal_states, config, final_state, make_zip, train_here
+from tests.e2e.test_train import (
+    FLAGS,
+    ROOT,
+    Killed,
+    assert_equal_states,
+    config,
+    final_state,
+    make_zip,
+    train_here,
+)
 from torch_utils import persistence
 from training import build, loop, run_folder
 from training.generator import build_stem, build_superres
@@ -62,7 +73,10 @@ def recipe_file(tmp_path_factory) -> str:
 
 def invoke(*arguments: str):
     result = CliRunner().invoke(train.main, [*arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), (result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), (
+        result.output,
+        result.exception,
+    )
     return result
 
 
@@ -82,9 +96,19 @@ def whole(command, tmp_path_factory) -> Path:
 
 
 def test_a_recipe_leaves_its_stages_and_their_lineage(whole, data):
-    assert {p.name for p in whole.iterdir()} >= {"recipe.json", "lineage.json", "stage-008x008", "stage-016x016", "stage-032x032"}
+    assert {p.name for p in whole.iterdir()} >= {
+        "recipe.json",
+        "lineage.json",
+        "stage-008x008",
+        "stage-016x016",
+        "stage-032x032",
+    }
     kept = json.loads((whole / "recipe.json").read_text())
-    assert kept["data"] == data and kept["overrides"][0]["flags"]["batch"] == 8 and kept["selected"] == [8, 16, 32]
+    assert (
+        kept["data"] == data
+        and kept["overrides"][0]["flags"]["batch"] == 8
+        and kept["selected"] == [8, 16, 32]
+    )
     records = json.loads((whole / "lineage.json").read_text())["stages"]
     assert [(r["resolution"], r["outcome"], r["ended_by"], r["nimg"]) for r in records] == [
         (8, "finished", "kimg", 16),
@@ -93,10 +117,17 @@ def test_a_recipe_leaves_its_stages_and_their_lineage(whole, data):
     ]
     assert records[0]["stem"] is None
     for below, record in itertools.pairwise(records):
-        assert record["stem"]["sha256"] == below["best"]["sha256"] and record["stem"]["nimg"] == below["best"]["nimg"]
-    provenance = persistence.read_network_pickle(whole / "stage-032x032" / "network-snapshot.pkl")["provenance"]
+        assert (
+            record["stem"]["sha256"] == below["best"]["sha256"]
+            and record["stem"]["nimg"] == below["best"]["nimg"]
+        )
+    provenance = persistence.read_network_pickle(whole / "stage-032x032" / "network-snapshot.pkl")[
+        "provenance"
+    ]
     assert [(s["resolution"], s["nimg"]) for s in provenance["lineage"]["stems"]] == [(8, 16), (16, 16)]
-    G8, G32 = (load_generator(str(whole / f"stage-{r}" / "network-snapshot.pkl")) for r in ("008x008", "032x032"))
+    G8, G32 = (
+        load_generator(str(whole / f"stage-{r}" / "network-snapshot.pkl")) for r in ("008x008", "032x032")
+    )
     assert G32.img_resolution == 32 and torch.equal(G8.mapping.w_avg, G32.mapping.w_avg)
 
 
@@ -141,27 +172,46 @@ def test_restart_every_goes_on_with_the_same_command(command, whole, tmp_path):
 
 
 def test_two_processes_run_all_stages(command, tmp_path):
-    result = waiting.run([sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"])
+    result = waiting.run(
+        [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"]
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     records = json.loads((tmp_path / "00000-tiny" / "lineage.json").read_text())["stages"]
-    assert [(r["resolution"], r["outcome"]) for r in records] == [(8, "finished"), (16, "finished"), (32, "finished")]
+    assert [(r["resolution"], r["outcome"]) for r in records] == [
+        (8, "finished"),
+        (16, "finished"),
+        (32, "finished"),
+    ]
 
 
 @pytest.mark.slow
 def test_torchrun_runs_all_stages(command, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]
-    result = waiting.run([*launcher, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"])
+    result = waiting.run(
+        [*launcher, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"]
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     records = json.loads((tmp_path / "00000-tiny" / "lineage.json").read_text())["stages"]
     assert [r["outcome"] for r in records] == ["finished"] * 3
 
 
 def test_torchrun_and_gpus_must_agree(command, tmp_path, monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "4",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     for more in ([], ["--dry-run"]):
         result = invoke(f"--outdir={tmp_path}", *command, *more)
-        assert result.exit_code == 1 and "--gpus=1, but torchrun started 4 processes" in result.output and not list(tmp_path.iterdir())
+        assert (
+            result.exit_code == 1
+            and "--gpus=1, but torchrun started 4 processes" in result.output
+            and not list(tmp_path.iterdir())
+        )
 
 
 def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tmp_path, monkeypatch):
@@ -173,11 +223,19 @@ def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tm
     result = invoke(*base, "--dry-run")
     assert result.output.count("rounds       --batch-gpu=auto: 8 of a process's 8 images") == 2, result.output
     chosen = {8: 4, 16: 2}
-    monkeypatch.setattr(auto_batch, "choose", lambda cfg, dataset, *_: auto_batch.Choice(chosen[dataset.resolution], "test"))
+    monkeypatch.setattr(
+        auto_batch, "choose", lambda cfg, dataset, *_: auto_batch.Choice(chosen[dataset.resolution], "test")
+    )
     assert invoke(*base).exit_code == 0
     folder = tmp_path / "out" / "00000-tiny"
-    used = [run_folder.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")]
-    assert used == [4, 2] and json.loads((folder / "recipe.json").read_text())["recipe"]["stages"][0]["flags"]["batch_gpu"] == "auto"
+    used = [
+        run_folder.load_run(str(folder / name)).run.batch_gpu for name in ("stage-008x008", "stage-016x016")
+    ]
+    assert (
+        used == [4, 2]
+        and json.loads((folder / "recipe.json").read_text())["recipe"]["stages"][0]["flags"]["batch_gpu"]
+        == "auto"
+    )
     chosen |= {8: 1, 16: 1}
     assert invoke(f"--resume={folder}", "--stages=16", "--kimg=0.024").exit_code == 0
     assert run_folder.load_run(str(folder / "stage-016x016")).run.batch_gpu == 2
@@ -203,7 +261,14 @@ def test_a_stage_ends_when_its_metric_stops_improving_and_hands_on_its_best(data
     def evaluated(G):
         return [Score("fd_lite0_10", next(values))]
 
-    cfg = config(data, data__resolution=8, run__kimg=0.08, run__tick=0.008, run__metrics=["fd_lite0_10"], run__patience=2)
+    cfg = config(
+        data,
+        data__resolution=8,
+        run__kimg=0.08,
+        run__tick=0.008,
+        run__metrics=["fd_lite0_10"],
+        run__patience=2,
+    )
     (tmp_path / "run").mkdir()
     calls = []
     real_step = loop.one_step
@@ -235,16 +300,36 @@ def head(data, tmp_path) -> tuple[Path, Path]:
 
 
 def head_config(data: str, stem: Path, kimg: float, **changes):
-    options = {"data__resolution": 16, "generator__superres": True, "generator__path_stem": str(stem), "generator__head_layers": 4, "run__kimg": kimg}
+    options = {
+        "data__resolution": 16,
+        "generator__superres": True,
+        "generator__path_stem": str(stem),
+        "generator__head_layers": 4,
+        "run__kimg": kimg,
+    }
     return config(data, **{**options, **changes})
 
 
 def improve(stem: Path, **changes) -> None:
     """Put another network in the place of the stem's best."""
     G = build_stem(
-        "stylegan3-t", 8, 3, **{"syn_layers": 4, "cbase": 128, "cmax": 4, "z_dim": 8, "w_dim": 16, "margin_size": 2, "embed_dim": 8, **changes}
+        "stylegan3-t",
+        8,
+        3,
+        **{
+            "syn_layers": 4,
+            "cbase": 128,
+            "cmax": 4,
+            "z_dim": 8,
+            "w_dim": 16,
+            "margin_size": 2,
+            "embed_dim": 8,
+            **changes,
+        },
     )
-    persistence.save_network_pickle(str(stem / "best_model.pkl"), {"G": G, "D": None, "G_ema": G, "provenance": {"nimg": 123456}})
+    persistence.save_network_pickle(
+        str(stem / "best_model.pkl"), {"G": G, "D": None, "G_ema": G, "provenance": {"nimg": 123456}}
+    )
 
 
 def resumed(data: str, stem: Path, run_dir: Path, **changes):
@@ -268,7 +353,9 @@ def test_a_better_stem_is_read_again_unless_it_is_pinned(data, head, capsys):
     for G in (state.G, state.G_ema):
         for name, value in G.state_dict().items():
             is_frozen = name in restore.frozen_names(G)
-            assert torch.equal(value, better[name] if is_frozen else before["G" if G is state.G else "G_ema"][name]), name
+            assert torch.equal(
+                value, better[name] if is_frozen else before["G" if G is state.G else "G_ema"][name]
+            ), name
     assert not torch.equal(state.G.state_dict()["mapping.fc0.weight"], before["G"]["mapping.fc0.weight"])
     record = lineage.read(run_dir)
     assert record.stem["nimg"] == 123456 and record.stem["sha256"] != first["sha256"]
@@ -292,9 +379,22 @@ def test_a_stem_of_another_plan_is_refused_and_a_vanished_one_not_needed(data, h
 
 def test_what_a_foreign_pickle_says_of_its_stages_is_cut(tmp_path):
     path = tmp_path / "foreign.pkl"
-    G = build_superres(build_stem("stylegan3-t", 8, 0, syn_layers=4, cbase=64, cmax=4, w_dim=8, z_dim=4, margin_size=2), head_layers=4)
-    long = {"file": "x" * 10000, "sha256": 5, "resolution": True and 8, "nimg": "many", "metric": {"name": "fid", "value": [1]}, "more": ["y"]}
-    persistence.save_network_pickle(str(path), {"G": G, "D": None, "G_ema": G, "provenance": {"nimg": 3, "lineage": {"stems": [long, 7] * 40}}})
+    G = build_superres(
+        build_stem("stylegan3-t", 8, 0, syn_layers=4, cbase=64, cmax=4, w_dim=8, z_dim=4, margin_size=2),
+        head_layers=4,
+    )
+    long = {
+        "file": "x" * 10000,
+        "sha256": 5,
+        "resolution": True and 8,
+        "nimg": "many",
+        "metric": {"name": "fid", "value": [1]},
+        "more": ["y"],
+    }
+    persistence.save_network_pickle(
+        str(path),
+        {"G": G, "D": None, "G_ema": G, "provenance": {"nimg": 3, "lineage": {"stems": [long, 7] * 40}}},
+    )
     stems = lineage.read_stem(str(path)).stems
     assert len(stems) == lineage.MAX_STAGES + 1
     assert stems[0] == {"file": "x" * 4096, "sha256": None, "resolution": 8, "nimg": None, "metric": None}
@@ -342,7 +442,11 @@ def test_data_that_is_too_small_or_missing_is_found_at_the_start(command, tmp_pa
     small = make_zip(tmp_path, "three16", classes=3, count=6, resolution=16)
     rest = [c for c in command if not c.startswith("--data")]
     result = invoke(f"--outdir={tmp_path / 'out'}", *rest, f"--data={small}")
-    assert result.exit_code == 1 and f"stage 32: the images of --data={small} are 16x16" in result.output and not (tmp_path / "out").exists()
+    assert (
+        result.exit_code == 1
+        and f"stage 32: the images of --data={small} are 16x16" in result.output
+        and not (tmp_path / "out").exists()
+    )
     result = invoke(f"--outdir={tmp_path / 'out'}", *rest, f"--data={tmp_path}/three{{res}}.zip")
     assert result.exit_code == 1 and "three8.zip" in result.output
     assert invoke("--recipe=demo64", "--dry-run", "--stages=16").exit_code == 0
@@ -353,7 +457,10 @@ def test_the_plan_lists_the_missing_files_of_metrics_too(tmp_path, monkeypatch):
     monkeypatch.delenv(detectors.INCEPTION_ENV, raising=False)
     output = invoke("--recipe=imagenet256", "--dry-run", "--stages=16").output
     missing = [line for line in output.splitlines() if line.startswith("Missing: ")]
-    assert len([line for line in missing if detectors.INCEPTION_FILE in line]) == 1 and "Fetch what can be fetched with:" in output
+    assert (
+        len([line for line in missing if detectors.INCEPTION_FILE in line]) == 1
+        and "Fetch what can be fetched with:" in output
+    )
 
 
 def test_a_changed_recipe_and_a_damaged_folder_are_named(command, recipe_file, whole, tmp_path):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train.py as a user runs it: run folders, resume, interruption, processes, kinds of data, published command lines."""
+"""train.py as a user runs it: run folders, resume, interruption, processes, kinds of data, published command
+lines.
+"""
 
 import json
 import os
@@ -76,7 +78,9 @@ def write_images(folder: Path, classes: int, count: int, resolution: int = 16) -
 def make_zip(folder: Path, name: str, classes: int, count: int, resolution: int = 16) -> str:
     write_images(folder / name, classes, count, resolution)
     dest = folder / f"{name}.zip"
-    result = CliRunner().invoke(dataset_tool.main, [f"--source={folder / name}", f"--dest={dest}", "--workers=1"])
+    result = CliRunner().invoke(
+        dataset_tool.main, [f"--source={folder / name}", f"--dest={dest}", "--workers=1"]
+    )
     assert result.exit_code == 0, result.output
     return str(dest)
 
@@ -87,7 +91,14 @@ def data(tmp_path_factory) -> str:
 
 
 def config(data: str, **changes) -> TrainConfig:
-    cfg = TrainConfig().override({**TINY, "data.path": data, "data.cond": True, **{k.replace("__", "."): v for k, v in changes.items()}})
+    cfg = TrainConfig().override(
+        {
+            **TINY,
+            "data.path": data,
+            "data.cond": True,
+            **{k.replace("__", "."): v for k, v in changes.items()},
+        }
+    )
     cfg.validate()
     return cfg
 
@@ -121,12 +132,24 @@ def assert_equal_states(a, b, where: str = "") -> None:
 
 
 def test_a_run_leaves_its_files(data, tmp_path):
-    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS])
+    result = CliRunner().invoke(
+        train.main,
+        [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS],
+    )
     assert result.exit_code == 0, result.output
     (run_dir,) = tmp_path.iterdir()
     assert run_dir.name == "00000-stylegan3-t-three16-gpus1-batch8"
     names = {p.name for p in run_dir.iterdir()}
-    wanted = {"training_options.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png", "network-snapshot.pkl", "checkpoints", "curves.png"}
+    wanted = {
+        "training_options.json",
+        "log.txt",
+        "stats.jsonl",
+        "reals.png",
+        "fakes_init.png",
+        "network-snapshot.pkl",
+        "checkpoints",
+        "curves.png",
+    }
     wanted |= {"report.html", "contact-sheet.png", "about.json"}
     assert wanted <= names
     assert any(n.startswith("events.out.tfevents") for n in names)
@@ -140,7 +163,13 @@ def test_a_run_leaves_its_files(data, tmp_path):
     pickled = persistence.read_network_pickle(run_dir / "network-snapshot.pkl")
     assert list(pickled) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"]
     assert pickled["training_set_kwargs"] == {
-        **{"class_name": "training.dataset.ImageFolderDataset", "path": data, "use_labels": True, "max_size": 24, "xflip": False},
+        **{
+            "class_name": "training.dataset.ImageFolderDataset",
+            "path": data,
+            "use_labels": True,
+            "max_size": 24,
+            "xflip": False,
+        },
         **{"resolution": 16, "random_seed": 0},
     }
     assert pickled["provenance"]["class_names"] == ["class0000", "class0001", "class0002"]
@@ -173,15 +202,23 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", dying_step)
     with pytest.raises(Killed):
         train_here(cfg, tmp_path / "killed")
-    assert final_state(tmp_path / "killed")["progress"]["nimg"] == 32  # the last checkpoint, one step before the kill
+    assert (
+        final_state(tmp_path / "killed")["progress"]["nimg"] == 32
+    )  # the last checkpoint, one step before the kill
     monkeypatch.setattr(loop, "one_step", real_step)
     assert train_here(cfg, tmp_path / "killed") == run_folder.FINISHED
     assert_equal_states(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
-    lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "killed")}
+    lines = {
+        d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()]
+        for d in ("whole", "killed")
+    }
     assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
     for name in ("Loss/D/loss", "Variety/within", "Variety/between"):
         assert lines["whole"][-1][name] == lines["killed"][-1][name]
-    columns = [sorted((p.name, p.read_bytes()) for p in (tmp_path / d / "contact").iterdir()) for d in ("whole", "killed")]
+    columns = [
+        sorted((p.name, p.read_bytes()) for p in (tmp_path / d / "contact").iterdir())
+        for d in ("whole", "killed")
+    ]
     assert columns[0] == columns[1] and len(columns[0]) == 5  # at the start, three snapshots, the data
 
 
@@ -234,11 +271,16 @@ def test_a_tick_that_restarts_cut_is_reported_whole(data, tmp_path):
     cut = config(data, **options, run__restart_every=0.0)
     while train_here(cut, tmp_path / "cut") == run_folder.RESTART:
         pass
-    lines = {d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()] for d in ("whole", "cut")}
+    lines = {
+        d: [json.loads(x) for x in (tmp_path / d / "stats.jsonl").read_text().splitlines()]
+        for d in ("whole", "cut")
+    }
     assert [x["kimg"] for x in lines["cut"]] == [0.024, 0.048]
     for whole, cut_line in zip(lines["whole"], lines["cut"], strict=True):
         names = [name for name in whole if name.startswith(("Loss/", "Diagnostics/"))]
-        assert len(names) > 10 and {name: whole[name] for name in names} == {name: cut_line[name] for name in names}
+        assert len(names) > 10 and {name: whole[name] for name in names} == {
+            name: cut_line[name] for name in names
+        }
 
 
 def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, tmp_path):
@@ -255,9 +297,13 @@ def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, t
     with pytest.raises(Killed):
         loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate)
     assert loop.train(cfg, str(tmp_path / "run"), torch.device("cpu"), evaluate) == run_folder.FINISHED
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metric-fd_lite0_10.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metric-fd_lite0_10.jsonl").read_text().splitlines()
+    ]
     assert [(line["kimg"], line["results"]["fd_lite0_10"]) for line in lines] == [(0.016, 3.0), (0.032, 2.0)]
-    assert [json.loads(line)["kimg"] for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()] == [0.016, 0.032]
+    assert [
+        json.loads(line)["kimg"] for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()
+    ] == [0.016, 0.032]
     progress = final_state(tmp_path / "run")["progress"]
     assert (progress["best_metric"], progress["best_nimg"], progress["unscored"]) == (2.0, 32, False)
     assert (tmp_path / "run" / "best_nimg.txt").read_text() == "32\n"
@@ -266,7 +312,9 @@ def test_a_kill_during_the_evaluation_loses_neither_score_nor_statistics(data, t
 def test_a_resumed_run_may_change_its_learning_rate_but_not_its_networks(data, tmp_path):
     cfg = config(data, run__kimg=0.008)
     train_here(cfg, tmp_path / "run")
-    state = restore.fresh_state(config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = restore.fresh_state(
+        config(data, optim__glr=0.01), build.make_dataset(cfg.data, 0), torch.device("cpu")
+    )
     state.load_state_dict(final_state(tmp_path / "run"))
     assert state.g_opt.param_groups[0]["lr"] == pytest.approx(0.01 * 4 / 5)
     assert state.d_opt.param_groups[0]["lr"] == pytest.approx(0.002 * 16 / 17)
@@ -281,20 +329,33 @@ def test_balanced_training_resumes_bit_for_bit(tmp_path):
     train_here(cfg.override({"run.kimg": 0.016}), tmp_path / "parts")
     train_here(cfg, tmp_path / "parts")
     assert_equal_states(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
-    provenance = persistence.read_network_pickle(tmp_path / "whole" / "network-snapshot.pkl", strict=False)["provenance"]
+    provenance = persistence.read_network_pickle(tmp_path / "whole" / "network-snapshot.pkl", strict=False)[
+        "provenance"
+    ]
     assert provenance["config"]["data"]["balanced"] is True
 
 
 def start_training(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
 def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
-    """A run of many steps is stopped by SIGTERM, killed by SIGKILL, finished by --resume: the same weights as without all that."""
-    common = [f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--kimg=0.4", "--snap=5"]
+    """A run of many steps is stopped by SIGTERM, killed by SIGKILL, finished by --resume: the same weights as
+    without all that.
+    """
+    common = [
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+        "--kimg=0.4",
+        "--snap=5",
+    ]
     broken = tmp_path / "broken"
     process = start_training([f"--outdir={broken}", *common])
     run_dir = broken / "00000-stylegan3-t-three16-gpus1-batch8"
@@ -309,7 +370,13 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
 
     process = start_training([f"--resume={run_dir}"])
     checkpoints = run_dir / "checkpoints"
-    waiting.until(lambda: checkpoint.latest(checkpoints) is not None and final_state(run_dir)["progress"]["nimg"] > stopped_at, process)
+    waiting.until(
+        lambda: (
+            checkpoint.latest(checkpoints) is not None
+            and final_state(run_dir)["progress"]["nimg"] > stopped_at
+        ),
+        process,
+    )
     process.send_signal(signal.SIGKILL)
     waiting.finish(process)
     assert CliRunner().invoke(train.main, [f"--resume={run_dir}"]).exit_code == 0
@@ -323,13 +390,24 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "train_process", interrupted)
-    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS])
+    result = CliRunner().invoke(
+        train.main,
+        [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS],
+    )
     (run_dir,) = tmp_path.iterdir()
     assert result.exit_code == 130 and result.output.endswith(f"Stopped. Go on with --resume={run_dir}\n")
 
 
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
-    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--restart-every=0"]
+    command = [
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+        "--restart-every=0",
+    ]
     for expected in (8, 16, 24):
         result = CliRunner().invoke(train.main, command)
         assert result.exit_code == train.RESTART_EXIT_CODE, result.output
@@ -341,24 +419,48 @@ def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp
 
 
 def test_one_and_two_processes_agree(data, tmp_path):
-    """One step of 16 images by 1 x 16 and 2 x 8: the same gradients (with beta1 = 0, Adam's first moment is the last gradient) and images shown.
+    """One step of 16 images by 1 x 16 and 2 x 8: the same gradients (with beta1 = 0, Adam's first moment is
+    the last gradient) and images shown.
 
-    Weights are not compared: Adam turns the rounding of a gradient that is almost zero into a step of full length.
+    Weights are not compared: Adam turns the rounding of a gradient that is almost zero into a step of full
+    length.
     """
-    common = [f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS, "--batch=16", "--kimg=0.016", "--pl-start-kimg=0", "--precision=fp32"]
+    common = [
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--cond=True",
+        *FLAGS,
+        "--batch=16",
+        "--kimg=0.016",
+        "--pl-start-kimg=0",
+        "--precision=fp32",
+    ]
     for processes in (1, 2):
         result = waiting.run(
-            [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", *common],
+            [
+                sys.executable,
+                str(ROOT / "train.py"),
+                f"--outdir={tmp_path / str(processes)}",
+                f"--gpus={processes}",
+                *common,
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert result.returncode == 0, result.stdout + result.stderr
     one, two = (final_state(next((tmp_path / str(n)).iterdir())) for n in (1, 2))
     assert one["progress"]["nimg"] == two["progress"]["nimg"] == 16
     for part, tolerance in (("g_opt", 2e-2), ("d_opt", 2e-2)):
-        gradients = [torch.cat([s["exp_avg"].flatten() for s in state[part]["state"].values()]) for state in (one, two)]
+        gradients = [
+            torch.cat([s["exp_avg"].flatten() for s in state[part]["state"].values()]) for state in (one, two)
+        ]
         assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < tolerance
     assert torch.allclose(one["G"]["mapping.w_avg"], two["G"]["mapping.w_avg"], rtol=1e-3, atol=1e-5)
-    within = [json.loads(next(tmp_path.glob(f"{n}/*/stats.jsonl")).read_text().splitlines()[-1])["Variety/within"]["mean"] for n in (1, 2)]
+    within = [
+        json.loads(next(tmp_path.glob(f"{n}/*/stats.jsonl")).read_text().splitlines()[-1])["Variety/within"][
+            "mean"
+        ]
+        for n in (1, 2)
+    ]
     assert within[0] == pytest.approx(within[1], rel=0.05)  # shared among the processes
     assert torch.allclose(one["pl_mean"], two["pl_mean"], rtol=1e-3)
 
@@ -366,7 +468,15 @@ def test_one_and_two_processes_agree(data, tmp_path):
 def test_two_machines_of_torchrun_train_together(data, tmp_path):
     # A port that nobody else can take: it is open from here on.
     meeting = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=1", "--rdzv-backend=c10d"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-id=1",
+        "--rdzv-backend=c10d",
+    ]
     command += [
         "--rdzv-conf=is_host=false",
         f"--rdzv-endpoint=127.0.0.1:{meeting.port}",
@@ -377,7 +487,12 @@ def test_two_machines_of_torchrun_train_together(data, tmp_path):
     ]
     command += ["--cond=True", *FLAGS, "--kimg=0.008", "--gpus=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    machines = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) for _ in range(2)]
+    machines = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
     outputs = [out for out, _ in waiting.finish(*machines)]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     (run_dir,) = tmp_path.iterdir()
@@ -385,11 +500,22 @@ def test_two_machines_of_torchrun_train_together(data, tmp_path):
 
 
 def test_torchrun_and_gpus_must_agree(data, tmp_path, monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     arguments = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS]
     result = CliRunner().invoke(train.main, [*arguments, "--gpus=2"])
-    assert result.exit_code == 1 and "--gpus=2, but torchrun started 4 processes" in result.output and not list(tmp_path.iterdir())
+    assert (
+        result.exit_code == 1
+        and "--gpus=2, but torchrun started 4 processes" in result.output
+        and not list(tmp_path.iterdir())
+    )
 
 
 def recorded_rounds(run_dir: Path) -> int:
@@ -397,7 +523,9 @@ def recorded_rounds(run_dir: Path) -> int:
 
 
 def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_path, monkeypatch):
-    """--batch-gpu=auto, by a trial in which more than 4 images run out of memory, against --batch-gpu=4: bit for bit, statistics included."""
+    """--batch-gpu=auto, by a trial in which more than 4 images run out of memory, against --batch-gpu=4: bit
+    for bit, statistics included.
+    """
     step, sizes = steps.d_step, []
 
     def limited(state, some_rounds, *args, **kwargs):
@@ -408,15 +536,30 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
 
     monkeypatch.setattr(steps, "d_step", limited)
     monkeypatch.setattr(auto_batch, "choose", auto_batch.by_trial)
-    common = [f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, "--pl-start-kimg=0", "--kimg=0.016"]
+    common = [
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+        "--pl-start-kimg=0",
+        "--kimg=0.016",
+    ]
     for word in ("auto", "4"):
-        result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / word}", *common, f"--batch-gpu={word}"])
+        result = CliRunner().invoke(
+            train.main, [f"--outdir={tmp_path / word}", *common, f"--batch-gpu={word}"]
+        )
         assert result.exit_code == 0, result.output
-        assert ("--batch-gpu=auto: 4 of a process's 8 images per round (tried on 1 x cpu; 8 ran out" in result.output) == (word == "auto")
+        assert (
+            "--batch-gpu=auto: 4 of a process's 8 images per round (tried on 1 x cpu; 8 ran out"
+            in result.output
+        ) == (word == "auto")
     found, given = (next((tmp_path / word).iterdir()) for word in ("auto", "4"))
     assert recorded_rounds(found) == recorded_rounds(given) == 4
     assert_equal_states(final_state(given), final_state(found))
-    lines = [[json.loads(line) for line in (d / "stats.jsonl").read_text().splitlines()] for d in (found, given)]
+    lines = [
+        [json.loads(line) for line in (d / "stats.jsonl").read_text().splitlines()] for d in (found, given)
+    ]
     for a, b in zip(*lines, strict=True):
         assert a.keys() == b.keys()
         assert all(a[k] == b[k] for k in a if k.startswith(("Loss", "Diagnostics", "Variety")))
@@ -430,7 +573,14 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
 
 
 def test_a_requeued_command_keeps_its_rounds(data, tmp_path, monkeypatch):
-    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
+    command = [
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+    ]
     command += ["--batch-gpu=auto", "--restart_every=0"]
     monkeypatch.setattr(auto_batch, "choose", lambda *args: auto_batch.Choice(4, "one search"))
     assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
@@ -444,24 +594,53 @@ def test_out_of_memory_names_the_flags_and_no_folder_is_left_by_a_failed_search(
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS]
+    command = [
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+    ]
     monkeypatch.setattr(steps, "g_step", exhausted)
     monkeypatch.setattr(auto_batch, "choose", auto_batch.by_trial)
     result = CliRunner().invoke(train.main, [*command, "--batch-gpu=auto"])
-    assert result.exit_code == 1 and "Error: --batch-gpu=auto: not even one image" in result.output and not list(tmp_path.iterdir())
+    assert (
+        result.exit_code == 1
+        and "Error: --batch-gpu=auto: not even one image" in result.output
+        and not list(tmp_path.iterdir())
+    )
     result = CliRunner().invoke(train.main, command)
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
-    assert result.exit_code == 1 and line.startswith("Error: out of memory on cpu: lower --batch-gpu (now 8) or let --batch-gpu=auto find it")
+    assert result.exit_code == 1 and line.startswith(
+        "Error: out of memory on cpu: lower --batch-gpu (now 8) or let --batch-gpu=auto find it"
+    )
     assert "--cbase" in line and f"--resume={next(tmp_path.iterdir())}" in line
 
 
-@pytest.mark.parametrize(("word", "rounds_line"), [("auto", "--batch-gpu=auto: 8 of a process's 8 images per round (estimated"), ("none", None)])
+@pytest.mark.parametrize(
+    ("word", "rounds_line"),
+    [("auto", "--batch-gpu=auto: 8 of a process's 8 images per round (estimated"), ("none", None)],
+)
 def test_the_plan_says_how_many_images_a_round_has(word, rounds_line, data, tmp_path):
-    command = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS, f"--batch-gpu={word}", "--dry-run"]
+    command = [
+        f"--outdir={tmp_path}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+        f"--batch-gpu={word}",
+        "--dry-run",
+    ]
     result = CliRunner().invoke(train.main, command)
     assert result.exit_code == 0 and "at 8 images per round (estimate)" in result.output, result.output
     assert rounds_line is None or rounds_line in result.output
-    assert re.search(rf"^Labels: {re.escape(str(data))}: \d+ classes, from dataset\.json; left out: nothing$", result.output, re.MULTILINE)
+    assert re.search(
+        rf"^Labels: {re.escape(str(data))}: \d+ classes, from dataset\.json; left out: nothing$",
+        result.output,
+        re.MULTILINE,
+    )
 
 
 @pytest.mark.parametrize(("classes", "cond"), [(1, False), (3, False), (1, True), (2000, True)])
@@ -471,7 +650,12 @@ def test_any_number_of_classes(classes, cond, tmp_path):
         folder = tmp_path / "one" / "only"
         write_images(folder, 1, 16)
         data = str(tmp_path / "one.zip")
-        assert CliRunner().invoke(dataset_tool.main, [f"--source={folder.parent}", f"--dest={data}", "--workers=1"]).exit_code == 0
+        assert (
+            CliRunner()
+            .invoke(dataset_tool.main, [f"--source={folder.parent}", f"--dest={data}", "--workers=1"])
+            .exit_code
+            == 0
+        )
     cfg = config(data, data__cond=cond, run__kimg=0.016)
     assert train_here(cfg, tmp_path / "run") == run_folder.FINISHED
     G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
@@ -481,7 +665,9 @@ def test_any_number_of_classes(classes, cond, tmp_path):
 
 
 def test_generated_images_obey_their_class(tmp_path):
-    """Dark images and bright ones, as classes: after a minute of training, what is drawn is dark or bright as asked."""
+    """Dark images and bright ones, as classes: after a minute of training, what is drawn is dark or bright as
+    asked.
+    """
     for label in (0, 1):
         folder = tmp_path / "shades" / f"{label}"
         folder.mkdir(parents=True)
@@ -489,16 +675,29 @@ def test_generated_images_obey_their_class(tmp_path):
             shade = np.random.RandomState(i).randint(0, 48, (16, 16, 3)) + label * 200
             Image.fromarray(shade.astype(np.uint8)).save(folder / f"{i}.png")
     data = str(tmp_path / "shades.zip")
-    assert CliRunner().invoke(dataset_tool.main, [f"--source={tmp_path / 'shades'}", f"--dest={data}", "--workers=1"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(dataset_tool.main, [f"--source={tmp_path / 'shades'}", f"--dest={data}", "--workers=1"])
+        .exit_code
+        == 0
+    )
     cfg = config(
-        data, run__kimg=2.4, run__tick=2.4, run__batch=16, optim__glr=0.01, optim__dlr=0.004, loss__blur_init_sigma=0.0, discriminator__augment=False
+        data,
+        run__kimg=2.4,
+        run__tick=2.4,
+        run__batch=16,
+        optim__glr=0.01,
+        optim__dlr=0.004,
+        loss__blur_init_sigma=0.0,
+        discriminator__augment=False,
     )
     train_here(cfg, tmp_path / "run")
     G = load_generator(str(tmp_path / "run" / "network-snapshot.pkl"))
     with torch.no_grad():
         z = torch.randn(64, G.z_dim, generator=torch.Generator().manual_seed(0))
         dark, bright = (G(z, torch.full((64,), label)).mean(dim=(1, 2, 3)) for label in (0, 1))
-    # From the same latents. How far a run comes differs from processor to processor; without labels all would be equal.
+    # From the same latents. How far a run comes differs from processor to processor; without labels all would
+    # be equal.
     assert float((bright > dark).float().mean()) > 0.95 and float(bright.mean() - dark.mean()) > 0.25
 
 
@@ -506,26 +705,56 @@ def test_a_pickle_starts_another_run(data, tmp_path):
     cfg = config(data, run__kimg=0.016)
     train_here(cfg, tmp_path / "first")
     pickled = str(tmp_path / "first" / "network-snapshot.pkl")
-    state = restore.fresh_state(config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu"))
+    state = restore.fresh_state(
+        config(data, run__init_from=pickled), build.make_dataset(cfg.data, 0), torch.device("cpu")
+    )
     before = final_state(tmp_path / "first")
     assert all(torch.equal(v, before["G"][k]) for k, v in state.G.state_dict().items())
     assert all(torch.allclose(v, before["D"][k], rtol=1e-6) for k, v in state.D.saved_state_dict().items())
-    wider = restore.fresh_state(config(data, run__init_from=pickled, generator__cmax=8), build.make_dataset(cfg.data, 0), torch.device("cpu"))
-    assert 0 < wider.started_from["generator"]["share"] < 1 and wider.started_from["discriminator"]["share"] == 1
+    wider = restore.fresh_state(
+        config(data, run__init_from=pickled, generator__cmax=8),
+        build.make_dataset(cfg.data, 0),
+        torch.device("cpu"),
+    )
+    assert (
+        0 < wider.started_from["generator"]["share"] < 1 and wider.started_from["discriminator"]["share"] == 1
+    )
 
 
 def test_a_superresolution_stage_freezes_its_stem(data, tmp_path):
     train_here(config(data, run__kimg=0.016), tmp_path / "stem")
     data32 = make_zip(tmp_path, "three32", classes=3, count=24, resolution=32)
-    cfg = config(data32, generator__superres=True, generator__path_stem=str(tmp_path / "stem"), generator__head_layers=4, run__kimg=0.016)
+    cfg = config(
+        data32,
+        generator__superres=True,
+        generator__path_stem=str(tmp_path / "stem"),
+        generator__head_layers=4,
+        run__kimg=0.016,
+    )
     assert train_here(cfg, tmp_path / "head") == run_folder.FINISHED
-    stem, head = load_generator(str(tmp_path / "stem" / "network-snapshot.pkl")), load_generator(str(tmp_path / "head" / "network-snapshot.pkl"))
+    stem, head = (
+        load_generator(str(tmp_path / "stem" / "network-snapshot.pkl")),
+        load_generator(str(tmp_path / "head" / "network-snapshot.pkl")),
+    )
     assert head.img_resolution == 32
-    kept = [name for name in head.state_dict() if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names]
+    kept = [
+        name
+        for name in head.state_dict()
+        if name in stem.state_dict() and name.split(".")[1] not in head.head_layer_names
+    ]
     assert len(kept) > 10
     assert all(torch.equal(head.state_dict()[name], stem.state_dict()[name]) for name in kept)
-    wider = build.make_generator(cfg.override({"generator.cmax": 6, "generator.cbase": 4096}).generator, build.make_dataset(cfg.data, 0), 8, 0)
-    assert {wider.synthesis.specs()[i].out_channels for i in (-2, -3)} == {12} != {head.synthesis.specs()[i].out_channels for i in (-2, -3)}
+    wider = build.make_generator(
+        cfg.override({"generator.cmax": 6, "generator.cbase": 4096}).generator,
+        build.make_dataset(cfg.data, 0),
+        8,
+        0,
+    )
+    assert (
+        {wider.synthesis.specs()[i].out_channels for i in (-2, -3)}
+        == {12}
+        != {head.synthesis.specs()[i].out_channels for i in (-2, -3)}
+    )
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(data, tmp_path):
@@ -547,12 +776,16 @@ def test_changed_data_is_refused_at_a_resume(data, tmp_path):
 
 
 PUBLISHED = {
-    "stem": "--outdir={tmp} --cfg=stylegan3-t --data={d16} --gpus=8 --batch=64 --mirror=1 --snap 10 --batch-gpu 8 --kimg 10000 --syn_layers 10",
-    "superres": "--outdir={tmp} --cfg=stylegan3-t --data={d32} --gpus=8 --batch=64 --mirror=1 --snap 10 --batch-gpu 8 --kimg 10000 --syn_layers 10 "
+    "stem": "--outdir={tmp} --cfg=stylegan3-t --data={d16} --gpus=8 --batch=64 --mirror=1 --snap 10 "
+    "--batch-gpu 8 --kimg 10000 --syn_layers 10",
+    "superres": "--outdir={tmp} --cfg=stylegan3-t --data={d32} --gpus=8 --batch=64 --mirror=1 --snap 10 "
+    "--batch-gpu 8 --kimg 10000 --syn_layers 10 "
     "--superres --up_factor 2 --head_layers 7 --path_stem {uncond}",
-    "imagenet": "--outdir={tmp} --cfg=stylegan3-t --data={d32} --gpus=8 --batch=256 --mirror=1 --snap 10 --batch-gpu 8 --kimg 11000 --syn_layers 11 "
+    "imagenet": "--outdir={tmp} --cfg=stylegan3-t --data={d32} --gpus=8 --batch=256 --mirror=1 --snap 10 "
+    "--batch-gpu 8 --kimg 11000 --syn_layers 11 "
     "--superres --cls_weight 8.0 --up_factor 2 --head_layers 7 --path_stem {cond} --cond True",
-    "cifar10": "--outdir={tmp} --cfg=stylegan3-r --data={d16} --gpus=8 --batch=2048 --mirror=1 --snap 10 --batch-gpu 8 --kimg 300000 --syn_layers 6 "
+    "cifar10": "--outdir={tmp} --cfg=stylegan3-r --data={d16} --gpus=8 --batch=2048 --mirror=1 --snap 10 "
+    "--batch-gpu 8 --kimg 300000 --syn_layers 6 "
     "--cond True",
 }
 
@@ -564,14 +797,19 @@ def published_files(data, tmp_path_factory) -> dict[str, str]:
     for name, classes in (("cond", 3), ("uncond", 0)):
         files[name] = str(folder / f"{name}.pkl")
         G = build_stem("stylegan3-t", 16, classes, syn_layers=6, cbase=256, cmax=8)
-        persistence.save_network_pickle(files[name], {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+        persistence.save_network_pickle(
+            files[name], {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}}
+        )
     return files
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *args, **kwargs: pytest.fail("a dry run asked the network"))
+    monkeypatch.setattr(
+        "huggingface_hub.get_hf_file_metadata",
+        lambda *args, **kwargs: pytest.fail("a dry run asked the network"),
+    )
     arguments = PUBLISHED[name].format(tmp=tmp_path, **published_files).split()
     result = CliRunner().invoke(train.main, [*arguments, "--dry-run"])
     assert result.exit_code == 0, result.output
@@ -593,7 +831,11 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
         (["--data=/nowhere.zip"], "/nowhere.zip"),
         (["--cls_weight=8"], "--cls_weight needs --cond True"),
         (["--backbones=efficientnet_nonsense", "--dry-run"], "efficientnet_nonsense"),
-        (["--resume=nowhere.pkl"], "--resume=nowhere.pkl: no such file; give a run folder to go on, or a network pickle's path or URL"),
+        (
+            ["--resume=nowhere.pkl"],
+            "--resume=nowhere.pkl: no such file; give a run folder to go on, or a network pickle's path or "
+            "URL",
+        ),
         (["--map-depth=8"], "--map-depth=8"),
         (["--workers=-1"], "--workers=-1"),
         (["--kimg=nan"], "--kimg=nan"),
@@ -615,9 +857,18 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
     ],
 )
 def test_mistakes_get_one_line(arguments, message, data, tmp_path):
-    base = {"--outdir": tmp_path, "--data": data, "--cfg": "stylegan3-t", "--gpus": 1, "--batch": 8, "--device": "cpu"}
+    base = {
+        "--outdir": tmp_path,
+        "--data": data,
+        "--cfg": "stylegan3-t",
+        "--gpus": 1,
+        "--batch": 8,
+        "--device": "cpu",
+    }
     given = {a.split("=")[0] for a in arguments}
-    result = CliRunner().invoke(train.main, [f"{k}={v}" for k, v in base.items() if k not in given] + arguments)
+    result = CliRunner().invoke(
+        train.main, [f"{k}={v}" for k, v in base.items() if k not in given] + arguments
+    )
     assert result.exit_code == 1, result.output
     errors = [line for line in result.output.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and message in errors[0], result.output
@@ -631,7 +882,10 @@ def test_an_edited_batch_of_a_run_folder_is_refused(tmp_path):
     assert result.exit_code == 1 and "--batch=1000000000: must be at most 1048576" in result.output
 
 
-@pytest.mark.parametrize("content", ["no JSON", "[]", '{"config": 3}', '{"config": {"run": 3}}', '{"config": {"run": {"batchs": 3}}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["no JSON", "[]", '{"config": 3}', '{"config": {"run": 3}}', '{"config": {"run": {"batchs": 3}}}'],
+)
 def test_a_damaged_run_folder_is_named(content, tmp_path):
     (tmp_path / OPTIONS_FILE).write_text(content)
     result = CliRunner().invoke(train.main, [f"--resume={tmp_path}"])

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hostile network pickles, and a watch that sees whether reading one runs anything.
 
-`corpus()` writes them opcode by opcode: nothing here is ever built by the objects that it names, and nothing is loaded with `pickle`.
+`corpus()` writes them opcode by opcode: nothing here is ever built by the objects that it names, and nothing
+is loaded with `pickle`.
 """
 
 import collections
@@ -25,7 +26,9 @@ from training.networks.reader import from_record
 
 def text(value):
     data = value.encode("utf-8", "surrogatepass")
-    return b"\x8c" + bytes([len(data)]) + data if len(data) < 256 else b"X" + struct.pack("<I", len(data)) + data
+    return (
+        b"\x8c" + bytes([len(data)]) + data if len(data) < 256 else b"X" + struct.pack("<I", len(data)) + data
+    )
 
 
 def integer(value):
@@ -60,11 +63,16 @@ def stream(body, protocol=4):
 def storage(values):
     """What torch writes for the storage of a small tensor."""
     tensor = torch.as_tensor(values, dtype=torch.float32)
-    return torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True).__reduce__()[1][0]
+    return torch.storage.TypedStorage(
+        wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True
+    ).__reduce__()[1][0]
 
 
 def tensor(data, offset=0, shape=(4,), stride=(1,)):
-    numbers = [b"(" + b"".join(b"\x8a\x09" + n.to_bytes(9, "little", signed=True) for n in v) + b"t" for v in (shape, stride)]
+    numbers = [
+        b"(" + b"".join(b"\x8a\x09" + n.to_bytes(9, "little", signed=True) for n in v) + b"t"
+        for v in (shape, stride)
+    ]
     return call(name("torch._utils", "_rebuild_tensor_v2"), data, integer(offset), *numbers, b"\x89", b"}")
 
 
@@ -224,18 +232,68 @@ def _calls():
         yield f"{dotted} protocol 2", stream(old + arguments + b"R", 2)
         yield f"{dotted} newobj", stream(name(module, attribute) + arguments + b"\x81")
         yield f"{dotted} newobj_ex", stream(name(module, attribute) + arguments + b"}\x92")
-        yield f"{dotted} inst", stream(b"(" + b"".join(map(text, args)) + f"i{module}\n{attribute}\n".encode())
+        yield (
+            f"{dotted} inst",
+            stream(b"(" + b"".join(map(text, args)) + f"i{module}\n{attribute}\n".encode()),
+        )
         yield f"{dotted} obj", stream(b"(" + name(module, attribute) + b"".join(map(text, args)) + b"o")
-        yield f"{dotted} build", stream(name("torch.nn.modules.module", "Module") + b")\x81" + name(module, attribute) + arguments + b"Rb")
-        yield f"{dotted} as state setter", stream(name("x", "Y") + b")\x81}" + text("__setstate__") + name(module, attribute) + b"sb}b")
-        yield f"{dotted} in a storage", stream(call(LOAD, blob(b"\x80\x02" + old + b"(" + b"".join(map(text, args)) + b"tR.")))
-        yield f"{dotted} as storage type", stream(call(LOAD, blob(storage([1.0]).replace(b"ctorch\nFloatStorage\n", old))))
+        yield (
+            f"{dotted} build",
+            stream(
+                name("torch.nn.modules.module", "Module")
+                + b")\x81"
+                + name(module, attribute)
+                + arguments
+                + b"Rb"
+            ),
+        )
+        yield (
+            f"{dotted} as state setter",
+            stream(name("x", "Y") + b")\x81}" + text("__setstate__") + name(module, attribute) + b"sb}b"),
+        )
+        yield (
+            f"{dotted} in a storage",
+            stream(call(LOAD, blob(b"\x80\x02" + old + b"(" + b"".join(map(text, args)) + b"tR."))),
+        )
+        yield (
+            f"{dotted} as storage type",
+            stream(call(LOAD, blob(storage([1.0]).replace(b"ctorch\nFloatStorage\n", old)))),
+        )
         yield f"{dotted} as dtype", stream(call(name("numpy", "dtype"), name(module, attribute)))
-        yield f"{dotted} as array class", stream(call(name("numpy._core.multiarray", "_reconstruct"), name(module, attribute), b")", blob(b"b")))
-        state = b"}(" + text("_modules") + b"}" + text("mapping") + name(module, attribute) + arguments + b"Rs" + text("training") + b"\x88u"
-        meta = b"}(" + b"".join((text("type"), text("class"), text("version"), b"K\x06", text("module_src"), text("open('pwned', 'w')")))
+        yield (
+            f"{dotted} as array class",
+            stream(
+                call(
+                    name("numpy._core.multiarray", "_reconstruct"), name(module, attribute), b")", blob(b"b")
+                )
+            ),
+        )
+        state = (
+            b"}("
+            + text("_modules")
+            + b"}"
+            + text("mapping")
+            + name(module, attribute)
+            + arguments
+            + b"Rs"
+            + text("training")
+            + b"\x88u"
+        )
+        meta = b"}(" + b"".join(
+            (
+                text("type"),
+                text("class"),
+                text("version"),
+                b"K\x06",
+                text("module_src"),
+                text("open('pwned', 'w')"),
+            )
+        )
         meta += text("class_name") + text("Generator") + text("state") + state + b"u"
-        yield f"{dotted} in a generator", stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta))
+        yield (
+            f"{dotted} in a generator",
+            stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta)),
+        )
 
 
 def _chains():
@@ -247,14 +305,33 @@ def _chains():
     yield "getattr chain", stream(call(chain, text("__builtins__")))
     yield "getattr of a nested name", stream(call(name("torch", "os.system"), text("touch pwned")))
     yield "dotted class path", stream(call(name("torch.serialization", "os.system"), text("touch pwned")))
-    yield "setattr on a class", stream(call(name("builtins", "setattr"), name("torch_utils.persistence", "_Machine"), text("resolve"), b"N"))
-    yield "setattr through build", stream(name("torch_utils.persistence", "_MEANINGS") + b"}" + text("x") + b"Nsb")
+    yield (
+        "setattr on a class",
+        stream(
+            call(
+                name("builtins", "setattr"),
+                name("torch_utils.persistence", "_Machine"),
+                text("resolve"),
+                b"N",
+            )
+        ),
+    )
+    yield (
+        "setattr through build",
+        stream(name("torch_utils.persistence", "_MEANINGS") + b"}" + text("x") + b"Nsb"),
+    )
     yield "type with three arguments", stream(call(name("builtins", "type"), text("X"), b")", b"}"))
-    yield "map over eval", stream(call(name("builtins", "list"), call(name("builtins", "map"), name("builtins", "eval"), b"]")))
+    yield (
+        "map over eval",
+        stream(call(name("builtins", "list"), call(name("builtins", "map"), name("builtins", "eval"), b"]"))),
+    )
     yield "nested pickle", stream(call(name("pickle", "loads"), blob(pickle.dumps(1))))
     yield "nested network pickle", stream(call(LOAD, blob(stream(b"N"))))
     yield "a zip in a storage", stream(call(LOAD, blob(b"PK\x03\x04" + bytes(60))))
-    yield "memo of a hostile global", stream(name("os", "system") + put(7) + b"0" + call(get(7), text("touch pwned")))
+    yield (
+        "memo of a hostile global",
+        stream(name("os", "system") + put(7) + b"0" + call(get(7), text("touch pwned"))),
+    )
     yield "encoding that runs", stream(call(name("_codecs", "encode"), text("x"), text("zlib")))
     yield "decode", stream(call(name("_codecs", "decode"), blob(b"x"), text("unicode_escape")))
     yield "extension 1", stream(b"\x82\x01")
@@ -267,22 +344,39 @@ def _chains():
     yield "newline in a name", stream(name("os\nsystem", "x\ny"))
     yield "terminal escape in a name", stream(call(name("\x1b]0;pwned\x07", "\x1b[2J")))
     yield "right-to-left name", stream(call(name("\u202esys", "tixe")))
-    parts = [(text("type"), text("class")), (text("version"), b"K\x06"), (text("module_src"), text("")), (text("class_name"), text("Generator"))]
+    parts = [
+        (text("type"), text("class")),
+        (text("version"), b"K\x06"),
+        (text("module_src"), text("")),
+        (text("class_name"), text("Generator")),
+    ]
     for key in (text("\x1b]0;pwned\x07"), b"\x88", b"K\x01K\x02\x86"):
         meta = b"}(" + b"".join(map(b"".join, parts)) + text("state") + b"}" + key + b"\x88su"
-        yield f"attribute named {key!r}", stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta))
+        yield (
+            f"attribute named {key!r}",
+            stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta)),
+        )
     yield "surrogate name", stream(call(name("os\udc80", "system")))
-    yield "attribute of a tensor", stream(call(builtins_getattr, tensor(call(LOAD, blob(storage([1.0] * 4)))), text("__reduce__")))
+    yield (
+        "attribute of a tensor",
+        stream(call(builtins_getattr, tensor(call(LOAD, blob(storage([1.0] * 4)))), text("__reduce__"))),
+    )
     yield "call of a tensor", stream(call(tensor(call(LOAD, blob(storage([1.0] * 4)))), b"N"))
     yield "call of a result", stream(call(call(call(name("a", "b")), b"N"), b"N"))
     for protocol in range(6):
         yield f"protocol {protocol}", pickle.dumps({"G_ema": Evil()}, protocol=protocol)
-        yield f"protocol {protocol} data", pickle.dumps({"G_ema": [1, 2.5, "x", None, True, b"y"]}, protocol=protocol)
+        yield (
+            f"protocol {protocol} data",
+            pickle.dumps({"G_ema": [1, 2.5, "x", None, True, b"y"]}, protocol=protocol),
+        )
     yield "future protocol", b"\x80\xff}."
     try:
         import dill
 
-        yield "dill lambda", dill.dumps({"G_ema": lambda: __import__("os").system("touch pwned")}, recurse=True)
+        yield (
+            "dill lambda",
+            dill.dumps({"G_ema": lambda: __import__("os").system("touch pwned")}, recurse=True),
+        )
         yield "dill class", dill.dumps({"G_ema": type("X", (), {"f": lambda self: 1})()}, byref=False)
     except ImportError:
         pass
@@ -308,7 +402,10 @@ def _bombs():
     yield "deep lists", stream(b"]" * 100_000 + b"a" * 99_999)
     yield "deep tuples", stream(b")" + b"\x85" * 100_000)
     yield "deep calls", stream(name("a", "b") + put(0) + b")R" + b")R" * 100_000)
-    yield "deep objects", stream(name("a", "b") + put(0) + b"0" + (get(0) + b")\x81") * 50_000 + b"b" * 49_999)
+    yield (
+        "deep objects",
+        stream(name("a", "b") + put(0) + b"0" + (get(0) + b")\x81") * 50_000 + b"b" * 49_999),
+    )
     yield "many marks", stream(b"(" * 1_000_000)
     yield "kept sets", stream(b"](" + b"\x8f" * 1_900_000 + b"e")
     yield "more operations than any network", stream(b"N0" * 1_100_000 + b"N")
@@ -328,16 +425,40 @@ def _bombs():
     numbers = b"](" + b"N" * 20_000 + b"e" + put(1) + b"0"
     pairs = b"](" + b"".join(text(f"k{i}") + b"N\x86" for i in range(20_000)) + b"e" + put(1) + b"0"
     repeat = 20_000
-    for module, attribute, content in (("builtins", "set", numbers), ("builtins", "frozenset", numbers), ("collections", "OrderedDict", pairs)):
-        body = content + name(module, attribute) + put(0) + b"0](" + (get(0) + get(1) + b"\x85R") * repeat + b"e"
+    for module, attribute, content in (
+        ("builtins", "set", numbers),
+        ("builtins", "frozenset", numbers),
+        ("collections", "OrderedDict", pairs),
+    ):
+        body = (
+            content + name(module, attribute) + put(0) + b"0](" + (get(0) + get(1) + b"\x85R") * repeat + b"e"
+        )
         yield f"{attribute} of one list, again and again", stream(body)
-    big = blob(storage([0.0] * 500_000)) + put(1) + b"0" + LOAD + put(0) + b"0](" + (get(0) + get(1) + b"\x85R") * 5000 + b"e"
+    big = (
+        blob(storage([0.0] * 500_000))
+        + put(1)
+        + b"0"
+        + LOAD
+        + put(0)
+        + b"0]("
+        + (get(0) + get(1) + b"\x85R") * 5000
+        + b"e"
+    )
     yield "one storage, again and again", stream(big)
-    array = b"K\x01K\x80\x85" + call(name("numpy", "dtype"), text("u1"), b"\x89", b"\x88") + b"\x89" + blob(bytes(128)) + b"t"
+    array = (
+        b"K\x01K\x80\x85"
+        + call(name("numpy", "dtype"), text("u1"), b"\x89", b"\x88")
+        + b"\x89"
+        + blob(bytes(128))
+        + b"t"
+    )
     array = b"(" + array + put(1) + b"0" + name("numpy._core.multiarray", "_reconstruct") + put(0) + b"0]("
     yield "one array, again and again", stream(array + (get(0) + b")R" + get(1) + b"b") * 100_000 + b"e")
     long_text = text("a" * 200_000) + put(1) + b"0" + text("b" * 200_000) + put(2) + b"0"
-    yield "names made of long texts", stream(long_text + (get(1) + get(2) + b"\x930" + get(2) + get(1) + b"\x930") * 10_000 + b"N")
+    yield (
+        "names made of long texts",
+        stream(long_text + (get(1) + get(2) + b"\x930" + get(2) + get(1) + b"\x930") * 10_000 + b"N"),
+    )
     yield "many names", stream(b"".join(name("a", f"b{i}") + b"0" for i in range(50_000)) + b"N")
     state = b"}(" + b"".join(text(f"k{i}") + b"N" for i in range(20_000)) + b"u" + put(1) + b"0"
     yield "one state, again and again", stream(state + name("a", "b") + b")\x81" + (get(1) + b"b") * 50_000)
@@ -345,10 +466,23 @@ def _bombs():
     yield "keys of one hash", stream(b"}(" + odd + b"u")
     tuples = b"(" + b"K\x01" * 100_000 + b"t" + put(1) + b"0}(" + (get(1) + b"N") * 100_000 + b"u"
     yield "one long key, again and again", stream(tuples)
-    for shape, stride in (((2**62,), (1,)), ((2**40,), (0,)), ((2**31, 2**31), (0, 0)), ((2**62, 0), (1, 1)), ((0,), (2**62,)), ((-1,), (1,))):
-        yield f"tensor {shape} {stride}", stream(tensor(call(LOAD, blob(storage([1.0] * 4))), 0, shape, stride))
+    for shape, stride in (
+        ((2**62,), (1,)),
+        ((2**40,), (0,)),
+        ((2**31, 2**31), (0, 0)),
+        ((2**62, 0), (1, 1)),
+        ((0,), (2**62,)),
+        ((-1,), (1,)),
+    ):
+        yield (
+            f"tensor {shape} {stride}",
+            stream(tensor(call(LOAD, blob(storage([1.0] * 4))), 0, shape, stride)),
+        )
     header = storage([1.0] * 4)
-    yield "storage that counts to 2^60", stream(call(LOAD, blob(header.replace(b"K\x04Nt", b"\x8a\x08" + struct.pack("<q", 2**60) + b"Nt"))))
+    yield (
+        "storage that counts to 2^60",
+        stream(call(LOAD, blob(header.replace(b"K\x04Nt", b"\x8a\x08" + struct.pack("<q", 2**60) + b"Nt")))),
+    )
     yield "storage with a long header", stream(call(LOAD, blob(b"\x80\x02" + b"N0" * 500_000 + b"N.")))
     for source in (_comparison_bombs, _record_bombs, _walk_bombs):
         yield from source()
@@ -370,19 +504,46 @@ def _array(code, shape, data, fortran=b"\x89", version=b"K\x01"):
 def _comparison_bombs():
     """Values that must not be compared, printed or copied, where a reader is tempted to."""
     array = _array("u1", (1_000_000,), bytes(1_000_000))
-    for what, value in {"a doubled tuple": DOUBLED, "a doubled list": b"]" + b"2\x86" * 60, "an array": array}.items():
-        meta = b"}(" + text("type") + value + text("version") + value + text("class_name") + value + text("state") + b"}u"
+    for what, value in {
+        "a doubled tuple": DOUBLED,
+        "a doubled list": b"]" + b"2\x86" * 60,
+        "an array": array,
+    }.items():
+        meta = (
+            b"}("
+            + text("type")
+            + value
+            + text("version")
+            + value
+            + text("class_name")
+            + value
+            + text("state")
+            + b"}u"
+        )
         yield f"{what} as dtype", stream(call(name("numpy", "dtype"), value))
-        yield f"{what} as state of a dtype", stream(call(name("numpy", "dtype"), text("f8")) + b"(K\x03" + value * 4 + b"tb")
+        yield (
+            f"{what} as state of a dtype",
+            stream(call(name("numpy", "dtype"), text("f8")) + b"(K\x03" + value * 4 + b"tb"),
+        )
         yield f"{what} as version of an array", stream(_array("u1", (1,), b"a", version=value))
         yield f"{what} as order of an array", stream(_array("u1", (1,), b"a", fortran=value))
         yield f"{what} as encoding", stream(call(name("_codecs", "encode"), text("x"), value))
-        yield f"{what} as persistent object", stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta))
+        yield (
+            f"{what} as persistent object",
+            stream(call(name("torch_utils.persistence", "_reconstruct_persistent_obj"), meta)),
+        )
         yield f"{what} as name", stream(value + text("x") + b"\x93")
         yield f"{what} called", stream(call(value))
         yield (
             f"{what} as requires_grad",
-            stream(call(name("torch._utils", "_rebuild_parameter"), tensor(call(LOAD, blob(storage([1.0] * 4)))), value, b"}")),
+            stream(
+                call(
+                    name("torch._utils", "_rebuild_parameter"),
+                    tensor(call(LOAD, blob(storage([1.0] * 4)))),
+                    value,
+                    b"}",
+                )
+            ),
         )
         yield f"{what} as storage", stream(tensor(value))
         yield f"{what} in an OrderedDict", stream(call(name("collections", "OrderedDict"), value))
@@ -397,12 +558,29 @@ def _comparison_bombs():
         ("keys", text("k"), b"K\x04", DOUBLED),
     ):
         ident = start + text("storage") + dtype + key + tail + numel + b"NtQ.\x80\x02" + keys + b"."
-        yield f"a storage whose {what} is a doubled tuple", stream(call(LOAD, blob(ident + struct.pack("<q", 4) + bytes(16))))
+        yield (
+            f"a storage whose {what} is a doubled tuple",
+            stream(call(LOAD, blob(ident + struct.pack("<q", 4) + bytes(16)))),
+        )
     slow = b"\x80\x02" + b"N0" * 490 + header[2:]
     again = (get(0) + get(1) + b"\x85R") * 100_000
-    yield "one storage with a long header, again and again", stream(blob(slow) + put(1) + b"0" + LOAD + put(0) + b"0](" + again + b"e")
+    yield (
+        "one storage with a long header, again and again",
+        stream(blob(slow) + put(1) + b"0" + LOAD + put(0) + b"0](" + again + b"e"),
+    )
     odd = b"".join(b"\x8a\x10" + ((2**61 - 1) * i).to_bytes(16, "little") + b"N" for i in range(1, 9_000))
-    merged = b"}(" + odd + b"u" + put(1) + b"0" + name("a", "b") + b")\x81}" + text("x") + b"Nsb" + (get(1) + b"b") * 50_000
+    merged = (
+        b"}("
+        + odd
+        + b"u"
+        + put(1)
+        + b"0"
+        + name("a", "b")
+        + b")\x81}"
+        + text("x")
+        + b"Nsb"
+        + (get(1) + b"b") * 50_000
+    )
     yield "keys of one hash, merged again and again", stream(merged)
     short = b"](" + b"N" * 20 + b"e" + put(1) + b"0" + name("builtins", "set") + put(0) + b"0]("
     yield "small sets, again and again", stream(short + (get(0) + get(1) + b"\x85R") * 200_000 + b"e")
@@ -412,30 +590,97 @@ def _comparison_bombs():
     yield "kept texts", stream(b"](" + b"\x8c\x02\xc4\x80" * 900_000 + b"e")
     yield "kept records", stream(name("a", "b") + put(0) + b"0](" + (get(0) + b")\x81") * 300_000 + b"e")
     yield "memoised all along", stream(b"](" + b"N\x94" * 490_000 + b"e")
-    for shape, stride in (((1,), (2**61,)), ((1,), (2**57,)), ((2**50, 0), (1, 1)), ((1,) * 16, (1,) * 16), ((0,) * 16, (2,) * 16)):
-        yield f"tensor {shape} {stride} kept", stream(tensor(call(LOAD, blob(storage([1.0] * 4))), 0, shape, stride))
+    for shape, stride in (
+        ((1,), (2**61,)),
+        ((1,), (2**57,)),
+        ((2**50, 0), (1, 1)),
+        ((1,) * 16, (1,) * 16),
+        ((0,) * 16, (2,) * 16),
+    ):
+        yield (
+            f"tensor {shape} {stride} kept",
+            stream(tensor(call(LOAD, blob(storage([1.0] * 4))), 0, shape, stride)),
+        )
     for shape in ((2**50, 0), (2**62, 0), (0, 2**60), (10**6, 0), (1,) * 16, (2,) * 16, ()):
-        values = _array("u1", shape, bytes(1 if 0 not in shape else 0) if shape != (2,) * 16 else bytes(2**16))
+        values = _array(
+            "u1", shape, bytes(1 if 0 not in shape else 0) if shape != (2,) * 16 else bytes(2**16)
+        )
         yield f"array of shape {shape}", stream(values)
         yield f"array of shape {shape} in settings", b"\x80\x04}" + text("extra") + values + b"s."
     cube = _array("u1", (6,) * 8, bytes(6**8))
     yield "array that numpy prints in full", b"\x80\x04}" + text("extra") + cube + b"s."
     yield "long bytes in settings", b"\x80\x04}" + text("extra") + blob(bytes(10**7)) + b"s."
-    for code in ("O", "O8", "V99999999", "S9999999", "U99999999", "M8", "m8[ns]", "c16", ">f8", "f3", "i9", "f4,f4", "(9,9)f8", "a5", "f" * 10**5):
+    for code in (
+        "O",
+        "O8",
+        "V99999999",
+        "S9999999",
+        "U99999999",
+        "M8",
+        "m8[ns]",
+        "c16",
+        ">f8",
+        "f3",
+        "i9",
+        "f4,f4",
+        "(9,9)f8",
+        "a5",
+        "f" * 10**5,
+    ):
         yield f"dtype {code[:12]}", stream(call(name("numpy", "dtype"), text(code), b"\x89", b"\x88"))
     key = text("training_set_kwargs")
-    yield "settings that say the same again and again", b"\x80\x04}" + key + b"}" + text("x") + b"]" + b"2\x86" * 30 + b"ss."
+    yield (
+        "settings that say the same again and again",
+        b"\x80\x04}" + key + b"}" + text("x") + b"]" + b"2\x86" * 30 + b"ss.",
+    )
     long = text("a" * 100_000) + put(0) + b"0](" + get(0) * 100_000 + b"e"
     yield "settings that repeat a long text", b"\x80\x04}" + key + b"}" + text("x") + long + b"ss."
-    members = b"".join(b"(" + get(9) + b"K" + bytes([i % 256]) + b"M" + bytes([i % 256, i // 256]) + b"t" for i in range(9000))
-    yield "a set of long tuples", b"\x80\x04}" + key + b"}" + text("x") + text("a" * 60_000) + put(9) + b"0" + b"\x8f(" + members + b"\x90ss."
-    for case, values in {"unhashable members": b"]}", "tuples with lists": b"]\x85", "floats": b"G\x7f\xf8\0\0\0\0\0\0"}.items():
-        for module, attribute in (("builtins", "set"), ("builtins", "frozenset"), ("collections", "OrderedDict"), ("collections", "defaultdict")):
+    members = b"".join(
+        b"(" + get(9) + b"K" + bytes([i % 256]) + b"M" + bytes([i % 256, i // 256]) + b"t"
+        for i in range(9000)
+    )
+    yield (
+        "a set of long tuples",
+        b"\x80\x04}"
+        + key
+        + b"}"
+        + text("x")
+        + text("a" * 60_000)
+        + put(9)
+        + b"0"
+        + b"\x8f("
+        + members
+        + b"\x90ss.",
+    )
+    for case, values in {
+        "unhashable members": b"]}",
+        "tuples with lists": b"]\x85",
+        "floats": b"G\x7f\xf8\0\0\0\0\0\0",
+    }.items():
+        for module, attribute in (
+            ("builtins", "set"),
+            ("builtins", "frozenset"),
+            ("collections", "OrderedDict"),
+            ("collections", "defaultdict"),
+        ):
             yield f"{attribute} of {case}", stream(call(name(module, attribute), b"](" + values + b"e"))
     for module, attribute in (("collections", "OrderedDict"), ("dnnlib.util", "EasyDict")):
-        keys = ("__class__", "__reduce_ex__", "__getattribute__", "__setstate__", "__dict__", "__slots__", "items", "get", "keys")
+        keys = (
+            "__class__",
+            "__reduce_ex__",
+            "__getattribute__",
+            "__setstate__",
+            "__dict__",
+            "__slots__",
+            "items",
+            "get",
+            "keys",
+        )
         table = b"}(" + b"".join(text(key) + call(name("a", "b")) for key in keys) + b"u"
-        yield f"{attribute} with a class's attributes", stream(call(name(module, attribute)) + table[1:] + table + b"b")
+        yield (
+            f"{attribute} with a class's attributes",
+            stream(call(name(module, attribute)) + table[1:] + table + b"b"),
+        )
         module_ = name("torch.nn.modules.module", "Module") + b")\x81" + table + b"b"
         yield f"state with a class's attributes, {attribute}", stream(module_ + b"N" + table + b"\x86b")
 
@@ -452,26 +697,47 @@ def _walk_bombs():
     many = b"}(" + b"".join(text(f"m{i}") + get(2) for i in range(9_990)) + b"u"
     yield "ten thousand modules of ten thousand places", stream(nothing + leaf + made(many, "_modules"))
     value = tensor(call(LOAD, blob(storage([1.0] * 4)))) + put(1) + b"0"
-    body = value + made(b"}(" + b"".join(text(f"t{i}") + get(1) for i in range(10)) + b"u", "_parameters") + put(2) + b"0"
-    body += made(b"}(" + b"".join(text(f"m{i}") + get(2) for i in range(9_000)) + b"u", "_modules") + put(2) + b"0" + text("n" * 500) + put(3) + b"0"
+    body = (
+        value
+        + made(b"}(" + b"".join(text(f"t{i}") + get(1) for i in range(10)) + b"u", "_parameters")
+        + put(2)
+        + b"0"
+    )
+    body += (
+        made(b"}(" + b"".join(text(f"m{i}") + get(2) for i in range(9_000)) + b"u", "_modules")
+        + put(2)
+        + b"0"
+        + text("n" * 500)
+        + put(3)
+        + b"0"
+    )
     for _ in range(60):
         body += made(b"}" + get(3) + get(2) + b"s", "_modules") + put(2) + b"0"
     yield "long names in long names", stream(body + get(2))
     big = tensor(call(LOAD, blob(storage([0.0] * 100_000))), 0, (100_000,)) + put(1) + b"0"
     tensors = b"}(" + b"".join(text(f"t{i}") + get(1) for i in range(9_990)) + b"u"
     for key in ("D", "G_ema"):
-        yield f"one tensor ten thousand times in {key}", b"\x80\x04}" + text(key) + big + made(tensors, "_parameters") + b"s."
+        yield (
+            f"one tensor ten thousand times in {key}",
+            b"\x80\x04}" + text(key) + big + made(tensors, "_parameters") + b"s.",
+        )
     tree = b"N" + put(0) + b"0"
     for _ in range(12):
         tree += made(b"}(" + text("a") + get(0) + text("b") + get(0) + b"u", "_modules") + put(0) + b"0"
-    yield "one network under many keys", b"\x80\x04}(" + tree + b"".join(text(f"D{i}") + get(0) for i in range(900)) + b"u."
+    yield (
+        "one network under many keys",
+        b"\x80\x04}(" + tree + b"".join(text(f"D{i}") + get(0) for i in range(900)) + b"u.",
+    )
     yield "many keys", b"\x80\x04}(" + b"".join(text(f"D{i}") + b"N" for i in range(100_000)) + b"u."
     yield "long keys", b"\x80\x04}(" + b"".join(text(f"{i:0500}") + b"K\x01" for i in range(999)) + b"u."
     names = b"}(" + b"".join(text(f"{i:0500}") + module + b")\x81" for i in range(3000)) + b"u"
     G = small_generator()
     yield "a generator of three thousand long parts", _with_attribute(G, "_modules", names)
     huge = b"\x8a\x20" + b"\xff" * 31 + b"\x7f"
-    values = [(attribute, DOUBLED) for attribute in ("head_layer_names", "num_frozen_layers", "z_dim", "channel_base")]
+    values = [
+        (attribute, DOUBLED)
+        for attribute in ("head_layer_names", "num_frozen_layers", "z_dim", "channel_base")
+    ]
     for attribute, value in [*values, ("z_dim", huge), ("w_dim", huge), ("c_dim", huge)]:
         content = pickle.dumps({"G_ema": G}, protocol=2)
         marker = text(attribute)[2:]
@@ -481,7 +747,10 @@ def _walk_bombs():
         if at > len(old):
             end = at + 2 if content[at : at + 1] == b"q" else at + 5  # after the memo of the name
             size = {b"K": 2, b"M": 3, b"J": 5, b"N": 1, b"G": 9}[content[end : end + 1]]
-            yield f"a generator whose {attribute} is a bomb of {len(value)} bytes", content[:end] + value + content[end + size :]
+            yield (
+                f"a generator whose {attribute} is a bomb of {len(value)} bytes",
+                content[:end] + value + content[end + size :],
+            )
     yield "an array without dimensions for a size", _with_attribute(G, "in_size", _array("i8", (), bytes(8)))
     yield "a hostile name among a layer's attributes", _with_attribute(G, "in_channels", name("\u202ea", "b"))
 
@@ -545,36 +814,56 @@ def good_files():
     """Network pickles as people write them, for a fuzzer to damage."""
     G = small_generator()
     D = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.LeakyReLU())
-    kwargs = {"path": "x.zip", "max_size": None, "scale": np.float32(2), "size": np.arange(2), "names": {"a", "b"}}
+    kwargs = {
+        "path": "x.zip",
+        "max_size": None,
+        "scale": np.float32(2),
+        "size": np.arange(2),
+        "names": {"a", "b"},
+    }
     data = dict(G=None, D=D, G_ema=G, augment_pipe=None, training_set_kwargs=collections.OrderedDict(kwargs))
     return [pickle.dumps(data, protocol=protocol) for protocol in (2, 3, 4, 5)] + [small_file()]
 
 
 def small_file():
     """A network pickle of less than two kilobytes."""
-    return pickle.dumps({"G_ema": torch.nn.Linear(1, 1, bias=False), "kw": {"a": np.arange(2), "b": np.float32(1), "c": (1, "x")}}, protocol=4)
+    return pickle.dumps(
+        {
+            "G_ema": torch.nn.Linear(1, 1, bias=False),
+            "kw": {"a": np.arange(2), "b": np.float32(1), "c": (1, "x")},
+        },
+        protocol=4,
+    )
 
 
 # The watch
 
-# Audit events of Python that reading data has no use for. `open` and `import` are among them: the reader gets bytes, and imports nothing.
+# Audit events of Python that reading data has no use for. `open` and `import` are among them: the reader gets
+# bytes, and imports nothing.
 FORBIDDEN = """
-    exec compile import open os. subprocess. socket. shutil. ctypes. marshal. pickle.find_class code.__new__ function.__new__ pty.
-    webbrowser. urllib. http. ftplib. smtplib. sqlite3. tempfile. glob. mmap. signal. builtins.input builtins.breakpoint
-    sys._getframe object.__setattr__ object.__delattr__ gc. winreg. msvcrt. fcntl. resource. sys.addaudithook sys.setprofile
+    exec compile import open os. subprocess. socket. shutil. ctypes. marshal. pickle.find_class code.__new__
+    function.__new__ pty.
+    webbrowser. urllib. http. ftplib. smtplib. sqlite3. tempfile. glob. mmap. signal. builtins.input
+    builtins.breakpoint
+    sys._getframe object.__setattr__ object.__delattr__ gc. winreg. msvcrt. fcntl. resource. sys.addaudithook
+    sys.setprofile
     sys.settrace
 """.split()  # noqa: SIM905
 _events: list[str] | None = None
 
 
 def _hook(event, args):
-    if _events is not None and any(event == word or (word.endswith(".") and event.startswith(word)) for word in FORBIDDEN):
+    if _events is not None and any(
+        event == word or (word.endswith(".") and event.startswith(word)) for word in FORBIDDEN
+    ):
         _events.append(f"{event} {str(args)[:100]}")
 
 
 @contextlib.contextmanager
 def watch():
-    """A list that fills with what the block runs, opens or imports. Python keeps audit hooks for ever, so there is one."""
+    """A list that fills with what the block runs, opens or imports. Python keeps audit hooks for ever, so
+    there is one.
+    """
     global _events
     if not getattr(sys, "_stylesan_watch", False):
         sys.addaudithook(_hook)
@@ -589,11 +878,14 @@ def watch():
 def attempt(content):
     """Do with a file all that our tools do: read it, describe it, rebuild its networks, strictly and not.
 
-    Returns what strict reading comes to: 'refused', 'inert' (records, of which no generator can be built) or 'rebuilt'.
-    Raises AssertionError for an error of more than one line, or one that a terminal would obey; anything but ValueError passes through.
+    Returns what strict reading comes to: 'refused', 'inert' (records, of which no generator can be built) or
+    'rebuilt'. Raises AssertionError for an error of more than one line, or one that a terminal would obey;
+    anything but ValueError passes through.
     """
     outcomes = []
-    for strict in (True,) if len(content) > 200_000 else (False, True):  # what strictness changes, small files show
+    for strict in (
+        (True,) if len(content) > 200_000 else (False, True)
+    ):  # what strictness changes, small files show
         outcome = "refused"
         with _one_line():
             data = persistence.read_network_pickle(io.BytesIO(content), strict=strict)

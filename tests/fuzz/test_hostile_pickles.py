@@ -61,9 +61,21 @@ def test_corpus(tmp_path):
     assert report["peak_mb"] < 256 and report["slowest_s"] < 6
 
 
-@pytest.mark.parametrize("dotted", ["os.system", "posix.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "builtins.__import__"])
+@pytest.mark.parametrize(
+    "dotted",
+    [
+        "os.system",
+        "posix.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "builtins.exec",
+        "builtins.__import__",
+    ],
+)
 def test_classics_are_refused_by_name(dotted, files):
-    found = [content for case, content in hostile._calls() if case in (f"{dotted} reduce", f"{dotted} protocol 2")]
+    found = [
+        content for case, content in hostile._calls() if case in (f"{dotted} reduce", f"{dotted} protocol 2")
+    ]
     assert len(found) == 2
     for content in found:
         with pytest.raises(ValueError, match=f"refused global {dotted}".replace(".", r"\.")):

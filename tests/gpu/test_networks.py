@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks on a device: nothing waits for it, CUDA graphs can hold the generator, images agree with the CPU's. Skips itself without a device."""
+"""Networks on a device: nothing waits for it, CUDA graphs can hold the generator, images agree with the
+CPU's. Skips itself without a device.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from torch_utils import features, timm_weights
 from training import generator
 from training.discriminator import ProjectedDiscriminator
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 CLASSES = 10
 SMALL = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8}
 
@@ -33,7 +38,9 @@ def inputs(network: generator.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(4, network.z_dim, generator=torch.Generator().manual_seed(1)), torch.arange(4)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 2e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(None, 2e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)]
+)
 def test_images_agree_with_the_cpu(network, dtype, tolerance: float) -> None:
     z, c = inputs(network)
     network.synthesis.reduced_dtype = None
@@ -47,7 +54,9 @@ def test_images_agree_with_the_cpu(network, dtype, tolerance: float) -> None:
 def test_a_pass_forwards_and_backwards_does_not_wait_for_the_device(network) -> None:
     z, c = (t.cuda() for t in inputs(network))
     network.cuda().synthesis.reduced_dtype = torch.float16
-    D = ProjectedDiscriminator([features.load(timm_weights.LITE0, timm_weights.RANDOM)], CLASSES, network.img_resolution, **SMALL).cuda()
+    D = ProjectedDiscriminator(
+        [features.load(timm_weights.LITE0, timm_weights.RANDOM)], CLASSES, network.img_resolution, **SMALL
+    ).cuda()
 
     def call() -> None:
         logits = D(network(z, c), c)
@@ -77,4 +86,6 @@ def test_a_graph_holds_the_generator(network) -> None:
         ws.copy_(network.mapping(-z, c))
         graph.replay()
         wanted = network.synthesis(ws)
-    assert float((found - wanted).norm() / wanted.norm()) < 1e-2  # another algorithm may be chosen for the same convolution
+    assert (
+        float((found - wanted).norm() / wanted.norm()) < 1e-2
+    )  # another algorithm may be chosen for the same convolution

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels on a device: values, first and second derivatives against float64, CUDA graphs, huge tensors. Skips itself without a device."""
+"""The CUDA kernels on a device: values, first and second derivatives against float64, CUDA graphs, huge
+tensors. Skips itself without a device.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5}
 # up, down, taps up, taps down, padding, full downsampling filter
 LAYERS = {
@@ -27,9 +32,10 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def compare(call, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    """call(impl, *inputs) on the device in a dtype against the same in float64: value, first and second derivatives (by the gradient and by all
-    inputs)."""
+def compare(call, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:
+    """call(impl, *inputs) on the device in a dtype against the same in float64: value, first and second
+    derivatives (by the gradient and by all inputs).
+    """
     results = []
     for impl, kind in (("cuda", dtype), ("ref", torch.float64)):
         leaves = [t.to(dtype).to(kind).cuda().requires_grad_() for t in inputs]
@@ -40,13 +46,17 @@ def compare(call, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:  # ty
         second = torch.autograd.grad(first[0], [dy, *leaves], v, allow_unused=True, materialize_grads=True)
         results.append([t.detach().double() for t in (y, *first, *second)])
     for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCES[dtype] * max(float(wanted.abs().max()), 1e-3))
+        torch.testing.assert_close(
+            found, wanted, rtol=0, atol=TOLERANCES[dtype] * max(float(wanted.abs().max()), 1e-3)
+        )
 
 
-def away_from_the_kink(size: tuple[int, int], dtype: torch.dtype, upsample) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
-    """An image and a bias whose upsampled image has no sample so near to zero that rounding decides on its sign, and with it on a gradient.
+def away_from_the_kink(size: tuple[int, int], dtype: torch.dtype, upsample) -> list[torch.Tensor]:
+    """An image and a bias whose upsampled image has no sample so near to zero that rounding decides on its
+    sign, and with it on a gradient.
 
-    Of two million samples one or two lie within float32's errors, a millionth of their spread: most draws have one, not all.
+    Of two million samples one or two lie within float32's errors, a millionth of their spread: most draws
+    have one, not all.
     """
     for seed in range(0, 400, 2):
         x, b = normal(2, 3, *size, seed=seed), normal(3, seed=seed + 1)
@@ -82,7 +92,11 @@ def test_filtered_lrelu(name: str, size: tuple[int, int], dtype: torch.dtype) ->
 @pytest.mark.parametrize("act", activation_funcs)
 def test_bias_act(act: str, dtype: torch.dtype) -> None:
     for shape, dim in (((5, 7), 1), ((2, 8, 16, 16), 1), ((2, 3, 5, 7), 3)):
-        compare(lambda impl, x, b, dim=dim: bias_act(x, b, dim, act, clamp=2.0, impl=impl), [normal(*shape), normal(shape[dim], seed=1)], dtype)
+        compare(
+            lambda impl, x, b, dim=dim: bias_act(x, b, dim, act, clamp=2.0, impl=impl),
+            [normal(*shape), normal(shape[dim], seed=1)],
+            dtype,
+        )
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -90,7 +104,7 @@ def test_upfirdn2d(dtype: torch.dtype) -> None:
     for taps, up, down in (([12], 2, 1), ([13], 1, 1), ([4, 4], 1, 2), ([3, 5], (3, 2), (2, 5))):
         f = normal(*taps, seed=3).float().cuda() / 3
 
-        def call(impl: str, x: torch.Tensor, f: torch.Tensor = f, up=up, down=down) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        def call(impl: str, x: torch.Tensor, f: torch.Tensor = f, up=up, down=down) -> torch.Tensor:
             return upfirdn2d(x, f if impl == "cuda" else f.double(), up=up, down=down, padding=6, impl=impl)
 
         compare(call, [normal(2, 3, 75, 70)], dtype)
@@ -112,7 +126,10 @@ def test_images_of_every_layout(dtype: torch.dtype) -> None:
     for x in views:
         calls = [lambda x: bias_act(x, b, act="lrelu", clamp=1.0)]
         if x.shape[2] > 1:
-            calls += [lambda x: upfirdn2d(x, f, up=2, padding=6), lambda x: filtered_lrelu(x, f, f, b, up=2, down=2, padding=9, clamp=256)]
+            calls += [
+                lambda x: upfirdn2d(x, f, up=2, padding=6),
+                lambda x: filtered_lrelu(x, f, f, b, up=2, down=2, padding=9, clamp=256),
+            ]
         for call in calls:
             y = call(x)
             torch.testing.assert_close(y, call(x.contiguous().clone()), rtol=0, atol=0)
@@ -133,7 +150,10 @@ def test_tensors_of_another_device_are_refused() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_device_that_is_not_the_current_one() -> None:
     f, x = torch.ones(12) / 12, torch.randn(2, 4, 40, 40)
-    first, second = (filtered_lrelu(x.to(d), f.to(d), f.to(d), up=2, down=2, padding=9, clamp=256) for d in ("cuda:0", "cuda:1"))
+    first, second = (
+        filtered_lrelu(x.to(d), f.to(d), f.to(d), up=2, down=2, padding=9, clamp=256)
+        for d in ("cuda:0", "cuda:1")
+    )
     assert torch.cuda.current_device() == 0
     torch.testing.assert_close(first.cpu(), second.cpu(), rtol=0, atol=0)
 
@@ -145,7 +165,9 @@ def test_cuda_graphs_capture_forward_and_backward_passes() -> None:
     b = torch.randn(4, device="cuda", dtype=torch.half).requires_grad_()
 
     def call() -> tuple[torch.Tensor, ...]:
-        y = filtered_lrelu(x, f, f, b, up=2, down=2, padding=9, clamp=256) + filtered_lrelu(x, f, radial, b, up=2, down=2, padding=9, clamp=256)
+        y = filtered_lrelu(x, f, f, b, up=2, down=2, padding=9, clamp=256) + filtered_lrelu(
+            x, f, radial, b, up=2, down=2, padding=9, clamp=256
+        )
         y = bias_act(upfirdn2d(y, f, down=2, padding=5), b, act="swish")
         return y, *torch.autograd.grad(y.float().square().sum(), (x, b))
 
@@ -192,7 +214,10 @@ def test_autocast_and_compile() -> None:
 
 @pytest.mark.parametrize("taps", [(4,), (4, 4), (13,)])
 def test_channels_last(taps: tuple[int, ...]) -> None:
-    x, f = torch.randn(2, 16, 37, 41, device="cuda", dtype=torch.half), normal(*taps, seed=1).float().cuda() / 4
+    x, f = (
+        torch.randn(2, 16, 37, 41, device="cuda", dtype=torch.half),
+        normal(*taps, seed=1).float().cuda() / 4,
+    )
     last = x.contiguous(memory_format=torch.channels_last)
     for call in (
         lambda x: upfirdn2d(x, f, up=2, padding=3),

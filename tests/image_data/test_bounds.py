@@ -44,7 +44,9 @@ def write(path: Path, index: bytes | str, method: int = zipfile.ZIP_DEFLATED) ->
 
 
 def labelled(value: Any, **metadata: Any) -> str:
-    return json.dumps({"labels": [[f"{i}.png", value if i == 0 else 0] for i in range(NUM_IMAGES)], "metadata": metadata})
+    return json.dumps(
+        {"labels": [[f"{i}.png", value if i == 0 else 0] for i in range(NUM_IMAGES)], "metadata": metadata}
+    )
 
 
 def refused_everywhere(path: Path, message: str) -> None:
@@ -53,10 +55,17 @@ def refused_everywhere(path: Path, message: str) -> None:
         with limited(400), pytest.raises(ValueError, match=message) as error:
             look()
         assert "\n" not in str(error.value) and len(str(error.value)) < 500
-    for arguments in (["--check", str(path)], ["--source", str(path), "--dest", str(path.parent / "out.zip")]):
+    for arguments in (
+        ["--check", str(path)],
+        ["--source", str(path), "--dest", str(path.parent / "out.zip")],
+    ):
         with limited(400):
             result = CliRunner().invoke(dataset_tool.main, [*arguments, "--workers=1"])
-        assert result.exit_code == 1 and "Traceback" not in result.output and not (path.parent / "out.zip").exists()
+        assert (
+            result.exit_code == 1
+            and "Traceback" not in result.output
+            and not (path.parent / "out.zip").exists()
+        )
 
 
 INDICES: dict[str, Callable[[], str]] = {
@@ -104,7 +113,9 @@ def test_entries_that_lie_about_what_is_stored(tmp_path: Path, place: int, value
 
 @pytest.mark.parametrize("value", [2**15 + 1, 10**6, 2**24 - 1])
 def test_labels_beyond_any_class(tmp_path: Path, value: int) -> None:
-    refused_everywhere(write(tmp_path / "x.zip", labelled(value)), rf"label {value} is a mistake, or needs \"class_names\"")
+    refused_everywhere(
+        write(tmp_path / "x.zip", labelled(value)), rf"label {value} is a mistake, or needs \"class_names\""
+    )
 
 
 def test_labels_that_are_large_for_a_reason(tmp_path: Path) -> None:
@@ -112,7 +123,12 @@ def test_labels_that_are_large_for_a_reason(tmp_path: Path) -> None:
     dataset = ImageDataset(write(tmp_path / "a.zip", labelled(21_840)), use_labels=True)
     assert dataset.label_dim == 21_841
     names = [f"class {i}" for i in range(40_000)]
-    assert ImageDataset(write(tmp_path / "b.zip", labelled(39_999, class_names=names)), use_labels=True).label_dim == 40_000
+    assert (
+        ImageDataset(
+            write(tmp_path / "b.zip", labelled(39_999, class_names=names)), use_labels=True
+        ).label_dim
+        == 40_000
+    )
     one_hot = json.dumps({"labels": [[f"{i}.png", [0.0] * 1400 + [1.0]] for i in range(NUM_IMAGES)]})
     assert ImageDataset(write(tmp_path / "c.zip", one_hot), use_labels=True).label_dim == 1401
 
@@ -172,7 +188,10 @@ def test_tar_bombs(tmp_path: Path, pack: Callable[[bytes], bytes], where: str) -
     else:
         path = tarball(tmp_path / "c.tar.gz", {f"{i}": b"" for i in range(1001)}, pack)
     assert path.stat().st_size < 2**18
-    with limited(200), pytest.raises(ValueError, match=r"unpacks to more than 100 times|more than 1000 files"):
+    with (
+        limited(200),
+        pytest.raises(ValueError, match=r"unpacks to more than 100 times|more than 1000 files"),
+    ):
         sources.open_source(path)
 
 
@@ -212,20 +231,30 @@ BATCHES: dict[str, Callable[[], bytes]] = {
     "a place of 4 billion in Python's table": lambda: b"\x80\x02}r\xff\xff\xff\xff.",
     "a text's place": lambda: b"\x80\x02}p4294967295\n.",
     "a byte array of 2**60": lambda: b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b".",
-    "an integer of a million digits": lambda: b"\x80\x02\x8b" + struct.pack("<i", 2**20) + b"\x7f" * 2**20 + b".",
+    "an integer of a million digits": lambda: (
+        b"\x80\x02\x8b" + struct.pack("<i", 2**20) + b"\x7f" * 2**20 + b"."
+    ),
     "an array by its arguments": lambda: pickle.dumps({b"data": Array((2**40,)), b"labels": []}, 2),
-    "an array by its state": lambda: pickle.dumps({b"data": Array((0,), (1, (2**40,), np.dtype("u1"), False, b"x")), b"labels": []}, 2),
+    "an array by its state": lambda: pickle.dumps(
+        {b"data": Array((0,), (1, (2**40,), np.dtype("u1"), False, b"x")), b"labels": []}, 2
+    ),
     "a list in lists": lambda: pickle.dumps({b"data": nested(), b"labels": nested()}, 2),
     "labels in lists": lambda: pickle.dumps({b"data": np.zeros([2, 3072], np.uint8), b"labels": nested()}, 2),
     "bytes again and again": lambda: (
-        b"\x80\x02c_codecs\nencode\nq\x00(X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"X\x06\x00\x00\x00latin1tq\x01"
-        + b"h\x00h\x01R" * 10_000 + b"."
+        b"\x80\x02c_codecs\nencode\nq\x00(X"
+        + struct.pack("<I", 2**20)
+        + b"a" * 2**20
+        + b"X\x06\x00\x00\x00latin1tq\x01"
+        + b"h\x00h\x01R" * 10_000
+        + b"."
     ),
     "a type of a gigabyte": lambda: pickle.dumps({b"data": np.zeros(1, "V1000"), b"labels": []}, 2),
-    "labels beyond any class": lambda: pickle.dumps({b"data": np.zeros([2, 3072], np.uint8), b"labels": [0, 10**9]}, 2),
+    "labels beyond any class": lambda: pickle.dumps(
+        {b"data": np.zeros([2, 3072], np.uint8), b"labels": [0, 10**9]}, 2
+    ),
     "not a table": lambda: pickle.dumps([1, 2], 2),
     "half a pickle": lambda: pickle.dumps({b"data": np.zeros([2, 3072], np.uint8)}, 2)[:-100],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BATCHES)
@@ -243,7 +272,9 @@ def test_pickles_that_ask_for_memory(tmp_path: Path, what: str) -> None:
 def test_batches_come_back(protocol: int) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, [3, 3072], dtype=np.uint8)
     for labels in ([1, 0, 2], np.array([1, 0, 2])):
-        table = cifar.batch("x", pickle.dumps({b"data": np.asfortranarray(pixels), b"labels": labels}, protocol))
+        table = cifar.batch(
+            "x", pickle.dumps({b"data": np.asfortranarray(pixels), b"labels": labels}, protocol)
+        )
         found, numbers = cifar.images("x", table, "labels")
         np.testing.assert_array_equal(found, pixels.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1))
         assert numbers.tolist() == [1, 0, 2]
@@ -268,7 +299,10 @@ def test_an_lmdb_that_leads_back_to_itself_ends(tmp_path: Path, monkeypatch: pyt
 def test_files_of_class_names_end(tmp_path: Path) -> None:
     path = write(tmp_path / "x.zip", labelled(0))
     with limited(400):
-        result = CliRunner().invoke(dataset_tool.main, ["--source", str(path), "--dest", str(tmp_path / "o.zip"), "--class-names=@/dev/zero"])
+        result = CliRunner().invoke(
+            dataset_tool.main,
+            ["--source", str(path), "--dest", str(tmp_path / "o.zip"), "--class-names=@/dev/zero"],
+        )
     assert result.exit_code == 1 and "class names @/dev/zero: /dev/zero: larger than 16 MiB" in result.output
 
 
@@ -285,7 +319,9 @@ def test_files_of_class_names_end(tmp_path: Path) -> None:
 def test_numbers_beyond_reason(tmp_path: Path, arguments: list[str], message: str) -> None:
     path = write(tmp_path / "x.zip", labelled(0))
     with limited(400):
-        result = CliRunner().invoke(dataset_tool.main, ["--source", str(path), "--dest", str(tmp_path / "o{res}.zip"), *arguments])
+        result = CliRunner().invoke(
+            dataset_tool.main, ["--source", str(path), "--dest", str(tmp_path / "o{res}.zip"), *arguments]
+        )
     assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
 
 
@@ -300,7 +336,10 @@ def test_large_pictures_among_small_ones_are_not_unpacked(tmp_path: Path) -> Non
     arguments = ["--source", str(tmp_path / "x.zip"), "--dest", str(tmp_path / "o.zip"), "--workers=1"]
     with limited(150):
         result = CliRunner().invoke(dataset_tool.main, arguments)
-        assert result.exit_code == 1 and "b0.png: is 8192x8192, but a.png is 16x16: use --resolution" in result.output
+        assert (
+            result.exit_code == 1
+            and "b0.png: is 8192x8192, but a.png is 16x16: use --resolution" in result.output
+        )
         result = CliRunner().invoke(dataset_tool.main, [*arguments, "--on-error=skip"])
     assert result.exit_code == 0 and "8 unreadable images were skipped" in result.output
 
@@ -314,6 +353,9 @@ def test_pictures_of_too_many_pixels(tmp_path: Path) -> None:
     refused = "decompression bomb"
     with limited(150), pytest.raises(ValueError, match=refused):
         ImageDataset(tmp_path / "x.zip")
-    for arguments in (["--check", str(tmp_path / "x.zip")], ["--source", str(tmp_path / "x.zip"), "--dest", str(tmp_path / "o.zip")]):
+    for arguments in (
+        ["--check", str(tmp_path / "x.zip")],
+        ["--source", str(tmp_path / "x.zip"), "--dest", str(tmp_path / "o.zip")],
+    ):
         result = CliRunner().invoke(dataset_tool.main, [*arguments, "--workers=1"])
         assert result.exit_code == 1 and refused in result.output

@@ -27,8 +27,14 @@ def write(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Writes images by name, and other files by content, as a folder or as a zip; returns the archive."""
 
     def make(*names: str, **others: bytes) -> archives.Archive:
-        files: dict[str, bytes | None] = {name: IMAGE for name in names} | {key.replace("__", "/"): value for key, value in others.items()}
-        path = write_folder(tmp_path / "set", files) if request.param == "folder" else write_zip(tmp_path / "set.zip", files)
+        files: dict[str, bytes | None] = {name: IMAGE for name in names} | {
+            key.replace("__", "/"): value for key, value in others.items()
+        }
+        path = (
+            write_folder(tmp_path / "set", files)
+            if request.param == "folder"
+            else write_zip(tmp_path / "set.zip", files)
+        )
         return archives.open_archive(path)
 
     return make
@@ -44,7 +50,9 @@ def write_index(archive: archives.Archive, name: str, content: bytes) -> archive
     return archives.open_archive(path)
 
 
-def found(archive: archives.Archive, mode: str = "auto", subfolder: str = "") -> tuple[list[str] | None, list[int] | None, list[str]]:
+def found(
+    archive: archives.Archive, mode: str = "auto", subfolder: str = ""
+) -> tuple[list[str] | None, list[int] | None, list[str]]:
     result = labels.label(archive, mode, subfolder)
     assert result.labels is None or result.labels.dtype == np.int64
     names = [entry.name for entry in result.archive.images]
@@ -56,7 +64,10 @@ def found(archive: archives.Archive, mode: str = "auto", subfolder: str = "") ->
 def test_folders_are_classes(write: Any) -> None:
     archive = write("dog/1.png", "cat/1.png", "cat/deep/2.png")
     assert found(archive) == (["cat", "dog"], [0, 0, 1], ["cat/1.png", "cat/deep/2.png", "dog/1.png"])
-    assert labels.label(archive).summary() == "2 classes, from the folders cat, dog, 1 folders inside them not counted; left out: nothing"
+    assert (
+        labels.label(archive).summary()
+        == "2 classes, from the folders cat, dog, 1 folders inside them not counted; left out: nothing"
+    )
     assert found(archive, "none")[:2] == (None, None)
     with pytest.raises(labels.Undecided, match=r"there is no dataset\.json"):
         labels.label(archive, "json")
@@ -65,7 +76,9 @@ def test_folders_are_classes(write: Any) -> None:
 def test_a_wrapper_does_not_hide_a_dataset_json(write: Any) -> None:
     names = [f"mydata/{i // 2:05d}/img{i:08d}.png" for i in range(4)]
     inner = [name.removeprefix("mydata/") for name in names]
-    archive = write_index(write(*names), "mydata/dataset.json", index(inner, [1, 0, 1, 0], class_names=["even", "odd"]))
+    archive = write_index(
+        write(*names), "mydata/dataset.json", index(inner, [1, 0, 1, 0], class_names=["even", "odd"])
+    )
     assert found(archive) == (["even", "odd"], [1, 0, 1, 0], inner)
     assert labels.label(archive).summary() == "2 classes, from mydata/dataset.json; left out: nothing"
 
@@ -76,7 +89,9 @@ def test_a_data_set_among_class_folders_is_refused(write: Any) -> None:
         "small/dataset.json",
         b'{"labels": null}',
     )
-    with pytest.raises(labels.Undecided, match=r"a data set lies inside, small/dataset\.json, among other images") as caught:
+    with pytest.raises(
+        labels.Undecided, match=r"a data set lies inside, small/dataset\.json, among other images"
+    ) as caught:
         labels.label(archive)
     assert "--subfolder=small" in str(caught.value)
     assert found(archive, "folders")[0] == ["cat", "dog", "small"]
@@ -191,7 +206,10 @@ def test_numbers_that_are_classes(write: Any, names: list[str]) -> None:
 @pytest.mark.parametrize("folder", ["images", "JPEGImages", "train", "val", "set"])
 def test_one_folder_around_all_images_is_no_class(write: Any, folder: str) -> None:
     archive = write(f"{folder}/1.png", f"{folder}/2.png")
-    assert found(archive)[:2] == (None, None) and f"the one folder, {folder}, holds all images" in labels.label(archive).summary()
+    assert (
+        found(archive)[:2] == (None, None)
+        and f"the one folder, {folder}, holds all images" in labels.label(archive).summary()
+    )
 
 
 def test_one_folder_of_another_name_is_one_class(write: Any) -> None:
@@ -203,7 +221,9 @@ def test_one_folder_of_another_name_is_one_class(write: Any) -> None:
 def test_an_ilsvrc_tree(write: Any, top: str, flat: bool) -> None:
     val = "val/x.JPEG" if flat else "val/n02012849/x.JPEG"
     train = f"{top}train/"
-    archive = write(f"{train}n02012849/b.JPEG", f"{train}n01440764/a.JPEG", f"{top}{val}", LOC_synset_mapping=b"")
+    archive = write(
+        f"{train}n02012849/b.JPEG", f"{train}n01440764/a.JPEG", f"{top}{val}", LOC_synset_mapping=b""
+    )
     archive = write_index(archive, "LOC_synset_mapping.txt", SYNSETS.encode())
     for mode in ("auto", "folders"):
         assert found(archive, mode) == (
@@ -225,7 +245,10 @@ def test_a_tree_with_a_folder_around_every_classs_images(write: Any) -> None:
         "val/images/c.JPEG",
         "test/images/d.JPEG",
     )
-    assert found(archive)[0] == ["n01440764", "n02012849"] and "2 outside train/" in labels.label(archive).summary()
+    assert (
+        found(archive)[0] == ["n01440764", "n02012849"]
+        and "2 outside train/" in labels.label(archive).summary()
+    )
     assert found(archive, subfolder="val")[:2] == (None, None)
     assert found(archive, subfolder="train")[0] == ["n01440764", "n02012849"]
 
@@ -233,10 +256,16 @@ def test_a_tree_with_a_folder_around_every_classs_images(write: Any) -> None:
 def test_null_labels_beside_class_folders_are_told(write: Any) -> None:
     archive = write_index(write("cat/1.png", "dog/1.png"), "dataset.json", b'{"labels": null}')
     assert found(archive)[:2] == (None, None)
-    expected = "no classes (dataset.json gives no labels; --labels=folders makes classes of the folders cat, dog); left out: nothing"
+    expected = (
+        "no classes (dataset.json gives no labels; --labels=folders makes classes of the folders "
+        "cat, dog); left out: nothing"
+    )
     assert labels.label(archive).summary() == expected
     assert found(archive, "folders")[0] == ["cat", "dog"]
-    assert "1 dataset.json, as asked for" in labels.label(archives.open_archive(archive.path), "folders").summary()
+    assert (
+        "1 dataset.json, as asked for"
+        in labels.label(archives.open_archive(archive.path), "folders").summary()
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +286,9 @@ def test_a_dataset_json_without_labels(write: Any, content: bytes, message: str)
 
 
 def test_a_dataset_json_outside_of_the_subfolder_is_told(write: Any) -> None:
-    archive = write_index(write("train/a/1.png", "val/a/1.png"), "dataset.json", index(["train/a/1.png", "val/a/1.png"]))
+    archive = write_index(
+        write("train/a/1.png", "val/a/1.png"), "dataset.json", index(["train/a/1.png", "val/a/1.png"])
+    )
     assert "1 dataset.json outside train/" in labels.label(archive, subfolder="train").summary()
     assert found(archive)[1] == [0, 1]
 
@@ -281,7 +312,9 @@ def test_labels_of_files_that_are_not_used_say_why(write: Any) -> None:
 def test_accents_in_either_spelling(write: Any, stored: str, said: str) -> None:
     name = "caf\u00e9/cr\u00eape.png"
     archive = write(unicodedata.normalize(stored, name), "plain.png")
-    archive = write_index(archive, "dataset.json", index([unicodedata.normalize(said, name), "plain.png"], [1, 0]))
+    archive = write_index(
+        archive, "dataset.json", index([unicodedata.normalize(said, name), "plain.png"], [1, 0])
+    )
     assert found(archive)[1] == [1, 0]
 
 

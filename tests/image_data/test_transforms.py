@@ -34,7 +34,13 @@ def raw_png(width: int, height: int, bits: int, colour_type: int, rows: bytes, e
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def trns(body: bytes) -> bytes:
@@ -44,7 +50,9 @@ def trns(body: bytes) -> bytes:
 def test_grey_bilevel_and_rgb() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     np.testing.assert_array_equal(decoded(encode(Image.fromarray(grey))), np.stack([grey] * 3, -1))
-    np.testing.assert_array_equal(decoded(encode(Image.fromarray(grey > 99))), np.where(np.stack([grey] * 3, -1) > 99, 255, 0))
+    np.testing.assert_array_equal(
+        decoded(encode(Image.fromarray(grey > 99))), np.where(np.stack([grey] * 3, -1) > 99, 255, 0)
+    )
     rgb = np.random.RandomState(0).randint(0, 256, [4, 4, 3], dtype=np.uint8)
     np.testing.assert_array_equal(decoded(encode(Image.fromarray(rgb))), rgb)
     np.testing.assert_array_equal(np.asarray(it.decode(grey)), np.stack([grey] * 3, -1))
@@ -75,7 +83,9 @@ def test_grey_with_alpha() -> None:
     assert tuple(image[0, 0]) == (100, 100, 100) and tuple(image[3, 3]) == BACKGROUND
 
 
-@pytest.mark.parametrize("format, transparency", [("PNG", 1), ("PNG", b"\xff\x00\xff"), ("PNG", b"\xff\x80"), ("GIF", 1)])
+@pytest.mark.parametrize(
+    "format, transparency", [("PNG", 1), ("PNG", b"\xff\x00\xff"), ("PNG", b"\xff\x80"), ("GIF", 1)]
+)
 def test_palette_with_transparency(format: str, transparency: Any) -> None:
     image = Image.new("P", (4, 4), 0)
     image.putpalette([*RED, 0, 255, 0, 0, 0, 255])
@@ -97,7 +107,9 @@ def test_colour_keys() -> None:
     assert decoded(keyed_rgb).tolist() == [[list(RED), list(BACKGROUND)]]
     keyed_grey = raw_png(2, 1, 8, 0, bytes([0, 50, 60]), trns(struct.pack(">H", 60)))
     assert decoded(keyed_grey).tolist() == [[[50] * 3, list(BACKGROUND)]]
-    keyed_grey16 = raw_png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 50 << 8 | 9, 60 << 8), trns(struct.pack(">H", 60 << 8)))
+    keyed_grey16 = raw_png(
+        2, 1, 16, 0, b"\0" + struct.pack(">HH", 50 << 8 | 9, 60 << 8), trns(struct.pack(">H", 60 << 8))
+    )
     assert decoded(keyed_grey16).tolist() == [[[50] * 3, list(BACKGROUND)]]
 
 
@@ -108,12 +120,16 @@ def test_16_bit_png_keeps_the_high_byte(colour_type: int, channels: int) -> None
         values[:, :, -1] = 65535
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     colours = values[:, :, :-1] if channels in (2, 4) else values
-    np.testing.assert_array_equal(decoded(raw_png(4, 4, 16, colour_type, rows)), np.broadcast_to(colours >> 8, [4, 4, 3]))
+    np.testing.assert_array_equal(
+        decoded(raw_png(4, 4, 16, colour_type, rows)), np.broadcast_to(colours >> 8, [4, 4, 3])
+    )
 
 
 def test_16_bit_tiff() -> None:
     values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
-    assert decoded(encode(Image.fromarray(values), "TIFF")).tolist() == [[[0] * 3, [0] * 3, [1] * 3, [255] * 3]]
+    assert decoded(encode(Image.fromarray(values), "TIFF")).tolist() == [
+        [[0] * 3, [0] * 3, [1] * 3, [255] * 3]
+    ]
 
 
 def test_cmyk_jpeg() -> None:
@@ -142,7 +158,12 @@ def test_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[it.EXIF_ORIENTATION] = orientation
     for format in ("PNG", "WEBP"):
-        data = encode(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
+        data = encode(
+            Image.fromarray(np.ascontiguousarray(stored)),
+            format,
+            exif=exif,
+            **({"lossless": True} if format == "WEBP" else {}),
+        )
         np.testing.assert_array_equal(decoded(data), upright)
 
 
@@ -177,7 +198,9 @@ def gradient(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.dstack([x % 256, y % 256, (x + y) % 256]).astype(np.uint8))
 
 
-def made(image: Image.Image, size: tuple[int, int] | None, transform: str, filter: str = "lanczos") -> np.ndarray:
+def made(
+    image: Image.Image, size: tuple[int, int] | None, transform: str, filter: str = "lanczos"
+) -> np.ndarray:
     result = it.transform(image, size, it.Preparation((size,), transform, filter))
     assert result is not None
     return np.asarray(result)
@@ -188,8 +211,12 @@ def test_center_crop(width: int, height: int, left: int, top: int) -> None:
     image = gradient(width, height)
     side = min(width, height)
     square = image.crop((left, top, left + side, top + side))
-    np.testing.assert_array_equal(made(image, (8, 8), "center-crop"), np.asarray(square.resize((8, 8), Image.Resampling.LANCZOS)))
-    np.testing.assert_array_equal(made(image, (8, 8), "center-crop", "box"), np.asarray(square.resize((8, 8), Image.Resampling.BOX)))
+    np.testing.assert_array_equal(
+        made(image, (8, 8), "center-crop"), np.asarray(square.resize((8, 8), Image.Resampling.LANCZOS))
+    )
+    np.testing.assert_array_equal(
+        made(image, (8, 8), "center-crop", "box"), np.asarray(square.resize((8, 8), Image.Resampling.BOX))
+    )
 
 
 def test_center_crop_at_its_own_size_copies_pixels() -> None:
@@ -219,10 +246,15 @@ def test_center_crop_dhariwal(width: int, height: int) -> None:
     for i in range(1, halvings + 1):
         image = image.resize((width >> i, height >> i), Image.Resampling.BOX)
     short = min(w, h)
-    image = image.resize((round(w * resolution / short), round(h * resolution / short)), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (round(w * resolution / short), round(h * resolution / short)), Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(image)
     top, left = (pixels.shape[0] - 16) // 2, (pixels.shape[1] - 16) // 2
-    np.testing.assert_array_equal(made(gradient(width, height), (16, 16), "center-crop-dhariwal"), pixels[top : top + 16, left : left + 16])
+    np.testing.assert_array_equal(
+        made(gradient(width, height), (16, 16), "center-crop-dhariwal"),
+        pixels[top : top + 16, left : left + 16],
+    )
 
 
 def test_an_elongated_image_does_not_fill_the_memory() -> None:
@@ -251,7 +283,9 @@ def test_png_depends_on_pixels_alone() -> None:
     noisy.info.update(dpi=(300, 300), icc_profile=b"profile", comment="text", gamma=0.5)
     for level in (0, 9):
         assert it.encode_png(noisy, level) == it.encode_png(image, level)
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(it.encode_png(image, level)))), np.asarray(image))
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(io.BytesIO(it.encode_png(image, level)))), np.asarray(image)
+        )
     assert len(it.encode_png(image, 9)) < len(it.encode_png(image, 0))
 
 

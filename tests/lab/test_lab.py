@@ -21,7 +21,9 @@ from training.generator import build_stem
 def test_interval():
     summary = report.interval([1.0, 2.0, 3.0, 4.0])
     assert summary["mean"] == 2.5 and summary["n"] == 4
-    assert summary["half_width"] == pytest.approx(3.18245 * summary["std"] / 2, rel=1e-4)  # t quantile of 3 degrees of freedom
+    assert summary["half_width"] == pytest.approx(
+        3.18245 * summary["std"] / 2, rel=1e-4
+    )  # t quantile of 3 degrees of freedom
     assert report.verdict({"mean": 1.0, "half_width": 0.5}) == "better"
     assert report.verdict({"mean": -1.0, "half_width": 0.5}) == "worse"
     assert report.verdict({"mean": -1.0, "half_width": 1.5}) == "no difference seen"
@@ -41,7 +43,9 @@ def test_scores_know_the_mixture_and_a_collapse():
 def test_sliced_wasserstein_of_a_shift():
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     shifted = x + torch.tensor([3.0, 4.0])
-    assert float(toy.sliced_wasserstein(x, shifted)) == pytest.approx(5 / math.sqrt(2), rel=1e-3)  # mean of |<shift, u>|^2 over directions u
+    assert float(toy.sliced_wasserstein(x, shifted)) == pytest.approx(
+        5 / math.sqrt(2), rel=1e-3
+    )  # mean of |<shift, u>|^2 over directions u
 
 
 @pytest.mark.parametrize("is_san", [False, True])
@@ -52,7 +56,10 @@ def test_seeds_share_nothing(is_san):
     real, noise = torch.randn(2, 16, 2), torch.randn(2, 16, toy.Z)
     gradients = []
     for toys, part in ((pair, slice(0, 2)), (alone, slice(0, 1))):
-        loss = toy.san.discriminator_objective(toys.D(real[part]), toys.D(toys.G(noise[part]).detach()), "hinge") * toys.plan.seeds
+        loss = (
+            toy.san.discriminator_objective(toys.D(real[part]), toys.D(toys.G(noise[part]).detach()), "hinge")
+            * toys.plan.seeds
+        )
         gradients.append(torch.autograd.grad(loss, list(toys.D.params.values()), allow_unused=True))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a[:1], b, rtol=1e-4, atol=1e-6)
@@ -60,14 +67,19 @@ def test_seeds_share_nothing(is_san):
 
 def test_gan_and_san_start_from_the_same_function():
     x = torch.randn(2, 5, 2)
-    gan, own = (toy.Toy(toy.Arm("x", "hinge", "logit", is_san), toy.Plan(seeds=2)) for is_san in (False, True))
+    gan, own = (
+        toy.Toy(toy.Arm("x", "hinge", "logit", is_san), toy.Plan(seeds=2)) for is_san in (False, True)
+    )
     torch.testing.assert_close(gan.D(x), own.D(x).fun)
 
 
 def test_particles_follow_the_field():
     """Density and gradient against scipy and autograd."""
     generator = torch.Generator().manual_seed(0)
-    x, points = torch.randn(1, 5, 2, generator=generator, dtype=torch.float64), torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    x, points = (
+        torch.randn(1, 5, 2, generator=generator, dtype=torch.float64),
+        torch.randn(7, 2, generator=generator, dtype=torch.float64),
+    )
     density, gradient = monoflow.kernel_density(x, points, 0.4)
     by_hand = sum(multivariate_normal(p, 0.4**2).pdf(x[0]) for p in points.numpy()) / 7
     np.testing.assert_allclose(density[0].exp(), by_hand)
@@ -79,7 +91,9 @@ def test_particles_follow_the_field():
 def test_vanilla_stands_still_where_it_vanishes():
     still, _, _ = monoflow.flow("vanilla", 2, 20, 20)
     moving, _, _ = monoflow.flow("logit", 2, 20, 20)
-    assert float((still[-1] - still[0]).norm(dim=-1).mean()) < 0.2 * float((moving[-1] - moving[0]).norm(dim=-1).mean())
+    assert float((still[-1] - still[0]).norm(dim=-1).mean()) < 0.2 * float(
+        (moving[-1] - moving[0]).norm(dim=-1).mean()
+    )
 
 
 def test_commands(tmp_path):
@@ -101,7 +115,9 @@ def write_idx(folder, count: int) -> str:
     random = np.random.RandomState(0)
     labels = (np.arange(count) % 2).astype(np.uint8)
     pixels = (random.randint(0, 100, (count, 28, 28)) + 120 * labels[:, None, None]).astype(np.uint8)
-    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
+    (folder / "train-images-idx3-ubyte").write_bytes(
+        struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes()
+    )
     (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
     return str(folder / "train-images-idx3-ubyte")
 
@@ -136,7 +152,9 @@ def test_feature_distance_grows_with_the_difference(monkeypatch):
     pixels = torch.randint(0, 50, (300, 1, 4, 4), dtype=torch.uint8)
     distance = judge.FeatureDistance(pixels)
     assert distance(pixels) == pytest.approx(0, abs=1e-3)
-    assert distance(pixels + 100) == pytest.approx(2 * 100**2, rel=1e-3)  # means 100 apart in both features, the same covariance
+    assert distance(pixels + 100) == pytest.approx(
+        2 * 100**2, rel=1e-3
+    )  # means 100 apart in both features, the same covariance
 
 
 def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
@@ -148,25 +166,49 @@ def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
     (folder / "training_options.json").write_text(json.dumps(options))
     (folder / "status.json").write_text(json.dumps({"outcome": "finished", "nimg": 2000}))
     torch.manual_seed(0)
-    G = build_stem("stylegan3-t", 16, 2, syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=16, num_embeddings=2, embed_dim=8, margin_size=2)
+    G = build_stem(
+        "stylegan3-t",
+        16,
+        2,
+        syn_layers=4,
+        cbase=64,
+        cmax=4,
+        z_dim=8,
+        w_dim=16,
+        num_embeddings=2,
+        embed_dim=8,
+        margin_size=2,
+    )
     for name in ("network-snapshot-000001.pkl", "network-snapshot-000002.pkl", "network-snapshot.pkl"):
         save_network_pickle(folder / name, {"G_ema": G, "training_set_kwargs": {"path": str(data)}})
     projected.measure(tmp_path, 1, 6)
     found = report.read(folder, "lab")["snapshots"]
     assert [line["kimg"] for line in found.values()] == [1, 2]
     assert all({"balance", "accuracy"} < line.keys() for line in found.values())
-    assert [name for name, line in found.items() if "fd_lite0" in line] == ["network-snapshot-000002.pkl"], "of the last alone: it takes its time"
+    assert [name for name, line in found.items() if "fd_lite0" in line] == ["network-snapshot-000002.pkl"], (
+        "of the last alone: it takes its time"
+    )
     monkeypatch.setattr(projected, "generate", None)  # no snapshot is drawn again
     projected.measure(tmp_path, 1, 6)
     collected = projected.collect(tmp_path, 1)
-    assert collected["fd_lite0"]["runs"]["StyleSAN-XL"]["0"]["kimg"] == [2] and "last" not in collected["fd_lite0"], "no pair, no comparison"
+    assert (
+        collected["fd_lite0"]["runs"]["StyleSAN-XL"]["0"]["kimg"] == [2]
+        and "last" not in collected["fd_lite0"]
+    ), "no pair, no comparison"
 
 
 def test_dcgan_keeps_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(dcgan, "FeatureDistance", Brightness)
     monkeypatch.setattr(dcgan, "CURVE_IMAGES", 8)
     data = write_idx(tmp_path, 64)
-    options = [f"--data={data}", f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", "--seeds=1", "--steps=2", "--generate=4"]
+    options = [
+        f"--data={data}",
+        f"--out={tmp_path}",
+        f"--runs={tmp_path / 'runs'}",
+        "--seeds=1",
+        "--steps=2",
+        "--generate=4",
+    ]
     first = CliRunner().invoke(dcgan.main, options, catch_exceptions=False)
     assert first.exit_code == 0 and "SAN conditional, seed 0" in first.output
     assert (tmp_path / "dcgan.png").stat().st_size > 1000
@@ -202,7 +244,11 @@ def test_dcgan_gan_and_san_start_alike():
 
 def test_dcgan_table_pairs_by_seed():
     runs = {
-        "GAN unconditional": {"0": {"scores": {"fd_lite0": 5.0}}, "1": {"scores": {"fd_lite0": 6.0}}, "2": {"scores": {"fd_lite0": 1.0}}},
+        "GAN unconditional": {
+            "0": {"scores": {"fd_lite0": 5.0}},
+            "1": {"scores": {"fd_lite0": 6.0}},
+            "2": {"scores": {"fd_lite0": 1.0}},
+        },
         "SAN unconditional": {"0": {"scores": {"fd_lite0": 4.0}}, "1": {"scores": {"fd_lite0": 5.0}}},
     }
     row = dcgan.table(runs)["unconditional"]["fd_lite0"]
@@ -218,17 +264,35 @@ def test_projected_runs_one_flag_apart_and_collects(tmp_path):
         for seed in range(2):
             folder = tmp_path / f"{kind}-seed{seed}" / "00000-x"
             folder.mkdir(parents=True)
-            lines = [{"results": {"fd": v + offset + seed}, "kimg": k} for k, v in ((1, 5.0), (2, 3.0), (3, 4.0))]
-            snapshots = {f"network-snapshot-{k:06d}.pkl": {"kimg": k, "accuracy": 0.1 * k - 0.05 * offset} for k in (1, 2)}
+            lines = [
+                {"results": {"fd": v + offset + seed}, "kimg": k} for k, v in ((1, 5.0), (2, 3.0), (3, 4.0))
+            ]
+            snapshots = {
+                f"network-snapshot-{k:06d}.pkl": {"kimg": k, "accuracy": 0.1 * k - 0.05 * offset}
+                for k in (1, 2)
+            }
             (folder / "lab.json").write_text(json.dumps({"images": 4, "snapshots": snapshots}))
             (folder / "metric-fd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            (folder / "status.json").write_text(json.dumps({"outcome": "finished" if seed == 0 else "interrupted", "nimg": 3000}))
+            (folder / "status.json").write_text(
+                json.dumps({"outcome": "finished" if seed == 0 else "interrupted", "nimg": 3000})
+            )
     found = projected.collect(tmp_path, 2)
-    assert found["fd"]["runs"]["StyleSAN-XL"]["1"] == {"last": 5.0, "best": 4.0, "kimg": [1, 2, 3], "values": [6.0, 4.0, 5.0]}
+    assert found["fd"]["runs"]["StyleSAN-XL"]["1"] == {
+        "last": 5.0,
+        "best": 4.0,
+        "kimg": [1, 2, 3],
+        "values": [6.0, 4.0, 5.0],
+    }
     assert found["fd"]["best"]["improvement"]["mean"] == 1
     assert found["accuracy"]["last"]["improvement"]["mean"] == pytest.approx(0.05), "more accuracy is better"
-    (tmp_path / "StyleGAN-XL-seed1" / "00000-x" / "metric-fd.jsonl").write_text(json.dumps({"results": {"fd": 7.0}, "kimg": 1}) + "\n")
-    assert {run["kimg"][-1] for runs in projected.collect(tmp_path, 2)["fd"]["runs"].values() for run in runs.values()} == {1}, "the shortest"
+    (tmp_path / "StyleGAN-XL-seed1" / "00000-x" / "metric-fd.jsonl").write_text(
+        json.dumps({"results": {"fd": 7.0}, "kimg": 1}) + "\n"
+    )
+    assert {
+        run["kimg"][-1]
+        for runs in projected.collect(tmp_path, 2)["fd"]["runs"].values()
+        for run in runs.values()
+    } == {1}, "the shortest"
     projected.picture(tmp_path, found, tmp_path / "projected.png")
     assert (tmp_path / "projected.png").stat().st_size > 1000
     assert projected.command(tmp_path, "StyleSAN-XL", 0, [*options, "--kimg=3"]) is None
@@ -242,12 +306,17 @@ def test_the_page_says_what_was_measured():
 
 
 def test_claims_report_both_ways(tmp_path):
-    cells = {name: report.interval(values) for name, values in {"GAN": [2.0, 3.0], "SAN": [1.0, 2.0], "improvement": [-1.0, -1.0]}.items()}
+    cells = {
+        name: report.interval(values)
+        for name, values in {"GAN": [2.0, 3.0], "SAN": [1.0, 2.0], "improvement": [-1.0, -1.0]}.items()
+    }
     report.write(tmp_path, "dcgan", {"table": {"conditional": {"accuracy": {**cells, "SAN is": "worse"}}}})
     assert (
         claims.comparison(tmp_path)
         .splitlines()[-1]
-        .endswith("| `lab.dcgan`, conditional | 2 | 2.500 ± 6.353 | 1.500 ± 6.353 | -1.000 ± 0.000 | no: worse |")
+        .endswith(
+            "| `lab.dcgan`, conditional | 2 | 2.500 ± 6.353 | 1.500 ± 6.353 | -1.000 ± 0.000 | no: worse |"
+        )
     )
     with pytest.raises(ValueError, match="begin comparison"):
         claims.page("no place", tmp_path)

@@ -25,7 +25,9 @@ def lite0() -> detectors.Detector:
 
 
 def images(n: int = 3, size: int = 16, channels: int = 3) -> torch.Tensor:
-    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_missing_inception_is_one_line_with_file_hash_and_place(offline):
@@ -33,14 +35,22 @@ def test_missing_inception_is_one_line_with_file_hash_and_place(offline):
         detectors.check(INCEPTION)
     text = str(error.value)
     assert "\n" not in text
-    for part in (detectors.INCEPTION_FILE, detectors.INCEPTION_SHA256, "95,628,359", str(offline / "cache" / "detectors"), "--inception"):
+    for part in (
+        detectors.INCEPTION_FILE,
+        detectors.INCEPTION_SHA256,
+        "95,628,359",
+        str(offline / "cache" / "detectors"),
+        "--inception",
+    ):
         assert part in text
     with pytest.raises(FileNotFoundError, match="there is no file"):
         detectors.check(INCEPTION, inception_path=str(offline / "nowhere.pth"))
 
 
 def test_looking_for_inception_need_not_download(offline, monkeypatch):
-    monkeypatch.setattr(detectors.dnnlib.util, "open_url", lambda *args, **kwargs: pytest.fail("it asked the network"))
+    monkeypatch.setattr(
+        detectors.dnnlib.util, "open_url", lambda *args, **kwargs: pytest.fail("it asked the network")
+    )
     with pytest.raises(FileNotFoundError, match="it will be downloaded from https"):
         detectors.check(INCEPTION, download=False)
 
@@ -92,10 +102,14 @@ def test_inception_from_a_file(offline, monkeypatch):
 
 def test_inception_state_without_batch_counters_loads_and_others_are_named():
     network = inception.InceptionV3()
-    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    state = {
+        key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")
+    }
     detectors.load_inception_state(network, state)
     with pytest.raises(ValueError, match=r"fc\.bias is missing"):
-        detectors.load_inception_state(network, {key: value for key, value in state.items() if key != "fc.bias"})
+        detectors.load_inception_state(
+            network, {key: value for key, value in state.items() if key != "fc.bias"}
+        )
     with pytest.raises(ValueError, match=r"AuxLogits\.fc\.bias is unknown"):
         detectors.load_inception_state(network, {**state, "AuxLogits.fc.bias": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"fc\.bias has shape \[1000\]"):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluator on a detector cheap enough to count by: seeds, labels, caching, records, refusals, several processes."""
+"""The evaluator on a detector cheap enough to count by: seeds, labels, caching, records, refusals, several
+processes.
+"""
 
 import dataclasses
 import json
@@ -27,7 +29,9 @@ class TinyDetector(Detector):
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         self.seen += len(images)
-        features = torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
+        features = (
+            torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
+        )
         return {"features": features, "probabilities": features.softmax(1)}
 
 
@@ -75,7 +79,9 @@ class Generated:
 def make(tmp_path):
     def build(dataset=None, metrics="fd_lite0_100", **options):
         loaded = options.pop("loaded", None) or {LITE0: TinyDetector(), INCEPTION: TinyDetector(INCEPTION)}
-        return Evaluator(dataset or Images(), metrics, loaded=loaded, cache_dir=str(tmp_path / "cache"), **options)
+        return Evaluator(
+            dataset or Images(), metrics, loaded=loaded, cache_dir=str(tmp_path / "cache"), **options
+        )
 
     return build
 
@@ -91,7 +97,9 @@ def test_numbers_do_not_depend_on_the_batch_size(make):
 def test_one_pass_serves_all_metrics(make):
     lite0, inception = TinyDetector(), TinyDetector(INCEPTION)
     generator = Generated()
-    make(metrics="fd_lite0_10,fd_lite0_20,is30", loaded={LITE0: lite0, INCEPTION: inception}, batch=8)(generator)
+    make(metrics="fd_lite0_10,fd_lite0_20,is30", loaded={LITE0: lite0, INCEPTION: inception}, batch=8)(
+        generator
+    )
     assert len(generator.labels) == 30 and inception.seen == 30
     assert lite0.seen == 64 + 20
 
@@ -100,8 +108,13 @@ def test_the_distance_is_that_of_the_images_generated(make):
     record = make(metrics="fd_lite0_100")(Generated())[0]
     source = evaluate.GeneratedImages(Generated(), 0, torch.device("cpu"), np.array([1, 2, 5]), 8)
     detector = TinyDetector()
-    real, fake = (detector(x)["features"].double().numpy() for x in (torch.from_numpy(Images().images), source(range(100))))
-    expected = registry.fid.frechet_distance(real.mean(0), np.cov(real.T, ddof=0), fake.mean(0), np.cov(fake.T, ddof=0))
+    real, fake = (
+        detector(x)["features"].double().numpy()
+        for x in (torch.from_numpy(Images().images), source(range(100)))
+    )
+    expected = registry.fid.frechet_distance(
+        real.mean(0), np.cov(real.T, ddof=0), fake.mean(0), np.cov(fake.T, ddof=0)
+    )
     assert record.value == pytest.approx(expected, rel=1e-9)
 
 
@@ -129,12 +142,24 @@ def test_a_class_without_images_is_never_drawn(make):
 
 
 def test_record_says_what_was_measured(make):
-    record = make(Images(filter="lanczos", transform="center-crop"), seed=3)(Generated(), truncation=0.7, snapshot="n.pkl")[0]
+    record = make(Images(filter="lanczos", transform="center-crop"), seed=3)(
+        Generated(), truncation=0.7, snapshot="n.pkl"
+    )[0]
     line = json.loads(json.dumps(record.as_dict()))
     assert line["results"] == {"fd_lite0_100": record.value} and line["metric"] == "fd_lite0_100"
-    assert (line["num_gen"], line["num_real"], line["seed"], line["truncation"], line["snapshot_pkl"]) == (100, 64, 3, 0.7, "n.pkl")
+    assert (line["num_gen"], line["num_real"], line["seed"], line["truncation"], line["snapshot_pkl"]) == (
+        100,
+        64,
+        3,
+        0.7,
+        "n.pkl",
+    )
     assert line["reference"]["content_hash"] == Images().content_hash()
-    assert (line["reference"]["filter"], line["reference"]["crop"], line["reference"]["resolution"]) == ("lanczos", "center-crop", 8)
+    assert (line["reference"]["filter"], line["reference"]["crop"], line["reference"]["resolution"]) == (
+        "lanczos",
+        "center-crop",
+        8,
+    )
     assert line["detector"]["sha256"] == "tiny" and line["versions"]["torch"] == torch.__version__
     assert line["device"] == "cpu" and line["generator_dtype"] == "float32" and line["total_time"] >= 0
     assert line["lower_is_better"] is True and line["covariance"] == "population"
@@ -150,7 +175,9 @@ def test_every_record_says_its_good_end(make):
 
 
 def test_unbiased_covariance_is_larger_said_and_not_mixed(make, tmp_path):
-    published, unbiased = (make(metrics="fd_lite0_40", covariance=rule)(Generated())[0] for rule in registry.COVARIANCES)
+    published, unbiased = (
+        make(metrics="fd_lite0_40", covariance=rule)(Generated())[0] for rule in registry.COVARIANCES
+    )
     assert published.value != unbiased.value and unbiased.conditions["covariance"] == "unbiased"
     assert "n - 1" in " ".join(unbiased.notes) and not published.notes
     write_record(tmp_path, published)
@@ -158,7 +185,11 @@ def test_unbiased_covariance_is_larger_said_and_not_mixed(make, tmp_path):
         make(metrics="fd_lite0_40", covariance="unbiased").check_records(tmp_path)
     with pytest.raises(ValueError, match="covariance population against unbiased"):
         write_record(tmp_path, unbiased)
-    old = {key: value for key, value in published.as_dict().items() if key not in ("covariance", "lower_is_better")}
+    old = {
+        key: value
+        for key, value in published.as_dict().items()
+        if key not in ("covariance", "lower_is_better")
+    }
     check_comparable(published.as_dict(), old)  # a line of version 0.1
     with pytest.raises(ValueError, match="covariance"):
         check_comparable(unbiased.as_dict(), old)
@@ -180,7 +211,9 @@ def test_a_record_stands_on_a_line_of_its_own_after_a_killed_writer(make, tmp_pa
 def test_a_damaged_last_line_is_named(make, tmp_path, last):
     evaluator = make()
     (tmp_path / "metric-fd_lite0_100.jsonl").write_bytes(last + b"\n")
-    with pytest.raises(ValueError, match=r"metric-fd_lite0_100\.jsonl: the last line is not a JSON object") as error:
+    with pytest.raises(
+        ValueError, match=r"metric-fd_lite0_100\.jsonl: the last line is not a JSON object"
+    ) as error:
         evaluator.check_records(tmp_path)
     assert "\n" not in str(error.value) and evaluator.changes_since(tmp_path) == []
 
@@ -202,14 +235,24 @@ def test_random_weights_are_marked(make):
 
 
 def test_a_large_reference_is_a_subset_and_says_so(make, monkeypatch):
-    monkeypatch.setitem(registry.FAMILIES, "fd_lite0", dataclasses.replace(registry.FAMILIES["fd_lite0"], real_images=40))
+    monkeypatch.setitem(
+        registry.FAMILIES, "fd_lite0", dataclasses.replace(registry.FAMILIES["fd_lite0"], real_images=40)
+    )
     dataset = Images(100)
     line = make(dataset, "fd_lite0_20")(Generated())[0]
     reference = line.conditions["reference"]
-    assert dataset.reads == 40 and (reference["num_real"], reference["num_images"], line.conditions["num_real"]) == (40, 100, 40)
-    assert reference["subset"] == "random, seed 0" and line.notes == ["against a random 40 of 100 real images"]
+    assert dataset.reads == 40 and (
+        reference["num_real"],
+        reference["num_images"],
+        line.conditions["num_real"],
+    ) == (40, 100, 40)
+    assert reference["subset"] == "random, seed 0" and line.notes == [
+        "against a random 40 of 100 real images"
+    ]
     full = make(dataset, "fd_lite0_20_full")(Generated())[0]
-    assert full.conditions["num_real"] == 100 and "subset" not in full.conditions["reference"] and not full.notes
+    assert (
+        full.conditions["num_real"] == 100 and "subset" not in full.conditions["reference"] and not full.notes
+    )
     assert make(Images(40), "fd_lite0_20")(Generated())[0].notes == []
 
 
@@ -231,7 +274,9 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, place):
     assert evaluator(Generated())[0].value == value and evaluator.dataset.reads == 64  # kept in memory
 
 
-@pytest.mark.parametrize(("metrics", "least"), [("fd_lite0_20,pr_inception_20_full", 4), ("pr_inception_20", 4)])
+@pytest.mark.parametrize(
+    ("metrics", "least"), [("fd_lite0_20,pr_inception_20_full", 4), ("pr_inception_20", 4)]
+)
 def test_data_too_small_for_a_metric_is_said_by_the_check(make, metrics, least):
     evaluator = make(Images(3), metrics)
     with pytest.raises(ValueError, match=f"pr_inception_20.* needs at least {least} real images, toy has 3"):
@@ -243,7 +288,9 @@ def test_data_too_small_for_a_metric_is_said_by_the_check(make, metrics, least):
 def test_statistics_to_compute_are_announced_until_they_are_there(make):
     evaluator = make(Images(), "fd_lite0_20,fid20_full,kid20")
     lines = evaluator.announce()
-    assert len(lines) == 3 and any(line.startswith("64 real images through lite0 for fd_lite0_20: about ") for line in lines)
+    assert len(lines) == 3 and any(
+        line.startswith("64 real images through lite0 for fd_lite0_20: about ") for line in lines
+    )
     assert any("20 real images" in line and "kid20" in line for line in lines)
     evaluator(Generated())
     assert make(Images(), "fd_lite0_20,fid20_full,kid20").announce() == []
@@ -364,7 +411,12 @@ def test_wrong_arguments():
         evaluate.RealImages(Images(1))
     with pytest.raises(ValueError, match="need a labelled data set"):
         Evaluator(None, "is50", loaded={INCEPTION: TinyDetector(INCEPTION)})(Generated())
-    assert Evaluator(None, "is50", labels="uniform", loaded={INCEPTION: TinyDetector(INCEPTION)})(Generated())[0].value > 1
+    assert (
+        Evaluator(None, "is50", labels="uniform", loaded={INCEPTION: TinyDetector(INCEPTION)})(Generated())[
+            0
+        ].value
+        > 1
+    )
 
 
 def test_records_of_another_reference_are_not_mixed(make, tmp_path):
@@ -388,7 +440,9 @@ def test_records_of_another_reference_are_not_mixed(make, tmp_path):
 def test_progress_reaches_the_end(make):
     calls: list[tuple[str, int, int]] = []
     make(progress=lambda *args: calls.append(args), batch=30)(Generated())
-    assert calls == [("real", 0, 64), ("real", 30, 64), ("real", 60, 64), ("real", 64, 64)] + [("generated", n, 100) for n in (0, 30, 60, 90, 100)]
+    assert calls == [("real", 0, 64), ("real", 30, 64), ("real", 60, 64), ("real", 64, 64)] + [
+        ("generated", n, 100) for n in (0, 30, 60, 90, 100)
+    ]
 
 
 def _measure_in_processes(folder: str) -> None:
@@ -409,7 +463,9 @@ def _measure_in_processes(folder: str) -> None:
 
 def test_two_processes_share_the_work_and_agree_with_one(make, tmp_path):
     distributed.launch(_measure_in_processes, 2, str(tmp_path))
-    (first, seen), (second, seen_by_second) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    (first, seen), (second, seen_by_second) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)
+    )
     assert first == second
     assert seen + seen_by_second == 164 and min(seen, seen_by_second) > 60
     os.rename(tmp_path / "cache", tmp_path / "cache-of-two")

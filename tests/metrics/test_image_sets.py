@@ -26,7 +26,8 @@ def write(folder, images: dict[str, PIL.Image.Image]):
 
 def test_every_mode_and_size_becomes_the_documented_square(tmp_path):
     images = {
-        "a.png": picture(20, 20), "b.png": picture(30, 21, "L"), "c.png": picture(17, 40, "RGBA"), "d.png": picture(20, 20, "LA"),
+        "a.png": picture(20, 20), "b.png": picture(30, 21, "L"), "c.png": picture(17, 40, "RGBA"),
+        "d.png": picture(20, 20, "LA"),
         "e.png": picture(13, 13, "P"), "f.png": picture(20, 20, "1"), "g.bmp": picture(21, 20),
     }  # fmt: skip
     files = ImageFiles(write(tmp_path / "set", images))
@@ -70,14 +71,24 @@ def test_unreadable_images_are_named(tmp_path):
 
 
 def test_lossy_files_against_lossless_ones_are_told(tmp_path):
-    kinds = {"png": ["a.png", "b.png"], "jpeg": ["a.jpg", "b.jpeg"], "webp": ["a.webp"], "mixed": ["a.png", "b.jpg"]}
-    sets = {kind: ImageFiles(write(tmp_path / kind, {name: picture(8, 8) for name in names})) for kind, names in kinds.items()}
+    kinds = {
+        "png": ["a.png", "b.png"],
+        "jpeg": ["a.jpg", "b.jpeg"],
+        "webp": ["a.webp"],
+        "mixed": ["a.png", "b.jpg"],
+    }
+    sets = {
+        kind: ImageFiles(write(tmp_path / kind, {name: picture(8, 8) for name in names}))
+        for kind, names in kinds.items()
+    }
     assert encodings(sets["mixed"]) == ["JPEG", "PNG"] and preparation(sets["jpeg"])["encodings"] == ["JPEG"]
     data = ImageDataset(tmp_path / "png")
     for lossy in ("jpeg", "webp", "mixed"):
         for pair in ((sets[lossy], data), (data, sets[lossy])):
             assert f"{lossy} holds" in lossy_difference(*pair)
-    assert lossy_difference(sets["png"], data) is None and lossy_difference(sets["jpeg"], sets["mixed"]) is None
+    assert (
+        lossy_difference(sets["png"], data) is None and lossy_difference(sets["jpeg"], sets["mixed"]) is None
+    )
     assert lossy_difference(sets["jpeg"], object()) is None  # how a set in memory is encoded is not known
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 2015-12-05 network: parameter names against torchvision's, conventions against small cases worked out by hand."""
+"""The 2015-12-05 network: parameter names against torchvision's, conventions against small cases worked out
+by hand.
+"""
 
 import pytest
 import torch
@@ -18,12 +20,16 @@ def network() -> inception.InceptionV3:
 @pytest.fixture(scope="module")
 def reference() -> torch.nn.Module:
     torch.manual_seed(1)
-    return torchvision.models.inception_v3(weights=None, aux_logits=False, num_classes=1008, transform_input=False, init_weights=False).eval()
+    return torchvision.models.inception_v3(
+        weights=None, aux_logits=False, num_classes=1008, transform_input=False, init_weights=False
+    ).eval()
 
 
 def test_names_and_shapes_are_torchvisions(network, reference):
     ours, theirs = network.state_dict(), reference.state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.items()
+    }
     assert sum(p.numel() for p in network.parameters()) == 23_850_960
     assert ours["Mixed_7c.branch3x3dbl_3b.conv.weight"].shape == (384, 384, 3, 1)
     assert ours["fc.weight"].shape == (1008, 2048)
@@ -41,14 +47,28 @@ def test_everything_but_the_poolings_is_torchvisions(reference):
     with torch.no_grad():
         features = network.features(x)
         assert features.abs().max() > 0
-        torch.testing.assert_close(F.linear(features, network.fc.weight, network.fc.bias), reference(x), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            F.linear(features, network.fc.weight, network.fc.bias), reference(x), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_poolings_of_the_2015_graph(network):
     pools = {name: network.get_submodule(name).pool for name in network.block_names}
-    averages = {"Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b"}
+    averages = {
+        "Mixed_5b",
+        "Mixed_5c",
+        "Mixed_5d",
+        "Mixed_6b",
+        "Mixed_6c",
+        "Mixed_6d",
+        "Mixed_6e",
+        "Mixed_7b",
+    }
     assert {name for name, pool in pools.items() if pool is inception.average_pool} == averages
-    assert {name for name, pool in pools.items() if pool is inception.max_pool_half} == {"Mixed_6a", "Mixed_7a"}
+    assert {name for name, pool in pools.items() if pool is inception.max_pool_half} == {
+        "Mixed_6a",
+        "Mixed_7a",
+    }
     assert pools["Mixed_7c"] is inception.max_pool_same
     x = torch.arange(1.0, 10).view(1, 1, 3, 3)
     # corner (1+2+4+5)/4, edge (1+2+3+4+5+6)/6, centre 45/9: the padding is no part of the mean
@@ -59,7 +79,8 @@ def test_poolings_of_the_2015_graph(network):
 
 def test_resize_reads_position_i_times_in_over_out():
     x = torch.tensor([[0.0, 3.0], [6.0, 9.0]]).view(1, 1, 2, 2)
-    # 2 -> 3: positions 0, 2/3, 4/3 (beyond the last pixel: repeated), so 0, 2, 3 along a row and 0, 4, 6 down a column
+    # 2 -> 3: positions 0, 2/3, 4/3 (beyond the last pixel: repeated), so 0, 2, 3 along a row and 0, 4, 6 down
+    # a column
     expected = torch.tensor([[0.0, 2, 3], [4, 6, 7], [6, 8, 9]]).view(1, 1, 3, 3)
     torch.testing.assert_close(inception.resize_tf1(x, 3, 3), expected, rtol=1e-6, atol=1e-6)
 

@@ -27,7 +27,10 @@ def test_frechet_distance_is_symmetric_and_rotation_invariant():
     m, n, s, t = rng.randn(6), rng.randn(6), a @ a.T, b @ b.T
     value = frechet_distance(m, s, n, t)
     assert value == pytest.approx(frechet_distance(n, t, m, s), rel=1e-12)
-    assert value == pytest.approx(frechet_distance(rotation @ m, rotation @ s @ rotation.T, rotation @ n, rotation @ t @ rotation.T), rel=1e-10)
+    assert value == pytest.approx(
+        frechet_distance(rotation @ m, rotation @ s @ rotation.T, rotation @ n, rotation @ t @ rotation.T),
+        rel=1e-10,
+    )
 
 
 def test_frechet_distance_of_zero_covariances():
@@ -43,7 +46,9 @@ def test_frechet_distance_refuses_what_is_no_covariance():
 
 def test_inception_score_extremes():
     assert inception_score(np.full((50, 8), 1 / 8), 5) == pytest.approx((1, 0))
-    assert inception_score(np.tile(np.eye(8), (10, 1)), 2) == pytest.approx((8, 0))  # zero probabilities count as 0 log 0 = 0
+    assert inception_score(np.tile(np.eye(8), (10, 1)), 2) == pytest.approx(
+        (8, 0)
+    )  # zero probabilities count as 0 log 0 = 0
 
 
 def test_inception_score_splits_are_contiguous_and_its_deviation_is_the_population_one():
@@ -59,13 +64,17 @@ def test_inception_score_splits_are_contiguous_and_its_deviation_is_the_populati
 
 def test_kernel_distance_of_two_pairs():
     real, generated = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
-    # unbiased: k(0,1) + k(1,2) - 2 mean of k over the four pairs, k = (xy + 1)^3: 1 + 27 - (1 + 1 + 8 + 27) / 2
+    # unbiased: k(0,1) + k(1,2) - 2 mean of k over the four pairs, k = (xy + 1)^3: 1 + 27 - (1 + 1 + 8 + 27) /
+    # 2
     assert kernel_distance(real, generated, num_subsets=1) == pytest.approx(28 - 18.5)
 
 
 def test_kernel_distance_repeats_with_its_seed():
     x, y = np.random.RandomState(0).randn(2, 50, 4)
-    values = [kernel_distance(x, y, num_subsets=3, max_subset_size=10, rng=np.random.RandomState(s)) for s in (0, 0, 1)]
+    values = [
+        kernel_distance(x, y, num_subsets=3, max_subset_size=10, rng=np.random.RandomState(s))
+        for s in (0, 0, 1)
+    ]
     assert values[0] == values[1] != values[2]
 
 
@@ -107,4 +116,6 @@ def test_precision_and_recall_take_memory_that_does_not_grow(monkeypatch):
         precision_recall(real, generated)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 4000 * 100  # bytes: a few numbers per row, where one block of rows x all columns takes 800
+    assert (
+        peaks[1] - peaks[0] < 4000 * 100
+    )  # bytes: a few numbers per row, where one block of rows x all columns takes 800

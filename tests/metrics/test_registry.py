@@ -33,15 +33,26 @@ def test_names(name, canonical, num_gen, num_real):
 
 
 def test_a_count_replaces_the_one_in_the_name():
-    names = [registry.parse_metric(name, num_gen=1500).name for name in ("fid50k_full", "fid50k", "is50k", "fd_lite0")]
+    names = [
+        registry.parse_metric(name, num_gen=1500).name
+        for name in ("fid50k_full", "fid50k", "is50k", "fd_lite0")
+    ]
     assert names == ["fid1500_full", "fid1500", "is1500", "fd_lite0_1500"]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("fid50kfull", "fid50k_full"), ("fd_lite", "fd_lite0"), ("IS50k", "is50k"), ("fd_lite0_full2", "fd_lite0")]
+    ("wrong", "near"),
+    [
+        ("fid50kfull", "fid50k_full"),
+        ("fd_lite", "fd_lite0"),
+        ("IS50k", "is50k"),
+        ("fd_lite0_full2", "fd_lite0"),
+    ],
 )
 def test_unknown_names_get_the_nearest_known_one(wrong, near):
-    with pytest.raises(ValueError, match=f"unknown metric '{wrong}'; the nearest known one is '{near}") as error:
+    with pytest.raises(
+        ValueError, match=f"unknown metric '{wrong}'; the nearest known one is '{near}"
+    ) as error:
         registry.parse_metric(wrong)
     assert "\n" not in str(error.value)
 
@@ -67,7 +78,9 @@ def test_declared_minimum_and_good_end_are_true(family):
         return kept
 
     def number(generated, real):
-        return next(iter(family.compute(generated, real if family.needs_real else None, registry.Rules()).values()))
+        return next(
+            iter(family.compute(generated, real if family.needs_real else None, registry.Rules()).values())
+        )
 
     assert np.isfinite(number(store(family.min_images), store(family.min_images, 1)))
     if family.needs_real:  # the data itself, and something far away
@@ -81,5 +94,8 @@ def test_declared_minimum_and_good_end_are_true(family):
 
 
 def test_lists():
-    assert [m.name for m in registry.parse_list("fid50k_full, is50k,fid50000_full")] == ["fid50k_full", "is50k"]
+    assert [m.name for m in registry.parse_list("fid50k_full, is50k,fid50000_full")] == [
+        "fid50k_full",
+        "is50k",
+    ]
     assert registry.parse_list("none") == registry.parse_list("") == registry.parse_list([]) == []

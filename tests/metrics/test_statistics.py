@@ -78,7 +78,11 @@ def test_damaged_file_is_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="does not hold feature statistics"):
         statistics.load(path)
-    odd = [{"other": np.zeros(3)}, {"kind": "array", "rows": np.zeros(3), "indices": np.zeros(3), "description": "{}"}, {"kind": "array"}]
+    odd = [
+        {"other": np.zeros(3)},
+        {"kind": "array", "rows": np.zeros(3), "indices": np.zeros(3), "description": "{}"},
+        {"kind": "array"},
+    ]
     odd += [{"kind": "moments", "description": "[" * 10**6, **Moments(2).arrays()}]
     for arrays in odd:
         np.savez(path, **arrays)
@@ -93,7 +97,9 @@ def test_a_cache_that_promises_too_much_costs_nothing(tmp_path):
         parts = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
-            archive.writestr(name, data.replace(b"(0, 4)", b"(999999999999, 4)") if name == "rows.npy" else data)
+            archive.writestr(
+                name, data.replace(b"(0, 4)", b"(999999999999, 4)") if name == "rows.npy" else data
+            )
     with memory_limit.limited(300), pytest.raises(ValueError, match="does not hold feature statistics"):
         statistics.load(path)
 

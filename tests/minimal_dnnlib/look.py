@@ -12,7 +12,9 @@ import sys
 import numpy as np
 import torch
 
-assert not any(importlib.util.find_spec(name) for name in ("training", "metrics")), "only dnnlib and torch_utils may be here"
+assert not any(importlib.util.find_spec(name) for name in ("training", "metrics")), (
+    "only dnnlib and torch_utils may be here"
+)
 with open(sys.argv[1], "rb") as file:
     data = pickle.load(file)
 for key in ("G", "D", "G_ema"):
@@ -42,7 +44,10 @@ G.synthesis.input.transform.copy_(torch.eye(3))
 
 # A visualizer hooks every module; scripts build a network anew from its arguments, and write it again.
 seen = []
-hooks = [module.register_forward_hook(lambda module, inputs, result: seen.append(type(module).__name__)) for module in G.modules()]
+hooks = [
+    module.register_forward_hook(lambda module, inputs, result: seen.append(type(module).__name__))
+    for module in G.modules()
+]
 G(z, c)
 assert seen.count("SynthesisLayer") == len(G.synthesis.layer_names), seen
 for hook in hooks:
@@ -53,20 +58,25 @@ twin.load_state_dict(G.state_dict())
 assert torch.equal(twin(z, c), G(z, c))
 assert torch.equal(pickle.loads(pickle.dumps(G))(z, c), G(z, c))
 
-# Fine-tuning projects copy parameters and buffers by name into a network that they have built, and save what they made.
+# Fine-tuning projects copy parameters and buffers by name into a network that they have built, and save what
+# they made.
 names = dict([*G.named_parameters(), *G.named_buffers()])
 other = type(G)(*G.init_args, **G.init_kwargs).eval().requires_grad_(False)
 for name, tensor in [*other.named_parameters(), *other.named_buffers()]:
     tensor.copy_(names[name].detach())
 assert torch.equal(other(z, c), G(z, c))
 
-# Dragging and inversion take features of a named layer, move ws by a gradient, and look at the input's transformation of w.
+# Dragging and inversion take features of a named layer, move ws by a gradient, and look at the input's
+# transformation of w.
 features = {}
 layer = dict(G.synthesis.named_modules())[G.synthesis.layer_names[-2]]
 hook = layer.register_forward_hook(lambda module, inputs, result: features.update(last=result))
 with torch.enable_grad():
     moving = ws.clone().requires_grad_(True)
-    loss = G.synthesis(moving, noise_mode="const", force_fp32=True).square().mean() + features["last"].square().mean()
+    loss = (
+        G.synthesis(moving, noise_mode="const", force_fp32=True).square().mean()
+        + features["last"].square().mean()
+    )
     loss.backward()
 hook.remove()
 assert moving.grad.abs().max() > 0 and features["last"].ndim == 4

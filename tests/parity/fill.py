@@ -20,7 +20,9 @@ def normal(name: str, shape) -> np.ndarray:
 
 
 def value(name: str, shape, kind: str) -> np.ndarray:
-    """Values of the tensor `name`; kind: 'disc' (heads), 'vit' (transformer and its reassemble), 'proj' (random projection)."""
+    """Values of the tensor `name`; kind: 'disc' (heads), 'vit' (transformer and its reassemble), 'proj'
+    (random projection).
+    """
     shape = tuple(shape)
     leaf = name.split(".")[-1]
     if leaf == "num_batches_tracked":

@@ -21,7 +21,9 @@ HEADS = {  # configuration, stem
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and configuration of a golden. A head's weights include its stem's, which its file leaves out."""
+    """Arrays and configuration of a golden. A head's weights include its stem's, which its file leaves
+    out.
+    """
     with np.load(GOLDENS / f"{name}.npz") as file:
         arrays = dict(file)
     if name in HEADS:
@@ -35,7 +37,9 @@ def build(name: str) -> Generator:
     arrays, info = golden(name)
     if name in HEADS:
         config, stem = HEADS[name]
-        generator = build_superres(build(stem), config, info["kwargs"]["up_factor"], info["kwargs"]["head_layers"])
+        generator = build_superres(
+            build(stem), config, info["kwargs"]["up_factor"], info["kwargs"]["head_layers"]
+        )
     else:
         kwargs = info["kwargs"]
         config = "stylegan3-r" if kwargs["use_radial_filters"] else "stylegan3-t"

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the parity tests compare gradients: no verdict hangs on the side of a kink to which a value was rounded.
+"""How the parity tests compare gradients: no verdict hangs on the side of a kink to which a value was
+rounded.
 
-Leaky ReLU, ReLU6 and clamps have kinks. A value that lies within rounding of one takes the slope of either side,
-as processor, thread count and kernel will have it, and every gradient below it changes with it. A relative error e
-of the activations flips about a share e of them, which moves gradients by about sqrt(e) in L2: 1e-3 in float32,
-whatever the network; sums that nearly cancel move more. Where nothing flips, float32 gradients agree to 1e-5.
-So there are three criteria:
+Leaky ReLU, ReLU6 and clamps have kinks. A value that lies within rounding of one takes the slope of either
+side, as processor, thread count and kernel will have it, and every gradient below it changes with it. A
+relative error e of the activations flips about a share e of them, which moves gradients by about sqrt(e) in
+L2: 1e-3 in float32, whatever the network; sums that nearly cancel move more. Where nothing flips, float32
+gradients agree to 1e-5. So there are three criteria:
 
-- `exact`: element by element, for gradients computed in float64. There nothing lies within rounding of a kink, so
-  the result is the same on every processor. What is left is the rounding of the numbers that it is compared with.
-- `mostly_exact`: element by element, float32 beside float64, draw after draw, until enough draws have met no kink.
+- `exact`: element by element, for gradients computed in float64. There nothing lies within rounding of a
+  kink, so
+  the result is the same on every processor. What is left is the rounding of the numbers that it is compared
+  with.
+- `mostly_exact`: element by element, float32 beside float64, draw after draw, until enough draws have met no
+  kink.
   A mistake shows in every draw, a kink in some.
-- `alike`: in relative L2, float32 beside published numbers, where every draw meets kinks. Coarse by nature: what
+- `alike`: in relative L2, float32 beside published numbers, where every draw meets kinks. Coarse by nature:
+  what
   it guards must be guarded by one of the others, or by differences of the values, too.
 """
 
@@ -64,14 +69,21 @@ def exact(found: Gradients, expected: Gradients, rel: float = 1e-5) -> None:
     assert error <= rel, f"{name}: error {error:.3g} of its largest element, allowed {rel:g}"
 
 
-def mostly_exact(draw: Callable[[int], tuple[Gradients, Gradients]], rel: float = 5e-5, each: float = 2e-2, enough: int = 2, most: int = 16) -> None:
+def mostly_exact(
+    draw: Callable[[int], tuple[Gradients, Gradients]],
+    rel: float = 5e-5,
+    each: float = 2e-2,
+    enough: int = 2,
+    most: int = 16,
+) -> None:
     """Float32 gradients beside float64 ones, in the first `enough` draws that meet no kink.
 
     Args:
         draw: number of a draw -> (found, expected), small enough that most draws meet no kink.
         rel: bound of every element, per largest magnitude of its tensor, where no kink is met.
         each: bound of every tensor's relative L2 in any draw.
-        enough, most: draws that must agree, out of how many. Of a generator's draws one in eight meets a kink.
+        enough, most: draws that must agree, out of how many. Of a generator's draws one in eight meets a
+        kink.
     """
     agreed, errors = 0, []
     for i in range(most):
@@ -83,7 +95,9 @@ def mostly_exact(draw: Callable[[int], tuple[Gradients, Gradients]], rel: float 
         if agreed == enough:
             return
     name, error = min(errors, key=lambda pair: pair[1])
-    raise AssertionError(f"only {agreed} of {most} draws agree to {rel:g}; in the best, {name} is {error:.3g} apart")
+    raise AssertionError(
+        f"only {agreed} of {most} draws agree to {rel:g}; in the best, {name} is {error:.3g} apart"
+    )
 
 
 def alike(found: Gradients, expected: Gradients, each: float = 5e-2, typical: float = 1e-2) -> None:
@@ -92,4 +106,6 @@ def alike(found: Gradients, expected: Gradients, each: float = 5e-2, typical: fl
     worst = max(apart, key=lambda name: apart[name])
     assert apart[worst] <= each, f"{worst}: relative L2 {apart[worst]:.3g}, allowed {each:g}"
     middle = median(apart.values())
-    assert middle <= typical, f"relative L2 {middle:.3g} in the median of {len(apart)} tensors, allowed {typical:g}"
+    assert middle <= typical, (
+        f"relative L2 {middle:.3g} in the median of {len(apart)} tensors, allowed {typical:g}"
+    )

@@ -15,7 +15,9 @@ META = json.loads((GOLDENS / "diffaug.json").read_text())
 
 
 def uniforms(case: str, op: str, size: int) -> list[torch.Tensor]:
-    """Our draws that mean the golden's: its own for colours, the middle of the integer's interval for shifts and centres."""
+    """Our draws that mean the golden's: its own for colours, the middle of the integer's interval for shifts
+    and centres.
+    """
     draws = [torch.from_numpy(FILE[f"{case}/draw{i}"]) for i in range(META[case]["draws"])]
     if op == "translation":
         reach = META["moments"][f"translation{size}"]["shift"]
@@ -37,7 +39,9 @@ def test_operation(op, size):
 
 
 def test_all_in_order():
-    """The published whole is the operations in the order of policy_order; ours is too (its draws are recorded per operation only)."""
+    """The published whole is the operations in the order of policy_order; ours is too (its draws are recorded
+    per operation only).
+    """
     assert META["policy_order"].startswith("brightness, saturation, contrast, translation, cutout;")
     x, u = torch.from_numpy(FILE["x16"]), torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
     step = augment.contrast(augment.saturation(augment.brightness(x, u[:, 0]), u[:, 1]), u[:, 2])

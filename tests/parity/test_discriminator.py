@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projection, heads and the whole projected discriminator against projector_*, single_discs and projected_disc."""
+"""Projection, heads and the whole projected discriminator against projector_*, single_discs and
+projected_disc.
+"""
 
 import json
 
@@ -65,9 +67,17 @@ def strided(x: torch.Tensor, expected: np.ndarray) -> torch.Tensor:
 def test_projected_lite0(lite0, case, rel):
     file, _ = load("projector_lite0")
     projection = RandomProjection(lite0.channels)
-    state = {name.removeprefix("scratch/"): torch.from_numpy(v) for name, v in file.items() if name.startswith("scratch/")}
+    state = {
+        name.removeprefix("scratch/"): torch.from_numpy(v)
+        for name, v in file.items()
+        if name.startswith("scratch/")
+    }
     projection.scratch.load_state_dict(state)
-    x = torch.from_numpy(file["x64"]) if case == "x64" else torch.from_numpy(normal("proj.x224", (1, 3, 224, 224)))
+    x = (
+        torch.from_numpy(file["x64"])
+        if case == "x64"
+        else torch.from_numpy(normal("proj.x224", (1, 3, 224, 224)))
+    )
     maps = lite0(x)
     for level, (feature, out) in enumerate(zip(maps, projection(maps), strict=True)):
         for what, tensor in (("feat", feature), ("out", out)):
@@ -96,8 +106,14 @@ HEADS = ["single", "single_odd", "single_nodown", "cond"]
 def golden_head(case: str) -> tuple[Head, dict[str, np.ndarray]]:
     """The head of a golden with its weights, and the golden's arrays."""
     file, meta = load("single_discs")
-    arrays = {name.removeprefix(f"{case}/"): value for name, value in file.items() if name.startswith(f"{case}/")}
-    state = {name.removeprefix("sd/"): torch.from_numpy(value) for name, value in arrays.items() if name.startswith("sd/")}
+    arrays = {
+        name.removeprefix(f"{case}/"): value for name, value in file.items() if name.startswith(f"{case}/")
+    }
+    state = {
+        name.removeprefix("sd/"): torch.from_numpy(value)
+        for name, value in arrays.items()
+        if name.startswith("sd/")
+    }
     downs = sum(name.endswith("weight_orig") and name.startswith("main") for name in state)
     head = Head([6] + [8] * downs, c_dim=10 if case == "cond" else 0, cond_channels=12, bn_group=None)
     for name in state:
@@ -108,7 +124,9 @@ def golden_head(case: str) -> tuple[Head, dict[str, np.ndarray]]:
     return head, arrays
 
 
-def head_gradients(head: Head, x: torch.Tensor, c: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+def head_gradients(
+    head: Head, x: torch.Tensor, c: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Of the sums of fun and dir times weights, with respect to the head's input and parameters."""
     head.zero_grad(set_to_none=True)
     x = x.detach().clone().requires_grad_(True)
@@ -139,7 +157,9 @@ def test_gradients_of_a_head(case):
     head.double()
     x, c = torch.from_numpy(arrays["x"]).double(), torch.from_numpy(arrays["c"]).argmax(1)
     advance(head)
-    found = head_gradients(head, x, c, (torch.from_numpy(arrays["R"]).double(), torch.from_numpy(arrays["Rd"]).double()))
+    found = head_gradients(
+        head, x, c, (torch.from_numpy(arrays["R"]).double(), torch.from_numpy(arrays["Rd"]).double())
+    )
     names = {"x", *(name for name, _ in head.named_parameters())}
     exact(found, {name: arrays[f"grad/{name}"] for name in names}, 2e-6)
 
@@ -153,12 +173,16 @@ def test_float32_gradients_of_a_head_are_those_of_float64(case):
 
     def draw(i: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         x, r, rd = (torch.randn(arrays[name].shape, generator=draws) for name in ("x", "R", "Rd"))
-        return head_gradients(head, x, c, (r, rd)), head_gradients(wide, x.double(), c, (r.double(), rd.double()))
+        return head_gradients(head, x, c, (r, rd)), head_gradients(
+            wide, x.double(), c, (r.double(), rd.double())
+        )
 
     mostly_exact(draw)
 
 
-def build(networks: list[features.FeatureNetwork], c_dim: int, resolution: int, **options) -> ProjectedDiscriminator:
+def build(
+    networks: list[features.FeatureNetwork], c_dim: int, resolution: int, **options
+) -> ProjectedDiscriminator:
     """A discriminator filled by the goldens' rule."""
     D = ProjectedDiscriminator(networks, c_dim, resolution, bn_group=None, **options)
     fill_({k: v for k, v in D.discriminators.state_dict().items()}, "discriminators.", "disc")
@@ -182,22 +206,32 @@ def check(D: ProjectedDiscriminator, file: dict, case: str, x: torch.Tensor, c: 
             close(y.fun, file[f"{case}/{name}/gen_mode_second"])
 
 
-@pytest.mark.parametrize(("case", "c_dim", "state"), [("lite_cond", 1000, None), ("lite_uncond", 0, "state_discriminators_uncond")])
+@pytest.mark.parametrize(
+    ("case", "c_dim", "state"), [("lite_cond", 1000, None), ("lite_uncond", 0, "state_discriminators_uncond")]
+)
 def test_whole_lite0(lite0, case, c_dim, state):
     file, meta = load("projected_disc")
     D = build([lite0], c_dim, 16)
-    biases = sum(t.numel() for n, t in D.discriminators.named_buffers() if n.endswith("main.0.bias"))  # parameters in the published heads
+    biases = sum(
+        t.numel() for n, t in D.discriminators.named_buffers() if n.endswith("main.0.bias")
+    )  # parameters in the published heads
     assert sum(p.numel() for p in D.trainable_parameters().values()) + biases == meta[case]["n_params_heads"]
     if state:
-        assert {f"discriminators.{k}": list(v.shape) for k, v in D.discriminators.state_dict().items()} == meta[state]
-    check(D, file, case, torch.from_numpy(file["x"]), torch.from_numpy(file["c"]).argmax(1) if c_dim else None)
+        assert {
+            f"discriminators.{k}": list(v.shape) for k, v in D.discriminators.state_dict().items()
+        } == meta[state]
+    check(
+        D, file, case, torch.from_numpy(file["x"]), torch.from_numpy(file["c"]).argmax(1) if c_dim else None
+    )
 
 
 @pytest.mark.once
 def test_whole_both(lite0, deit):
     file, meta = load("projected_disc")
     D = build([deit, lite0], 1000, 16)
-    assert {f"discriminators.{k}": list(v.shape) for k, v in D.discriminators.state_dict().items()} == meta["state_discriminators"]
+    assert {f"discriminators.{k}": list(v.shape) for k, v in D.discriminators.state_dict().items()} == meta[
+        "state_discriminators"
+    ]
     check(D, file, "both_cond", torch.from_numpy(file["x"]), torch.from_numpy(file["c"]).argmax(1))
 
 

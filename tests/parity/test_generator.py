@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generator against gen_*: names, styles, activations, images, gradients, path lengths and moving averages."""
+"""The generator against gen_*: names, styles, activations, images, gradients, path lengths and moving
+averages.
+"""
 
 import copy
 import json
@@ -15,8 +17,8 @@ from torch_utils.ops import conv2d_gradfix
 from training.generator import Generator, design_lowpass_filter
 
 TOLERANCE = 2e-5  # of the largest magnitude
-# Float64 gradients beside the goldens' float32 ones: the rounding of those alone, the same on every processor. In one
-# golden a value was rounded to the other side of a kink.
+# Float64 gradients beside the goldens' float32 ones: the rounding of those alone, the same on every
+# processor. In one golden a value was rounded to the other side of a kink.
 GRADIENT_TOLERANCE = 1e-5
 GOLDEN_MET_A_KINK = {"gen_sr_t_16to64_h5": 1e-4}
 
@@ -64,7 +66,9 @@ def test_layers_have_the_published_numbers(case):
         layer = getattr(generator.synthesis, published["name"])
         for key, value in published.items():
             if hasattr(layer, key):
-                np.testing.assert_allclose(getattr(layer, key), value, rtol=1e-9, err_msg=f"{spec.name}.{key}")
+                np.testing.assert_allclose(
+                    getattr(layer, key), value, rtol=1e-9, err_msg=f"{spec.name}.{key}"
+                )
 
 
 def test_styles_and_truncation(network):
@@ -78,7 +82,9 @@ def test_images_activations_and_user_transform(network):
     G, arrays, z, c = network
     activations = {}
     for layer in ["input", *G.synthesis.layer_names]:
-        getattr(G.synthesis, layer).register_forward_hook(lambda _m, _i, out, layer=layer: activations.update({layer: out}))
+        getattr(G.synthesis, layer).register_forward_hook(
+            lambda _m, _i, out, layer=layer: activations.update({layer: out})
+        )
     close(G(z, c), arrays["img"], TOLERANCE)
     for layer, value in activations.items():
         stored = arrays[f"act0/{layer}"]  # every fourth channel, or all
@@ -89,8 +95,12 @@ def test_images_activations_and_user_transform(network):
     close(G(z, c), arrays["img_transformed"], TOLERANCE)
 
 
-def gradients(G: Generator, z: torch.Tensor, c: torch.Tensor | None, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of the sum of images times weights, with respect to latents, styles and every parameter (those of no use: zeros)."""
+def gradients(
+    G: Generator, z: torch.Tensor, c: torch.Tensor | None, weights: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Of the sum of images times weights, with respect to latents, styles and every parameter (those of no
+    use: zeros).
+    """
     G.zero_grad(set_to_none=True)
     z = z.detach().clone().requires_grad_(True)
     ws = G.mapping(z, c)
@@ -101,15 +111,22 @@ def gradients(G: Generator, z: torch.Tensor, c: torch.Tensor | None, weights: to
     return {"z": z.grad, "ws": ws.grad, **found}
 
 
-def path_length_gradients(G: Generator, z: torch.Tensor, c: torch.Tensor | None, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Path lengths, and the gradients of the sum of their squares with respect to the parameters of the synthesis."""
+def path_length_gradients(
+    G: Generator, z: torch.Tensor, c: torch.Tensor | None, weights: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Path lengths, and the gradients of the sum of their squares with respect to the parameters of the
+    synthesis.
+    """
     G.zero_grad(set_to_none=True)
     ws = G.mapping(z, c).detach().requires_grad_(True)
     with conv2d_gradfix.no_weight_gradients():
         (gradient,) = torch.autograd.grad((G.synthesis(ws) * weights).sum(), ws, create_graph=True)
     lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
     lengths.square().sum().backward()
-    return {"lengths": lengths.detach(), **{name: p.grad for name, p in G.named_parameters() if p.grad is not None}}
+    return {
+        "lengths": lengths.detach(),
+        **{name: p.grad for name, p in G.named_parameters() if p.grad is not None},
+    }
 
 
 @pytest.mark.once  # float64
@@ -131,7 +148,11 @@ def test_path_lengths_and_their_gradients(network, case):
     expected = {key.removeprefix("plgrad/"): arrays[key] for key in arrays if key.startswith("plgrad/")}
     assert expected
     found = path_length_gradients(G.double(), z.double(), c, torch.from_numpy(arrays["R"]).double())
-    exact(found, {"lengths": arrays["pl_lengths"], **expected}, GOLDEN_MET_A_KINK.get(case[0], GRADIENT_TOLERANCE))
+    exact(
+        found,
+        {"lengths": arrays["pl_lengths"], **expected},
+        GOLDEN_MET_A_KINK.get(case[0], GRADIENT_TOLERANCE),
+    )
 
 
 @pytest.mark.parametrize("of", [gradients, path_length_gradients])
@@ -142,7 +163,10 @@ def test_float32_gradients_are_those_of_float64(network, of):
     draws = torch.Generator().manual_seed(0)
 
     def draw(i: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        z, weights = torch.randn(1, G.z_dim, generator=draws), torch.randn(1, 3, *[G.img_resolution] * 2, generator=draws)
+        z, weights = (
+            torch.randn(1, G.z_dim, generator=draws),
+            torch.randn(1, 3, *[G.img_resolution] * 2, generator=draws),
+        )
         c = torch.tensor([i % G.c_dim]) if G.c_dim else None
         return of(G, z, c, weights), of(G64, z.double(), c, weights.double())
 
@@ -157,7 +181,11 @@ def test_moving_averages(network):
     close(magnitudes, arrays["after_update/magnitude_ema"], 1e-6)
 
 
-DESIGNS = {key: info for key, info in json.loads((GOLDENS / "ops_filter_design.json").read_text()).items() if not key.startswith("_")}
+DESIGNS = {
+    key: info
+    for key, info in json.loads((GOLDENS / "ops_filter_design.json").read_text()).items()
+    if not key.startswith("_")
+}
 
 
 @pytest.mark.parametrize("key", DESIGNS)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The criteria of `gradients`: a value on the other side of a kink passes, a mistake in one tensor does not."""
+"""The criteria of `gradients`: a value on the other side of a kink passes, a mistake in one tensor does
+not.
+"""
 
 from collections.abc import Callable
 

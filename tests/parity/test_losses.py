@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps against loss_* (one generator, path length and discriminator step) and train_trace (three whole iterations).
+"""Steps against loss_* (one generator, path length and discriminator step) and train_trace (three whole
+iterations).
 
-The published code sums a network's adversarial term over the samples of a round; the goldens' rounds hold 4, so they are this project's
-numbers at adversarial_scale = 4 (the default, 8, is the published round). It advances the power iteration in every forward pass; a hook
-does that here.
+The published code sums a network's adversarial term over the samples of a round; the goldens' rounds hold 4,
+so they are this project's numbers at adversarial_scale = 4 (the default, 8, is the published round). It
+advances the power iteration in every forward pass; a hook does that here.
 
-Gradients that reached the generator through a discriminator have met kinks on their way, in the goldens as here: they
-are compared as `gradients.alike` does, and tested to be the derivatives of the loss, whose values are those of the goldens.
+Gradients that reached the generator through a discriminator have met kinks on their way, in the goldens as
+here: they are compared as `gradients.alike` does, and tested to be the derivatives of the loss, whose values
+are those of the goldens.
 """
 
 import itertools
@@ -63,7 +65,10 @@ class GoldenClassifier(torch.nn.Module):
         self.std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(x, 14).flatten(1)[:, : self.weight.shape[1]] @ self.weight.t() + self.bias
+        return (
+            torch.nn.functional.avg_pool2d(x, 14).flatten(1)[:, : self.weight.shape[1]] @ self.weight.t()
+            + self.bias
+        )
 
 
 def generator(name: str) -> Generator:
@@ -71,7 +76,8 @@ def generator(name: str) -> Generator:
     state = {k.removeprefix("sd/"): torch.from_numpy(file[k]) for k in file.files if k.startswith("sd/")}
     rows = state["mapping.embed.weight"].shape[0]
     G = build_stem(
-        "stylegan3-t", 16, 0 if "uncond" in name else rows, syn_layers=6, cbase=256, cmax=8, z_dim=16, w_dim=32, num_embeddings=rows,
+        "stylegan3-t", 16, 0 if "uncond" in name else rows, syn_layers=6, cbase=256, cmax=8, z_dim=16,
+        w_dim=32, num_embeddings=rows,
         embed_dim=state["mapping.embed.weight"].shape[1],
     )  # fmt: skip
     if "_sr_" in name:
@@ -80,7 +86,9 @@ def generator(name: str) -> Generator:
     return G
 
 
-def discriminator(names: list[str], c_dim: int, resolution: int, lite0: features.FeatureNetwork, **options: Any) -> ProjectedDiscriminator:
+def discriminator(
+    names: list[str], c_dim: int, resolution: int, lite0: features.FeatureNetwork, **options: Any
+) -> ProjectedDiscriminator:
     networks = [lite0 if name == LITE0 else features.load(name, "random") for name in names]
     D = ProjectedDiscriminator(networks, c_dim, resolution, bn_group=None, augment=False, **options)
     fill_(dict(D.discriminators.state_dict()), "discriminators.", "disc")
@@ -118,18 +126,35 @@ def compare_stats(found: dict[str, float], expected: dict[str, list], rel: float
     for name, reports in expected.items():
         count = sum(n for _, n in reports)
         mean = sum(m * n for m, n in reports) / count
-        assert found[name] == pytest.approx(mean, rel=rel, abs=2.01 / count if "signs" in name else 1e-5), name
+        assert found[name] == pytest.approx(mean, rel=rel, abs=2.01 / count if "signs" in name else 1e-5), (
+            name
+        )
 
 
-def compare_norms(found: dict[str, torch.Tensor], expected: dict[str, list | None], each: float, typical: float, prefix: str = "") -> None:
-    """Norms of every gradient; a None there means that there is none here. Frozen tensors and biases before BatchNorm are left out."""
+def compare_norms(
+    found: dict[str, torch.Tensor],
+    expected: dict[str, list | None],
+    each: float,
+    typical: float,
+    prefix: str = "",
+) -> None:
+    """Norms of every gradient; a None there means that there is none here. Frozen tensors and biases before
+    BatchNorm are left out.
+    """
     norms = {
         name: np.array([value[0]])
         for name, value in expected.items()
-        if value is not None and not (name.startswith("synthesis.input.") and prefix + name not in found) and not name.endswith("main.0.bias")
+        if value is not None
+        and not (name.startswith("synthesis.input.") and prefix + name not in found)
+        and not name.endswith("main.0.bias")
     }
     assert len(norms) > 10
-    alike({name: found[prefix + name].norm()[None] for name in norms if prefix + name in found}, norms, each, typical)
+    alike(
+        {name: found[prefix + name].norm()[None] for name in norms if prefix + name in found},
+        norms,
+        each,
+        typical,
+    )
 
 
 # name, generator, classes, backbones, blur sigma, guidance
@@ -143,14 +168,21 @@ CASES = {
 }
 
 
-# One case with the path length, and one with guidance on a stage's own layers, are enough for another rounding.
+# One case with the path length, and one with guidance on a stage's own layers, are enough for another
+# rounding.
 AGAIN = {"loss_lite_cond_pl", "loss_superres_headonly_cls"}
 
 
-@pytest.mark.parametrize("case", [case if case in AGAIN else pytest.param(case, marks=pytest.mark.once) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [case if case in AGAIN else pytest.param(case, marks=pytest.mark.once) for case in CASES]
+)
 def test_one_iteration(case, lite0, monkeypatch):
     gen_name, c_dim, backbones, sigma, cls_weight = CASES[case]
-    inputs, file, meta = np.load(GOLDENS / "loss_inputs.npz"), np.load(GOLDENS / f"{case}.npz"), json.loads((GOLDENS / f"{case}.json").read_text())
+    inputs, file, meta = (
+        np.load(GOLDENS / "loss_inputs.npz"),
+        np.load(GOLDENS / f"{case}.npz"),
+        json.loads((GOLDENS / f"{case}.json").read_text()),
+    )
     G = generator(gen_name)
     state = recording(make_state(G, discriminator(backbones, c_dim, G.img_resolution, lite0)))
     classifier = GoldenClassifier(inputs["cls/fc.weight"], inputs["cls/fc.bias"]) if cls_weight else None
@@ -158,17 +190,24 @@ def test_one_iteration(case, lite0, monkeypatch):
     labels = {k: torch.from_numpy(inputs[k]).argmax(1) if c_dim else None for k in ("c_G", "c_D", "real_c")}
     z = {k: torch.from_numpy(inputs[k]) for k in ("z_G", "z_D")}
     real = torch.from_numpy(inputs[f"real{G.img_resolution}"])
-    assert schedules.blur_sigma(meta["cfg"]["cur_nimg"], 2.0, 300.0 if meta["cfg"]["blur"] else 0.0) == pytest.approx(sigma)
+    assert schedules.blur_sigma(
+        meta["cfg"]["cur_nimg"], 2.0, 300.0 if meta["cfg"]["blur"] else 0.0
+    ) == pytest.approx(sigma)
     stats()
 
     steps.g_step(state, [Round(z["z_G"], labels["c_G"], None, range(4))], cfg, sigma, classifier)
     compare_stats(stats(), meta["G"]["stats"])
-    # The guidance is smooth and outweighs the discriminator's part, and with it what comes of that part's kinks.
+    # The guidance is smooth and outweighs the discriminator's part, and with it what comes of that part's
+    # kinks.
     each, typical = (5e-3, 1e-3) if cls_weight else (5e-2, 1e-2)
     compare_norms(state.g_opt.grads, meta["G"]["grads"], each, typical)
     if case == "loss_superres_headonly_cls":
         assert all(name.split(".")[1] in G.head_layer_names for name in state.g_opt.grads)
-    whole = {key.removeprefix("G/grad/"): file[key] for key in file.files if key.removeprefix("G/grad/") in state.g_params}
+    whole = {
+        key.removeprefix("G/grad/"): file[key]
+        for key in file.files
+        if key.removeprefix("G/grad/") in state.g_params
+    }
     alike(state.g_opt.grads, whole, each, typical)
 
     if "Greg" in meta:
@@ -179,11 +218,26 @@ def test_one_iteration(case, lite0, monkeypatch):
         compare_norms(state.g_opt.grads, meta["Greg"]["grads"], 5e-3, 1e-3)
         assert float(state.pl_mean) == pytest.approx(meta["Greg"]["pl_mean_after"], rel=1e-4)
 
-    steps.d_step(state, [Round(z["z_D"], labels["c_D"], None, range(4))], [RealRound(real, labels["real_c"], None)], cfg, sigma)
+    steps.d_step(
+        state,
+        [Round(z["z_D"], labels["c_D"], None, range(4))],
+        [RealRound(real, labels["real_c"], None)],
+        cfg,
+        sigma,
+    )
     compare_stats(stats(), meta["D"]["stats"])
     compare_norms(state.d_opt.grads, meta["D"]["grads"], 1e-2, 1e-3, prefix="discriminators.")
-    parts = {key.removeprefix("D/grad/"): file[key] for key in file.files if key.startswith("D/grad/") and not key.endswith("main.0.bias")}
-    alike({name: state.d_opt.grads["discriminators." + name][: len(part)] for name, part in parts.items()}, parts, 5e-3, 1e-3)
+    parts = {
+        key.removeprefix("D/grad/"): file[key]
+        for key in file.files
+        if key.startswith("D/grad/") and not key.endswith("main.0.bias")
+    }
+    alike(
+        {name: state.d_opt.grads["discriminators." + name][: len(part)] for name, part in parts.items()},
+        parts,
+        5e-3,
+        1e-3,
+    )
     if "D/after/w_avg" in file.files and case != "loss_superres_headonly_cls":
         close(state.G.mapping.w_avg, file["D/after/w_avg"])
 
@@ -191,14 +245,20 @@ def test_one_iteration(case, lite0, monkeypatch):
 @pytest.mark.once
 @pytest.mark.parametrize(("sigma", "cls_weight"), [(2.0, 0.0), (0.0, 8.0)])
 def test_the_generator_step_takes_the_derivative_of_its_loss(lite0, sigma, cls_weight):
-    """In float64, by differences along one direction to which every tensor of the generator adds the same amount."""
+    """In float64, by differences along one direction to which every tensor of the generator adds the same
+    amount.
+    """
     inputs = np.load(GOLDENS / "loss_inputs.npz")
     G = generator("gen_stem_t").double()
     D = discriminator([LITE0], 1000, 16, lite0, feature_size=64, compute_dtype=torch.float64).double()
     D._forward_pre_hooks.clear()  # the power iteration would move the loss from call to call
     state = recording(make_state(G, D))
-    classifier = GoldenClassifier(inputs["cls/fc.weight"].astype(np.float64), inputs["cls/fc.bias"].astype(np.float64))
-    fake = Round(torch.from_numpy(inputs["z_G"]).double(), torch.from_numpy(inputs["c_G"]).argmax(1), None, range(4))
+    classifier = GoldenClassifier(
+        inputs["cls/fc.weight"].astype(np.float64), inputs["cls/fc.bias"].astype(np.float64)
+    )
+    fake = Round(
+        torch.from_numpy(inputs["z_G"]).double(), torch.from_numpy(inputs["c_G"]).argmax(1), None, range(4)
+    )
 
     def loss() -> float:
         steps.g_step(state, [fake], LossConfig(cls_weight=cls_weight), sigma, classifier)
@@ -209,8 +269,13 @@ def test_the_generator_step_takes_the_derivative_of_its_loss(lite0, sigma, cls_w
     draws = torch.Generator().manual_seed(0)
     grads = {name: grad for name, grad in state.g_opt.grads.items() if float(grad.norm()) > 0}
     assert len(grads) > 30
-    noise = {name: torch.randn(grad.shape, generator=draws, dtype=torch.float64) for name, grad in grads.items()}
-    direction = {name: (grad / grad.norm() + noise[name] / noise[name].norm()) / grad.norm() for name, grad in grads.items()}
+    noise = {
+        name: torch.randn(grad.shape, generator=draws, dtype=torch.float64) for name, grad in grads.items()
+    }
+    direction = {
+        name: (grad / grad.norm() + noise[name] / noise[name].norm()) / grad.norm()
+        for name, grad in grads.items()
+    }
 
     def at(step: float) -> float:
         with torch.no_grad():
@@ -224,8 +289,17 @@ def test_the_generator_step_takes_the_derivative_of_its_loss(lite0, sigma, cls_w
     assert difference == pytest.approx(derivative, rel=1e-5)  # 1% of one of 40 tensors would be 2.5e-4
 
 
-def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: Any = None, stride: int = 1, padding: Any = 0, groups: int = 1) -> torch.Tensor:
-    """conv2d of one filter per channel, tap by tap: in float64, torch takes one convolution per channel, and twice as long in all."""
+def depthwise(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Any = None,
+    stride: int = 1,
+    padding: Any = 0,
+    groups: int = 1,
+) -> torch.Tensor:
+    """conv2d of one filter per channel, tap by tap: in float64, torch takes one convolution per channel, and
+    twice as long in all.
+    """
     assert groups == x.shape[1] == len(weight)
     rows, columns = (padding, padding) if isinstance(padding, int) else padding
     x = torch.nn.functional.pad(x, (columns, columns, rows, rows))
@@ -240,12 +314,16 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: Any = None, stride: i
 
 @pytest.mark.once
 def test_train_trace(lite0, monkeypatch):
-    """Three iterations with Adam, EMA and direction normalisation, within the golden's stated tolerance of its own re-runs.
+    """Three iterations with Adam, EMA and direction normalisation, within the golden's stated tolerance of
+    its own re-runs.
 
-    Adam's steps depend on the gradients' signs, so rounding grows from step to step. In float64 it does so in the golden alone.
+    Adam's steps depend on the gradients' signs, so rounding grows from step to step. In float64 it does so in
+    the golden alone.
     """
     meta, file = json.loads((GOLDENS / "train_trace.json").read_text()), np.load(GOLDENS / "train_trace.npz")
-    monkeypatch.setattr(frozen_convolutions, "F", SimpleNamespace(conv2d=depthwise, pad=torch.nn.functional.pad))
+    monkeypatch.setattr(
+        frozen_convolutions, "F", SimpleNamespace(conv2d=depthwise, pad=torch.nn.functional.pad)
+    )
     D = discriminator([LITE0], 1000, 16, lite0, compute_dtype=torch.float64).double()
     state = make_state(generator("gen_stem_t").double(), D)
     g, d = state.g_opt.param_groups[0], state.d_opt.param_groups[0]
@@ -262,22 +340,36 @@ def test_train_trace(lite0, monkeypatch):
 
         def draw(phase: str, it: int = it) -> Round:
             z = torch.from_numpy(normal(f"t{it}.z.{phase}", (batch, 16))).double()
-            return Round(z, torch.tensor([(3 * it + k + len(phase)) % 10 for k in range(batch)]), None, range(batch))
+            return Round(
+                z, torch.tensor([(3 * it + k + len(phase)) % 10 for k in range(batch)]), None, range(batch)
+            )
 
         steps.g_step(state, [draw("Gmain")], cfg, sigma)
         steps.d_step(state, [draw("Dmain")], [RealRound(real, torch.tensor([2, 5, 5, 9]), None)], cfg, sigma)
         beta = schedules.ema_beta(nimg, batch, batch * 10 / 32)
         assert beta == pytest.approx(expected["ema_beta"], abs=1e-12)
         state.update_ema(beta)
-        compare_stats(stats(), {k: v for k, v in expected["stats"].items() if "signs" not in k}, rel=(2e-4, 5e-3, 4e-2)[it])
+        compare_stats(
+            stats(),
+            {k: v for k, v in expected["stats"].items() if "signs" not in k},
+            rel=(2e-4, 5e-3, 4e-2)[it],
+        )
         tolerance_g, tolerance_d = ((1e-5, 5e-4), (4e-4, 1e-3), (2e-3, 2e-3))[it]
         for name, norm in expected["G"].items():
-            assert float(state.G.state_dict()[name].norm()) == pytest.approx(norm, rel=tolerance_g), (it, name)
+            assert float(state.G.state_dict()[name].norm()) == pytest.approx(norm, rel=tolerance_g), (
+                it,
+                name,
+            )
         for name, norm in expected["G_ema"].items():
-            assert float(state.G_ema.state_dict()[name].norm()) == pytest.approx(norm, rel=tolerance_g), (it, name)
+            assert float(state.G_ema.state_dict()[name].norm()) == pytest.approx(norm, rel=tolerance_g), (
+                it,
+                name,
+            )
         for name, norm in expected["D"].items():
             if not name.endswith("main.0.bias") and "discriminators." + name in state.d_params:
-                assert float(state.d_params["discriminators." + name].detach().norm()) == pytest.approx(norm, rel=tolerance_d), (it, name)
+                assert float(state.d_params["discriminators." + name].detach().norm()) == pytest.approx(
+                    norm, rel=tolerance_d
+                ), (it, name)
     close(state.G.mapping.w_avg, file["w_avg"], 1e-3)
 
 
@@ -288,6 +380,9 @@ def test_the_adversarial_term_does_not_depend_on_the_round():
     draws = torch.Generator().manual_seed(0)
     logits = SANLogits(1 + torch.randn(8, 64, generator=draws), torch.randn(8, 64, generator=draws))
     whole = losses.generator_adversarial({"x": logits})
-    halves = [losses.generator_adversarial({"x": SANLogits(logits.fun[i : i + 4], logits.dir[i : i + 4])}) / 2 for i in (0, 4)]
+    halves = [
+        losses.generator_adversarial({"x": SANLogits(logits.fun[i : i + 4], logits.dir[i : i + 4])}) / 2
+        for i in (0, 4)
+    ]
     assert float(whole) == pytest.approx(float(sum(halves)), rel=1e-6)
     assert float(whole) == pytest.approx(-8 * float(logits.fun.mean()), rel=1e-6)

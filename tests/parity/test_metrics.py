@@ -35,10 +35,14 @@ def test_moments_are_the_published_ones(name):
 @pytest.mark.parametrize("name", SETS)
 def test_fid_is_the_published_one(name):
     real, generated = moments(ARRAYS[f"{name}/real"]), moments(ARRAYS[f"{name}/gen"])
-    # sqrtm and the published eigendecomposition differ from each other by 1e-5 on the near-singular set, and from the exact value by 4e-5
+    # sqrtm and the published eigendecomposition differ from each other by 1e-5 on the near-singular set, and
+    # from the exact value by 4e-5
     assert frechet_distance(*real, *generated) == pytest.approx(EXPECTED[name]["fid"], rel=1e-5)
     assert frechet_distance(*generated, *real) == pytest.approx(EXPECTED[name]["fid"], rel=1e-5)
-    assert abs(frechet_distance(*real, *generated) - EXPECTED[name]["fid_unbiased_cov(ddof=1)_for_comparison"]) > 1e-3
+    assert (
+        abs(frechet_distance(*real, *generated) - EXPECTED[name]["fid_unbiased_cov(ddof=1)_for_comparison"])
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -53,13 +57,20 @@ def test_unbiased_fid_is_that_of_torch_fidelity_and_pytorch_fid(name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_fid_of_singular_sets_is_exact(name):
-    # tr (S_x S_y)^(1/2) is the nuclear norm of X^T Y / sqrt(n m) for centred rows: no square root of a matrix, no eigenvalue, full precision
+    # tr (S_x S_y)^(1/2) is the nuclear norm of X^T Y / sqrt(n m) for centred rows: no square root of a
+    # matrix, no eigenvalue, full precision
     x, y = (ARRAYS[f"{name}/{side}"].astype(np.float64) for side in ("real", "gen"))
     shift = x.mean(0) - y.mean(0)
     x, y = x - x.mean(0), y - y.mean(0)
     factors = [np.linalg.qr(rows, mode="r") / np.sqrt(len(rows)) for rows in (x, y)]
-    exact = shift @ shift + sum((f**2).sum() for f in factors) - 2 * scipy.linalg.svdvals(factors[0] @ factors[1].T).sum()
-    assert frechet_distance(*moments(ARRAYS[f"{name}/real"]), *moments(ARRAYS[f"{name}/gen"])) == pytest.approx(exact, rel=1e-9)
+    exact = (
+        shift @ shift
+        + sum((f**2).sum() for f in factors)
+        - 2 * scipy.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    )
+    assert frechet_distance(
+        *moments(ARRAYS[f"{name}/real"]), *moments(ARRAYS[f"{name}/gen"])
+    ) == pytest.approx(exact, rel=1e-9)
 
 
 def test_fid_of_a_set_with_itself_is_zero():
@@ -69,14 +80,18 @@ def test_fid_of_a_set_with_itself_is_zero():
 
 @pytest.mark.parametrize("splits", [1, 10])
 def test_inception_score(splits):
-    assert inception_score(ARRAYS["is/probs"], splits) == pytest.approx(EXPECTED["is"][f"splits{splits}"], rel=1e-6, abs=1e-6)
+    assert inception_score(ARRAYS["is/probs"], splits) == pytest.approx(
+        EXPECTED["is"][f"splits{splits}"], rel=1e-6, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(("subsets", "size"), [(1, 1000), (10, 100)])
 def test_kid(name, subsets, size):
     rng = np.random.RandomState(1234)
-    value = kid.kernel_distance(ARRAYS[f"{name}/real"], ARRAYS[f"{name}/gen"], num_subsets=subsets, max_subset_size=size, rng=rng)
+    value = kid.kernel_distance(
+        ARRAYS[f"{name}/real"], ARRAYS[f"{name}/gen"], num_subsets=subsets, max_subset_size=size, rng=rng
+    )
     # the published code multiplies float32 features in float32
     assert value == pytest.approx(EXPECTED[name][f"kid_subsets{subsets}_max{size}_npseed1234"], rel=2e-5)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image operations against numbers of the published ones (float64): values, gradients, second derivatives."""
+"""The image operations against numbers of the published ones (float64): values, gradients, second
+derivatives.
+"""
 
 import json
 from pathlib import Path
@@ -39,7 +41,12 @@ GRID, GRID_CONFIG = load("ops_grid_sample")
 
 
 def test_every_golden_case_is_here() -> None:
-    for cases, config in ((BIAS_ACT, BIAS_ACT_CONFIG), (UPFIRDN, UPFIRDN_CONFIG), (LRELU, LRELU_CONFIG), (RESAMPLE, RESAMPLE_CONFIG)):
+    for cases, config in (
+        (BIAS_ACT, BIAS_ACT_CONFIG),
+        (UPFIRDN, UPFIRDN_CONFIG),
+        (LRELU, LRELU_CONFIG),
+        (RESAMPLE, RESAMPLE_CONFIG),
+    ):
         assert set(cases) == {name for name in config if not name.startswith("_")}
 
 
@@ -76,7 +83,9 @@ def test_bias_act_on_kinks_and_clamps(case: str) -> None:
 
 
 def test_activations_have_the_published_defaults() -> None:
-    found = {name: {"alpha": a.def_alpha, "gain": a.def_gain} for name, a in activations.activation_funcs.items()}
+    found = {
+        name: {"alpha": a.def_alpha, "gain": a.def_gain} for name, a in activations.activation_funcs.items()
+    }
     assert found == BIAS_ACT_CONFIG["_defaults"]
 
 

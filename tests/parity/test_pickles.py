@@ -65,4 +65,9 @@ def test_a_published_network_is_a_stem_to_build_on(path):
 def test_the_command_line_describes_it(path, capsys):
     assert main([str(path)]) == 0
     text = capsys.readouterr().out
-    assert "carries source code" in text and "(not run)" in text and "synthesis.L0_36_16" in text and "globals:" in text
+    assert (
+        "carries source code" in text
+        and "(not run)" in text
+        and "synthesis.L0_36_16" in text
+        and "globals:" in text
+    )

@@ -33,7 +33,11 @@ def case(request):
     shapes = {name: list(p.shape) for name, p in layer.named_parameters()}
     assert shapes == META[request.param]["param_shapes"]
     layer.load_state_dict({name: golden(request.param, f"sd/{name}") for name in shapes})
-    x = golden(request.param, "idx").long() if request.param == "embed" else golden(request.param, "x").requires_grad_()
+    x = (
+        golden(request.param, "idx").long()
+        if request.param == "embed"
+        else golden(request.param, "x").requires_grad_()
+    )
     return request.param, layer, x
 
 

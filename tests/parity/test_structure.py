@@ -34,7 +34,13 @@ def test_every_stage_of_a_schedule(name):
                 )
             else:
                 resolution, config, head_layers = next(heads)
-                generator = build_superres(generator, config, resolution // generator.img_resolution, head_layers, magnitude_ema_beta=beta)
+                generator = build_superres(
+                    generator,
+                    config,
+                    resolution // generator.img_resolution,
+                    head_layers,
+                    magnitude_ema_beta=beta,
+                )
                 assert generator.head_layer_names == stage["head_layer_names"]
                 trained = sum(p.numel() for p in generator.parameters() if p.requires_grad)
                 assert trained == stage["params"]["head_only"]
@@ -59,7 +65,9 @@ def _compare(generator, stage):
         compared = [key for key in published if hasattr(module, key)]
         assert len(compared) >= 4
         for key in compared:
-            np.testing.assert_allclose(getattr(module, key), published[key], rtol=1e-9, err_msg=f"{published['name']}.{key}")
+            np.testing.assert_allclose(
+                getattr(module, key), published[key], rtol=1e-9, err_msg=f"{published['name']}.{key}"
+            )
 
 
 def test_image_net_sizes():
@@ -70,5 +78,11 @@ def test_image_net_sizes():
         for _ in range(4):
             generator = build_superres(generator, "stylegan3-t", 2, 7)
             found.append((generator.parameters(), generator.num_ws))
-    assert [round(sum(p.numel() for p in parameters) / 1e6, 1) for parameters, _ in found] == [101.9, 151.7, 201.5, 225.9, 233.4]
+    assert [round(sum(p.numel() for p in parameters) / 1e6, 1) for parameters, _ in found] == [
+        101.9,
+        151.7,
+        201.5,
+        225.9,
+        233.4,
+    ]
     assert [num_ws for _, num_ws in found] == [12, 17, 22, 27, 32]

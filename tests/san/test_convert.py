@@ -63,13 +63,19 @@ class Branch(nn.Module):
 
 
 class Patches(nn.Module):
-    """The patch discriminator of image translators and VQGANs: strided convolutions with BatchNorm, a map of logits from a last Conv2d."""
+    """The patch discriminator of image translators and VQGANs: strided convolutions with BatchNorm, a map of
+    logits from a last Conv2d.
+    """
 
     def __init__(self, norm=lambda m: m) -> None:
         super().__init__()
         layers = [norm(nn.Conv2d(3, 4, 4, stride=2, padding=1)), nn.LeakyReLU(0.2, True)]
         for inputs, outputs, stride in ((4, 8, 2), (8, 16, 1)):
-            layers += [norm(nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False)), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, True)]
+            layers += [
+                norm(nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False)),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.2, True),
+            ]
         self.main = nn.Sequential(*layers, norm(nn.Conv2d(16, 1, 4, stride=1, padding=1)))
 
     def forward(self, input):
@@ -108,16 +114,38 @@ def sequential_mlp():
 CASES = {  # name -> (module, input shape, layers to name)
     "linear alone": (lambda: nn.Linear(5, 3), (4, 5), None),
     "sequential": (sequential_mlp, (4, 5), None),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 1, 3, padding=1, padding_mode="circular")), (3, 2, 9), None),
-    "conv2d deep": (lambda: Deep(nn.Conv2d(6, 1, 3, stride=2, padding=1, padding_mode="reflect")), (4, 3, 8, 8), None),
-    "conv2d grouped, no bias": (lambda: nn.Sequential(nn.Conv2d(6, 4, 3, groups=2, dilation=2, bias=False)), (2, 6, 9, 9), None),
+    "conv1d": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 1, 3, padding=1, padding_mode="circular")
+        ),
+        (3, 2, 9),
+        None,
+    ),
+    "conv2d deep": (
+        lambda: Deep(nn.Conv2d(6, 1, 3, stride=2, padding=1, padding_mode="reflect")),
+        (4, 3, 8, 8),
+        None,
+    ),
+    "conv2d grouped, no bias": (
+        lambda: nn.Sequential(nn.Conv2d(6, 4, 3, groups=2, dilation=2, bias=False)),
+        (2, 6, 9, 9),
+        None,
+    ),
     "conv3d same": (lambda: nn.Sequential(nn.Conv3d(2, 1, 3, padding="same")), (2, 2, 4, 4, 4), None),
     "spectral_norm, older": (lambda: Deep(spectral_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
     "spectral_norm": (lambda: Deep(parametrizations.spectral_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
-    "spectral_norm, linear": (lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(5, 3))), (4, 5), None),
+    "spectral_norm, linear": (
+        lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(5, 3))),
+        (4, 5),
+        None,
+    ),
     "weight_norm, older": (lambda: Deep(weight_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
     "weight_norm": (lambda: Deep(parametrizations.weight_norm(nn.Conv2d(6, 1, 4))), (4, 3, 8, 8), None),
-    "weight_norm of three": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 3))), (4, 5), None),
+    "weight_norm of three": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 3))),
+        (4, 5),
+        None,
+    ),
     "multi-scale": (MultiScale, (2, 2, 12), None),
     "patches": (Patches, (2, 3, 32, 32), None),
     "patches, spectral_norm": (lambda: Patches(parametrizations.spectral_norm), (2, 3, 32, 32), None),
@@ -175,10 +203,17 @@ def test_gradients_are_those_of_a_san(case):
     module, inputs, layers = build(case)
     plain = build(case)[0]
     converted = san.convert(module, layers)
-    directions = {f"{n}.weight".lstrip(".") for n, m in converted.named_modules() if isinstance(m, san.layers._SANLayer)}
+    directions = {
+        f"{n}.weight".lstrip(".") for n, m in converted.named_modules() if isinstance(m, san.layers._SANLayer)
+    }
     named = dict(converted.named_parameters())
     output = converted(*inputs)
-    fun = torch.autograd.grad(sum(t.square().sum() for t in tensors(output, "fun")), list(named.values()), allow_unused=True, retain_graph=True)
+    fun = torch.autograd.grad(
+        sum(t.square().sum() for t in tensors(output, "fun")),
+        list(named.values()),
+        allow_unused=True,
+        retain_graph=True,
+    )
     assert {n for n, g in zip(named, fun, strict=True) if g is None} == directions
     original = dict(plain.named_parameters())
     shared = [n for n in named if n in original and n not in directions and not n.endswith("scale")]
@@ -198,7 +233,10 @@ def find_logits(output) -> list[san.SANLogits]:
     return [] if isinstance(output, torch.Tensor) else [x for part in parts for x in find_logits(part)]
 
 
-UNKNOWN_STATES = ("another parametrization", "orthogonal")  # a state does not say how the weight is made of it
+UNKNOWN_STATES = (
+    "another parametrization",
+    "orthogonal",
+)  # a state does not say how the weight is made of it
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in UNKNOWN_STATES])
@@ -231,7 +269,12 @@ def test_weights_under_other_parametrizations_are_refused(case):
 
 
 def test_spectral_norm_fixes_the_scale_and_weight_norm_does_not():
-    for case, fixed in {"spectral_norm": True, "spectral_norm, older": True, "weight_norm": False, "conv2d deep": False}.items():
+    for case, fixed in {
+        "spectral_norm": True,
+        "spectral_norm, older": True,
+        "weight_norm": False,
+        "conv2d deep": False,
+    }.items():
         converted = san.convert(build(case)[0])
         assert ("head.out.scale" not in dict(converted.named_parameters())) == fixed
         assert "head.out.scale" in converted.state_dict()
@@ -240,7 +283,9 @@ def test_spectral_norm_fixes_the_scale_and_weight_norm_does_not():
 def test_output_bias_is_no_business_of_the_direction():
     converted = san.convert(nn.Linear(5, 1))
     logits = converted(torch.randn(4, 5))
-    assert torch.autograd.grad(logits.dir.sum(), converted.bias, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(logits.dir.sum(), converted.bias, allow_unused=True, retain_graph=True) == (
+        None,
+    )
     assert float(torch.autograd.grad(logits.fun.sum(), converted.bias)[0]) == 4
 
 
@@ -354,7 +399,9 @@ def test_copies_and_pickles_of_a_converted_module(make, copied, after_a_pass):
 def test_moving_averages_of_a_converted_module():
     torch.manual_seed(0)
     D, x = san.convert(sequential_mlp()), torch.randn(2, 5)
-    average = torch.optim.swa_utils.AveragedModel(D, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    average = torch.optim.swa_utils.AveragedModel(
+        D, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    )
     average.update_parameters(D)
     assert torch.equal(average(x).fun, D(x).fun)
     with torch.no_grad():
@@ -428,17 +475,43 @@ class WithSigmoid(nn.Module):
         (lambda: san.convert(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "1"), "'1' is a ReLU"),
         (lambda: san.convert(san.convert(nn.Sequential(nn.Linear(3, 1)))), "converted already"),
         (lambda: san.restore(nn.Linear(3, 1)), "no converted layer"),
-        (lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1), nn.Softmax(1))), "ends in Softmax"),
+        (
+            lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1), nn.Softmax(1))),
+            "ends in Softmax",
+        ),
         *[
-            (lambda last=last: san.convert(nn.Sequential(nn.Linear(3, 2), last)), f"ends in {type(last).__name__}, but")
-            for last in (nn.ELU(), nn.GELU(), nn.Tanh(), nn.Hardtanh(), nn.Dropout(), nn.BatchNorm1d(2), nn.LayerNorm(2))
+            (
+                lambda last=last: san.convert(nn.Sequential(nn.Linear(3, 2), last)),
+                f"ends in {type(last).__name__}, but",
+            )
+            for last in (
+                nn.ELU(),
+                nn.GELU(),
+                nn.Tanh(),
+                nn.Hardtanh(),
+                nn.Dropout(),
+                nn.BatchNorm1d(2),
+                nn.LayerNorm(2),
+            )
         ],
         *[
-            (lambda last=last: san.convert(nn.Sequential(nn.Linear(3, 2), last)), f"ends in {type(last).__name__}, but")
-            for last in (nn.MaxPool1d(2), nn.PReLU(), nn.LogSoftmax(1), nn.ConvTranspose1d(2, 1, 1), nn.Threshold(0, 0))
+            (
+                lambda last=last: san.convert(nn.Sequential(nn.Linear(3, 2), last)),
+                f"ends in {type(last).__name__}, but",
+            )
+            for last in (
+                nn.MaxPool1d(2),
+                nn.PReLU(),
+                nn.LogSoftmax(1),
+                nn.ConvTranspose1d(2, 1, 1),
+                nn.Threshold(0, 0),
+            )
         ],
         (lambda: san.convert(nn.DataParallel(nn.Linear(2, 1))), "before wrapping it in DataParallel"),
-        (lambda: san.convert(torch.compile(sequential_mlp(), backend="eager")), "before wrapping it in OptimizedModule"),
+        (
+            lambda: san.convert(torch.compile(sequential_mlp(), backend="eager")),
+            "before wrapping it in OptimizedModule",
+        ),
         (lambda: san.convert(compiled_in_place()), r"is compiled: convert before compile\(\)"),
         (lambda: san.convert(patched()), "has a forward set on the object"),
         (

@@ -123,7 +123,10 @@ def test_recorder_reads_converted_layers():
     ("call", "says"),
     [
         (lambda: diagnostics.Recorder(nn.Linear(2, 1)), "no SAN layer"),
-        (lambda: diagnostics.Recorder(nn.Sequential(san.SANLinear(2, 1)), {"x": "0"}), "'x', which is no module"),
+        (
+            lambda: diagnostics.Recorder(nn.Sequential(san.SANLinear(2, 1)), {"x": "0"}),
+            "'x', which is no module",
+        ),
         (lambda: diagnostics.mean_features(san.SANEmbedding(2, 2), torch.zeros(1, 2)), "maps no features"),
     ],
 )

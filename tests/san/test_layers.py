@@ -86,7 +86,9 @@ def test_zero_weight_stays_finite():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**16), factor=st.floats(1e-3, 1e3))
 def test_normalize_restores_unit_norm_in_nested_modules(seed, factor):
-    net = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Sequential(*(make(kind, seed)[0] for kind in KINDS)))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 6), torch.nn.Sequential(*(make(kind, seed)[0] for kind in KINDS))
+    )
     linear = net[0].weight.clone()
     layers = list(net[1])
     directions = [layer.weight.detach().clone() for layer in layers]

@@ -112,7 +112,11 @@ KEPT = {
     "types": lambda y: y.double().to(torch.float32).contiguous().clone(),
     "pooling": lambda y: F.avg_pool1d(F.pad(y[None], (1, 1)), 2),
     "interpolation": lambda y: F.interpolate(y[None], scale_factor=2.0, mode="linear"),
-    "a value that is only shown": lambda y: (f"{y.mean():.2f} {y.shape} {y.mean().item()}", y.isnan().any(), y)[2],
+    "a value that is only shown": lambda y: (
+        f"{y.mean():.2f} {y.shape} {y.mean().item()}",
+        y.isnan().any(),
+        y,
+    )[2],
 }
 
 

@@ -45,7 +45,10 @@ def test_generator_objectives_increase():
         assert (san.generator_objective(name)(x).diff() > 0).all(), name
 
 
-@pytest.mark.parametrize(("call", "known"), [(lambda: san.discriminator_loss("hingee"), "hinge"), (lambda: san.generator_objective("ns?"), "logit")])
+@pytest.mark.parametrize(
+    ("call", "known"),
+    [(lambda: san.discriminator_loss("hingee"), "hinge"), (lambda: san.generator_objective("ns?"), "logit")],
+)
 def test_unknown_names_are_refused_with_the_known_ones(call, known):
     with pytest.raises(ValueError, match=known) as error:
         call()
@@ -53,7 +56,9 @@ def test_unknown_names_are_refused_with_the_known_ones(call, known):
 
 
 def test_direction_loss_turns_the_direction_to_the_difference_of_means():
-    """The optimum of the Wasserstein form on the unit sphere is the normalised difference of the feature means (SAN: direction optimality)."""
+    """The optimum of the Wasserstein form on the unit sphere is the normalised difference of the feature
+    means (SAN: direction optimality).
+    """
     generator = torch.Generator().manual_seed(0)
     layer = san.SANLinear(8, 1, bias=False, generator=generator)
     shift = torch.randn(8, generator=generator)
@@ -111,7 +116,9 @@ def test_relativistic_pairs():
 
 @pytest.mark.parametrize("name", [*BY_HAND, "relativistic"])
 def test_san_form_adds_the_wasserstein_form_on_dir(name):
-    """On fun the gradient is the GAN's own; on dir it is -1/n on real and +1/n on generated samples, whatever the loss."""
+    """On fun the gradient is the GAN's own; on dir it is -1/n on real and +1/n on generated samples, whatever
+    the loss.
+    """
     parts = [POINTS.clone().requires_grad_() for _ in range(4)]
     real, fake = san.SANLogits(*parts[:2]), san.SANLogits(*parts[2:])
     grads = torch.autograd.grad(san.discriminator_objective(real, fake, name), parts)
@@ -122,7 +129,9 @@ def test_san_form_adds_the_wasserstein_form_on_dir(name):
     torch.testing.assert_close(grads[1], torch.full_like(POINTS, -1 / len(POINTS)))
     torch.testing.assert_close(grads[3], torch.full_like(POINTS, 1 / len(POINTS)))
     pairs = san.discriminator_pair_terms(real, fake, name)
-    torch.testing.assert_close(pairs.fun.mean() + pairs.dir.mean(), san.discriminator_objective(real, fake, name))
+    torch.testing.assert_close(
+        pairs.fun.mean() + pairs.dir.mean(), san.discriminator_objective(real, fake, name)
+    )
 
 
 def test_mixed_logits_are_refused():
@@ -163,7 +172,9 @@ FIELDS = {  # objective -> h' by hand
 def test_generator_objectives_imply_their_vector_field(objective):
     expected = FIELDS[objective](POINTS)
     torch.testing.assert_close(san.vector_field(objective, POINTS), expected)
-    torch.testing.assert_close(finite_differences(san.generator_objective(objective), POINTS), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        finite_differences(san.generator_objective(objective), POINTS), expected, rtol=1e-6, atol=1e-8
+    )
     samples = POINTS.clone().requires_grad_()
     san.generator_terms(samples, objective).sum().backward()
     torch.testing.assert_close(-samples.grad, expected)  # descent moves a sample along h'(d)
@@ -177,7 +188,10 @@ def test_every_generator_objective_is_tested_here():
 def test_callables_and_pairs():
     twice = lambda d: 2 * d  # noqa: E731
     assert torch.equal(san.generator_terms(LOGITS, twice), -2 * LOGITS)
-    torch.testing.assert_close(san.generator_terms(LOGITS, "ns", LOGITS.flip(0)), -torch.nn.functional.logsigmoid(LOGITS - LOGITS.flip(0)))
+    torch.testing.assert_close(
+        san.generator_terms(LOGITS, "ns", LOGITS.flip(0)),
+        -torch.nn.functional.logsigmoid(LOGITS - LOGITS.flip(0)),
+    )
 
 
 def unlike_h(d):
@@ -218,7 +232,9 @@ def test_bad_generator_objectives_are_refused_in_one_line(objective, says):
 
 
 def test_least_squares_and_bce_find_the_density_ratio():
-    """Minimising over free logits on two Bernoulli-like bins gives the optimum the papers state: log p/q, and (p - q)/(p + q)."""
+    """Minimising over free logits on two Bernoulli-like bins gives the optimum the papers state: log p/q, and
+    (p - q)/(p + q).
+    """
     p, q = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.tensor([0.2, 0.8], dtype=torch.float64)
     for name, expected in {"bce": torch.log(p / q), "ls": (p - q) / (p + q), "ls01": p / (p + q)}.items():
         d = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -236,7 +252,10 @@ def test_least_squares_and_bce_find_the_density_ratio():
 
 
 def test_relativistic_pairing_finds_the_log_ratio_up_to_a_constant():
-    p, q = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    p, q = (
+        torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64),
+        torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64),
+    )
     d = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     pair = san.discriminator_loss("relativistic").pair
     optimizer = torch.optim.LBFGS([d], max_iter=200, tolerance_grad=1e-12)
@@ -253,7 +272,9 @@ def test_relativistic_pairing_finds_the_log_ratio_up_to_a_constant():
 
 
 def test_ls01_is_hifigans_and_outside_of_the_check():
-    """Targets 1 and 0; the generator's term rises again beyond d = 1, so that it is no objective of MonoFlow's table."""
+    """Targets 1 and 0; the generator's term rises again beyond d = 1, so that it is no objective of
+    MonoFlow's table.
+    """
     loss = san.discriminator_loss("ls01")
     assert float(loss.real(torch.ones(()))) == 0 == float(loss.fake(torch.zeros(())))
     torch.testing.assert_close(san.generator_terms(POINTS, "ls01"), (1 - POINTS) ** 2)
@@ -267,7 +288,9 @@ def test_ls01_is_hifigans_and_outside_of_the_check():
 
 
 def heads(kind, seed: int):
-    """Logits of three heads, of different shapes, in a list, tuple or dict, nested or not; and as a flat list."""
+    """Logits of three heads, of different shapes, in a list, tuple or dict, nested or not; and as a flat
+    list.
+    """
     generator = torch.Generator().manual_seed(seed)
     flat = [san.SANLogits(*torch.randn(2, 4, width, generator=generator).unbind()) for width in (1, 2, 5)]
     return kind(*flat), flat
@@ -330,7 +353,10 @@ ONE = san.SANLogits(LOGITS, LOGITS)
         (lambda: san.discriminator_objective({"a": ONE}, {"b": ONE}), r"heads \(a\) and \(b\)"),
         (lambda: san.discriminator_objective({"a": [ONE]}, {"a": [ONE] * 2}), "logits at a: 1 and 2 heads"),
         (lambda: san.discriminator_objective([ONE], ONE), "of the type list and SANLogits"),
-        (lambda: san.discriminator_objective([ONE, "x"], [ONE, "x"]), "logits at 1 are of the type str and str"),
+        (
+            lambda: san.discriminator_objective([ONE, "x"], [ONE, "x"]),
+            "logits at 1 are of the type str and str",
+        ),
         (lambda: san.discriminator_objective([ONE, LOGITS], [ONE, LOGITS]), "without feature maps"),
         (lambda: san.discriminator_terms([LOGITS], True), "plain tensors, but SANLogits are needed"),
         (lambda: san.discriminator_pair_terms(LOGITS, LOGITS), "plain tensors, but SANLogits are needed"),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `pip install .` brings: the package san, nothing else at the top level, small, and torch as the only dependency."""
+"""What `pip install .` brings: the package san, nothing else at the top level, small, and torch as the only
+dependency.
+"""
 
 import re
 import sys
@@ -27,7 +29,18 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, source)
     for folder in ("san", "training", "dnnlib"):  # the last two must stay out
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(dest)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(source),
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "--wheel-dir",
+        str(dest),
+    ]
     waiting.run(command, check=True)
     (path,) = dest.glob("*.whl")
     return path
@@ -37,14 +50,20 @@ def test_wheel_holds_san_alone_and_is_small(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"san"}
-    assert {name for name in names if name.startswith("san/")} == {f"san/{p.name}" for p in (ROOT / "san").glob("*.py")}
+    assert {name for name in names if name.startswith("san/")} == {
+        f"san/{p.name}" for p in (ROOT / "san").glob("*.py")
+    }
     assert wheel.stat().st_size < 50_000
 
 
 def test_wheel_asks_for_torch_alone(wheel):
     archive = zipfile.ZipFile(wheel)
-    metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
-    assert "san.convert(Discriminator())" in str(metadata.get_payload()), "the package index shows how to use it"
+    metadata = Parser().parsestr(
+        archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+    )
+    assert "san.convert(Discriminator())" in str(metadata.get_payload()), (
+        "the package index shows how to use it"
+    )
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert len(required) == 1 and required[0].startswith("torch")
 
@@ -55,12 +74,23 @@ def test_wheel_imports_without_the_checkout(wheel, tmp_path):
         "import sys, san; assert san.__file__.startswith(sys.argv[1]), san.__file__; "
         "ours = {'training', 'torch_utils', 'dnnlib', 'metrics'} & set(sys.modules); assert not ours, ours"
     )
-    waiting.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""})
+    waiting.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+    )
 
 
 def test_the_ten_lines_of_the_page_run():
-    """The example of docs/method.md, as it stands there, on a generator and a discriminator of somebody else's."""
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), re.DOTALL) if "san.convert" in block]
+    """The example of docs/method.md, as it stands there, on a generator and a discriminator of somebody
+    else's.
+    """
+    (code,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), re.DOTALL)
+        if "san.convert" in block
+    ]
     assert len([line for line in code.splitlines() if line.strip() and not line.startswith("import")]) <= 13
 
     class Discriminator(nn.Sequential):
@@ -70,7 +100,12 @@ def test_the_ten_lines_of_the_page_run():
     torch.manual_seed(0)
     G = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2))
     before = G[2].weight.detach().clone()
-    names = {"Discriminator": Discriminator, "G": G, "loader": [torch.randn(8, 2)] * 3, "g_opt": torch.optim.Adam(G.parameters(), 1e-3)}
+    names = {
+        "Discriminator": Discriminator,
+        "G": G,
+        "loader": [torch.randn(8, 2)] * 3,
+        "g_opt": torch.optim.Adam(G.parameters(), 1e-3),
+    }
     exec(code, names)
     weight = names["D"][2].weight.detach()
     assert float(weight.norm()) == pytest.approx(1, abs=1e-6), "the direction is on the unit sphere"

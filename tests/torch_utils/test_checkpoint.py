@@ -37,7 +37,10 @@ def _bits(x):
 
 def test_round_trip_is_bit_exact(tmp_path):
     state = {
-        "tensors": {str(d): (torch.arange(-3, 3).to(d) if d != torch.bool else torch.tensor([True, False])) for d in DTYPES},
+        "tensors": {
+            str(d): (torch.arange(-3, 3).to(d) if d != torch.bool else torch.tensor([True, False]))
+            for d in DTYPES
+        },
         "special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-42]),
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 4),
@@ -111,7 +114,9 @@ def test_keep_and_order(tmp_path):
         checkpoint.save(tmp_path, nimg, {"nimg": nimg})
     assert _names(tmp_path) == [1000, 12345]
     checkpoint.save(tmp_path, 12345, {"nimg": "again"})  # the same count replaces
-    assert _names(tmp_path) == [1000, 12345] and checkpoint.load(checkpoint.latest(tmp_path)) == {"nimg": "again"}
+    assert _names(tmp_path) == [1000, 12345] and checkpoint.load(checkpoint.latest(tmp_path)) == {
+        "nimg": "again"
+    }
     checkpoint.save(tmp_path, 500, {"nimg": 500})  # the run went back: what lies ahead is no longer its line
     assert _names(tmp_path) == [500] and checkpoint.load(checkpoint.latest(tmp_path)) == {"nimg": 500}
     for nimg in (600, 700):
@@ -126,12 +131,16 @@ def test_latest_passes_over_a_damaged_file(tmp_path, harm):
     data = bytearray(bad.read_bytes())
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-    bad.write_bytes({"truncate": data[:middle], "empty": b"", "flip": flipped, "zeros": bytes(len(data))}[harm])
+    bad.write_bytes(
+        {"truncate": data[:middle], "empty": b"", "flip": flipped, "zeros": bytes(len(data))}[harm]
+    )
     with pytest.warns(UserWarning, match="damaged"):
         assert checkpoint.latest(tmp_path) == good
     with pytest.raises(ValueError, match="damaged"):
         checkpoint.load(bad)
-    checkpoint.save(tmp_path, 2, {"x": torch.arange(999)})  # training again reaches that count: the damaged one is gone
+    checkpoint.save(
+        tmp_path, 2, {"x": torch.arange(999)}
+    )  # training again reaches that count: the damaged one is gone
     assert _names(tmp_path) == [1, 2] and len(checkpoint.load(checkpoint.latest(tmp_path))["x"]) == 999
     bad = checkpoint.latest(tmp_path)
     bad.write_bytes(b"")
@@ -178,13 +187,18 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_sigkill_in_the_middle_of_writing(tmp_path):
     code = (
-        "import sys, torch\nsys.path.insert(0, sys.argv[1])\nfrom torch_utils import checkpoint\nx = torch.ones(4_000_000)\n"
+        "import sys, torch\nsys.path.insert(0, sys.argv[1])\nfrom torch_utils import checkpoint\nx = "
+        "torch.ones(4_000_000)\n"
         'for n in range(1, 1000):\n    checkpoint.save(sys.argv[2], n, {"n": n, "x": x * n})\n'
     )
     root = str(Path(checkpoint.__file__).parents[1])
     child = subprocess.Popen([sys.executable, "-c", code, root, str(tmp_path)])
     try:
-        halfway = lambda: len(list(tmp_path.glob("checkpoint-*"))) == 2 and list(tmp_path.glob(".checkpoint-*.tmp"))  # noqa: E731
+
+        def halfway() -> bool:
+            written = list(tmp_path.glob("checkpoint-*"))
+            return len(written) == 2 and bool(list(tmp_path.glob(".checkpoint-*.tmp")))
+
         waiting.until(halfway, child, poll=0)
     finally:
         child.kill()
@@ -196,7 +210,9 @@ def test_sigkill_in_the_middle_of_writing(tmp_path):
 
 
 def _reading_fails(monkeypatch, times: int, error: int = errno.EIO) -> list[float]:
-    """Opening a checkpoint fails so many times, as on a network disk that is away. Returns where the pauses are noted."""
+    """Opening a checkpoint fails so many times, as on a network disk that is away. Returns where the pauses
+    are noted.
+    """
     pauses: list[float] = []
     monkeypatch.setattr(files.time, "sleep", pauses.append)
     failures = iter(range(times))
@@ -225,11 +241,17 @@ def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, nimg, {"x": nimg})
     before = sorted(tmp_path.iterdir())
     _reading_fails(monkeypatch, 1000)
-    with pytest.raises(OSError, match=r"checkpoint-000000000002-.*\.pt cannot be read \(Input/output error.*does not mean that it is damaged"):
+    with pytest.raises(
+        OSError,
+        match=r"checkpoint-000000000002-.*\.pt cannot be read \(Input/output error.*does not mean that it "
+        r"is damaged",
+    ):
         checkpoint.latest(tmp_path)
     with pytest.raises(OSError, match=r"Input/output error.*checkpoint-000000000002"):
         checkpoint.load(before[-1])
-    with pytest.raises(OSError, match="Input/output error"):  # the next one is not proven readable: the earlier ones stay
+    with pytest.raises(
+        OSError, match="Input/output error"
+    ):  # the next one is not proven readable: the earlier ones stay
         checkpoint.save(tmp_path, 3, {"x": 3}, keep=1)
     assert set(before) < set(tmp_path.iterdir())
 
@@ -245,7 +267,9 @@ def test_what_does_not_read_back_replaces_nothing(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, {"x": 1})
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(checkpoint.os, "listdir", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(
+        checkpoint.os, "listdir", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    )
     with pytest.raises(OSError, match=f"Input/output error.*{tmp_path}"):
         checkpoint.latest(tmp_path)
     with pytest.raises(OSError, match=f"Input/output error.*{tmp_path}"):
@@ -258,7 +282,9 @@ def test_a_damaged_one_is_set_aside_until_the_next_is_proven(tmp_path):
     bad.write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged"):
         assert checkpoint.latest(tmp_path, set_aside=True) == good
-    assert {p.name for p in tmp_path.iterdir()} == {good.name, f"{bad.name}.damaged"} and checkpoint.exists(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {good.name, f"{bad.name}.damaged"} and checkpoint.exists(
+        tmp_path
+    )
     good.unlink()
     assert checkpoint.exists(tmp_path) and checkpoint.latest(tmp_path) is None  # it had one
     path = checkpoint.save(tmp_path, 5, {"x": 5})
@@ -266,7 +292,9 @@ def test_a_damaged_one_is_set_aside_until_the_next_is_proven(tmp_path):
 
 
 def test_temporaries_of_live_processes_stay(tmp_path):
-    dead, live = (f".checkpoint-000000000001.{files.owner_name(pid)}-x.tmp" for pid in (2**22 + 1, os.getpid()))
+    dead, live = (
+        f".checkpoint-000000000001.{files.owner_name(pid)}-x.tmp" for pid in (2**22 + 1, os.getpid())
+    )
     for name in (dead, live):
         (tmp_path / name).touch()
     checkpoint.save(tmp_path, 2, {"x": 1})

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of processes: what they tell each other, how they fail and how they are stopped. Two gloo processes, three launches in all."""
+"""Groups of processes: what they tell each other, how they fail and how they are stopped. Two gloo processes,
+three launches in all.
+"""
 
 import os
 import pickle
@@ -36,7 +38,12 @@ def _collectives(folder):
     mine = [torch.arange(3, 6).to(d) * (1 - rank) for d in DTYPES if d != torch.bool]
     mine += [torch.tensor(rank == 0), torch.tensor([float("nan"), -0.0]) * (1 - rank), torch.zeros(0)]
     distributed.broadcast_(mine)
-    assert all(x.tolist() == [3, 4, 5] for x in mine[:6]) and mine[6].item() is True and mine[7][0].isnan() and str(mine[7][1].item()) == "-0.0"
+    assert (
+        all(x.tolist() == [3, 4, 5] for x in mine[:6])
+        and mine[6].item() is True
+        and mine[7][0].isnan()
+        and str(mine[7][1].item()) == "-0.0"
+    )
     for d in DTYPES:
         both = distributed.all_gather_cat(torch.tensor([[rank, 1]]).to(d))
         assert both.dtype == d and torch.equal(both, torch.tensor([[0, 1], [1, 1]]).to(d))
@@ -49,7 +56,11 @@ def _collectives(folder):
     if rank == 1:
         training_stats.report("second", 5)
     collector.update()
-    assert collector.names() == ["both", "main", "second"] and collector["both"] == 1.5 and collector.num("both") == 4
+    assert (
+        collector.names() == ["both", "main", "second"]
+        and collector["both"] == 1.5
+        and collector.num("both") == 4
+    )
     assert collector["main"] == 7 and collector.num("main") == 1 and collector["second"] == 5
     distributed.barrier()
     (folder / f"done{rank}").touch()
@@ -124,7 +135,9 @@ def test_which_failure_is_told():
     lost, cause = (5.0, RuntimeError("connection closed by peer"), ""), (4.0, ValueError("the cause"), "text")
     with pytest.raises(ValueError, match="the cause"):  # the first
         distributed._raise_failure(_children(1, 1), [lost, cause], {0, 1}, [])
-    with pytest.raises(RuntimeError, match=r"process 1 of 2 was ended by SIGKILL \(out of memory\?\)"):  # a death without a word comes before words
+    with pytest.raises(
+        RuntimeError, match=r"process 1 of 2 was ended by SIGKILL \(out of memory\?\)"
+    ):  # a death without a word comes before words
         distributed._raise_failure(_children(1, -9), [lost, None], {0, 1}, [])
     with pytest.raises(ValueError, match="the cause"):  # unless the parent did it
         distributed._raise_failure(_children(-9, 1), [None, cause], {1}, [])
@@ -148,7 +161,12 @@ def test_one_process_needs_no_group(monkeypatch):
     for name in distributed._TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     assert distributed.init("cpu") == torch.device("cpu")
-    assert (distributed.rank(), distributed.local_rank(), distributed.world_size(), distributed.is_main()) == (0, 0, 1, True)
+    assert (
+        distributed.rank(),
+        distributed.local_rank(),
+        distributed.world_size(),
+        distributed.is_main(),
+    ) == (0, 0, 1, True)
     x = torch.tensor([1.0, 2.0])
     distributed.all_reduce_mean_([x])
     distributed.broadcast_([x])
@@ -166,7 +184,14 @@ def test_one_process_needs_no_group(monkeypatch):
 
 
 def test_torchrun_is_recognised(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     calls = []
     for n in (1, 2, 4):

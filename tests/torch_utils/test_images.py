@@ -17,7 +17,18 @@ def test_all_256_values_survive():
 
 
 @pytest.mark.parametrize(
-    "x, expected", [(-2.0, 0), (-1.0, 0), (-0.9999, 0), (0.0, 128), (0.0078, 128), (0.0079, 129), (0.99607, 254), (1.0, 255), (9.0, 255)]
+    "x, expected",
+    [
+        (-2.0, 0),
+        (-1.0, 0),
+        (-0.9999, 0),
+        (0.0, 128),
+        (0.0078, 128),
+        (0.0079, 129),
+        (0.99607, 254),
+        (1.0, 255),
+        (9.0, 255),
+    ],
 )
 def test_quantisation_truncates(x, expected):
     assert images.to_uint8(torch.full((1, 3, 1, 1), x)).unique().tolist() == [expected]
@@ -78,11 +89,17 @@ def test_labelled_grid_wants_a_label_per_row():
 
 def test_column_labels():
     batch = torch.full((4, 3, 32, 32), 200, dtype=torch.uint8)
-    plain, headed = (images.labelled_grid(batch, ["a", "b"], 2, column_labels=labels) for labels in (None, ["12", "300"]))
+    plain, headed = (
+        images.labelled_grid(batch, ["a", "b"], 2, column_labels=labels) for labels in (None, ["12", "300"])
+    )
     top = headed.height - plain.height
     assert top > 10 and headed.width == plain.width
     pixels = np.asarray(headed)
-    assert pixels[:top, -64:-32].min() < 100 and pixels[:top, -32:].min() < 100 and np.array_equal(pixels[top:], np.asarray(plain))
+    assert (
+        pixels[:top, -64:-32].min() < 100
+        and pixels[:top, -32:].min() < 100
+        and np.array_equal(pixels[top:], np.asarray(plain))
+    )
     with pytest.raises(ValueError, match="2 columns need as many labels, got 1"):
         images.labelled_grid(batch, ["a", "b"], 2, column_labels=["12"])
 

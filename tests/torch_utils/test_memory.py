@@ -17,7 +17,11 @@ def system(root, files):
     return root
 
 
-V2 = {"proc/self/cgroup": "0::/job/step\n", "sys/fs/cgroup/job/memory.max": f"{3 * MIB}\n", "sys/fs/cgroup/job/memory.current": f"{2 * MIB}\n"}
+V2 = {
+    "proc/self/cgroup": "0::/job/step\n",
+    "sys/fs/cgroup/job/memory.max": f"{3 * MIB}\n",
+    "sys/fs/cgroup/job/memory.current": f"{2 * MIB}\n",
+}
 V1 = {
     "proc/self/cgroup": "5:cpuset:/\n4:memory:/not/seen/here\n",
     "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * MIB}\n",
@@ -31,8 +35,22 @@ V1 = {
     [
         ({}, 4 * MIB),
         # the step itself has no limit, the job above it has one
-        ({**V2, "sys/fs/cgroup/job/step/memory.max": "max\n", "sys/fs/cgroup/job/step/memory.current": "5\n"}, MIB),
-        ({**V2, "sys/fs/cgroup/job/step/memory.max": f"{9 * MIB}", "sys/fs/cgroup/job/memory.stat": "inactive_file 1000\n"}, MIB + 1000),
+        (
+            {
+                **V2,
+                "sys/fs/cgroup/job/step/memory.max": "max\n",
+                "sys/fs/cgroup/job/step/memory.current": "5\n",
+            },
+            MIB,
+        ),
+        (
+            {
+                **V2,
+                "sys/fs/cgroup/job/step/memory.max": f"{9 * MIB}",
+                "sys/fs/cgroup/job/memory.stat": "inactive_file 1000\n",
+            },
+            MIB + 1000,
+        ),
         ({**V2, "sys/fs/cgroup/job/step/x": "", "sys/fs/cgroup/job/memory.current": f"{4 * MIB}"}, 0),
         # in a container, whose own group is mounted at the top
         (V1, MIB // 2 + 4096),
@@ -56,13 +74,18 @@ def test_the_memory_of_this_machine():
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore."),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."
+        ),
         MemoryError(),
     ],
 )
 def test_shortage_is_one_line_with_the_remedy(error):
     line = r"^out of memory on cuda:0: lower --batch \(now 4\) \(.+\)$"
-    with pytest.raises(ValueError, match=line) as caught, memory.shortage_named("cuda:0", "lower --batch (now 4)"):
+    with (
+        pytest.raises(ValueError, match=line) as caught,
+        memory.shortage_named("cuda:0", "lower --batch (now 4)"),
+    ):
         raise error
     assert "\n" not in str(caught.value)
 

@@ -51,7 +51,7 @@ def test_tracer_warnings_are_hidden_inside_only(recwarn) -> None:
     assert [str(w.message) for w in recwarn] == ["seen", "seen"]
 
 
-def take(count: int, **arguments) -> list[int]:  # type: ignore[no-untyped-def]
+def take(count: int, **arguments) -> list[int]:
     return list(itertools.islice(misc.InfiniteSampler(range(10), **arguments), count))
 
 
@@ -69,8 +69,10 @@ def test_infinite_sampler() -> None:
     assert take(10, seed=6, window_size=0.0) == take(20, seed=6, window_size=0.0)[10:]
 
 
-@pytest.mark.parametrize("arguments", [{"rank": 2, "num_replicas": 2}, {"num_replicas": 0}, {"window_size": 2}])
-def test_infinite_sampler_mistakes(arguments) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    "arguments", [{"rank": 2, "num_replicas": 2}, {"num_replicas": 0}, {"window_size": 2}]
+)
+def test_infinite_sampler_mistakes(arguments) -> None:
     with pytest.raises(ValueError, match="="):
         misc.InfiniteSampler(range(3), **arguments)
     with pytest.raises(ValueError, match="at least one item"):
@@ -87,7 +89,9 @@ def test_copies_by_name() -> None:
     assert len(misc.params_and_buffers(source)) == 7 == len(misc.named_params_and_buffers(source))
     source[1].running_mean += 1
     misc.copy_params_and_buffers(source, target, require_all=True)
-    for (name, a), (_, b) in zip(misc.named_params_and_buffers(source), misc.named_params_and_buffers(target), strict=True):
+    for (name, a), (_, b) in zip(
+        misc.named_params_and_buffers(source), misc.named_params_and_buffers(target), strict=True
+    ):
         assert torch.equal(a, b), name
     assert all(p.requires_grad for p in target.parameters())
     larger = torch.nn.Sequential(*make(2), torch.nn.Linear(4, 1))
@@ -103,7 +107,11 @@ def test_ddp_consistency_compares_bitwise(monkeypatch) -> None:
     module = make(0)
     module[1].running_mean[0] = float("nan")
     misc.check_ddp_consistency(module)
-    monkeypatch.setattr(distributed, "broadcast_", lambda tensors, src=0: [t.add_(1) for t in tensors if t.is_floating_point()])
+    monkeypatch.setattr(
+        distributed,
+        "broadcast_",
+        lambda tensors, src=0: [t.add_(1) for t in tensors if t.is_floating_point()],
+    )
     with pytest.raises(RuntimeError, match=r"Sequential\.0\.weight differs between processes"):
         misc.check_ddp_consistency(module)
     misc.check_ddp_consistency(module, ignore_regex=r".*\.(weight|bias|running_mean|running_var)")
@@ -118,6 +126,8 @@ def test_module_summary(capsys) -> None:
     assert lines[0][:3] == ["Module", "Parameters", "Buffers"]
     assert lines[2] == ["0", "16", "-", "[2,", "4]", "float32"] and lines[3][:3] == ["1", "8", "9"]
     assert lines[-1][:3] == ["Total", "24", "9"]
-    assert not any(hook for part in module.modules() for hook in (part._forward_hooks, part._forward_pre_hooks))
+    assert not any(
+        hook for part in module.modules() for hook in (part._forward_hooks, part._forward_pre_hooks)
+    )
     misc.print_module_summary(module, [torch.zeros(2, 3)], skip_redundant=False)
     assert "wrap.0" in capsys.readouterr().out

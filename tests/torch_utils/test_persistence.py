@@ -44,7 +44,9 @@ class Plain(Toy):
 
 
 def read(content, **kwargs):
-    return read_network_pickle(io.BytesIO(content if isinstance(content, bytes) else pickle.dumps(content, protocol=4)), **kwargs)
+    return read_network_pickle(
+        io.BytesIO(content if isinstance(content, bytes) else pickle.dumps(content, protocol=4)), **kwargs
+    )
 
 
 def refuse(content, message):
@@ -71,10 +73,16 @@ class Calls:
 def test_arguments_class_and_source_are_remembered():
     toy = Toy(3, scale=4.0)
     assert toy.init_args == (3,) and toy.init_kwargs == {"scale": 4.0} and toy.init_kwargs.scale == 4.0
-    assert persistence.is_persistent(toy) and persistence.is_persistent(Toy) and not persistence.is_persistent(Plain(1))
+    assert (
+        persistence.is_persistent(toy)
+        and persistence.is_persistent(Toy)
+        and not persistence.is_persistent(Plain(1))
+    )
     assert persistence.persistent_class(Toy) is Toy
     for twin in (pickle.loads(pickle.dumps(toy)), copy.deepcopy(toy)):
-        assert type(twin) is Toy and torch.equal(twin.weight, toy.weight) and twin.init_kwargs == toy.init_kwargs
+        assert (
+            type(twin) is Toy and torch.equal(twin.weight, toy.weight) and twin.init_kwargs == toy.init_kwargs
+        )
     assert type(copy.deepcopy(Plain(2))) is Plain
 
 
@@ -93,7 +101,9 @@ def test_saving_is_atomic_and_leaves_the_network_alone(tmp_path):
     before = (tmp_path / "a.pkl").read_bytes()
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         save_network_pickle(tmp_path / "a.pkl", {"G": toy, "x": lambda: 0})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"] and (tmp_path / "a.pkl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"] and (
+        tmp_path / "a.pkl"
+    ).read_bytes() == before
     assert toy.training and toy.weight.requires_grad
     assert not pickle.loads(before)["G"].weight.requires_grad
 
@@ -111,7 +121,12 @@ class Foreign(torch.nn.Module):
 
 
 def foreign(source=SOURCE, **changes):
-    meta = dict(type="class", version=6, module_src=source, class_name="Foreign", state=torch.nn.Module().__dict__) | changes
+    meta = (
+        dict(
+            type="class", version=6, module_src=source, class_name="Foreign", state=torch.nn.Module().__dict__
+        )
+        | changes
+    )
     return pickle.dumps({"G": Calls(persistence._reconstruct_persistent_obj, meta)})
 
 
@@ -172,7 +187,9 @@ def test_import_hooks_see_and_change_what_is_loaded(monkeypatch):
 
 
 def test_pickles_load_where_only_dnnlib_and_torch_utils_are(tmp_path):
-    """The published way: a process without this project's training package runs the embedded source, once it is allowed to."""
+    """The published way: a process without this project's training package runs the embedded source, once it
+    is allowed to.
+    """
     from training.generator import build_stem
 
     torch.manual_seed(0)
@@ -192,10 +209,14 @@ with persistence.trust_pickles():
 assert "training" not in sys.modules
 torch.save(G(torch.ones(2, 4), torch.eye(2)), "image.pt")
 """
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "STYLESAN_TRUST_PICKLE")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "STYLESAN_TRUST_PICKLE")
+    }
     result = waiting.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("refused: this pickle carries source code for FullyConnectedLayer that is not installed here")
+    assert result.stdout.startswith(
+        "refused: this pickle carries source code for FullyConnectedLayer that is not installed here"
+    )
     torch.testing.assert_close(torch.load(tmp_path / "image.pt"), G(torch.ones(2, 4), torch.tensor([0, 1])))
 
 
@@ -204,9 +225,20 @@ torch.save(G(torch.ones(2, 4), torch.eye(2)), "image.pt")
 
 def test_data_comes_back_as_it_was():
     toy = Toy(3)
-    plain = {"a": [1, 2.5, None, True, "x", b"y", (1, 2)], "n": np.float32(0.5), "m": np.arange(6).reshape(2, 3).T, "big": 2**70, "set": {1, 2}}
+    plain = {
+        "a": [1, 2.5, None, True, "x", b"y", (1, 2)],
+        "n": np.float32(0.5),
+        "m": np.arange(6).reshape(2, 3).T,
+        "big": 2**70,
+        "set": {1, 2},
+    }
     data = read({"G": toy, "kw": plain, "o": collections.OrderedDict(a=1)})
-    assert data["kw"]["a"] == plain["a"] and data["kw"]["set"] == {1, 2} and data["kw"]["big"] == 2**70 and data["o"] == {"a": 1}
+    assert (
+        data["kw"]["a"] == plain["a"]
+        and data["kw"]["set"] == {1, 2}
+        and data["kw"]["big"] == 2**70
+        and data["o"] == {"a": 1}
+    )
     assert data["kw"]["n"] == np.float32(0.5) and data["kw"]["n"].dtype == np.float32
     np.testing.assert_array_equal(data["kw"]["m"], plain["m"])
     tensors = data["G"].named_tensors()
@@ -223,11 +255,29 @@ def test_torchs_version_is_a_text():
     assert type(data["provenance"]["torch"]) is str and data["provenance"]["torch"] == str(torch.__version__)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    ],
+)
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_tensors_of_every_type_and_layout(dtype, protocol):
     base = torch.arange(24).reshape(2, 3, 4).to(dtype)
-    values = {"plain": base, "view": base[:, 1:, ::2], "transposed": base.permute(2, 0, 1), "scalar": base[0, 0, 1], "empty": base[:0]}
+    values = {
+        "plain": base,
+        "view": base[:, 1:, ::2],
+        "transposed": base.permute(2, 0, 1),
+        "scalar": base[0, 0, 1],
+        "empty": base[:0],
+    }
     content = pickle.dumps(values, protocol=protocol)
     data = read(content)
     for name, value in values.items():
@@ -260,7 +310,10 @@ def test_hostile_globals_are_refused_by_name(name, key, protocol, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept").write_text("")
     content = pickle.dumps({"G": Toy(2) if protocol == 4 else None, key: HOSTILE[name]}, protocol=protocol)
-    refuse(content, f"refused global _?({name.replace('.', '[.]').replace('builtins', '(builtins|__builtin__)')})")
+    refuse(
+        content,
+        f"refused global _?({name.replace('.', '[.]').replace('builtins', '(builtins|__builtin__)')})",
+    )
     read(content, strict=False)  # even where nothing is refused, nothing happens
     (tmp_path / "f.pkl").write_bytes(content)
     assert persistence.main(["f.pkl"]) == 1
@@ -352,20 +405,37 @@ def test_modules_in_themselves_are_refused():
 
 def _storage_bytes(tensor):
     reduced = (
-        tensor.untyped_storage() if False else torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True)
+        tensor.untyped_storage()
+        if False
+        else torch.storage.TypedStorage(
+            wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True
+        )
     )
     return reduced.__reduce__()[1][0]
 
 
 def tensor_call(offset=0, shape=(4,), stride=(1,), data=None):
-    storage = Calls(torch.storage._load_from_bytes, _storage_bytes(torch.arange(4.0)) if data is None else data)
-    return {"t": Calls(torch._utils._rebuild_tensor_v2, storage, offset, shape, stride, False, collections.OrderedDict())}
+    storage = Calls(
+        torch.storage._load_from_bytes, _storage_bytes(torch.arange(4.0)) if data is None else data
+    )
+    return {
+        "t": Calls(
+            torch._utils._rebuild_tensor_v2, storage, offset, shape, stride, False, collections.OrderedDict()
+        )
+    }
 
 
 def test_tensors_stay_in_their_storage():
     assert read(tensor_call())["t"].tensor().tolist() == [0, 1, 2, 3]
     assert read(tensor_call(1, (1, 3), (99, 1)))["t"].tensor().tolist() == [[1, 2, 3]]
-    for offset, shape, stride in [(1, (4,), (1,)), (0, (5,), (1,)), (0, (2, 3), (3, 1)), (0, (2,), (4,)), (2**62, (1,), (1,)), (4, (), ())]:
+    for offset, shape, stride in [
+        (1, (4,), (1,)),
+        (0, (5,), (1,)),
+        (0, (2, 3), (3, 1)),
+        (0, (2,), (4,)),
+        (2**62, (1,), (1,)),
+        (4, (), ()),
+    ]:
         refuse(tensor_call(offset, shape, stride), "reaches outside of its storage")
     for shape, stride in [((2**40,), (0,)), ((2**20, 2**20), (0, 0)), ((3, 3), (1, 0))]:
         refuse(tensor_call(0, shape, stride), "overlaps itself")
@@ -388,8 +458,14 @@ def test_tensors_stay_in_their_storage():
         (lambda b: b + b"\0", "has 17 bytes"),
         (lambda b: b[:40], "cut short"),
         (lambda b: b.replace(b"little_endian", b"little_endiaN"), "big-endian"),
-        (lambda b: b.replace(b"FloatStorage", b"QuintStorage"), "refused global torch.QuintStorage inside a tensor's storage"),
-        (lambda b: b.replace(b"ctorch\nFloatStorage", b"cposix\nsystem"), "refused global posix.system inside a tensor's storage"),
+        (
+            lambda b: b.replace(b"FloatStorage", b"QuintStorage"),
+            "refused global torch.QuintStorage inside a tensor's storage",
+        ),
+        (
+            lambda b: b.replace(b"ctorch\nFloatStorage", b"cposix\nsystem"),
+            "refused global posix.system inside a tensor's storage",
+        ),
         (lambda b: b"\x80\x02K\x01." + b[b.index(b".") + 1 :], "unknown format"),
         (lambda b: "text", "storage is no bytes"),
     ],
@@ -411,7 +487,9 @@ def test_arrays_hold_numbers_only():
 @pytest.fixture(scope="module")
 def sample():
     torch.manual_seed(0)
-    return pickle.dumps({"G": Toy(2), "D": torch.nn.Linear(1, 1), "kw": {"a": np.arange(2), "b": np.float32(1)}}, protocol=4)
+    return pickle.dumps(
+        {"G": Toy(2), "D": torch.nn.Linear(1, 1), "kw": {"a": np.arange(2), "b": np.float32(1)}}, protocol=4
+    )
 
 
 @settings(deadline=None, max_examples=150)
@@ -437,10 +515,16 @@ def test_any_damage_is_a_value_error_or_none(sample, data):
 
 
 def test_the_command_line(tmp_path, capsys):
-    save_network_pickle(tmp_path / "a.pkl", {"G": Toy(3), "D": None, "training_set_kwargs": {"path": "x.zip"}})
+    save_network_pickle(
+        tmp_path / "a.pkl", {"G": Toy(3), "D": None, "training_set_kwargs": {"path": "x.zip"}}
+    )
     assert persistence.main([str(tmp_path / "a.pkl")]) == 0
     out = capsys.readouterr().out
-    assert "G: Toy (persistent Toy), 9 parameters, 4 tensors" in out and "carries source code" in out and "scale = 2" in out
+    assert (
+        "G: Toy (persistent Toy), 9 parameters, 4 tensors" in out
+        and "carries source code" in out
+        and "scale = 2" in out
+    )
     assert persistence.main([str(tmp_path / "absent.pkl")]) == 1
     assert persistence.main([]) == 2
     (tmp_path / "b.pkl").write_bytes(b"nonsense")

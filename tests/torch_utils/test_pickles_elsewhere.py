@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our network pickles in other projects' hands: a process with a minimal dnnlib and torch_utils (tests/minimal_dnnlib), and nothing of ours."""
+"""Our network pickles in other projects' hands: a process with a minimal dnnlib and torch_utils
+(tests/minimal_dnnlib), and nothing of ours.
+"""
 
 import ast
 import os
@@ -47,15 +49,37 @@ def network(name):
 def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monkeypatch):
     G = network(name)
     # The snapshot as training writes it, without a discriminator's backbones.
-    D = SimpleNamespace(saved_state_dict=lambda: {"heads.0.weight": torch.arange(6.0).reshape(2, 3), "projection.x": torch.ones(2)})
-    monkeypatch.setattr(snapshots, "training_set_kwargs", lambda cfg, dataset: {"class_name": "training.dataset.ImageFolderDataset", "path": "x.zip"})
-    monkeypatch.setattr(snapshots, "provenance", lambda cfg, dataset, state: {"project": "StyleSAN-XL", "nimg": 1000})
+    D = SimpleNamespace(
+        saved_state_dict=lambda: {
+            "heads.0.weight": torch.arange(6.0).reshape(2, 3),
+            "projection.x": torch.ones(2),
+        }
+    )
+    monkeypatch.setattr(
+        snapshots,
+        "training_set_kwargs",
+        lambda cfg, dataset: {"class_name": "training.dataset.ImageFolderDataset", "path": "x.zip"},
+    )
+    monkeypatch.setattr(
+        snapshots, "provenance", lambda cfg, dataset, state: {"project": "StyleSAN-XL", "nimg": 1000}
+    )
     contents = snapshots.network_pickle(None, None, SimpleNamespace(G=G, D=D, G_ema=G))
-    assert list(contents) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"], "the published order"
+    assert list(contents) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "provenance"], (
+        "the published order"
+    )
     save_network_pickle(tmp_path / "network-snapshot.pkl", contents)
 
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "STYLESAN_TRUST_PICKLE")}
-    command = [sys.executable, str(MINIMAL / "look.py"), "network-snapshot.pkl", "5", "result.npz", "resaved.pkl"]
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "STYLESAN_TRUST_PICKLE")
+    }
+    command = [
+        sys.executable,
+        str(MINIMAL / "look.py"),
+        "network-snapshot.pkl",
+        "5",
+        "result.npz",
+        "resaved.pkl",
+    ]
     result = waiting.run(command, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     found = np.load(tmp_path / "result.npz")
@@ -70,7 +94,9 @@ def test_a_process_with_a_minimal_dnnlib_uses_our_snapshot(name, tmp_path, monke
     resaved = reader.load(str(tmp_path / "resaved.pkl"))  # by their persistence, from their hands into ours
     np.testing.assert_allclose(resaved(z, c, truncation_psi=0.7).numpy(), found["resaved"], atol=2e-6)
     assert abs(found["resaved"] - found["image"]).max() > 1e-3
-    kept = {bundle.dotted(key.removeprefix("D.")): value for key, value in found.items() if key.startswith("D.")}
+    kept = {
+        bundle.dotted(key.removeprefix("D.")): value for key, value in found.items() if key.startswith("D.")
+    }
     np.testing.assert_array_equal(kept["heads.0.weight"], [[0, 1, 2], [3, 4, 5]])
     assert set(kept) == {"heads.0.weight", "projection.x"}
 
@@ -86,10 +112,24 @@ def test_embedded_source_uses_published_names_only(module):
             imported |= {node.module.split(".")[0]}
             if node.module.startswith("torch_utils"):
                 assert {alias.name for alias in node.names} <= set(PUBLISHED)
-    assert imported <= {"__future__", "collections", "dataclasses", "math", "typing", "numpy", "scipy", "torch", "torch_utils"}
+    assert imported <= {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "math",
+        "typing",
+        "numpy",
+        "scipy",
+        "torch",
+        "torch_utils",
+    }
 
     def published(node):
-        return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in PUBLISHED
+        return (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in PUBLISHED
+        )
 
     for node in ast.walk(tree):
         if published(node):
@@ -101,7 +141,9 @@ def test_embedded_source_uses_published_names_only(module):
 
 @pytest.mark.parametrize("module", [generator, bundle])
 def test_embedded_source_is_python_3_8(module):
-    """The published environments are Python 3.8; annotations are not evaluated, so only code that runs counts."""
+    """The published environments are Python 3.8; annotations are not evaluated, so only code that runs
+    counts.
+    """
     source = Path(module.__file__).read_text()
     tree = ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source
@@ -110,5 +152,7 @@ def test_embedded_source_is_python_3_8(module):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             assert name not in ("removeprefix", "removesuffix", "pairwise", "batched"), f"line {node.lineno}"
             if name in ("zip", "dataclass"):
-                assert not {keyword.arg for keyword in node.keywords} & {"strict", "slots", "kw_only"}, f"line {node.lineno}"
+                assert not {keyword.arg for keyword in node.keywords} & {"strict", "slots", "kw_only"}, (
+                    f"line {node.lineno}"
+                )
         assert not isinstance(node, getattr(ast, "Match", ())), f"line {node.lineno}"

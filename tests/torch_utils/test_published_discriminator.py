@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots as published: D is made of classes by reference, from modules that are not here, and the networks behind it still open."""
+"""Snapshots as published: D is made of classes by reference, from modules that are not here, and the networks
+behind it still open.
+"""
 
 import io
 import sys
@@ -33,7 +35,11 @@ CLASSES = {
     "torch.nn.modules.dropout": ["Dropout"],
     "torch.nn.modules.flatten": ["Unflatten"],
     "torch.nn.modules.module": ["Module", "_WrappedHook"],
-    "torch.nn.utils.spectral_norm": ["SpectralNorm", "SpectralNormStateDictHook", "SpectralNormLoadStateDictPreHook"],
+    "torch.nn.utils.spectral_norm": [
+        "SpectralNorm",
+        "SpectralNormStateDictHook",
+        "SpectralNormLoadStateDictPreHook",
+    ],
     "torch.ao.nn.quantized.modules.functional_modules": ["FloatFunctional"],
     "torch.nn.quantized.modules.functional_modules": ["FloatFunctional"],
 }
@@ -48,14 +54,27 @@ FUNCTIONS = {
 
 def module_opcodes(module, class_name, children=b""):
     """An object of a class by reference: NEWOBJ without arguments, BUILD with a module's state."""
-    parameter = call(name("torch._utils", "_rebuild_parameter"), tensor(call(LOAD, blob(storage([1.0, 2, 3, 4])))), b"\x88", b"}")
+    parameter = call(
+        name("torch._utils", "_rebuild_parameter"),
+        tensor(call(LOAD, blob(storage([1.0, 2, 3, 4])))),
+        b"\x88",
+        b"}",
+    )
     state = b"".join(
         (
             text("training") + b"\x89",
-            text("_parameters") + call(name("collections", "OrderedDict")) + text("weight") + parameter + b"s",
+            text("_parameters")
+            + call(name("collections", "OrderedDict"))
+            + text("weight")
+            + parameter
+            + b"s",
             text("_buffers") + b"}" + text("running") + tensor(call(LOAD, blob(storage([0.0] * 4)))) + b"s",
             text("_modules") + call(name("collections", "OrderedDict")) + children,
-            text("_forward_hooks") + call(name("collections", "OrderedDict")) + integer(0) + name("dill._dill", "_create_function") + b")Rs",
+            text("_forward_hooks")
+            + call(name("collections", "OrderedDict"))
+            + integer(0)
+            + name("dill._dill", "_create_function")
+            + b")Rs",
             text("kernel") + b"K\x03K\x03\x86",
         )
     )
@@ -87,17 +106,31 @@ def test_every_listed_global_is_inert():
         data = read_network_pickle(io.BytesIO(content))
         tensors = data["D"].named_tensors()
     assert not events
-    listed = {f"{module}.{attribute}" for table in (CLASSES, FUNCTIONS) for module, names in table.items() for attribute in names}
+    listed = {
+        f"{module}.{attribute}"
+        for table in (CLASSES, FUNCTIONS)
+        for module, names in table.items()
+        for attribute in names
+    }
     assert listed <= set(data.globals_used)
     assert len(tensors) == 2 * (parts + 1) and tensors["part3.weight"].tensor().tolist() == [1, 2, 3, 4]
-    assert tensors["part3.weight"].is_parameter and data["D"].origin == "pg_modules.discriminator.ProjectedDiscriminator"
+    assert (
+        tensors["part3.weight"].is_parameter
+        and data["D"].origin == "pg_modules.discriminator.ProjectedDiscriminator"
+    )
     assert "pg_modules" not in sys.modules and "feature_networks" not in sys.modules
 
 
 def test_a_snapshot_written_by_dill_from_modules_that_are_gone(tmp_path, monkeypatch):
-    """The published way to write one: classes by reference, a hook that is a closure, by dill; then the modules are gone."""
+    """The published way to write one: classes by reference, a hook that is a closure, by dill; then the
+    modules are gone.
+    """
     dill = pytest.importorskip("dill")
-    names = {"pg_modules": [], "feature_networks": [], **{m: c for m, c in CLASSES.items() if m.startswith(("pg_modules", "feature_networks"))}}
+    names = {
+        "pg_modules": [],
+        "feature_networks": [],
+        **{m: c for m, c in CLASSES.items() if m.startswith(("pg_modules", "feature_networks"))},
+    }
     for module_name, classes in names.items():
         module = types.ModuleType(module_name)
         for class_name in classes:
@@ -120,7 +153,9 @@ def test_a_snapshot_written_by_dill_from_modules_that_are_gone(tmp_path, monkeyp
     z, c = torch.randn(2, 4), torch.tensor([0, 1])
     expected = G(z, c)
     for protocol in (2, 3, 4, 5):
-        content = dill.dumps(dict(G=G, D=D, G_ema=G, augment_pipe=None, training_set_kwargs=None), protocol=protocol)
+        content = dill.dumps(
+            dict(G=G, D=D, G_ema=G, augment_pipe=None, training_set_kwargs=None), protocol=protocol
+        )
         with monkeypatch.context() as gone:
             for module_name in names:
                 gone.delitem(sys.modules, module_name)
@@ -130,5 +165,7 @@ def test_a_snapshot_written_by_dill_from_modules_that_are_gone(tmp_path, monkeyp
             assert not events
             assert data["G"] is data["G_ema"]
             assert torch.equal(twin(z, c), expected)
-            assert {"block.conv.weight_orig", "block.conv.weight_u", "block.conv.bias"} <= set(data["D"].named_tensors())
+            assert {"block.conv.weight_orig", "block.conv.weight_u", "block.conv.bias"} <= set(
+                data["D"].named_tensors()
+            )
             assert any(used.startswith("dill._dill._create_") for used in data.globals_used)

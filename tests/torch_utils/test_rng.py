@@ -16,7 +16,11 @@ from torch_utils import rng
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF, 0xFFFFFFFF), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 
 
@@ -29,20 +33,30 @@ def test_philox_known_answers(counter, key, expected):
 def test_pinned_bits():
     """A change of any of these breaks the resumption of every run that exists."""
     assert rng.key_of(0, "z") == 0x5FAD5BBCB35844B3
-    assert rng.normal(0, "z", 3, [0, 7], (2,)).view(torch.int32).tolist() == [[1067024495, 1039790306], [-1092042106, -1083537774]]
+    assert rng.normal(0, "z", 3, [0, 7], (2,)).view(torch.int32).tolist() == [
+        [1067024495, 1039790306],
+        [-1092042106, -1083537774],
+    ]
     assert rng.uniform(1, "u", 0, [5]).view(torch.int32).tolist() == [1047444060]
     assert rng.integers(2, "c", 2**40, range(6), 1000).tolist() == [626, 104, 471, 83, 515, 995]
     assert rng.permutation(0, "epoch", 1, 10).tolist() == [8, 3, 2, 0, 1, 6, 9, 7, 5, 4]
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(0, 2**40), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20), st.integers(0, 30))
+@given(
+    st.integers(0, 2**31),
+    st.integers(0, 2**40),
+    st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20),
+    st.integers(0, 30),
+)
 def test_a_sample_depends_on_nothing_but_itself(seed, step, samples, size):
     together = rng.normal(seed, "p", step, samples, (size,))
     assert together.shape == (len(samples), size) and together.dtype == torch.float32
     for row, sample in zip(together, samples, strict=True):
         assert torch.equal(row, rng.normal(seed, "p", step, [sample], (size,))[0])
-        assert torch.equal(row, rng.normal(seed, "p", step, [sample], (size + 5,))[0, :size])  # nor on how much is drawn
+        assert torch.equal(
+            row, rng.normal(seed, "p", step, [sample], (size + 5,))[0, :size]
+        )  # nor on how much is drawn
 
 
 def test_chunks_do_not_show(monkeypatch):
@@ -69,7 +83,9 @@ def test_normal_distribution():
     n = x.numel()
     assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 1e-3
     assert abs(x.mean()) < 4 / math.sqrt(n) and abs(x.var() - 1) < 4 * math.sqrt(2 / n)
-    pairs = x.reshape(-1, 2)  # the two numbers of one Box-Muller pair, and of neighbouring positions and samples
+    pairs = x.reshape(
+        -1, 2
+    )  # the two numbers of one Box-Muller pair, and of neighbouring positions and samples
     assert abs((pairs[:, 0] * pairs[:, 1]).mean()) < 4 / math.sqrt(n / 2)
     assert abs((pairs[:, 0] ** 2 * pairs[:, 1] ** 2).mean() - 1) < 4 * math.sqrt(8 / (n / 2))
     assert abs((x[1:] * x[:-1]).mean()) < 4 / math.sqrt(n)
@@ -104,7 +120,9 @@ def test_integers():
 def test_permutation():
     a, b = rng.permutation(0, "epoch", 0, 1001), rng.permutation(0, "epoch", 1, 1001)
     assert a.dtype == np.int64 and sorted(a) == list(range(1001)) and (a != b).any()
-    assert rng.permutation(0, "epoch", 0, 0).tolist() == [] and rng.permutation(0, "epoch", 0, 1).tolist() == [0]
+    assert rng.permutation(0, "epoch", 0, 0).tolist() == [] and rng.permutation(
+        0, "epoch", 0, 1
+    ).tolist() == [0]
     first = np.bincount([rng.permutation(s, "epoch", 0, 4)[0] for s in range(2000)], minlength=4)
     assert stats.chisquare(first).pvalue > 1e-3
 
@@ -116,8 +134,15 @@ def test_empty_and_scalar_shapes():
 
 
 def test_torch_generator():
-    draw = [torch.randn(4, generator=rng.torch_generator(*args)) for args in [(0, "G"), (0, "G"), (1, "G"), (0, "D")]]
-    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2]) and not torch.equal(draw[0], draw[3])
+    draw = [
+        torch.randn(4, generator=rng.torch_generator(*args))
+        for args in [(0, "G"), (0, "G"), (1, "G"), (0, "D")]
+    ]
+    assert (
+        torch.equal(draw[0], draw[1])
+        and not torch.equal(draw[0], draw[2])
+        and not torch.equal(draw[0], draw[3])
+    )
 
 
 @pytest.mark.parametrize(

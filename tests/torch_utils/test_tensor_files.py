@@ -32,16 +32,26 @@ def saved(tmp_path: Path) -> Path:
 
 def test_tensors_come_back(saved: Path, tmp_path: Path) -> None:
     content = tensor_files.load(saved)
-    assert content["c"] == 3 and torch.equal(content["a"], torch.zeros(1000)) and torch.equal(content["b"][0], torch.ones(2))
+    assert (
+        content["c"] == 3
+        and torch.equal(content["a"], torch.zeros(1000))
+        and torch.equal(content["b"][0], torch.ones(2))
+    )
     x = torch.arange(6.0)
     tied = {"a": x, "b": x, "part": x[2:4], "empty": torch.empty(0, 5), "legacy": x.reshape(2, 3).t()}
     for zipped in (True, False):
         torch.save(tied, tmp_path / "b.pth", _use_new_zipfile_serialization=zipped)
-        assert all(torch.equal(value, tied[name]) for name, value in tensor_files.load(tmp_path / "b.pth").items())
+        assert all(
+            torch.equal(value, tied[name]) for name, value in tensor_files.load(tmp_path / "b.pth").items()
+        )
 
 
 def test_bombs_of_zip(saved: Path) -> None:
-    bomb = rewritten(saved, lambda name, data: data + bytes(2**25) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
+    bomb = rewritten(
+        saved,
+        lambda name, data: data + bytes(2**25) if name.endswith("data/0") else data,
+        zipfile.ZIP_DEFLATED,
+    )
     assert bomb.stat().st_size < 2**20
     with limited(30), pytest.raises(ValueError, match=r"claim to unpack to 33,"):
         tensor_files.load(bomb)
@@ -56,7 +66,10 @@ def test_sizes_that_the_file_does_not_hold(saved: Path, count: int) -> None:
         def change(name: str, data: bytes, times: int = times) -> bytes:
             return number.join(data.rsplit(b"M\xe8\x03", times)) if name.endswith("data.pkl") else data
 
-        with limited(3000), pytest.raises(Exception, match=r"claim a tensor|does not match|not resizable|allocate"):
+        with (
+            limited(3000),
+            pytest.raises(Exception, match=r"claim a tensor|does not match|not resizable|allocate"),
+        ):
             tensor_files.load(rewritten(saved, change))
 
 
@@ -91,7 +104,9 @@ def test_lists_that_hold_themselves_end(tmp_path: Path) -> None:
     tensor_files.load(tmp_path / "a.pth")
 
 
-def test_a_damaged_copy_of_the_hub_leaves_its_cache_and_a_users_file_stays(saved: Path, tmp_path: Path) -> None:
+def test_a_damaged_copy_of_the_hub_leaves_its_cache_and_a_users_file_stays(
+    saved: Path, tmp_path: Path
+) -> None:
     blob, name = tmp_path / "blob", "deit_base_distilled_patch16_224"
     blob.write_bytes(saved.read_bytes()[:-100])
     link = tmp_path / "weights.pth"
@@ -99,6 +114,8 @@ def test_a_damaged_copy_of_the_hub_leaves_its_cache_and_a_users_file_stays(saved
     with pytest.raises(ValueError, match="is no readable state dict"):
         timm_weights.read_resolved(name, str(link), link)
     assert blob.exists() and link.is_symlink()
-    with pytest.raises(ValueError, match=rf"^weights of {name}: .* no readable state dict.*the copy {link} is removed"):
+    with pytest.raises(
+        ValueError, match=rf"^weights of {name}: .* no readable state dict.*the copy {link} is removed"
+    ):
         timm_weights.read_resolved(name, None, link)
     assert not blob.exists() and not link.is_symlink()

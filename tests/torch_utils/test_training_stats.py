@@ -29,7 +29,10 @@ def test_moments():
     values = torch.tensor([1.0, 2, 6, 3, 4, 5], dtype=torch.float64)
     assert collector.num("a") == 6 and collector["a"] == collector.mean("a") == 3.5
     assert collector.std("a") == pytest.approx(values.std(correction=0).item(), rel=1e-12)
-    assert collector.as_dict() == {"a": {"num": 6, "mean": 3.5, "std": collector.std("a")}} and collector.as_dict().a.num == 6
+    assert (
+        collector.as_dict() == {"a": {"num": 6, "mean": 3.5, "std": collector.std("a")}}
+        and collector.as_dict().a.num == 6
+    )
 
 
 def test_reports_before_a_collector_are_not_its_own():
@@ -90,7 +93,12 @@ def test_non_finite_values_show_and_pass():
     report("a", [1.0, float("nan")])
     report("b", [1.0, float("inf")])
     collector.update()
-    assert math.isnan(collector["a"]) and math.isnan(collector.std("a")) and collector["b"] == math.inf and math.isnan(collector.std("b"))
+    assert (
+        math.isnan(collector["a"])
+        and math.isnan(collector.std("a"))
+        and collector["b"] == math.inf
+        and math.isnan(collector.std("b"))
+    )
     report("a", 3.0)
     collector.update()
     assert collector["a"] == 3
@@ -104,7 +112,9 @@ def test_gradients_do_not_flow():
 def test_a_checkpoint_within_an_interval_changes_no_bit():
     """Sums are exact: where the interval is cut does not matter, nor does a value that cancels large ones."""
     random = np.random.RandomState(0)
-    values = [np.append(random.randn(5) * 10.0 ** random.randint(-8, 8, 5), 1e16 * (-1) ** i) for i in range(40)]
+    values = [
+        np.append(random.randn(5) * 10.0 ** random.randint(-8, 8, 5), 1e16 * (-1) ** i) for i in range(40)
+    ]
     found = []
     for cuts in ((), (1, 2, 7, 30), range(40)):
         collector = Collector()

@@ -31,7 +31,9 @@ def test_a_sample_depends_on_its_own_draws_alone(seed, size, count):
 
 def test_the_same_draws_give_the_same_images():
     state = torch.get_rng_state()
-    assert torch.equal(augment.diff_augment(images(3, 16), draws(3)), augment.diff_augment(images(3, 16), draws(3)))
+    assert torch.equal(
+        augment.diff_augment(images(3, 16), draws(3)), augment.diff_augment(images(3, 16), draws(3))
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 

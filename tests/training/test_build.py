@@ -30,9 +30,14 @@ def test_a_class_embedding_is_read_and_bad_ones_are_one_line(tmp_path: Path) -> 
     np.save(tmp_path / "text.npy", np.full((3, 4), "a"))
     np.save(tmp_path / "objects.npy", np.full((3, 4), None), allow_pickle=True)
     (tmp_path / "half.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:-8])
-    (tmp_path / "huge.npy").write_bytes((tmp_path / "good.npy").read_bytes().replace(b"(3, 4)", b"(3, 4000000000)"))
+    (tmp_path / "huge.npy").write_bytes(
+        (tmp_path / "good.npy").read_bytes().replace(b"(3, 4)", b"(3, 4000000000)")
+    )
     (tmp_path / "page.npy").write_bytes(b"<html>")
     for name in ("classes", "flat", "nan", "text", "objects", "half", "huge", "page", "none"):
-        with limited(300), pytest.raises(ValueError, match=rf"^--class-embedding={tmp_path}/{name}\.npy") as error:
+        with (
+            limited(300),
+            pytest.raises(ValueError, match=rf"^--class-embedding={tmp_path}/{name}\.npy") as error,
+        ):
             embedding(tmp_path / f"{name}.npy")
         assert "\n" not in str(error.value)

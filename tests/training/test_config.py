@@ -37,7 +37,13 @@ def changed(**values) -> TrainConfig:
 
 
 def test_json_round_trip():
-    cfg = changed(run__batch=24, run__metrics=["none10"], data__max_images=7, discriminator__backbone_weights={"a": "b"}, optim__glr=1)
+    cfg = changed(
+        run__batch=24,
+        run__metrics=["none10"],
+        data__max_images=7,
+        discriminator__backbone_weights={"a": "b"},
+        optim__glr=1,
+    )
     assert from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
     assert cfg.optim.glr == 1.0 and cfg.run.metrics == ("none10",)
 
@@ -52,7 +58,10 @@ def test_older_files_take_defaults_and_unknown_keys_are_named():
         from_json({"run": 3})
 
 
-@pytest.mark.parametrize(("name", "value"), [("run.batch", "8"), ("run.batch", True), ("data.cond", 1), ("run.metrics", [1]), ("run.kimg", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("run.batch", "8"), ("run.batch", True), ("data.cond", 1), ("run.metrics", [1]), ("run.kimg", None)],
+)
 def test_values_of_another_type_are_refused(name, value):
     with pytest.raises(ValueError, match=f"'{name}' must be of type"):
         TrainConfig().override({name: value})
@@ -63,7 +72,11 @@ def test_every_number_has_a_smallest_value_and_its_default_is_no_smaller():
     for section, cls in SECTIONS.items():
         for key, value in to_json(TrainConfig())[section].items():
             low = cls.__dataclass_fields__[key].metadata["low"]
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("up_factor", "tick"):
+            if (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and key not in ("up_factor", "tick")
+            ):
                 assert low is not None, key
                 with pytest.raises(ValueError, match=f"--{key.replace('_', '-')}="):
                     TrainConfig().override({f"{section}.{key}": low - 1}).validate()
@@ -73,7 +86,10 @@ def test_every_number_has_a_smallest_value_and_its_default_is_no_smaller():
 
 
 def test_origins():
-    rows = {name: (value, origin) for name, value, origin, _ in describe(changed(run__batch=24, run__seed=3), {"run.batch"})}
+    rows = {
+        name: (value, origin)
+        for name, value, origin, _ in describe(changed(run__batch=24, run__seed=3), {"run.batch"})
+    }
     assert rows["run.batch"] == ("24", "given")
     assert rows["run.seed"] == ("3", "the run's own")
     assert rows["run.kimg"] == ("25000.0", "default of StyleGAN3")
@@ -138,10 +154,16 @@ def test_help_shows_every_flag_with_its_default_or_that_it_is_required():
 
 def test_what_version_01_wrote_reads():
     assert from_json({"generator": {"map_depth": 2, "syn_layers": 7}}) == changed(generator__syn_layers=7)
-    assert CliRunner().invoke(train.main, ["--map-depth=8"]).output.startswith("Error: --map-depth=8 is not possible")
+    assert (
+        CliRunner()
+        .invoke(train.main, ["--map-depth=8"])
+        .output.startswith("Error: --map-depth=8 is not possible")
+    )
 
 
-COPIES = [  # functions whose parameters are options: they keep the same defaults, since pickles and users of parts call them alone
+# functions whose parameters are options: they keep the same defaults, since pickles and users of parts call
+# them alone
+COPIES = [
     (build_stem, {"config": "cfg"}, GeneratorConfig),
     (build_superres, {"config": "cfg"}, GeneratorConfig),
     (plan_stem, {"num_layers": "syn_layers"}, GeneratorConfig),
@@ -155,7 +177,9 @@ COPIES = [  # functions whose parameters are options: they keep the same default
 ]
 
 
-@pytest.mark.parametrize(("function", "names", "section"), COPIES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("function", "names", "section"), COPIES, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_functions_of_their_own_have_the_configs_defaults(function, names, section):
     given = {"cbase": STEM_CBASE, "cmax": STEM_CMAX} if function is build_stem else {}
     compared = 0
@@ -217,4 +241,7 @@ def test_texts_of_numbers_beyond_reason_are_one_line():
 
 
 def test_limits_agree_with_those_of_what_they_limit():
-    assert MAX_LAYERS == generator.MAX_LAYERS and MAX_RESOLUTION**2 <= archives.MAX_PIXELS < (2 * MAX_RESOLUTION) ** 2
+    assert (
+        MAX_LAYERS == generator.MAX_LAYERS
+        and MAX_RESOLUTION**2 <= archives.MAX_PIXELS < (2 * MAX_RESOLUTION) ** 2
+    )

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole training steps with every tensor on one device that is not the CPU: nothing is left behind, or made, on another.
+"""Whole training steps with every tensor on one device that is not the CPU: nothing is left behind, or made,
+on another.
 
-The device is torch's "meta" under FakeTensorMode: shapes, types and devices are those of real tensors, an operation on tensors of two devices
-raises, as on a GPU, and there are no values. Its tensors go through the operators that CUDA tensors take.
+The device is torch's "meta" under FakeTensorMode: shapes, types and devices are those of real tensors, an
+operation on tensors of two devices raises, as on a GPU, and there are no values. Its tensors go through the
+operators that CUDA tensors take.
 """
 
 import copy
@@ -25,7 +27,13 @@ from training.state import TrainState
 
 DEVICE = torch.device("meta")
 CLASSES = 10
-TINY = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8, "backbones": [timm_weights.LITE0]}
+TINY = {
+    "feature_size": 32,
+    "proj_channels": 8,
+    "head_channels": 8,
+    "cond_channels": 8,
+    "backbones": [timm_weights.LITE0],
+}
 
 
 def fake(t: torch.Tensor) -> torch.Tensor:
@@ -33,7 +41,9 @@ def fake(t: torch.Tensor) -> torch.Tensor:
 
 
 def moved(module: torch.nn.Module) -> Any:
-    """The module with its parameters and buffers on DEVICE. Any other tensor that it holds stays real, and raises where it is used."""
+    """The module with its parameters and buffers on DEVICE. Any other tensor that it holds stays real, and
+    raises where it is used.
+    """
     seen: dict[int, torch.Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -41,7 +51,11 @@ def moved(module: torch.nn.Module) -> Any:
                 if t is None:
                     continue
                 if id(t) not in seen:
-                    seen[id(t)] = torch.nn.Parameter(fake(t), t.requires_grad) if tensors is part._parameters else fake(t)
+                    seen[id(t)] = (
+                        torch.nn.Parameter(fake(t), t.requires_grad)
+                        if tensors is part._parameters
+                        else fake(t)
+                    )
                 tensors[name] = seen[id(t)]
     return module
 
@@ -49,14 +63,22 @@ def moved(module: torch.nn.Module) -> Any:
 def moved_round(r: Any) -> Any:
     """A round of inputs on DEVICE."""
     fields = {
-        name: fake(value) if isinstance(value, torch.Tensor) else {key: fake(t) for key, t in value.items()} if isinstance(value, dict) else value
+        name: fake(value)
+        if isinstance(value, torch.Tensor)
+        else {key: fake(t) for key, t in value.items()}
+        if isinstance(value, dict)
+        else value
         for name, value in vars(r).items()
     }
     return dataclasses.replace(r, **fields)
 
 
-def step_without_values(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *rest: Any) -> None:
-    """steps.apply_gradients but for the look at the values, and for one kernel over all weights, which is CUDA's."""
+def step_without_values(
+    params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *rest: Any
+) -> None:
+    """steps.apply_gradients but for the look at the values, and for one kernel over all weights, which is
+    CUDA's.
+    """
     grads = [p.grad for p in params.values() if p.grad is not None]
     assert grads and all(g.device == DEVICE for g in grads)
     torch.stack(torch._foreach_norm(grads))
@@ -80,11 +102,26 @@ def stem(family: str) -> generator.Generator:
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize(
-    ("family", "superres", "precision", "d_precision"), [("stylegan3-t", True, "fp16", "bf16"), ("stylegan3-r", False, "bf16", "fp32")]
+    ("family", "superres", "precision", "d_precision"),
+    [("stylegan3-t", True, "fp16", "bf16"), ("stylegan3-r", False, "bf16", "fp32")],
 )
-def test_a_training_step_stays_on_its_device(cuda_paths, family: str, superres: bool, precision: str, d_precision: str) -> None:
-    cfg = TrainConfig().override({"run.batch": 4, "discriminator.precision": d_precision, **{f"discriminator.{k}": v for k, v in TINY.items()}})
-    cfg = cfg.override({"discriminator.backbone_weights": {timm_weights.LITE0: timm_weights.RANDOM}, "loss.diagnostics": False, "loss.cls_weight": 1})
+def test_a_training_step_stays_on_its_device(
+    cuda_paths, family: str, superres: bool, precision: str, d_precision: str
+) -> None:
+    cfg = TrainConfig().override(
+        {
+            "run.batch": 4,
+            "discriminator.precision": d_precision,
+            **{f"discriminator.{k}": v for k, v in TINY.items()},
+        }
+    )
+    cfg = cfg.override(
+        {
+            "discriminator.backbone_weights": {timm_weights.LITE0: timm_weights.RANDOM},
+            "loss.diagnostics": False,
+            "loss.cls_weight": 1,
+        }
+    )
     G = generator.build_superres(stem(family), family, 2, 4) if superres else stem(family)
     G.synthesis.reduced_dtype = devices.pick_precision(precision, torch.device("cuda"))
     D = build.make_discriminator(cfg.discriminator, CLASSES, G.img_resolution, 0)
@@ -92,11 +129,16 @@ def test_a_training_step_stays_on_its_device(cuda_paths, family: str, superres: 
     classifier.class_map = torch.arange(CLASSES)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     cpu_inputs = InputSource(
-        seed=0, z_dim=G.z_dim, labels=np.arange(CLASSES), backbones=cfg.discriminator.backbones, device=torch.device("cpu"), batch=4,
+        seed=0, z_dim=G.z_dim, labels=np.arange(CLASSES), backbones=cfg.discriminator.backbones,
+        device=torch.device("cpu"), batch=4,
         processes=1, rank=0, batch_gpu=4,
     )  # fmt: skip
     pixels = torch.zeros(4, 3, G.img_resolution, G.img_resolution, dtype=torch.uint8)
-    drawn = [cpu_inputs.rounds("G", 0), cpu_inputs.rounds("path_length", 0, 2), cpu_inputs.real_rounds(0, pixels, torch.arange(4))]
+    drawn = [
+        cpu_inputs.rounds("G", 0),
+        cpu_inputs.rounds("path_length", 0, 2),
+        cpu_inputs.real_rounds(0, pixels, torch.arange(4)),
+    ]
     with FakeTensorMode(), training_stats.unrecorded():
         state = TrainState.create(moved(G).train(), moved(D).train(), cfg.optim, 0)
         state.G_ema = moved(G_ema)  # the copy of a fake tensor has a mode of its own
@@ -115,8 +157,12 @@ def test_a_tensor_left_on_the_cpu_is_noticed(cuda_paths) -> None:
     with FakeTensorMode():
         moved(G)
         G.mapping(fake(z), torch.zeros(2, dtype=torch.int64, device=DEVICE))
-        layer = next(m for m in G.mapping.modules() if isinstance(getattr(m, "weight", None), torch.nn.Parameter))
-        layer._parameters["weight"] = torch.nn.Parameter(torch.empty(layer.weight.shape, dtype=layer.weight.dtype))
+        layer = next(
+            m for m in G.mapping.modules() if isinstance(getattr(m, "weight", None), torch.nn.Parameter)
+        )
+        layer._parameters["weight"] = torch.nn.Parameter(
+            torch.empty(layer.weight.shape, dtype=layer.weight.dtype)
+        )
         with pytest.raises(RuntimeError, match="device"):
             G.mapping(fake(z), torch.zeros(2, dtype=torch.int64, device=DEVICE))
 

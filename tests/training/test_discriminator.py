@@ -20,8 +20,12 @@ def network(name: str = LITE0) -> features.FeatureNetwork:
     return features.load(name, None if name == LITE0 else "random")
 
 
-def make(c_dim: int = 10, resolution: int = 16, networks: tuple[str, ...] = (LITE0,), **options) -> ProjectedDiscriminator:
-    return ProjectedDiscriminator([network(name) for name in networks], c_dim, resolution, **(SMALL | options))
+def make(
+    c_dim: int = 10, resolution: int = 16, networks: tuple[str, ...] = (LITE0,), **options
+) -> ProjectedDiscriminator:
+    return ProjectedDiscriminator(
+        [network(name) for name in networks], c_dim, resolution, **(SMALL | options)
+    )
 
 
 def images(count: int, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -69,7 +73,9 @@ def test_advance_moves_the_spectral_norms_alone_and_towards_the_singular_value()
     conv = SpectralConv2d(6, 12)
     for _ in range(200):
         conv.advance_spectral_norm()
-    torch.testing.assert_close(conv.sigma(), torch.linalg.matrix_norm(conv.weight_orig.flatten(1), 2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        conv.sigma(), torch.linalg.matrix_norm(conv.weight_orig.flatten(1), 2), rtol=1e-4, atol=0
+    )
 
 
 def test_spectral_norm_starts_close():
@@ -87,7 +93,9 @@ def test_gradient_of_the_normalised_weight_is_orthogonal_to_scaling():
 
 @pytest.mark.parametrize("group", [2, 4])
 def test_results_do_not_depend_on_the_round_size(group):
-    """One round of 8 or several of a multiple of the group: the same logits and the same accumulated gradient."""
+    """One round of 8 or several of a multiple of the group: the same logits and the same accumulated
+    gradient.
+    """
     D = make(bn_group=group)
     x, c = images(8), labels(8, 10)
     gradients, outputs = [], []
@@ -144,8 +152,16 @@ def test_gradient_isolation_survives_the_whole_network():
     D = make()
     y = D(images(4), labels(4, 10))[LITE0]
     named = D.trainable_parameters()
-    fun = dict(zip(named, torch.autograd.grad(y.fun.square().sum(), named.values(), allow_unused=True, retain_graph=True), strict=True))
-    direction = dict(zip(named, torch.autograd.grad(y.dir.square().sum(), named.values(), allow_unused=True), strict=True))
+    fun = dict(
+        zip(
+            named,
+            torch.autograd.grad(y.fun.square().sum(), named.values(), allow_unused=True, retain_graph=True),
+            strict=True,
+        )
+    )
+    direction = dict(
+        zip(named, torch.autograd.grad(y.dir.square().sum(), named.values(), allow_unused=True), strict=True)
+    )
     for name in named:
         is_direction = name.endswith("embed.weight")
         assert (fun[name] is None) == is_direction, name
@@ -168,7 +184,11 @@ def test_seed_decides_everything_and_global_state_is_left_alone():
     first, second, other = (make(seed=seed).saved_state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    drawn = [name for name in first if name.endswith(("weight_orig", "_ccm.weight", "out_conv.weight", "embed.weight"))]
+    drawn = [
+        name
+        for name in first
+        if name.endswith(("weight_orig", "_ccm.weight", "out_conv.weight", "embed.weight"))
+    ]
     assert len(drawn) == 4 * 4 + 3 and not any(torch.equal(first[name], other[name]) for name in drawn)
 
 
@@ -185,7 +205,11 @@ def test_saved_state_round_trip():
 def test_unfit_state_changes_nothing():
     D = make(10)
     before = {name: tensor.clone() for name, tensor in D.saved_state_dict().items()}
-    for other, match in ((make(0), "names differ"), (make(11), "embed.scale' is"), (make(10, head_channels=16), "does not fit")):
+    for other, match in (
+        (make(0), "names differ"),
+        (make(11), "embed.scale' is"),
+        (make(10, head_channels=16), "does not fit"),
+    ):
         with pytest.raises(ValueError, match=match) as error:
             D.load_saved_state_dict(other.saved_state_dict())
         assert "\n" not in str(error.value)
@@ -210,7 +234,11 @@ def test_bfloat16_is_close_and_leaves_the_given_network_alone():
 
 
 def test_augmentation_needs_draws_and_can_be_off():
-    x, c, draws = images(2), labels(2, 10), {LITE0: torch.rand(2, 7, generator=torch.Generator().manual_seed(0))}
+    x, c, draws = (
+        images(2),
+        labels(2, 10),
+        {LITE0: torch.rand(2, 7, generator=torch.Generator().manual_seed(0))},
+    )
     D, off = make(), make(augment=False)
     plain = D(x, c)[LITE0].fun
     assert not torch.equal(D(x, c, draws)[LITE0].fun, plain)
@@ -235,7 +263,10 @@ def test_augmentation_happens_before_resizing():
     torch.testing.assert_close(seen[1][..., 20:, 20:], torch.full((1, 3, 44, 44), 0.25))
 
 
-@pytest.mark.parametrize(("resolution", "feature_size", "expected"), [(16, 64, 64), (16, 96, 96), (128, 64, 128), (16, 50, 50), (32, None, 224)])
+@pytest.mark.parametrize(
+    ("resolution", "feature_size", "expected"),
+    [(16, 64, 64), (16, 96, 96), (128, 64, 128), (16, 50, 50), (32, None, 224)],
+)
 def test_feature_size(resolution, feature_size, expected):
     D = make(0, resolution, feature_size=feature_size)
     assert D.feature_sizes == {LITE0: expected}
@@ -293,7 +324,9 @@ def test_two_networks():
         make(0, networks=(LITE0, LITE0))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet10t.c3_in1k"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet10t.c3_in1k"]
+)
 def test_other_networks(name):
     D = make(0, networks=(name,))
     x = images(1).requires_grad_()
@@ -323,7 +356,11 @@ def test_projection_commutes_convolution_and_upsampling():
 @pytest.mark.parametrize(
     ("x", "c", "match"),
     [
-        (torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), r"images of shape \[N, 3, 16, 16\], got \[2, 3, 8, 8\]"),
+        (
+            torch.zeros(2, 3, 8, 8),
+            torch.zeros(2, dtype=torch.long),
+            r"images of shape \[N, 3, 16, 16\], got \[2, 3, 8, 8\]",
+        ),
         (torch.zeros(2, 3, 16, 16), None, "int64 labels of shape"),
         (torch.zeros(2, 3, 16, 16), torch.zeros(2), "got torch.float32"),
         (torch.zeros(2, 3, 16, 16), torch.zeros(3, dtype=torch.long), r"got torch.int64 of shape \[3\]"),

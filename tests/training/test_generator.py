@@ -52,7 +52,12 @@ def test_plans_are_chains_within_their_bands(config, layers, heads):
             assert net.num_frozen_layers == len(kept) == len(specs) - head_layers - 1
             assert specs[len(kept)].name.startswith(f"L{len(kept) + 1}_")
             for spec in specs:
-                samples = (spec.in_size + spec.kernel - 1) * spec.up_factor + sum(spec.padding[:2]) - (spec.up_taps - 1) - (spec.down_taps - 1)
+                samples = (
+                    (spec.in_size + spec.kernel - 1) * spec.up_factor
+                    + sum(spec.padding[:2])
+                    - (spec.up_taps - 1)
+                    - (spec.down_taps - 1)
+                )
                 assert -(-samples // spec.down_factor) == spec.out_size
                 assert spec.out_cutoff + spec.out_half_width >= spec.out_sampling_rate / 2 - 1e-9
             assert specs[-1].out_size == net.img_resolution == before.img_resolution * factor
@@ -73,14 +78,23 @@ def test_stems_of_any_resolution_end_at_it(resolution):
         (lambda: g.plan_stem(24), "24 is not a power of two"),
         (lambda: g.plan_stem(4), "4 is not a power of two"),
         (lambda: g.plan_stem(16, 2), "at least 3 layers, got 2"),
-        (lambda: g.build_stem("stylegan3-t", 1024, cbase=128), "leaves no channels for 1024 pixels: raise cbase"),
+        (
+            lambda: g.build_stem("stylegan3-t", 1024, cbase=128),
+            "leaves no channels for 1024 pixels: raise cbase",
+        ),
         (lambda: g.build_stem("stylegan2"), "'stylegan2': choose stylegan3-t or stylegan3-r"),
         (lambda: g.plan_superres(g.plan_stem(16), 48), "48 is not a power of two"),
         (lambda: g.plan_superres(g.plan_stem(16), 16), "16 to 16 is x1"),
         (lambda: g.plan_superres(g.plan_stem(16), 32, 2), "at least 3 layers, got 2"),
-        (lambda: g.Generator(layers=g.plan_stem(16, 4), img_resolution=32), "gives 3 channels of 16 pixels, not 3 of 32"),
+        (
+            lambda: g.Generator(layers=g.plan_stem(16, 4), img_resolution=32),
+            "gives 3 channels of 16 pixels, not 3 of 32",
+        ),
         (lambda: g.Generator(layers=g.plan_stem(16, 4)[:3] + g.plan_stem(16, 4)[4:]), "does not fit onto L2"),
-        (lambda: g.Generator(layers=[{"name": "L0", "nonsense": 1}]), "layer 'L0' is not a layer specification"),
+        (
+            lambda: g.Generator(layers=[{"name": "L0", "nonsense": 1}]),
+            "layer 'L0' is not a layer specification",
+        ),
         (lambda: g.Generator(layers=[]), "at least one layer"),
         (lambda: g.MappingNetwork(8, 5, 8, 2, num_embeddings=4), "4 rows cannot serve 5 classes"),
     ],
@@ -117,18 +131,39 @@ def test_dense_modulation_is_the_grouped_convolution():
     x, weight, styles = torch.randn(3, 4, 6, 6), torch.randn(5, 4, 3, 3), torch.randn(3, 4) + 1
     w = weight[None] * styles[:, None, :, None, None]  # [N, O, I, k, k]
     w = w * (w.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt() * 1.5
-    expected = torch.nn.functional.conv2d(x.reshape(1, 12, 6, 6), w.reshape(15, 4, 3, 3), padding=2, groups=3).reshape(3, 5, 8, 8)
-    torch.testing.assert_close(g.modulated_conv2d(x, weight, styles, padding=2, input_gain=torch.tensor(1.5)), expected, rtol=1e-4, atol=1e-5)
+    expected = torch.nn.functional.conv2d(
+        x.reshape(1, 12, 6, 6), w.reshape(15, 4, 3, 3), padding=2, groups=3
+    ).reshape(3, 5, 8, 8)
+    torch.testing.assert_close(
+        g.modulated_conv2d(x, weight, styles, padding=2, input_gain=torch.tensor(1.5)),
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
+    )
     with torch.no_grad():  # a single image has a form of its own
         for gain in (torch.tensor(1.5), torch.full([4], 1.5), torch.full([1, 4], 1.5)):
-            alone = torch.cat([g.modulated_conv2d(x[i : i + 1], weight, styles[i : i + 1], padding=2, input_gain=gain) for i in range(3)])
+            alone = torch.cat(
+                [
+                    g.modulated_conv2d(x[i : i + 1], weight, styles[i : i + 1], padding=2, input_gain=gain)
+                    for i in range(3)
+                ]
+            )
             torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
         raw = g.modulated_conv2d(x[:1], weight, styles[:1], demodulate=False, padding=2)
-        torch.testing.assert_close(raw, torch.nn.functional.conv2d(x[:1] * styles[:1, :, None, None], weight, padding=2), rtol=1e-4, atol=1e-5)
-        half = g.modulated_conv2d(x[:1], weight * 1e4, styles[:1], padding=2, input_gain=torch.tensor(1.5), dtype=torch.float16)
+        torch.testing.assert_close(
+            raw,
+            torch.nn.functional.conv2d(x[:1] * styles[:1, :, None, None], weight, padding=2),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        half = g.modulated_conv2d(
+            x[:1], weight * 1e4, styles[:1], padding=2, input_gain=torch.tensor(1.5), dtype=torch.float16
+        )
         torch.testing.assert_close(half, expected[:1], rtol=0.02, atol=0.02)
     # Half precision keeps the weight in range; the result is the same.
-    half = g.modulated_conv2d(x, weight * 1e4, styles, padding=2, input_gain=torch.tensor(1.5), dtype=torch.float16)
+    half = g.modulated_conv2d(
+        x, weight * 1e4, styles, padding=2, input_gain=torch.tensor(1.5), dtype=torch.float16
+    )
     torch.testing.assert_close(half, expected, rtol=0.02, atol=0.02)
 
 
@@ -139,7 +174,9 @@ def test_labels_in_every_form():
     assert torch.equal(ws, G.mapping(z, torch.eye(3)[c]))
     assert torch.equal(ws, G.mapping(z, c.int()))
     assert not torch.allclose(ws, G.mapping(z, (c + 1) % 3))
-    assert torch.equal(G.mapping(z, torch.zeros(4, 3)), G.mapping(z, torch.zeros(4, dtype=torch.int64))), "tools that know of no classes"
+    assert torch.equal(G.mapping(z, torch.zeros(4, 3)), G.mapping(z, torch.zeros(4, dtype=torch.int64))), (
+        "tools that know of no classes"
+    )
     bad = {
         "outside 0..2": torch.tensor([0, 1, 2, 3]),
         r"outside 0\.\.2: -1": torch.tensor([0, 1, 2, -1]),
@@ -201,9 +238,13 @@ def test_truncation_goes_to_the_class_average():
     G = small()
     G.mapping.w_avg.normal_()
     z, c = draw(G)
-    assert torch.allclose(G.mapping(z, c, truncation_psi=0), G.mapping.w_avg[c][:, None].expand(-1, G.num_ws, -1))
+    assert torch.allclose(
+        G.mapping(z, c, truncation_psi=0), G.mapping.w_avg[c][:, None].expand(-1, G.num_ws, -1)
+    )
     cut = G.mapping(z, c, truncation_psi=0, truncation_cutoff=2)
-    assert torch.equal(cut[:, 2:], G.mapping(z, c)[:, 2:]) and not torch.equal(cut[:, :2], G.mapping(z, c)[:, :2])
+    assert torch.equal(cut[:, 2:], G.mapping(z, c)[:, 2:]) and not torch.equal(
+        cut[:, :2], G.mapping(z, c)[:, :2]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -224,7 +265,10 @@ def test_reduced_precision_is_close_and_differentiable(dtype):
     assert torch.equal(G(z, c, force_fp32=True), exact)
     if dtype is torch.bfloat16:  # CPUs differentiate float16 convolutions very slowly
         reduced.square().sum().backward()
-        assert all(p.grad is not None and bool(p.grad.isfinite().all()) and p.grad.dtype == torch.float32 for p in G.synthesis.parameters())
+        assert all(
+            p.grad is not None and bool(p.grad.isfinite().all()) and p.grad.dtype == torch.float32
+            for p in G.synthesis.parameters()
+        )
     G.synthesis.reduced_dtype = None
     assert torch.equal(G(z, c), exact)
     with pytest.raises(ValueError, match="reduced_dtype is None"):
@@ -246,7 +290,9 @@ def test_path_length_gradients_reach_every_weight():
     gradient.square().sum().backward()
     for name in G.synthesis.layer_names:
         layer = getattr(G.synthesis, name)
-        assert all(p.grad is not None and bool((p.grad != 0).any()) for p in (layer.weight, layer.affine.weight))
+        assert all(
+            p.grad is not None and bool((p.grad != 0).any()) for p in (layer.weight, layer.affine.weight)
+        )
 
 
 def test_a_superresolution_stage_freezes_its_stem():
@@ -255,7 +301,13 @@ def test_a_superresolution_stage_freezes_its_stem():
     stem.synthesis.L1_36_16.magnitude_ema.fill_(0.5)
     weights = {name: value.clone() for name, value in stem.state_dict().items()}
     G = g.build_superres(stem, "stylegan3-r", 2, 4)
-    assert G.num_frozen_layers == 3 and [name[:2] for name in G.head_layer_names] == ["L4", "L5", "L6", "L7", "L8"]
+    assert G.num_frozen_layers == 3 and [name[:2] for name in G.head_layer_names] == [
+        "L4",
+        "L5",
+        "L6",
+        "L7",
+        "L8",
+    ]
     trained = {name for name, p in G.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in G.named_parameters() if name.split(".")[1] in G.head_layer_names}
     G.set_trainable(False)
@@ -267,7 +319,9 @@ def test_a_superresolution_stage_freezes_its_stem():
     assert len(kept) > 20 and all(torch.equal(G.state_dict()[name], weights[name]) for name in kept)
     with torch.no_grad():
         G.mapping.fc0.weight.zero_()
-    assert torch.equal(stem.mapping.fc0.weight, weights["mapping.fc0.weight"]), "the stem's tensors are copies"
+    assert torch.equal(stem.mapping.fc0.weight, weights["mapping.fc0.weight"]), (
+        "the stem's tensors are copies"
+    )
     stem.channel_base = None
     with pytest.raises(ValueError, match="does not say its capacity"):
         g.build_superres(stem)
@@ -278,7 +332,10 @@ def test_class_embedding_is_taken_and_trains():
     table = torch.randn(3, 12)
     G.mapping.set_class_embedding(table)
     assert torch.equal(G.mapping.embed.weight, table) and G.mapping.embed.weight.requires_grad
-    for bad, message in [(torch.zeros(4, 12), "the network holds"), (torch.full([3, 12], torch.nan), "not finite")]:
+    for bad, message in [
+        (torch.zeros(4, 12), "the network holds"),
+        (torch.full([3, 12], torch.nan), "not finite"),
+    ]:
         with pytest.raises(ValueError, match=message):
             G.mapping.set_class_embedding(bad)
     with pytest.raises(ValueError, match="holds None"):
@@ -291,20 +348,28 @@ def test_moving_the_canvas_moves_the_image():
     still = G(z)
     G.synthesis.input.transform[0, 2] = 1 / 16  # one pixel of the output
     moved = G(z)
-    shift = (moved[..., :-1] - still[..., 1:]).square().mean(), (moved[..., 1:] - still[..., :-1]).square().mean()
+    shift = (
+        (moved[..., :-1] - still[..., 1:]).square().mean(),
+        (moved[..., 1:] - still[..., :-1]).square().mean(),
+    )
     assert min(shift) < 0.05 * (moved - still).square().mean()
 
 
 @pytest.mark.parametrize("stage", ["stem_t", "stem_r", "uncond", "superres"])
 def test_copies_and_pickles_are_the_same_network(stage, tmp_path):
-    G = small(c_dim=0 if stage == "uncond" else 3, config="stylegan3-r" if stage == "stem_r" else "stylegan3-t")
+    G = small(
+        c_dim=0 if stage == "uncond" else 3, config="stylegan3-r" if stage == "stem_r" else "stylegan3-t"
+    )
     if stage == "superres":
         G = g.build_superres(G, "stylegan3-r", 2, 4)
     G.mapping.w_avg.normal_()
     z, c = draw(G)
     image = G(z, c, truncation_psi=0.8)
     trainable = [name for name, p in G.named_parameters() if p.requires_grad]
-    save_network_pickle(tmp_path / "g.pkl", dict(G=None, D=None, G_ema=G, augment_pipe=None, training_set_kwargs=dict(path="x.zip")))
+    save_network_pickle(
+        tmp_path / "g.pkl",
+        dict(G=None, D=None, G_ema=G, augment_pipe=None, training_set_kwargs=dict(path="x.zip")),
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["g.pkl"]
     with open(tmp_path / "g.pkl", "rb") as file:
         published_way = pickle.load(file)["G_ema"]
@@ -319,7 +384,9 @@ def test_copies_and_pickles_are_the_same_network(stage, tmp_path):
     assert [name for name, p in ours.set_trainable(True).named_parameters() if p.requires_grad] == trainable
     assert any(p.requires_grad for p in G.parameters()) and G.training, "saving leaves the network as it is"
     rebuilt = g.Generator(*G.init_args, **G.init_kwargs)
-    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in G.state_dict().items()}
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
+        k: v.shape for k, v in G.state_dict().items()
+    }
 
 
 def test_loading_names_what_is_wrong(tmp_path):
@@ -350,7 +417,25 @@ def test_a_damaged_record_is_refused_in_one_line_or_harmless(data):
     places = [place for _, module in record.named_modules() for place in _values(module.state)]
     table, key = data.draw(st.sampled_from(places))
     table[key] = data.draw(
-        st.sampled_from([None, -1, 0, 10**12, 2.5, float("nan"), "text", [], {}, (1, 2), record, b"x", True, np.zeros(3), np.float64(1e300)])
+        st.sampled_from(
+            [
+                None,
+                -1,
+                0,
+                10**12,
+                2.5,
+                float("nan"),
+                "text",
+                [],
+                {},
+                (1, 2),
+                record,
+                b"x",
+                True,
+                np.zeros(3),
+                np.float64(1e300),
+            ]
+        )
     )
     try:
         reader.from_record(record)
@@ -365,9 +450,18 @@ def record_of(network):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r, s: s("synthesis.L0_36_16")["_parameters"].pop("weight"), "tensors missing: synthesis.L0_36_16.weight"),
-        (lambda r, s: s("synthesis.L0_36_16")["_buffers"].update(more=r.named_tensors()["mapping.w_avg"]), "left over: synthesis.L0_36_16.more"),
-        (lambda r, s: s("mapping")["_modules"].update(more=r.modules()["mapping"].modules()["fc0"]), "parts missing or left over: mapping.more"),
+        (
+            lambda r, s: s("synthesis.L0_36_16")["_parameters"].pop("weight"),
+            "tensors missing: synthesis.L0_36_16.weight",
+        ),
+        (
+            lambda r, s: s("synthesis.L0_36_16")["_buffers"].update(more=r.named_tensors()["mapping.w_avg"]),
+            "left over: synthesis.L0_36_16.more",
+        ),
+        (
+            lambda r, s: s("mapping")["_modules"].update(more=r.modules()["mapping"].modules()["fc0"]),
+            "parts missing or left over: mapping.more",
+        ),
         (lambda r, s: s("mapping")["_parameters"].update(w=1.5), "'w' is no tensor but float 1.5"),
         (lambda r, s: s("")["_modules"].pop("mapping"), "parts mapping and synthesis"),
         (lambda r, s: s("synthesis")["layer_names"].pop(), "layers that synthesis lists"),
@@ -380,7 +474,10 @@ def record_of(network):
         (lambda r, s: s("synthesis.L1_36_16").update(in_cutoff=float("nan")), "must be positive"),
         (lambda r, s: s("synthesis.L1_36_16").update(in_sampling_rate=0.0), "must be positive"),
         (lambda r, s: s("synthesis.L1_36_16").update(in_sampling_rate=1e-3), "no small multiples"),
-        (lambda r, s: s("synthesis.L1_36_16").update(in_cutoff=r), "attribute in_cutoff is Record, not float"),
+        (
+            lambda r, s: s("synthesis.L1_36_16").update(in_cutoff=r),
+            "attribute in_cutoff is Record, not float",
+        ),
         (lambda r, s: s("synthesis.L1_36_16").update(in_size=[]), "is not square"),
         (lambda r, s: s("mapping").update(num_layers=10**9), "says that it has 1000000000 layers"),
         (lambda r, s: s("").update(z_dim=-1), "sizes are impossible|w_dim|shape"),
@@ -390,7 +487,12 @@ def record_of(network):
         (lambda r, s: s("").update(c_dim=4), "4 classes"),
         (lambda r, s: s("").update(head_layer_names=["L0_36_16"]), "head_layer_names are not the last"),
         (lambda r, s: s("").update(num_frozen_layers=99), "num_frozen_layers does not fit"),
-        (lambda r, s: s("synthesis.L1_36_16")["_parameters"].update(weight=r.named_tensors()["mapping.w_avg"]), "has shape"),
+        (
+            lambda r, s: s("synthesis.L1_36_16")["_parameters"].update(
+                weight=r.named_tensors()["mapping.w_avg"]
+            ),
+            "has shape",
+        ),
     ],
 )
 def test_a_record_that_does_not_fit_is_refused(change, message):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everybody who reads metric records knows which end is good: from the record, and by its name in records of version 0.1."""
+"""Everybody who reads metric records knows which end is good: from the record, and by its name in records of
+version 0.1.
+"""
 
 import json
 
@@ -12,14 +14,17 @@ from training.networks import hub
 from training.run_folder import good_end
 from training.watch import alarms, plots, report
 
-# The numbers of a metric at 1, 2 and 3 kimg; 2 kimg has the best of a metric that is better low, 3 kimg of one that is better high.
+# The numbers of a metric at 1, 2 and 3 kimg; 2 kimg has the best of a metric that is better low, 3 kimg of
+# one that is better high.
 VALUES = (5.0, 3.0, 8.0)
 NAMES = ("fid50k_full", "is50k", "pr_inception_50k_full", "fd_lite0_500", "kid50k_full")
 HIGH = ("is50k", "pr_inception_50k_full")
 
 
 def write_run(folder, name: str, says: bool | None):
-    """A run folder with one metric. says: whether the records hold the key, and what (None: of version 0.1)."""
+    """A run folder with one metric. says: whether the records hold the key, and what (None: of version
+    0.1).
+    """
     folder.mkdir(exist_ok=True)
     config = TrainConfig().override({"run.metrics": [name], "run.kimg": 4.0})
     (folder / "training_options.json").write_text(json.dumps({"config": to_json(config)}))
@@ -41,7 +46,9 @@ def test_report_curves_card_and_table_take_the_same_best(tmp_path, name, old):
     folder, number = write_run(tmp_path / "run", name, None if old else lower)
     best = 3.0 if lower else 8.0
     assert report.Run.read(folder).best()[:2] == (number, best)
-    (panel,) = plots.metric_panels(json.loads(line) for line in (folder / f"metric-{name}.jsonl").read_text().splitlines())
+    (panel,) = plots.metric_panels(
+        json.loads(line) for line in (folder / f"metric-{name}.jsonl").read_text().splitlines()
+    )
     assert panel.series[0].best == ("min" if lower else "max") and panel.title != "Metrics"
     (record,) = hub.read_metrics(str(folder / "best_model.pkl"))
     assert record["value"] == best

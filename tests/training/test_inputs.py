@@ -11,7 +11,9 @@ from training.data.dataset import BalancedClasses
 from training.inputs import InputSource, round_samples
 
 
-def source(batch: int, processes: int, rank: int, batch_gpu: int, balanced: BalancedClasses | None = None) -> InputSource:
+def source(
+    batch: int, processes: int, rank: int, batch_gpu: int, balanced: BalancedClasses | None = None
+) -> InputSource:
     return InputSource(
         seed=1,
         z_dim=4,
@@ -26,12 +28,24 @@ def source(batch: int, processes: int, rank: int, batch_gpu: int, balanced: Bala
     )
 
 
-@given(processes=st.integers(1, 4), per_round=st.integers(1, 6), rounds=st.integers(1, 4), shrink=st.sampled_from([1, 2, 3]))
+@given(
+    processes=st.integers(1, 4),
+    per_round=st.integers(1, 6),
+    rounds=st.integers(1, 4),
+    shrink=st.sampled_from([1, 2, 3]),
+)
 def test_processes_share_a_step_evenly(processes, per_round, rounds, shrink):
     batch = processes * per_round * rounds
-    seen = [[r.samples for r in source(batch, processes, rank, per_round).rounds("G", 0, shrink)] for rank in range(processes)]
-    assert len({len(s) for s in seen}) == 1  # another number of rounds would leave one process waiting for the others
-    assert len({len(samples) for s in seen for samples in s}) == 1  # rounds of other sizes would weigh their samples differently
+    seen = [
+        [r.samples for r in source(batch, processes, rank, per_round).rounds("G", 0, shrink)]
+        for rank in range(processes)
+    ]
+    assert (
+        len({len(s) for s in seen}) == 1
+    )  # another number of rounds would leave one process waiting for the others
+    assert (
+        len({len(samples) for s in seen for samples in s}) == 1
+    )  # rounds of other sizes would weigh their samples differently
     used = sorted(i for s in seen for samples in s for i in samples)
     assert used == list(range(max(batch // (shrink * processes), 1) * processes))
     assert max(len(samples) for s in seen for samples in s) <= max(per_round // shrink, 1)
@@ -64,7 +78,9 @@ def test_real_rounds_pair_images_labels_and_draws():
     for rank in range(2):
         split = round_samples(8, 2, rank, 2)
         mine = np.concatenate(split)
-        for samples, part in zip(split, source(8, 2, rank, 2).real_rounds(16, pixels[mine], labels[mine]), strict=True):
+        for samples, part in zip(
+            split, source(8, 2, rank, 2).real_rounds(16, pixels[mine], labels[mine]), strict=True
+        ):
             assert torch.equal(part.images, whole.images[samples])
             assert torch.equal(part.labels, labels[samples])
             assert torch.equal(part.draws["net"], whole.draws["net"][samples])
@@ -73,11 +89,22 @@ def test_real_rounds_pair_images_labels_and_draws():
 def test_balanced_classes_in_real_and_generated_samples():
     labels = np.array([0] * 90 + [2] * 9 + [5])
     balanced = BalancedClasses(labels)
-    drawn = torch.cat([source(60, 1, 0, 60, balanced).rounds("G", nimg)[0].labels for nimg in range(0, 6000, 60)])
+    drawn = torch.cat(
+        [source(60, 1, 0, 60, balanced).rounds("G", nimg)[0].labels for nimg in range(0, 6000, 60)]
+    )
     share = torch.bincount(drawn, minlength=6) / len(drawn)
-    assert share[[1, 3, 4]].sum() == 0 and (share[[0, 2, 5]] - 1 / 3).abs().max() < 0.02  # 6,000 draws: a standard deviation of 0.006
-    whole = np.concatenate([i for i, _ in zip(source(60, 1, 0, 60, balanced).real_indices(0, 100), range(17), strict=False)])
+    assert (
+        share[[1, 3, 4]].sum() == 0 and (share[[0, 2, 5]] - 1 / 3).abs().max() < 0.02
+    )  # 6,000 draws: a standard deviation of 0.006
+    whole = np.concatenate(
+        [i for i, _ in zip(source(60, 1, 0, 60, balanced).real_indices(0, 100), range(17), strict=False)]
+    )
     assert np.bincount(labels[whole]).tolist() == [340, 0, 340, 0, 0, 340]
     for rank in range(2):
         part = next(source(8, 2, rank, 2, balanced).real_indices(16, 100))
-        assert part.tolist() == next(source(8, 1, 0, 8, balanced).real_indices(16, 100))[np.concatenate(round_samples(8, 2, rank, 2))].tolist()
+        assert (
+            part.tolist()
+            == next(source(8, 1, 0, 8, balanced).real_indices(16, 100))[
+                np.concatenate(round_samples(8, 2, rank, 2))
+            ].tolist()
+        )

@@ -33,8 +33,13 @@ class TinyDiscriminator(torch.nn.Module):
         self.passes += 1
         head, other = self.discriminators["a"], self.discriminators["b"]
         h, row = head.cls(img), head.embed(c)
-        conditional = san.SANLogits(torch.einsum("nchw,nc->nhw", h, row.fun), torch.einsum("nchw,nc->nhw", h.detach(), row.dir))
-        return {"a": san.SANLogits(*(x.flatten(1) for x in conditional)), "b": san.SANLogits(*(x.flatten(1) for x in other.last_layer(img)))}
+        conditional = san.SANLogits(
+            torch.einsum("nchw,nc->nhw", h, row.fun), torch.einsum("nchw,nc->nhw", h.detach(), row.dir)
+        )
+        return {
+            "a": san.SANLogits(*(x.flatten(1) for x in conditional)),
+            "b": san.SANLogits(*(x.flatten(1) for x in other.last_layer(img))),
+        }
 
     def normalize_(self):
         san.normalize_(self)
@@ -45,7 +50,19 @@ class TinyDiscriminator(torch.nn.Module):
 
 def make_state() -> TrainState:
     torch.manual_seed(0)
-    G = build_stem("stylegan3-t", 16, 2, syn_layers=4, cbase=128, cmax=4, z_dim=8, w_dim=16, num_embeddings=2, embed_dim=8, margin_size=2)
+    G = build_stem(
+        "stylegan3-t",
+        16,
+        2,
+        syn_layers=4,
+        cbase=128,
+        cmax=4,
+        z_dim=8,
+        w_dim=16,
+        num_embeddings=2,
+        embed_dim=8,
+        margin_size=2,
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in G.parameters():
@@ -57,7 +74,9 @@ def batch(seed: int, n: int = 4) -> tuple[Round, RealRound]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
     real = torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1
-    return Round(torch.randn(n, 8, generator=generator), labels, None, range(n)), RealRound(real, labels, None)
+    return Round(torch.randn(n, 8, generator=generator), labels, None, range(n)), RealRound(
+        real, labels, None
+    )
 
 
 def run_steps(cfg: LossConfig, state: TrainState) -> None:
@@ -77,9 +96,19 @@ def test_steps_take_every_loss(d_loss, is_san):
     after = state.D.state_dict()
     assert all(torch.isfinite(v).all() for v in after.values())
     still = {k for k in before if torch.equal(before[k], after[k])}
-    assert still <= {"discriminators.a.cls.bias"}, "everything in the discriminator is trained"  # that one cancels in losses of differences
-    norms = torch.cat([m.weight.detach().flatten(1).norm(dim=1) for m in state.D.modules() if hasattr(m, "normalize_") and hasattr(m, "scale")])
-    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-6) == is_san, "directions return to the unit sphere in a SAN alone"
+    assert still <= {"discriminators.a.cls.bias"}, (
+        "everything in the discriminator is trained"
+    )  # that one cancels in losses of differences
+    norms = torch.cat(
+        [
+            m.weight.detach().flatten(1).norm(dim=1)
+            for m in state.D.modules()
+            if hasattr(m, "normalize_") and hasattr(m, "scale")
+        ]
+    )
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-6) == is_san, (
+        "directions return to the unit sphere in a SAN alone"
+    )
 
 
 def test_plain_gan_has_the_gradients_of_ordinary_layers():
@@ -107,7 +136,9 @@ def test_relativistic_generator_reads_real_images_only_where_they_matter():
     logits = {"x": san.SANLogits(torch.randn(4, 3), torch.randn(4, 3))}
     reals = {"x": san.SANLogits(torch.randn(4, 3), torch.randn(4, 3))}
     found = losses.generator_adversarial(logits, "ns", 1.0, reals)
-    torch.testing.assert_close(found, torch.nn.functional.softplus(-(logits["x"].fun - reals["x"].fun)).mean())
+    torch.testing.assert_close(
+        found, torch.nn.functional.softplus(-(logits["x"].fun - reals["x"].fun)).mean()
+    )
 
 
 def test_diagnostics_once_per_tick():

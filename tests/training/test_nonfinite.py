@@ -25,7 +25,9 @@ def run(data):
     state.progress.step, state.progress.nimg = 3, 24
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, torch.device("cpu"), 1, 0)
     pixels = torch.stack([torch.from_numpy(dataset[i][0].copy()) for i in range(8)])
-    return state, lambda: steps.train_step(state, inputs, cfg, pixels, torch.tensor([dataset[i][1] for i in range(8)]))
+    return state, lambda: steps.train_step(
+        state, inputs, cfg, pixels, torch.tensor([dataset[i][1] for i in range(8)])
+    )
 
 
 def first(params) -> tuple[str, torch.nn.Parameter]:
@@ -64,7 +66,10 @@ def test_logits_that_overflow_are_the_discriminators(run, monkeypatch):
 
     monkeypatch.setattr(state.D, "forward", overflowing)
     message = refused(train)
-    assert message.startswith("discriminator: step 3, at 24 images: a logit of tf_efficientnet_lite0") and "not finite" in message
+    assert (
+        message.startswith("discriminator: step 3, at 24 images: a logit of tf_efficientnet_lite0")
+        and "not finite" in message
+    )
 
 
 def test_a_gradient_through_the_discriminator_is_its_own(run, monkeypatch):
@@ -77,7 +82,9 @@ def test_a_gradient_through_the_discriminator_is_its_own(run, monkeypatch):
         return {name: SANLogits(x.fun + edge, x.dir) for name, x in logits.items()}
 
     monkeypatch.setattr(state.D, "forward", steep)
-    assert refused(train).startswith("discriminator: step 3, at 24 images: the gradient of tf_efficientnet_lite0's logits")
+    assert refused(train).startswith(
+        "discriminator: step 3, at 24 images: the gradient of tf_efficientnet_lite0's logits"
+    )
 
 
 def test_a_gradient_within_the_generator_is_its_own(run, monkeypatch):
@@ -89,13 +96,17 @@ def test_a_gradient_within_the_generator_is_its_own(run, monkeypatch):
 
     monkeypatch.setattr(state.G.synthesis, "forward", steep)
     message = refused(train)
-    assert message.startswith("generator: step 3, at 24 images: the gradient of 'mapping") and message.endswith("is not finite")
+    assert message.startswith(
+        "generator: step 3, at 24 images: the gradient of 'mapping"
+    ) and message.endswith("is not finite")
 
 
 def test_images_that_are_not_finite_are_the_generators(run, monkeypatch):
     state, train = run
     real = state.G.synthesis.forward
-    monkeypatch.setattr(state.G.synthesis, "forward", lambda ws, *args, **kwargs: real(ws, *args, **kwargs) * float("nan"))
+    monkeypatch.setattr(
+        state.G.synthesis, "forward", lambda ws, *args, **kwargs: real(ws, *args, **kwargs) * float("nan")
+    )
     assert refused(train) == "generator: step 3, at 24 images: an image is not finite"
 
 
@@ -106,7 +117,11 @@ def test_a_fault_of_the_discriminators_own_step_is_named_there(run, monkeypatch)
 
     def of_reals(img, c=None, draws=None):
         logits = real(img, c, draws)
-        return logits if img.requires_grad or not torch.is_grad_enabled() else {k: SANLogits(x.fun, x.dir * float("inf")) for k, x in logits.items()}
+        return (
+            logits
+            if img.requires_grad or not torch.is_grad_enabled()
+            else {k: SANLogits(x.fun, x.dir * float("inf")) for k, x in logits.items()}
+        )
 
     monkeypatch.setattr(state.D, "forward", of_reals)
     message = refused(train)

@@ -19,9 +19,32 @@ ROOT = Path(run_folder.__file__).resolve().parent.parent
 
 # Pieces by which a name of a run folder's file is known, in literals of the code.
 NAMES = [
-    *(r"training_options\.json", r"status\.json", r"log\.txt", r"stats\.jsonl", r"alarms\.jsonl", r"about\.json", r"lineage\.json"),
-    *(r"init_from\.json", r"final\.json", r"recipe\.json", r"curves\.png", r"report\.html", r"contact-sheet\.png", r"reals\.png"),
-    *(r"fakes_init\.png", r"^fakes$", r"network-snapshot\.pkl", r"^network-snapshot-", r"best_model\.pkl", r"best_nimg\.txt"),
+    *(
+        r"training_options\.json",
+        r"status\.json",
+        r"log\.txt",
+        r"stats\.jsonl",
+        r"alarms\.jsonl",
+        r"about\.json",
+        r"lineage\.json",
+    ),
+    *(
+        r"init_from\.json",
+        r"final\.json",
+        r"recipe\.json",
+        r"curves\.png",
+        r"report\.html",
+        r"contact-sheet\.png",
+        r"reals\.png",
+    ),
+    *(
+        r"fakes_init\.png",
+        r"^fakes$",
+        r"network-snapshot\.pkl",
+        r"^network-snapshot-",
+        r"best_model\.pkl",
+        r"best_nimg\.txt",
+    ),
     *(r"^checkpoints/?$", r"checkpointed\.txt", r"^metric-", r"^stage-", r"^contact$", r"\.lock-writer"),
 ]
 
@@ -29,9 +52,15 @@ NAMES = [
 def literals(path: Path) -> list[str]:
     """The texts in a file's code: no comments, no docstrings; of an f-string its parts."""
     tree = ast.parse(path.read_text())
-    described = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-    docstrings = {id(node.body[0].value) for node in described if node.body and isinstance(node.body[0], ast.Expr)}
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    described = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    docstrings = {
+        id(node.body[0].value) for node in described if node.body and isinstance(node.body[0], ast.Expr)
+    }
+    found = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     return [node.value for node in found if id(node) not in docstrings]
 
 
@@ -43,7 +72,9 @@ def test_every_name_in_a_run_folder_is_spelt_once():
             continue
         for text in literals(path):
             spelt = [name for name in NAMES if re.search(name, text)]
-            assert not spelt or str(relative) in owners, f"{relative} spells {text!r}: take it from training/run_folder.py"
+            assert not spelt or str(relative) in owners, (
+                f"{relative} spells {text!r}: take it from training/run_folder.py"
+            )
             owners.get(str(relative), []).extend(spelt)
     counts = {name: sum(spelt.count(name) for spelt in owners.values()) for name in NAMES}
     assert counts == dict.fromkeys(NAMES, 1)
@@ -60,7 +91,9 @@ def test_twenty_runs_that_start_at_once_get_twenty_numbers(tmp_path):
     (tmp_path / "00002-there").mkdir()
     (tmp_path / ".00005.claim").mkdir()  # of a run that was killed at that moment
     start, results = context.Event(), context.Queue()
-    runs = [context.Process(target=make, args=(str(tmp_path), f"kind{i % 7}", start, results)) for i in range(20)]
+    runs = [
+        context.Process(target=make, args=(str(tmp_path), f"kind{i % 7}", start, results)) for i in range(20)
+    ]
     for run in runs:
         run.start()
     start.set()
@@ -92,7 +125,9 @@ def test_a_number_is_taken_by_files_and_other_descriptions_too(tmp_path, monkeyp
 
 def test_the_newest_checkpoint_or_none_at_all(tmp_path):
     assert run_folder.newest_checkpoint(tmp_path) is None and not run_folder.has_checkpoint(tmp_path)
-    run_folder.append_jsonl(tmp_path / run_folder.STATS_FILE, {"kimg": 1})  # killed before the first checkpoint
+    run_folder.append_jsonl(
+        tmp_path / run_folder.STATS_FILE, {"kimg": 1}
+    )  # killed before the first checkpoint
     run_folder.snapshot_file(tmp_path, "000001").touch()
     assert run_folder.newest_checkpoint(tmp_path) is None
     path = checkpoint.save(run_folder.checkpoint_folder(tmp_path), 8, {"x": 1})
@@ -157,11 +192,16 @@ def test_the_best_network_and_its_number(tmp_path):
 
 
 def test_the_first_metric_at_a_number_of_images(tmp_path):
-    run_folder.write_json(tmp_path / run_folder.OPTIONS_FILE, {"config": to_json(TrainConfig().override({"run.metrics": ["fid50k_full"]}))})
+    run_folder.write_json(
+        tmp_path / run_folder.OPTIONS_FILE,
+        {"config": to_json(TrainConfig().override({"run.metrics": ["fid50k_full"]}))},
+    )
     path = run_folder.metric_file(tmp_path, "fid50k_full")
     path.write_text(json.dumps({"kimg": 1.5, "results": {"fid50k_full": 4.0}}) + "\n5\n")
     assert run_folder.metric_at(tmp_path, 1500) == {"name": "fid50k_full", "value": 4.0}
-    assert run_folder.metric_at(tmp_path, 1000) is None and run_folder.metric_at(tmp_path / "none", 1500) is None
+    assert (
+        run_folder.metric_at(tmp_path, 1000) is None and run_folder.metric_at(tmp_path / "none", 1500) is None
+    )
 
 
 def make_snapshots() -> Snapshots:
@@ -221,7 +261,9 @@ def test_files_in_the_order_of_training(tmp_path):
         (tmp_path / f"network-snapshot-{number}.pkl").touch()
         (tmp_path / f"fakes{number}.png").touch()
     (tmp_path / "fakes_init.png").touch()
-    assert run_folder.snapshot_files(tmp_path) == [run_folder.snapshot_file(tmp_path, number) for number in ours]
+    assert run_folder.snapshot_files(tmp_path) == [
+        run_folder.snapshot_file(tmp_path, number) for number in ours
+    ]
     assert run_folder.fakes_files(tmp_path) == [run_folder.fakes_file(tmp_path, number) for number in ours]
     assert [run_folder.named_kimg(p) for p in run_folder.fakes_files(tmp_path)][:3] == [0, 0.512, 1]
 

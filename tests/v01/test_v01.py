@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What version 0.1 wrote still opens and goes on: run folder, recipe folder, checkpoint, network pickle, metric records.
+"""What version 0.1 wrote still opens and goes on: run folder, recipe folder, checkpoint, network pickle,
+metric records.
 
-written.tar.xz holds what these commands of version 0.1 left (report, curves and TensorBoard's files taken out):
+written.tar.xz holds what these commands of version 0.1 left (report, curves and TensorBoard's files taken
+out):
 
-    python dataset_tool.py --source=images --dest=v01/data.zip                                   # 8 images of 2 classes, 16x16
-    python train.py --outdir=v01/runs --data=v01/data.zip TINY --kimg=0.008 --metrics=fd_lite0_4         # finished
-    python calc_metrics.py --network=v01/runs/00000-.../network-snapshot.pkl --data=v01/data.zip --metrics=fd_lite0_4
-    python train.py --outdir=v01/recipes --data=v01/data.zip TINY --recipe=tiny.yaml --restart_every=0   # three times: in stage 16
+    python dataset_tool.py --source=images --dest=v01/data.zip                                   # 8 images of
+    2 classes, 16x16
+    python train.py --outdir=v01/runs --data=v01/data.zip TINY --kimg=0.008 --metrics=fd_lite0_4         #
+    finished python calc_metrics.py --network=v01/runs/00000-.../network-snapshot.pkl --data=v01/data.zip
+    --metrics=fd_lite0_4
+    python train.py --outdir=v01/recipes --data=v01/data.zip TINY --recipe=tiny.yaml --restart_every=0   #
+    three times: in stage 16
 
-TINY: --cfg=stylegan3-t --gpus=1 --cond=True --syn_layers=4 --cbase=64 --cmax=2 --z-dim=4 --w-dim=4 --margin-size=2 --feature-size=32
-    --backbones=tf_efficientnet_lite0 --proj-channels=1 --head-channels=1 --cond-channels=2 --class-embedding=random --embed-dim=2
-    --batch=4 --tick=0.004 --snap=1 --device=cpu --grid=2x2 --keep-checkpoints=1 --keep-snapshots=1 --workers=0
+TINY: --cfg=stylegan3-t --gpus=1 --cond=True --syn_layers=4 --cbase=64 --cmax=2 --z-dim=4 --w-dim=4
+--margin-size=2 --feature-size=32
+    --backbones=tf_efficientnet_lite0 --proj-channels=1 --head-channels=1 --cond-channels=2
+    --class-embedding=random --embed-dim=2
+    --batch=4 --tick=0.004 --snap=1 --device=cpu --grid=2x2 --keep-checkpoints=1 --keep-snapshots=1
+    --workers=0
 """
 
 import json
@@ -58,15 +66,24 @@ def invoke(command, *arguments: str):
 def test_a_run_goes_on(old):
     run = run_dir(old)
     before = checkpoint.load(run_folder.newest_checkpoint(run))["train"]
-    assert run_folder.load_run(str(run)).run.kimg == 0.008 and run_folder.recorded_outcome(run) == run_folder.FINISHED
+    assert (
+        run_folder.load_run(str(run)).run.kimg == 0.008
+        and run_folder.recorded_outcome(run) == run_folder.FINISHED
+    )
     result = invoke(train.main, f"--resume={run}", f"--data={old / 'data.zip'}", "--kimg=0.012")
     assert "Going on from" in result.output and "WARNING" not in result.output
     after = checkpoint.load(run_folder.newest_checkpoint(run))["train"]
     assert (before["progress"]["nimg"], after["progress"]["nimg"], after["progress"]["tick"]) == (8, 12, 3)
     assert before["G"].keys() == after["G"].keys() and before["D"].keys() == after["D"].keys()
-    assert [line["kimg"] for line in run_folder.read_jsonl(run / run_folder.STATS_FILE)] == [0.004, 0.008, 0.012]
+    assert [line["kimg"] for line in run_folder.read_jsonl(run / run_folder.STATS_FILE)] == [
+        0.004,
+        0.008,
+        0.012,
+    ]
     records = run_folder.read_jsonl(run_folder.metric_file(run, METRIC))
-    assert [r.get("kimg") for r in records] == [0.004, 0.008, None, 0.012], "and the line of calc_metrics.py stays"
+    assert [r.get("kimg") for r in records] == [0.004, 0.008, None, 0.012], (
+        "and the line of calc_metrics.py stays"
+    )
     assert not [p for p in run.iterdir() if p.name.endswith((".damaged", ".tmp"))]
 
 
@@ -87,7 +104,10 @@ def test_a_recipe_goes_on_in_the_stage_where_it_stopped(old):
     assert lineage.stem["nimg"] == 8 and run_folder.newest_checkpoint_nimg(stage) == 4
     invoke(train.main, f"--resume={folder}", f"--data={old / 'data.zip'}")
     records = json.loads((folder / run_folder.LINEAGE_FILE).read_text())["stages"]
-    assert [(r["resolution"], r["outcome"], r["nimg"]) for r in records] == [(8, "finished", 8), (16, "finished", 8)]
+    assert [(r["resolution"], r["outcome"], r["nimg"]) for r in records] == [
+        (8, "finished", 8),
+        (16, "finished", 8),
+    ]
     assert records[1]["stem"]["sha256"] == records[0]["best"]["sha256"] and records[1]["stem_changes"] == []
     assert [line["kimg"] for line in run_folder.read_jsonl(stage / run_folder.STATS_FILE)] == [0.004, 0.008]
     page = report.write(folder).read_text()
@@ -103,7 +123,14 @@ def test_pictures_of_a_snapshot(old):
     run = run_dir(old)
     for network in (run, run / run_folder.NEWEST_NETWORK):
         out = old / f"out-{network.name}"
-        invoke(gen_images.main, f"--network={network}", "--seeds=0,1", "--class=1", f"--outdir={out}", "--device=cpu")
+        invoke(
+            gen_images.main,
+            f"--network={network}",
+            "--seeds=0,1",
+            "--class=1",
+            f"--outdir={out}",
+            "--device=cpu",
+        )
         assert [np.asarray(Image.open(p)).shape for p in sorted(out.glob("*.png"))] == [(16, 16, 3)] * 2
 
 
@@ -111,7 +138,13 @@ def test_a_new_number_stands_below_the_old_ones(old):
     run = run_dir(old)
     path = run_folder.metric_file(run, METRIC)
     before = run_folder.read_jsonl(path)
-    invoke(calc_metrics.main, f"--network={run / run_folder.NEWEST_NETWORK}", f"--data={old / 'data.zip'}", f"--metrics={METRIC}", "--device=cpu")
+    invoke(
+        calc_metrics.main,
+        f"--network={run / run_folder.NEWEST_NETWORK}",
+        f"--data={old / 'data.zip'}",
+        f"--metrics={METRIC}",
+        "--device=cpu",
+    )
     *kept, new = run_folder.read_jsonl(path)
     assert kept == before and len(before) == 3
     assert new["results"][METRIC] == pytest.approx(before[-1]["results"][METRIC], rel=1e-3)

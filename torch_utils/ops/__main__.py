@@ -2,7 +2,8 @@
 """Builds the kernels ahead of time, or says why they cannot be built.
 
 python -m torch_utils.ops build                          # into the cache folder
-python -m torch_utils.ops build --out /shared/ops        # for all nodes: export STYLESAN_XL_OPS=/shared/ops there
+python -m torch_utils.ops build --out /shared/ops        # for all nodes: export STYLESAN_XL_OPS=/shared/ops
+                                                         there
 python -m torch_utils.ops build --cpu                    # for this machine's CPU alone; needs no CUDA
 python -m torch_utils.ops doctor
 """
@@ -19,7 +20,10 @@ from dnnlib import trust
 from dnnlib.util import make_cache_dir_path
 from torch_utils.ops.backend import cpu_extension, extension
 
-_ARCH_HELP = "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without a GPU: sm_80, sm_90 and compute_80]"
+_ARCH_HELP = (
+    "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without "
+    "a GPU: sm_80, sm_90 and compute_80]"
+)
 
 
 @click.group()
@@ -28,7 +32,11 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the library.  [default: the cache folder]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the library.  [default: the cache folder]",
+)
 @click.option("--arch", "architectures", multiple=True, help=_ARCH_HELP)
 @click.option("--cpu", "cpu_only", is_flag=True, help="Only the kernels for this machine's CPU.")
 @click.option("--verbose", is_flag=True, help="Show the commands.")
@@ -38,7 +46,11 @@ def build(out: Path | None, architectures: tuple[str, ...], cpu_only: bool, verb
     if out is not None:
         trust.make_private(out, 0o755)  # for other nodes, and where root builds, other users
     try:
-        wanted = architectures or (extension.device_architectures() if out is None else ()) or extension.DEFAULT_ARCHITECTURES
+        wanted = (
+            architectures
+            or (extension.device_architectures() if out is None else ())
+            or extension.DEFAULT_ARCHITECTURES
+        )
         _report(lambda: cpu_extension.build(folder))
         if not cpu_only:
             _report(lambda: extension.build(folder, wanted, verbose=verbose))
@@ -56,20 +68,33 @@ def _report(make: Callable[[], Path]) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Say what the kernels need, what of it is here, and how to mend the rest. Exit status 1 if the kernels cannot be used."""
+    """Say what the kernels need, what of it is here, and how to mend the rest. Exit status 1 if the kernels
+    cannot be used.
+    """
     toolkit = extension.find_toolkit()
     devices = extension.device_architectures()
     click.echo(f"torch         {torch.__version__}, CUDA {torch.version.cuda or 'none'}")
     click.echo(f"devices       {', '.join(devices) or 'none visible'}")
     click.echo(f"C++ compiler  {extension.compiler() or 'none'}")
     click.echo(f"ninja         {extension.ninja() or 'none'}")
-    click.echo(f"nvcc          {f'{toolkit.nvcc}, CUDA ' + '.'.join(map(str, toolkit.version)) if toolkit else 'none'}")
+    nvcc = f"{toolkit.nvcc}, CUDA {'.'.join(map(str, toolkit.version))}" if toolkit else "none"
+    click.echo(f"nvcc          {nvcc}")
     for folder in dict.fromkeys([*extension.folders(), Path(make_cache_dir_path("ops"))]):
         libraries = sorted(folder.glob("ops-*.so")) if folder.is_dir() else []
-        fresh = [path.name for path in libraries if path.name.startswith(f"ops-{extension.source_hash()}-") and not path.stem.endswith("-host")]
+        fresh = [
+            path.name
+            for path in libraries
+            if path.name.startswith(f"ops-{extension.source_hash()}-") and not path.stem.endswith("-host")
+        ]
         parent = next(p for p in [folder, *folder.parents] if p.exists())
         reason = trust.distrust(folder)
-        note = f" (not used: {reason})" if reason else "" if os.access(parent, os.W_OK) else " (cannot be written to)"
+        note = (
+            f" (not used: {reason})"
+            if reason
+            else ""
+            if os.access(parent, os.W_OK)
+            else " (cannot be written to)"
+        )
         click.echo(f"folder        {folder}{note}: {', '.join(fresh) or 'no library for this torch'}")
     click.echo(f"CPU kernels   {cpu_extension.describe()}")
     found = extension.find(devices)
@@ -79,7 +104,10 @@ def doctor() -> None:
     if found:
         click.echo(f"The CUDA kernels are built: {found}")
     elif not problems:
-        click.echo("The CUDA kernels can be built here: python -m torch_utils.ops build (or at their first use on a GPU).")
+        click.echo(
+            "The CUDA kernels can be built here: python -m torch_utils.ops build (or at their first use on "
+            "a GPU)."
+        )
     if problems:
         raise SystemExit(1)
 

@@ -29,8 +29,8 @@ def bias_act(
         act: name in `activation_funcs`.
         alpha: slope of 'lrelu' below zero; None = the activation's own. The other activations have none.
         gain: factor after the activation; None = the activation's own.
-        clamp: bound of the output's absolute value; None = unbounded. The gradient at the bound itself is zero.
-        impl: 'ref', or 'cuda' = the fastest implementation there is for x's device.
+        clamp: bound of the output's absolute value; None = unbounded. The gradient at the bound itself is
+        zero. impl: 'ref', or 'cuda' = the fastest implementation there is for x's device.
 
     Returns:
         a tensor of x's shape and dtype.
@@ -40,14 +40,19 @@ def bias_act(
     """
     check_impl(impl)
     if act not in activation_funcs:
-        raise ValueError(f"act={act!r} is not an activation function; known are {', '.join(activation_funcs)}")
+        raise ValueError(
+            f"act={act!r} is not an activation function; known are {', '.join(activation_funcs)}"
+        )
     if clamp is not None and clamp < 0:
         raise ValueError(f"clamp={clamp} must not be negative; None = no clamp")
     if b is not None:
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"dim={dim} is not an axis of x with shape {tuple(x.shape)}")
         if b.shape != (x.shape[dim],):
-            raise ValueError(f"the bias must have shape ({x.shape[dim]},) for x of shape {tuple(x.shape)} and dim={dim}, not {tuple(b.shape)}")
+            raise ValueError(
+                f"the bias must have shape ({x.shape[dim]},) for x of shape {tuple(x.shape)} and dim={dim}, "
+                f"not {tuple(b.shape)}"
+            )
     spec = activation_funcs[act]
     alpha = spec.def_alpha if alpha is None else float(alpha)
     gain = spec.def_gain if gain is None else float(gain)
@@ -58,7 +63,9 @@ def bias_act(
 
 
 def _kernel_pays(x: torch.Tensor, act: str, gain: float, clamp: float | None) -> bool:
-    """True if a CPU is sooner done with one pass of the kernel, which takes 15 us to call, than with several of torch's own operations."""
+    """True if a CPU is sooner done with one pass of the kernel, which takes 15 us to call, than with several
+    of torch's own operations.
+    """
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # torch.compile fuses torch's own operations
         return False
     if act == "linear" and gain == 1 and clamp is None:  # an addition, whose gradient costs nothing
@@ -68,7 +75,13 @@ def _kernel_pays(x: torch.Tensor, act: str, gain: float, clamp: float | None) ->
 
 
 def _bias_act_ref(
-    x: torch.Tensor, b: torch.Tensor | None, dim: int, spec: Activation, alpha: float, gain: float, clamp: float | None
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    spec: Activation,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
 ) -> torch.Tensor:
     if b is not None:
         x = x + activations.along(b.to(x.dtype), dim, x.ndim)

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: convolution with upsampling before it or downsampling after it."""
+"""For foreign StyleGAN-family code and pickles alone: convolution with upsampling before it or downsampling
+after it.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import conv2d_gradfix
-from torch_utils.ops.upfirdn2d import Factors, check_filter, check_image, filter_size, parse_padding, upfirdn2d
+from torch_utils.ops.upfirdn2d import (
+    Factors,
+    check_filter,
+    check_image,
+    filter_size,
+    parse_padding,
+    upfirdn2d,
+)
 
 
 def conv2d_resample(
@@ -26,10 +35,9 @@ def conv2d_resample(
         w: weight [O, C/groups, kh, kw].
         f: low-pass filter of the resampling, [n] or [h, w]; None = identity.
         up, down: integer factors.
-        padding: pixels of the upsampled image, on top of what centres the filter: a number, [x, y] or [left, right, top, bottom].
-        groups: of the convolution.
-        flip_weight: True = correlation (as torch does), False = convolution.
-        flip_filter: False = convolution, True = correlation.
+        padding: pixels of the upsampled image, on top of what centres the filter: a number, [x, y] or [left,
+        right, top, bottom]. groups: of the convolution. flip_weight: True = correlation (as torch does),
+        False = convolution. flip_filter: False = convolution, True = correlation.
 
     Returns:
         [N, O, h, w].
@@ -40,7 +48,9 @@ def conv2d_resample(
     check_image(x)
     check_filter(f)
     if w.ndim != 4 or w.dtype != x.dtype:
-        raise ValueError(f"the weight must be [O, C/groups, kh, kw] of x's dtype {x.dtype}, not {w.dtype} {list(w.shape)}")
+        raise ValueError(
+            f"the weight must be [O, C/groups, kh, kw] of x's dtype {x.dtype}, not {w.dtype} {list(w.shape)}"
+        )
     for name, factor in (("up", up), ("down", down)):
         if not isinstance(factor, int) or factor < 1:
             raise ValueError(f"{name}={factor!r} must be a positive integer")
@@ -48,11 +58,22 @@ def conv2d_resample(
     if not flip_weight:
         w = w.flip([2, 3])
     fw, fh = filter_size(f)
-    # Centre the resampling filters, then hand each step its share: the padding goes with the first filter that runs.
+    # Centre the resampling filters, then hand each step its share: the padding goes with the first filter
+    # that runs.
     if up > 1:
-        left, right, top, bottom = left + (fw + up - 1) // 2, right + (fw - up) // 2, top + (fh + up - 1) // 2, bottom + (fh - up) // 2
+        left, right, top, bottom = (
+            left + (fw + up - 1) // 2,
+            right + (fw - up) // 2,
+            top + (fh + up - 1) // 2,
+            bottom + (fh - up) // 2,
+        )
     if down > 1:
-        left, right, top, bottom = left + (fw - down + 1) // 2, right + (fw - down) // 2, top + (fh - down + 1) // 2, bottom + (fh - down) // 2
+        left, right, top, bottom = (
+            left + (fw - down + 1) // 2,
+            right + (fw - down) // 2,
+            top + (fh - down + 1) // 2,
+            bottom + (fh - down) // 2,
+        )
     pads = [left, right, top, bottom]
     pointwise = w.shape[2:] == (1, 1)
     if pointwise and up == 1 and down > 1:

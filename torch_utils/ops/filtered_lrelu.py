@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias, upsampling, leaky ReLU with gain and clamp, downsampling: the alias-free nonlinearity of StyleGAN3 (Karras et al. 2021, section 3)."""
+"""Bias, upsampling, leaky ReLU with gain and clamp, downsampling: the alias-free nonlinearity of StyleGAN3
+(Karras et al. 2021, section 3).
+"""
 
 import torch
 
 from torch_utils.ops.backend import cpu, library, resampling
 from torch_utils.ops.backend.activations import check_impl
 from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.upfirdn2d import Factors, check_filter, check_image, filter_size, has_fast_path, parse_factors, parse_padding, upfirdn2d
+from torch_utils.ops.upfirdn2d import (
+    Factors,
+    check_filter,
+    check_image,
+    filter_size,
+    has_fast_path,
+    parse_factors,
+    parse_padding,
+    upfirdn2d,
+)
 
 
 def filtered_lrelu(
@@ -57,12 +68,21 @@ def filtered_lrelu(
     up_columns = resampling.AxisPlan(x.shape[3], fu_w, up_x, 1, pad_x0, pad_x1)
     down_rows = resampling.AxisPlan(up_rows.out_size, fd_h, 1, down_y)
     down_columns = resampling.AxisPlan(up_columns.out_size, fd_w, 1, down_x)
-    if fu is None and fd is None and up_columns.trivial and up_rows.trivial and down_columns.trivial and down_rows.trivial:
+    if (
+        fu is None
+        and fd is None
+        and up_columns.trivial
+        and up_rows.trivial
+        and down_columns.trivial
+        and down_rows.trivial
+    ):
         return bias_act(x, b, act="lrelu", alpha=slope, gain=gain, clamp=clamp, impl=impl)
     namespace = library.namespace_for(x, fu, fd) if impl == "cuda" else None
     if namespace is not None:
         up_plans, down_plans = (up_rows, up_columns), (down_rows, down_columns)
-        return library.filtered_lrelu(namespace, x, (fu, fd), b, up_plans, down_plans, flip_filter, gain, slope, clamp)
+        return library.filtered_lrelu(
+            namespace, x, (fu, fd), b, up_plans, down_plans, flip_filter, gain, slope, clamp
+        )
     if impl == "cuda" and has_fast_path(x, fu, fd):
         dtype = resampling.compute_dtype(x.dtype)
         # lrelu(g u) = g lrelu(u) for g > 0: a positive gain costs nothing inside the upsampling.
@@ -70,7 +90,9 @@ def filtered_lrelu(
         up_map = resampling.make_resampler(fu, up_rows, up_columns, flip_filter, up_x * up_y * inner, dtype)
         down_map = resampling.make_resampler(fd, down_rows, down_columns, flip_filter, 1.0, dtype)
         if up_map is not None or down_map is not None:
-            spec = cpu.Spec(up_map, down_map, (up_rows.out_size, up_columns.out_size), slope, gain / inner, clamp)
+            spec = cpu.Spec(
+                up_map, down_map, (up_rows.out_size, up_columns.out_size), slope, gain / inner, clamp
+            )
             return cpu.FilteredLrelu.apply(x, b, spec)
     if b is not None:
         x = bias_act(x, b, impl=impl)

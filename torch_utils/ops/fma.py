@@ -5,5 +5,7 @@ import torch
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """a * b + c in one pass where PyTorch has one; the three shapes broadcast. Differentiable any number of times."""
+    """a * b + c in one pass where PyTorch has one; the three shapes broadcast. Differentiable any number of
+    times.
+    """
     return torch.addcmul(c, a, b)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: bilinear grid sampling that can be differentiated twice with respect to the image."""
+"""For foreign StyleGAN-family code and pickles alone: bilinear grid sampling that can be differentiated twice
+with respect to the image.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,10 @@ def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         ValueError: shapes that do not fit.
     """
     if input.ndim != 4 or grid.ndim != 4 or grid.shape[-1] != 2 or grid.shape[0] != input.shape[0]:
-        raise ValueError(f"grid_sample takes input [N, C, H, W] and grid [N, h, w, 2], not {tuple(input.shape)} and {tuple(grid.shape)}")
+        raise ValueError(
+            f"grid_sample takes input [N, C, H, W] and grid [N, h, w, 2], not {tuple(input.shape)} and "
+            f"{tuple(grid.shape)}"
+        )
     if not enabled:
         return _sample(input, grid)
     return _GridSample.apply(input, grid)
@@ -45,7 +50,9 @@ class _GridSample(torch.autograd.Function):
 
 
 class _GridSampleBackward(torch.autograd.Function):
-    """(dy, x, grid) -> (dx, dgrid). dx is linear in dy and independent of x, and its adjoint is the sampling itself."""
+    """(dy, x, grid) -> (dx, dgrid). dx is linear in dy and independent of x, and its adjoint is the sampling
+    itself.
+    """
 
     @staticmethod
     def forward(ctx, grad_output, input, grid):  # type: ignore[no-untyped-def, override]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pad, upsample, filter and downsample a batch of images: the resampling operation of StyleGAN-family networks."""
+"""Pad, upsample, filter and downsample a batch of images: the resampling operation of StyleGAN-family
+networks.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,12 +27,10 @@ def setup_filter(
     """Makes a filter for the functions below from taps.
 
     Args:
-        f: taps [n] (a separable filter, or the outer product's factor), [h, w], a single number, or None = identity.
-        device: where the filter goes.
-        normalize: scale the taps to sum 1.
-        flip_filter: reverse the taps.
-        gain: overall gain of the filter over both axes.
-        separable: keep [n] taps as one-dimensional? None = yes from 8 taps on.
+        f: taps [n] (a separable filter, or the outer product's factor), [h, w], a single number, or None =
+        identity. device: where the filter goes. normalize: scale the taps to sum 1. flip_filter: reverse the
+        taps. gain: overall gain of the filter over both axes. separable: keep [n] taps as one-dimensional?
+        None = yes from 8 taps on.
 
     Returns:
         float32 [n] (separable) or [h, w].
@@ -40,7 +40,9 @@ def setup_filter(
     """
     taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
     if taps.ndim > 2 or taps.numel() == 0:
-        raise ValueError(f"a filter has the shape [n] or [h, w] with at least one tap, not {list(taps.shape)}")
+        raise ValueError(
+            f"a filter has the shape [n] or [h, w] with at least one tap, not {list(taps.shape)}"
+        )
     if taps.ndim == 0:
         taps = taps[None]
     if taps.ndim == 2 and separable:
@@ -66,16 +68,16 @@ def upfirdn2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Inserts up - 1 zeros after each pixel, pads, convolves with `f`, keeps every down-th pixel. Differentiable twice.
+    """Inserts up - 1 zeros after each pixel, pads, convolves with `f`, keeps every down-th pixel.
+    Differentiable twice.
 
     Args:
         x: [N, C, H, W], contiguous or channels_last; on a CPU the result has the same layout.
         f: filter [n] (applied along both axes), [h, w], or None = identity.
         up, down: integer factor, or [x, y].
-        padding: pixels of the upsampled image: one number, [x, y] or [left, right, top, bottom]; negative = crop.
-        flip_filter: False = convolution, True = correlation.
-        gain: factor of the result.
-        impl: 'ref', or 'cuda' = the fastest implementation there is for x's device.
+        padding: pixels of the upsampled image: one number, [x, y] or [left, right, top, bottom]; negative =
+        crop. flip_filter: False = convolution, True = correlation. gain: factor of the result. impl: 'ref',
+        or 'cuda' = the fastest implementation there is for x's device.
 
     Returns:
         [N, C, h, w] with h = (H * up + top + bottom - taps) // down + 1, and w likewise.
@@ -96,22 +98,37 @@ def upfirdn2d(
     if namespace is not None:
         return library.upfirdn2d(namespace, x, f, rows, columns, flip_filter, gain)
     if impl == "cuda" and has_fast_path(x, f):
-        resampler = resampling.make_resampler(f, rows, columns, flip_filter, float(gain), resampling.compute_dtype(x.dtype))
+        resampler = resampling.make_resampler(
+            f, rows, columns, flip_filter, float(gain), resampling.compute_dtype(x.dtype)
+        )
         return x if resampler is None else resampling.Resample.apply(x, resampler)
     return _upfirdn2d_ref(x, f, rows, columns, flip_filter, float(gain))
 
 
 def has_fast_path(x: torch.Tensor, *filters: torch.Tensor | None) -> bool:
-    """True where matrix products beat depthwise convolutions: on a CPU, with filters that are constants, outside of torch.func's transforms."""
-    return x.device.type == "cpu" and not any(f is not None and f.requires_grad for f in filters) and not library.transforms()
+    """True where matrix products beat depthwise convolutions: on a CPU, with filters that are constants,
+    outside of torch.func's transforms.
+    """
+    return (
+        x.device.type == "cpu"
+        and not any(f is not None and f.requires_grad for f in filters)
+        and not library.transforms()
+    )
 
 
 def _upfirdn2d_ref(
-    x: torch.Tensor, f: torch.Tensor | None, rows: resampling.AxisPlan, columns: resampling.AxisPlan, flip_filter: bool, gain: float
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    rows: resampling.AxisPlan,
+    columns: resampling.AxisPlan,
+    flip_filter: bool,
+    gain: float,
 ) -> torch.Tensor:
     """Step by step with torch's own operations, on any device and differentiable in the filter, too."""
     n, c, h, w = x.shape
-    x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, columns.up - 1, 0, 0, 0, rows.up - 1]).reshape(n, c, h * rows.up, w * columns.up)
+    x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, columns.up - 1, 0, 0, 0, rows.up - 1]).reshape(
+        n, c, h * rows.up, w * columns.up
+    )
     # Grow first, crop then: a crop may be deeper than the image as long as the other side grows.
     pads = [columns.pad_low, columns.pad_high, rows.pad_low, rows.pad_high]
     x = F.pad(F.pad(x, [max(pad, 0) for pad in pads]), [min(pad, 0) for pad in pads])
@@ -125,12 +142,22 @@ def _upfirdn2d_ref(
 
 
 def filter2d(
-    x: torch.Tensor, f: torch.Tensor | None, padding: Factors = 0, flip_filter: bool = False, gain: float = 1, impl: str = "cuda"
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    padding: Factors = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
 ) -> torch.Tensor:
     """Filters an image and keeps its size; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
     width, height = filter_size(f)
     extra = parse_padding(padding)
-    pad = [extra[0] + width // 2, extra[1] + (width - 1) // 2, extra[2] + height // 2, extra[3] + (height - 1) // 2]
+    pad = [
+        extra[0] + width // 2,
+        extra[1] + (width - 1) // 2,
+        extra[2] + height // 2,
+        extra[3] + (height - 1) // 2,
+    ]
     return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
@@ -143,7 +170,9 @@ def upsample2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Upsamples an image to `up` times its size and keeps its mean; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
+    """Upsamples an image to `up` times its size and keeps its mean; `padding` comes on top of that. Arguments
+    as in `upfirdn2d`.
+    """
     up_x, up_y = parse_factors(up, "up")
     width, height = filter_size(f)
     extra = parse_padding(padding)
@@ -165,7 +194,9 @@ def downsample2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Downsamples an image to 1/`down` of its size; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
+    """Downsamples an image to 1/`down` of its size; `padding` comes on top of that. Arguments as in
+    `upfirdn2d`.
+    """
     down_x, down_y = parse_factors(down, "down")
     width, height = filter_size(f)
     extra = parse_padding(padding)
@@ -191,7 +222,10 @@ def check_filter(f: torch.Tensor | None, name: str = "f") -> None:
         return
     if not isinstance(f, torch.Tensor) or f.ndim not in (1, 2) or f.numel() == 0 or not f.is_floating_point():
         found = f"{f.dtype} {list(f.shape)}" if isinstance(f, torch.Tensor) else type(f).__name__
-        raise ValueError(f"filter {name} must be None or a floating-point tensor [n] or [h, w] with taps (see setup_filter), not {found}")
+        raise ValueError(
+            f"filter {name} must be None or a floating-point tensor [n] or [h, w] with taps (see "
+            f"setup_filter), not {found}"
+        )
 
 
 def filter_size(f: torch.Tensor | None) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initial class embeddings of the generator, computed from the training set: the mean pooled feature of each class's images.
+"""Initial class embeddings of the generator, computed from the training set: the mean pooled feature of each
+class's images.
 
-StyleGAN-XL (Sauer et al., SIGGRAPH 2022, section 3.1) takes these means from ImageNet, through EfficientNet-Lite0 (F = 320), for any data.
-Deviation: here they come from the data set itself, so that any classes, and any number of them, have embeddings that are their own.
+StyleGAN-XL (Sauer et al., SIGGRAPH 2022, section 3.1) takes these means from ImageNet, through
+EfficientNet-Lite0 (F = 320), for any data. Deviation: here they come from the data set itself, so that any
+classes, and any number of them, have embeddings that are their own.
 """
 
 import hashlib
@@ -23,21 +25,28 @@ from torch_utils import rng
 from torch_utils.features import FeatureNetwork
 from training.data.dataset import ImageDataset, Loader
 
-_RECIPE = "mean pooled feature of [0, 1] -> normalised -> bilinear to native size; 1"  # part of the cache's key: change it with the computation
-PER_CLASS = 200  # images of each class, and MIN_PER_CLASS where the classes are so many that 200 are more than MAX_IMAGES
+# part of the cache's key: change it with the computation
+_RECIPE = "mean pooled feature of [0, 1] -> normalised -> bilinear to native size; 1"
+# images of each class, and MIN_PER_CLASS where the classes are so many that 200 are more than MAX_IMAGES
+PER_CLASS = 200
 MIN_PER_CLASS, MAX_IMAGES = 100, 50_000
 
 
 def random_class_embedding(c_dim: int, dim: int, seed: int) -> torch.Tensor:
-    """The alternative that knows nothing of the data: N(0, 1), float32 [c_dim, dim]; a row depends on seed and class alone."""
+    """The alternative that knows nothing of the data: N(0, 1), float32 [c_dim, dim]; a row depends on seed
+    and class alone.
+    """
     return rng.normal(seed, "class_embedding/random", 0, range(c_dim), (dim,))
 
 
 def spread_class_embedding(table: torch.Tensor) -> torch.Tensor:
-    """Class means [c_dim, F] less their common mean, brought to unit root mean square, so that classes point into different directions.
+    """Class means [c_dim, F] less their common mean, brought to unit root mean square, so that classes point
+    into different directions.
 
-    Deviation: published networks start from the means as they are. Those of similar classes are almost parallel (handwritten digits: cosines of
-    0.84 to 0.93), and the mapping network, whose learning rate is a hundredth, would take long to tell them apart. One class stays as it is.
+    Deviation: published networks start from the means as they are. Those of similar classes are almost
+    parallel (handwritten digits: cosines of
+    0.84 to 0.93), and the mapping network, whose learning rate is a hundredth, would take long to tell them
+    apart. One class stays as it is.
     """
     if len(table) < 2:
         return table
@@ -55,27 +64,34 @@ def compute_class_embedding(
     workers: int = 2,
     pause: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """Mean pooled feature per class, float32 [c_dim, F] on the CPU; read from the cache beside the data set when it is there.
+    """Mean pooled feature per class, float32 [c_dim, F] on the CPU; read from the cache beside the data set
+    when it is there.
 
-    The cache is one .npy file named after the data set, the network and a hash of all that the numbers depend on (images, labels,
-    weights, max_per_class, seed); it lies in the cache folder ($DNNLIB_CACHE_DIR) when the data set's folder is read-only.
+    The cache is one .npy file named after the data set, the network and a hash of all that the numbers depend
+    on (images, labels, weights, max_per_class, seed); it lies in the cache folder ($DNNLIB_CACHE_DIR) when
+    the data set's folder is read-only.
 
     Args:
         dataset: with labels. A class without images gets the mean of the other classes, with a warning.
         network: moved to `device` (None: stays where it is) and to channels_last, for speed.
-        batch_size: None = 16 on a CPU, where more was slower, 64 elsewhere; no part of the result beyond rounding.
-        max_per_class: images per class, a seeded random choice; 0 = all. None = `images_per_class`.
+        batch_size: None = 16 on a CPU, where more was slower, 64 elsewhere; no part of the result beyond
+        rounding. max_per_class: images per class, a seeded random choice; 0 = all. None = `images_per_class`.
         pause: called before every batch; what it raises ends the work.
 
     Raises:
         ValueError: the data set has no labels, or a feature is not finite.
     """
     if dataset.labels is None or dataset.label_dim < 1:
-        raise ValueError(f"{dataset.path}: class embeddings need labels; prepare the data with one sub-folder per class")
+        raise ValueError(
+            f"{dataset.path}: class embeddings need labels; prepare the data with one sub-folder per class"
+        )
     if max_per_class is None:
         max_per_class = images_per_class(dataset.label_dim)
     if max_per_class < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"max_per_class must not be negative and batch_size at least 1, got {max_per_class} and {batch_size}")
+        raise ValueError(
+            f"max_per_class must not be negative and batch_size at least 1, got {max_per_class} and "
+            f"{batch_size}"
+        )
     paths = _cache_paths(dataset, network, max_per_class, seed)
     for path in paths:
         if (cached := _read(path, dataset.label_dim)) is not None:
@@ -91,21 +107,24 @@ def compute_class_embedding(
 def images_per_class(c_dim: int) -> int:
     """How many images give a class's mean: 200, or 100 of each of more than 500 classes.
 
-    Measured on Fashion-MNIST at 32x32 against the means of 950 images a class (benchmarks/class_means.py), after
-    `spread_class_embedding`: n images a class leave an error of this share of the distance to the nearest other class, and this
-    cosine distance, mean over classes:
+    Measured on Fashion-MNIST at 32x32 against the means of 950 images a class (benchmarks/class_means.py),
+    after `spread_class_embedding`: n images a class leave an error of this share of the distance to the
+    nearest other class, and this cosine distance, mean over classes:
 
         n                  20     50     100    200    500
         error / distance   0.33   0.21   0.14   0.10   0.05
         cosine distance    0.038  0.015  0.007  0.004  0.001
 
-    It is a start for a table that is trained, and 200 images of ten classes take half a minute on one CPU core.
+    It is a start for a table that is trained, and 200 images of ten classes take half a minute on one CPU
+    core.
     """
     return max(MIN_PER_CLASS, min(PER_CLASS, MAX_IMAGES // c_dim))
 
 
 def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
-    """What `compute_class_embedding` has to compute, with the time it takes here, measured now; None if the table is cached."""
+    """What `compute_class_embedding` has to compute, with the time it takes here, measured now; None if the
+    table is cached.
+    """
     assert dataset.labels is not None
     count = images_per_class(dataset.label_dim)
     if any(path.is_file() for path in _cache_paths(dataset, network, count, 0)):
@@ -119,7 +138,8 @@ def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
             _features(network, pixels)
     seconds = (time.monotonic() - started) / len(pixels)
     return (
-        f"class embeddings from {images:,} images through {network.name}: about {format_time(images * seconds)} on "
+        f"class embeddings from {images:,} images through {network.name}: about "
+        f"{format_time(images * seconds)} on "
         f"{network.mean.device.type} ({1 / seconds:,.3g} images/s measured), once"
     )
 
@@ -156,7 +176,9 @@ def _class_means(
             assert labels is not None
             features = _features(network, images).cpu().double()  # [B, F]
             if not features.isfinite().all():
-                raise ValueError(f"{network.name} gives features that are not finite on {dataset.path}; check its weights")
+                raise ValueError(
+                    f"{network.name} gives features that are not finite on {dataset.path}; check its weights"
+                )
             if sums is None:
                 sums = torch.zeros(dataset.label_dim, features.shape[1], dtype=torch.float64)
             sums.index_add_(0, labels, features)
@@ -166,9 +188,12 @@ def _class_means(
     means = sums / counts.clamp(min=1)[:, None]
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
-        names = ", ".join(str(i) if dataset.class_names is None else f"{i} ({dataset.class_names[i]})" for i in empty[:5])
+        names = ", ".join(
+            str(i) if dataset.class_names is None else f"{i} ({dataset.class_names[i]})" for i in empty[:5]
+        )
         warnings.warn(
-            f"{dataset.path}: {len(empty)} of {dataset.label_dim} classes have no images ({names}{', ...' if len(empty) > 5 else ''}); "
+            f"{dataset.path}: {len(empty)} of {dataset.label_dim} classes have no images "
+            f"({names}{', ...' if len(empty) > 5 else ''}); "
             "their embedding is the mean of the others",
             stacklevel=3,
         )
@@ -186,8 +211,19 @@ def _features(network: FeatureNetwork, images: torch.Tensor) -> torch.Tensor:
 def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: int, seed: int) -> list[Path]:
     """Where the table may lie: beside the data set, else in the cache folder."""
     assert dataset.labels is not None
-    view = hashlib.sha256(dataset.labels.astype("<i8").tobytes()).hexdigest()  # a subset or flipped copies of the archive differ in this
-    identity = (_RECIPE, dataset.content_hash(), view, dataset.label_dim, network.name, network.sha256, max_per_class, seed)
+    view = hashlib.sha256(
+        dataset.labels.astype("<i8").tobytes()
+    ).hexdigest()  # a subset or flipped copies of the archive differ in this
+    identity = (
+        _RECIPE,
+        dataset.content_hash(),
+        view,
+        dataset.label_dim,
+        network.name,
+        network.sha256,
+        max_per_class,
+        seed,
+    )
     key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:16]
     data = Path(dataset.path).absolute()
     name = f"{data.stem if data.is_file() else data.name}-class-embedding-{network.name}-{key}.npy"
@@ -200,10 +236,14 @@ def _read(path: Path, c_dim: int) -> torch.Tensor | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError) as e:
-        warnings.warn(f"cannot read the cached class embeddings {path} ({e}); computing them again", stacklevel=3)
+        warnings.warn(
+            f"cannot read the cached class embeddings {path} ({e}); computing them again", stacklevel=3
+        )
         return None
     if table.ndim != 2 or len(table) != c_dim or table.dtype != np.float32 or not np.isfinite(table).all():
-        warnings.warn(f"the cached class embeddings {path} do not fit the data set; computing them again", stacklevel=3)
+        warnings.warn(
+            f"the cached class embeddings {path} do not fit the data set; computing them again", stacklevel=3
+        )
         return None
     return torch.from_numpy(table)
 
@@ -220,7 +260,8 @@ def _write(paths: list[Path], table: np.ndarray) -> None:
         except OSError as e:
             problems.append(str(e))
     warnings.warn(
-        f"class embeddings are not cached, and computed again when a run starts anew: {'; '.join(problems)}; set DNNLIB_CACHE_DIR "
+        "class embeddings are not cached, and computed again when a run starts anew: "
+        f"{'; '.join(problems)}; set DNNLIB_CACHE_DIR "
         "to a folder that can be written",
         stacklevel=3,
     )

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training images: a zip or folder in StyleGAN's format, its labels, a sampler whose position is a number, a prefetching loader.
+"""Training images: a zip or folder in StyleGAN's format, its labels, a sampler whose position is a number, a
+prefetching loader.
 
-The format is what dataset_tool.py writes and stylegan3's tools read: square power-of-two PNGs in 00000/img00000000.png folders and a
-dataset.json with {"labels": [["00000/img00000000.png", 3], ...], "metadata": {"class_names": [...], ...}}.
+The format is what dataset_tool.py writes and stylegan3's tools read: square power-of-two PNGs in
+00000/img00000000.png folders and a dataset.json with {"labels": [["00000/img00000000.png", 3], ...],
+"metadata": {"class_names": [...], ...}}.
 
 Shapes: N images (flipped copies included), B batch, R resolution.
 """
@@ -39,14 +41,16 @@ class ImageDetails(NamedTuple):
 
 
 class ImageDataset:
-    """Square power-of-two images with optional class labels, read on demand. Which image has which label is the rule of image_data/labels.py.
+    """Square power-of-two images with optional class labels, read on demand. Which image has which label is
+    the rule of image_data/labels.py.
 
     Args:
         path: zip file or folder in StyleGAN's format.
         resolution: the resolution the images must have; None takes what they have.
         use_labels: give every image its class; without it the data set is unconditional.
         xflip: double the set virtually; index i + N/2 is the mirrored copy of image i.
-        max_size: keep a random subset of this many images (before flips), seeded by `random_seed`, in archive order.
+        max_size: keep a random subset of this many images (before flips), seeded by `random_seed`, in archive
+        order.
 
     Raises:
         ValueError: one line about what is wrong with the path, the images or the labels.
@@ -66,7 +70,10 @@ class ImageDataset:
         if whole.duplicates:
             raise ValueError(f"{self.path}: {whole.duplicates[0]} exists twice in the zip")
         if not whole.images:
-            raise ValueError(f"{self.path}: no images found (left out: {whole.left_out}); prepare a data set with dataset_tool.py")
+            raise ValueError(
+                f"{self.path}: no images found (left out: {whole.left_out}); prepare a data set with "
+                "dataset_tool.py"
+            )
         found, self._origin, self.label_mode = find_labels(whole, use_labels)
         self._archive = found.archive
         self._index = archives.read_index(self._archive)
@@ -132,7 +139,9 @@ class ImageDataset:
         row = int(index) % len(self._raw_indices)
         raw_index = int(self._raw_indices[row])
         label = -1 if self.labels is None else int(self.labels[row])
-        return ImageDetails(self._archive.images[raw_index].name, raw_index, int(index) >= len(self._raw_indices), label)
+        return ImageDetails(
+            self._archive.images[raw_index].name, raw_index, int(index) >= len(self._raw_indices), label
+        )
 
     def load(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 [B, 3, R, R] for image indices [B]; written into `out` when given."""
@@ -147,8 +156,13 @@ class ImageDataset:
         return out
 
     def use_cache(self, limit_mb: float) -> bool:
-        """Keep decoded images in memory if all of them fit into `limit_mb` MiB; returns whether they do. Filled as images are read."""
-        if self._cache is None and len(self._raw_indices) * int(np.prod(self.image_shape)) <= limit_mb * 2**20:
+        """Keep decoded images in memory if all of them fit into `limit_mb` MiB; returns whether they do.
+        Filled as images are read.
+        """
+        if (
+            self._cache is None
+            and len(self._raw_indices) * int(np.prod(self.image_shape)) <= limit_mb * 2**20
+        ):
             self._cache = _ImageCache(len(self._raw_indices), self.image_shape)
         return self._cache is not None
 
@@ -159,9 +173,11 @@ class ImageDataset:
         return np.bincount(self.labels, minlength=self.label_dim)
 
     def content_hash(self) -> str:
-        """sha256 (hex) over dataset.json and every image's name, size and CRC-32: the archive, not the view (subset, flips, labels).
+        """sha256 (hex) over dataset.json and every image's name, size and CRC-32: the archive, not the view
+        (subset, flips, labels).
 
-        A zip answers from its directory at once; a folder is read through, once, and gives the same hash as a zip of the same files.
+        A zip answers from its directory at once; a folder is read through, once, and gives the same hash as a
+        zip of the same files.
         """
         if self._content_hash is not None:
             return self._content_hash
@@ -179,7 +195,9 @@ class ImageDataset:
         return self._content_hash
 
     def first_bytes(self, count: int) -> list[bytes]:
-        """The beginnings of at most `count` image files, evenly spaced over the archive: they tell how it is encoded."""
+        """The beginnings of at most `count` image files, evenly spaced over the archive: they tell how it is
+        encoded.
+        """
         entries = self._archive.images
         places = np.unique(np.linspace(0, len(entries) - 1, min(count, len(entries))).astype(int))
         return [self._archive.reader.read(entries[i])[:16] for i in places]
@@ -193,10 +211,14 @@ class ImageDataset:
         with self._open(entry) as image:
             width, height = image.size
         if width != height:
-            raise ValueError(f"{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with dataset_tool.py")
+            raise ValueError(
+                f"{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with "
+                "dataset_tool.py"
+            )
         if width & (width - 1):
             raise ValueError(
-                f"{self.path}: {entry.name} is {width}x{height}; the size must be a power of two, prepare the images with "
+                f"{self.path}: {entry.name} is {width}x{height}; the size must be a power of two, prepare "
+                "the images with "
                 "dataset_tool.py --resolution"
             )
         if wanted is not None and wanted != width:
@@ -226,18 +248,27 @@ class ImageDataset:
     def _decode(self, entry: archives.Entry) -> np.ndarray:
         with self._open(entry) as image:
             if image.size != (self.resolution, self.resolution):
-                raise ValueError(f"{self.path}: {entry.name} is {image.width}x{image.height}, the first image {self.resolution}x{self.resolution}")
+                raise ValueError(
+                    f"{self.path}: {entry.name} is {image.width}x{image.height}, the first image "
+                    f"{self.resolution}x{self.resolution}"
+                )
             if image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info:
-                raise ValueError(f"{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images with dataset_tool.py")
+                raise ValueError(
+                    f"{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images "
+                    "with dataset_tool.py"
+                )
             try:
                 pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
             except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"{self.path}: {entry.name} cannot be decoded ({util.reason(error)})") from None
+                raise ValueError(
+                    f"{self.path}: {entry.name} cannot be decoded ({util.reason(error)})"
+                ) from None
         return pixels.transpose(2, 0, 1)
 
 
 def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Labelling, str, str]:
-    """(The images that are meant and their classes, what says so, the --labels of dataset_tool.py that finds the same).
+    """(The images that are meant and their classes, what says so, the --labels of dataset_tool.py that finds
+    the same).
 
     Without labels nothing needs to be decided: what the rule would ask is then told as a remark.
 
@@ -277,10 +308,12 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 class BalancedClasses:
-    """Classes equally often, whatever their sizes: an epoch shows every class that has images the same number of times, in random order.
+    """Classes equally often, whatever their sizes: an epoch shows every class that has images the same number
+    of times, in random order.
 
-    That number is the mean class size, rounded up. A class goes through its images in orders of its own, and where an epoch leaves off the next
-    one goes on, so that at the end of an epoch the images of a class have been shown equally often, but for one time.
+    That number is the mean class size, rounded up. A class goes through its images in orders of its own, and
+    where an epoch leaves off the next one goes on, so that at the end of an epoch the images of a class have
+    been shown equally often, but for one time.
 
     Args:
         labels: of the images, int64 [n].
@@ -295,12 +328,17 @@ class BalancedClasses:
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """Image indices of one epoch, int64 [epoch_length]."""
-        first, end = epoch * self.per_class, (epoch + 1) * self.per_class  # among the images that a class shows from the start on
+        first, end = (
+            epoch * self.per_class,
+            (epoch + 1) * self.per_class,
+        )  # among the images that a class shows from the start on
         shown = []
         for label, members in zip(self.classes.tolist(), self._members, strict=True):
             size = len(members)
             rounds = range(first // size, -(-end // size))
-            order = np.concatenate([rng.permutation(seed, f"data_order/class{label}", r, size) for r in rounds])
+            order = np.concatenate(
+                [rng.permutation(seed, f"data_order/class{label}", r, size) for r in rounds]
+            )
             shown.append(members[order[first - rounds.start * size : end - rounds.start * size]])
         return np.concatenate(shown)[rng.permutation(seed, "data_order/balanced", epoch, self.epoch_length)]
 
@@ -310,14 +348,19 @@ def _balanced_order(balanced: BalancedClasses, seed: int, epoch: int) -> np.ndar
     return balanced.epoch(seed, epoch)
 
 
-def sample_indices(seed: int, start: int, count: int, n: int, balanced: BalancedClasses | None = None) -> np.ndarray:
+def sample_indices(
+    seed: int, start: int, count: int, n: int, balanced: BalancedClasses | None = None
+) -> np.ndarray:
     """Image indices of training positions start .. start + count - 1, int64 [count], each in [0, n).
 
-    Position p lies in epoch p // n, and every epoch is its own permutation of the data set; with `balanced`, epochs are that one's. A pure
-    function of its arguments, so a run resumes at any position, and any split of a range over processes or calls gives the same sequence.
+    Position p lies in epoch p // n, and every epoch is its own permutation of the data set; with `balanced`,
+    epochs are that one's. A pure function of its arguments, so a run resumes at any position, and any split
+    of a range over processes or calls gives the same sequence.
     """
     if n < 1 or start < 0 or count < 0:
-        raise ValueError(f"sample_indices needs n >= 1, start >= 0, count >= 0; got n={n}, start={start}, count={count}")
+        raise ValueError(
+            f"sample_indices needs n >= 1, start >= 0, count >= 0; got n={n}, start={start}, count={count}"
+        )
     result = np.empty(count, dtype=np.int64)
     done = 0
     while done < count:
@@ -336,7 +379,8 @@ class _Batch(NamedTuple):
 
 
 class Loader:
-    """Iterates over (uint8 tensor [B, 3, R, R], int64 tensor [B] or None), decoded ahead by threads, in the order of `index_batches`.
+    """Iterates over (uint8 tensor [B, 3, R, R], int64 tensor [B] or None), decoded ahead by threads, in the
+    order of `index_batches`.
 
     Args:
         dataset: where images come from.
@@ -345,12 +389,22 @@ class Loader:
         prefetch: batches in flight.
         cache_mb: keep the decoded images when the whole data set fits into this many MiB.
 
-    An image that cannot be read raises its ValueError when its batch is due. Use as a context manager, or call close().
+    An image that cannot be read raises its ValueError when its batch is due. Use as a context manager, or
+    call close().
     """
 
-    def __init__(self, dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 2, prefetch: int = 2, cache_mb: float = 512):
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        index_batches: Iterable[np.ndarray],
+        workers: int = 2,
+        prefetch: int = 2,
+        cache_mb: float = 512,
+    ):
         if workers < 0 or prefetch < 1:
-            raise ValueError(f"Loader needs workers >= 0 and prefetch >= 1; got workers={workers}, prefetch={prefetch}")
+            raise ValueError(
+                f"Loader needs workers >= 0 and prefetch >= 1; got workers={workers}, prefetch={prefetch}"
+            )
         dataset.use_cache(cache_mb)
         self._dataset = dataset
         self._index_batches = iter(index_batches)
@@ -382,7 +436,9 @@ class Loader:
             part.result()
         if self._pool is not None:
             self._submit()  # before the consumer goes off to train on this one
-        labels = None if self._dataset.labels is None else torch.from_numpy(self._dataset.labels[batch.indices])
+        labels = (
+            None if self._dataset.labels is None else torch.from_numpy(self._dataset.labels[batch.indices])
+        )
         return torch.from_numpy(batch.images), labels
 
     def close(self) -> None:
@@ -404,7 +460,10 @@ class Loader:
             self._fill(indices, images)
             self._pending.append(_Batch(indices, images, []))
         else:
-            parts = [self._pool.submit(self._fill, indices[i : i + CHUNK_IMAGES], images[i : i + CHUNK_IMAGES]) for i in starts]
+            parts = [
+                self._pool.submit(self._fill, indices[i : i + CHUNK_IMAGES], images[i : i + CHUNK_IMAGES])
+                for i in starts
+            ]
             self._pending.append(_Batch(indices, images, parts))
         return True
 

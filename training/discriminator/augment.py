@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiffAugment as a pure function of uniform draws (Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", 2020).
+"""DiffAugment as a pure function of uniform draws (Zhao et al., "Differentiable Augmentation for
+Data-Efficient GAN Training", 2020).
 
 Every operation takes one draw per sample, so a sample's augmentation depends on its own draws alone.
 Shapes: N batch, C channels, H W height and width. Images in [-1, 1], padded with 0 = mid grey.
@@ -8,13 +9,16 @@ Shapes: N batch, C channels, H W height and width. Images in [-1, 1], padded wit
 import torch
 from torch import Tensor
 
-NUM_DRAWS = 7  # brightness, saturation, contrast, translation row, translation column, cutout row, cutout column
+NUM_DRAWS = (
+    7  # brightness, saturation, contrast, translation row, translation column, cutout row, cutout column
+)
 TRANSLATION = 1 / 8  # largest shift, as a part of the image's side
 CUTOUT = 1 / 5  # side of the square, as a part of the image's side
 
 
 def diff_augment(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness, saturation, contrast, translation and cutout, in this order; x [N, C, H, W] -> [N, C, H, W], differentiable in x.
+    """Brightness, saturation, contrast, translation and cutout, in this order; x [N, C, H, W] -> [N, C, H,
+    W], differentiable in x.
 
     u: uniform draws in [0, 1), [N, 7], in the order of NUM_DRAWS. Raises ValueError for another shape.
     """
@@ -50,7 +54,9 @@ def translation(x: Tensor, u_row: Tensor, u_col: Tensor) -> Tensor:
     for dim, u in ((2, u_row), (3, u_col)):
         size = x.shape[dim]
         reach = _round_half_up(size * TRANSLATION)
-        source = _positions(x, dim) + _integer(u, -reach, reach).view(-1, 1)  # [N, size]; where each output line comes from
+        source = _positions(x, dim) + _integer(u, -reach, reach).view(
+            -1, 1
+        )  # [N, size]; where each output line comes from
         inside = (source >= 0) & (source < size)
         lines = [-1, 1, 1, 1]
         lines[dim] = size
@@ -60,7 +66,9 @@ def translation(x: Tensor, u_row: Tensor, u_col: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u_row: Tensor, u_col: Tensor) -> Tensor:
-    """Zero a square of side round(side / 5) around a uniform centre; near a border part of the square is outside the image."""
+    """Zero a square of side round(side / 5) around a uniform centre; near a border part of the square is
+    outside the image.
+    """
     outside = []
     for dim, u in ((2, u_row), (3, u_col)):
         size = x.shape[dim]

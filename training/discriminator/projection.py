@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed random projection between a frozen feature network and its heads (Sauer et al., "Projected GANs", NeurIPS 2021).
+"""The fixed random projection between a frozen feature network and its heads (Sauer et al., "Projected GANs",
+NeurIPS 2021).
 
-Cross-channel mixing is a 1x1 convolution per level; cross-scale mixing runs from the lowest resolution up, adding each level to the
-one below it. Transformers first reassemble their tokens into four resolutions. Nothing here is trained: weights are buffers, drawn
-once and stored with the checkpoint.
+Cross-channel mixing is a 1x1 convolution per level; cross-scale mixing runs from the lowest resolution up,
+adding each level to the one below it. Transformers first reassemble their tokens into four resolutions.
+Nothing here is trained: weights are buffers, drawn once and stored with the checkpoint.
 
-Names of buffers are the published ones (`scratch.layer{l}_ccm`, `scratch.layer{l}_csm.out_conv`), except in the reassemble of
-transformers: `reassemble.layer{l}.project` and `.resample` are published as `pretrained.layer{l}.3` and `.4`.
+Names of buffers are the published ones (`scratch.layer{l}_ccm`, `scratch.layer{l}_csm.out_conv`), except in
+the reassemble of transformers: `reassemble.layer{l}.project` and `.resample` are published as
+`pretrained.layer{l}.3` and `.4`.
 
-Shapes: N batch, C channels, H W height and width, l level (0 = the highest resolution in `scratch`; `reassemble` counts from 1).
+Shapes: N batch, C channels, H W height and width, l level (0 = the highest resolution in `scratch`;
+`reassemble` counts from 1).
 """
 
 import math
@@ -21,10 +24,11 @@ from torch.nn import functional as F
 
 
 class FixedConv2d(nn.Module):
-    """A convolution with fixed random weights: buffers, so that no optimizer and no requires_grad_() finds them.
+    """A convolution with fixed random weights: buffers, so that no optimizer and no requires_grad_() finds
+    them.
 
-    Weights and bias are U(-b, b) with b = 1/sqrt(fan_in), the distribution of the published networks' projections.
-    Computes in the type of its input.
+    Weights and bias are U(-b, b) with b = 1/sqrt(fan_in), the distribution of the published networks'
+    projections. Computes in the type of its input.
     """
 
     weight: Tensor
@@ -45,7 +49,9 @@ class FixedConv2d(nn.Module):
         shape = (in_channels, out_channels) if transposed else (out_channels, in_channels)
         shape_with_kernel = (*shape, kernel_size, kernel_size)
         bound = 1 / math.sqrt(math.prod(shape_with_kernel[1:]))
-        self.register_buffer("weight", torch.empty(shape_with_kernel).uniform_(-bound, bound, generator=generator))
+        self.register_buffer(
+            "weight", torch.empty(shape_with_kernel).uniform_(-bound, bound, generator=generator)
+        )
         self.register_buffer("bias", torch.empty(out_channels).uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,40 +69,59 @@ class CrossScaleMixing(nn.Module):
         self.out_conv = FixedConv2d(in_channels, out_channels, generator=generator)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        # A 1x1 convolution and bilinear interpolation (whose weights sum to 1) commute: convolving first costs a quarter.
+        # A 1x1 convolution and bilinear interpolation (whose weights sum to 1) commute: convolving first
+        # costs a quarter.
         return F.interpolate(self.out_conv(x), size, mode="bilinear", align_corners=True)
 
 
 class Reassemble(nn.Module):
-    """A transformer's four token maps, all at one resolution, to maps at 4, 2, 1 and 1/2 times it, with D/8, D/4, D/2 and D channels."""
+    """A transformer's four token maps, all at one resolution, to maps at 4, 2, 1 and 1/2 times it, with D/8,
+    D/4, D/2 and D channels.
+    """
 
     def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.channels = [width // 8, width // 4, width // 2, width]
         project = [FixedConv2d(width, channels, generator=generator) for channels in self.channels]
         resample = [
-            FixedConv2d(self.channels[0], self.channels[0], 4, stride=4, transposed=True, generator=generator),
-            FixedConv2d(self.channels[1], self.channels[1], 2, stride=2, transposed=True, generator=generator),
+            FixedConv2d(
+                self.channels[0], self.channels[0], 4, stride=4, transposed=True, generator=generator
+            ),
+            FixedConv2d(
+                self.channels[1], self.channels[1], 2, stride=2, transposed=True, generator=generator
+            ),
             None,
             FixedConv2d(self.channels[3], self.channels[3], 3, stride=2, generator=generator),
         ]
         for level, (first, second) in enumerate(zip(project, resample, strict=True), start=1):
-            layer = nn.Sequential(OrderedDict(project=first) if second is None else OrderedDict(project=first, resample=second))
+            layer = nn.Sequential(
+                OrderedDict(project=first) if second is None else OrderedDict(project=first, resample=second)
+            )
             self.add_module(f"layer{level}", layer)
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Four token maps [N, D, H, W] -> [N, D/8, 4H, 4W], [N, D/4, 2H, 2W], [N, D/2, H, W], [N, D, ceil(H/2), ceil(W/2)]."""
+        """Four token maps [N, D, H, W] -> [N, D/8, 4H, 4W], [N, D/4, 2H, 2W], [N, D/2, H, W], [N, D,
+        ceil(H/2), ceil(W/2)].
+        """
         return [self.get_submodule(f"layer{level}")(x) for level, x in enumerate(tokens, start=1)]
 
 
 class RandomProjection(nn.Module):
-    """Four feature maps to four maps that mix channels and scales; each comes out at twice the resolution of its level.
+    """Four feature maps to four maps that mix channels and scales; each comes out at twice the resolution of
+    its level.
 
     in_channels: channels of the network's levels. kind: 'cnn' or 'vit' (equal channels, reassembled first).
-    width: P, channels of the finest level; cross-channel mixing gives P, 2P, 4P, 8P, and the outputs have P, P, 2P, 4P (published: 64).
+    width: P, channels of the finest level; cross-channel mixing gives P, 2P, 4P, 8P, and the outputs have P,
+    P, 2P, 4P (published: 64).
     """
 
-    def __init__(self, in_channels: Sequence[int], kind: str = "cnn", width: int = 64, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        kind: str = "cnn",
+        width: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.reassemble = Reassemble(in_channels[0], generator) if kind == "vit" else None
         levels = in_channels if self.reassemble is None else self.reassemble.channels
@@ -104,12 +129,18 @@ class RandomProjection(nn.Module):
         self.out_channels = [max(width, channels // 2) for channels in mixed]
         self.scratch = nn.Module()
         for level, channels in enumerate(levels):
-            self.scratch.add_module(f"layer{level}_ccm", FixedConv2d(channels, mixed[level], generator=generator))
+            self.scratch.add_module(
+                f"layer{level}_ccm", FixedConv2d(channels, mixed[level], generator=generator)
+            )
         for level in reversed(range(len(levels))):
-            self.scratch.add_module(f"layer{level}_csm", CrossScaleMixing(mixed[level], self.out_channels[level], generator))
+            self.scratch.add_module(
+                f"layer{level}_csm", CrossScaleMixing(mixed[level], self.out_channels[level], generator)
+            )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[N, C_l, H_l, W_l] per level -> [N, out_channels_l, 2 H_l, 2 W_l] per level, in the type of the features."""
+        """[N, C_l, H_l, W_l] per level -> [N, out_channels_l, 2 H_l, 2 W_l] per level, in the type of the
+        features.
+        """
         if self.reassemble is not None:
             features = self.reassemble(features)
         below: Tensor | None = None

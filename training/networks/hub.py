@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks on the Hugging Face Hub: model.safetensors, config.json and a model card written from what the network file says about itself.
+"""Networks on the Hugging Face Hub: model.safetensors, config.json and a model card written from what the
+network file says about itself.
 
-Needs the extra `hub` (huggingface_hub); login and cache are that package's own (`hf auth login`, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE).
+Needs the extra `hub` (huggingface_hub); login and cache are that package's own (`hf auth login`, HF_TOKEN,
+HF_HOME, HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def pull(repository: str, hub: Any = None) -> files.NetworkFile:
 
 
 def read_from(repository: str, read: Callable[[str], _T], hub: Any = None) -> _T:
-    """What `read` makes of the weights of a model repository. A copy that it finds damaged does not stay in the hub's cache.
+    """What `read` makes of the weights of a model repository. A copy that it finds damaged does not stay in
+    the hub's cache.
 
     Raises ValueError in one line, which names the repository and the copy; as `fetch`.
     """
@@ -75,7 +78,9 @@ def fetch(repository: str, hub: Any = None) -> str:
     try:
         _, path = (hub.hf_hub_download(repo_id, name, revision=revision) for name in (CONFIG, WEIGHTS))
     except Exception as error:  # the package's own errors, requests' and httpx's, by version
-        raise ValueError(f"{repository}: cannot be downloaded: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(
+            f"{repository}: cannot be downloaded: {' '.join(str(error).split())[:300]}"
+        ) from None
     return str(path)
 
 
@@ -90,9 +95,8 @@ def push(
 ) -> str:
     """Upload a network file with its card, in one commit. Returns the address of the commit.
 
-    license: identifier of the weights' licence (the hub's names: apache-2.0, cc-by-nc-4.0, ...); None = not stated.
-    api: what to use instead of huggingface_hub.HfApi().
-    Raises ValueError in one line.
+    license: identifier of the weights' licence (the hub's names: apache-2.0, cc-by-nc-4.0, ...); None = not
+    stated. api: what to use instead of huggingface_hub.HfApi(). Raises ValueError in one line.
     """
     repo_id, revision = parse_repository(repository)
     api = api or _hub().HfApi()
@@ -102,15 +106,22 @@ def push(
         try:
             api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
             done = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, repo_type="model", revision=revision, commit_message=f"Upload {', '.join(file.generators)}"
+                repo_id=repo_id,
+                folder_path=folder,
+                repo_type="model",
+                revision=revision,
+                commit_message=f"Upload {', '.join(file.generators)}",
             )
         except Exception as error:
-            raise ValueError(f"{repository}: cannot be uploaded: {' '.join(str(error).split())[:300]}") from None
+            raise ValueError(
+                f"{repository}: cannot be uploaded: {' '.join(str(error).split())[:300]}"
+            ) from None
     return str(getattr(done, "commit_url", done))
 
 
 def read_metrics(source: str) -> list[dict[str, Any]]:
-    """What the metric-NAME.jsonl files beside a network file say about it: of each metric the last line that names this file.
+    """What the metric-NAME.jsonl files beside a network file say about it: of each metric the last line that
+    names this file.
 
     best_model.pkl, which no line names, gets each metric's best line. Unreadable lines are skipped.
     """
@@ -118,7 +129,11 @@ def read_metrics(source: str) -> list[dict[str, Any]]:
     found = []
     for records in metric_files(path.parent):
         about = [line for line in read_jsonl(records) if isinstance(line.get("results"), dict)]
-        mine = [line for line in about if Path(str(line.get("snapshot_pkl") or line.get("snapshot") or "")).name == path.name]
+        mine = [
+            line
+            for line in about
+            if Path(str(line.get("snapshot_pkl") or line.get("snapshot") or "")).name == path.name
+        ]
         if path.name == BEST_NETWORK and not mine and about:
             pick = max if good_end(about[-1]) == "max" else min
             mine = [pick(about, key=lambda line: next(iter(line["results"].values())))]
@@ -126,7 +141,12 @@ def read_metrics(source: str) -> list[dict[str, Any]]:
     return found
 
 
-def model_card(file: files.NetworkFile, repo_id: str, license: str | None = None, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(
+    file: files.NetworkFile,
+    repo_id: str,
+    license: str | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Markdown with the hub's metadata: data, recipe, lineage, metrics, licence, as far as the file says.
 
     metrics: records of metric-*.jsonl, as `read_metrics` returns them.
@@ -141,12 +161,26 @@ def model_card(file: files.NetworkFile, repo_id: str, license: str | None = None
     results = _results(metrics)
     ours = ["stylesan-xl"] if provenance.get("project") == "StyleSAN-XL" else []
     body = [f"# {_line(name)}", "", f"A generator of images: {_parts(G)}.", ""]
-    body += ["## Use", "", "```", f"python gen_images.py --network=hf://{repo_id} --seeds=0-15 --outdir=out", "```", ""]
-    body += _section("Data", {"name": data_name, **{k: about_data.get(k) for k in ("images", "hash")}, **_prepared(about_data)})
+    body += [
+        "## Use",
+        "",
+        "```",
+        f"python gen_images.py --network=hf://{repo_id} --seeds=0-15 --outdir=out",
+        "```",
+        "",
+    ]
+    body += _section(
+        "Data",
+        {"name": data_name, **{k: about_data.get(k) for k in ("images", "hash")}, **_prepared(about_data)},
+    )
     classes = provenance.get("class_names")
     if isinstance(classes, list) and len(classes) <= 200:
         body += [f"Classes: {', '.join(_line(item) for item in classes)}.", ""]
-    body += _section("Training", {"images shown": provenance.get("nimg"), **_flat(config)}, "The configuration is not known.")
+    body += _section(
+        "Training",
+        {"images shown": provenance.get("nimg"), **_flat(config)},
+        "The configuration is not known.",
+    )
     body += _section("Lineage", _lineage(G, config, provenance))
     rows = [f"| {_line(metric)} | {value:.4f} |" for metric, value in results]
     table = ["| metric | value |", "|---|---|", *rows] if rows else ["None are recorded."]
@@ -201,7 +235,9 @@ def _line(value: Any) -> str:
 
 
 def _section(title: str, values: Mapping[str, Any], otherwise: str = "Not known.") -> list[str]:
-    known = [f"- {_line(key)}: {_line(value)}" for key, value in values.items() if value not in (None, "", [], {})]
+    known = [
+        f"- {_line(key)}: {_line(value)}" for key, value in values.items() if value not in (None, "", [], {})
+    ]
     return [f"## {title}", "", *(known or [otherwise]), ""]
 
 
@@ -215,7 +251,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A tree of settings as dotted names."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and len(prefix) < 60 else {f"{prefix}{key}": value})
+        flat.update(
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and len(prefix) < 60
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -234,7 +274,11 @@ def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -
         **{f"stem {number}": _stem(record) for number, record in enumerate(below, 1)},
         "stem": None if below else generator.get("path_stem"),
         "started from": run.get("init_from"),
-        **({f"feature network {key}": value for key, value in backbones.items()} if isinstance(backbones, dict) else {}),
+        **(
+            {f"feature network {key}": value for key, value in backbones.items()}
+            if isinstance(backbones, dict)
+            else {}
+        ),
         "torch": provenance.get("torch"),
         "written": provenance.get("written"),
     }

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator as two ONNX files, mapping and synthesis, through the reference operations; and the comparison with onnxruntime.
+"""A generator as two ONNX files, mapping and synthesis, through the reference operations; and the comparison
+with onnxruntime.
 
-    NAME.mapping.onnx    z [N, z_dim] float32, labels [N] int64 (if there are classes), truncation_psi [] float32 -> ws [N, num_ws, w_dim]
-    NAME.synthesis.onnx  ws [N, num_ws, w_dim] float32 -> images [N, img_channels, R, R] float32, about [-1, 1]
+    NAME.mapping.onnx    z [N, z_dim] float32, labels [N] int64 (if there are classes), truncation_psi []
+                         float32 -> ws [N, num_ws, w_dim]
+    NAME.synthesis.onnx  ws [N, num_ws, w_dim] float32 -> images [N, img_channels, R, R] float32, about [-1,
+                         1]
 
-N is free. The matrix of synthesis.input.transform is the one that the generator has at the time of the export.
-Needs the extra `onnx` (onnx, onnxscript, onnxruntime).
+N is free. The matrix of synthesis.input.transform is the one that the generator has at the time of the
+export. Needs the extra `onnx` (onnx, onnxscript, onnxruntime).
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class MappingForExport(torch.nn.Module):
         super().__init__()
         self.mapping = mapping
 
-    def forward(self, z: torch.Tensor, labels: torch.Tensor | None, truncation_psi: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, labels: torch.Tensor | None, truncation_psi: torch.Tensor
+    ) -> torch.Tensor:
         m = self.mapping
         w = m.styles(z, labels)
         w_avg = m.w_avg if labels is None or m.linear_labels else m.w_avg[labels]
@@ -58,12 +63,18 @@ class SynthesisForExport(torch.nn.Module):
 
 @contextlib.contextmanager
 def reference_ops() -> Iterator[None]:
-    """Inside, our generators compute with impl='ref', torch's own operations, which an exporter can follow, and in the same way for any batch."""
+    """Inside, our generators compute with impl='ref', torch's own operations, which an exporter can follow,
+    and in the same way for any batch.
+    """
     names = ("bias_act", "filtered_lrelu")
     saved = {name: getattr(generator_module, name) for name in (*names, "_is_one_image")}
     try:
         for name in names:
-            setattr(generator_module, name, SimpleNamespace(**{name: functools.partial(getattr(saved[name], name), impl="ref")}))
+            setattr(
+                generator_module,
+                name,
+                SimpleNamespace(**{name: functools.partial(getattr(saved[name], name), impl="ref")}),
+            )
         generator_module._is_one_image = lambda x: False
         yield
     finally:
@@ -72,7 +83,8 @@ def reference_ops() -> Iterator[None]:
 
 
 def export(G: Generator, prefix: str | os.PathLike[str]) -> list[Path]:
-    """Write PREFIX.mapping.onnx and PREFIX.synthesis.onnx of a generator on the CPU; returns their paths. Neither appears before it is complete.
+    """Write PREFIX.mapping.onnx and PREFIX.synthesis.onnx of a generator on the CPU; returns their paths.
+    Neither appears before it is complete.
 
     Raises ValueError if the extra is not installed, or a network is larger than an ONNX file can be (2 GB).
     """
@@ -107,15 +119,26 @@ def require_onnx() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"ONNX export needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
+        raise ValueError(
+            f"ONNX export needs the package {error.name}: pip install onnx onnxscript onnxruntime"
+        ) from None
 
 
-def _export_one(module: torch.nn.Module, args: tuple[Any, ...], inputs: list[str], output: str, shapes: tuple[Any, ...]) -> bytes:
+def _export_one(
+    module: torch.nn.Module, args: tuple[Any, ...], inputs: list[str], output: str, shapes: tuple[Any, ...]
+) -> bytes:
     with reference_ops(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            module, args, dynamo=True, input_names=inputs, output_names=[output], dynamic_shapes=shapes, opset_version=OPSET, verbose=False
+            module,
+            args,
+            dynamo=True,
+            input_names=inputs,
+            output_names=[output],
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            verbose=False,
         )
     assert program is not None
     proto = program.model_proto
@@ -125,7 +148,8 @@ def _export_one(module: torch.nn.Module, args: tuple[Any, ...], inputs: list[str
 
 
 def compare(G: Generator, paths: list[Path], batch: int = 3, seed: int = 0) -> dict[str, float]:
-    """Largest absolute differences between the files under onnxruntime and the generator: {'ws': ..., 'images': ...}.
+    """Largest absolute differences between the files under onnxruntime and the generator: {'ws': ...,
+    'images': ...}.
 
     Raises ValueError if onnxruntime is not installed.
     """
@@ -133,14 +157,25 @@ def compare(G: Generator, paths: list[Path], batch: int = 3, seed: int = 0) -> d
         import onnxruntime
     except ImportError:
         raise ValueError("the comparison needs onnxruntime: pip install onnxruntime") from None
-    sessions = [onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"]) for path in paths]
+    sessions = [
+        onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"]) for path in paths
+    ]
     random = np.random.RandomState(seed)
     z = random.randn(batch, G.z_dim).astype(np.float32)
     labels = random.randint(0, G.c_dim, batch).astype(np.int64) if G.c_dim else None
-    feed = {"z": z, "truncation_psi": np.array(0.7, np.float32), **({"labels": labels} if labels is not None else {})}
+    feed = {
+        "z": z,
+        "truncation_psi": np.array(0.7, np.float32),
+        **({"labels": labels} if labels is not None else {}),
+    }
     ws = sessions[0].run(None, feed)[0]
     images = sessions[1].run(None, {"ws": ws})[0]
     with torch.no_grad():
-        expected = G.mapping(torch.from_numpy(z), None if labels is None else torch.from_numpy(labels), truncation_psi=0.7)
+        expected = G.mapping(
+            torch.from_numpy(z), None if labels is None else torch.from_numpy(labels), truncation_psi=0.7
+        )
         drawn = G.synthesis(expected, force_fp32=True)
-    return {"ws": float(np.abs(ws - expected.numpy()).max()), "images": float(np.abs(images - drawn.numpy()).max())}
+    return {
+        "ws": float(np.abs(ws - expected.numpy()).max()),
+        "images": float(np.abs(images - drawn.numpy()).max()),
+    }

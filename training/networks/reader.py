@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generators from the records that `torch_utils.persistence` reads from network pickles, ours and published ones, without running what is in them."""
+"""Generators from the records that `torch_utils.persistence` reads from network pickles, ours and published
+ones, without running what is in them.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +16,43 @@ from torch_utils.persistence import describe, read_network_pickle
 from torch_utils.pickle_records import listed
 from training.generator import MAX_LAYERS, Generator, layer_spec
 
-OWN_CODE = "pictures of it can be made with --trust-pickle, which runs the file's own code: only if you trust its maker"
+OWN_CODE = (
+    "pictures of it can be made with --trust-pickle, which runs the file's own code: only if you "
+    "trust its maker"
+)
 
 
 def from_record(record: Any) -> Generator:
-    """Generator from what `torch_utils.persistence.read_network_pickle` says about one: a stem or a superresolution stage, ours or a published one,
-    or a StyleGAN3 generator (t and r).
+    """Generator from what `torch_utils.persistence.read_network_pickle` says about one: a stem or a
+    superresolution stage, ours or a published one, or a StyleGAN3 generator (t and r).
 
-    Rebuilt from the attributes of its layers, never from embedded source; every tensor must have its place and the right shape, and every
-    place its tensor. The result is on the CPU, float32, in eval mode, without gradients (`set_trainable` turns them on).
-    Raises ValueError in one line, naming what does not fit.
+    Rebuilt from the attributes of its layers, never from embedded source; every tensor must have its place
+    and the right shape, and every place its tensor. The result is on the CPU, float32, in eval mode, without
+    gradients (`set_trainable` turns them on). Raises ValueError in one line, naming what does not fit.
     """
     class_name = getattr(record, "class_name", None)
     if class_name not in ("Generator", "SuperresGenerator") or not record.persistent:
         raise ValueError(f"this is no generator but {describe(record)}")
     for path, module in record.named_modules():
         if not module.persistent and module.origin != "torch.nn.modules.sparse.Embedding":
-            raise ValueError(f"refused global {module.origin}: {path or class_name} is not part of a generator")
+            raise ValueError(
+                f"refused global {module.origin}: {path or class_name} is not part of a generator"
+            )
     children = record.modules()
     if set(children) != {"synthesis", "mapping"}:
-        raise ValueError(f"a generator has the parts mapping and synthesis, this one has {listed(children)}; {OWN_CODE}")
+        raise ValueError(
+            f"a generator has the parts mapping and synthesis, this one has {listed(children)}; {OWN_CODE}"
+        )
     arguments = _recorded_arguments(record, children["synthesis"], children["mapping"])
     try:
         with torch.device("meta"):  # shapes alone: the values come from the record
             generator = Generator(**arguments)
-    except (RuntimeError, OverflowError, ZeroDivisionError, TypeError) as err:  # TypeError: torch's word for an integer beyond int64
+    except (
+        RuntimeError,
+        OverflowError,
+        ZeroDivisionError,
+        TypeError,
+    ) as err:  # TypeError: torch's word for an integer beyond int64
         raise ValueError(f"its sizes are impossible: {str(err).splitlines()[0]}") from None
     _check_record(generator, record)
     _fill(generator, record.named_tensors())
@@ -46,20 +60,26 @@ def from_record(record: Any) -> Generator:
 
 
 def load(path_or_url: str, key: str = "G_ema") -> Generator:
-    """The generator `key` (G or G_ema) of a network pickle, from a file or an http(s) address. Runs nothing that the file contains.
+    """The generator `key` (G or G_ema) of a network pickle, from a file or an http(s) address. Runs nothing
+    that the file contains.
 
     Raises FileNotFoundError, and ValueError in one line for a file that cannot be used.
     """
-    return dnnlib.util.read_from(str(path_or_url), lambda path: load_from(read_network_pickle(path), path, key))
+    return dnnlib.util.read_from(
+        str(path_or_url), lambda path: load_from(read_network_pickle(path), path, key)
+    )
 
 
 def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generator:
-    """The generator `key` of what `torch_utils.persistence.read_network_pickle` returned. name: of the file, for errors.
+    """The generator `key` of what `torch_utils.persistence.read_network_pickle` returned. name: of the file,
+    for errors.
 
     Raises ValueError in one line for a network that cannot be used.
     """
     if data.get(key) is None:
-        raise ValueError(f"{name}: holds no network {key}; it has {listed(k for k in data if data[k] is not None)}")
+        raise ValueError(
+            f"{name}: holds no network {key}; it has {listed(k for k in data if data[k] is not None)}"
+        )
     try:
         return from_record(data[key])
     except ValueError as err:
@@ -73,7 +93,9 @@ def _attribute(record: Any, name: str, kind: type) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ValueError(f"{record.class_name}: attribute {name} is {type(value).__name__}, not {kind.__name__}")
+        raise ValueError(
+            f"{record.class_name}: attribute {name} is {type(value).__name__}, not {kind.__name__}"
+        )
     return value
 
 
@@ -82,10 +104,17 @@ def _recorded_arguments(record: Any, synthesis: Any, mapping: Any) -> dict[str, 
     names = synthesis.attributes.get("layer_names")
     layers = synthesis.modules()
     if "block_resolutions" in synthesis.attributes:
-        raise ValueError(f"this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read; {OWN_CODE}")
+        raise ValueError(
+            "this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read; "
+            f"{OWN_CODE}"
+        )
     if len(layers) > MAX_LAYERS:
         raise ValueError(f"{len(layers)} layers: at most {MAX_LAYERS} are read")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or sorted([*names, "input"]) != sorted(layers):
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or sorted([*names, "input"]) != sorted(layers)
+    ):
         raise ValueError(f"the layers that synthesis lists are not those that it has: {listed(layers)}")
     head = record.attributes.get("head_layer_names")
     if head is None:
@@ -123,7 +152,11 @@ def _recorded_mapping(mapping: Any) -> dict[str, Any]:
     )
     if "embed" in parts and parts["embed"].persistent:
         return dict(kwargs, linear_labels=True)
-    shape = parts["embed"].tensors()["weight"].shape if "embed" in parts and "weight" in parts["embed"].tensors() else (0, 0)
+    shape = (
+        parts["embed"].tensors()["weight"].shape
+        if "embed" in parts and "weight" in parts["embed"].tensors()
+        else (0, 0)
+    )
     if len(shape) != 2:
         raise ValueError(f"the class table has shape {list(shape)}")
     return dict(kwargs, num_embeddings=shape[0], embed_dim=shape[1])
@@ -143,8 +176,27 @@ def _recorded_capacity(name: str, *records: Any) -> int | None:
 # Attributes that a rebuilt module derives or fixes, and that a record must agree with where it has them.
 _DERIVED = (
     *("w_dim", "num_ws", "c_dim", "z_dim", "img_resolution", "img_channels", "num_layers"),
-    *("in_features", "out_features", "activation", "weight_gain", "bias_gain", "channels", "size", "sampling_rate", "bandwidth"),
-    *("in_channels", "out_channels", "in_size", "out_size", "conv_kernel", "tmp_sampling_rate", "up_factor", "down_factor"),
+    *(
+        "in_features",
+        "out_features",
+        "activation",
+        "weight_gain",
+        "bias_gain",
+        "channels",
+        "size",
+        "sampling_rate",
+        "bandwidth",
+    ),
+    *(
+        "in_channels",
+        "out_channels",
+        "in_size",
+        "out_size",
+        "conv_kernel",
+        "tmp_sampling_rate",
+        "up_factor",
+        "down_factor",
+    ),
     *("up_taps", "down_taps", "down_radial", "padding"),
 )
 
@@ -162,7 +214,9 @@ def _check_record(generator: Generator, record: Any) -> None:
                 continue  # counts toRGB in some networks and not in others
             ours = getattr(module, name, None)
             if name in theirs and ours is not None and not _same(theirs[name], ours):
-                raise ValueError(f"{path or 'generator'}: {name} is not {ours}, which the rest of the network asks for")
+                raise ValueError(
+                    f"{path or 'generator'}: {name} is not {ours}, which the rest of the network asks for"
+                )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the frozen part of a superresolution stage comes from: finding and reading stems, and what runs and snapshots remember of them."""
+"""Where the frozen part of a superresolution stage comes from: finding and reading stems, and what runs and
+snapshots remember of them.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,21 @@ MAX_STAGES = 16  # more than any schedule has: what a foreign pickle says of its
 
 
 def network_file(flag: str, path_or_url: str) -> str:
-    """The path (also of a file:// address) or URL. Raises ValueError, naming the flag, for a file that is not there."""
+    """The path (also of a file:// address) or URL. Raises ValueError, naming the flag, for a file that is not
+    there.
+    """
     path_or_url = dnnlib.util.plain_path(path_or_url)
     if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
         run_folder = "a run folder to go on, or " if flag == "--resume" else ""
-        raise ValueError(f"{flag}={path_or_url}: no such file; give {run_folder}a network pickle's path or URL")
+        raise ValueError(
+            f"{flag}={path_or_url}: no such file; give {run_folder}a network pickle's path or URL"
+        )
     return path_or_url
 
 
 def stem_file(path: str) -> str:
-    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest, network.
+    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest,
+    network.
 
     Raises:
         ValueError: there is none.
@@ -52,7 +59,8 @@ def stem_file(path: str) -> str:
 
 
 def network_path(flag: str, path: str) -> str:
-    """The network that a flag names: a file or URL as it is; in a run folder its best, else its latest, network.
+    """The network that a flag names: a file or URL as it is; in a run folder its best, else its latest,
+    network.
 
     Raises:
         ValueError: there is none, naming the flag.
@@ -65,12 +73,16 @@ def network_in(flag: str, folder: str) -> str:
     """A run folder's best, else its latest, network. Raises ValueError, naming the flag, if it has none."""
     found = best_network(folder)
     if found is None:
-        raise ValueError(f"{flag}={folder}: the folder holds neither {BEST_NETWORK} nor {NEWEST_NETWORK}; name a run folder or a network pickle")
+        raise ValueError(
+            f"{flag}={folder}: the folder holds neither {BEST_NETWORK} nor {NEWEST_NETWORK}; name a run "
+            "folder or a network pickle"
+        )
     return str(found)
 
 
 def chosen(file: str, provenance: Mapping[str, Any] | None) -> str:
-    """A network file in a few words: images shown, first metric, and how far its run has got, if it is in a run folder.
+    """A network file in a few words: images shown, first metric, and how far its run has got, if it is in a
+    run folder.
 
     provenance: of the file. A folder's best network may be from long ago.
     """
@@ -79,14 +91,20 @@ def chosen(file: str, provenance: Mapping[str, Any] | None) -> str:
     folder = os.path.dirname(file)
     shown = read_json(os.path.join(folder, STATUS_FILE)).get("nimg")
     text = describe({"nimg": nimg, "metric": metric_at(folder, nimg)})
-    later = f"; the run has shown {kimg_text(shown / 1000)} kimg" if isinstance(shown, int) and nimg is not None and shown > nimg else ""
+    later = (
+        f"; the run has shown {kimg_text(shown / 1000)} kimg"
+        if isinstance(shown, int) and nimg is not None and shown > nimg
+        else ""
+    )
     return f"{file} ({text}{later})"
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """A record's images shown and metric in a few words."""
     nimg, metric = record.get("nimg"), record.get("metric")
-    shown = f"{kimg_text(nimg / 1000)} kimg" if isinstance(nimg, int) else "it does not say after how many images"
+    shown = (
+        f"{kimg_text(nimg / 1000)} kimg" if isinstance(nimg, int) else "it does not say after how many images"
+    )
     return shown + (f", {metric['name']} {metric['value']:.4g}" if isinstance(metric, dict) else "")
 
 
@@ -145,10 +163,16 @@ def _checked(record: Any) -> dict[str, Any]:
     """A record of a foreign pickle with nothing in it but what a record holds."""
     given = record if isinstance(record, dict) else {}
     kinds = {"file": str, "sha256": str, "resolution": int, "nimg": int}
-    plain: dict[str, Any] = {key: value if isinstance(value := given.get(key), kind) else None for key, kind in kinds.items()}
+    plain: dict[str, Any] = {
+        key: value if isinstance(value := given.get(key), kind) else None for key, kind in kinds.items()
+    }
     plain = {key: value[:4096] if isinstance(value, str) else value for key, value in plain.items()}
     metric = given.get("metric")
-    if isinstance(metric, dict) and isinstance(metric.get("name"), str) and isinstance(metric.get("value"), (int, float)):
+    if (
+        isinstance(metric, dict)
+        and isinstance(metric.get("name"), str)
+        and isinstance(metric.get("value"), (int, float))
+    ):
         return {**plain, "metric": {"name": metric["name"][:200], "value": metric["value"]}}
     return {**plain, "metric": None}
 
@@ -157,9 +181,10 @@ def _checked(record: Any) -> dict[str, Any]:
 class Lineage:
     """What a run remembers of its stem.
 
-    stems: records {file, sha256, resolution, nimg, metric} of the stages that the frozen part consists of, oldest first; none for a stem's own run.
-    changes: {nimg, from, to}: at which image count a better stem (sha256) replaced the one before.
-    plan: the arguments of Generator; options: the flags that made it. With them a run goes on without its stem's file.
+    stems: records {file, sha256, resolution, nimg, metric} of the stages that the frozen part consists of,
+    oldest first; none for a stem's own run. changes: {nimg, from, to}: at which image count a better stem
+    (sha256) replaced the one before. plan: the arguments of Generator; options: the flags that made it. With
+    them a run goes on without its stem's file.
     """
 
     stems: list[dict[str, Any]] = field(default_factory=list)
@@ -180,7 +205,11 @@ class Lineage:
     def from_json(cls, tree: Any) -> Lineage:
         """Inverse of `vars`. Raises ValueError for anything else."""
         kinds: dict[str, Any] = {"stems": list, "changes": list, "plan": (dict, type(None)), "options": dict}
-        if not isinstance(tree, dict) or tree.keys() - kinds.keys() or any(not isinstance(value, kinds[key]) for key, value in tree.items()):
+        if (
+            not isinstance(tree, dict)
+            or tree.keys() - kinds.keys()
+            or any(not isinstance(value, kinds[key]) for key, value in tree.items())
+        ):
             raise ValueError("no lineage of a run")
         if any(not isinstance(record, dict) for key in ("stems", "changes") for record in tree.get(key, ())):
             raise ValueError("no records of stems")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe from outside: its schedule from a command line, its folder, its stages one after the other. Metrics come from the caller."""
+"""A recipe from outside: its schedule from a command line, its folder, its stages one after the other.
+Metrics come from the caller.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,19 @@ from training.run_folder import new_run_folder, run_folders, write_json
 
 @dataclass(frozen=True)
 class Measures:
-    """What a script lends, since training does not know metrics. Functions of a module or script, since other processes receive them."""
+    """What a script lends, since training does not know metrics. Functions of a module or script, since other
+    processes receive them.
+    """
 
     evaluate: launch.MakeEvaluate
-    final: Callable[[TrainConfig, str, torch.device], Any]  # the last stage's config, a metric -> evaluator(generator, ...) -> its records
+    final: Callable[
+        [TrainConfig, str, torch.device], Any
+    ]  # the last stage's config, a metric -> evaluator(generator, ...) -> its records
 
 
 def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
-    """The schedule that a command line asks for: a new recipe's, or that of `folder` with what the command line changes.
+    """The schedule that a command line asks for: a new recipe's, or that of `folder` with what the command
+    line changes.
 
     values: the command line's flags by name; None = not given.
 
@@ -53,20 +60,30 @@ def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
         schedule = stages.Schedule(recipe.load(values["recipe"]), values["data"] or "")
     else:
         schedule = stages.read(folder)
-        changed = stages.differences(recipe.load(values["recipe"]), schedule.recipe) if values["recipe"] else ""
+        changed = (
+            stages.differences(recipe.load(values["recipe"]), schedule.recipe) if values["recipe"] else ""
+        )
         if changed:
             raise ValueError(
-                f"--recipe={values['recipe']} is not what {folder} was made with ({changed}): leave out --recipe to go on with the "
+                f"--recipe={values['recipe']} is not what {folder} was made with ({changed}): leave out "
+                "--recipe to go on with the "
                 "recorded one, or start a new folder with --outdir"
             )
     explicit = folder is None or values["stages"] is not None
     selected = stages.parse_selected(values["stages"], schedule.recipe) if explicit else schedule.selected
     of_first = ("path_stem", "init_from")
-    given = {flag: values[flag] for flag in FLAGS if values[flag] is not None and flag not in ("data", *of_first)}
+    given = {
+        flag: values[flag] for flag in FLAGS if values[flag] is not None and flag not in ("data", *of_first)
+    }
     first = {flag: values[flag] for flag in of_first if values[flag]}
-    new = [stages.Override(given, selected if values["stages"] else None), stages.Override(first, selected[:1])]
+    new = [
+        stages.Override(given, selected if values["stages"] else None),
+        stages.Override(first, selected[:1]),
+    ]
     overrides = (*schedule.overrides, *(o for o in new if o.flags))
-    schedule = dataclasses.replace(schedule, data=values["data"] or schedule.data, overrides=overrides, selected=selected)
+    schedule = dataclasses.replace(
+        schedule, data=values["data"] or schedule.data, overrides=overrides, selected=selected
+    )
     if not all("gpus" in schedule.flags(s) for s in schedule.stages) and not values["dry_run"]:
         raise ValueError("missing --gpus: the number of processes, which this recipe leaves open")
     return schedule
@@ -76,7 +93,9 @@ def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path
     """The newest folder of this schedule, if it is not done (what --restart_every goes on with)."""
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
         if path.name.split("-", 1)[-1] == desc and run_folder.is_recipe_folder(path):
-            same = json.loads(json.dumps(stages.read(path).to_json())) == json.loads(json.dumps(schedule.to_json()))
+            same = json.loads(json.dumps(stages.read(path).to_json())) == json.loads(
+                json.dumps(schedule.to_json())
+            )
             return path if same and not stages.is_done(schedule, path) else None
     return None
 
@@ -97,10 +116,18 @@ def check(planned: list[plan.Planned]) -> None:
             raise ValueError(f"stage {p.stage.resolution}: {err}") from None
 
 
-def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any], desc: str, measures: Measures, deadline: float) -> str:
+def start(
+    schedule: stages.Schedule,
+    folder: Path | None,
+    values: dict[str, Any],
+    desc: str,
+    measures: Measures,
+    deadline: float,
+) -> str:
     """Make or lock the folder and run the selected stages in it. Returns the outcome.
 
-    folder: to go on in; None = a new one in values["outdir"]. values: as for `schedule_of`. deadline: of time.monotonic().
+    folder: to go on in; None = a new one in values["outdir"]. values: as for `schedule_of`. deadline: of
+    time.monotonic().
     """
     last = schedule.config(schedule.recipe.stages[-1])
     if distributed.under_torchrun():
@@ -109,7 +136,10 @@ def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any]
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
         stack.enter_context(locked(folder))
-        write_json(folder / run_folder.RECIPE_FILE, {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)})
+        write_json(
+            folder / run_folder.RECIPE_FILE,
+            {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
+        )
         print(f"Recipe folder: {folder}")
     folder = distributed.broadcast_object(folder)
     assert folder is not None
@@ -122,11 +152,21 @@ def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any]
                 run_dir.mkdir(exist_ok=True)
                 inner.enter_context(entered(run_dir, values["from_scratch"]))
             config = launch.settle_rounds(config, run_dir, again)
-            return launch.run_in_folder(config, run_dir, measures.evaluate, folder, deadline - time.monotonic())
+            return launch.run_in_folder(
+                config, run_dir, measures.evaluate, folder, deadline - time.monotonic()
+            )
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
         with ending_logged(run_dir):
-            distributed.launch(measure_process, last.run.gpus, to_json(last), str(network), str(run_dir), metric, measures.final)
+            distributed.launch(
+                measure_process,
+                last.run.gpus,
+                to_json(last),
+                str(network),
+                str(run_dir),
+                metric,
+                measures.final,
+            )
 
     def say(line: str) -> None:
         print(line, flush=True) if distributed.is_main() else None
@@ -141,8 +181,16 @@ def start(schedule: stages.Schedule, folder: Path | None, values: dict[str, Any]
     return outcome
 
 
-def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: str, final: Callable[[TrainConfig, str, torch.device], Any]) -> None:
-    """One process of a measurement at the last stage's resolution. tree: that stage's configuration. Leaves final.json in `run_dir`."""
+def measure_process(
+    tree: dict[str, Any],
+    network: str,
+    run_dir: str,
+    metric: str,
+    final: Callable[[TrainConfig, str, torch.device], Any],
+) -> None:
+    """One process of a measurement at the last stage's resolution. tree: that stage's configuration. Leaves
+    final.json in `run_dir`.
+    """
     config = from_json(tree)
     device = launch.join(config)
     evaluator = final(config, metric, device)
@@ -156,4 +204,6 @@ def measure_process(tree: dict[str, Any], network: str, run_dir: str, metric: st
         size = evaluator.dataset.resolution
         chosen = stems.chosen(network, file.provenance)
         print(f"  {record.metric} {record.value:.4f} at {size}x{size}: {chosen}", flush=True)
-        write_json(Path(run_dir) / run_folder.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)})
+        write_json(
+            Path(run_dir) / run_folder.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)}
+        )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a schedule: its stages' networks without their numbers, what does not fit together, and the text of --dry-run."""
+"""The plan of a schedule: its stages' networks without their numbers, what does not fit together, and the
+text of --dry-run.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from training.watch.estimate import ticks_and_snapshots
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A stage with its configuration, its data set (images not read, not resized) and its networks' plans on the meta device."""
+    """A stage with its configuration, its data set (images not read, not resized) and its networks' plans on
+    the meta device.
+    """
 
     stage: Stage
     config: TrainConfig
@@ -55,14 +59,20 @@ def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
         config = schedule.config(stage)
         with torch.device("meta"):
             try:
-                generators.append(build.fresh_generator(config.generator, stage.resolution, c_dim, config.data.embed_dim, *generators[-1:]))
+                generators.append(
+                    build.fresh_generator(
+                        config.generator, stage.resolution, c_dim, config.data.embed_dim, *generators[-1:]
+                    )
+                )
             except ValueError as err:
                 raise ValueError(f"stage {stage.resolution}: {err}") from None
     return generators
 
 
 def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
-    """Raises ValueError if a selected stage has no stem: neither selected itself, nor in the folder, nor given."""
+    """Raises ValueError if a selected stage has no stem: neither selected itself, nor in the folder, nor
+    given.
+    """
     for stage in schedule.stages:
         if folder is not None and stems.read(folder / stage.name) is not None:
             continue  # begun: it has its stem
@@ -73,14 +83,17 @@ def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
         if given is None and (folder is None or best_network(folder / below.name) is None):
             where = f"in {folder}" if folder else "yet"
             raise ValueError(
-                f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which is not {where}: give --path_stem"
+                f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which "
+                f"is not {where}: give --path_stem"
             )
         if given is not None:
             stem = stems.read_stem(given).generator
             if (stem.img_resolution, stem.c_dim) != (below.resolution, c_dim):
                 raise ValueError(
-                    f"--path_stem={given} makes {stem.img_resolution}x{stem.img_resolution} images of {stem.c_dim or 'no'} classes; stage "
-                    f"{stage.resolution} needs a stem of {below.resolution}x{below.resolution} pixels and {c_dim or 'no'} classes"
+                    f"--path_stem={given} makes {stem.img_resolution}x{stem.img_resolution} images of "
+                    f"{stem.c_dim or 'no'} classes; stage "
+                    f"{stage.resolution} needs a stem of {below.resolution}x{below.resolution} pixels and "
+                    f"{c_dim or 'no'} classes"
                 )
 
 
@@ -92,18 +105,21 @@ def check_data(planned: Sequence[Planned]) -> None:
         assert p.dataset is not None
         if p.dataset.resolution != p.stage.resolution:
             raise ValueError(
-                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, stage {p.stage.resolution} needs "
+                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, stage "
+                f"{p.stage.resolution} needs "
                 f"{p.stage.resolution}x{p.stage.resolution}"
             )
         if p.dataset.label_dim != first.label_dim or p.dataset.class_names != first.class_names:
             raise ValueError(
-                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, --data={first.path} has {first.label_dim}: "
+                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, --data={first.path} has "
+                f"{first.label_dim}: "
                 "all stages need the same classes"
             )
 
 
 def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
-    """The selected stages, checked as far as plans and data go. A schedule without data is planned with the recipe's number of classes.
+    """The selected stages, checked as far as plans and data go. A schedule without data is planned with the
+    recipe's number of classes.
 
     Raises:
         ValueError, OSError: one line about the first thing that does not fit.
@@ -112,7 +128,9 @@ def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
     datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
     first = datasets[schedule.stages[0].resolution] if datasets else None
     c_dim = first.label_dim if first else schedule.recipe.classes or 0
-    generators = {s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, c_dim), strict=True)}
+    generators = {
+        s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, c_dim), strict=True)
+    }
     planned = []
     for stage in schedule.stages:
         below = schedule.below(stage)
@@ -131,7 +149,8 @@ def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:
         return build.make_dataset(config.data, config.run.seed, prepare=False)
     except downscaling.TooSmall as err:
         raise ValueError(
-            f"stage {resolution}: the images of --data={config.data.path} are {err.resolution}x{err.resolution}, and are not enlarged: "
+            f"stage {resolution}: the images of --data={config.data.path} are "
+            f"{err.resolution}x{err.resolution}, and are not enlarged: "
             "choose smaller stages with --stages, or prepare larger images"
         ) from None
 
@@ -151,21 +170,33 @@ def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
     heads, frozen = run_plan.parameter_counts(D)
     total = sum(x.numel() for x in G.parameters())
     trained = sum(x.numel() for x in G.parameters() if x.requires_grad)
-    kind = f"{gen.head_layers}-layer head x{gen.up_factor}" if gen.superres else f"stem of {gen.syn_layers} layers"
-    ends = f"{run.kimg:g} kimg" + (f", or {run.patience} evaluations without progress" if run.patience else "")
+    kind = (
+        f"{gen.head_layers}-layer head x{gen.up_factor}"
+        if gen.superres
+        else f"stem of {gen.syn_layers} layers"
+    )
+    ends = f"{run.kimg:g} kimg" + (
+        f", or {run.patience} evaluations without progress" if run.patience else ""
+    )
     size, tried = p.config, []
     if run.batch_gpu == AUTO:
         choice = auto_batch.planned(p.config, G, heads, frozen)
-        size, tried = auto_batch.settled(p.config, choice.batch_gpu), [f"  rounds       {choice.line(p.config)}"]
+        size, tried = (
+            auto_batch.settled(p.config, choice.batch_gpu),
+            [f"  rounds       {choice.line(p.config)}"],
+        )
     memory = run_plan.estimate_memory_gb(size, G, heads, frozen)
     return [
         f"Stage {p.stage.resolution}x{p.stage.resolution}: {gen.cfg}, {kind}",
         f"  layers       {short_plan(G)}",
-        f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, backbones {frozen:,} (frozen)",
+        f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, "
+        f"backbones {frozen:,} (frozen)",
         f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
         *tried,
-        f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): {round(run.kimg * 1000 / run.batch):,} steps",
-        f"  snapshots    {ticks_and_snapshots(run)[1]}, each measured by {', '.join(run.metrics) or 'nothing'}",
+        f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): "
+        f"{round(run.kimg * 1000 / run.batch):,} steps",
+        f"  snapshots    {ticks_and_snapshots(run)[1]}, each measured by "
+        f"{', '.join(run.metrics) or 'nothing'}",
         f"  disk         {run_plan.disk_text(p.disk)}",
         *(f"  time         {line}" for line in speeds or [NOT_MEASURED]),
     ]
@@ -182,19 +213,28 @@ def speeds_of(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> 
             return []
     if plain.discriminator != own.discriminator:
         return []
-    return [row for row in table if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution)]
+    return [
+        row for row in table if (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution)
+    ]
 
 
 def time_lines(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> list[str]:
     """Lines about a stage's duration, from measurements of this very stage alone."""
     speeds = speeds_of(schedule, p, table)
-    if not speeds and any((row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution) for row in table):
+    if not speeds and any(
+        (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution) for row in table
+    ):
         return ["no measurement with these overrides"]
     lines = []
     for row in speeds:
         whole = "" if row.is_whole else ", training alone: not what comes with ticks and snapshots"
-        measured = f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit}{whole})"
-        lines.append(f"{device_time(row.seconds(p.config.run) * row.processes)} by {row.sec_per_kimg:g} s/kimg, {measured}")
+        measured = (
+            f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit}{whole})"
+        )
+        lines.append(
+            f"{device_time(row.seconds(p.config.run) * row.processes)} by {row.sec_per_kimg:g} s/kimg, "
+            f"{measured}"
+        )
     return lines
 
 
@@ -207,7 +247,9 @@ def device_time(seconds: float) -> str:
 
 
 def total_lines(schedule: Schedule, planned: Sequence[Planned], table: Sequence[recipe.Speed]) -> list[str]:
-    """Images, time and disk of all selected stages together; time by hardware, with the stages that were not measured on it."""
+    """Images, time and disk of all selected stages together; time by hardware, with the stages that were not
+    measured on it.
+    """
     images = sum(round(p.config.run.kimg * 1000) for p in planned)
     patient = any(p.config.run.patience for p in planned)
     lines = [f"{'at most ' if patient else ''}{images:,} images in {len(planned)} stage(s)"]
@@ -221,11 +263,18 @@ def total_lines(schedule: Schedule, planned: Sequence[Planned], table: Sequence[
             else:
                 seconds += row.seconds(p.config.run) * row.processes
                 partly |= not row.is_whole
-        without = f", without the stages of {', '.join(unmeasured)} pixels, which were not measured" if unmeasured else ""
+        without = (
+            f", without the stages of {', '.join(unmeasured)} pixels, which were not measured"
+            if unmeasured
+            else ""
+        )
         alone = ", training alone" if partly else ""
         lines.append(f"{device_time(seconds)} on {hardware[0]} x {hardware[1]}{without}{alone}")
     if not any(rows.values()):
-        lines.append("time not measured for any of these stages (recipes/speed.yaml): a run's status lines say how long it has to go")
+        lines.append(
+            "time not measured for any of these stages (recipes/speed.yaml): a run's status lines say how "
+            "long it has to go"
+        )
     run, copy = (sum(getattr(p.disk, part) for p in planned) for part in ("run", "copy"))
     lines.append(f"disk: {run_plan.disk_text(run_plan.Disk(run, copy))}")
     return [f"{'Total' if i == 0 else '':8s}{line}" for i, line in enumerate(lines)]
@@ -235,7 +284,9 @@ def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
     """What --dry-run shows of a schedule, beside the files that it lacks."""
     source = schedule.recipe
     text = [f"Recipe {source.name}\n{textwrap.indent(source.about, '  ')}\n"]
-    text += [data_line(f"Data {p.stage.resolution}", p.config, p.dataset) for p in planned if p.dataset is not None]
+    text += [
+        data_line(f"Data {p.stage.resolution}", p.config, p.dataset) for p in planned if p.dataset is not None
+    ]
     if planned[0].dataset is None:
         text.append(f"No --data: planned for {source.classes or 'no'} classes")
     table = recipe.measured_speeds()
@@ -245,5 +296,8 @@ def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
     if schedule.overrides:
         text.append("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
     if source.final_metric:
-        text.append(f"After each stage: {source.final_metric} of its best network, brought to {source.stages[-1].resolution} pixels")
+        text.append(
+            f"After each stage: {source.final_metric} of its best network, brought to "
+            f"{source.stages[-1].resolution} pixels"
+        )
     return text

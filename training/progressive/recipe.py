@@ -4,11 +4,13 @@
     name: tiny
     about: what it makes, on what, how long it takes, which number to expect
     classes: 10              # of the data set it is meant for; --dry-run without --data plans with it
-    final_metric: fd_lite0   # measured after each stage, its images brought to the last stage's resolution; none = not measured
+    final_metric: fd_lite0   # measured after each stage, its images brought to the last stage's resolution;
+                             none = not measured
     extends: other           # begin with the stages and options of another recipe of this folder
     options:                 # flags of train.py for all stages
       batch: 64
-    stages:                  # in order; the first is a stem, each other one a superresolution head on the one before
+    stages:                  # in order; the first is a stem, each other one a superresolution head on the one
+                             before
       - resolution: 16
         syn_layers: 7
       - resolution: 32
@@ -50,7 +52,9 @@ NOT_HERE = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution of a schedule. flags: train.py's, by their names with underscores; the recipe's options are in them."""
+    """One resolution of a schedule. flags: train.py's, by their names with underscores; the recipe's options
+    are in them.
+    """
 
     resolution: int
     flags: dict[str, Any]
@@ -73,7 +77,10 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars."""
-        stages = [{"resolution": s.resolution, "flags": {k: _plain(v) for k, v in s.flags.items()}} for s in self.stages]
+        stages = [
+            {"resolution": s.resolution, "flags": {k: _plain(v) for k, v in s.flags.items()}}
+            for s in self.stages
+        ]
         return {**vars(self), "stages": stages}
 
 
@@ -84,7 +91,9 @@ def from_json(tree: Any) -> Recipe:
         ValueError: it is none.
     """
     try:
-        stages = tuple(Stage(int(s["resolution"]), {str(k): v for k, v in s["flags"].items()}) for s in tree["stages"])
+        stages = tuple(
+            Stage(int(s["resolution"]), {str(k): v for k, v in s["flags"].items()}) for s in tree["stages"]
+        )
         return Recipe(str(tree["name"]), str(tree["about"]), tree["classes"], tree["final_metric"], stages)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise ValueError(f"the recorded recipe is damaged ({util.reason(err)})") from None
@@ -110,7 +119,9 @@ def find(name_or_path: str) -> Path:
         return path
     if re.fullmatch(r"[\w-]+", name_or_path) and (SHIPPED / f"{name_or_path}.yaml").is_file():
         return SHIPPED / f"{name_or_path}.yaml"
-    raise ValueError(f"--recipe={name_or_path}: no such file, and none of the shipped recipes ({', '.join(shipped())})")
+    raise ValueError(
+        f"--recipe={name_or_path}: no such file, and none of the shipped recipes ({', '.join(shipped())})"
+    )
 
 
 def load(name_or_path: str) -> Recipe:
@@ -130,7 +141,10 @@ def _load(path: Path, above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
     base, shared = _base(file, top, (*above, path.resolve()))
     name = file.text(top, "name") or path.stem
     if not re.fullmatch(r"[\w.-]+", name):
-        raise file.error(top["name"], f"name '{name}' becomes part of a folder's name: use letters, digits, '-', '_' and '.'")
+        raise file.error(
+            top["name"],
+            f"name '{name}' becomes part of a folder's name: use letters, digits, '-', '_' and '.'",
+        )
     options = file.flags(file.table(top["options"], "options") if "options" in top else {}, ("resolution",))
     stages = [Stage(s.resolution, {**s.flags, **options}) for s in base.stages] if base else []
     shared = {**shared, **options}
@@ -142,12 +156,18 @@ def _load(path: Path, above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
     if not stages:
         raise ValueError(f"{path}: no stages: list at least one, with its resolution")
     metric = file.text(top, "final_metric") if "final_metric" in top else base.final_metric if base else None
-    classes = file.number(top["classes"], "classes", 0) if "classes" in top else base.classes if base else None
+    classes = (
+        file.number(top["classes"], "classes", 0) if "classes" in top else base.classes if base else None
+    )
     about = file.text(top, "about") or (base.about if base else "")
-    return Recipe(name, about.strip(), classes, None if metric in (None, "none") else metric, tuple(stages)), shared
+    return Recipe(
+        name, about.strip(), classes, None if metric in (None, "none") else metric, tuple(stages)
+    ), shared
 
 
-def _base(file: _File, top: Mapping[str, yaml.Node], chain: tuple[Path, ...]) -> tuple[Recipe | None, dict[str, Any]]:
+def _base(
+    file: _File, top: Mapping[str, yaml.Node], chain: tuple[Path, ...]
+) -> tuple[Recipe | None, dict[str, Any]]:
     name = file.text(top, "extends")
     if name is None:
         return None, {}
@@ -157,7 +177,9 @@ def _base(file: _File, top: Mapping[str, yaml.Node], chain: tuple[Path, ...]) ->
     if other.resolve() in chain:
         raise file.error(top["extends"], f"extends '{name}', which extends this recipe: break the circle")
     if len(chain) > MAX_CHAIN:
-        raise file.error(top["extends"], f"extends '{name}': more than {MAX_CHAIN} recipes that extend each other")
+        raise file.error(
+            top["extends"], f"extends '{name}': more than {MAX_CHAIN} recipes that extend each other"
+        )
     return _load(other, chain)
 
 
@@ -167,16 +189,23 @@ def _stage(file: _File, node: yaml.Node, shared: dict[str, Any], below: Stage | 
         raise file.error(node, "a stage without its resolution")
     resolution = file.number(table["resolution"], "resolution", 8)
     if resolution & (resolution - 1):
-        raise file.error(table["resolution"], f"resolution {resolution}: must be a power of two of at least 8")
+        raise file.error(
+            table["resolution"], f"resolution {resolution}: must be a power of two of at least 8"
+        )
     own = file.flags({k: v for k, v in table.items() if k != "resolution"})
     if below is not None:
         factor = resolution / below.resolution
         if factor not in UP_FACTORS:
             raise file.error(
-                table["resolution"], f"from {below.resolution} to {resolution} pixels: a stage multiplies the resolution by 2, 4, 8 or 16"
+                table["resolution"],
+                f"from {below.resolution} to {resolution} pixels: a stage multiplies the resolution by 2, "
+                "4, 8 or 16",
             )
         if own.get("up_factor") not in (None, int(factor)):
-            raise file.error(table["up_factor"], f"up_factor {own['up_factor']}, but {below.resolution} to {resolution} pixels is {factor:g}")
+            raise file.error(
+                table["up_factor"],
+                f"up_factor {own['up_factor']}, but {below.resolution} to {resolution} pixels is {factor:g}",
+            )
     return Stage(resolution, {**shared, **own})
 
 
@@ -215,7 +244,11 @@ class _File:
         for name, node in table.items():
             if name not in names:
                 close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-                raise self.error(node, f"unknown {what} '{name}'" + (f": did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"))
+                raise self.error(
+                    node,
+                    f"unknown {what} '{name}'"
+                    + (f": did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"),
+                )
 
     def value(self, node: yaml.Node, what: str) -> str | None:
         """A scalar, a list of scalars or a table of scalars, in the form in which a command line gives it."""
@@ -223,7 +256,9 @@ class _File:
             return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
         if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
             return ",".join(n.value for n in node.value) or "none"
-        if isinstance(node, yaml.MappingNode) and all(isinstance(n, yaml.ScalarNode) for pair in node.value for n in pair):
+        if isinstance(node, yaml.MappingNode) and all(
+            isinstance(n, yaml.ScalarNode) for pair in node.value for n in pair
+        ):
             return ",".join(f"{k.value}={v.value}" for k, v in node.value)
         raise self.error(node, f"{what}: give a value, a list of values or a table of values")
 
@@ -237,7 +272,9 @@ class _File:
     def number(self, node: yaml.Node, name: str, low: int) -> int:
         text = self.value(node, name) or ""
         if not re.fullmatch(r"\d{1,9}", text) or int(text) < low:
-            raise self.error(node, f"{name} must be a whole number of at least {low}, not {text or 'nothing'}")
+            raise self.error(
+                node, f"{name} must be a whole number of at least {low}, not {text or 'nothing'}"
+            )
         return int(text)
 
     def flags(self, table: Mapping[str, yaml.Node], refused: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -264,8 +301,8 @@ class _File:
 class Speed:
     """A measured training speed: one row of recipes/speed.yaml. None: not measured.
 
-    sec_per_kimg, sec_per_tick, sec_per_snapshot: as for `training.watch.estimate.Pace`. sec_once: before the first step, and for the
-    measurement after the stage.
+    sec_per_kimg, sec_per_tick, sec_per_snapshot: as for `training.watch.estimate.Pace`. sec_once: before the
+    first step, and for the measurement after the stage.
     """
 
     recipe: str
@@ -305,4 +342,6 @@ def measured_speeds(path: Path | None = None) -> list[Speed]:
         rows = yaml.safe_load(bounded.read_text(path, MAX_BYTES)) or []
         return [Speed(**row) for row in rows]
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as err:
-        raise ValueError(f"{path}: not a table of measured speeds ({' '.join(str(err).split())[:200]})") from None
+        raise ValueError(
+            f"{path}: not a table of measured speeds ({' '.join(str(err).split())[:200]})"
+        ) from None

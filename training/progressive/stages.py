@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progressive schedule: a recipe's stages one after the other, each an ordinary run folder inside the recipe's.
+"""The progressive schedule: a recipe's stages one after the other, each an ordinary run folder inside the
+recipe's.
 
     00000-imagenet256/recipe.json        the recipe, the data and every override of a command line, by stage
-    00000-imagenet256/lineage.json       per stage: how it ended, its best network, its stem, its quality at the last stage's resolution
-    00000-imagenet256/stage-016x016/     as train.py makes it, and final.json: the measurement at the last stage's resolution
+    00000-imagenet256/lineage.json       per stage: how it ended, its best network, its stem, its quality at
+                                         the last stage's resolution
+    00000-imagenet256/stage-016x016/     as train.py makes it, and final.json: the measurement at the last
+                                         stage's resolution
     00000-imagenet256/stage-032x032/     ...
 
-Nothing but the folders says what is done, so a schedule that was stopped anywhere goes on from what lies there.
+Nothing but the folders says what is done, so a schedule that was stopped anywhere goes on from what lies
+there.
 """
 
 from __future__ import annotations
@@ -28,7 +32,15 @@ from training.generator import Generator
 from training.networks import stems
 from training.progressive import recipe
 from training.progressive.recipe import Recipe, Stage
-from training.run_folder import FINAL_FILE, LINEAGE_FILE, RECIPE_FILE, best_network, read_json, read_object, write_json
+from training.run_folder import (
+    FINAL_FILE,
+    LINEAGE_FILE,
+    RECIPE_FILE,
+    best_network,
+    read_json,
+    read_object,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class Override:
 class Schedule:
     """A recipe with what the command lines added to it.
 
-    data: path of a data set for all stages, or a pattern with {res} for one per stage. selected: the resolutions to run.
+    data: path of a data set for all stages, or a pattern with {res} for one per stage. selected: the
+    resolutions to run.
     """
 
     recipe: Recipe
@@ -87,7 +100,10 @@ class Schedule:
             changes["generator.up_factor"] = stage.resolution // below.resolution
             changes.setdefault("generator.path_stem", str((folder or Path(self.recipe.name)) / below.name))
         elif "generator.path_stem" in changes:
-            raise ValueError(f"--path_stem: stage {stage.resolution} of {self.recipe.name} is a stem itself: leave it out, or use --stages")
+            raise ValueError(
+                f"--path_stem: stage {stage.resolution} of {self.recipe.name} is a stem itself: leave it "
+                "out, or use --stages"
+            )
         try:
             config = TrainConfig().override(changes)
             config.validate()
@@ -97,14 +113,27 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         """What recipe.json keeps."""
-        overrides = [{"stages": o.stages and list(o.stages), "flags": {k: _plain(v) for k, v in o.flags.items()}} for o in self.overrides]
-        return {"recipe": self.recipe.to_json(), "data": self.data, "overrides": overrides, "selected": list(self.selected)}
+        overrides = [
+            {"stages": o.stages and list(o.stages), "flags": {k: _plain(v) for k, v in o.flags.items()}}
+            for o in self.overrides
+        ]
+        return {
+            "recipe": self.recipe.to_json(),
+            "data": self.data,
+            "overrides": overrides,
+            "selected": list(self.selected),
+        }
 
 
 def describe_override(override: Override) -> str:
     """An override in a few words."""
     where = "" if override.stages is None else f" (stages {', '.join(map(str, override.stages))})"
-    return " ".join(f"--{flag}={FLAGS[flag].text(value)}" for flag, value in override.flags.items() if flag in FLAGS) + where
+    return (
+        " ".join(
+            f"--{flag}={FLAGS[flag].text(value)}" for flag, value in override.flags.items() if flag in FLAGS
+        )
+        + where
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -118,8 +147,12 @@ def from_json(tree: Any) -> Schedule:
         ValueError: it is none.
     """
     try:
-        overrides = tuple(Override(o["flags"], tuple(o["stages"]) if o["stages"] else None) for o in tree["overrides"])
-        return Schedule(recipe.from_json(tree["recipe"]), str(tree["data"]), overrides, tuple(tree["selected"]))
+        overrides = tuple(
+            Override(o["flags"], tuple(o["stages"]) if o["stages"] else None) for o in tree["overrides"]
+        )
+        return Schedule(
+            recipe.from_json(tree["recipe"]), str(tree["data"]), overrides, tuple(tree["selected"])
+        )
     except (KeyError, TypeError) as err:
         raise ValueError(f"the recorded schedule is damaged ({reason(err)})") from None
 
@@ -149,7 +182,10 @@ def parse_selected(text: str | None, source: Recipe) -> tuple[int, ...]:
     wanted = [part.strip() for part in text.split(",")]
     for part in wanted:
         if not part.isdigit() or int(part) not in known:
-            raise ValueError(f"--stages={text}: '{part}' is no stage of recipe {source.name}, which has {', '.join(map(str, known))}")
+            raise ValueError(
+                f"--stages={text}: '{part}' is no stage of recipe {source.name}, which has "
+                f"{', '.join(map(str, known))}"
+            )
     return tuple(sorted({int(part) for part in wanted}))
 
 
@@ -166,7 +202,9 @@ def differences(ours: Recipe, theirs: Recipe) -> str:
             mine, other = flags.get(name), sides[1][resolution].get(name)
             if mine != other:
                 return f"stage {resolution}: {name} {mine} against {other}"
-    return next((f"{k} {a[k]!r} against {b[k]!r}" for k in ("name", "final_metric", "classes") if a[k] != b[k]), "")
+    return next(
+        (f"{k} {a[k]!r} against {b[k]!r}" for k in ("name", "final_metric", "classes") if a[k] != b[k]), ""
+    )
 
 
 def is_trained(run_dir: Path) -> bool:
@@ -179,7 +217,9 @@ def is_measured(run_dir: Path, metric: str | None) -> bool:
     if metric is None:
         return True
     final, network = read_json(run_dir / FINAL_FILE), best_network(run_dir)
-    return network is not None and final.get("metric") == metric and final.get("sha256") == sha256_file(network)
+    return (
+        network is not None and final.get("metric") == metric and final.get("sha256") == sha256_file(network)
+    )
 
 
 def is_done(schedule: Schedule, folder: Path) -> bool:
@@ -219,13 +259,20 @@ def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
 
 def write_lineage(schedule: Schedule, folder: Path) -> None:
     """lineage.json of a schedule, from what the stages' folders hold."""
-    records = [record for stage in schedule.recipe.stages if (record := stage_record(folder, stage)) is not None]
-    write_json(folder / LINEAGE_FILE, {"recipe": schedule.recipe.name, "final_metric": schedule.recipe.final_metric, "stages": records})
+    records = [
+        record for stage in schedule.recipe.stages if (record := stage_record(folder, stage)) is not None
+    ]
+    write_json(
+        folder / LINEAGE_FILE,
+        {"recipe": schedule.recipe.name, "final_metric": schedule.recipe.final_metric, "stages": records},
+    )
 
 
 @dataclass
 class Hooks:
-    """What train.py lends. train: a stage's configuration and folder -> outcome. measure: network, folder -> nothing, leaves final.json there."""
+    """What train.py lends. train: a stage's configuration and folder -> outcome. measure: network, folder ->
+    nothing, leaves final.json there.
+    """
 
     train: Callable[[TrainConfig, Path], str]
     measure: Callable[[Path, Path, str], None]
@@ -234,9 +281,11 @@ class Hooks:
 
 
 def run(schedule: Schedule, folder: Path, explicit: bool, hooks: Hooks) -> str:
-    """Train and measure the selected stages that are not done; returns the loop's outcome of the last one that ran.
+    """Train and measure the selected stages that are not done; returns the loop's outcome of the last one
+    that ran.
 
-    explicit: the stages were named on this command line, so that one that has ended goes on if its limits were raised.
+    explicit: the stages were named on this command line, so that one that has ended goes on if its limits
+    were raised.
     """
     stages = schedule.stages
     for stage in stages:
@@ -268,7 +317,9 @@ def _record(schedule: Schedule, folder: Path) -> None:
 
 
 class Upsampled:
-    """A generator whose images are brought to another resolution: bicubic, antialiased, before they are quantised."""
+    """A generator whose images are brought to another resolution: bicubic, antialiased, before they are
+    quantised.
+    """
 
     def __init__(self, G: Generator, resolution: int) -> None:
         self.G, self.resolution = G, resolution
@@ -279,9 +330,15 @@ class Upsampled:
         x = self.G(z, labels)
         if x.shape[-1] == self.resolution:
             return x
-        return torch.nn.functional.interpolate(x.float(), size=(self.resolution, self.resolution), mode="bicubic", antialias=True)
+        return torch.nn.functional.interpolate(
+            x.float(), size=(self.resolution, self.resolution), mode="bicubic", antialias=True
+        )
 
     def details(self) -> dict[str, Any]:
         """For metric records: that these are not the network's own images."""
         size = self.G.img_resolution
-        return {"upsampled": None if size == self.resolution else {"from": size, "to": self.resolution, "filter": "bicubic, antialiased"}}
+        return {
+            "upsampled": None
+            if size == self.resolution
+            else {"from": size, "to": self.resolution, "filter": "bicubic, antialiased"}
+        }

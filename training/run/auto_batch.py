@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many images a round can have: what --batch-gpu=auto decides before a run begins.
 
-On a GPU by trial: rounds of networks of the run's plan, from the largest down, until they fit in every process. Elsewhere, where a process that
-asks for too much is killed without an error, and in plans, by the estimate and the memory that is free. The number goes into the run's
-options, so that a run which goes on asks no more.
+On a GPU by trial: rounds of networks of the run's plan, from the largest down, until they fit in every
+process. Elsewhere, where a process that asks for too much is killed without an error, and in plans, by the
+estimate and the memory that is free. The number goes into the run's options, so that a run which goes on asks
+no more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from training.run import plan
 from training.state import TrainState
 
 TRIAL_ROUNDS = 2  # of each step: the second meets the gradients of the first
-MARGIN, MIN_MARGIN_BYTES = 0.05, 2**29  # of a GPU's memory, that a trial leaves free: for fragmentation, metrics, pictures
+MARGIN, MIN_MARGIN_BYTES = (
+    0.05,
+    2**29,
+)  # of a GPU's memory, that a trial leaves free: for fragmentation, metrics, pictures
 HOST_MARGIN = 0.1  # of the free memory; the estimate is a rough one
 
 
@@ -39,7 +43,10 @@ class Choice:
     def line(self, cfg: TrainConfig) -> str:
         """What the user is told."""
         share = cfg.run.batch // cfg.run.gpus
-        return f"--batch-gpu=auto: {self.batch_gpu} of a process's {share} images per round ({self.why}{_statistics_note(cfg, self.batch_gpu)})"
+        return (
+            f"--batch-gpu=auto: {self.batch_gpu} of a process's {share} images per round "
+            f"({self.why}{_statistics_note(cfg, self.batch_gpu)})"
+        )
 
 
 def settled(cfg: TrainConfig, batch_gpu: int) -> TrainConfig:
@@ -48,15 +55,23 @@ def settled(cfg: TrainConfig, batch_gpu: int) -> TrainConfig:
 
 
 def candidates(share: int, group: int) -> list[int]:
-    """Divisors of a process's share of the batch, the largest first: before others, multiples of the heads' group, which give the same results."""
+    """Divisors of a process's share of the batch, the largest first: before others, multiples of the heads'
+    group, which give the same results.
+    """
     divisors = [n for n in range(share, 0, -1) if share % n == 0]
-    return sorted(divisors, key=lambda n: bool(group) and n % group != 0)  # sorted() keeps the order among equals
+    return sorted(
+        divisors, key=lambda n: bool(group) and n % group != 0
+    )  # sorted() keeps the order among equals
 
 
 def _statistics_note(cfg: TrainConfig, n: int) -> str:
     group, share = cfg.discriminator.bn_group, cfg.run.batch // cfg.run.gpus
     same = n == share or (group > 0 and n % group == 0)
-    return "" if same else f"; the heads' batch statistics are over these {n}, so another number is another result"
+    return (
+        ""
+        if same
+        else f"; the heads' batch statistics are over these {n}, so another number is another result"
+    )
 
 
 def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | None]:
@@ -70,11 +85,17 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
         if fits(n):
             return n, refused
         refused = n
-    raise ValueError("--batch-gpu=auto: not even one image per round fits into memory: lower --cbase or --cmax, or use a device with more memory")
+    raise ValueError(
+        "--batch-gpu=auto: not even one image per round fits into memory: lower --cbase or --cmax, or use a "
+        "device with more memory"
+    )
 
 
-def by_estimate(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int, device: torch.device) -> Choice:
-    """The largest rounds whose estimated memory is free now. G, d_params and backbone_params: as for `plan.estimate_memory_gb`.
+def by_estimate(
+    cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int, device: torch.device
+) -> Choice:
+    """The largest rounds whose estimated memory is free now. G, d_params and backbone_params: as for
+    `plan.estimate_memory_gb`.
 
     Under torchrun every process asks, and that with the least memory decides.
     """
@@ -102,8 +123,11 @@ def planned(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int)
     return Choice(choice.batch_gpu, f"{choice.why} here and now; on a GPU the run will try for itself")
 
 
-def by_trial(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None) -> Choice:
-    """The largest rounds that every process can train on its device. The networks of the trial are its own, and are gone when it ends.
+def by_trial(
+    cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None
+) -> Choice:
+    """The largest rounds that every process can train on its device. The networks of the trial are its own,
+    and are gone when it ends.
 
     Raises:
         ValueError: none fits. Whatever else stops a training step.
@@ -113,14 +137,21 @@ def by_trial(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, line
     del trial
     _free_cached(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Choice(n, f"tried on {cfg.run.gpus} x {name}" + (f"; {refused} ran out of memory" if refused else ""))
+    return Choice(
+        n, f"tried on {cfg.run.gpus} x {name}" + (f"; {refused} ran out of memory" if refused else "")
+    )
 
 
 class Trial:
-    """Training steps on networks of the run's plan, which belong to nobody else. Leaves random states and statistics of the process as they were."""
+    """Training steps on networks of the run's plan, which belong to nobody else. Leaves random states and
+    statistics of the process as they were.
+    """
 
-    def __init__(self, cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None) -> None:
-        # Path length regularisation in every step: it takes the most memory. What the weights are makes no difference.
+    def __init__(
+        self, cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None
+    ) -> None:
+        # Path length regularisation in every step: it takes the most memory. What the weights are makes no
+        # difference.
         self.cfg = cfg.override({"loss.pl_start_kimg": 0, "loss.pl_interval": 1})
         self.dataset, self.device, self.lineage = dataset, device, lineage
         self.state: TrainState | None = None
@@ -131,12 +162,15 @@ class Trial:
         """Whether rounds of n images fit in all processes, which must all ask."""
         devices = [self.device] if self.device.type == "cuda" else []
         fitted = True
-        # Each process by itself: one that runs out of memory in the middle of a step must not leave the others waiting in a collective.
+        # Each process by itself: one that runs out of memory in the middle of a step must not leave the
+        # others waiting in a collective.
         with distributed.alone(), training_stats.unrecorded(), torch.random.fork_rng(devices=devices):
             try:
                 self._train(n)
             except steps.NonFiniteError as error:
-                raise ValueError(f"--batch-gpu=auto: the trial failed ({error}): give a number, or try --precision=fp32") from None
+                raise ValueError(
+                    f"--batch-gpu=auto: the trial failed ({error}): give a number, or try --precision=fp32"
+                ) from None
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
@@ -148,16 +182,23 @@ class Trial:
         return all(distributed.all_gather_object(fitted))
 
     def _train(self, n: int) -> None:
-        """Two rounds of every kind of step, twice: in the second pass the optimizers have their moments. With memory held back as a margin."""
+        """Two rounds of every kind of step, twice: in the second pass the optimizers have their moments. With
+        memory held back as a margin.
+        """
         cfg = self.cfg
         if self.state is None:
             networks = build.make_networks(cfg, self.dataset, cfg.data.embed_dim, self.lineage)
             self.state = build.assemble(cfg, *networks, self.device)
         state = self.state
-        if self.classifier is None and (classifier := build.make_classifier(cfg.loss, self.dataset, quiet=True)) is not None:
+        if (
+            self.classifier is None
+            and (classifier := build.make_classifier(cfg.loss, self.dataset, quiet=True)) is not None
+        ):
             self.classifier = classifier.to(self.device)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
-        inputs = InputSource.of(settled(cfg, n), self.dataset.labels, state.G.z_dim, self.device, self.world, self.rank)
+        inputs = InputSource.of(
+            settled(cfg, n), self.dataset.labels, state.G.z_dim, self.device, self.world, self.rank
+        )
         pixels, chosen = self._images()  # all of a step's, as in training
         for _ in range(2):
             steps.train_step(state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_ROUNDS)
@@ -175,8 +216,14 @@ class Trial:
         """What must stay free on a GPU; where processes average gradients, a flat copy of them more."""
         if self.device.type != "cuda":
             return 0
-        margin = max(int(torch.cuda.get_device_properties(self.device).total_memory * MARGIN), MIN_MARGIN_BYTES)
-        copies = max(sum(4 * p.numel() for p in params.values()) for params in (state.g_params, state.d_params)) if self.world > 1 else 0
+        margin = max(
+            int(torch.cuda.get_device_properties(self.device).total_memory * MARGIN), MIN_MARGIN_BYTES
+        )
+        copies = (
+            max(sum(4 * p.numel() for p in params.values()) for params in (state.g_params, state.d_params))
+            if self.world > 1
+            else 0
+        )
         return margin + copies
 
 
@@ -186,8 +233,11 @@ def _free_cached(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def choose(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None) -> Choice:
-    """Trial on a GPU, estimate elsewhere. All processes call it and get the same number. lineage: of a run that goes on, as for `plan.plan`.
+def choose(
+    cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None
+) -> Choice:
+    """Trial on a GPU, estimate elsewhere. All processes call it and get the same number. lineage: of a run
+    that goes on, as for `plan.plan`.
 
     Raises:
         ValueError: none fits.

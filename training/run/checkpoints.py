@@ -23,9 +23,15 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def save(self, state: TrainState, running: dict[str, Any]) -> None:
-        """Write one, atomically. running: statistics and seconds of the tick that has begun. All processes must call it."""
+        """Write one, atomically. running: statistics and seconds of the tick that has begun. All processes
+        must call it.
+        """
         if distributed.is_main():
-            saved = {"train": state.state_dict(), "running": running, "data_hash": self.dataset.content_hash()}
+            saved = {
+                "train": state.state_dict(),
+                "running": running,
+                "data_hash": self.dataset.content_hash(),
+            }
             saved["lineage"] = vars(state.lineage)
             checkpoint.save(self.folder, state.progress.nimg, saved, keep=self.keep)
             run_folder.note_checkpoint(self.run_dir, state.progress.nimg)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time that a run takes: seconds of a tick and of its maintenance, the time left, the progress bar on a terminal."""
+"""The time that a run takes: seconds of a tick and of its maintenance, the time left, the progress bar on a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +81,9 @@ class Clock:
         tick = self.tick_so_far(progress)
         fraction = min(tick.shown / self.images_per_tick, 1.0)
         filled = int(fraction * BAR_WIDTH)
-        line = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {fraction:4.0%} of the tick, {tick.images_per_sec:.1f} img/s"
+        line = (
+            f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {fraction:4.0%} of the tick, "
+            f"{tick.images_per_sec:.1f} img/s"
+        )
         terminal.write(f"\r  {line}, eta {self.eta(progress)}   \r")
         terminal.flush()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What --dry-run shows of a run: every option with its origin, the data, the layers, parameters and memory."""
+"""What --dry-run shows of a run: every option with its origin, the data, the layers, parameters and
+memory.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from training.watch import estimate
 
 
 def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path | None) -> list[str]:
-    """The plan as text. given: names of the options that the command line set. run_dir: of the run that goes on; None = a new one."""
+    """The plan as text. given: names of the options that the command line set. run_dir: of the run that goes
+    on; None = a new one.
+    """
     G, D = plan.plan(config, dataset, lineage=stems.begun(run_dir))
     heads, backbones = plan.parameter_counts(D)
     text = ["\nOptions (name, value, origin)"]
@@ -45,21 +49,32 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
     text += [
         "\n" + data_line("Data", config, dataset),
         "\nGenerator\n" + layer_table(G),
-        f"\nParameters: generator {numbers:,} ({trained:,} trained), heads {heads:,}, backbones {backbones:,} (frozen)",
+        f"\nParameters: generator {numbers:,} ({trained:,} trained), heads {heads:,}, backbones "
+        f"{backbones:,} (frozen)",
         f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per round (estimate)",
     ]
     text.append(f"Disk: {plan.disk_text(plan.estimate_disk(config, G, D, dataset))}")
-    left = estimate.seconds_left(run_folder.read_jsonl(run_dir / run_folder.STATS_FILE) if run_dir else [], config.run)
+    left = estimate.seconds_left(
+        run_folder.read_jsonl(run_dir / run_folder.STATS_FILE) if run_dir else [], config.run
+    )
     if math.isfinite(left):
-        text.append(f"Time: about {format_time(left)} to go by the run's own pace, evaluations and snapshots included")
-    if config.run.init_from and not (run_dir and has_checkpoint(run_dir)) and not frozen.check_weights(config, download=False):
+        text.append(
+            f"Time: about {format_time(left)} to go by the run's own pace, evaluations and snapshots included"
+        )
+    if (
+        config.run.init_from
+        and not (run_dir and has_checkpoint(run_dir))
+        and not frozen.check_weights(config, download=False)
+    ):
         text.append("\n" + start_report(config, dataset))
     return text
 
 
 def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> list[str]:
     """What a run computes before its first step, with the time that it takes here."""
-    embedded = dataset.label_dim > 0 and config.data.class_embedding == "auto" and not config.generator.superres
+    embedded = (
+        dataset.label_dim > 0 and config.data.class_embedding == "auto" and not config.generator.superres
+    )
     if not embedded or (run_dir and has_checkpoint(run_dir)):
         return []
     device = pick_device(config.run.device)
@@ -71,12 +86,16 @@ def data_line(what: str, config: TrainConfig, dataset: ImageDataset) -> str:
     """A data set in a line."""
     flips = " (half of them flipped copies)" if config.data.mirror else ""
     size = f"{dataset.resolution}x{dataset.resolution}"
-    return f"{what}: {dataset.path}: {len(dataset)} images{flips}, {size}, {dataset.label_dim or 'no'} classes"
+    return (
+        f"{what}: {dataset.path}: {len(dataset)} images{flips}, {size}, {dataset.label_dim or 'no'} classes"
+    )
 
 
 def layer_table(G: Generator) -> str:
     """The layer plan as text: names, channels, sizes, rates, filters, parameters."""
-    rows: list[tuple[str, ...]] = [("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")]
+    rows: list[tuple[str, ...]] = [
+        ("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")
+    ]
     modules: dict[str, torch.nn.Module] = {"mapping": G.mapping, "synthesis.input": G.synthesis.input}
     specs = {s.name: s for s in G.synthesis.specs()}
     modules |= {name: getattr(G.synthesis, name) for name in specs}
@@ -88,17 +107,36 @@ def layer_table(G: Generator) -> str:
             s = specs[name]
             band = f"{s.in_cutoff:.4g}-{s.out_cutoff:.4g}"
             size, rate = f"{s.in_size}-{s.out_size}", f"{s.in_sampling_rate:g}-{s.out_sampling_rate:g}"
-            filters = (f"{s.up_factor}x{s.up_taps}", f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}")
+            filters = (
+                f"{s.up_factor}x{s.up_taps}",
+                f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}",
+            )
             reduced = "yes" if s.use_fp16 else "no"
-            rows.append((name, str(s.in_channels), str(s.out_channels), size, rate, band, *filters, reduced, trained, count))
+            rows.append(
+                (
+                    name,
+                    str(s.in_channels),
+                    str(s.out_channels),
+                    size,
+                    rate,
+                    band,
+                    *filters,
+                    reduced,
+                    trained,
+                    count,
+                )
+            )
         else:
             rows.append((name, *[""] * 8, trained, count))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join("  " + "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+    return "\n".join(
+        "  " + "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in rows
+    )
 
 
 def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
-    """What --init-from would keep, reshape and rebuild, for --dry-run: the table and, if little is kept, the warning.
+    """What --init-from would keep, reshape and rebuild, for --dry-run: the table and, if little is kept, the
+    warning.
 
     Raises:
         ValueError, OSError: the file cannot be used, or a backbone's weights are missing.

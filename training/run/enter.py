@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a process enters a run folder and leaves it: the lock first, then what killed processes left, at the end what ended it."""
+"""How a process enters a run folder and leaves it: the lock first, then what killed processes left, at the
+end what ended it.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from training import run_folder
 class RunLock:
     """Keeps a second process out of a run folder, for as long as this one lives.
 
-    The process that a user starts holds one lock, the one that writes another: either may die before the other. Where the file
-    system has no locks, there is a warning, and nothing is kept out.
+    The process that a user starts holds one lock, the one that writes another: either may die before the
+    other. Where the file system has no locks, there is a warning, and nothing is kept out.
 
     Raises:
         ValueError: another process is in the folder; nothing has been changed there.
@@ -48,7 +50,10 @@ class RunLock:
     def _take(run_dir: Path, name: str) -> Lock:
         lock = Lock(run_dir / name)
         if not lock.acquire():
-            raise ValueError(f"{run_dir} is in use by another training process ({lock.holder_text()}): wait for it or stop it")
+            raise ValueError(
+                f"{run_dir} is in use by another training process ({lock.holder_text()}): wait for it or "
+                "stop it"
+            )
         return lock
 
     def release(self) -> None:
@@ -58,12 +63,14 @@ class RunLock:
 
 @contextlib.contextmanager
 def entered(run_dir: Path, from_scratch: bool = False) -> Iterator[None]:
-    """Within, the run folder is this process's: locked, without what killed processes left, with a usable checkpoint if it ever had one.
+    """Within, the run folder is this process's: locked, without what killed processes left, with a usable
+    checkpoint if it ever had one.
 
     from_scratch: what the run has made so far is put away into the folder earlier-N, and it begins anew.
 
     Raises:
-        ValueError, OSError: another process is there, or the checkpoints are lost or cannot be read. Nothing has been changed then.
+        ValueError, OSError: another process is there, or the checkpoints are lost or cannot be read. Nothing
+        has been changed then.
     """
     with locked(run_dir):
         with Logger(run_dir / run_folder.LOG_FILE, file_mode="a"):
@@ -96,7 +103,9 @@ def remove_leftovers(run_dir: Path, lock: RunLock) -> None:
 
 
 def put_away(run_dir: Path) -> Path:
-    """Move all that a run has made into a new folder in it, but for its log and a copy of its options, which stay."""
+    """Move all that a run has made into a new folder in it, but for its log and a copy of its options, which
+    stay.
+    """
     numbers = (run_dir / f"{run_folder.EARLIER_FOLDER}-{i}" for i in range(1, 10**6))
     target = next(folder for folder in numbers if not folder.exists())
     target.mkdir()
@@ -111,8 +120,8 @@ def put_away(run_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def ending_logged(run_dir: Path, process: str = "") -> Iterator[None]:
-    """Within, what ends the run is also written to its log: a user's mistake, a full disk or a NaN in one line, a fault of the program
-    with its traceback.
+    """Within, what ends the run is also written to its log: a user's mistake, a full disk or a NaN in one
+    line, a fault of the program with its traceback.
 
     process: said before the line where there are several.
     """
@@ -130,7 +139,9 @@ def ending(error: BaseException) -> str:
         return "Stopped by the user (KeyboardInterrupt)"
     if isinstance(error, SystemExit):
         return f"Ended with exit code {error.code}"
-    message = error.format_message() if hasattr(error, "format_message") else str(error)  # click's are asked for theirs
+    message = (
+        error.format_message() if hasattr(error, "format_message") else str(error)
+    )  # click's are asked for theirs
     if isinstance(error, (ValueError, OSError, MemoryError)) or hasattr(error, "format_message"):
         return f"Error: {message or type(error).__name__}"
     return f"Error: {type(error).__name__}: {error}\n" + "".join(traceback.format_exception(error)).rstrip()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation of snapshots: metric-NAME.jsonl, the best network, and how long there has been no better one."""
+"""The evaluation of snapshots: metric-NAME.jsonl, the best network, and how long there has been no better
+one.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,26 @@ Evaluate = Callable[[Generator], list[Score]]
 class Evaluation:
     """Measures G_ema by `evaluate` in every process; the first one writes."""
 
-    def __init__(self, run_dir: Path, evaluate: Evaluate | None, snapshots: Snapshots, statistics: Statistics) -> None:
-        self.run_dir, self.evaluate, self.snapshots, self.statistics = run_dir, evaluate, snapshots, statistics
+    def __init__(
+        self, run_dir: Path, evaluate: Evaluate | None, snapshots: Snapshots, statistics: Statistics
+    ) -> None:
+        self.run_dir, self.evaluate, self.snapshots, self.statistics = (
+            run_dir,
+            evaluate,
+            snapshots,
+            statistics,
+        )
 
     def begin(self, progress: Progress) -> None:
-        """Drop the lines that were written after the checkpoint, and a score that the checkpoint does not know. Main process."""
+        """Drop the lines that were written after the checkpoint, and a score that the checkpoint does not
+        know. Main process.
+        """
         for path in run_folder.metric_files(self.run_dir):
             run_folder.drop_lines_after(path, progress.nimg / 1000, and_at=progress.unscored)
 
     def score(self, state: TrainState) -> bool:
-        """Measure the snapshot of now and record the scores; the first metric finds the best network. False without metrics.
+        """Measure the snapshot of now and record the scores; the first metric finds the best network. False
+        without metrics.
 
         All processes must call it, and save a checkpoint afterwards, which remembers that it is done.
         """

@@ -25,7 +25,14 @@ __all__ = ["Evaluate", "Periodic", "Score"]
 class Periodic:
     """Everything a run writes, by one process; evaluation and collective counters run in all of them."""
 
-    def __init__(self, cfg: TrainConfig, run_dir: str, dataset: ImageDataset, state: TrainState, evaluate: Evaluate | None) -> None:
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        run_dir: str,
+        dataset: ImageDataset,
+        state: TrainState,
+        evaluate: Evaluate | None,
+    ) -> None:
         folder, device = Path(run_dir), state.pl_mean.device
         self.cfg, self.run_dir, self.main = cfg, folder, distributed.is_main()
         self.clock = Clock(cfg)
@@ -37,8 +44,8 @@ class Periodic:
         self.watch = Watch(cfg, run_dir, dataset, state)
 
     def begin(self, state: TrainState, running: dict[str, Any] | None = None) -> None:
-        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the checkpoint,
-        make up for a lost score.
+        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the
+        checkpoint, make up for a lost score.
 
         running: what `running` returned when the checkpoint was written; the tick goes on with it.
         """
@@ -63,7 +70,9 @@ class Periodic:
             self.clock.bar(state.progress)
 
     def tick(self, state: TrainState, done: bool) -> None:
-        """Called when a tick is complete: status line, statistics, curves and, when it is time, snapshot and evaluation."""
+        """Called when a tick is complete: status line, statistics, curves and, when it is time, snapshot and
+        evaluation.
+        """
         p = state.progress
         tick = self.clock.tick_so_far(p)
         p.tick += 1

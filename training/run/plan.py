@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a run: its networks without their numbers, their sizes and memory, and what would stop the run at its start."""
+"""The plan of a run: its networks without their numbers, their sizes and memory, and what would stop the run
+at its start.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def plan(
 ) -> tuple[Generator, ProjectedDiscriminator]:
     """Generator and discriminator of a run without their numbers, for --dry-run and for checks.
 
-    stem: the plan of a superresolution stage's stem; None = read what --path_stem names. lineage: of a run that goes on, whose stem is then not read.
+    stem: the plan of a superresolution stage's stem; None = read what --path_stem names. lineage: of a run
+    that goes on, whose stem is then not read.
 
     Raises:
         ValueError, OSError: as `make_generator` and `make_discriminator`.
@@ -54,13 +57,23 @@ def plan_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int) ->
 
 def parameter_counts(D: ProjectedDiscriminator) -> tuple[int, int]:
     """Numbers in the heads that train and in the frozen backbones."""
-    return sum(p.numel() for p in D.parameters() if p.requires_grad), sum(t.numel() for t in D.feature_networks.state_dict().values())
+    return sum(p.numel() for p in D.parameters() if p.requires_grad), sum(
+        t.numel() for t in D.feature_networks.state_dict().values()
+    )
 
 
-def check(cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None, lineage: Lineage | None = None, goes_on: bool = False) -> None:
-    """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that options name.
+def check(
+    cfg: TrainConfig,
+    dataset: ImageDataset,
+    stem: Generator | None = None,
+    lineage: Lineage | None = None,
+    goes_on: bool = False,
+) -> None:
+    """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that
+    options name.
 
-    stem, lineage: as for `plan`. goes_on: there is a checkpoint, so that the network of --init-from is not needed any more.
+    stem, lineage: as for `plan`. goes_on: there is a checkpoint, so that the network of --init-from is not
+    needed any more.
 
     Raises:
         ValueError, OSError: one line.
@@ -77,20 +90,25 @@ def check(cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None
 
 
 def check_memory(cfg: TrainConfig, device: torch.device, G: Generator, D: ProjectedDiscriminator) -> None:
-    """Raises ValueError for a run that the system would kill for its memory, by far: the estimate is a rough one. Only a GPU says so itself."""
+    """Raises ValueError for a run that the system would kill for its memory, by far: the estimate is a rough
+    one. Only a GPU says so itself.
+    """
     if device.type != "cpu" or cfg.run.batch_gpu == AUTO:
         return
     need = estimate_memory_gb(cfg, G, *parameter_counts(D)) * distributed.processes_here(cfg.run.gpus)
     free = memory.free_bytes(device) / 2**30
     if need > SURELY_TOO_MUCH * free:
         raise ValueError(
-            f"--batch={cfg.run.batch}: {cfg.batch_gpu:,} images per round take about {need:,.0f} GiB of memory, "
-            f"and {free:.1f} GiB are free: lower --batch-gpu or let --batch-gpu=auto find it, else lower --cbase and --cmax"
+            f"--batch={cfg.run.batch}: {cfg.batch_gpu:,} images per round take about {need:,.0f} GiB of "
+            "memory, "
+            f"and {free:.1f} GiB are free: lower --batch-gpu or let --batch-gpu=auto find it, else lower "
+            "--cbase and --cmax"
         )
 
 
 def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:
-    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a generator step keeps.
+    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a
+    generator step keeps.
 
     A frozen stem keeps neither gradients nor activations; of its layers the largest is alive at a time.
     """
@@ -103,7 +121,9 @@ def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_p
         rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
         sizes.append(width * (conv + 2 * rise))
     activations = max(sum(sizes[G.num_frozen_layers :]), max(sizes))
-    per_feature = sum(32 * (cfg.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in cfg.discriminator.backbones)
+    per_feature = sum(
+        32 * (cfg.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in cfg.discriminator.backbones
+    )
     return (state + cfg.batch_gpu * (activations + per_feature)) / 2**30
 
 
@@ -115,10 +135,14 @@ class Disk:
     copy: int
 
 
-def estimate_disk(cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, dataset: ImageDataset | None) -> Disk:
-    """Numbered snapshots and checkpoints of a run folder, and the smaller copy of the data set. Pictures and records are small beside them.
+def estimate_disk(
+    cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, dataset: ImageDataset | None
+) -> Disk:
+    """Numbered snapshots and checkpoints of a run folder, and the smaller copy of the data set. Pictures and
+    records are small beside them.
 
-    G, D: the networks or their plan. A snapshot holds G, G_ema and D's own tensors; a checkpoint Adam's two moments of what is trained more.
+    G, D: the networks or their plan. A snapshot holds G, G_ema and D's own tensors; a checkpoint Adam's two
+    moments of what is trained more.
     """
     generator = sum(t.numel() for t in G.state_dict().values())
     saved = 2 * generator + sum(t.numel() for t in D.saved_state_dict().values())
@@ -129,12 +153,18 @@ def estimate_disk(cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, dat
     checkpoints = cfg.run.keep_checkpoints + 1  # the new one is written before an old one goes
     run = 4 * ((snapshots + best) * saved + checkpoints * (saved + 2 * trained))
     copied = dataset is not None and dataset.is_planned
-    return Disk(run, downscaling.copy_bytes(dataset, dataset.resolution) if copied and dataset is not None else 0)
+    return Disk(
+        run, downscaling.copy_bytes(dataset, dataset.resolution) if copied and dataset is not None else 0
+    )
 
 
 def disk_text(disk: Disk) -> str:
     """As --dry-run says it."""
-    copy = f", and at most {format_bytes(disk.copy)} for smaller copies of the data that are not there yet" if disk.copy else ""
+    copy = (
+        f", and at most {format_bytes(disk.copy)} for smaller copies of the data that are not there yet"
+        if disk.copy
+        else ""
+    )
     return f"at most {format_bytes(disk.run)} for snapshots and checkpoints{copy} (estimate)"
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config and a run folder to a state: a fresh one, or that of the newest checkpoint, whose stem is read again when it has improved."""
+"""From a config and a run folder to a state: a fresh one, or that of the newest checkpoint, whose stem is
+read again when it has improved.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,24 @@ from training.run_folder import kimg_text
 from training.state import TrainState
 
 
-def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state with which a run begins or goes on, and what the checkpoint says of the tick that was running.
+def make_state(
+    cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state with which a run begins or goes on, and what the checkpoint says of the tick that was
+    running.
 
     Raises:
-        ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be used.
+        ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be
+        used.
     """
     path = newest_checkpoint(run_dir)
     if path is not None:
         return saved_state(cfg, dataset, device, run_dir, str(path))
     state = fresh_state(cfg, dataset, device)
     if cfg.generator.superres:
-        distributed.broadcast_(frozen_tensors(state.G) + frozen_tensors(state.G_ema))  # the file may have been replaced between two reads
+        distributed.broadcast_(
+            frozen_tensors(state.G) + frozen_tensors(state.G_ema)
+        )  # the file may have been replaced between two reads
         state.lineage = distributed.broadcast_object(state.lineage)
         if distributed.is_main():
             state.lineage.write(run_dir)
@@ -44,7 +52,9 @@ def make_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, ru
 
 
 def newest_checkpoint(run_dir: str) -> Path | None:
-    """The checkpoint that all processes go on from, found by the first one. Raises as `run_folder.newest_checkpoint`."""
+    """The checkpoint that all processes go on from, found by the first one. Raises as
+    `run_folder.newest_checkpoint`.
+    """
     path: Path | None = None
     error: Exception | None = None
     if distributed.is_main():
@@ -84,40 +94,58 @@ def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -
     return state
 
 
-def class_table(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, source: finetune.Source | None) -> tuple[int, torch.Tensor | None]:
-    """(width of the class embedding, its first values [classes, width]): None where a stem has it, or the source knows all classes.
+def class_table(
+    cfg: TrainConfig, dataset: ImageDataset, device: torch.device, source: finetune.Source | None
+) -> tuple[int, torch.Tensor | None]:
+    """(width of the class embedding, its first values [classes, width]): None where a stem has it, or the
+    source knows all classes.
 
     The first process computes it for all.
     """
     embed_dim = (source and source.embed_dim) or cfg.data.embed_dim
     if dataset.label_dim == 0 or cfg.generator.superres:
         return cfg.data.embed_dim, None
-    if source is not None and not (finetune.class_rows(source, dataset.class_names, dataset.label_dim)[0] < 0).any():
+    if (
+        source is not None
+        and not (finetune.class_rows(source, dataset.class_names, dataset.label_dim)[0] < 0).any()
+    ):
         return embed_dim, None
     options = dataclasses.replace(cfg.data, embed_dim=embed_dim)
     pause = functools.partial(stop.pause, alone=True)
-    table = distributed.on_main(lambda: build.make_class_embedding(options, dataset, cfg.run.seed, device, pause))
+    table = distributed.on_main(
+        lambda: build.make_class_embedding(options, dataset, cfg.run.seed, device, pause)
+    )
     assert table is not None
     return embed_dim if source is not None and source.embed_dim else table.shape[1], table
 
 
-def saved_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str, path: str) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state of a checkpoint, with its stem's newest best network, and what it says of the tick that was running.
+def saved_state(
+    cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str, path: str
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state of a checkpoint, with its stem's newest best network, and what it says of the tick that was
+    running.
 
     Raises:
         ValueError: as `make_state`.
     """
     saved = checkpoint.load(path)
     if saved["data_hash"] != dataset.content_hash():
-        raise ValueError(f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with --init-from")
+        raise ValueError(
+            f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run "
+            "with --init-from"
+        )
     embedding = saved["train"]["G"].get("mapping.embed.weight")
     embed_dim = cfg.data.embed_dim if embedding is None else embedding.shape[1]
-    state = build.assemble(cfg, *build.make_networks(cfg, dataset, embed_dim, Lineage(**saved.get("lineage", {}))), device)
+    state = build.assemble(
+        cfg, *build.make_networks(cfg, dataset, embed_dim, Lineage(**saved.get("lineage", {}))), device
+    )
     try:
         state.load_state_dict(saved["train"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is of networks with other options: resume with those of {run_dir} ({reason})") from None
+        raise ValueError(
+            f"{path} is of networks with other options: resume with those of {run_dir} ({reason})"
+        ) from None
     if distributed.is_main():
         print(f"Going on from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
     if cfg.generator.superres:
@@ -140,7 +168,8 @@ def frozen_tensors(G: Generator) -> list[torch.Tensor]:
 
 
 def take_better_stem(state: TrainState, cfg: GeneratorConfig, run_dir: str) -> None:
-    """Bring the stem's newest best network into G and G_ema, if it is another one than the run has (StyleGAN-XL re-reads its stem at every start).
+    """Bring the stem's newest best network into G and G_ema, if it is another one than the run has
+    (StyleGAN-XL re-reads its stem at every start).
 
     The first process reads; the others receive. Says in one line what it did, and in lineage.json.
 
@@ -167,7 +196,9 @@ def take_better_stem(state: TrainState, cfg: GeneratorConfig, run_dir: str) -> N
             copy_tensors(frozen_tensors(G), [source[name] for name in frozen_names(G)])
     distributed.broadcast_(frozen_tensors(state.G) + frozen_tensors(state.G_ema))
     before = state.lineage.stem or {}
-    state.lineage.changes.append({"nimg": state.progress.nimg, "from": before.get("sha256"), "to": records[-1]["sha256"]})
+    state.lineage.changes.append(
+        {"nimg": state.progress.nimg, "from": before.get("sha256"), "to": records[-1]["sha256"]}
+    )
     state.lineage.stems = records
     if distributed.is_main():
         state.lineage.write(run_dir)
@@ -185,7 +216,11 @@ def find_better_stem(state: TrainState, cfg: GeneratorConfig) -> tuple[Stem | No
     try:
         file = stem_file(path)
     except ValueError:
-        return None, f"--path_stem={path} is gone: going on with the stem in the checkpoint (sha256 {str(known['sha256'])[:12]})"
+        return (
+            None,
+            f"--path_stem={path} is gone: going on with the stem in the checkpoint (sha256 "
+            f"{str(known['sha256'])[:12]})",
+        )
     is_measured = not os.path.isdir(path) or os.path.basename(file) == run_folder.BEST_NETWORK
     if cfg.pin_stem or not is_measured or dnnlib.util.sha256_file(file) == known["sha256"]:
         return None, ""
@@ -198,7 +233,9 @@ def check_same_plan(stem: Generator, G: Generator, file: str) -> None:
     """Raises ValueError unless `stem` can take the place of G's frozen part."""
     layers, wanted = stem.synthesis.specs()[: G.num_frozen_layers], G.synthesis.specs()[: G.num_frozen_layers]
     ours, theirs = G.state_dict(), stem.state_dict()
-    fits = layers == wanted and all(name in theirs and theirs[name].shape == ours[name].shape for name in frozen_names(G))
+    fits = layers == wanted and all(
+        name in theirs and theirs[name].shape == ours[name].shape for name in frozen_names(G)
+    )
     if not fits or stem.c_dim != G.c_dim:
         raise ValueError(f"{file} is no longer a network of the plan that this run began with")
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics of a run: collected over a tick; at its end printed, appended to stats.jsonl and sent to TensorBoard."""
+"""The statistics of a run: collected over a tick; at its end printed, appended to stats.jsonl and sent to
+TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ class Statistics:
         self.writer = _tensorboard(run_dir, progress.nimg) if distributed.is_main() else None
 
     def begin(self, progress: Progress, collected: dict[str, Any] | None) -> None:
-        """Go on with what was `collected` of a tick; drop the lines that were written after the checkpoint."""
+        """Go on with what was `collected` of a tick; drop the lines that were written after the
+        checkpoint.
+        """
         if collected is not None:
             self.collector.load_state_dict(collected)
         if distributed.is_main():
             run_folder.drop_lines_after(self.run_dir / run_folder.STATS_FILE, progress.nimg / 1000)
 
     def report(self, progress: Progress, tick: Tick, maintenance: float) -> None:
-        """Report what is known of the tick beside its losses. maintenance: seconds after the tick before. All processes."""
+        """Report what is known of the tick beside its losses. maintenance: seconds after the tick before. All
+        processes.
+        """
         training_stats.report0("Progress/tick", progress.tick)
         training_stats.report0("Progress/kimg", progress.nimg / 1000)
         training_stats.report0("Timing/sec_per_tick", tick.seconds)
@@ -53,9 +59,12 @@ class Statistics:
 
     def write(self, record: dict[str, Any], progress: Progress) -> None:
         """Append the tick's record to stats.jsonl and send it to TensorBoard. Main process."""
-        # Before the checkpoint: a run that dies in between goes on from the one before and writes this line again.
+        # Before the checkpoint: a run that dies in between goes on from the one before and writes this line
+        # again.
         run_folder.append_jsonl(self.run_dir / run_folder.STATS_FILE, {**record, "timestamp": time.time()})
-        self.scalars({name: value["mean"] for name, value in record.items() if isinstance(value, dict)}, progress.nimg)
+        self.scalars(
+            {name: value["mean"] for name, value in record.items() if isinstance(value, dict)}, progress.nimg
+        )
 
     def scalars(self, values: dict[str, float], nimg: int) -> None:
         """Send values to TensorBoard, if it is there. Main process."""
@@ -102,7 +111,9 @@ class Statistics:
 
 
 def _tensorboard(run_dir: Path, nimg: int) -> Any:
-    """A writer of event files that forgets what a killed run wrote after `nimg` images; None without TensorBoard."""
+    """A writer of event files that forgets what a killed run wrote after `nimg` images; None without
+    TensorBoard.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -117,4 +128,6 @@ def _tensorboard(run_dir: Path, nimg: int) -> Any:
 
 def _warn_without_tensorboard(error: Exception) -> None:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    warnings.warn(f"TensorBoard's event files cannot be written ({reason}); going on without them", stacklevel=3)
+    warnings.warn(
+        f"TensorBoard's event files cannot be written ({reason}); going on without them", stacklevel=3
+    )

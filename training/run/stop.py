@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to stop: SIGINT, SIGTERM and the restart deadline, agreed upon by all processes and answered during long work too."""
+"""Requests to stop: SIGINT, SIGTERM and the restart deadline, agreed upon by all processes and answered
+during long work too.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT, SIGTERM and the --restart_every deadline, so that the run saves itself and leaves between two steps."""
+    """Remembers SIGINT, SIGTERM and the --restart_every deadline, so that the run saves itself and leaves
+    between two steps.
+    """
 
     GO_ON, SAVE, INTERRUPTED, RESTART = 0, 1, 2, 3
 
@@ -62,7 +66,8 @@ def _highest(answer: int, device: torch.device) -> int:
 
 
 def pause(alone: bool = False) -> None:
-    """To be called between the parts of long work: raises Stopped after SIGINT or SIGTERM. Outside of training it does nothing.
+    """To be called between the parts of long work: raises Stopped after SIGINT or SIGTERM. Outside of
+    training it does nothing.
 
     The restart deadline is not answered here: a restart would begin the work again, and might never end it.
     alone: the other processes wait for this one. Otherwise all of them call it equally often, and all raise.

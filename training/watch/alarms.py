@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs of collapse in the statistics of a run, found early and said in one line. A run is never stopped by them.
+"""Signs of collapse in the statistics of a run, found early and said in one line. A run is never stopped by
+them.
 
-Every rule is a function of what stands in stats.jsonl and metric-*.jsonl, so an alarm can be found again, and a resumed run raises the same ones.
+Every rule is a function of what stands in stats.jsonl and metric-*.jsonl, so an alarm can be found again, and
+a resumed run raises the same ones.
 
-    variety     samples of a class (unconditional: all samples) become alike: their spread is far below the data's, or below its own best
+    variety     samples of a class (unconditional: all samples) become alike: their spread is far below the
+                data's, or below its own best
     classes     classes become alike: the same of the class means
-    saturated   the discriminator tells every image apart and its loss is near zero: the generator gets no useful gradient
+    saturated   the discriminator tells every image apart and its loss is near zero: the generator gets no
+                useful gradient
     metric      the first metric has not improved for several evaluations and is clearly worse than its best
 
 How the thresholds were chosen stands in docs/troubleshooting.md.
@@ -29,8 +33,13 @@ STREAK = 3  # and so many windows in a row
 WARM_UP_STEPS, WARM_UP_TICKS = 1000, 20  # a young generator has little variety without being ill
 AGAIN_AFTER = 50  # ticks until the same cause is told again
 FLOORS = {"Variety/within": 0.5, "Variety/between": 0.3}  # of the data's spread
-FALL = 0.65  # of its own best since the warm-up, which counts as 1 at most: early artefacts vary more than images do
-SIGN, SATURATED_TICKS, SPENT = 0.97, 10, 0.05  # mean sign of the logits; ticks in a row; loss as a share of its first values
+# of its own best since the warm-up, which counts as 1 at most: early artefacts vary more than images do
+FALL = 0.65
+SIGN, SATURATED_TICKS, SPENT = (
+    0.97,
+    10,
+    0.05,
+)  # mean sign of the logits; ticks in a row; loss as a share of its first values
 EVALUATIONS, WORSE = 4, 1.25  # evaluations since the best one; factor between it and the latest ones
 
 
@@ -53,15 +62,23 @@ class Alarm:
 
 def excerpt(record: dict[str, Any]) -> dict[str, Any]:
     """What the rules read of a line of stats.jsonl."""
-    return {name: _value(record, name) for name in ("kimg", "Progress/tick", *FLOORS, "Loss/signs/real", "Loss/signs/fake", "Loss/D/fun")}
+    return {
+        name: _value(record, name)
+        for name in ("kimg", "Progress/tick", *FLOORS, "Loss/signs/real", "Loss/signs/fake", "Loss/D/fun")
+    }
 
 
 def find(
-    stats: Sequence[dict[str, Any]], metrics: Sequence[tuple[float, float]], cfg: TrainConfig, metric_name: str = "", best: str = "min"
+    stats: Sequence[dict[str, Any]],
+    metrics: Sequence[tuple[float, float]],
+    cfg: TrainConfig,
+    metric_name: str = "",
+    best: str = "min",
 ) -> list[Alarm]:
     """The alarms that hold at the last tick.
 
-    stats: lines of stats.jsonl, kimg ascending. metrics: (kimg, value) of the first metric, kimg ascending; best: its good end, "min" or "max".
+    stats: lines of stats.jsonl, kimg ascending. metrics: (kimg, value) of the first metric, kimg ascending;
+    best: its good end, "min" or "max".
     """
     if len(stats) < WARM_UP_TICKS or _value(stats[-1], "kimg") * 1000 < WARM_UP_STEPS * cfg.run.batch:
         return []
@@ -73,7 +90,11 @@ def find(
     ]
     kimg, tick = _value(stats[-1], "kimg"), _value(stats[-1], "Progress/tick")
     found = [(cause, rule()) for cause, rule in rules]
-    return [Alarm(cause, kimg, int(tick) if math.isfinite(tick) else len(stats), *what) for cause, what in found if what is not None]
+    return [
+        Alarm(cause, kimg, int(tick) if math.isfinite(tick) else len(stats), *what)
+        for cause, what in found
+        if what is not None
+    ]
 
 
 def new_ones(found: Iterable[Alarm], told: Iterable[dict[str, Any]]) -> list[Alarm]:
@@ -113,13 +134,22 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
     if streak < STREAK:
         return None
     peak = int(np.argmax(grown))
-    who = ("the classes", "class means") if name == "Variety/between" else ("samples of a class" if cfg.data.cond else "the images", "features")
+    who = (
+        ("the classes", "class means")
+        if name == "Variety/between"
+        else ("samples of a class" if cfg.data.cond else "the images", "features")
+    )
     best_at = f"at best {grown[peak]:.2f}, at {kimg_text(x[peak])} kimg"
     seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's ({best_at})"
     return (
         float(x[-streak]),
         seen,
-        _advice(cfg, "are the labels right (dataset_tool.py --check)" if name == "Variety/between" else "more images per class"),
+        _advice(
+            cfg,
+            "are the labels right (dataset_tool.py --check)"
+            if name == "Variety/between"
+            else "more images per class",
+        ),
     )
 
 
@@ -132,21 +162,33 @@ def _saturated(stats: Sequence[dict[str, Any]], cfg: TrainConfig) -> tuple[float
     streak = _streak((real > SIGN) & (fake < -SIGN) & (fun < SPENT * np.median(fun[:WINDOW])))
     if streak < SATURATED_TICKS:
         return None
-    seen = f"the discriminator tells all images apart: mean signs {real[-1]:+.2f} real, {fake[-1]:+.2f} generated, loss {fun[-1]:.3g}"
+    seen = (
+        f"the discriminator tells all images apart: mean signs {real[-1]:+.2f} real, {fake[-1]:+.2f} "
+        f"generated, loss {fun[-1]:.3g}"
+    )
     return float(x[-streak]), seen, _advice(cfg, f"--dlr={cfg.optim.dlr / 2:g} (half)")
 
 
-def _worse(metrics: Sequence[tuple[float, float]], name: str, best: str, cfg: TrainConfig) -> tuple[float, str, str] | None:
+def _worse(
+    metrics: Sequence[tuple[float, float]], name: str, best: str, cfg: TrainConfig
+) -> tuple[float, str, str] | None:
     points = [(k, v) for k, v in metrics if math.isfinite(k) and math.isfinite(v)]
     if len(points) <= EVALUATIONS:
         return None
     x, y = (np.array(column) for column in zip(*points, strict=True))
     place = int(np.argmin(y) if best == "min" else np.argmax(y))
     latest, before = float(np.median(y[-3:])), float(np.median(y[-5:-2]))
-    up, factor = (latest > before, latest / y[place]) if best == "min" else (latest < before, y[place] / max(latest, 1e-12))
+    up, factor = (
+        (latest > before, latest / y[place])
+        if best == "min"
+        else (latest < before, y[place] / max(latest, 1e-12))
+    )
     if len(y) - 1 - place < EVALUATIONS or y[place] <= 0 or not up or factor < WORSE:
         return None
-    seen = f"{name or 'the metric'} gets worse: {latest:.4g} now, {y[place]:.4g} at best, at {kimg_text(x[place])} kimg"
+    seen = (
+        f"{name or 'the metric'} gets worse: {latest:.4g} now, {y[place]:.4g} at best, at "
+        f"{kimg_text(x[place])} kimg"
+    )
     return float(x[place]), seen, _advice(cfg, "more data")
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a run takes and what is still to go: training, and the maintenance between ticks. The one owner of every such number.
+"""How long a run takes and what is still to go: training, and the maintenance between ticks. The one owner of
+every such number.
 
-The status line, the report's "to go" and the dry-run's estimate all ask here. Maintenance is what a run does beside training: the
-statistics of every tick, and at every snapshot the grid, the network file, the checkpoint, the evaluation and the report.
+The status line, the report's "to go" and the dry-run's estimate all ask here. Maintenance is what a run does
+beside training: the statistics of every tick, and at every snapshot the grid, the network file, the
+checkpoint, the evaluation and the report.
 """
 
 from __future__ import annotations
@@ -29,12 +31,18 @@ class Pace:
     sec_per_snapshot: float = 0.0
 
     def seconds(self, run: RunConfig, kimg: float = 0.0, tick: int = 0) -> float:
-        """From `kimg` on, which are shown, with `tick` ticks complete, to the end of the run: --kimg, the last snapshot included."""
+        """From `kimg` on, which are shown, with `tick` ticks complete, to the end of the run: --kimg, the
+        last snapshot included.
+        """
         left = max(run.kimg - kimg, 0.0)
         if left == 0:
             return 0.0
         ticks, snapshots = ticks_and_snapshots(run, kimg, tick)
-        return left * self.sec_per_kimg + (ticks - snapshots) * self.sec_per_tick + snapshots * self.sec_per_snapshot
+        return (
+            left * self.sec_per_kimg
+            + (ticks - snapshots) * self.sec_per_tick
+            + snapshots * self.sec_per_snapshot
+        )
 
 
 def ticks_and_snapshots(run: RunConfig, kimg: float = 0.0, tick: int = 0) -> tuple[int, int]:
@@ -43,7 +51,9 @@ def ticks_and_snapshots(run: RunConfig, kimg: float = 0.0, tick: int = 0) -> tup
     tick_kimg = math.ceil(run.tick / step - 1e-9) * step  # a tick ends with a whole step
     ticks = math.ceil(max(run.kimg - kimg, 0.0) / tick_kimg - 1e-9)
     last = tick + ticks
-    return ticks, last // run.snap - tick // run.snap + (ticks > 0 and last % run.snap != 0)  # the last tick always makes a snapshot
+    return ticks, last // run.snap - tick // run.snap + (
+        ticks > 0 and last % run.snap != 0
+    )  # the last tick always makes a snapshot
 
 
 def excerpt(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,8 +64,8 @@ def excerpt(record: Mapping[str, Any]) -> dict[str, Any]:
 def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
     """The pace of a run from the lines of its stats.jsonl; None before its first tick.
 
-    The line of a tick says how long the maintenance after the tick before it took. Until a snapshot has been made, its maintenance
-    counts as that of any tick.
+    The line of a tick says how long the maintenance after the tick before it took. Until a snapshot has been
+    made, its maintenance counts as that of any tick.
     """
     speeds = [v for line in stats if (v := number(line.get("Timing/sec_per_kimg"))) > 0]
     if not speeds:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image grids of a run folder: reals.png once, fakes_init.png and fakesNNNNNN.png from the same latents every time."""
+"""The image grids of a run folder: reals.png once, fakes_init.png and fakesNNNNNN.png from the same latents
+every time.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ class Grids:
 
 
 def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:
-    """Columns and rows of the fake grids. `auto`: a row per class up to 32 classes, else what fits about 1920 x 1080 pixels.
+    """Columns and rows of the fake grids. `auto`: a row per class up to 32 classes, else what fits about 1920
+    x 1080 pixels.
 
     Raises:
         ValueError: --grid is not columns x rows, or has more of them than fit into a picture.

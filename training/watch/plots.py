@@ -26,7 +26,14 @@ MAX_LABEL = 80  # characters of a line's name in a legend
 SVG_SIZE = (3.9, 2.4)  # inches of a panel of the report: 374 x 230 CSS pixels, a phone's width
 SVG_POINTS = 300  # of a line in it, at most: no screen shows more
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+)
 _PALETTE = (_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW)
 _INK, _GRID = "#333333", "#E4E4E4"
 
@@ -57,12 +64,21 @@ class Panel:
 
 # title, limits, zero line, then (statistic, label, colour) of each line. A panel without data is left out.
 _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[str, str, str], ...]], ...] = (
-    ("Discriminator loss", None, True, (("Loss/D/fun", "fun (its own loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE))),
+    (
+        "Discriminator loss",
+        None,
+        True,
+        (("Loss/D/fun", "fun (its own loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE)),
+    ),
     (
         "Generator loss",
         None,
         True,
-        (("Loss/G/loss", "adversarial", _BLUE), ("Loss/G/guidance_loss", "guidance", _GREEN), ("Loss/G/reg", "path length", _PURPLE)),
+        (
+            ("Loss/G/loss", "adversarial", _BLUE),
+            ("Loss/G/guidance_loss", "guidance", _GREEN),
+            ("Loss/G/reg", "path length", _PURPLE),
+        ),
     ),
     (
         "Sign of the logits  (\u00b11: D tells apart, 0: it cannot)",
@@ -70,7 +86,12 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
         True,
         (("Loss/signs/real", "real", _GREEN), ("Loss/signs/fake", "generated", _ORANGE)),
     ),
-    ("Logits  (mean \u00b1 std)", None, True, (("Loss/scores/real", "real", _GREEN), ("Loss/scores/fake", "generated", _ORANGE))),
+    (
+        "Logits  (mean \u00b1 std)",
+        None,
+        True,
+        (("Loss/scores/real", "real", _GREEN), ("Loss/scores/fake", "generated", _ORANGE)),
+    ),
     (
         "Class variety  (1: as varied as the data)",
         None,
@@ -87,11 +108,17 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
             ("Diagnostics/injectivity", "injectivity (proxy)", _GREEN),
         ),
     ),
-    ("Effective dimension of the heads' features", None, True, (("Diagnostics/effective_dim", "mean over heads", _PURPLE),)),
+    (
+        "Effective dimension of the heads' features",
+        None,
+        True,
+        (("Diagnostics/effective_dim", "mean over heads", _PURPLE),),
+    ),
     ("Images per second", None, True, ((ticks.SPEED, "img/s", _BLUE),)),
 )
 _BANDS = ("Loss/scores/real", "Loss/scores/fake")
-# Metrics that share an axis: pattern of the name, title, logarithmic. Which end is good stands in the records.
+# Metrics that share an axis: pattern of the name, title, logarithmic. Which end is good stands in the
+# records.
 _METRIC_PANELS = (
     (re.compile(r"s?fid|fd[_\d]"), "Fr\u00e9chet distance  (lower is better)", True),
     (re.compile(r"kid"), "Kernel distance  (lower is better)", True),
@@ -147,7 +174,9 @@ def stats_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
 
 
 def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
-    """Panels of metric-*.jsonl's records ({'kimg', 'results': {name: value}, ...}), metrics of one kind together."""
+    """Panels of metric-*.jsonl's records ({'kimg', 'results': {name: value}, ...}), metrics of one kind
+    together.
+    """
     by_metric: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if isinstance(results := record.get("results"), dict):
@@ -175,7 +204,9 @@ def _limits(panel: Panel) -> tuple[float, float] | None:
     if panel.limits is not None or panel.log:
         return panel.limits
     bands = [np.zeros(1) if s.band is None else np.nan_to_num(s.band) for s in panel.series]
-    values = np.concatenate([s.y + sign * band for s, band in zip(panel.series, bands, strict=True) for sign in (-1, 1)])
+    values = np.concatenate(
+        [s.y + sign * band for s, band in zip(panel.series, bands, strict=True) for sign in (-1, 1)]
+    )
     low, high = (values.min(), values.max()) if len(values) < SMOOTH_FROM else np.percentile(values, [1, 99])
     if panel.zero:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -230,7 +261,9 @@ def _some(y: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
-    """The corner, or the middle of the right side, with the fewest points of the lines (matplotlib's own search takes most of the drawing's time)."""
+    """The corner, or the middle of the right side, with the fewest points of the lines (matplotlib's own
+    search takes most of the drawing's time).
+    """
     low, high = axes.get_ylim()
     scale = np.log if panel.log else np.asarray
     x = np.concatenate([s.x for s in panel.series]) / (kimg or 1)
@@ -301,7 +334,14 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
     figure.text(0.5 / width, 1 - 0.16 / height, title, va="top", fontsize=11, color=_INK, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     # Fixed margins, in inches: matplotlib's layout engines draw everything twice.
-    figure.subplots_adjust(left=0.55 / width, right=1 - 0.2 / width, bottom=0.55 / height, top=1 - 0.75 / height, wspace=0.17, hspace=0.26)
+    figure.subplots_adjust(
+        left=0.55 / width,
+        right=1 - 0.2 / width,
+        bottom=0.55 / height,
+        top=1 - 0.75 / height,
+        wspace=0.17,
+        hspace=0.26,
+    )
     for axes, panel in zip(grid, panels, strict=False):
         _draw_panel(axes, panel, kimg)
         _draw_words(axes, panel, kimg)
@@ -352,8 +392,12 @@ _STAGE_PANELS: tuple[tuple[str, str, tuple[float, float] | None, bool], ...] = (
 )
 
 
-def stage_panels(stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]]) -> list[Panel]:
-    """One line per stage, (name, records of stats.jsonl, records of metric-*.jsonl) each: metrics, class variety, logits, losses."""
+def stage_panels(
+    stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
+) -> list[Panel]:
+    """One line per stage, (name, records of stats.jsonl, records of metric-*.jsonl) each: metrics, class
+    variety, logits, losses.
+    """
     panels: dict[str, Panel] = {}
     for i, (stage, stats, metrics) in enumerate(stages):
         color = _PALETTE[i % len(_PALETTE)]
@@ -366,7 +410,9 @@ def stage_panels(stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[
         for title, name, limits, zero in _STAGE_PANELS:
             y = np.array([ticks.number(record.get(name)) for _, record in ordered])
             if (known := np.isfinite(y)).any():
-                panels.setdefault(title, Panel(title, limits=limits, zero=zero)).series.append(Series(stage, x[known], y[known], color))
+                panels.setdefault(title, Panel(title, limits=limits, zero=zero)).series.append(
+                    Series(stage, x[known], y[known], color)
+                )
     order = [title for title, *_ in _STAGE_PANELS]
     return sorted(panels.values(), key=lambda panel: order.index(panel.title) if panel.title in order else -1)
 
@@ -395,9 +441,9 @@ def panels_of(folder: Path, stages: Sequence[Path] = ()) -> list[Panel]:
 def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | None:
     """Draws run_dir/curves.png anew, atomically, and returns its path; None if there is nothing to draw.
 
-    stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one picture.
-    Never raises: a diagram must not stop a training run. A failure (no matplotlib, a full disk) is one
-    warning.
+    stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one
+    picture. Never raises: a diagram must not stop a training run. A failure (no matplotlib, a full disk) is
+    one warning.
     """
     folder = Path(run_dir)
     try:

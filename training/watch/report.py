@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.html: one self-contained page about a run, or about all stages of a recipe, to be judged in a minute.
+"""report.html: one self-contained page about a run, or about all stages of a recipe, to be judged in a
+minute.
 
     python -m training.watch.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
     python -m training.watch.report training-runs/00000-demo64      # a recipe: its stages side by side
@@ -55,7 +56,9 @@ class Run:
     config: TrainConfig | None = None
     about: dict[str, Any] = field(default_factory=dict)
     stats: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)  # name -> (kimg, value, snapshot)
+    metrics: dict[str, list[tuple[float, float, str]]] = field(
+        default_factory=dict
+    )  # name -> (kimg, value, snapshot)
     good_ends: dict[str, str | None] = field(default_factory=dict)  # name -> "min" or "max"
     alarms: list[dict[str, Any]] = field(default_factory=list)
     outcome: str = "running or killed"
@@ -65,9 +68,16 @@ class Run:
         """Read what is there; nothing is required."""
         options = read_json(folder / run_folder.OPTIONS_FILE)
         config = None
-        with contextlib.suppress(KeyError, ValueError, TypeError):  # of another version or damaged: the page goes without
+        with contextlib.suppress(
+            KeyError, ValueError, TypeError
+        ):  # of another version or damaged: the page goes without
             config = from_json(options["config"])
-        run = cls(folder, config, read_json(folder / run_folder.ABOUT_FILE), read_jsonl(folder / run_folder.STATS_FILE))
+        run = cls(
+            folder,
+            config,
+            read_json(folder / run_folder.ABOUT_FILE),
+            read_jsonl(folder / run_folder.STATS_FILE),
+        )
         for path in run_folder.metric_files(folder):
             for record in read_jsonl(path):
                 results = record.get("results")
@@ -77,13 +87,17 @@ class Run:
                         point = (kimg, number(value), str(record.get("snapshot_pkl", "")))
                         run.metrics.setdefault(name, []).append(point)
                         run.good_ends[name] = good_end(record, name)
-        run.alarms = [a for a in read_jsonl(folder / run_folder.ALARMS_FILE) if isinstance(a.get("seen"), str)]
+        run.alarms = [
+            a for a in read_jsonl(folder / run_folder.ALARMS_FILE) if isinstance(a.get("seen"), str)
+        ]
         run.outcome = run_folder.recorded_outcome(folder) or run.outcome
         return run
 
     def last(self, name: str) -> float:
         """The newest value of a statistic, NaN without one."""
-        return next((v for record in reversed(self.stats) if math.isfinite(v := number(record.get(name)))), math.nan)
+        return next(
+            (v for record in reversed(self.stats) if math.isfinite(v := number(record.get(name)))), math.nan
+        )
 
     @property
     def kimg(self) -> float:
@@ -102,7 +116,12 @@ class Run:
 
     def best(self) -> tuple[str, float, float, str] | None:
         """Name, value, kimg and snapshot of the best evaluation by the first metric."""
-        wanted = [name for m in (self.config.run.metrics if self.config else ()) for name in self.metrics if name in (m, f"{m}_mean")]
+        wanted = [
+            name
+            for m in (self.config.run.metrics if self.config else ())
+            for name in self.metrics
+            if name in (m, f"{m}_mean")
+        ]
         first = next(iter([*wanted, *self.metrics]), None)
         if first is None:
             return None
@@ -273,7 +292,10 @@ def _cards(run: Run) -> list[dict[str, Any]]:
     if (best := run.best()) is not None:
         name, value, kimg, snapshot = best
         cards.append(_card(f"best {name}", f"{value:.4g}", f"at {_kimg(kimg)} kimg, {snapshot}"))
-    for name, title in (("Variety/within", "variety within classes"), ("Variety/between", "variety between classes")):
+    for name, title in (
+        ("Variety/within", "variety within classes"),
+        ("Variety/between", "variety between classes"),
+    ):
         if math.isfinite(run.last(name)):
             cards.append(_card(title, f"{run.last(name):.2f}", "1 = as varied as the data"))
     return cards
@@ -477,7 +499,10 @@ def main() -> int:
         return 0 if folders else 2
     for folder in folders:
         if not (Path(folder) / run_folder.STATS_FILE).exists() and not run_folder.stage_folders(Path(folder)):
-            message = f"{folder} holds neither {run_folder.STATS_FILE} nor folders of stages: name a run folder or a recipe's folder"
+            message = (
+                f"{folder} holds neither {run_folder.STATS_FILE} nor folders of stages: name a run "
+                "folder or a recipe's folder"
+            )
             print(f"Error: {message}", file=sys.stderr)
             return 1
         try:

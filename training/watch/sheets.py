@@ -34,7 +34,9 @@ class ContactSheet:
 
     def __init__(self, run_dir: Path, dataset: ImageDataset, seed: int, batch: int) -> None:
         self.run_dir, self.dataset, self.seed, self.batch = run_dir, dataset, seed, batch
-        self.classes = spaced_labels(dataset.label_dim, min(dataset.label_dim, CLASSES)) if dataset.label_dim > 0 else []
+        self.classes = (
+            spaced_labels(dataset.label_dim, min(dataset.label_dim, CLASSES)) if dataset.label_dim > 0 else []
+        )
         self.rows = len(self.classes) * PER_CLASS or UNCONDITIONAL_ROWS
 
     def drop_after(self, nimg: int) -> None:
@@ -65,7 +67,8 @@ class ContactSheet:
         z = rng.normal(self.seed, "contact/z", 0, range(self.rows), (G.z_dim,)).to(device)
         labels = torch.tensor(self.classes).repeat_interleave(PER_CLASS).to(device) if self.classes else None
         parts = [
-            images.to_uint8(G(z[i : i + self.batch], None if labels is None else labels[i : i + self.batch])) for i in range(0, self.rows, self.batch)
+            images.to_uint8(G(z[i : i + self.batch], None if labels is None else labels[i : i + self.batch]))
+            for i in range(0, self.rows, self.batch)
         ]
         return torch.cat(parts).cpu()
 
@@ -121,7 +124,10 @@ def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[int | Non
 
     A damaged column, or one of another size or number of rows than `rows` (None: of the first), is left out.
     """
-    files: list[tuple[int | None, Path]] = [*_column_files(run_dir), (None, run_dir / CONTACT_FOLDER / DATA_FILE)]
+    files: list[tuple[int | None, Path]] = [
+        *_column_files(run_dir),
+        (None, run_dir / CONTACT_FOLDER / DATA_FILE),
+    ]
     columns: list[tuple[int | None, np.ndarray]] = []
     for nimg, path in files:
         try:

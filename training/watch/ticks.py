@@ -22,7 +22,9 @@ def number(value: Any, key: str = "mean") -> float:
 
 
 def in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
-    """(kimg, record) with kimg ascending, without what a run wrote beyond a checkpoint that it went back to."""
+    """(kimg, record) with kimg ascending, without what a run wrote beyond a checkpoint that it went back
+    to.
+    """
     line: list[tuple[float, dict[str, Any]]] = []
     for record in records:
         kimg = number(record.get("kimg", record.get("Progress/kimg")))

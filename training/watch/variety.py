@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How varied the generator's images are, compared with the data: the first number that falls when a GAN collapses.
+"""How varied the generator's images are, compared with the data: the first number that falls when a GAN
+collapses.
 
-    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of every snapshot in a run folder
-    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with styles truncated to psi = 0.7
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of
+    every snapshot in a run folder
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with
+    styles truncated to psi = 0.7
 
-Every tick, G_ema draws the same few latents in the same few classes, a frozen network that the discriminator has anyway turns them into pooled
-features, and two spreads are compared with those of real images of the same classes:
+Every tick, G_ema draws the same few latents in the same few classes, a frozen network that the discriminator
+has anyway turns them into pooled features, and two spreads are compared with those of real images of the same
+classes:
 
-    within     root mean square distance of a sample's features from the mean of its class (unconditional: of everything)
+    within     root mean square distance of a sample's features from the mean of its class (unconditional: of
+               everything)
     between    the same of the class means from their common mean, less what `within` contributes by chance
 
-Both are divided by the data's: 1 = as varied as the data, 0 = all alike. Above 1 is common early in training, when artefacts vary, too.
+Both are divided by the data's: 1 = as varied as the data, 0 = all alike. Above 1 is common early in training,
+when artefacts vary, too.
 
-Nothing here touches training: latents and choices are functions of the seed, no state is kept but the spreads of the data.
-Shapes: N images, C classes, F features.
+Nothing here touches training: latents and choices are functions of the seed, no state is kept but the spreads
+of the data. Shapes: N images, C classes, F features.
 """
 
 from __future__ import annotations
@@ -38,7 +44,9 @@ from training.run_folder import load_run, snapshot_files
 
 MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
 MIN_IMAGES = 16
-TICK_SHARE = 16  # a tick shows at least this many times as many images as are drawn here: at most 2% of its time (docs/performance.md)
+# a tick shows at least this many times as many images as are drawn here: at most 2% of its time
+# (docs/performance.md)
+TICK_SHARE = 16
 REALS_PER_FAKE = 2  # the data's spreads are measured once, on more images
 
 
@@ -50,9 +58,11 @@ class Spread(NamedTuple):
 
 
 def spread(features: Tensor, labels: Tensor) -> Spread:
-    """Root mean square spreads within classes and between class means, summed over features (one-way analysis of variance, random effects).
+    """Root mean square spreads within classes and between class means, summed over features (one-way analysis
+    of variance, random effects).
 
-    features: [N, F]. labels: [N]; classes with fewer than two samples are passed over. Without any other class within = 0.
+    features: [N, F]. labels: [N]; classes with fewer than two samples are passed over. Without any other
+    class within = 0.
     """
     x = features.double()
     means, counts, squares = [], [], 0.0
@@ -73,9 +83,13 @@ def spread(features: Tensor, labels: Tensor) -> Spread:
 
 
 class Variety:
-    """Measures G_ema against the data. Every process must make one and call `measure` at the same time: they share the work."""
+    """Measures G_ema against the data. Every process must make one and call `measure` at the same time: they
+    share the work.
+    """
 
-    def __init__(self, dataset: ImageDataset, D: ProjectedDiscriminator, count: int, batch: int, seed: int) -> None:
+    def __init__(
+        self, dataset: ImageDataset, D: ProjectedDiscriminator, count: int, batch: int, seed: int
+    ) -> None:
         """Choose classes, latents and real images, and measure the latter.
 
         count: images drawn per measurement. batch: at most so many at a time.
@@ -88,21 +102,32 @@ class Variety:
         self.classes, per_class, reals = _choose(dataset, count, seed)
         self.labels = torch.tensor(self.classes).repeat_interleave(per_class)  # [N]; unconditional: all 0
         picked = [int(i) for i in reals]
-        found = self._features(lambda part: torch.stack([torch.from_numpy(np.array(dataset[picked[i]][0])) for i in part]), len(picked))
-        real_labels = torch.zeros(len(picked)) if dataset.labels is None else torch.from_numpy(dataset.labels[picked])
+        found = self._features(
+            lambda part: torch.stack([torch.from_numpy(np.array(dataset[picked[i]][0])) for i in part]),
+            len(picked),
+        )
+        real_labels = (
+            torch.zeros(len(picked)) if dataset.labels is None else torch.from_numpy(dataset.labels[picked])
+        )
         self.data = spread(found, real_labels)
         if not np.isfinite(self.data.within):
-            raise ValueError(f"{self.network} gives features that are not finite on {dataset.path}; check its weights")
+            raise ValueError(
+                f"{self.network} gives features that are not finite on {dataset.path}; check its weights"
+            )
 
     @torch.no_grad()
     def measure(self, G: Generator, psi: float = 1.0) -> Spread:
-        """Spreads of G's images over those of the data. A spread that the data has not got (copies of one image) gives 0. psi: of the truncation."""
+        """Spreads of G's images over those of the data. A spread that the data has not got (copies of one
+        image) gives 0. psi: of the truncation.
+        """
         z = rng.normal(self.seed, "variety/z", 0, range(len(self.labels)), (G.z_dim,))
         device = next(G.parameters()).device
         truncation = {} if psi == 1 else {"truncation_psi": psi}
 
         def draw(part: list[int]) -> Tensor:
-            return images.to_uint8(G(z[part].to(device), self.labels[part].to(device) if G.c_dim > 0 else None, **truncation))
+            return images.to_uint8(
+                G(z[part].to(device), self.labels[part].to(device) if G.c_dim > 0 else None, **truncation)
+            )
 
         mine = spread(self._features(draw, len(self.labels)), self.labels)
         within = mine.within / self.data.within if self.data.within > 0 else 0.0
@@ -112,10 +137,14 @@ class Variety:
 
     @torch.no_grad()
     def _features(self, pixels: Callable[[list[int]], Tensor], count: int) -> Tensor:
-        """Pooled features [count, F] on the CPU of uint8 images that pixels(indices) makes; each process computes its share."""
+        """Pooled features [count, F] on the CPU of uint8 images that pixels(indices) makes; each process
+        computes its share.
+        """
         processes, rank = distributed.world_size(), distributed.rank()
         share = -(-count // processes)
-        mine = [(rank * share + i) % count for i in range(share)]  # the last shares may begin again: all are of the same length
+        mine = [
+            (rank * share + i) % count for i in range(share)
+        ]  # the last shares may begin again: all are of the same length
         network = self.D.feature_networks[self.network]
         assert isinstance(network, FeatureNetwork)
         parts = []
@@ -137,8 +166,12 @@ def _cheapest(D: ProjectedDiscriminator) -> str:
 
 
 def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], int, np.ndarray]:
-    """Classes, samples per class, indices of real images: evenly spaced classes among those with two images or more."""
-    n = len(dataset) // (2 if dataset.xflip else 1)  # an image and its mirrored copy would pass for little variety
+    """Classes, samples per class, indices of real images: evenly spaced classes among those with two images
+    or more.
+    """
+    n = len(dataset) // (
+        2 if dataset.xflip else 1
+    )  # an image and its mirrored copy would pass for little variety
     order = rng.permutation(seed, "variety/reals", 0, n)
     if dataset.labels is None:
         return [0], count, order[: REALS_PER_FAKE * count]
@@ -146,7 +179,9 @@ def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], in
     usable = np.flatnonzero(np.bincount(labels, minlength=1) >= 2)
     if len(usable) == 0:
         usable = np.unique(labels)
-    classes = usable[np.linspace(0, len(usable) - 1, min(len(usable), max(count // MIN_PER_CLASS, 1))).round().astype(int)]
+    classes = usable[
+        np.linspace(0, len(usable) - 1, min(len(usable), max(count // MIN_PER_CLASS, 1))).round().astype(int)
+    ]
     per_class = max(count // len(classes), 2)
     reals = np.concatenate([order[labels[order] == c][: REALS_PER_FAKE * per_class] for c in classes])
     return [int(c) for c in classes], per_class, reals
@@ -166,7 +201,10 @@ def main() -> int:
         variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)
         for path in snapshot_files(folder):
             within, between = variety.measure(load(str(path)).eval(), psi)
-            print(f"{path.name}  within {within:.3f}" + ("" if between is None else f"  between {between:.3f}"), flush=True)
+            print(
+                f"{path.name}  within {within:.3f}" + ("" if between is None else f"  between {between:.3f}"),
+                flush=True,
+            )
     except (ValueError, OSError) as err:
         print(f"Error: {folder}: {err}", file=sys.stderr)
         return 1

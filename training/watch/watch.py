@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching quality during a run: class variety and alarms every tick; contact sheet, curves and report at every snapshot."""
+"""Watching quality during a run: class variety and alarms every tick; contact sheet, curves and report at
+every snapshot.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,15 @@ class Watch:
         batch = max(cfg.batch_gpu, 8)
         self.variety = None
         if cfg.run.variety:
-            self.variety = Variety(dataset, state.D, images_per_tick(cfg.run.variety, cfg.run.tick), batch, cfg.run.seed)
+            self.variety = Variety(
+                dataset, state.D, images_per_tick(cfg.run.variety, cfg.run.tick), batch, cfg.run.seed
+            )
         self.sheet = ContactSheet(self.run_dir, dataset, cfg.run.seed, batch)
         self.stats: list[dict[str, Any]] = []
 
     def begin(self, state: TrainState, grid_rows: int) -> None:
-        """At the start: what the report says of data and networks. At a resume: drop what was written after the checkpoint. Main process.
+        """At the start: what the report says of data and networks. At a resume: drop what was written after
+        the checkpoint. Main process.
 
         grid_rows: rows of the grids, whose classes the report names.
         """
@@ -101,7 +106,11 @@ class Watch:
             print(f"WARNING: {alarm.line}", flush=True)
 
     def _scores(self, name: str) -> list[dict[str, Any]]:
-        return [r for r in read_jsonl(metric_file(self.run_dir, name)) if "kimg" in r and isinstance(r.get("results"), dict)]
+        return [
+            r
+            for r in read_jsonl(metric_file(self.run_dir, name))
+            if "kimg" in r and isinstance(r.get("results"), dict)
+        ]
 
     def column(self, state: TrainState, network: str) -> None:
         """The contact sheet's column of a snapshot. network: its file's name. Main process."""

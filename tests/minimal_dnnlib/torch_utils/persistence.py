@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent classes as other projects have them: the decorator makes a subclass, and loading runs the source that a pickle carries."""
+"""Persistent classes as other projects have them: the decorator makes a subclass, and loading runs the source
+that a pickle carries.
+"""
 
 import inspect
 import sys
@@ -30,7 +32,9 @@ def persistent_class(cls):
             return EasyDict(self._init_kwargs)
 
         def __reduce__(self):
-            meta = dict(type="class", version=6, module_src=source, class_name=cls.__name__, state=self.__dict__)
+            meta = dict(
+                type="class", version=6, module_src=source, class_name=cls.__name__, state=self.__dict__
+            )
             return _reconstruct_persistent_obj, (meta,)
 
     Persistent.__name__ = cls.__name__

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel sources as operators for CPU tensors: built with the host shim, registered in a namespace of their own."""
+"""The kernel sources as operators for CPU tensors: built with the host shim, registered in a namespace of
+their own.
+"""
 
 import functools
 from pathlib import Path

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every memory access of the CUDA kernels, checked without a GPU: the sources are compiled for the host as test_kernels.py does, with a call
-at each access (g++ -fsanitize=thread) that goes to checker/runtime.cpp, which says what is checked.
+"""Every memory access of the CUDA kernels, checked without a GPU: the sources are compiled for the host as
+test_kernels.py does, with a call at each access (g++ -fsanitize=thread) that goes to checker/runtime.cpp,
+which says what is checked.
 """
 
 import ctypes
@@ -25,9 +26,13 @@ from torch_utils.ops.backend import extension, library
 
 NAMESPACE = "stylesan_xl_check"
 FOLDER = Path(__file__).resolve().parent / "checker"
-# -O1 with little moved: an access stays where its line is, and structures are read in one piece, as a device reads them. Hidden: the shim's
-# state must not be that of the other host build, should this process have loaded it.
-_FLAGS = "-fvisibility=hidden -O1 -g1 -fno-tree-sra -fno-reorder-blocks -fsanitize=thread -fsanitize-coverage=trace-pc"
+# -O1 with little moved: an access stays where its line is, and structures are read in one piece, as a device
+# reads them. Hidden: the shim's state must not be that of the other host build, should this process have
+# loaded it.
+_FLAGS = (
+    "-fvisibility=hidden -O1 -g1 -fno-tree-sra -fno-reorder-blocks -fsanitize=thread "
+    "-fsanitize-coverage=trace-pc"
+)
 _CONVERSIONS = ("host_shim.h", "platform.h")  # what reads or writes through these is the place of interest
 _KERNEL = re.compile(r"KERNEL = (?:\w+::|\(anonymous namespace\)::|\{anonymous\}::)*(.*?)(?:\]|;|$)")
 
@@ -44,7 +49,9 @@ class Place(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A mistake of a kernel. what: memory, race, unwritten or alignment. other: for races, where the other thread's access stands."""
+    """A mistake of a kernel. what: memory, race, unwritten or alignment. other: for races, where the other
+    thread's access stands.
+    """
 
     what: str
     kernel: str
@@ -55,11 +62,16 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         places = " and ".join(str(place) for place in (self.place, self.other) if place)
-        return f"{self.what}: {self.kernel}: {places or 'at the end of the launch'}: {self.text}; {self.count} in all"
+        return (
+            f"{self.what}: {self.kernel}: {places or 'at the end of the launch'}: {self.text}; "
+            f"{self.count} in all"
+        )
 
 
 class Usage(NamedTuple):
-    """The warp instructions of a source line in a kernel that access one kind of memory with `bytes` per thread."""
+    """The warp instructions of a source line in a kernel that access one kind of memory with `bytes` per
+    thread.
+    """
 
     kernel: str
     place: Place
@@ -76,7 +88,9 @@ class Usage(NamedTuple):
 
     @property
     def degree(self) -> float:
-        """How many times as long as without bank conflicts (shared memory), or how many times the sectors that hold the bytes."""
+        """How many times as long as without bank conflicts (shared memory), or how many times the sectors
+        that hold the bytes.
+        """
         return self.waves / self.ideal_waves if self.shared else self.sectors / self.ideal_sectors
 
 
@@ -92,7 +106,11 @@ class Report(NamedTuple):
 
 def missing() -> list[str]:
     """What the checker needs and this machine lacks."""
-    tools = {"a C++ compiler": extension.compiler(), "ninja": extension.ninja(), "addr2line (binutils)": shutil.which("addr2line")}
+    tools = {
+        "a C++ compiler": extension.compiler(),
+        "ninja": extension.ninja(),
+        "addr2line (binutils)": shutil.which("addr2line"),
+    }
     return ["Linux"] * (sys.platform != "linux") + [name for name, path in tools.items() if path is None]
 
 
@@ -110,10 +128,14 @@ def ninja_file() -> str:
         text = text.replace(old, new)
     include = f'-I "{extension.SOURCE_FOLDER}"'
     text = text.replace(
-        "rule link", f'rule runtime\n  command = "{extension.compiler()}" -std=c++20 -O2 -g1 -fPIC {include} -c $in -o $out\nrule link'
+        "rule link",
+        f'rule runtime\n  command = "{extension.compiler()}" -std=c++20 -O2 -g1 -fPIC {include} -c $in -o '
+        "$out\nrule link",
     )
     built = {"runtime.o: runtime": FOLDER / "runtime.cpp", "samples.cu.o: kernel": FOLDER / "samples.cu"}
-    lines = [f"build {rule} {str(path).replace(' ', '$ ').replace(':', '$:')}" for rule, path in built.items()]
+    lines = [
+        f"build {rule} {str(path).replace(' ', '$ ').replace(':', '$:')}" for rule, path in built.items()
+    ]
     return text.replace("default ops.so", "\n".join([*lines, "default ops.so"]))
 
 
@@ -152,7 +174,9 @@ class Checker:
         self._calls.checker_report.restype = ctypes.c_char_p
 
     def reset(self, analyse: bool = False) -> None:
-        """Forgets what was found and counted. analyse: count warp instructions from now on, which takes a few times as long."""
+        """Forgets what was found and counted. analyse: count warp instructions from now on, which takes a few
+        times as long.
+        """
         self._calls.checker_reset(int(analyse))
 
     def sample(self, fault: int) -> bool:
@@ -162,10 +186,20 @@ class Checker:
     def report(self) -> Report:
         """What was found and counted since the last reset."""
         raw: dict[str, Any] = json.loads(self._calls.checker_report().decode())
-        places = self._places({p for f in raw["findings"] for p in (f["place"], f["other"])} | {u[1] for u in raw["usage"]})
+        places = self._places(
+            {p for f in raw["findings"] for p in (f["place"], f["other"])} | {u[1] for u in raw["usage"]}
+        )
         kernels = [_kernel_name(text) for text in raw["kernels"]]
         findings = [
-            Finding(f["what"], kernels[f["kernel"]], places.get(f["place"]), places.get(f["other"]), f["count"], f["text"]) for f in raw["findings"]
+            Finding(
+                f["what"],
+                kernels[f["kernel"]],
+                places.get(f["place"]),
+                places.get(f["other"]),
+                f["count"],
+                f["text"],
+            )
+            for f in raw["findings"]
         ]
         usage = [Usage(kernels[u[0]], places[u[1]], bool(u[2]), bool(u[3]), *u[4:]) for u in raw["usage"]]
         return Report(raw["launches"], raw["accesses"], kernels, findings, usage)
@@ -183,9 +217,15 @@ class Checker:
             pairs = list(zip(frames[::2], frames[1::2], strict=True))
             function, place = next((pair for pair in pairs if not pair[1].startswith(_CONVERSIONS)), pairs[0])
             file, line = place.split(" ")[0].rsplit(":", 1)
-            name = re.sub(r"<.*|\(.*", "", function.replace("(anonymous namespace)::", "")).split("::")[-1].split(" ")[-1]
+            name = (
+                re.sub(r"<.*|\(.*", "", function.replace("(anonymous namespace)::", ""))
+                .split("::")[-1]
+                .split(" ")[-1]
+            )
             # A kernel in the shim's lambda goes by the name of what calls that.
-            found[int(address, 16)] = Place(file, int(line) if line.isdigit() else 0, "kernel" if name == "_Function_handler" else name)
+            found[int(address, 16)] = Place(
+                file, int(line) if line.isdigit() else 0, "kernel" if name == "_Function_handler" else name
+            )
         return found
 
 
@@ -204,7 +244,9 @@ def load() -> Checker:
 
 @contextmanager
 def checked(analyse: bool = False) -> Iterator[Checker]:
-    """The public operations on CPU tensors run through the checked kernels in this context, from an empty report on."""
+    """The public operations on CPU tensors run through the checked kernels in this context, from an empty
+    report on.
+    """
     checker, before = load(), library.cpu_namespace
     checker.reset(analyse)
     library.cpu_namespace = NAMESPACE
@@ -222,6 +264,8 @@ def merge(usage: Sequence[Usage]) -> list[Usage]:
         key = u[:5]
         if key in rows:
             old = rows[key]
-            u = Usage(*key, *(a + b for a, b in zip(old[5:11], u[5:11], strict=True)), max(old.worst, u.worst))  # type: ignore[arg-type]
+            u = Usage(
+                *key, *(a + b for a, b in zip(old[5:11], u[5:11], strict=True)), max(old.worst, u.worst)
+            )  # type: ignore[arg-type]
         rows[key] = u
     return list(rows.values())

@@ -29,16 +29,25 @@ def radial(taps: int) -> torch.Tensor:
 
 
 def check_gradient_on_the_kinks(dtype: torch.dtype, full: bool, channels: int) -> None:
-    """filtered_lrelu where each middle sample is exactly a pixel: at zero the slope is the negative side's, on the clamp it is zero."""
+    """filtered_lrelu where each middle sample is exactly a pixel: at zero the slope is the negative side's,
+    on the clamp it is zero.
+    """
     filters = torch.float64 if dtype == torch.float64 else torch.float32
     fu, fd = torch.zeros(12, dtype=filters), torch.zeros(12, dtype=filters)
     fu[5:7], fd[5] = 0.5, 1.0
     fd = torch.outer(fd, fd) if full else fd
-    x = torch.tensor([0.0, 1.0, -1.0, 0.5, -5.0, 2.0], dtype=dtype).repeat(32).view(1, 1, 16, 12).repeat(1, channels, 1, 1)
+    x = (
+        torch.tensor([0.0, 1.0, -1.0, 0.5, -5.0, 2.0], dtype=dtype)
+        .repeat(32)
+        .view(1, 1, 16, 12)
+        .repeat(1, channels, 1, 1)
+    )
     results = []
     for impl in ("cuda", "ref"):
         leaf = x.clone().requires_grad_()
-        y = filtered_lrelu(leaf, fu, fd, up=2, down=2, padding=[9, 8, 9, 8], gain=1.0, slope=0.25, clamp=1.0, impl=impl)
+        y = filtered_lrelu(
+            leaf, fu, fd, up=2, down=2, padding=[9, 8, 9, 8], gain=1.0, slope=0.25, clamp=1.0, impl=impl
+        )
         (dx,) = torch.autograd.grad(y.sum(), leaf)
         assert set(dx.flatten().tolist()) == {0.0, 0.25, 1.0}
         results.append((y.detach(), dx))

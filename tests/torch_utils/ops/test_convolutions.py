@@ -22,14 +22,23 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(params=CONVOLUTIONS)
 def convolution(request):
     ours, torchs, weight_shape = CONVOLUTIONS[request.param]
-    return ours, torchs, normal(2, 3, 5, 6).requires_grad_(), normal(*weight_shape, seed=1).requires_grad_(), normal(4, seed=2).requires_grad_()
+    return (
+        ours,
+        torchs,
+        normal(2, 3, 5, 6).requires_grad_(),
+        normal(*weight_shape, seed=1).requires_grad_(),
+        normal(4, seed=2).requires_grad_(),
+    )
 
 
 def test_values_and_gradients_are_those_of_torch(convolution) -> None:
     ours, torchs, x, w, b = convolution
     y, wanted = (f(x, w, b, stride=2, padding=1) for f in (ours, torchs))
     torch.testing.assert_close(y, wanted)
-    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), (x, w, b)), torch.autograd.grad(wanted.square().sum(), (x, w, b)))
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), (x, w, b)),
+        torch.autograd.grad(wanted.square().sum(), (x, w, b)),
+    )
     assert torch.autograd.gradgradcheck(lambda x, w, b: ours(x, w, b, stride=2, padding=1), (x, w, b))
 
 
@@ -62,11 +71,13 @@ def test_flag_nests_and_ends_with_an_error() -> None:
 
 
 def test_second_pass_reaches_the_weights_through_the_input_gradient(convolution) -> None:
-    """A path-length penalty has the same weight gradient whether or not the first pass leaves weight gradients out."""
+    """A path-length penalty has the same weight gradient whether or not the first pass leaves weight
+    gradients out.
+    """
     ours, torchs, x, w, _ = convolution
     noise = normal(*ours(x, w).shape, seed=3)
 
-    def penalty_gradient(function) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def penalty_gradient(function) -> torch.Tensor:
         with conv2d_gradfix.no_weight_gradients():
             (dx,) = torch.autograd.grad((torch.tanh(function(x, w)) * noise).sum(), x, create_graph=True)
         return torch.autograd.grad(dx.square().sum(), w)[0]
@@ -109,6 +120,6 @@ def test_conv2d_resample_second_derivatives(kernel: int, arguments: dict[str, in
         ({"padding": "same"}, "padding='same' must be"),
     ],
 )
-def test_conv2d_resample_mistakes(arguments, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_conv2d_resample_mistakes(arguments, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         conv2d_resample(**{"x": torch.zeros(1, 3, 8, 8), "w": torch.zeros(2, 3, 3, 3), **arguments})

@@ -14,8 +14,12 @@ from .references import normal
 def test_bias_act_derivatives(act: str) -> None:
     x, b = normal(3, 4, 2).requires_grad_(), normal(4, seed=1).requires_grad_()
     for clamp in (None, 0.7):
-        assert torch.autograd.gradcheck(lambda x, b, clamp=clamp: bias_act.bias_act(x, b, act=act, clamp=clamp), (x, b))
-        assert torch.autograd.gradgradcheck(lambda x, b, clamp=clamp: bias_act.bias_act(x, b, act=act, clamp=clamp), (x, b))
+        assert torch.autograd.gradcheck(
+            lambda x, b, clamp=clamp: bias_act.bias_act(x, b, act=act, clamp=clamp), (x, b)
+        )
+        assert torch.autograd.gradgradcheck(
+            lambda x, b, clamp=clamp: bias_act.bias_act(x, b, act=act, clamp=clamp), (x, b)
+        )
 
 
 def test_bias_act_keeps_dtype_layout_and_empty_batches() -> None:
@@ -26,7 +30,9 @@ def test_bias_act_keeps_dtype_layout_and_empty_batches() -> None:
 
 
 def test_bias_act_runs_along_the_last_axis_too() -> None:
-    torch.testing.assert_close(bias_act.bias_act(torch.zeros(2, 3, 4), torch.arange(4.0), dim=-1)[1, 2], torch.arange(4.0))
+    torch.testing.assert_close(
+        bias_act.bias_act(torch.zeros(2, 3, 4), torch.arange(4.0), dim=-1)[1, 2], torch.arange(4.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,13 +45,17 @@ def test_bias_act_runs_along_the_last_axis_too() -> None:
         ({"b": torch.ones(3), "dim": 2}, "dim=2 is not an axis"),
     ],
 )
-def test_bias_act_mistakes(arguments, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_bias_act_mistakes(arguments, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         bias_act.bias_act(torch.zeros(2, 3), **arguments)
 
 
 def test_fma_broadcasts_and_differentiates() -> None:
-    a, b, c = normal(2, 3, 1).requires_grad_(), normal(3, 4, seed=1).requires_grad_(), normal(1, seed=2).requires_grad_()
+    a, b, c = (
+        normal(2, 3, 1).requires_grad_(),
+        normal(3, 4, seed=1).requires_grad_(),
+        normal(1, seed=2).requires_grad_(),
+    )
     torch.testing.assert_close(fma.fma(a, b, c), a * b + c)
     assert torch.autograd.gradcheck(fma.fma, (a, b, c)) and torch.autograd.gradgradcheck(fma.fma, (a, b, c))
 

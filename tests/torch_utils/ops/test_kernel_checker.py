@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels make no access that kernel_checker.py objects to, and it does object to every kind of mistake."""
+"""The CUDA kernels make no access that kernel_checker.py objects to, and it does object to every kind of
+mistake.
+"""
 
 from collections.abc import Iterator
 
@@ -55,7 +57,9 @@ def test_mistakes_are_reported(checker: Checker, fault: int) -> None:
     _, what, text = FAULTS[fault]
     assert checker.sample(fault)
     found = [f for f in checker.report().findings if f.what == what and text in f.text]
-    assert found and all(f.place is None or (f.place.file, f.place.function) == ("samples.cu", "reverse_kernel") for f in found)
+    assert found and all(
+        f.place is None or (f.place.file, f.place.function) == ("samples.cu", "reverse_kernel") for f in found
+    )
     if what == "race":
         assert all(f.other is not None and f.other.line > 0 for f in found)
 
@@ -83,7 +87,9 @@ def test_warp_instructions_are_counted(checker: Checker) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [64, 61])
 def test_bias_act(checker: Checker, size: int, dtype: torch.dtype) -> None:
-    """All orders; whole and broken packs; slices; one block for all; a tensor that starts in the middle of a pack."""
+    """All orders; whole and broken packs; slices; one block for all; a tensor that starts in the middle of a
+    pack.
+    """
     whole, b = normal(12 * size + 1).to(dtype), normal(4 * size, seed=1).to(dtype)
     for start in (0, 1):
         leaf = whole[start : start + 12 * size].view(3, 4 * size).requires_grad_()
@@ -94,7 +100,9 @@ def test_bias_act(checker: Checker, size: int, dtype: torch.dtype) -> None:
                 (dx,) = torch.autograd.grad(y, leaf, torch.ones_like(y).requires_grad_(), create_graph=True)
                 if act == "swish":
                     torch.autograd.grad(dx.sum(), leaf)
-    kind = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "float64": "double"}[str(dtype)[6:]]
+    kind = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "float64": "double"}[
+        str(dtype)[6:]
+    ]
     clean(checker, {f"bias_act bias_act_kernel<{kind}, {order}> {str(dtype)[6:]}" for order in range(3)})
 
 
@@ -102,7 +110,10 @@ def test_bias_act(checker: Checker, size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_upfirdn2d(checker: Checker, blocks: int, dtype: torch.dtype) -> None:
     checker.ops.set_limits(blocks=blocks)
-    kind, name = {"float16": "half_t", "float32": "float", "float64": "double"}[str(dtype)[6:]], str(dtype)[6:]
+    kind, name = (
+        {"float16": "half_t", "float32": "float", "float64": "double"}[str(dtype)[6:]],
+        str(dtype)[6:],
+    )
     x = normal(1, 3, 70, 67).to(dtype)
     for up, down, taps in ((1, 1, 13), (2, 1, 12), (1, 2, 12), (3, 2, 7), ((2, 1), (1, 2), 5)):
         f = normal(taps, seed=1).to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -111,7 +122,11 @@ def test_upfirdn2d(checker: Checker, blocks: int, dtype: torch.dtype) -> None:
             y = upfirdn2d(leaf, f, up=up, down=down, padding=[5, 6, 7, 4])
             torch.autograd.grad(y, leaf, torch.ones_like(y))
             upfirdn2d(leaf.detach(), torch.outer(f, f)[:4, :3], up=up, down=down, padding=2)
-    special = {f"upfirdn2d separable_kernel<{kind}, {n}> {name}" for n in ("1, 1", "2, 1", "1, 2")} if dtype != torch.float64 else set()
+    special = (
+        {f"upfirdn2d separable_kernel<{kind}, {n}> {name}" for n in ("1, 1", "2, 1", "1, 2")}
+        if dtype != torch.float64
+        else set()
+    )
     direct = {f"upfirdn2d direct_kernel<{kind}> {name}{last}" for last in ("", ", channels last")}
     clean(checker, {f"upfirdn2d separable_kernel<{kind}, 0, 0> {name}"} | special | direct)
 
@@ -119,16 +134,31 @@ def test_upfirdn2d(checker: Checker, blocks: int, dtype: torch.dtype) -> None:
 FUSED = {
     "same": [f"separable_kernel<2, 6, 2, 12, {mode}>" for mode in range(3)],
     "crop": [f"separable_kernel<2, 6, 2, 12, {mode}>" for mode in range(3)],
-    "up": [*(f"separable_kernel<4, 6, 2, 12, {mode}>" for mode in range(3)), "separable_kernel<2, 6, 4, 24, 2>"],
-    "same radial": [*(f"full_down_kernel<2, 6, 2, 12, {mode}>" for mode in range(3)), "full_up_kernel<2, 6, 2, 12>"],
-    "up radial": [*(f"full_down_kernel<4, 6, 2, 12, {mode}>" for mode in range(3)), "full_up_kernel<2, 6, 4, 24>"],
+    "up": [
+        *(f"separable_kernel<4, 6, 2, 12, {mode}>" for mode in range(3)),
+        "separable_kernel<2, 6, 4, 24, 2>",
+    ],
+    "same radial": [
+        *(f"full_down_kernel<2, 6, 2, 12, {mode}>" for mode in range(3)),
+        "full_up_kernel<2, 6, 2, 12>",
+    ],
+    "up radial": [
+        *(f"full_down_kernel<4, 6, 2, 12, {mode}>" for mode in range(3)),
+        "full_up_kernel<2, 6, 4, 24>",
+    ],
 }
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_filtered_lrelu(checker: Checker, name: str) -> None:
-    """Plain, saving codes, gated forwards and backwards; odd sizes; one block that does all tiles of two planes, and as many as there are."""
-    for size, dtype, blocks in (((36, 38), torch.float16, 1), ((75, 41), torch.bfloat16, 2), ((24, 61), torch.float32, 0)):
+    """Plain, saving codes, gated forwards and backwards; odd sizes; one block that does all tiles of two
+    planes, and as many as there are.
+    """
+    for size, dtype, blocks in (
+        ((36, 38), torch.float16, 1),
+        ((75, 41), torch.bfloat16, 2),
+        ((24, 61), torch.float32, 0),
+    ):
         checker.ops.set_limits(blocks=blocks)
         run_layer(LAYERS[name], size, dtype, dtype, "cuda", 0.8)
         clean(checker, {f"filtered_lrelu {kernel} {str(dtype)[6:]}" for kernel in FUSED[name]})
@@ -140,7 +170,13 @@ def test_filtered_lrelu_in_passes(checker: Checker, name: str) -> None:
         checker.ops.set_limits(blocks=blocks)
         run_layer(OTHERS[name], (30, 27), dtype, dtype, "cuda", 0.8)
         compute = "double" if dtype == torch.float64 else "float"
-        clean(checker, {f"gate gate_kernel<{compute}, {mode}> float{64 if compute == 'double' else 32}" for mode in range(3)})
+        clean(
+            checker,
+            {
+                f"gate gate_kernel<{compute}, {mode}> float{64 if compute == 'double' else 32}"
+                for mode in range(3)
+            },
+        )
 
 
 def test_last_tiles_alone(checker: Checker) -> None:
@@ -151,14 +187,19 @@ def test_last_tiles_alone(checker: Checker) -> None:
 
 
 def test_fused_kernels_use_shared_memory_well(checker: Checker) -> None:
-    """How many times as long the kernels' accesses take as without bank conflicts, at the sizes of the recipes' first layers."""
+    """How many times as long the kernels' accesses take as without bank conflicts, at the sizes of the
+    recipes' first layers.
+    """
     for name, size, output, limits in (
         ("same", 38, 36, {"separable_kernel": 1.5}),
         ("same radial", 36, 36, {"full_down_kernel": 1.1, "full_up_kernel": 1.2}),
         ("up radial", 36, 52, {"full_down_kernel": 1.3, "full_up_kernel": 1.2}),
     ):
         checker.reset(analyse=True)
-        assert run_layer(LAYERS[name], (size, size), torch.float16, torch.float16, "cuda", 0.8)[0].shape[3] == output
+        assert (
+            run_layer(LAYERS[name], (size, size), torch.float16, torch.float16, "cuda", 0.8)[0].shape[3]
+            == output
+        )
         usage = [u for u in checker.report().usage if u.shared]
         for kernel, limit in limits.items():
             rows = [u for u in usage if kernel in u.kernel]
@@ -170,7 +211,9 @@ def test_command(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0 and "2 cases, 0 findings" in result.output
     assert "separable_kernel<2, 6, 2, 12, 2> float16 filtered_lrelu.h" in result.output
     result = CliRunner().invoke(check_kernels.main, ["--cases", "nothing"])
-    assert result.exit_code == 1 and result.output.startswith("Error: no case is named like 'nothing'; there are: bias_act")
+    assert result.exit_code == 1 and result.output.startswith(
+        "Error: no case is named like 'nothing'; there are: bias_act"
+    )
     monkeypatch.setattr(check_kernels, "run_case", lambda *_: checker.sample(1))
     result = CliRunner().invoke(check_kernels.main, ["--cases", "36 -> 16"])
     assert result.exit_code == 1 and "race: sample reverse_kernel 1: samples.cu" in result.output

@@ -47,7 +47,9 @@ def _dataset(path: Path, labels: list[int], names: list[str] | None = None, salt
             Image.fromarray(pixels).save(buffer, "PNG")
             index.append([f"00000/img{i:08d}.png", label])
             archive.writestr(index[-1][0], buffer.getvalue())
-        archive.writestr("dataset.json", json.dumps({"labels": index, "metadata": {"class_names": names} if names else {}}))
+        archive.writestr(
+            "dataset.json", json.dumps({"labels": index, "metadata": {"class_names": names} if names else {}})
+        )
     return path
 
 
@@ -69,7 +71,11 @@ def _expected(dataset: ImageDataset, network, c_dim: int) -> torch.Tensor:
         pixels, label = dataset[i]
         x = network.normalize(torch.from_numpy(pixels.copy())[None].float() / 255)
         size = network.input_size
-        rows[label].append(network.pooled(torch.nn.functional.interpolate(x, (size, size), mode="bilinear", align_corners=False))[0].double())
+        rows[label].append(
+            network.pooled(
+                torch.nn.functional.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+            )[0].double()
+        )
     return torch.stack([torch.stack(row).mean(0) for row in rows]).float()
 
 
@@ -77,7 +83,9 @@ def test_means_whatever_the_batch_size(path):
     dataset = ImageDataset(path, use_labels=True)
     expected = _expected(dataset, _Colours(), 3)
     for i, batch_size in enumerate((1, 7, 64)):
-        table = compute_class_embedding(dataset, _Colours(), batch_size=batch_size, seed=i)  # another seed: not from the cache
+        table = compute_class_embedding(
+            dataset, _Colours(), batch_size=batch_size, seed=i
+        )  # another seed: not from the cache
         assert table.shape == (3, 6) and table.dtype == torch.float32
         torch.testing.assert_close(table, expected, rtol=0, atol=1e-6)
 
@@ -101,7 +109,9 @@ def test_cache(path, capsys):
     assert capsys.readouterr().err == "Class embeddings from 20 images, once\n"
     cached = list(path.parent.glob("*.npy"))
     assert len(cached) == 1 and cached[0].name.startswith("tiny8-class-embedding-colours-")
-    assert torch.equal(compute_class_embedding(dataset, network, batch_size=3), first) and network.images == 20
+    assert (
+        torch.equal(compute_class_embedding(dataset, network, batch_size=3), first) and network.images == 20
+    )
     # All that the numbers depend on makes another table.
     compute_class_embedding(dataset, network, max_per_class=2)
     assert network.images == 26
@@ -125,7 +135,10 @@ def test_a_damaged_cache_is_replaced(path, content):
     if isinstance(content, bytes):
         cached.write_bytes(content)
     else:
-        np.save(cached, np.zeros((2, 6), np.float32) if content == "shape" else np.full((3, 6), np.nan, np.float32))
+        np.save(
+            cached,
+            np.zeros((2, 6), np.float32) if content == "shape" else np.full((3, 6), np.nan, np.float32),
+        )
     with pytest.warns(UserWarning, match="again"):
         assert torch.equal(compute_class_embedding(dataset, network), first)
     assert network.images == 40
@@ -145,7 +158,10 @@ def test_a_read_only_folder_falls_back_to_the_cache_folder(path, tmp_path, monke
     network = _Colours()
     dataset = ImageDataset(path, use_labels=True)
     first = compute_class_embedding(dataset, network)
-    assert not list(path.parent.glob("*.npy")) and len(list((tmp_path / "cache" / "class-embeddings").glob("*.npy"))) == 1
+    assert (
+        not list(path.parent.glob("*.npy"))
+        and len(list((tmp_path / "cache" / "class-embeddings").glob("*.npy"))) == 1
+    )
     assert torch.equal(compute_class_embedding(dataset, network), first) and network.images == 20
     monkeypatch.setenv("DNNLIB_CACHE_DIR", os.devnull)
     with pytest.warns(UserWarning, match="not cached.*DNNLIB_CACHE_DIR"):
@@ -156,14 +172,22 @@ def test_classes_without_images(tmp_path):
     path = _dataset(tmp_path / "gaps.zip", [0, 0, 2, 4], names=["ant", "bee", "cat", "dog", "eel", "fox"])
     dataset = ImageDataset(path, use_labels=True)
     assert dataset.label_dim == 6
-    with pytest.warns(UserWarning, match=r"3 of 6 classes have no images \(1 \(bee\), 3 \(dog\), 5 \(fox\)\)"):
+    with pytest.warns(
+        UserWarning, match=r"3 of 6 classes have no images \(1 \(bee\), 3 \(dog\), 5 \(fox\)\)"
+    ):
         table = compute_class_embedding(dataset, _Colours())
     torch.testing.assert_close(table[1], table[[0, 2, 4]].mean(0))
-    assert torch.equal(table[1], table[3]) and torch.equal(table[1], table[5]) and not torch.equal(table[0], table[2])
+    assert (
+        torch.equal(table[1], table[3])
+        and torch.equal(table[1], table[5])
+        and not torch.equal(table[0], table[2])
+    )
 
 
 def test_one_class_and_many(tmp_path):
-    assert compute_class_embedding(ImageDataset(_dataset(tmp_path / "one.zip", [0] * 5), use_labels=True), _Colours()).shape == (1, 6)
+    assert compute_class_embedding(
+        ImageDataset(_dataset(tmp_path / "one.zip", [0] * 5), use_labels=True), _Colours()
+    ).shape == (1, 6)
     many = ImageDataset(_dataset(tmp_path / "many.zip", [0, 1999]), use_labels=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -174,7 +198,9 @@ def test_choice_of_images():
     labels = np.random.RandomState(0).choice(5, size=1000, p=[0.5, 0.3, 0.15, 0.05, 0])
     counts = np.bincount(labels, minlength=5)
     chosen = class_embedding._choose(labels, 5, 100, seed=0)
-    assert (np.diff(chosen) > 0).all() and np.array_equal(np.bincount(labels[chosen], minlength=5), np.minimum(counts, 100))
+    assert (np.diff(chosen) > 0).all() and np.array_equal(
+        np.bincount(labels[chosen], minlength=5), np.minimum(counts, 100)
+    )
     assert np.array_equal(chosen, class_embedding._choose(labels, 5, 100, seed=0))
     assert not np.array_equal(chosen, class_embedding._choose(labels, 5, 100, seed=1))
     of_first = chosen[labels[chosen] == 0]
@@ -183,7 +209,15 @@ def test_choice_of_images():
 
 
 def test_images_per_class():
-    assert [images_per_class(n) for n in (1, 2, 10, 250, 400, 500, 1000)] == [200, 200, 200, 200, 125, 100, 100]
+    assert [images_per_class(n) for n in (1, 2, 10, 250, 400, 500, 1000)] == [
+        200,
+        200,
+        200,
+        200,
+        125,
+        100,
+        100,
+    ]
 
 
 def test_few_images_of_large_classes_are_read(tmp_path):
@@ -224,7 +258,9 @@ def test_refusals(path):
 def test_random_embedding():
     table = random_class_embedding(2000, 320, seed=3)
     assert table.shape == (2000, 320) and table.dtype == torch.float32 and abs(float(table.std()) - 1) < 0.01
-    assert torch.equal(random_class_embedding(10, 320, seed=3), table[:10]) and not torch.equal(random_class_embedding(10, 320, seed=4), table[:10])
+    assert torch.equal(random_class_embedding(10, 320, seed=3), table[:10]) and not torch.equal(
+        random_class_embedding(10, 320, seed=4), table[:10]
+    )
 
 
 def test_spread_embeddings_point_apart():

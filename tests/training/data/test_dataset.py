@@ -65,9 +65,23 @@ def small(tmp_path: Path) -> Path:
 
 def test_images_labels_and_names(small: Path) -> None:
     dataset = data.ImageDataset(small, use_labels=True)
-    assert len(dataset) == 10 and dataset.name == "small" and dataset.image_shape == [3, 8, 8] and dataset.resolution == 8
-    assert dataset.num_channels == 3 and dataset.has_labels and dataset.label_dim == 3 and dataset.class_names == ["ant", "bee", "cat"]
-    assert dataset.labels is not None and dataset.labels.dtype == np.int64 and dataset.labels.tolist() == [i % 3 for i in range(10)]
+    assert (
+        len(dataset) == 10
+        and dataset.name == "small"
+        and dataset.image_shape == [3, 8, 8]
+        and dataset.resolution == 8
+    )
+    assert (
+        dataset.num_channels == 3
+        and dataset.has_labels
+        and dataset.label_dim == 3
+        and dataset.class_names == ["ant", "bee", "cat"]
+    )
+    assert (
+        dataset.labels is not None
+        and dataset.labels.dtype == np.int64
+        and dataset.labels.tolist() == [i % 3 for i in range(10)]
+    )
     assert dataset.label_distribution().tolist() == [4, 3, 3]
     for i in range(10):
         image, label = dataset[i]
@@ -81,14 +95,22 @@ def test_images_labels_and_names(small: Path) -> None:
 
 def test_without_labels(small: Path) -> None:
     dataset = data.ImageDataset(small)
-    assert dataset.labels is None and not dataset.has_labels and dataset.label_dim == 0 and dataset.class_names is None
+    assert (
+        dataset.labels is None
+        and not dataset.has_labels
+        and dataset.label_dim == 0
+        and dataset.class_names is None
+    )
     assert dataset[3][1] == -1
     with pytest.raises(ValueError, match="without labels"):
         dataset.label_distribution()
 
 
 def test_xflip_doubles_the_set(small: Path) -> None:
-    plain, flipped = data.ImageDataset(small, use_labels=True), data.ImageDataset(small, use_labels=True, xflip=True)
+    plain, flipped = (
+        data.ImageDataset(small, use_labels=True),
+        data.ImageDataset(small, use_labels=True, xflip=True),
+    )
     assert len(flipped) == 20 and flipped.label_distribution().tolist() == [8, 6, 6]
     for i in range(10):
         np.testing.assert_array_equal(flipped[i][0], plain[i][0])
@@ -121,11 +143,20 @@ def test_folder_and_deflated_zip_equal_the_stored_zip(tmp_path: Path, small: Pat
     with zipfile.ZipFile(small) as archive:
         archive.extractall(tmp_path / "folder")
         files = {key: archive.read(key) for key in archive.namelist() if key != "dataset.json"}
-    deflated = write(tmp_path / "deflated.zip", files=files, metadata={"class_names": ["ant", "bee", "cat"]}, method=zipfile.ZIP_DEFLATED)
+    deflated = write(
+        tmp_path / "deflated.zip",
+        files=files,
+        metadata={"class_names": ["ant", "bee", "cat"]},
+        method=zipfile.ZIP_DEFLATED,
+    )
     sets = [data.ImageDataset(path, use_labels=True) for path in (small, tmp_path / "folder", deflated)]
     for dataset in sets[1:]:
         np.testing.assert_array_equal(dataset.load(np.arange(10)), sets[0].load(np.arange(10)))
-        assert dataset.labels is not None and sets[0].labels is not None and dataset.labels.tolist() == sets[0].labels.tolist()
+        assert (
+            dataset.labels is not None
+            and sets[0].labels is not None
+            and dataset.labels.tolist() == sets[0].labels.tolist()
+        )
         assert dataset.content_hash() == sets[0].content_hash()
 
 
@@ -135,15 +166,22 @@ def test_content_hash_sees_pixels_names_and_labels(tmp_path: Path, small: Path) 
     names = {"class_names": ["ant", "bee", "cat"]}
     files = {name(i): png(pixels(i)) for i in range(10)}
     labels = [[key, i % 3] for i, key in enumerate(files)]
-    assert data.ImageDataset(write(tmp_path / "same.zip", files=files, metadata=names)).content_hash() == original
+    assert (
+        data.ImageDataset(write(tmp_path / "same.zip", files=files, metadata=names)).content_hash()
+        == original
+    )
     changed = {**files, name(7): png(pixels(70))}
     renamed = {("x.png" if key == name(9) else key): value for key, value in files.items()}
     relabelled = [[key, 1] for key, _ in labels]
     hashes = {
         original,
         data.ImageDataset(write(tmp_path / "a.zip", files=changed, metadata=names)).content_hash(),
-        data.ImageDataset(write(tmp_path / "b.zip", files=renamed, metadata=names, labels=labels)).content_hash(),
-        data.ImageDataset(write(tmp_path / "c.zip", files=files, metadata=names, labels=relabelled)).content_hash(),
+        data.ImageDataset(
+            write(tmp_path / "b.zip", files=renamed, metadata=names, labels=labels)
+        ).content_hash(),
+        data.ImageDataset(
+            write(tmp_path / "c.zip", files=files, metadata=names, labels=relabelled)
+        ).content_hash(),
     }
     assert len(hashes) == 4
 
@@ -160,7 +198,9 @@ def test_content_hash_sees_pixels_names_and_labels(tmp_path: Path, small: Path) 
 def test_label_forms(tmp_path: Path, labels: Any, expected: list[int]) -> None:
     dataset = data.ImageDataset(write(tmp_path / "x.zip", 2, labels), use_labels=True)
     assert dataset.labels is not None and dataset.labels.tolist() == expected
-    assert dataset.label_dim == (4 if isinstance(labels, list) and isinstance(labels[0][1], list) else max(expected) + 1)
+    assert dataset.label_dim == (
+        4 if isinstance(labels, list) and isinstance(labels[0][1], list) else max(expected) + 1
+    )
 
 
 @pytest.mark.parametrize("count, num_classes", [(5, 1), (2000, 2000)])
@@ -169,7 +209,10 @@ def test_one_class_and_many(tmp_path: Path, count: int, num_classes: int) -> Non
     files = {name(i): image for i in range(count)}
     labels = [[key, i % num_classes] for i, key in enumerate(files)]
     dataset = data.ImageDataset(write(tmp_path / "x.zip", files=files, labels=labels), use_labels=True)
-    assert dataset.label_dim == num_classes and dataset.label_distribution().tolist() == [count // num_classes] * num_classes
+    assert (
+        dataset.label_dim == num_classes
+        and dataset.label_distribution().tolist() == [count // num_classes] * num_classes
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +271,9 @@ def test_bad_images_are_refused_at_once(tmp_path: Path, files: dict[str, bytes],
     ],
 )
 def test_bad_images_are_named_when_read(tmp_path: Path, content: bytes, message: str) -> None:
-    dataset = data.ImageDataset(write(tmp_path / "x.zip", files={"a.png": png(pixels(0)), "b.png": content}, labels=None))
+    dataset = data.ImageDataset(
+        write(tmp_path / "x.zip", files={"a.png": png(pixels(0)), "b.png": content}, labels=None)
+    )
     dataset[0]
     with pytest.raises(ValueError, match=message) as caught:
         dataset[1]
@@ -243,7 +288,10 @@ def test_other_refusals(tmp_path: Path, small: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(small.read_bytes()[:-30])
     with pytest.raises(ValueError, match="not a readable zip"):
         data.ImageDataset(tmp_path / "broken.zip")
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+    with (
+        pytest.warns(UserWarning, match="Duplicate"),
+        zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive,
+    ):
         archive.writestr("a.png", png(pixels(0)))
         archive.writestr("a.png", png(pixels(1)))
     with pytest.raises(ValueError, match="exists twice"):
@@ -285,7 +333,11 @@ def test_threads_share_one_data_set(small: Path) -> None:
 
 
 def read_many(dataset: data.ImageDataset, seed: int, queue: Any) -> None:
-    wrong = [i for i in np.random.RandomState(seed).randint(0, 10, 300).tolist() if not np.array_equal(dataset[i][0], pixels(i).transpose(2, 0, 1))]
+    wrong = [
+        i
+        for i in np.random.RandomState(seed).randint(0, 10, 300).tolist()
+        if not np.array_equal(dataset[i][0], pixels(i).transpose(2, 0, 1))
+    ]
     queue.put(wrong)
 
 
@@ -314,11 +366,19 @@ def test_pickled_data_set_reads_again(small: Path) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(n=st.integers(1, 30), start=st.integers(0, 200), counts=st.lists(st.integers(0, 40), max_size=5), seed=st.integers(0, 2**31 - 1))
+@given(
+    n=st.integers(1, 30),
+    start=st.integers(0, 200),
+    counts=st.lists(st.integers(0, 40), max_size=5),
+    seed=st.integers(0, 2**31 - 1),
+)
 def test_sampler_is_a_pure_function_of_position(n: int, start: int, counts: list[int], seed: int) -> None:
     whole = data.sample_indices(seed, start, sum(counts), n)
     starts = [start + sum(counts[:i]) for i in range(len(counts))]
-    parts = [data.sample_indices(seed, begin, count, n) for begin, count in reversed(list(zip(starts, counts, strict=True)))]
+    parts = [
+        data.sample_indices(seed, begin, count, n)
+        for begin, count in reversed(list(zip(starts, counts, strict=True)))
+    ]
     assert whole.dtype == np.int64
     np.testing.assert_array_equal(np.concatenate([*reversed(parts), np.empty(0, np.int64)]), whole)
 
@@ -354,18 +414,25 @@ def test_balanced_epochs_show_every_class_equally_often() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(start=st.integers(0, 400), counts=st.lists(st.integers(0, 60), max_size=4), seed=st.integers(0, 2**31 - 1))
+@given(
+    start=st.integers(0, 400), counts=st.lists(st.integers(0, 60), max_size=4), seed=st.integers(0, 2**31 - 1)
+)
 def test_balanced_sampler_is_a_pure_function_of_position(start: int, counts: list[int], seed: int) -> None:
     whole = data.sample_indices(seed, start, sum(counts), 49, data.BalancedClasses(LABELS))
     again = data.BalancedClasses(LABELS)
     starts = [start + sum(counts[:i]) for i in range(len(counts))]
-    parts = [data.sample_indices(seed, begin, count, 49, again) for begin, count in zip(starts, counts, strict=True)]
+    parts = [
+        data.sample_indices(seed, begin, count, 49, again)
+        for begin, count in zip(starts, counts, strict=True)
+    ]
     np.testing.assert_array_equal(np.concatenate([*parts, np.empty(0, np.int64)]), whole)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("cache_mb", [0, 16])
-def test_loader_gives_the_batches_in_order(small: Path, workers: int, cache_mb: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_gives_the_batches_in_order(
+    small: Path, workers: int, cache_mb: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data, "CHUNK_IMAGES", 3)
     dataset = data.ImageDataset(small, use_labels=True, xflip=True)
     batches = [data.sample_indices(0, start, 7, len(dataset)) for start in range(0, 70, 7)]
@@ -439,11 +506,20 @@ def test_folders_are_classes_where_there_is_no_dataset_json(tmp_path: Path) -> N
         (folder / kind / f"{i}.png").write_bytes(png(pixels(i)))
     (folder / "ant" / "notes.txt").write_text("x")
     dataset = data.ImageDataset(folder, use_labels=True)
-    assert dataset.class_names == ["ant", "bee"] and dataset.labels is not None and dataset.labels.tolist() == [0, 0, 1]
+    assert (
+        dataset.class_names == ["ant", "bee"]
+        and dataset.labels is not None
+        and dataset.labels.tolist() == [0, 0, 1]
+    )
     assert dataset.label_dim == 2
-    assert dataset.labels_summary == "2 classes, from the folders ant, bee; left out: 1 with an ending that is not read (.txt)"
+    assert (
+        dataset.labels_summary
+        == "2 classes, from the folders ant, bee; left out: 1 with an ending that is not read (.txt)"
+    )
     few = data.ImageDataset(folder, use_labels=True, max_size=1)
-    assert few.labels_summary.endswith("left out: 1 with an ending that is not read (.txt), 2 beyond --max-images")
+    assert few.labels_summary.endswith(
+        "left out: 1 with an ending that is not read (.txt), 2 beyond --max-images"
+    )
     plain = data.ImageDataset(folder)
     assert plain.labels is None and plain.labels_summary.startswith(
         "no classes (not asked for; there are 2, from the folders ant, bee); left out: 1 "
@@ -456,10 +532,20 @@ def test_a_wrapped_data_set_is_the_data_set(tmp_path: Path, small: Path) -> None
         for key in source.namelist():
             wrapped.writestr(f"my/set/{key}", source.read(key))
     for use_labels in (True, False):
-        ours, theirs = data.ImageDataset(tmp_path / "wrapped.zip", use_labels=use_labels), data.ImageDataset(small, use_labels=use_labels)
-        assert ours.content_hash() == theirs.content_hash() and ours.metadata == theirs.metadata and ours.class_names == theirs.class_names
+        ours, theirs = (
+            data.ImageDataset(tmp_path / "wrapped.zip", use_labels=use_labels),
+            data.ImageDataset(small, use_labels=use_labels),
+        )
+        assert (
+            ours.content_hash() == theirs.content_hash()
+            and ours.metadata == theirs.metadata
+            and ours.class_names == theirs.class_names
+        )
         np.testing.assert_array_equal(ours.load(np.arange(10)), theirs.load(np.arange(10)))
-    assert data.ImageDataset(tmp_path / "wrapped.zip", use_labels=True).labels_summary == "3 classes, from my/set/dataset.json; left out: nothing"
+    assert (
+        data.ImageDataset(tmp_path / "wrapped.zip", use_labels=True).labels_summary
+        == "3 classes, from my/set/dataset.json; left out: nothing"
+    )
 
 
 def test_what_may_be_meant_in_two_ways_is_refused_or_told(tmp_path: Path) -> None:
@@ -470,11 +556,17 @@ def test_what_may_be_meant_in_two_ways_is_refused_or_told(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="train and val are splits, not classes"):
         data.ImageDataset(tmp_path / "root", use_labels=True)
     dataset = data.ImageDataset(tmp_path / "root")
-    assert len(dataset) == 4 and "not asked for; train and val are splits" in dataset.labels_summary and dataset.label_mode == "none"
+    assert (
+        len(dataset) == 4
+        and "not asked for; train and val are splits" in dataset.labels_summary
+        and dataset.label_mode == "none"
+    )
     assert data.ImageDataset(tmp_path / "root" / "train", use_labels=True).class_names == ["ant", "bee"]
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(pixels(0)))
-    with pytest.raises(ValueError, match=r"no labels: no dataset\.json and no class folders; train without --cond"):
+    with pytest.raises(
+        ValueError, match=r"no labels: no dataset\.json and no class folders; train without --cond"
+    ):
         data.ImageDataset(tmp_path, use_labels=True)

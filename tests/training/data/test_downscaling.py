@@ -33,7 +33,9 @@ Usage = collections.namedtuple("Usage", "total used free")
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
-    return write_dataset(tmp_path / "data" / "big.zip", n=12, size=32, class_names=["ant", "bee", "cow"], background="#ffffff")
+    return write_dataset(
+        tmp_path / "data" / "big.zip", n=12, size=32, class_names=["ant", "bee", "cow"], background="#ffffff"
+    )
 
 
 def prepared(source: Path, resolution: int, dest: Path) -> Path:
@@ -58,14 +60,18 @@ def test_a_copy_is_what_dataset_tool_writes(source, folder, tmp_path):
     for i in range(12):
         np.testing.assert_array_equal(ours[i][0], theirs[i][0])
         assert ours[i][1] == theirs[i][1] == i % 3
-    assert not image_sets.preparation_differences(image_sets.preparation(ours), image_sets.preparation(theirs))
+    assert not image_sets.preparation_differences(
+        image_sets.preparation(ours), image_sets.preparation(theirs)
+    )
     other = image_sets.preparation(ImageDataset(source))["source"]
     assert image_sets.preparation(ours)["source"] == image_sets.preparation(theirs)["source"] != other
 
 
 def test_options_of_the_run_apply_to_the_copy(source):
     plain = build.make_dataset(DataConfig(path=str(source), max_images=5, cond=True, mirror=True), 3)
-    small = build.make_dataset(DataConfig(path=str(source), max_images=5, cond=True, mirror=True, resolution=16), 3)
+    small = build.make_dataset(
+        DataConfig(path=str(source), max_images=5, cond=True, mirror=True, resolution=16), 3
+    )
     assert [small.get_details(i) for i in range(10)] == [plain.get_details(i) for i in range(10)]
     assert len(ImageDataset(small.path)) == 12
     assert build.make_dataset(DataConfig(path=str(source), resolution=32), 0).path == str(source)
@@ -123,7 +129,10 @@ def test_temporary_files_stand_in_where_no_place_lasts(source, tmp_path, monkeyp
 
 def test_too_little_space_is_said_in_one_line(source, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 10_000))
-    with pytest.raises(ValueError, match=r"no place for the smaller copy.*GiB are needed and 0\.0 GiB are free.*DNNLIB_CACHE_DIR") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"no place for the smaller copy.*GiB are needed and 0\.0 GiB are free.*DNNLIB_CACHE_DIR",
+    ) as caught:
         build.make_dataset(DataConfig(path=str(source), resolution=8), 0)
     assert "\n" not in str(caught.value)
     assert not list(source.parent.rglob("*8x8.zip"))
@@ -148,25 +157,45 @@ def test_an_unreadable_image_leaves_nothing(source, tmp_path):
 
 def test_processes_that_start_together_share_one_copy(source, tmp_path):
     program = (
-        "import pathlib, sys; from training.data import downscaling; from training.data.dataset import ImageDataset; "
-        "pathlib.Path(sys.argv[2]).touch(); sys.stdin.read(); print(downscaling.downscaled(ImageDataset(sys.argv[1]), 8, 1))"
+        "import pathlib, sys; from training.data import downscaling; from training.data.dataset import "
+        "ImageDataset; "
+        "pathlib.Path(sys.argv[2]).touch(); sys.stdin.read(); "
+        "print(downscaling.downscaled(ImageDataset(sys.argv[1]), 8, 1))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     ready = [tmp_path / f"ready{i}" for i in range(3)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     commands = [[sys.executable, "-c", program, str(source), str(path)] for path in ready]
-    running = [subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) for command in commands]
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) for command in commands
+    ]
     waiting.until(lambda: all(path.exists() for path in ready), *running)
     outputs = waiting.finish(*running)  # ends what they read, and so they start
     assert [process.returncode for process in running] == [0] * 3, outputs
     assert len({path for path, _ in outputs}) == 1
     assert sum("Preparing" in errors for _, errors in outputs) == 1, outputs
-    assert Path(outputs[0][0].strip()).read_bytes() == prepared(source, 8, tmp_path / "small.zip").read_bytes()
+    assert (
+        Path(outputs[0][0].strip()).read_bytes() == prepared(source, 8, tmp_path / "small.zip").read_bytes()
+    )
 
 
 def test_dry_run_makes_no_copy(source, tmp_path):
-    arguments = [f"--outdir={tmp_path / 'runs'}", "--cfg=stylegan3-t", f"--data={source}", "--gpus=1", "--batch=4", "--cond=True"]
-    small = ["--resolution=16", "--syn-layers=4", "--cbase=128", "--cmax=4", "--backbones=tf_efficientnet_lite0", "--metrics=none"]
+    arguments = [
+        f"--outdir={tmp_path / 'runs'}",
+        "--cfg=stylegan3-t",
+        f"--data={source}",
+        "--gpus=1",
+        "--batch=4",
+        "--cond=True",
+    ]
+    small = [
+        "--resolution=16",
+        "--syn-layers=4",
+        "--cbase=128",
+        "--cmax=4",
+        "--backbones=tf_efficientnet_lite0",
+        "--metrics=none",
+    ]
     result = CliRunner().invoke(train.main, [*arguments, *small, "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "12 images, 16x16, 3 classes" in result.output and "stylegan3-t-big-16x16-gpus1" in result.output
@@ -178,9 +207,21 @@ def test_dry_run_makes_no_copy(source, tmp_path):
 
 def test_metrics_take_the_copy_as_reference(source, tmp_path):
     small = prepared(source, 8, tmp_path / "small.zip")
-    options = {"metrics": "fd_lite0_10", "num_gen": None, "labels": "dataset", "data": str(source), "resolution": 8, "batch": 4, "seed": 0}
+    options = {
+        "metrics": "fd_lite0_10",
+        "num_gen": None,
+        "labels": "dataset",
+        "data": str(source),
+        "resolution": 8,
+        "batch": 4,
+        "seed": 0,
+    }
     options |= {"inception": None, "force": False, "verbose": False, "covariance": "population"}
-    evaluators = [calc_metrics.make_evaluator(options | {"data": str(d)}, None, "cpu") for d in (source, small)]
+    evaluators = [
+        calc_metrics.make_evaluator(options | {"data": str(d)}, None, "cpu") for d in (source, small)
+    ]
     references = [e._references.describe(image_sets.RealImages(e.dataset)) for e in evaluators]
-    assert {**references[0], "dataset": ""} == {**references[1], "dataset": ""} and references[0]["resolution"] == 8
+    assert {**references[0], "dataset": ""} == {**references[1], "dataset": ""} and references[0][
+        "resolution"
+    ] == 8
     assert downscaling.cached_paths(ImageDataset(source), 8)[0].is_file()

@@ -38,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     G: Generator = build_stem("stylegan3-t", 16, 0, syn_layers=6, cbase=256, cmax=8)
     path = tmp_path_factory.mktemp("networks")
-    save_network_pickle(path / "net.pkl", {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+    save_network_pickle(
+        path / "net.pkl", {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}}
+    )
     files.write_safetensors(path / "net.safetensors", files.NetworkFile({"G_ema": G}))
     return path
 
@@ -57,11 +59,23 @@ def kept(tmp_path: Path) -> list[str]:
     return sorted(os.listdir(path)) if path.exists() else []
 
 
-@pytest.mark.parametrize("reader, bad", [*((name, "web page") for name in READERS), ("convert", "half a file"), ("convert", "nothing")])
-def test_a_bad_answer_is_not_kept(reader: str, bad: str, server: FileServer, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "reader, bad",
+    [*((name, "web page") for name in READERS), ("convert", "half a file"), ("convert", "nothing")],
+)
+def test_a_bad_answer_is_not_kept(
+    reader: str, bad: str, server: FileServer, folder: Path, tmp_path: Path
+) -> None:
     whole = (folder / "net.pkl").read_bytes()
-    server.answers["/net.pkl"] = {"web page": HALF_PAGE, "half a file": whole[: len(whole) // 2], "nothing": b""}[bad]
-    with pytest.raises(ValueError, match=rf"^{server.root}/net\.pkl: not a network pickle .* \(the copy {tmp_path}\S+ is removed") as error:
+    server.answers["/net.pkl"] = {
+        "web page": HALF_PAGE,
+        "half a file": whole[: len(whole) // 2],
+        "nothing": b"",
+    }[bad]
+    with pytest.raises(
+        ValueError,
+        match=rf"^{server.root}/net\.pkl: not a network pickle .* \(the copy {tmp_path}\S+ is removed",
+    ) as error:
         READERS[reader](f"{server.root}/net.pkl")
     assert kept(tmp_path) == [] and "\n" not in str(error.value)
     server.answers["/net.pkl"] = whole
@@ -79,11 +93,21 @@ def test_a_copy_that_went_bad_is_fetched_again(reader: str, server: FileServer, 
 
 
 @pytest.mark.parametrize(
-    "reader, config", [("gen_images", "net.json"), ("convert", "config.json"), ("--init-from", "net.json"), ("--path_stem", "net.json")]
+    "reader, config",
+    [
+        ("gen_images", "net.json"),
+        ("convert", "config.json"),
+        ("--init-from", "net.json"),
+        ("--path_stem", "net.json"),
+    ],
 )
-def test_the_json_of_safetensors_comes_along(reader: str, config: str, server: FileServer, folder: Path, tmp_path: Path) -> None:
+def test_the_json_of_safetensors_comes_along(
+    reader: str, config: str, server: FileServer, folder: Path, tmp_path: Path
+) -> None:
     server.answers["/a/net.safetensors"] = (folder / "net.safetensors").read_bytes()
-    with pytest.raises(FileNotFoundError, match=r"net\.safetensors: the server has no net\.json or config\.json beside it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"net\.safetensors: the server has no net\.json or config\.json beside it"
+    ):
         READERS[reader](f"{server.root}/a/net.safetensors")
     server.answers[f"/a/{config}"] = HALF_PAGE
     with pytest.raises(ValueError, match=r"this is no JSON.*is removed"):
@@ -107,7 +131,10 @@ def test_half_of_safetensors_is_not_kept(server: FileServer, folder: Path, tmp_p
 def test_a_stem_may_be_safetensors(folder: Path) -> None:
     stem = stems.read_stem(str(folder / "net.safetensors"))
     pickled = stems.read_stem(str(folder / "net.pkl"))
-    assert stem.stems[0]["sha256"] == util.sha256_file(folder / "net.safetensors") and stem.stems[0]["resolution"] == 16
+    assert (
+        stem.stems[0]["sha256"] == util.sha256_file(folder / "net.safetensors")
+        and stem.stems[0]["resolution"] == 16
+    )
     state = pickled.generator.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in stem.generator.state_dict().items())
 
@@ -117,7 +144,9 @@ def test_a_whole_file_that_is_refused_stays(server: FileServer, tmp_path: Path) 
     save_network_pickle(tmp_path / "other.pkl", {"G_ema": torch.nn.Linear(2, 2)})
     server.answers["/other.pkl"] = (tmp_path / "other.pkl").read_bytes()
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf"^{server.root}/other\.pkl: .*no generator.* \(the copy is {tmp_path}"):
+        with pytest.raises(
+            ValueError, match=rf"^{server.root}/other\.pkl: .*no generator.* \(the copy is {tmp_path}"
+        ):
             render.load_network(f"{server.root}/other.pkl")
     assert server.requests == ["/other.pkl"]
 
@@ -133,11 +162,18 @@ def test_odd_but_good_addresses(reader: str, server: FileServer, folder: Path, t
 
 def test_commands_take_file_addresses(folder: Path, tmp_path: Path) -> None:
     address = (folder / "net.pkl").as_uri()
-    result = CliRunner().invoke(gen_images.main, ["--network", address, "--seeds=0", "--outdir", str(tmp_path / "out"), "--device=cpu"])
+    result = CliRunner().invoke(
+        gen_images.main,
+        ["--network", address, "--seeds=0", "--outdir", str(tmp_path / "out"), "--device=cpu"],
+    )
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(convert.main, ["--source", address, "--dest", str(tmp_path / "n.safetensors")])
+    result = CliRunner().invoke(
+        convert.main, ["--source", address, "--dest", str(tmp_path / "n.safetensors")]
+    )
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(convert.main, ["--source", (tmp_path / "n.safetensors").as_uri(), "--dest", str(tmp_path / "n.pkl")])
+    result = CliRunner().invoke(
+        convert.main, ["--source", (tmp_path / "n.safetensors").as_uri(), "--dest", str(tmp_path / "n.pkl")]
+    )
     assert result.exit_code == 0, result.output
     for flag in ("--init-from", "--resume"):
         result = CliRunner().invoke(train.main, [flag, "file:///no%20where/x.pkl", "--outdir", str(tmp_path)])

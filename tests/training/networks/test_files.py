@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network files: pickle -> safetensors -> pickle without losing a bit, damaged files in one line, and pickles that are run on request only."""
+"""Network files: pickle -> safetensors -> pickle without losing a bit, damaged files in one line, and pickles
+that are run on request only.
+"""
 
 import json
 import os
@@ -27,9 +29,19 @@ def network(seed=0):
 def snapshot(tmp_path_factory):
     """A snapshot with all that training writes."""
     path = tmp_path_factory.mktemp("snapshot") / "network-snapshot.pkl"
-    provenance = {"project": "StyleSAN-XL", "nimg": 7, "rate": 0.1, "class_names": ["a", "b", "c"], "nothing": None}
-    contents = dict(G=network(0), D=bundle({"heads.0.weight": torch.randn(3)}), G_ema=network(1), augment_pipe=None)
-    save_network_pickle(path, dict(contents, training_set_kwargs={"path": "x.zip", "xflip": False}, provenance=provenance))
+    provenance = {
+        "project": "StyleSAN-XL",
+        "nimg": 7,
+        "rate": 0.1,
+        "class_names": ["a", "b", "c"],
+        "nothing": None,
+    }
+    contents = dict(
+        G=network(0), D=bundle({"heads.0.weight": torch.randn(3)}), G_ema=network(1), augment_pipe=None
+    )
+    save_network_pickle(
+        path, dict(contents, training_set_kwargs={"path": "x.zip", "xflip": False}, provenance=provenance)
+    )
     return path
 
 
@@ -42,7 +54,9 @@ def same(a, b):
         assert list(states[0]) == list(states[1])
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     for key, tensors in a.tensors.items():
-        assert list(tensors) == list(b.tensors[key]) and all(torch.equal(value, b.tensors[key][name]) for name, value in tensors.items())
+        assert list(tensors) == list(b.tensors[key]) and all(
+            torch.equal(value, b.tensors[key][name]) for name, value in tensors.items()
+        )
     assert (a.training_set_kwargs, a.provenance, a.extra) == (b.training_set_kwargs, b.provenance, b.extra)
 
 
@@ -60,7 +74,10 @@ def test_ours_there_and_back(snapshot, tmp_path):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     z, c = torch.randn(2, 4), torch.tensor([0, 2])
     assert torch.equal(first.generators["G_ema"](z, c), second.generators["G_ema"](z, c))
-    assert not any(p.requires_grad for p in second.generators["G_ema"].parameters()) and not second.generators["G_ema"].training
+    assert (
+        not any(p.requires_grad for p in second.generators["G_ema"].parameters())
+        and not second.generators["G_ema"].training
+    )
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -117,23 +134,48 @@ def _edit(change):
         (lambda f: (f / "n.json").write_text("[" * 100_000), "this is no JSON"),
         (lambda f: (f / "n.json").write_text("{}"), "does not describe a network"),
         (lambda f: (f / "n.safetensors").write_bytes(b"nonsense"), "no safetensors file"),
-        (lambda f: (f / "n.safetensors").write_bytes((f / "n.safetensors").read_bytes()[:-1]), "no safetensors file"),
+        (
+            lambda f: (f / "n.safetensors").write_bytes((f / "n.safetensors").read_bytes()[:-1]),
+            "no safetensors file",
+        ),
         (_edit(lambda c: c.update(version=99)), "version 99"),
-        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(z_dim=5)), r"G_ema: mapping\.\S+ is float32"),
+        (
+            _edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(z_dim=5)),
+            r"G_ema: mapping\.\S+ is float32",
+        ),
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(zdim=5)), "cannot be built"),
-        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"][1].update(in_channels=10**9)), "at most 65536"),
+        (
+            _edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"][1].update(in_channels=10**9)),
+            "at most 65536",
+        ),
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["layers"].pop()), "cannot be built"),
         (_edit(lambda c: c["networks"]["G_ema"].update(kwargs=7)), "cannot be built"),
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(mapping_kwargs=7)), "cannot be built"),
-        (_edit(lambda c: c["networks"].update({f"X{i}": {"class": "tensors"} for i in range(9)})), "at most 8 are read"),
+        (
+            _edit(lambda c: c["networks"].update({f"X{i}": {"class": "tensors"} for i in range(9)})),
+            "at most 8 are read",
+        ),
         (_edit(lambda c: c["networks"].update(G_ema=None)), "cannot be built"),
         (_edit(lambda c: c["networks"].pop("G_ema")), "tensors left over"),
-        (_edit(lambda c: c["networks"].update(X={"class": "Generator", "kwargs": c["networks"]["G_ema"]["kwargs"]})), "X: tensors missing"),
+        (
+            _edit(
+                lambda c: c["networks"].update(
+                    X={"class": "Generator", "kwargs": c["networks"]["G_ema"]["kwargs"]}
+                )
+            ),
+            "X: tensors missing",
+        ),
         (_edit(lambda c: c["networks"].update(X={"same_as": "Y"})), "same as 'Y', which is not there"),
         (_edit(lambda c: c["networks"].update(X={"same_as": ["G_ema"]})), "which is not there"),
         (_edit(lambda c: c.update(extra={"G_ema": 1})), "extra has no networks"),
-        (_edit(lambda c: c.update(training_set_kwargs=[1])), "training_set_kwargs, provenance and extra are tables"),
-        (_edit(lambda c: c["networks"]["G_ema"]["kwargs"]["mapping_kwargs"].update(num_layers=10**9)), "more than 256 layers"),
+        (
+            _edit(lambda c: c.update(training_set_kwargs=[1])),
+            "training_set_kwargs, provenance and extra are tables",
+        ),
+        (
+            _edit(lambda c: c["networks"]["G_ema"]["kwargs"]["mapping_kwargs"].update(num_layers=10**9)),
+            "more than 256 layers",
+        ),
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(layers="x" * 300)), "cannot be built"),
         (_edit(lambda c: c["networks"]["G_ema"]["kwargs"].update(z_dim=2**80)), "cannot be built"),
     ],
@@ -175,7 +217,9 @@ def foreign(tmp_path, monkeypatch):
     monkeypatch.delenv("WEIGHTS_TEST_RAN", raising=False)
     monkeypatch.delenv("STYLESAN_TRUST_PICKLE", raising=False)
     state = torch.nn.Module().__dict__ | {"_parameters": {"scale": torch.nn.Parameter(torch.tensor(2.0))}}
-    meta = dict(type="class", version=6, module_src=SOURCE + f"# {tmp_path}\n", class_name="Generator", state=state)
+    meta = dict(
+        type="class", version=6, module_src=SOURCE + f"# {tmp_path}\n", class_name="Generator", state=state
+    )
 
     class Foreign:
         def __reduce__(self):
@@ -205,19 +249,28 @@ def test_a_foreign_network_runs_when_trusted(foreign):
 
 
 def test_what_trust_brings_back_is_read_like_anything_else(snapshot, tmp_path):
-    """A file that the safe reader refuses, for a hostile name beside a good network, gives that network once it is run."""
+    """A file that the safe reader refuses, for a hostile name beside a good network, gives that network once
+    it is run.
+    """
 
     class Harmless:
         def __reduce__(self):
             return os.getcwd, ()
 
     path = tmp_path / "odd.pkl"
-    path.write_bytes(pickle.dumps({"note": Harmless(), "G_ema": files.read(snapshot).generators["G_ema"]}, protocol=4))
+    path.write_bytes(
+        pickle.dumps({"note": Harmless(), "G_ema": files.read(snapshot).generators["G_ema"]}, protocol=4)
+    )
     with pytest.raises(ValueError, match="refused global"):
         files.read(path)
     twin = files.read_trusted(path).generators["G_ema"]
     assert all(
-        torch.equal(a, b) for a, b in zip(twin.state_dict().values(), files.read(snapshot).generators["G_ema"].state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(
+            twin.state_dict().values(),
+            files.read(snapshot).generators["G_ema"].state_dict().values(),
+            strict=True,
+        )
     )
     (tmp_path / "nonsense.pkl").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="running this pickle failed"):
@@ -232,5 +285,7 @@ def test_persistent_subclasses_of_ours_are_not_mistaken(tmp_path):
         pass
 
     save_network_pickle(tmp_path / "g.pkl", {"G_ema": Generator()})
-    with pytest.raises(ValueError, match="a generator has the parts mapping and synthesis, this one has none"):
+    with pytest.raises(
+        ValueError, match="a generator has the parts mapping and synthesis, this one has none"
+    ):
         files.read(tmp_path / "g.pkl")

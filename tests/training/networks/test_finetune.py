@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--init-from: what is kept, reshaped and rebuilt, and that the new networks do what the old ones did where they can."""
+"""--init-from: what is kept, reshaped and rebuilt, and that the new networks do what the old ones did where
+they can.
+"""
 
 import copy
 import json
@@ -81,7 +83,13 @@ def trained(folder: Path, cfg: TrainConfig) -> str:
     path = folder / "old.pkl"
     provenance = {"class_names": names, "config": to_json(cfg)}
     provenance["backbones"] = {name: network.sha256 for name, network in state.D.feature_networks.items()}
-    content = {"G": state.G, "D": bundle(state.D.saved_state_dict()), "G_ema": state.G_ema, "training_set_kwargs": {}, "provenance": provenance}
+    content = {
+        "G": state.G,
+        "D": bundle(state.D.saved_state_dict()),
+        "G_ema": state.G_ema,
+        "training_set_kwargs": {},
+        "provenance": provenance,
+    }
     persistence.save_network_pickle(path, content)
     return str(path)
 
@@ -99,7 +107,10 @@ def states(report, network: str = "generator") -> dict[str, str]:
 def same_images(a, b, labels_a, labels_b, z_dim: int = 8, atol: float = 1e-6) -> bool:
     z = torch.randn(len(labels_a), z_dim, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        return all(torch.allclose(a(z, labels_a, truncation_psi=psi), b(z, labels_b, truncation_psi=psi), atol=atol) for psi in (1, 0.5))
+        return all(
+            torch.allclose(a(z, labels_a, truncation_psi=psi), b(z, labels_b, truncation_psi=psi), atol=atol)
+            for psi in (1, 0.5)
+        )
 
 
 def test_the_same_run_takes_everything(old, tmp_path):
@@ -107,9 +118,15 @@ def test_the_same_run_takes_everything(old, tmp_path):
     file = files.read(old)
     for ours, theirs in ((state.G, file.generators["G"]), (state.G_ema, file.generators["G_ema"])):
         assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
-    assert all(torch.allclose(v, file.tensors["D"][k], rtol=1e-6) for k, v in state.D.saved_state_dict().items())
+    assert all(
+        torch.allclose(v, file.tensors["D"][k], rtol=1e-6) for k, v in state.D.saved_state_dict().items()
+    )
     assert state.started_from["generator"]["share"] == state.started_from["discriminator"]["share"] == 1
-    assert set(states(state.started_from).values()) == set(states(state.started_from, "discriminator").values()) == {"kept"}
+    assert (
+        set(states(state.started_from).values())
+        == set(states(state.started_from, "discriminator").values())
+        == {"kept"}
+    )
 
 
 def test_classes_are_carried_over_by_name(old, tmp_path):
@@ -122,14 +139,18 @@ def test_classes_are_carried_over_by_name(old, tmp_path):
     torch.testing.assert_close(state.G.mapping.w_avg, torch.stack([w_avg[2], w_avg.mean(dim=0), w_avg[0]]))
     table = file.generators["G"].mapping.embed.weight
     new = state.G.mapping.embed.weight[1]
-    assert (new - table.mean(dim=0)).square().mean().sqrt() < 3 * (table - table.mean(dim=0)).square().mean().sqrt()
+    assert (new - table.mean(dim=0)).square().mean().sqrt() < 3 * (
+        table - table.mean(dim=0)
+    ).square().mean().sqrt()
     for name, tensor in state.D.saved_state_dict().items():
         if ".embed." in name:
             torch.testing.assert_close(tensor[[0, 2]], file.tensors["D"][name][[2, 0]])
         elif "projections" in name or name.endswith("weight_orig"):
             assert torch.equal(tensor, file.tensors["D"][name])
     found = states(state.started_from)
-    assert found.pop("mapping.embed") == found.pop("mapping.w_avg") == "reshaped" and set(found.values()) == {"kept"}
+    assert found.pop("mapping.embed") == found.pop("mapping.w_avg") == "reshaped" and set(found.values()) == {
+        "kept"
+    }
     assert state.started_from["classes"] == "by name" and len(state.started_from["sha256"]) == 64
 
 
@@ -153,7 +174,11 @@ def test_an_unconditional_network_learns_classes(tmp_path):
         assert float((after[0] - after[1]).abs().mean()) > 0.01 * apart  # the classes differ from the start
     assert torch.equal(state.G.mapping.w_avg, source.mapping.w_avg.expand(3, -1))
     found = states(state.started_from)
-    assert (found["mapping.fc0"], found["mapping.fc1"], found["mapping.embed"]) == ("reshaped", "kept", "rebuilt")
+    assert (found["mapping.fc0"], found["mapping.fc1"], found["mapping.embed"]) == (
+        "reshaped",
+        "kept",
+        "rebuilt",
+    )
     assert set(states(state.started_from, "discriminator").values()) == {"reshaped"}
 
 
@@ -166,7 +191,9 @@ def test_a_conditional_network_forgets_its_classes(old, tmp_path):
         w = state.G.mapping.styles(z, None)
         by_class = torch.stack([source.mapping.styles(z, torch.full((64,), c)) for c in range(5)])
         from_mean = (w - by_class.mean(dim=0)).square().mean()
-        assert from_mean < (by_class - by_class.mean(dim=0)).square().mean()  # nearer to the mean over classes than the classes are
+        assert (
+            from_mean < (by_class - by_class.mean(dim=0)).square().mean()
+        )  # nearer to the mean over classes than the classes are
     assert states(state.started_from)["mapping.fc0"] == "reshaped"
     assert "the class input is gone" in json.dumps(state.started_from)
 
@@ -179,24 +206,38 @@ def test_another_resolution_keeps_what_has_the_same_place(old, tmp_path, capsys)
     for part in state.started_from["generator"]["parts"]:
         if part["state"] == "reshaped":
             theirs = getattr(source.synthesis, part["about"].split()[1].rstrip(","))
-            assert torch.equal(state.G.synthesis.get_submodule(part["name"].removeprefix("synthesis.")).weight, theirs.weight)
+            assert torch.equal(
+                state.G.synthesis.get_submodule(part["name"].removeprefix("synthesis.")).weight, theirs.weight
+            )
             assert "at another bandwidth" in part["about"]
     assert "reshaped" in found.values()
-    assert set(states(state.started_from, "discriminator").values()) == {"kept"}  # it sees images at its backbone's size
+    assert set(states(state.started_from, "discriminator").values()) == {
+        "kept"
+    }  # it sees images at its backbone's size
     out = capsys.readouterr().out
     assert "Starting from" in out and "mapping.fc0" in out
 
 
 def test_little_that_fits_is_said_in_one_line(old, tmp_path, capsys):
-    state = state_of(config(dataset(tmp_path, OLD), run__init_from=old, generator__cmax=8, generator__w_dim=24))
+    state = state_of(
+        config(dataset(tmp_path, OLD), run__init_from=old, generator__cmax=8, generator__w_dim=24)
+    )
     assert state.started_from["generator"]["share"] < 0.5
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
-    assert len(warnings) == 1 and "16x16, 4 layers" in warnings[0] and warnings[0].endswith("had --cmax=4 --w-dim=16")
+    assert (
+        len(warnings) == 1
+        and "16x16, 4 layers" in warnings[0]
+        and warnings[0].endswith("had --cmax=4 --w-dim=16")
+    )
     assert torch.isfinite(state.G(torch.zeros(1, 8), torch.tensor([0]))).all()
 
 
 def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path, capsys):
-    cfg = config(dataset(tmp_path, OLD), run__init_from=old, discriminator__backbone_weights={"tf_efficientnet_lite0": "random"})
+    cfg = config(
+        dataset(tmp_path, OLD),
+        run__init_from=old,
+        discriminator__backbone_weights={"tf_efficientnet_lite0": "random"},
+    )
     report = state_of(cfg).started_from
     assert "only 0% of the discriminator could start" in capsys.readouterr().out
     assert report["discriminator"]["share"] == 0 and report["generator"]["share"] == 1
@@ -213,7 +254,9 @@ def test_a_superresolution_stage_takes_the_head(old, tmp_path):
     source = files.read(first).generators["G"]
     for name in state.G.head_layer_names:
         assert torch.equal(getattr(state.G.synthesis, name).weight, getattr(source.synthesis, name).weight)
-    assert torch.equal(state.G.mapping.embed.weight, stem.mapping.embed.weight)  # --path_stem's, not the moved one of the pickle
+    assert torch.equal(
+        state.G.mapping.embed.weight, stem.mapping.embed.weight
+    )  # --path_stem's, not the moved one of the pickle
     assert not torch.equal(source.mapping.embed.weight, stem.mapping.embed.weight)
     assert set(states(state.started_from)) == {f"synthesis.{name}" for name in state.G.head_layer_names}
     assert state.started_from["generator"]["share"] == 1
@@ -225,7 +268,9 @@ def published(state) -> dict[str, torch.Tensor]:
     for name, tensor in state.D.saved_state_dict().items():
         for ours, theirs in ((".reassemble.", ".pretrained."), (".project.", ".3."), (".resample.", ".4.")):
             name = name.replace(ours, theirs)
-        renamed[name.replace("projections.", "feature_networks.")] = tensor + 0.01 if tensor.is_floating_point() else tensor
+        renamed[name.replace("projections.", "feature_networks.")] = (
+            tensor + 0.01 if tensor.is_floating_point() else tensor
+        )
     renamed["feature_networks.tf_efficientnet_lite0.pretrained.layer0.0.weight"] = torch.zeros(3)
     return renamed
 
@@ -243,8 +288,14 @@ def test_published_discriminators_are_read(old, tmp_path):
 
 
 def test_published_names_of_a_transformer():
-    names = {"feature_networks.deit.pretrained.layer1.3.weight": 1, "feature_networks.deit.pretrained.layer4.4.bias": 2}
-    names |= {"feature_networks.deit.pretrained.model.norm.weight": 3, "feature_networks.deit.scratch.layer0_csm.out_conv.bias": 4}
+    names = {
+        "feature_networks.deit.pretrained.layer1.3.weight": 1,
+        "feature_networks.deit.pretrained.layer4.4.bias": 2,
+    }
+    names |= {
+        "feature_networks.deit.pretrained.model.norm.weight": 3,
+        "feature_networks.deit.scratch.layer0_csm.out_conv.bias": 4,
+    }
     assert finetune.published_names(names) == {
         "projections.deit.reassemble.layer1.project.weight": 1,
         "projections.deit.reassemble.layer4.resample.bias": 2,
@@ -253,7 +304,9 @@ def test_published_names_of_a_transformer():
     }
 
 
-@pytest.mark.parametrize("pickle", ["stem_t_cond10", "superres_t_16to32_cond10", "stem_t_cond10_checkpoint_dill"])
+@pytest.mark.parametrize(
+    "pickle", ["stem_t_cond10", "superres_t_16to32_cond10", "stem_t_cond10_checkpoint_dill"]
+)
 def test_published_generators_start_a_run(pickle):
     source = finetune.read(str(PICKLES / f"{pickle}.pkl"))
     old = source.G_ema
@@ -261,13 +314,29 @@ def test_published_generators_start_a_run(pickle):
         stem = finetune.read(str(PICKLES / "stem_t_cond10.pkl")).G_ema
         target = build_superres(stem, "stylegan3-t", 2, len(old.head_layer_names) - 1)
     else:
-        kwargs = {"cbase": old.channel_base // 2, "cmax": old.channel_max // 2, "z_dim": old.z_dim, "w_dim": old.w_dim}
-        target = build_stem("stylegan3-t", 16, 10, syn_layers=len(old.synthesis.layer_names) - 1, embed_dim=source.embed_dim, **kwargs)
+        kwargs = {
+            "cbase": old.channel_base // 2,
+            "cmax": old.channel_max // 2,
+            "z_dim": old.z_dim,
+            "w_dim": old.w_dim,
+        }
+        target = build_stem(
+            "stylegan3-t",
+            16,
+            10,
+            syn_layers=len(old.synthesis.layer_names) - 1,
+            embed_dim=source.embed_dim,
+            **kwargs,
+        )
     rows, how = finetune.class_rows(source, [f"number {i}" for i in range(10)], 10)
     parts = finetune.start_generator(old, target, rows, None)
     assert how.startswith("by number") and {part.state for part in parts} <= {"kept", "reshaped"}
     if old.num_frozen_layers:
-        assert all(torch.equal(t, target.state_dict()[n]) for n, t in old.state_dict().items() if n.split(".")[1] in old.head_layer_names)
+        assert all(
+            torch.equal(t, target.state_dict()[n])
+            for n, t in old.state_dict().items()
+            if n.split(".")[1] in old.head_layer_names
+        )
     else:
         assert same_images(target, old, torch.tensor([3, 7]), torch.tensor([3, 7]), old.z_dim)
 
@@ -279,7 +348,10 @@ def test_nameless_imagenet_classes_go_by_their_usual_order():
     assert rows.tolist() == [1, 0, -1] and "ImageNet" in how
     assert finetune.class_rows(source, ["smurf", "gnome"], 2)[0].tolist() == [-1, -1]
     assert finetune.class_rows(source, None, 1000)[0].tolist() == list(range(1000))
-    assert finetune.class_rows(source, list(imagenet_descriptions())[::-1], 1000)[0].tolist() == list(range(1000))[::-1]
+    assert (
+        finetune.class_rows(source, list(imagenet_descriptions())[::-1], 1000)[0].tolist()
+        == list(range(1000))[::-1]
+    )
 
 
 def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
@@ -287,7 +359,10 @@ def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
     copied.write_bytes(Path(old).read_bytes())
     data = dataset(tmp_path, NEW)
     cfg = config(data, run__init_from=str(copied), data__embed_dim=5, run__kimg=0.032)
-    assert (cfg.blur_init_sigma, cfg.ema_rampup) == (0, 0) and (config(data).blur_init_sigma, config(data).ema_rampup) == (2, 0.05)
+    assert (cfg.blur_init_sigma, cfg.ema_rampup) == (0, 0) and (
+        config(data).blur_init_sigma,
+        config(data).ema_rampup,
+    ) == (2, 0.05)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     assert loop.train(cfg, str(tmp_path / "whole"), torch.device("cpu")) == run_folder.FINISHED
@@ -309,7 +384,11 @@ def test_dry_run_says_what_would_be_kept(old, tmp_path):
     cfg = config(data, run__init_from=old, data__resolution=16)
     planned = build.make_dataset(cfg.data, 0, prepare=False)
     text = dry_run.start_report(cfg, planned)
-    assert "2 of 3 classes are the pickle's, 1 new\n" in text and "Warning" not in text and "discriminator: 9" in text
+    assert (
+        "2 of 3 classes are the pickle's, 1 new\n" in text
+        and "Warning" not in text
+        and "discriminator: 9" in text
+    )
     assert [p.name for p in tmp_path.iterdir()] == [data.name]
 
 
@@ -318,17 +397,35 @@ def test_a_run_folder_stands_for_its_best_network_which_is_named(old, tmp_path):
     folder.mkdir()
     shutil.copy(old, folder / "network-snapshot.pkl")
     data = dataset(tmp_path, NEW)
-    flags = [f"--outdir={tmp_path / 'out'}", "--cfg=stylegan3-t", f"--data={data}", "--cond=1", "--gpus=1", "--batch=4", "--metrics=none"]
-    flags += ["--class-embedding=random", "--backbones=tf_efficientnet_lite0", f"--init-from={folder}", "--dry-run"]
+    flags = [
+        f"--outdir={tmp_path / 'out'}",
+        "--cfg=stylegan3-t",
+        f"--data={data}",
+        "--cond=1",
+        "--gpus=1",
+        "--batch=4",
+        "--metrics=none",
+    ]
+    flags += [
+        "--class-embedding=random",
+        "--backbones=tf_efficientnet_lite0",
+        f"--init-from={folder}",
+        "--dry-run",
+    ]
     result = CliRunner().invoke(train.main, flags)
-    assert result.exit_code == 0 and f"Starts from {folder}/network-snapshot.pkl (" in result.output, result.output
+    assert result.exit_code == 0 and f"Starts from {folder}/network-snapshot.pkl (" in result.output, (
+        result.output
+    )
     (folder / "best_model.pkl").write_bytes(b"junk")
     result = CliRunner().invoke(train.main, flags)
     assert result.exit_code == 1 and f"{folder}/best_model.pkl" in result.output.splitlines()[-1]
     (folder / "best_model.pkl").unlink()
     (folder / "network-snapshot.pkl").unlink()
     result = CliRunner().invoke(train.main, flags)
-    assert result.exit_code == 1 and f"--init-from={folder}: the folder holds neither best_model.pkl" in result.output
+    assert (
+        result.exit_code == 1
+        and f"--init-from={folder}: the folder holds neither best_model.pkl" in result.output
+    )
 
 
 def test_check_refuses_a_file_that_is_no_network(tmp_path):

@@ -42,9 +42,17 @@ class FolderHub:
 PROVENANCE = {
     "project": "StyleSAN-XL",
     "nimg": 123_000,
-    "config": {"generator": {"cfg": "stylegan3-t", "superres": True, "path_stem": "runs/stem/best_model.pkl"}, "loss": {"cls_weight": 0.0}},
+    "config": {
+        "generator": {"cfg": "stylegan3-t", "superres": True, "path_stem": "runs/stem/best_model.pkl"},
+        "loss": {"cls_weight": 0.0},
+    },
     "class_names": ["cat", "dog", "a|b*c"],
-    "data": {"name": "emoji", "hash": "abcd", "images": 50, "metadata": {"transform": "center-crop", "filter": "lanczos"}},
+    "data": {
+        "name": "emoji",
+        "hash": "abcd",
+        "images": 50,
+        "metadata": {"transform": "center-crop", "filter": "lanczos"},
+    },
     "backbones": {"deit": "1234"},
     "torch": "2.15",
     "written": "2026-01-02T03:04:05+00:00",
@@ -58,16 +66,31 @@ def network_file():
 
 def test_push_and_pull(tmp_path):
     hub, file = FolderHub(tmp_path), network_file()
-    assert sharing.push(file, "hf://me/emoji", license="cc-by-4.0", metrics=METRICS, private=True, api=hub) == "https://hub/me/emoji/commit/1"
-    assert hub.calls == [("create_repo", "me/emoji", True), ("upload_folder", "me/emoji", None, "Upload G_ema")]
-    assert sorted(path.name for path in (tmp_path / "me/emoji").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (
+        sharing.push(file, "hf://me/emoji", license="cc-by-4.0", metrics=METRICS, private=True, api=hub)
+        == "https://hub/me/emoji/commit/1"
+    )
+    assert hub.calls == [
+        ("create_repo", "me/emoji", True),
+        ("upload_folder", "me/emoji", None, "Upload G_ema"),
+    ]
+    assert sorted(path.name for path in (tmp_path / "me/emoji").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     same(file, sharing.pull("hf://me/emoji", hub))
-    with pytest.raises(ValueError, match=r"hf://me/other: cannot be downloaded: 404 Client Error me/other has no config\.json") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"hf://me/other: cannot be downloaded: 404 Client Error me/other has no config\.json",
+    ) as caught:
         sharing.pull("hf://me/other", hub)
     assert "\n" not in str(caught.value)
     weights = tmp_path / "me/emoji/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=rf"^hf://me/emoji: this is no safetensors file.* \(the copy {weights} is removed"):
+    with pytest.raises(
+        ValueError, match=rf"^hf://me/emoji: this is no safetensors file.* \(the copy {weights} is removed"
+    ):
         sharing.pull("hf://me/emoji", hub)
     assert not weights.exists()
     hub.upload_folder = lambda **kwargs: (_ for _ in ()).throw(RuntimeError("401\nnot yours"))
@@ -85,7 +108,9 @@ def test_the_package_has_the_calls_that_the_folder_has():
         assert set(inspect.signature(ours).parameters) - {"self"} <= set(inspect.signature(theirs).parameters)
 
 
-@pytest.mark.parametrize("text", ["hf://", "hf://me", "hf://me/../x", "hf://me/a/b", "hf://me/a b", "hf://me/a@"])
+@pytest.mark.parametrize(
+    "text", ["hf://", "hf://me", "hf://me/../x", "hf://me/a/b", "hf://me/a b", "hf://me/a@"]
+)
 def test_names_of_repositories(text):
     with pytest.raises(ValueError, match="named hf://OWNER/NAME"):
         sharing.parse_repository(text)
@@ -98,7 +123,9 @@ def test_the_card_says_what_the_file_knows():
     head = yaml.safe_load(head)
     assert head["license"] == "cc-by-4.0" and "stylesan-xl" in head["tags"]
     result = head["model-index"][0]["results"][0]
-    assert result["metrics"] == [{"type": "fid50k_full", "value": 2.14}] and result["dataset"]["name"] == "emoji"
+    assert (
+        result["metrics"] == [{"type": "fid50k_full", "value": 2.14}] and result["dataset"]["name"] == "emoji"
+    )
     for line in (
         "32x32 pixels, 3 classes",
         "--network=hf://me/emoji",
@@ -119,8 +146,14 @@ def test_the_card_of_a_file_that_knows_nothing():
     text = sharing.model_card(files.NetworkFile({"G": network()}), "me/x\ny: z")
     head = yaml.safe_load(text.split("---\n", 2)[1])
     assert head["license"] == "unknown" and "model-index" not in head
-    assert "None are recorded." in text and "Ask before use" in text and "The configuration is not known." in text
-    hostile = files.NetworkFile({"G": network()}, {}, {"path": 7}, {"config": [1], "data": "x", "class_names": "y", "backbones": 3})
+    assert (
+        "None are recorded." in text
+        and "Ask before use" in text
+        and "The configuration is not known." in text
+    )
+    hostile = files.NetworkFile(
+        {"G": network()}, {}, {"path": 7}, {"config": [1], "data": "x", "class_names": "y", "backbones": 3}
+    )
     records = [{"results": {"fid": math.nan, "a: b\n- c": 1, "d": True, "e": "2"}}, {"results": 3}, {}]
     text = sharing.model_card(hostile, "me/x", metrics=records)
     (result,) = yaml.safe_load(text.split("---\n", 2)[1])["model-index"][0]["results"]

@@ -28,7 +28,9 @@ def test_onnxruntime_draws_the_same_images(name, tmp_path):
     pytest.importorskip("onnxruntime")
     G = network(name)
     paths = onnx.export(G, tmp_path / "n")
-    assert [path.name for path in paths] == ["n.mapping.onnx", "n.synthesis.onnx"] and len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in paths] == ["n.mapping.onnx", "n.synthesis.onnx"] and len(
+        list(tmp_path.iterdir())
+    ) == 2
     for batch in (1, 3):
         found = onnx.compare(G, paths, batch=batch)
         assert found["ws"] < 1e-5 and found["images"] < 1e-5
@@ -42,7 +44,9 @@ def test_the_reference_operations_are_used_inside_only():
     calls = []
     assert g._is_one_image(ws[:1])
     with onnx.reference_ops():
-        assert not g._is_one_image(ws[:1])  # a graph that asks for the number of images is for that number alone
+        assert not g._is_one_image(
+            ws[:1]
+        )  # a graph that asks for the number of images is for that number alone
         assert g.filtered_lrelu is not before and g.filtered_lrelu.filtered_lrelu.keywords == {"impl": "ref"}
         calls.append(G.synthesis(ws))
     assert g.filtered_lrelu is before and g._is_one_image(ws[:1])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: the shipped ones hold the published constants; mistakes in a file get one line with its line number."""
+"""Recipes: the shipped ones hold the published constants; mistakes in a file get one line with its line
+number.
+"""
 
 import json
 
@@ -37,7 +39,12 @@ def load(tmp_path, text: str) -> Recipe:
 
 def test_options_go_to_all_stages_and_a_stage_wins(tmp_path):
     found = load(tmp_path, GOOD)
-    assert (found.name, found.classes, found.final_metric, found.about) == ("two", 3, "fd_lite0_10", "two small stages")
+    assert (found.name, found.classes, found.final_metric, found.about) == (
+        "two",
+        3,
+        "fd_lite0_10",
+        "two small stages",
+    )
     shared = {"batch_gpu": 8, "cond": True, "backbones": ("tf_efficientnet_lite0",)}
     assert [s.resolution for s in found.stages] == [16, 64]
     assert found.stages[0].flags == {**shared, "kimg": 4.0, "syn_layers": 5}
@@ -77,7 +84,11 @@ def test_a_recipe_extends_another(tmp_path):
         ("name: two", "name: two\nextends: nothing", r"line 2: extends 'nothing'"),
         ("name: two", "name: two\nextends: two", r"line 2: extends 'two', which extends this recipe"),
         ("name: two", "name: two\nextends: ../two", r"line 2: extends '../two'"),
-        ("about: two small stages", "about: !!python/object/apply:os.system [ls]", r"line 2: about must be a text"),
+        (
+            "about: two small stages",
+            "about: !!python/object/apply:os.system [ls]",
+            r"line 2: about must be a text",
+        ),
         ("about: two small stages", "about: 'two", r"two.yaml is no YAML file"),
     ],
 )
@@ -88,7 +99,10 @@ def test_mistakes_name_file_and_line(old, new, message, tmp_path):
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "just text", "name: x", "stages: []", "stages: {a: 1}", "stages: [1]", "\x00", "[" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "just text", "name: x", "stages: []", "stages: {a: 1}", "stages: [1]", "\x00", "[" * 5000],
+)
 def test_damaged_files_are_refused_in_one_line(text, tmp_path):
     with pytest.raises(ValueError, match=r"two\.yaml") as caught:
         load(tmp_path, text)
@@ -127,18 +141,22 @@ def test_a_long_chain_of_recipes_is_refused(tmp_path):
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
-    with pytest.raises(ValueError, match="cifar10, demo64, ffhq1024, ffhq256, imagenet1024, imagenet256, imagenet512, small"):
+    with pytest.raises(
+        ValueError, match="cifar10, demo64, ffhq1024, ffhq256, imagenet1024, imagenet256, imagenet512, small"
+    ):
         recipe.find("imagenet")
 
 
 PUBLISHED = {  # SPEC: resolution, batch, head layers or stem layers, kimg where published
     "imagenet1024": [
-        (16, 2048, 10, None), (32, 2048, 7, None), (64, 2048, 7, None), (128, 256, 7, None), (256, 256, 7, 11000), (512, 128, 5, None),
+        (16, 2048, 10, None), (32, 2048, 7, None), (64, 2048, 7, None), (128, 256, 7, None), (256, 256, 7,
+        11000), (512, 128, 5, None),
         (1024, 128, 5, None),
     ],
     "cifar10": [(16, 2048, 6, 300000), (32, 2048, 7, 250000)],
     "ffhq1024": [
-        (16, 2048, 6, 300000), (32, 2048, 7, 175000), (64, 256, 4, 95000), (128, 256, 4, 57000), (256, 256, 4, 11000), (512, 128, 4, 4000),
+        (16, 2048, 6, 300000), (32, 2048, 7, 175000), (64, 256, 4, 95000), (128, 256, 4, 57000), (256, 256,
+        4, 11000), (512, 128, 4, 4000),
         (1024, 128, 4, 4000),
     ],
 }  # fmt: skip
@@ -147,7 +165,9 @@ PUBLISHED = {  # SPEC: resolution, batch, head layers or stem layers, kimg where
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_constants(name):
     stages = recipe.load(name).stages
-    for index, (stage, (resolution, batch, layers, kimg)) in enumerate(zip(stages, PUBLISHED[name], strict=True)):
+    for index, (stage, (resolution, batch, layers, kimg)) in enumerate(
+        zip(stages, PUBLISHED[name], strict=True)
+    ):
         assert (stage.resolution, stage.flags["batch"]) == (resolution, batch)
         assert stage.flags["head_layers" if index else "syn_layers"] == layers
         assert kimg is None or stage.flags["kimg"] == kimg

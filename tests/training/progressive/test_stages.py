@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules: configurations of stages, plans at full size against the published parameter counts, what lineage records."""
+"""Schedules: configurations of stages, plans at full size against the published parameter counts, what
+lineage records.
+"""
 
 import json
 import re
@@ -21,7 +23,10 @@ def whole(name: str, *overrides: Override) -> Schedule:
     return Schedule(source, "", overrides, tuple(s.resolution for s in source.stages))
 
 
-@pytest.mark.parametrize(("name", "golden"), [("imagenet256", "imagenet_t_syn10"), ("cifar10", "cifar10_r_syn6"), ("ffhq256", "ffhq_syn6")])
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [("imagenet256", "imagenet_t_syn10"), ("cifar10", "cifar10_r_syn6"), ("ffhq256", "ffhq_syn6")],
+)
 def test_full_size_parameters_of_every_stage(name, golden):
     info = json.loads((GOLDENS / f"structure_{golden}.json").read_text())
     generators = plan.plan_generators(whole(name), info["c_dim"])
@@ -29,9 +34,14 @@ def test_full_size_parameters_of_every_stage(name, golden):
         assert (G.img_resolution, G.num_ws) == (published["img_resolution"], published["num_ws"])
         # the published class table has 1000 rows whatever the data; here one per class
         rows = G.mapping.embed.weight.numel() if hasattr(G.mapping, "embed") else 0
-        assert sum(p.numel() for p in G.parameters()) - rows == published["params"]["total"] - published["params"]["mapping_embed"]
+        assert (
+            sum(p.numel() for p in G.parameters()) - rows
+            == published["params"]["total"] - published["params"]["mapping_embed"]
+        )
         if published["stage"] == "superres":
-            assert sum(p.numel() for p in G.parameters() if p.requires_grad) == published["params"]["head_only"]
+            assert (
+                sum(p.numel() for p in G.parameters() if p.requires_grad) == published["params"]["head_only"]
+            )
         names = [layer["name"] for layer in published["layers"]]
         assert ["input", *G.synthesis.layer_names][-len(names) :] == names
 
@@ -47,7 +57,9 @@ def test_overrides_apply_to_their_stages_in_order():
     assert {r: c.run.kimg for r, c in configs.items()} == {16: 3.0, 32: 9.0, 64: 3.0}
     assert configs[64].generator.path_stem == "f/stage-032x032" and configs[64].generator.up_factor == 2
     assert not configs[16].generator.superres and configs[16].data.resolution == 16
-    assert stages.from_json(json.loads(json.dumps(schedule.to_json()))).to_json() == json.loads(json.dumps(schedule.to_json()))
+    assert stages.from_json(json.loads(json.dumps(schedule.to_json()))).to_json() == json.loads(
+        json.dumps(schedule.to_json())
+    )
     with pytest.raises(ValueError, match=r"stage 32: --batch=15 is not a multiple"):
         whole("demo64", Override({"batch": 15, "gpus": 2}, (32,))).config(schedule.stages[1])
 
@@ -59,7 +71,9 @@ def test_a_pattern_names_a_data_set_per_stage():
 
 def test_part_of_a_schedule_needs_a_stem(tmp_path):
     schedule = Schedule(whole("demo64").recipe, "", (), (32, 64))
-    with pytest.raises(ValueError, match="stage 32 needs the network of stage 16, which is not yet: give --path_stem"):
+    with pytest.raises(
+        ValueError, match="stage 32 needs the network of stage 16, which is not yet: give --path_stem"
+    ):
         plan.check_stems(schedule, None, 9)
     with pytest.raises(ValueError, match=r"stage 16 of demo64 is a stem itself"):
         whole("demo64", Override({"path_stem": "x.pkl"}, (16,))).config(schedule.recipe.stages[0])
@@ -74,8 +88,16 @@ def test_selected_stages(text, selected):
 
 def test_differences_name_what_changed():
     a = Recipe("x", "", None, None, (Stage(16, {"kimg": 3.0, "metrics": ("m",)}),))
-    assert stages.differences(a, Recipe("x", "other words", None, None, (Stage(16, {"kimg": 3.0, "metrics": ["m"]}),))) == ""
-    assert stages.differences(a, Recipe("x", "", None, None, (Stage(16, {"kimg": 4.0, "metrics": ("m",)}),))) == "stage 16: kimg 3.0 against 4.0"
+    assert (
+        stages.differences(
+            a, Recipe("x", "other words", None, None, (Stage(16, {"kimg": 3.0, "metrics": ["m"]}),))
+        )
+        == ""
+    )
+    assert (
+        stages.differences(a, Recipe("x", "", None, None, (Stage(16, {"kimg": 4.0, "metrics": ("m",)}),)))
+        == "stage 16: kimg 3.0 against 4.0"
+    )
     assert stages.differences(a, Recipe("x", "", None, None, (Stage(32, {}),))) == "stages 16 against 32"
     assert "final_metric" in stages.differences(a, Recipe("x", "", None, "m", a.stages))
 
@@ -84,7 +106,9 @@ def test_time_comes_from_measurements_of_this_stage_alone():
     row = recipe.Speed("demo64", 32, "a CPU", 2, 16, 16, 86.4, "abc", "command")
     schedule = whole("demo64", Override({"kimg": 1000.0}))
     planned = {p.stage.resolution: p for p in plan.plan(schedule, None)}
-    assert plan.time_lines(schedule, planned[32], [row])[0].startswith("2.0 device-days by 86.4 s/kimg, measured on a CPU x 2")
+    assert plan.time_lines(schedule, planned[32], [row])[0].startswith(
+        "2.0 device-days by 86.4 s/kimg, measured on a CPU x 2"
+    )
     assert plan.time_lines(schedule, planned[64], [row]) == []
     assert "no measurement" in "\n".join(plan.stage_lines(planned[64], []))
     wider = whole("demo64", Override({"cmax": 32}))
@@ -120,9 +144,16 @@ def test_totals_say_images_time_and_disk_and_what_was_not_measured():
 
 
 def test_disk_is_what_a_run_writes_at_most():
-    one, all_kept = (plan.plan(whole("demo64", *o), None)[0] for o in ((Override({"keep_snapshots": 1, "metrics": ()}),), ()))
-    saved = 2 * sum(t.numel() for t in one.generator.state_dict().values()) + sum(t.numel() for t in one.discriminator.saved_state_dict().values())
-    trained = sum(p.numel() for net in (one.generator, one.discriminator) for p in net.parameters() if p.requires_grad)
+    one, all_kept = (
+        plan.plan(whole("demo64", *o), None)[0]
+        for o in ((Override({"keep_snapshots": 1, "metrics": ()}),), ())
+    )
+    saved = 2 * sum(t.numel() for t in one.generator.state_dict().values()) + sum(
+        t.numel() for t in one.discriminator.saved_state_dict().values()
+    )
+    trained = sum(
+        p.numel() for net in (one.generator, one.discriminator) for p in net.parameters() if p.requires_grad
+    )
     assert one.disk == run_plan.Disk(4 * (saved + 3 * (saved + 2 * trained)), 0)
     assert all_kept.disk.run - one.disk.run == 4 * 4 * saved  # three snapshots more, and the best one
 
@@ -135,4 +166,6 @@ def test_upsampled_images_say_so():
     assert images.shape == (3, 3, 64, 64)
     assert torch.allclose(images.mean(dim=(2, 3)), native.mean(dim=(2, 3)), atol=0.02)
     assert source.details() == {"upsampled": {"from": 16, "to": 64, "filter": "bicubic, antialiased"}}
-    assert torch.equal(Upsampled(G, 16)(z, labels), native) and Upsampled(G, 16).details() == {"upsampled": None}
+    assert torch.equal(Upsampled(G, 16)(z, labels), native) and Upsampled(G, 16).details() == {
+        "upsampled": None
+    }

@@ -22,7 +22,12 @@ def data(tmp_path_factory):
 
 
 def auto(data, **changes):
-    return config(data, run__batch_gpu="auto", discriminator__backbone_weights={"tf_efficientnet_lite0": "random"}, **changes)
+    return config(
+        data,
+        run__batch_gpu="auto",
+        discriminator__backbone_weights={"tf_efficientnet_lite0": "random"},
+        **changes,
+    )
 
 
 def dataset_of(cfg):
@@ -31,7 +36,13 @@ def dataset_of(cfg):
 
 @pytest.mark.parametrize(
     ("share", "group", "order"),
-    [(16, 8, [16, 8, 4, 2, 1]), (24, 8, [24, 8, 12, 6, 4, 3, 2, 1]), (12, 8, [12, 6, 4, 3, 2, 1]), (6, 0, [6, 3, 2, 1]), (1, 8, [1])],
+    [
+        (16, 8, [16, 8, 4, 2, 1]),
+        (24, 8, [24, 8, 12, 6, 4, 3, 2, 1]),
+        (12, 8, [12, 6, 4, 3, 2, 1]),
+        (6, 0, [6, 3, 2, 1]),
+        (1, 8, [1]),
+    ],
 )
 def test_the_largest_divisors_come_first_and_whole_groups_before_others(share, group, order):
     assert auto_batch.candidates(share, group) == order
@@ -49,9 +60,14 @@ def test_the_first_that_fits_is_taken(data):
 
 def test_the_line_says_when_another_number_would_be_another_result(data):
     cfg = auto(data, run__batch=32)
-    assert auto_batch.Choice(8, "because").line(cfg) == "--batch-gpu=auto: 8 of a process's 32 images per round (because)"
+    assert (
+        auto_batch.Choice(8, "because").line(cfg)
+        == "--batch-gpu=auto: 8 of a process's 32 images per round (because)"
+    )
     assert "batch statistics are over these 4" in auto_batch.Choice(4, "because").line(cfg)
-    assert "batch statistics" in auto_batch.Choice(8, "because").line(auto(data, run__batch=32, discriminator__bn_group=0))
+    assert "batch statistics" in auto_batch.Choice(8, "because").line(
+        auto(data, run__batch=32, discriminator__bn_group=0)
+    )
 
 
 def test_the_estimate_is_held_against_the_free_memory(data, monkeypatch):
@@ -59,7 +75,9 @@ def test_the_estimate_is_held_against_the_free_memory(data, monkeypatch):
     G, D = plan.plan(cfg, dataset_of(cfg))
     counts = plan.parameter_counts(D)
     need = plan.estimate_memory_gb(auto_batch.settled(cfg, 8), G, *counts) * 2**30
-    monkeypatch.setattr(auto_batch.memory, "free_bytes", lambda device: 2 * need * 1.12)  # two processes share it
+    monkeypatch.setattr(
+        auto_batch.memory, "free_bytes", lambda device: 2 * need * 1.12
+    )  # two processes share it
     choice = auto_batch.by_estimate(cfg, G, *counts, CPU)
     assert choice.batch_gpu == 8 and "16 would need" in choice.why
     monkeypatch.setattr(auto_batch.memory, "free_bytes", lambda device: 2 * need * 1.1)
@@ -77,7 +95,9 @@ def test_a_run_that_the_system_would_kill_is_refused_before_it_begins(data, monk
     monkeypatch.setattr(plan.memory, "free_bytes", lambda device: 2 * need / plan.SURELY_TOO_MUCH * 1.01)
     plan.check_memory(cfg, CPU, G, D)
     monkeypatch.setattr(plan.memory, "free_bytes", lambda device: 2 * need / plan.SURELY_TOO_MUCH * 0.99)
-    with pytest.raises(ValueError, match=r"^--batch=64: 32 images per round take about .* GiB are free: lower --batch-gpu"):
+    with pytest.raises(
+        ValueError, match=r"^--batch=64: 32 images per round take about .* GiB are free: lower --batch-gpu"
+    ):
         plan.check_memory(cfg, CPU, G, D)
     plan.check_memory(cfg, torch.device("cuda"), G, D)  # which says so itself
 
@@ -112,7 +132,10 @@ def test_a_trial_runs_whole_steps_and_leaves_no_trace(data, monkeypatch, where, 
     limit_memory(monkeypatch, where, 8, tried)
     choice = auto_batch.by_trial(cfg, dataset, CPU)
     assert choice.batch_gpu == chosen and f"; {2 * chosen} ran out of memory" in choice.why
-    assert tried[-1] == (2, chosen // (2 if where == "path_length_step" else 1))  # two rounds, whose second meets the first's gradients
+    assert tried[-1] == (
+        2,
+        chosen // (2 if where == "path_length_step" else 1),
+    )  # two rounds, whose second meets the first's gradients
     after = everything_random()
     assert torch.equal(dice[0], after[0]) and np.array_equal(dice[1], after[1]) and dice[2] == after[2]
     assert_equal_states(before, state.state_dict())
@@ -133,7 +156,9 @@ def test_an_error_of_another_kind_is_not_taken_for_a_lack_of_memory(data, monkey
 
 
 def _one_has_less(tree):
-    """Process 1 is out of memory above 2 images, in the middle of a step whose gradients the others would wait for."""
+    """Process 1 is out of memory above 2 images, in the middle of a step whose gradients the others would
+    wait for.
+    """
     from training.config import from_json
 
     cfg = from_json(tree)
@@ -158,4 +183,7 @@ def _one_has_less(tree):
 def test_processes_agree_on_what_the_poorest_can_hold(data):
     from training.config import to_json
 
-    assert distributed.launch(_one_has_less, 2, to_json(auto(data, run__batch=16, run__gpus=2))) == [(2, [8, 4, 2])] * 2
+    assert (
+        distributed.launch(_one_has_less, 2, to_json(auto(data, run__batch=16, run__gpus=2)))
+        == [(2, [8, 4, 2])] * 2
+    )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stop request is answered between steps and in the middle of long work, by all processes, and nothing is lost."""
+"""A stop request is answered between steps and in the middle of long work, by all processes, and nothing is
+lost.
+"""
 
 import json
 import os

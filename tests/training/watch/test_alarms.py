@@ -27,7 +27,11 @@ def _stats(n=100, **curves):
     for t in range(1, n + 1):
         line = {"kimg": float(t), "Progress/tick": {"num": 1, "mean": float(t), "std": 0.0}}
         for name, curve in {**healthy, **curves}.items():
-            line[name] = {"num": 1, "mean": float(curve(t)) * (1 + 0.05 * noise.randn() * (name[0] == "V")), "std": 0.0}
+            line[name] = {
+                "num": 1,
+                "mean": float(curve(t)) * (1 + 0.05 * noise.randn() * (name[0] == "V")),
+                "std": 0.0,
+            }
         lines.append(line)
     return lines
 
@@ -37,14 +41,22 @@ def _told(stats, metrics=(), cfg=CFG, best="min"):
     told = []
     for i in range(1, len(stats) + 1):
         upto = [m for m in metrics if m[0] <= stats[i - 1]["kimg"]]
-        told += [asdict(a) for a in alarms.new_ones(alarms.find(stats[:i], upto, cfg, "fid50k_full", best), told)]
+        told += [
+            asdict(a) for a in alarms.new_ones(alarms.find(stats[:i], upto, cfg, "fid50k_full", best), told)
+        ]
     return told
 
 
 def test_healthy_runs_raise_none():
     assert _told(_stats(), [(8.0 * i, 50 / i + 3) for i in range(1, 13)]) == []
-    assert _told(_stats(**{"Variety/within": lambda t: 2.0 * np.exp(-t / 5) + 0.8})) == []  # artefacts of the first ticks vary, too
-    strong = {"Loss/signs/real": lambda t: 0.99, "Loss/signs/fake": lambda t: -0.99, "Loss/D/fun": lambda t: 3.0}
+    assert (
+        _told(_stats(**{"Variety/within": lambda t: 2.0 * np.exp(-t / 5) + 0.8})) == []
+    )  # artefacts of the first ticks vary, too
+    strong = {
+        "Loss/signs/real": lambda t: 0.99,
+        "Loss/signs/fake": lambda t: -0.99,
+        "Loss/D/fun": lambda t: 3.0,
+    }
     assert _told(_stats(**strong)) == []  # a strong discriminator whose loss still teaches
 
 
@@ -69,14 +81,17 @@ def test_healthy_runs_raise_none():
 def test_each_collapse_raises_its_own(cause, curves, words):
     told = _told(_stats(**curves))
     assert {a["cause"] for a in told} == {cause}
-    assert [b["tick"] - a["tick"] for a, b in itertools.pairwise(told)] == [alarms.AGAIN_AFTER] * (len(told) - 1)
+    assert [b["tick"] - a["tick"] for a, b in itertools.pairwise(told)] == [alarms.AGAIN_AFTER] * (
+        len(told) - 1
+    )
     first = told[0]
     assert words in first["seen"] and first["since_kimg"] <= first["kimg"] <= first["since_kimg"] + 30
     line = alarms.Alarm(**first).line
     assert "since" in line and "--glr=0.00125" in line and "best_model.pkl" in line and "\n" not in line
 
 
-# A run of the demo's network on digits, without DiffAugment: 28 ticks of 1,000 images, batch 16. Variety was measured at its snapshots.
+# A run of the demo's network on digits, without DiffAugment: 28 ticks of 1,000 images, batch 16. Variety was
+# measured at its snapshots.
 REAL = {
     "Loss/signs/real": [
         0.88,
@@ -168,20 +183,29 @@ REAL = {
         4.39,
         4.59,
     ],
-    "Variety/within": np.interp(range(1, 29), range(4, 29, 4), [0.951, 0.818, 0.739, 0.738, 0.695, 0.613, 0.677]),
-    "Variety/between": np.interp(range(1, 29), range(4, 29, 4), [0.910, 0.957, 1.073, 1.285, 1.406, 1.405, 1.339]),
+    "Variety/within": np.interp(
+        range(1, 29), range(4, 29, 4), [0.951, 0.818, 0.739, 0.738, 0.695, 0.613, 0.677]
+    ),
+    "Variety/between": np.interp(
+        range(1, 29), range(4, 29, 4), [0.910, 0.957, 1.073, 1.285, 1.406, 1.405, 1.339]
+    ),
 }
 
 
 def _real(**replaced):
     series = {**REAL, **replaced}
-    return [{"kimg": t + 1.0, "Progress/tick": t + 1.0, **{name: float(y[t]) for name, y in series.items()}} for t in range(28)]
+    return [
+        {"kimg": t + 1.0, "Progress/tick": t + 1.0, **{name: float(y[t]) for name, y in series.items()}}
+        for t in range(28)
+    ]
 
 
 def test_a_real_run_raises_none_until_it_collapses():
     cfg = CFG.override({"run.batch": 16})
     assert _told(_real(), cfg=cfg) == []
-    truncated = np.where(np.arange(28) < 20, REAL["Variety/within"], 0.343)  # what the last network gives at psi = 0.4
+    truncated = np.where(
+        np.arange(28) < 20, REAL["Variety/within"], 0.343
+    )  # what the last network gives at psi = 0.4
     (alarm,) = _told(_real(**{"Variety/within": truncated}), cfg=cfg)
     assert alarm["cause"] == "variety" and 21 <= alarm["since_kimg"] <= 23 and alarm["kimg"] <= 26
 
@@ -194,7 +218,10 @@ def test_since_when():
 def test_advice_names_what_is_off():
     off = CFG.override({"discriminator.augment": False})
     low = _stats(**{"Variety/within": lambda t: 0.1})
-    assert "--augment=True" in alarms.find(low, [], off)[0].advice and "--augment" not in alarms.find(low, [], CFG)[0].advice
+    assert (
+        "--augment=True" in alarms.find(low, [], off)[0].advice
+        and "--augment" not in alarms.find(low, [], CFG)[0].advice
+    )
     unconditional = CFG.override({"data.cond": False})
     assert alarms.find(low, [], unconditional)[0].seen.startswith("the images look alike")
 
@@ -203,8 +230,14 @@ def test_a_rising_metric():
     falls = [(8.0 * i, 40.0 / i) for i in range(1, 6)]
     rises = falls + [(40 + 8.0 * i, 8.0 + 1.5 * i) for i in range(1, 7)]
     told = _told(_stats(), rises)
-    assert [a["cause"] for a in told] == ["metric"] and "fid50k_full gets worse" in told[0]["seen"] and told[0]["since_kimg"] == 40
-    assert _told(_stats(), falls + [(40 + 8.0 * i, 8.2) for i in range(1, 7)]) == []  # no progress is no collapse
+    assert (
+        [a["cause"] for a in told] == ["metric"]
+        and "fid50k_full gets worse" in told[0]["seen"]
+        and told[0]["since_kimg"] == 40
+    )
+    assert (
+        _told(_stats(), falls + [(40 + 8.0 * i, 8.2) for i in range(1, 7)]) == []
+    )  # no progress is no collapse
     assert [a["cause"] for a in _told(_stats(), [(k, 100 / v) for k, v in rises], best="max")] == ["metric"]
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one estimate of time: what a run's lines say, what a simulated run takes, and that everybody shows the same number."""
+"""The one estimate of time: what a run's lines say, what a simulated run takes, and that everybody shows the
+same number.
+"""
 
 import math
 
@@ -11,7 +13,9 @@ from training.watch.estimate import Pace, measured, seconds_left
 
 
 def simulate(run: RunConfig, pace: Pace) -> tuple[list[dict], list[float]]:
-    """Lines of stats.jsonl and, for each, the seconds from the end of its tick's maintenance to the end of the run, by going through it."""
+    """Lines of stats.jsonl and, for each, the seconds from the end of its tick's maintenance to the end of
+    the run, by going through it.
+    """
     nimg = start = 0
     now, tick, maintenance = 0.0, 0, 0.0
     lines, ends = [], []
@@ -21,7 +25,11 @@ def simulate(run: RunConfig, pace: Pace) -> tuple[list[dict], list[float]]:
         done = nimg >= run.kimg * 1000
         if done or nimg >= start + run.tick * 1000:
             tick, start = tick + 1, nimg
-            line = {"kimg": nimg / 1000, "Progress/tick": {"mean": float(tick)}, "Timing/sec_per_kimg": {"mean": pace.sec_per_kimg}}
+            line = {
+                "kimg": nimg / 1000,
+                "Progress/tick": {"mean": float(tick)},
+                "Timing/sec_per_kimg": {"mean": pace.sec_per_kimg},
+            }
             lines.append({**line, "Timing/maintenance_sec": {"mean": maintenance}})
             maintenance = pace.sec_per_snapshot if done or tick % run.snap == 0 else pace.sec_per_tick
             now += maintenance
@@ -29,16 +37,27 @@ def simulate(run: RunConfig, pace: Pace) -> tuple[list[dict], list[float]]:
     return lines, [now - end for end in ends]
 
 
-@pytest.mark.parametrize(("kimg", "tick", "snap", "batch"), [(10, 0.5, 4, 16), (7.3, 1, 3, 64), (1, 4, 50, 8), (100, 4, 5, 2048), (3, 0.001, 1, 32)])
+@pytest.mark.parametrize(
+    ("kimg", "tick", "snap", "batch"),
+    [(10, 0.5, 4, 16), (7.3, 1, 3, 64), (1, 4, 50, 8), (100, 4, 5, 2048), (3, 0.001, 1, 32)],
+)
 def test_the_estimate_is_what_a_run_takes(kimg, tick, snap, batch):
     run, pace = RunConfig(kimg=kimg, tick=tick, snap=snap, batch=batch), Pace(12.0, 0.7, 55.0)
     lines, left = simulate(run, pace)
     steps = math.ceil(kimg * 1000 / batch)
-    whole = RunConfig(kimg=steps * batch / 1000, tick=tick, snap=snap, batch=batch)  # a run ends with a whole step
-    total = left[0] + lines[0]["kimg"] * pace.sec_per_kimg + (pace.sec_per_snapshot if 1 % snap == 0 or len(lines) == 1 else pace.sec_per_tick)
+    whole = RunConfig(
+        kimg=steps * batch / 1000, tick=tick, snap=snap, batch=batch
+    )  # a run ends with a whole step
+    total = (
+        left[0]
+        + lines[0]["kimg"] * pace.sec_per_kimg
+        + (pace.sec_per_snapshot if 1 % snap == 0 or len(lines) == 1 else pace.sec_per_tick)
+    )
     assert pace.seconds(whole) == pytest.approx(total)
     for line, seconds in zip(lines, left, strict=True):
-        assert pace.seconds(whole, line["kimg"], int(line["Progress/tick"]["mean"])) == pytest.approx(seconds, abs=1e-6)
+        assert pace.seconds(whole, line["kimg"], int(line["Progress/tick"]["mean"])) == pytest.approx(
+            seconds, abs=1e-6
+        )
 
 
 def test_the_pace_is_read_from_the_lines():

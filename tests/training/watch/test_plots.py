@@ -14,7 +14,11 @@ from training.watch import plots, ticks
 
 
 def _stats(kimg, **values):
-    return {"kimg": kimg, **{name.replace("__", "/"): {"num": 8, "mean": value, "std": 0.5} for name, value in values.items()}, "timestamp": 1.0}
+    return {
+        "kimg": kimg,
+        **{name.replace("__", "/"): {"num": 8, "mean": value, "std": 0.5} for name, value in values.items()},
+        "timestamp": 1.0,
+    }
 
 
 def _write(path, records, tail=""):
@@ -38,7 +42,10 @@ def run_dir(tmp_path):
         for i in range(1, 50)
     ]
     _write(tmp_path / "stats.jsonl", records, tail='{"kimg": 200.0, "Loss/D/f')
-    _write(tmp_path / "metric-fd_lite0.jsonl", [{"metric": "fd_lite0", "results": {"fd_lite0": 300.0 / i}, "kimg": 50.0 * i} for i in range(1, 5)])
+    _write(
+        tmp_path / "metric-fd_lite0.jsonl",
+        [{"metric": "fd_lite0", "results": {"fd_lite0": 300.0 / i}, "kimg": 50.0 * i} for i in range(1, 5)],
+    )
     return tmp_path
 
 
@@ -60,14 +67,32 @@ def test_pyplot_is_left_alone(run_dir, monkeypatch):
 
 
 def test_panels_hold_what_was_written(run_dir):
-    panels = {p.title.split("  ")[0]: p for p in plots.stats_panels(plots.read_jsonl(run_dir / "stats.jsonl"))}
-    assert list(panels) == ["Discriminator loss", "Generator loss", "Sign of the logits", "Logits", "Images per second"]
+    panels = {
+        p.title.split("  ")[0]: p for p in plots.stats_panels(plots.read_jsonl(run_dir / "stats.jsonl"))
+    }
+    assert list(panels) == [
+        "Discriminator loss",
+        "Generator loss",
+        "Sign of the logits",
+        "Logits",
+        "Images per second",
+    ]
     fun, direction = panels["Discriminator loss"].series
-    assert fun.x.tolist() == [4.0 * i for i in range(1, 50)] and fun.y.tolist() == [9.0 + i for i in range(1, 50)] and set(direction.y) == {-2.0}
-    assert [s.label for s in panels["Generator loss"].series] == ["adversarial"]  # guidance and path length were not reported
+    assert (
+        fun.x.tolist() == [4.0 * i for i in range(1, 50)]
+        and fun.y.tolist() == [9.0 + i for i in range(1, 50)]
+        and set(direction.y) == {-2.0}
+    )
+    assert [s.label for s in panels["Generator loss"].series] == [
+        "adversarial"
+    ]  # guidance and path length were not reported
     assert panels["Logits"].series[0].band.tolist() == [0.5] * 49
     (metric,) = plots.metric_panels(plots.read_jsonl(run_dir / "metric-fd_lite0.jsonl"))
-    assert metric.log and metric.series[0].x.tolist() == [50, 100, 150, 200] and metric.series[0].y.tolist() == [300, 150, 100, 75]
+    assert (
+        metric.log
+        and metric.series[0].x.tolist() == [50, 100, 150, 200]
+        and metric.series[0].y.tolist() == [300, 150, 100, 75]
+    )
 
 
 def test_the_short_last_tick_is_no_loss_of_speed():
@@ -118,20 +143,41 @@ def test_names_with_dollar_signs_are_names(tmp_path):
 
 
 def test_a_run_that_went_back():
-    records = [_stats(k, Loss__G__loss=k) for k in (4, 8, 12, 16)] + [_stats(k, Loss__G__loss=-k) for k in (12, 16, 20)]
+    records = [_stats(k, Loss__G__loss=k) for k in (4, 8, 12, 16)] + [
+        _stats(k, Loss__G__loss=-k) for k in (12, 16, 20)
+    ]
     (panel,) = plots.stats_panels(records)
-    assert panel.series[0].x.tolist() == [4, 8, 12, 16, 20] and panel.series[0].y.tolist() == [4, 8, -12, -16, -20]
+    assert panel.series[0].x.tolist() == [4, 8, 12, 16, 20] and panel.series[0].y.tolist() == [
+        4,
+        8,
+        -12,
+        -16,
+        -20,
+    ]
 
 
 def test_published_stats_lines():
     """StyleGAN's own stats.jsonl has no 'kimg', and its evaluation lines no number for some names."""
-    records = [{"Progress/kimg": {"num": 1, "mean": float(k), "std": 0.0}, "Loss/signs/real": {"num": 9, "mean": 0.3, "std": 1.0}} for k in (0, 4)]
+    records = [
+        {
+            "Progress/kimg": {"num": 1, "mean": float(k), "std": 0.0},
+            "Loss/signs/real": {"num": 9, "mean": 0.3, "std": 1.0},
+        }
+        for k in (0, 4)
+    ]
     (panel,) = plots.stats_panels(records)
     assert panel.series[0].x.tolist() == [0, 4] and panel.limits == (-1.05, 1.05)
 
 
 def test_metrics_by_kind():
-    results = {"fid50k_full": 9.0, "is50k_mean": 50.0, "is50k_std": 1.0, "pr50k3_recall": 0.4, "kid50k_full": -0.001, "swiss": 3}
+    results = {
+        "fid50k_full": 9.0,
+        "is50k_mean": 50.0,
+        "is50k_std": 1.0,
+        "pr50k3_recall": 0.4,
+        "kid50k_full": -0.001,
+        "swiss": 3,
+    }
     records = [
         {"results": results, "kimg": 1},
         {"results": {"fd_lite0": 7.0, "bad": "text", "worse": None}, "kimg": 2},
@@ -139,16 +185,24 @@ def test_metrics_by_kind():
         {"results": {"fid50k_full": 1.0}},
     ]
     panels = {p.title.split("  ")[0]: p for p in plots.metric_panels(records)}
-    assert [s.label for s in panels["Fréchet distance"].series] == ["fd_lite0", "fid50k_full"] and panels["Fréchet distance"].log
+    assert [s.label for s in panels["Fréchet distance"].series] == ["fd_lite0", "fid50k_full"] and panels[
+        "Fréchet distance"
+    ].log
     assert panels["Fréchet distance"].series[1].y.tolist() == [9.0]  # a line without kimg has no place
     assert not panels["Kernel distance"].log  # it can be negative
-    assert [s.label for s in panels["Inception score"].series] == ["is50k_mean"] and panels["Precision, recall, accuracy"].series[0].best == "max"
+    assert [s.label for s in panels["Inception score"].series] == ["is50k_mean"] and panels[
+        "Precision, recall, accuracy"
+    ].series[0].best == "max"
     assert [s.label for s in panels["Metrics"].series] == ["swiss"] and len(panels) == 5
 
 
 def test_the_good_end_comes_from_the_record():
     results = {"pr_inception_50k_full_precision": 0.7, "pr_inception_50k_full_recall": 0.3}
-    for record, best in (({}, "max"), ({"lower_is_better": True}, "min"), ({"lower_is_better": False}, "max")):
+    for record, best in (
+        ({}, "max"),
+        ({"lower_is_better": True}, "min"),
+        ({"lower_is_better": False}, "max"),
+    ):
         (panel,) = plots.metric_panels([{"results": results, "kimg": 1, **record}])
         assert panel.title == "Precision, recall, accuracy" and [s.best for s in panel.series] == [best, best]
     (panel,) = plots.metric_panels([{"results": {"new_metric": 1.0}, "kimg": 1, "lower_is_better": False}])
@@ -156,7 +210,10 @@ def test_the_good_end_comes_from_the_record():
 
 
 def test_stages_are_compared():
-    stages = [(f"stage-{r:03d}", [_stats(4.0 * i, Loss__D__fun=r, Variety__within=0.5) for i in (1, 2)], []) for r in (16, 32)]
+    stages = [
+        (f"stage-{r:03d}", [_stats(4.0 * i, Loss__D__fun=r, Variety__within=0.5) for i in (1, 2)], [])
+        for r in (16, 32)
+    ]
     stages[1][2].append({"results": {"fid50k_full": 3.0}, "kimg": 8.0})
     panels = {p.title.split("  ")[0]: p for p in plots.stage_panels(stages)}
     assert list(panels) == ["Fréchet distance", "Variety within classes", "Discriminator loss, fun"]
@@ -193,7 +250,11 @@ def test_nothing_to_draw(tmp_path, stats):
     [
         [_stats(0.0, Loss__G__loss=1.0)],
         [_stats(4.0, Loss__G__loss=0.0), _stats(8.0, Loss__G__loss=0.0)],
-        [_stats(4.0, Loss__scores__real=1.0), _stats(8.0, Loss__scores__real=math.nan), _stats(12.0, Loss__scores__real=math.inf)],
+        [
+            _stats(4.0, Loss__scores__real=1.0),
+            _stats(8.0, Loss__scores__real=math.nan),
+            _stats(12.0, Loss__scores__real=math.inf),
+        ],
         [{"kimg": 4.0, "Loss/scores/real": {"mean": 2.0}}],
         [_stats(float(k), Loss__G__loss=1e30 if k == 50 else 1.0) for k in range(100)],
     ],
@@ -226,5 +287,7 @@ def test_smooth():
 
 def test_outliers_do_not_stretch_the_axis():
     y = np.r_[np.full(500, 1.0), 1e6]
-    low, high = plots._limits(plots.Panel("x", [plots.Series("a", np.arange(501.0), y, plots._BLUE)], zero=True))
+    low, high = plots._limits(
+        plots.Panel("x", [plots.Series("a", np.arange(501.0), y, plots._BLUE)], zero=True)
+    )
     assert low < 0 < 1 < high < 2

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.html: what it says, that it is one safe file of bounded size, and that nothing in a folder can stop a run."""
+"""report.html: what it says, that it is one safe file of bounded size, and that nothing in a folder can stop
+a run.
+"""
 
 import json
 import re
@@ -22,28 +24,60 @@ def _jsonl(path, records):
 
 def make_run(folder, kimg=8.0, names=("cat", EVIL), outcome="finished"):
     folder.mkdir(parents=True, exist_ok=True)
-    changes = {"data.path": "/somewhere/pets16.zip", "data.cond": True, "run.kimg": 16.0, "optim.glr": 0.005, "run.metrics": ["fd_lite0_500"]}
+    changes = {
+        "data.path": "/somewhere/pets16.zip",
+        "data.cond": True,
+        "run.kimg": 16.0,
+        "optim.glr": 0.005,
+        "run.metrics": ["fd_lite0_500"],
+    }
     config = TrainConfig().override(changes)
     (folder / "training_options.json").write_text(json.dumps({"config": to_json(config)}))
-    about = {"images": 3812, "classes": len(names), "resolution": 16, "grid_rows": list(names), "g_parameters": 2_500_000, "g_trained": 2_000_000}
+    about = {
+        "images": 3812,
+        "classes": len(names),
+        "resolution": 16,
+        "grid_rows": list(names),
+        "g_parameters": 2_500_000,
+        "g_trained": 2_000_000,
+    }
     (folder / run_folder.ABOUT_FILE).write_text(json.dumps(about))
     stat = lambda value: {"num": 1, "mean": value, "std": 0.0}  # noqa: E731
-    names_of = ("Timing/sec_per_kimg", "Timing/images_per_sec", "Timing/total_sec", "Variety/within", "Loss/D/fun")
+    names_of = (
+        "Timing/sec_per_kimg",
+        "Timing/images_per_sec",
+        "Timing/total_sec",
+        "Variety/within",
+        "Loss/D/fun",
+    )
     _jsonl(
         folder / "stats.jsonl",
         [
-            {"kimg": float(k), "timestamp": 1.7e9, **dict(zip(names_of, map(stat, (20.0, 50.0, 20.0 * k, 0.87, 5.0)), strict=True))}
+            {
+                "kimg": float(k),
+                "timestamp": 1.7e9,
+                **dict(zip(names_of, map(stat, (20.0, 50.0, 20.0 * k, 0.87, 5.0)), strict=True)),
+            }
             for k in range(1, int(kimg) + 1)
         ],
     )
     scores = [(4.0, 30.0), (6.0, 12.5), (8.0, 14.0)]
     _jsonl(
         folder / "metric-fd_lite0_500.jsonl",
-        [{"kimg": k, "results": {"fd_lite0_500": v}, "snapshot_pkl": f"network-snapshot-{k:.0f}.pkl"} for k, v in scores],
+        [
+            {"kimg": k, "results": {"fd_lite0_500": v}, "snapshot_pkl": f"network-snapshot-{k:.0f}.pkl"}
+            for k, v in scores
+        ],
     )
     (folder / "status.json").write_text(json.dumps({"outcome": outcome}))
     noise = np.random.RandomState(0)
-    for name, size in (("reals.png", 64), ("fakes000004.png", 64), ("fakes000008.png", 64), ("curves.png", 300), ("contact-sheet.png", 200)):
+    for name, size in (
+        ("reals.png", 64),
+        ("fakes000004.png", 64),
+        ("fakes000008.png", 64),
+        ("curves.png", 300),
+        ("contact-sheet.png", 200),
+    ):
         PIL.Image.fromarray(noise.randint(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / name)
     return folder
 
@@ -75,19 +109,50 @@ def checked(path):
     parser = _Checker()
     page = path.read_text()
     parser.feed(page)
-    assert parser.open == [] and "script" not in parser.tags and all(s.startswith("data:image/") for s in parser.sources)
+    assert (
+        parser.open == []
+        and "script" not in parser.tags
+        and all(s.startswith("data:image/") for s in parser.sources)
+    )
     return parser, re.sub(r"\s+", " ", " ".join(parser.words))
 
 
 def test_a_run(tmp_path):
     run = make_run(tmp_path / "00000-pets")
-    alarm = {"cause": "variety", "kimg": 7.0, "tick": 7, "since_kimg": 5.0, "seen": "samples of a class look alike", "advice": "more data."}
+    alarm = {
+        "cause": "variety",
+        "kimg": 7.0,
+        "tick": 7,
+        "since_kimg": 5.0,
+        "seen": "samples of a class look alike",
+        "advice": "more data.",
+    }
     _jsonl(run / "alarms.jsonl", [alarm])
     assert report.write(run) == run / "report.html"
     parser, words = checked(run / "report.html")
     for wanted in (
-        *("00000-pets", "pets16.zip", "16x16 pixels", "3,812 images in 2 classes", "finished", "8 kimg", "of 16", "50 img/s", "0.87", "cat"),
-        *("12.5", "network-snapshot-6.pkl", "at 6 kimg", "samples of a class look alike", "since 5 kimg", "more data.", "optim.glr", "0.005"),
+        *(
+            "00000-pets",
+            "pets16.zip",
+            "16x16 pixels",
+            "3,812 images in 2 classes",
+            "finished",
+            "8 kimg",
+            "of 16",
+            "50 img/s",
+            "0.87",
+            "cat",
+        ),
+        *(
+            "12.5",
+            "network-snapshot-6.pkl",
+            "at 6 kimg",
+            "samples of a class look alike",
+            "since 5 kimg",
+            "more data.",
+            "optim.glr",
+            "0.005",
+        ),
         *("2.5 M generator parameters", EVIL, "generated, 8 kimg"),
     ):
         assert wanted in words, wanted
@@ -102,7 +167,12 @@ def test_a_run(tmp_path):
 
 def test_time_left(tmp_path):
     run = report.Run.read(make_run(tmp_path / "r", outcome="interrupted"))
-    assert run.seconds_left == pytest.approx(8 * 20) and run.best() == ("fd_lite0_500", 12.5, 6.0, "network-snapshot-6.pkl")
+    assert run.seconds_left == pytest.approx(8 * 20) and run.best() == (
+        "fd_lite0_500",
+        12.5,
+        6.0,
+        "network-snapshot-6.pkl",
+    )
 
 
 def test_stages_side_by_side(tmp_path):
@@ -112,7 +182,9 @@ def test_stages_side_by_side(tmp_path):
     (folder / "lineage.json").write_text(json.dumps({"stages": [{"stem": EVIL, "kimg": 3}]}))
     (folder / "recipe.json").write_text(json.dumps({"name": "demo64"}))
     (folder / "stage-nothing-yet").mkdir()
-    (folder / "stage-016x016" / "final.json").write_text(json.dumps({"metric": "fd_lite0_2k", "value": 77.25}))
+    (folder / "stage-016x016" / "final.json").write_text(
+        json.dumps({"metric": "fd_lite0_2k", "value": 77.25})
+    )
     report.write(str(folder))
     parser, words = checked(folder / "report.html")
     # table, images, contact sheet, own curves; and in the legends of the three panels that compare the stages
@@ -169,7 +241,14 @@ def test_an_empty_folder_and_a_damaged_one(tmp_path):
         "fakes1.png",
         "fakesx.png",
     ):
-        for content in (b"", b"\xff\x00", b"[]", b'{"config": {"run": 3}}', b'{"kimg": "x", "results": {"x": "y"}}', b'{"seen": 3, "grid_rows": 7}'):
+        for content in (
+            b"",
+            b"\xff\x00",
+            b"[]",
+            b'{"config": {"run": 3}}',
+            b'{"kimg": "x", "results": {"x": "y"}}',
+            b'{"seen": 3, "grid_rows": 7}',
+        ):
             (tmp_path / name).write_bytes(content)
             assert report.write(tmp_path) is not None, (name, content)
     checked(tmp_path / "report.html")
@@ -189,7 +268,9 @@ HOSTILE = (EVIL + " $\\frac{$ {{ 7 * 7 }}{% raw %} </style><script>x()</script> 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("evil", HOSTILE)
 def test_texts_of_strangers_stay_texts(tmp_path, evil):
-    """Names of classes, options, metrics, files, alarms, lineage are no markup, no template and no formula."""
+    """Names of classes, options, metrics, files, alarms, lineage are no markup, no template and no
+    formula.
+    """
     folder = tmp_path / "00000-<b>&amp;{{ x }}"
     run = make_run(folder / "stage-<i>$x", names=("cat", evil))
     changes = {"data.path": f"/data/{evil[:50]}.zip", "generator.path_stem": evil, "run.desc": evil}
@@ -256,7 +337,9 @@ def test_what_is_left_out_is_said(tmp_path):
     report.write(run)
     _, words = checked(run / "report.html")
     assert words.count("2 of 1,000 classes; the others are left out.") == 2  # the grids
-    assert words.count("8 of 1,000 classes; the others are left out.") == 1  # the contact sheet of an older run
+    assert (
+        words.count("8 of 1,000 classes; the others are left out.") == 1
+    )  # the contact sheet of an older run
     (run / "lineage.json").write_text(json.dumps({str(i): i for i in range(50)}))
     for i in range(10):
         make_run(tmp_path / "recipe" / f"stage-{i}")

@@ -57,7 +57,9 @@ def test_columns_are_times(tmp_path, names):
     assert image.shape[0] > sheet.rows * cell and image.shape[1] > 4 * cell
     left = image.shape[1] - 4 * cell
     shades = [image[-cell // 2, left + int((i + 0.5) * cell)].tolist() for i in range(3)]
-    assert [[abs(v - s) <= 1 for v in pixel] for pixel, s in zip(shades, (40, 120, 200), strict=True)] == [[True] * 3] * 3
+    assert [[abs(v - s) <= 1 for v in pixel] for pixel, s in zip(shades, (40, 120, 200), strict=True)] == [
+        [True] * 3
+    ] * 3
     assert image[-cell:, -cell:].std() > 10  # the data
 
 
@@ -94,12 +96,18 @@ def test_bounded_and_spread(tmp_path):
     for i in range(3 * sheets.MAX_COLUMNS):
         sheet.add(_Grey(100, c_dim), 1000 * i)
     columns = _columns(tmp_path)
-    assert len(columns) == sheets.MAX_COLUMNS and columns[0] == 0 and columns[-1] == 1000 * (3 * sheets.MAX_COLUMNS - 1)
+    assert (
+        len(columns) == sheets.MAX_COLUMNS
+        and columns[0] == 0
+        and columns[-1] == 1000 * (3 * sheets.MAX_COLUMNS - 1)
+    )
     assert max(np.diff(columns)) <= 6000
 
 
 def test_a_kill_changes_nothing(tmp_path):
-    """Every column is written twice, as by a run that dies before each checkpoint: the same files as without."""
+    """Every column is written twice, as by a run that dies before each checkpoint: the same files as
+    without.
+    """
     for name in ("whole", "killed"):
         sheet, c_dim = _sheet(tmp_path / name)
         for i in range(sheets.MAX_COLUMNS + 5):
@@ -110,7 +118,9 @@ def test_a_kill_changes_nothing(tmp_path):
                 assert _columns(tmp_path / name)[-1] == 1000 * (i - 1)
                 sheet.add(_Grey(100, c_dim), 1000 * i)
     assert _columns(tmp_path / "whole") == _columns(tmp_path / "killed")
-    assert (tmp_path / "whole" / run_folder.CONTACT_SHEET_FILE).read_bytes() == (tmp_path / "killed" / run_folder.CONTACT_SHEET_FILE).read_bytes()
+    assert (tmp_path / "whole" / run_folder.CONTACT_SHEET_FILE).read_bytes() == (
+        tmp_path / "killed" / run_folder.CONTACT_SHEET_FILE
+    ).read_bytes()
 
 
 def test_damaged_columns_are_passed_over(tmp_path):

@@ -32,13 +32,21 @@ class _Black(torch.nn.Module):
 def make(tmp_path):
     data = write_dataset(tmp_path / "d.zip", 12, class_names=["<i>a</i>", "b"])
     dataset = ImageDataset(str(data), use_labels=True)
-    cfg = TrainConfig().override({"data.cond": True, "run.batch": 8, "run.variety": 0, "run.metrics": ["fd_lite0_500"]})
+    cfg = TrainConfig().override(
+        {"data.cond": True, "run.batch": 8, "run.variety": 0, "run.metrics": ["fd_lite0_500"]}
+    )
     G = _Black()
     G.c_dim = 2
 
     def begin(nimg):
         watch = Watch(cfg, str(tmp_path), dataset, None)
-        state = SimpleNamespace(progress=SimpleNamespace(nimg=nimg), G=G, G_ema=G, g_params=dict(G.named_parameters()), d_params={})
+        state = SimpleNamespace(
+            progress=SimpleNamespace(nimg=nimg),
+            G=G,
+            G_ema=G,
+            g_params=dict(G.named_parameters()),
+            d_params={},
+        )
         watch.begin(state, grid_rows=2)
         return watch
 
@@ -70,7 +78,9 @@ def test_one_warning_and_a_resume(make, tmp_path, capsys):
     _run(watch, tmp_path, range(60, 80))
     (first,) = _told(tmp_path)
     out = capsys.readouterr().out
-    assert out.startswith("WARNING: samples of a class look alike") and out.count("\n") == 1 and 60 < first < 70
+    assert (
+        out.startswith("WARNING: samples of a class look alike") and out.count("\n") == 1 and 60 < first < 70
+    )
     # A kill: the run goes on from the checkpoint at 61 kimg, where nothing had been told yet.
     lines = (tmp_path / "stats.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "stats.jsonl").write_text("".join(lines[:61]))

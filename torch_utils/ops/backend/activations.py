@@ -41,12 +41,15 @@ activation_funcs: dict[str, Activation] = {
 def check_impl(impl: str) -> None:
     """Raises ValueError unless `impl` is an implementation's name."""
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r} is not an implementation; use 'cuda' (fastest there is for the device) or 'ref'")
+        raise ValueError(
+            f"impl={impl!r} is not an implementation; use 'cuda' (fastest there is for the device) or 'ref'"
+        )
 
 
 def clamp_abs(x: torch.Tensor, bound: float) -> torch.Tensor:
     """clamp(x, -bound, bound) whose gradient is zero on the bound itself, as in the published operation."""
-    # torch.clamp lets the gradient through on the bound in some releases and stops it there in others; this does not depend on it.
+    # torch.clamp lets the gradient through on the bound in some releases and stops it there in others; this
+    # does not depend on it.
     return torch.where(x.abs() < bound, x, x.detach().clamp(-bound, bound))
 
 

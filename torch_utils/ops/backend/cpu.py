@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators of `library.py` for CPU tensors: through the native kernels where these are built and know the dtype (`cpu_kernels.py`), else
-filtered_lrelu and upfirdn2d through the matrix products of `resampling.py` and bias_act through torch's own operations."""
+"""The operators of `library.py` for CPU tensors: through the native kernels where these are built and know
+the dtype (`cpu_kernels.py`), else filtered_lrelu and upfirdn2d through the matrix products of `resampling.py`
+and bias_act through torch's own operations.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +16,9 @@ from torch_utils.ops.backend.cpu_kernels import Axes
 
 
 class Spec(NamedTuple):
-    """y = down(phi(up(x + b))) with phi(u) = clamp(gain * lrelu(u, slope)); a map that is None is the identity."""
+    """y = down(phi(up(x + b))) with phi(u) = clamp(gain * lrelu(u, slope)); a map that is None is the
+    identity.
+    """
 
     up: resampling.Resampler | None
     down: resampling.Resampler | None
@@ -51,7 +55,10 @@ class Spec(NamedTuple):
         if self.clamp is not None:
             low, high = torch.aminmax(u)
             # Clamps are there for emergencies: one cheap look at the extremes usually saves the mask.
-            if not max(abs(float(low)), abs(float(high))) * abs(self.gain) * max(1.0, abs(self.slope)) < self.clamp:
+            if (
+                not max(abs(float(low)), abs(float(high))) * abs(self.gain) * max(1.0, abs(self.slope))
+                < self.clamp
+            ):
                 outside = self.activate_(u.clone()).abs_() >= self.clamp
         negative = torch.le(u, 0, out=u)
         torch.addcmul(t, t, negative, value=self.slope - 1, out=t)
@@ -68,8 +75,12 @@ class Spec(NamedTuple):
             resampling.store_chunk(_apply(self.down, self.activate_(_apply(self.up, part))), y[chunk])
         return y
 
-    def gated(self, t: torch.Tensor, x: torch.Tensor, b: torch.Tensor | None, transposed: bool) -> torch.Tensor:
-        """The derivative at x applied to t: forwards, down(phi' * up(t)), or transposed, up'(phi' * down'(t))."""
+    def gated(
+        self, t: torch.Tensor, x: torch.Tensor, b: torch.Tensor | None, transposed: bool
+    ) -> torch.Tensor:
+        """The derivative at x applied to t: forwards, down(phi' * up(t)), or transposed, up'(phi' *
+        down'(t)).
+        """
         before, after = (_adjoint(self.down), _adjoint(self.up)) if transposed else (self.up, self.down)
         y = resampling.new_images(x, self.in_size if transposed else self.out_size)
         dtype = resampling.compute_dtype(x.dtype)
@@ -89,7 +100,9 @@ def _adjoint(linear: resampling.Resampler | None) -> resampling.Resampler | None
 
 
 class FilteredLrelu(torch.autograd.Function):
-    """(x, b) -> y, chunk by chunk. Only x and b are kept for the backward pass, nothing of the upsampled size."""
+    """(x, b) -> y, chunk by chunk. Only x and b are kept for the backward pass, nothing of the upsampled
+    size.
+    """
 
     @staticmethod
     def forward(ctx, x, b, spec):  # type: ignore[no-untyped-def, override]
@@ -106,10 +119,12 @@ class FilteredLrelu(torch.autograd.Function):
 
 
 class Gated(torch.autograd.Function):
-    """The derivative of `FilteredLrelu` at x applied to t: forwards, down(phi' * up(t)), or transposed, up'(phi' * down'(t)).
+    """The derivative of `FilteredLrelu` at x applied to t: forwards, down(phi' * up(t)), or transposed,
+    up'(phi' * down'(t)).
 
-    Linear in t, and each direction is the other's derivative. phi' is constant almost everywhere, so x and b get no gradient. phi' is
-    recomputed from x: two small products instead of an upsampled image kept in memory from the forward pass.
+    Linear in t, and each direction is the other's derivative. phi' is constant almost everywhere, so x and b
+    get no gradient. phi' is recomputed from x: two small products instead of an upsampled image kept in
+    memory from the forward pass.
     """
 
     @staticmethod
@@ -133,7 +148,14 @@ def _plans(
 
 
 def _make_spec(
-    x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, geometry: list[int], flip: bool, gain: float, slope: float, clamp: float
+    x: torch.Tensor,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    geometry: list[int],
+    flip: bool,
+    gain: float,
+    slope: float,
+    clamp: float,
 ) -> Spec:
     up_x, up_y, down_x, down_y, pad_x, pad_y, in_w, in_h, mid_w, mid_h, out_w, out_h = geometry
     (fu_h, fu_w), (fd_h, fd_w) = ((1, 1) if f is None else (f.shape[0], f.shape[-1]) for f in (fu, fd))
@@ -148,7 +170,9 @@ def _make_spec(
 
 def _filtered_lrelu(x, fu, fd, b, geometry, flip, gain, slope, clamp, save):  # type: ignore[no-untyped-def]
     if not cpu_kernels.ready(x.dtype):
-        return _make_spec(x, fu, fd, geometry, flip, gain, slope, clamp).forward(x, b), x.new_empty(0, dtype=torch.uint8)
+        return _make_spec(x, fu, fd, geometry, flip, gain, slope, clamp).forward(x, b), x.new_empty(
+            0, dtype=torch.uint8
+        )
     up_x, up_y, down_x, down_y, pad_x, pad_y, _, _, mid_w, mid_h, out_w, out_h = geometry
     axes = Axes((up_x, up_y), (1, 1), (pad_x, pad_y)), Axes((1, 1), (down_x, down_y), (0, 0))
     codes = x.new_empty(cpu_kernels.codes_shape(x, (mid_h, mid_w)), dtype=torch.uint8) if save else None
@@ -167,21 +191,37 @@ def _filtered_lrelu_gated(t, fu, fd, codes, x, b, geometry, flip, gain, slope, c
     gains = up_x * up_y * gain, 1.0
     if not transposed:
         axes = Axes((up_x, up_y), (1, 1), (pad_x, pad_y)), Axes((1, 1), (down_x, down_y), (0, 0))
-        return cpu_kernels.filtered_lrelu(t, (fu, fd), axes, not flip, gains, ((mid_h, mid_w), (out_h, out_w)), slope=slope, codes=codes)
-    # The transposed map of an axis exchanges up and down, reverses the taps and pads by what the taps leave of the padding.
+        return cpu_kernels.filtered_lrelu(
+            t, (fu, fd), axes, not flip, gains, ((mid_h, mid_w), (out_h, out_w)), slope=slope, codes=codes
+        )
+    # The transposed map of an axis exchanges up and down, reverses the taps and pads by what the taps leave
+    # of the padding.
     (fu_h, fu_w), (fd_h, fd_w) = ((1, 1) if f is None else (f.shape[0], f.shape[-1]) for f in (fu, fd))
-    axes = Axes((down_x, down_y), (1, 1), (fd_w - 1, fd_h - 1)), Axes((1, 1), (up_x, up_y), (fu_w - 1 - pad_x, fu_h - 1 - pad_y))
-    return cpu_kernels.filtered_lrelu(t, (fd, fu), axes, flip, gains, ((mid_h, mid_w), (in_h, in_w)), slope=slope, codes=codes)
+    axes = (
+        Axes((down_x, down_y), (1, 1), (fd_w - 1, fd_h - 1)),
+        Axes((1, 1), (up_x, up_y), (fu_w - 1 - pad_x, fu_h - 1 - pad_y)),
+    )
+    return cpu_kernels.filtered_lrelu(
+        t, (fd, fu), axes, flip, gains, ((mid_h, mid_w), (in_h, in_w)), slope=slope, codes=codes
+    )
 
 
 def _upfirdn2d(x, f, geometry, reverse, gain):  # type: ignore[no-untyped-def]
     up_x, up_y, down_x, down_y, pad_x, pad_y, out_w, out_h = geometry
     if cpu_kernels.ready(x.dtype):
-        return cpu_kernels.upfirdn2d(x, f, Axes((up_x, up_y), (down_x, down_y), (pad_x, pad_y)), (out_h, out_w), reverse, gain)
+        return cpu_kernels.upfirdn2d(
+            x, f, Axes((up_x, up_y), (down_x, down_y), (pad_x, pad_y)), (out_h, out_w), reverse, gain
+        )
     taps_y, taps_x = (1, 1) if f is None else (f.shape[0], f.shape[-1])
-    rows = resampling.AxisPlan(x.shape[2], taps_y, up_y, down_y, pad_y, (out_h - 1) * down_y + taps_y - x.shape[2] * up_y - pad_y)
-    columns = resampling.AxisPlan(x.shape[3], taps_x, up_x, down_x, pad_x, (out_w - 1) * down_x + taps_x - x.shape[3] * up_x - pad_x)
-    resampler = resampling.make_resampler(f, rows, columns, not reverse, gain, resampling.compute_dtype(x.dtype))
+    rows = resampling.AxisPlan(
+        x.shape[2], taps_y, up_y, down_y, pad_y, (out_h - 1) * down_y + taps_y - x.shape[2] * up_y - pad_y
+    )
+    columns = resampling.AxisPlan(
+        x.shape[3], taps_x, up_x, down_x, pad_x, (out_w - 1) * down_x + taps_x - x.shape[3] * up_x - pad_x
+    )
+    resampler = resampling.make_resampler(
+        f, rows, columns, not reverse, gain, resampling.compute_dtype(x.dtype)
+    )
     return x.clone() if resampler is None else resampling.resample(x, resampler)
 
 
@@ -189,7 +229,10 @@ def _slopes(name: str, v: torch.Tensor, alpha: float) -> tuple[torch.Tensor, tor
     """The activation's slope as a function of its value v, and the derivative of that function."""
     one, zero = torch.ones_like(v), torch.zeros_like(v)
     positive = v > 0
-    scale, negative_limit = 1.0507009873554805, 1.7580993408473766  # SELU's, and scale * alpha (Klambauer et al. 2017)
+    scale, negative_limit = (
+        1.0507009873554805,
+        1.7580993408473766,
+    )  # SELU's, and scale * alpha (Klambauer et al. 2017)
     return {
         "linear": lambda: (one, zero),
         "relu": lambda: (positive.to(v.dtype), zero),
@@ -197,7 +240,10 @@ def _slopes(name: str, v: torch.Tensor, alpha: float) -> tuple[torch.Tensor, tor
         "tanh": lambda: (1 - v * v, -2 * v),
         "sigmoid": lambda: (v * (1 - v), 1 - 2 * v),
         "elu": lambda: (torch.where(positive, one, v + 1), torch.where(positive, zero, one)),
-        "selu": lambda: (torch.where(positive, scale * one, v + negative_limit), torch.where(positive, zero, one)),
+        "selu": lambda: (
+            torch.where(positive, scale * one, v + negative_limit),
+            torch.where(positive, zero, one),
+        ),
         "softplus": lambda: (-torch.expm1(-v), torch.exp(-v)),
     }[name]()
 
@@ -219,7 +265,9 @@ def _bias_act(x, b, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-de
 
 
 def _bias_act_slopes(x, b, y, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-def]
-    """(slope of the whole operation, its derivative in the saved tensor) from what the gradient kept: nothing, x and b, or y."""
+    """(slope of the whole operation, its derivative in the saved tensor) from what the gradient kept:
+    nothing, x and b, or y.
+    """
     name = list(activation_funcs)[act]
     if y is not None:
         slope, second = _slopes(name, y / gain, alpha)
@@ -229,7 +277,11 @@ def _bias_act_slopes(x, b, y, dim, act, alpha, gain, clamp):  # type: ignore[no-
         return torch.tensor(gain), torch.tensor(0.0)
     else:
         x = x if b is None else x + along(b.to(x.dtype), dim, x.ndim)
-        slope, second = _swish_slopes(x) if name == "swish" else (torch.where(x > 0, 1.0, alpha).to(x.dtype), torch.zeros_like(x))
+        slope, second = (
+            _swish_slopes(x)
+            if name == "swish"
+            else (torch.where(x > 0, 1.0, alpha).to(x.dtype), torch.zeros_like(x))
+        )
         slope, second, bound = slope * gain, second * gain, torch.tensor(clamp)
         if name not in ("swish", "lrelu"):  # all others keep y unless the gain is zero
             slope, second = torch.zeros_like(x), torch.zeros_like(x)

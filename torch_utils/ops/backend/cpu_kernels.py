@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native CPU kernels of `csrc/cpu/`: filtered_lrelu, upfirdn2d and bias_act in float32 and bfloat16, called through ctypes.
+"""The native CPU kernels of `csrc/cpu/`: filtered_lrelu, upfirdn2d and bias_act in float32 and bfloat16,
+called through ctypes.
 
-Where they cannot be built (`cpu_extension.py`), `cpu.py` does the same work through torch's matrix products and elementwise operations.
+Where they cannot be built (`cpu_extension.py`), `cpu.py` does the same work through torch's matrix products
+and elementwise operations.
 """
 
 import ctypes
@@ -13,7 +15,8 @@ import torch
 
 from torch_utils.ops.backend import cpu_extension, resampling
 
-# Work below this many samples of the middle image (or output pixels) takes less time than waking other threads.
+# Work below this many samples of the middle image (or output pixels) takes less time than waking other
+# threads.
 _INLINE_SAMPLES = 1 << 16
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PLAIN, _SAVE, _GATED = range(3)
@@ -21,12 +24,29 @@ CODE_CHANNELS = 16  # channels whose codes share 4 bytes
 
 
 class _Image(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("n", "c", "h", "w", "sn", "sc", "sh", "sw"))]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("n", "c", "h", "w", "sn", "sc", "sh", "sw")),
+    ]
 
 
 class _Resampling(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("up_x", "up_y", "down_x", "down_y", "pad_x", "pad_y", "taps_x", "taps_y", "full", "reverse")),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "up_x",
+                "up_y",
+                "down_x",
+                "down_y",
+                "pad_x",
+                "pad_y",
+                "taps_x",
+                "taps_y",
+                "full",
+                "reverse",
+            )
+        ),
         ("f", ctypes.c_void_p),
         ("gain", ctypes.c_double),
     ]
@@ -82,7 +102,12 @@ def _library() -> ctypes.CDLL | None:
     library.ops_upfirdn2d.argtypes = [integer, *[pointer] * 3, integer]
     library.ops_bias_act.argtypes = [integer, pointer, integer]
     library.ops_channel_sums.argtypes = [integer, pointer, pointer, *[integer] * 4]
-    for function in (library.ops_filtered_lrelu, library.ops_upfirdn2d, library.ops_bias_act, library.ops_channel_sums):
+    for function in (
+        library.ops_filtered_lrelu,
+        library.ops_upfirdn2d,
+        library.ops_bias_act,
+        library.ops_channel_sums,
+    ):
         function.restype = None
     return library
 
@@ -97,7 +122,9 @@ def _threads(samples: int) -> int:
 
 
 def _walkable(x: torch.Tensor) -> torch.Tensor:
-    """x itself if its pixels or its channels lie side by side (any other strides are correct, but slow), else a copy."""
+    """x itself if its pixels or its channels lie side by side (any other strides are correct, but slow), else
+    a copy.
+    """
     return x if x.stride(1) == 1 or x.stride(3) == 1 else x.contiguous()
 
 
@@ -109,15 +136,20 @@ def _resampling(f: torch.Tensor | None, axes: Axes, reverse: bool, gain: float) 
     """`f` must be float32 and contiguous."""
     full = f is not None and f.ndim == 2
     taps = (1, 1) if f is None else (f.shape[-1], f.shape[0])
-    return _Resampling(*axes.up, *axes.down, *axes.pad, *taps, full, reverse, None if f is None else f.data_ptr(), gain)
+    return _Resampling(
+        *axes.up, *axes.down, *axes.pad, *taps, full, reverse, None if f is None else f.data_ptr(), gain
+    )
 
 
 def _filter(f: torch.Tensor | None) -> torch.Tensor | None:
     return None if f is None else f.to(torch.float32).contiguous()
 
 
-def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, axes: Axes, size: tuple[int, int], reverse: bool, gain: float) -> torch.Tensor:
-    """out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis: [N, C, H, W] -> [N, C, *size] in x's memory format and dtype.
+def upfirdn2d(
+    x: torch.Tensor, f: torch.Tensor | None, axes: Axes, size: tuple[int, int], reverse: bool, gain: float
+) -> torch.Tensor:
+    """out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis: [N, C, H, W] -> [N, C, *size] in
+    x's memory format and dtype.
 
     f: [taps] or [taps y, taps x], stored last tap first if `reverse`; None = one tap of 1.
     """
@@ -131,7 +163,9 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, axes: Axes, size: tuple[i
 
 
 def codes_shape(x: torch.Tensor, mid_size: tuple[int, int]) -> tuple[int, ...]:
-    """Shape of what `filtered_lrelu` keeps for the gradient: 2 bits per channel and sample of the middle image."""
+    """Shape of what `filtered_lrelu` keeps for the gradient: 2 bits per channel and sample of the middle
+    image.
+    """
     return x.shape[0], -(-x.shape[1] // CODE_CHANNELS), *mid_size, 4
 
 
@@ -148,7 +182,8 @@ def filtered_lrelu(
     codes: torch.Tensor | None = None,
     save: bool = False,
 ) -> torch.Tensor:
-    """down(phi(up(x + b))) with phi(u) = clamp(lrelu(u)), or with a product by the slope that saved codes tell.
+    """down(phi(up(x + b))) with phi(u) = clamp(lrelu(u)), or with a product by the slope that saved codes
+    tell.
 
     Args:
         x: [N, C, H, W] of float32 or bfloat16.
@@ -176,17 +211,23 @@ def filtered_lrelu(
     samples = x.shape[0] * x.shape[1] * sizes[0][0] * sizes[0][1]
     bias = None if b is None else b.data_ptr()
     images = ctypes.byref(_image(x)), ctypes.byref(_image(y))
-    library.ops_filtered_lrelu(_DTYPES[x.dtype], *images, bias, *map(ctypes.byref, arguments), _threads(samples))
+    library.ops_filtered_lrelu(
+        _DTYPES[x.dtype], *images, bias, *map(ctypes.byref, arguments), _threads(samples)
+    )
     return y
 
 
 def _same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
     """True if elements of two tensors of one shape lie alike in memory."""
-    return all(size == 1 or of_a == of_b for size, of_a, of_b in zip(a.shape, a.stride(), b.stride(), strict=True))
+    return all(
+        size == 1 or of_a == of_b for size, of_a, of_b in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )
 
 
 def _channels(x: torch.Tensor, dim: int | None) -> tuple[int, int, int]:
-    """(elements, elements in a row that share a channel, channels) of a dense tensor; dim None = one channel."""
+    """(elements, elements in a row that share a channel, channels) of a dense tensor; dim None = one
+    channel.
+    """
     channels = 1 if dim is None else x.shape[dim]
     return x.numel(), x.numel() if dim is None or channels == 1 else x.stride(dim), channels
 
@@ -210,8 +251,8 @@ def bias_act(
         order: of the derivative.
         first: x (order 0), dy (order 1) or ddx (order 2).
         second: dy (order 2).
-        x, b, y: what the derivatives depend on: the input with its bias, or the output, or (a slope that is the same everywhere) neither.
-        dim, act, alpha, gain, clamp: as in the operators of `library.py`.
+        x, b, y: what the derivatives depend on: the input with its bias, or the output, or (a slope that is
+        the same everywhere) neither. dim, act, alpha, gain, clamp: as in the operators of `library.py`.
     """
     library = _library()
     assert library is not None
@@ -220,7 +261,11 @@ def bias_act(
         return out
 
     def like_out(t: torch.Tensor | None) -> torch.Tensor | None:
-        return t if t is None or (t.dtype == out.dtype and _same_order(t, out)) else torch.empty_like(out).copy_(t)
+        return (
+            t
+            if t is None or (t.dtype == out.dtype and _same_order(t, out))
+            else torch.empty_like(out).copy_(t)
+        )
 
     dy = like_out(second if order == 2 else first) if order > 0 else None
     ddx = like_out(first) if order == 2 else None
@@ -229,7 +274,9 @@ def bias_act(
     value = like_out(y)
     bias = None if b is None else b.to(torch.float32).contiguous()
     operands = [None if t is None else t.data_ptr() for t in (saved, value, dy, ddx, bias, out)]
-    arguments = _BiasAct(*operands, act, order, alpha, gain, clamp, *_channels(out, dim if b is not None else None))
+    arguments = _BiasAct(
+        *operands, act, order, alpha, gain, clamp, *_channels(out, dim if b is not None else None)
+    )
     library.ops_bias_act(_DTYPES[out.dtype], ctypes.byref(arguments), _threads(out.numel()))
     return out
 
@@ -241,5 +288,7 @@ def channel_sums(x: torch.Tensor, dim: int) -> torch.Tensor:
     out = x.new_zeros(x.shape[dim], dtype=torch.float32)
     if x.numel() > 0:
         x = x if _same_order(x, torch.empty_like(x, device="meta")) else torch.empty_like(x).copy_(x)  # dense
-        library.ops_channel_sums(_DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), *_channels(x, dim), _threads(x.numel()))
+        library.ops_channel_sums(
+            _DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), *_channels(x, dim), _threads(x.numel())
+        )
     return out

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators behind bias_act, upfirdn2d and filtered_lrelu as torch.library knows them: schemas, shapes, derivatives, CPU code.
+"""The operators behind bias_act, upfirdn2d and filtered_lrelu as torch.library knows them: schemas, shapes,
+derivatives, CPU code.
 
-The CUDA code comes from the extension (`extension.py`) and registers itself for the same schemas. Derivatives are formulas in terms of the
-same operators, so they exist to any order where the mathematics has them in closed form: both resamplings are linear, and what
-filtered_lrelu keeps for its gradient is where its slope changes, two bits per sample (without kernels: its input). torch.compile sees one node
-per call.
+The CUDA code comes from the extension (`extension.py`) and registers itself for the same schemas. Derivatives
+are formulas in terms of the same operators, so they exist to any order where the mathematics has them in
+closed form: both resamplings are linear, and what filtered_lrelu keeps for its gradient is where its slope
+changes, two bits per sample (without kernels: its input). torch.compile sees one node per call.
 """
 
 from collections.abc import Callable
@@ -28,18 +29,23 @@ SCHEMAS = {
     "bias_act_grad2": f"(Tensor ddx, Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
     "channel_sums": "(Tensor x, int dim) -> Tensor",  # in float32; for CPU tensors alone
     "upfirdn2d": "(Tensor x, Tensor? f, int[] geometry, bool reverse, float gain) -> Tensor",
-    "filtered_lrelu": f"(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, {_LRELU_TAIL}, bool save) -> (Tensor, Tensor)",
-    "filtered_lrelu_gated": f"(Tensor t, Tensor? fu, Tensor? fd, Tensor codes, Tensor? x, Tensor? b, {_LRELU_TAIL}, bool transposed) -> Tensor",
+    "filtered_lrelu": f"(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, {_LRELU_TAIL}, bool save) -> (Tensor, "
+    "Tensor)",
+    "filtered_lrelu_gated": "(Tensor t, Tensor? fu, Tensor? fd, Tensor codes, Tensor? x, Tensor? b, "
+    f"{_LRELU_TAIL}, bool transposed) -> Tensor",
 }
 
-# Numbers of the activations in the kernels, and what their derivatives take: the output, or the input where the output does not tell.
+# Numbers of the activations in the kernels, and what their derivatives take: the output, or the input where
+# the output does not tell.
 ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 _CURVED = {ACTIVATIONS.index(name) for name in ("tanh", "sigmoid", "elu", "selu", "softplus", "swish")}
 _LINEAR, _LRELU, _SWISH = (ACTIVATIONS.index(name) for name in ("linear", "lrelu", "swish"))
 
 
 class Geometry(NamedTuple):
-    """Numbers of a filtered_lrelu: factors, padding at the low ends, and sizes of the input, the middle grid and the output."""
+    """Numbers of a filtered_lrelu: factors, padding at the low ends, and sizes of the input, the middle grid
+    and the output.
+    """
 
     up_x: int
     up_y: int
@@ -79,7 +85,11 @@ def _bias_act_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]
 
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         dx = ops().bias_act_grad(dy, *ctx.saved_tensors, *ctx.rest)
-        db = None if ctx.bias_dtype is None or not ctx.needs_input_grad[1] else _sum_to_bias(dx, ctx.rest[0], ctx.bias_dtype)
+        db = (
+            None
+            if ctx.bias_dtype is None or not ctx.needs_input_grad[1]
+            else _sum_to_bias(dx, ctx.rest[0], ctx.bias_dtype)
+        )
         return dx, db, None, None, None, None, None
 
     return setup, backward
@@ -117,10 +127,14 @@ def _bias_act_grad2_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         higher, wanted = torch.is_grad_enabled(), [i for i in range(5) if ctx.needs_input_grad[i]]
         with torch.enable_grad():
-            operands: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]  # which do not depend on one another
+            operands: list[Any] = [
+                None if t is None else t.view_as(t) for t in ctx.saved_tensors
+            ]  # which do not depend on one another
             second = cpu.bias_act_grad2_formula(*operands, *ctx.rest)
             inputs = [operands[i] for i in wanted]
-            found = torch.autograd.grad(second, inputs, grad, create_graph=higher, allow_unused=True, materialize_grads=True)
+            found = torch.autograd.grad(
+                second, inputs, grad, create_graph=higher, allow_unused=True, materialize_grads=True
+            )
         gradients: list[torch.Tensor | None] = [None] * 5
         for i, gradient in zip(wanted, found, strict=True):
             gradients[i] = gradient
@@ -168,7 +182,11 @@ def _filtered_lrelu_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...
     def backward(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[Any, ...]:
         fu, fd, codes, x, b = ctx.saved_tensors
         dx = ops().filtered_lrelu_gated(dy, fu, fd, codes, x, b, *ctx.rest, True)
-        db = None if ctx.bias_dtype is None or not ctx.needs_input_grad[3] else _sum_to_bias(dx, 1, ctx.bias_dtype)
+        db = (
+            None
+            if ctx.bias_dtype is None or not ctx.needs_input_grad[3]
+            else _sum_to_bias(dx, 1, ctx.bias_dtype)
+        )
         return dx, None, None, db, None, None, None, None, None, None
 
     return setup, backward
@@ -195,7 +213,9 @@ def _fakes(codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]]) -> 
 
     def gated(t, fu, fd, codes, x, b, geometry, flip, gain, slope, clamp, transposed):  # type: ignore[no-untyped-def]
         g = Geometry(*geometry)
-        return resampling.new_images(t if codes.ndim > 1 else x, (g.in_h, g.in_w) if transposed else (g.out_h, g.out_w))
+        return resampling.new_images(
+            t if codes.ndim > 1 else x, (g.in_h, g.in_w) if transposed else (g.out_h, g.out_w)
+        )
 
     def first_like(first: torch.Tensor, *rest: Any) -> torch.Tensor:
         return torch.empty_like(first)
@@ -205,18 +225,28 @@ def _fakes(codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]]) -> 
         "bias_act_grad": first_like,
         "bias_act_grad2": first_like,
         "channel_sums": lambda x, dim: x.new_empty(x.shape[dim], dtype=torch.float32),
-        "upfirdn2d": lambda x, f, geometry, reverse, gain: resampling.new_images(x, (geometry[7], geometry[6])),
+        "upfirdn2d": lambda x, f, geometry, reverse, gain: resampling.new_images(
+            x, (geometry[7], geometry[6])
+        ),
         "filtered_lrelu": lrelu,
         "filtered_lrelu_gated": gated,
     }
 
 
 def transforms() -> str:
-    """The transforms of torch.func that this runs under: '' none, 'vmap' that alone, 'grad' others, for which torch must look into operations."""
+    """The transforms of torch.func that this runs under: '' none, 'vmap' that alone, 'grad' others, for which
+    torch must look into operations.
+    """
     if torch.compiler.is_compiling():
         return ""
     stack = torch._C._functorch.get_interpreter_stack() or []
-    return "" if not stack else "vmap" if all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack) else "grad"
+    return (
+        ""
+        if not stack
+        else "vmap"
+        if all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+        else "grad"
+    )
 
 
 def _front(x: torch.Tensor, in_dim: int | None, count: int) -> torch.Tensor:
@@ -225,20 +255,29 @@ def _front(x: torch.Tensor, in_dim: int | None, count: int) -> torch.Tensor:
 
 
 def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
-    """torch.func.vmap of the operators: one call with the mapped axis among the channels, where a mapped bias can follow it."""
+    """torch.func.vmap of the operators: one call with the mapped axis among the channels, where a mapped bias
+    can follow it.
+    """
 
     def bias_act(info, in_dims, x, b, dim, *rest):  # type: ignore[no-untyped-def]
         x = _front(x, in_dims[0], info.batch_size)
         if b is None or in_dims[1] is None:
             return ops().bias_act(x, b, dim + 1, *rest), 0
-        y = ops().bias_act(x.movedim(0, dim).flatten(dim, dim + 1), _front(b, in_dims[1], info.batch_size).flatten(), dim, *rest)
+        y = ops().bias_act(
+            x.movedim(0, dim).flatten(dim, dim + 1),
+            _front(b, in_dims[1], info.batch_size).flatten(),
+            dim,
+            *rest,
+        )
         return y.unflatten(dim, (info.batch_size, -1)), dim
 
     def upfirdn2d(info, in_dims, x, f, *rest):  # type: ignore[no-untyped-def]
         if in_dims[1] is not None:  # a filter of its own for each
             filters = _front(f, in_dims[1], info.batch_size)
             images = _front(x, in_dims[0], info.batch_size)
-            return torch.stack([ops().upfirdn2d(*pair, *rest) for pair in zip(images, filters, strict=True)]), 0
+            return torch.stack(
+                [ops().upfirdn2d(*pair, *rest) for pair in zip(images, filters, strict=True)]
+            ), 0
         y = ops().upfirdn2d(_front(x, in_dims[0], info.batch_size).flatten(0, 1), f, *rest)
         return y.unflatten(0, (info.batch_size, -1)), 0
 
@@ -247,7 +286,9 @@ def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
         # Inside of vmap nobody sees that a gradient will be asked for from outside.
         save = save or (torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)))
         if in_dims[1] is not None or in_dims[2] is not None:
-            raise NotImplementedError("filtered_lrelu under vmap takes the same filters for all; impl='ref' takes any")
+            raise NotImplementedError(
+                "filtered_lrelu under vmap takes the same filters for all; impl='ref' takes any"
+            )
         x = _front(x, in_dims[0], info.batch_size).movedim(0, 1)
         bias = None if b is None else _front(b, in_dims[3], info.batch_size).flatten()
         y, codes = ops().filtered_lrelu(x.flatten(1, 2), fu, fd, bias, *rest, save)
@@ -260,7 +301,9 @@ _libraries: list[torch.library.Library] = []  # a library's registrations end wi
 
 
 def packed_codes(x: torch.Tensor, g: Geometry) -> tuple[int, ...]:
-    """Shape of the codes that the kernels of `csrc/` save for an input x: 4 samples of the middle grid in a byte."""
+    """Shape of the codes that the kernels of `csrc/` save for an input x: 4 samples of the middle grid in a
+    byte.
+    """
     return *x.shape[:2], g.mid_h, (g.mid_w + 3) // 4
 
 
@@ -270,13 +313,18 @@ def _codes_shape(x: torch.Tensor, g: Geometry) -> tuple[int, ...]:
     return cpu_kernels.codes_shape(x, (g.mid_h, g.mid_w)) if cpu_kernels.ready(x.dtype) else (0,)
 
 
-def define(namespace: str, codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]], cpu: dict[str, Callable[..., Any]]) -> None:
+def define(
+    namespace: str,
+    codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]],
+    cpu: dict[str, Callable[..., Any]],
+) -> None:
     """Defines the operators in a namespace.
 
     Args:
         namespace: of torch.ops.
-        codes_shape: of what filtered_lrelu keeps for the gradient of an input like this; (0,) = the input itself.
-        cpu: implementations for CPU tensors by operator name; the kernels of an extension register themselves.
+        codes_shape: of what filtered_lrelu keeps for the gradient of an input like this; (0,) = the input
+        itself. cpu: implementations for CPU tensors by operator name; the kernels of an extension register
+        themselves.
     """
 
     def ops() -> Any:
@@ -306,20 +354,28 @@ def define(namespace: str, codes_shape: Callable[[torch.Tensor, Geometry], tuple
 
 
 def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool = True) -> str | None:
-    """The namespace whose operators take x, or None where torch's own operations are the better or the only choice.
+    """The namespace whose operators take x, or None where torch's own operations are the better or the only
+    choice.
 
     Args:
         x: the input.
         filters: a filter that needs a gradient gets it from torch's own operations alone.
-        opaque: use the CPU operators where there are kernels for them, and under torch.compile and vmap, which cannot look into the CPU code.
+        opaque: use the CPU operators where there are kernels for them, and under torch.compile and vmap,
+        which cannot look into the CPU code.
             False: torch's own operations are the better choice on a CPU.
     """
-    if x.dtype not in DTYPES or any(f is not None and f.requires_grad for f in filters) or transforms() == "grad":
+    if (
+        x.dtype not in DTYPES
+        or any(f is not None and f.requires_grad for f in filters)
+        or transforms() == "grad"
+    ):
         return None
     if x.device.type == "cuda":
         return NAMESPACE if _cuda_ready() else None
     if x.device.type == "cpu":
-        wanted = opaque and (torch.compiler.is_compiling() or transforms() == "vmap" or cpu_kernels.ready(x.dtype))
+        wanted = opaque and (
+            torch.compiler.is_compiling() or transforms() == "vmap" or cpu_kernels.ready(x.dtype)
+        )
         return cpu_namespace or (NAMESPACE if wanted else None)
     return None
 
@@ -332,25 +388,57 @@ def _cuda_ready() -> bool:
 
 
 def check_device(b: torch.Tensor | None, x: torch.Tensor) -> None:
-    """Raises ValueError unless the bias is where x is: a kernel would read the other device's memory, or none."""
+    """Raises ValueError unless the bias is where x is: a kernel would read the other device's memory, or
+    none.
+    """
     if b is not None and b.device != x.device:
         raise ValueError(f"the bias is on {b.device}, x on {x.device}")
 
 
 def bias_act(
-    namespace: str, x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+    namespace: str,
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
 ) -> torch.Tensor:
     """bias_act through an operator; arguments checked and complete."""
     check_device(b, x)
     ops = getattr(torch.ops, namespace)
-    return ops.bias_act(x, b, dim % max(x.ndim, 1), ACTIVATIONS.index(act), float(alpha), float(gain), -1.0 if clamp is None else float(clamp))
+    return ops.bias_act(
+        x,
+        b,
+        dim % max(x.ndim, 1),
+        ACTIVATIONS.index(act),
+        float(alpha),
+        float(gain),
+        -1.0 if clamp is None else float(clamp),
+    )
 
 
 def upfirdn2d(
-    namespace: str, x: torch.Tensor, f: torch.Tensor | None, rows: resampling.AxisPlan, columns: resampling.AxisPlan, flip_filter: bool, gain: float
+    namespace: str,
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    rows: resampling.AxisPlan,
+    columns: resampling.AxisPlan,
+    flip_filter: bool,
+    gain: float,
 ) -> torch.Tensor:
     """upfirdn2d through an operator; arguments checked."""
-    geometry = [columns.up, rows.up, columns.down, rows.down, columns.pad_low, rows.pad_low, columns.out_size, rows.out_size]
+    geometry = [
+        columns.up,
+        rows.up,
+        columns.down,
+        rows.down,
+        columns.pad_low,
+        rows.pad_low,
+        columns.out_size,
+        rows.out_size,
+    ]
     f = None if f is None else f.to(x.device)
     return getattr(torch.ops, namespace).upfirdn2d(x, f, geometry, not flip_filter, float(gain))
 
@@ -373,11 +461,15 @@ def filtered_lrelu(
     mid_h, mid_w = ((plan.out_size - 1) * plan.down + plan.taps for plan in down)
     (rows, columns), (out_h, out_w) = up, (plan.out_size for plan in down)
     sizes = x.shape[3], x.shape[2], mid_w, mid_h, out_w, out_h
-    geometry = Geometry(columns.up, rows.up, down[1].down, down[0].down, columns.pad_low, rows.pad_low, *sizes)
+    geometry = Geometry(
+        columns.up, rows.up, down[1].down, down[0].down, columns.pad_low, rows.pad_low, *sizes
+    )
     fu, fd = (None if f is None else f.to(x.device) for f in filters)
     save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
     bound = -1.0 if clamp is None else float(clamp)
-    return getattr(torch.ops, namespace).filtered_lrelu(x, fu, fd, b, list(geometry), flip_filter, float(gain), float(slope), bound, save)[0]
+    return getattr(torch.ops, namespace).filtered_lrelu(
+        x, fu, fd, b, list(geometry), flip_filter, float(gain), float(slope), bound, save
+    )[0]
 
 
 define(NAMESPACE, _codes_shape, cpu.IMPLEMENTATIONS)

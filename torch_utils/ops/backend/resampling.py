@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FIR resampling of images as products with small banded matrices: upfirdn2d and filtered_lrelu on a CPU where its native kernels do not
-run (`cpu_kernels.py`): in float64 and float16, and where nothing can be compiled.
+"""FIR resampling of images as products with small banded matrices: upfirdn2d and filtered_lrelu on a CPU
+where its native kernels do not run (`cpu_kernels.py`): in float64 and float16, and where nothing can be
+compiled.
 
-Zero insertion, padding (or cropping), a FIR filter and decimation along one axis are together one matrix [out, in], which is zero off a
-band. It is cut into tiles of consecutive outputs, each a dense product with the few inputs that those outputs see. Images are worked on
-in chunks of planes (sample, channel) laid out [H, W, P], so that both axes are plain matrix products with the planes in the last, wide
-axis and the upsampled image of a chunk stays in the cache. A filter [h, w] that is no outer product is a sum of outer products (SVD).
+Zero insertion, padding (or cropping), a FIR filter and decimation along one axis are together one matrix
+[out, in], which is zero off a band. It is cut into tiles of consecutive outputs, each a dense product with
+the few inputs that those outputs see. Images are worked on in chunks of planes (sample, channel) laid out [H,
+W, P], so that both axes are plain matrix products with the planes in the last, wide axis and the upsampled
+image of a chunk stays in the cache. A filter [h, w] that is no outer product is a sum of outer products
+(SVD).
 
-Measured against depthwise convolutions in docs/performance.md. Products in bfloat16 took longer than in float32 at these
-sizes (packing dominates), so half precision is computed in float32 inside and rounded once at the end.
+Measured against depthwise convolutions in docs/performance.md. Products in bfloat16 took longer than in
+float32 at these sizes (packing dominates), so half precision is computed in float32 inside and rounded once
+at the end.
 """
 
 import functools
@@ -23,7 +27,8 @@ import torch
 # Elements of the largest intermediate image in a chunk, and the planes that keep the products efficient.
 _CHUNK_ELEMENTS = 1 << 20
 _MIN_PLANES, _MAX_PLANES = 32, 512
-# Outer products below this share of a filter's norm are dropped: float32's resolution. float64 keeps all that are not noise.
+# Outer products below this share of a filter's norm are dropped: float32's resolution. float64 keeps all that
+# are not noise.
 _RANK_TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-14}
 
 
@@ -121,7 +126,8 @@ class Resampler:
         """[H, W, P] -> [h, w, P], contiguous, of the dtype that the matrices have."""
         (height, width), (out_height, out_width), planes = self.in_size, self.out_size, x.shape[2]
         y = x.new_empty(out_height, out_width, planes)
-        # The large image goes through the row products, which are one product each; the small one through the batched columns.
+        # The large image goes through the row products, which are one product each; the small one through the
+        # batched columns.
         growing = out_height * out_width > height * width
         between = x.new_empty((height, out_width, planes) if growing else (out_height, width, planes))
         for i, (rows, columns) in enumerate(self.terms):
@@ -139,8 +145,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def make_resampler(f: torch.Tensor | None, rows: AxisPlan, columns: AxisPlan, flip_filter: bool, gain: float, dtype: torch.dtype) -> Resampler | None:
-    """The map that upfirdn2d's arguments describe, cached by their values; None for the identity. `f` must not need a gradient."""
+def make_resampler(
+    f: torch.Tensor | None,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    flip_filter: bool,
+    gain: float,
+    dtype: torch.dtype,
+) -> Resampler | None:
+    """The map that upfirdn2d's arguments describe, cached by their values; None for the identity. `f` must
+    not need a gradient.
+    """
     taps = np.ones(1) if f is None else f.detach().double().cpu().numpy()
     if taps.ndim == 1:
         taps = taps * np.sqrt(abs(gain))
@@ -151,7 +166,13 @@ def make_resampler(f: torch.Tensor | None, rows: AxisPlan, columns: AxisPlan, fl
 
 @functools.lru_cache(maxsize=512)
 def _cached_resampler(
-    data: bytes, shape: tuple[int, ...], rows: AxisPlan, columns: AxisPlan, flip_filter: bool, negative: bool, dtype: torch.dtype
+    data: bytes,
+    shape: tuple[int, ...],
+    rows: AxisPlan,
+    columns: AxisPlan,
+    flip_filter: bool,
+    negative: bool,
+    dtype: torch.dtype,
 ) -> Resampler | None:
     taps = np.frombuffer(data).reshape(shape)
     if not flip_filter:
@@ -177,7 +198,9 @@ def _cached_resampler(
 
 def _make_axis(taps: np.ndarray, plan: AxisPlan, dtype: torch.dtype) -> tuple[Axis, Axis]:
     """The tiles of an axis and of its transpose. `taps` are in the order in which they meet the pixels."""
-    tap = np.arange(plan.size)[None, :] * plan.up + plan.pad_low - np.arange(plan.out_size)[:, None] * plan.down
+    tap = (
+        np.arange(plan.size)[None, :] * plan.up + plan.pad_low - np.arange(plan.out_size)[:, None] * plan.down
+    )
     band = (tap >= 0) & (tap < plan.taps)
     matrix = np.where(band, taps[np.clip(tap, 0, plan.taps - 1)], 0.0)
     forward = _cut(matrix, band, plan.taps, plan.up, plan.down, dtype)
@@ -187,8 +210,9 @@ def _make_axis(taps: np.ndarray, plan: AxisPlan, dtype: torch.dtype) -> tuple[Ax
 def _cut(matrix: np.ndarray, band: np.ndarray, taps: int, up: int, down: int, dtype: torch.dtype) -> Axis:
     """Cuts a banded matrix into tiles of consecutive rows."""
     out_size, in_size = matrix.shape
-    # An output sees taps/up inputs, each further one down/up more. Tiles that see three times what one output sees were the fastest
-    # (up 2: 28 outputs of 20 inputs; down 2: 12 of 34); smaller ones save arithmetic and lose it to the products' overhead.
+    # An output sees taps/up inputs, each further one down/up more. Tiles that see three times what one output
+    # sees were the fastest (up 2: 28 outputs of 20 inputs; down 2: 12 of 34); smaller ones save arithmetic
+    # and lose it to the products' overhead.
     wanted = max(8, 2 * -(-taps // up) * up // down)
     count = max(1, round(out_size / wanted))
     edges = [out_size * k // count for k in range(count + 1)]
@@ -202,7 +226,9 @@ def _cut(matrix: np.ndarray, band: np.ndarray, taps: int, up: int, down: int, dt
 
 
 def chunks(x: torch.Tensor, pixels: int) -> Iterator[tuple[slice, slice]]:
-    """Index pairs (samples, channels) of x [N, C, H, W] whose planes have about _CHUNK_ELEMENTS elements together, at `pixels` per plane."""
+    """Index pairs (samples, channels) of x [N, C, H, W] whose planes have about _CHUNK_ELEMENTS elements
+    together, at `pixels` per plane.
+    """
     n, c = x.shape[:2]
     planes = min(max(_CHUNK_ELEMENTS // pixels, _MIN_PLANES), _MAX_PLANES)
     c_step = max(1, -(-c // max(1, round(c / planes))))
@@ -224,7 +250,8 @@ def load_chunk(x: torch.Tensor, dtype: torch.dtype, b: torch.Tensor | None = Non
         else:
             torch.add(x, b, out=part)
     else:
-        # torch transposes matrices of one dtype block by block; the same copy with four axes is up to eight times slower.
+        # torch transposes matrices of one dtype block by block; the same copy with four axes is up to eight
+        # times slower.
         part.view(h * w, n * c).copy_(x.to(dtype).view(n * c, h * w).t())
         if b is not None:
             part += b
@@ -244,7 +271,9 @@ def new_images(like: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Uninitialised images of another size in the memory format, dtype and device of `like`."""
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     memory_format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty((*like.shape[:2], *size), dtype=like.dtype, device=like.device, memory_format=memory_format)
+    return torch.empty(
+        (*like.shape[:2], *size), dtype=like.dtype, device=like.device, memory_format=memory_format
+    )
 
 
 def resample(x: torch.Tensor, resampler: Resampler) -> torch.Tensor:
@@ -257,7 +286,9 @@ def resample(x: torch.Tensor, resampler: Resampler) -> torch.Tensor:
 
 
 class Resample(torch.autograd.Function):
-    """(x [N, C, H, W], resampler) -> [N, C, h, w]. Linear, so its derivatives of every order are itself and its adjoint."""
+    """(x [N, C, H, W], resampler) -> [N, C, h, w]. Linear, so its derivatives of every order are itself and
+    its adjoint.
+    """
 
     @staticmethod
     def forward(ctx, x, resampler):  # type: ignore[no-untyped-def, override]

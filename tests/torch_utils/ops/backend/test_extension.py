@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building and finding the kernels: names, locks, interrupted builds, mistakes; and a whole CUDA build where there is an nvcc."""
+"""Building and finding the kernels: names, locks, interrupted builds, mistakes; and a whole CUDA build where
+there is an nvcc.
+"""
 
 import multiprocessing
 import os
@@ -72,7 +74,9 @@ def _hang_in_build(folder: Path) -> None:
     extension.build(folder, host=True)
 
 
-needs_compiler = pytest.mark.skipif(extension.compiler() is None or extension.ninja() is None, reason="needs a C++ compiler and ninja")
+needs_compiler = pytest.mark.skipif(
+    extension.compiler() is None or extension.ninja() is None, reason="needs a C++ compiler and ninja"
+)
 
 
 @needs_compiler
@@ -102,7 +106,11 @@ def test_a_killed_build_blocks_nobody(tmp_path) -> None:
 
 @needs_compiler
 def test_a_failing_compiler_is_one_line_and_leaves_nothing(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(extension, "_ninja_file", lambda *_: "rule no\n  command = echo error: no such thing; exit 1\nbuild ops.so: no\n")
+    monkeypatch.setattr(
+        extension,
+        "_ninja_file",
+        lambda *_: "rule no\n  command = echo error: no such thing; exit 1\nbuild ops.so: no\n",
+    )
     with pytest.raises(extension.BuildError, match="error: no such thing") as error:
         extension.build(tmp_path, host=True)
     assert "\n" not in str(error.value)
@@ -111,7 +119,9 @@ def test_a_failing_compiler_is_one_line_and_leaves_nothing(monkeypatch, tmp_path
 
 @pytest.fixture
 def open_cache(monkeypatch, tmp_path):
-    """A cache folder to which everybody can write, and a private home. Yields (the folder of its kernels, the private one)."""
+    """A cache folder to which everybody can write, and a private home. Yields (the folder of its kernels, the
+    private one).
+    """
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
@@ -142,7 +152,9 @@ def test_a_planted_library_is_not_loaded_but_built_anew(monkeypatch, open_cache)
     with pytest.warns(UserWarning) as caught:
         assert build_and_load(monkeypatch) == [str(private)]
     (warning,) = caught
-    assert f"others can write to {planted.parent.parent} (mode 0777)" in str(warning.message) and str(private.parent) in str(warning.message)
+    assert f"others can write to {planted.parent.parent} (mode 0777)" in str(warning.message) and str(
+        private.parent
+    ) in str(warning.message)
     assert "\n" not in str(warning.message) and planted.read_text() == "planted"
     assert private.parent.stat().st_mode & 0o777 == 0o700
 
@@ -182,7 +194,9 @@ def test_cuda_kernels_follow_the_same_rule(monkeypatch, open_cache) -> None:
 def test_without_any_private_folder_the_reference_path_runs(monkeypatch, open_cache, tmp_path) -> None:
     tmp_path.chmod(0o777)
     monkeypatch.setattr(extension.code_cache_path.__globals__["tempfile"], "tempdir", str(tmp_path))
-    with pytest.warns(UserWarning, match=r"CPU kernels are not in use \(others can write to .*set DNNLIB_CACHE_DIR"):
+    with pytest.warns(
+        UserWarning, match=r"CPU kernels are not in use \(others can write to .*set DNNLIB_CACHE_DIR"
+    ):
         assert build_and_load(monkeypatch) == []
     tmp_path.chmod(0o700)
 
@@ -190,22 +204,32 @@ def test_without_any_private_folder_the_reference_path_runs(monkeypatch, open_ca
 @needs_rights
 def test_new_folders_of_kernels_are_private_whatever_the_umask(tmp_path) -> None:
     code = (
-        "import os, pathlib; os.umask(0); from torch_utils.ops.backend import cpu_extension as c; c.compiler = lambda: 'c++'\n"
-        "c._call = lambda *arguments: pathlib.Path(arguments[-1]).write_text('library'); print(c.build(c.folders()[-1]))"
+        "import os, pathlib; os.umask(0); from torch_utils.ops.backend import cpu_extension as c; "
+        "c.compiler = lambda: 'c++'\n"
+        "c._call = lambda *arguments: pathlib.Path(arguments[-1]).write_text('library'); "
+        "print(c.build(c.folders()[-1]))"
     )
     environment = os.environ | {"DNNLIB_CACHE_DIR": str(tmp_path / "cache")}
     done = waiting.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     library = Path(done.stdout.strip())
-    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "cache", library.parent, library)] == [0o700, 0o700, 0o755]
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "cache", library.parent, library)] == [
+        0o700,
+        0o700,
+        0o755,
+    ]
 
 
 @needs_rights
 def test_doctor_and_build_say_which_folders_are_not_trusted(monkeypatch, open_cache) -> None:
     monkeypatch.setattr(extension, "problems", list)
     result = click.testing.CliRunner().invoke(command.main, ["doctor"])
-    assert f"{open_cache[0]} (not used: others can write to {open_cache[0].parent} (mode 0777))" in result.output
+    assert (
+        f"{open_cache[0]} (not used: others can write to {open_cache[0].parent} (mode 0777))" in result.output
+    )
     monkeypatch.setattr(cpu_extension, "compiler", lambda: "c++")
-    result = click.testing.CliRunner().invoke(command.main, ["build", "--cpu", "--out", str(open_cache[0] / "shared")])
+    result = click.testing.CliRunner().invoke(
+        command.main, ["build", "--cpu", "--out", str(open_cache[0] / "shared")]
+    )
     assert result.exit_code == 1 and "code is not loaded from there" in result.output
 
 
@@ -215,7 +239,11 @@ def test_problems_are_named_with_their_remedies(monkeypatch) -> None:
     monkeypatch.setattr(extension, "ninja", lambda: None)
     monkeypatch.setattr(extension, "find_toolkit", lambda: extension.Toolkit(Path("/opt/cuda"), (12, 4)))
     found = "\n".join(extension.problems())
-    for words in ("install g++", "pip install ninja", "nvcc in /opt/cuda is of CUDA 12.4, torch of CUDA 13.0"):
+    for words in (
+        "install g++",
+        "pip install ninja",
+        "nvcc in /opt/cuda is of CUDA 12.4, torch of CUDA 13.0",
+    ):
         assert words in found
     monkeypatch.setattr(extension, "find_toolkit", lambda: None)
     assert "install the CUDA toolkit 13.0" in extension.problems()[-1]
@@ -233,7 +261,11 @@ def test_one_warning_when_nothing_can_be_built(monkeypatch, tmp_path) -> None:
         warnings.simplefilter("always")
         assert not extension.load() and not extension.load()
     extension.load.cache_clear()
-    assert len(caught) == 1 and "there is no nvcc" in str(caught[0].message) and "doctor" in str(caught[0].message)
+    assert (
+        len(caught) == 1
+        and "there is no nvcc" in str(caught[0].message)
+        and "doctor" in str(caught[0].message)
+    )
 
 
 def test_doctor_speaks_plainly(monkeypatch, tmp_path) -> None:
@@ -266,16 +298,24 @@ def test_cuda_build_for_ampere_hopper_and_later() -> None:
 
 
 def test_one_pass_of_the_front_end_serves_all_newer_architectures() -> None:
-    assert extension._code_flags(["sm_80", "sm_90", "compute_80"]) == "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"
+    assert (
+        extension._code_flags(["sm_80", "sm_90", "compute_80"])
+        == "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"
+    )
     assert extension._code_flags(["sm_90"]) == "-gencode arch=compute_90,code=[sm_90]"
-    assert extension._code_flags(["sm_75", "sm_86", "sm_90"]) == "-gencode arch=compute_75,code=[sm_75] -gencode arch=compute_86,code=[sm_86,sm_90]"
+    assert (
+        extension._code_flags(["sm_75", "sm_86", "sm_90"])
+        == "-gencode arch=compute_75,code=[sm_75] -gencode arch=compute_86,code=[sm_86,sm_90]"
+    )
 
 
 @needs_rights
 def test_a_planted_plugin_is_not_loaded(monkeypatch, open_cache, tmp_path) -> None:
     folders = []
     monkeypatch.setattr(custom_ops, "_plugins", {})
-    monkeypatch.setattr(custom_ops, "_load", lambda **arguments: folders.append(Path(arguments["build_directory"])))
+    monkeypatch.setattr(
+        custom_ops, "_load", lambda **arguments: folders.append(Path(arguments["build_directory"]))
+    )
     (tmp_path / "a.cpp").write_text("int a;")
     custom_ops.get_plugin("a_plugin", ["a.cpp"], source_dir=str(tmp_path))
     (folder,) = folders
@@ -284,7 +324,11 @@ def test_a_planted_plugin_is_not_loaded(monkeypatch, open_cache, tmp_path) -> No
     (folder / "a_plugin.so").chmod(0o777)
     monkeypatch.setattr(custom_ops, "_plugins", {})
     custom_ops.get_plugin("a_plugin", ["a.cpp"], source_dir=str(tmp_path))
-    assert folders[1] != folder and folders[1].stat().st_mode & 0o777 == 0o700 and list(folders[1].iterdir()) == [folders[1] / "owner"]
+    assert (
+        folders[1] != folder
+        and folders[1].stat().st_mode & 0o777 == 0o700
+        and list(folders[1].iterdir()) == [folders[1] / "owner"]
+    )
 
 
 @needs_compiler

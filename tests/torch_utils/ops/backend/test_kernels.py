@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels' sources, run on the host: against float64 references, in every dtype, with odd sizes, many tiles and small grids.
+"""The CUDA kernels' sources, run on the host: against float64 references, in every dtype, with odd sizes,
+many tiles and small grids.
 
-Outputs, codes and shared memory start as NaN patterns in the host build, so an element that a kernel does not write fails its comparison.
+Outputs, codes and shared memory start as NaN patterns in the host build, so an element that a kernel does not
+write fails its comparison.
 """
 
 import os
@@ -22,7 +24,9 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.once]
-relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
@@ -53,7 +57,9 @@ def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last,
         y = bias_act(leaves[0], leaves[2] if bias else None, dim, act, alpha, gain, clamp, impl)
         inputs = [leaves[0], *leaves[2:]]
         first = torch.autograd.grad(y, inputs, leaves[1], create_graph=True)
-        second = torch.autograd.grad(first[0], [leaves[1], *inputs], v.to(kind), allow_unused=True, materialize_grads=True)
+        second = torch.autograd.grad(
+            first[0], [leaves[1], *inputs], v.to(kind), allow_unused=True, materialize_grads=True
+        )
         return [t.detach() for t in (y, *first, *second)]
 
     found, wanted = both("cuda", dtype), both("ref", torch.float64)
@@ -66,8 +72,13 @@ def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last,
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("act", range(9))
 def test_bias_act_derivatives_in_half_precision(host, act: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    """From the same saved tensors as the float64 formulas: whole gradients would differ where rounding crosses a kink or the clamp."""
-    x, b, dy, ddx = (t.to(dtype) for t in (normal(3, 5, 7), normal(5, seed=1), normal(3, 5, 7, seed=2), normal(3, 5, 7, seed=3)))
+    """From the same saved tensors as the float64 formulas: whole gradients would differ where rounding
+    crosses a kink or the clamp.
+    """
+    x, b, dy, ddx = (
+        t.to(dtype)
+        for t in (normal(3, 5, 7), normal(5, seed=1), normal(3, 5, 7, seed=2), normal(3, 5, 7, seed=3))
+    )
     rest = (1, act, 0.25, 1.5, 0.75)
     y = host.bias_act(x, b, *rest)
     saved = (x, b, None) if act == 8 else (None, None, y)
@@ -82,7 +93,10 @@ def test_bias_act_passes_no_gradient_on_a_clamp_that_rounding_moved(host, dtype:
     for clamp in (0.7, 0.3):  # one of them rounds up, one down, in either type
         x = torch.full((40,), 5.0, dtype=dtype).requires_grad_()
         y = bias_act(x, act="linear", clamp=clamp)
-        assert torch.equal(y.detach(), torch.full_like(x, clamp)) and not torch.autograd.grad(y.sum(), x)[0].any()
+        assert (
+            torch.equal(y.detach(), torch.full_like(x, clamp))
+            and not torch.autograd.grad(y.sum(), x)[0].any()
+        )
 
 
 @pytest.mark.parametrize("slice_size", [16, 35, 48])
@@ -94,7 +108,11 @@ def test_bias_act_in_slices_of_long_channels(host, slice_size: int) -> None:  # 
 
 def test_bias_act_saves_nothing_it_does_not_need() -> None:
     x = normal(3, 4).requires_grad_()
-    linear, lrelu, swish = bias_act(x, act="linear", gain=2.0), bias_act(x, act="lrelu"), bias_act(x, act="swish")  # the graph lives with them
+    linear, lrelu, swish = (
+        bias_act(x, act="linear", gain=2.0),
+        bias_act(x, act="lrelu"),
+        bias_act(x, act="swish"),
+    )  # the graph lives with them
     assert all(t is None for t in linear.grad_fn.saved_tensors)
     assert lrelu.grad_fn.saved_tensors[0] is None
     assert swish.grad_fn.saved_tensors[0] is x
@@ -130,7 +148,10 @@ def test_upfirdn2d(host, data, dtype, size, up, down, padding, rank, flip_filter
     assert found.dtype == dtype and found.stride() == torch.empty_like(found).stride()
     close(found.detach(), wanted.detach(), 2 * TOLERANCES[dtype])
     dy = normal(*wanted.shape, seed=3).to(dtype)
-    (dx,), (wanted_dx,) = torch.autograd.grad(found, leaf, dy), torch.autograd.grad(wanted, reference, dy.double())
+    (dx,), (wanted_dx,) = (
+        torch.autograd.grad(found, leaf, dy),
+        torch.autograd.grad(wanted, reference, dy.double()),
+    )
     close(dx, wanted_dx, 2 * TOLERANCES[dtype])
 
 
@@ -156,19 +177,45 @@ OTHERS = {
 }
 
 
-def run_layer(layer, size, dtype, kind, impl, clamp, slope=0.2, gain=2**0.5, flip=False, batch=1, channels=2, layout=torch.contiguous_format):  # type: ignore[no-untyped-def]
+def run_layer(
+    layer,
+    size,
+    dtype,
+    kind,
+    impl,
+    clamp,
+    slope=0.2,
+    gain=2**0.5,
+    flip=False,
+    batch=1,
+    channels=2,
+    layout=torch.contiguous_format,
+):
     up, down, taps_up, taps_down, padding, full = layer
     taps_kind = torch.float64 if kind == torch.float64 else torch.float32
     fu = normal(taps_up, seed=5).to(taps_kind) / taps_up**0.5 if taps_up else None
     fd = (
         None
         if not taps_down
-        else (radial(taps_down) + 0.1 * normal(taps_down, taps_down, seed=6) / taps_down if full else normal(taps_down, seed=7) / 3)
+        else (
+            radial(taps_down) + 0.1 * normal(taps_down, taps_down, seed=6) / taps_down
+            if full
+            else normal(taps_down, seed=7) / 3
+        )
     )
     fd = None if fd is None else fd.to(taps_kind)
     x, b = normal(batch, channels, *size, seed=1).to(dtype), normal(channels, seed=2).to(dtype)
     leaf, bias = x.to(kind).contiguous(memory_format=layout).requires_grad_(), b.to(kind).requires_grad_()
-    arguments = {"up": up, "down": down, "padding": padding, "gain": gain, "slope": slope, "clamp": clamp, "flip_filter": flip, "impl": impl}
+    arguments = {
+        "up": up,
+        "down": down,
+        "padding": padding,
+        "gain": gain,
+        "slope": slope,
+        "clamp": clamp,
+        "flip_filter": flip,
+        "impl": impl,
+    }
     y = filtered_lrelu(leaf, fu, fd, bias, **arguments)
     dy = normal(*y.shape, seed=3).to(dtype).to(kind).requires_grad_()
     dx, db = torch.autograd.grad(y, (leaf, bias), dy, create_graph=True)
@@ -178,7 +225,7 @@ def run_layer(layer, size, dtype, kind, impl, clamp, slope=0.2, gain=2**0.5, fli
     return [t.detach() for t in (y, dx, db, second, plain)]
 
 
-def compare(layer, size, dtype, clamp=0.8, **options) -> None:  # type: ignore[no-untyped-def]
+def compare(layer, size, dtype, clamp=0.8, **options) -> None:
     wanted = run_layer(layer, size, dtype, torch.float64, "ref", clamp, **options)
     found = run_layer(layer, size, dtype, dtype, "cuda", clamp, **options)
     torch.testing.assert_close(found[4], found[0], rtol=0, atol=0)
@@ -200,9 +247,18 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
     compare((LAYERS | OTHERS)[name], (30, 27), dtype, clamp=256.0)
 
 
-@pytest.mark.parametrize("options", [{"slope": 0.0}, {"slope": -0.3, "gain": -1.2}, {"flip": True}, {"layout": torch.channels_last}, {"batch": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"slope": 0.0},
+        {"slope": -0.3, "gain": -1.2},
+        {"flip": True},
+        {"layout": torch.channels_last},
+        {"batch": 3},
+    ],
+)
 @pytest.mark.parametrize("name", ["up", "same radial", "odd factors"])
-def test_options(name: str, options) -> None:  # type: ignore[no-untyped-def]
+def test_options(name: str, options) -> None:
     compare((LAYERS | OTHERS)[name], (20, 23), torch.float32, **options)
 
 
@@ -218,7 +274,14 @@ def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  #
     layer = (*LAYERS[name][:4], list(pads), LAYERS[name][5])
     host.set_limits(blocks=blocks)
     try:
-        filtered_lrelu(torch.zeros(1, 1, *size), torch.ones(layer[2]), torch.ones(layer[3]), up=layer[0], down=layer[1], padding=layer[4])
+        filtered_lrelu(
+            torch.zeros(1, 1, *size),
+            torch.ones(layer[2]),
+            torch.ones(layer[3]),
+            up=layer[0],
+            down=layer[1],
+            padding=layer[4],
+        )
     except ValueError:
         return
     compare(layer, size, torch.float32, clamp)
@@ -227,7 +290,10 @@ def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  #
 @pytest.mark.parametrize("name", LAYERS)
 def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     up, down, taps_up, taps_down, padding, full = LAYERS[name]
-    fu, fd = normal(taps_up, seed=5).float(), (radial(taps_down) if full else normal(taps_down, seed=7)).float()
+    fu, fd = (
+        normal(taps_up, seed=5).float(),
+        (radial(taps_down) if full else normal(taps_down, seed=7)).float(),
+    )
     x = normal(1, 2, 75, 70).float()
     calls = []
     original = library.filtered_lrelu
@@ -252,7 +318,7 @@ def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, 
     check_gradient_on_the_kinks(dtype, full, channels=1)
 
 
-def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untyped-def]
+def _operator_arguments(x, fu, fd, up, down, padding):
     from torch_utils.ops.backend.resampling import AxisPlan
 
     (h, w), (left, right, top, bottom) = x.shape[2:], padding
@@ -261,7 +327,8 @@ def _operator_arguments(x, fu, fd, up, down, padding):  # type: ignore[no-untype
     return x, (fu, fd), None, (rows, columns), down_plans, False, 2**0.5, 0.2, 0.9
 
 
-HUGE = 46540  # pixels of a side: one plane has more than 2^31 elements; the last tile of every kernel has more than 8 x 8
+# pixels of a side: one plane has more than 2^31 elements; the last tile of every kernel has more than 8 x 8
+HUGE = 46540
 
 
 def zeros(*shape: int) -> torch.Tensor:
@@ -284,7 +351,12 @@ def test_bias_act_counts_beyond_32_bits(host) -> None:  # type: ignore[no-untype
     corner, b = normal(1, 2, 3000).half(), torch.tensor([5.0, -0.5]).half()
     host.set_limits(tail=3000)
     y = bias_act(huge(corner), b, 0, "swish")
-    torch.testing.assert_close(y[1, 0, -1, -3000:].double(), bias_act(corner[0, -1].double() - 0.5, act="swish", impl="ref"), rtol=0, atol=4e-3)
+    torch.testing.assert_close(
+        y[1, 0, -1, -3000:].double(),
+        bias_act(corner[0, -1].double() - 0.5, act="swish", impl="ref"),
+        rtol=0,
+        atol=4e-3,
+    )
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -312,13 +384,18 @@ def test_upfirdn2d_counts_rows_beyond_32_bits(host) -> None:  # type: ignore[no-
 @pytest.mark.parametrize("name", ["same", "same radial"])
 def test_filtered_lrelu_counts_beyond_32_bits(host, name: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     up, down, taps_up, taps_down, padding, full = LAYERS[name]
-    fu, fd = normal(taps_up, seed=5).float() / 3, (radial(taps_down) if full else normal(taps_down, seed=7) / 3).float()
+    fu, fd = (
+        normal(taps_up, seed=5).float() / 3,
+        (radial(taps_down) if full else normal(taps_down, seed=7) / 3).float(),
+    )
     arguments = {"up": up, "down": down, "padding": padding}
     corner, gradient = normal(1, 50, 50, seed=1).half(), torch.zeros(1, 50, 50, dtype=torch.half)
     gradient[:, -6:, -6:] = normal(1, 6, 6, seed=2)
     small = corner[None].double().requires_grad_()
     wanted = filtered_lrelu(small, fu.double(), fd.double(), impl="ref", **arguments)
-    (wanted_dx,) = torch.autograd.grad(wanted, small, gradient[None].double()[:, :, 50 - wanted.shape[2] :, 50 - wanted.shape[3] :])
+    (wanted_dx,) = torch.autograd.grad(
+        wanted, small, gradient[None].double()[:, :, 50 - wanted.shape[2] :, 50 - wanted.shape[3] :]
+    )
     host.set_limits(tail=1)
     x = huge(corner).requires_grad_()
     y = filtered_lrelu(x, fu, fd, **arguments)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators as torch.library sees them: schemas, shapes, derivatives, torch.compile; on the CPU code and on the kernels' host build."""
+"""The operators as torch.library sees them: schemas, shapes, derivatives, torch.compile; on the CPU code and
+on the kernels' host build.
+"""
 
 from collections.abc import Callable
 
@@ -28,13 +30,24 @@ def ops(request):
 
 
 def samples() -> dict[str, list[tuple]]:
-    """Arguments of each operator but filtered_lrelu_gated, whose arguments depend on what filtered_lrelu saves."""
-    x, b, y = normal(2, 3, 4).requires_grad_(), normal(3, seed=1).requires_grad_(), normal(2, 3, 4, seed=2).requires_grad_()
+    """Arguments of each operator but filtered_lrelu_gated, whose arguments depend on what filtered_lrelu
+    saves.
+    """
+    x, b, y = (
+        normal(2, 3, 4).requires_grad_(),
+        normal(3, seed=1).requires_grad_(),
+        normal(2, 3, 4, seed=2).requires_grad_(),
+    )
     dy, ddx = normal(2, 3, 4, seed=3).requires_grad_(), normal(2, 3, 4, seed=4)
-    image, channels, f = normal(1, 2, 7, 8).requires_grad_(), normal(2, seed=1).requires_grad_(), normal(12, seed=5) / 3
+    image, channels, f = (
+        normal(1, 2, 7, 8).requires_grad_(),
+        normal(2, seed=1).requires_grad_(),
+        normal(12, seed=5) / 3,
+    )
     lrelu = (image, f, f, channels, GEOMETRY, False, 1.4, 0.2, 0.9)
     return {
-        "bias_act": [(x, b, 1, act, 0.2, 1.5, 0.8) for act in (0, 2, 3, 8)] + [(x, None, 1, 0, 0.0, 1.0, -1.0)],
+        "bias_act": [(x, b, 1, act, 0.2, 1.5, 0.8) for act in (0, 2, 3, 8)]
+        + [(x, None, 1, 0, 0.0, 1.0, -1.0)],
         "bias_act_grad": [
             (dy, None, None, y, 1, 3, 0.0, 1.0, -1.0),
             (dy, x, b, None, 1, 8, 0.0, 1.0, 0.9),
@@ -42,7 +55,10 @@ def samples() -> dict[str, list[tuple]]:
         ],
         "bias_act_grad2": [(ddx, dy.detach(), None, None, y.detach(), 1, 3, 0.0, 1.0, -1.0)],
         "channel_sums": [(image, 1), (y, -1)],
-        "upfirdn2d": [(image, f, [2, 1, 1, 2, 5, 4, 14, 3], True, 2.0), (image, None, [1, 1, 1, 1, 0, 0, 8, 7], True, 1.0)],
+        "upfirdn2d": [
+            (image, f, [2, 1, 1, 2, 5, 4, 14, 3], True, 2.0),
+            (image, None, [1, 1, 1, 1, 0, 0, 8, 7], True, 1.0),
+        ],
         "filtered_lrelu": [(*lrelu, True)],
     }
 
@@ -58,11 +74,14 @@ def test_opcheck_gated(ops, transposed: bool) -> None:
     image, f = normal(1, 2, 7, 8), normal(12, seed=5) / 3
     _, codes = ops.filtered_lrelu(image, f, f, None, GEOMETRY, False, 1.4, 0.2, 0.9, True)
     t = normal(*((1, 2, 5, 6) if transposed else (1, 2, 7, 8)), seed=6).requires_grad_()
-    torch.library.opcheck(ops.filtered_lrelu_gated.default, (t, f, f, codes, image, None, GEOMETRY, False, 1.4, 0.2, 0.9, transposed))
+    torch.library.opcheck(
+        ops.filtered_lrelu_gated.default,
+        (t, f, f, codes, image, None, GEOMETRY, False, 1.4, 0.2, 0.9, transposed),
+    )
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_compile_without_graph_breaks(kernels: bool, request) -> None:  # type: ignore[no-untyped-def]
+def test_compile_without_graph_breaks(kernels: bool, request) -> None:
     if kernels:
         request.getfixturevalue("host")
     f = normal(12, seed=5).float()
@@ -88,22 +107,32 @@ def _layer(x: torch.Tensor, b: torch.Tensor, impl: str = "cuda", f: torch.Tensor
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_vmap(kernels: bool, request) -> None:  # type: ignore[no-untyped-def]
+def test_vmap(kernels: bool, request) -> None:
     if kernels:
         request.getfixturevalue("host")
     x, b = normal(4, 2, 3, 7, 8), normal(4, 3, seed=1)
-    for in_dims, images, biases in (((0, 0), x, b), ((0, None), x, b[0]), ((None, 1), x[0], b.t()), ((3, None), x.movedim(0, 3), b[0])):
+    for in_dims, images, biases in (
+        ((0, 0), x, b),
+        ((0, None), x, b[0]),
+        ((None, 1), x[0], b.t()),
+        ((3, None), x.movedim(0, 3), b[0]),
+    ):
         found = torch.func.vmap(_layer, in_dims)(images, biases)
-        each = [_layer(x[i if in_dims[0] is not None else 0], b[i if in_dims[1] is not None else 0], "ref") for i in range(4)]
+        each = [
+            _layer(x[i if in_dims[0] is not None else 0], b[i if in_dims[1] is not None else 0], "ref")
+            for i in range(4)
+        ]
         torch.testing.assert_close(found, torch.stack(each), rtol=0, atol=1e-10)
     leaf = x.clone().requires_grad_()
     (dx,) = torch.autograd.grad(torch.func.vmap(_layer)(leaf, b).square().sum(), leaf)
-    (wanted,) = torch.autograd.grad(torch.stack([_layer(leaf[i], b[i], "ref") for i in range(4)]).square().sum(), leaf)
+    (wanted,) = torch.autograd.grad(
+        torch.stack([_layer(leaf[i], b[i], "ref") for i in range(4)]).square().sum(), leaf
+    )
     torch.testing.assert_close(dx, wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_gradients_per_sample(kernels: bool, request) -> None:  # type: ignore[no-untyped-def]
+def test_gradients_per_sample(kernels: bool, request) -> None:
     if kernels:
         request.getfixturevalue("host")
     x, b = normal(3, 2, 7, 8), normal(2, seed=1)
@@ -122,14 +151,21 @@ def test_autocast_keeps_the_input_dtype(host) -> None:  # type: ignore[no-untype
 
 
 @pytest.mark.parametrize("act", range(3, 9))
-def test_third_derivative_of_bias_act(ops, act: int) -> None:  # type: ignore[no-untyped-def]
+def test_third_derivative_of_bias_act(ops, act: int) -> None:
     """Against the reference implementation, which torch differentiates by itself."""
 
     def third(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         x, b = normal(2, 3).requires_grad_(), normal(3, seed=1).requires_grad_()
         (first,) = torch.autograd.grad(function(x, b).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), b, create_graph=True)
-        return torch.cat([t.flatten() for t in torch.autograd.grad(second.square().sum(), (x, b), allow_unused=True, materialize_grads=True)])
+        return torch.cat(
+            [
+                t.flatten()
+                for t in torch.autograd.grad(
+                    second.square().sum(), (x, b), allow_unused=True, materialize_grads=True
+                )
+            ]
+        )
 
     name = list(activation_funcs)[act]
     wanted = third(lambda x, b: bias_act(x, b, 1, name, 0.3, 1.5, impl="ref"))

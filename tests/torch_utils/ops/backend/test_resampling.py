@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""upfirdn2d and filtered_lrelu: the fast path against the plain one, derivatives, layouts, dtypes, mistakes."""
+"""upfirdn2d and filtered_lrelu: the fast path against the plain one, derivatives, layouts, dtypes,
+mistakes.
+"""
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def radial(taps: int = 12) -> torch.Tensor:
     flip_filter=st.booleans(),
     gain=st.sampled_from([1.0, 4.0, -0.5]),
 )
-def test_fast_and_plain_paths_agree(data, size, up, down, padding, rank, flip_filter, gain) -> None:  # type: ignore[no-untyped-def]
+def test_fast_and_plain_paths_agree(data, size, up, down, padding, rank, flip_filter, gain) -> None:
     shape = [data.draw(st.integers(1, 7)) for _ in range(rank)]
     f = normal(*shape, seed=1) if rank else None
     x = normal(2, 3, *size, seed=2).requires_grad_()
@@ -61,7 +63,9 @@ def test_fast_and_plain_paths_agree(data, size, up, down, padding, rank, flip_fi
 @pytest.mark.parametrize("chunk", [1, 2000, 1 << 20])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("n,c", [(1, 1), (3, 5), (2, 70)])
-def test_chunks_and_layouts_change_nothing(monkeypatch, chunk: int, layout: torch.memory_format, n: int, c: int) -> None:
+def test_chunks_and_layouts_change_nothing(
+    monkeypatch, chunk: int, layout: torch.memory_format, n: int, c: int
+) -> None:
     monkeypatch.setattr(resampling, "_CHUNK_ELEMENTS", chunk)
     x = normal(n, c, 9, 8).contiguous(memory_format=layout).requires_grad_()
     b, f = normal(c, seed=1), lowpass(12)
@@ -79,10 +83,14 @@ def test_long_axes_are_cut_into_tiles(size: int) -> None:
     f = lowpass(12)
     x = normal(1, 2, size, 5)
     rows = resampling.AxisPlan(size, 12, 2, 1, 9, 8)
-    made = resampling.make_resampler(f, rows, resampling.AxisPlan(5, 12, 2, 1, 9, 8), False, 4.0, torch.float64)
+    made = resampling.make_resampler(
+        f, rows, resampling.AxisPlan(5, 12, 2, 1, 9, 8), False, 4.0, torch.float64
+    )
     assert made is not None
     tiles = made.terms[0][0].tiles
-    assert [t.out_start for t in tiles[1:]] == [t.out_stop for t in tiles[:-1]] and tiles[-1].out_stop == rows.out_size
+    assert [t.out_start for t in tiles[1:]] == [t.out_stop for t in tiles[:-1]] and tiles[
+        -1
+    ].out_stop == rows.out_size
     assert sum(t.matrix.numel() for t in tiles) < 24 * rows.out_size  # a dense matrix has `size` per output
     arguments = {"up": 2, "padding": [9, 8, 9, 8], "gain": 4.0}
     torch.testing.assert_close(upfirdn2d(x, f, **arguments), upfirdn2d(x, f, impl="ref", **arguments))
@@ -96,7 +104,9 @@ def test_radial_filter_takes_few_terms_and_keeps_its_precision() -> None:
     x = normal(2, 3, 40, 40)
     wanted = upfirdn2d(x, f, down=2, impl="ref")
     torch.testing.assert_close(upfirdn2d(x, f, down=2), wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(upfirdn2d(x.float(), f, down=2), wanted.float(), rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        upfirdn2d(x.float(), f, down=2), wanted.float(), rtol=0, atol=1e-6 * float(wanted.abs().max())
+    )
 
 
 def test_filters_with_a_gradient_get_it() -> None:
@@ -104,7 +114,11 @@ def test_filters_with_a_gradient_get_it() -> None:
     assert torch.autograd.gradcheck(lambda f: upfirdn2d(x, f, up=2, down=3, padding=2, gain=3), f)
 
 
-FILTERS = {"separable": (lowpass(4), lowpass(6)), "full": (normal(3, 4, seed=5), normal(4, 3, seed=6)), "up only": (lowpass(4), None)}
+FILTERS = {
+    "separable": (lowpass(4), lowpass(6)),
+    "full": (normal(3, 4, seed=5), normal(4, 3, seed=6)),
+    "up only": (lowpass(4), None),
+}
 
 
 @pytest.mark.parametrize("clamp", [None, 0.6])
@@ -115,7 +129,9 @@ def test_filtered_lrelu_derivatives(filters: str, gain: float, slope: float, cla
     x, b = normal(2, 2, 4, 3, seed=7).requires_grad_(), normal(2, seed=8).requires_grad_()
 
     def call(x: torch.Tensor, b: torch.Tensor | None, impl: str = "cuda") -> torch.Tensor:
-        return filtered_lrelu(x, fu, fd, b, up=2, down=1, padding=3, gain=gain, slope=slope, clamp=clamp, impl=impl)
+        return filtered_lrelu(
+            x, fu, fd, b, up=2, down=1, padding=3, gain=gain, slope=slope, clamp=clamp, impl=impl
+        )
 
     torch.testing.assert_close(call(x, b), call(x, b, "ref"))
     assert torch.autograd.gradcheck(call, (x, b), fast_mode=True)
@@ -146,14 +162,22 @@ def test_rarely_reached_clamp_masks_only_where_it_is_reached() -> None:
     x[0, 3, 4, 4] = 1e4
     x.requires_grad_()
     f = lowpass(12)
-    grads = [torch.autograd.grad(filtered_lrelu(x, f, f, up=2, down=2, padding=[9, 8, 9, 8], clamp=256, impl=i).sum(), x)[0] for i in ("ref", "cuda")]
+    grads = [
+        torch.autograd.grad(
+            filtered_lrelu(x, f, f, up=2, down=2, padding=[9, 8, 9, 8], clamp=256, impl=i).sum(), x
+        )[0]
+        for i in ("ref", "cuda")
+    ]
     torch.testing.assert_close(grads[1], grads[0])
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.bfloat16, 2**-7), (torch.float16, 2**-9)])
 def test_half_precision_is_close_to_float32(dtype: torch.dtype, tolerance: float) -> None:
     f = lowpass(12).float()
-    x, b = normal(2, 6, 12, 12, dtype=torch.float32).to(dtype), normal(6, seed=1, dtype=torch.float32).to(dtype)
+    x, b = (
+        normal(2, 6, 12, 12, dtype=torch.float32).to(dtype),
+        normal(6, seed=1, dtype=torch.float32).to(dtype),
+    )
     outputs = []
     for kind in (torch.float32, dtype):
         leaf = x.to(kind).requires_grad_()
@@ -230,7 +254,7 @@ X = torch.zeros(1, 2, 8, 8)
         (lambda: setup_filter([[1, 2], [3, 4]], separable=True), "separable=True needs"),
     ],
 )
-def test_mistakes_get_one_line(call, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_mistakes_get_one_line(call, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
