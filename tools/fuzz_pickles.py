@@ -5,7 +5,7 @@
     python -m tools.fuzz_pickles --seconds 600           # random damage to network pickles and to those files
     python -m tools.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
-Prints one line of JSON: inputs; how many were refused, read into inert records, or rebuilt as networks;
+Prints one line of JSON: inputs; how many were refused, read into inert stubs, or rebuilt as networks;
 executions (audit events of exec, open, import, ... while reading), hangs (more than --limit seconds of the
 processor), errors besides ValueError; the slowest input (in such seconds); and the peak of memory above that
 of an idle process.
@@ -25,7 +25,7 @@ from pathlib import Path
 if "--atheris" in sys.argv:
     import atheris
 
-    with atheris.instrument_imports(include=["torch_utils.pickle_reader", "torch_utils.pickle_records"]):
+    with atheris.instrument_imports(include=["torch_utils.pickle_reader", "torch_utils.pickle_stubs"]):
         import torch_utils.pickle_reader  # noqa: F401
 
 from tests.fuzz.hostile import attempt, corpus, good_files, watch  # after the reader has been instrumented

@@ -32,12 +32,12 @@ import torch
 
 import dnnlib
 from torch_utils.pickle_reader import LAYOUT_VERSION, read_network_pickle
-from torch_utils.pickle_records import (
+from torch_utils.pickle_stubs import (
     GlobalName,
     NetworkPickle,
-    Record,
-    StorageRecord,
-    TensorRecord,
+    ObjectStub,
+    StorageStub,
+    TensorStub,
     describe,
     is_name,
 )
@@ -45,9 +45,9 @@ from torch_utils.pickle_records import (
 __all__ = [
     "GlobalName",
     "NetworkPickle",
-    "Record",
-    "StorageRecord",
-    "TensorRecord",
+    "ObjectStub",
+    "StorageStub",
+    "TensorStub",
     "describe",
     "import_hook",
     "is_persistent",
@@ -308,31 +308,29 @@ _LAYER_COLUMNS = (
 )
 
 
-def _describe_network(key: str, record: Record) -> list[str]:
+def _describe_network(key: str, stub: ObjectStub) -> list[str]:
     """Lines about one network: its class, its plain attributes, a table of its layers."""
-    tensors = record.named_tensors()
+    tensors = stub.named_tensors()
     parameters = sum(value.numel for value in tensors.values() if value.is_parameter)
-    lines = [
-        f"{key}: {record.class_name} ({record.origin}), {parameters:,} parameters, {len(tensors)} tensors"
-    ]
-    if record.module_src is not None:
-        digest = hashlib.sha256(record.module_src.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    lines = [f"{key}: {stub.class_name} ({stub.origin}), {parameters:,} parameters, {len(tensors)} tensors"]
+    if stub.module_src is not None:
+        digest = hashlib.sha256(stub.module_src.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         lines.append(
-            f"  carries source code: {len(record.module_src):,} characters, sha256 {digest}... (not run)"
+            f"  carries source code: {len(stub.module_src):,} characters, sha256 {digest}... (not run)"
         )
     names = [
         name
-        for name in record.attributes
+        for name in stub.attributes
         if isinstance(name, str) and is_name(name) and not name.startswith("_") and name != "training"
     ]
-    plain = {name: record.attributes[name] for name in names}
+    plain = {name: stub.attributes[name] for name in names}
     lines += [
         f"  {name} = {_value(value)}"
         for name, value in plain.items()
         if isinstance(value, (str, int, float, np.generic))
     ]
     rows = []
-    for path, module in record.named_modules():
+    for path, module in stub.named_modules():
         if path and module.persistent and all(name in module.attributes for name in _LAYER_COLUMNS):
             parts = [module, *module.modules().values()]
             count = sum(
@@ -361,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 print(
                     "\n".join(_describe_network(key, value))
-                    if isinstance(value, Record)
+                    if isinstance(value, ObjectStub)
                     else f"{key} = {_brief.repr(value)}"
                 )
             except ValueError as err:  # an odd network does not hide the others

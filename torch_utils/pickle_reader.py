@@ -2,7 +2,7 @@
 """Reads network pickles without running what is in them: a small stack machine that understands data, and
 builds no object that a file names.
 
-`read_network_pickle` hands back records (torch_utils.pickle_records) for the caller to judge. Three layers:
+`read_network_pickle` hands back stubs (torch_utils.pickle_stubs) for the caller to judge. Three layers:
 `_Machine` knows the operations of pickle streams; `_StorageMachine` and `_NetworkMachine` say what names and
 calls mean in the two kinds of streams that there are.
 
@@ -27,13 +27,13 @@ import numpy as np
 import torch
 
 from dnnlib.util import Damaged, reason
-from torch_utils.pickle_records import (
+from torch_utils.pickle_stubs import (
     MAX_NAME,
     GlobalName,
     NetworkPickle,
-    Record,
-    StorageRecord,
-    TensorRecord,
+    ObjectStub,
+    StorageStub,
+    TensorStub,
     describe,
     is_name,
 )
@@ -244,25 +244,25 @@ class _Machine:
 
     def put_items(self, pairs: Sequence[Any]) -> None:
         target = self.top()
-        if len(pairs) % 2 or not isinstance(target, (dict, Record)):
+        if len(pairs) % 2 or not isinstance(target, (dict, ObjectStub)):
             raise ValueError("items for something that takes none")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if isinstance(target, Record):
+            if isinstance(target, ObjectStub):
                 target.items.append((key, value))
             else:
                 target[self.key(key)] = value
 
     def extend(self, values: Sequence[Any]) -> None:
         target = self.top()
-        if not isinstance(target, (list, Record)):
+        if not isinstance(target, (list, ObjectStub)):
             raise ValueError("elements for something that takes none")
-        (target.items if isinstance(target, Record) else target).extend(values)
+        (target.items if isinstance(target, ObjectStub) else target).extend(values)
 
     def add(self, values: Sequence[Any]) -> None:
         target = self.top()
-        if not isinstance(target, (set, Record)):
+        if not isinstance(target, (set, ObjectStub)):
             raise ValueError("elements for something that is no set")
-        if isinstance(target, Record):
+        if isinstance(target, ObjectStub):
             target.items.extend(values)
         else:
             target.update(map(self.key, values))
@@ -284,7 +284,7 @@ class _Machine:
         self.odd_keys += 1
         if self.odd_keys > MAX_ODD_KEYS:
             raise ValueError(f"it has more than {MAX_ODD_KEYS} keys that are no text")
-        flat = (str, int, float, bool, bytes, type(None), GlobalName, Record, np.dtype, np.generic)
+        flat = (str, int, float, bool, bytes, type(None), GlobalName, ObjectStub, np.dtype, np.generic)
         if isinstance(value, flat):
             return value
         if (
@@ -491,7 +491,7 @@ class _StorageMachine(_Machine):
         return ("storage id", value)
 
 
-def _read_storage(machine: _Machine, blob: Any) -> StorageRecord:
+def _read_storage(machine: _Machine, blob: Any) -> StorageStub:
     """Parse a storage serialised by torch.save's legacy format; its elements stay where they are. Raises
     ValueError for anything else.
     """
@@ -546,7 +546,7 @@ def _read_storage(machine: _Machine, blob: Any) -> StorageRecord:
         or int.from_bytes(data[:8], "little") != numel
     ):
         raise ValueError(f"a tensor's storage of {numel} elements has {len(data) - 8} bytes")
-    return StorageRecord(dtype, numel, data[8:])
+    return StorageStub(dtype, numel, data[8:])
 
 
 def _is_long(value: Any) -> bool:
@@ -559,19 +559,19 @@ def _is_size(value: Any) -> bool:
 
 def _tensor(
     machine: _Machine, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *_: Any
-) -> TensorRecord:
+) -> TensorStub:
     """torch._utils._rebuild_tensor(_v2). Raises ValueError where the tensor would reach outside of its
     storage.
     """
     if (
-        isinstance(shape, Record)
+        isinstance(shape, ObjectStub)
         and shape.origin == "torch.Size"
         and isinstance(shape.args, tuple)
         and shape.args
     ):
         shape = shape.args[0]
     valid = (
-        isinstance(storage, StorageRecord)
+        isinstance(storage, StorageStub)
         and _is_size(offset)
         and isinstance(shape, tuple)
         and isinstance(stride, tuple)
@@ -594,13 +594,13 @@ def _tensor(
         raise ValueError(
             f"a tensor of shape {list(shape)} overlaps itself in a storage of {storage.numel} elements"
         )
-    return TensorRecord(storage, offset, shape, stride, requires_grad is True)
+    return TensorStub(storage, offset, shape, stride, requires_grad is True)
 
 
-def _parameter(machine: _Machine, data: Any, requires_grad: Any = True, *_: Any) -> TensorRecord:
-    if not isinstance(data, TensorRecord):
+def _parameter(machine: _Machine, data: Any, requires_grad: Any = True, *_: Any) -> TensorStub:
+    if not isinstance(data, TensorStub):
         raise ValueError("a parameter that is no tensor")
-    return TensorRecord(
+    return TensorStub(
         data.storage, data.offset, data.shape, data.stride, requires_grad is True, is_parameter=True
     )
 
@@ -704,7 +704,7 @@ def _version(machine: _Machine, text: Any = "", *_: Any) -> str:
     return text
 
 
-def _persistent(machine: _Machine, meta: Any) -> Record:
+def _persistent(machine: _Machine, meta: Any) -> ObjectStub:
     meta = meta if isinstance(meta, dict) else {}
     kind, version = meta.get("type"), meta.get("version")
     if not isinstance(kind, str) or kind != "class" or type(version) is not int or version != LAYOUT_VERSION:
@@ -717,10 +717,10 @@ def _persistent(machine: _Machine, meta: Any) -> Record:
         or not isinstance(state, dict)
     ):
         raise ValueError("a malformed persistent object")
-    return Record(f"persistent {class_name}", class_name, state=state, module_src=source, persistent=True)
+    return ObjectStub(f"persistent {class_name}", class_name, state=state, module_src=source, persistent=True)
 
 
-# The names that mean something, and our own functions for them. Every other name becomes an inert record.
+# The names that mean something, and our own functions for them. Every other name becomes an inert stub.
 _MEANINGS: dict[str, Callable[..., Any]] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     "torch._utils._rebuild_parameter": _parameter,
@@ -744,7 +744,7 @@ _MEANINGS: dict[str, Callable[..., Any]] = {
 
 
 class _NetworkMachine(_Machine):
-    """Reads a network pickle into records."""
+    """Reads a network pickle into stubs."""
 
     def __init__(self, stream: _Stream, strict: bool):
         super().__init__(stream)
@@ -764,19 +764,19 @@ class _NetworkMachine(_Machine):
         if isinstance(function, GlobalName):
             meaning = _MEANINGS.get(function.dotted)
             if meaning is None:
-                return self.record(function.dotted, function.name, args)
+                return self.stub(function.dotted, function.name, args)
             if not isinstance(args, tuple):
                 raise ValueError(f"malformed arguments of {function}")
             return meaning(self, *args)
-        if isinstance(function, Record):
-            return self.record(
+        if isinstance(function, ObjectStub):
+            return self.stub(
                 f"result of {function.origin.removeprefix('result of ')}", function.class_name, args
             )
         raise ValueError(f"a call of {describe(function)}")
 
-    def record(self, origin: str, class_name: str, args: Any) -> Record:
+    def stub(self, origin: str, class_name: str, args: Any) -> ObjectStub:
         self.charge(CONTAINER_BYTES + len(origin))
-        return Record(origin, class_name, args)
+        return ObjectStub(origin, class_name, args)
 
     def set_state(self, target: Any, state: Any) -> None:
         if isinstance(target, np.ndarray):
@@ -790,7 +790,7 @@ class _NetworkMachine(_Machine):
             )
             if not valid or not all(part is None for part in state[2:5]):
                 raise _Refused(f"refused numpy dtype {target}: only little-endian numbers are read")
-        elif isinstance(target, Record) and not target.persistent:
+        elif isinstance(target, ObjectStub) and not target.persistent:
             if isinstance(state, dict) and target.attributes:
                 state = self.table([*target.attributes.items(), *state.items()])
             target.state = state
@@ -802,8 +802,8 @@ def read_network_pickle(path: str | os.PathLike[str] | BinaryIO, strict: bool = 
     """Content of a network pickle, by key (G, D, G_ema, training_set_kwargs, ...), without importing or
     running anything it names.
 
-    Networks come as `Record`s, tensors as `TensorRecord`s, numbers, texts and containers as they are; an
-    object of any class that is not understood is an inert `Record`. path: a file's path or an open binary
+    Networks come as `ObjectStub`s, tensors as `TensorStub`s, numbers, texts and containers as they are; an
+    object of any class that is not understood is an inert `ObjectStub`. path: a file's path or an open binary
     file. strict: refuse a file that names modules of hostile files (os, subprocess, ...).
 
     Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming
@@ -845,7 +845,7 @@ def _check_outermost(data: Any) -> None:
         raise ValueError("it is a file of torch.save, a checkpoint or state dict")
     if not isinstance(data, dict) or not all(isinstance(key, str) and is_name(key) for key in data):
         raise ValueError(f"it holds {describe(data)}, not a table of networks")
-    networks = sum(isinstance(value, Record) for value in data.values())
+    networks = sum(isinstance(value, ObjectStub) for value in data.values())
     if len(data) > MAX_KEYS or networks > MAX_NETWORKS:
         raise ValueError(
             f"it holds {len(data)} things, {networks} of them networks: at most {MAX_KEYS} and "

@@ -3,7 +3,7 @@
 
 A network pickle carries the text of this file, so it imports numpy, scipy, torch and the names that every
 StyleGAN repository has (torch_utils.persistence, torch_utils.ops), and nothing else at import time. It runs
-from Python 3.8 and torch 1.9 on, which is what those repositories ask for (`from_record` and `load` are for
+from Python 3.8 and torch 1.9 on, which is what those repositories ask for (`from_stub` and `load` are for
 this project alone).
 
 A generator is a mapping network and a list of layers (`LayerSpec`). `plan_stem` computes the list of a first

@@ -19,7 +19,7 @@ import torch
 from torch_utils import persistence
 from training.generator import Generator, build_stem
 from training.networks import files
-from training.networks.reader import from_record
+from training.networks.reader import from_stub
 
 # Pieces of pickles
 
@@ -484,7 +484,7 @@ def _bombs():
         stream(call(LOAD, blob(header.replace(b"K\x04Nt", b"\x8a\x08" + struct.pack("<q", 2**60) + b"Nt")))),
     )
     yield "storage with a long header", stream(call(LOAD, blob(b"\x80\x02" + b"N0" * 500_000 + b"N.")))
-    for source in (_comparison_bombs, _record_bombs, _walk_bombs):
+    for source in (_comparison_bombs, _stub_bombs, _walk_bombs):
         yield from source()
 
 
@@ -588,7 +588,7 @@ def _comparison_bombs():
     yield "kept lists", stream(b"](" + b"]" * 900_000 + b"e")
     yield "kept tuples", stream(b"](" + b"N\x85" * 490_000 + b"e")
     yield "kept texts", stream(b"](" + b"\x8c\x02\xc4\x80" * 900_000 + b"e")
-    yield "kept records", stream(name("a", "b") + put(0) + b"0](" + (get(0) + b")\x81") * 300_000 + b"e")
+    yield "kept stubs", stream(name("a", "b") + put(0) + b"0](" + (get(0) + b")\x81") * 300_000 + b"e")
     yield "memoised all along", stream(b"](" + b"N\x94" * 490_000 + b"e")
     for shape, stride in (
         ((1,), (2**61,)),
@@ -686,7 +686,7 @@ def _comparison_bombs():
 
 
 def _walk_bombs():
-    """Few records that stand for many modules, names or elements."""
+    """Few stubs that stand for many modules, names or elements."""
     module = name("torch.nn.modules.module", "Module")
 
     def made(table, key, then=b""):
@@ -755,7 +755,7 @@ def _walk_bombs():
     yield "a hostile name among a layer's attributes", _with_attribute(G, "in_channels", name("\u202ea", "b"))
 
 
-def _record_bombs():
+def _stub_bombs():
     """Networks whose parts are built like bombs."""
     module = name("torch.nn.modules.module", "Module")
 
@@ -878,7 +878,7 @@ def watch():
 def attempt(content):
     """Do with a file all that our tools do: read it, describe it, rebuild its networks, strictly and not.
 
-    Returns what strict reading comes to: 'refused', 'inert' (records, of which no generator can be built) or
+    Returns what strict reading comes to: 'refused', 'inert' (stubs, of which no generator can be built) or
     'rebuilt'. Raises AssertionError for an error of more than one line, or one that a terminal would obey;
     anything but ValueError passes through.
     """
@@ -891,14 +891,14 @@ def attempt(content):
             data = persistence.read_network_pickle(io.BytesIO(content), strict=strict)
             outcome = "inert"
             for key, value in data.items():
-                if not isinstance(value, persistence.Record):
+                if not isinstance(value, persistence.ObjectStub):
                     assert len(persistence._brief.repr(value)) < 10**6
                     continue
                 with _one_line():
                     lines = persistence._describe_network(key, value)
                     assert all(line.isprintable() for line in lines), lines
                 with _one_line():
-                    from_record(value)
+                    from_stub(value)
                     outcome = "rebuilt"
             with _one_line():
                 json.dumps(files.config_of(files._from_pickle(data, "a file", None)))

@@ -96,7 +96,7 @@ def test_sizes_beyond_int64_are_refused(name, files):
     G = hostile.persistence.read_network_pickle(io.BytesIO(files[0]))["G_ema"]
     G.state[name] = 2**255
     with pytest.raises(ValueError, match="its sizes are impossible"):
-        hostile.from_record(G)
+        hostile.from_stub(G)
 
 
 @settings(deadline=None, max_examples=200)

@@ -91,8 +91,8 @@ def test_a_pickle_has_the_published_layout():
     assert list(meta) == ["type", "version", "module_src", "class_name", "state"]
     assert meta["type"] == "class" and meta["version"] == 6 and meta["class_name"] == "Toy"
     assert meta["module_src"] == Path(__file__).read_text()
-    record = read({"G": Toy(3)})["G"]
-    assert record.persistent and record.class_name == "Toy" and record.module_src == meta["module_src"]
+    stub = read({"G": Toy(3)})["G"]
+    assert stub.persistent and stub.class_name == "Toy" and stub.module_src == meta["module_src"]
 
 
 def test_saving_is_atomic_and_leaves_the_network_alone(tmp_path):
@@ -286,9 +286,9 @@ def test_tensors_of_every_type_and_layout(dtype, protocol):
 
 def test_a_discriminator_of_unknown_classes_is_inert():
     data = read({"D": torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.Linear(1, 1))})
-    record = data["D"]
-    assert record.origin == "torch.nn.modules.container.Sequential" and not record.persistent
-    assert "0.weight" in record.named_tensors()
+    stub = data["D"]
+    assert stub.origin == "torch.nn.modules.container.Sequential" and not stub.persistent
+    assert "0.weight" in stub.named_tensors()
 
 
 HOSTILE = {
@@ -322,17 +322,17 @@ def test_hostile_globals_are_refused_by_name(name, key, protocol, tmp_path, monk
 
 
 def test_getattr_chains_do_nothing(tmp_path, monkeypatch):
-    from training.networks.reader import from_record
+    from training.networks.reader import from_stub
 
     monkeypatch.chdir(tmp_path)
     chain = Calls(getattr, Calls(getattr, torch.nn.Module, "__init__"), "__globals__")
     data = read({"D": chain, "G_ema": chain})
-    assert repr(data["D"]) == "<record of builtins.getattr>"
+    assert repr(data["D"]) == "<stub of builtins.getattr>"
     with pytest.raises(ValueError, match=r"no generator but an object of builtins\.getattr"):
-        from_record(data["G_ema"])
-    record = read({"G": Toy(2)})["G"]
-    record.state["_modules"]["child"] = data["D"]
-    assert [name for name, _ in record.named_modules()] == ["", "child"]
+        from_stub(data["G_ema"])
+    stub = read({"G": Toy(2)})["G"]
+    stub.state["_modules"]["child"] = data["D"]
+    assert [name for name, _ in stub.named_modules()] == ["", "child"]
 
 
 def hand_made(*operations):
@@ -397,10 +397,10 @@ def test_nested_keys_and_structures_take_no_time():
 
 def test_modules_in_themselves_are_refused():
     toy = Toy(1)
-    record = read({"G": toy})["G"]
-    record.state["_modules"]["child"] = record
+    stub = read({"G": toy})["G"]
+    stub.state["_modules"]["child"] = stub
     with pytest.raises(ValueError, match="nested more than 64 deep"):
-        record.named_tensors()
+        stub.named_tensors()
 
 
 def _storage_bytes(tensor):
@@ -508,7 +508,7 @@ def test_any_damage_is_a_value_error_or_none(sample, data):
     try:
         content = read(bytes(damaged))
         for value in content.values():
-            if isinstance(value, persistence.Record):
+            if isinstance(value, persistence.ObjectStub):
                 value.named_tensors()
     except ValueError as err:
         assert "\n" not in str(err)

@@ -12,7 +12,7 @@ import torch
 
 from tests.fuzz.hostile import LOAD, blob, call, integer, name, small_generator, storage, tensor, text, watch
 from torch_utils.persistence import read_network_pickle
-from training.networks.reader import from_record
+from training.networks.reader import from_stub
 
 # Every global that the published D and its feature networks refer to.
 CLASSES = {
@@ -161,7 +161,7 @@ def test_a_snapshot_written_by_dill_from_modules_that_are_gone(tmp_path, monkeyp
                 gone.delitem(sys.modules, module_name)
             with watch() as events:
                 data = read_network_pickle(io.BytesIO(content))
-                twin = from_record(data["G_ema"])
+                twin = from_stub(data["G_ema"])
             assert not events
             assert data["G"] is data["G_ema"]
             assert torch.equal(twin(z, c), expected)

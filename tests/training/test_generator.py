@@ -397,13 +397,13 @@ def test_loading_names_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError):
         reader.load(str(tmp_path / "absent.pkl"))
     with pytest.raises(ValueError, match="no generator but a dict"):
-        reader.from_record({})
+        reader.from_stub({})
     with pytest.raises(ValueError, match="no generator but an object of persistent MappingNetwork"):
-        reader.from_record(record_of(G).modules()["mapping"])
+        reader.from_stub(stub_of(G).modules()["mapping"])
 
 
 def _values(state):
-    """Every place in a record where a value sits."""
+    """Every place in a stub where a value sits."""
     for key, value in list(state.items()):
         yield state, key
         if isinstance(value, dict):
@@ -412,9 +412,9 @@ def _values(state):
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_a_damaged_record_is_refused_in_one_line_or_harmless(data):
-    record = record_of(small())
-    places = [place for _, module in record.named_modules() for place in _values(module.state)]
+def test_a_damaged_stub_is_refused_in_one_line_or_harmless(data):
+    stub = stub_of(small())
+    places = [place for _, module in stub.named_modules() for place in _values(module.state)]
     table, key = data.draw(st.sampled_from(places))
     table[key] = data.draw(
         st.sampled_from(
@@ -429,7 +429,7 @@ def test_a_damaged_record_is_refused_in_one_line_or_harmless(data):
                 [],
                 {},
                 (1, 2),
-                record,
+                stub,
                 b"x",
                 True,
                 np.zeros(3),
@@ -438,12 +438,12 @@ def test_a_damaged_record_is_refused_in_one_line_or_harmless(data):
         )
     )
     try:
-        reader.from_record(record)
+        reader.from_stub(stub)
     except ValueError as err:
         assert "\n" not in str(err)
 
 
-def record_of(network):
+def stub_of(network):
     return read_network_pickle(io.BytesIO(pickle.dumps({"G": network})))["G"]
 
 
@@ -476,7 +476,7 @@ def record_of(network):
         (lambda r, s: s("synthesis.L1_36_16").update(in_sampling_rate=1e-3), "no small multiples"),
         (
             lambda r, s: s("synthesis.L1_36_16").update(in_cutoff=r),
-            "attribute in_cutoff is Record, not float",
+            "attribute in_cutoff is ObjectStub, not float",
         ),
         (lambda r, s: s("synthesis.L1_36_16").update(in_size=[]), "is not square"),
         (lambda r, s: s("mapping").update(num_layers=10**9), "says that it has 1000000000 layers"),
@@ -495,9 +495,9 @@ def record_of(network):
         ),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(change, message):
-    record = record_of(small())
-    change(record, lambda path: dict(record.named_modules())[path].state)
+def test_a_stub_that_does_not_fit_is_refused(change, message):
+    stub = stub_of(small())
+    change(stub, lambda path: dict(stub.named_modules())[path].state)
     with pytest.raises(ValueError, match=message) as caught:
-        reader.from_record(record)
+        reader.from_stub(stub)
     assert "\n" not in str(caught.value)

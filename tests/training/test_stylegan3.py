@@ -51,10 +51,10 @@ def network(config, c_dim=0):
     ).eval()
 
 
-def record_of(G):
-    """The record that a StyleGAN3 pickle of this network would give."""
-    record = read_network_pickle(io.BytesIO(pickle.dumps({"G_ema": G}, protocol=4)))["G_ema"]
-    for path, module in record.named_modules():
+def stub_of(G):
+    """The stub that a StyleGAN3 pickle of this network would give."""
+    stub = read_network_pickle(io.BytesIO(pickle.dumps({"G_ema": G}, protocol=4)))["G_ema"]
+    for path, module in stub.named_modules():
         for name in OUR_OWN:
             module.state.pop(name, None)
         if path.startswith("synthesis.L") and "." not in path.removeprefix("synthesis."):
@@ -73,13 +73,13 @@ def record_of(G):
                 }
             )
             module.state = kept
-    record.state["_init_kwargs"] = {
+    stub.state["_init_kwargs"] = {
         "channel_base": 65536,
         "channel_max": 1024,
         "magnitude_ema_beta": 0.999,
         "c_dim": G.c_dim,
     }
-    return record
+    return stub
 
 
 @pytest.mark.parametrize("config", ["stylegan3-t", "stylegan3-r"])
@@ -88,7 +88,7 @@ def test_images_survive(config, c_dim):
     G = network(config, c_dim)
     with torch.no_grad():
         G.mapping.w_avg.normal_()
-    twin = reader.from_record(record_of(G))
+    twin = reader.from_stub(stub_of(G))
     z, c = torch.randn(3, 16), torch.tensor([2, 0, 1]) if c_dim else None
     assert torch.equal(twin(z, c, truncation_psi=0.7), G(z, c, truncation_psi=0.7))
     derived = [
@@ -138,8 +138,8 @@ def test_a_superresolution_stage_can_be_built_on_one():
 
 
 def test_layers_whose_numbers_contradict_are_refused():
-    record = record_of(network("stylegan3-t"))
-    layer = next(module for path, module in record.named_modules() if path.startswith("synthesis.L3"))
+    stub = stub_of(network("stylegan3-t"))
+    layer = next(module for path, module in stub.named_modules() if path.startswith("synthesis.L3"))
     for change, message in [
         (dict(up_taps=7), "up_taps is not"),
         (dict(tmp_sampling_rate=0.0), "is not 0|tmp_sampling_rate is not"),
@@ -149,17 +149,17 @@ def test_layers_whose_numbers_contradict_are_refused():
         saved = dict(layer.state)
         layer.state.update(change)
         with pytest.raises(ValueError, match=message):
-            reader.from_record(record)
+            reader.from_stub(stub)
         layer.state = saved
-    reader.from_record(record)
+    reader.from_stub(stub)
 
 
 def test_stylegan2_is_refused_by_name():
-    record = record_of(network("stylegan3-t"))
-    record.modules()["synthesis"].state["block_resolutions"] = [4, 8, 16, 32]
+    stub = stub_of(network("stylegan3-t"))
+    stub.modules()["synthesis"].state["block_resolutions"] = [4, 8, 16, 32]
     with pytest.raises(
         ValueError,
         match="this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read",
     ) as caught:
-        reader.from_record(record)
+        reader.from_stub(stub)
     assert "--trust-pickle" in str(caught.value)

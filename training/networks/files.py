@@ -27,10 +27,10 @@ import dnnlib
 from dnnlib import bounded
 from torch_utils import persistence
 from torch_utils.pickle_reader import MAX_NETWORKS
-from torch_utils.pickle_records import listed
+from torch_utils.pickle_stubs import listed
 from training.bundle import TensorBundle, bundle, dotted
 from training.generator import MAX_LAYERS, Generator, generator_kwargs
-from training.networks.reader import from_record
+from training.networks.reader import from_stub
 
 FORMAT = "stylesan-xl network"
 VERSION = 1
@@ -147,7 +147,7 @@ def _from_pickle(data: Mapping[str, Any], path: str | os.PathLike[str], wanted: 
         if key in GENERATORS and value is not None:
             twin = next((other for other in result.generators if data[other] is value), None)
             result.generators[key] = result.generators[twin] if twin else _generator(value, key, path)
-        elif isinstance(value, persistence.Record):
+        elif isinstance(value, persistence.ObjectStub):
             named = value.named_tensors()
             ours = value.persistent and value.class_name == TensorBundle.__name__
             result.tensors[key] = {
@@ -164,12 +164,12 @@ def _from_pickle(data: Mapping[str, Any], path: str | os.PathLike[str], wanted: 
     return result
 
 
-def _generator(record: Any, key: str, path: str | os.PathLike[str]) -> Generator:
+def _generator(stub: Any, key: str, path: str | os.PathLike[str]) -> Generator:
     try:
-        return from_record(record)
+        return from_stub(stub)
     except ValueError as error:
         understood = (
-            isinstance(record, persistence.Record) and record.persistent and "Generator" in record.class_name
+            isinstance(stub, persistence.ObjectStub) and stub.persistent and "Generator" in stub.class_name
         )
         raise (OtherNetwork if understood else ValueError)(f"{path}: {key}: {error}") from None
 
@@ -193,7 +193,7 @@ class _Plain:
                 if depth > 32
                 else f"values of more than {MAX_PLAIN:,} characters"
             )
-        if isinstance(value, persistence.TensorRecord):
+        if isinstance(value, persistence.TensorStub):
             value = (
                 value.tensor()
                 if 0 < value.numel <= MAX_PLAIN_ELEMENTS

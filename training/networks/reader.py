@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generators from the records that `torch_utils.persistence` reads from network pickles, ours and published
+"""Generators from the stubs that `torch_utils.persistence` reads from network pickles, ours and published
 ones, without running what is in them.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 import dnnlib
 from torch_utils.persistence import describe, read_network_pickle
-from torch_utils.pickle_records import listed
+from torch_utils.pickle_stubs import listed
 from training.generator import MAX_LAYERS, Generator, layer_spec
 
 OWN_CODE = (
@@ -22,7 +22,7 @@ OWN_CODE = (
 )
 
 
-def from_record(record: Any) -> Generator:
+def from_stub(stub: Any) -> Generator:
     """Generator from what `torch_utils.persistence.read_network_pickle` says about one: a stem or a
     superresolution stage, ours or a published one, or a StyleGAN3 generator (t and r).
 
@@ -30,22 +30,22 @@ def from_record(record: Any) -> Generator:
     and the right shape, and every place its tensor. The result is on the CPU, float32, in eval mode, without
     gradients (`set_trainable` turns them on). Raises ValueError in one line, naming what does not fit.
     """
-    class_name = getattr(record, "class_name", None)
-    if class_name not in ("Generator", "SuperresGenerator") or not record.persistent:
-        raise ValueError(f"this is no generator but {describe(record)}")
-    for path, module in record.named_modules():
+    class_name = getattr(stub, "class_name", None)
+    if class_name not in ("Generator", "SuperresGenerator") or not stub.persistent:
+        raise ValueError(f"this is no generator but {describe(stub)}")
+    for path, module in stub.named_modules():
         if not module.persistent and module.origin != "torch.nn.modules.sparse.Embedding":
             raise ValueError(
                 f"refused global {module.origin}: {path or class_name} is not part of a generator"
             )
-    children = record.modules()
+    children = stub.modules()
     if set(children) != {"synthesis", "mapping"}:
         raise ValueError(
             f"a generator has the parts mapping and synthesis, this one has {listed(children)}; {OWN_CODE}"
         )
-    arguments = _recorded_arguments(record, children["synthesis"], children["mapping"])
+    arguments = _recorded_arguments(stub, children["synthesis"], children["mapping"])
     try:
-        with torch.device("meta"):  # shapes alone: the values come from the record
+        with torch.device("meta"):  # shapes alone: the values come from the stub
             generator = Generator(**arguments)
     except (
         RuntimeError,
@@ -54,8 +54,8 @@ def from_record(record: Any) -> Generator:
         TypeError,
     ) as err:  # TypeError: torch's word for an integer beyond int64
         raise ValueError(f"its sizes are impossible: {str(err).splitlines()[0]}") from None
-    _check_record(generator, record)
-    _fill(generator, record.named_tensors())
+    _check_stub(generator, stub)
+    _fill(generator, stub.named_tensors())
     return generator.eval().requires_grad_(False)
 
 
@@ -81,26 +81,26 @@ def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generat
             f"{name}: holds no network {key}; it has {listed(k for k in data if data[k] is not None)}"
         )
     try:
-        return from_record(data[key])
+        return from_stub(data[key])
     except ValueError as err:
         raise ValueError(f"{name}: {key}: {err}") from None
 
 
-def _attribute(record: Any, name: str, kind: type) -> Any:
-    """A plain number or text among a record's attributes (numpy scalars count as numbers)."""
-    value = record.attributes.get(name)
+def _attribute(stub: Any, name: str, kind: type) -> Any:
+    """A plain number or text among a stub's attributes (numpy scalars count as numbers)."""
+    value = stub.attributes.get(name)
     value = value.item() if isinstance(value, np.generic) else value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(
-            f"{record.class_name}: attribute {name} is {type(value).__name__}, not {kind.__name__}"
+            f"{stub.class_name}: attribute {name} is {type(value).__name__}, not {kind.__name__}"
         )
     return value
 
 
-def _recorded_arguments(record: Any, synthesis: Any, mapping: Any) -> dict[str, Any]:
-    """Arguments of Generator for a record of one."""
+def _recorded_arguments(stub: Any, synthesis: Any, mapping: Any) -> dict[str, Any]:
+    """Arguments of Generator for a stub of one."""
     names = synthesis.attributes.get("layer_names")
     layers = synthesis.modules()
     if "block_resolutions" in synthesis.attributes:
@@ -116,9 +116,9 @@ def _recorded_arguments(record: Any, synthesis: Any, mapping: Any) -> dict[str, 
         or sorted([*names, "input"]) != sorted(layers)
     ):
         raise ValueError(f"the layers that synthesis lists are not those that it has: {listed(layers)}")
-    head = record.attributes.get("head_layer_names")
+    head = stub.attributes.get("head_layer_names")
     if head is None:
-        num_frozen = record.attributes.get("num_frozen_layers", 0)
+        num_frozen = stub.attributes.get("num_frozen_layers", 0)
     else:
         num_frozen = len(names) - len(head) if isinstance(head, list) else -1
         if num_frozen < 0 or names[num_frozen:] != head:
@@ -126,17 +126,17 @@ def _recorded_arguments(record: Any, synthesis: Any, mapping: Any) -> dict[str, 
     if not isinstance(num_frozen, int) or not 0 <= num_frozen < len(names):
         raise ValueError(f"num_frozen_layers does not fit a network of {len(names)} layers")
     return dict(
-        z_dim=_attribute(record, "z_dim", int),
-        c_dim=_attribute(record, "c_dim", int),
-        w_dim=_attribute(record, "w_dim", int),
+        z_dim=_attribute(stub, "z_dim", int),
+        c_dim=_attribute(stub, "c_dim", int),
+        w_dim=_attribute(stub, "w_dim", int),
         img_resolution=_attribute(synthesis, "img_resolution", int),
         img_channels=_attribute(synthesis, "img_channels", int),
         layers=[layer_spec(name, layers[name].attributes) for name in names],
         num_frozen_layers=num_frozen,
         mapping_kwargs=_recorded_mapping(mapping),
         output_scale=_attribute(synthesis, "output_scale", float),
-        channel_base=_recorded_capacity("channel_base", record, synthesis),
-        channel_max=_recorded_capacity("channel_max", record, synthesis),
+        channel_base=_recorded_capacity("channel_base", stub, synthesis),
+        channel_max=_recorded_capacity("channel_max", stub, synthesis),
     )
 
 
@@ -162,10 +162,10 @@ def _recorded_mapping(mapping: Any) -> dict[str, Any]:
     return dict(kwargs, num_embeddings=shape[0], embed_dim=shape[1])
 
 
-def _recorded_capacity(name: str, *records: Any) -> int | None:
+def _recorded_capacity(name: str, *stubs: Any) -> int | None:
     """channel_base or channel_max, from wherever the network kept it; None if nowhere."""
-    for record in records:
-        for table in (record.attributes, record.attributes.get("_init_kwargs")):
+    for stub in stubs:
+        for table in (stub.attributes, stub.attributes.get("_init_kwargs")):
             value = table.get(name) if isinstance(table, dict) else None
             value = value.item() if isinstance(value, np.generic) else value
             if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 2**53:
@@ -173,7 +173,7 @@ def _recorded_capacity(name: str, *records: Any) -> int | None:
     return None
 
 
-# Attributes that a rebuilt module derives or fixes, and that a record must agree with where it has them.
+# Attributes that a rebuilt module derives or fixes, and that a stub must agree with where it has them.
 _DERIVED = (
     *("w_dim", "num_ws", "c_dim", "z_dim", "img_resolution", "img_channels", "num_layers"),
     *(
@@ -201,9 +201,9 @@ _DERIVED = (
 )
 
 
-def _check_record(generator: Generator, record: Any) -> None:
-    """Refuse a record whose modules or numbers are not those that its layers' attributes lead to."""
-    recorded = dict(record.named_modules())
+def _check_stub(generator: Generator, stub: Any) -> None:
+    """Refuse a stub whose modules or numbers are not those that its layers' attributes lead to."""
+    recorded = dict(stub.named_modules())
     built = dict(generator.named_modules())
     if set(recorded) != set(built):
         raise ValueError(f"parts missing or left over: {listed(set(recorded) ^ set(built))}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes out of a network pickle that was read without running it (torch_utils.pickle_reader): inert
-records of its objects and tensors.
+stubs of its objects and tensors.
 
-A few records that contain one another can stand for any number of modules, names and elements. Whatever walks
-through records here is bounded.
+A few stubs that contain one another can stand for any number of modules, names and elements. Whatever walks
+through stubs here is bounded.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def is_name(text: str) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A value of a record in a few words, for messages. Never walks through a container: a file may nest them
+    """A value of a stub in a few words, for messages. Never walks through a container: a file may nest them
     without end.
     """
-    if isinstance(value, (Record, GlobalName)):
-        return f"an object of {value.origin if isinstance(value, Record) else value}"
+    if isinstance(value, (ObjectStub, GlobalName)):
+        return f"an object of {value.origin if isinstance(value, ObjectStub) else value}"
     if isinstance(value, str):
         value = value[:80]
     return (
@@ -66,7 +66,7 @@ class GlobalName:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class StorageRecord:
+class StorageStub:
     """Raw elements of a tensor."""
 
     dtype: torch.dtype
@@ -75,10 +75,10 @@ class StorageRecord:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class TensorRecord:
+class TensorStub:
     """A tensor in a pickle, checked against the bounds of its storage; `tensor()` makes it."""
 
-    storage: StorageRecord
+    storage: StorageStub
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -107,7 +107,7 @@ class TensorRecord:
         return copy_ != 0 if self.dtype == torch.bool else copy_.view(self.dtype)
 
 
-class Record:
+class ObjectStub:
     """An object in a pickle that was not made: the global it was to be made of, and everything it was to be
     given.
 
@@ -133,8 +133,8 @@ class Record:
         self.module_src = module_src
         self.persistent = persistent
 
-    def __repr__(self) -> str:  # flat: records may contain one another
-        return f"<record of {self.origin}>"
+    def __repr__(self) -> str:  # flat: stubs may contain one another
+        return f"<stub of {self.origin}>"
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -150,20 +150,20 @@ class Record:
             raise ValueError(f"{self.origin}: {name} is not a table of names")
         return table
 
-    def modules(self) -> dict[str, Record]:
-        """Children by name. Raises ValueError for a child that is no record."""
+    def modules(self) -> dict[str, ObjectStub]:
+        """Children by name. Raises ValueError for a child that is no stub."""
         children = {name: value for name, value in self._table("_modules").items() if value is not None}
         for name, value in children.items():
-            if not isinstance(value, Record):
+            if not isinstance(value, ObjectStub):
                 raise ValueError(f"{self.origin}: child {name!r} is no module but {describe(value)}")
         return children
 
-    def tensors(self) -> dict[str, TensorRecord]:
+    def tensors(self) -> dict[str, TensorStub]:
         """Parameters and buffers of this module alone, by name."""
         own = {**self._table("_parameters"), **self._table("_buffers")}
         own = {name: value for name, value in own.items() if value is not None}
         for name, value in own.items():
-            if not isinstance(value, TensorRecord):
+            if not isinstance(value, TensorStub):
                 raise ValueError(f"{self.origin}: {name!r} is no tensor but {describe(value)}")
         return own
 
@@ -172,11 +172,11 @@ class Record:
         tables = (self.attributes.get(name) for name in ("_modules", "_parameters", "_buffers"))
         return sum(len(table) for table in tables if isinstance(table, dict))
 
-    def named_modules(self) -> Iterator[tuple[str, Record]]:
-        """This record and all below it with their dotted names, parents first.
+    def named_modules(self) -> Iterator[tuple[str, ObjectStub]]:
+        """This stub and all below it with their dotted names, parents first.
 
         Raises ValueError for modules nested too deep (or in themselves), and for too many of them: a few
-        records that contain each other twice make any number of names.
+        stubs that contain each other twice make any number of names.
         """
         waiting = [("", self, 0)]
         places = 0
@@ -199,13 +199,13 @@ class Record:
             waiting.extend(reversed(children))
         raise ValueError(f"{self.origin} has more than {MAX_MODULES} modules")
 
-    def named_tensors(self) -> dict[str, TensorRecord]:
-        """Parameters and buffers of this record and all below it, by state_dict name.
+    def named_tensors(self) -> dict[str, TensorStub]:
+        """Parameters and buffers of this stub and all below it, by state_dict name.
 
         Raises ValueError as `named_modules` does, and for tensors that together have more than twice the
         elements of the file: their copies would take any amount of memory.
         """
-        found: dict[str, TensorRecord] = {}
+        found: dict[str, TensorStub] = {}
         for path, module in self.named_modules():
             found.update(
                 {f"{path}.{name}" if path else name: value for name, value in module.tensors().items()}
@@ -217,7 +217,7 @@ class Record:
 
 
 class NetworkPickle(dict[str, Any]):
-    """Content of a network pickle by key: records, tensor records and plain values. `globals_used` counts the
+    """Content of a network pickle by key: stubs, tensor stubs and plain values. `globals_used` counts the
     names it refers to.
     """
 
