@@ -98,7 +98,7 @@ def read_file(path: str, source: str, trust_pickle: bool) -> files.NetworkFile:
     for strict in (True, False) if trust_pickle else (True,):
         try:
             return files.read(path, strict=strict)
-        except (files.OtherNetwork, dnnlib.util.Damaged):
+        except (files.UnsupportedGenerator, dnnlib.util.Damaged):
             raise
         except ValueError:
             if not trust_pickle:
@@ -184,7 +184,7 @@ def main(
     source = stems.network_in("--source", source) if is_choice else source
     file = read(source, trust_pickle)
     if is_choice:
-        click.echo(f"Network: {stems.chosen(source, file.provenance)}", err=True)
+        click.echo(f"Network: {stems.network_summary(source, file.provenance)}", err=True)
     networks = networks or ("G_ema" if form == "hub" and "G_ema" in file.generators else "all")
     if networks != "all":
         file = file.only(networks)

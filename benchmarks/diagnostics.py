@@ -26,7 +26,7 @@ from training import steps
 from training.config import LossConfig, OptimConfig, RunConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import build_stem
-from training.inputs import RealRound, Round
+from training.inputs import MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 SIZES = {  # name -> feature_size, channels of projections and heads, batch
@@ -65,8 +65,8 @@ def step_seconds(state: TrainState, batch: int, diagnostics: bool) -> float:
     """CPU seconds of one discriminator step, the first of a tick."""
     labels = torch.arange(batch) % 10
     draws = {timm_weights.LITE0: torch.rand(batch, 7)}
-    fake = Round(torch.randn(batch, state.G.z_dim), labels, draws, range(batch))
-    real = RealRound(torch.rand(batch, 3, 16, 16) * 2 - 1, labels, draws)
+    fake = MicroBatch(torch.randn(batch, state.G.z_dim), labels, draws, range(batch))
+    real = RealMicroBatch(torch.rand(batch, 3, 16, 16) * 2 - 1, labels, draws)
     started = time.process_time()
     steps.d_step(state, [fake], [real], LossConfig(diagnostics=diagnostics), 0.0)
     return time.process_time() - started

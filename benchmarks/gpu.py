@@ -384,12 +384,14 @@ class Training:
 
     def g_step(self) -> None:
         """The generator's part alone."""
-        steps.g_step(self.state, self.inputs.rounds("G", 0), self.cfg.loss, self.cfg.blur_init_sigma)
+        steps.g_step(self.state, self.inputs.micro_batches("G", 0), self.cfg.loss, self.cfg.blur_init_sigma)
 
     def d_step(self) -> None:
         """The discriminator's part alone."""
-        reals = self.inputs.real_rounds(0, self.pixels, self.labels)
-        steps.d_step(self.state, self.inputs.rounds("D", 0), reals, self.cfg.loss, self.cfg.blur_init_sigma)
+        reals = self.inputs.real_micro_batches(0, self.pixels, self.labels)
+        steps.d_step(
+            self.state, self.inputs.micro_batches("D", 0), reals, self.cfg.loss, self.cfg.blur_init_sigma
+        )
 
 
 def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -> Training:

@@ -92,7 +92,7 @@ def load_network(
             names = _class_names(foreign.c_dim, data, {}, {})
             return Network(path_or_url, foreign.to(device), {}, {}, names, sha256)
     if is_choice:
-        click.echo(f"Network: {stems.chosen(path_or_url, contents.provenance)}", err=True)
+        click.echo(f"Network: {stems.network_summary(path_or_url, contents.provenance)}", err=True)
     G = contents.only(key).generators[key].to(device)
     set_precision(G, precision)
     kwargs, provenance = contents.training_set_kwargs or {}, contents.provenance or {}

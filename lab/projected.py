@@ -39,7 +39,7 @@ from training import run_folder
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
-from training.run_folder import good_end
+from training.run_folder import better_direction
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
@@ -109,7 +109,7 @@ class Bench:
         for path in paths:
             if path.name not in lines:
                 pixels, asked = generate(load_generator(str(path)), self.count)
-                found = {"kimg": run_folder.named_kimg(path)} | (
+                found = {"kimg": run_folder.kimg_of_file(path)} | (
                     self.judge.scores(pixels, asked) if self.judge else {}
                 )
                 lines[path.name] = found | ({"fd_lite0": self.distance(pixels)} if path == paths[-1] else {})
@@ -147,7 +147,7 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     for path in run_folder.metric_files(folder):
         lines = run_folder.read_jsonl(path)
         for name in lines[-1]["results"] if lines else ():
-            lower = good_end(lines[-1]) != "max"
+            lower = better_direction(lines[-1]) != "max"
             found[name] = [line["kimg"] for line in lines], [line["results"][name] for line in lines], lower
     return found
 

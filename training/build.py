@@ -167,7 +167,7 @@ def head_options(cfg: GeneratorConfig) -> dict[str, Any]:
     return {name: getattr(cfg, name) for name in ("cfg", "up_factor", "head_layers", "cbase", "cmax")}
 
 
-def restored_plan(cfg: GeneratorConfig, lineage: Lineage) -> Generator:
+def restored_generator(cfg: GeneratorConfig, lineage: Lineage) -> Generator:
     """The generator of a superresolution stage that goes on, on its recorded stem, whose file is not needed.
     Its numbers come from a checkpoint.
 
@@ -217,10 +217,10 @@ def make_networks(
     lineage: of a run that goes on; with a recorded plan, no stem is read.
 
     Raises:
-        ValueError, OSError: as `make_generator`, `restored_plan` and `make_discriminator`.
+        ValueError, OSError: as `make_generator`, `restored_generator` and `make_discriminator`.
     """
     if lineage is not None and lineage.plan is not None:
-        G = restored_plan(cfg.generator, lineage)
+        G = restored_generator(cfg.generator, lineage)
     elif cfg.generator.superres:
         stem = read_stem(str(cfg.generator.path_stem))
         G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed, stem.generator)
@@ -260,11 +260,11 @@ def make_classifier(
         return None
     classifier = features.classifier(cfg.cls_model, cfg.cls_weights)
     names, where = _classifier_names(cfg, classifier)
-    if not class_names.named(names) or not class_names.named(dataset.class_names):
+    if not class_names.has_names(names) or not class_names.has_names(dataset.class_names):
         _same_class_count(cfg, classifier, dataset)
         nameless, other = (
             (f"--data={dataset.path}", cfg.cls_model)
-            if class_names.named(names)
+            if class_names.has_names(names)
             else (cfg.cls_model, "the data set")
         )
         if distributed.is_main() and not quiet:

@@ -392,7 +392,7 @@ def plan_superres(
 
 
 def _normalize_rms(x: torch.Tensor) -> torch.Tensor:
-    """x [N, C] divided by its root mean square over C."""
+    """X [N, C] divided by its root mean square over C."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
@@ -624,7 +624,7 @@ class MappingNetwork(torch.nn.Module):
         return _normalize_rms(self.embed_proj(self.embed(labels)))
 
     def styles(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """w [N, W] of latents z [N, Z] and checked labels (int64 [N] or None), without truncation."""
+        """W [N, W] of latents z [N, Z] and checked labels (int64 [N] or None), without truncation."""
         x = _normalize_rms(z.to(_full(self.fc0.weight.dtype)))
         if labels is not None:
             x = torch.cat([x, self.class_features(labels)], dim=1)
@@ -667,7 +667,7 @@ class MappingNetwork(torch.nn.Module):
         truncation_cutoff: int | None = None,
         update_emas: bool = False,
     ) -> torch.Tensor:
-        """ws [N, num_ws, W]; truncated as w_avg[c] + psi (w - w_avg[c]) in the first truncation_cutoff of
+        """Ws [N, num_ws, W]; truncated as w_avg[c] + psi (w - w_avg[c]) in the first truncation_cutoff of
         them (None = all).
         """
         if z.ndim != 2 or z.shape[1] != self.z_dim:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step reads: latents or real images, labels, augmentation draws.
+"""The inputs of a training step: latents or real images, labels, augmentation draws.
 
-A step of B images over P processes runs in rounds. Round r of process p takes the global samples [(r P + p)
-b, (r P + p + 1) b) of the step, b = images per round and process. Every draw is a function of (seed, purpose,
-images shown, global sample), so neither P nor b changes one.
+A step of B images over P processes is split into micro-batches of b images per process. Micro-batch i of
+process p takes the global samples [(i P + p) b, (i P + p + 1) b) of the step. Every draw is a function of
+(seed, purpose, images shown, global sample), so the draws do not depend on P or b.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from training.discriminator.augment import NUM_DRAWS
 
 
 @dataclass
-class Round:
-    """Generated samples of one accumulation round of one process, before they are generated."""
+class MicroBatch:
+    """The generated samples of one micro-batch of one process, before the generator runs."""
 
     z: torch.Tensor  # [b, Z]
     labels: torch.Tensor | None  # int64 [b]
@@ -31,16 +31,16 @@ class Round:
 
 
 @dataclass
-class RealRound:
-    """Real samples of one accumulation round of one process."""
+class RealMicroBatch:
+    """The real samples of one micro-batch of one process."""
 
     images: torch.Tensor  # [b, 3, R, R] in [-1, 1]
     labels: torch.Tensor | None  # int64 [b]
     draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]
 
 
-def round_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list[list[int]]:
-    """Global sample indices of each round of process `rank`."""
+def micro_batch_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list[list[int]]:
+    """Return the global sample indices of each micro-batch of process `rank`."""
     starts = range(rank * batch_gpu, batch, processes * batch_gpu)
     return [list(range(s, min(s + batch_gpu, batch))) for s in starts]
 
@@ -49,9 +49,12 @@ def round_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list
 class InputSource:
     """Draws the inputs of every step.
 
-    `labels`: the data set's labels, int64 [n], from which generated samples take theirs (None:
-    unconditional). `balanced`: real images and labels of generated ones are drawn evenly over its classes
-    instead.
+    Attributes:
+        labels: Labels of the data set, int64 [n]. The labels of generated samples are drawn from them. None =
+            unconditional.
+        backbones: Names of the backbones that get augmentation draws. Empty = no augmentation.
+        balanced: Draw real images and the labels of generated images evenly over these classes. None = as
+            often as the data set has them.
     """
 
     seed: int
@@ -75,7 +78,16 @@ class InputSource:
         processes: int,
         rank: int,
     ) -> InputSource:
-        """The inputs of a run in process `rank`. labels: the data set's; None for unconditional training."""
+        """Return the inputs of a run in process `rank`.
+
+        Args:
+            cfg: Configuration of the run.
+            labels: Labels of the data set, int64 [n]; None for unconditional training.
+            z_dim: Number of latent dimensions.
+            device: Device of this process.
+            processes: Number of processes.
+            rank: Index of this process.
+        """
         return cls(
             seed=cfg.run.seed,
             z_dim=z_dim,
@@ -92,7 +104,7 @@ class InputSource:
     def augment_draws(
         self, purpose: str, nimg: int, samples: Sequence[int]
     ) -> dict[str, torch.Tensor] | None:
-        """Uniform draws [b, 7] per backbone, or None without augmentation."""
+        """Return uniform draws [b, 7] per backbone, or None without augmentation."""
         if not self.backbones:
             return None
         return {
@@ -105,7 +117,7 @@ class InputSource:
     def latents(
         self, purpose: str, nimg: int, samples: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """z [b, Z] and labels [b], drawn from the data set's or evenly."""
+        """Draw latents z [b, Z] and labels [b]: from the data set, or evenly from its classes."""
         z = rng.normal(self.seed, f"z/{purpose}", nimg, samples, (self.z_dim,)).to(
             self.device, non_blocking=True
         )
@@ -115,26 +127,39 @@ class InputSource:
         picks = rng.integers(self.seed, f"label/{purpose}", nimg, samples, len(choice))
         return z, torch.from_numpy(choice[picks.numpy()]).to(self.device, non_blocking=True)
 
-    def rounds(self, purpose: str, nimg: int, shrink: int = 1) -> list[Round]:
-        """Rounds of generated samples for one phase, equally many and equally large in all processes.
+    def micro_batches(self, purpose: str, nimg: int, shrink: int = 1) -> list[MicroBatch]:
+        """Return the micro-batches of generated samples for one phase.
 
-        `shrink` divides the batch (path length regularisation), rounding down to a multiple of the number of
-        processes.
+        All processes get the same number of micro-batches, of the same size.
+
+        Args:
+            purpose: Name of the phase, part of the random key.
+            nimg: Images shown before the step.
+            shrink: Divisor of the batch (path length regularisation). The result is rounded down to a
+                multiple of the number of processes.
         """
         share = max(self.batch // (shrink * self.processes), 1)
         batch_gpu = max(b for b in range(1, max(self.batch_gpu // shrink, 1) + 1) if share % b == 0)
-        rounds = []
-        for samples in round_samples(share * self.processes, self.processes, self.rank, batch_gpu):
+        micro_batches = []
+        for samples in micro_batch_samples(share * self.processes, self.processes, self.rank, batch_gpu):
             z, labels = self.latents(purpose, nimg, samples)
-            rounds.append(Round(z, labels, self.augment_draws(purpose, nimg, samples), samples))
-        return rounds
+            micro_batches.append(MicroBatch(z, labels, self.augment_draws(purpose, nimg, samples), samples))
+        return micro_batches
 
-    def real_rounds(self, nimg: int, pixels: torch.Tensor, labels: torch.Tensor | None) -> list[RealRound]:
-        """Rounds of real samples of one step. pixels: uint8 [n, 3, R, R], and labels: int64 [n], of this
-        process in the order of `real_indices`.
+    def real_micro_batches(
+        self, nimg: int, pixels: torch.Tensor, labels: torch.Tensor | None
+    ) -> list[RealMicroBatch]:
+        """Return the micro-batches of real samples for one step.
+
+        Args:
+            nimg: Images shown before the step.
+            pixels: Images of this process, uint8 [n, 3, R, R], in the order of `real_indices`.
+            labels: Their labels, int64 [n], or None.
         """
-        rounds = []
-        for i, samples in enumerate(round_samples(self.batch, self.processes, self.rank, self.batch_gpu)):
+        micro_batches = []
+        for i, samples in enumerate(
+            micro_batch_samples(self.batch, self.processes, self.rank, self.batch_gpu)
+        ):
             part = slice(i * self.batch_gpu, (i + 1) * self.batch_gpu)
             x = images.to_float(pixels[part].to(self.device, non_blocking=True))
             c = (
@@ -142,14 +167,15 @@ class InputSource:
                 if self.labels is not None and labels is not None
                 else None
             )
-            rounds.append(RealRound(x, c, self.augment_draws("real", nimg, samples)))
-        return rounds
+            micro_batches.append(RealMicroBatch(x, c, self.augment_draws("real", nimg, samples)))
+        return micro_batches
 
     def real_indices(self, nimg: int, dataset_size: int) -> Iterator[np.ndarray]:
-        """This process's real images, step after step from `nimg` on: data set indices in the order of the
-        rounds.
+        """Yield the data set indices of this process's real images, one array per step, from `nimg` on.
+
+        The order is that of the micro-batches.
         """
-        mine = np.concatenate(round_samples(self.batch, self.processes, self.rank, self.batch_gpu))
+        mine = np.concatenate(micro_batch_samples(self.batch, self.processes, self.rank, self.batch_gpu))
         while True:
             yield sample_indices(self.seed, nimg, self.batch, dataset_size, self.balanced)[mine]
             nimg += self.batch

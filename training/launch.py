@@ -18,7 +18,7 @@ import dnnlib
 from torch_utils import devices, distributed, memory
 from training import build, loop, run_folder
 from training.config import AUTO, TrainConfig, from_json, to_json
-from training.networks.stems import Lineage, begun
+from training.networks.stems import Lineage, resumed_lineage
 from training.run import auto_batch
 from training.run.enter import RunLock, ending_logged, entered
 from training.run.periodic import Evaluate
@@ -112,7 +112,7 @@ def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> Tr
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
     if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
         return auto_batch.settled(config, kept)
-    choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), begun(existing))
+    choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), resumed_lineage(existing))
     if distributed.is_main():
         print(choice.line(config), flush=True)
     return auto_batch.settled(config, choice.batch_gpu)

@@ -16,7 +16,7 @@ import torch
 
 from torch_utils import distributed
 from training import losses
-from training.inputs import RealRound, Round
+from training.inputs import MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
@@ -30,7 +30,7 @@ class Cause(NamedTuple):
 
 
 def find(
-    state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float
+    state: TrainState, rounds: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
 ) -> Cause | None:
     """The first tensor that is not finite on the way from weights to logits and back to the images; None if
     all are.
@@ -42,7 +42,7 @@ def find(
 
 
 def _causes(
-    state: TrainState, rounds: Sequence[Round], reals: Sequence[RealRound], blur_sigma: float
+    state: TrainState, rounds: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
 ) -> Iterator[Cause]:
     for network, module in ((DISCRIMINATOR, state.D), (GENERATOR, state.G)):
         for name, x in itertools.chain(module.named_parameters(), module.named_buffers()):

@@ -113,19 +113,19 @@ class Option:
         return typing.get_origin(first) or first
 
     @property
-    def most(self) -> float | None:
+    def maximum(self) -> float | None:
         """The largest number that it may be; None where it is no number."""
         return self.high if self.high is not None else {int: MAX_INTEGER, float: MAX_NUMBER}.get(self.kind)
 
     def check_range(self, value: Any) -> None:
         """Raises ValueError for a number below `low` or above `most`, and for NaN."""
-        if self.most is None or not isinstance(value, (int, float)):
+        if self.maximum is None or not isinstance(value, (int, float)):
             return
         # "not (a >= b)" and not "a < b", because NaN is refused too
         if self.low is not None and not value >= self.low:
             raise ValueError(f"{self.shown_flag}={value}: must be at least {self.low}")
-        if not -MAX_NUMBER <= value <= self.most:
-            raise ValueError(f"{self.shown_flag}={str(value)[:40]}: must be at most {self.most:.12g}")
+        if not -MAX_NUMBER <= value <= self.maximum:
+            raise ValueError(f"{self.shown_flag}={str(value)[:40]}: must be at most {self.maximum:.12g}")
 
     def of(self, config: Any) -> Any:
         """Its value in a configuration."""

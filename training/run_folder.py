@@ -99,7 +99,7 @@ def snapshot_files(run_dir: Path) -> list[Path]:
     return _numbered(run_dir, _SNAPSHOT, ".pkl")
 
 
-def named_kimg(path: Path) -> float:
+def kimg_of_file(path: Path) -> float:
     """Thousands of images shown, as exactly as the name of a numbered file says it."""
     kimg, _, images = path.stem.removeprefix(_FAKES).removeprefix(_SNAPSHOT).partition("_")
     return int(kimg) + int(images or 0) / 1000
@@ -108,7 +108,7 @@ def named_kimg(path: Path) -> float:
 def _numbered(run_dir: Path, start: str, end: str) -> list[Path]:
     """Files with a snapshot's number between `start` and `end`, in its order; others are somebody else's."""
     name = re.compile(re.escape(start) + r"[0-9]{1,12}(_[0-9]{3})?" + re.escape(end))
-    return sorted((p for p in run_dir.glob(f"{start}*{end}") if name.fullmatch(p.name)), key=named_kimg)
+    return sorted((p for p in run_dir.glob(f"{start}*{end}") if name.fullmatch(p.name)), key=kimg_of_file)
 
 
 def best_network(run_dir: str | os.PathLike[str]) -> Path | None:
@@ -283,7 +283,7 @@ def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
     write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
 
 
-def forget_status(run_dir: Path) -> None:
+def clear_status(run_dir: Path) -> None:
     """A process begins."""
     set_aside_if_damaged(run_dir / STATUS_FILE)
     (run_dir / STATUS_FILE).unlink(missing_ok=True)
@@ -333,7 +333,7 @@ def _trace_of_checkpoints(run_dir: Path) -> str:
     return "it had some" if had else ""
 
 
-def note_checkpoint(run_dir: Path, nimg: int) -> None:
+def record_first_checkpoint(run_dir: Path, nimg: int) -> None:
     """Remember that there has been a checkpoint, even if all of them are lost."""
     if not (run_dir / CHECKPOINTED_FILE).exists():
         with atomic_write(run_dir / CHECKPOINTED_FILE, "w") as f:
@@ -354,7 +354,7 @@ _ENDS_BY_NAME = (
 )
 
 
-def good_end(record: Mapping[str, Any], name: str | None = None) -> str | None:
+def better_direction(record: Mapping[str, Any], name: str | None = None) -> str | None:
     """Which end of a metric's numbers is good, from a line of metric-NAME.jsonl: "min", "max", None = not
     known.
 

@@ -23,7 +23,7 @@ from torch_utils import distributed, rng, training_stats
 from torch_utils.ops import conv2d_gradfix
 from training import losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
-from training.inputs import InputSource, RealRound, Round
+from training.inputs import InputSource, MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
@@ -50,10 +50,10 @@ def train_step(
         of `inputs.real_indices`. most_rounds: of every kind, for trials; None = all.
     """
     p, loss = state.progress, cfg.loss
-    reals = inputs.real_rounds(p.nimg, pixels, labels)
+    reals = inputs.real_micro_batches(p.nimg, pixels, labels)
     sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
-    g_step(state, inputs.rounds("G", p.nimg)[:most_rounds], loss, sigma, classifier, reals)
+    g_step(state, inputs.micro_batches("G", p.nimg)[:most_rounds], loss, sigma, classifier, reals)
     if (
         loss.pl_weight > 0
         and not cfg.generator.superres
@@ -62,11 +62,11 @@ def train_step(
     ):
         path_length_step(
             state,
-            inputs.rounds("path_length", p.nimg, loss.pl_batch_shrink)[:most_rounds],
+            inputs.micro_batches("path_length", p.nimg, loss.pl_batch_shrink)[:most_rounds],
             loss,
             cfg.run.seed,
         )
-    d_step(state, inputs.rounds("D", p.nimg)[:most_rounds], reals[:most_rounds], loss, sigma)
+    d_step(state, inputs.micro_batches("D", p.nimg)[:most_rounds], reals[:most_rounds], loss, sigma)
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
     p.nimg += cfg.run.batch
     p.step += 1
@@ -118,7 +118,7 @@ def pairs_generator(cfg: LossConfig) -> bool:
 
 
 @torch.no_grad()
-def _no_grad_logits(state: TrainState, reals: RealRound, blur_sigma: float) -> losses.Logits:
+def _no_grad_logits(state: TrainState, reals: RealMicroBatch, blur_sigma: float) -> losses.Logits:
     return state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
 
 
@@ -131,11 +131,11 @@ def _trainable(state: TrainState, which: str) -> None:
 
 def g_step(
     state: TrainState,
-    rounds: list[Round],
+    rounds: list[MicroBatch],
     cfg: LossConfig,
     blur_sigma: float,
     classifier: Classifier | None = None,
-    reals: list[RealRound] | None = None,
+    reals: list[RealMicroBatch] | None = None,
 ) -> None:
     """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1).
 
@@ -162,7 +162,7 @@ def g_step(
     apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause)
 
 
-def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, seed: int) -> None:
+def path_length_step(state: TrainState, rounds: list[MicroBatch], cfg: LossConfig, seed: int) -> None:
     """Path length regularisation (StyleGAN2, section 3.2), without the lazy gain and without weight gradients
     in the first derivative.
     """
@@ -187,7 +187,11 @@ def path_length_step(state: TrainState, rounds: list[Round], cfg: LossConfig, se
 
 
 def d_step(
-    state: TrainState, rounds: list[Round], reals: list[RealRound], cfg: LossConfig, blur_sigma: float
+    state: TrainState,
+    rounds: list[MicroBatch],
+    reals: list[RealMicroBatch],
+    cfg: LossConfig,
+    blur_sigma: float,
 ) -> None:
     """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then the directions return to the unit
     sphere.

@@ -334,7 +334,7 @@ def test_a_damaged_lineage_is_that_of_the_checkpoint(data, tmp_path):
     (tmp_path / "stem" / run_folder.NEWEST_NETWORK).rename(tmp_path / "moved.pkl")
     for damage in (b"\xff", b"null", b'{"stems": 5}', None):
         path.unlink() if damage is None else path.write_bytes(damage)
-        lineage = stems.begun(tmp_path / "hurt")
+        lineage = stems.resumed_lineage(tmp_path / "hurt")
         assert damage is None or vars(lineage) == recorded
         if damage != b"null":
             continue

@@ -27,7 +27,7 @@ from training import losses, schedules, steps
 from training.config import LossConfig, OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator, build_stem, build_superres
-from training.inputs import RealRound, Round
+from training.inputs import MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 LITE0, DEIT = "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
@@ -195,7 +195,7 @@ def test_one_iteration(case, lite0, monkeypatch):
     ) == pytest.approx(sigma)
     stats()
 
-    steps.g_step(state, [Round(z["z_G"], labels["c_G"], None, range(4))], cfg, sigma, classifier)
+    steps.g_step(state, [MicroBatch(z["z_G"], labels["c_G"], None, range(4))], cfg, sigma, classifier)
     compare_stats(stats(), meta["G"]["stats"])
     # The guidance is smooth and outweighs the discriminator's part, and with it what comes of that part's
     # kinks.
@@ -213,15 +213,17 @@ def test_one_iteration(case, lite0, monkeypatch):
     if "Greg" in meta:
         noise = torch.from_numpy(file["Greg/noise"])
         monkeypatch.setattr(rng, "normal", lambda *args: noise)
-        steps.path_length_step(state, [Round(z["z_G"][:2], labels["c_G"][:2], None, range(2))], cfg, seed=0)
+        steps.path_length_step(
+            state, [MicroBatch(z["z_G"][:2], labels["c_G"][:2], None, range(2))], cfg, seed=0
+        )
         compare_stats(stats(), meta["Greg"]["stats"])
         compare_norms(state.g_opt.grads, meta["Greg"]["grads"], 5e-3, 1e-3)
         assert float(state.pl_mean) == pytest.approx(meta["Greg"]["pl_mean_after"], rel=1e-4)
 
     steps.d_step(
         state,
-        [Round(z["z_D"], labels["c_D"], None, range(4))],
-        [RealRound(real, labels["real_c"], None)],
+        [MicroBatch(z["z_D"], labels["c_D"], None, range(4))],
+        [RealMicroBatch(real, labels["real_c"], None)],
         cfg,
         sigma,
     )
@@ -256,7 +258,7 @@ def test_the_generator_step_takes_the_derivative_of_its_loss(lite0, sigma, cls_w
     classifier = GoldenClassifier(
         inputs["cls/fc.weight"].astype(np.float64), inputs["cls/fc.bias"].astype(np.float64)
     )
-    fake = Round(
+    fake = MicroBatch(
         torch.from_numpy(inputs["z_G"]).double(), torch.from_numpy(inputs["c_G"]).argmax(1), None, range(4)
     )
 
@@ -338,14 +340,16 @@ def test_train_trace(lite0, monkeypatch):
         real = torch.from_numpy(normal(f"t{it}.real16", (batch, 3, 16, 16)) * 0.4).clamp(-1, 1).double()
         sigma = schedules.blur_sigma(nimg)
 
-        def draw(phase: str, it: int = it) -> Round:
+        def draw(phase: str, it: int = it) -> MicroBatch:
             z = torch.from_numpy(normal(f"t{it}.z.{phase}", (batch, 16))).double()
-            return Round(
+            return MicroBatch(
                 z, torch.tensor([(3 * it + k + len(phase)) % 10 for k in range(batch)]), None, range(batch)
             )
 
         steps.g_step(state, [draw("Gmain")], cfg, sigma)
-        steps.d_step(state, [draw("Dmain")], [RealRound(real, torch.tensor([2, 5, 5, 9]), None)], cfg, sigma)
+        steps.d_step(
+            state, [draw("Dmain")], [RealMicroBatch(real, torch.tensor([2, 5, 5, 9]), None)], cfg, sigma
+        )
         beta = schedules.ema_beta(nimg, batch, batch * 10 / 32)
         assert beta == pytest.approx(expected["ema_beta"], abs=1e-12)
         state.update_ema(beta)

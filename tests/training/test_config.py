@@ -222,11 +222,11 @@ def test_numbers_beyond_reason_are_one_line(value):
             continue
         if option.kind is int and isinstance(value, float):
             continue
-        if value > option.most:
+        if value > option.maximum:
             with pytest.raises(ValueError, match=rf"^{option.shown_flag}=\S+: must be at most") as error:
                 TrainConfig().override({name: value}).validate()
             assert len(str(error.value)) < 120
-        option.check_range(option.kind(option.most))
+        option.check_range(option.kind(option.maximum))
     with pytest.raises(ValueError, match=r"^--batch=1000000000: must be at most 1048576"):
         from_json({"run": {"batch": 10**9}}).validate()
     with pytest.raises(ValueError, match=r"^--resolution=65536: must be at most 8192"):

@@ -135,9 +135,9 @@ def test_a_training_step_stays_on_its_device(
     )  # fmt: skip
     pixels = torch.zeros(4, 3, G.img_resolution, G.img_resolution, dtype=torch.uint8)
     drawn = [
-        cpu_inputs.rounds("G", 0),
-        cpu_inputs.rounds("path_length", 0, 2),
-        cpu_inputs.real_rounds(0, pixels, torch.arange(4)),
+        cpu_inputs.micro_batches("G", 0),
+        cpu_inputs.micro_batches("path_length", 0, 2),
+        cpu_inputs.real_micro_batches(0, pixels, torch.arange(4)),
     ]
     with FakeTensorMode(), training_stats.unrecorded():
         state = TrainState.create(moved(G).train(), moved(D).train(), cfg.optim, 0)

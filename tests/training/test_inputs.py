@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.dataset import BalancedClasses
-from training.inputs import InputSource, round_samples
+from training.inputs import InputSource, micro_batch_samples
 
 
 def source(
@@ -37,7 +37,7 @@ def source(
 def test_processes_share_a_step_evenly(processes, per_round, rounds, shrink):
     batch = processes * per_round * rounds
     seen = [
-        [r.samples for r in source(batch, processes, rank, per_round).rounds("G", 0, shrink)]
+        [r.samples for r in source(batch, processes, rank, per_round).micro_batches("G", 0, shrink)]
         for rank in range(processes)
     ]
     assert (
@@ -53,9 +53,9 @@ def test_processes_share_a_step_evenly(processes, per_round, rounds, shrink):
 
 @pytest.mark.parametrize(("processes", "batch_gpu"), [(1, 4), (2, 2), (2, 4), (4, 2)])
 def test_draws_do_not_depend_on_the_split(processes, batch_gpu):
-    whole = source(8, 1, 0, 8).rounds("D", 80)[0]
+    whole = source(8, 1, 0, 8).micro_batches("D", 80)[0]
     for rank in range(processes):
-        for part in source(8, processes, rank, batch_gpu).rounds("D", 80):
+        for part in source(8, processes, rank, batch_gpu).micro_batches("D", 80):
             assert torch.equal(part.z, whole.z[list(part.samples)])
             assert torch.equal(part.labels, whole.labels[list(part.samples)])
             assert torch.equal(part.draws["net"], whole.draws["net"][list(part.samples)])
@@ -65,7 +65,7 @@ def test_real_images_of_all_processes_are_the_batch():
     whole = next(source(8, 1, 0, 8).real_indices(16, 100))
     parts = [next(source(8, 2, rank, 2).real_indices(16, 100)) for rank in range(2)]
     for rank in range(2):
-        assert parts[rank].tolist() == whole[np.concatenate(round_samples(8, 2, rank, 2))].tolist()
+        assert parts[rank].tolist() == whole[np.concatenate(micro_batch_samples(8, 2, rank, 2))].tolist()
     assert sorted(np.concatenate(parts)) == sorted(whole)
 
 
@@ -73,13 +73,13 @@ def test_real_rounds_pair_images_labels_and_draws():
     """Split over processes and rounds, every real image keeps its label and its draw."""
     pixels = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(-1, 3, 4, 4)
     labels = torch.arange(8) % 6
-    (whole,) = source(8, 1, 0, 8).real_rounds(16, pixels, labels)
+    (whole,) = source(8, 1, 0, 8).real_micro_batches(16, pixels, labels)
     torch.testing.assert_close(whole.images, pixels / 127.5 - 1)
     for rank in range(2):
-        split = round_samples(8, 2, rank, 2)
+        split = micro_batch_samples(8, 2, rank, 2)
         mine = np.concatenate(split)
         for samples, part in zip(
-            split, source(8, 2, rank, 2).real_rounds(16, pixels[mine], labels[mine]), strict=True
+            split, source(8, 2, rank, 2).real_micro_batches(16, pixels[mine], labels[mine]), strict=True
         ):
             assert torch.equal(part.images, whole.images[samples])
             assert torch.equal(part.labels, labels[samples])
@@ -90,7 +90,7 @@ def test_balanced_classes_in_real_and_generated_samples():
     labels = np.array([0] * 90 + [2] * 9 + [5])
     balanced = BalancedClasses(labels)
     drawn = torch.cat(
-        [source(60, 1, 0, 60, balanced).rounds("G", nimg)[0].labels for nimg in range(0, 6000, 60)]
+        [source(60, 1, 0, 60, balanced).micro_batches("G", nimg)[0].labels for nimg in range(0, 6000, 60)]
     )
     share = torch.bincount(drawn, minlength=6) / len(drawn)
     assert (
@@ -105,6 +105,6 @@ def test_balanced_classes_in_real_and_generated_samples():
         assert (
             part.tolist()
             == next(source(8, 1, 0, 8, balanced).real_indices(16, 100))[
-                np.concatenate(round_samples(8, 2, rank, 2))
+                np.concatenate(micro_batch_samples(8, 2, rank, 2))
             ].tolist()
         )

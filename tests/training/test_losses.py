@@ -9,7 +9,7 @@ from torch_utils import training_stats
 from training import losses, steps
 from training.config import LossConfig, OptimConfig, TrainConfig
 from training.generator import build_stem
-from training.inputs import RealRound, Round
+from training.inputs import MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 
@@ -70,11 +70,11 @@ def make_state() -> TrainState:
     return TrainState.create(G, TinyDiscriminator(2), OptimConfig(), pl_interval=4)
 
 
-def batch(seed: int, n: int = 4) -> tuple[Round, RealRound]:
+def batch(seed: int, n: int = 4) -> tuple[MicroBatch, RealMicroBatch]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
     real = torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1
-    return Round(torch.randn(n, 8, generator=generator), labels, None, range(n)), RealRound(
+    return MicroBatch(torch.randn(n, 8, generator=generator), labels, None, range(n)), RealMicroBatch(
         real, labels, None
     )
 

@@ -145,7 +145,7 @@ def test_a_folder_that_has_lost_its_checkpoints_says_so(trace, tmp_path):
         path.unlink()
         path.parent.rmdir()
     if trace == "noted":
-        run_folder.note_checkpoint(tmp_path, 8)
+        run_folder.record_first_checkpoint(tmp_path, 8)
     if trace == "status":  # the others: version 0.1 noted nothing
         run_folder.write_status(tmp_path, run_folder.FINISHED, 8)
     if trace == "best":
@@ -265,7 +265,7 @@ def test_files_in_the_order_of_training(tmp_path):
         run_folder.snapshot_file(tmp_path, number) for number in ours
     ]
     assert run_folder.fakes_files(tmp_path) == [run_folder.fakes_file(tmp_path, number) for number in ours]
-    assert [run_folder.named_kimg(p) for p in run_folder.fakes_files(tmp_path)][:3] == [0, 0.512, 1]
+    assert [run_folder.kimg_of_file(p) for p in run_folder.fakes_files(tmp_path)][:3] == [0, 0.512, 1]
 
 
 @pytest.mark.parametrize(

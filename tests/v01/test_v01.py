@@ -100,7 +100,7 @@ def test_the_numbers_that_a_checkpoint_holds_are_those_of_its_snapshot(old):
 def test_a_recipe_goes_on_in_the_stage_where_it_stopped(old):
     folder = next((old / "recipes").iterdir())
     stage = folder / run_folder.stage_name(16)
-    lineage = stems.begun(stage)
+    lineage = stems.resumed_lineage(stage)
     assert lineage.stem["nimg"] == 8 and run_folder.newest_checkpoint_nimg(stage) == 4
     invoke(train.main, f"--resume={folder}", f"--data={old / 'data.zip'}")
     records = json.loads((folder / run_folder.LINEAGE_FILE).read_text())["stages"]
@@ -149,4 +149,4 @@ def test_a_new_number_stands_below_the_old_ones(old):
     assert kept == before and len(before) == 3
     assert new["results"][METRIC] == pytest.approx(before[-1]["results"][METRIC], rel=1e-3)
     assert run_folder.metric_at(run, 8) == {"name": METRIC, "value": before[1]["results"][METRIC]}
-    assert run_folder.good_end(before[0]) == run_folder.good_end(new) == "min"
+    assert run_folder.better_direction(before[0]) == run_folder.better_direction(new) == "min"

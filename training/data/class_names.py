@@ -20,7 +20,7 @@ SHOWN = 3  # names in an error message
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 
 
-def named(names: list[str] | None) -> TypeGuard[list[str]]:
+def has_names(names: list[str] | None) -> TypeGuard[list[str]]:
     """Whether the classes have names at all: numbered folders (0, 1, 2, ...) say nothing about what is in
     them.
     """

@@ -146,7 +146,7 @@ class DownBlock(nn.Module):
 
 
 def _full(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is that."""
+    """X in float32, or in float64 if it is that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -176,7 +176,7 @@ class Head(nn.Module):
             self.last_layer = SANConv2d(channels[-1], 1, KERNEL, bias=False, generator=generator)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> SANLogits:
-        """x [N, C, H, W], labels c int64 [N] -> logits, float32 whatever the type of x (float64 of
+        """X [N, C, H, W], labels c int64 [N] -> logits, float32 whatever the type of x (float64 of
         float64).
         """
         h = self.main(x)

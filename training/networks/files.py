@@ -41,7 +41,7 @@ GENERATORS = ("G", "G_ema")
 _T = TypeVar("_T")
 
 
-class OtherNetwork(ValueError):
+class UnsupportedGenerator(ValueError):
     """A generator whose parts are understood, and which is none of those that are read: running its file does
     not change that.
     """
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = Tr
     key: the one generator that is needed (G or G_ema); the rest of a pickle is parsed but not rebuilt. None =
     everything. strict: refuse a pickle with objects of unknown kinds, as the D of another project may be;
     False passes over them. Raises FileNotFoundError, and ValueError in one line for a file that cannot be
-    used (OtherNetwork for its generator alone).
+    used (UnsupportedGenerator for its generator alone).
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {path}")
@@ -171,7 +171,7 @@ def _generator(stub: Any, key: str, path: str | os.PathLike[str]) -> Generator:
         understood = (
             isinstance(stub, persistence.ObjectStub) and stub.persistent and "Generator" in stub.class_name
         )
-        raise (OtherNetwork if understood else ValueError)(f"{path}: {key}: {error}") from None
+        raise (UnsupportedGenerator if understood else ValueError)(f"{path}: {key}: {error}") from None
 
 
 class _Plain:

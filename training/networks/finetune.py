@@ -25,7 +25,7 @@ import torch
 import dnnlib
 from torch_utils.features import imagenet_descriptions
 from training.config import TrainConfig, to_json
-from training.data.class_names import class_map, named
+from training.data.class_names import class_map, has_names
 from training.discriminator import ProjectedDiscriminator
 from training.generator import FullyConnectedLayer, Generator, LayerSpec
 from training.networks import files
@@ -53,7 +53,7 @@ class Part:
 
 
 @dataclass
-class Report:
+class TransferSummary:
     """Where a run's weights come from: file, its hash, how classes were told, and the parts of both
     networks.
     """
@@ -153,9 +153,9 @@ def class_rows(source: Source, names: list[str] | None, c_dim: int) -> tuple[np.
     theirs = source.class_names()
     if c_dim == 0 or source.G.c_dim == 0:
         return nothing, ""
-    if named(names) and named(theirs):
+    if has_names(names) and has_names(theirs):
         return class_map(names, theirs)[0], "by name"
-    if named(names) and source.G.c_dim == NUM_IMAGENET:
+    if has_names(names) and source.G.c_dim == NUM_IMAGENET:
         rows, missing = class_map(names, list(imagenet_descriptions()), imagenet_descriptions())
         if len(missing) < c_dim:
             return rows, "by name, the pickle's taken for ImageNet's in the usual order"
@@ -501,7 +501,7 @@ def start(
     D: ProjectedDiscriminator,
     names: list[str] | None,
     table: torch.Tensor | None,
-) -> tuple[Generator, Report]:
+) -> tuple[Generator, TransferSummary]:
     """Start a fresh G and D from a network file, in place. Returns G's moving average, started from the
     file's, and the report.
 
@@ -510,7 +510,7 @@ def start(
     rows, how = class_rows(source, names, G.c_dim)
     G_ema = copy.deepcopy(G)
     start_generator(source.G_ema, G_ema, rows, table)
-    report = Report(source.path, source.sha256, how)
+    report = TransferSummary(source.path, source.sha256, how)
     report.generator = start_generator(source.G, G, rows, table)
     report.discriminator = start_discriminator(source, D, rows)
     return G_ema, report
@@ -524,7 +524,7 @@ _DECISIVE = {
 }
 
 
-def warning(source: Source, report: Report, cfg: TrainConfig) -> str | None:
+def warning(source: Source, report: TransferSummary, cfg: TrainConfig) -> str | None:
     """A line for a start that keeps little of one of the networks, naming the options that the file's own run
     had otherwise; or None.
     """

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import dnnlib
 from training.networks import files, stems
-from training.run_folder import BEST_NETWORK, good_end, metric_files, read_jsonl
+from training.run_folder import BEST_NETWORK, better_direction, metric_files, read_jsonl
 
 SCHEME = "hf://"
 _T = TypeVar("_T")
@@ -135,7 +135,7 @@ def read_metrics(source: str) -> list[dict[str, Any]]:
             if Path(str(line.get("snapshot_pkl") or line.get("snapshot") or "")).name == path.name
         ]
         if path.name == BEST_NETWORK and not mine and about:
-            pick = max if good_end(about[-1]) == "max" else min
+            pick = max if better_direction(about[-1]) == "max" else min
             mine = [pick(about, key=lambda line: next(iter(line["results"].values())))]
         found += mine[-1:]
     return found
@@ -267,7 +267,7 @@ def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -
     """Where the network comes from: its stage, the stems below it (oldest first), its start, versions."""
     generator, run = _table(config.get("generator")), _table(config.get("run"))
     frozen = G.num_frozen_layers
-    below = stems.recorded(provenance)
+    below = stems.stem_entries(provenance)
     backbones = provenance.get("backbones")
     return {
         "stage": f"superresolution on a stem of {frozen} kept layers" if frozen else "stem",
@@ -285,7 +285,7 @@ def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -
 
 
 def _stem(record: Mapping[str, Any]) -> str:
-    """One stage's record (`stems.recorded`) in words."""
+    """One stage's record (`stems.stem_entries`) in words."""
     metric, size, nimg = record["metric"], record["resolution"], record["nimg"]
     parts = [
         _shown(record["file"] or ""),

@@ -80,7 +80,7 @@ def network_in(flag: str, folder: str) -> str:
     return str(found)
 
 
-def chosen(file: str, provenance: Mapping[str, Any] | None) -> str:
+def network_summary(file: str, provenance: Mapping[str, Any] | None) -> str:
     """A network file in a few words: images shown, first metric, and how far its run has got, if it is in a
     run folder.
 
@@ -146,10 +146,10 @@ def _records(provenance: Any, file: str, sha256: str, resolution: int) -> list[d
     nimg = said.get("nimg") if isinstance(said.get("nimg"), int) else None
     metric = metric_at(os.path.dirname(file), nimg)
     itself = {"file": file, "sha256": sha256, "resolution": resolution, "nimg": nimg, "metric": metric}
-    return [*recorded(said), itself]
+    return [*stem_entries(said), itself]
 
 
-def recorded(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+def stem_entries(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Records {file, sha256, resolution, nimg, metric} of the stems in a pickle's provenance, oldest first.
 
     They are checked, because the pickle may be a stranger's: values of another kind become None, text is cut.
@@ -254,13 +254,13 @@ def of_checkpoint(run_dir: str | os.PathLike[str]) -> Lineage | None:
     return None if saved is None else Lineage.from_json(saved)
 
 
-def write_again(lineage: Lineage, run_dir: str | os.PathLike[str]) -> None:
+def restore_file(lineage: Lineage, run_dir: str | os.PathLike[str]) -> None:
     """Write the lineage of a checkpoint if its file is missing or damaged."""
     path = Path(run_dir) / LINEAGE_FILE
     if not path.exists() or _is_damaged(path):
         lineage.write(run_dir)
 
 
-def begun(run_dir: str | Path | None) -> Lineage | None:
+def resumed_lineage(run_dir: str | Path | None) -> Lineage | None:
     """The lineage of a run folder that has a checkpoint to go on from."""
     return read(run_dir) if run_dir is not None and newest_checkpoint(run_dir) is not None else None

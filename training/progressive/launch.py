@@ -202,7 +202,7 @@ def measure_process(
         (record,) = evaluator(source, snapshot=network, details=source.details())
     if distributed.is_main():
         size = evaluator.dataset.resolution
-        chosen = stems.chosen(network, file.provenance)
+        chosen = stems.network_summary(network, file.provenance)
         print(f"  {record.metric} {record.value:.4f} at {size}x{size}: {chosen}", flush=True)
         write_json(
             Path(run_dir) / run_folder.FINAL_FILE, {**record.as_dict(), "sha256": sha256_file(network)}

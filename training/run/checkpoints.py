@@ -34,7 +34,7 @@ class Checkpoints:
             }
             saved["lineage"] = vars(state.lineage)
             checkpoint.save(self.folder, state.progress.nimg, saved, keep=self.keep)
-            run_folder.note_checkpoint(self.run_dir, state.progress.nimg)
+            run_folder.record_first_checkpoint(self.run_dir, state.progress.nimg)
         self.saved = time.monotonic()
 
     def is_due(self) -> bool:

@@ -28,7 +28,7 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
     """The plan as text. given: names of the options that the command line set. run_dir: of the run that goes
     on; None = a new one.
     """
-    G, D = plan.plan(config, dataset, lineage=stems.begun(run_dir))
+    G, D = plan.plan(config, dataset, lineage=stems.resumed_lineage(run_dir))
     heads, backbones = plan.parameter_counts(D)
     text = ["\nOptions (name, value, origin)"]
     text += [f"  {name:34s} {value:44s} {origin}" for name, value, origin, _ in describe(config, given)]
@@ -142,7 +142,7 @@ def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
         ValueError, OSError: the file cannot be used, or a backbone's weights are missing.
     """
     source = finetune.read(str(cfg.run.init_from))
-    begins = f"Starts from {stems.chosen(source.path, source.file.provenance)}"
+    begins = f"Starts from {stems.network_summary(source.path, source.file.provenance)}"
     embed_dim = source.embed_dim or cfg.data.embed_dim
     G = build.make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
     D = build.make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)

@@ -77,7 +77,7 @@ def entered(run_dir: Path, from_scratch: bool = False) -> Iterator[None]:
             if from_scratch:
                 print(f"Starting anew; what was there is in {put_away(run_dir)}", flush=True)
             run_folder.newest_checkpoint(run_dir, set_aside=True)
-            run_folder.forget_status(run_dir)
+            run_folder.clear_status(run_dir)
         yield
 
 

@@ -42,7 +42,7 @@ def plan(
         stem = (stem or read_stem(str(cfg.generator.path_stem)).generator).to("meta")
     with torch.device("meta"):
         if lineage is not None and restored:
-            G = build.restored_plan(cfg.generator, lineage)
+            G = build.restored_generator(cfg.generator, lineage)
         else:
             G = build.make_generator(cfg.generator, dataset, cfg.data.embed_dim, cfg.run.seed, stem)
     return G, plan_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution)

@@ -21,7 +21,7 @@ from training.config import GeneratorConfig, TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import finetune, stems
-from training.networks.stems import Lineage, Stem, read_stem, stem_file, write_again
+from training.networks.stems import Lineage, Stem, read_stem, restore_file, stem_file
 from training.run import stop
 from training.run_folder import kimg_text
 from training.state import TrainState
@@ -76,7 +76,7 @@ def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -
     """
     source = finetune.read(cfg.run.init_from) if cfg.run.init_from else None
     if source is not None and distributed.is_main():
-        print(f"Starting from {stems.chosen(source.path, source.file.provenance)}")
+        print(f"Starting from {stems.network_summary(source.path, source.file.provenance)}")
     embed_dim, table = class_table(cfg, dataset, device, source)
     G, D, lineage = build.make_networks(cfg, dataset, embed_dim)
     if lineage.stem is not None and distributed.is_main():
@@ -150,7 +150,7 @@ def saved_state(
         print(f"Going on from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
     if cfg.generator.superres:
         if distributed.is_main():
-            write_again(state.lineage, run_dir)
+            restore_file(state.lineage, run_dir)
         take_better_stem(state, cfg.generator, run_dir)
     return state, saved.get("running")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import atomic_write, reason
-from training.run_folder import CURVES_FILE, STATS_FILE, good_end, kimg_text, metric_files, read_jsonl
+from training.run_folder import CURVES_FILE, STATS_FILE, better_direction, kimg_text, metric_files, read_jsonl
 from training.watch import ticks
 
 SMOOTH_FROM = 30  # points: shorter series are drawn as they are
@@ -182,7 +182,11 @@ def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
         if isinstance(results := record.get("results"), dict):
             for name, value in results.items():
                 if not name.endswith("_std") and math.isfinite(ticks.number(value)):
-                    point = {"kimg": record.get("kimg"), "value": value, "best": good_end(record, name)}
+                    point = {
+                        "kimg": record.get("kimg"),
+                        "value": value,
+                        "best": better_direction(record, name),
+                    }
                     by_metric.setdefault(name, []).append(point)
     panels: dict[str, Panel] = {}
     for name in sorted(by_metric):

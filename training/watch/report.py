@@ -37,7 +37,7 @@ from dnnlib.util import atomic_write, format_time, reason
 from torch_utils import images
 from training import run_folder
 from training.config import TrainConfig, describe, from_json
-from training.run_folder import good_end, kimg_text, read_json, read_jsonl
+from training.run_folder import better_direction, kimg_text, read_json, read_jsonl
 from training.watch import estimate, plots, sheets, ticks
 from training.watch.ticks import number
 
@@ -86,7 +86,7 @@ class Run:
                     if math.isfinite(number(value)) and math.isfinite(kimg):
                         point = (kimg, number(value), str(record.get("snapshot_pkl", "")))
                         run.metrics.setdefault(name, []).append(point)
-                        run.good_ends[name] = good_end(record, name)
+                        run.good_ends[name] = better_direction(record, name)
         run.alarms = [
             a for a in read_jsonl(folder / run_folder.ALARMS_FILE) if isinstance(a.get("seen"), str)
         ]
@@ -222,7 +222,7 @@ def grid_kimg(path: Path) -> float:
     """Thousands of images shown when a fakesNNNNNN.png was drawn: as its file says, else its name."""
     with contextlib.suppress(OSError, ValueError, KeyError), PIL.Image.open(path) as image:
         return int(image.info["nimg"]) / 1000
-    return run_folder.named_kimg(path)
+    return run_folder.kimg_of_file(path)
 
 
 def _short(value: float, form: str = ".3g") -> str:

@@ -22,8 +22,8 @@ from training.run_folder import (
     CONTACT_SHEET_FILE,
     STATS_FILE,
     append_jsonl,
+    better_direction,
     drop_lines_after,
-    good_end,
     metric_file,
     read_jsonl,
     write_json,
@@ -98,7 +98,7 @@ class Watch:
         scores = self._scores(name)
         values = [r["results"].get(name, r.get("value")) for r in scores]
         points = [(ticks.number(r.get("kimg")), ticks.number(v)) for r, v in zip(scores, values, strict=True)]
-        end = good_end(next(reversed(scores), {"metric": name})) or "min"
+        end = better_direction(next(reversed(scores), {"metric": name})) or "min"
         found = alarms.find(self.stats, points, self.cfg, name, end)
         for alarm in alarms.new_ones(found, read_jsonl(told)):
             with convenience(told.name):

@@ -34,9 +34,9 @@ def test_imagenet_classes_by_any_of_their_names():
 
 def test_numbers_are_no_names():
     assert (
-        not class_names.named(None)
-        and not class_names.named(["0", "01", "2"])
-        and class_names.named(["0", "one"])
+        not class_names.has_names(None)
+        and not class_names.has_names(["0", "01", "2"])
+        and class_names.has_names(["0", "one"])
     )
 
 

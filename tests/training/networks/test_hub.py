@@ -189,7 +189,7 @@ def test_the_card_names_the_stems_that_training_recorded():
 
 def test_what_a_run_records_is_what_the_card_reads():
     recorded = stems.Lineage(stems=STEMS).provenance()
-    assert stems.recorded({"lineage": recorded}) == STEMS
+    assert stems.stem_entries({"lineage": recorded}) == STEMS
 
 
 @pytest.mark.parametrize("path", ["/home/joe/pets.zip", "C:\\Users\\joe\\pets.zip", "\\\\h\\joe\\pets.zip"])

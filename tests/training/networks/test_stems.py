@@ -24,11 +24,11 @@ def test_a_chosen_network_says_its_age_and_metric(folder):
     file = stems.network_path("--network", str(folder))
     assert file == f"{folder}/best_model.pkl"
     assert (
-        stems.chosen(file, {"nimg": 4500})
+        stems.network_summary(file, {"nimg": 4500})
         == f"{file} (4.5 kimg, fid50k_full 3.25; the run has shown 12.5 kimg)"
     )
-    assert stems.chosen(file, {"nimg": 12500}) == f"{file} (12.5 kimg)"
-    assert stems.chosen("other.pkl", None) == "other.pkl (it does not say after how many images)"
+    assert stems.network_summary(file, {"nimg": 12500}) == f"{file} (12.5 kimg)"
+    assert stems.network_summary("other.pkl", None) == "other.pkl (it does not say after how many images)"
 
 
 def test_flags_are_named_where_there_is_no_network(tmp_path):

@@ -11,7 +11,7 @@ from lab import projected
 from metrics import registry
 from training.config import TrainConfig, to_json
 from training.networks import hub
-from training.run_folder import good_end
+from training.run_folder import better_direction
 from training.watch import alarms, plots, report
 
 # The numbers of a metric at 1, 2 and 3 kimg; 2 kimg has the best of a metric that is better low, 3 kimg of
@@ -59,7 +59,7 @@ def test_the_record_wins_over_its_name(tmp_path):
     folder, number = write_run(tmp_path / "run", "fid50k_full", False)
     assert report.Run.read(folder).best()[:2] == (number, 8.0)
     assert hub.read_metrics(str(folder / "best_model.pkl"))[0]["value"] == 8.0
-    assert good_end({"lower_is_better": True, "metric": "is50k"}) == "min"
+    assert better_direction({"lower_is_better": True, "metric": "is50k"}) == "min"
 
 
 @pytest.mark.parametrize("name", ["pr_inception_50k_full", "is50k", "fid50k_full"])
@@ -67,7 +67,7 @@ def test_the_record_wins_over_its_name(tmp_path):
 def test_the_alarm_knows_a_rise_from_a_fall(name, old):
     record = {"metric": name} if old else {"metric": name, "lower_is_better": name not in HIGH}
     stats = [{"kimg": float(k), "Progress/tick": float(k)} for k in range(1, 200)]
-    end = good_end(record)
+    end = better_direction(record)
     risen, fallen = ([(10.0 * i, 0.2 + 0.1 * (i if up else 8 - i)) for i in range(9)] for up in (True, False))
     told = [bool(alarms.find(stats, points, TrainConfig(), name, end)) for points in (risen, fallen)]
     assert told == ([False, True] if name in HIGH else [True, False])
@@ -86,4 +86,4 @@ def test_the_alarm_knows_a_rise_from_a_fall(name, old):
     ],
 )
 def test_published_names_and_odd_records(record, end):
-    assert good_end(record) == end
+    assert better_direction(record) == end
