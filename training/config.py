@@ -247,6 +247,14 @@ class RunConfig:
     tick: float = opt(4.0, "kimg between status lines", SG3, high=1e9)
     snap: int = opt(50, "ticks between snapshots", SG3, low=1)
     metrics: tuple[str, ...] = opt(("fid50k_full",), "evaluated at every snapshot", SG3)
+    metric_share: float = opt(
+        1.0,
+        "skip an evaluation while metrics have taken more than this share of the run's time; the last "
+        "snapshot is always evaluated; 1 = never skip",
+        OURS,
+        low=0,
+        high=1,
+    )
     patience: int = opt(
         0,
         "end the run when the first metric has not improved for this many evaluations; 0 = never",

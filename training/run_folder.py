@@ -111,6 +111,11 @@ def _numbered(run_dir: Path, start: str, end: str) -> list[Path]:
     return sorted((p for p in run_dir.glob(f"{start}*{end}") if name.fullmatch(p.name)), key=kimg_of_file)
 
 
+def best_file(run_dir: str | os.PathLike[str], metric: str | None = None) -> Path:
+    """The best network by a metric: best-NAME.pkl; None = the first metric, whose file is best_model.pkl."""
+    return Path(run_dir) / (BEST_NETWORK if metric is None else f"best-{metric}.pkl")
+
+
 def best_network(run_dir: str | os.PathLike[str]) -> Path | None:
     """The network that a run hands on: the best by its first metric, the newest without one, None before
     there is any.

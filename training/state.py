@@ -22,7 +22,8 @@ class Progress:
 
     Real images shown, steps, finished ticks, where the current tick began, seconds of training, the best
     score so far and where it was, evaluations since then, and whether the last snapshot still waits for its
-    evaluation.
+    evaluation. metric_seconds: spent on evaluations. best_others: the best values of the metrics after the
+    first, by name, negated where higher is better.
     """
 
     nimg: int = 0
@@ -34,6 +35,8 @@ class Progress:
     best_nimg: int | None = None
     stale: int = 0
     unscored: bool = False
+    metric_seconds: float = 0.0
+    best_others: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Periodic:
         self.statistics = Statistics(folder, state.progress, device)
         self.grids = Grids(cfg, folder, dataset, device)
         self.snapshots = Snapshots(cfg, folder, dataset)
-        self.evaluation = Evaluation(folder, evaluate, self.snapshots, self.statistics)
+        self.evaluation = Evaluation(folder, evaluate, self.snapshots, self.statistics, cfg.run)
         self.checkpoints = Checkpoints(cfg, folder, dataset)
         self.watch = Watch(cfg, run_dir, dataset, state)
 

@@ -149,7 +149,7 @@ def estimate_disk(
     trained = sum(p.numel() for net in (G, D) for p in net.parameters() if p.requires_grad)
     _, snapshots = ticks_and_snapshots(cfg.run)
     snapshots = min(snapshots, cfg.run.keep_snapshots or snapshots)
-    best = 1 if cfg.run.metrics else 0  # the newest is the same file as a numbered one
+    best = len(cfg.run.metrics)  # one for each metric; the newest is the same file as a numbered one
     checkpoints = cfg.run.keep_checkpoints + 1  # the new one is written before an old one goes
     run = 4 * ((snapshots + best) * saved + checkpoints * (saved + 2 * trained))
     copied = dataset is not None and dataset.is_planned

@@ -60,11 +60,19 @@ class Snapshots:
                 old.unlink()
         return {"network": path.name, "network_sha256": sha256_file(path), "nimg": state.progress.nimg}
 
-    def mark_best(self, progress: Progress) -> None:
-        """Keep the newest snapshot as best_model.pkl, and its number of images shown as best_nimg.txt."""
-        with convenience(run_folder.BEST_NETWORK):
-            run_folder.replace_with_copy(self.path(progress.nimg), self.run_dir / run_folder.BEST_NETWORK)
-            run_folder.write_best_nimg(self.run_dir, progress.nimg)
+    def mark_best(self, progress: Progress, metric: str | None = None) -> None:
+        """Keep the newest snapshot as the best one by a metric.
+
+        Args:
+            progress: The snapshot's number of images shown.
+            metric: Name of the metric; None is the first one, whose best network is best_model.pkl, with its
+                number of images shown in best_nimg.txt. The others have best-NAME.pkl.
+        """
+        target = run_folder.best_file(self.run_dir, metric)
+        with convenience(target.name):
+            run_folder.replace_with_copy(self.path(progress.nimg), target)
+            if metric is None:
+                run_folder.write_best_nimg(self.run_dir, progress.nimg)
 
 
 def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:
