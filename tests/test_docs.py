@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages: links and anchors resolve, prose keeps to 110 columns, Python examples run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "san" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COLUMNS = 110
+UNWRAPPED = {"docs/metrics.md", "docs/scaling.md"}  # being rewritten
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def prose(text: str) -> str:
+    """The text with code blocks blanked; the number of lines stays."""
+    blank = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
+    return blank.sub(lambda block: "\n" * block[0].count("\n"), text)
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as GitHub names them."""
+    headings = re.findall(r"^#+ +(.*)$", prose(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page to files that do not exist, or to headings that do not."""
+    broken = []
+    for link in LINK.findall(prose(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def long_lines(text: str) -> list[str]:
+    """Lines of prose beyond COLUMNS that could be wrapped: no table, no heading, more than one word."""
+    lines = prose(text).splitlines()
+    return [
+        line
+        for line in lines
+        if len(line) > COLUMNS and not line.lstrip().startswith(("|", "#", "![")) and " " in line.strip()
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page(page):
+    assert broken_links(page) == []
+    if str(page.relative_to(ROOT)) not in UNWRAPPED:
+        assert long_lines(page.read_text(encoding="utf-8")) == []
+
+
+def test_faults_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `b`: c\n[x](#a-b-c) [y](#d) [z](page.md#a-b-c) [v](none.md)\n```\n[w](u.md)\n```\n")
+    assert broken_links(page) == ["#d", "none.md"]
+    assert long_lines("word " * 30 + "\n```\n" + "code " * 30 + "\n```\n| " + "cell " * 30) == ["word " * 30]
+
+
+def test_the_lines_that_load_a_network_run(tmp_path, monkeypatch):
+    """The Python example of docs/networks.md, on a small file of the published format."""
+    text = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    sample = ROOT / "tests/parity/goldens/pickles/superres_t_16to32_cond10.pkl"
+    assert "imagenet256.pkl" in code
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code.replace("imagenet256.pkl", str(sample)), names)
+    assert names["pictures"].shape == (4, 3, 32, 32)
+    assert (tmp_path / "out.png").stat().st_size > 1000
