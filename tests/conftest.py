@@ -20,3 +20,29 @@ def cpu_kernels() -> None:
     from torch_utils.ops.backend import cpu_extension
 
     cpu_extension.load()
+
+
+@pytest.fixture(scope="session")
+def toy_zip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """24 images of 16x16 pixels in three classes."""
+    from tests.toy_data import make_zip
+
+    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=24)
+
+
+@pytest.fixture(scope="session")
+def toy_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of network files: cond.pkl, nameless.pkl, uncond.pkl."""
+    from tests.toy_networks import write_networks
+
+    return write_networks(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network file that only its own source can run; nothing trusts it yet."""
+    from tests.toy_networks import write_foreign
+
+    monkeypatch.delenv("WEIGHTS_TEST_RAN", raising=False)
+    monkeypatch.delenv("STYLESAN_TRUST_PICKLE", raising=False)
+    return write_foreign(tmp_path / "foreign.pkl")

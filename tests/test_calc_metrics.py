@@ -15,7 +15,7 @@ import calc_metrics
 import dnnlib.util
 from metrics import detectors
 from tests import waiting
-from tests.metrics.test_evaluate import TinyDetector
+from tests.support import TinyDetector
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
 from training.data.dataset import ImageDataset

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import convert
 import gen_images
-from tests.training.networks.test_files import foreign, network, same  # noqa: F401 (foreign is a fixture)
-from tests.training.networks.test_hub import FolderHub
+from tests.support import FolderHub
+from tests.toy_networks import network, same
 from torch_utils.persistence import save_network_pickle
 from training.networks import files
 
@@ -137,7 +137,7 @@ def test_mistakes_are_one_line(args, message, folder):
     assert sorted(os.listdir(folder)) == before
 
 
-def test_trust_is_asked_for_and_said(foreign, monkeypatch):  # noqa: F811
+def test_trust_is_asked_for_and_said(foreign, monkeypatch):
     monkeypatch.chdir(foreign.parent)
     arguments = ["--network=foreign.pkl", "--seeds=0", "--class=1", "--outdir=out", "--device=cpu"]
     assert "a generator has the parts mapping and synthesis" in run(

@@ -27,41 +27,11 @@ import dataset_tool
 from image_data import archives, conversion
 from image_data import sources as image_sources
 from tests import waiting
+from tests.toy_data import pixels, png, write_folder, write_zip
 from training.data.dataset import ImageDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def pixels(index: int, size: int = 16) -> np.ndarray:
-    return np.random.RandomState(index).randint(0, 256, [size, size, 3], dtype=np.uint8)
-
-
-def png(content: np.ndarray | int, size: int = 16) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(content, size) if isinstance(content, int) else content).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_folder(root: Path, files: Mapping[str, bytes | None]) -> Path:
-    """Files by relative path; None makes an empty folder."""
-    root.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        target = root / name
-        if content is None:
-            target.mkdir(parents=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-    return root
-
-
-def write_zip(path: Path, files: Mapping[str, bytes | None], method: int = zipfile.ZIP_STORED) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(f"{name}/" if content is None else name, content or b"")
-    return path
 
 
 @pytest.fixture(params=["folder", "zip", "deflated"])

@@ -9,55 +9,22 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import dnnlib.util
 import gen_class_samplesheet
 import gen_images
 from generation import render
 from tests import file_server, memory_limit
+from tests.support import read_pixels as pixels
+from tests.support import run
+from tests.toy_networks import NAMES
 from torch_utils.images import to_uint8
-from torch_utils.persistence import save_network_pickle
-from training.generator import Generator, build_stem
 from training.networks.reader import load
 
-NAMES = ["cat", "grinning face", "red-panda"]
 
-
-def tiny(c_dim: int) -> Generator:
-    torch.manual_seed(0)
-    G = build_stem("stylegan3-t", 16, c_dim, syn_layers=6, cbase=256, cmax=8).eval()
-    with torch.no_grad():
-        G.mapping.w_avg.normal_()
-        G.synthesis.output_scale = 1.0
-    return G
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("networks")
-    for name, c_dim, provenance in (
-        ("cond", 3, {"class_names": NAMES}),
-        ("nameless", 3, {}),
-        ("uncond", 0, {}),
-    ):
-        save_network_pickle(
-            path / f"{name}.pkl",
-            {"G_ema": tiny(c_dim), "training_set_kwargs": {"path": "/nowhere.zip"}, "provenance": provenance},
-        )
-    return path
-
-
-def run(command, *args: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(command, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    if code:
-        assert "Traceback" not in result.output
-    return result
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(PIL.Image.open(path))
+@pytest.fixture
+def folder(toy_networks: Path) -> Path:
+    return toy_networks
 
 
 def generate(folder: Path, out: Path, *args: object, network: str = "cond") -> Path:

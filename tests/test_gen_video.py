@@ -14,10 +14,16 @@ import gen_images
 import gen_video
 from generation import render
 from tests import waiting
-from tests.test_gen_images import folder, pixels, run  # noqa: F401 (folder is a fixture)
+from tests.support import read_pixels as pixels
+from tests.support import run
 
 
-def video(folder: Path, out: Path, *args: object, network: str = "cond", code: int = 0):  # noqa: F811
+@pytest.fixture
+def folder(toy_networks: Path) -> Path:
+    return toy_networks
+
+
+def video(folder: Path, out: Path, *args: object, network: str = "cond", code: int = 0):
     return run(
         gen_video.main,
         "--network",
@@ -39,7 +45,7 @@ def read(path: Path) -> list[np.ndarray]:
     return found
 
 
-def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_path):  # noqa: F811
+def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_path):
     video(folder, tmp_path / "v.png", "--seeds=3,5,8", "--class=1", "--w-frames=4", "--trunc=0.8")
     found = read(tmp_path / "v.png")
     assert len(found) == 12
@@ -60,7 +66,7 @@ def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_
     assert 0 < max(steps) < 4 * np.mean(steps)  # also from the last frame to the first
 
 
-def test_without_class_a_seed_keeps_the_class_that_gen_images_gives_it(folder, tmp_path):  # noqa: F811
+def test_without_class_a_seed_keeps_the_class_that_gen_images_gives_it(folder, tmp_path):
     video(folder, tmp_path / "v.png", "--seeds=1,2", "--w-frames=1")
     run(
         gen_images.main, "--network", folder / "cond.pkl", "--seeds=1,2", "--device=cpu", "--outdir", tmp_path
@@ -69,7 +75,7 @@ def test_without_class_a_seed_keeps_the_class_that_gen_images_gives_it(folder, t
         assert np.abs(frame.astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
 
 
-def test_classes_go_along_the_seeds(folder, tmp_path):  # noqa: F811
+def test_classes_go_along_the_seeds(folder, tmp_path):
     video(folder, tmp_path / "v.png", "--seeds=4,4", "--class=cat,red-panda", "--w-frames=1")
     for frame, index in zip(read(tmp_path / "v.png"), (0, 2), strict=True):
         out = tmp_path / str(index)
@@ -86,7 +92,7 @@ def test_classes_go_along_the_seeds(folder, tmp_path):  # noqa: F811
         assert np.abs(frame.astype(int) - pixels(out / "seed0004.png")).max() <= 1
 
 
-def test_a_range_of_classes_and_a_grid_with_a_comma_are_those_of_the_published_commands(folder, tmp_path):  # noqa: F811
+def test_a_range_of_classes_and_a_grid_with_a_comma_are_those_of_the_published_commands(folder, tmp_path):
     video(folder, tmp_path / "a.png", "--seeds=0-3", "--class=0-1", "--grid=2,1", "--w-frames=1")
     video(folder, tmp_path / "b.png", "--seeds=0,1,2,3", "--classes=cat,1", "--grid=2x1", "--w-frames=1")
     assert all(
@@ -94,7 +100,7 @@ def test_a_range_of_classes_and_a_grid_with_a_comma_are_those_of_the_published_c
     )
 
 
-def test_grids_and_formats(folder, tmp_path):  # noqa: F811
+def test_grids_and_formats(folder, tmp_path):
     for ending in ("gif", "webp"):
         video(
             folder,
@@ -123,7 +129,7 @@ def delays(path: Path) -> list[int]:
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 @pytest.mark.parametrize("fps", [1, 24, 30, 50, 60, 100, 120])
-def test_pictures_last_as_long_as_is_printed(folder, tmp_path, ending, fps):  # noqa: F811
+def test_pictures_last_as_long_as_is_printed(folder, tmp_path, ending, fps):
     """Browsers show a GIF's delays below 20 ms, and others below 11 ms, for 100 ms; files round delays."""
     path = tmp_path / f"v.{ending}"
     result = video(folder, path, "--seeds=0-2", "--w-frames=20", "--fps", fps, network="uncond")
@@ -138,7 +144,7 @@ def test_pictures_last_as_long_as_is_printed(folder, tmp_path, ending, fps):  # 
         assert len(found) == 60 // every and max(found) - min(found) <= unit
 
 
-def test_of_a_fast_video_every_second_frame_is_shown(folder, tmp_path):  # noqa: F811
+def test_of_a_fast_video_every_second_frame_is_shown(folder, tmp_path):
     video(folder, tmp_path / "all.png", "--seeds=0-2", "--w-frames=4", "--fps=60", network="uncond")
     video(folder, tmp_path / "half.png", "--seeds=0-2", "--w-frames=4", "--fps=120", network="uncond")
     every, half = read(tmp_path / "all.png"), read(tmp_path / "half.png")
@@ -160,21 +166,21 @@ def test_timing_of_any_length(total, fps, ending):
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
-def test_a_picture_that_stands_still(folder, tmp_path, ending):  # noqa: F811
+def test_a_picture_that_stands_still(folder, tmp_path, ending):
     path = tmp_path / f"v.{ending}"
     result = video(folder, path, "--seeds=0", "--w-frames=50", "--fps=25", network="uncond")
     assert "50 frames, 2.0 seconds" in result.output and "stands still" in result.output
     assert len(read(path)) == 1  # frames that are alike are one
 
 
-def test_an_animated_png_says_what_it_shows(folder, tmp_path):  # noqa: F811
+def test_an_animated_png_says_what_it_shows(folder, tmp_path):
     video(folder, tmp_path / "v.png", "--seeds=3,5", "--class=2", "--w-frames=2", "--trunc=0.7")
     text = PIL.Image.open(tmp_path / "v.png").text
     assert text["seeds"] == "3,5" and text["class"] == "2" and text["truncation"] == "0.7"
     assert text["network"] == "cond.pkl" and len(text["network_sha256"]) == 64
 
 
-def test_mp4(folder, tmp_path):  # noqa: F811
+def test_mp4(folder, tmp_path):
     av = pytest.importorskip("av")
     video(
         folder,
@@ -209,13 +215,13 @@ def test_arrangement():
         (["--seeds=0", "--grid=2"], "v.gif", "--grid=2: say columns x rows"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, name, message):  # noqa: F811
+def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, name, message):
     result = video(folder, tmp_path / name, *args, code=1)
     assert message in result.output and len(result.output.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):
     network = ["--network", folder / "uncond.pkl", "--device=cpu", "--output"]
     for name, args, message in (
         (
@@ -248,7 +254,7 @@ def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):  # noq
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):
     def broken(network, ws, noise_mode="const"):
         raise ValueError("the network returned NaN or Inf")
 
@@ -259,7 +265,7 @@ def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):  # 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["v.gif", "v.mp4"])
-def test_a_stopped_video_leaves_no_file(folder, tmp_path, name):  # noqa: F811
+def test_a_stopped_video_leaves_no_file(folder, tmp_path, name):
     if name.endswith("mp4"):
         pytest.importorskip("av")
     script = [

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The import rules of docs/architecture.md, read from the sources."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.sources import ROOT, imported_modules
+
 OURS = {"dnnlib", "image_data", "torch_utils", "san", "training", "metrics", "generation"}
 SCRIPTS = {p.stem for p in ROOT.glob("*.py")}
 
@@ -40,20 +39,6 @@ TRAINING_ORDER = [
     *("state", "nonfinite", "steps", "build", "watch", "run", "loop", "launch", "progressive"),
 ]
 NO_TORCH = ("dnnlib", "image_data")
-
-
-def imported_modules(path: Path) -> set[str]:
-    """Dotted names that a file imports, at any depth of its code."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = list(path.relative_to(ROOT).parent.parts)
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {f"{module}.{alias.name}" for alias in node.names}
-    return names
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))

@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -452,12 +453,13 @@ def test_two_processes_download_once(server: Server, tmp_path) -> None:
 def test_no_server(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(util.time, "sleep", lambda seconds: None)
     monkeypatch.delenv("DNNLIB_OFFLINE", raising=False)
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as closed:
-        port = closed.server_address[1]
-    with pytest.raises(OSError, match=r"cannot download .*\(2 attempts\)"):
-        util.open_url(f"http://127.0.0.1:{port}/file", str(tmp_path), num_attempts=2, verbose=False)
-    with pytest.raises(ValueError, match="num_attempts"):
-        util.open_url(f"http://127.0.0.1:{port}/file", str(tmp_path), num_attempts=0)
+    with socket.socket() as silent:  # has a port, and accepts no connection
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
+        with pytest.raises(OSError, match=r"cannot download .*\(2 attempts\)"):
+            util.open_url(address, str(tmp_path), num_attempts=2, verbose=False)
+        with pytest.raises(ValueError, match="num_attempts"):
+            util.open_url(address, str(tmp_path), num_attempts=0)
 
 
 def test_offline_reads_the_cache_and_nothing_else(server: Server, tmp_path, monkeypatch) -> None:

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 import train
 from dnnlib.util import format_time
 from metrics import detectors
-from tests.e2e.test_train import FLAGS
-from tests.metrics.test_evaluate import TinyDetector
+from tests.support import TinyDetector
 from tests.toy_data import write_dataset
+from tests.toy_runs import FLAGS
 from torch_utils import images
 from training import run_folder
 from training.run.statistics import Statistics

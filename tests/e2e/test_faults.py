@@ -19,7 +19,8 @@ from click.testing import CliRunner
 
 import train
 from dnnlib import files
-from tests.e2e.test_train import FLAGS, assert_equal_states, config, final_state, make_zip, train_here
+from tests.toy_data import make_zip
+from tests.toy_runs import FLAGS, assert_equal_states, config, final_state, train_here
 from torch_utils import checkpoint
 from training import launch, loop, run_folder
 from training.networks import stems
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=24)
+def data(toy_zip) -> str:
+    return toy_zip
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ import train
 from dnnlib.util import make_cache_dir_path
 from metrics import detectors
 from tests import waiting
-from tests.e2e.test_train import FLAGS, ROOT, make_zip
+from tests.support import ROOT
+from tests.toy_data import make_zip
+from tests.toy_runs import FLAGS
 from torch_utils import timm_weights
 from torch_utils.ops.backend import extension
 

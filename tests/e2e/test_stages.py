@@ -18,16 +18,9 @@ import train
 from generation import measures
 from metrics import detectors
 from tests import waiting
-from tests.e2e.test_train import (
-    FLAGS,
-    ROOT,
-    Killed,
-    assert_equal_states,
-    config,
-    final_state,
-    make_zip,
-    train_here,
-)
+from tests.support import ROOT
+from tests.toy_data import make_zip
+from tests.toy_runs import FLAGS, Killed, assert_equal_states, config, final_state, train_here
 from torch_utils import persistence
 from training import build, loop, run_folder
 from training.generator import build_stem, build_superres
@@ -186,7 +179,7 @@ def test_two_processes_run_all_stages(command, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_runs_all_stages(command, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     result = waiting.run(
         [*launcher, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"]
     )

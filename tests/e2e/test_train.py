@@ -21,9 +21,19 @@ import dataset_tool
 import train
 from dnnlib.util import sha256_file
 from tests import waiting
+from tests.support import ROOT
+from tests.toy_data import make_zip, write_images
+from tests.toy_runs import (
+    FLAGS,
+    Killed,
+    assert_equal_states,
+    config,
+    final_state,
+    start_training,
+    train_here,
+)
 from torch_utils import checkpoint, persistence
 from training import build, launch, loop, run_folder, steps
-from training.config import FLAGS as FLAGS_OF_OPTIONS
 from training.config import TrainConfig, to_json
 from training.generator import build_stem
 from training.networks.reader import load as load_generator
@@ -32,103 +42,11 @@ from training.run.periodic import Score
 from training.run_folder import OPTIONS_FILE
 
 pytestmark = pytest.mark.e2e
-ROOT = Path(train.__file__).resolve().parent
-
-# The smallest network that still has every part.
-TINY = {
-    "generator.syn_layers": 4,
-    "generator.cbase": 128,
-    "generator.cmax": 4,
-    "generator.z_dim": 8,
-    "generator.w_dim": 16,
-    "generator.margin_size": 2,
-    "discriminator.backbones": ["tf_efficientnet_lite0"],
-    "discriminator.feature_size": 32,
-    "discriminator.proj_channels": 4,
-    "discriminator.head_channels": 4,
-    "discriminator.cond_channels": 8,
-    "data.class_embedding": "random",
-    "data.embed_dim": 8,
-    "run.batch": 8,
-    "run.tick": 0.016,
-    "run.snap": 1,
-    "run.kimg": 0.032,
-    "run.metrics": [],
-    "run.device": "cpu",
-    "run.grid": "2x2",
-}
-FLAGS = [
-    f"--{flag.replace('_', '-')}={','.join(v) or 'none' if isinstance(v, list) else v}"
-    for flag, option in FLAGS_OF_OPTIONS.items()
-    if (v := TINY.get(option.name)) is not None
-]
-
-
-def write_images(folder: Path, classes: int, count: int, resolution: int = 16) -> None:
-    """Noise, another brightness in each class."""
-    random = np.random.RandomState(0)
-    for i in range(count):
-        label = i % classes
-        target = folder / f"class{label:04d}" if classes > 1 else folder
-        target.mkdir(parents=True, exist_ok=True)
-        pixels = random.randint(0, 128, (resolution, resolution, 3)) + (label % 8) * 16
-        Image.fromarray(pixels.astype(np.uint8)).save(target / f"{i:05d}.png")
-
-
-def make_zip(folder: Path, name: str, classes: int, count: int, resolution: int = 16) -> str:
-    write_images(folder / name, classes, count, resolution)
-    dest = folder / f"{name}.zip"
-    result = CliRunner().invoke(
-        dataset_tool.main, [f"--source={folder / name}", f"--dest={dest}", "--workers=1"]
-    )
-    assert result.exit_code == 0, result.output
-    return str(dest)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=24)
-
-
-def config(data: str, **changes) -> TrainConfig:
-    cfg = TrainConfig().override(
-        {
-            **TINY,
-            "data.path": data,
-            "data.cond": True,
-            **{k.replace("__", "."): v for k, v in changes.items()},
-        }
-    )
-    cfg.validate()
-    return cfg
-
-
-def train_here(cfg: TrainConfig, run_dir: Path) -> str:
-    run_dir.mkdir(exist_ok=True)
-    return loop.train(cfg, str(run_dir), torch.device("cpu"))
-
-
-def final_state(run_dir: Path) -> dict:
-    path = checkpoint.latest(run_dir / "checkpoints")
-    assert path is not None
-    return checkpoint.load(path)["train"]
-
-
-def assert_equal_states(a, b, where: str = "") -> None:
-    """Bit for bit, but for the clock."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key != "seconds":
-                assert_equal_states(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal_states(x, y, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
+def data(toy_zip) -> str:
+    return toy_zip
 
 
 def test_a_run_leaves_its_files(data, tmp_path):
@@ -182,10 +100,6 @@ def test_a_run_leaves_its_files(data, tmp_path):
     assert again.exit_code == 0, again.output
     assert "Going on from" in again.output
     assert final_state(run_dir)["progress"]["nimg"] == 48
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL: nothing gets to clean up after it in the loop's own code."""
 
 
 def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
@@ -333,14 +247,6 @@ def test_balanced_training_resumes_bit_for_bit(tmp_path):
         "provenance"
     ]
     assert provenance["config"]["data"]["balanced"] is True
-
-
-def start_training(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):

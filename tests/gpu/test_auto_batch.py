@@ -6,7 +6,8 @@ import gc
 import pytest
 import torch
 
-from tests.e2e.test_train import config, make_zip
+from tests.toy_data import make_zip
+from tests.toy_runs import config
 from training import build
 from training.run import auto_batch
 

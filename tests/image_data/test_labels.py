@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from image_data import archives, labels
-from tests.test_dataset_tool import png, write_folder, write_zip
+from tests.toy_data import png, write_folder, write_zip
 
 IMAGE = png(0, 8)
 SYNSETS = "n01440764 tench, Tinca tinca\nn02012849 crane\n"

@@ -12,27 +12,10 @@ import pytest
 import torch
 
 from metrics import evaluate, registry
-from metrics.detectors import Detector
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
 from metrics.registry import INCEPTION, LITE0
+from tests.support import TinyDetector
 from torch_utils import distributed
-
-
-class TinyDetector(Detector):
-    """Four block means of the image, and a softmax of them."""
-
-    dims = {"features": 4, "probabilities": 4}
-
-    def __init__(self, name: str = LITE0, sha256: str = "tiny") -> None:
-        self.name, self.sha256, self.dtype = name, sha256, torch.float32
-        self.seen = 0
-
-    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.seen += len(images)
-        features = (
-            torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
-        )
-        return {"features": features, "probabilities": features.softmax(1)}
 
 
 class Images:

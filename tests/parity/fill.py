@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from torch_utils.features import FeatureNetwork
+from training.discriminator.projection import RandomProjection
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -57,3 +60,16 @@ def close(actual, expected, rel: float = 1e-4) -> None:
     assert actual.shape == expected.shape
     error, size = np.abs(actual - expected).max(), np.abs(expected).max()
     assert error <= rel * max(size, 1e-12), f"error {error:.3g} of {size:.3g}"
+
+
+def published_reassemble(name: str) -> str:
+    """The published name of a buffer of Reassemble."""
+    return "pretrained." + name.replace(".project.", ".3.").replace(".resample.", ".4.")
+
+
+def fill_deit_(network: FeatureNetwork, projection: RandomProjection) -> None:
+    prefix = f"feature_networks.{network.name}."
+    fill_(network.body.state_dict(), prefix + "pretrained.model.", "vit")
+    for name, tensor in projection.reassemble.state_dict().items():
+        fill_({published_reassemble(name): tensor}, prefix, "vit")
+    fill_(projection.scratch.state_dict(), prefix + "scratch.", "vit")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from san import SANLogits
-from tests.parity.fill import GOLDENS, close, fill_, normal
+from tests.parity.fill import GOLDENS, close, fill_, fill_deit_, normal
 from tests.parity.gradients import exact, mostly_exact
 from torch_utils import features
 from training.discriminator import ProjectedDiscriminator
@@ -30,19 +30,6 @@ def advance(module: torch.nn.Module) -> None:
     for conv in module.modules():
         if isinstance(conv, SpectralConv2d):
             conv.advance_spectral_norm()
-
-
-def published_reassemble(name: str) -> str:
-    """The published name of a buffer of Reassemble."""
-    return "pretrained." + name.replace(".project.", ".3.").replace(".resample.", ".4.")
-
-
-def fill_deit_(network: features.FeatureNetwork, projection: RandomProjection) -> None:
-    prefix = f"feature_networks.{DEIT}."
-    fill_(network.body.state_dict(), prefix + "pretrained.model.", "vit")
-    for name, tensor in projection.reassemble.state_dict().items():
-        fill_({published_reassemble(name): tensor}, prefix, "vit")
-    fill_(projection.scratch.state_dict(), prefix + "scratch.", "vit")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.fill import GOLDENS, close, fill_, normal
+from tests.parity.fill import GOLDENS, close, fill_, fill_deit_, normal
 from tests.parity.gradients import alike
 from torch_utils import features, frozen_convolutions, rng, training_stats
 from training import losses, schedules, steps
@@ -94,8 +94,6 @@ def discriminator(
     fill_(dict(D.discriminators.state_dict()), "discriminators.", "disc")
     for key, projection in D.projections.items():
         if key == DEIT:
-            from tests.parity.test_discriminator import fill_deit_
-
             fill_deit_(D.feature_networks[key], projection)
         else:
             fill_(projection.state_dict(), f"feature_networks.{key}.", "disc")

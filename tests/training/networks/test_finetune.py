@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import train
+from tests import toy_runs
 from tests.parity.fill import GOLDENS
 from tests.toy_data import write_dataset
 from torch_utils import persistence
@@ -27,36 +28,11 @@ from training.networks import files, finetune
 from training.run import dry_run, plan, restore
 
 PICKLES = GOLDENS / "pickles"
-TINY = {
-    "generator.syn_layers": 4,
-    "generator.cbase": 128,
-    "generator.cmax": 4,
-    "generator.z_dim": 8,
-    "generator.w_dim": 16,
-    "generator.margin_size": 2,
-    "discriminator.backbones": ["tf_efficientnet_lite0"],
-    "discriminator.feature_size": 32,
-    "discriminator.proj_channels": 4,
-    "discriminator.head_channels": 4,
-    "discriminator.cond_channels": 8,
-    "data.class_embedding": "random",
-    "data.embed_dim": 8,
-    "run.batch": 8,
-    "run.tick": 0.016,
-    "run.kimg": 0.016,
-    "run.metrics": [],
-    "run.device": "cpu",
-    "run.precision": "fp32",
-    "run.grid": "2x2",
-}
 OLD, NEW = ["ant", "bee", "cow", "dog", "elk"], ["cow", "Fox", "ant"]
 
 
 def config(data: Path, **changes) -> TrainConfig:
-    named = {k.replace("__", "."): v for k, v in changes.items()}
-    cfg = TrainConfig().override({**TINY, "data.path": str(data), "data.cond": True, **named})
-    cfg.validate()
-    return cfg
+    return toy_runs.config(str(data), **{"run__kimg": 0.016, "run__precision": "fp32", **changes})
 
 
 def state_of(cfg: TrainConfig):

@@ -4,40 +4,15 @@
 import inspect
 import json
 import math
-import shutil
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from tests.training.networks.test_files import network, same
+from tests.support import FolderHub
+from tests.toy_networks import network, same
 from training.networks import files, stems
 from training.networks import hub as sharing
-
-
-class FolderHub:
-    """The calls that we make of huggingface_hub, on a folder."""
-
-    def __init__(self, root):
-        self.root, self.calls = Path(root), []
-
-    def create_repo(self, repo_id, *, repo_type=None, private=None, exist_ok=False):
-        self.calls.append(("create_repo", repo_id, private))
-        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message=None, repo_type=None, revision=None):
-        self.calls.append(("upload_folder", repo_id, revision, commit_message))
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
-        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    def hf_hub_download(self, repo_id, filename, *, revision=None):
-        path = self.root / repo_id / filename
-        if not path.is_file():
-            raise RuntimeError(f"404 Client Error\n{repo_id} has no {filename}")
-        return str(path)
-
 
 PROVENANCE = {
     "project": "StyleSAN-XL",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.e2e.test_train import assert_equal_states, config, make_zip
+from tests.toy_runs import assert_equal_states, config
 from torch_utils import distributed, training_stats
 from training import build, steps
 from training.run import auto_batch, plan, restore
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_zip(tmp_path_factory.mktemp("data"), "three16", classes=3, count=24)
+def data(toy_zip) -> str:
+    return toy_zip
 
 
 def auto(data, **changes):

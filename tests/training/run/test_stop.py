@@ -10,11 +10,16 @@ import signal
 import pytest
 import torch
 
-from tests.e2e.test_train import config, data, final_state  # noqa: F401 (data is a fixture)
+from tests.toy_runs import config, final_state
 from torch_utils import distributed
 from training import build, loop, run_folder
 from training.run.periodic import Score
 from training.run.stop import Stopped, StopRequest, pause
+
+
+@pytest.fixture(scope="module")
+def data(toy_zip) -> str:
+    return toy_zip
 
 
 def ask_to_stop(number: int = signal.SIGTERM) -> None:
@@ -40,7 +45,7 @@ def test_a_pause_raises_after_a_signal_alone():
 
 
 @pytest.mark.e2e
-def test_a_signal_during_an_evaluation_ends_it_and_the_score_is_made_up_for(data, tmp_path):  # noqa: F811
+def test_a_signal_during_an_evaluation_ends_it_and_the_score_is_made_up_for(data, tmp_path):
     cfg = config(data, run__kimg=0.032, run__metrics=["fd_lite0_10"])
     evaluated = []
 
@@ -63,7 +68,7 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_score_is_made_up_for(data
 
 
 @pytest.mark.e2e
-def test_a_signal_during_the_class_embeddings_leaves_a_run_that_can_begin(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_signal_during_the_class_embeddings_leaves_a_run_that_can_begin(data, tmp_path, monkeypatch):
     cfg = config(data, run__kimg=0.008)
     compute = build.make_class_embedding
 

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 
 from dnnlib.util import make_cache_dir_path
 from tests import waiting
-from tests.torch_utils.ops.references import check_gradient_on_the_kinks, close, normal, radial
+from tests.torch_utils.ops.references import (
+    LAYERS,
+    OTHERS,
+    check_gradient_on_the_kinks,
+    close,
+    compare_layer,
+    lay_out,
+    normal,
+    run_layer,
+)
 from torch_utils.ops.backend import cpu_extension, cpu_kernels, extension, library
 from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
@@ -46,13 +55,6 @@ def kernels():
     torch.use_deterministic_algorithms(True)
     yield cpu_kernels
     torch.use_deterministic_algorithms(False)
-
-
-def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """x itself, with channels last, or with strides that no kernel is made for."""
-    if layout == "strided":
-        return torch.stack([x, x], dim=-1)[..., 0]
-    return x.contiguous(memory_format=torch.channels_last) if layout == "last" else x
 
 
 OPS = getattr(torch.ops, library.NAMESPACE)
@@ -259,63 +261,8 @@ def test_upfirdn2d(kernels, data, dtype, shape, up, down, padding, rank, flip_fi
     close(dx, wanted_dx, TOLERANCES[dtype])
 
 
-# up, down, taps up, taps down, padding, full downsampling filter: every kind of layer in the recipes, and
-# others.
-LAYERS = {
-    "same": (2, 2, 12, 12, [9, 8, 9, 8], False),
-    "crop": (2, 2, 12, 12, [-11, -12, -11, -12], False),
-    "up": (4, 2, 24, 12, [-6, -9, -6, -9], False),
-    "same radial": (2, 2, 12, 12, [11, 10, 11, 10], True),
-    "up radial": (4, 2, 24, 12, [-2, -5, -2, -5], True),
-}
-OTHERS = {
-    "no filters": (1, 2, 0, 0, [1, 0, 2, 1], False),
-    "up only": (2, 1, 7, 0, [3, 4, 3, 3], False),
-    "odd factors": (3, 2, 8, 5, [5, 5, 3, 6], True),
-    "down only": (1, 3, 0, 6, [4, 4, 4, 4], False),
-    "few taps": (4, 3, 2, 2, [1, 1, 1, 1], False),
-}
-
-
-def run_layer(layer, shape, dtype, kind, impl, clamp, slope=0.2, gain=2**0.5, flip=False, layout="first"):
-    """Output, gradients by x and b, second derivative, and the output without a gradient; computed in `kind`
-    from values of `dtype`.
-    """
-    up, down, taps_up, taps_down, padding, full = layer
-    fu = normal(taps_up, seed=5) / taps_up**0.5 if taps_up else None
-    fd = normal(taps_down, seed=7) / 3 if taps_down else None
-    if full:
-        fd = radial(taps_down) + 0.1 * normal(taps_down, taps_down, seed=6) / taps_down
-    fu, fd = (f if f is None or kind == torch.float64 else f.float() for f in (fu, fd))
-    x, b = normal(*shape, seed=1).to(dtype), normal(shape[1], seed=2).to(dtype)
-    leaf, bias = lay_out(x.to(kind), layout).detach().requires_grad_(), b.to(kind).requires_grad_()
-    arguments = {
-        "up": up,
-        "down": down,
-        "padding": padding,
-        "gain": gain,
-        "slope": slope,
-        "clamp": clamp,
-        "flip_filter": flip,
-        "impl": impl,
-    }
-    y = filtered_lrelu(leaf, fu, fd, bias, **arguments)
-    dy = normal(*y.shape, seed=3).to(dtype).to(kind).requires_grad_()
-    dx, db = torch.autograd.grad(y, (leaf, bias), dy, create_graph=True)
-    (second,) = torch.autograd.grad(dx, dy, normal(*x.shape, seed=4).to(dtype).to(kind))
-    with torch.no_grad():
-        plain = filtered_lrelu(leaf, fu, fd, bias, **arguments)
-    return [t.detach() for t in (y, dx, db, second, plain)]
-
-
 def compare(layer, shape, dtype, clamp=0.8, **options) -> None:
-    wanted = run_layer(layer, shape, dtype, torch.float64, "ref", clamp, **options)
-    found = run_layer(layer, shape, dtype, dtype, "cuda", clamp, **options)
-    torch.testing.assert_close(found[4], found[0], rtol=0, atol=0)
-    tolerance = 4 * TOLERANCES[dtype]
-    for name, f, w in zip(("y", "dx", "db", "second"), found, wanted, strict=False):
-        assert torch.isfinite(f).all(), name
-        close(f, w, tolerance if name != "db" else 4 * tolerance)
+    compare_layer(layer, shape, dtype, TOLERANCES[dtype], clamp, **options)
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -56,12 +55,15 @@ def test_find_looks_into_the_shared_folder_first(monkeypatch, tmp_path) -> None:
 def fake_compile(target: Path, *rest: object) -> None:
     with open(target.parent / "log", "a") as log:
         log.write("built\n")
-    time.sleep(0.3)
+    expected = len(list(target.parent.glob("expected-*")))
+    while len(list(target.parent.glob("arrived-*"))) < expected:
+        threading.Event().wait(0.01)
     target.write_text("library")
 
 
 def _build(folder: Path) -> None:
     extension._compile = fake_compile  # type: ignore[assignment]
+    (folder / f"arrived-{os.getpid()}").touch()
     extension.build(folder, host=True)
 
 
@@ -83,6 +85,8 @@ needs_compiler = pytest.mark.skipif(
 def test_processes_that_start_together_build_once(tmp_path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_build, args=(tmp_path,)) for _ in range(4)]
+    for i in range(len(processes)):
+        (tmp_path / f"expected-{i}").touch()
     for process in processes:
         process.start()
     waiting.join(*processes)

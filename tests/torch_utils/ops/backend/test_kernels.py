@@ -14,9 +14,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.parity import test_ops as goldens
+from tests.parity import golden_ops as goldens
 from tests.torch_utils.ops.host_kernels import NAMESPACE, host  # noqa: F401
-from tests.torch_utils.ops.references import check_gradient_on_the_kinks, close, normal, radial
+from tests.torch_utils.ops.references import (
+    LAYERS,
+    OTHERS,
+    check_gradient_on_the_kinks,
+    close,
+    compare_layer,
+    normal,
+    radial,
+)
 from torch_utils.ops.backend import library
 from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
@@ -161,78 +169,8 @@ def test_upfirdn2d_with_more_taps_than_shared_memory_holds() -> None:
     close(upfirdn2d(x, f.float(), **arguments), upfirdn2d(x.double(), f, impl="ref", **arguments), 1e-5)
 
 
-# up, down, taps up, taps down, padding, full downsampling filter: every kind of layer in the recipes.
-LAYERS = {
-    "same": (2, 2, 12, 12, [9, 8, 9, 8], False),
-    "crop": (2, 2, 12, 12, [-11, -12, -11, -12], False),
-    "up": (4, 2, 24, 12, [-6, -9, -6, -9], False),
-    "same radial": (2, 2, 12, 12, [11, 10, 11, 10], True),
-    "up radial": (4, 2, 24, 12, [-2, -5, -2, -5], True),
-}
-OTHERS = {
-    "no filters": (1, 2, 0, 0, [1, 0, 2, 1], False),
-    "up only": (2, 1, 7, 0, [3, 4, 3, 3], False),
-    "odd factors": (3, 2, 8, 5, [5, 5, 3, 6], True),
-    "down only": (1, 3, 0, 6, [4, 4, 4, 4], False),
-}
-
-
-def run_layer(
-    layer,
-    size,
-    dtype,
-    kind,
-    impl,
-    clamp,
-    slope=0.2,
-    gain=2**0.5,
-    flip=False,
-    batch=1,
-    channels=2,
-    layout=torch.contiguous_format,
-):
-    up, down, taps_up, taps_down, padding, full = layer
-    taps_kind = torch.float64 if kind == torch.float64 else torch.float32
-    fu = normal(taps_up, seed=5).to(taps_kind) / taps_up**0.5 if taps_up else None
-    fd = (
-        None
-        if not taps_down
-        else (
-            radial(taps_down) + 0.1 * normal(taps_down, taps_down, seed=6) / taps_down
-            if full
-            else normal(taps_down, seed=7) / 3
-        )
-    )
-    fd = None if fd is None else fd.to(taps_kind)
-    x, b = normal(batch, channels, *size, seed=1).to(dtype), normal(channels, seed=2).to(dtype)
-    leaf, bias = x.to(kind).contiguous(memory_format=layout).requires_grad_(), b.to(kind).requires_grad_()
-    arguments = {
-        "up": up,
-        "down": down,
-        "padding": padding,
-        "gain": gain,
-        "slope": slope,
-        "clamp": clamp,
-        "flip_filter": flip,
-        "impl": impl,
-    }
-    y = filtered_lrelu(leaf, fu, fd, bias, **arguments)
-    dy = normal(*y.shape, seed=3).to(dtype).to(kind).requires_grad_()
-    dx, db = torch.autograd.grad(y, (leaf, bias), dy, create_graph=True)
-    (second,) = torch.autograd.grad(dx, dy, normal(*x.shape, seed=4).to(dtype).to(kind))
-    with torch.no_grad():
-        plain = filtered_lrelu(leaf, fu, fd, bias, **arguments)
-    return [t.detach() for t in (y, dx, db, second, plain)]
-
-
-def compare(layer, size, dtype, clamp=0.8, **options) -> None:
-    wanted = run_layer(layer, size, dtype, torch.float64, "ref", clamp, **options)
-    found = run_layer(layer, size, dtype, dtype, "cuda", clamp, **options)
-    torch.testing.assert_close(found[4], found[0], rtol=0, atol=0)
-    tolerance = 4 * TOLERANCES[dtype]
-    for name, f, w in zip(("y", "dx", "db", "second"), found, wanted, strict=False):
-        assert torch.isfinite(f).all(), name
-        close(f, w, tolerance if name != "db" else 4 * tolerance)
+def compare(layer, size, dtype, clamp=0.8, batch=1, **options) -> None:
+    compare_layer(layer, (batch, 2, *size), dtype, TOLERANCES[dtype], clamp, **options)
 
 
 @pytest.mark.parametrize("size", [(36, 38), (27, 70), (75, 41)])
@@ -253,7 +191,7 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
         {"slope": 0.0},
         {"slope": -0.3, "gain": -1.2},
         {"flip": True},
-        {"layout": torch.channels_last},
+        {"layout": "last"},
         {"batch": 3},
     ],
 )
@@ -437,14 +375,14 @@ def test_derivatives_numerically() -> None:
 
 @pytest.mark.parametrize("case", goldens.LRELU)
 def test_filtered_lrelu_goldens(case: str) -> None:
-    goldens.test_filtered_lrelu(case, "cuda")
+    goldens.check_filtered_lrelu(case, "cuda")
 
 
 @pytest.mark.parametrize("case", [name for name, t in goldens.UPFIRDN.items() if "x" in t])
 def test_upfirdn2d_goldens(case: str) -> None:
-    goldens.test_upfirdn2d_and_its_wrappers(case, "cuda")
+    goldens.check_upfirdn2d_and_its_wrappers(case, "cuda")
 
 
 @pytest.mark.parametrize("case", goldens.BIAS_ACT)
 def test_bias_act_goldens(case: str) -> None:
-    (goldens.test_bias_act_on_kinks_and_clamps if case.startswith("edge") else goldens.test_bias_act)(case)
+    (goldens.check_bias_act_on_kinks_and_clamps if case.startswith("edge") else goldens.check_bias_act)(case)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of several folders share: commands run in this process, and stand-ins for detectors and the Hub.
+
+Toy data sets are in toy_data.py, networks in toy_networks.py, training runs in toy_runs.py; waiting for
+processes in waiting.py, a web server in file_server.py, a limit on memory in memory_limit.py.
+"""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import torch
+from click.testing import CliRunner, Result
+
+from metrics.detectors import Detector
+from metrics.registry import LITE0
+from tests.sources import ROOT
+
+__all__ = ["ROOT", "FolderHub", "TinyDetector", "read_pixels", "run"]
+
+
+def run(command, *args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(command, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    if code:
+        assert "Traceback" not in result.output
+    return result
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path))
+
+
+class TinyDetector(Detector):
+    """Four block means of the image, and a softmax of them."""
+
+    dims = {"features": 4, "probabilities": 4}
+
+    def __init__(self, name: str = LITE0, sha256: str = "tiny") -> None:
+        self.name, self.sha256, self.dtype = name, sha256, torch.float32
+        self.seen = 0
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.seen += len(images)
+        features = (
+            torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
+        )
+        return {"features": features, "probabilities": features.softmax(1)}
+
+
+class FolderHub:
+    """The calls that we make of huggingface_hub, on a folder."""
+
+    def __init__(self, root):
+        self.root, self.calls = Path(root), []
+
+    def create_repo(self, repo_id, *, repo_type=None, private=None, exist_ok=False):
+        self.calls.append(("create_repo", repo_id, private))
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message=None, repo_type=None, revision=None):
+        self.calls.append(("upload_folder", repo_id, revision, commit_message))
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def hf_hub_download(self, repo_id, filename, *, revision=None):
+        path = self.root / repo_id / filename
+        if not path.is_file():
+            raise RuntimeError(f"404 Client Error\n{repo_id} has no {filename}")
+        return str(path)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run writes between steps: statistics, snapshots, checkpoints, scores."""
+
+import json
+
+import pytest
+import torch
+
+from tests.toy_runs import config
+from torch_utils import checkpoint
+from training import build, run_folder
+from training.run import restore
+from training.run.periodic import Periodic, Score
+
+
+@pytest.fixture
+def made(toy_zip, tmp_path):
+    """(periodic, state, run folder, scores to come) of a run with a snapshot every second tick."""
+    cfg = config(toy_zip, run__snap=2, run__metrics=["fd_lite0_10"])
+    dataset = build.make_dataset(cfg.data, 0)
+    state = restore.fresh_state(cfg, dataset, torch.device("cpu"))
+    scores = [3.0, 2.0, 4.0]
+    periodic = Periodic(cfg, str(tmp_path), dataset, state, lambda G: [Score("fd_lite0_10", scores.pop(0))])
+    return periodic, state, tmp_path, scores
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_ticks_snapshots_checkpoints_and_scores(made):
+    periodic, state, folder, scores = made
+    periodic.begin(state)
+    assert (folder / "reals.png").exists() and (folder / "fakes_init.png").exists()
+    for nimg, done in ((16, False), (32, False), (48, True)):
+        state.progress.nimg = nimg
+        periodic.tick(state, done)
+        assert (state.progress.tick_start_nimg, state.progress.unscored) == (nimg, False)
+    periodic.end(state, run_folder.FINISHED)
+    assert [line["kimg"] for line in lines(folder / "stats.jsonl")] == [0.016, 0.032, 0.048]
+    assert [line["kimg"] for line in lines(folder / "metric-fd_lite0_10.jsonl")] == [0.032, 0.048]
+    assert (len(scores), state.progress.best_metric, state.progress.best_nimg) == (1, 2.0, 48)
+    newest = checkpoint.latest(run_folder.checkpoint_folder(folder))
+    saved = checkpoint.load(newest)
+    assert saved["train"]["progress"]["nimg"] == 48 and saved["train"]["progress"]["unscored"] is False
+    assert json.loads((folder / "status.json").read_text()) == {"outcome": "finished", "nimg": 48}
+    best = (folder / "best_model.pkl").read_bytes()
+    assert best == (folder / "network-snapshot.pkl").read_bytes()
+
+
+def test_a_score_that_a_killed_run_lost_is_made_up_for(made):
+    periodic, state, folder, scores = made
+    state.progress.nimg = state.progress.tick_start_nimg = 16
+    state.progress.unscored = True
+    periodic.begin(
+        state, {"tick_seconds": 0.0, "statistics": None, "snapshot": {"nimg": 16, "number": "000000"}}
+    )
+    assert len(scores) == 2 and not state.progress.unscored
+    (line,) = lines(folder / "metric-fd_lite0_10.jsonl")
+    assert (line["kimg"], line["snapshot_pkl"]) == (0.016, "network-snapshot-000000.pkl")

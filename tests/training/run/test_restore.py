@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a run folder to a state: a fresh one, or that of the newest checkpoint."""
+
+import pytest
+import torch
+
+from tests.toy_data import make_zip
+from tests.toy_runs import assert_equal_states, config
+from torch_utils import checkpoint
+from training import build, run_folder
+from training.run import restore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(toy_zip, tmp_path_factory):
+    """(run folder, state) with checkpoints at 8 and 16 images."""
+    cfg = config(toy_zip)
+    dataset = build.make_dataset(cfg.data, 0)
+    state = restore.fresh_state(cfg, dataset, CPU)
+    folder = tmp_path_factory.mktemp("run")
+    for nimg in (8, 16):
+        state.progress.nimg = nimg
+        state.pl_mean.fill_(nimg)
+        content = {
+            "train": state.state_dict(),
+            "running": {"tick_seconds": 1.5},
+            "lineage": vars(state.lineage),
+        }
+        checkpoint.save(
+            run_folder.checkpoint_folder(folder),
+            nimg,
+            {**content, "data_hash": dataset.content_hash()},
+            keep=2,
+        )
+    return folder, state
+
+
+def make(cfg, folder):
+    return restore.make_state(cfg, build.make_dataset(cfg.data, 0), CPU, str(folder))
+
+
+def test_a_folder_without_checkpoints_begins_at_zero(toy_zip, tmp_path):
+    state, running = make(config(toy_zip), tmp_path)
+    assert (state.progress.nimg, running) == (0, None)
+    same, _ = make(config(toy_zip), tmp_path)
+    assert_equal_states(same.state_dict(), state.state_dict())
+    other, _ = make(config(toy_zip, run__seed=1), tmp_path)
+    assert not torch.equal(other.G.mapping.embed.weight, state.G.mapping.embed.weight)
+
+
+def test_the_newest_checkpoint_is_taken(saved, toy_zip):
+    folder, state = saved
+    found, running = make(config(toy_zip, run__seed=1), folder)
+    assert running == {"tick_seconds": 1.5}
+    assert_equal_states(found.state_dict(), state.state_dict())
+
+
+def test_other_networks_and_other_data_are_refused_in_one_line(saved, toy_zip, tmp_path):
+    folder, _ = saved
+    other = make_zip(tmp_path, "other", classes=3, count=12)
+    for cfg, message in (
+        (config(toy_zip, generator__cmax=8), "is of networks with other options"),
+        (config(other), f"--data={other} has changed since .*checkpoint-"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            make(cfg, folder)
+        assert "\n" not in str(error.value)

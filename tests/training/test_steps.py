@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: which tensors each part moves, and that a bad gradient moves nothing."""
+
+import pytest
+import torch
+
+from tests.toy_runs import config
+from training import build, steps
+from training.inputs import InputSource
+from training.run import restore
+
+
+@pytest.fixture(scope="module")
+def parts(toy_zip):
+    """(config, state, inputs, pixels, labels) of a run at its start."""
+    cfg = config(toy_zip, run__batch_gpu=4)
+    dataset = build.make_dataset(cfg.data, 0)
+    state = restore.fresh_state(cfg, dataset, torch.device("cpu"))
+    inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, torch.device("cpu"), 1, 0)
+    pixels = torch.stack([torch.from_numpy(dataset[i][0].copy()) for i in range(8)])
+    return cfg, state, inputs, pixels, torch.tensor([dataset[i][1] for i in range(8)])
+
+
+def values(params: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in params.items()}
+
+
+def moved(params: dict[str, torch.nn.Parameter], before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, p in params.items() if not torch.equal(p, before[name])}
+
+
+def test_each_step_moves_its_own_network_alone(parts):
+    cfg, state, inputs, pixels, labels = parts
+    reals = inputs.real_micro_batches(0, pixels, labels)
+    assert len(reals) == 2  # two accumulation steps of four images
+    g, d = values(state.g_params), values(state.d_params)
+    frozen = {k: v.clone() for k, v in state.D.state_dict().items() if k.startswith("feature_networks.")}
+    state.D.advance_spectral_norms()
+    steps.g_step(state, inputs.micro_batches("G", 0), cfg.loss, 2.0)
+    assert len(moved(state.g_params, g)) > len(g) / 2 and not moved(state.d_params, d)
+    g = values(state.g_params)
+    steps.d_step(state, inputs.micro_batches("D", 0), reals, cfg.loss, 2.0)
+    assert len(moved(state.d_params, d)) > len(d) / 2 and not moved(state.g_params, g)
+    assert all(torch.equal(state.D.state_dict()[k], v) for k, v in frozen.items())
+    assert all(p.grad is None for p in [*state.g_params.values(), *state.d_params.values()])
+
+
+def test_path_length_step_moves_the_generator_and_its_mean(parts):
+    cfg, state, inputs, _, _ = parts
+    g, d, mean = values(state.g_params), values(state.d_params), state.pl_mean.clone()
+    steps.path_length_step(state, inputs.micro_batches("path_length", 0, 2), cfg.loss, 0)
+    assert moved(state.g_params, g) and not moved(state.d_params, d)
+    assert state.pl_mean > mean
+
+
+def test_train_step_updates_the_average_and_counts(parts):
+    cfg, state, inputs, pixels, labels = parts
+    ema, nimg, step = values(dict(state.G_ema.named_parameters())), state.progress.nimg, state.progress.step
+    steps.train_step(state, inputs, cfg, pixels, labels)
+    assert moved(dict(state.G_ema.named_parameters()), ema)
+    assert (state.progress.nimg, state.progress.step) == (nimg + 8, step + 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_gradient_moves_nothing(bad):
+    p = {"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(2))}
+    optimizer = torch.optim.Adam(p.values())
+    p["a"].grad, p["b"].grad = torch.ones(3), torch.tensor([1.0, bad])
+    with pytest.raises(steps.NonFiniteError, match=r"^generator: step 1: the gradient of 'b' is not finite$"):
+        steps.apply_gradients(p, optimizer, "generator: step 1")
+    assert all((q == 1).all() for q in p.values()) and not optimizer.state
+    p["b"].grad = torch.ones(2)
+    steps.apply_gradients(p, optimizer, "generator: step 1")
+    assert all((q < 1).all() and q.grad is None for q in p.values())
