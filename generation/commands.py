@@ -85,7 +85,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             remedy = memory_remedy(kwargs.get("batch"))
             with (
                 outputs.interruptible(),
-                memory.shortage_named(kwargs.get("device") or "this machine", remedy),
+                memory.out_of_memory_hint(kwargs.get("device") or "this machine", remedy),
             ):
                 return function(*args, **outputs.expand_home(kwargs))
         except (ValueError, OSError) as error:

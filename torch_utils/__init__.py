@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch helpers that know no GAN."""
+"""Torch utilities that do not depend on the GAN code."""

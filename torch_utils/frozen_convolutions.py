@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faster convolutions for networks whose weights never change: BatchNorm folded into them, depthwise ones
-with a cheap input gradient.
+"""Faster convolutions for frozen networks.
+
+BatchNorm is folded into the convolution before it, and depthwise convolutions get a cheaper input gradient.
 """
 
 from typing import Any, TypeGuard
@@ -9,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Convolution and following BatchNorm in timm's EfficientNet family, by class of the module that holds the
-# two.
+# Convolution and following BatchNorm in timm's EfficientNet family, by the class of their parent module.
 _CONV_BN_PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "EfficientNet": (("conv_stem", "bn1"),),
     "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -19,10 +19,12 @@ _CONV_BN_PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def fold_batchnorm_(body: nn.Module) -> int:
-    """Multiply eval-mode BatchNorm into the convolution before it, in place; returns how many were folded.
+    """Multiply eval-mode BatchNorm into the convolution before it, in place.
 
-    The function stays the same up to rounding. Only layouts named in _CONV_BN_PAIRS are touched; others are
-    left as they are.
+    The network's function stays the same up to rounding. Layouts outside _CONV_BN_PAIRS do not change.
+
+    Returns:
+        The number of folded BatchNorm layers.
     """
     folded = 0
     for parent in list(body.modules()):
@@ -52,18 +54,19 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
 
 
 def _blank(count: int, channels: int, size: tuple[int, int], like: Tensor) -> Tensor:
-    """Zeros [count, channels, *size] in channels-last order (torch.zeros and torch.nn.functional.pad would
-    write them twice).
+    """Return zeros [count, channels, *size] in channels-last order.
+
+    torch.nn.functional.pad, or torch.zeros followed by a layout change, would write the memory twice.
     """
     return torch.zeros((count, *size, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
 
 
 class _DepthwiseFunction(torch.autograd.Function):
-    """Depthwise convolution with constant weights whose input gradient is again a forward convolution.
+    """Depthwise convolution with constant weights whose input gradient is a forward convolution, too.
 
-    On CPUs the library's own backward pass of strided depthwise convolutions in bfloat16 takes tens of times
-    as long as the forward pass, and most of a generator step. `before` and `after`: zeros around the image,
-    rows and columns alike.
+    On CPUs, PyTorch's backward pass of a strided depthwise convolution in bfloat16 takes tens of times as
+    long as the forward pass, and most of the time of a generator step. `before` and `after` are the numbers
+    of zero (rows, columns) added before and after the image.
     """
 
     @staticmethod
@@ -86,7 +89,7 @@ class _DepthwiseFunction(torch.autograd.Function):
         return F.conv2d(padded, weight, bias, stride, groups=channels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         count, channels, rows, columns = grad.shape
         reach, stride = weight.shape[2] - 1, ctx.stride
@@ -107,22 +110,22 @@ class _DepthwiseFunction(torch.autograd.Function):
 
 
 class FrozenDepthwiseConv2d(nn.Module):
-    """A depthwise nn.Conv2d (or timm's Conv2dSame) with constant weights; the same function and the same
-    state names.
+    """Replaces a depthwise nn.Conv2d (or timm's Conv2dSame) that has constant weights.
+
+    The function and the names in the state dict stay the same.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
-        self.same = (
-            type(conv).__name__ == "Conv2dSame"
-        )  # TensorFlow's padding: as little as keeps ceil(size / stride) outputs
+        # TensorFlow's padding: the smallest one with ceil(size / stride) outputs.
+        self.same = type(conv).__name__ == "Conv2dSame"
         self.padding = 0 if self.same else int(conv.padding[0])
 
     @staticmethod
     def fits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-        """Whether this class can replace a module."""
+        """Return whether this class can replace a module."""
         return (
             isinstance(conv, nn.Conv2d)
             and conv.groups == conv.in_channels == conv.out_channels > 1
@@ -135,6 +138,7 @@ class FrozenDepthwiseConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [N, C, H, W]."""
         total = [2 * self.padding] * 2
         if self.same:
             total = [
@@ -144,13 +148,15 @@ class FrozenDepthwiseConv2d(nn.Module):
         before = (total[0] // 2, total[1] // 2)
         after = (total[0] - before[0], total[1] - before[1])
         if x.device.type == "cpu":
-            return _DepthwiseFunction.apply(x, self.weight, self.bias, self.stride, before, after)
+            y: Tensor = _DepthwiseFunction.apply(x, self.weight, self.bias, self.stride, before, after)
+            return y
         if before != after:
             x, before = F.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
         return F.conv2d(x, self.weight, self.bias, self.stride, before, groups=x.shape[1])
 
 
 def replace_depthwise_(body: nn.Module) -> None:
+    """Replace the depthwise convolutions below `body` by FrozenDepthwiseConv2d, in place."""
     for parent in list(body.modules()):
         for name, child in list(parent.named_children()):
             if FrozenDepthwiseConv2d.fits(child):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one conversion between uint8 pixels and [-1, 1], image grids, class sheets and atomic PNG files.
+"""Conversion between uint8 pixels and [-1, 1], image grids, class sheets and atomic PNG files.
+
+No other module of the project converts pixels.
 
 Shapes: N images, C channels (1 or 3), H W height and width.
 """
@@ -18,27 +20,35 @@ import torch
 from dnnlib import util
 
 SOFTWARE = "StyleSAN-XL"
-MAX_PICTURE_PIXELS = 2**28  # of a grid: 1024 images of 512 x 512 pixels, for which some GB are taken
+MAX_PICTURE_PIXELS = 2**28  # per grid: 1024 images of 512 x 512 pixels, which need a few GB of memory
 _LABEL_GAP = 4  # pixels between a row's label and its images
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """float [..., C, H, W] in [-1, 1] -> uint8 of the same shape: clamp(x * 127.5 + 128, 0, 255), truncated,
-    computed in float32.
+    """Convert float [..., C, H, W] in [-1, 1] to uint8 of the same shape.
 
-    The quantisation of every image that leaves the project (SPEC of StyleGAN's FID: 127.5 and 128, truncated,
-    not rounded).
+    The formula is clamp(x * 127.5 + 128, 0, 255) in float32, truncated and not rounded, as in StyleGAN's FID.
+    All image outputs of the project are quantised this way.
     """
     return (x.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def to_float(x: torch.Tensor) -> torch.Tensor:
-    """uint8 [..., C, H, W] -> float32 in [-1, 1]: x / 127.5 - 1. to_uint8(to_float(x)) == x."""
+    """Convert uint8 [..., C, H, W] to float32 in [-1, 1]: x / 127.5 - 1. to_uint8(to_float(x)) == x."""
     return x.to(torch.float32) / 127.5 - 1
 
 
 def check_picture(flag: str, cells: int, resolution: int) -> None:
-    """Raises ValueError, naming a flag with its value, for a grid of more pixels than a picture may have."""
+    """Check that a grid does not exceed `MAX_PICTURE_PIXELS`.
+
+    Args:
+        flag: flag and value that request the grid, for the message.
+        cells: number of images.
+        resolution: height and width of each image in pixels.
+
+    Raises:
+        ValueError: the grid is too large.
+    """
     if cells * resolution**2 > MAX_PICTURE_PIXELS:
         most = max(MAX_PICTURE_PIXELS // resolution**2, 1)
         raise ValueError(
@@ -48,8 +58,12 @@ def check_picture(flag: str, cells: int, resolution: int) -> None:
 
 
 def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
-    """uint8 [N, C, H, W] -> uint8 [rows * H, columns * W, C], row by row; empty cells of the last row are
-    black.
+    """Arrange images uint8 [N, C, H, W] row by row as uint8 [rows * H, columns * W, C].
+
+    Empty cells in the last row are black.
+
+    Raises:
+        ValueError: the images have another shape or type, or `columns` is less than 1.
     """
     array = np.asarray(images.detach().cpu() if isinstance(images, torch.Tensor) else images)
     if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3) or array.shape[0] == 0:
@@ -66,7 +80,7 @@ def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
 
 
 def _to_pil(array: np.ndarray) -> PIL.Image.Image:
-    """uint8 [H, W], [H, W, 1] or [H, W, 3] -> PIL image."""
+    """Convert uint8 [H, W], [H, W, 1] or [H, W, 3] to a PIL image."""
     if array.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8, got {array.dtype}")
     return PIL.Image.fromarray(
@@ -75,8 +89,10 @@ def _to_pil(array: np.ndarray) -> PIL.Image.Image:
 
 
 def _magnify(image: PIL.Image.Image, cell: int, target: int) -> tuple[PIL.Image.Image, int]:
-    """Repeats the pixels of images too small to stand beside a line of text, so that a cell is at least
-    `target` pixels high.
+    """Magnify an image by repeating its pixels, so that a cell of `cell` pixels has at least `target` pixels.
+
+    Returns:
+        The image and the factor.
     """
     factor = max(1, -(-target // cell))
     return (
@@ -94,23 +110,31 @@ def labelled_grid(
     column_labels: Sequence[str] | None = None,
     caption: str | None = None,
 ) -> PIL.Image.Image:
-    """Class sheet: grid(images, columns) on white with one label to the left of each row, in PIL's built-in
-    font.
+    """Draw a class sheet: `grid(images, columns)` on white with a label to the left of each row.
 
-    images: uint8 [N, 1 or 3, H, W], one label per row of the grid (ValueError otherwise). Returns an RGB
-    image.
-    min_cell: images lower than this are magnified by a whole factor (their pixels repeated), so that text
-    fits.
-    column_labels: one short text above each column, if given. caption: a line below everything, if given.
+    Args:
+        images: uint8 [N, 1 or 3, H, W].
+        row_labels: one label per row of the grid.
+        columns: images per row.
+        min_cell: smaller images are magnified by an integer factor (repeating pixels) to at least this
+            height, so that the text fits.
+        column_labels: one short text above each column.
+        caption: a line below the grid.
+
+    Returns:
+        An RGB image. The text is in PIL's built-in font.
+
+    Raises:
+        ValueError: the number of labels does not match the grid.
     """
     pixels = grid(images, columns)
     rows = -(-len(images) // columns)
     if len(row_labels) != rows:
         raise ValueError(
-            f"{len(images)} images in {columns} columns make {rows} rows, got {len(row_labels)} labels"
+            f"{len(images)} images in {columns} columns form {rows} rows, got {len(row_labels)} labels"
         )
     if column_labels is not None and len(column_labels) != columns:
-        raise ValueError(f"{columns} columns need as many labels, got {len(column_labels)}")
+        raise ValueError(f"{columns} columns need {columns} labels, got {len(column_labels)}")
     cell = pixels.shape[0] // rows
     sheet, factor = _magnify(_to_pil(pixels).convert("RGB"), cell, min_cell)
     cell *= factor
@@ -153,12 +177,15 @@ def _one_line(label: str, limit: int = 40) -> str:
 
 def save_png(
     image: np.ndarray | PIL.Image.Image,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes uint8 [H, W], [H, W, 1 or 3] or a PIL image as a PNG; `path` never holds a part of a file.
+    """Write a PNG atomically: a partial file never appears under `path`.
 
-    about: what the picture shows (docs/run-folder.md lists the keys), kept in the file as `png_text` does.
+    Args:
+        image: uint8 [H, W] or [H, W, 1 or 3], or a PIL image.
+        path: path of the file.
+        about: metadata about the picture (docs/run-folder.md lists the keys), written by `png_text`.
     """
     picture = image if isinstance(image, PIL.Image.Image) else _to_pil(image)
     with util.atomic_write(path) as f:
@@ -166,10 +193,10 @@ def save_png(
 
 
 def png_text(about: Mapping[str, Any]) -> PIL.PngImagePlugin.PngInfo:
-    """Text chunks of a PNG: Software, and every key of `about` whose value is not None.
+    """Return the text chunks of a PNG: Software, and every key of `about` with a value other than None.
 
-    Whole numbers in a list are written as ranges. Callers give file names and hashes, never paths: a picture
-    travels.
+    Lists of integers are written as ranges. Callers pass file names and hashes, never paths, because pictures
+    are shared.
     """
     chunks = PIL.PngImagePlugin.PngInfo()
     chunks.add_text("Software", SOFTWARE)
@@ -180,7 +207,10 @@ def png_text(about: Mapping[str, Any]) -> PIL.PngImagePlugin.PngInfo:
 
 
 def number_list(numbers: Sequence[int]) -> str:
-    """[0, 1, 2, 7, 3] -> '0-2,7,3': what dnnlib.util.parse_int_list reads back."""
+    """Format integers as ranges, such as [0, 1, 2, 7, 3] as '0-2,7,3'.
+
+    dnnlib.util.parse_int_list is the inverse.
+    """
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

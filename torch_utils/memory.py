@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory is free, and which errors mean that there was none left."""
+"""Free memory of a device, and recognition of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ import torch
 
 from dnnlib import util
 
-# Beside torch.OutOfMemoryError: what libraries, the CUDA runtime, torch's CPU allocator and Metal say of the
-# same thing.
+# Out-of-memory messages of libraries, the CUDA runtime, torch's CPU allocator and Metal, which raise other
+# errors than torch.OutOfMemoryError.
 _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an allocation failed, on a GPU or on the host."""
+    """Return whether an error means that an allocation failed, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 @contextlib.contextmanager
-def shortage_named(where: object, remedy: str) -> Iterator[None]:
-    """Within, running out of memory raises ValueError in one line. where: the device. remedy: what to change,
-    such as 'lower --batch (now 32)'.
+def out_of_memory_hint(where: object, remedy: str) -> Iterator[None]:
+    """Turn an out-of-memory error in this context into a one-line ValueError.
+
+    Args:
+        where: the device.
+        remedy: what to change, such as 'lower --batch (now 32)'.
+
+    Raises:
+        ValueError: memory ran out.
     """
     try:
         yield
@@ -39,8 +45,10 @@ def shortage_named(where: object, remedy: str) -> Iterator[None]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a process could still allocate on a device: a GPU's free memory; elsewhere the host's,
-    within the limits of its control group.
+    """Return the bytes that a process can still allocate on a device.
+
+    For a GPU this is its free memory; for other devices it is the host's, within the limits of the control
+    group.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -48,10 +56,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def host_free_bytes(root: str | os.PathLike[str] = "/") -> int:
-    """Available memory of this machine, or of the container or job (control groups 1 and 2) if that is less.
-    root: of the file system, for tests.
+    """Return the available memory in bytes of this machine, or of its container or job if that is less.
 
-    Where the system does not say what is available (macOS), all of its memory counts.
+    Control groups of versions 1 and 2 are supported. On systems that do not publish the available memory
+    (macOS), the total memory is returned.
+
+    Args:
+        root: root of the file system; tests pass another one.
     """
     top = Path(root)
     limits = [_meminfo_bytes(top / "proc/meminfo"), *_cgroup_bytes(top)]
@@ -67,8 +78,9 @@ def _meminfo_bytes(path: Path) -> int | None:
 
 
 def _cgroup_bytes(top: Path) -> list[int]:
-    """What each control group above this process leaves it: limit less use, where pages of files that can be
-    dropped are no use.
+    """Return the memory that each control group of this process leaves: limit - usage.
+
+    Cached pages of files that the kernel can drop do not count as usage.
     """
     found = []
     for line in _text(top / "proc/self/cgroup").splitlines():
@@ -90,8 +102,8 @@ def _cgroup_bytes(top: Path) -> list[int]:
         else:
             continue
         folder = base / name.lstrip("/")
-        # Inside a container the name may be the host's, where no such folder is seen: its own group is then
-        # the mounted top.
+        # In a container the name can be the host's, and the folder is then not visible. The container's own
+        # group is mounted at the base in that case.
         for group in (folder, *folder.parents) if folder.is_dir() else (base,):
             most, now = _text(group / limit).strip(), _text(group / use).strip()
             if most.isdigit() and now.isdigit():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: cached constants, shape checks, an endless sampler,
-module copies, summaries.
+"""Helpers for other StyleGAN-family code and pickles only; this project does not call them.
+
+Cached constants, shape checks, an infinite sampler, copies between modules and module summaries.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.jit._trace import TracerWarning
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -24,14 +26,16 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """A tensor of constant values that is made once and reused, so that it costs one copy to the device.
-    Never write into it.
+    """Return a cached tensor of constant values, so that repeated calls copy to the device only once.
+
+    Never write into the tensor.
 
     Args:
         value: number, nested list or array.
         shape: shape that the value is broadcast to; None = its own.
-        dtype, device: None = torch's defaults.
-        memory_format: None = contiguous.
+        dtype: type of the tensor; None = torch's default.
+        device: device of the tensor; None = the CPU.
+        memory_format: memory layout; None = contiguous.
     """
     array = np.asarray(value)
     return _constant(
@@ -56,7 +60,7 @@ def _constant(
     memory_format: torch.memory_format,
 ) -> torch.Tensor:
     array = np.frombuffer(data, dtype=data_dtype).reshape(data_shape).copy()
-    # A tensor born under inference_mode could never enter a graph later.
+    # A tensor created under inference_mode can never be part of an autograd graph.
     with torch.inference_mode(False):
         tensor = torch.as_tensor(array, dtype=dtype, device=device)
         if shape is not None:
@@ -65,21 +69,24 @@ def _constant(
 
 
 def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
-    """Raises AssertionError unless the tensor has this shape; None stands for any size."""
+    """Check the shape of a tensor; None stands for any size.
+
+    Raises:
+        AssertionError: the shape differs.
+    """
     if tensor.ndim != len(ref_shape):
         raise AssertionError(
-            f"expected {len(ref_shape)} axes {list(ref_shape)}, found the shape {list(tensor.shape)}"
+            f"expected {len(ref_shape)} axes {list(ref_shape)}, got shape {list(tensor.shape)}"
         )
     for axis, (size, wanted) in enumerate(zip(tensor.shape, ref_shape, strict=True)):
         if wanted is not None and int(size) != int(wanted):
             raise AssertionError(
-                f"expected {int(wanted)} at axis {axis} of {list(ref_shape)}, found the shape "
-                f"{list(tensor.shape)}"
+                f"expected {int(wanted)} at axis {axis} of {list(ref_shape)}, got shape {list(tensor.shape)}"
             )
 
 
 def profiled_function(fn: _Function) -> _Function:
-    """Decorator: the function shows up under its own name in torch's profiler."""
+    """Show a function under its own name in torch's profiler (decorator)."""
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -91,23 +98,25 @@ def profiled_function(fn: _Function) -> _Function:
 
 @contextlib.contextmanager
 def suppress_tracer_warnings() -> Iterator[None]:
-    """Hides torch.jit's tracer warnings inside the context."""
+    """Hide torch.jit's tracer warnings in this context."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", category=TracerWarning)
         yield
 
 
 class InfiniteSampler(torch.utils.data.Sampler[int]):
-    """Indices of a data set for ever, pass after pass; each of `num_replicas` processes gets every
-    num_replicas-th of one sequence.
+    """Yields the indices of a data set in an infinite sequence of passes.
+
+    All processes share one sequence; each yields every num_replicas-th element of it.
 
     Args:
-        dataset: anything with a length; at least one item.
-        rank, num_replicas: this process and how many there are.
-        shuffle: False = 0, 1, 2, ... again and again.
-        seed: of the shuffling; the same in every process.
-        window_size: how far an item may move from one pass to the next, as a fraction of the data set, in [0,
-        1]; 0 = the same order again.
+        dataset: an object with a length of at least one.
+        rank: rank of this process.
+        num_replicas: number of processes.
+        shuffle: False = 0, 1, 2, ... in each pass.
+        seed: seed of the shuffling, equal in all processes.
+        window_size: how far an item can move from one pass to the next, as a fraction of the data set in
+            [0, 1]; 0 = the same order in each pass.
 
     Raises:
         ValueError: an empty data set or arguments outside their ranges.
@@ -147,33 +156,34 @@ class InfiniteSampler(torch.utils.data.Sampler[int]):
                     yield int(index)
                 position += 1
             if self.shuffle:
-                # Late by a random time of at most the window: each pass has each item once, and none comes
-                # back at once.
+                # Delay each item by a random time of at most the window: each pass contains every item once,
+                # and no item reappears immediately.
                 order = order[np.argsort(np.arange(size) + random.uniform(0, self.window_size * size, size))]
 
 
 def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Parameters, then buffers of a module."""
+    """Return the parameters of a module, followed by its buffers."""
     return [*module.parameters(), *module.buffers()]
 
 
 def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters, then buffers of a module, with their names."""
+    """Return the parameters of a module, followed by its buffers, with their names."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 
 def copy_params_and_buffers(
     src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
 ) -> None:
-    """Copies values between modules by name, dtype and device of the target kept.
+    """Copy parameters and buffers between modules by name, keeping the target's dtype and device.
 
     Args:
-        src_module, dst_module: from, to.
-        require_all: raise KeyError if the source lacks one of the target's tensors; False = leave those
-        alone.
+        src_module: source.
+        dst_module: target.
+        require_all: the source must have all tensors of the target; False = keep the target's values of
+            missing tensors.
 
     Raises:
-        KeyError: see `require_all`.
+        KeyError: `require_all` is set and the source lacks a tensor.
         ValueError: a tensor has another shape in the source.
     """
     source = dict(named_params_and_buffers(src_module))
@@ -192,12 +202,16 @@ def copy_params_and_buffers(
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Raises RuntimeError if a parameter or buffer differs between processes (bitwise, NaN equal to NaN). All
-    processes must call it.
+    """Check that parameters and buffers are bitwise equal in all processes. NaN counts as equal to NaN.
+
+    All processes must call it.
 
     Args:
-        module: what to compare.
-        ignore_regex: names `ClassName.tensor.name` that match it in full may differ.
+        module: module to compare.
+        ignore_regex: tensors with a name `ClassName.tensor.name` that fully matches are not compared.
+
+    Raises:
+        RuntimeError: a tensor differs. It is raised in every process.
     """
     from . import distributed
 
@@ -209,13 +223,13 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
         first = here.clone()
         distributed.broadcast_([first], src=0)
         same = (here == first) | ((here != here) & (first != first))
-        # Every process learns of a difference, so that all of them stop and none waits for the others.
+        # Share the result, so that all processes stop and none waits for the others.
         if not all(distributed.all_gather_object(bool(same.all()))):
             raise RuntimeError(f"{full_name} differs between processes")
 
 
 class _Row:
-    """One line of `print_module_summary`."""
+    """One row of `print_module_summary`."""
 
     def __init__(self, name: str, module: torch.nn.Module) -> None:
         self.name = name
@@ -228,15 +242,16 @@ class _Row:
 def print_module_summary(
     module: torch.nn.Module, inputs: Sequence[Any], max_nesting: int = 3, skip_redundant: bool = True
 ) -> Any:
-    """Runs the module and prints a table of its parts: parameters, buffers, output shapes and dtypes. Returns
-    the module's output.
+    """Run a module and print a table of its submodules: parameters, buffers, output shapes and dtypes.
 
     Args:
-        module: what to show; it runs in the mode in which it is.
-        inputs: positional arguments of one call.
-        max_nesting: calls nested deeper than this are left out.
-        skip_redundant: leave out parts that own no tensors of their own and return what a part inside them
-        returned.
+        module: module to run, in its current mode.
+        inputs: positional arguments of the call.
+        max_nesting: deeper nested calls are omitted.
+        skip_redundant: omit submodules that own no tensors and return the output of one of their children.
+
+    Returns:
+        The module's output.
     """
     rows: list[_Row] = []
     names = {part: name for name, part in module.named_modules()}
@@ -271,7 +286,7 @@ def print_module_summary(
 
 
 def _assign_tensors(rows: list[_Row], skip_redundant: bool) -> list[_Row]:
-    """Gives each tensor to the first (innermost) row that has it; drops rows that then say nothing new."""
+    """Assign each tensor to its first (innermost) row, and drop rows without new tensors or outputs."""
     seen: set[int] = set()
     seen_outputs: set[int] = set()
     kept = []

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network pickles: persistent classes as dnnlib knows them, writing, and a look at what a file holds.
+"""Network pickles: persistent classes compatible with dnnlib, writing pickles and inspecting them.
 
-    python -m torch_utils.persistence network-snapshot.pkl      # what a file holds; runs nothing
+    python -m torch_utils.persistence network-snapshot.pkl      # prints the contents; executes nothing
 
-A network pickle is a dict (G, D, G_ema, ...) in Python's pickle format whose networks carry the source text
-of the module that defines them. Loading one the published way (`pickle.load`) runs whatever the file says.
-`read_network_pickle` (torch_utils.pickle_reader) does not, and this project's own tools read only so. Its
-names can be had from here.
+A network pickle is a dict (G, D, G_ema, ...) in Python's pickle format. Its networks carry the source text of
+the module that defines them. The published loader (`pickle.load`) executes whatever the file contains.
+`read_network_pickle` (torch_utils.pickle_reader, exported here as well) does not, and this project's tools
+use nothing else.
 """
 
 import contextlib
@@ -60,20 +60,18 @@ __all__ = [
 
 _Class = TypeVar("_Class", bound=type)
 _registry: dict[tuple[str, str], type] = {}  # (source text of the module, class name) -> class
-_origins: dict[
-    type, str | None
-] = {}  # class -> source text of its module; None where there is no text to find
-_embedded_sources: dict[str, str] = {}  # name of a module made from embedded source -> that source
+_origins: dict[type, str | None] = {}  # class -> source text of its module; None if it was not found
+_embedded_sources: dict[str, str] = {}  # name of a module created from embedded source -> that source
 _import_hooks: list[Callable[[dnnlib.EasyDict], dnnlib.EasyDict]] = []
 _trusting = False
 
 
 def persistent_class(cls: _Class) -> _Class:
-    """Class decorator: instances remember their constructor arguments and pickle together with the source
-    text of their module.
+    """Make a class persistent (decorator): its instances are pickled with the source text of their module.
 
-    The pickle holds the whole `__dict__` of an instance. `init_args` and `init_kwargs` give the arguments,
-    with dataclasses turned into dicts. A subclass is not persistent unless it is decorated itself.
+    The pickle contains the whole `__dict__` of an instance. The properties `init_args` and `init_kwargs`
+    return the constructor arguments, with dataclasses converted to dicts. A subclass is persistent only if it
+    is decorated itself.
     """
     if cls in _origins:
         return cls
@@ -95,7 +93,7 @@ def persistent_class(cls: _Class) -> _Class:
             return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
         if source is None:
             raise pickle.PicklingError(
-                f"{cls.__name__} cannot be saved: there is no source text of its module {cls.__module__}"
+                f"{cls.__name__} cannot be saved: the source of its module {cls.__module__} was not found"
             )
         meta = dict(
             type="class",
@@ -118,15 +116,16 @@ def persistent_class(cls: _Class) -> _Class:
 
 
 def is_persistent(obj: Any) -> bool:
-    """Whether `obj` is a persistent class or an instance of one."""
+    """Return whether `obj` is a persistent class or an instance of one."""
     return (obj if isinstance(obj, type) else type(obj)) in _origins
 
 
 def import_hook(
     hook: Callable[[dnnlib.EasyDict], dnnlib.EasyDict | None],
 ) -> Callable[[dnnlib.EasyDict], dnnlib.EasyDict | None]:
-    """Function decorator: `hook(meta)` sees each persistent object before `pickle.load` makes it, and may
-    return a changed meta.
+    """Register a hook (decorator) that `pickle.load` calls before it creates a persistent object.
+
+    `hook(meta)` receives the object's meta dict and may return a changed one.
     """
     _import_hooks.append(hook)  # type: ignore[arg-type]
     return hook
@@ -134,8 +133,9 @@ def import_hook(
 
 @contextlib.contextmanager
 def trust_pickles() -> Iterator[None]:
-    """Inside this context `pickle.load` may run the source text that network pickles carry. For files you
-    trust as you trust a program.
+    """Allow `pickle.load` to execute the source code in network pickles within this context.
+
+    Use it only for files that you trust as much as a program that you install.
     """
     global _trusting
     before, _trusting = _trusting, True
@@ -146,31 +146,33 @@ def trust_pickles() -> Iterator[None]:
 
 
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
-    """What `pickle.load` calls for each persistent object of a network pickle. Exists for other programs: our
-    tools never call it.
+    """Create a persistent object. `pickle.load` calls this for each one in a network pickle.
 
-    When the embedded source is the text of a module that is installed here, the installed class is used and
-    nothing is run. Any other source is run, which is what dnnlib does with all of them, and only after opting
-    in: inside `trust_pickles()`, or with STYLESAN_TRUST_PICKLE=1 in the environment. Note that the opt-in
-    guards this function alone; `pickle.load` itself calls whatever a hostile file names.
+    It exists for other programs; this project's tools never call it.
 
-    Raises ValueError for a layout that is not known, and where the opt-in is missing.
+    If the embedded source equals the text of an installed module, the installed class is used and nothing is
+    executed. Other source is executed, as dnnlib does with all source, but only after opting in: inside
+    `trust_pickles()`, or with STYLESAN_TRUST_PICKLE=1 in the environment. The opt-in protects this function
+    only: `pickle.load` itself calls whatever a malicious file names.
+
+    Raises:
+        ValueError: the layout is unknown, or the source would have to be executed without the opt-in.
     """
     info = dnnlib.EasyDict(meta)
     for hook in _import_hooks:
         info = hook(info) or info
     if info.get("type") != "class" or info.get("version") != LAYOUT_VERSION:
         raise ValueError(
-            f"persistent object of type {info.get('type')!r}, version {info.get('version')!r}: only class, "
-            f"{LAYOUT_VERSION} is known"
+            f"a persistent object of type {info.get('type')!r}, version {info.get('version')!r} is not "
+            f"supported: only type 'class', version {LAYOUT_VERSION} is"
         )
     cls = _installed_class(info.module_src, info.class_name)
     if cls is None:
         if not _trusting and os.environ.get("STYLESAN_TRUST_PICKLE", "0") not in ("1", "true", "True"):
             raise ValueError(
-                f"this pickle carries source code for {info.class_name} that is not installed here; it "
-                "would have to be run. If you trust the file, "
-                "set STYLESAN_TRUST_PICKLE=1, or read it without running anything: training.generator.load"
+                f"this pickle contains source code for {info.class_name} that is not installed here and "
+                "would have to be executed. If you trust the file, set STYLESAN_TRUST_PICKLE=1; otherwise "
+                "load it with training.generator.load, which executes nothing"
             )
         cls = persistent_class(getattr(_run_source(info.module_src), info.class_name))
     obj: Any = object.__new__(cls)
@@ -182,8 +184,9 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A constructor argument as a pickle should hold it: dataclasses, which would need their module to load,
-    become dicts.
+    """Convert dataclasses in a constructor argument to dicts.
+
+    Loading a pickled dataclass would need the module that defines it.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
@@ -204,8 +207,9 @@ def _module_source(name: str) -> str | None:
 
 
 def _installed_class(source: str, class_name: str) -> type | None:
-    """The class of an installed module whose text is exactly `source`, or None. Imports that module if need
-    be, and only after comparing.
+    """Return the class from the installed module with exactly this source, or None.
+
+    The module is imported if necessary, after its text has been compared.
     """
     if (source, class_name) not in _registry:
         home = re.search(r'^__persistent_module__ = "([A-Za-z_][\w.]*)"', source, re.MULTILINE)
@@ -221,7 +225,7 @@ def _installed_class(source: str, class_name: str) -> type | None:
 
 
 def _run_source(source: str) -> types.ModuleType:
-    """The module that embedded source defines; one per text."""
+    """Execute embedded source as a module and return it. Each text is executed once."""
     name = f"_embedded_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     if name not in sys.modules:
         module = types.ModuleType(name)
@@ -231,7 +235,7 @@ def _run_source(source: str) -> types.ModuleType:
             exec(
                 compile(source, f"<source embedded in a network pickle: {name}>", "exec", dont_inherit=True),
                 module.__dict__,
-            )  # the caller opted in
+            )  # only after the caller's opt-in
         except BaseException:
             del sys.modules[name], _embedded_sources[name]
             raise
@@ -239,11 +243,14 @@ def _run_source(source: str) -> types.ModuleType:
 
 
 def save_network_pickle(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
-    """Write a network pickle that StyleGAN-family tools and `read_network_pickle` load: G, D, G_ema,
-    training_set_kwargs, ...
+    """Write a network pickle that StyleGAN-family tools and `read_network_pickle` can read.
 
     Modules are written as copies on the CPU, in eval mode, without gradients. The file appears under its name
     only when it is complete.
+
+    Args:
+        path: path of the file.
+        data: content by key: G, D, G_ema, training_set_kwargs, ...
     """
     out = {}
     for key, value in data.items():
@@ -264,13 +271,14 @@ def _columns(rows: list[list[str]]) -> list[str]:
 
 
 class _Brief(reprlib.Repr):
-    """Texts of bounded depth and length, made in bounded time, whatever a file nests."""
+    """A repr of bounded depth and length, computed in bounded time for any nesting in a file."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxdict, self.maxother, self.maxstring = 3, 16, 100, 100
 
     def repr_ndarray(self, value: np.ndarray, level: int) -> str:
+        """Format a small array with its values and a large one with its shape."""
         return (
             f"{value.dtype} {value.tolist()}"
             if 0 < value.size <= 8
@@ -278,6 +286,7 @@ class _Brief(reprlib.Repr):
         )
 
     def repr_bytes(self, value: bytes, level: int) -> str:
+        """Format short bytes in full and long ones with their length."""
         return repr(value) if len(value) <= 24 else f"<{len(value):,} bytes>"
 
 
@@ -309,14 +318,14 @@ _LAYER_COLUMNS = (
 
 
 def _describe_network(key: str, stub: ObjectStub) -> list[str]:
-    """Lines about one network: its class, its plain attributes, a table of its layers."""
+    """Return lines about one network: its class, its plain attributes and a table of its layers."""
     tensors = stub.named_tensors()
     parameters = sum(value.numel for value in tensors.values() if value.is_parameter)
     lines = [f"{key}: {stub.class_name} ({stub.origin}), {parameters:,} parameters, {len(tensors)} tensors"]
     if stub.module_src is not None:
         digest = hashlib.sha256(stub.module_src.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         lines.append(
-            f"  carries source code: {len(stub.module_src):,} characters, sha256 {digest}... (not run)"
+            f"  contains source code: {len(stub.module_src):,} characters, sha256 {digest}... (not executed)"
         )
     names = [
         name
@@ -343,15 +352,18 @@ def _describe_network(key: str, stub: ObjectStub) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what network pickles hold. Returns 1 where a file could not be read or is suspicious."""
+    """Print the contents of a network pickle.
+
+    Returns:
+        The exit status: 0, 1 if the file could not be read or is suspicious, 2 for wrong usage.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m torch_utils.persistence FILE", file=sys.stderr)
         return 2
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # names may be in any script, terminals may be of one
+        # A name can contain characters that the terminal's encoding does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     problems = []
     try:
         data = read_network_pickle(arguments[0], strict=False)
@@ -362,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if isinstance(value, ObjectStub)
                     else f"{key} = {_brief.repr(value)}"
                 )
-            except ValueError as err:  # an odd network does not hide the others
+            except ValueError as err:  # the other networks are still printed
                 problems.append(f"error: {key}: {err}")
         print(
             "globals: " + ", ".join(f"{name} x{count}" for name, count in sorted(data.globals_used.items()))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads network pickles without running what is in them: a small stack machine that understands data, and
-builds no object that a file names.
+"""Reads network pickles without executing code from them.
 
-`read_network_pickle` hands back stubs (torch_utils.pickle_stubs) for the caller to judge. Three layers:
-`_Machine` knows the operations of pickle streams; `_StorageMachine` and `_NetworkMachine` say what names and
-calls mean in the two kinds of streams that there are.
+A small stack machine interprets the pickle stream as data. It never creates an object that the file names;
+`read_network_pickle` returns stubs (torch_utils.pickle_stubs) that the caller inspects. `_Machine` implements
+the operations of pickle streams. Its subclasses `_StorageMachine` and `_NetworkMachine` define the meaning of
+globals and calls in the two kinds of streams: tensor storages and network pickles.
 
-Everything is bounded by the file's size or a constant: time by the number of operations (and by never
-comparing, hashing or printing a container, which a file can nest without end), memory by what
-`_Machine.charge` lets through.
+Time and memory are bounded by the file's size or by a constant. Time: the number of operations is limited,
+and containers, which a file can nest without limit, are never compared, hashed or printed. Memory:
+`_Machine.charge` limits allocations.
 """
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ from torch_utils.pickle_stubs import (
     is_name,
 )
 
-LAYOUT_VERSION = 6  # of persistent objects; what dnnlib's loaders accept
+LAYOUT_VERSION = 6  # version of persistent objects that dnnlib's loaders accept
 MAX_FILE_BYTES = 16 * 2**30
-# headers of tensors included; a snapshot with a discriminator on two feature networks has about 300,000
+# Includes the headers of tensors. A snapshot with a discriminator on two feature networks has about 300,000.
 MAX_OPERATIONS = 1_000_000
-MAX_HEADER_OPERATIONS = 1000  # of each part of a tensor's header
-MAX_EXTRA_BYTES = 64 * 2**20  # of containers and copies, beyond twice the file's size
-MAX_GLOBALS = 5000  # different names
-MAX_ODD_KEYS = (
-    10_000  # keys that are no text: a file can choose their hashes, and make a table of them arbitrarily slow
-)
-MAX_KEYS = 1000  # of the outermost table
-MAX_NETWORKS = 8  # in it
-CONTAINER_BYTES = 216  # of an empty set, the largest of the empty containers
-ENTRY_BYTES = 100  # of one entry of a set or table, at most
+MAX_HEADER_OPERATIONS = 1000  # per part of a tensor's header
+MAX_EXTRA_BYTES = 64 * 2**20  # for containers and copies, beyond twice the file's size
+MAX_GLOBALS = 5000  # distinct names
+# Keys that are not strings. A file can choose their hashes, and collisions make a dict arbitrarily slow.
+MAX_ODD_KEYS = 10_000
+MAX_KEYS = 1000  # keys of the outermost dict
+MAX_NETWORKS = 8  # networks in the outermost dict
+CONTAINER_BYTES = 216  # size of an empty set, the largest of the empty containers
+ENTRY_BYTES = 100  # upper bound for one entry of a set or dict
 
-# Names that no network is made of and every hostile file uses. Being inert, they would do no harm; a file
-# that has them is refused all the same. With or without underscores in front: Python 3.12 writes io.open as
-# _io.open.
+# Modules that no network needs and that malicious pickles use. Stubs of their functions would be harmless,
+# but a file that names them is refused anyway. Leading underscores are ignored: Python 3.12 writes io.open
+# as _io.open.
 _HOSTILE_MODULES = frozenset(
     """
     asyncio bdb cProfile code commands concurrent ctypes distutils ensurepip http idlelib imaplib importlib io
@@ -101,57 +100,61 @@ _STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_STORAGE_MAGIC = 0x1950A86A20F9469CFC6C  # with which torch.save's legacy format begins
-_ARRAY_DTYPE = re.compile(r"[<=|]?(b1|[iu][1248]|f(2|4|8|16))")  # numbers: no objects, texts or structures
+_STORAGE_MAGIC = 0x1950A86A20F9469CFC6C  # first value in torch.save's legacy format
+_ARRAY_DTYPE = re.compile(r"[<=|]?(b1|[iu][1248]|f(2|4|8|16))")  # numeric: no objects, strings or structures
 
 _MARK = object()
 
 
-class _CutShort(ValueError):
-    pass
+class _Truncated(ValueError):
+    """The stream ended in the middle of an operation."""
 
 
 class _Refused(ValueError):
-    """A whole file that says what is not read; everything else is damage."""
+    """The file is intact but contains something that is not accepted. Other errors mean a damaged file."""
 
 
 class _Stream:
-    """A stream that never reads past its end, so that a length field in a hostile file allocates nothing."""
+    """A stream that never reads past its end, so that a false length field allocates nothing."""
 
     def __init__(self, file: BinaryIO, size: int):
         self._file, self._left, self.size = file, size, size
         self.operation_at = 0
 
     def operation(self) -> bytes:
-        """The byte that says what comes next."""
+        """Read the opcode of the next operation."""
         self.operation_at = self.size - self._left
         return self.read(1)
 
     def read(self, count: int) -> bytes:
+        """Read exactly `count` bytes.
+
+        Raises:
+            _Truncated: fewer bytes are left.
+        """
         if count > self._left:
-            raise _CutShort
+            raise _Truncated
         data = self._file.read(count)
         if len(data) != count:
-            raise _CutShort
+            raise _Truncated
         self._left -= count
         return data
 
     def line(self) -> str:
-        """A name of GLOBAL; nothing longer is one."""
+        """Read a module or name of GLOBAL: a line of at most 1024 bytes."""
         data = self._file.readline(min(1024, self._left))
         self._left -= len(data)
         if not data.endswith(b"\n"):
-            raise _CutShort if self._left == 0 else ValueError("a global with an endless name")
+            raise _Truncated if self._left == 0 else ValueError("a global's name is too long")
         return str(data[:-1], "utf-8")
 
     def tell(self) -> int:
+        """Return how many bytes have been read."""
         return self.size - self._left
 
 
 class _Machine:
-    """The stack machine of one pickle stream. Subclasses say what a global, a call and a persistent id
-    mean.
-    """
+    """The stack machine of one pickle stream. Subclasses define globals, calls and persistent ids."""
 
     max_operations = MAX_OPERATIONS
 
@@ -166,8 +169,10 @@ class _Machine:
         self.odd_keys = 0
 
     def run(self) -> Any:
-        """The object that the next pickle of the stream describes. Raises ValueError, naming the place, for
-        whatever is not understood.
+        """Return the object that the next pickle of the stream describes.
+
+        Raises:
+            ValueError: with the byte offset, for everything that is malformed or not supported.
         """
         name, stream, table = "start", self.stream, _OPERATIONS
         try:
@@ -177,15 +182,15 @@ class _Machine:
                     return self.pop()
                 if byte not in table:
                     raise ValueError(
-                        f"{_NAMES.get(byte, f'byte {byte[0]}')} has no place in a network pickle"
+                        f"{_NAMES.get(byte, f'byte {byte[0]}')} is not supported in a network pickle"
                     )
                 name, argument, action = table[byte]
                 self.operations += 1
                 if self.operations > self.max_operations:
                     raise _Refused(f"it has more than {self.max_operations} operations")
                 action(self, argument(stream) if argument else None)
-        except _CutShort:
-            raise ValueError("the file is cut short") from None
+        except _Truncated:
+            raise ValueError("the file is truncated") from None
         except (
             ValueError,
             TypeError,
@@ -202,11 +207,13 @@ class _Machine:
             ) from None
 
     def pop(self) -> Any:
+        """Remove the top value of the stack and return it."""
         if not self.stack or self.stack[-1] is _MARK:
             raise ValueError("the stack is empty")
         return self.stack.pop()
 
     def pop_mark(self) -> list[Any]:
+        """Remove everything down to the topmost mark and return the values above the mark."""
         for at in range(len(self.stack) - 1, -1, -1):
             if self.stack[at] is _MARK:
                 items = self.stack[at + 1 :]
@@ -215,25 +222,30 @@ class _Machine:
         raise ValueError("a mark is missing")
 
     def push(self, value: Any) -> None:
+        """Put a value on the stack."""
         self.stack.append(value)
 
     def push_new(self, container: Any) -> None:
+        """Put a new container on the stack and charge its memory."""
         self.charge(CONTAINER_BYTES)
         self.stack.append(container)
 
     def top(self) -> Any:
+        """Return the top value of the stack."""
         if not self.stack or self.stack[-1] is _MARK:
             raise ValueError("the stack is empty")
         return self.stack[-1]
 
     def memoize(self, index: int | None) -> None:
+        """Store the top value in the memo under `index`; None = the next free index."""
         self.memo[len(self.memo) if index is None else index] = self.top()
 
     def find_global(self, module: Any, name: Any) -> None:
+        """Put a global on the stack."""
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a global whose name is no text")
+            raise ValueError("a global's name is not a string")
         if (module, name) not in self.known and not (is_name(module) and is_name(name)):
-            raise ValueError(f"a global with an impossible name {describe(module[:40] + '.' + name[:40])}")
+            raise ValueError(f"a global has the invalid name {describe(module[:40] + '.' + name[:40])}")
         if (module, name) not in self.known:
             if len(self.known) >= MAX_GLOBALS:
                 raise _Refused(f"it names more than {MAX_GLOBALS} globals")
@@ -243,9 +255,10 @@ class _Machine:
         self.push(found)
 
     def put_items(self, pairs: Sequence[Any]) -> None:
+        """Add (key, value, key, value, ...) to the dict or stub on top of the stack."""
         target = self.top()
         if len(pairs) % 2 or not isinstance(target, (dict, ObjectStub)):
-            raise ValueError("items for something that takes none")
+            raise ValueError("items for an object that is not a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if isinstance(target, ObjectStub):
                 target.items.append((key, value))
@@ -253,37 +266,43 @@ class _Machine:
                 target[self.key(key)] = value
 
     def extend(self, values: Sequence[Any]) -> None:
+        """Append values to the list or stub on top of the stack."""
         target = self.top()
         if not isinstance(target, (list, ObjectStub)):
-            raise ValueError("elements for something that takes none")
+            raise ValueError("elements for an object that is not a list")
         (target.items if isinstance(target, ObjectStub) else target).extend(values)
 
     def add(self, values: Sequence[Any]) -> None:
+        """Add values to the set or stub on top of the stack."""
         target = self.top()
         if not isinstance(target, (set, ObjectStub)):
-            raise ValueError("elements for something that is no set")
+            raise ValueError("elements for an object that is not a set")
         if isinstance(target, ObjectStub):
             target.items.extend(values)
         else:
             target.update(map(self.key, values))
 
     def charge(self, count: int) -> None:
-        """Called before `count` bytes are taken that the file does not hold itself. Raises ValueError for a
-        file that lives on copies.
+        """Count `count` bytes that are about to be allocated in addition to the file's own bytes.
+
+        Raises:
+            ValueError: the total exceeds twice the file's size plus `MAX_EXTRA_BYTES`.
         """
         self.charged += count
         if self.charged > 2 * self.stream.size + MAX_EXTRA_BYTES:
             raise ValueError("it copies its own data too often")
 
     def key(self, value: Any) -> Any:
-        """`value`, if it can be hashed without walking through a structure that a file made deep or long on
-        purpose.
+        """Return `value` if hashing it is cheap: a string, a number or a short tuple of such values.
+
+        Raises:
+            ValueError: any other value, or too many keys that are not strings.
         """
         if isinstance(value, str):
             return value
         self.odd_keys += 1
         if self.odd_keys > MAX_ODD_KEYS:
-            raise ValueError(f"it has more than {MAX_ODD_KEYS} keys that are no text")
+            raise ValueError(f"it has more than {MAX_ODD_KEYS} keys that are not strings")
         flat = (str, int, float, bool, bytes, type(None), GlobalName, ObjectStub, np.dtype, np.generic)
         if isinstance(value, flat):
             return value
@@ -296,24 +315,28 @@ class _Machine:
         raise ValueError(f"a {type(value).__name__} as a key")
 
     def table(self, pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
-        """A new table, paid for."""
+        """Return a new dict of `pairs` and charge its memory."""
         self.charge(CONTAINER_BYTES + ENTRY_BYTES * len(pairs))
         return {self.key(key): value for key, value in pairs}
 
     def resolve(self, module: str, name: str) -> GlobalName:
+        """Return the global that a name stands for."""
         raise NotImplementedError
 
     def call(self, function: Any, args: Any) -> Any:
+        """Return the result of REDUCE, NEWOBJ or NEWOBJ_EX."""
         raise NotImplementedError
 
     def set_state(self, target: Any, state: Any) -> None:
+        """Apply BUILD to `target`."""
         raise NotImplementedError
 
     def persistent_id(self, value: Any) -> Any:
+        """Return the object that a persistent id stands for."""
         raise ValueError("a persistent id outside of a storage")
 
 
-# Arguments of operations: functions of the stream.
+# Readers of the operations' arguments: functions of the stream.
 
 
 def _unsigned(size: int) -> Callable[[_Stream], int]:
@@ -329,7 +352,7 @@ def _float(stream: _Stream) -> float:
 
 
 def _bytes_of(size: int) -> Callable[[_Stream], bytes]:
-    """Bytes after their number, which has `size` bytes itself."""
+    """Return a reader of bytes that follow their length, an integer of `size` bytes."""
     return lambda stream: stream.read(int.from_bytes(stream.read(size), "little"))
 
 
@@ -347,7 +370,7 @@ def _integer_of(size: int) -> Callable[[_Stream], int]:
     def read(stream: _Stream) -> int:
         count = int.from_bytes(stream.read(size), "little")
         if count > 33:
-            raise ValueError("an integer of more than 256 bits")
+            raise ValueError("an integer has more than 256 bits")
         return int.from_bytes(stream.read(count), "little", signed=True)
 
     return read
@@ -356,18 +379,18 @@ def _integer_of(size: int) -> Callable[[_Stream], int]:
 def _protocol(stream: _Stream) -> None:
     protocol = stream.read(1)[0]
     if not 2 <= protocol <= 5:
-        raise ValueError(f"protocol {protocol} of pickle: only 2 to 5 are read")
+        raise ValueError(f"pickle protocol {protocol} is not supported: only 2 to 5 are")
 
 
 def _names(stream: _Stream) -> tuple[str, str]:
     return stream.line(), stream.line()
 
 
-# What operations do: functions of the machine and the argument.
+# Actions of the operations: functions of the machine and the argument.
 
 
 def _swap(machine: _Machine, count: int, make: Callable[[list[Any]], Any]) -> None:
-    """Replace the top `count` values by one made of them."""
+    """Replace the top `count` values of the stack by `make(values)`."""
     values = [machine.pop() for _ in range(count)][::-1]
     machine.push(make(values))
 
@@ -411,7 +434,7 @@ def _action_dict(machine: _Machine, _: Any) -> None:
 _Argument = Callable[[_Stream], Any]
 _Action = Callable[[_Machine, Any], object]
 
-# byte -> (name, reader of its argument, what it does). STOP is the machine's own.
+# opcode -> (name, reader of its argument, action). `_Machine.run` handles STOP.
 _OPERATIONS: dict[bytes, tuple[str, _Argument | None, _Action]] = {
     b"\x80": ("PROTO", _protocol, lambda m, arg: None),
     b"\x95": ("FRAME", _unsigned(8), lambda m, arg: None),
@@ -470,8 +493,9 @@ _NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.o
 
 
 class _StorageMachine(_Machine):
-    """Reads the header of one serialised storage: names of torch storages are tags, and nothing else has a
-    name.
+    """Reads the header of one serialised storage.
+
+    Names of torch storages are data type tags; no other global is accepted.
     """
 
     max_operations = MAX_HEADER_OPERATIONS
@@ -492,17 +516,19 @@ class _StorageMachine(_Machine):
 
 
 def _read_storage(machine: _Machine, blob: Any) -> StorageStub:
-    """Parse a storage serialised by torch.save's legacy format; its elements stay where they are. Raises
-    ValueError for anything else.
+    """Parse a storage in torch.save's legacy format. Its elements are not copied.
+
+    Raises:
+        ValueError: the blob is malformed or not supported.
     """
     if not isinstance(blob, bytes):
-        raise ValueError("a tensor's storage is no bytes")
+        raise ValueError("a tensor's storage is not a bytes object")
     stream = _Stream(io.BytesIO(blob), len(blob))
     parts = []
     for _ in range(5):
         header = _StorageMachine(stream)
         parts.append(header.run())
-        machine.operations += header.operations  # a file can have one blob read again and again
+        machine.operations += header.operations  # counted because a file can refer to one blob many times
     magic, protocol, system, storage, keys = parts
     if (
         type(magic) is not int
@@ -522,13 +548,8 @@ def _read_storage(machine: _Machine, blob: Any) -> StorageStub:
         and storage[0] == "storage id"
         else None
     )
-    kinds = (
-        str,
-        GlobalName,
-        str,
-        str,
-        int,
-    )  # checked before anything is compared or printed: containers may be nested without end
+    # Types are checked before values are compared or printed: containers can be nested without limit.
+    kinds = (str, GlobalName, str, str, int)
     if (
         not isinstance(ident, tuple)
         or len(ident) < 5
@@ -560,8 +581,10 @@ def _is_size(value: Any) -> bool:
 def _tensor(
     machine: _Machine, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *_: Any
 ) -> TensorStub:
-    """torch._utils._rebuild_tensor(_v2). Raises ValueError where the tensor would reach outside of its
-    storage.
+    """Stand in for torch._utils._rebuild_tensor and _rebuild_tensor_v2.
+
+    Raises:
+        ValueError: the tensor is malformed, or extends beyond its storage or overlaps itself.
     """
     if (
         isinstance(shape, ObjectStub)
@@ -577,20 +600,19 @@ def _tensor(
         and isinstance(stride, tuple)
     )
     if not valid or len(shape) != len(stride) or len(shape) > 16 or not all(map(_is_size, (*shape, *stride))):
-        raise ValueError("a tensor with a malformed shape or stride")
-    if (
-        math.prod(max(size, 1) for size in (*shape, *stride)) >= 2**58
-    ):  # in bytes, too, an int64 holds every step
-        raise ValueError("a tensor with impossible sizes")
+        raise ValueError("a tensor has a malformed shape or stride")
+    # Below this limit, every offset fits into an int64, in bytes as well.
+    if math.prod(max(size, 1) for size in (*shape, *stride)) >= 2**58:
+        raise ValueError("a tensor has impossible sizes")
     numel = math.prod(shape)
     if (
         numel > 0
         and offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) >= storage.numel
     ):
         raise ValueError(
-            f"a tensor of shape {list(shape)} reaches outside of its storage of {storage.numel} elements"
+            f"a tensor of shape {list(shape)} extends beyond its storage of {storage.numel} elements"
         )
-    if numel > storage.numel:  # overlapping: a few bytes could claim any amount of memory
+    if numel > storage.numel:  # overlapping elements: a few bytes could request any amount of memory
         raise ValueError(
             f"a tensor of shape {list(shape)} overlaps itself in a storage of {storage.numel} elements"
         )
@@ -599,16 +621,16 @@ def _tensor(
 
 def _parameter(machine: _Machine, data: Any, requires_grad: Any = True, *_: Any) -> TensorStub:
     if not isinstance(data, TensorStub):
-        raise ValueError("a parameter that is no tensor")
+        raise ValueError("a parameter is not a tensor")
     return TensorStub(
         data.storage, data.offset, data.shape, data.stride, requires_grad is True, is_parameter=True
     )
 
 
 def _elements(machine: _Machine, items: Any) -> list[Any]:
-    """What a set is made of, once the copy is paid for."""
+    """Return the elements of a new set and charge its memory."""
     if not isinstance(items, (list, tuple, dict, set, frozenset)):
-        raise ValueError(f"elements in {describe(items)}")
+        raise ValueError(f"a set cannot be made of {describe(items)}")
     machine.charge(CONTAINER_BYTES + ENTRY_BYTES * len(items))
     return [machine.key(item) for item in items]
 
@@ -619,7 +641,7 @@ def _ordered_dict(machine: _Machine, pairs: Any = ()) -> dict[Any, Any]:
     if not isinstance(pairs, (list, tuple)) or not all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     ):
-        raise ValueError(f"a table made of {describe(pairs)}")
+        raise ValueError(f"a dict cannot be made of {describe(pairs)}")
     return machine.table([(pair[0], pair[1]) for pair in pairs])
 
 
@@ -633,14 +655,14 @@ def _frozenset(machine: _Machine, items: Any = ()) -> frozenset[Any]:
 
 def _bytes(machine: _Machine, data: Any = b"") -> bytes:
     if not isinstance(data, bytes):
-        raise ValueError(f"bytes made of {describe(data)}")
+        raise ValueError(f"bytes cannot be made of {describe(data)}")
     return data
 
 
 def _encode(machine: _Machine, text: Any, encoding: Any = "utf-8", *_: Any) -> bytes:
-    """_codecs.encode: how protocol 2, which knows no bytes, writes them."""
+    """Stand in for _codecs.encode, which protocol 2 uses for bytes because it has no opcode for them."""
     if not isinstance(text, str) or not isinstance(encoding, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes in an unknown encoding")
+        raise ValueError("bytes have an unknown encoding")
     machine.charge(len(text))
     return text.encode("latin-1")
 
@@ -649,7 +671,7 @@ def _dtype(machine: _Machine, code: Any, *_: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or len(code) > 8 or not _ARRAY_DTYPE.fullmatch(code):
         raise _Refused(
             f"refused numpy dtype {repr(code[:40]) if isinstance(code, str) else describe(code)}: only "
-            "numbers are read"
+            "numeric types are supported"
         )
     return np.dtype(code)
 
@@ -657,7 +679,8 @@ def _dtype(machine: _Machine, code: Any, *_: Any) -> np.dtype[Any]:
 def _scalar(machine: _Machine, dtype: Any, data: Any) -> np.generic:
     if not isinstance(dtype, np.dtype) or not isinstance(data, bytes) or len(data) != dtype.itemsize:
         raise ValueError("a malformed numpy scalar")
-    return np.frombuffer(data, dtype)[0]
+    scalar: np.generic = np.frombuffer(data, dtype)[0]
+    return scalar
 
 
 def _empty_array(machine: _Machine, *_: Any) -> np.ndarray:
@@ -666,7 +689,7 @@ def _empty_array(machine: _Machine, *_: Any) -> np.ndarray:
 
 
 def _array_state(machine: _Machine, array: np.ndarray, state: Any) -> None:
-    """numpy.ndarray.__setstate__ for numbers, in place, with the size checked first."""
+    """Stand in for numpy.ndarray.__setstate__: numeric arrays only, in place, after checking the size."""
     version, shape, dtype, fortran, data = state
     good = (
         isinstance(shape, tuple)
@@ -691,16 +714,16 @@ def _dill_array(machine: _Machine, function: Any, args: Any, state: Any, extra: 
 
 
 def _buffer_array(machine: _Machine, data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
-    """numpy's _frombuffer: how protocol 5 writes arrays."""
+    """Stand in for numpy's _frombuffer, which protocol 5 uses for arrays."""
     array = _empty_array(machine)
     _array_state(machine, array, (1, shape, dtype, isinstance(order, str) and order == "F", data))
     return array
 
 
 def _version(machine: _Machine, text: Any = "", *_: Any) -> str:
-    """torch.__version__, which is a text of a class of its own; snapshots of version 0.1 hold one."""
+    """Stand in for torch's class of torch.__version__; snapshots of version 0.1 contain one."""
     if not isinstance(text, str):
-        raise ValueError("a malformed version of torch")
+        raise ValueError("a malformed torch version")
     return text
 
 
@@ -720,7 +743,7 @@ def _persistent(machine: _Machine, meta: Any) -> ObjectStub:
     return ObjectStub(f"persistent {class_name}", class_name, state=state, module_src=source, persistent=True)
 
 
-# The names that mean something, and our own functions for them. Every other name becomes an inert stub.
+# Globals that are understood, and the functions here that stand in for them. All others become inert stubs.
 _MEANINGS: dict[str, Callable[..., Any]] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     "torch._utils._rebuild_parameter": _parameter,
@@ -756,7 +779,7 @@ class _NetworkMachine(_Machine):
         if self.strict and (
             root.lstrip("_") in _HOSTILE_MODULES or (builtin and name not in _HARMLESS_BUILTINS)
         ):
-            raise _Refused(f"refused global {module}.{name}: no network is made of it, and it runs code")
+            raise _Refused(f"refused global {module}.{name}: no network needs it, and it can run code")
         module = "builtins" if builtin else module
         return GlobalName(module, name, f"{module}.{name}")
 
@@ -766,7 +789,7 @@ class _NetworkMachine(_Machine):
             if meaning is None:
                 return self.stub(function.dotted, function.name, args)
             if not isinstance(args, tuple):
-                raise ValueError(f"malformed arguments of {function}")
+                raise ValueError(f"malformed arguments for {function}")
             return meaning(self, *args)
         if isinstance(function, ObjectStub):
             return self.stub(
@@ -775,6 +798,7 @@ class _NetworkMachine(_Machine):
         raise ValueError(f"a call of {describe(function)}")
 
     def stub(self, origin: str, class_name: str, args: Any) -> ObjectStub:
+        """Return a stub of an object that is not created, and charge its memory."""
         self.charge(CONTAINER_BYTES + len(origin))
         return ObjectStub(origin, class_name, args)
 
@@ -789,26 +813,31 @@ class _NetworkMachine(_Machine):
                 and state[1] in ("<", "|", "=")
             )
             if not valid or not all(part is None for part in state[2:5]):
-                raise _Refused(f"refused numpy dtype {target}: only little-endian numbers are read")
+                raise _Refused(f"refused numpy dtype {target}: only little-endian numbers are supported")
         elif isinstance(target, ObjectStub) and not target.persistent:
             if isinstance(state, dict) and target.attributes:
                 state = self.table([*target.attributes.items(), *state.items()])
             target.state = state
-        elif not isinstance(target, dict):  # an OrderedDict's own attributes say nothing here
-            raise ValueError(f"a state for {describe(target)}")
+        elif not isinstance(target, dict):  # the attributes of an OrderedDict are ignored
+            raise ValueError(f"{describe(target)} cannot have a state")
 
 
 def read_network_pickle(path: str | os.PathLike[str] | BinaryIO, strict: bool = True) -> NetworkPickle:
-    """Content of a network pickle, by key (G, D, G_ema, training_set_kwargs, ...), without importing or
-    running anything it names.
+    """Read a network pickle without importing or running anything that it names.
 
-    Networks come as `ObjectStub`s, tensors as `TensorStub`s, numbers, texts and containers as they are; an
-    object of any class that is not understood is an inert `ObjectStub`. path: a file's path or an open binary
-    file. strict: refuse a file that names modules of hostile files (os, subprocess, ...).
+    Args:
+        path: path of the file, or an open binary file.
+        strict: refuse a file that names modules which malicious files use (os, subprocess, ...).
 
-    Raises FileNotFoundError, and ValueError in one line: what in the file was refused or malformed, naming
-    the global where there is one. It is `dnnlib.util.Damaged` if this is no network pickle, or not all of
-    one.
+    Returns:
+        The content by key (G, D, G_ema, training_set_kwargs, ...). Networks are `ObjectStub`s, tensors are
+        `TensorStub`s; numbers, strings and containers are themselves. An object of an unknown class is an
+        inert `ObjectStub`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: one line about what in the file was refused or malformed, with the global if there is one.
+            It is a `dnnlib.util.Damaged` if the file is not a network pickle or is incomplete.
     """
     if isinstance(path, (str, os.PathLike)):
         with open(path, "rb") as file:
@@ -842,30 +871,30 @@ def _read(file: BinaryIO, name: Any, strict: bool) -> NetworkPickle:
 
 def _check_outermost(data: Any) -> None:
     if type(data) is int and data == _STORAGE_MAGIC:
-        raise ValueError("it is a file of torch.save, a checkpoint or state dict")
+        raise ValueError("it was written by torch.save: a checkpoint or a state dict")
     if not isinstance(data, dict) or not all(isinstance(key, str) and is_name(key) for key in data):
-        raise ValueError(f"it holds {describe(data)}, not a table of networks")
+        raise ValueError(f"it contains {describe(data)}, not a dict of networks")
     networks = sum(isinstance(value, ObjectStub) for value in data.values())
     if len(data) > MAX_KEYS or networks > MAX_NETWORKS:
         raise ValueError(
-            f"it holds {len(data)} things, {networks} of them networks: at most {MAX_KEYS} and "
-            f"{MAX_NETWORKS} are read"
+            f"it contains {len(data)} entries, {networks} of them networks: the limits are {MAX_KEYS} and "
+            f"{MAX_NETWORKS}"
         )
 
 
 def _other_format(head: bytes) -> str:
-    """What a file that is no pickle seems to be, from its first bytes; '' for what may be a pickle."""
+    """Guess the format of a file that is not a pickle from its first bytes; '' if it may be a pickle."""
     if head[:1] == b"\x80" or not head:
         return ""
     known = {
-        b"PK\x03\x04": "it is a zip file: a checkpoint of torch.save, or an archive",
+        b"PK\x03\x04": "it is a zip file: a checkpoint written by torch.save, or an archive",
         b"\x1f\x8b": "it is compressed with gzip: unpack it first",
-        b"version https://git-lfs": "it is a pointer of git-lfs, not the file: run git lfs pull",
+        b"version https://git-lfs": "it is a git-lfs pointer, not the file itself: run git lfs pull",
         b"\x89HDF": "it is an HDF5 file",
     }
     found = next((words for start, words in known.items() if head.startswith(start)), "")
     if not found and head.lstrip()[:1] == b"<":
-        found = "it is a web page, not the file: open its address in a browser to see what the server says"
+        found = "it is a web page, not the file: open its URL in a browser to see the server's answer"
     if not found and head[8:10] == b'{"':
         found = "it is a safetensors file: its name must end with .safetensors"
-    return found or "it is no pickle of protocol 2 or newer"
+    return found or "it is not a pickle of protocol 2 or newer"

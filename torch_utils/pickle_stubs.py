@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out of a network pickle that was read without running it (torch_utils.pickle_reader): inert
-stubs of its objects and tensors.
+"""Inert stand-ins (stubs) for the objects and tensors of a network pickle.
 
-A few stubs that contain one another can stand for any number of modules, names and elements. Whatever walks
-through stubs here is bounded.
+`torch_utils.pickle_reader` returns them instead of building the objects that the file names.
+
+A few stubs that contain one another can describe an unlimited number of modules, names and elements. Every
+walk over stubs in this file is therefore bounded.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 
-MAX_NAME = 512  # characters of a global's, a class's, an attribute's or a tensor's whole dotted name
-MAX_DEPTH = 64  # of modules in modules
-MAX_MODULES = 10_000  # of one network; one module under two names counts twice
-MAX_TENSORS = 100_000  # of one network, and places for modules
+MAX_NAME = 512  # characters in the full dotted name of a global, class, attribute or tensor
+MAX_DEPTH = 64  # nesting of modules
+MAX_MODULES = 10_000  # per network; a module with two names counts twice
+MAX_TENSORS = 100_000  # per network; entries of module tables count as well
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can be the name of something: short, and nothing that a terminal would obey."""
+    """Return whether `text` is acceptable as a name: short, and without terminal control characters."""
     return len(text) <= MAX_NAME and text.isprintable()
 
 
 def describe(value: Any) -> str:
-    """A value of a stub in a few words, for messages. Never walks through a container: a file may nest them
-    without end.
+    """Describe a value of a stub in a few words, for messages.
+
+    Never walks through a container, because a file can nest containers without limit.
     """
     if isinstance(value, (ObjectStub, GlobalName)):
         return f"an object of {value.origin if isinstance(value, ObjectStub) else value}"
@@ -44,7 +46,7 @@ def describe(value: Any) -> str:
 
 
 def listed(names: Iterable[str], limit: int = 6) -> str:
-    """The first of some names, for messages."""
+    """Join the first `limit` names in sorted order, for messages."""
     names = sorted(names)
     return (
         ", ".join(name[:80] for name in names[:limit])
@@ -55,7 +57,7 @@ def listed(names: Iterable[str], limit: int = 6) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GlobalName:
-    """A name in a module that a pickle refers to. Nothing is imported."""
+    """A global (module and name) that a pickle refers to. Nothing is imported."""
 
     module: str
     name: str
@@ -67,7 +69,7 @@ class GlobalName:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class StorageStub:
-    """Raw elements of a tensor."""
+    """The storage of a tensor: `numel` elements of type `dtype` as raw bytes."""
 
     dtype: torch.dtype
     numel: int
@@ -76,7 +78,7 @@ class StorageStub:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class TensorStub:
-    """A tensor in a pickle, checked against the bounds of its storage; `tensor()` makes it."""
+    """A tensor in a pickle, already checked against the bounds of its storage; `tensor()` creates it."""
 
     storage: StorageStub
     offset: int
@@ -90,15 +92,17 @@ class TensorStub:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Element type."""
         return self.storage.dtype
 
     @property
     def numel(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     def tensor(self) -> torch.Tensor:
-        """A contiguous copy on the CPU. Costs its own elements, whatever the storage holds besides."""
-        integer = np.dtype(f"i{self.dtype.itemsize}")  # numpy has no bfloat16, and takes unaligned data
+        """Return a contiguous copy on the CPU. Allocates the tensor's own elements only, not its storage."""
+        integer = np.dtype(f"i{self.dtype.itemsize}")  # numpy has no bfloat16; it accepts unaligned data
         elements = np.frombuffer(self.storage.data, integer)[self.offset :]
         view = np.lib.stride_tricks.as_strided(
             elements, self.shape, [step * integer.itemsize for step in self.stride], writeable=False
@@ -108,10 +112,17 @@ class TensorStub:
 
 
 class ObjectStub:
-    """An object in a pickle that was not made: the global it was to be made of, and everything it was to be
-    given.
+    """An object in a pickle that was not created: its class or function, its arguments and its state.
 
-    persistent: made by _reconstruct_persistent_obj; then class_name and module_src are what the file claims.
+    Attributes:
+        origin: dotted name of the global that would have created the object, or a description of it.
+        class_name: name of the class, without its module.
+        args: arguments of the constructor or function.
+        state: state that `BUILD` would have set.
+        items: list elements, set elements or (key, value) pairs that the pickle adds to the object.
+        module_src: source text that a persistent object carries; None for other objects.
+        persistent: the object is a call of `_reconstruct_persistent_obj`. `class_name` and `module_src` are
+            then what the file claims.
     """
 
     __slots__ = ("args", "class_name", "items", "module_src", "origin", "persistent", "state")
@@ -138,6 +149,7 @@ class ObjectStub:
 
     @property
     def attributes(self) -> dict[str, Any]:
+        """The object's `__dict__`; empty if its state is not a dict."""
         return self.state if isinstance(self.state, dict) else {}
 
     def _table(self, name: str) -> dict[str, Any]:
@@ -151,35 +163,44 @@ class ObjectStub:
         return table
 
     def modules(self) -> dict[str, ObjectStub]:
-        """Children by name. Raises ValueError for a child that is no stub."""
+        """Return the child modules by name.
+
+        Raises:
+            ValueError: a child is not an `ObjectStub`.
+        """
         children = {name: value for name, value in self._table("_modules").items() if value is not None}
         for name, value in children.items():
             if not isinstance(value, ObjectStub):
-                raise ValueError(f"{self.origin}: child {name!r} is no module but {describe(value)}")
+                raise ValueError(f"{self.origin}: child {name!r} is not a module but {describe(value)}")
         return children
 
     def tensors(self) -> dict[str, TensorStub]:
-        """Parameters and buffers of this module alone, by name."""
+        """Return this module's own parameters and buffers by name, without those of its children.
+
+        Raises:
+            ValueError: a value is not a `TensorStub`.
+        """
         own = {**self._table("_parameters"), **self._table("_buffers")}
         own = {name: value for name, value in own.items() if value is not None}
         for name, value in own.items():
             if not isinstance(value, TensorStub):
-                raise ValueError(f"{self.origin}: {name!r} is no tensor but {describe(value)}")
+                raise ValueError(f"{self.origin}: {name!r} is not a tensor but {describe(value)}")
         return own
 
-    def _places(self) -> int:
-        """How many names a walk over this module alone looks at, taken or not."""
+    def _count_entries(self) -> int:
+        """Return how many table entries a walk over this one module reads, those that are None included."""
         tables = (self.attributes.get(name) for name in ("_modules", "_parameters", "_buffers"))
         return sum(len(table) for table in tables if isinstance(table, dict))
 
     def named_modules(self) -> Iterator[tuple[str, ObjectStub]]:
-        """This stub and all below it with their dotted names, parents first.
+        """Yield this stub and all modules below it with their dotted names, parents first.
 
-        Raises ValueError for modules nested too deep (or in themselves), and for too many of them: a few
-        stubs that contain each other twice make any number of names.
+        Raises:
+            ValueError: modules are nested too deeply (or contain themselves), or there are too many of them.
+                A few stubs that contain each other twice can produce any number of names.
         """
         waiting = [("", self, 0)]
-        places = 0
+        entries = 0
         for _ in range(MAX_MODULES):
             if not waiting:
                 return
@@ -188,9 +209,9 @@ class ObjectStub:
                 raise ValueError(f"modules are nested more than {MAX_DEPTH} deep: {path[:80]}...")
             if len(path) > MAX_NAME:
                 raise ValueError(f"a module's name has more than {MAX_NAME} characters: {path[:80]}...")
-            places += module._places()
-            if places > MAX_TENSORS:
-                raise ValueError(f"{self.origin} has more than {MAX_TENSORS} places for modules and tensors")
+            entries += module._count_entries()
+            if entries > MAX_TENSORS:
+                raise ValueError(f"{self.origin} has more than {MAX_TENSORS} entries for modules and tensors")
             yield path, module
             children = [
                 (f"{path}.{name}" if path else name, child, depth + 1)
@@ -200,10 +221,11 @@ class ObjectStub:
         raise ValueError(f"{self.origin} has more than {MAX_MODULES} modules")
 
     def named_tensors(self) -> dict[str, TensorStub]:
-        """Parameters and buffers of this stub and all below it, by state_dict name.
+        """Return the parameters and buffers of this stub and of all modules below it, by state_dict name.
 
-        Raises ValueError as `named_modules` does, and for tensors that together have more than twice the
-        elements of the file: their copies would take any amount of memory.
+        Raises:
+            ValueError: as `named_modules`, or the tensors together have more than twice as many elements as
+                their storages in the file. Copying such tensors could take any amount of memory.
         """
         found: dict[str, TensorStub] = {}
         for path, module in self.named_modules():
@@ -212,13 +234,15 @@ class ObjectStub:
             )
         storages = {id(tensor.storage): tensor.storage.numel for tensor in found.values()}
         if sum(tensor.numel for tensor in found.values()) > 2 * sum(storages.values()):
-            raise ValueError(f"the tensors of {self.origin} are the same few numbers again and again")
+            raise ValueError(f"the tensors of {self.origin} overlap: they repeat the same few elements")
         return found
 
 
 class NetworkPickle(dict[str, Any]):
-    """Content of a network pickle by key: stubs, tensor stubs and plain values. `globals_used` counts the
-    names it refers to.
+    """Content of a network pickle by key: object stubs, tensor stubs and plain values.
+
+    Attributes:
+        globals_used: how often the pickle refers to each global.
     """
 
     globals_used: Counter[str]

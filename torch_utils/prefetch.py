@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files fetched where there is a network, for machines that have none: one after the other, checked,
-listed.
-"""
+"""Fetches files on a machine with internet access for machines without it, one by one, and lists them."""
 
 from __future__ import annotations
 
@@ -15,8 +13,12 @@ from dnnlib.util import sha256_file
 
 @dataclass(frozen=True)
 class Item:
-    """A file to have. what: for the user. find: returns its path after fetching it if need be, None if there
-    is nothing to fetch; raises OSError or ValueError, in one line, if it cannot be had.
+    """A file to fetch.
+
+    Attributes:
+        what: description for the user.
+        find: returns the path of the file, after fetching it if necessary; None if there is nothing to fetch.
+            Raises OSError or ValueError with one line if the file is not available.
     """
 
     what: str
@@ -24,10 +26,16 @@ class Item:
 
 
 def fetch_all(items: Iterable[Item], say: Callable[[str], None] = print) -> list[str]:
-    """Fetch what is missing and end with a list: what, bytes, SHA-256, where. One that fails does not keep
-    the others back.
+    """Fetch the missing files and print a list of all: description, bytes, SHA-256 and path.
 
-    Returns a line per file that could not be had.
+    A failure does not prevent the other files from being fetched.
+
+    Args:
+        items: the files.
+        say: called with each line of output.
+
+    Returns:
+        One line for each file that could not be fetched.
     """
     files: dict[Path, list[str]] = {}
     failures = []
@@ -41,7 +49,7 @@ def fetch_all(items: Iterable[Item], say: Callable[[str], None] = print) -> list
         if found is None:
             continue
         files.setdefault(Path(found).absolute(), []).append(item.what)
-        say(f"{item.what}: here")
+        say(f"{item.what}: available")
     for path, uses in files.items():
         say(
             f"\n{', '.join(dict.fromkeys(uses))}\n  {path}\n  {path.stat().st_size:,} bytes, sha256 "

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random draws that are pure functions of (seed, purpose, step, sample, position): never of rank count, batch
-size or history.
+"""Random draws that are pure functions of (seed, purpose, step, sample, position).
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is computed here over
-arrays of counters: key = 64 bits of sha256(seed, purpose), counter = (block, sample, step low, step high); a
-block is four 32-bit words. Words become floats by additions, multiplications, divisions and square roots
-alone, which IEEE 754 rounds exactly, so the same draw has the same bits on every machine and with every
-version of numpy, whose own `Generator` promises neither (its distributions may change between versions, and
-log and cos differ in the last bit between processors).
+They do not depend on the number of ranks, the batch size or earlier draws.
+
+This file computes Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) over
+arrays of counters. The key is 64 bits of sha256(seed, purpose); the counter is (block, sample, step low, step
+high); a block is four 32-bit words. Words are converted to floats only with additions, multiplications,
+divisions and square roots, which IEEE 754 rounds exactly. A draw therefore has the same bits on every machine
+and with every version of numpy. numpy's own `Generator` promises neither: its distributions may change
+between versions, and log and cos differ in the last bit between processors.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,20 +21,22 @@ import torch
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # the key's increment per round
 _ROUNDS = 10
+_Convert = Callable[[Sequence[np.ndarray], np.ndarray], None]  # (words of the blocks, output)
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
-_CHUNK = 8192  # blocks at a time: the ten work arrays then stay in the processor's cache
+_CHUNK = 8192  # blocks per chunk: the ten work arrays fit into the processor's cache
 
-# log(m) = 2 atanh(s), s = (m - 1)/(m + 1), |s| <= 0.172: the first term left out is below 1e-12. sin and cos
-# on +-pi/4: below 1e-11.
+# log(m) = 2 atanh(s), s = (m - 1)/(m + 1), |s| <= 0.172: the first omitted term is below 1e-12. For sin and
+# cos on +-pi/4 it is below 1e-11.
 _ATANH = tuple(2.0 / (2 * k + 1) for k in range(7))
 _SIN = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(7))
 _COS = tuple((-1) ** k / math.factorial(2 * k) for k in range(7))
 
 
 def key_of(seed: int, purpose: str) -> int:
-    """64-bit key of a stream: the first 8 bytes of sha256("seed:purpose"), the same in every process and on
-    every machine.
+    """Return the 64-bit key of a stream: the first 8 bytes of sha256("seed:purpose").
+
+    It is equal in all processes and on all machines.
     """
     return int.from_bytes(hashlib.sha256(f"{int(seed)}:{purpose}".encode()).digest()[:8], "little")
 
@@ -41,8 +44,17 @@ def key_of(seed: int, purpose: str) -> int:
 def philox_(
     c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Philox4x32-10 of uint64 arrays that hold 32-bit counters (their contents are used up): four arrays of
-    32-bit words.
+    """Compute Philox4x32-10 of 32-bit counters.
+
+    Args:
+        c0: first word of the counters, as a uint64 array. All four arrays are overwritten.
+        c1: second word.
+        c2: third word.
+        c3: fourth word.
+        key: 64-bit key.
+
+    Returns:
+        Four uint64 arrays of 32-bit words.
     """
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     p0, p1 = np.empty_like(c0), np.empty_like(c0)
@@ -74,16 +86,18 @@ def _log(u: np.ndarray) -> np.ndarray:
     small = m < math.sqrt(0.5)
     m = np.where(small, m + m, m)
     s = (m - 1.0) / (m + 1.0)
-    return (e - small) * math.log(2.0) + s * _polynomial(s * s, _ATANH)
+    log_u: np.ndarray = (e - small) * math.log(2.0) + s * _polynomial(s * s, _ATANH)
+    return log_u
 
 
 def _box_muller(radius_word: np.ndarray, angle_word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two independent N(0, 1) float64 arrays from two arrays of 32-bit words (Box and Muller, 1958); |x| <
-    6.8.
+    """Turn two arrays of 32-bit words into two independent N(0, 1) float64 arrays (Box and Muller, 1958).
+
+    All values satisfy |x| < 6.8.
     """
     u = (radius_word.astype(np.float64) + 0.5) * 2.0**-32  # in (0, 1)
     r = np.sqrt(-2.0 * _log(u))
-    # The low 30 bits are an angle within +-pi/4 of an axis, the high two choose the axis.
+    # The low 30 bits give an angle within +-pi/4 of an axis; the two high bits select the axis.
     x = ((angle_word & np.uint64(0x3FFFFFFF)).astype(np.float64) + (0.5 - 2.0**29)) * (math.pi / 2 * 2.0**-30)
     x2 = x * x
     along = r * _polynomial(x2, _COS)
@@ -100,9 +114,8 @@ def _to_normal(words: Sequence[np.ndarray], out: np.ndarray) -> None:
 
 def _to_uniform(words: Sequence[np.ndarray], out: np.ndarray) -> None:
     for i, word in enumerate(words):
-        np.multiply(
-            word >> np.uint64(8), 2.0**-24, out=out[:, i], casting="same_kind"
-        )  # 24 bits: exact, and never 1
+        # 24 bits: exact, and always less than 1.
+        np.multiply(word >> np.uint64(8), 2.0**-24, out=out[:, i], casting="same_kind")
 
 
 def _to_words64(words: Sequence[np.ndarray], out: np.ndarray) -> None:
@@ -124,14 +137,20 @@ def _check_samples(samples: Sequence[int]) -> np.ndarray:
 
 
 def _draw(
-    key: int, step: int, samples: np.ndarray, values: int, convert, per_block: int, dtype
+    key: int,
+    step: int,
+    samples: np.ndarray,
+    values: int,
+    convert: _Convert,
+    per_block: int,
+    dtype: type[np.generic],
 ) -> np.ndarray:
-    """[len(samples), values]: value v of a sample comes from block v // per_block of its counters."""
+    """Return draws [len(samples), values]; value v of a sample is from block v // per_block."""
     if not 0 <= step < 2**64:
         raise ValueError(f"step must lie in [0, 2**64), got {step}")
     blocks = -(-values // per_block)
     if blocks > 2**32:
-        raise ValueError(f"{values} values per sample are more than the generator has counters for")
+        raise ValueError(f"{values} values per sample exceed the generator's 2**32 blocks")
     total = len(samples) * blocks
     out = np.empty((total, per_block), dtype=dtype)
     for start in range(0, total, _CHUNK):
@@ -143,7 +162,7 @@ def _draw(
 
 
 def _floats(
-    convert, seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int]
+    convert: _Convert, seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int]
 ) -> torch.Tensor:
     index = _check_samples(samples)
     values = _draw(key_of(seed, purpose), step, index, math.prod(shape), convert, 4, np.float32)
@@ -153,8 +172,20 @@ def _floats(
 def normal(
     seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int] = ()
 ) -> torch.Tensor:
-    """float32 [len(samples), *shape] on the CPU, N(0, 1). samples: global indices within the step; raises
-    ValueError outside [0, 2**32).
+    """Draw from N(0, 1).
+
+    Args:
+        seed: seed of the run.
+        purpose: name of the stream; other purposes give independent draws.
+        step: index of the step in [0, 2**64).
+        samples: global indices of the samples within the step, each in [0, 2**32).
+        shape: shape per sample.
+
+    Returns:
+        float32 [len(samples), *shape] on the CPU.
+
+    Raises:
+        ValueError: `step` or `samples` is outside its range.
     """
     return _floats(_to_normal, seed, purpose, step, samples, shape)
 
@@ -162,27 +193,41 @@ def normal(
 def uniform(
     seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int] = ()
 ) -> torch.Tensor:
-    """float32 [len(samples), *shape] on the CPU, uniform on the multiples of 2**-24 in [0, 1). samples as for
-    normal().
+    """Draw uniformly from the multiples of 2**-24 in [0, 1).
+
+    Arguments, result and errors are those of `normal`.
     """
     return _floats(_to_uniform, seed, purpose, step, samples, shape)
 
 
 def integers(seed: int, purpose: str, step: int, samples: Sequence[int], high: int) -> torch.Tensor:
-    """int64 [len(samples)] on the CPU, uniform in [0, high), 0 < high <= 2**32 (bias below high / 2**64).
-    samples as for normal().
+    """Draw integers uniformly from [0, high), with a bias below high / 2**64.
+
+    Args:
+        seed: seed of the run.
+        purpose: name of the stream.
+        step: index of the step.
+        samples: indices of the samples, as for `normal`.
+        high: exclusive upper bound in [1, 2**32].
+
+    Returns:
+        int64 [len(samples)] on the CPU.
+
+    Raises:
+        ValueError: an argument is outside its range.
     """
     if not 0 < high <= 2**32:
         raise ValueError(f"high must lie in [1, 2**32], got {high}")
     words = _draw(key_of(seed, purpose), step, _check_samples(samples), 1, _to_words64, 2, np.uint64)[:, 0]
-    # floor(word * high / 2**64) without 128-bit products (Lemire, 2019, without the rejection).
+    # floor(word * high / 2**64) without 128-bit products (Lemire, 2019, without rejection).
     product = (words >> _32) * np.uint64(high) + (((words & _LOW) * np.uint64(high)) >> _32)
     return torch.from_numpy((product >> _32).astype(np.int64))
 
 
 def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
-    """int64 [n]: a uniformly drawn order of range(n), a function of (seed, purpose, epoch, n) alone (the
-    order of n random 64-bit keys).
+    """Draw a random permutation of range(n) as int64 [n]: the order of n random 64-bit keys.
+
+    It depends only on (seed, purpose, epoch, n).
     """
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
@@ -191,7 +236,8 @@ def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
 
 
 def torch_generator(seed: int, purpose: str) -> torch.Generator:
-    """CPU torch.Generator for drawing initial weights; its stream is torch's, the same for one torch
-    version.
+    """Return a CPU torch.Generator for initial weights.
+
+    Its draws are torch's and can change with the torch version.
     """
-    return torch.Generator().manual_seed(key_of(seed, purpose) >> 1)  # manual_seed takes 63 bits
+    return torch.Generator().manual_seed(key_of(seed, purpose) >> 1)  # manual_seed accepts 63 bits

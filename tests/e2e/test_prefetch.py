@@ -185,7 +185,7 @@ def test_a_damaged_file_is_refused_and_the_rest_is_fetched(weights, tmp_path):
     )
     server.shutdown()
     server.server_close()
-    assert result.returncode == 1 and "is damaged, its sha256 is not 0000" in result.stdout
+    assert result.returncode == 1 and "is damaged (its sha256 is not 0000" in result.stdout
     assert (
         result.stderr.strip()
         .splitlines()[-1]

@@ -66,8 +66,8 @@ def test_the_command_line_describes_it(path, capsys):
     assert main([str(path)]) == 0
     text = capsys.readouterr().out
     assert (
-        "carries source code" in text
-        and "(not run)" in text
+        "contains source code" in text
+        and "(not executed)" in text
         and "synthesis.L0_36_16" in text
         and "globals:" in text
     )

@@ -209,9 +209,9 @@ class Trap:
     ("content", "match"),
     [
         ({"conv.weight": torch.zeros(1)}, "does not fit"),
-        ({"a": 1}, "no state dict"),
-        ([1], "no state dict"),
-        (Trap(), "no readable state dict"),
+        ({"a": 1}, "not a state dict"),
+        ([1], "not a state dict"),
+        (Trap(), "cannot be read as a state dict"),
     ],
 )
 def test_unfit_files_are_one_line(tmp_path, content, match, capsys):
@@ -226,13 +226,13 @@ def test_unfit_files_are_one_line(tmp_path, content, match, capsys):
 def test_damaged_file_is_one_line(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"not a zip")
-    with pytest.raises(ValueError, match="no readable state dict") as error:
+    with pytest.raises(ValueError, match="cannot be read as a state dict") as error:
         features.load("resnet18", str(path))
     assert "\n" not in str(error.value)
 
 
 def test_missing_file():
-    with pytest.raises(FileNotFoundError, match=r"no file '/nowhere/x\.pth'"):
+    with pytest.raises(FileNotFoundError, match=r"file '/nowhere/x\.pth' not found"):
         timm_weights.check("resnet18", "/nowhere/x.pth")
 
 

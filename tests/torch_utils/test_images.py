@@ -100,7 +100,7 @@ def test_column_labels():
         and pixels[:top, -32:].min() < 100
         and np.array_equal(pixels[top:], np.asarray(plain))
     )
-    with pytest.raises(ValueError, match="2 columns need as many labels, got 1"):
+    with pytest.raises(ValueError, match="2 columns need 2 labels, got 1"):
         images.labelled_grid(batch, ["a", "b"], 2, column_labels=["12"])
 
 

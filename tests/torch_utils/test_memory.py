@@ -84,17 +84,20 @@ def test_shortage_is_one_line_with_the_remedy(error):
     line = r"^out of memory on cuda:0: lower --batch \(now 4\) \(.+\)$"
     with (
         pytest.raises(ValueError, match=line) as caught,
-        memory.shortage_named("cuda:0", "lower --batch (now 4)"),
+        memory.out_of_memory_hint("cuda:0", "lower --batch (now 4)"),
     ):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_the_allocator_of_this_torch_is_recognised():
-    with pytest.raises(ValueError, match="out of memory on cpu: less"), memory.shortage_named("cpu", "less"):
+    with (
+        pytest.raises(ValueError, match="out of memory on cpu: less"),
+        memory.out_of_memory_hint("cpu", "less"),
+    ):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shapes"), memory.shortage_named("cpu", "x"):
+    with pytest.raises(RuntimeError, match="shapes"), memory.out_of_memory_hint("cpu", "x"):
         raise RuntimeError("shapes do not fit")

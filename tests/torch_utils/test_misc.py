@@ -25,7 +25,7 @@ def test_constants_are_made_once_and_by_value() -> None:
 
 def test_assert_shape() -> None:
     misc.assert_shape(torch.zeros(2, 3), [2, None])
-    with pytest.raises(AssertionError, match=r"expected 4 at axis 1 of \[2, 4\], found the shape \[2, 3\]"):
+    with pytest.raises(AssertionError, match=r"expected 4 at axis 1 of \[2, 4\], got shape \[2, 3\]"):
         misc.assert_shape(torch.zeros(2, 3), [2, 4])
     with pytest.raises(AssertionError, match="expected 1 axes"):
         misc.assert_shape(torch.zeros(2, 3), [None])

@@ -214,7 +214,7 @@ torch.save(G(torch.ones(2, 4), torch.eye(2)), "image.pt")
     result = waiting.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(
-        "refused: this pickle carries source code for FullyConnectedLayer that is not installed here"
+        "refused: this pickle contains source code for FullyConnectedLayer that is not installed here"
     )
     torch.testing.assert_close(torch.load(tmp_path / "image.pt"), G(torch.ones(2, 4), torch.tensor([0, 1])))
 
@@ -341,38 +341,38 @@ def hand_made(*operations):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cut short"),
-        (b"\x80\x04", "cut short"),
-        (b"hello world", "no pickle of protocol 2 or newer"),
+        (b"", "is truncated"),
+        (b"\x80\x04", "is truncated"),
+        (b"hello world", "not a pickle of protocol 2 or newer"),
         (b"PK\x03\x04 a zip file", "it is a zip file"),
         (b"\x1f\x8b\x08", "compressed with gzip"),
         (b"\n<!DOCTYPE html>", "it is a web page"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b'\x50\0\0\0\0\0\0\0{"__metadata__":', "it is a safetensors file"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a file of torch.save"),
-        (b"\x80\x06}.", "protocol 6 of pickle"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "was written by torch.save"),
+        (b"\x80\x06}.", "pickle protocol 6 is not supported"),
         (hand_made(b"h\x65"), "malformed BINGET"),
         (hand_made(b"}"), None),
-        (hand_made(b"]"), "it holds a list, not a table of networks"),
+        (hand_made(b"]"), "it contains a list, not a dict of networks"),
         (hand_made(b"N0"), "stack is empty"),
         (hand_made(b"("), "stack is empty"),
         (hand_made(b"}u"), "mark is missing"),
         (hand_made(b"}h\x05"), "malformed BINGET"),
         (hand_made(b"}r\xff\xff\xff\x7f"), None),  # a huge memo index costs nothing
-        (hand_made(b"Pid\n"), "PERSID has no place"),
+        (hand_made(b"Pid\n"), "PERSID is not supported"),
         (hand_made(b"}Q"), "persistent id"),
-        (hand_made(b"\x82\x01"), "EXT1 has no place"),
-        (hand_made(b"(i__main__\nX\n"), "INST has no place"),
-        (hand_made(b"I1\n"), "INT has no place"),
-        (b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.", "cut short"),
-        (b"\x80\x04B" + (2**31 - 1).to_bytes(4, "little") + b"abc.", "cut short"),
+        (hand_made(b"\x82\x01"), "EXT1 is not supported"),
+        (hand_made(b"(i__main__\nX\n"), "INST is not supported"),
+        (hand_made(b"I1\n"), "INT is not supported"),
+        (b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.", "is truncated"),
+        (b"\x80\x04B" + (2**31 - 1).to_bytes(4, "little") + b"abc.", "is truncated"),
         (hand_made(b"\x8b" + (1000).to_bytes(4, "little") + b"\x7f" * 1000), "more than 256 bits"),
         (hand_made(b"}K\x01\x85\x85K\x01s"), "a tuple as a key"),
         (hand_made(b"}]K\x01s"), "a list as a key"),
         (hand_made(b"}K\x01K\x02R"), "a call of int 1"),
         (hand_made(b"}K\x01b"), None),
-        (hand_made(b"K\x01}b"), "a state for int 1"),
-        (hand_made(b"K\x01K\x02K\x03s"), "items for something"),
+        (hand_made(b"K\x01}b"), "int 1 cannot have a state"),
+        (hand_made(b"K\x01K\x02K\x03s"), "items for an object"),
     ],
 )
 def test_malformed_streams(content, message):
@@ -433,7 +433,7 @@ def test_tensors_stay_in_their_storage():
         (2**62, (1,), (1,)),
         (4, (), ()),
     ]:
-        refuse(tensor_call(offset, shape, stride), "reaches outside of its storage")
+        refuse(tensor_call(offset, shape, stride), "extends beyond its storage")
     for shape, stride in [((2**40,), (0,)), ((2**20, 2**20), (0, 0)), ((3, 3), (1, 0))]:
         refuse(tensor_call(0, shape, stride), "overlaps itself")
     for offset, shape, stride in [
@@ -453,7 +453,7 @@ def test_tensors_stay_in_their_storage():
     [
         (lambda b: b[:-1], "has 15 bytes"),
         (lambda b: b + b"\0", "has 17 bytes"),
-        (lambda b: b[:40], "cut short"),
+        (lambda b: b[:40], "is truncated"),
         (lambda b: b.replace(b"little_endian", b"little_endiaN"), "big-endian"),
         (
             lambda b: b.replace(b"FloatStorage", b"QuintStorage"),
@@ -464,7 +464,7 @@ def test_tensors_stay_in_their_storage():
             "refused global posix.system inside a tensor's storage",
         ),
         (lambda b: b"\x80\x02K\x01." + b[b.index(b".") + 1 :], "unknown format"),
-        (lambda b: "text", "storage is no bytes"),
+        (lambda b: "text", "storage is not a bytes object"),
     ],
 )
 def test_storages_are_checked(change, message):
@@ -492,7 +492,7 @@ def sample():
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_any_cut_is_one_line(sample, data):
-    refuse(sample[: data.draw(st.integers(0, len(sample) - 1))], "cut short")
+    refuse(sample[: data.draw(st.integers(0, len(sample) - 1))], "is truncated")
 
 
 @settings(deadline=None, max_examples=300)
@@ -519,7 +519,7 @@ def test_the_command_line(tmp_path, capsys):
     out = capsys.readouterr().out
     assert (
         "G: Toy (persistent Toy), 9 parameters, 4 tensors" in out
-        and "carries source code" in out
+        and "contains source code" in out
         and "scale = 2" in out
     )
     assert persistence.main([str(tmp_path / "absent.pkl")]) == 1

@@ -77,7 +77,7 @@ def test_tensors_that_repeat_one_number(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"claim a tensor of shape \[1000000, 1000000\]"):
         tensor_files.load(tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"^'.*a\.pth' is no readable state dict: its .* bytes claim"):
+    with pytest.raises(ValueError, match=r"^'.*a\.pth' cannot be read as a state dict: its .* bytes claim"):
         timm_weights.read_state(tmp_path / "a.pth")
 
 
@@ -111,11 +111,12 @@ def test_a_damaged_copy_of_the_hub_leaves_its_cache_and_a_users_file_stays(
     blob.write_bytes(saved.read_bytes()[:-100])
     link = tmp_path / "weights.pth"
     link.symlink_to(blob)
-    with pytest.raises(ValueError, match="is no readable state dict"):
+    with pytest.raises(ValueError, match="cannot be read as a state dict"):
         timm_weights.read_resolved(name, str(link), link)
     assert blob.exists() and link.is_symlink()
     with pytest.raises(
-        ValueError, match=rf"^weights of {name}: .* no readable state dict.*the copy {link} is removed"
+        ValueError,
+        match=rf"^weights of {name}: .* cannot be read as a state dict.*the copy {link} is removed",
     ):
         timm_weights.read_resolved(name, None, link)
     assert not blob.exists() and not link.is_symlink()

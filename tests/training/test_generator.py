@@ -462,7 +462,7 @@ def stub_of(network):
             lambda r, s: s("mapping")["_modules"].update(more=r.modules()["mapping"].modules()["fc0"]),
             "parts missing or left over: mapping.more",
         ),
-        (lambda r, s: s("mapping")["_parameters"].update(w=1.5), "'w' is no tensor but float 1.5"),
+        (lambda r, s: s("mapping")["_parameters"].update(w=1.5), "'w' is not a tensor but float 1.5"),
         (lambda r, s: s("")["_modules"].pop("mapping"), "parts mapping and synthesis"),
         (lambda r, s: s("synthesis")["layer_names"].pop(), "layers that synthesis lists"),
         (lambda r, s: s("synthesis.L1_36_16").pop("in_cutoff"), "L1_36_16 has no attribute in_cutoff"),

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the kernels ahead of time, or says why they cannot be built.
+"""Builds the kernels ahead of time, or explains why they cannot be built.
 
-python -m torch_utils.ops build                          # into the cache folder
-python -m torch_utils.ops build --out /shared/ops        # for all nodes: export STYLESAN_XL_OPS=/shared/ops
-                                                         there
-python -m torch_utils.ops build --cpu                    # for this machine's CPU alone; needs no CUDA
+python -m torch_utils.ops build                     # into the cache folder
+python -m torch_utils.ops build --out /shared/ops   # for all nodes: set STYLESAN_XL_OPS=/shared/ops on them
+python -m torch_utils.ops build --cpu               # only for this machine's CPU; needs no CUDA
 python -m torch_utils.ops doctor
 """
 
@@ -21,14 +20,14 @@ from dnnlib.util import make_cache_dir_path
 from torch_utils.ops.backend import cpu_extension, extension
 
 _ARCH_HELP = (
-    "sm_XY or compute_XY (PTX), repeatable.  [default: this machine's GPUs; with --out, or without "
+    "sm_XY or compute_XY (PTX); can be repeated.  [default: this machine's GPUs; with --out, or without "
     "a GPU: sm_80, sm_90 and compute_80]"
 )
 
 
 @click.group()
 def main() -> None:
-    """The kernels of bias_act, upfirdn2d and filtered_lrelu."""
+    """Build or check the kernels of bias_act, upfirdn2d and filtered_lrelu."""
 
 
 @main.command()
@@ -38,29 +37,29 @@ def main() -> None:
     help="Folder of the library.  [default: the cache folder]",
 )
 @click.option("--arch", "architectures", multiple=True, help=_ARCH_HELP)
-@click.option("--cpu", "cpu_only", is_flag=True, help="Only the kernels for this machine's CPU.")
-@click.option("--verbose", is_flag=True, help="Show the commands.")
+@click.option("--cpu", "cpu_only", is_flag=True, help="Build only the kernels for this machine's CPU.")
+@click.option("--verbose", is_flag=True, help="Print the commands.")
 def build(out: Path | None, architectures: tuple[str, ...], cpu_only: bool, verbose: bool) -> None:
-    """Compile the kernels for this machine's CPU, and those for GPUs; a GPU is not needed."""
+    """Compile the kernels for this machine's CPU and for GPUs. No GPU is needed."""
     folder = out or extension.folders()[-1]
     if out is not None:
-        trust.make_private(out, 0o755)  # for other nodes, and where root builds, other users
+        trust.make_private(out, 0o755)  # readable by other nodes, and by other users if root builds
     try:
         wanted = (
             architectures
             or (extension.device_architectures() if out is None else ())
             or extension.DEFAULT_ARCHITECTURES
         )
-        _report(lambda: cpu_extension.build(folder))
+        _print_result(lambda: cpu_extension.build(folder))
         if not cpu_only:
-            _report(lambda: extension.build(folder, wanted, verbose=verbose))
+            _print_result(lambda: extension.build(folder, wanted, verbose=verbose))
     except extension.BuildError as error:
         raise click.ClickException(str(error)) from None
     if out is not None:
-        click.echo(f"where it is to be used: export {extension.FOLDER_VARIABLE}={out.resolve()}")
+        click.echo(f"on the machines that use it: export {extension.FOLDER_VARIABLE}={out.resolve()}")
 
 
-def _report(make: Callable[[], Path]) -> None:
+def _print_result(make: Callable[[], Path]) -> None:
     start = time.monotonic()
     path = make()
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.1f} s)")
@@ -68,8 +67,9 @@ def _report(make: Callable[[], Path]) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Say what the kernels need, what of it is here, and how to mend the rest. Exit status 1 if the kernels
-    cannot be used.
+    """Print the kernels' requirements, which of them are met, and how to fix the rest.
+
+    The exit status is 1 if the CUDA kernels cannot be used.
     """
     toolkit = extension.find_toolkit()
     devices = extension.device_architectures()
@@ -88,13 +88,7 @@ def doctor() -> None:
         ]
         parent = next(p for p in [folder, *folder.parents] if p.exists())
         reason = trust.distrust(folder)
-        note = (
-            f" (not used: {reason})"
-            if reason
-            else ""
-            if os.access(parent, os.W_OK)
-            else " (cannot be written to)"
-        )
+        note = f" (not used: {reason})" if reason else "" if os.access(parent, os.W_OK) else " (not writable)"
         click.echo(f"folder        {folder}{note}: {', '.join(fresh) or 'no library for this torch'}")
     click.echo(f"CPU kernels   {cpu_extension.describe()}")
     found = extension.find(devices)
@@ -105,8 +99,8 @@ def doctor() -> None:
         click.echo(f"The CUDA kernels are built: {found}")
     elif not problems:
         click.echo(
-            "The CUDA kernels can be built here: python -m torch_utils.ops build (or at their first use on "
-            "a GPU)."
+            "The CUDA kernels can be built here: run python -m torch_utils.ops build, or they are built at "
+            "their first use on a GPU."
         )
     if problems:
         raise SystemExit(1)

@@ -6,8 +6,8 @@ import torch
 from torch_utils.ops.backend import activations, library
 from torch_utils.ops.backend.activations import Activation, activation_funcs, check_impl, clamp_abs
 
-# Elements from which on the CPU kernel is the faster way (benchmarks/ops_cpu.py).
-_PIECEWISE_PAYS, _CURVED_PAYS = 1 << 14, 1 << 17
+# Number of elements from which the CPU kernel is faster than torch's operations (benchmarks/ops_cpu.py).
+_MIN_PIECEWISE, _MIN_CURVED = 1 << 14, 1 << 17
 
 
 def bias_act(
@@ -20,28 +20,28 @@ def bias_act(
     clamp: float | None = None,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """clamp(gain * act(x + b)), differentiable twice.
+    """Compute clamp(gain * act(x + b)), which is differentiable twice.
 
     Args:
-        x: any shape.
+        x: tensor of any shape.
         b: bias [x.shape[dim]], or None.
-        dim: axis of x that the bias runs along.
+        dim: axis of x that the bias belongs to.
         act: name in `activation_funcs`.
-        alpha: slope of 'lrelu' below zero; None = the activation's own. The other activations have none.
-        gain: factor after the activation; None = the activation's own.
-        clamp: bound of the output's absolute value; None = unbounded. The gradient at the bound itself is
-        zero. impl: 'ref', or 'cuda' = the fastest implementation there is for x's device.
+        alpha: slope of 'lrelu' below zero; None = the activation's default. Other activations ignore it.
+        gain: factor after the activation; None = the activation's default.
+        clamp: bound of the output's absolute value; None = unbounded. The gradient at the bound is zero.
+        impl: 'ref', or 'cuda' = the fastest implementation for x's device.
 
     Returns:
-        a tensor of x's shape and dtype.
+        A tensor of x's shape and dtype.
 
     Raises:
-        ValueError: unknown `act` or `impl`, a negative `clamp`, or a bias that does not fit.
+        ValueError: `act` or `impl` is unknown, `clamp` is negative, or the bias does not fit.
     """
     check_impl(impl)
     if act not in activation_funcs:
         raise ValueError(
-            f"act={act!r} is not an activation function; known are {', '.join(activation_funcs)}"
+            f"act={act!r} is not a known activation function: choose one of {', '.join(activation_funcs)}"
         )
     if clamp is not None and clamp < 0:
         raise ValueError(f"clamp={clamp} must not be negative; None = no clamp")
@@ -56,22 +56,25 @@ def bias_act(
     spec = activation_funcs[act]
     alpha = spec.def_alpha if alpha is None else float(alpha)
     gain = spec.def_gain if gain is None else float(gain)
-    namespace = library.namespace_for(x, opaque=_kernel_pays(x, act, gain, clamp)) if impl == "cuda" else None
+    namespace = (
+        library.namespace_for(x, opaque=_kernel_is_faster(x, act, gain, clamp)) if impl == "cuda" else None
+    )
     if namespace is not None:
         return library.bias_act(namespace, x, b, dim, act, alpha, gain, clamp)
     return _bias_act_ref(x, b, dim, spec, alpha, gain, clamp)
 
 
-def _kernel_pays(x: torch.Tensor, act: str, gain: float, clamp: float | None) -> bool:
-    """True if a CPU is sooner done with one pass of the kernel, which takes 15 us to call, than with several
-    of torch's own operations.
+def _kernel_is_faster(x: torch.Tensor, act: str, gain: float, clamp: float | None) -> bool:
+    """Return whether one pass of the CPU kernel is faster than several torch operations.
+
+    A call of the kernel has an overhead of 15 us.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # torch.compile fuses torch's own operations
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # torch.compile fuses torch's operations
         return False
-    if act == "linear" and gain == 1 and clamp is None:  # an addition, whose gradient costs nothing
+    if act == "linear" and gain == 1 and clamp is None:  # only an addition, whose gradient is free
         return False
-    enough = x.numel() >= (_PIECEWISE_PAYS if act in ("linear", "relu", "lrelu") else _CURVED_PAYS)
-    return enough and not library.transforms()  # which can look into torch's own operations
+    enough = x.numel() >= (_MIN_PIECEWISE if act in ("linear", "relu", "lrelu") else _MIN_CURVED)
+    return enough and not library.transforms()  # the transforms need torch's own operations
 
 
 def _bias_act_ref(

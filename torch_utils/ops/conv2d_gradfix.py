@@ -2,19 +2,19 @@
 """Convolutions whose weight gradient can be switched off during a backward pass.
 
 Path-length regularisation differentiates the image with respect to the latents and then differentiates the
-result once more. The first of the two passes has no use for weight gradients: `no_weight_gradients()` leaves
-them out. The second pass still reaches the weights, because the gradient with respect to the input is itself
-a (transposed) convolution with the same weight.
+result again. The first of the two passes does not need weight gradients, and `no_weight_gradients()` skips
+them. The second pass still reaches the weights, because the gradient with respect to the input is itself a
+(transposed) convolution with the same weight.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-# Kept for callers that set it. False = torch's own convolutions, on which no_weight_gradients() has no
-# effect.
+# For callers that set it. False = torch's own convolutions, on which no_weight_gradients() has no effect.
 enabled = True
 
 _weight_gradients_disabled = False
@@ -24,11 +24,12 @@ Pair = int | Sequence[int]
 
 @contextlib.contextmanager
 def no_weight_gradients(disable: bool = True) -> Iterator[None]:
-    """Backward passes run inside this context give the weights of `conv2d` and `conv_transpose2d` no
-    gradient; biases keep theirs.
+    """Skip the weight gradients of `conv2d` and `conv_transpose2d` in backward passes within this context.
 
-    What counts is when the backward pass runs, not when the convolution was called. disable=False changes
-    nothing.
+    Biases still get gradients. The context applies to the time of the backward pass, not of the convolution.
+
+    Args:
+        disable: False = no effect.
     """
     global _weight_gradients_disabled
     before = _weight_gradients_disabled
@@ -48,10 +49,18 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """torch.nn.functional.conv2d that obeys `no_weight_gradients`. input [N, C, H, W], weight [O, C/groups,
-    kh, kw], bias [O].
+    """Compute torch.nn.functional.conv2d with support for `no_weight_gradients`.
+
+    Args:
+        input: [N, C, H, W].
+        weight: [O, C/groups, kh, kw].
+        bias: [O].
+        stride: as in torch.
+        padding: as in torch.
+        dilation: as in torch.
+        groups: as in torch.
     """
-    return F.conv2d(input, _gated(weight), bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    return F.conv2d(input, _gated(weight), bias, stride, padding, dilation, groups)
 
 
 def conv_transpose2d(
@@ -64,28 +73,40 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Pair = 1,
 ) -> torch.Tensor:
-    """torch.nn.functional.conv_transpose2d that obeys `no_weight_gradients`. input [N, C, H, W], weight [C,
-    O/groups, kh, kw], bias [O].
+    """Compute torch.nn.functional.conv_transpose2d with support for `no_weight_gradients`.
+
+    Args:
+        input: [N, C, H, W].
+        weight: [C, O/groups, kh, kw].
+        bias: [O].
+        stride: as in torch.
+        padding: as in torch.
+        output_padding: as in torch.
+        groups: as in torch.
+        dilation: as in torch.
     """
-    return F.conv_transpose2d(input, _gated(weight), bias, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]
+    return F.conv_transpose2d(input, _gated(weight), bias, stride, padding, output_padding, groups, dilation)
 
 
 def _gated(weight: torch.Tensor) -> torch.Tensor:
-    return _GradientGate.apply(weight) if enabled and weight.requires_grad else weight
+    if not enabled or not weight.requires_grad:
+        return weight
+    gated: torch.Tensor = _GradientGate.apply(weight)
+    return gated
 
 
 class _GradientGate(torch.autograd.Function):
-    """The identity, whose gradient is None while weight gradients are switched off.
+    """The identity; its gradient is None while weight gradients are switched off.
 
-    A gate before torch's convolution is all it takes: torch leaves out a weight gradient that leads to none
-    of the tensors asked for, and its second derivatives were measured to be as fast as a hand-written set of
+    This gate in front of torch's convolution is sufficient: torch skips a weight gradient that does not lead
+    to any of the requested tensors, and its second derivatives were measured to be as fast as hand-written
     convolutions.
     """
 
     @staticmethod
-    def forward(ctx, weight):  # type: ignore[no-untyped-def, override]
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor | None:
         return None if _weight_gradients_disabled else grad

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: convolution with upsampling before it or downsampling
-after it.
+"""Convolution with upsampling before it or downsampling after it.
+
+For other StyleGAN-family code and pickles only.
 """
 
 import torch
@@ -34,50 +35,28 @@ def conv2d_resample(
         x: [N, C, H, W].
         w: weight [O, C/groups, kh, kw].
         f: low-pass filter of the resampling, [n] or [h, w]; None = identity.
-        up, down: integer factors.
-        padding: pixels of the upsampled image, on top of what centres the filter: a number, [x, y] or [left,
-        right, top, bottom]. groups: of the convolution. flip_weight: True = correlation (as torch does),
-        False = convolution. flip_filter: False = convolution, True = correlation.
+        up: integer upsampling factor.
+        down: integer downsampling factor.
+        padding: pixels of the upsampled image, in addition to the padding that centres the filters: a number,
+            [x, y] or [left, right, top, bottom].
+        groups: groups of the convolution.
+        flip_weight: True = correlation (as in torch), False = convolution.
+        flip_filter: False = convolution, True = correlation.
 
     Returns:
         [N, O, h, w].
 
     Raises:
-        ValueError: arguments of another form.
+        ValueError: an argument has another form.
     """
-    check_image(x)
-    check_filter(f)
-    if w.ndim != 4 or w.dtype != x.dtype:
-        raise ValueError(
-            f"the weight must be [O, C/groups, kh, kw] of x's dtype {x.dtype}, not {w.dtype} {list(w.shape)}"
-        )
-    for name, factor in (("up", up), ("down", down)):
-        if not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"{name}={factor!r} must be a positive integer")
-    left, right, top, bottom = parse_padding(padding)
+    _check_arguments(x, w, f, up, down)
     if not flip_weight:
         w = w.flip([2, 3])
-    fw, fh = filter_size(f)
-    # Centre the resampling filters, then hand each step its share: the padding goes with the first filter
-    # that runs.
-    if up > 1:
-        left, right, top, bottom = (
-            left + (fw + up - 1) // 2,
-            right + (fw - up) // 2,
-            top + (fh + up - 1) // 2,
-            bottom + (fh - up) // 2,
-        )
-    if down > 1:
-        left, right, top, bottom = (
-            left + (fw - down + 1) // 2,
-            right + (fw - down) // 2,
-            top + (fh - down + 1) // 2,
-            bottom + (fh - down) // 2,
-        )
-    pads = [left, right, top, bottom]
+    # The whole padding is applied in the first step that filters.
+    pads = _centred_padding(f, up, down, padding)
     pointwise = w.shape[2:] == (1, 1)
     if pointwise and up == 1 and down > 1:
-        # A 1x1 convolution commutes with resampling: run it where there are fewer pixels.
+        # A 1x1 convolution commutes with resampling: apply it to the image with fewer pixels.
         x = upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter)
         return conv2d_gradfix.conv2d(x, w, groups=groups)
     if pointwise and up > 1 and down == 1:
@@ -91,3 +70,28 @@ def conv2d_resample(
     if down > 1:
         x = upfirdn2d(x, f, down=down, flip_filter=flip_filter)
     return x
+
+
+def _check_arguments(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, down: int) -> None:
+    check_image(x)
+    check_filter(f)
+    if w.ndim != 4 or w.dtype != x.dtype:
+        raise ValueError(
+            f"the weight must be [O, C/groups, kh, kw] of x's dtype {x.dtype}, not {w.dtype} {list(w.shape)}"
+        )
+    for name, factor in (("up", up), ("down", down)):
+        if not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"{name}={factor!r} must be a positive integer")
+
+
+def _centred_padding(f: torch.Tensor | None, up: int, down: int, padding: Factors) -> list[int]:
+    """Return [left, right, top, bottom]: `padding` plus the pixels that centre the resampling filters."""
+    left, right, top, bottom = parse_padding(padding)
+    fw, fh = filter_size(f)
+    if up > 1:
+        left, right = left + (fw + up - 1) // 2, right + (fw - up) // 2
+        top, bottom = top + (fh + up - 1) // 2, bottom + (fh - up) // 2
+    if down > 1:
+        left, right = left + (fw - down + 1) // 2, right + (fw - down) // 2
+        top, bottom = top + (fh - down + 1) // 2, bottom + (fh - down) // 2
+    return [left, right, top, bottom]

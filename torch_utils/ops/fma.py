@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: multiply and add, a * b + c."""
+"""Multiply and add, a * b + c, for other StyleGAN-family code and pickles only."""
 
 import torch
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """a * b + c in one pass where PyTorch has one; the three shapes broadcast. Differentiable any number of
-    times.
+    """Compute a * b + c in one operation. The shapes are broadcast.
+
+    It is differentiable any number of times.
     """
     return torch.addcmul(c, a, b)

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For foreign StyleGAN-family code and pickles alone: bilinear grid sampling that can be differentiated twice
-with respect to the image.
+"""Bilinear grid sampling that is differentiable twice with respect to the image.
+
+For other StyleGAN-family code and pickles only.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-# Kept for callers that set it: True = differentiable twice, False = torch's own operation, which need not be.
+# For callers that set it. True = differentiable twice; False = torch's operation, which may not be.
 enabled = True
 
 
 def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Samples `input` bilinearly at `grid`: zeros outside, corners not aligned.
+    """Sample `input` bilinearly at `grid`, with zeros outside and align_corners=False.
 
     Args:
         input: [N, C, H, W].
@@ -21,16 +24,17 @@ def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         [N, C, h, w]. First derivatives reach both arguments; second derivatives treat the grid as a constant.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
     """
     if input.ndim != 4 or grid.ndim != 4 or grid.shape[-1] != 2 or grid.shape[0] != input.shape[0]:
         raise ValueError(
-            f"grid_sample takes input [N, C, H, W] and grid [N, h, w, 2], not {tuple(input.shape)} and "
+            f"grid_sample needs input [N, C, H, W] and grid [N, h, w, 2], not {tuple(input.shape)} and "
             f"{tuple(grid.shape)}"
         )
     if not enabled:
         return _sample(input, grid)
-    return _GridSample.apply(input, grid)
+    sampled: torch.Tensor = _GridSample.apply(input, grid)
+    return sampled
 
 
 def _sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -39,23 +43,23 @@ def _sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 class _GridSample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, grid):  # type: ignore[no-untyped-def, override]
+    def forward(ctx: Any, input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(input, grid)
         return _sample(input, grid)
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         input, grid = ctx.saved_tensors
         return _GridSampleBackward.apply(grad_output, input, grid)
 
 
 class _GridSampleBackward(torch.autograd.Function):
-    """(dy, x, grid) -> (dx, dgrid). dx is linear in dy and independent of x, and its adjoint is the sampling
-    itself.
-    """
+    """(dy, x, grid) -> (dx, dgrid). dx is linear in dy and independent of x; its adjoint is grid_sample."""
 
     @staticmethod
-    def forward(ctx, grad_output, input, grid):  # type: ignore[no-untyped-def, override]
+    def forward(
+        ctx: Any, grad_output: torch.Tensor, input: torch.Tensor, grid: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(grid)
         with torch.enable_grad():
             x, g = input.detach().requires_grad_(), grid.detach().requires_grad_()
@@ -63,7 +67,7 @@ class _GridSampleBackward(torch.autograd.Function):
         return torch.autograd.grad(y, (x, g), grad_output.detach())
 
     @staticmethod
-    def backward(ctx, grad_grad_input, grad_grad_grid):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad_grad_input: torch.Tensor, grad_grad_grid: torch.Tensor) -> Any:
         (grid,) = ctx.saved_tensors
         d_grad_output = grid_sample(grad_grad_input, grid) if ctx.needs_input_grad[0] else None
         return d_grad_output, None, None

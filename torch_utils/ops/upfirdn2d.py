@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pad, upsample, filter and downsample a batch of images: the resampling operation of StyleGAN-family
-networks.
-"""
+"""Upsample, pad, filter and downsample images: the resampling operation of StyleGAN-family networks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +22,16 @@ def setup_filter(
     gain: float = 1,
     separable: bool | None = None,
 ) -> torch.Tensor:
-    """Makes a filter for the functions below from taps.
+    """Create a filter for the functions below from taps.
 
     Args:
-        f: taps [n] (a separable filter, or the outer product's factor), [h, w], a single number, or None =
-        identity. device: where the filter goes. normalize: scale the taps to sum 1. flip_filter: reverse the
-        taps. gain: overall gain of the filter over both axes. separable: keep [n] taps as one-dimensional?
-        None = yes from 8 taps on.
+        f: taps [n] (of a separable filter), [h, w], a single number, or None = identity.
+        device: device of the filter.
+        normalize: scale the taps to a sum of 1.
+        flip_filter: reverse the taps.
+        gain: total gain of the filter over both axes.
+        separable: True = keep [n] taps one-dimensional; False = return their outer product; None = True for
+            8 or more taps.
 
     Returns:
         float32 [n] (separable) or [h, w].
@@ -41,7 +42,7 @@ def setup_filter(
     taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
     if taps.ndim > 2 or taps.numel() == 0:
         raise ValueError(
-            f"a filter has the shape [n] or [h, w] with at least one tap, not {list(taps.shape)}"
+            f"a filter must have shape [n] or [h, w] with at least one tap, not {list(taps.shape)}"
         )
     if taps.ndim == 0:
         taps = taps[None]
@@ -55,7 +56,8 @@ def setup_filter(
         taps = taps / taps.sum()
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
-    return (taps * gain ** (taps.ndim / 2)).to(device)
+    scaled: torch.Tensor = taps * gain ** (taps.ndim / 2)
+    return scaled.to(device)
 
 
 def upfirdn2d(
@@ -68,22 +70,26 @@ def upfirdn2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Inserts up - 1 zeros after each pixel, pads, convolves with `f`, keeps every down-th pixel.
-    Differentiable twice.
+    """Insert up - 1 zeros after each pixel, pad, convolve with `f` and keep every down-th pixel.
+
+    The operation is differentiable twice.
 
     Args:
         x: [N, C, H, W], contiguous or channels_last; on a CPU the result has the same layout.
         f: filter [n] (applied along both axes), [h, w], or None = identity.
-        up, down: integer factor, or [x, y].
-        padding: pixels of the upsampled image: one number, [x, y] or [left, right, top, bottom]; negative =
-        crop. flip_filter: False = convolution, True = correlation. gain: factor of the result. impl: 'ref',
-        or 'cuda' = the fastest implementation there is for x's device.
+        up: integer factor, or [x, y].
+        down: integer factor, or [x, y].
+        padding: pixels added to the upsampled image: one number, [x, y] or [left, right, top, bottom];
+            negative = crop.
+        flip_filter: False = convolution, True = correlation.
+        gain: factor of the result.
+        impl: 'ref', or 'cuda' = the fastest implementation for x's device.
 
     Returns:
-        [N, C, h, w] with h = (H * up + top + bottom - taps) // down + 1, and w likewise.
+        [N, C, h, w] with h = (H * up + top + bottom - taps) // down + 1; w likewise.
 
     Raises:
-        ValueError: arguments of another form, or an output without pixels.
+        ValueError: an argument has another form, or the output would have no pixels.
     """
     check_impl(impl)
     check_image(x)
@@ -101,13 +107,15 @@ def upfirdn2d(
         resampler = resampling.make_resampler(
             f, rows, columns, flip_filter, float(gain), resampling.compute_dtype(x.dtype)
         )
-        return x if resampler is None else resampling.Resample.apply(x, resampler)
+        y: torch.Tensor = x if resampler is None else resampling.Resample.apply(x, resampler)
+        return y
     return _upfirdn2d_ref(x, f, rows, columns, flip_filter, float(gain))
 
 
 def has_fast_path(x: torch.Tensor, *filters: torch.Tensor | None) -> bool:
-    """True where matrix products beat depthwise convolutions: on a CPU, with filters that are constants,
-    outside of torch.func's transforms.
+    """Return whether matrix products can replace depthwise convolutions, which are slower.
+
+    They need CPU tensors and constant filters, and do not work under torch.func's transforms.
     """
     return (
         x.device.type == "cpu"
@@ -124,12 +132,12 @@ def _upfirdn2d_ref(
     flip_filter: bool,
     gain: float,
 ) -> torch.Tensor:
-    """Step by step with torch's own operations, on any device and differentiable in the filter, too."""
+    """Compute upfirdn2d with torch operations, on any device, differentiable also in the filter."""
     n, c, h, w = x.shape
     x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, columns.up - 1, 0, 0, 0, rows.up - 1]).reshape(
         n, c, h * rows.up, w * columns.up
     )
-    # Grow first, crop then: a crop may be deeper than the image as long as the other side grows.
+    # Pad first, then crop: a crop may exceed the image if the other side is padded.
     pads = [columns.pad_low, columns.pad_high, rows.pad_low, rows.pad_high]
     x = F.pad(F.pad(x, [max(pad, 0) for pad in pads]), [min(pad, 0) for pad in pads])
     f = torch.ones([1, 1], device=x.device) if f is None else f
@@ -149,7 +157,7 @@ def filter2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Filters an image and keeps its size; `padding` comes on top of that. Arguments as in `upfirdn2d`."""
+    """Filter images and keep their size, apart from `padding`. Arguments are those of `upfirdn2d`."""
     width, height = filter_size(f)
     extra = parse_padding(padding)
     pad = [
@@ -170,8 +178,9 @@ def upsample2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Upsamples an image to `up` times its size and keeps its mean; `padding` comes on top of that. Arguments
-    as in `upfirdn2d`.
+    """Upsample images to `up` times their size and keep their mean; `padding` is added to the size.
+
+    Arguments are those of `upfirdn2d`.
     """
     up_x, up_y = parse_factors(up, "up")
     width, height = filter_size(f)
@@ -194,8 +203,9 @@ def downsample2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """Downsamples an image to 1/`down` of its size; `padding` comes on top of that. Arguments as in
-    `upfirdn2d`.
+    """Downsample images to 1/`down` of their size; `padding` is added to the size.
+
+    Arguments are those of `upfirdn2d`.
     """
     down_x, down_y = parse_factors(down, "down")
     width, height = filter_size(f)
@@ -210,14 +220,14 @@ def downsample2d(
 
 
 def check_image(x: torch.Tensor) -> None:
-    """Raises ValueError unless x is a floating-point tensor [N, C, H, W]."""
+    """Raise ValueError unless x is a floating-point tensor [N, C, H, W]."""
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
         found = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"x must be a floating-point tensor [N, C, H, W], not {found}")
 
 
 def check_filter(f: torch.Tensor | None, name: str = "f") -> None:
-    """Raises ValueError unless f is None or a floating-point tensor [n] or [h, w] with taps."""
+    """Raise ValueError unless f is None or a floating-point tensor [n] or [h, w] with taps."""
     if f is None:
         return
     if not isinstance(f, torch.Tensor) or f.ndim not in (1, 2) or f.numel() == 0 or not f.is_floating_point():
@@ -229,14 +239,18 @@ def check_filter(f: torch.Tensor | None, name: str = "f") -> None:
 
 
 def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
-    """(width, height) of a filter; 1 x 1 for None."""
+    """Return the (width, height) of a filter; (1, 1) for None."""
     if f is None:
         return 1, 1
     return f.shape[-1], f.shape[0]
 
 
 def parse_factors(value: Factors, name: str) -> tuple[int, int]:
-    """An up or down factor as (x, y); raises ValueError unless both are positive integers."""
+    """Return an up or down factor as (x, y).
+
+    Raises:
+        ValueError: the factors are not positive integers.
+    """
     pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
     if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= 1 for v in pair):
         raise ValueError(f"{name}={value!r} must be a positive integer or two of them, [x, y]")
@@ -244,7 +258,11 @@ def parse_factors(value: Factors, name: str) -> tuple[int, int]:
 
 
 def parse_padding(value: Factors) -> tuple[int, int, int, int]:
-    """A padding as (left, right, top, bottom); raises ValueError unless it is 1, 2 or 4 integers."""
+    """Return a padding as (left, right, top, bottom).
+
+    Raises:
+        ValueError: it is not 1, 2 or 4 integers.
+    """
     pads = (value, value) if isinstance(value, int | np.integer) else tuple(value)
     if len(pads) not in (2, 4) or not all(isinstance(v, int | np.integer) for v in pads):
         raise ValueError(f"padding={value!r} must be an integer, [x, y] or [left, right, top, bottom]")

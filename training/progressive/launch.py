@@ -198,7 +198,7 @@ def measure_process(
     G = file.generators["G_ema"].to(device)
     G.synthesis.reduced_dtype = devices.pick_precision(config.run.precision, device)
     source = stages.Upsampled(G, evaluator.dataset.resolution)
-    with memory.shortage_named(device, launch.memory_remedy(config)):
+    with memory.out_of_memory_hint(device, launch.memory_remedy(config)):
         (record,) = evaluator(source, snapshot=network, details=source.details())
     if distributed.is_main():
         size = evaluator.dataset.resolution

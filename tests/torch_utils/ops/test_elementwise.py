@@ -38,8 +38,8 @@ def test_bias_act_runs_along_the_last_axis_too() -> None:
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        ({"act": "gelu"}, "act='gelu' is not an activation function; known are linear, relu"),
-        ({"impl": "xla"}, "impl='xla' is not an implementation"),
+        ({"act": "gelu"}, "act='gelu' is not a known activation function: choose one of linear, relu"),
+        ({"impl": "xla"}, "impl='xla' is not a known implementation"),
         ({"clamp": -1.0}, "clamp=-1.0 must not be negative"),
         ({"b": torch.ones(5)}, r"bias must have shape \(3,\)"),
         ({"b": torch.ones(3), "dim": 2}, "dim=2 is not an axis"),
@@ -72,5 +72,5 @@ def test_grid_sample_switch_and_mistakes(monkeypatch) -> None:
     wanted = grid_sample_gradfix.grid_sample(x, grid)
     monkeypatch.setattr(grid_sample_gradfix, "enabled", False)
     torch.testing.assert_close(grid_sample_gradfix.grid_sample(x, grid), wanted)
-    with pytest.raises(ValueError, match=r"grid_sample takes input \[N, C, H, W\]"):
+    with pytest.raises(ValueError, match=r"grid_sample needs input \[N, C, H, W\]"):
         grid_sample_gradfix.grid_sample(x, grid[..., :1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The activation functions by name, and what their operators share."""
+"""The activation functions by name, and helpers that their implementations share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,19 +8,22 @@ import torch
 import torch.nn.functional as F
 
 SQRT2 = 2.0**0.5
-
-
 IMPLEMENTATIONS = ("ref", "cuda")
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function with the slope and the gain it has when the caller names none.
+    """An activation function with its default slope and gain.
 
     The gains of relu, lrelu and swish keep the second moment of a unit normal input near 1.
+
+    Attributes:
+        func: (x, alpha) -> y.
+        def_alpha: default slope below zero.
+        def_gain: default factor of the result.
     """
 
-    func: Callable[[torch.Tensor, float], torch.Tensor]  # (x, alpha) -> y
+    func: Callable[[torch.Tensor, float], torch.Tensor]
     def_alpha: float = 0.0
     def_gain: float = 1.0
 
@@ -39,20 +42,19 @@ activation_funcs: dict[str, Activation] = {
 
 
 def check_impl(impl: str) -> None:
-    """Raises ValueError unless `impl` is an implementation's name."""
+    """Raise ValueError unless `impl` is the name of an implementation."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(
-            f"impl={impl!r} is not an implementation; use 'cuda' (fastest there is for the device) or 'ref'"
+            f"impl={impl!r} is not a known implementation: use 'cuda' (the fastest for the device) or 'ref'"
         )
 
 
 def clamp_abs(x: torch.Tensor, bound: float) -> torch.Tensor:
-    """clamp(x, -bound, bound) whose gradient is zero on the bound itself, as in the published operation."""
-    # torch.clamp lets the gradient through on the bound in some releases and stops it there in others; this
-    # does not depend on it.
+    """Compute clamp(x, -bound, bound) with zero gradient at the bound, as in the published operation."""
+    # Not torch.clamp: its gradient at the bound is 1 in some releases and 0 in others.
     return torch.where(x.abs() < bound, x, x.detach().clamp(-bound, bound))
 
 
 def along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
-    """b [n] as a tensor of `ndim` axes that runs along `dim`, ready for broadcasting."""
+    """Reshape b [n] for broadcasting along axis `dim` of a tensor with `ndim` axes."""
     return b.reshape([-1 if axis == dim % ndim else 1 for axis in range(ndim)])

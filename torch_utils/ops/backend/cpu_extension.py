@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds, finds and loads the CPU kernels of `csrc/cpu/`: one call of the C++ compiler, a few seconds, at
-their first use.
+"""Builds, finds and loads the CPU kernels of `csrc/cpu/`.
 
-The library is made of the CPU's own instructions. Its name holds a hash of the sources, the flags and the
-CPU, so machines that differ may share a folder. It knows nothing of torch, and serves every release. Folders,
-locks and interrupted builds are as in `extension.py`.
+They are compiled for the CPU's own instruction set at their first use: one call of the C++ compiler that
+takes a few seconds. The library's name contains a hash of the sources, the flags and the CPU, so different
+machines can share a folder. The library does not use torch and works with every release of it. Folders, locks
+and interrupted builds are handled as in `extension.py`.
 
-$STYLESAN_XL_CPU_KERNELS names another instruction set, as the compiler's -march does (x86-64-v3: without
-AVX-512), or is "off": matrix products take the kernels' place.
+$STYLESAN_XL_CPU_KERNELS selects another instruction set, with the names of the compiler's -march (x86-64-v3:
+without AVX-512). "off" disables the kernels; matrix products are used instead.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ _BUILD_SECONDS = 300.0
 
 
 def instructions() -> str | None:
-    """What to compile for, as in the compiler's -march; None = the kernels are switched off."""
+    """Return the instruction set to compile for (the compiler's -march); None = the kernels are disabled."""
     named = os.environ.get(INSTRUCTIONS_VARIABLE, "").strip() or "native"
     return None if named.lower() == "off" else named
 
@@ -52,7 +52,7 @@ def _flags() -> tuple[str, ...]:
 
 
 def _cpu() -> str:
-    """The CPU's kind and instruction sets, as far as the system tells."""
+    """Return the CPU's model and instruction sets, as far as the system publishes them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -73,7 +73,7 @@ def _cpu() -> str:
 
 
 def openmp_runtime() -> Path | None:
-    """The OpenMP library in this process that torch uses; None if there is none."""
+    """Return the OpenMP library that torch uses in this process; None if there is none."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -90,7 +90,7 @@ def openmp_runtime() -> Path | None:
 
 @functools.cache
 def library_name() -> str:
-    """File name of the library for this CPU."""
+    """Return the file name of the library for this CPU."""
     digest = hashlib.sha256()
     for path in (*sorted(SOURCE_FOLDER.iterdir()), SOURCE_FOLDER.parent / "activations.h"):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
@@ -104,25 +104,24 @@ def library_name() -> str:
 
 
 def find() -> Path | None:
-    """The library, if it has been built."""
+    """Return the library's path if it has been built."""
     return next((folder / library_name() for folder in folders() if is_usable(folder / library_name())), None)
 
 
 def build(folder: Path) -> Path:
-    """Builds the library into a folder, unless it is there, and returns its path.
+    """Build the library in a folder if it does not exist, and return its path.
 
     Raises:
-        BuildError: there is no compiler, it failed, the folder cannot be written to, or the kernels are
-        switched off.
+        BuildError: there is no compiler, it failed, the folder is not writable, or the kernels are disabled.
     """
     if instructions() is None:
-        raise BuildError(f"{INSTRUCTIONS_VARIABLE}=off asks for no CPU kernels: unset it to build them")
+        raise BuildError(f"{INSTRUCTIONS_VARIABLE}=off disables the CPU kernels: unset it to build them")
     target = folder / library_name()
     if is_usable(target):
         return target
     if compiler() is None:
         raise BuildError(
-            "there is no C++ compiler: install g++ 11 or newer (apt install g++), or name one in $CXX"
+            "no C++ compiler found: install g++ 11 or newer (apt install g++), or set $CXX to another one"
         )
     try:
         make_folder(folder)
@@ -131,7 +130,7 @@ def build(folder: Path) -> Path:
                 _compile(target)
     except OSError as error:
         raise BuildError(
-            f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a folder that can be written to"
+            f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a writable folder"
         ) from None
     return target
 
@@ -148,7 +147,7 @@ def _compile(target: Path) -> None:
             "-o",
             made,
         )
-        # Linked to the very runtime that torch uses: a second one would bring a second pool of threads.
+        # Link to the runtime that torch uses: another one would start a second thread pool.
         _call("-shared", made, *([str(runtime)] if runtime else []), "-o", product)
         put_in_place(Path(product), target)
 
@@ -168,11 +167,11 @@ def _call(*arguments: str) -> None:
 
 
 def describe() -> str:
-    """What a CPU uses and why, in words; nothing is built."""
+    """Describe what CPU tensors use and why. Builds nothing."""
     if instructions() is None:
         return (
-            f"none, as {INSTRUCTIONS_VARIABLE}=off asks: matrix products take their place, which take 3 "
-            "to 6 times as long"
+            f"disabled by {INSTRUCTIONS_VARIABLE}=off: matrix products are used instead, which take 3 to 6 "
+            "times as long"
         )
     path = find()
     if path is not None:
@@ -180,20 +179,23 @@ def describe() -> str:
         return f"{path}, {'threads of ' + runtime.name if runtime else 'one thread (torch uses no OpenMP)'}"
     if compiler() is None:
         return (
-            "none, and no C++ compiler to build them: matrix products take their place, which take 3 to "
-            "6 times as long (apt install g++)"
+            "not built, and no C++ compiler found (apt install g++): matrix products are used instead, which "
+            "take 3 to 6 times as long"
         )
     return (
-        "not built yet: a few seconds at their first use, or now with python -m torch_utils.ops build --cpu"
+        "not built yet: this takes a few seconds at their first use, or run python -m torch_utils.ops build "
+        "--cpu"
     )
 
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """Finds or builds the library and loads it, once per process.
+    """Find or build the library and load it, once per process.
 
-    None where that fails: with a warning if the compiler or the library did, silently where there is no
-    compiler or they are switched off, as the matrix products of `resampling.py` are fast, too.
+    Returns:
+        The library, or None. A failure of the compiler or of the library gives a warning. There is no warning
+        without a compiler or with disabled kernels, because the matrix products of `resampling.py` are fast
+        enough.
     """
     if instructions() is None:
         return None
@@ -203,8 +205,7 @@ def load() -> ctypes.CDLL | None:
     except (BuildError, OSError) as error:
         if compiler() is not None:
             warnings.warn(
-                f"The CPU kernels are not in use ({error}). Matrix products take their place, which take "
-                "longer.",
+                f"The CPU kernels are not used ({error}). The slower matrix products are used instead.",
                 stacklevel=2,
             )
         return None

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native CPU kernels of `csrc/cpu/`: filtered_lrelu, upfirdn2d and bias_act in float32 and bfloat16,
-called through ctypes.
+"""Calls the native CPU kernels of `csrc/cpu/` through ctypes.
 
-Where they cannot be built (`cpu_extension.py`), `cpu.py` does the same work through torch's matrix products
-and elementwise operations.
+They compute filtered_lrelu, upfirdn2d and bias_act in float32 and bfloat16. If they cannot be built
+(`cpu_extension.py`), `cpu.py` uses torch's matrix products and elementwise operations instead.
 """
 
 import ctypes
@@ -15,12 +14,11 @@ import torch
 
 from torch_utils.ops.backend import cpu_extension, resampling
 
-# Work below this many samples of the middle image (or output pixels) takes less time than waking other
-# threads.
+# With fewer samples of the middle image (or output pixels), the work takes less time than waking threads.
 _INLINE_SAMPLES = 1 << 16
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PLAIN, _SAVE, _GATED = range(3)
-CODE_CHANNELS = 16  # channels whose codes share 4 bytes
+CODE_CHANNELS = 16  # number of channels with codes in the same 4 bytes
 
 
 class _Image(ctypes.Structure):
@@ -71,14 +69,14 @@ class _BiasAct(ctypes.Structure):
 
 
 class Axes(NamedTuple):
-    """Factors and padding at the low ends of a resampling, as (x, y)."""
+    """Factors of a resampling and its padding at the low ends, each as (x, y)."""
 
     up: tuple[int, int]
     down: tuple[int, int]
     pad: tuple[int, int]
 
 
-enabled = True  # False: matrix products in place of the kernels, for comparisons
+enabled = True  # False: use matrix products instead of the kernels, for comparisons
 _forked = False
 
 
@@ -87,7 +85,7 @@ def _after_fork() -> None:
     _forked = True
 
 
-# The threads of an OpenMP pool do not survive a fork, and waiting for them would never end.
+# The threads of an OpenMP pool do not survive a fork: a child process would wait for them forever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
@@ -113,7 +111,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def ready(dtype: torch.dtype) -> bool:
-    """True if the kernels take this dtype and can be used here; builds them if need be."""
+    """Return whether the kernels support this dtype and can be used. Builds them if necessary."""
     return enabled and dtype in _DTYPES and _library() is not None
 
 
@@ -122,8 +120,9 @@ def _threads(samples: int) -> int:
 
 
 def _walkable(x: torch.Tensor) -> torch.Tensor:
-    """x itself if its pixels or its channels lie side by side (any other strides are correct, but slow), else
-    a copy.
+    """Return x if its pixels or its channels are adjacent in memory, otherwise a copy.
+
+    Other strides would give correct results, but slowly.
     """
     return x if x.stride(1) == 1 or x.stride(3) == 1 else x.contiguous()
 
@@ -133,7 +132,7 @@ def _image(x: torch.Tensor) -> _Image:
 
 
 def _resampling(f: torch.Tensor | None, axes: Axes, reverse: bool, gain: float) -> _Resampling:
-    """`f` must be float32 and contiguous."""
+    """Return the C struct of a resampling. `f` must be float32 and contiguous."""
     full = f is not None and f.ndim == 2
     taps = (1, 1) if f is None else (f.shape[-1], f.shape[0])
     return _Resampling(
@@ -148,10 +147,18 @@ def _filter(f: torch.Tensor | None) -> torch.Tensor | None:
 def upfirdn2d(
     x: torch.Tensor, f: torch.Tensor | None, axes: Axes, size: tuple[int, int], reverse: bool, gain: float
 ) -> torch.Tensor:
-    """out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis: [N, C, H, W] -> [N, C, *size] in
-    x's memory format and dtype.
+    """Compute out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis.
 
-    f: [taps] or [taps y, taps x], stored last tap first if `reverse`; None = one tap of 1.
+    Args:
+        x: [N, C, H, W].
+        f: [taps] or [taps y, taps x], stored last tap first if `reverse`; None = one tap of 1.
+        axes: factors and padding.
+        size: (height, width) of the output.
+        reverse: order of the taps.
+        gain: factor of the output.
+
+    Returns:
+        [N, C, *size] in x's memory format and dtype.
     """
     library = _library()
     assert library is not None
@@ -163,8 +170,9 @@ def upfirdn2d(
 
 
 def codes_shape(x: torch.Tensor, mid_size: tuple[int, int]) -> tuple[int, ...]:
-    """Shape of what `filtered_lrelu` keeps for the gradient: 2 bits per channel and sample of the middle
-    image.
+    """Return the shape of the codes that `filtered_lrelu` saves for the gradient.
+
+    A code has 2 bits per channel and sample of the middle image.
     """
     return x.shape[0], -(-x.shape[1] // CODE_CHANNELS), *mid_size, 4
 
@@ -182,17 +190,22 @@ def filtered_lrelu(
     codes: torch.Tensor | None = None,
     save: bool = False,
 ) -> torch.Tensor:
-    """down(phi(up(x + b))) with phi(u) = clamp(lrelu(u)), or with a product by the slope that saved codes
-    tell.
+    """Compute down(phi(up(x + b))).
+
+    phi(u) is clamp(lrelu(u)), or a product of u with the slope in the saved codes.
 
     Args:
-        x: [N, C, H, W] of float32 or bfloat16.
-        filters, axes, gains: of `up` and `down`, each as in `upfirdn2d`.
+        x: [N, C, H, W] of type float32 or bfloat16.
+        filters: filters of `up` and `down`, as in `upfirdn2d`.
+        axes: factors and padding of `up` and `down`.
         reverse: both filters are stored last tap first.
+        gains: gains of `up` and `down`.
         sizes: (h, w) of the middle image and of the output.
         b: bias [C].
-        slope, clamp: of phi; clamp None = unbounded.
-        codes: of `codes_shape`, to be written if `save`, else read; None = neither.
+        slope: slope of phi below zero.
+        clamp: bound of phi; None = unbounded.
+        codes: tensor of `codes_shape` that is written if `save`, otherwise read; None = neither.
+        save: write the codes.
     """
     library = _library()
     assert library is not None
@@ -218,15 +231,16 @@ def filtered_lrelu(
 
 
 def _same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """True if elements of two tensors of one shape lie alike in memory."""
+    """Return whether two tensors of the same shape have the same order of elements in memory."""
     return all(
         size == 1 or of_a == of_b for size, of_a, of_b in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
 
 
 def _channels(x: torch.Tensor, dim: int | None) -> tuple[int, int, int]:
-    """(elements, elements in a row that share a channel, channels) of a dense tensor; dim None = one
-    channel.
+    """Return (elements, consecutive elements of one channel, channels) of a dense tensor.
+
+    dim = None means a single channel.
     """
     channels = 1 if dim is None else x.shape[dim]
     return x.numel(), x.numel() if dim is None or channels == 1 else x.stride(dim), channels
@@ -245,14 +259,26 @@ def bias_act(
     gain: float,
     clamp: float,
 ) -> torch.Tensor:
-    """clamp(gain * act(x + b)) or its derivatives, in first's shape, dtype and order in memory.
+    """Compute clamp(gain * act(x + b)) or a derivative of it.
+
+    The derivatives depend on the input x with its bias b, or on the output y, or on neither if the slope is
+    constant.
 
     Args:
-        order: of the derivative.
+        order: order of the derivative, 0 to 2.
         first: x (order 0), dy (order 1) or ddx (order 2).
         second: dy (order 2).
-        x, b, y: what the derivatives depend on: the input with its bias, or the output, or (a slope that is
-        the same everywhere) neither. dim, act, alpha, gain, clamp: as in the operators of `library.py`.
+        x: input, for the derivatives.
+        b: bias.
+        y: output, for the derivatives.
+        dim: as in the operators of `library.py`, and so are the following.
+        act: number of the activation.
+        alpha: slope below zero.
+        gain: factor after the activation.
+        clamp: bound; negative = unbounded.
+
+    Returns:
+        A tensor of the shape, dtype and memory order of `first`.
     """
     library = _library()
     assert library is not None
@@ -269,7 +295,7 @@ def bias_act(
 
     dy = like_out(second if order == 2 else first) if order > 0 else None
     ddx = like_out(first) if order == 2 else None
-    # A slope that depends on nothing needs no saved tensor; any of the right size will do.
+    # A constant slope needs no saved tensor; the kernel accepts any tensor of the right size.
     saved = dy if x is None and order > 0 else like_out(first if order == 0 else x)
     value = like_out(y)
     bias = None if b is None else b.to(torch.float32).contiguous()
@@ -282,7 +308,7 @@ def bias_act(
 
 
 def channel_sums(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sum over all axes but `dim`, in float32: [x.shape[dim]]."""
+    """Return the sum over all axes except `dim`, in float32: [x.shape[dim]]."""
     library = _library()
     assert library is not None
     out = x.new_zeros(x.shape[dim], dtype=torch.float32)

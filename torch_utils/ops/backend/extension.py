@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds, finds and loads the CUDA kernels of `csrc/`.
 
-A library is one file whose name says what it was built for: `ops-<hash of sources, flags, torch and
-CUDA>-<architectures>.so`. It is built in a folder of its own beside its final place and renamed when
-complete, so an interrupted build leaves nothing that could be taken for a library. Processes that start
-together wait for one build through a lock on an open file: the system releases it with its process, however
-that ends. Where locks do not work, each process builds for itself and the last rename wins.
+A library is a single file with a name that describes its build: `ops-<hash of sources, flags, torch and
+CUDA>-<architectures>.so`. It is built in a temporary folder next to its final place and renamed when
+complete, so an interrupted build cannot be mistaken for a library. Processes that start together wait for one
+build through a lock on an open file, which the system releases when its process ends, for any reason. If
+locks do not work, each process builds for itself and the last rename wins.
 
-A library is only loaded from where nobody but this user and root can change it (`dnnlib.trust`). Where others
-can, it is passed over with a warning, and one is built in a private folder.
+A library is loaded only if no other user than root can change it (`dnnlib.trust`). Other libraries are
+skipped with a warning, and a new one is built in a private folder.
 
-Deviation: ninja is called with a build file of our own rather than through torch.utils.cpp_extension.load,
-whose lock is a file that outlives a killed process and then blocks every later one, and whose guess of the
-toolkit's folder is one too high where nvcc is a wrapper script.
+Deviation: this file calls ninja with its own build file instead of torch.utils.cpp_extension.load. The
+    latter's
+lock is a file that survives a killed process and then blocks all later processes, and it finds the wrong
+toolkit folder (one level too high) if nvcc is a wrapper script.
 """
 
 import contextlib
@@ -46,9 +47,9 @@ CUDA_SOURCES = (
     "upfirdn2d.cu",
 )
 FOLDER_VARIABLE = "STYLESAN_XL_OPS"
-# What clusters run: Ampere and Hopper as machine code, anything newer through PTX.
+# Common GPUs in clusters: machine code for Ampere and Hopper, PTX for anything newer.
 DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "compute_80")
-# The bindings use torch's stable C interface as it is since 2.11.
+# The bindings use torch's stable C interface of version 2.11.
 _CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC"]
 _LOCK_SECONDS = 600.0
@@ -56,95 +57,97 @@ _LEFTOVER_SECONDS = 24 * 3600.0
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be built; the message says why and how to mend it."""
+    """The kernels cannot be built. The message contains the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A CUDA toolkit that can compile: its folder and the version of its nvcc."""
+    """A CUDA toolkit with a working compiler: its folder and the version of its nvcc."""
 
     root: Path
     version: tuple[int, int]
 
     @property
     def nvcc(self) -> Path:
+        """Path of the compiler."""
         return self.root / "bin" / "nvcc"
 
 
 def folders() -> list[Path]:
-    """Where libraries are looked for, in this order: $STYLESAN_XL_OPS, the cache folder (where they are also
-    built).
+    """Return the folders to search for libraries, in order: $STYLESAN_XL_OPS, then the cache folder.
 
-    A cache folder that others can change gives way to a private one.
+    Libraries are built in the cache folder. It is replaced by a private folder if other users can change it.
     """
     shared = os.environ.get(FOLDER_VARIABLE)
     return ([Path(shared).expanduser()] if shared else []) + [Path(code_cache_path("ops"))]
 
 
 def is_usable(library: Path) -> bool:
-    """Whether a library is there and nobody else can change it; one that is there and is not trusted is worth
-    a warning.
-    """
+    """Return whether a library exists and no other user can change it. Warns about untrusted libraries."""
     if not library.is_file():
         return False
     reason = trust.distrust(library)
     if reason:
-        _pass_over(reason)
+        _warn_untrusted(reason)
     return not reason
 
 
 @functools.cache
-def _pass_over(reason: str) -> None:
-    """One warning per run and reason."""
+def _warn_untrusted(reason: str) -> None:
+    """Warn about an untrusted folder or library, once per run and reason."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         warnings.warn(
-            f"Compiled kernels are not loaded from where others can change them: {reason}. Those in "
-            f"{folders()[-1]} are used, or built there.",
+            f"Compiled kernels are not loaded from a place that other users can change: {reason}. "
+            f"{folders()[-1]} is used instead.",
             stacklevel=3,
         )
 
 
 def warn_of_open_cache() -> None:
-    """Say why another folder than the cache folder is used, if that is so."""
+    """Warn if the cache folder is replaced by a private one, with the reason."""
     cache = make_cache_dir_path("ops")
     if folders()[-1] != Path(cache):
-        _pass_over(trust.distrust(cache))
+        _warn_untrusted(trust.distrust(cache))
 
 
 def make_folder(folder: Path) -> None:
-    """Make a private folder for libraries. Raises BuildError for one from which nobody should load any,
-    OSError.
+    """Create a private folder for libraries.
+
+    Raises:
+        BuildError: other users can write to the folder.
+        OSError: the folder cannot be created.
     """
     trust.make_private(folder)
     reason = trust.distrust(folder)
     if reason:
         raise BuildError(
-            f"{reason}, and code is not loaded from there: set DNNLIB_CACHE_DIR to a folder that only you "
-            "can write to"
+            f"{reason}; code is not loaded from such a folder: set DNNLIB_CACHE_DIR to a folder that only "
+            "you can write to"
         )
 
 
 def put_in_place(made: Path, target: Path) -> None:
-    """Give a finished library its name. Nobody else may write to it, whatever the umask."""
+    """Rename a finished library to its final name, writable by this user only for any umask."""
     os.chmod(made, 0o755)
     os.replace(made, target)
 
 
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, c++ or g++."""
+    """Return the C++ compiler: $CXX, c++ or g++; None if there is none."""
     return shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
 
 
 def ninja() -> str | None:
-    """ninja from the running Python's environment or from PATH."""
+    """Return ninja from the running Python's environment or from PATH; None if there is none."""
     beside = Path(sysconfig.get_path("scripts")) / "ninja"
     return str(beside) if beside.exists() else shutil.which("ninja")
 
 
 @functools.cache
 def find_toolkit() -> Toolkit | None:
-    """The first folder of $CUDA_HOME, $CUDA_PATH, nvcc's own and /usr/local/cuda with a working nvcc and the
-    runtime's headers.
+    """Return the first CUDA toolkit with a working nvcc and the runtime's headers; None if there is none.
+
+    It searches $CUDA_HOME, $CUDA_PATH, the folder of nvcc in PATH, and /usr/local/cuda.
     """
     candidates = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     found = shutil.which("nvcc")
@@ -168,8 +171,9 @@ def find_toolkit() -> Toolkit | None:
 
 
 def source_hash(host: bool = False) -> str:
-    """16 hex digits over all that a library depends on but its architectures: sources, flags, torch, its
-    CUDA, the machine.
+    """Return 16 hex digits of a hash over the sources, the flags, torch, its CUDA version and the machine.
+
+    A library depends on these and on its architectures.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in SOURCE_FOLDER.iterdir() if path.is_file()):
@@ -180,19 +184,20 @@ def source_hash(host: bool = False) -> str:
 
 
 def device_architectures() -> list[str]:
-    """Of the visible devices, as sm_XY."""
+    """Return the architectures of the visible devices, as sm_XY."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return sorted({"sm_{}{}".format(*torch.cuda.get_device_capability(i)) for i in range(count)})
 
 
 def library_name(architectures: Sequence[str], host: bool = False) -> str:
-    """File name of a library for these architectures."""
+    """Return the file name of a library for these architectures."""
     return f"ops-{source_hash(host)}-{'host' if host else '+'.join(sorted(architectures))}.so"
 
 
 def runs_on(library: Path, architectures: Sequence[str]) -> bool:
-    """True if the library's name promises code for all architectures: machine code of the same major version,
-    or PTX no newer.
+    """Return whether, by its name, a library has code for all architectures.
+
+    Suitable code is machine code of the same major version, or PTX that is not newer.
     """
     offered = [
         re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in library.stem.split("-", 2)[2].split("+")
@@ -209,7 +214,7 @@ def runs_on(library: Path, architectures: Sequence[str]) -> bool:
 
 
 def find(architectures: Sequence[str]) -> Path | None:
-    """A library that was built from these very sources for this torch and runs on the architectures."""
+    """Return a library built from the current sources for this torch that runs on the architectures."""
     for folder in folders():
         for path in sorted(folder.glob(f"ops-{source_hash()}-*.so")) if folder.is_dir() else []:
             if not path.stem.endswith("-host") and runs_on(path, architectures) and is_usable(path):
@@ -218,7 +223,7 @@ def find(architectures: Sequence[str]) -> Path | None:
 
 
 def problems() -> list[str]:
-    """Why the CUDA kernels cannot be built here, one line each with its remedy; empty if they can."""
+    """Return the reasons why the CUDA kernels cannot be built, one line each with its remedy; [] if none."""
     found = []
     if torch.version.cuda is None:
         return [
@@ -226,24 +231,24 @@ def problems() -> list[str]:
             "(https://pytorch.org/get-started)"
         ]
     if sys.platform != "linux":
-        found.append("the kernels are built on Linux only: use WSL2, or the reference path")
+        found.append("the kernels can be built on Linux only: use WSL2, or the reference implementation")
     if compiler() is None:
         found.append(
-            "there is no C++ compiler: install g++ 11 or newer (apt install g++), or name one in $CXX"
+            "no C++ compiler found: install g++ 11 or newer (apt install g++), or set $CXX to another one"
         )
     if ninja() is None:
-        found.append("ninja is missing: pip install ninja")
+        found.append("ninja not found: pip install ninja")
     toolkit = find_toolkit()
     wanted = tuple(int(part) for part in torch.version.cuda.split(".")[:2])
     if toolkit is None:
         version = ".".join(map(str, wanted))
         found.append(
-            f"there is no nvcc: install the CUDA toolkit {version} (or another {wanted[0]}.x) and set "
+            f"nvcc not found: install the CUDA toolkit {version} (or another {wanted[0]}.x) and set "
             "CUDA_HOME to its folder"
         )
     elif toolkit.version[0] != wanted[0]:
         found.append(
-            f"nvcc in {toolkit.root} is of CUDA {'.'.join(map(str, toolkit.version))}, torch of CUDA "
+            f"nvcc in {toolkit.root} has CUDA version {'.'.join(map(str, toolkit.version))}, but torch has "
             f"{torch.version.cuda}: "
             f"set CUDA_HOME to a toolkit {wanted[0]}.x, or install a torch for CUDA {toolkit.version[0]}"
         )
@@ -256,16 +261,16 @@ def build(
     host: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Builds the library into a folder, unless it is there, and returns its path.
+    """Build the library in a folder if it does not exist, and return its path.
 
     Args:
-        folder: where it goes; made if it is missing.
+        folder: folder of the library; created if missing.
         architectures: sm_XY (machine code) and compute_XY (PTX).
         host: build the kernels for a CPU, for tests.
-        verbose: show the commands.
+        verbose: print the commands.
 
     Raises:
-        BuildError: something is missing, or the compiler failed.
+        BuildError: a requirement is missing, or the compiler failed.
     """
     for name in architectures:
         if not re.fullmatch(r"(sm|compute)_\d{2,3}", name):
@@ -277,7 +282,7 @@ def build(
         return target
     if host:
         found = [
-            f"there is no {what}"
+            f"no {what} found"
             for what, path in (("C++ compiler", compiler()), ("ninja", ninja()))
             if path is None
         ]
@@ -292,7 +297,7 @@ def build(
                 _compile(target, architectures, host, verbose)
     except OSError as error:
         raise BuildError(
-            f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a folder that can be written to"
+            f"cannot write to {folder}: {error}; set DNNLIB_CACHE_DIR to a writable folder"
         ) from None
     return target
 
@@ -364,8 +369,10 @@ def _ninja_file(architectures: Sequence[str], host: bool) -> str:
 
 
 def _code_flags(architectures: Sequence[str]) -> str:
-    """nvcc's options: one pass of its front end for all from Ampere on, of which the kernels use nothing
-    newer, and one for each older one.
+    """Return nvcc's options for the architectures.
+
+    All architectures from Ampere on share one pass of the front end, because the kernels use no newer
+    features. Each older architecture has its own pass.
     """
     groups: dict[int, list[str]] = {}
     versions = {name: int(name.split("_")[1]) for name in architectures}
@@ -379,20 +386,22 @@ def _code_flags(architectures: Sequence[str]) -> str:
 
 @functools.cache
 def load() -> bool:
-    """Finds or builds the CUDA kernels and registers them, once per process; False, with one warning, where
-    that fails.
+    """Find or build the CUDA kernels and register them, once per process.
+
+    Returns:
+        Whether the kernels can be used. If not, there was a warning.
     """
     warn_of_open_cache()
     try:
         architectures = device_architectures()
         path = find(architectures) or build(folders()[-1], architectures)
-        torch.ops.load_library(trust.trusted_path(path))
+        torch.ops.load_library(trust.trusted_path(path))  # type: ignore[no-untyped-call]
     except (BuildError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             warnings.warn(
-                f"The CUDA kernels are not in use ({error}). Everything works through torch's own "
-                "operations, which take several times as long "
-                "and more memory. `python -m torch_utils.ops doctor` says how to mend it.",
+                f"The CUDA kernels are not used ({error}). Torch's own operations are used instead, which "
+                "take several times as long and more memory. Run `python -m torch_utils.ops doctor` for "
+                "the remedy.",
                 stacklevel=2,
             )
         return False

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators behind bias_act, upfirdn2d and filtered_lrelu as torch.library knows them: schemas, shapes,
-derivatives, CPU code.
+"""Registers the operators behind bias_act, upfirdn2d and filtered_lrelu with torch.library.
 
-The CUDA code comes from the extension (`extension.py`) and registers itself for the same schemas. Derivatives
-are formulas in terms of the same operators, so they exist to any order where the mathematics has them in
-closed form: both resamplings are linear, and what filtered_lrelu keeps for its gradient is where its slope
-changes, two bits per sample (without kernels: its input). torch.compile sees one node per call.
+It defines their schemas, shapes, derivatives and CPU implementations. The CUDA implementations are in the
+extension (`extension.py`), which registers itself for the same schemas. The derivatives are formulas of the
+same operators, so they exist to any order for which there is a closed form: both resamplings are linear, and
+filtered_lrelu saves for its gradient only where its slope changes, as two bits per sample (its input if there
+are no kernels). torch.compile sees one node per call.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch_utils.ops.backend import activations, cpu, cpu_kernels, resampling
 NAMESPACE = "stylesan_xl"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# The operators that CPU tensors use in place of torch's own; for tests of the kernels on the host.
+# Namespace of the operators that all CPU tensors use; set by tests of the CUDA kernels on the host.
 cpu_namespace: str | None = None
 
 _BIAS_ACT_TAIL = "int dim, int act, float alpha, float gain, float clamp) -> Tensor"
@@ -27,7 +27,7 @@ SCHEMAS = {
     "bias_act": f"(Tensor x, Tensor? b, {_BIAS_ACT_TAIL}",
     "bias_act_grad": f"(Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
     "bias_act_grad2": f"(Tensor ddx, Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_BIAS_ACT_TAIL}",
-    "channel_sums": "(Tensor x, int dim) -> Tensor",  # in float32; for CPU tensors alone
+    "channel_sums": "(Tensor x, int dim) -> Tensor",  # in float32; CPU tensors only
     "upfirdn2d": "(Tensor x, Tensor? f, int[] geometry, bool reverse, float gain) -> Tensor",
     "filtered_lrelu": f"(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, {_LRELU_TAIL}, bool save) -> (Tensor, "
     "Tensor)",
@@ -35,17 +35,15 @@ SCHEMAS = {
     f"{_LRELU_TAIL}, bool transposed) -> Tensor",
 }
 
-# Numbers of the activations in the kernels, and what their derivatives take: the output, or the input where
-# the output does not tell.
+# The order gives the activations' numbers in the kernels. Their derivatives are functions of the output, or
+# of the input where the output does not determine them.
 ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 _CURVED = {ACTIVATIONS.index(name) for name in ("tanh", "sigmoid", "elu", "selu", "softplus", "swish")}
 _LINEAR, _LRELU, _SWISH = (ACTIVATIONS.index(name) for name in ("linear", "lrelu", "swish"))
 
 
 class Geometry(NamedTuple):
-    """Numbers of a filtered_lrelu: factors, padding at the low ends, and sizes of the input, the middle grid
-    and the output.
-    """
+    """Factors of a filtered_lrelu, padding at the low ends, and sizes of input, middle grid and output."""
 
     up_x: int
     up_y: int
@@ -63,7 +61,8 @@ class Geometry(NamedTuple):
 
 def _sum_to_bias(dx: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
     if dx.device.type == "cpu" and cpu_kernels.ready(dx.dtype):
-        return getattr(torch.ops, NAMESPACE).channel_sums(dx, dim).to(dtype)
+        sums: torch.Tensor = getattr(torch.ops, NAMESPACE).channel_sums(dx, dim)
+        return sums.to(dtype)
     return cpu.sum_over_others(dx, dim, dtype)
 
 
@@ -118,7 +117,7 @@ def _bias_act_grad_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...,
 
 
 def _bias_act_grad2_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Third and higher derivatives, which few ask for: torch's, of the formula of the second."""
+    """Return the third and higher derivatives: torch differentiates the formula of the second."""
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         ctx.rest = inputs[5:]
@@ -127,9 +126,8 @@ def _bias_act_grad2_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         higher, wanted = torch.is_grad_enabled(), [i for i in range(5) if ctx.needs_input_grad[i]]
         with torch.enable_grad():
-            operands: list[Any] = [
-                None if t is None else t.view_as(t) for t in ctx.saved_tensors
-            ]  # which do not depend on one another
+            # New views, which do not depend on each other.
+            operands: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
             second = cpu.bias_act_grad2_formula(*operands, *ctx.rest)
             inputs = [operands[i] for i in wanted]
             found = torch.autograd.grad(
@@ -174,7 +172,7 @@ def _filtered_lrelu_autograd(ops: Any) -> tuple[Callable[..., Any], Callable[...
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
         x, fu, fd, b, *rest, save = inputs
         if not save:
-            raise RuntimeError("filtered_lrelu must be called with save=True where a gradient is asked for")
+            raise RuntimeError("filtered_lrelu must be called with save=True if a gradient is needed")
         packed = output[1].ndim > 1
         ctx.save_for_backward(fu, fd, output[1], None if packed else x, None if packed else b)
         ctx.rest, ctx.bias_dtype = rest, None if b is None else b.dtype
@@ -234,8 +232,10 @@ def _fakes(codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]]) -> 
 
 
 def transforms() -> str:
-    """The transforms of torch.func that this runs under: '' none, 'vmap' that alone, 'grad' others, for which
-    torch must look into operations.
+    """Return the active transforms of torch.func.
+
+    Returns:
+        '' for none, 'vmap' for vmap alone, and 'grad' for others, which need torch's own operations.
     """
     if torch.compiler.is_compiling():
         return ""
@@ -250,13 +250,14 @@ def transforms() -> str:
 
 
 def _front(x: torch.Tensor, in_dim: int | None, count: int) -> torch.Tensor:
-    """The mapped axis of x at the front, made up where there is none."""
+    """Move the mapped axis of x to the front, or expand x by one if it has none."""
     return x.expand(count, *x.shape) if in_dim is None else x.movedim(in_dim, 0)
 
 
 def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
-    """torch.func.vmap of the operators: one call with the mapped axis among the channels, where a mapped bias
-    can follow it.
+    """Return the rules of torch.func.vmap for the operators.
+
+    Each makes one call with the mapped axis merged into the channels, so that a bias can be mapped as well.
     """
 
     def bias_act(info, in_dims, x, b, dim, *rest):  # type: ignore[no-untyped-def]
@@ -272,7 +273,7 @@ def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
         return y.unflatten(dim, (info.batch_size, -1)), dim
 
     def upfirdn2d(info, in_dims, x, f, *rest):  # type: ignore[no-untyped-def]
-        if in_dims[1] is not None:  # a filter of its own for each
+        if in_dims[1] is not None:  # different filters
             filters = _front(f, in_dims[1], info.batch_size)
             images = _front(x, in_dims[0], info.batch_size)
             return torch.stack(
@@ -283,11 +284,11 @@ def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
 
     def filtered_lrelu(info, in_dims, x, fu, fd, b, *rest_and_save):  # type: ignore[no-untyped-def]
         *rest, save = rest_and_save
-        # Inside of vmap nobody sees that a gradient will be asked for from outside.
+        # Code inside vmap cannot see that a gradient is needed outside.
         save = save or (torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)))
         if in_dims[1] is not None or in_dims[2] is not None:
             raise NotImplementedError(
-                "filtered_lrelu under vmap takes the same filters for all; impl='ref' takes any"
+                "filtered_lrelu under vmap needs the same filters for all elements; impl='ref' does not"
             )
         x = _front(x, in_dims[0], info.batch_size).movedim(0, 1)
         bias = None if b is None else _front(b, in_dims[3], info.batch_size).flatten()
@@ -297,12 +298,13 @@ def _batching_rules(ops: Any) -> dict[str, Callable[..., Any]]:
     return {"bias_act": bias_act, "upfirdn2d": upfirdn2d, "filtered_lrelu": filtered_lrelu}
 
 
-_libraries: list[torch.library.Library] = []  # a library's registrations end with it
+_libraries: list[torch.library.Library] = []  # keeps the registrations alive
 
 
 def packed_codes(x: torch.Tensor, g: Geometry) -> tuple[int, ...]:
-    """Shape of the codes that the kernels of `csrc/` save for an input x: 4 samples of the middle grid in a
-    byte.
+    """Return the shape of the codes that the CUDA kernels save for an input x.
+
+    A byte contains 4 samples of the middle grid.
     """
     return *x.shape[:2], g.mid_h, (g.mid_w + 3) // 4
 
@@ -318,19 +320,20 @@ def define(
     codes_shape: Callable[[torch.Tensor, Geometry], tuple[int, ...]],
     cpu: dict[str, Callable[..., Any]],
 ) -> None:
-    """Defines the operators in a namespace.
+    """Define the operators in a namespace of torch.ops.
 
     Args:
-        namespace: of torch.ops.
-        codes_shape: of what filtered_lrelu keeps for the gradient of an input like this; (0,) = the input
-        itself. cpu: implementations for CPU tensors by operator name; the kernels of an extension register
-        themselves.
+        namespace: name of the namespace.
+        codes_shape: returns the shape of the codes that filtered_lrelu saves for an input; (0,) = it saves
+            the input itself.
+        cpu: implementations for CPU tensors by operator name. The kernels of an extension register
+            themselves.
     """
 
     def ops() -> Any:
         return getattr(torch.ops, namespace)
 
-    library = torch.library.Library(namespace, "DEF")
+    library: Any = torch.library.Library(namespace, "DEF")  # type: ignore[no-untyped-call]
     _libraries.append(library)
     fakes, rules = _fakes(codes_shape), _batching_rules(ops)
     autograd = {
@@ -354,15 +357,13 @@ def define(
 
 
 def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool = True) -> str | None:
-    """The namespace whose operators take x, or None where torch's own operations are the better or the only
-    choice.
+    """Return the namespace of the operators to use for x; None = use torch's own operations.
 
     Args:
         x: the input.
-        filters: a filter that needs a gradient gets it from torch's own operations alone.
-        opaque: use the CPU operators where there are kernels for them, and under torch.compile and vmap,
-        which cannot look into the CPU code.
-            False: torch's own operations are the better choice on a CPU.
+        *filters: filters. If one needs a gradient, torch's own operations are required.
+        opaque: use the CPU operators if there are kernels for them, and under torch.compile and vmap, which
+            cannot trace the CPU code. False = torch's own operations are better on a CPU.
     """
     if (
         x.dtype not in DTYPES
@@ -380,7 +381,7 @@ def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool =
     return None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cuda_ready() -> bool:
     from torch_utils.ops.backend import extension
 
@@ -388,9 +389,7 @@ def _cuda_ready() -> bool:
 
 
 def check_device(b: torch.Tensor | None, x: torch.Tensor) -> None:
-    """Raises ValueError unless the bias is where x is: a kernel would read the other device's memory, or
-    none.
-    """
+    """Raise ValueError if the bias is not on x's device, because a kernel would read invalid memory."""
     if b is not None and b.device != x.device:
         raise ValueError(f"the bias is on {b.device}, x on {x.device}")
 
@@ -405,10 +404,10 @@ def bias_act(
     gain: float,
     clamp: float | None,
 ) -> torch.Tensor:
-    """bias_act through an operator; arguments checked and complete."""
+    """Call the operator bias_act with checked arguments."""
     check_device(b, x)
     ops = getattr(torch.ops, namespace)
-    return ops.bias_act(
+    y: torch.Tensor = ops.bias_act(
         x,
         b,
         dim % max(x.ndim, 1),
@@ -417,6 +416,7 @@ def bias_act(
         float(gain),
         -1.0 if clamp is None else float(clamp),
     )
+    return y
 
 
 def upfirdn2d(
@@ -428,7 +428,7 @@ def upfirdn2d(
     flip_filter: bool,
     gain: float,
 ) -> torch.Tensor:
-    """upfirdn2d through an operator; arguments checked."""
+    """Call the operator upfirdn2d with checked arguments."""
     geometry = [
         columns.up,
         rows.up,
@@ -440,7 +440,8 @@ def upfirdn2d(
         rows.out_size,
     ]
     f = None if f is None else f.to(x.device)
-    return getattr(torch.ops, namespace).upfirdn2d(x, f, geometry, not flip_filter, float(gain))
+    y: torch.Tensor = getattr(torch.ops, namespace).upfirdn2d(x, f, geometry, not flip_filter, float(gain))
+    return y
 
 
 def filtered_lrelu(
@@ -455,9 +456,9 @@ def filtered_lrelu(
     slope: float,
     clamp: float | None,
 ) -> torch.Tensor:
-    """filtered_lrelu through an operator; arguments checked; `up` and `down` are (rows, columns)."""
+    """Call the operator filtered_lrelu with checked arguments; `up` and `down` are (rows, columns)."""
     check_device(b, x)
-    # The middle grid ends with the last sample that an output sees.
+    # The middle grid ends at the last sample that contributes to an output.
     mid_h, mid_w = ((plan.out_size - 1) * plan.down + plan.taps for plan in down)
     (rows, columns), (out_h, out_w) = up, (plan.out_size for plan in down)
     sizes = x.shape[3], x.shape[2], mid_w, mid_h, out_w, out_h
@@ -467,9 +468,10 @@ def filtered_lrelu(
     fu, fd = (None if f is None else f.to(x.device) for f in filters)
     save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
     bound = -1.0 if clamp is None else float(clamp)
-    return getattr(torch.ops, namespace).filtered_lrelu(
+    y: torch.Tensor = getattr(torch.ops, namespace).filtered_lrelu(
         x, fu, fd, b, list(geometry), flip_filter, float(gain), float(slope), bound, save
     )[0]
+    return y
 
 
 define(NAMESPACE, _codes_shape, cpu.IMPLEMENTATIONS)

@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FIR resampling of images as products with small banded matrices: upfirdn2d and filtered_lrelu on a CPU
-where its native kernels do not run (`cpu_kernels.py`): in float64 and float16, and where nothing can be
-compiled.
+"""FIR resampling of images as products with small banded matrices.
 
-Zero insertion, padding (or cropping), a FIR filter and decimation along one axis are together one matrix
-[out, in], which is zero off a band. It is cut into tiles of consecutive outputs, each a dense product with
-the few inputs that those outputs see. Images are worked on in chunks of planes (sample, channel) laid out [H,
-W, P], so that both axes are plain matrix products with the planes in the last, wide axis and the upsampled
-image of a chunk stays in the cache. A filter [h, w] that is no outer product is a sum of outer products
-(SVD).
+It computes upfirdn2d and filtered_lrelu on a CPU when the native kernels (`cpu_kernels.py`) cannot: in
+float64 and float16, and without a compiler.
 
-Measured against depthwise convolutions in docs/performance.md. Products in bfloat16 took longer than in
-float32 at these sizes (packing dominates), so half precision is computed in float32 inside and rounded once
-at the end.
+Zero insertion, padding (or cropping), a FIR filter and decimation along one axis form a single banded matrix
+[out, in]. It is cut into tiles of consecutive outputs; each tile is a dense product with the few inputs that
+contribute to those outputs. Images are processed in chunks of planes (sample, channel) with the layout [H, W,
+P]. Both axes are then plain matrix products over the wide last axis, and the upsampled image of a chunk stays
+in the cache. A filter [h, w] that is not an outer product is decomposed into a sum of outer products (SVD).
+
+docs/performance.md compares the speed with depthwise convolutions. Products in bfloat16 took longer than in
+float32 at these sizes, because packing dominates. Half precision is therefore computed in float32 and rounded
+once at the end.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-# Elements of the largest intermediate image in a chunk, and the planes that keep the products efficient.
+# Elements of the largest intermediate image of a chunk, and limits of its planes for efficient products.
 _CHUNK_ELEMENTS = 1 << 20
 _MIN_PLANES, _MAX_PLANES = 32, 512
-# Outer products below this share of a filter's norm are dropped: float32's resolution. float64 keeps all that
-# are not noise.
+# Outer products with a smaller share of the filter's norm are dropped: below the resolution of float32, or
+# rounding noise in float64.
 _RANK_TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-14}
 
 
@@ -36,8 +36,16 @@ _RANK_TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-14}
 class AxisPlan:
     """Resampling of one axis: zero insertion, padding (negative = crop), a FIR filter, decimation.
 
+    Attributes:
+        size: input pixels.
+        taps: taps of the filter.
+        up: upsampling factor.
+        down: downsampling factor.
+        pad_low: padding before the first pixel.
+        pad_high: padding after the last pixel.
+
     Raises:
-        ValueError: no output pixel is left.
+        ValueError: the output would have no pixels.
     """
 
     size: int
@@ -50,18 +58,18 @@ class AxisPlan:
     def __post_init__(self) -> None:
         if self.size < 1 or self.out_size < 1:
             raise ValueError(
-                f"no output pixel is left of {self.size} pixels with up {self.up}, down {self.down}, "
+                f"the output of {self.size} pixels would be empty with up {self.up}, down {self.down}, "
                 f"padding {self.pad_low} and {self.pad_high} and {self.taps} filter taps"
             )
 
     @property
     def out_size(self) -> int:
-        """Pixels after resampling."""
+        """Output pixels."""
         return (self.size * self.up + self.pad_low + self.pad_high - self.taps) // self.down + 1
 
     @property
     def trivial(self) -> bool:
-        """True if the axis is only multiplied by the filter's one tap."""
+        """Whether the axis is only multiplied by the filter's single tap."""
         return (self.taps, self.up, self.down, self.pad_low, self.pad_high) == (1, 1, 1, 0, 0)
 
 
@@ -76,14 +84,14 @@ class Tile(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The matrix of one axis, in tiles."""
+    """The matrix of one axis, cut into tiles."""
 
     size: int
     out_size: int
     tiles: tuple[Tile, ...]
 
     def rows(self, x: torch.Tensor, y: torch.Tensor, add: bool) -> None:
-        """y [out, W, P] = or += matrix x [in, W, P]."""
+        """Compute y [out, W, P] = (or += if `add`) matrix * x [in, W, P]."""
         x, y = x.view(x.shape[0], -1), y.view(y.shape[0], -1)
         for tile in self.tiles:
             target, source = y[tile.out_start : tile.out_stop], x[tile.in_start : tile.in_stop]
@@ -93,7 +101,7 @@ class Axis(NamedTuple):
                 torch.mm(tile.matrix, source, out=target)
 
     def columns(self, x: torch.Tensor, y: torch.Tensor, add: bool) -> None:
-        """y [H, out, P] = or += matrix x [H, in, P]."""
+        """Compute y [H, out, P] = (or += if `add`) matrix * x [H, in, P]."""
         for tile in self.tiles:
             target, source = y[:, tile.out_start : tile.out_stop], x[:, tile.in_start : tile.in_stop]
             matrix = tile.matrix.expand(x.shape[0], -1, -1)
@@ -114,20 +122,20 @@ class Resampler:
 
     @property
     def adjoint(self) -> "Resampler":
-        """The transposed map: takes a gradient of the output to the gradient of the input."""
+        """The transposed map, from the gradient of the output to the gradient of the input."""
         return Resampler(self.out_size, self.in_size, self.adjoint_terms, self.terms)
 
     @property
     def max_pixels(self) -> int:
-        """Pixels of a plane before or after, whichever are more."""
+        """Pixels of an input or output plane, whichever is larger."""
         return max(self.in_size[0] * self.in_size[1], self.out_size[0] * self.out_size[1])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[H, W, P] -> [h, w, P], contiguous, of the dtype that the matrices have."""
+        """Map x [H, W, P], of the matrices' dtype, to a contiguous [h, w, P]."""
         (height, width), (out_height, out_width), planes = self.in_size, self.out_size, x.shape[2]
         y = x.new_empty(out_height, out_width, planes)
-        # The large image goes through the row products, which are one product each; the small one through the
-        # batched columns.
+        # Use the row products, each a single product, for the larger image, and the batched column products
+        # for the smaller one.
         growing = out_height * out_width > height * width
         between = x.new_empty((height, out_width, planes) if growing else (out_height, width, planes))
         for i, (rows, columns) in enumerate(self.terms):
@@ -141,7 +149,7 @@ class Resampler:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What images of a dtype are resampled in."""
+    """Return the dtype in which images of a dtype are resampled."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -153,8 +161,9 @@ def make_resampler(
     gain: float,
     dtype: torch.dtype,
 ) -> Resampler | None:
-    """The map that upfirdn2d's arguments describe, cached by their values; None for the identity. `f` must
-    not need a gradient.
+    """Return the map that upfirdn2d's arguments describe; None for the identity.
+
+    Maps are cached by the arguments' values. `f` must not need a gradient.
     """
     taps = np.ones(1) if f is None else f.detach().double().cpu().numpy()
     if taps.ndim == 1:
@@ -185,7 +194,7 @@ def _cached_resampler(
         pairs = [(left[:, k] * values[k], right[k]) for k in range(count)]
     if rows.trivial and columns.trivial and len(pairs) == 1 and pairs[0][0][0] * pairs[0][1][0] == 1:
         return None
-    # A tensor born under inference_mode could not be used under autograd later.
+    # A tensor created under inference_mode could not be used under autograd later.
     with torch.inference_mode(False):
         made = [(_make_axis(a, rows, dtype), _make_axis(b, columns, dtype)) for a, b in pairs]
     return Resampler(
@@ -197,7 +206,7 @@ def _cached_resampler(
 
 
 def _make_axis(taps: np.ndarray, plan: AxisPlan, dtype: torch.dtype) -> tuple[Axis, Axis]:
-    """The tiles of an axis and of its transpose. `taps` are in the order in which they meet the pixels."""
+    """Return the tiles of an axis and of its transpose. `taps` are in the order of a correlation."""
     tap = (
         np.arange(plan.size)[None, :] * plan.up + plan.pad_low - np.arange(plan.out_size)[:, None] * plan.down
     )
@@ -208,11 +217,11 @@ def _make_axis(taps: np.ndarray, plan: AxisPlan, dtype: torch.dtype) -> tuple[Ax
 
 
 def _cut(matrix: np.ndarray, band: np.ndarray, taps: int, up: int, down: int, dtype: torch.dtype) -> Axis:
-    """Cuts a banded matrix into tiles of consecutive rows."""
+    """Cut a banded matrix into tiles of consecutive rows."""
     out_size, in_size = matrix.shape
-    # An output sees taps/up inputs, each further one down/up more. Tiles that see three times what one output
-    # sees were the fastest (up 2: 28 outputs of 20 inputs; down 2: 12 of 34); smaller ones save arithmetic
-    # and lose it to the products' overhead.
+    # An output depends on taps/up inputs, and each further output on down/up more. Tiles with three times as
+    # many inputs as one output were the fastest (up 2: 28 outputs of 20 inputs; down 2: 12 of 34). Smaller
+    # tiles save arithmetic but lose more to the overhead of the products.
     wanted = max(8, 2 * -(-taps // up) * up // down)
     count = max(1, round(out_size / wanted))
     edges = [out_size * k // count for k in range(count + 1)]
@@ -226,8 +235,9 @@ def _cut(matrix: np.ndarray, band: np.ndarray, taps: int, up: int, down: int, dt
 
 
 def chunks(x: torch.Tensor, pixels: int) -> Iterator[tuple[slice, slice]]:
-    """Index pairs (samples, channels) of x [N, C, H, W] whose planes have about _CHUNK_ELEMENTS elements
-    together, at `pixels` per plane.
+    """Yield the chunks of x [N, C, H, W] as slices (samples, channels).
+
+    With `pixels` per plane, a chunk has about _CHUNK_ELEMENTS elements.
     """
     n, c = x.shape[:2]
     planes = min(max(_CHUNK_ELEMENTS // pixels, _MIN_PLANES), _MAX_PLANES)
@@ -239,7 +249,7 @@ def chunks(x: torch.Tensor, pixels: int) -> Iterator[tuple[slice, slice]]:
 
 
 def load_chunk(x: torch.Tensor, dtype: torch.dtype, b: torch.Tensor | None = None) -> torch.Tensor:
-    """A new tensor [H, W, P] of x [n, c, H, W] plus bias b [c]."""
+    """Return x [n, c, H, W] plus bias b [c] as a new tensor [H, W, P] with P = n * c."""
     n, c, h, w = x.shape
     part = torch.empty((h, w, n, c), dtype=dtype, device=x.device)
     b = None if b is None else b.to(dtype)
@@ -250,8 +260,8 @@ def load_chunk(x: torch.Tensor, dtype: torch.dtype, b: torch.Tensor | None = Non
         else:
             torch.add(x, b, out=part)
     else:
-        # torch transposes matrices of one dtype block by block; the same copy with four axes is up to eight
-        # times slower.
+        # torch transposes matrices of the same dtype in blocks; a copy with four axes is up to eight times
+        # slower.
         part.view(h * w, n * c).copy_(x.to(dtype).view(n * c, h * w).t())
         if b is not None:
             part += b
@@ -259,7 +269,7 @@ def load_chunk(x: torch.Tensor, dtype: torch.dtype, b: torch.Tensor | None = Non
 
 
 def store_chunk(y: torch.Tensor, target: torch.Tensor) -> None:
-    """Writes [h, w, P] to [n, c, h, w]."""
+    """Write y [h, w, P] to target [n, c, h, w]."""
     n, c, h, w = target.shape
     if target.is_contiguous():
         target.view(n * c, h * w).copy_(y.to(target.dtype).view(h * w, n * c).t())
@@ -268,7 +278,7 @@ def store_chunk(y: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def new_images(like: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Uninitialised images of another size in the memory format, dtype and device of `like`."""
+    """Return uninitialised images of another size with the memory format, dtype and device of `like`."""
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(
@@ -277,7 +287,7 @@ def new_images(like: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def resample(x: torch.Tensor, resampler: Resampler) -> torch.Tensor:
-    """x [N, C, H, W] through a map, chunk by chunk, in x's memory format and dtype."""
+    """Apply a map to x [N, C, H, W] chunk by chunk. The result has x's memory format and dtype."""
     y = new_images(x, resampler.out_size)
     dtype = compute_dtype(x.dtype)
     for chunk in chunks(x, resampler.max_pixels):
@@ -286,15 +296,18 @@ def resample(x: torch.Tensor, resampler: Resampler) -> torch.Tensor:
 
 
 class Resample(torch.autograd.Function):
-    """(x [N, C, H, W], resampler) -> [N, C, h, w]. Linear, so its derivatives of every order are itself and
-    its adjoint.
+    """(x [N, C, H, W], resampler) -> [N, C, h, w].
+
+    It is linear, so its derivatives of any order are given by the map and its adjoint.
     """
 
     @staticmethod
-    def forward(ctx, x, resampler):  # type: ignore[no-untyped-def, override]
+    def forward(ctx: Any, x: torch.Tensor, resampler: Resampler) -> torch.Tensor:
+        """Apply the map."""
         ctx.resampler = resampler
         return resample(x, resampler)
 
     @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, None]:
+        """Apply the adjoint."""
         return Resample.apply(dy, ctx.resampler.adjoint), None

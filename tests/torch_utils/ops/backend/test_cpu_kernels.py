@@ -555,7 +555,7 @@ def test_an_unknown_instruction_set_is_one_warning(monkeypatch, unloaded) -> Non
     native = cpu_extension.library_name()
     cpu_extension.library_name.cache_clear()
     monkeypatch.setenv(cpu_extension.INSTRUCTIONS_VARIABLE, "abacus")
-    with pytest.warns(UserWarning, match="CPU kernels are not in use .*abacus") as caught:
+    with pytest.warns(UserWarning, match="CPU kernels are not used .*abacus") as caught:
         assert not cpu_kernels.ready(torch.float32)
     assert len(caught) == 1 and cpu_extension.library_name() != native
 
@@ -563,7 +563,7 @@ def test_an_unknown_instruction_set_is_one_warning(monkeypatch, unloaded) -> Non
 @needs_compiler
 def test_a_failing_compiler_is_one_warning_and_leaves_nothing(monkeypatch, unloaded) -> None:
     monkeypatch.setattr(cpu_extension, "_FLAGS", ("-fno-such-thing",))
-    with pytest.warns(UserWarning, match="CPU kernels are not in use .*fno-such-thing") as caught:
+    with pytest.warns(UserWarning, match="CPU kernels are not used .*fno-such-thing") as caught:
         assert not cpu_kernels.ready(torch.float32) and not cpu_kernels.ready(torch.float32)
     assert len(caught) == 1
     assert [path.suffix for path in Path(make_cache_dir_path("ops")).iterdir()] == [".lock"]

@@ -131,7 +131,7 @@ def open_cache(monkeypatch, tmp_path):
     monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
     (tmp_path / "cache" / "ops").mkdir(parents=True)
     (tmp_path / "cache").chmod(0o777)
-    caches = cpu_extension.load, extension.load, extension._pass_over
+    caches = cpu_extension.load, extension.load, extension._warn_untrusted
     for cached in caches:
         cached.cache_clear()
     yield tmp_path / "cache" / "ops", tmp_path / "home" / "dnnlib" / "ops"
@@ -199,7 +199,7 @@ def test_without_any_private_folder_the_reference_path_runs(monkeypatch, open_ca
     tmp_path.chmod(0o777)
     monkeypatch.setattr(extension.code_cache_path.__globals__["tempfile"], "tempdir", str(tmp_path))
     with pytest.warns(
-        UserWarning, match=r"CPU kernels are not in use \(others can write to .*set DNNLIB_CACHE_DIR"
+        UserWarning, match=r"CPU kernels are not used \(others can write to .*set DNNLIB_CACHE_DIR"
     ):
         assert build_and_load(monkeypatch) == []
     tmp_path.chmod(0o700)
@@ -234,7 +234,7 @@ def test_doctor_and_build_say_which_folders_are_not_trusted(monkeypatch, open_ca
     result = click.testing.CliRunner().invoke(
         command.main, ["build", "--cpu", "--out", str(open_cache[0] / "shared")]
     )
-    assert result.exit_code == 1 and "code is not loaded from there" in result.output
+    assert result.exit_code == 1 and "code is not loaded from such a folder" in result.output
 
 
 def test_problems_are_named_with_their_remedies(monkeypatch) -> None:
@@ -246,7 +246,7 @@ def test_problems_are_named_with_their_remedies(monkeypatch) -> None:
     for words in (
         "install g++",
         "pip install ninja",
-        "nvcc in /opt/cuda is of CUDA 12.4, torch of CUDA 13.0",
+        "nvcc in /opt/cuda has CUDA version 12.4, but torch has 13.0",
     ):
         assert words in found
     monkeypatch.setattr(extension, "find_toolkit", lambda: None)
@@ -259,24 +259,22 @@ def test_one_warning_when_nothing_can_be_built(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv(extension.FOLDER_VARIABLE, raising=False)
     monkeypatch.setattr(extension, "device_architectures", lambda: ["sm_90"])
-    monkeypatch.setattr(extension, "problems", lambda: ["there is no nvcc"])
+    monkeypatch.setattr(extension, "problems", lambda: ["nvcc not found"])
     extension.load.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert not extension.load() and not extension.load()
     extension.load.cache_clear()
     assert (
-        len(caught) == 1
-        and "there is no nvcc" in str(caught[0].message)
-        and "doctor" in str(caught[0].message)
+        len(caught) == 1 and "nvcc not found" in str(caught[0].message) and "doctor" in str(caught[0].message)
     )
 
 
 def test_doctor_speaks_plainly(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(extension, "problems", lambda: ["ninja is missing: pip install ninja"])
+    monkeypatch.setattr(extension, "problems", lambda: ["ninja not found: pip install ninja"])
     result = click.testing.CliRunner().invoke(command.main, ["doctor"])
-    assert result.exit_code == 1 and "PROBLEM       ninja is missing: pip install ninja" in result.output
+    assert result.exit_code == 1 and "PROBLEM       ninja not found: pip install ninja" in result.output
     monkeypatch.setattr(extension, "problems", list)
     result = click.testing.CliRunner().invoke(command.main, ["doctor"])
     assert result.exit_code == 0 and "can be built here" in result.output
