@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published 256 stage of ImageNet at full size, on a CPU: two steps of the real loop, within 24 GiB.
-Weights are random, images synthetic.
+"""The published 256-pixel stage of ImageNet at full size on a CPU: two steps of the real loop within 24 GiB.
 
-python -m pytest -m slow tests/e2e/test_full_size.py -s                 # prints memory and times; takes many
-minutes
-python -m tests.e2e.test_full_size FOLDER                               # the same without pytest, files in
-FOLDER
+Weights are random, images synthetic. Takes many minutes; prints memory and times.
+
+    python -m pytest -m slow tests/e2e/test_full_size.py -s
+    python -m tests.e2e.test_full_size FOLDER    # without pytest, files in FOLDER
 """
 
 import io

@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the parity tests compare gradients: no verdict hangs on the side of a kink to which a value was
-rounded.
+"""How the parity tests compare gradients: no result depends on the side of a kink.
 
-Leaky ReLU, ReLU6 and clamps have kinks. A value that lies within rounding of one takes the slope of either
-side, as processor, thread count and kernel will have it, and every gradient below it changes with it. A
-relative error e of the activations flips about a share e of them, which moves gradients by about sqrt(e) in
-L2: 1e-3 in float32, whatever the network; sums that nearly cancel move more. Where nothing flips, float32
-gradients agree to 1e-5. So there are three criteria:
+Leaky ReLU, ReLU6 and clamps have kinks. A value within rounding error of a kink takes the slope of either
+side, depending on processor, thread count and kernel, and every gradient below it changes with it. A relative
+error e of the activations flips about a share e of them, which moves gradients by about sqrt(e) in L2: 1e-3
+in float32, whatever the network; sums that nearly cancel move more. Where nothing flips, float32 gradients
+agree to 1e-5. There are three criteria:
 
-- `exact`: element by element, for gradients computed in float64. There nothing lies within rounding of a
-  kink, so
-  the result is the same on every processor. What is left is the rounding of the numbers that it is compared
-  with.
-- `mostly_exact`: element by element, float32 beside float64, draw after draw, until enough draws have met no
-  kink.
-  A mistake shows in every draw, a kink in some.
-- `alike`: in relative L2, float32 beside published numbers, where every draw meets kinks. Coarse by nature:
-  what
-  it guards must be guarded by one of the others, or by differences of the values, too.
+- `exact`: element by element, for gradients computed in float64. No value lies within rounding error of a
+  kink, so the result is the same on every processor. What remains is the rounding of the published numbers.
+- `mostly_exact`: element by element, float32 against float64, draw after draw, until enough draws have met no
+  kink. A mistake shows in every draw, a kink in some.
+- `alike`: in relative L2, float32 against published numbers, where every draw meets kinks. This is coarse:
+  what it guards must also be guarded by one of the others or by finite differences.
 """
 
 from collections.abc import Callable, Mapping

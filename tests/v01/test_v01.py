@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What version 0.1 wrote still opens and goes on: run folder, recipe folder, checkpoint, network pickle,
-metric records.
+"""Files written by version 0.1 load and resume: run and recipe folders, checkpoints, network files, records.
 
-written.tar.xz holds what these commands of version 0.1 left (report, curves and TensorBoard's files taken
-out):
+written.tar.xz holds what these commands of version 0.1 left (without the report, the curves and TensorBoard's
+files):
 
-    python dataset_tool.py --source=images --dest=v01/data.zip                                   # 8 images of
-    2 classes, 16x16
-    python train.py --outdir=v01/runs --data=v01/data.zip TINY --kimg=0.008 --metrics=fd_lite0_4         #
-    finished python calc_metrics.py --network=v01/runs/00000-.../network-snapshot.pkl --data=v01/data.zip
-    --metrics=fd_lite0_4
-    python train.py --outdir=v01/recipes --data=v01/data.zip TINY --recipe=tiny.yaml --restart_every=0   #
-    three times: in stage 16
+    # 8 images of 2 classes, 16x16
+    python dataset_tool.py --source=images --dest=v01/data.zip
+    # run to its end
+    python train.py --outdir=v01/runs --data=v01/data.zip TINY --kimg=0.008 --metrics=fd_lite0_4
+    python calc_metrics.py --network=v01/runs/00000-.../network-snapshot.pkl --data=v01/data.zip \\
+        --metrics=fd_lite0_4
+    # started three times, ended in stage 16
+    python train.py --outdir=v01/recipes --data=v01/data.zip TINY --recipe=tiny.yaml --restart_every=0
 
 TINY: --cfg=stylegan3-t --gpus=1 --cond=True --syn_layers=4 --cbase=64 --cmax=2 --z-dim=4 --w-dim=4
---margin-size=2 --feature-size=32
-    --backbones=tf_efficientnet_lite0 --proj-channels=1 --head-channels=1 --cond-channels=2
-    --class-embedding=random --embed-dim=2
-    --batch=4 --tick=0.004 --snap=1 --device=cpu --grid=2x2 --keep-checkpoints=1 --keep-snapshots=1
-    --workers=0
+    --margin-size=2 --feature-size=32 --backbones=tf_efficientnet_lite0 --proj-channels=1 --head-channels=1
+    --cond-channels=2 --class-embedding=random --embed-dim=2 --batch=4 --tick=0.004 --snap=1 --device=cpu
+    --grid=2x2 --keep-checkpoints=1 --keep-snapshots=1 --workers=0
 """
 
 import json
