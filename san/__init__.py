@@ -29,6 +29,8 @@ from san.objectives import (
     vector_field,
 )
 
+__version__ = "0.2.0"
+
 __all__ = [
     "DISCRIMINATOR_LOSSES",
     "FALLING_OBJECTIVES",
