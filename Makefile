@@ -1,10 +1,10 @@
-# make setup | demo | test | test-rounding: each sets up .venv by itself.
+# make setup | demo | test | test-rounding | docs: each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-rounding lint clean
+.PHONY: setup demo test test-rounding lint docs clean
 
 setup: $(STAMP)
 
@@ -31,5 +31,10 @@ test: lint
 test-rounding: $(STAMP)
 	$(BIN)/python -m tools.rounding
 
+# The pages of docs/ and the API from docstrings, in site/index.html.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo site .pytest_cache .mypy_cache .ruff_cache
