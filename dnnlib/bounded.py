@@ -10,6 +10,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Collection
 from typing import IO, Any
 
 import numpy as np
@@ -67,14 +68,21 @@ def read_npy(path: str | os.PathLike[str], limit: int = 2**32) -> np.ndarray:
         return _read_array(file, os.fstat(file.fileno()).st_size, limit, where)
 
 
-def read_npz(path: str | os.PathLike[str], limit: int = 2**36) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file, of at most `limit` bytes together, by name. Raises ValueError, OSError."""
+def read_npz(
+    path: str | os.PathLike[str], limit: int = 2**36, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, of at most `limit` bytes together, by name. Raises ValueError, OSError.
+
+    names: of the arrays to read, as far as there are such; None = all.
+    """
     where = os.fspath(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > MAX_NPZ_MEMBERS:
                 raise ValueError(f"{where}: more than {MAX_NPZ_MEMBERS} arrays")
+            if names is not None:
+                members = [member for member in members if member.filename.removesuffix(".npy") in names]
             for member in members:
                 check_unpacked(member.file_size, member.compress_size, f"{where}: {member.filename}")
             if sum(member.file_size for member in members) > limit:
@@ -100,6 +108,25 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
 
 def _read_array(file: IO[bytes], size: int, limit: int, where: str) -> np.ndarray:
     """An array of `size` bytes with its header."""
+    shape, fortran, dtype = array_header(file, size, limit, where)
+    needed = math.prod(shape) * dtype.itemsize
+    data = np.empty(needed, np.uint8)  # pages that the file does not fill are never touched
+    for start in range(0, needed, _BLOCK_BYTES):
+        block = file.read(min(_BLOCK_BYTES, needed - start))
+        if len(block) != min(_BLOCK_BYTES, needed - start):
+            raise Damaged(f"{where}: cut short after {start + len(block):,} of {needed:,} bytes")
+        data[start : start + len(block)] = np.frombuffer(block, np.uint8)
+    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def array_header(
+    file: IO[bytes], size: int, limit: int, where: str
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether columns come first, kind of number) of a .npy file of `size` bytes with its header.
+
+    The file then stands at the array's data. Raises ValueError: the header does not match the size, the array
+    has more than `limit` bytes or holds objects.
+    """
     shape, fortran, dtype = _read_header(file, where)
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError(f"{where}: holds {dtype}, and only numbers and texts are read")
@@ -111,13 +138,7 @@ def _read_array(file: IO[bytes], size: int, limit: int, where: str) -> np.ndarra
     left = size - file.tell()
     if needed != left:
         raise Damaged(f"{says}, and {left:,} follow")
-    data = np.empty(needed, np.uint8)  # pages that the file does not fill are never touched
-    for start in range(0, needed, _BLOCK_BYTES):
-        block = file.read(min(_BLOCK_BYTES, needed - start))
-        if len(block) != min(_BLOCK_BYTES, needed - start):
-            raise Damaged(f"{where}: cut short after {start + len(block):,} of {needed:,} bytes")
-        data[start : start + len(block)] = np.frombuffer(block, np.uint8)
-    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
+    return shape, fortran, dtype
 
 
 def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from image_data import archives, cifar
+from image_data import archives, cifar, npz
 from image_data import labels as label_rule
 
 IDX_IMAGES_MAGIC = 0x00000803
@@ -212,6 +212,8 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isfile(path):
         raise ValueError(f"{path}: neither a file nor a folder")  # a pipe would be waited for
+    if path.lower().endswith(".npz"):
+        return _npz_source(path)
     if zipfile.is_zipfile(path):
         return _archive_source(path, "zip", mode, subfolder)
     if path.lower().endswith(".zip"):
@@ -232,6 +234,13 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
         f"{path}: not a folder or zip of images, an IDX image file, a CIFAR-10/100 python tarball or an "
         "LMDB folder"
     )
+
+
+def _npz_source(path: str) -> Source:
+    images, labels = npz.open_images(path)
+    origin = "arr_1" if labels is not None else "the file has no arr_1"
+    name = os.path.basename(os.path.abspath(path))
+    return Source(name, "npz", npz.Opener(images), range(len(images)), labels, origin=origin)
 
 
 # Folders and zips of images.
