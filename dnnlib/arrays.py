@@ -77,8 +77,8 @@ def read(path: str | os.PathLike[str], names: Collection[str], limit: int = 2**3
 class Rows:
     """The rows of an array in an .npz file: `rows[i]` is a copy of row i.
 
-    A member without compression is mapped into memory. A compressed one is unpacked forwards as rows are asked
-    for; asking for an earlier row starts again, so ascending order is fast.
+    A member without compression is mapped into memory. A compressed one is unpacked forwards as rows are
+    read; reading an earlier row starts again, so ascending order is fast.
 
     Args:
         member: Of `members`, in C order.
@@ -135,7 +135,7 @@ class Rows:
     def _streamed(self, index: int) -> bytes:
         try:
             if self._stream is None or index < self._next:
-                self._stream = zipfile.ZipFile(self.member.path).open(self.member.info)
+                self._stream = zipfile.ZipFile(self.member.path).open(self.member.info)  # noqa: SIM115
                 self._stream.read(self.member.header_bytes)
                 self._next = 0
             while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in an .npz file in the layout of ADM (guided-diffusion): arr_0 uint8 [N, H, W, 3], labels in arr_1."""
+"""Images in an .npz file in ADM's (guided-diffusion's) layout: arr_0 uint8 [N, H, W, 3], labels in arr_1."""
 
 import numpy as np
 
@@ -58,4 +58,4 @@ def _labels(path: str, member: arrays.Member | None, count: int) -> np.ndarray |
     if member is None or member.dtype.kind not in "iu" or member.shape != (count,):
         return None
     labels = arrays.read(path, [LABELS], _MAX_LABELS_BYTES)[LABELS].astype(np.int64)
-    return labels if 0 <= labels.min() and labels.max() < 2**31 else None
+    return labels if labels.min() >= 0 and labels.max() < 2**31 else None

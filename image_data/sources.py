@@ -170,7 +170,7 @@ def open_source(
     """Recognise and list a source.
 
     Args:
-        path: folder, zip, IDX image file, CIFAR tarball, LMDB folder, ILSVRC tree.
+        path: folder, zip, .npz, IDX image file, CIFAR tarball, LMDB folder, ILSVRC tree.
         labels: where classes come from, one of `label_rule.MODES`.
         class_names: replaces the source's own.
         subfolder: of a folder or zip, the part to use.

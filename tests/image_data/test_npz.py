@@ -27,7 +27,10 @@ def test_images_and_labels(tmp_path, channels):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"arr_0": pixels(dtype=np.float32)}, r"must be arr_0, uint8 \[N, H, W, 3\], not float32 \[4, 6, 6, 3\]"),
+        (
+            {"arr_0": pixels(dtype=np.float32)},
+            r"must be arr_0, uint8 \[N, H, W, 3\], not float32 \[4, 6, 6, 3\]",
+        ),
         ({"arr_0": pixels().transpose(0, 3, 1, 2).copy()}, r"not uint8 \[4, 3, 6, 6\]: move the channels"),
         ({"arr_0": pixels()[0]}, r"not uint8 \[6, 6, 3\]"),
         ({"arr_0": pixels(n=0)}, "holds no images"),
