@@ -22,6 +22,7 @@ SCRIPTS = (
     "gen_video",
     "gen_class_samplesheet",
     "calc_metrics",
+    "avg_spectra",
     "convert",
     "demo",
 )
