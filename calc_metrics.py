@@ -38,12 +38,12 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 import dnnlib.util
 from dnnlib import outputs
 from dnnlib.progress import Stages
 from generation import commands, render
+from generation.measured import MeasuredGenerator
 from image_data import archives, labels
 from metrics import collect, evaluate, registry
 from metrics.detectors import INCEPTION_FILE
@@ -54,18 +54,6 @@ from training import run_folder
 from training.build import make_dataset
 from training.config import DataConfig
 from training.data.dataset import ImageDataset
-from training.generator import Generator
-
-
-class TruncatedGenerator:
-    """The callable that metrics measure: (z, labels) -> images, truncated as asked."""
-
-    def __init__(self, G: Generator, truncation: float, centroids: Tensor | None) -> None:
-        self.G, self.truncation, self.centroids = G, truncation, centroids
-        self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
-
-    def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return self.synthesis(render.styles(self.G, z, labels, self.truncation, self.centroids))
 
 
 def reference_path(network: render.Network | None, data: str | None) -> str:
@@ -203,7 +191,7 @@ def _measure(options: dict[str, Any]) -> None:
         path = options["centroids_path"]
         centroids = render.load_centroids(path, network.G.w_dim) if path else None
         records = evaluator(
-            TruncatedGenerator(network.G, options["truncation"], centroids),
+            MeasuredGenerator(network.G, options["truncation"], centroids),
             truncation=options["truncation"],
             snapshot=options["network"],
             trained_on=trained_on(network),

@@ -13,10 +13,11 @@ import torch
 
 import dnnlib.util
 from dnnlib.progress import Stages
+from generation.measured import MeasuredGenerator
 from metrics import collect, detectors
 from metrics.detectors import Detector
 from metrics.evaluate import Evaluator
-from metrics.registry import parse_metric
+from metrics.registry import detectors_of, parse_list, parse_metric
 from torch_utils import prefetch, timm_weights
 from training import build
 from training.config import TrainConfig
@@ -88,7 +89,10 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
     evaluator = make_evaluator(config, build.make_dataset(config.data, config.run.seed), device)
 
     def evaluate(generator: Generator) -> list[Score]:
-        return [Score(r.metric, r.value, r.lower_is_better, r.as_dict()) for r in evaluator(generator)]
+        return [
+            Score(r.metric, r.value, r.lower_is_better, r.as_dict())
+            for r in evaluator(MeasuredGenerator(generator))
+        ]
 
     return evaluate
 
@@ -106,7 +110,7 @@ def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> I
     """
     for config in configs:
         yield from frozen.check_weights(config, download=False)
-    for name in dict.fromkeys(parse_metric(metric).family.detector for metric in metrics_of(configs, final)):
+    for name in detectors_of(parse_list(metrics_of(configs, final))):
         try:
             detectors.check(name, download=False)
         except FileNotFoundError as err:
@@ -146,10 +150,10 @@ def prefetch_items(
                 f"{need.name} ({need.purpose})", get
             )
         for metric in metrics_of([config], final):
-            name = parse_metric(metric).family.detector
-            items[name, metric] = prefetch.Item(
-                f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say)
-            )
+            for name in detectors_of([parse_metric(metric)]):
+                items[name, metric] = prefetch.Item(
+                    f"{name} ({metric})", functools.partial(detectors.fetch, name, hub, say)
+                )
         for flag, url in (
             ("--init-from", config.run.init_from),
             ("--path_stem", config.generator.path_stem),

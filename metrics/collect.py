@@ -20,6 +20,7 @@ STAGES = {
     "real": "Real images",
     "generated": "Generated images",
     "compared": "Images",
+    "network": "Images of the network",
     "distances": "Blocks of distances",
 }
 

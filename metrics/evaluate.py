@@ -35,7 +35,7 @@ import timm
 import torch
 
 import dnnlib.util
-from metrics import detectors, registry
+from metrics import detectors, network_metrics, registry
 from metrics.collect import Collector, Need, Pause, Progress
 from metrics.image_sets import (
     GeneratedImages,
@@ -135,7 +135,7 @@ class Evaluator:
         as `detectors.check`, and ValueError.
         """
         self.check_data()
-        for name in {metric.family.detector for metric in self.metrics} - self._detectors.keys():
+        for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
             detectors.check(name, **self._weights, download=download)
         if self._needing():
             self._references.check_cache()
@@ -228,6 +228,8 @@ class Evaluator:
             require_same_preparation(what, preparation(image_set), preparation(self.dataset), self.force)
         available = len(RealImages(image_set))
         for metric in self.metrics:
+            if metric.family.of_network:
+                network_metrics.as_network(image_set, metric.name)
             if available < metric.family.min_images:
                 raise ValueError(
                     f"metric {metric.name} needs at least {metric.family.min_images} images, "
@@ -265,15 +267,22 @@ class Evaluator:
     ) -> list[Record]:
         started = time.time()
         real = self._references([metric for metric in metrics if metric.family.needs_real])
-        needs = {m.name: Need(m.family.detector, m.family.output, m.family.keep, m.num_gen) for m in metrics}
-        stores = self._collector(source, what, list(dict.fromkeys(needs.values())))
-        rules = registry.Rules(self.seed, self.covariance, self._collector.computing)
+        needs = {
+            m.name: Need(m.family.detector, m.family.output, m.family.keep, m.num_gen)
+            for m in metrics
+            if not m.family.of_network
+        }
+        stores = self._collector(source, what, list(dict.fromkeys(needs.values()))) if needs else {}
+        measured = {m.name: self._measure_network(source, m) for m in metrics if m.family.of_network}
 
         def records() -> list[Record]:
             results = []
             for metric in metrics:
                 store, reference = real.get(metric.name, (None, None))
-                values = metric.family.compute(stores[needs[metric.name]], store, rules)
+                values = measured.get(metric.name)
+                if values is None:
+                    rules = self._rules(metric, source)
+                    values = metric.family.compute(stores[needs[metric.name]], store, rules)
                 own = {
                     **self._conditions(metric),
                     "reference": reference,
@@ -287,10 +296,33 @@ class Evaluator:
 
         return distributed.on_main(records)
 
+    def _rules(self, metric: registry.Metric, source: ImageSource) -> registry.Rules:
+        labels = None
+        if metric.family.uses_labels and isinstance(source, GeneratedImages):
+            drawn = source.labels(range(metric.num_gen))
+            labels = None if drawn is None else drawn.numpy()
+        return registry.Rules(self.seed, self.covariance, labels, self._collector.computing)
+
+    def _measure_network(self, source: ImageSource, metric: registry.Metric) -> dict[str, float]:
+        assert isinstance(source, GeneratedImages) and metric.family.measure is not None
+        network = network_metrics.as_network(source.generator, metric.name)
+        collector = self._collector
+        task = network_metrics.Task(
+            network,
+            source,
+            metric.num_gen,
+            collector.batch,
+            self._detector,
+            collector.progress,
+            collector.pause,
+        )
+        return metric.family.measure(task)
+
     def _conditions(self, metric: registry.Metric) -> dict[str, Any]:
         """Detector and, where the number depends on one, covariance."""
         rules = {"covariance": self.covariance} if metric.family.has_covariance else {}
-        return {"detector": self._detector(metric.family.detector).description, **rules}
+        name = metric.family.detector
+        return {"detector": self._detector(name).description if name else None, **rules}
 
     def _detector(self, name: str) -> detectors.Detector:
         if name not in self._detectors:

@@ -88,8 +88,12 @@ class GeneratedImages:
         )
         return torch.from_numpy(np.searchsorted(self._cumulative, position, side="right").astype(np.int64))
 
+    def latents(self, indices: Sequence[int], purpose: str = "metrics/z") -> Tensor:
+        """float32 [N, z_dim] on the device."""
+        return rng.normal(self.seed, purpose, 0, indices, (self.generator.z_dim,)).to(self.device)
+
     def __call__(self, indices: Sequence[int]) -> Tensor:
-        z = rng.normal(self.seed, "metrics/z", 0, indices, (self.generator.z_dim,)).to(self.device)
+        z = self.latents(indices)
         labels = self.labels(indices)
         with torch.no_grad():
             x = self.generator(z, None if labels is None else labels.to(self.device))

@@ -50,7 +50,7 @@ class Record:
         real images.
         """
         found, reference = [], self.conditions.get("reference") or {}
-        if self.conditions["detector"].get("weights") == "random":
+        if (self.conditions["detector"] or {}).get("weights") == "random":
             found.append("random weights: comparable with numbers of these very weights alone")
         if self.conditions.get("covariance") == UNBIASED:
             found.append("covariance over n - 1, not the published n")

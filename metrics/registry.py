@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metric names and what they mean.
 
-    name     = family [count] [_full]         fid50k_full  fid10k_full  fid50k  is50k  kid50k_full
-             | pr_inception [_count] [_full]  pr_inception_50k_full
-             | fd_lite0 [_count] [_full]      fd_lite0  fd_lite0_2k  fd_lite0_2k_full
-    count    = images to generate: digits, with an optional k for thousands (default: 50k)
+    name  = PREFIX [_] [COUNT] [SUFFIX] [_full]     fid50k_full  kid50k  pr50k3_full  eqt50k_int  fd_lite0_2k
+    COUNT = images to generate: digits, with an optional k for thousands
 
 `_full` compares with every image of the data set. A name with a count and without `_full` compares with a
 seeded random subset:
@@ -13,23 +11,31 @@ seeded random subset:
     fd_lite0_<count>     10,000 real images, or as many as are generated if that is more; smaller data sets
                          are taken whole
 
-`fd_lite0` alone is 50,000 generated images against every real one. Precision and recall here are on
-Inception's features, so they do not take the published name pr50k3_full, which is VGG16's. Names are
-rewritten to one spelling (`fid50000_full` is `fid50k_full`). A new metric is one more `Family`: the detector
-output it reads, what it keeps of it, which end is good, and a pure function from arrays to numbers.
+Names are rewritten to one spelling (`fid50000_full` is `fid50k_full`). docs/metrics.md explains each family.
+
+A new metric is one more `Family`. Two kinds:
+
+* Of images: `compute(generated, real, rules)` is a pure function of what was kept of a detector's output.
+* Of the network: `measure(task)` runs the mapping and synthesis networks itself (metrics.network_metrics). It
+  is called in every process, and its result counts on process 0.
+
+Either returns one or more numbers, keyed by what follows the metric's name in the results: {"": fid},
+{"_mean": ..., "_std": ...}. The first one is the record's `value`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
-from metrics import fid, inception_score, kid, precision_recall
+from metrics import equivariance, fid, inception_score, kid, precision_recall
+from metrics.network_metrics import Task
 from metrics.statistics import FeatureArray, Moments, Store
 
 DEFAULT_NUM_GEN = 50_000
@@ -44,40 +50,79 @@ COVARIANCES = (POPULATION, UNBIASED)
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """How numbers are computed, beside the features. seed: of shuffles and subsets. progress: (blocks done,
-    blocks in all).
+    blocks in all). labels: class of each generated image, None where they have none.
     """
 
     seed: int = 0
     covariance: str = POPULATION
+    labels: np.ndarray | None = None
     progress: Callable[[int, int], None] | None = None
+
+
+Compute = Callable[[Store, Store | None, Rules], dict[str, float]]
+Measure = Callable[[Task], dict[str, float]]
+
+
+def _not_of_images(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
+    raise TypeError("a network metric has nothing to compute from images")
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of number. `compute(generated, real, rules)` gets what was kept of the detector's output
-    (`real` is None unless needs_real) and returns values keyed by what follows the metric's name in the
-    results: '' for a single number, or '_mean', ...
+    """One kind of number.
 
-    min_images: that the number needs, on each side. real_images: of a name without `_full`, if more than are
-    generated. bare_is_full: the name without a count compares with every real image, and takes no `_full`.
+    Args:
+        name: key in FAMILIES.
+        detector: the detector that images pass, '' for none.
+        output: the detector output that is kept.
+        keep: what is kept of it: first and second moments, or every row.
+        needs_real: compares with real images.
+        compute: the numbers of an image metric; `real` is None unless needs_real.
+        lower_is_better: which end of the first number is good.
+        min_images: that the number needs, on each side.
+        count_separator: between prefix and count.
+        real_images: of a name without `_full`, if more than are generated.
+        bare_is_full: the name without a count compares with every real image, and takes no `_full`.
+        prefix, suffix: what stands before and after the count; the prefix is the name unless given.
+        default_count: images to generate where a name has no count.
+        max_real: real images at most, a seeded random subset of more.
+        uses_labels: Rules.labels is read.
+        measure: the numbers of a network metric.
     """
 
     name: str
     detector: str
-    output: Literal["features", "probabilities"]
-    keep: Literal["moments", "array"]
-    needs_real: bool
-    compute: Callable[[Store, Store | None, Rules], dict[str, float]]
-    lower_is_better: bool
-    min_images: int
+    output: Literal["features", "probabilities", "spatial", "embedding"] = "features"
+    keep: Literal["moments", "array"] = "array"
+    needs_real: bool = True
+    compute: Compute = _not_of_images
+    lower_is_better: bool = True
+    min_images: int = 2
     count_separator: str = ""
     real_images: int = 0
     bare_is_full: bool = False
+    prefix: str = ""
+    suffix: str = ""
+    default_count: int = DEFAULT_NUM_GEN
+    max_real: int | None = None
+    uses_labels: bool = False
+    measure: Measure | None = None
+
+    @property
+    def of_network(self) -> bool:
+        """Whether the metric needs the network itself."""
+        return self.measure is not None
 
     @property
     def has_covariance(self) -> bool:
         """Whether the number depends on Rules.covariance."""
         return self.compute is _frechet
+
+    def spell(self, count: int, full: bool) -> str:
+        """The one spelling of a name with a count."""
+        bare = self.bare_is_full and count == self.default_count
+        parts = [self.prefix or self.name, *([] if bare else [self.count_separator, _spell_count(count)])]
+        return "".join([*parts, self.suffix, "_full" if full and not bare else ""])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +137,10 @@ class Metric:
     @property
     def num_real(self) -> int | None:
         """Real images to compare with, a seeded random subset of a data set that has more; None = all."""
-        bare = self.family.bare_is_full and self.num_gen == DEFAULT_NUM_GEN
-        return None if self.full or bare else max(self.num_gen, self.family.real_images)
+        bare = self.family.bare_is_full and self.num_gen == self.family.default_count
+        if self.full or bare:
+            return self.family.max_real
+        return max(self.num_gen, self.family.real_images)
 
 
 def _frechet(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
@@ -128,6 +175,13 @@ def _precision_recall(generated: Store, real: Store | None, rules: Rules) -> dic
     return {"_precision": precision, "_recall": recall}
 
 
+def _equivariance(kind: str, prefix: str, suffix: str = "") -> Family:
+    return Family(
+        kind, "", needs_real=False, lower_is_better=False, min_images=equivariance.GROUP, prefix=prefix,
+        suffix=suffix, measure=functools.partial(equivariance.equivariance, kind=kind),
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -144,6 +198,8 @@ FAMILIES: dict[str, Family] = {
             min_images=4,
             count_separator="_",
         ),
+        _equivariance("eqt_int", "eqt", "_int"), _equivariance("eqt_frac", "eqt", "_frac"),
+        _equivariance("eqr", "eqr"),
     )
 }  # fmt: skip
 EXAMPLES = (
@@ -170,10 +226,7 @@ def make(family: Family, num_gen: int, full: bool) -> Metric:
             f"metric {family.name} needs at least {family.min_images} generated images, got {num_gen}"
         )
     full = full and family.needs_real
-    if family.bare_is_full and num_gen == DEFAULT_NUM_GEN:
-        return Metric(family.name, family, num_gen, full)
-    name = family.name + family.count_separator + _spell_count(num_gen)
-    return Metric(name + ("_full" if full else ""), family, num_gen, full)
+    return Metric(family.spell(num_gen, full), family, num_gen, full)
 
 
 def parse_metric(name: str, num_gen: int | None = None) -> Metric:
@@ -181,11 +234,12 @@ def parse_metric(name: str, num_gen: int | None = None) -> Metric:
     known name.
     """
     for family in sorted(FAMILIES.values(), key=lambda f: -len(f.name)):
-        pattern = rf"{family.name}(?:{family.count_separator}(\d{{1,18}})(k?))?(_full)?"
+        prefix = re.escape(family.prefix or family.name)
+        pattern = rf"{prefix}(?:{family.count_separator}(\d{{1,18}})(k?))?{family.suffix}(_full)?"
         match = re.fullmatch(pattern, name)
         if match:
             digits, thousands, full = match.groups()
-            count = int(digits) * (1000 if thousands else 1) if digits else DEFAULT_NUM_GEN
+            count = int(digits) * (1000 if thousands else 1) if digits else family.default_count
             if full and not family.needs_real:
                 raise ValueError(
                     f"metric {name!r} looks at generated images alone, so there is no '_full': say "
@@ -208,3 +262,8 @@ def parse_list(names: str | Sequence[str], num_gen: int | None = None) -> list[M
         names = names.split(",")
     wanted = [name for name in (part.strip() for part in names) if name and name.lower() != "none"]
     return list({metric.name: metric for metric in (parse_metric(name, num_gen) for name in wanted)}.values())
+
+
+def detectors_of(metrics: Sequence[Metric]) -> list[str]:
+    """The detectors that metrics use, each once."""
+    return list(dict.fromkeys(metric.family.detector for metric in metrics if metric.family.detector))
