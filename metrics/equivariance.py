@@ -83,7 +83,7 @@ def fractional_translation(x: Tensor, tx: float, ty: float) -> tuple[Tensor, Ten
     return y.view_as(x), mask
 
 
-def _rotated(grid: np.ndarray, angle: float, response: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _turned(grid: np.ndarray, angle: float, response: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """A separable response on a square grid, turned by `angle`: [len(grid), len(grid)]."""
     x, y = np.meshgrid(grid, grid)
     along, across = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
@@ -99,10 +99,10 @@ def bandlimit_filter(angle: float, oversampling: int) -> Tensor:
     lags, grid = np.arange(-reach, reach + 1), np.arange(-aperture, aperture + 1)
     distance = lags[:, None] - grid
     upright = np.where(np.abs(distance) <= aperture, np.sinc(distance / oversampling), 0)
-    ideal = upright @ _rotated(grid / oversampling, angle, np.sinc) @ upright.T
+    ideal = upright @ _turned(grid / oversampling, angle, np.sinc) @ upright.T
     near = grid[np.abs(grid) <= 2 * reach] / oversampling  # beyond it, the rotated window is 0
     upright = _window(lags[:, None] / oversampling - near)
-    kernel = ideal * (upright @ _rotated(near, angle, _window) @ upright.T)
+    kernel = ideal * (upright @ _turned(near, angle, _window) @ upright.T)
     for i in range(oversampling):
         for j in range(oversampling):
             kernel[i::oversampling, j::oversampling] /= kernel[i::oversampling, j::oversampling].sum()
