@@ -1,91 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers for a network pickle or an image set.
+"""Metrics of a network or of images.
 
-    # FID and Inception Score of a network against the data set it was trained on
+    # FID and Inception Score of a network against the data set that its file names
     python calc_metrics.py --network=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64/best_model.pkl
     --metrics=fid50k_full,is50k
 
     # the same distance on EfficientNet-Lite0's features, which needs no download; 5,000 generated images
-    against 10,000 real ones python calc_metrics.py --network=network-snapshot.pkl --metrics=fd_lite0_5k
-    --data=emoji16.zip
+    # against 10,000 real ones
+    python calc_metrics.py --network=network-snapshot.pkl --metrics=fd_lite0_5k --data=emoji16.zip
 
-    # one image set against another: any size, grey or transparent images
+    # one image set against another: any size, grey or transparent images; ADM's .npz
     python calc_metrics.py --images=out/ --data=emoji16.zip --metrics=fd_lite0
+    python calc_metrics.py --images=samples.npz --data=VIRTUAL_imagenet256_labeled.npz --metrics=fid50k_full
 
-    # Inception's weights from a file
-    python calc_metrics.py --network=network-snapshot.pkl --metrics=fid50k_full
-    --inception=pt_inception-2015-12-05-6726825d.pth
+    # how far the number moves with other samples, and a page to look at
+    python calc_metrics.py --network=network-snapshot.pkl --metrics=fd_lite0_5k --repeats=3 --report=out.html
 
-Metric names: fid, is, kid, pr_inception and fd_lite0, each with any count of generated images
-(metrics/registry.py has the grammar, docs/metrics.md the conventions). Image files are turned upright and
-made 8-bit RGB, with grey values in all channels and transparency laid on white; those of another size than
-the data set become their largest centred square, resized with Lanczos. A data set with a dataset.json is
-taken as it is.
+    # two runs side by side
+    python calc_metrics.py compare training-runs/00000-first training-runs/00001-second
 
-Every number comes as one JSON line on stdout that says what it was measured on; the table and the progress go
-to stderr. The line is also appended to metric-NAME.jsonl in --outdir, by default the folder of the network if
-that is a run folder.
+Metric names: fid, is, kid, fd_lite0 and others, each with any count of generated images (docs/metrics.md).
+Image files are turned upright and made 8-bit RGB, with grey values in all channels and transparency laid on
+white; those of another size than the data set become their largest centred square, resized with Lanczos. A
+data set with a dataset.json is taken as it is.
+
+Each number is printed as one JSON line on stdout with the conditions of its measurement; the table and the
+progress go to stderr. The line is also appended to metric-NAME.jsonl in --outdir, by default the run folder
+of the network. A killed measurement of a network continues where it was when it is started again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import zipfile
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 import dnnlib.util
 from dnnlib import outputs
-from dnnlib.progress import Stages
-from generation import commands, render
-from generation.measured import MeasuredGenerator
-from image_data import archives, labels
-from metrics import collect, evaluate, registry
+from generation import commands, metric_commands, metric_report, metric_sources, render
+from metrics import evaluate
 from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
 from torch_utils import distributed, timm_weights
 from torch_utils.devices import pick_device
 from training import run_folder
-from training.build import make_dataset
-from training.config import DataConfig
-from training.data.dataset import ImageDataset
-
-
-def reference_path(network: render.Network | None, data: str | None) -> str:
-    """The data set to compare with: --data, or what the pickle was trained on. Raises ValueError if neither
-    is here.
-    """
-    if data is not None:
-        return data
-    trained_on = network.training_set_kwargs.get("path") if network else None
-    if not isinstance(trained_on, str):
-        raise ValueError("--data is missing: name the data set to compare with")
-    if not Path(trained_on).exists():
-        raise ValueError(
-            f"--data is missing, and the data set that the pickle names ({trained_on}) is not here: name "
-            "the data set to compare with"
-        )
-    return trained_on
-
-
-def trained_on(network: render.Network) -> dict[str, Any] | None:
-    """How the network's training images were prepared, if its pickle says."""
-    data = network.provenance.get("data")
-    metadata = data.get("metadata") if isinstance(data, dict) else None
-    return (
-        evaluate.preparation_from(metadata, network.G.img_resolution) if isinstance(metadata, dict) else None
-    )
 
 
 def record_folder(options: dict[str, Any]) -> Path | None:
-    """Where records are kept: --outdir, or the run folder that the network lies in, if it can be written.
+    """Where records are kept: --outdir, or the network's run folder if it can be written.
 
-    Raises ValueError if --outdir cannot.
+    Raises:
+        ValueError: --outdir cannot be written.
     """
     if options["outdir"]:
         reason = dnnlib.util.why_not_writable(options["outdir"])
@@ -112,66 +82,6 @@ def record_folder(options: dict[str, Any]) -> Path | None:
     return None
 
 
-def make_evaluator(
-    options: dict[str, Any], network: render.Network | None, device: torch.device
-) -> evaluate.Evaluator:
-    """The evaluator that the options ask for; opens the data set, loads no detector. Raises ValueError for
-    options that do not go together.
-    """
-    metrics = registry.parse_list(options["metrics"], options["num_gen"])
-    if not metrics:
-        raise ValueError("--metrics names no metric")
-    conditional = network is not None and network.G.c_dim > 0
-    needs_labels = conditional and options["labels"] == "dataset"
-    dataset: Any = None
-    if needs_labels or any(metric.family.needs_real for metric in metrics):
-        path = reference_path(network, options["data"])
-        if network is None and not is_prepared(path):
-            dataset = evaluate.ImageFiles(path, options["resolution"])
-        else:
-            data = DataConfig(path=path, cond=needs_labels, resolution=options["resolution"])
-            dataset = make_dataset(data, options["seed"])
-    return evaluate.Evaluator(
-        dataset,
-        options["metrics"],
-        num_gen=options["num_gen"],
-        device=device,
-        batch=options["batch"],
-        seed=options["seed"],
-        labels=options["labels"],
-        covariance=options["covariance"],
-        inception=options["inception"],
-        force=options["force"],
-        progress=Stages(collect.STAGES, silent=2) if options["verbose"] else None,
-    )
-
-
-def is_prepared(path: str) -> bool:
-    """Whether a folder or zip says in a dataset.json what it is; its images are then taken as they are."""
-    if not os.path.isdir(path) and not zipfile.is_zipfile(path):
-        return False
-    return labels.unwrapped(archives.open_archive(path)).index is not None
-
-
-def open_image_set(options: dict[str, Any], reference: Any) -> Any:
-    """The images to measure: a prepared data set as it is, other images at the size of what they are compared
-    with.
-    """
-    if is_prepared(options["images"]):
-        return ImageDataset(options["images"])
-    size = options["resolution"] or (None if reference is None else int(reference.resolution))
-    return evaluate.ImageFiles(options["images"], size)
-
-
-def load_network(options: dict[str, Any], device: torch.device | str) -> render.Network | None:
-    """The network to measure, if it is one."""
-    if not options["network"]:
-        return None
-    return render.load_network(
-        options["network"], device, trust_pickle=options["trust_pickle"], precision=options["precision"]
-    )
-
-
 def measure(options: dict[str, Any]) -> None:
     """One process of the measurement; process 0 prints and keeps the records."""
     with outputs.interruptible():  # in processes of their own, too
@@ -180,65 +90,114 @@ def measure(options: dict[str, Any]) -> None:
 
 def _measure(options: dict[str, Any]) -> None:
     device = distributed.init(pick_device(options["device"]).type)
-    network = load_network(options, device)
-    evaluator = make_evaluator(options, network, device)
+    network = metric_sources.load_network(options, device)
+    evaluator = metric_sources.make_evaluator(options, network, device)
     folder = options["records"]
     if folder and distributed.is_main():
         evaluator.check_records(folder)
-    if network is None:
-        records = evaluator.compare(open_image_set(options, evaluator.dataset))
-    else:
-        path = options["centroids_path"]
-        centroids = render.load_centroids(path, network.G.w_dim) if path else None
-        records = evaluator(
-            MeasuredGenerator(network.G, options["truncation"], centroids),
-            truncation=options["truncation"],
-            snapshot=options["network"],
-            trained_on=trained_on(network),
-            details={"centroids": {"path": path, "sha256": dnnlib.util.sha256_file(dnnlib.util.fetch(path))}}
-            if path
-            else None,
-        )
+    measured = None if network else metric_sources.open_image_set(options, evaluator.dataset)
+    records: list[evaluate.Record] = []
+    for seed in range(options["seed"], options["seed"] + options["repeats"]):
+        evaluator.seed = seed
+        if network is None:
+            found = evaluator.compare(measured)
+        else:
+            measured = metric_sources.generator_of(network, options)
+            centroids = metric_sources.centroids_details(options)
+            found = evaluator(
+                measured,
+                truncation=options["truncation"],
+                snapshot=options["network"],
+                trained_on=metric_sources.trained_on(network),
+                details={"centroids": centroids} if centroids else None,
+                identity=metric_sources.identity_of(network, options),
+            )
+        if distributed.is_main():
+            keep(found, folder, options)
+        records += found
     if distributed.is_main():
-        report(records, folder, options)
+        if options["verbose"]:
+            show(records, folder)
+        evaluator.seed = options["seed"]
+        metric_report.write_if_asked(options["report"], evaluator, measured, records)
     distributed.shutdown()
 
 
-def report(records: list[evaluate.Record], folder: Path | None, options: dict[str, Any]) -> None:
-    """Table to stderr, JSON lines to stdout and, where there is a folder for them, to files."""
+def keep(records: Sequence[evaluate.Record], folder: Path | None, options: dict[str, Any]) -> None:
+    """Print records as JSON lines and append them to their files, if there is a folder for them."""
+    for record in records:
+        click.echo(json.dumps(record.as_dict()))
+        if folder:
+            evaluate.write_record(folder, record, options["force"])
+
+
+def show(records: Sequence[evaluate.Record], folder: Path | None) -> None:
+    """Print the table to stderr."""
     width = max(len(name) for name in evaluate.numbers(records))
-    for record in records if options["verbose"] else ():
-        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
-        for name, value in record.results.items():
-            click.echo(f"  {name.ljust(width)}  {value:.4f}{notes}", err=True)
-    adapted = records[0].conditions.get("images", {}).get("adapted") if options["verbose"] else None
+    for metric in dict.fromkeys(record.metric for record in records):
+        repeats = [record for record in records if record.metric == metric]
+        for name in repeats[0].results:
+            values = [record.results[name] for record in repeats]
+            notes = f"  ({'; '.join(repeats[0].notes)})" if repeats[0].notes else ""
+            click.echo(f"  {name.ljust(width)}  {_summary(values)}{notes}", err=True)
+        for line in _intervals(repeats[-1]):
+            click.echo(f"    {line}", err=True)
+    adapted = records[0].conditions.get("images", {}).get("adapted")
     if adapted:
         done = ", ".join(f"{count:,} {what}" for what, count in adapted.items())
         click.echo(
             f"Images of another size than {records[0].conditions['images']['resolution']} pixels: {done}",
             err=True,
         )
-    for record in records:
-        click.echo(json.dumps(record.as_dict()))
-        if folder:
-            evaluate.write_record(folder, record, options["force"])
-    if folder and options["verbose"]:
+    if folder:
         click.echo(f"Records: {run_folder.metric_file(folder, 'NAME')}", err=True)
 
 
-@click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+def _summary(values: Sequence[float]) -> str:
+    """A number, or minimum, mean and standard deviation of several seeds."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    return (
+        f"{mean:.4f}  ({len(values)} seeds: minimum {min(values):.4f}, mean {mean:.4f}, standard deviation "
+        f"{deviation:.4f})"
+    )
+
+
+def _intervals(record: evaluate.Record) -> list[str]:
+    """Lines about the interval and the extrapolation of a record."""
+    lines = []
+    interval = record.conditions.get("interval")
+    for name, deviation in (interval["std"] if interval else {}).items():
+        lines.append(
+            f"{name}: standard deviation {deviation:.4f} under other samples "
+            f"({interval['repeats']} random halves)"
+        )
+    infinity = record.conditions.get("infinity")
+    if infinity:
+        lines.append(f"{record.metric}: {infinity['value']:.4f} extrapolated to infinitely many samples")
+    return lines
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"max_content_width": 140},
+    help=str(__doc__).replace("\n\n", "\n\n\b\n"),
+)
 @click.option(
     "--network",
     metavar="PATH|URL",
-    help="network pickle to measure, or run folder, or .safetensors with its .json, or hf://OWNER/NAME",
+    help="network file to measure (.pkl, or .safetensors with its .json), run folder or hf://OWNER/NAME",
 )
 @click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
-@click.option("--images", metavar="DIR|ZIP", help="image set to measure, instead of a network")
+@click.option("--images", metavar="DIR|ZIP|NPZ", help="images or statistics to measure, instead of a network")
 @click.option(
     "--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names"
 )
 @click.option(
-    "--data", metavar="ZIP|DIR", help="data set to compare with  [default: the one the pickle was trained on]"
+    "--data",
+    metavar="ZIP|DIR|NPZ",
+    help="data set, images or statistics to compare with  [default: the data set named in the network file]",
 )
 @click.option(
     "--resolution",
@@ -305,35 +264,68 @@ def report(records: list[evaluate.Record], folder: Path | None, options: dict[st
     help="of Frechet distances: over n, as the published FID, or unbiased, over n - 1, as torch-fidelity "
     "and pytorch-fid",
 )
+@metric_commands.repeats_option
+@metric_commands.interval_options[0]
+@metric_commands.interval_options[1]
+@click.option("--report", metavar="HTML", help="page with the numbers, nearest real images and classes")
 @click.option("--outdir", metavar="DIR", help="where records are kept  [default: the network's run folder]")
 @click.option(
     "--force",
     is_flag=True,
     help="compare image sets of different preparation or resolution; the record says so",
 )
+@click.pass_context
 @commands.one_line_errors
-def main(**options: Any) -> None:
-    if bool(options["network"]) == bool(options["images"]):
-        raise ValueError("give either --network or --images")
-    if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
-        raise ValueError("--truncation and --centroids-path are for networks, not for --images")
-    if options["outdir"] is not None:
-        outputs.check_output(
-            "--outdir",
-            options["outdir"],
-            data={"--images": options["images"], "--data": options["data"]},
-            folder=True,
-        )
-    # Everything that can be wrong is looked at here, once, before processes start and hours pass.
-    network = load_network(options, "cpu")
+def main(context: click.Context, **options: Any) -> None:
+    # The module's docstring is the help of the command.
+    if context.invoked_subcommand is not None:
+        return
+    check_options(options)
+    # Mistakes are found here, once, before processes start and hours pass.
+    network = metric_sources.load_network(options, "cpu")
     if network is not None:
         options["network"] = network.path  # the file, where a run folder was named
         if options["centroids_path"]:
             render.load_centroids(options["centroids_path"], network.G.w_dim)
-    evaluator = make_evaluator(options, network, pick_device(options["device"]))
+    evaluator = metric_sources.make_evaluator(options, network, pick_device(options["device"]))
+    check_measured(options, network, evaluator)
+    options["records"] = record_folder(options)
+    del network, evaluator
+    distributed.launch(measure, options["gpus"], options)
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raises ValueError for options that do not go together."""
+    if bool(options["network"]) == bool(options["images"]):
+        raise ValueError("give either --network or --images")
+    if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
+        raise ValueError("--truncation and --centroids-path are for networks, not for --images")
+    if options["images"] and options["repeats"] > 1:
+        raise ValueError(
+            "--repeats draws other latents: it needs --network; --bootstrap works for --images, too"
+        )
+    if options["seed"] + options["repeats"] - 1 > render.MAX_SEED:
+        raise ValueError(f"--seed={options['seed']}: seeds go up to {render.MAX_SEED}")
+    inputs = {"--images": options["images"], "--data": options["data"]}
+    if options["outdir"] is not None:
+        outputs.check_output("--outdir", options["outdir"], data=inputs, folder=True)
+    if options["report"] is not None:
+        outputs.check_output(
+            "--report", options["report"], data=inputs, inputs={"--network": options["network"]}
+        )
+
+
+def check_measured(
+    options: dict[str, Any], network: render.Network | None, evaluator: evaluate.Evaluator
+) -> None:
+    """Check the images and the detectors' weights, and print what the sets are.
+
+    Raises:
+        ValueError, OSError: They cannot be measured.
+    """
     image_set = None
     if network is None:
-        image_set = open_image_set(options, evaluator.dataset)
+        image_set = metric_sources.open_image_set(options, evaluator.dataset)
         evaluator.fitted(image_set)
         warning = (
             evaluate.lossy_difference(image_set, evaluator.dataset) if evaluator.dataset is not None else None
@@ -343,24 +335,17 @@ def main(**options: Any) -> None:
     try:
         evaluator.check()
     except timm_weights.MissingWeights as error:
-        command = shlex.join(
-            [
-                "python",
-                "train.py",
-                "--prefetch",
-                f"--metrics={options['metrics']}",
-                "--backbones=tf_efficientnet_lite0",
-            ]
-        )
-        raise timm_weights.MissingWeights(f"{error}; or, where there is a network, run: {command}") from None
+        words = ["python", "train.py", "--prefetch", f"--metrics={options['metrics']}"]
+        command = shlex.join([*words, "--backbones=tf_efficientnet_lite0"])
+        raise timm_weights.MissingWeights(f"{error}; or, with internet access, run: {command}") from None
     if options["verbose"]:
         for flag, shown in (("--images", image_set), ("--data", evaluator.dataset)):
             if shown is not None:
                 click.echo(f"{flag}={shown.path}: {len(shown):,} images; {shown.labels_summary}", err=True)
-    options["records"] = record_folder(options)
-    del network, evaluator
-    distributed.launch(measure, options["gpus"], options)
 
+
+for command in metric_commands.SUBCOMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images through detectors, once for all that is needed of them, shared among processes."""
+"""Images through detectors: one pass for all that is needed of them, shared among processes.
+
+The next batch is generated or read by a second thread while this one is in the detectors. A pass with a key
+(what its images are) saves its state once a minute (metrics.partial) and resumes from it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metrics import detectors, statistics
-from metrics.image_sets import ImageSource, RealImages
+from metrics.image_sets import ImageSource
+from metrics.partial import Partial
 from torch_utils import distributed
 
-# What an evaluator's progress is told to be doing, and what to call it.
+# The stages that an evaluator's progress is called with, and their labels.
 STAGES = {
     "real": "Real images",
     "generated": "Generated images",
@@ -24,7 +31,7 @@ STAGES = {
     "distances": "Blocks of distances",
 }
 
-Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
+Progress = Callable[[str, int, int], None]  # stage, images done, images in all
 Pause = Callable[[bool], None]  # may raise to end the work; its argument: this process is alone in calling it
 
 
@@ -43,9 +50,13 @@ class Need(NamedTuple):
 class Collector:
     """Runs images through detectors.
 
-    detector: a detector by its name. batch: images at a time, per process. progress: called on process 0.
-    pause: called in every process before each of its batches, equally often in all, so that they can agree in
-    it to stop.
+    Args:
+        detector: Returns a detector by its name.
+        batch: Images at a time, per process.
+        progress: Called on process 0.
+        pause: Called in every process before each of its batches, equally often in all, so that they can
+            agree in it to stop.
+        cache_dir: Where unfinished passes are saved; None = nowhere.
     """
 
     def __init__(
@@ -54,48 +65,68 @@ class Collector:
         batch: int,
         progress: Progress | None = None,
         pause: Pause | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self.detector, self.batch, self.progress, self.pause = detector, batch, progress, pause
+        self.cache_dir = cache_dir
+        self._partials: list[Partial] = []
 
     def computing(self, done: int, total: int) -> None:
-        """Tell of blocks of distances that are computed, and stop if asked to; on process 0 alone."""
+        """Show the blocks of distances that are computed, and stop if asked to; on process 0 alone."""
         if self.pause is not None:
             self.pause(True)
         if self.progress is not None:
             self.progress("distances", done, total)
 
-    def __call__(self, source: ImageSource, what: str, needs: Sequence[Need]) -> dict[Need, statistics.Store]:
-        """The stores of all needs, merged on process 0, partial elsewhere."""
+    def __call__(
+        self, source: ImageSource, what: str, needs: Sequence[Need], key: Mapping[str, Any] | None = None
+    ) -> dict[Need, statistics.Store]:
+        """The stores of all needs, merged on process 0, partial elsewhere.
+
+        Args:
+            source: Of the images.
+            what: The stage, for progress.
+            needs: What to keep.
+            key: JSON values: what the images are. None = the pass cannot resume.
+        """
         stores = {
             need: statistics.new_store(need.keep, self.detector(need.detector).dims[need.output])
             for need in needs
         }
         total = max(need.num_images for need in needs)
-        batches = [range(start, min(start + self.batch, total)) for start in range(0, total, self.batch)]
         world = distributed.world_size()
+        batches = [range(start, min(start + self.batch, total)) for start in range(0, total, self.batch)]
         mine = batches[distributed.rank() :: world]
-        self._show(what, 0, total)
-        with ThreadPoolExecutor(
-            max_workers=1
-        ) as pool:  # the next batch is read while this one is in the network
-            ahead = isinstance(source, RealImages)
-            pending = pool.submit(source, mine[0]) if ahead and mine else None
-            for position in range(-(-len(batches) // world)):
+        partial = self._partial(key, needs)
+        begin = 0 if partial is None else min(partial.restore(stores), len(mine))
+        first = min(distributed.all_gather_object(begin))
+        self._show(what, min(total, first * self.batch * world), total)
+        with detectors.full_float32(), _ahead(source, mine[begin:]) as pixels:
+            for position in range(first, -(-len(batches) // world)):
                 if self.pause is not None:
                     self.pause(False)
-                if position < len(mine):
-                    pixels = pending.result() if pending else source(mine[position])
-                    more = ahead and position + 1 < len(mine)
-                    pending = pool.submit(source, mine[position + 1]) if more else None
-                    self._run(pixels, mine[position], stores)
-                    self._show(what, min(total, (position + 1) * self.batch * world), total)
+                if begin <= position < len(mine):
+                    self._run(next(pixels), mine[position], stores, partial)
+                    if partial is not None:
+                        partial.save_if_due(stores, position + 1)
+                self._show(what, min(total, (position + 1) * self.batch * world), total)
         _merge(stores)
         return stores
 
+    def finished(self) -> None:
+        """The results of the passes so far are safe: remove their saved states."""
+        for partial in self._partials:
+            partial.discard()
+        self._partials.clear()
+
+    def interrupted(self) -> None:
+        """Release the saved states of unfinished passes, which stay for the next attempt."""
+        for partial in self._partials:
+            partial.close()
+        self._partials.clear()
+
     def seconds_per_image(self, name: str, resolution: int) -> float:
-        """Measured on two small batches of noise, the second of which counts; once per detector, which
-        resizes what it gets.
-        """
+        """Measured on the second of two small batches of noise, once per detector."""
         network = self.detector(name)
         if network not in _speeds:
             pixels = torch.randint(256, [4, 3, resolution, resolution], dtype=torch.uint8)
@@ -105,22 +136,65 @@ class Collector:
                 _speeds[network] = max(time.monotonic() - started, 1e-9) / len(pixels)
         return _speeds[network]
 
+    def _partial(self, key: Mapping[str, Any] | None, needs: Sequence[Need]) -> Partial | None:
+        if key is None or self.cache_dir is None:
+            return None
+        whole = {
+            "images": key,
+            "needs": [[*need, self.detector(need.detector).description] for need in needs],
+            "batch": self.batch,
+            "processes": distributed.world_size(),
+        }
+        partial = Partial(self.cache_dir, whole, distributed.rank())
+        if not partial.open():
+            return None
+        self._partials.append(partial)
+        return partial
+
     def _show(self, what: str, done: int, total: int) -> None:
         if self.progress and distributed.is_main():
             self.progress(what, done, total)
 
-    def _run(self, pixels: Tensor, batch: range, stores: Mapping[Need, statistics.Store]) -> None:
+    def _run(
+        self, pixels: Tensor, batch: range, stores: Mapping[Need, statistics.Store], partial: Partial | None
+    ) -> None:
         for name in {need.detector for need in stores}:
             wanted = {
-                need: store
-                for need, store in stores.items()
+                need: number
+                for number, need in enumerate(stores)
                 if need.detector == name and need.num_images > batch.start
             }
             if wanted:
                 outputs = self.detector(name)(pixels[: max(need.num_images for need in wanted) - batch.start])
-                for need, store in wanted.items():
+                for need, number in wanted.items():
                     indices = range(batch.start, min(batch.stop, need.num_images))
-                    store.append(outputs[need.output][: len(indices)].numpy(), indices)
+                    rows = outputs[need.output][: len(indices)].numpy()
+                    stores[need].append(rows, indices)
+                    if partial is not None and need.keep == "array":
+                        partial.add(number, rows, indices)
+
+
+@contextlib.contextmanager
+def _ahead(source: ImageSource, batches: Sequence[range]) -> Iterator[Iterator[Tensor]]:
+    """The images of batches, each made by a second thread while the caller uses the one before."""
+    device = getattr(source, "device", None)
+
+    def start() -> None:
+        if device is not None and device.type == "cuda" and device.index is not None:  # one per thread
+            torch.cuda.set_device(device)
+
+    with ThreadPoolExecutor(max_workers=1, initializer=start) as pool:
+
+        def images() -> Iterator[Tensor]:
+            pending = pool.submit(source, batches[0]) if batches else None
+            for following in [*batches[1:], None]:
+                if pending is None:
+                    return
+                ready = pending.result()
+                pending = None if following is None else pool.submit(source, following)
+                yield ready
+
+        yield images()
 
 
 def _merge(stores: Mapping[Need, statistics.Store]) -> None:

@@ -38,7 +38,7 @@ LITE0_INPUT = 224
 
 
 @contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """TF32 off, for matrix products and convolutions alike: it moves FID in the second decimal."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -84,7 +84,7 @@ class Detector:
             raise ValueError(
                 f"detectors take uint8 images [N, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
             )
-        with torch.inference_mode(), _full_float32():
+        with torch.inference_mode(), full_float32():
             x = images.to(self.device)
             outputs = self._run(x.expand(-1, 3, -1, -1))
             return {key: value.float().cpu() for key, value in outputs.items()}

@@ -27,6 +27,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ from metrics.image_sets import (
     preparation_from,
     require_same_preparation,
 )
+from metrics.intervals import Extras
 from metrics.records import (
     Record,
     check_against_last,
@@ -58,6 +60,8 @@ from metrics.records import (
     write_record,
 )
 from metrics.reference import References
+from metrics.statistics import Store
+from metrics.statistics_file import StatisticsFile
 from torch_utils import distributed
 
 __all__ = [
@@ -69,28 +73,35 @@ __all__ = [
 
 LABEL_RULES = ("dataset", "uniform")
 MAX_BATCH = 4096  # images at a time
+MAX_BOOTSTRAP = 1000
 
 
 class Evaluator:
-    """Measures generators or image sets against a data set. See the module's head for what the arguments must
-    offer.
+    """Measures generators or image sets against a data set. The module's docstring has what they must offer.
 
     Args:
-        dataset: the reference; None if no metric needs one (is50k with uniform labels).
-        metrics: names ('fid50k_full,is50k') or a list of names.
-        device: where generator and detectors run. batch: images at a time, per process.
-        seed: of latents, labels and shuffles. num_gen: replaces the count in the names.
+        dataset: The reference: images or a `StatisticsFile`; None if no metric needs one.
+        metrics: Names ('fid50k_full,is50k') or a list of names.
+        device: Where generator and detectors run.
+        batch: Images at a time, per process.
+        seed: Of latents, labels and shuffles.
+        num_gen: Replaces the count in the names.
         labels: 'dataset' draws them from the data set's distribution (published StyleGAN), 'uniform' over the
-        classes
-            (published StyleSAN-XL).
-        covariance: of Frechet distances: 'population' (over n, as published) or 'unbiased' (over n - 1);
-        recorded. inception, lite0: weights' files, see metrics.detectors. lite0_dtype: torch.bfloat16 is
-        faster on CPUs; recorded. cache_dir: for statistics of real images; None = dnnlib's cache. progress:
-        called with (what, done, total) on process 0; what: real, generated, compared, distances. pause:
-        called in every process before each batch, to raise what ends the work; see metrics.collect. force:
-        measure across differing preparations and resolutions; recorded. loaded: detectors by name, instead of
-        loading them; those that are loaded are added.
-    Raises ValueError for names, rules and data sets that do not fit.
+            classes (published StyleSAN-XL).
+        covariance: Of Frechet distances: 'population' (over n, as published) or 'unbiased' (over n - 1).
+        bootstrap: Random halves of the generated samples that give an interval; 0 = no interval.
+        extrapolate: Also the value of Frechet distances for infinitely many samples.
+        inception: Weights file, see metrics.detectors.
+        lite0: Weights file.
+        lite0_dtype: torch.bfloat16 is faster on CPUs.
+        cache_dir: For statistics of real images and unfinished passes; None = dnnlib's cache.
+        progress: Called with (stage, done, total) on process 0; metrics.collect has the stages.
+        pause: Called in every process before each batch; may raise to end the work.
+        force: Measure across differing preparations and resolutions.
+        loaded: Detectors by name; those that are loaded are added.
+
+    Raises:
+        ValueError: Names, rules or data set do not fit.
     """
 
     def __init__(
@@ -104,6 +115,8 @@ class Evaluator:
         num_gen: int | None = None,
         labels: str = "dataset",
         covariance: str = registry.POPULATION,
+        bootstrap: int = 0,
+        extrapolate: bool = False,
         inception: str | None = None,
         lite0: str | None = None,
         lite0_dtype: torch.dtype = torch.float32,
@@ -120,39 +133,44 @@ class Evaluator:
         self.seed = seed
         self.label_rule = labels
         self.covariance = covariance
+        self.extras = Extras(bootstrap, extrapolate)
+        self.extras.check(self.metrics)
         self.force = force
         self._weights = {"inception_path": inception, "lite0_weights": lite0}
         self._lite0_dtype = lite0_dtype
         self._detectors: dict[str, detectors.Detector] = {} if loaded is None else loaded
-        self._collector = Collector(self._detector, batch, progress, pause)
-        self._references = References(dataset, self._collector, cache_dir)
+        folder = cache_dir or dnnlib.util.make_cache_dir_path("metrics")
+        self.collector = Collector(self._detector, batch, progress, pause, Path(folder))
+        self.references = References(dataset, self.collector, folder)
 
     def check(self, download: bool = True) -> None:
-        """Make sure, before any work, that the numbers can be had.
+        """Make sure, before any work, that the metrics can be measured.
 
-        The data set is large enough, the detectors' weights are there (Inception's are downloaded to the
-        cache if not, unless `download` is False), and a line says so if statistics cannot be cached. Raises
-        as `detectors.check`, and ValueError.
+        The data set is large enough and the detectors' weights are there (Inception's are downloaded to the
+        cache if not, unless `download` is False). Warns if statistics cannot be cached.
+
+        Raises:
+            FileNotFoundError, ValueError: As `detectors.check`; the data set is too small.
         """
         self.check_data()
         for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
             detectors.check(name, **self._weights, download=download)
         if self._needing():
-            self._references.check_cache()
+            self.references.check_cache()
 
     def check_data(self) -> None:
         """Raises ValueError if the data set has too few images for a metric."""
-        self._references.check_size(self._needing())
+        self.references.check_size(self._needing())
 
     def announce(self, anew: bool = False) -> list[str]:
-        """Lines about the statistics that the first evaluation must compute, with the time they take on this
-        device, measured now.
+        """Lines about the statistics that the first evaluation computes, with the time on this device.
 
-        anew: whatever is cached.
+        Args:
+            anew: Ignore what is cached.
         """
         lines = []
-        for (name, count), metrics in self._references.missing(self._needing(), anew).items():
-            seconds = self._collector.seconds_per_image(name, int(self.dataset.resolution))
+        for (name, count), metrics in self.references.missing(self._needing(), anew).items():
+            seconds = self.collector.seconds_per_image(name, int(self.dataset.resolution))
             lines.append(
                 f"{count:,} real images through {name} for {', '.join(metrics)}: about "
                 f"{dnnlib.util.format_time(count * seconds)} "
@@ -161,14 +179,12 @@ class Evaluator:
         return lines
 
     def check_records(self, folder: str | os.PathLike[str]) -> None:
-        """Raises ValueError, before hours of work, if `write_record` would refuse this evaluator's records
-        for what `folder` holds.
-        """
+        """Raises ValueError if `write_record` would refuse this evaluator's records in a folder."""
         for metric in self.metrics:
             check_against_last(record_path(folder, metric.name), self._to_be_recorded(metric), self.force)
 
     def changes_since(self, folder: str | os.PathLike[str]) -> list[str]:
-        """What sets this evaluator's numbers apart from the last ones in a folder, by metric, in words."""
+        """In words, by metric, what differs from the conditions of the last records in a folder."""
         changes = []
         for metric in self.metrics:
             with contextlib.suppress(ValueError):  # a damaged file has no last record
@@ -178,10 +194,8 @@ class Evaluator:
         return changes
 
     def _to_be_recorded(self, metric: registry.Metric) -> dict[str, Any]:
-        """What of a record is known before anything is measured."""
-        reference = None
-        if metric.family.needs_real:
-            reference = self._references.describe(RealImages(self.dataset, metric.num_real))
+        """The conditions of a record that are known before anything is measured."""
+        reference = self.references.describe_for(metric) if metric.family.needs_real else None
         return {"metric": metric.name, "reference": reference, **self._conditions(metric)}
 
     def __call__(
@@ -192,68 +206,86 @@ class Evaluator:
         snapshot: str | None = None,
         trained_on: Mapping[str, Any] | None = None,
         details: Mapping[str, Any] | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> list[Record]:
         """Measure a generator: one record per metric, in their order.
 
-        truncation, snapshot, details: for the record (truncating is the generator's own affair). trained_on:
-        preparation of its training images.
+        Args:
+            generator: See the module's docstring.
+            truncation: For the record; truncating is the generator's own affair.
+            snapshot: For the record.
+            trained_on: Preparation of the generator's training images.
+            details: For the record.
+            identity: JSON values: what the generator's images depend on, beside latents and labels, such as
+                the hash of its weights. With it, a killed evaluation resumes.
         """
         if trained_on is not None and self.dataset is not None:
             what = "the generator's training images and the data set"
             require_same_preparation(what, trained_on, preparation(self.dataset), self.force)
-        conditional = bool(getattr(generator, "c_dim", 0))
-        counts = _label_counts(self.dataset) if conditional and self.label_rule == "dataset" else None
-        resolution = None if self.force or self.dataset is None else int(self.dataset.resolution)
-        source = GeneratedImages(generator, self.seed, self.device, counts, resolution)
-        reduced = getattr(
-            getattr(generator, "synthesis", None), "reduced_dtype", None
-        )  # of its flagged layers; None = float32
+        source = self.generated(generator)
+        reduced = getattr(getattr(generator, "synthesis", None), "reduced_dtype", None)
         about = {
             "truncation": truncation,
-            "labels": self.label_rule if conditional else None,
+            "labels": self.label_rule if source.num_classes else None,
             "snapshot_pkl": snapshot,
             "generator_dtype": str(reduced or torch.float32).removeprefix("torch."),
             **(details or {}),
         }
-        return self._measure(source, "generated", self.metrics, about)
+        key = None if identity is None else {**identity, **source.identity(), "device": self.device.type}
+        return self._measure(source, "generated", self.metrics, about, key)
+
+    def generated(self, generator: Any) -> GeneratedImages:
+        """The images of a generator, with the latents and labels that this evaluator draws."""
+        conditional = bool(getattr(generator, "c_dim", 0))
+        counts = label_counts(self.dataset) if conditional and self.label_rule == "dataset" else None
+        size = None if self.force or self.dataset is None else self.dataset.resolution
+        return GeneratedImages(generator, self.seed, self.device, counts, size)
 
     def fitted(self, image_set: Any) -> list[registry.Metric]:
-        """The metrics of an image set: one smaller than a metric's count is taken whole, and the metric's
-        name says its size.
+        """The metrics of an image set: a smaller set is taken whole, and the metric's name has its size.
 
-        Raises ValueError if it has too few images, or was prepared otherwise than the data set.
+        Raises:
+            ValueError: The set has too few images, or was prepared otherwise than the data set.
         """
         if self.dataset is not None:
             what = f"{image_set.name} and {self.dataset.name}"
             require_same_preparation(what, preparation(image_set), preparation(self.dataset), self.force)
-        available = len(RealImages(image_set))
         for metric in self.metrics:
             if metric.family.of_network:
                 network_metrics.as_network(image_set, metric.name)
-            if available < metric.family.min_images:
+        if isinstance(image_set, StatisticsFile):
+            if self.extras != Extras():
+                raise ValueError(f"{image_set.path} holds statistics: intervals need images or a network")
+            sizes = {m: image_set.require(_kind(m), None).num_images or m.num_gen for m in self.metrics}
+        else:
+            sizes = {m: min(m.num_gen, len(RealImages(image_set))) for m in self.metrics}
+        for metric, size in sizes.items():
+            if size < metric.family.min_images:
                 raise ValueError(
                     f"metric {metric.name} needs at least {metric.family.min_images} images, "
-                    f"{image_set.name} has {available}"
+                    f"{image_set.name} has {size}"
                 )
-        fitted = [
-            m if m.num_gen <= available else registry.make(m.family, available, m.full) for m in self.metrics
-        ]
+        fitted = [m if m.num_gen == n else registry.make(m.family, n, m.full) for m, n in sizes.items()]
         return list({metric.name: metric for metric in fitted}.values())
 
     def compare(self, image_set: Any) -> list[Record]:
-        """Measure an image set against the data set: one record per metric of `fitted`."""
+        """Measure an image set, or a `StatisticsFile`, against the data set: one record per fitted metric."""
         fitted = self.fitted(image_set)
         records: list[Record] = []
         for count in sorted({metric.num_gen for metric in fitted}):
+            group = [metric for metric in fitted if metric.num_gen == count]
+            made = {"name": image_set.name, "content_hash": image_set.content_hash()}
+            if isinstance(image_set, StatisticsFile):
+                entry = image_set.require(_kind(group[0]), None)
+                given = {"images": {**made, **entry.reference}, "num_gen": entry.num_images}
+                records += self._measure(image_set, "compared", group, given, None)
+                continue
             source = RealImages(image_set, count)
-            made = {"content_hash": image_set.content_hash(), "view": source.view(), **preparation(image_set)}
-            about: dict[str, Any] = {"images": {"name": image_set.name, **made}}
+            about: dict[str, Any] = {"images": {**made, "view": source.view(), **preparation(image_set)}}
             adapted = getattr(image_set, "adapted", None)
             if adapted is not None:
                 adapted.clear()
-            records += self._measure(
-                source, "compared", [metric for metric in fitted if metric.num_gen == count], about
-            )
+            records += self._measure(source, "compared", group, about, about["images"])
             if adapted is not None:
                 about["images"]["adapted"] = dict(sum(distributed.all_gather_object(adapted), Counter()))
         return records
@@ -263,50 +295,63 @@ class Evaluator:
         return [metric for metric in self.metrics if metric.family.needs_real]
 
     def _measure(
-        self, source: ImageSource, what: str, metrics: Sequence[registry.Metric], about: Mapping[str, Any]
+        self,
+        source: ImageSource | StatisticsFile,
+        what: str,
+        metrics: Sequence[registry.Metric],
+        about: Mapping[str, Any],
+        key: Mapping[str, Any] | None,
     ) -> list[Record]:
         started = time.time()
-        real = self._references([metric for metric in metrics if metric.family.needs_real])
-        needs = {
-            m.name: Need(m.family.detector, m.family.output, m.family.keep, m.num_gen)
-            for m in metrics
-            if not m.family.of_network
-        }
-        stores = self._collector(source, what, list(dict.fromkeys(needs.values()))) if needs else {}
-        measured = {m.name: self._measure_network(source, m) for m in metrics if m.family.of_network}
+        try:
+            real = self.references([metric for metric in metrics if metric.family.needs_real])
+            needs = {m.name: self._need(m) for m in metrics if not m.family.of_network}
+            stores = self._stores(source, what, list(dict.fromkeys(needs.values())), key)
+            measured = {m.name: self._measure_network(source, m) for m in metrics if m.family.of_network}
 
-        def records() -> list[Record]:
-            results = []
-            for metric in metrics:
+            def record(metric: registry.Metric) -> Record:
                 store, reference = real.get(metric.name, (None, None))
-                values = measured.get(metric.name)
-                if values is None:
+                own = {"reference": reference, "seed": self.seed, "forced": self.force}
+                conditions = {**self._conditions(metric), **own, **about, "device": _device_name(self.device)}
+                if metric.name in measured:
+                    values, extra = measured[metric.name], {}
+                else:
                     rules = self._rules(metric, source)
-                    values = metric.family.compute(stores[needs[metric.name]], store, rules)
-                own = {
-                    **self._conditions(metric),
-                    "reference": reference,
-                    "seed": self.seed,
-                    "forced": self.force,
-                }
-                results.append(
-                    _record(metric, values, {**own, **about, "device": _device_name(self.device)}, started)
-                )
-            return results
+                    values, extra = self.extras.compute(metric, stores[needs[metric.name]], store, rules)
+                return _record(metric, values, {**conditions, **extra}, started)
 
-        return distributed.on_main(records)
+            records: list[Record] = distributed.on_main(lambda: [record(metric) for metric in metrics])
+        except BaseException:
+            self.collector.interrupted()
+            raise
+        self.collector.finished()
+        return records
+
+    def _need(self, metric: registry.Metric) -> Need:
+        keep = "array" if self.extras.needs_rows(metric.family) else metric.family.keep
+        return Need(metric.family.detector, metric.family.output, keep, metric.num_gen)
+
+    def _stores(
+        self, source: Any, what: str, needs: Sequence[Need], key: Mapping[str, Any] | None
+    ) -> dict[Need, Store]:
+        if not isinstance(source, StatisticsFile):
+            return self.collector(source, what, needs, key) if needs else {}
+        return {
+            need: source.load(source.require(need[:3], None), self._detector(need.detector).description)
+            for need in needs
+        }
 
     def _rules(self, metric: registry.Metric, source: ImageSource) -> registry.Rules:
         labels = None
         if metric.family.uses_labels and isinstance(source, GeneratedImages):
             drawn = source.labels(range(metric.num_gen))
             labels = None if drawn is None else drawn.numpy()
-        return registry.Rules(self.seed, self.covariance, labels, self._collector.computing)
+        return registry.Rules(self.seed, self.covariance, labels, self.collector.computing)
 
     def _measure_network(self, source: ImageSource, metric: registry.Metric) -> dict[str, float]:
         assert isinstance(source, GeneratedImages) and metric.family.measure is not None
         network = network_metrics.as_network(source.generator, metric.name)
-        collector = self._collector
+        collector = self.collector
         task = network_metrics.Task(
             network,
             source,
@@ -356,8 +401,17 @@ def _record(
     return Record(metric.name, next(iter(values.values())), metric.family.lower_is_better, results, whole)
 
 
-def _label_counts(dataset: Any) -> np.ndarray:
-    """Images of each class, int64 [classes], from which labels are drawn."""
+def _kind(metric: registry.Metric) -> tuple[str, str, str]:
+    """What a statistics file needs for a metric: detector, output and what is kept."""
+    return metric.family.detector, metric.family.output, metric.family.keep
+
+
+def label_counts(dataset: Any) -> np.ndarray:
+    """Images of each class, int64 [classes], from which labels are drawn.
+
+    Raises:
+        ValueError: The data set has no labels.
+    """
     if dataset is None or not getattr(dataset, "has_labels", True):
         raise ValueError(
             "labels 'dataset' need a labelled data set; use --labels uniform, or a data set with labels"

@@ -92,6 +92,16 @@ class GeneratedImages:
         """float32 [N, z_dim] on the device."""
         return rng.normal(self.seed, purpose, 0, indices, (self.generator.z_dim,)).to(self.device)
 
+    def identity(self) -> dict[str, Any]:
+        """JSON values: what latents and labels depend on."""
+        drawn = None if self._cumulative is None else hashlib.sha256(self._cumulative.tobytes()).hexdigest()
+        return {
+            "seed": self.seed,
+            "classes": self.num_classes,
+            "labels": drawn,
+            "resolution": self.resolution,
+        }
+
     def __call__(self, indices: Sequence[int]) -> Tensor:
         z = self.latents(indices)
         labels = self.labels(indices)
@@ -144,8 +154,8 @@ class RealImages:
 
 
 class ImageFiles:
-    """Image files of any size and kind as an image set: whatever dataset_tool.py reads (folder, zip, IDX,
-    CIFAR, LMDB).
+    """Images of any size and kind as an image set: whatever dataset_tool.py reads (folder, zip, IDX, CIFAR,
+    LMDB, .npz).
 
     Each image is turned upright and made 8-bit RGB: grey values in all three channels, transparency laid on
     white. An image that is not resolution x resolution becomes its largest centred square, resized with
@@ -162,9 +172,15 @@ class ImageFiles:
 
     def __init__(self, path: str | os.PathLike[str], resolution: int | None = None) -> None:
         self.path = os.fspath(path)
-        self._source = sources.open_source(path, labels="none")
+        is_npz = self.path.lower().endswith(".npz")
+        self._source = sources.open_source(path, labels="auto" if is_npz else "none")
         self.name = self._source.name
-        self.labels_summary = labels.summary(0, self._source.remark or "none are used", self._source.left_out)
+        self.has_labels = self._source.labels is not None
+        remark = self._source.origin if is_npz else self._source.remark
+        self.labels_summary = labels.summary(
+            self._source.num_classes, remark or "none are used", self._source.left_out
+        )
+        self.statistics: Any = None  # of metrics.statistics_file, where an .npz file has them, too
         self.metadata: dict[str, Any] = {}
         self.adapted: Counter[str] = Counter()
         self.resolution = resolution or min(self._decode(0).size)
@@ -173,9 +189,15 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self._source)
 
+    def label_distribution(self) -> np.ndarray:
+        """Images of each class, int64 [classes]; of a source with labels."""
+        assert self._source.labels is not None
+        return np.bincount(self._source.labels, minlength=self._source.num_classes)
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """(uint8 [3, R, R], -1: no label)."""
+        """(uint8 [3, R, R], label or -1)."""
         image = self._decode(int(index))
+        label = -1 if self._source.labels is None else int(self._source.labels[index])
         size = (self.resolution, self.resolution)
         if image.size != size:
             self.adapted["cropped"] += image.width != image.height
@@ -186,7 +208,7 @@ class ImageFiles:
             square = transforms.transform(image, size, preparation)
             assert square is not None
             image = square
-        return np.asarray(image).transpose(2, 0, 1), -1
+        return np.asarray(image).transpose(2, 0, 1), label
 
     def _decode(self, index: int) -> PIL.Image.Image:
         name = f"image {index}"
@@ -203,6 +225,10 @@ class ImageFiles:
         """
         if self._hash is None:
             digest = hashlib.sha256()
+            fingerprint = getattr(self._source.opener, "fingerprint", None)
+            if fingerprint is not None:
+                self._hash = hashlib.sha256(fingerprint().encode()).hexdigest()
+                return self._hash
             progress = Progress(label=f"Reading {self.path} for its hash", silent=5)
             for done, ref in enumerate(self._source.refs, 1):
                 if isinstance(ref, archives.Entry) and ref.crc >= 0:
@@ -253,14 +279,14 @@ def lossy_difference(a: Any, b: Any) -> str | None:
 
 def preparation(dataset: Any) -> dict[str, Any]:
     """How a data set's images were made, as far as its metadata says, and the resolution they have."""
-    found = preparation_from(getattr(dataset, "metadata", None) or {}, int(dataset.resolution))
+    found = preparation_from(getattr(dataset, "metadata", None) or {}, dataset.resolution)
     if kinds := encodings(dataset):
         found["encodings"] = kinds
     transform = getattr(dataset, "TRANSFORM", None)
     return {**found, "transform": transform} if transform else found
 
 
-def preparation_from(metadata: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+def preparation_from(metadata: Mapping[str, Any], resolution: int | None) -> dict[str, Any]:
     """Crop, filter, background (what transparent images were laid on) and source from a data set's
     metadata.
     """

@@ -16,6 +16,8 @@ from dnnlib.records import metric_file as record_path
 from metrics.image_sets import preparation_differences
 from metrics.registry import POPULATION, UNBIASED
 
+FORMAT = 1  # of the records; a change that older readers would misread must raise it
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -41,6 +43,7 @@ class Record:
             "metric": self.metric,
             "value": self.value,
             "lower_is_better": self.lower_is_better,
+            "format": FORMAT,
         }
         return {**head, **self.conditions}
 

@@ -23,6 +23,7 @@ from dnnlib import trust
 from metrics import registry, statistics
 from metrics.collect import Collector, Need
 from metrics.image_sets import RealImages, preparation
+from metrics.statistics_file import Entry, StatisticsFile
 from torch_utils import distributed
 
 _CACHE_VERSION = 1  # of what the cached statistics mean; a change of preparation must raise it
@@ -41,11 +42,18 @@ class References:
     def __init__(self, dataset: Any, collector: Collector, cache_dir: str | None) -> None:
         self.dataset, self.collector = dataset, collector
         self.cache_dir = Path(cache_dir or dnnlib.util.make_cache_dir_path("metrics"))
+        self.has_images = not isinstance(dataset, StatisticsFile)
+        self.given: StatisticsFile | None = (
+            getattr(dataset, "statistics", None) if self.has_images else dataset
+        )
         self._content_hash: str | None = None
         self._known: dict[Need, Found] = {}
 
     def check_size(self, metrics: Sequence[registry.Metric]) -> None:
         """Raises ValueError if the data set has too few images for a metric."""
+        metrics = [metric for metric in metrics if self._given(metric) is None]
+        if not metrics:
+            return
         total = len(RealImages(self.dataset))
         for metric in metrics:
             if total < metric.family.min_images:
@@ -74,6 +82,26 @@ class References:
             stacklevel=3,
         )
 
+    def _given(self, metric: registry.Metric) -> Entry | None:
+        """The statistic that the data set brings for a metric, if it does.
+
+        Raises:
+            ValueError: It has no images, and no such statistic.
+        """
+        if self.given is None:
+            return None
+        kind = (metric.family.detector, metric.family.output, metric.family.keep)
+        return self.given.find(kind, None) if self.has_images else self.given.require(kind, metric.num_real)
+
+    def describe_for(self, metric: registry.Metric) -> dict[str, Any]:
+        """What a record says of the real images of a metric."""
+        given = self._given(metric)
+        return (
+            self.describe(RealImages(self.dataset, metric.num_real))
+            if given is None
+            else dict(given.reference)
+        )
+
     def describe(self, source: RealImages) -> dict[str, Any]:
         """What a record says of the real images."""
         if self._content_hash is None:
@@ -95,7 +123,10 @@ class References:
 
         The stores are whole on process 0 only.
         """
-        needs = {metric.name: self._need(metric) for metric in metrics}
+        found = {
+            metric.name: self._load_given(metric) for metric in metrics if self._given(metric) is not None
+        }
+        needs = {metric.name: self._need(metric) for metric in metrics if metric.name not in found}
         missing: dict[int, list[Need]] = {}
         for need, source in dict(needs.values()).items():
             if need not in self._known:
@@ -107,11 +138,19 @@ class References:
                     self._known[need] = (store, self.describe(source))
         for count, group in missing.items():
             source = RealImages(self.dataset, count)
-            for need, store in self.collector(source, "real", group).items():
+            for need, store in self.collector(source, "real", group, self.describe(source)).items():
                 self._known[need] = (store, self.describe(source))
                 if distributed.is_main():
                     self._save(need, source, store)
-        return {name: self._known[need] for name, (need, _) in needs.items()}
+            self.collector.finished()
+        return found | {name: self._known[need] for name, (need, _) in needs.items()}
+
+    def _load_given(self, metric: registry.Metric) -> Found:
+        entry = self._given(metric)
+        assert self.given is not None and entry is not None
+        detector = self.collector.detector(entry.detector["name"]).description
+        store = distributed.on_main(functools.partial(self.given.load, entry, detector), share=False)
+        return store, dict(entry.reference)
 
     def missing(
         self, metrics: Sequence[registry.Metric], anew: bool = False
@@ -121,6 +160,8 @@ class References:
         """
         found: dict[tuple[str, int], list[str]] = {}
         for metric in metrics:
+            if self._given(metric) is not None:
+                continue
             need, source = self._need(metric)
             if anew or (need not in self._known and not os.path.isfile(self._place(need, source)[1])):
                 found.setdefault((need.detector, len(source)), []).append(metric.name)

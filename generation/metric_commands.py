@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subcommands of calc_metrics.py: records side by side, and statistics written to a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnnlib import outputs
+from generation import commands, metric_sources
+from metrics import comparison, evaluate, export
+from metrics.comparison import Verdict
+from torch_utils.devices import pick_device
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.6g}"
+
+
+def table(verdicts: Sequence[Verdict]) -> list[str]:
+    """Lines that show comparisons, a block per number."""
+    lines: list[str] = []
+    for name in dict.fromkeys(verdict.first.name for verdict in verdicts):
+        group = [verdict for verdict in verdicts if verdict.first.name == name]
+        lines += [name, f"  {_measured(group[0].first)}"]
+        for verdict in group:
+            noise = "" if verdict.noise is None else f" +- {_number(verdict.noise)}"
+            sign = "+" if verdict.difference >= 0 else ""
+            change = f"{sign}{_number(verdict.difference)}{noise}"
+            lines.append(f"  {_measured(verdict.second)}  {change}  {verdict.text}")
+            lines += [f"    note: {note}" for note in verdict.notes]
+    return lines
+
+
+def _measured(measurement: comparison.Measurement) -> str:
+    count = len(measurement.values)
+    seeds = f", mean of {count} seeds" if count > 1 else ""
+    deviation = measurement.deviation
+    spread = "" if deviation is None else f", standard deviation {_number(deviation)}"
+    return f"{measurement.path}: {_number(measurement.value)}{seeds}{spread}"
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """A comparison as JSON values."""
+    first, second = verdict.first, verdict.second
+    return {
+        "metric": first.name,
+        "first": {"path": first.path, "value": first.value, "seeds": len(first.values)},
+        "second": {"path": second.path, "value": second.value, "seeds": len(second.values)},
+        "difference": verdict.difference,
+        "noise": verdict.noise,
+        "tie": verdict.is_tie,
+        "verdict": verdict.text,
+        "notes": list(verdict.notes),
+    }
+
+
+@click.command()
+@click.argument("records", nargs=-1, required=True, metavar="A B ...")
+@click.option("--best", is_flag=True, help="the best line of each metric, not the newest")
+@click.option(
+    "--retraining",
+    type=click.FloatRange(0, 1),
+    default=comparison.RETRAINING,
+    show_default=True,
+    help="relative difference of a Frechet distance below which two training runs are a tie",
+)
+@click.option("--force", is_flag=True, help="compare numbers that were measured differently, with a note")
+@click.option("--json", "use_json", is_flag=True, help="print JSON lines")
+@commands.one_line_errors
+def compare(records: tuple[str, ...], best: bool, retraining: float, force: bool, use_json: bool) -> None:
+    """Compare metric records: each of B ... with A.
+
+    A, B, ... are files of metric records (metric-*.jsonl, or the output of calc_metrics.py) or run folders.
+    Lines that differ in the seed alone are repetitions: their mean is compared, and their spread is the
+    uncertainty. Numbers that were measured differently are refused.
+    """
+    if len(records) < 2:
+        raise ValueError(f"compare needs at least two files or run folders, got {len(records)}")
+    verdicts = comparison.compare(records, best, retraining, force)
+    for line in [json.dumps(as_json(v)) for v in verdicts] if use_json else table(verdicts):
+        click.echo(line)
+
+
+@click.command()
+@click.option("--images", required=True, metavar="DIR|ZIP|NPZ", help="data set or images")
+@click.option("--dest", required=True, metavar="NPZ", help="file to write")
+@click.option(
+    "--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="metrics to prepare for"
+)
+@click.option("--resolution", type=int, metavar="N", help="bring images to this size")
+@click.option("--inception", metavar="PATH|random", help="as for calc_metrics.py")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="where to compute",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time")
+@commands.one_line_errors
+def statistics(**options: Any) -> None:
+    """Write statistics of images, which can stand for the images in --data and --images.
+
+    The file also has mu and sigma, by which ADM's evaluator and pytorch-fid read it.
+    """
+    if not metric_sources.is_npz(options["dest"]):
+        raise ValueError(f"--dest={options['dest']}: name a file that ends in .npz")
+    outputs.check_output("--dest", options["dest"], data={"--images": options["images"]})
+    images = metric_sources.open_image_set(options, None)
+    if not hasattr(images, "__getitem__"):
+        raise ValueError(f"--images={options['images']} holds statistics already")
+    evaluator = evaluate.Evaluator(
+        images,
+        options["metrics"],
+        device=pick_device(options["device"]),
+        batch=options["batch"],
+        inception=options["inception"],
+    )
+    evaluator.check()
+    Path(options["dest"]).parent.mkdir(parents=True, exist_ok=True)
+    export.write_statistics(evaluator, options["dest"], images)
+    click.echo(options["dest"])
+
+
+SUBCOMMANDS = (compare, statistics)
+MAX_REPEATS = 1000
+repeats_option = click.option(
+    "--repeats",
+    type=click.IntRange(1, MAX_REPEATS),
+    default=1,
+    show_default=True,
+    help="seeds that a network is measured with; the table has minimum, mean and standard deviation",
+)
+interval_options = (
+    click.option(
+        "--bootstrap",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="standard deviation by N random halves of the generated images; their features stay in memory",
+    ),
+    click.option(
+        "--extrapolate", is_flag=True, help="also the Frechet distance for infinitely many generated images"
+    ),
+)
