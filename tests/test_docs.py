@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages: links and anchors resolve, prose keeps to 110 columns, Python examples run."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -53,6 +54,32 @@ def test_a_page(page):
     assert broken_links(page) == []
     if str(page.relative_to(ROOT)) not in UNWRAPPED:
         assert long_lines(page.read_text(encoding="utf-8")) == []
+
+
+def texts_of_the_code() -> str:
+    """Every string of the code, a line each; what an f-string fills in is a NUL."""
+    found = []
+    for path in ROOT.rglob("*.py"):
+        if {"tests", ".venv", "build"} & set(path.relative_to(ROOT).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_that_are_explained_are_messages_of_the_code():
+    """What docs/troubleshooting.md quotes in bold and backticks; '...' stands for anything."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^\*\*(.*?)\*\*", page, flags=re.MULTILINE | re.DOTALL)
+    quoted = [" ".join(quote.split()) for text in headings for quote in re.findall(r"`([^`]+)`", text)]
+    assert len(quoted) >= 15
+    code = texts_of_the_code()
+    parts = {part.strip(" :;()") for quote in quoted for part in quote.split("...")}
+    parts = {part.removeprefix("WARNING: ").removeprefix("discriminator: ") for part in parts}
+    assert sorted(part for part in parts if len(part) > 4 and part not in code) == []
 
 
 def test_faults_are_found(tmp_path):

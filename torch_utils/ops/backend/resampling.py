@@ -10,7 +10,7 @@ contribute to those outputs. Images are processed in chunks of planes (sample, c
 P]. Both axes are then plain matrix products over the wide last axis, and the upsampled image of a chunk stays
 in the cache. A filter [h, w] that is not an outer product is decomposed into a sum of outer products (SVD).
 
-docs/performance.md compares the speed with depthwise convolutions. Products in bfloat16 took longer than in
+docs/kernels.md compares the speed with depthwise convolutions. Products in bfloat16 took longer than in
 float32 at these sizes, because packing dominates. Half precision is therefore computed in float32 and rounded
 once at the end.
 """

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // filtered_lrelu with one filter that is not separable, in one pass: forwards the downsampling one, in the gradient the upsampling one.
 // The samples at the middle resolution lie in shared memory; the full filter's taps are taken column by column into registers.
-// Bound by multiplications: taps^2 per output (docs/performance.md).
+// Bound by multiplications: taps^2 per output (docs/kernels.md).
 #include "filtered_lrelu.h"
 
 namespace ops {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // filtered_lrelu with separable filters in one pass: up along y from memory, then up, activation and down along x without leaving the
 // registers, then down along y to memory. The image at the middle resolution never exists, not even in shared memory.
-// Bound by instruction issue (docs/performance.md).
+// Bound by instruction issue (docs/kernels.md).
 #include "filtered_lrelu.h"
 
 namespace ops {
