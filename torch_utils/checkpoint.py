@@ -167,11 +167,13 @@ def _prove(path: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        return True  # renamed by the user: nothing to compare with
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest().startswith(match[2])
+        return _fits_name(path, hashlib.file_digest(f, "sha256").hexdigest())
+
+
+def _fits_name(path: Path, digest: str) -> bool:
+    match = _NAME.fullmatch(path.name)
+    return match is None or digest.startswith(match[2])  # renamed by the user: nothing to compare with
 
 
 def newest_nimg(folder: str | os.PathLike[str]) -> int | None:
@@ -226,33 +228,40 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state given to save(), tensors on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file. OSError: it cannot be read. ValueError: it is damaged or not
-        a checkpoint.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: it is damaged or not a checkpoint.
     """
+    return load_with_digest(path)[0]
+
+
+def load_with_digest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """The state given to save(), and the sha256 of the bytes it was loaded from. Raises as `load`."""
     path = Path(path)
-    record = patiently(lambda: _read(path), path)
+    record, digest = patiently(lambda: _read(path), path)
     if (
         not isinstance(record, dict)
         or record.get("version") != _VERSION
         or not isinstance(record.get("state"), dict)
     ):
         raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
-    return record["state"]
+    return record["state"], digest
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, str]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if not _is_whole(path):
-        raise ValueError(
-            f"checkpoint {path} is damaged: its contents do not match its checksum; resume from an earlier "
-            "one"
-        )
-    with open(
-        path, "rb"
-    ) as f:  # not by torch, whose errors do not tell an unreadable file from a damaged one
+    # Opened here and not by torch, whose errors do not tell an unreadable file from a damaged one.
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+        if not _fits_name(path, digest):
+            raise ValueError(
+                f"checkpoint {path} is damaged: its contents do not match its checksum; resume from an "
+                "earlier one"
+            )
+        f.seek(0)
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
+            return torch.load(f, map_location="cpu", weights_only=True), digest
         except OSError:
             raise
         except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be

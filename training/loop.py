@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from torch_utils import distributed, training_stats
+from torch_utils import agreement, distributed, training_stats
 from training import build, steps
-from training.config import TrainConfig
-from training.data.dataset import Loader
+from training.config import TrainConfig, to_json
+from training.data.dataset import ImageDataset, Loader
 from training.inputs import InputSource
 from training.run import restore
-from training.run.periodic import Evaluate, Periodic
+from training.run.periodic import Evaluate, Periodic, check_agreement
 from training.run.stop import Stopped, StopRequest
 from training.run_folder import FINISHED, INTERRUPTED, RESTART, write_status
 from training.state import TrainState
+
+ROOT = Path(__file__).resolve().parents[1]  # of the project
 
 
 def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:
@@ -45,12 +47,14 @@ def train_until_stopped(
 ) -> str:
     """As `train`, whose arguments these are."""
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
+    check_same_start(cfg, dataset)
     try:
         state, running = restore.make_state(cfg, dataset, device, run_dir)
     except Stopped:  # in the class embeddings: there is nothing to save
         if distributed.is_main():
             write_status(Path(run_dir), INTERRUPTED, 0)
         return INTERRUPTED
+    check_agreement(state)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
     inputs = InputSource.of(
@@ -90,7 +94,7 @@ def run(
             periodic.tick(state, done)
         request = stop.agreed(device, periodic.checkpoint_is_due())
         if request != stop.GO_ON and not is_over(cfg, state):
-            periodic.save_checkpoint(state)
+            periodic.save_between_ticks(state)
             if request != stop.SAVE:
                 return INTERRUPTED if request == stop.INTERRUPTED else RESTART
     return FINISHED
@@ -103,6 +107,23 @@ def configure(cfg: TrainConfig, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = not cfg.run.nobench
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
+
+
+def check_same_start(cfg: TrainConfig, dataset: ImageDataset) -> None:
+    """Check that all processes train with the same options, data and code.
+
+    Raises:
+        agreement.Disagreement: naming what differs, and the processes.
+    """
+    if distributed.world_size() > 1:
+        options = to_json(
+            cfg.override({"run.restart_every": 0.0})
+        )  # of a recipe's stages: what is left of it
+        values = {f"option {s}.{key}": x for s, section in options.items() for key, x in section.items()}
+        values["the content of --data"] = dataset.content_hash()
+        values["the code"] = agreement.code_version(ROOT, ("dnnlib", "torch_utils", "training", "san"))
+        values["the version of torch"] = str(torch.__version__)
+        agreement.check_values(values)
 
 
 def is_over(cfg: TrainConfig, state: TrainState) -> bool:

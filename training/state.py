@@ -113,6 +113,20 @@ class TrainState:
             "started_from": self.started_from,
         }
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the state by name, the feature networks included: equal in all processes."""
+        found = {"pl_mean": self.pl_mean}
+        for name, module in (("G", self.G), ("G_ema", self.G_ema), ("D", self.D)):
+            found |= {f"{name}.{key}": x for key, x in module.state_dict().items()}
+        for name, params, optimizer in (
+            ("g_opt", self.g_params, self.g_opt),
+            ("d_opt", self.d_params, self.d_opt),
+        ):
+            for key, p in params.items():
+                moments = optimizer.state.get(p, {}).items()
+                found |= {f"{name}.{key}.{k}": x for k, x in moments if isinstance(x, torch.Tensor)}
+        return found
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore in place; every key must match. Learning rates and betas stay those of this run's config,
         which may differ by intention.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch_utils import distributed
+from torch_utils import agreement, distributed
 from training import run_folder
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
@@ -20,6 +20,15 @@ from training.watch.grids import Grids
 from training.watch.watch import Watch
 
 __all__ = ["Evaluate", "Periodic", "Score"]
+
+
+def check_agreement(state: TrainState) -> None:
+    """Check that all processes hold the same state, bit for bit. All processes must call it.
+
+    Raises:
+        agreement.Disagreement: naming the first tensor that differs, and the processes.
+    """
+    agreement.check_tensors(state.tensors(), f"at {state.progress.nimg} images")
 
 
 class Periodic:
@@ -73,6 +82,7 @@ class Periodic:
         """Called when a tick is complete: status line, statistics, curves and, when it is time, snapshot and
         evaluation.
         """
+        check_agreement(state)
         p = state.progress
         tick = self.clock.tick_so_far(p)
         p.tick += 1
@@ -118,6 +128,11 @@ class Periodic:
     def save_checkpoint(self, state: TrainState) -> None:
         """All that resume needs, atomically. All processes must call it."""
         self.checkpoints.save(state, self.running(state))
+
+    def save_between_ticks(self, state: TrainState) -> None:
+        """As `save_checkpoint`, after a check that all processes agree."""
+        check_agreement(state)
+        self.save_checkpoint(state)
 
     def checkpoint_is_due(self) -> bool:
         """True when --checkpoint-minutes have passed since the last one."""

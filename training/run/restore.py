@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 import dnnlib
-from torch_utils import checkpoint, distributed
+from torch_utils import agreement, checkpoint, distributed
 from training import build, run_folder
 from training.config import GeneratorConfig, TrainConfig
 from training.data.dataset import ImageDataset
@@ -128,7 +129,7 @@ def saved_state(
     Raises:
         ValueError: as `make_state`.
     """
-    saved = checkpoint.load(path)
+    saved = load_everywhere(path)
     if saved["data_hash"] != dataset.content_hash():
         raise ValueError(
             f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run "
@@ -153,6 +154,31 @@ def saved_state(
             restore_file(state.lineage, run_dir)
         take_better_stem(state, cfg.generator, run_dir)
     return state, saved.get("running")
+
+
+def load_everywhere(path: str) -> dict[str, Any]:
+    """The checkpoint that process 0 chose, with proof that all processes loaded the same bytes.
+
+    Raises:
+        ValueError, OSError: a process cannot load it, or loaded another file; in all processes.
+    """
+    saved: dict[str, Any] = {}
+    digest, error = "", None
+    try:
+        saved, digest = checkpoint.load_with_digest(path)
+    except (ValueError, OSError) as err:
+        error = err
+    everyone = distributed.all_gather_object((platform.node(), digest, error))
+    for rank, (host, _, failure) in enumerate(everyone):
+        if failure is not None:
+            many = len(everyone) > 1
+            raise ValueError(f"process {rank} on {host}: {failure}") if many else failure
+    digests = [digest for _, digest, _ in everyone]
+    if len(set(digests)) > 1:
+        raise agreement.Disagreement(
+            f"{path} differs {agreement.differing(digests)}: not all machines see the same --outdir"
+        )
+    return saved
 
 
 def frozen_names(G: Generator) -> list[str]:
