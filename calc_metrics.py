@@ -46,7 +46,7 @@ from generation import commands, metric_commands, metric_report, metric_sources,
 from metrics import evaluate
 from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
-from torch_utils import distributed, timm_weights
+from torch_utils import distributed, launcher, timm_weights
 from torch_utils.devices import pick_device
 from training import run_folder
 
@@ -291,7 +291,7 @@ def main(context: click.Context, **options: Any) -> None:
     check_measured(options, network, evaluator)
     options["records"] = record_folder(options)
     del network, evaluator
-    distributed.launch(measure, options["gpus"], options)
+    launcher.launch(measure, options["gpus"], options)
 
 
 def check_options(options: dict[str, Any]) -> None:

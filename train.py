@@ -174,7 +174,7 @@ def main(**values: Any) -> None:
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
     distributed.shutdown()
-    if outcome == run_folder.RESTART:
+    if outcome == run_folder.RESTART and not distributed.restarted_by_agent():
         sys.exit(RESTART_EXIT_CODE)
     if outcome == run_folder.INTERRUPTED:
         sys.exit(130)

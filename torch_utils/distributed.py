@@ -1,53 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes: launching them and talking between them. The only file that imports torch.distributed.
+"""Communication between processes. Together with launcher.py, the only file that imports torch.distributed.
 
-Every function works, as a no-op or the identity, in a single process. Two ways to start: launch(fn, n) spawns
-n processes on this machine; torchrun starts them itself and is recognised by its environment. In both, fn
-begins with init() and ends with shutdown().
+Every function works, as a no-op or the identity, in a single process. torchrun or `launcher.launch` starts
+the processes and sets the environment; each calls `init` first and `shutdown` last.
 """
 
 import contextlib
 import datetime
 import multiprocessing
-import multiprocessing.connection
 import os
-import pickle
+import platform
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dnnlib import util
-
-# Of one collective: the others wait in it while process 0 writes files or computes class embeddings. A
-# process that died is noticed at once, by launch(), torchrun or the lost connection.
+# Limit of one collective: the others wait in it while process 0 writes files or computes class embeddings. A
+# process that died is noticed at once, by the launcher, torchrun or the lost connection.
 TIMEOUT_MINUTES = 120
-_SIGNAL_GRACE = (
-    120  # seconds that processes have, after Ctrl-C or SIGTERM, to save and leave before they are killed
-)
-_FAILURE_GRACE = 10  # the same after one of them failed: what they could save would be half of a step
+LEAVE_SECONDS = 120  # to save and leave after the launching process is gone
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PARENT_STORE = (
-    "STYLESAN_PARENT_STORE"  # set by launch(): the launching process holds the rendezvous, process 0 need not
-)
+_MEET_SECONDS = 0.05  # between two looks into the store while processes meet
 _alone = False  # within alone()
+_waiting = ""  # the collective that the process is in
+_waited = 0.0  # seconds in collectives
+_start = ""  # the name of this start of the processes, as they met
+STORE_ERRORS = (dist.DistError, RuntimeError)  # of new_store and its methods, when the store is gone
+
+
+class PeerLost(ConnectionError):
+    """A collective failed because another process is gone or did not take part in time."""
 
 
 def under_torchrun() -> bool:
-    """Whether this process is one of a group, started by torchrun or by launch() (both set the same four
-    variables).
-    """
+    """Whether torchrun or the launcher, which set the same four variables, started this process."""
     return all(name in os.environ for name in _TORCHRUN)
 
 
 def started_processes() -> int | None:
-    """How many processes torchrun (or launch()) has started, on all machines together; None if neither
+    """Number of processes that torchrun or the launcher started, on all machines together; None if neither
     started this one.
     """
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else None
@@ -79,8 +76,8 @@ def processes_here(world: int) -> int:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process is a group of its own: every collective is the identity, so that the others need
-    not take part.
+    """Within, this process is a group of one: every collective is the identity, and the others need not take
+    part.
     """
     global _alone
     before, _alone = _alone, True
@@ -96,11 +93,17 @@ def is_main() -> bool:
 
 
 def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> torch.device:
-    """Joins the group that launch() or torchrun made (alone: joins nothing) and returns this process's
-    device.
+    """Join the group of processes, if there is one.
 
-    device_type: 'cuda' (NCCL, one GPU per process), 'cpu' or 'mps' (gloo). Raises ValueError when this
-    machine has too few GPUs.
+    Args:
+        device_type: 'cuda' (NCCL, one GPU per process), 'cpu' or 'mps' (gloo).
+        timeout_minutes: of one collective.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        ValueError: this machine has too few GPUs.
     """
     if not _active() and under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
         index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -112,16 +115,14 @@ def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> 
                     f"{torch.cuda.device_count()}: start fewer processes"
                 )
             torch.cuda.set_device(gpu)
+        _leave_with_agent()
         timeout = datetime.timedelta(minutes=timeout_minutes)
-        store = None
-        if _PARENT_STORE in os.environ:
-            store = dist.TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
-            )
+        global _start
+        store = _store(index, timeout)
+        _start = _meet(store, index, world, timeout)
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
-            init_method=None if store else "env://",
-            store=store,
+            store=dist.PrefixStore(_start, store),
             rank=index,
             world_size=world,
             timeout=timeout,
@@ -129,233 +130,116 @@ def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> 
     return torch.device(device_type, local_rank()) if device_type == "cuda" else torch.device(device_type)
 
 
+def _store(index: int, timeout: datetime.timedelta) -> dist.Store:
+    """The store at MASTER_ADDR: of the agent or launcher if it keeps one, else of process 0."""
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=index == 0 and not kept,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def new_store(seconds: float) -> dist.Store:
+    """A connection of its own, for a thread, to what the processes of this start share. After `init`.
+
+    It has set(), get(), check(), compare_set(). seconds: limit of one of them.
+    """
+    timeout = datetime.timedelta(seconds=max(seconds, 1.0))
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+    return dist.PrefixStore(_start, store)
+
+
+def _meet(store: dist.Store, index: int, world: int, timeout: datetime.timedelta) -> str:
+    """A name, for the part of the store that belongs to this start of the processes alone.
+
+    An agent keeps its store when it starts the processes again, and torch (2.14) leaves the addresses of the
+    dead processes in it, to which the new ones would connect. The agents' numbers of restarts do not tell two
+    starts apart: each counts its own. So process 0 names the start and lists the processes that it met; who
+    finds itself in the list has met the others.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    me = uuid.uuid4().hex
+    if index == 0:
+        store.set("start", me)
+    while True:
+        start = me if index == 0 else store.get("start").decode()
+        if index > 0:
+            store.set(f"{start}/{index}", me)
+            met = store.get(f"{start}/all").decode() if store.check([f"{start}/all"]) else ""
+            if me in met.split():
+                return str(start)
+        elif store.check([f"{start}/{i}" for i in range(1, world)]):
+            names = [store.get(f"{start}/{i}").decode() for i in range(1, world)]
+            store.set(f"{start}/all", " ".join([me, *names]))
+            return me
+        if time.monotonic() > deadline:
+            raise PeerLost(f"process {index} did not meet the other {world - 1} in {timeout}")
+        time.sleep(_MEET_SECONDS)
+
+
 def shutdown() -> None:
-    """Leaves the group, if there is one."""
+    """Leave the group, if there is one."""
     if _active():
         dist.destroy_process_group()
 
 
-# Launching.
-
-MIN_MOST_PROCESSES = 32  # may be asked for on any machine
+# The process that started this one.
 
 
-class _RemoteTraceback(Exception):
-    """The traceback of an exception in another process, as the cause of its copy in this one."""
+def agent() -> str | None:
+    """Identity of the torchrun that started this process; None without one.
 
-    def __str__(self) -> str:
-        return self.args[0]
-
-
-def check_local(num_processes: int) -> None:
-    """Raises ValueError for more processes than this machine could be of use to. Under torchrun they are
-    there already, and all is well.
+    It is the same for all processes and restarts of one command on one machine, and of no other command's.
     """
-    most = max(MIN_MOST_PROCESSES, 4 * (os.cpu_count() or 1), 2 * torch.cuda.device_count())
-    if not under_torchrun() and num_processes > most:
-        where = f"this machine, which has {os.cpu_count()} cores"
-        raise ValueError(
-            f"{num_processes} processes on {where}: at most {most}; on several machines torchrun starts them"
-        )
-
-
-def launch(fn: Callable[..., Any], num_processes: int, *args: Any) -> Any:
-    """Runs fn(*args) in num_processes processes on this machine; in this very process when that is one, or
-    under torchrun.
-
-    Returns what fn returns: of several processes that of process 0, which must be picklable and small. fn and
-    args must be picklable too (a function of a module or script). The first failure stops all and is raised
-    here, with its own type where it can be pickled and the other process's traceback as its cause. SIGINT and
-    SIGTERM are handed to every process; when one leaves by SystemExit (an agreed exit code), so does the
-    caller. Raises ValueError when torchrun's number of processes is another.
-    """
-    if num_processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {num_processes}")
-    if under_torchrun():
-        started = {int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE") if name in os.environ}
-        if num_processes not in started | {1}:
-            raise ValueError(
-                f"{num_processes} processes asked for, but torchrun started {max(started)}: make the two "
-                "agree"
-            )
-        return fn(*args)
-    check_local(num_processes)
-    if num_processes == 1:
-        return fn(*args)
-    # The store lives here with a port the system chose, so that no port is announced before it is bound and
-    # none can be taken in between.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("spawn")
-    children, pipes = [], []
-    for index in range(num_processes):
-        receiver, sender = context.Pipe(duplex=False)
-        children.append(
-            context.Process(
-                target=_child, args=(index, num_processes, store.port, sender, fn, args), name=f"rank{index}"
-            )
-        )
-        pipes.append((receiver, sender))
-    with _forwarded_signals(children) as signals:
-        try:
-            for child in children:
-                child.start()
-            for _, sender in pipes:
-                sender.close()  # the child's copy is then the only one, and its end is seen here
-            by_itself = _wait(children, signals)
-        finally:
-            _stop(children)
-    reports = [_receive(receiver) for receiver, _ in pipes]
-    _raise_failure(
-        children,
-        [report if report and report[2] is not None else None for report in reports],
-        by_itself,
-        signals,
-    )
-    return reports[0][1] if reports[0] else None
-
-
-def _child(index: int, num_processes: int, port: int, sender, fn: Callable[..., Any], args: tuple) -> None:
-    os.environ.update(
-        {
-            "RANK": str(index),
-            "LOCAL_RANK": str(index),
-            "WORLD_SIZE": str(num_processes),
-            "LOCAL_WORLD_SIZE": str(num_processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            _PARENT_STORE: "1",
-        }
-    )
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C then reaches this process once, through the parent, instead of twice
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    util.plain_warnings()
-    if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // num_processes))
-    try:
-        value = fn(*args)
-        shutdown()
-        if index == 0:
-            sender.send((time.monotonic(), pickle.dumps(value), None))
-        return
-    except KeyboardInterrupt:
-        code = 130
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else int(e.code is not None)
-        if isinstance(e.code, str):
-            sender.send((time.monotonic(), pickle.dumps(e), traceback.format_exc()))
-    except BaseException as e:
-        code = 1
-        sender.send((time.monotonic(), _pickled(e), traceback.format_exc()))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a regular end could wait for ever in a destructor for processes that are gone
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # save and leave, as if the user had asked
-    time.sleep(_SIGNAL_GRACE)
-    os._exit(1)
-
-
-def _pickled(e: BaseException) -> bytes:
-    try:
-        data = pickle.dumps(e)
-        pickle.loads(data)
-        return data
-    except Exception:
-        return pickle.dumps(RuntimeError(f"{type(e).__name__}: {e}"))
-
-
-def _receive(receiver) -> tuple[float, Any, str | None] | None:
-    """(when, what fn returned, None) or (when, exception, traceback); None for a process that said
-    nothing.
-    """
-    try:
-        if not receiver.poll():
-            return None
-        when, data, text = receiver.recv()
-        return when, pickle.loads(data), text
-    except EOFError:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    finally:
-        receiver.close()
+    pid = os.getppid()
+    started = ""
+    with contextlib.suppress(OSError, IndexError):  # Linux; elsewhere the process id must do
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        started = f"{boot}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    return f"{platform.node()}:{pid}:{started}"
 
 
-@contextlib.contextmanager
-def _forwarded_signals(children: Sequence[Any]):
-    """Within, SIGINT and SIGTERM go to every child and are listed as (signal, time) in the yielded list."""
-    received: list[tuple[int, float]] = []
+def restarted_by_agent() -> bool:
+    """Whether torchrun starts processes again that end with an exit code other than 0."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
-    def forward(number: int, frame: Any) -> None:
-        received.append((number, time.monotonic()))
-        for child in children:
-            if child.pid is not None and child.exitcode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, number)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield received
+def leave_after(wait: Callable[[], Any]) -> None:
+    """Save and leave, as after SIGTERM, once `wait` returns; it is called in a thread."""
+
+    def watch() -> None:
+        wait()
+        time.sleep(1.0)  # the system may have sent SIGINT: twice would mean "at once"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LEAVE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="leave-after").start()
+
+
+def _leave_with_agent() -> None:
+    """Leave when torchrun is gone: killed, it cannot stop its processes, which would train on without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or multiprocessing.parent_process() is not None:
         return
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    parent = os.getppid()
 
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
 
-def _wait(children: Sequence[Any], signals: list[tuple[int, float]]) -> set[int]:
-    """Until all children have left, one has failed and the others had their time, or a signal's time is up:
-    the indices that left by themselves.
-    """
-    failed_at = None
-    while True:
-        running = [child for child in children if child.exitcode is None]
-        now = time.monotonic()
-        if failed_at is None and any(child.exitcode for child in children):
-            failed_at = now
-        overdue = failed_at is not None and now - failed_at > _FAILURE_GRACE
-        ignored = bool(signals) and now - signals[0][1] > _SIGNAL_GRACE
-        if not running or overdue or ignored or len(signals) > 2:  # the third signal: the user means it
-            return {i for i, child in enumerate(children) if child.exitcode is not None}
-        multiprocessing.connection.wait([child.sentinel for child in running], timeout=1)
-
-
-def _stop(children: Sequence[Any]) -> None:
-    for child in children:
-        if child.pid is not None and child.exitcode is None:
-            child.kill()
-    for child in children:
-        if child.pid is not None:
-            child.join()
-
-
-def _raise_failure(
-    children: Sequence[Any], reports: list, by_itself: set[int], signals: list[tuple[int, float]]
-) -> None:
-    codes = [child.exitcode for child in children]
-    if not any(codes):
-        return
-    asked = {-number for number, _ in signals}
-    silent = [i for i in sorted(by_itself) if codes[i] < 0 and codes[i] not in asked]
-    if silent:  # the complaints of the others about a lost connection are its consequence
-        i = silent[0]
-        hint = " (out of memory?)" if codes[i] == -signal.SIGKILL else ""
-        raise RuntimeError(f"process {i} of {len(codes)} was ended by {signal.Signals(-codes[i]).name}{hint}")
-    told = [report for report in reports if report is not None]
-    if told:
-        _, error, text = min(told, key=lambda report: report[0])
-        raise error from _RemoteTraceback(f"\n\n{text}")
-    if signals and codes[0] in (130, -signals[0][0], -signal.SIGKILL):
-        if signals[0][0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signals[0][0])
-    raise SystemExit(next(codes[i] for i in sorted(by_itself) if codes[i]))
+    leave_after(wait)
 
 
 # Communication.
@@ -369,10 +253,41 @@ def _comm_device() -> torch.device:
     )
 
 
+@contextlib.contextmanager
+def _collective(name: str) -> Iterator[None]:
+    """Within, this process waits for the others, and a failure of torch.distributed is one line.
+
+    Raises:
+        PeerLost: another process is gone, or did not take part within the time of `init`.
+    """
+    global _waiting, _waited
+    _waiting, began = name, time.monotonic()
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())
+        raise PeerLost(f"process {dist.get_rank()} lost another process in {name}: {reason[:300]}") from error
+    finally:
+        _waiting, _waited = "", _waited + time.monotonic() - began
+
+
+def waiting_in() -> str:
+    """The collective that this process waits in; "" outside of one."""
+    return _waiting
+
+
+def seconds_waited() -> float:
+    """Seconds that this process has spent in collectives."""
+    return _waited
+
+
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     if world_size() > 1:
-        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+        with _collective("barrier"):
+            dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def _bytes(x: torch.Tensor) -> torch.Tensor:
@@ -382,14 +297,16 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
-    """Overwrites each tensor, in place and bit for bit, with process src's; same number, shapes and dtypes
-    everywhere. One collective.
+    """Overwrite each tensor, in place and bit for bit, with that of process `src`. One collective.
+
+    The number of tensors, their shapes and dtypes must be the same everywhere.
     """
     targets = list(tensors)
     if world_size() == 1 or not targets:
         return
     flat = torch.cat([_bytes(x) for x in targets])
-    dist.broadcast(flat, src)
+    with _collective("broadcast"):
+        dist.broadcast(flat, src)
     sizes = [x.numel() * x.element_size() for x in targets]
     for x, data in zip(targets, flat.split(sizes), strict=True):
         x.copy_(
@@ -398,18 +315,20 @@ def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
 
 
 def broadcast_object(obj: Any, src: int = 0) -> Any:
-    """Process src's obj (picklable)."""
+    """The picklable `obj` of process `src`."""
     if world_size() == 1:
         return obj
     box = [obj]
-    dist.broadcast_object_list(box, src)
+    with _collective("broadcast"):
+        dist.broadcast_object_list(box, src)
     return box[0]
 
 
 @torch.no_grad()
 def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrites each tensor with its mean over processes: one flat buffer and one collective per (dtype,
-    device), same order everywhere.
+    """Overwrite each tensor with its mean over processes; same order everywhere.
+
+    One flat buffer and one collective per (dtype, device).
     """
     groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for x in tensors:
@@ -422,7 +341,8 @@ def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
         # Half precision travels as float32: the sum must not be rounded at every hop.
         wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         flat = torch.cat([x.reshape(-1) for x in group]).to(_comm_device(), wide)
-        dist.all_reduce(flat)
+        with _collective("all-reduce"):
+            dist.all_reduce(flat)
         flat /= world_size()
         for x, data in zip(group, flat.split([x.numel() for x in group]), strict=True):
             x.copy_(data.reshape(x.shape))
@@ -430,29 +350,33 @@ def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
 
 @torch.no_grad()
 def all_gather_cat(x: torch.Tensor) -> torch.Tensor:
-    """[n, ...] of every process -> [world * n, ...] in the order of ranks, bit for bit; the shape must be the
-    same everywhere.
+    """[n, ...] of every process -> [world * n, ...] in the order of ranks, bit for bit.
+
+    The shape must be the same everywhere.
     """
     if world_size() == 1:
         return x
     mine = _bytes(x)
     parts = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(parts, mine)
+    with _collective("all-gather"):
+        dist.all_gather(parts, mine)
     return torch.cat([part.view(x.dtype).reshape(x.shape) for part in parts]).to(x.device)
 
 
 def all_gather_object(obj: Any) -> list[Any]:
-    """Every process's obj (picklable), in the order of ranks."""
+    """The picklable `obj` of every process, in the order of ranks."""
     if world_size() == 1:
         return [obj]
     objects: list[Any] = [None] * world_size()
-    dist.all_gather_object(objects, obj)
+    with _collective("all-gather"):
+        dist.all_gather_object(objects, obj)
     return objects
 
 
 def on_main(compute: Callable[[], Any], share: bool = True) -> Any:
-    """compute() on process 0; its result, if `share`, and its exception in any case, on all. Without `share`
-    the others get None.
+    """Call compute() in process 0; all return its result or raise its exception.
+
+    Without `share`, the others return None.
     """
     result: Any = None
     error: Exception | None = None

@@ -272,6 +272,13 @@ class RunConfig:
     restart_every: float = opt(
         999999999.0, "seconds after which the run saves itself and leaves with exit code 3", XL, low=0
     )
+    max_restarts: int = opt(
+        3,
+        "with --gpus of 2 or more: how often processes that failed start again, from the last checkpoint; "
+        "torchrun has its own flag",
+        OURS,
+        low=0,
+    )
     device: str = opt("auto", "auto, cuda, cpu or mps", OURS)
     precision: str = opt(
         "auto",

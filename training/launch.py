@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 import dnnlib
-from torch_utils import devices, distributed, memory
+from torch_utils import agreement, devices, distributed, launcher, memory
 from training import build, loop, run_folder
 from training.config import AUTO, TrainConfig, from_json, to_json
 from training.networks.stems import Lineage, resumed_lineage
-from training.run import auto_batch
+from training.run import auto_batch, restart
 from training.run.enter import RunLock, ending_logged, entered
 from training.run.periodic import Evaluate
 from training.run.stop import terminated_as_interrupted
@@ -42,7 +42,7 @@ def check_processes(config: TrainConfig) -> None:
     """
     started = distributed.started_processes()
     try:
-        distributed.check_local(config.run.gpus)
+        launcher.check_local(config.run.gpus)
     except ValueError as error:
         raise ValueError(f"--gpus={config.run.gpus}: {error}") from None
     if started not in (None, config.run.gpus):
@@ -69,27 +69,40 @@ def start(
     again: bool = False,
     from_scratch: bool = False,
 ) -> str:
-    """Make or lock the run folder, record the options, run. Returns the outcome.
+    """Make or lock the run folder, record the options, run.
 
-    existing: the folder to go on in; None = a new one in `outdir`. again: as for `settle_rounds`.
-    from_scratch: as for `entered`.
+    When torchrun restarts a job, the folder is the one that the job began in, and `from_scratch` has been
+    done already.
+
+    Args:
+        config: the options.
+        existing: the folder to resume in; None = a new one in `outdir`.
+        outdir: where run folders are made.
+        desc: the folder's name, after its number.
+        make_evaluate: for the metrics.
+        again: as for `settle_rounds`.
+        from_scratch: as for `entered`.
+
+    Returns:
+        The outcome.
 
     Raises:
         ValueError, OSError: in one line; a folder that another process uses, or whose checkpoints cannot be
-        used, is as it was.
+            used, is as it was.
     """
     if distributed.under_torchrun():
         join(config)
+    existing = distributed.broadcast_object(existing) or restart.folder_of_job(outdir, desc)
+    from_scratch = from_scratch and not (existing and restart.is_of_job(existing))
     with ExitStack() as stack:
-        if existing is not None and distributed.is_main():
-            stack.enter_context(entered(existing, from_scratch))
+        if existing is not None:
+            enter(stack, existing, from_scratch)
         config = settle_rounds(config, existing, again)
         run_dir = existing
-        if existing is None and distributed.is_main():
-            run_dir = new_run_folder(outdir, desc)
-            stack.enter_context(entered(run_dir))
-        run_dir = distributed.broadcast_object(run_dir)
-        assert run_dir is not None
+        if run_dir is None:
+            run_dir = distributed.on_main(lambda: new_run_folder(outdir, desc))
+            enter(stack, run_dir)
+        restart.note_job(run_dir)
         if distributed.is_main():
             print(f"Run folder: {run_dir}")
         try:
@@ -98,6 +111,11 @@ def start(
         except KeyboardInterrupt:  # outside of the loop, which answers signals itself
             print(f"Stopped. Go on with --resume={run_dir}", flush=True)
             return run_folder.INTERRUPTED
+
+
+def enter(stack: ExitStack, run_dir: Path, from_scratch: bool = False) -> None:
+    """Enter a run folder until `stack` is closed: process 0 does, and all raise its error."""
+    distributed.on_main(lambda: stack.enter_context(entered(run_dir, from_scratch)), share=False)
 
 
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
@@ -112,7 +130,7 @@ def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> Tr
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
     if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
         return auto_batch.settled(config, kept)
-    choice = distributed.launch(rounds_process, config.run.gpus, to_json(config), resumed_lineage(existing))
+    choice = launcher.launch(rounds_process, config.run.gpus, to_json(config), resumed_lineage(existing))
     if distributed.is_main():
         print(choice.line(config), flush=True)
     return auto_batch.settled(config, choice.batch_gpu)
@@ -150,13 +168,14 @@ def run_in_folder(
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
     process = f"Process {distributed.rank()}: " if distributed.world_size() > 1 else ""
     with ending_logged(run_dir, process):
-        distributed.launch(
+        launcher.launch(
             train_process,
             config.run.gpus,
             to_json(limited),
             str(run_dir),
             str(resume or run_dir),
             make_evaluate,
+            restart=restart.Restarts(run_dir, config.run.max_restarts),
         )
     return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
@@ -185,6 +204,8 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
                 print(saved.get(outcome, "Finished."))
     except NonFiniteError as err:
         raise ValueError(f"{err}. {nan_remedy(Path(run_dir), resume)}") from None
+    except agreement.Disagreement as err:
+        raise ValueError(f"the processes do not agree: {err}. {remedy(Path(run_dir), resume)}") from None
     finally:
         if lock is not None:
             lock.release()
@@ -192,12 +213,18 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
 
 def nan_remedy(run_dir: Path, resume: str) -> str:
     """What to do after a gradient that is not finite. resume: as for `train_process`."""
+    return remedy(run_dir, resume, " at a lower --glr/--dlr")
+
+
+def remedy(run_dir: Path, resume: str, change: str = "") -> str:
+    """How to continue after a failure. resume: as for `train_process`; change: what to do differently."""
     nimg = None
     with suppress(OSError):
         nimg = run_folder.newest_checkpoint_nimg(run_dir)
     if nimg is None:
-        return "There is no checkpoint yet: start again at a lower --glr/--dlr"
+        return f"There is no checkpoint yet: start again{change}"
+    comma = "," if change else ""
     return (
-        f"Nothing was overwritten: go on from the last checkpoint, of {nimg} images, with "
-        f"--resume={resume}, at a lower --glr/--dlr"
+        f"Nothing was overwritten: resume from the last checkpoint, of {nimg} images, with "
+        f"--resume={resume}{comma}{change}"
     )

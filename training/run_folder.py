@@ -54,6 +54,7 @@ NEWEST_NETWORK, BEST_NETWORK = "network-snapshot.pkl", "best_model.pkl"
 BEST_NIMG_FILE = "best_nimg.txt"  # images shown when BEST_NETWORK was written
 CHECKPOINT_FOLDER = "checkpoints"
 CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint: there has been one
+JOB_FILE = "job.json"  # under torchrun: {"agents"}, the torchrun processes that the run belongs to
 _FAKES, _SNAPSHOT, _STAGE = "fakes", "network-snapshot-", "stage-"  # a number follows
 LOCK_FILE, WRITER_LOCK_FILE = ".lock", ".lock-writer"
 EARLIER_FOLDER = "earlier"  # with a number: what --from-scratch put away
@@ -286,6 +287,17 @@ def recorded_nimg(run_dir: Path) -> int | None:
 def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
     """Record how a process ended, and the images shown by then."""
     write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
+
+
+def job_agents(run_dir: Path) -> set[str]:
+    """The agents that a run or recipe belongs to (`distributed.agent`); empty if none are recorded."""
+    agents = read_json(run_dir / JOB_FILE).get("agents")
+    return {str(agent) for agent in agents} if isinstance(agents, list) else set()
+
+
+def write_job(run_dir: Path, agents: set[str]) -> None:
+    """Record the agents that a run or recipe belongs to."""
+    write_json(run_dir / JOB_FILE, {"agents": sorted(agents)})
 
 
 def clear_status(run_dir: Path) -> None:

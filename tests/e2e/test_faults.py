@@ -193,17 +193,17 @@ def test_a_second_process_is_kept_out_while_the_first_starts_others(run_dir, mon
     """With --gpus=2 the writing process needs seconds until it is there; the launching one holds the folder
     meanwhile.
     """
-    real = launch.distributed.launch
+    real = launch.launcher.launch
     seen = []
 
     def slow(fn, *args):
-        monkeypatch.setattr(launch.distributed, "launch", real)
+        monkeypatch.setattr(launch.launcher, "launch", real)
         options = (run_dir / run_folder.OPTIONS_FILE).read_bytes()
         seen.append(the_error(invoke(f"--resume={run_dir}", "--kimg=5")))
         assert (run_dir / run_folder.OPTIONS_FILE).read_bytes() == options
         return real(fn, *args)
 
-    monkeypatch.setattr(launch.distributed, "launch", slow)
+    monkeypatch.setattr(launch.launcher, "launch", slow)
     result = invoke(f"--resume={run_dir}", "--kimg=0.04")
     assert result.exit_code == 0 and "in use by another training process" in seen[0], result.output
     assert final_state(run_dir)["progress"]["nimg"] == 40
@@ -267,7 +267,7 @@ NAN = "Error: discriminator: step 1, at 8 images: 'discriminators.*' is not fini
         ("nan", NAN + "There is no checkpoint yet: start again at a lower --glr/--dlr", False),
         (
             "nan",
-            NAN + "Nothing was overwritten: go on from the last checkpoint, of 8 images, with --resume=*",
+            NAN + "Nothing was overwritten: resume from the last checkpoint, of 8 images, with --resume=*",
             True,
         ),
         ("full disk", "Error: *No space left on device*", False),

@@ -15,7 +15,7 @@ from metrics import evaluate, registry
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
 from metrics.registry import INCEPTION, LITE0
 from tests.support import TinyDetector
-from torch_utils import distributed
+from torch_utils import distributed, launcher
 
 
 class Images:
@@ -445,7 +445,7 @@ def _measure_in_processes(folder: str) -> None:
 
 
 def test_two_processes_share_the_work_and_agree_with_one(make, tmp_path):
-    distributed.launch(_measure_in_processes, 2, str(tmp_path))
+    launcher.launch(_measure_in_processes, 2, str(tmp_path))
     (first, seen), (second, seen_by_second) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)
     )

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from dnnlib.util import sha256_file
-from torch_utils import devices, distributed, memory
+from torch_utils import devices, distributed, launcher, memory
 from training import build, launch, run_folder
 from training.config import AUTO, FLAGS, TrainConfig, from_json, to_json
 from training.networks import files, stems
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
+from training.run import restart
 from training.run.enter import ending_logged, entered, locked
 from training.run.stop import terminated_as_interrupted
 from training.run_folder import new_run_folder, run_folders, write_json
@@ -133,6 +134,8 @@ def start(
     if distributed.under_torchrun():
         launch.join(last)
     stack = ExitStack()
+    folder = distributed.broadcast_object(folder) or restart.folder_of_job(values["outdir"] or "", desc)
+    from_scratch = values["from_scratch"] and not (folder and restart.is_of_job(folder))
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
         stack.enter_context(locked(folder))
@@ -143,6 +146,7 @@ def start(
         print(f"Recipe folder: {folder}")
     folder = distributed.broadcast_object(folder)
     assert folder is not None
+    restart.note_job(folder)
     resumed = values["resume"] is not None
     again = resumed and values["batch_gpu"] == AUTO
 
@@ -150,7 +154,7 @@ def start(
         with ExitStack() as inner:
             if distributed.is_main():
                 run_dir.mkdir(exist_ok=True)
-                inner.enter_context(entered(run_dir, values["from_scratch"]))
+                inner.enter_context(entered(run_dir, from_scratch))
             config = launch.settle_rounds(config, run_dir, again)
             return launch.run_in_folder(
                 config, run_dir, measures.evaluate, folder, deadline - time.monotonic()
@@ -158,7 +162,7 @@ def start(
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
         with ending_logged(run_dir):
-            distributed.launch(
+            launcher.launch(
                 measure_process,
                 last.run.gpus,
                 to_json(last),

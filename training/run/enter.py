@@ -10,7 +10,7 @@ import datetime
 import os
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dnnlib.files import owner_name, remove_temporaries
@@ -90,16 +90,16 @@ def locked(run_dir: Path) -> Iterator[RunLock]:
     """
     lock = RunLock(run_dir)
     try:
-        remove_leftovers(run_dir, lock)
+        remove_leftovers(run_dir, lock.dead, lock.lock.supported)
         yield lock
     finally:
         lock.release()
 
 
-def remove_leftovers(run_dir: Path, lock: RunLock) -> None:
-    """Remove the temporaries of processes that are gone."""
+def remove_leftovers(run_dir: Path, dead: Collection[str] = (), old: bool = False) -> None:
+    """Remove the temporaries of processes that are gone. dead, old: as for `remove_temporaries`."""
     for folder in (run_dir, run_folder.checkpoint_folder(run_dir), run_dir / run_folder.CONTACT_FOLDER):
-        remove_temporaries(folder, lock.dead, old=lock.lock.supported)
+        remove_temporaries(folder, dead, old)
 
 
 def put_away(run_dir: Path) -> Path:

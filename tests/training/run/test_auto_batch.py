@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.toy_runs import assert_equal_states, config
-from torch_utils import distributed, training_stats
+from torch_utils import distributed, launcher, training_stats
 from training import build, steps
 from training.run import auto_batch, plan, restore
 
@@ -184,6 +184,6 @@ def test_processes_agree_on_what_the_poorest_can_hold(data):
     from training.config import to_json
 
     assert (
-        distributed.launch(_one_has_less, 2, to_json(auto(data, run__batch=16, run__gpus=2)))
+        launcher.launch(_one_has_less, 2, to_json(auto(data, run__batch=16, run__gpus=2)))
         == [(2, [8, 4, 2])] * 2
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.toy_runs import config, final_state
-from torch_utils import distributed
+from torch_utils import distributed, launcher
 from training import build, loop, run_folder
 from training.run.periodic import Score
 from training.run.stop import Stopped, StopRequest, pause
@@ -105,6 +105,6 @@ def _one_is_asked(folder: str) -> None:
 
 @pytest.mark.e2e
 def test_a_signal_to_one_process_stops_all(tmp_path):
-    distributed.launch(_one_is_asked, 2, str(tmp_path))
+    launcher.launch(_one_is_asked, 2, str(tmp_path))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [[1, 2], [1, 2]]
     assert sorted(os.listdir(tmp_path)) == ["0.json", "1.json"]
