@@ -81,7 +81,7 @@ def source_options(function: Any) -> Any:
         click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP),
         click.option(
             "--seed",
-            type=click.IntRange(0, render.MAX_SEED),
+            type=click.IntRange(0, commands.MAX_SEED),
             default=0,
             show_default=True,
             help="of the latents of a network",

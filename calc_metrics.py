@@ -232,7 +232,7 @@ def _intervals(record: evaluate.Record) -> list[str]:
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, render.MAX_SEED),
+    type=click.IntRange(0, commands.MAX_SEED),
     default=0,
     show_default=True,
     help="of latents, labels and shuffles",
@@ -304,8 +304,8 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError(
             "--repeats draws other latents: it needs --network; --bootstrap works for --images, too"
         )
-    if options["seed"] + options["repeats"] - 1 > render.MAX_SEED:
-        raise ValueError(f"--seed={options['seed']}: seeds go up to {render.MAX_SEED}")
+    if options["seed"] + options["repeats"] - 1 > commands.MAX_SEED:
+        raise ValueError(f"--seed={options['seed']}: seeds go up to {commands.MAX_SEED}")
     inputs = {"--images": options["images"], "--data": options["data"]}
     if options["outdir"] is not None:
         outputs.check_output("--outdir", options["outdir"], data=inputs, folder=True)

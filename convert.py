@@ -1,44 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network files from one form into another. Runs nothing that a file contains.
+"""Convert network files between formats. No code from the files is run.
 
-    # a pickle into weights as weights: network.safetensors and network.json; and back, bit for bit
+    # a pickle to network.safetensors (weights) and network.json, and back, without changing a bit
     python convert.py --source=network-snapshot.pkl --dest=network.safetensors
     python convert.py --source=network.safetensors --dest=network.pkl
 
-    # a published network, made light: G_ema alone
+    # a smaller copy of a published network, with G_ema only
     python convert.py --source=https://host/imagenet256.pkl --dest=imagenet256.safetensors --networks=G_ema
 
     # two ONNX files, mapping and synthesis, compared with onnxruntime (pip install onnx onnxscript
-    onnxruntime) python convert.py --source=network-snapshot.pkl --dest=network.onnx
+    # onnxruntime)
+    python convert.py --source=network-snapshot.pkl --dest=network.onnx
 
     # to and from a Hugging Face repository, with a model card (pip install huggingface_hub; hf auth login)
     python convert.py --source=best_model.pkl --dest=hf://me/emoji64 --license=cc-by-4.0
     python convert.py --source=hf://me/emoji64 --dest=emoji64.pkl
 
-A pickle that this writes opens in every tool that knows StyleGAN3's pickles. Weights and settings are kept
-exactly; source text that a pickle carried is not kept, a discriminator is kept as named tensors, and ONNX
-keeps G_ema alone.
+The pickles that this writes open in every tool that reads StyleGAN3's pickles. Weights and settings are
+preserved exactly. Source code in a pickle is not preserved, a discriminator is stored as named tensors, and
+ONNX files contain only G_ema.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import dnnlib.util
 from dnnlib import outputs
-from dnnlib.progress import working
-from generation import commands, render
-from training.networks import files, hub, onnx, stems
+from dnnlib.progress import show_elapsed
+from generation import commands
+
+if TYPE_CHECKING:
+    from training.networks import files
 
 FORMATS = {"pkl": (".pkl", ".pickle"), "safetensors": (".safetensors",), "onnx": (".onnx",), "hub": ()}
-MAX_ONNX_DIFFERENCE = 1e-3  # of images in [-1, 1]: an eighth of a grey level
+MAX_ONNX_DIFFERENCE = 1e-3  # for images in [-1, 1]: an eighth of a grey level
 
 
 def format_of(dest: str, asked: str | None) -> str:
-    """The form that --format or the ending of --dest asks for. Raises ValueError."""
+    """The format that --format or the extension of --dest selects. Raises ValueError."""
+    from training.networks import hub
+
     if hub.is_repository(dest):
         found = "hub"
     else:
@@ -47,33 +53,37 @@ def format_of(dest: str, asked: str | None) -> str:
         )
     if asked and found and asked != found:
         raise ValueError(
-            f"--format={asked} does not go with --dest={dest}: end it with "
+            f"--format={asked} does not match --dest={dest}: end it with "
             f"{' or '.join(FORMATS[asked]) or 'hf://OWNER/NAME'}"
         )
     if not asked and not found:
         raise ValueError(
-            f"--dest={dest}: end it with .pkl, .safetensors or .onnx, name hf://OWNER/NAME, or say --format"
+            f"--dest={dest}: use the extension .pkl, .safetensors or .onnx, or hf://OWNER/NAME, or pass "
+            "--format"
         )
     if asked == "hub" and not found:
-        raise ValueError(f"--dest={dest}: a model repository is named hf://OWNER/NAME")
+        raise ValueError(f"--dest={dest}: the name of a model repository is hf://OWNER/NAME")
     return asked or found
 
 
 def check_dest(dest: str, form: str, source: str) -> None:
-    """Raises ValueError for a --dest that would replace the source or another network's file, or that could
-    not be read again.
+    """Check a local --dest before any work.
+
+    Raises:
+        ValueError: it would replace the source or the file of another network, or could not be read again.
     """
+    from training.networks import files
+
     inputs = {"--source": source}
     if source.lower().endswith(".safetensors") and os.path.isfile(source):
         inputs["the JSON file of --source"] = str(files.config_path_of(source))
     outputs.check_output("--dest", dest, inputs=inputs)
     if Path(dest).parent != Path() and not Path(dest).parent.is_dir():
-        raise ValueError(f"--dest={dest}: there is no folder {Path(dest).parent}")
+        raise ValueError(f"--dest={dest}: the folder {Path(dest).parent} does not exist")
     ending = Path(dest).suffix.lower()
     if ending == ".json" or (form == "safetensors" and ending != ".safetensors"):
         raise ValueError(
-            f"--dest={dest}: a network of this form is not read from such a file: end it with "
-            f"{FORMATS[form][0]}"
+            f"--dest={dest}: the extension does not fit the format: end it with {FORMATS[form][0]}"
         )
     if form == "safetensors":
         config = Path(dest).with_suffix(".json")
@@ -82,9 +92,14 @@ def check_dest(dest: str, form: str, source: str) -> None:
 
 
 def read(source: str, trust_pickle: bool) -> files.NetworkFile:
-    """The network file that --source means: a path, a file:// or http(s) address or hf://OWNER/NAME. Raises
-    OSError or ValueError.
+    """Read the network file of --source: a path, a file:// or http(s) URL, or hf://OWNER/NAME.
+
+    Raises:
+        ValueError: not a network file.
+        OSError: the file cannot be read or downloaded.
     """
+    from training.networks import files, hub
+
     if hub.is_repository(source):
         return hub.pull(source)
     trust_pickle = trust_pickle and not source.lower().endswith(".safetensors")
@@ -92,9 +107,14 @@ def read(source: str, trust_pickle: bool) -> files.NetworkFile:
 
 
 def read_file(path: str, source: str, trust_pickle: bool) -> files.NetworkFile:
-    """`read` of a local file. It is run only where that may help: a network of another kind is none of ours
-    afterwards, either.
+    """Read a local network file.
+
+    With `trust_pickle`, the code of a pickle is run if it cannot be read otherwise. It is not run if it
+    contains a network of another kind or is damaged, because that would not help.
     """
+    from generation import render
+    from training.networks import files
+
     for strict in (True, False) if trust_pickle else (True,):
         try:
             return files.read(path, strict=strict)
@@ -108,15 +128,19 @@ def read_file(path: str, source: str, trust_pickle: bool) -> files.NetworkFile:
 
 
 def write_onnx(file: files.NetworkFile, dest: str) -> None:
-    """G_ema as two files, compared with what they come from; files that differ are removed. Raises
-    ValueError.
+    """Write G_ema as two ONNX files, and compare them with the network. Files that differ are removed.
+
+    Raises:
+        ValueError: the files differ, or G_ema cannot be exported.
     """
+    from training.networks import onnx
+
     onnx.require_onnx()
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
-    with working("Exporting to ONNX"):
+    with show_elapsed("Exporting to ONNX"):
         paths = onnx.export(G, dest[: -len(".onnx")] if dest.lower().endswith(".onnx") else dest)
     try:
-        with working("Comparing with onnxruntime"):
+        with show_elapsed("Comparing with onnxruntime"):
             found = onnx.compare(G, paths)
     except ValueError as error:
         click.echo(f"not compared: {error}", err=True)
@@ -125,11 +149,11 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
             for path in paths:
                 path.unlink()
             raise ValueError(
-                f"--dest={dest}: onnxruntime draws images that differ by {found['images']:.2g} (of [-1, "
-                "1]); nothing is kept"
+                f"--dest={dest}: the images of onnxruntime differ by {found['images']:.2g} (in [-1, 1]); the "
+                "files are removed"
             )
         click.echo(
-            f"onnxruntime: ws differ by at most {found['ws']:.1e}, images by {found['images']:.1e} (of [-1, "
+            f"onnxruntime: ws differ by at most {found['ws']:.1e}, images by {found['images']:.1e} (in [-1, "
             "1])"
         )
     click.echo(f"wrote {', '.join(map(str, paths))}")
@@ -140,26 +164,29 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
     "--source",
     required=True,
     metavar="PATH|URL|hf://OWNER/NAME",
-    help="network pickle, run folder, .safetensors with its .json, or a repository",
+    help="Network pickle, .safetensors file with its .json, run folder (its best network), or repository.",
 )
 @click.option(
-    "--dest", required=True, metavar="PATH|hf://OWNER/NAME", help="what to write; its ending says the form"
+    "--dest",
+    required=True,
+    metavar="PATH|hf://OWNER/NAME",
+    help="File or repository to write. The extension selects the format.",
 )
 @click.option(
     "--format",
     "asked",
     type=click.Choice(list(FORMATS)),
-    help="the form, where the ending of --dest does not say it",
+    help="Format to write.  [default: by the extension of --dest]",
 )
 @click.option(
     "--networks",
     type=click.Choice(["all", "G_ema", "G"]),
-    help="which to keep  [default: all; for a repository G_ema]",
+    help="Networks to keep.  [default: all; for a repository G_ema]",
 )
 @click.option(
-    "--license", metavar="ID", help="of the weights, for the model card: apache-2.0, cc-by-4.0, ..."
+    "--license", metavar="ID", help="License of the weights, for the model card: apache-2.0, cc-by-4.0, ..."
 )
-@click.option("--private", is_flag=True, help="make a new model repository a private one")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
 @commands.one_line_errors
 def main(
@@ -171,9 +198,12 @@ def main(
     private: bool,
     trust_pickle: bool,
 ) -> None:
+    """Convert network files between formats."""
+    from training.networks import files, hub, onnx, stems
+
     source, form = dnnlib.util.plain_path(source), format_of(dest, asked)
     if form != "hub" and (license or private):
-        raise ValueError("--license and --private are for a model repository (--dest=hf://OWNER/NAME)")
+        raise ValueError("--license and --private are only for a model repository (--dest=hf://OWNER/NAME)")
     if form == "hub":
         hub.parse_repository(dest)
     else:
@@ -189,11 +219,11 @@ def main(
     if networks != "all":
         file = file.only(networks)
     if form == "pkl":
-        with working(f"Writing {dest}"):
+        with show_elapsed(f"Writing {dest}"):
             files.write_pickle(dest, file)
         click.echo(f"wrote {dest}")
     elif form == "safetensors":
-        with working(f"Writing {dest}"):
+        with show_elapsed(f"Writing {dest}"):
             config = files.write_safetensors(dest, file)
         click.echo(f"wrote {dest} and {config}")
     elif form == "onnx":

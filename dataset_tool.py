@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn any image source into a StyleGAN data set: a zip (or folder) of square power-of-two PNGs and a
-dataset.json with labels.
+"""Prepare a StyleGAN data set from any source of images.
 
-    python dataset_tool.py --source=photos/ --dest=data/photos64.zip --resolution=64x64
-    --transform=center-crop python dataset_tool.py --source=emoji.zip --dest=data/emoji{res}.zip
-    --resolution=16,32,64 python dataset_tool.py --source=fashion/train-images-idx3-ubyte.gz
-    --dest=data/fashion32.zip --resolution=32 python dataset_tool.py --source=cifar-10-python.tar.gz
-    --dest=data/cifar10_16.zip --resolution=16x16 python dataset_tool.py --source=ILSVRC/
-    --dest=data/imagenet{res}.zip --resolution=16,32,64,128,256 --transform=center-crop python dataset_tool.py
-    --check data/photos64.zip
+The result is a zip file or folder of square PNGs, with a power-of-two side, and a dataset.json with labels.
 
-Sources: a folder or zip of images (a dataset.json says the classes, else sub-folders are classes;
-docs/datasets.md has the rule), IDX pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB folders.
-From Python, `convert` does the same, from an array in memory too. The engine is image_data/conversion.py.
+    python dataset_tool.py --source=photos/ --dest=photos64.zip --resolution=64x64 --transform=center-crop
+    python dataset_tool.py --source=emoji.zip --dest=emoji{res}.zip --resolution=16,32,64
+    python dataset_tool.py --source=train-images-idx3-ubyte.gz --dest=fashion32.zip --resolution=32
+    python dataset_tool.py --source=cifar-10-python.tar.gz --dest=cifar10_16.zip --resolution=16x16
+    python dataset_tool.py --source=ILSVRC/ --dest=in{res}.zip --resolution=16,32,64 --transform=center-crop
+    python dataset_tool.py --check photos64.zip
+
+Sources: folders and zips of images, IDX pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB
+folders.
+
+Labels come from dataset.json if there is one, otherwise sub-folders are classes; docs/datasets.md has the
+exact rule.
+
+From Python, `convert` does the same, also for arrays in memory. The engine is image_data/conversion.py.
 """
 
 import os
@@ -60,7 +64,7 @@ LISTED_PROBLEMS = 10
 
 @dataclass
 class CheckReport:
-    """What `check` found. `classes` holds (index, name, images)."""
+    """The result of `check`. `classes` contains (index, name, number of images)."""
 
     path: str
     num_images: int = 0
@@ -69,10 +73,10 @@ class CheckReport:
     classes: list[tuple[int, str, int]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    labels: str = ""  # how many classes, from what, and what was left out
+    labels: str = ""  # the number of classes, where they come from, and what was left out
 
     def format(self) -> str:
-        """The report as text: facts, table of classes, problems."""
+        """Format as text: facts, table of classes, problems."""
         channels = {"L": 1, "1": 1, "P": 3, "RGB": 3, "LA": 2, "RGBA": 4}
         modes = {f"{channels.get(mode, mode)} ({mode})": n for mode, n in self.modes.items()}
         lines = [
@@ -98,7 +102,7 @@ class CheckReport:
 
 
 class _Inspected(NamedTuple):
-    """One image of a data set, or what is wrong with it."""
+    """One image of a data set, or the error of reading it."""
 
     size: str = ""  # WxH
     mode: str = ""
@@ -107,7 +111,7 @@ class _Inspected(NamedTuple):
 
 @dataclass(frozen=True)
 class _InspectTask:
-    """Entries of an archive -> what each image is."""
+    """Reads and decodes entries of an archive."""
 
     reader: archives.Reader
 
@@ -124,7 +128,7 @@ class _InspectTask:
         try:
             image = archives.open_image(data)
             image.load()
-        except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
+        except Exception as error:  # Pillow's decoders can raise any exception on damaged data
             return _Inspected(error=f"{entry.name}: {error}")
         return _Inspected(f"{image.width}x{image.height}", image.mode)
 
@@ -137,11 +141,21 @@ def check(
     subfolder: str = "",
     follow_links: bool = False,
 ) -> CheckReport:
-    """Decode every image of a data set and compare it with its labels. `labels`, `subfolder` and
-    `follow_links` are as for `convert`.
+    """Decode every image of a data set, and compare the images with the labels.
 
-    Raises ValueError when `path` cannot be opened at all; everything else is listed in the report's
-    `problems`.
+    Args:
+        path: the data set.
+        workers: number of processes; None = one per core.
+        progress: called with (images done, total images).
+        labels: see `convert`.
+        subfolder: see `convert`.
+        follow_links: see `convert`.
+
+    Returns:
+        The report. Its `problems` list everything that is wrong.
+
+    Raises:
+        ValueError: `path` cannot be opened.
     """
     workers = count_workers(workers)
     report = CheckReport(os.fspath(path))
@@ -151,7 +165,7 @@ def check(
     report.num_images = len(archive.images)
     if not archive.images:
         report.problems.append("no images")
-    report.problems += _abridge([f"{name} exists twice in the zip" for name in archive.duplicates])
+    report.problems += _abridge([f"{name} occurs twice in the zip" for name in archive.duplicates])
     chunks = (
         archive.images[positions.start : positions.stop]
         for positions in chunked(len(archive.images), MAX_CHUNK_IMAGES)
@@ -185,7 +199,8 @@ def _size_problems(report: CheckReport) -> list[str]:
             problems.append(f"{report.sizes[size]:,} images are {size}, not a power-of-two square")
     unusual = {mode: count for mode, count in report.modes.items() if mode not in ("RGB", "L")}
     problems += [
-        f"{count:,} images have mode {mode} instead of RGB or L: prepare them with --source"
+        f"{count:,} images have mode {mode} instead of RGB or L: convert them by using this data set as "
+        "--source"
         for mode, count in unusual.items()
     ]
     return _abridge(problems)
@@ -194,8 +209,10 @@ def _size_problems(report: CheckReport) -> list[str]:
 def _check_labels(
     archive: archives.Archive, report: CheckReport, mode: str, subfolder: str
 ) -> tuple[archives.Archive, list[str]]:
-    """Fill in classes and metadata. Returns (the part of the archive that the images are in, what is wrong
-    with the labels).
+    """Fill in classes and metadata.
+
+    Returns:
+        (the part of the archive with the images, problems of the labels).
     """
     try:
         found = label_rule.label(archive, mode, subfolder)
@@ -211,8 +228,8 @@ def _check_labels(
 def _check_index(
     archive: archives.Archive, report: CheckReport, error: str
 ) -> tuple[archives.Archive, list[str]]:
-    """`_check_labels` where the rule gave up with `error`: what a dataset.json says as far as it goes."""
-    report.labels = "not told, see below"
+    """`_check_labels` if the rule failed with `error`: use as much of a dataset.json as possible."""
+    report.labels = "unknown, see below"
     try:
         part = label_rule.unwrapped(archive)
         index = archives.read_index(part)
@@ -236,7 +253,7 @@ def _check_index(
 
 
 def _count_classes(report: CheckReport, names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Fill in the table of classes. Returns what is wrong with it."""
+    """Fill in the table of classes. Returns its problems."""
     report.classes = [
         (label, name, count) for label, (name, count) in enumerate(zip(names, counts, strict=True))
     ]
@@ -266,7 +283,7 @@ def _join_counts(counts: Counter[str]) -> str:
 
 
 def _parse_class_names(text: str | None) -> list[str] | None:
-    """'a,b,c', or @file with one name per line."""
+    """Parse 'a,b,c', or '@file' with one name per line."""
     if text is None:
         return None
     if not text.startswith("@"):
@@ -284,15 +301,14 @@ def _print_report(report: ConvertReport) -> None:
         click.echo(f"warning: {len(report.skipped):,} unreadable images were skipped", err=True)
     if report.dropped:
         click.echo(
-            f"warning: {report.dropped:,} images are too small for the transform and were left out", err=True
+            f"warning: {report.dropped:,} images were left out because they are too small for the transform",
+            err=True,
         )
     if report.empty_classes:
         names = ", ".join(report.empty_classes[:LISTED_PROBLEMS]) + (
             ", ..." if len(report.empty_classes) > LISTED_PROBLEMS else ""
         )
-        click.echo(
-            f"warning: {len(report.empty_classes):,} classes are left without images: {names}", err=True
-        )
+        click.echo(f"warning: {len(report.empty_classes):,} classes have no images: {names}", err=True)
     click.echo(f"labels: {report.summary}")
     for path in report.paths:
         click.echo(f"{path}: {report.num_images:,} images")
@@ -304,55 +320,83 @@ def _print_report(report: ConvertReport) -> None:
 )
 @click.option(
     "--source",
-    help="Folder or zip of images, IDX images file, CIFAR python tarball, ILSVRC tree, LSUN LMDB folder.",
+    help="Folder or zip of images, IDX file of images, CIFAR tarball, ILSVRC tree or LSUN LMDB folder.",
     metavar="PATH",
 )
 @click.option(
-    "--dest", help="Data set to write, .zip or folder; {res} stands for the resolution.", metavar="PATH"
+    "--dest",
+    help="Data set to write: .zip file or folder. {res} is replaced by the resolution.",
+    metavar="PATH",
 )
 @click.option(
     "--resolution",
-    help="64, 64x64, or several at once: 16,32,64.  [default: that of the images]",
+    help="Size in pixels: 64, 64x64, or several at once: 16,32,64.  [default: size of the images]",
     metavar="WxH",
 )
-@click.option("--transform", type=click.Choice(TRANSFORMS), default="none", help="How images become square.")
-@click.option("--filter", type=click.Choice(list(FILTERS)), help="Resize filter.  [default: lanczos]")
+@click.option(
+    "--transform",
+    type=click.Choice(TRANSFORMS),
+    default="none",
+    help="How to make images square. none: only accept square images.",
+)
+@click.option(
+    "--filter",
+    type=click.Choice(list(FILTERS)),
+    help="Resize filter.  [default: lanczos; center-crop-dhariwal has its own]",
+)
 @click.option(
     "--background",
     default="white",
-    help="Colour under transparent pixels: a name or #rrggbb.",
+    help="Colour under transparent pixels: a CSS name or #rrggbb.",
     metavar="COLOUR",
 )
 @click.option(
     "--labels",
     type=click.Choice(label_rule.MODES),
     default="auto",
-    help="Of dataset.json, of sub-folders, or the rule of docs/datasets.md.",
-)
-@click.option("--subfolder", default="", help="The part of a folder or zip to use.", metavar="NAME")
-@click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, also outside of it.")
-@click.option("--class-names", help="Names replacing those of the source: a,b,c or @file.", metavar="LIST")
-@click.option("--classes", help="Keep these classes alone, in this order: a,b,c or @file.", metavar="LIST")
-@click.option("--max-images", type=int, help="Keep the first N images.", metavar="N")
-@click.option(
-    "--subset-seed", type=int, help="With --max-images: keep a seeded random choice instead.", metavar="SEED"
+    help="Source of the labels: dataset.json, sub-folders, or none. auto: the rule in docs/datasets.md.",
 )
 @click.option(
-    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What an unreadable image does."
+    "--subfolder", default="", show_default="all", help="Use only this folder of the source.", metavar="NAME"
 )
-@click.option("--workers", type=int, help="Processes.  [default: one per core]", metavar="N")
+@click.option("--follow-links", is_flag=True, help="Follow links in a folder, including links out of it.")
 @click.option(
-    "--compress-level", type=click.IntRange(0, 9), default=0, help="Of the PNGs: 0 is large and fast to read."
+    "--class-names",
+    help="Class names that replace those of the source: a,b,c or @FILE with one per line.",
+    metavar="LIST",
+)
+@click.option(
+    "--classes", help="Use only these classes, numbered in this order: a,b,c or @FILE.", metavar="LIST"
+)
+@click.option("--max-images", type=int, help="Use only the first N images.  [default: all]", metavar="N")
+@click.option(
+    "--subset-seed",
+    type=int,
+    help="With --max-images: use a random choice with this seed instead.",
+    metavar="SEED",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    help="Whether an unreadable image stops the command or is skipped.",
+)
+@click.option("--workers", type=int, help="Number of processes.  [default: one per core]", metavar="N")
+@click.option(
+    "--compress-level",
+    type=click.IntRange(0, 9),
+    default=0,
+    help="zlib level of the PNGs. 0: large files, fast to read.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
 @click.option(
     "--check",
     "check_path",
-    help="Print what a data set holds and what is wrong with it; exit code 1 on problems.",
+    help="Print the contents and problems of a data set. The exit code is 1 if there are problems.",
     metavar="DATASET",
 )
 def main(**values: Any) -> None:
-    """Turn any image source into a StyleGAN data set, or --check one."""
+    """Prepare a StyleGAN data set, or --check one."""
     util.plain_warnings()
     values = outputs.expand_home(values)
     check_path = values.pop("check_path")
@@ -369,9 +413,9 @@ def main(**values: Any) -> None:
 
 
 def _run_check(path: str, source: str | None, dest: str | None, workers: int | None, **options: Any) -> bool:
-    """--check. Returns whether there are problems."""
+    """Run --check. Returns whether there are problems."""
     if source is not None or dest is not None:
-        raise ValueError("--check reads a finished data set; it goes without --source and --dest")
+        raise ValueError("--check reads a finished data set; remove --source and --dest")
     report = check(
         path, workers, Progress(sys.stderr), options["labels"], options["subfolder"], options["follow_links"]
     )
@@ -388,9 +432,9 @@ def _run_convert(
     classes: str | None,
     **options: Any,
 ) -> bool:
-    """--source to --dest."""
+    """Convert --source to --dest."""
     if source is None or dest is None:
-        raise ValueError("--source and --dest are needed (or --check DATASET); --help lists the options")
+        raise ValueError("--source and --dest are required (or --check DATASET); see --help")
     report = convert(
         source,
         dest,

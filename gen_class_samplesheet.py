@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sheet from a network pickle: the published command line for what `gen_images.py --classes` does.
+"""Generate a class sheet with a trained network: the published command line of `gen_images.py --classes`.
 
-    python gen_class_samplesheet.py --network=network-snapshot.pkl --classes=0-8 --outdir=out
-    --samples-per-class=4 --grid-width=32
+    python gen_class_samplesheet.py --network=network.pkl --classes=0-8 --outdir=out --grid-width=32
 
-Sample j of a class is the image that `gen_images.py --class=CLASS --seeds=SEED+j` makes.
+Sample j of a class is the image of `gen_images.py --class=CLASS --seeds=SEED+j`.
 """
 
 from __future__ import annotations
@@ -16,27 +15,29 @@ from typing import Any
 import click
 
 from dnnlib import outputs
-from generation import commands, render
-from torch_utils import images
-from torch_utils.devices import pick_device
+from generation import commands
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @commands.common_options
-@click.option("--classes", required=True, metavar="LIST", help="indices, ranges, names, or all: 0,3-5,cat")
-@click.option("--outdir", required=True, metavar="DIR", help="where the sheet goes")
+@click.option("--classes", required=True, metavar="LIST", help="Indices, ranges, names, or all: 0,3-5,cat.")
+@click.option("--outdir", required=True, metavar="DIR", help="Folder for the sheet.")
 @click.option(
     "--seed",
-    type=click.IntRange(0, render.MAX_SEED),
+    type=click.IntRange(0, commands.MAX_SEED),
     default=42,
     show_default=True,
-    help="seed of every class's first sample",
+    help="Seed of the first sample of every class.",
 )
 @click.option(
-    "--samples-per-class", type=click.IntRange(min=1), default=4, show_default=True, help="columns of a class"
+    "--samples-per-class",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Samples of each class.",
 )
 @click.option(
-    "--grid-width", type=click.IntRange(min=1), default=32, show_default=True, help="images per row"
+    "--grid-width", type=click.IntRange(min=1), default=32, show_default=True, help="Images per row."
 )
 @click.option(
     "--batch-gpu",
@@ -44,18 +45,11 @@ from torch_utils.devices import pick_device
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="images computed at a time on a GPU",
+    help=commands.batch_help,
 )
-@click.option("--desc", metavar="STR", help="goes into the file's name: sheet-STR.png")
-@click.option("--data", metavar="ZIP|DIR", help="data set to take class names from, if the pickle has none")
+@click.option("--desc", metavar="STR", help="Added to the file name: sheet-STR.png.")
 @commands.one_line_errors
 def main(
-    network: str,
-    trust_pickle: bool,
-    truncation: float,
-    centroids_path: str | None,
-    device: str,
-    precision: str,
     classes: str,
     outdir: str,
     seed: int,
@@ -63,31 +57,37 @@ def main(
     grid_width: int,
     batch: int,
     desc: str | None,
-    data: str | None,
+    **common: Any,
 ) -> None:
-    outputs.check_output("--outdir", outdir, data={"--data": data}, folder=True)
+    """Generate a class sheet with a trained network."""
+    options = commands.NetworkOptions(**common)
+    outputs.check_output("--outdir", outdir, data={"--data": options.data}, folder=True)
     seeds = commands.sheet_seeds([seed], samples_per_class)
     if desc and not re.fullmatch(r"[\w.+-]+", desc):
         raise ValueError(
-            f"--desc={desc!r}: letters, digits and . _ + - only, since it becomes part of a file's name"
+            f"--desc={desc!r}: use only letters, digits and . _ + -, because it becomes part of a file name"
         )
-    net = render.load_network(
-        network, pick_device(device), data, trust_pickle=trust_pickle, precision=precision
-    )
-    rows = render.class_indices(net, classes)
-    centroids = render.load_centroids(centroids_path, net.G.w_dim) if centroids_path else None
+    from generation import pictures, render
+    from torch_utils import images
+
+    network, centroids = options.load()
+    rows = render.class_indices(network, classes)
     total = len(rows) * len(seeds)
-    images.check_picture(
-        f"--classes={classes[:40]} --samples-per-class={samples_per_class}", total, net.G.img_resolution
-    )
-    options: dict[str, Any] = {"truncation": truncation, "centroids": centroids, "batch": batch}
+    flags = f"--classes={classes[:40]} --samples-per-class={samples_per_class}"
+    images.check_picture(flags, total, network.G.img_resolution)
     path = Path(outdir) / (f"sheet-{desc}.png" if desc else "sheet.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with commands.progress_bar(total, "Images") as done:
-        sheet = render.class_sheet(net, rows, seeds, columns=min(grid_width, total), done=done, **options)
-    text = render.about(net, seeds, rows, truncation=truncation, centroids_path=centroids_path)
-    images.save_png(sheet, path, text)
-    click.echo(f"{len(rows)} classes, {len(seeds)} images each: {path}")
+    pictures.write_sheet(
+        network,
+        rows,
+        seeds,
+        path,
+        options.description(),
+        columns=min(grid_width, total),
+        truncation=options.truncation,
+        centroids=centroids,
+        batch=batch,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers that need no torch: attribute dictionaries, files and downloads, names of objects, number and range
-parsing.
-"""
+"""Helpers without torch: attribute dictionaries, files, downloads, objects by name, number parsing."""
 
 from . import util
 from .util import EasyDict

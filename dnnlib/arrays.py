@@ -49,7 +49,7 @@ def members(path: str | os.PathLike[str]) -> dict[str, Member]:
                 raise ValueError(f"{where}: more than {bounded.MAX_NPZ_MEMBERS} arrays")
             return {m.name: m for m in (_member(archive, info, where) for info in infos)}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise Damaged(f"{where}: no .npz file of numpy ({error})") from None
+        raise Damaged(f"{where}: not a numpy .npz file ({error})") from None
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Member:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads over http(s): resumed, bounded, checked, one process at a time. Called through
-`dnnlib.util.open_url`.
+"""Downloads over http(s) for `dnnlib.util.open_url`: resumable, bounded, verified, one process at a time.
 
-Beside a download NAME there are NAME.part, which holds what has arrived, and NAME.part.json, the server's
-mark (ETag or Last-Modified) of that content. A later attempt, or a later process, asks for the rest of it,
-and gets all of it if the server's content has changed since.
+Two files lie beside an unfinished download NAME: NAME.part contains the bytes received so far, and
+NAME.part.json the server's validator (ETag or Last-Modified) of that content. A later attempt or process
+requests the rest, and gets the whole file if the server's content has changed since.
 
-Two limits keep a server from holding us for ever, and can be set in the environment:
-* DNNLIB_MAX_DOWNLOAD_GB: the largest file, 16 if the server says how long it is, 2 if it does not.
-* DNNLIB_MIN_DOWNLOAD_RATE: bytes a second, 1000, below which (over 20 seconds) a server is given up; 0 =
-  none.
+Two limits protect against servers that send without end or very slowly. Both can be set in the environment:
+* DNNLIB_MAX_DOWNLOAD_GB: the largest file in GB; 16 if the server announces the length, 2 if it does not.
+* DNNLIB_MIN_DOWNLOAD_RATE: bytes per second, 1000; a server below this rate for 20 seconds is given up. 0
+  disables the limit.
 """
 
 import contextlib
@@ -35,42 +34,50 @@ from dnnlib.locks import file_lock
 
 SCHEMES = ("http", "https")
 MAX_GB_VARIABLE, MIN_RATE_VARIABLE = "DNNLIB_MAX_DOWNLOAD_GB", "DNNLIB_MIN_DOWNLOAD_RATE"
-MAX_GB = 16.0  # of a download
-MAX_GB_UNANNOUNCED = 2.0  # of one whose length the server does not say
+MAX_GB = 16.0  # of one download
+MAX_GB_UNANNOUNCED = 2.0  # if the server does not announce the length
 MAX_BYTES_IN_MEMORY = 2**30
-MIN_RATE = 1000.0  # bytes a second
-_WINDOW_SECONDS = 20.0  # over which the rate is taken
-_HEADER_WINDOWS = 2  # within which an answer must begin
+MIN_RATE = 1000.0  # bytes per second
+_WINDOW_SECONDS = 20.0  # the rate is measured over this time
+_HEADER_WINDOWS = 2  # a response must start within this many windows
 _MAX_SLOW_ATTEMPTS = 2  # in a row
-_SPARE_BYTES = 64 * 2**20  # of disk, that a download leaves free
+_SPARE_BYTES = 64 * 2**20  # disk space that a download leaves free
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30.0
 _MAX_WAIT_SECONDS = 30.0
-# Answers that mean "later", everything else in 4xx means "never".
+# HTTP status codes after which a retry can succeed; other 4xx codes are final.
 _RETRY_STATUS = (408, 425, 429)
 _GONE_STATUS = (404, 410)
 _PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-# Of an address, what means something in it stays, and what is encoded already.
+# Characters of a URL that have a meaning or are part of an encoding, and must not be encoded.
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 _T = TypeVar("_T")
-Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all if the server has said so
+Progress = Callable[[int, int | None], None]  # bytes received, total bytes (None if not announced)
 
 
 def download(
     url: str, path: str, sha256: str | None, num_attempts: int, progress: Progress | None = None
 ) -> None:
-    """Put what an http(s) address holds into the file `path`, which appears when it is complete.
+    """Download an http(s) URL to `path`. The file appears under this name only when it is complete.
 
-    sha256: what the content's hash must be; None = not checked.
-    Raises ValueError (redirected to something odd, too large, another hash; then nothing is kept),
-    FileNotFoundError (the server has no such file) and OSError (no attempt succeeded, too slow, no room).
+    Args:
+        url: the address.
+        path: the file to write.
+        sha256: expected hash of the content; None = not checked.
+        num_attempts: maximum number of attempts.
+        progress: called with (bytes received, total bytes or None).
+
+    Raises:
+        ValueError: forbidden redirect, too large, or wrong hash; no partial file is kept.
+        FileNotFoundError: the server does not have the file.
+        OSError: every attempt failed, the server is too slow, or the disk is full.
     """
     mark = path + ".part.json"
     with _partial(path + ".part") as file:
         if os.path.isfile(path) and (sha256 is None or _sha256(path) == sha256.lower()):
-            os.unlink(path + ".part")  # another process was faster
+            os.unlink(path + ".part")  # another process has finished the download in the meantime
             return
         try:
             with_attempts(url, num_attempts, lambda: _continue(url, file, mark, sha256, progress))
@@ -82,7 +89,7 @@ def download(
             raise
         except OSError as error:
             if error.errno in _FULL and error.filename is None:
-                error.filename = path  # the system does not say what it has no room for
+                error.filename = path  # the system's error does not name the file
             raise
         _remove(mark)
         os.replace(path + ".part", path)
@@ -95,7 +102,7 @@ def _remove(*paths: str) -> None:
 
 
 def fetch(url: str, sha256: str | None, num_attempts: int) -> io.BytesIO:
-    """What an http(s) address holds, in memory. Raises as `download` does."""
+    """Download an http(s) URL into memory. Raises the same errors as `download`."""
 
     def attempt() -> bytes:
         with _Watch() as watch, _open(url, {}, watch) as response:
@@ -107,9 +114,11 @@ def fetch(url: str, sha256: str | None, num_attempts: int) -> io.BytesIO:
 
 
 def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
-    """Runs `action`, again after what may pass by itself (connection, timeout, busy server).
+    """Run `action`, and retry after transient errors (connection, timeout, busy server).
 
-    Raises OSError; ValueError for an address that no server can be asked for.
+    Raises:
+        OSError: every attempt failed.
+        ValueError: the URL is not valid.
     """
     wait, slow = 1.0, 0
     for attempt in range(1, num_attempts + 1):
@@ -121,9 +130,9 @@ def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
                 raise _refusal(url, error) from None
             reason = f"{error.code} {error.reason}"
         except http.client.InvalidURL:
-            raise ValueError(f"{url}: no server can be asked for this address") from None
+            raise ValueError(f"{url}: not a valid URL") from None
         except _PASSING as error:
-            reason = str(getattr(error, "reason", "") or error) or "the connection broke off"
+            reason = str(getattr(error, "reason", "") or error) or "the connection was lost"
             slow = slow + 1 if isinstance(error, _TooSlow) else 0
         if slow == _MAX_SLOW_ATTEMPTS or attempt == num_attempts:
             break
@@ -134,18 +143,18 @@ def with_attempts(url: str, num_attempts: int, action: Callable[[], _T]) -> _T:
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> OSError:
-    """What an answer means that will not change."""
-    if "loop" in str(error.reason):  # urllib's word for more redirections than it follows
-        return OSError(f"cannot download {url}: the server redirects without end")
-    text = f"cannot download {url}: the server answers {error.code} {' '.join(str(error.reason).split())}"
+    """The exception for an HTTP error that a retry does not cure."""
+    if "loop" in str(error.reason):  # urllib's message for too many redirects
+        return OSError(f"cannot download {url}: the server redirects in a loop")
+    text = f"cannot download {url}: the server answered {error.code} {' '.join(str(error.reason).split())}"
     return FileNotFoundError(text) if error.code in _GONE_STATUS else OSError(text)
 
 
 def compare_sha256(what: str, found: str, wanted: str | None) -> None:
-    """Raises ValueError if a hash is wanted and another one found."""
+    """Raise ValueError if a hash is expected and a different one was found."""
     if wanted is not None and found != wanted.lower():
         raise ValueError(
-            f"{what}: sha256 is {found}, expected {wanted.lower()}; the file is damaged or another one"
+            f"{what}: sha256 is {found}, expected {wanted.lower()}; the file is damaged or a different one"
         )
 
 
@@ -156,8 +165,9 @@ def _sha256(path: str) -> str:
 
 @contextlib.contextmanager
 def _partial(path: str) -> Iterator[IO[bytes]]:
-    """The partial file, locked, for reading and writing. It stays only if it holds something that a later
-    attempt can go on with.
+    """Open the partial file, locked, for reading and writing.
+
+    At the end it is kept only if a later attempt can resume from it.
     """
     with (
         file_lock(path + ".lock", f"downloads {path}", remove=True),
@@ -173,7 +183,7 @@ def _partial(path: str) -> Iterator[IO[bytes]]:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server to http(s) addresses only, and from https to https only."""
+    """Follows redirects to http(s) only, and from https to https only."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
         old, new = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
@@ -186,31 +196,33 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         target = headers.get("location") or headers.get("uri") or ""
-        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", target)  # before urllib's own, longer, message
+        scheme = re.match(
+            r"([A-Za-z][A-Za-z0-9+.-]*):", target
+        )  # checked before urllib, whose message is longer
         if scheme and scheme[1].lower() not in SCHEMES:
             raise ValueError(
                 f"{req.full_url}: the server redirects to {target[:200]!r}, which is refused: not http(s)"
             )
-        fp.close()  # urllib would read the body, however long
+        fp.close()  # otherwise urllib reads the whole body
         return super().http_error_302(req, io.BytesIO(), code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _TooSlow(http.client.HTTPException):
-    """The server sends less than the least rate."""
+    """The server sends data below the minimum rate."""
 
 
 class _Watch:
-    """Cuts a connection on which too little arrives, which ends the wait; leaving the block then raises
-    _TooSlow.
+    """Shuts down a slow connection, so that the blocked reader returns; __exit__ then raises _TooSlow.
 
-    Time-outs of sockets count anew with every byte, so a byte now and then would keep a reader for ever.
+    Socket time-outs restart with every byte received, so a server that sends single bytes could block a
+    reader without end.
     """
 
     def __init__(self) -> None:
         self.rate = _setting(MIN_RATE_VARIABLE, MIN_RATE)
-        self.received = 0  # bytes of the body
+        self.received = 0  # bytes of the body so far
         self.connection: http.client.HTTPConnection | None = None
         self.sock: socket.socket | None = None
         self._expired = False
@@ -224,9 +236,9 @@ class _Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         self._over.set()
         if self._expired and (error is None or isinstance(error, Exception)):
-            least = f"fewer than {self.rate:,.0f} bytes a second came for {_WINDOW_SECONDS:.0f} seconds"
+            least = f"below {self.rate:,.0f} bytes per second for {_WINDOW_SECONDS:.0f} seconds"
             raise _TooSlow(
-                f"the server is too slow: {least} (${MIN_RATE_VARIABLE} sets another minimum)"
+                f"the server is too slow: {least} (set {MIN_RATE_VARIABLE} to change the minimum)"
             ) from None
 
     def _run(self) -> None:
@@ -241,29 +253,29 @@ class _Watch:
             before = self.received
         while self._expired and not self._over.is_set():
             self._cut()
-            self._over.wait(1)  # a connection may just be made
+            self._over.wait(1)  # a new connection may be opening right now
 
     def _cut(self) -> None:
         sock = getattr(self.connection, "sock", None) or self.sock
         if sock is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # ssl's own is not for another thread
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket.shutdown is not thread-safe
 
     def connecting(self, kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
-        """A kind of connection that this watch can cut."""
+        """A subclass of the connection class whose connections this watch can shut down."""
         watch = self
 
         class Connection(kind):  # type: ignore[misc, valid-type]
             def connect(self) -> None:
                 watch.connection, watch.sock = self, None
                 super().connect()
-                watch.sock = self.sock  # urllib drops its own while the body is read
+                watch.sock = self.sock  # urllib drops its reference while the body is read
 
         return Connection
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens http and https on connections that are watched."""
+    """Opens http and https connections that a `_Watch` monitors."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -277,22 +289,26 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 def _setting(variable: str, default: float) -> float:
-    """A number of at least 0 from the environment. Raises ValueError."""
+    """A non-negative number from an environment variable.
+
+    Raises:
+        ValueError: not a non-negative number.
+    """
     text = os.environ.get(variable, "").strip()
     try:
         value = float(text or default)
     except ValueError:
         value = -1
     if not 0 <= value < float("inf"):
-        raise ValueError(f"{variable}={text}: must be a number of at least 0")
+        raise ValueError(f"{variable}={text}: must be a non-negative number")
     return value
 
 
 def encoded(url: str) -> str:
-    """An address as servers are asked for it: blanks and letters beyond ASCII as %XX, the host's name in
-    ASCII.
+    """Encode a URL for a request: spaces and non-ASCII characters as %XX, the host name in ASCII (IDNA).
 
-    Raises ValueError for a host whose name cannot be written so.
+    Raises:
+        ValueError: the host name cannot be encoded.
     """
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc
@@ -300,7 +316,7 @@ def encoded(url: str) -> str:
         try:
             host = ":".join(part.encode("idna").decode() for part in host.split(":"))
         except UnicodeError:
-            raise ValueError(f"{url}: the host's name cannot be written in ASCII") from None
+            raise ValueError(f"{url}: the host name cannot be encoded in ASCII") from None
     rest = urllib.parse.urlunsplit(("", "", parts.path, parts.query, ""))
     quoted = urllib.parse.quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", rest), safe=_SAFE)
     return f"{parts.scheme}://{host}{quoted}"
@@ -317,7 +333,7 @@ def _open(url: str, headers: dict[str, str], watch: _Watch) -> Any:
     if encoding != "identity":
         response.close()
         raise ValueError(
-            f"{url}: the server sends the file in an encoding that was not asked for, {encoding[:40]!r}"
+            f"{url}: the server uses a content encoding that was not requested, {encoding[:40]!r}"
         )
     return response
 
@@ -325,24 +341,35 @@ def _open(url: str, headers: dict[str, str], watch: _Watch) -> Any:
 def _blocks(
     url: str, response: Any, start: int, watch: _Watch, most: float = float("inf")
 ) -> Iterator[bytes]:
-    """The body of an answer as it comes.
+    """Yield the body of a response block by block as it arrives.
 
-    Raises when it ends before its announced length, or is longer than `most` or anything that is downloaded.
+    Args:
+        url: the address, for error messages.
+        response: the open response.
+        start: bytes of the file received by earlier attempts.
+        watch: counts the received bytes.
+        most: maximum size of the file in bytes, in addition to the general limit.
+
+    Raises:
+        ValueError: the file is larger than the limit.
+        http.client.HTTPException: the body ends before its announced length.
     """
     announced = response.headers.get("Content-Length")
     limit = int(
         min(most, 1e9 * _setting(MAX_GB_VARIABLE, MAX_GB_UNANNOUNCED if announced is None else MAX_GB))
     )
     if announced is not None and (not announced.isdecimal() or start + int(announced) > limit):
-        allowed = f"at most {limit:,} are read (${MAX_GB_VARIABLE})"
-        raise ValueError(f"{url}: the server announces {announced[:40]} bytes, and {allowed}")
+        allowed = f"the limit is {limit:,} ({MAX_GB_VARIABLE})"
+        raise ValueError(f"{url}: the server announces {announced[:40]} bytes; {allowed}")
     received = 0
-    while block := response.read1(_BLOCK_BYTES):  # what is there: read() would wait for all of them
+    while block := response.read1(
+        _BLOCK_BYTES
+    ):  # returns what has arrived; read() would wait for a full block
         received += len(block)
         watch.received += len(block)
         if start + received > limit:
-            sent = f"sends more than {limit:,} bytes (${MAX_GB_VARIABLE})"
-            raise ValueError(f"{url}: the server, which did not say how much it would send, {sent}")
+            sent = f"sent more than the limit of {limit:,} bytes ({MAX_GB_VARIABLE})"
+            raise ValueError(f"{url}: the server did not announce a length and {sent}")
         yield block
     if announced is not None and received != int(announced):
         raise http.client.HTTPException(
@@ -351,7 +378,7 @@ def _blocks(
 
 
 def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progress: Progress | None) -> None:
-    """One attempt: the rest of what `file` has a beginning of, or all of it."""
+    """One attempt: resume the partial `file`, or start from the beginning."""
     mark = _read_mark(state, url)
     start = file.seek(0, os.SEEK_END) if mark or sha256 else 0
     headers = {"Range": f"bytes={start}-", **({"If-Range": mark} if mark else {})} if start else {}
@@ -369,7 +396,7 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progres
                 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
             ):
                 if response.status == 206:
-                    raise http.client.HTTPException("the server sends another part than was asked for")
+                    raise http.client.HTTPException("the server sent a different byte range than requested")
                 start = 0
             file.seek(start)
             file.truncate()
@@ -382,7 +409,7 @@ def _continue(url: str, file: IO[bytes], state: str, sha256: str | None, progres
 def _receive(
     url: str, response: Any, file: IO[bytes], path: str, start: int, watch: _Watch, progress: Progress | None
 ) -> None:
-    """The body of an answer into the file, as long as the disk of `path` has room."""
+    """Write the body of a response to the file, while checking the free space of the disk of `path`."""
     announced = response.headers.get("Content-Length")
     total = start + int(announced) if announced and announced.isdecimal() else None
     checked_again_at = start
@@ -399,7 +426,7 @@ def _check_room(url: str, path: str, needed: int) -> None:
     folder = os.path.dirname(path) or "."
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
-        room = f"it needs {needed / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free"
+        room = f"it needs {needed / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} GiB free"
         raise OSError(f"cannot download {url}: {room}")
 
 
@@ -414,8 +441,7 @@ def _read_mark(state: str, url: str) -> str | None:
 
 
 def _write_mark(state: str, url: str, headers: Any) -> None:
-    """Keep what identifies the content; nothing where the server says nothing that could (weak ETags do
-    not)."""
+    """Save the validator of the content. Without a usable one (weak ETags are not), delete the file."""
     etag = headers.get("ETag", "")
     mark = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if mark:

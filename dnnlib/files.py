@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that survive kills and disks that are away for a moment: written whole or not at all, read again
-after an I/O error.
+"""Robust files: temporary files that name their process, and retries after I/O errors.
 
-A temporary file's name says which process of which machine writes it, so that what a killed process left can
-be told from what a live one is writing.
+The name of a temporary file contains the machine and process that writes it. So leftovers of a killed process
+can be told apart from files that a running process is writing.
 """
 
 import contextlib
@@ -20,29 +19,26 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a failed reading is tried again
-_LONGEST_NAME = (
-    200  # bytes of the target's name in that of its temporary; file systems allow 255 for all of it
-)
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each retry of a failed read
+# Bytes of the target's name in the name of its temporary file; file systems allow 255 in total.
+_LONGEST_NAME = 200
 # .NAME.<machine>-<process>-<random>.tmp
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<owner>[0-9a-f]{8}-\d+)-[a-z0-9_]+\.tmp")
-# What version 0.1 wrote: without its process; a checkpoint's and a copied network's with it, but without its
-# machine.
+# Names that version 0.1 wrote: without the process; for checkpoints and copied networks with the process but
+# without the machine.
 _OLD_TEMPORARY = re.compile(
     r"\.(?P<target>.+)\.[a-z0-9_]{8}\.tmp|\.(?P<checkpoint>checkpoint-\d{12})-\d+\.tmp|\.(?P<copy>.+\.pkl)\.\d+"
 )
 
 
 def owner_name(pid: int | None = None, host: str | None = None) -> str:
-    """How temporaries name a process; without arguments, this one."""
+    """The name of a process in temporary file names; the current process by default."""
     machine = hashlib.sha256((host or platform.node()).encode()).hexdigest()[:8]
     return f"{machine}-{os.getpid() if pid is None else pid}"
 
 
 def temporary_prefix(target: str | os.PathLike[str]) -> str:
-    """The beginning of the name of this process's temporaries for a file; random letters and ".tmp"
-    follow.
-    """
+    """The prefix of this process's temporary files for `target`; random letters and ".tmp" follow."""
     name = Path(target).name.encode()[:_LONGEST_NAME].decode(errors="ignore")
     return f".{name}.{owner_name()}-"
 
@@ -50,20 +46,24 @@ def temporary_prefix(target: str | os.PathLike[str]) -> str:
 def remove_temporaries(
     folder: str | os.PathLike[str], owners: Collection[str] = (), old: bool = False
 ) -> list[Path]:
-    """Removes the temporaries in a folder that nobody writes any more, and returns their paths.
+    """Remove the temporary files in a folder that no running process writes.
 
-    A temporary is removed if its process is one of `owners`, or was one of this machine and does not run any
-    more. What cannot be removed stays.
+    A file is removed if its process is one of `owners`, or ran on this machine and has ended. Files that
+    cannot be removed are skipped.
 
     Args:
-        owners: processes known to be dead (`owner_name`), of any machine.
-        old: also what version 0.1 left, whose names do not tell; only for a folder in which nobody else
-        writes.
+        folder: the folder.
+        owners: processes known to be dead (`owner_name`), on any machine.
+        old: also remove the files of version 0.1, whose names do not contain the process. Use it only for a
+            folder in which no other process writes.
+
+    Returns:
+        The paths of the removed files.
     """
     removed = []
     try:
         names = os.listdir(folder)
-    except OSError:  # housekeeping: no reason to stop
+    except OSError:  # this is cleanup: not worth stopping for
         return []
     for name in names:
         match = _TEMPORARY.fullmatch(name)
@@ -79,18 +79,16 @@ def remove_temporaries(
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether a process of this machine has ended; False for another machine's, of which nothing is known
-    here.
-    """
+    """Whether a process of this machine has ended; False for other machines, which cannot be checked."""
     pid = int(owner.rpartition("-")[2])
-    if owner != owner_name(pid) or os.name == "nt":  # there, signal 0 is not a question
+    if owner != owner_name(pid) or os.name == "nt":  # on Windows, signal 0 would end the process
         return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except OSError:
-        return False  # another user's
+        return False  # it runs, and belongs to another user
     return False
 
 
@@ -99,9 +97,7 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", 
 
 @contextlib.contextmanager
 def names_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within, an error of writing (no space left, a broken disk) that does not say which file it is about
-    names `path`.
-    """
+    """Add the name `path` to write errors (disk full, broken disk) inside the block that name no file."""
     try:
         yield
     except OSError as error:
@@ -110,19 +106,19 @@ def names_file(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-# Not cured by waiting.
+# Errors that a retry does not cure.
 _CERTAIN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
 
-def patiently(action: Callable[[], T], what: str | os.PathLike[str]) -> T:
-    """action(), tried again after I/O errors with growing pauses (`PAUSES`): a network disk may be away for a
-    moment.
+def retry_io(action: Callable[[], T], what: str | os.PathLike[str]) -> T:
+    """Call action(), and retry after I/O errors with growing pauses (network disks can fail briefly).
 
     Args:
-        what: the file, for the line on stderr that says so, and for the last error, which need not name it.
+        action: the function to call.
+        what: the file, for the warning on stderr and for the final error, which may not name it.
 
     Raises:
-        OSError: naming `what`, after the last attempt; at once if there is no such file or no permission.
+        OSError: naming `what`, after the last attempt; immediately for a missing file or missing permission.
     """
     for pause in PAUSES:
         try:
@@ -130,14 +126,12 @@ def patiently(action: Callable[[], T], what: str | os.PathLike[str]) -> T:
         except _CERTAIN:
             raise
         except OSError as error:
-            print(
-                f"{what}: {error.strerror or error}; trying again in {pause:g} s", file=sys.stderr, flush=True
-            )
+            print(f"{what}: {error.strerror or error}; retrying in {pause:g} s", file=sys.stderr, flush=True)
             time.sleep(pause)
     try:
         return action()
     except _CERTAIN:
         raise
     except OSError as error:
-        reason = f"{error.strerror or error}, {len(PAUSES) + 1} times"
+        reason = f"{error.strerror or error}, after {len(PAUSES) + 1} attempts"
         raise OSError(error.errno, reason, str(what)) from None

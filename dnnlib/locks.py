@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks between processes, of the `filelock` library: the system lets go when a process ends, however it
-ends.
+"""Locks between processes, based on `filelock`. The system releases a lock when its process ends.
 
-A lock is a small file that names its last holder. Where the file system has no locks (some network disks),
-there is one warning, and the work goes on without.
+A lock is a small file that contains the name of its last holder. If the file system does not support locks
+(some network disks), a warning is printed once and the work continues without a lock.
 """
 
 import contextlib
@@ -18,37 +17,40 @@ from typing import NamedTuple
 
 import filelock
 
-TELL_SECONDS = 10.0  # of waiting, after which a line says for whom
+TELL_SECONDS = 10.0  # after waiting this long, print which process holds the lock
 _NOT_SUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class Holder(NamedTuple):
-    """A process and its machine."""
+    """A process and the machine it runs on."""
 
     pid: int
     host: str
 
 
 class Lock:
-    """One process at a time. Not held after construction.
+    """A lock that one process can hold at a time. A new object does not hold it.
 
-    path: of the lock's file, which stays.
+    Args:
+        path: the lock file, which is never removed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        # A soft lock outlives a killed process: never one of those.
+        # Never use a soft lock: it would outlive a killed process.
         self._lock = filelock.FileLock(
             self.path, thread_local=False, poll_interval=0.1, fallback_to_soft=False
         )
-        self.supported = True  # False: the file system has no locks
+        self.supported = True  # False: the file system does not support locks
 
     def acquire(self, patience: float = 0.0) -> bool:
-        """Try for `patience` seconds (inf: until it is free). True if the lock is held, or if the file system
-        has no locks.
+        """Try to acquire the lock for `patience` seconds (inf: without limit).
+
+        Returns:
+            True if the lock is held, or if the file system does not support locks.
 
         Raises:
-            OSError: the lock's file cannot be written.
+            OSError: the lock file cannot be written.
         """
         try:
             self._lock.acquire(timeout=-1 if patience == float("inf") else patience)
@@ -59,31 +61,30 @@ class Lock:
                 raise
             self.supported = False
             _warn_once(
-                f"WARNING: the file system of {self.path.parent} has no locks ({error.strerror}): going on "
-                "without, "
-                "take care that no second process works there"
+                f"WARNING: the file system of {self.path.parent} does not support locks ({error.strerror}). "
+                "Continuing without; make sure that no second process works there"
             )
         return True
 
     def holder_text(self) -> str:
-        """The process that holds it, or held it last, in words."""
+        """A description of the process that holds the lock, or held it last."""
         try:
             return self.path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
         except OSError:
             return "another process"
 
     def last_holder(self) -> Holder | None:
-        """The process that held it last; None if its file does not say."""
+        """The process that held the lock last; None if the lock file does not name one."""
         match = re.fullmatch(r"process (\d{1,9}) on (\S+)", self.holder_text())
         return Holder(int(match[1]), match[2]) if match else None
 
-    def sign(self) -> None:
-        """Write this process into the lock's file."""
-        with contextlib.suppress(OSError):  # for eyes only
+    def write_holder(self) -> None:
+        """Write the name of this process into the lock file."""
+        with contextlib.suppress(OSError):  # only for information
             self.path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
 
     def release(self) -> None:
-        """Let go; a second time has no effect."""
+        """Release the lock. Calling it twice is allowed."""
         self._lock.release(force=True)
 
 
@@ -100,15 +101,18 @@ def _warn_once(line: str) -> None:
 def file_lock(
     path: str | os.PathLike[str], doing: str, patience: float = float("inf"), remove: bool = False
 ) -> Iterator[bool]:
-    """Within, one process at a time, as far as the file system can lock. After ten seconds of waiting a line
-    on stderr says for whom.
+    """Run the block in one process at a time, if the file system supports locks.
+
+    After ten seconds of waiting, a line on stderr names the process that holds the lock.
 
     Args:
-        path: of the lock, a small file that stays. doing: what the owner does, for that line: "builds the
-        CUDA kernels". patience: seconds to wait for a live owner before going ahead without the lock. remove:
-        the lock's file is removed at the end.
+        path: the lock, a small file that stays.
+        doing: what the holder does, for that line: "builds the CUDA kernels".
+        patience: seconds to wait for a running holder before continuing without the lock.
+        remove: remove the lock file at the end.
 
-    Yields whether the lock is held: False after `patience`, and where locks do not work.
+    Yields:
+        Whether the lock is held: False after `patience`, or if locks are not supported.
 
     Raises:
         OSError: `path` cannot be opened for writing.
@@ -120,11 +124,13 @@ def file_lock(
         free = lock.acquire(patience - TELL_SECONDS)
     held = free and lock.supported
     if held:
-        lock.sign()
+        lock.write_holder()
     try:
         yield held
     finally:
         if remove and held:
-            with contextlib.suppress(OSError):  # Windows keeps open files; who waits notices that it is gone
+            with contextlib.suppress(
+                OSError
+            ):  # fails on Windows while open; waiting processes notice the removal
                 lock.path.unlink()
         lock.release()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a command may write, checked before any work, and how it stops without leaving temporary files.
+"""Check where a command may write before it starts, and stop it without leaving temporary files.
 
-One owner for every script: an output must not replace the command's input, must not be read as part of it by
-the next command, and must be a path of this machine.
+All scripts use these checks: an output must not replace an input of the command, must not lie where the next
+command would read it as input data, and must be a local path.
 """
 
 import contextlib
@@ -13,10 +13,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # https://, s3://, hf://, file:/x; not C:/x and not a:b
+_ADDRESS = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]+:/"
+)  # matches https://, s3://, hf://, file:/x; not C:/x or a:b
 _signals_received = 0
 
-Inputs = Mapping[str, str | os.PathLike[str] | None]  # flag -> path; None and addresses are passed over
+Inputs = Mapping[str, str | os.PathLike[str] | None]  # flag -> path; None and URLs are ignored
 
 
 def check_output(
@@ -28,13 +30,14 @@ def check_output(
     folder: bool = False,
     replaces: bool = False,
 ) -> None:
-    """Refuse an output that cannot be meant. Looks at the disk, changes nothing.
+    """Refuse an output path that is a mistake. Reads from the disk, changes nothing.
 
     Args:
-        flag: that names the output, such as --dest.
-        inputs: what the command reads: the output must be none of these, under whatever name (links, ./x).
-        data: inputs of which everything below a folder is read: the output must not lie inside either.
-        folder: the output is a folder; a file of that name is refused.
+        flag: the option of the output, such as --dest.
+        path: its value.
+        inputs: paths that the command reads. The output must not be one of them under any name (links, ./x).
+        data: inputs that are read with everything below them. The output must not lie inside them either.
+        folder: the output is a folder; an existing file of that name is refused.
         replaces: an existing folder is replaced as a whole, so no input may lie inside it.
 
     Raises:
@@ -45,18 +48,21 @@ def check_output(
     for name, given in {**(inputs or {}), **(data or {})}.items():
         if given is None or is_address(os.fspath(given)) or not os.path.exists(given):
             continue
-        output, read, remedy = f"{flag}={text}", f"{name}={os.fspath(given)}", "write to another place"
+        output, read, remedy = f"{flag}={text}", f"{name}={os.fspath(given)}", "choose another output path"
         if _same(text, given):
             raise ValueError(f"{output} is {read}, which would be replaced: {remedy}")
         if name in (data or {}) and _inside(text, given):
-            raise ValueError(f"{output} lies inside {read}, to be read as data by the next command: {remedy}")
+            raise ValueError(
+                f"{output} lies inside {read}, where the next command would read it as data: {remedy}"
+            )
         if replaces and os.path.isdir(text) and _inside(given, text):
             raise ValueError(f"{read} lies inside {output}, which would be replaced as a whole: {remedy}")
 
 
 def expand_home(values: dict[str, Any]) -> dict[str, Any]:
-    """A command's options with ~/ as the home folder: no shell expands --dest=~/x, and a folder ~ would be
-    made.
+    """Expand a leading ~/ in the values of a command's options.
+
+    The shell does not expand it in --dest=~/x, so a folder named ~ would be created.
     """
 
     def expanded(value: Any) -> Any:
@@ -66,29 +72,29 @@ def expand_home(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` looks like an address (https://, s3://, hf://) and not like a path."""
+    """Whether `text` looks like a URL (https://, s3://, hf://) and not like a path."""
     return _ADDRESS.match(text) is not None
 
 
 def _check_text(flag: str, text: str, folder: bool) -> None:
     kind = "folder" if folder else "file"
     if not text.strip() or "\0" in text:
-        raise ValueError(f"{flag}={text!r} names no {kind}: give a path")
+        raise ValueError(f"{flag}={text!r} is not the name of a {kind}: give a path")
     if is_address(text):
-        raise ValueError(f"{flag}={text} is an address: name a {kind} on this machine")
+        raise ValueError(f"{flag}={text} is a URL: give the path of a local {kind}")
     if folder and os.path.exists(text) and not os.path.isdir(text):
-        raise ValueError(f"{flag}={text} is a file: name a folder")
+        raise ValueError(f"{flag}={text} is a file: give the path of a folder")
     if not folder and os.path.isdir(text):
-        raise ValueError(f"{flag}={text} is a folder: name a file")
+        raise ValueError(f"{flag}={text} is a folder: give the path of a file")
     above = os.path.dirname(os.path.abspath(text))
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if not os.path.isdir(above):
-        raise ValueError(f"{flag}={text}: {above} is a file, not a folder: name another place")
+        raise ValueError(f"{flag}={text}: {above} is a file, not a folder: choose another path")
 
 
 def _same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    """Whether two paths mean one file: links, hard links, relative names, case where it does not matter."""
+    """Whether two paths are the same file, considering links, hard links, relative names and letter case."""
     try:
         return os.path.samefile(a, b)
     except OSError:
@@ -96,7 +102,7 @@ def _same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
 
 
 def _inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
-    """Whether `path`, which may not be there yet, lies below an existing folder."""
+    """Whether `path`, which may not exist yet, lies below an existing folder."""
     if not os.path.isdir(folder):
         return False
     above = os.path.realpath(path)
@@ -109,10 +115,9 @@ def _inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> boo
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that temporary files are
-    removed.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that cleanup code runs.
 
-    A signal that the process was started to ignore (nohup) stays ignored. Only the main thread is
+    A signal that the process ignores from its start (nohup) stays ignored. Only the main thread is
     interrupted.
     """
     global _signals_received
@@ -126,7 +131,7 @@ def interruptible() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         global _signals_received
         _signals_received += 1
-        if _signals_received != 2:  # an impatient second one must not break off the removal of files
+        if _signals_received != 2:  # a second signal must not interrupt the cleanup
             raise KeyboardInterrupt
 
     for number, handler in before.items():
@@ -142,13 +147,13 @@ def interruptible() -> Iterator[None]:
 
 
 def raise_if_stopped() -> None:
-    """Raises again the KeyboardInterrupt that a library's callback has swallowed."""
+    """Raise the KeyboardInterrupt again if a library's callback has swallowed it."""
     if _signals_received:
         raise KeyboardInterrupt
 
 
 def checked_folder(context: Any, option: Any, value: Any) -> Any:
-    """Callback of a click option that names a folder to write to."""
+    """Click callback of an option for an output folder."""
     import click
 
     try:

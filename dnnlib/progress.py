@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work: what is done, the rate and the remaining time, on one line. Every script and package
-shows it through here.
-"""
+"""Progress of long operations on one line: amount done, rate and remaining time. Used by every script."""
 
 import contextlib
 import sys
@@ -11,14 +9,12 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TextIO
 
-_SCREEN_SECONDS, _LOG_SECONDS = (
-    0.2,
-    30.0,
-)  # between two lines on a terminal, where they replace each other, and elsewhere
+# Seconds between two updates: on a terminal, where the line is rewritten, and in other streams.
+_SCREEN_SECONDS, _LOG_SECONDS = 0.2, 30.0
 
 
 def format_time(seconds: float) -> str:
-    """Whole seconds as '42s', '3m 07s', '2h 05m 09s' or '1d 03h 20m'."""
+    """Format whole seconds as '42s', '3m 07s', '2h 05m 09s' or '1d 03h 20m'."""
     total = round(float(seconds))
     if total < 0:
         return "-" + format_time(-total)
@@ -35,22 +31,22 @@ def format_time(seconds: float) -> str:
 
 
 class Progress:
-    """Shows a piece of long work in a stream.
+    """Shows the progress of a long operation in a stream.
 
         progress = Progress(label="Real images")
         for done in range(total):
             ...
             progress(done + 1, total)
 
-    On a terminal the line is rewritten and does not go to a log file (dnnlib.util.Logger); elsewhere there is
-    one every 30 seconds. The last one says how long it took.
+    On a terminal the line is rewritten and not copied to a log file (dnnlib.util.Logger). Other streams get a
+    line every 30 seconds. The last line contains the total time.
 
     Args:
-        stream: None = stderr, as it is when this is made.
-        label: what is being done, at the beginning of the line.
-        unit: of the counts; "bytes" are shown as MB.
-        silent: seconds in which nothing is shown (on a terminal at most one); work that takes less leaves no
-        line.
+        stream: the stream; None = sys.stderr at the time of the call.
+        label: the operation, at the start of the line.
+        unit: the unit of the counts; "bytes" are shown as MB.
+        silent: show nothing for this many seconds (on a terminal at most one); a shorter operation prints no
+            line.
     """
 
     def __init__(
@@ -61,14 +57,12 @@ class Progress:
         self.terminal = self.stream.isatty()
         self.silent = min(silent, 1.0) if self.terminal else silent
         self.started = self.shown = time.monotonic()
-        self.first: int | None = (
-            None  # what was done at the first call: a download that goes on does not begin at nothing
-        )
+        self.first: int | None = None  # the amount at the first call; not 0 for a resumed download
         self.done = 0
-        self._open = False  # a line without its end is on the screen
+        self._open = False  # whether the terminal shows a line without its newline
 
     def __call__(self, done: int, total: int | None) -> None:
-        """`done` of `total` are done (None: it is not known how many there will be)."""
+        """Show that `done` of `total` units are done (None: the total is unknown)."""
         now = time.monotonic()
         self.first, self.done = self._start(done), done
         complete = total is not None and done >= total
@@ -88,11 +82,11 @@ class Progress:
         self.stream.flush()
 
     def advance(self, count: int, total: int | None) -> None:
-        """`count` more are done."""
+        """Show that `count` more units are done."""
         self(self.done + count, total)
 
     def close(self) -> None:
-        """End the line of work that ended early."""
+        """End the line of an operation that stopped early."""
         if self._open:
             self._on_screen("\n")
             self._open = False
@@ -106,7 +100,7 @@ class Progress:
         self.close()
 
     def _start(self, done: int) -> int:
-        """0, or what was there already when a download went on."""
+        """The amount that does not count for the rate: 0, or what a resumed download already had."""
         if self.first is not None:
             return self.first
         return done if self.unit == "bytes" else 0
@@ -133,9 +127,11 @@ class Progress:
 
 
 class Stages:
-    """Progress of work in several stages, one line after another: called with (stage, done, total).
+    """Progress of an operation with several stages, one line each. Call it with (stage, done, total).
 
-    labels: what to call each stage. silent: as for Progress.
+    Args:
+        labels: the label of each stage.
+        silent: see `Progress`.
     """
 
     def __init__(self, labels: Mapping[str, str], silent: float = 0.0) -> None:
@@ -144,22 +140,24 @@ class Stages:
         self.line: Progress | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of a stage are done."""
         if self.line is None or stage != self.stage or done < self.line.done:
             self.stage, self.line = stage, Progress(label=self.labels[stage], unit="", silent=self.silent)
         self.line(done, total)
 
 
 @contextlib.contextmanager
-def working(what: str, stream: TextIO | None = None, after: float = 3.0) -> Iterator[None]:
-    """Says that work goes on of which nothing can be counted: `what` and the time so far, from `after`
-    seconds on.
+def show_elapsed(what: str, stream: TextIO | None = None, after: float = 3.0) -> Iterator[None]:
+    """Show `what` and the elapsed time while the block runs, starting after `after` seconds.
+
+    For operations whose progress cannot be counted.
     """
     stream = sys.stderr if stream is None else stream
     started, ended = time.monotonic(), threading.Event()
     terminal = stream.isatty()
     screen = getattr(stream, "screen", stream) if terminal else stream
 
-    def tell() -> None:
+    def show() -> None:
         wait = after
         while not ended.wait(wait):
             line = f"{what}: {format_time(time.monotonic() - started)}"
@@ -170,10 +168,10 @@ def working(what: str, stream: TextIO | None = None, after: float = 3.0) -> Iter
             screen.write("\r\033[K")
             screen.flush()
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    printer = threading.Thread(target=show, daemon=True)
+    printer.start()
     try:
         yield
     finally:
         ended.set()
-        teller.join()
+        printer.join()

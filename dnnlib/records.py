@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bookkeeping in files: a JSON object, or JSON lines, one record each.
+"""Files for bookkeeping: a JSON object, or JSON lines with one object each.
 
-It survives a kill (JSON is written whole or not at all, JSON lines one by one), damage (what is damaged is
-set aside under another name) and a disk that is away for a moment (reading is tried again).
+They survive a kill (a JSON file is written atomically, JSON lines one at a time), damage (a damaged file is
+renamed) and disks that are briefly unavailable (reads are retried).
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib import util
-from dnnlib.files import names_file, patiently, temporary_prefix
+from dnnlib.files import names_file, retry_io, temporary_prefix
 from dnnlib.util import atomic_write
 
-_METRIC = "metric-"  # its name follows
-MAX_KIMG = 1e12  # more in a record is damage
+_METRIC = "metric-"  # the metric's name follows
+MAX_KIMG = 1e12  # a line with a larger value is damaged
 
 
 def metric_file(run_dir: str | os.PathLike[str], metric: str) -> Path:
-    """The records of a metric, one line per evaluation."""
+    """The file with the records of a metric, one line per evaluation."""
     return Path(run_dir) / f"{_METRIC}{metric}.jsonl"
 
 
 def metric_files(run_dir: Path) -> list[Path]:
-    """The records of all metrics that were measured, by name."""
+    """The files with the records of all evaluated metrics, sorted by name."""
     return sorted(run_dir.glob(f"{_METRIC}*.jsonl"))
 
 
 class Damaged(util.Damaged):
-    """A file of bookkeeping is not what it should be."""
+    """A bookkeeping file does not have the expected content."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that another process can receive it
+        super().__init__(path, reason)  # both arguments, so that the exception can be pickled
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
@@ -42,23 +42,24 @@ class Damaged(util.Damaged):
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object of a JSON file.
 
     Raises:
-        Damaged: it holds none. OSError: there is no such file, or it cannot be read.
+        Damaged: the file contains no JSON object.
+        OSError: the file does not exist or cannot be read.
     """
-    data = patiently(path.read_bytes, path)
+    data = retry_io(path.read_bytes, path)
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as err:
         raise Damaged(path, str(err)[:100] or type(err).__name__) from None
     if not isinstance(value, dict):
-        raise Damaged(path, f"{type(value).__name__} in the place of an object")
+        raise Damaged(path, f"{type(value).__name__} instead of an object")
     return value
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file; empty if it is missing, damaged, unreadable or no object."""
+    """Read the object of a JSON file; {} if the file is missing, damaged, unreadable or not an object."""
     try:
         return read_object(Path(path)) if os.path.isfile(path) else {}
     except (OSError, Damaged):
@@ -66,14 +67,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. A damaged file that is in its place is set aside."""
+    """Write JSON atomically. A damaged file of that name is renamed first."""
     set_aside_if_damaged(path)
     with atomic_write(path, "w") as f:
         json.dump(value, f, indent=2)
 
 
 def set_aside_if_damaged(path: Path) -> None:
-    """Give a JSON file that holds no object another name, with a warning."""
+    """Rename a JSON file that contains no object, and print a warning."""
     try:
         read_object(path)
     except FileNotFoundError:
@@ -83,13 +84,13 @@ def set_aside_if_damaged(path: Path) -> None:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Give a damaged file another name, with a warning."""
+    """Rename a damaged file, and print a warning."""
     print(f"WARNING: {path} is damaged ({reason}): kept as {_second_name(path).name}", flush=True)
     path.unlink()
 
 
 def _second_name(path: Path) -> Path:
-    """The file under another name, too: NAME.damaged, NAME.damaged-2, ..."""
+    """Copy the file to the first free name of NAME.damaged, NAME.damaged-2, ..."""
     names = (path.with_name(f"{path.name}.damaged{f'-{i}' if i > 1 else ''}") for i in range(1, 10**6))
     target = next(name for name in names if not name.exists())
     replace_with_copy(path, target)
@@ -97,7 +98,7 @@ def _second_name(path: Path) -> Path:
 
 
 def append_jsonl(path: Path, value: dict[str, Any]) -> None:
-    """Append one line, on a line of its own also where a writer was killed before its line's end."""
+    """Append one JSON line. If a killed process left an unfinished line, start a new line first."""
     with names_file(path), open(path, "a+b") as f:
         if f.seek(0, os.SEEK_END):
             f.seek(-1, os.SEEK_END)
@@ -107,9 +108,7 @@ def append_jsonl(path: Path, value: dict[str, Any]) -> None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The object of a JSON line; None if it is damaged: no object, or with something else than a number of
-    kimg.
-    """
+    """Parse a JSON line; None if it is damaged: not an object, or `kimg` is not a plausible number."""
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -121,44 +120,49 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The object of the last line; None without a file or a line.
+    """The object of the last line; None if the file is missing or empty.
 
     Raises:
-        Damaged: it holds none. OSError: it cannot be read.
+        Damaged: the last line is not a JSON object.
+        OSError: the file cannot be read.
     """
     try:
-        lines = [line for line in patiently(path.read_bytes, path).split(b"\n") if line.strip()]
+        lines = [line for line in retry_io(path.read_bytes, path).split(b"\n") if line.strip()]
     except FileNotFoundError:
         return None
     record = _record(lines[-1]) if lines else None
     if lines and record is None:
-        raise Damaged(path, "the last line is not a JSON object; move the file away")
+        raise Damaged(path, "the last line is not a JSON object; move or delete the file")
     return record
 
 
 def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
-    """Forget the lines that a killed run wrote after the checkpoint from which it goes on (`and_at`: also
-    those of that very moment).
+    """Remove the lines that a killed run wrote after the checkpoint that is being resumed.
 
-    A line without kimg, of calc_metrics.py, stays. If lines are damaged, the file as it was is set aside,
-    with a warning.
+    Lines without kimg (written by calc_metrics.py) stay. If lines are damaged, a copy of the original file is
+    kept and a warning is printed.
+
+    Args:
+        path: the JSON-lines file.
+        kimg: progress of the checkpoint.
+        and_at: also remove the lines at exactly this progress.
     """
     try:
-        lines = patiently(path.read_bytes, path).split(b"\n")
+        lines = retry_io(path.read_bytes, path).split(b"\n")
     except FileNotFoundError:
         return
-    unfinished = lines.pop()  # '' or the line that was being written when the process died
+    unfinished = lines.pop()  # '' or a line that was cut off when the process died
     records = [(line, _record(line)) for line in lines if line.strip()]
     if unfinished.strip() and (last := _record(unfinished)) is not None:
-        records.append((unfinished, last))  # an editor left no newline
+        records.append((unfinished, last))  # complete, but an editor removed the newline
     damaged = sum(record is None for _, record in records)
     kept = [line for line, r in records if r is not None and _is_before(r, kimg, and_at)]
     if damaged:
         print(
-            f"WARNING: {damaged} of {len(records)} lines of {path} are damaged: going on with the others, "
-            "the file is kept as "
-            f"{_second_name(path).name}", flush=True,
-        )  # fmt: skip
+            f"WARNING: {damaged} of {len(records)} lines of {path} are damaged and ignored; the original "
+            f"file is kept as {_second_name(path).name}",
+            flush=True,
+        )
     with atomic_write(path) as f:
         f.write(b"".join(line + b"\n" for line in kept))
 
@@ -169,8 +173,9 @@ def _is_before(record: dict[str, Any], kimg: float, and_at: bool) -> bool:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file in order; lines that are damaged, half written or no objects are
-    passed over. No file: an empty list.
+    """Read the objects of a JSON-lines file in order.
+
+    Lines that are damaged, incomplete or not objects are skipped. A missing file gives an empty list.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -180,9 +185,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def replace_with_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link where the file system has them, a copy elsewhere.
-    Atomic.
-    """
+    """Make `target` the same file as `source`, atomically: a hard link if supported, a copy otherwise."""
     linked = target.with_name(f"{temporary_prefix(target)}link.tmp")
     try:
         os.link(source, linked)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From where code may be loaded: what nobody but this user and root can change, as ssh asks of its keys.
+"""Decide from which paths code may be loaded: only those that nobody except this user and root can change.
 
-Whoever can write to a compiled library, or to a folder on the way to it, decides what this process runs. So
-every folder, link and file that a path passes through is checked, from the root down: each belongs to this
-user or to root, and nobody else may write to it. Folders above the last one may be writable if they have the
-sticky bit (/tmp), where nobody can replace what is not theirs.
+Whoever can write to a compiled library, or to a folder on its path, controls what this process runs (ssh
+checks its keys for the same reason). So every folder, link and file that a path passes through is checked
+from the root down: it must belong to this user or to root, and nobody else may have write permission. Folders
+above the last one may be writable if they have the sticky bit (/tmp), because then other users cannot replace
+files that they do not own.
 
-The order makes it safe against a race: once a folder is known to be closed to others, nothing in it is
-changed by them. The path that comes back has no links in it. On Windows, where rights are kept elsewhere,
-everything passes.
+The order prevents races: once a folder is known to be closed to others, nobody else can change its contents.
+The returned path contains no links. On Windows, which manages permissions differently, every path is
+accepted.
 """
 
 import errno
@@ -23,13 +24,15 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Distrusted(OSError):
-    """Code is not loaded from here; the message says why."""
+    """Code must not be loaded from this path; the message gives the reason."""
 
 
 def make_private(folder: str | os.PathLike[str], mode: int = 0o700) -> None:
-    """Make a folder and its missing parents, whatever the umask. A folder that exists stays as it is.
+    """Create a folder and its missing parents, independent of the umask. An existing folder is not changed.
 
-    mode: of new folders; by default they are open to this user alone.
+    Args:
+        folder: the folder.
+        mode: permissions of new folders; by default only this user has access.
     """
     missing = []
     path = Path(folder)
@@ -46,9 +49,12 @@ def make_private(folder: str | os.PathLike[str], mode: int = 0o700) -> None:
                 raise
 
 
-def distrust(path: str | os.PathLike[str]) -> str:
-    """Why code is not loaded from this file or folder; '' if it may be, or if it does not exist but could be
-    made."""
+def untrusted_reason(path: str | os.PathLike[str]) -> str:
+    """The reason why code must not be loaded from a file or folder.
+
+    Returns:
+        '' if the path is trusted, or if it does not exist but its existing parents are trusted.
+    """
     try:
         trusted_path(path)
     except FileNotFoundError:
@@ -61,10 +67,12 @@ def distrust(path: str | os.PathLike[str]) -> str:
 
 
 def trusted_path(path: str | os.PathLike[str]) -> Path:
-    """The path without links, if nobody but this user and root can change what it names.
+    """Resolve a path, and check that nobody except this user and root can change what it refers to.
 
-    Raises Distrusted; FileNotFoundError for what does not exist (its existing parents are trusted then);
-    other OSErrors.
+    Raises:
+        Distrusted: someone else could change it.
+        FileNotFoundError: the path does not exist (its existing parents are trusted).
+        OSError: the path cannot be examined.
     """
     if not hasattr(os, "geteuid"):
         return Path(path).resolve(strict=True)
@@ -79,9 +87,10 @@ def trusted_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _steps(path: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Everything that the system passes through on its way to a path, from the root down.
+    """Everything that the system passes through when it opens a path, from the root down.
 
-    Yields (path without links above its last part, lstat).
+    Yields:
+        (path without links above its last part, its lstat).
     """
     place, links = "/", 0
     todo = os.path.join(os.getcwd(), os.fspath(path)).split("/")[::-1]
@@ -105,11 +114,11 @@ def _steps(path: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]
         target = os.readlink(here)
         place = "/" if target.startswith("/") else place
         todo += target.split("/")[::-1]
-    yield place, os.lstat(place)  # after a link or '..' the last step was another one
+    yield place, os.lstat(place)  # after a link or '..' the last item was not the final place
 
 
 def _check(place: str, status: os.stat_result, last: bool) -> None:
-    """Raises Distrusted. last: the file itself, or its folder, for which there are no exceptions."""
+    """Raise Distrusted if others can change `place`. `last` marks the file and its folder: no exceptions."""
     _check_owner(place, status, last)
     _check_open(place, status, last)
 
@@ -134,7 +143,7 @@ def _check_open(place: str, status: os.stat_result, last: bool) -> None:
 
 @functools.cache
 def _stand_in_for_root() -> int | None:
-    """In a container without root (Apptainer) root's files belong to the 'overflow' user. None elsewhere."""
+    """The 'overflow' user, who owns root's files in a container without root (Apptainer). None elsewhere."""
     try:
         lines = Path("/proc/self/uid_map").read_text().splitlines()
         mapped = [tuple(map(int, line.split())) for line in lines]
@@ -147,8 +156,7 @@ def _stand_in_for_root() -> int | None:
 
 @functools.cache
 def _is_private_group(gid: int) -> bool:
-    """Whether a group is this user's own: of the same name and with nobody else in it, as many systems have
-    it."""
+    """Whether a group belongs to this user alone: same name, no other members, as many systems set it up."""
     import grp
     import pwd
 

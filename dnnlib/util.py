@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attribute dictionaries, tee logging, atomic files, cached downloads, objects by name, and parsing of
-numbers given on a command line.
+"""Attribute dictionaries, tee logging, atomic files, cached downloads, objects by name, number parsing.
 
-Names and signatures are those that StyleGAN-family code calls. Nothing here imports torch, and nothing here
-touches the network except `open_url`.
+Names and signatures are those that StyleGAN-family code calls. Nothing here imports torch, and only
+`open_url` opens network connections.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-import time as time  # callers have always found it here
+import time as time  # existing callers expect the name here
 import urllib.parse
 import urllib.request
 import warnings
@@ -33,9 +32,7 @@ _T = TypeVar("_T")
 
 
 class Damaged(ValueError):
-    """A file is not, or not all of, what its name says: half a download, a web page. Raised by what reads
-    files.
-    """
+    """A file is incomplete or not of the expected format, such as a partial download or a web page."""
 
 
 class EasyDict(dict[str, Any]):
@@ -58,14 +55,15 @@ class EasyDict(dict[str, Any]):
 
 
 class Logger:
-    """Copies what is written to stdout and stderr into a file while it is open.
+    """Copies everything written to stdout and stderr into a file.
 
-    Use as a context manager, or call `close()`. Loggers nest: closing one gives back the streams it found.
+    Use it as a context manager, or call `close()`. Loggers nest: closing one restores the streams that it
+    replaced.
 
     Args:
-        file_name: log file, or None to copy nothing (then only `should_flush` has an effect).
+        file_name: log file, or None for no copy (then only `should_flush` has an effect).
         file_mode: 'w' starts a new file, 'a' appends.
-        should_flush: flush file and stream after every write, so that nothing is lost in a crash.
+        should_flush: flush file and stream after every write, so that a crash loses nothing.
     """
 
     def __init__(
@@ -87,16 +85,16 @@ class Logger:
         self.close()
 
     def write(self, text: str | bytes) -> None:
-        """Writes to the original stdout and to the file."""
+        """Write to the original stdout and to the file."""
         self._tees[0].write(text if isinstance(text, str) else text.decode())
 
     def flush(self) -> None:
-        """Flushes the original stdout and the file."""
+        """Flush the original stdout and the file."""
         self._tees[0].flush()
 
     def close(self) -> None:
-        """Gives the streams back and closes the file. Closing twice is allowed."""
-        # Someone may have put another stream on top in the meantime: theirs stays.
+        """Restore the streams and close the file. Calling it twice is allowed."""
+        # If other code has replaced a stream since then, its stream stays.
         if sys.stdout is self._tees[0]:
             sys.stdout = self._streams[0]
         if sys.stderr is self._tees[1]:
@@ -104,7 +102,7 @@ class Logger:
         for tee in self._tees:
             tee.detach_log()
         if self.file is not None:
-            with contextlib.suppress(OSError):  # said when it was written to
+            with contextlib.suppress(OSError):  # already reported by the failed write
                 self.file.close()
             self.file = None
 
@@ -119,23 +117,28 @@ class _Tee(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the underlying stream."""
         return self._stream.encoding
 
     @property
     def screen(self) -> TextIO:
-        """The stream without the log, for what is rewritten in place."""
+        """The underlying stream without the log, for lines that are rewritten in place."""
         return getattr(self._stream, "screen", self._stream)
 
     def isatty(self) -> bool:
+        """Whether the underlying stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
+        """The file descriptor of the underlying stream."""
         return self._stream.fileno()
 
     def writable(self) -> bool:
+        """Always True."""
         return True
 
     def write(self, text: str) -> int:
+        """Write to the underlying stream and the log. Returns the number of characters."""
         if len(text) == 0:
             return 0
         self._stream.write(text)
@@ -146,60 +149,62 @@ class _Tee(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        """Flush the underlying stream and the log."""
         self._stream.flush()
         if self._log is not None:
             self._to_log(self._log.flush)
 
     def _to_log(self, action: Callable[..., Any], *arguments: str) -> None:
-        """A disk that is full ends no run because of its log: the stream alone goes on."""
+        """Write to the log. If the disk is full, stop logging instead of stopping the run."""
         try:
             action(*arguments)
         except OSError as error:
             self._log = None
             self._stream.write(
-                f"WARNING: the log cannot be written ({error.strerror or error}); going on without\n"
+                f"WARNING: the log cannot be written ({error.strerror or error}); logging stops\n"
             )
 
     def detach_log(self) -> None:
+        """Stop copying to the log."""
         self._log = None
 
 
-MAX_LIST = (
-    2_000_000  # integers of a list on a command line: more than any data set has images to compare with
-)
+MAX_LIST = 2_000_000  # integers in a command-line list; more than any data set has images to compare with
 
 
 def parse_int_list(text: str | list[int] | tuple[int, ...]) -> list[int]:
-    """'0,1,4-6' -> [0, 1, 4, 5, 6]; ranges include both ends; a list passes through.
+    """Parse a list of integers and ranges: '0,1,4-6' -> [0, 1, 4, 5, 6].
+
+    Ranges include both ends. A list or tuple is returned as a list.
 
     Raises:
-        ValueError: an entry is neither a non-negative integer nor a rising range, or there are more than
-        MAX_LIST of them.
+        ValueError: an item is neither a non-negative integer nor an ascending range, or there are more than
+            MAX_LIST integers.
     """
     if not isinstance(text, str):
         return [int(value) for value in text]
     if not text.strip():
-        raise ValueError("empty; write for example 0,1,4-6")
+        raise ValueError("the list is empty; write for example 0,1,4-6")
     values: list[int] = []
     for entry in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", entry)
         shown = text if len(text) <= 80 else f"{text[:80]}..."
         if match is None:
             raise ValueError(
-                f"cannot read {entry.strip()[:40]!r} in {shown!r} as an integer or a range; write for "
+                f"cannot parse {entry.strip()[:40]!r} in {shown!r} as an integer or a range; write for "
                 "example 0,1,4-6"
             )
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if last < first:
-            raise ValueError(f"range {entry.strip()!r} in {shown!r} runs backwards; write {last}-{first}")
+            raise ValueError(f"range {entry.strip()!r} in {shown!r} is descending; write {last}-{first}")
         if len(values) + last - first >= MAX_LIST:
-            raise ValueError(f"{shown!r} means more than {MAX_LIST:,} integers")
+            raise ValueError(f"{shown!r} contains more than {MAX_LIST:,} integers")
         values.extend(range(first, last + 1))
     return values
 
 
 def parse_vec2(text: str | tuple[float, float]) -> tuple[float, float]:
-    """'1,2' -> (1.0, 2.0); a pair passes through.
+    """Parse two numbers: '1,2' -> (1.0, 2.0). A pair is returned unchanged.
 
     Raises:
         ValueError: not two finite numbers.
@@ -208,14 +213,14 @@ def parse_vec2(text: str | tuple[float, float]) -> tuple[float, float]:
     try:
         x, y = (float(part) for part in parts)
     except ValueError:
-        raise ValueError(f"cannot read {text!r} as two numbers; write for example 0.5,-1") from None
+        raise ValueError(f"cannot parse {text!r} as two numbers; write for example 0.5,-1") from None
     if not all(abs(value) < float("inf") for value in (x, y)):
         raise ValueError(f"{text!r} must be two finite numbers")
     return x, y
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """'8x4' or '8,4' -> (8 columns, 4 rows).
+    """Parse the size of a grid: '8x4' or '8,4' -> (8 columns, 4 rows).
 
     Raises:
         ValueError: not two positive integers.
@@ -223,16 +228,16 @@ def parse_grid(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*(\d{1,9})\s*[x,]\s*(\d{1,9})\s*", text, re.IGNORECASE | re.ASCII)
     shape = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     if not min(shape):
-        raise ValueError("say columns x rows, for example 8x4")
+        raise ValueError("write columns x rows, for example 8x4")
     return shape
 
 
 def get_obj_by_name(name: str) -> Any:
-    """The object that a dotted name means: 'collections.OrderedDict', 'package.module.Class.method'.
+    """The object with a dotted name: 'collections.OrderedDict', 'package.module.Class.method'.
 
     Raises:
-        ImportError: no leading part of the name is a module; the module's own import errors pass through.
-        AttributeError: the module exists and has no such member.
+        ImportError: no leading part of the name is a module. Import errors inside a module pass through.
+        AttributeError: the module has no such member.
     """
     parts = name.split(".")
     if not all(parts):
@@ -242,8 +247,8 @@ def get_obj_by_name(name: str) -> Any:
         try:
             obj: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # Only a missing part of the name itself means "look one level up"; a module that lacks a
-            # dependency must say so.
+            # Try one level up only if a part of the name itself is missing. A missing dependency of the
+            # module is an error.
             if error.name is None or not (
                 module_name == error.name or module_name.startswith(error.name + ".")
             ):
@@ -254,34 +259,34 @@ def get_obj_by_name(name: str) -> Any:
                 raise AttributeError(f"{name!r}: {getattr(obj, '__name__', obj)} has no member {part!r}")
             obj = getattr(obj, part)
         return obj
-    raise ImportError(f"{name!r}: there is no module {parts[0]!r}")
+    raise ImportError(f"{name!r}: no module named {parts[0]!r}")
 
 
 def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
-    """Calls the function that `func_name` means (see `get_obj_by_name`) with the other arguments.
+    """Call the function with the dotted name `func_name` (see `get_obj_by_name`) with the other arguments.
 
     Raises:
-        TypeError: what the name means cannot be called.
+        TypeError: the object is not callable.
     """
     func = get_obj_by_name(func_name)
     if not callable(func):
-        raise TypeError(f"{func_name!r} cannot be called")
+        raise TypeError(f"{func_name!r} is not callable")
     return func(*args, **kwargs)
 
 
 def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
-    """An instance of the class that `class_name` means, built with the other arguments."""
+    """Create an instance of the class with the dotted name `class_name`, with the other arguments."""
     return call_func_by_name(*args, func_name=class_name, **kwargs)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 hash of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reason(error: BaseException) -> str:
-    """An exception's own words in one line; where it has none, its name in words: 'EOF error'."""
+    """The message of an exception in one line; if empty, the name of its class in words: 'EOF error'."""
     words = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
     return (
         words[:300]
@@ -291,17 +296,20 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path` that takes its name only when the block ends well.
+    """Open a temporary file beside `path` that is renamed to `path` if the block succeeds.
 
-    Until then an older file of that name stays as it is; after an error, Ctrl-C, SIGTERM or SIGHUP the
-    temporary file is gone. The bytes are on the disk (fsync) before the name changes. The mode is 'wb' or 'w'
-    (UTF-8).
+    Until then, an existing file of that name is unchanged. After an error, Ctrl-C, SIGTERM or SIGHUP the
+    temporary file is removed. The content is flushed to disk (fsync) before the rename.
+
+    Args:
+        path: the file.
+        mode: 'wb', or 'w' for UTF-8 text.
 
     Raises:
-        ValueError: another mode.
+        ValueError: unknown mode.
     """
     if mode not in ("wb", "w"):
-        raise ValueError(f"atomic_write knows the modes 'wb' and 'w', not {mode!r}")
+        raise ValueError(f"the mode of atomic_write must be 'wb' or 'w', not {mode!r}")
     with outputs.interruptible():
         yield from _atomic_write(Path(path), mode)
 
@@ -319,7 +327,7 @@ def _atomic_write(target: Path, mode: str) -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's files are private; a finished file gets the permissions that open() would have given it.
+        # mkstemp creates private files; the finished file gets the permissions that open() would set.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
@@ -336,7 +344,7 @@ def _umask() -> int:
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """True for an http(s) address with a host, and for file:// ones if `allow_file_urls`."""
+    """Whether `obj` is an http(s) URL with a host, or a file:// URL if `allow_file_urls`."""
     if not isinstance(obj, str) or "://" not in obj:
         return False
     try:
@@ -349,7 +357,8 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
 
 
 def make_cache_dir_path(*paths: str) -> str:
-    """A path inside the cache folder: $DNNLIB_CACHE_DIR, else $XDG_CACHE_HOME/dnnlib, else ~/.cache/dnnlib.
+    """A path in the cache folder: $DNNLIB_CACHE_DIR, else $XDG_CACHE_HOME/dnnlib, else ~/.cache/dnnlib.
+
     Creates nothing.
     """
     return os.path.join(os.environ.get("DNNLIB_CACHE_DIR") or _home_cache(), *paths)
@@ -362,7 +371,8 @@ def _home_cache() -> str:
 
 
 def temporary_cache_path(*paths: str) -> str:
-    """A path below the system's folder for temporary files: of this user alone, and cleared now and then.
+    """A path in a folder of this user in the system's temporary folder, which the system may clear.
+
     Creates nothing.
     """
     user = os.geteuid() if hasattr(os, "geteuid") else ""
@@ -370,7 +380,7 @@ def temporary_cache_path(*paths: str) -> str:
 
 
 def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
-    """Why no file can be made in a folder, which is made if it is not there; None if one can."""
+    """The reason why no file can be created in a folder, or None. Creates the folder if it does not exist."""
     try:
         trust.make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -380,9 +390,7 @@ def why_not_writable(folder: str | os.PathLike[str]) -> str | None:
 
 
 def plain_warnings() -> None:
-    """For scripts: this project's warnings as one line each, without the place in the code; others' stay as
-    they are.
-    """
+    """Print this project's warnings as one line without the source location. Other warnings are unchanged."""
     usual, root = warnings.formatwarning, str(Path(__file__).resolve().parent.parent)
 
     def plain(
@@ -401,55 +409,55 @@ def plain_warnings() -> None:
 
 
 @contextlib.contextmanager
-def convenience(what: str) -> Iterator[None]:
-    """Within, a file that cannot be written is a warning, for what is of less worth than the work that it
-    belongs to.
+def warn_if_unwritable(what: str) -> Iterator[None]:
+    """Turn an OSError inside the block into a warning, for files that the work does not depend on.
 
-    what: that is missing then, at the beginning of the warning: "curves.png".
+    Args:
+        what: the file that will be missing, for the start of the warning: "curves.png".
     """
     try:
         yield
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         warnings.warn(
-            f"{what} cannot be written: {error.strerror or error}{place}; going on without it", stacklevel=3
+            f"{what} cannot be written: {error.strerror or error}{place}; continuing without it", stacklevel=3
         )
 
 
 def writable_cache_dir(*paths: str) -> str:
-    """A folder inside the cache folder in which files can be made; where that cannot be, one for temporary
-    files, with a warning.
+    """A writable folder in the cache folder, or, with a warning, one in the system's temporary folder.
 
-    Raises OSError: that one cannot be written to either, or is not of this user alone.
+    Raises:
+        OSError: the temporary folder is not writable either, or other users can write to it.
     """
     folder = make_cache_dir_path(*paths)
     reason = why_not_writable(folder)
     if reason is None:
         return folder
     other = temporary_cache_path(*paths)
-    trouble = why_not_writable(other) or trust.distrust(other)
-    remedy = "set DNNLIB_CACHE_DIR to a folder that can be written"
+    trouble = why_not_writable(other) or trust.untrusted_reason(other)
+    remedy = "set DNNLIB_CACHE_DIR to a writable folder"
     if trouble:
         raise OSError(
-            f"the cache folder {folder} cannot be written ({reason}), nor can {other} ({trouble}): {remedy}"
+            f"the cache folder {folder} is not writable ({reason}), and {other} is not usable ({trouble}): "
+            f"{remedy}"
         )
     warnings.warn(
-        f"the cache folder {folder} cannot be written ({reason}): {other} takes its place; {remedy}",
+        f"the cache folder {folder} is not writable ({reason}); using {other} instead; {remedy}",
         stacklevel=3,
     )
     return other
 
 
 def code_cache_path(*paths: str) -> str:
-    """As `make_cache_dir_path`, for what is run: the first place that nobody else can change
-    (`dnnlib.trust`). Creates nothing.
+    """Like `make_cache_dir_path`, for code: the first location that nobody else can change.
 
-    After the cache folder come the one in the home folder and one below the system's folder for temporary
-    files. Where none of them will do, it is the cache folder's, which `trust.distrust` then has something
-    against.
+    The locations are the cache folder, the cache folder in the home folder, and a folder in the system's
+    temporary folder. If none is trusted, the path in the cache folder is returned
+    (`trust.untrusted_reason` tells why not). Creates nothing.
     """
     roots = (make_cache_dir_path(), _home_cache(), temporary_cache_path())
-    usable = (root for root in roots if not trust.distrust(os.path.join(root, *paths)))
+    usable = (root for root in roots if not trust.untrusted_reason(os.path.join(root, *paths)))
     return os.path.join(next(usable, roots[0]), *paths)
 
 
@@ -483,25 +491,26 @@ def open_url(
     cache: bool = True,
     sha256: str | None = None,
 ) -> Any:
-    """Opens a local path, a file:// address or an http(s) address for reading bytes.
+    """Open a local path, a file:// URL or an http(s) URL for reading bytes.
 
-    A download goes to the cache folder under a partial name and gets its final name when it is complete and,
-    if `sha256` is given, right; one that broke off goes on where it stopped (see `dnnlib.downloads`). With
-    `DNNLIB_OFFLINE=1` in the environment only local files and what is already in the cache are read.
+    A download is stored in the cache folder under a temporary name, and renamed when it is complete and its
+    hash matches `sha256`, if given. An interrupted download is resumed (see `dnnlib.downloads`). With
+    `DNNLIB_OFFLINE=1` in the environment, only local files and cached downloads are read.
 
     Args:
-        url: local path, file:// or http(s) address.
-        cache_dir: folder of downloads; None = `make_cache_dir_path("downloads")`.
-        num_attempts: tries per download; the wait between them doubles from 1 to 30 seconds.
-        verbose: say on stderr that a download runs.
-        return_filename: return the file's path instead of an open file.
-        cache: keep the download. False = hold it in memory only.
-        sha256: expected hexadecimal hash of the bytes; None = not checked.
+        url: local path, file:// or http(s) URL.
+        cache_dir: folder for downloads; None = `make_cache_dir_path("downloads")`.
+        num_attempts: attempts per download; the wait between them doubles from 1 to 30 seconds.
+        verbose: print on stderr when a download starts, and its progress.
+        return_filename: return the path of the file instead of an open file.
+        cache: keep the download on disk. False = hold it in memory only.
+        sha256: expected hash of the bytes in hexadecimal; None = not checked.
 
     Raises:
-        FileNotFoundError: no such local file.
-        ValueError: odd scheme, also of a redirection, more than 64 GiB, a hash that does not match, or
-        `return_filename` without `cache`. OSError: offline and not in the cache, or every attempt failed.
+        FileNotFoundError: the local file, or the file on the server, does not exist.
+        ValueError: unsupported scheme or redirect, file too large, wrong hash, or `return_filename` without
+            `cache`.
+        OSError: offline and not in the cache, or every attempt failed.
     """
     if num_attempts < 1:
         raise ValueError(f"num_attempts must be at least 1, not {num_attempts}")
@@ -525,8 +534,9 @@ def open_url(
 
 
 def _fetched(url: str, path: str, num_attempts: int, verbose: bool, sha256: str | None = None) -> str:
-    """`path`, downloaded if it is not there. A file with another hash is not what was asked for: a new
-    download takes its place.
+    """Download `url` to `path` if it is not there. Returns `path`.
+
+    An existing file whose hash is not `sha256` is replaced.
     """
     if os.path.isfile(path) and (sha256 is None or sha256_file(path) == sha256.lower()):
         return path
@@ -544,7 +554,8 @@ def _is_offline() -> bool:
 def _check_online(url: str, path: str) -> None:
     if _is_offline():
         raise OSError(
-            f"DNNLIB_OFFLINE is set and {url} is not (or not undamaged) in the cache; unset it, or put the "
+            f"DNNLIB_OFFLINE is set, but {url} is not in the cache, or damaged; unset the variable, or put "
+            "the "
             f"file at {path}"
         )
 
@@ -555,25 +566,33 @@ def _announce(url: str, verbose: bool) -> None:
 
 
 def download_path(url: str, cache_dir: str | None = None) -> str:
-    """Where `open_url` keeps what it has downloaded from an http(s) address."""
+    """The path at which `open_url` caches the download of an http(s) URL."""
     return os.path.join(cache_dir or make_cache_dir_path("downloads"), _cache_name(url))
 
 
 def plain_path(path_or_url: str) -> str:
-    """A file:// address as the path that it means; anything else as it is. Raises ValueError for one that
-    names another machine.
+    """Turn a file:// URL into a path; return anything else unchanged.
+
+    Raises:
+        ValueError: the URL names another machine.
     """
     is_file = re.match(r"file:/", path_or_url, re.IGNORECASE)
     return (_local_path(path_or_url) or path_or_url) if is_file else path_or_url
 
 
 def fetch(path_or_url: str, num_attempts: int = 3, beside: Sequence[str] = ()) -> str:
-    """The local path of a file: a path as it is, a file:// address as a path, of an http(s) address the kept
-    copy.
+    """The local path of a file given as a path, a file:// URL, or an http(s) URL, which is downloaded.
 
-    beside: names of a second file that lies next to it on the server, of which the first one that is there
-    comes along. It is kept under the name of the copy, with the ending of its own: NAME.safetensors and
-    NAME.json. Raises as `open_url`; FileNotFoundError for an address with nothing behind it.
+    Args:
+        path_or_url: the file.
+        num_attempts: attempts per download.
+        beside: possible names of a companion file on the server. The first one that exists is downloaded too,
+            and stored under the name of the download with its own extension: NAME.safetensors and NAME.json.
+
+    Raises:
+        FileNotFoundError: the server does not have the file, or none of `beside`.
+        ValueError: see `open_url`.
+        OSError: see `open_url`.
     """
     if not is_url(path_or_url):
         return plain_path(path_or_url)
@@ -586,7 +605,7 @@ def fetch(path_or_url: str, num_attempts: int = 3, beside: Sequence[str] = ()) -
             return path
     if beside:
         raise FileNotFoundError(
-            f"{path_or_url}: the server has no {' or '.join(beside)} beside it, and the two files belong "
+            f"{path_or_url}: the server has no {' or '.join(beside)} beside it, but the two files belong "
             "together"
         )
     return path
@@ -595,13 +614,23 @@ def fetch(path_or_url: str, num_attempts: int = 3, beside: Sequence[str] = ()) -
 def read_from(
     path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3, beside: Sequence[str] = ()
 ) -> _T:
-    """What `read` makes of the file at a path, a file:// or an http(s) address.
+    """Apply `read` to the local path of a file, a file:// URL or an http(s) URL.
 
-    A copy in the cache that `read` finds `Damaged` is removed, so that the server is asked again: at once if
-    it is an old copy, by the next call if it has just come.
+    If `read` raises `Damaged` for a cached download, the download is removed and repeated: immediately if it
+    was cached before, in the next call if it is new.
 
-    Raises ValueError in one line, which names the address and the copy; otherwise as `fetch`, and what `read`
-    raises.
+    Args:
+        path_or_url: the file.
+        read: reads the file at a local path.
+        num_attempts: attempts per download.
+        beside: see `fetch`.
+
+    Returns:
+        The result of `read`.
+
+    Raises:
+        ValueError: one line that contains the URL and the path of the download.
+        OSError: see `fetch`.
     """
     if not is_url(path_or_url):
         return read(plain_path(path_or_url))
@@ -610,26 +639,33 @@ def read_from(
     try:
         return read(path)
     except Damaged as error:
-        told = discarded(path_or_url, error, path, *(_copy_beside(path, name) for name in beside))
+        damaged = discard_copy(path_or_url, error, path, *(_copy_beside(path, name) for name in beside))
         if not was_kept or _is_offline() or os.path.exists(path):
-            raise told from None
+            raise damaged from None
     except ValueError as error:
         raise ValueError(f"{path_or_url}: {_reason(error, path)} (the copy is {path})") from None
     return read_from(path_or_url, read, num_attempts, beside)
 
 
-def discarded(
+def discard_copy(
     name: str, error: ValueError, path: str | os.PathLike[str], *beside: str | os.PathLike[str]
 ) -> Damaged:
-    """Remove a damaged copy from a cache, with what it links to there. Returns what is to be raised.
+    """Remove a damaged download from a cache, including the targets of links.
 
-    name: of what it was a copy of. error: of its reader. beside: other copies that belong to it.
+    Args:
+        name: what was downloaded.
+        error: the error of the file's reader.
+        path: the download.
+        beside: companion files, which are removed too.
+
+    Returns:
+        The exception to raise.
     """
     copies = [os.fspath(copy) for copy in (path, *beside)]
     for copy in [*map(os.path.realpath, copies), *copies]:
-        with contextlib.suppress(OSError):  # gone, or somebody else's
+        with contextlib.suppress(OSError):  # already gone, or owned by another user
             os.unlink(copy)
-    gone = f"the copy {copies[0]} is removed: the next try asks the server again"
+    gone = f"the copy {copies[0]} is removed; the next attempt downloads it again"
     text = f"remove the copy {copies[0]}" if os.path.lexists(copies[0]) else gone
     return Damaged(f"{name}: {_reason(error, copies[0])} ({text})")
 
@@ -643,7 +679,7 @@ def _reason(error: ValueError, path: str) -> str:
 
 
 def _local_path(url: str) -> str | None:
-    """The local path that `url` means, or None for an http(s) address."""
+    """The local path of a path or file:// URL; None for an http(s) URL."""
     if is_url(url):
         return None
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|file(?=:/)", url)
@@ -653,19 +689,17 @@ def _local_path(url: str) -> str | None:
     if scheme == "file":
         parts = urllib.parse.urlsplit(url)
         if parts.netloc not in ("", "localhost"):
-            raise ValueError(f"{url}: a file:// address must name a file of this machine, file:///path")
+            raise ValueError(f"{url}: a file:// URL must name a file on this machine: file:///path")
         return urllib.request.url2pathname(parts.path)
     if scheme in downloads.SCHEMES:
-        raise ValueError(f"{url}: the address has no host")
+        raise ValueError(f"{url}: the URL has no host")
     raise ValueError(
-        f"{url}: cannot read {scheme}:// addresses; give a local path, file://, http:// or https://"
+        f"{url}: {scheme}:// URLs are not supported; give a local path, file://, http:// or https://"
     )
 
 
 def _cache_name(url: str) -> str:
-    """File name of a download: a hash of the whole address (two may share a last part), then that last part
-    for people's eyes.
-    """
+    """The file name of a cached download: a hash of the URL, then the readable last part of its path."""
     last = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:]
     return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}_{readable or 'download'}"

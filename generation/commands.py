@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands with a network share: options, the parsing of their values, progress, one-line errors."""
+"""Shared parts of the commands that load a network: options, parsing, progress and one-line errors.
+
+Importing this module does not import torch, so that --help is fast.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,31 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import dnnlib.util
 from dnnlib import outputs
 from dnnlib.progress import Progress
-from generation.render import MAX_SEED
-from torch_utils import memory
-from torch_utils.devices import PRECISIONS
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from generation.render import Network
+
+MAX_SEED = 2**32 - 1  # of numpy's RandomState
+PRECISION_NAMES = ("fp32", "fp16", "bf16")  # the keys of torch_utils.devices.PRECISIONS
 TRUST_HELP = (
-    "run a pickle that cannot be read otherwise. It is a program then: it can do whatever you can. "
-    "Only for files whose maker you trust"
+    "Run the code in a pickle that cannot be read otherwise. The code can do anything that you can do on "
+    "this "
+    "machine: use this only for files from people you trust."
 )
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """'8x4' or '8,4' -> (8 columns, 4 rows). Raises ValueError."""
+    """Parse --grid: '8x4' or '8,4' -> (8 columns, 4 rows). Raises ValueError."""
     try:
         return dnnlib.util.parse_grid(text)
     except ValueError as error:
@@ -33,33 +42,31 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0,1,4-6' -> [0, 1, 4, 5, 6]. Raises ValueError."""
+    """Parse --seeds: '0,1,4-6' -> [0, 1, 4, 5, 6]. Raises ValueError."""
     try:
         seeds = dnnlib.util.parse_int_list(text)
     except ValueError as error:
         raise ValueError(f"--seeds: {error}") from None
     if max(seeds) > MAX_SEED:
-        raise ValueError(f"--seeds: {max(seeds)} is too large, seeds go up to {MAX_SEED}")
+        raise ValueError(f"--seeds: {max(seeds)} is too large, the largest seed is {MAX_SEED}")
     return seeds
 
 
 def check_finite(flag: str, value: float) -> None:
-    """Raises ValueError for NaN and infinities."""
+    """Raise ValueError for NaN and infinities."""
     if not math.isfinite(value):
         raise ValueError(f"{flag}={value} is not a finite number")
 
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Progress with the remaining time on stderr; yields update(n)."""
+    """Show progress and the remaining time on stderr. Yields update(n)."""
     with Progress(label=label, unit="", silent=10) as progress:
         yield lambda count: progress.advance(count, total)
 
 
 def memory_remedy(batch: int | None) -> str:
-    """What to change when the running command is out of memory. batch: the value of its option for images at
-    a time.
-    """
+    """How to reduce the memory of the running command. `batch` is the value of its batch option."""
     context = click.get_current_context(silent=True)
     flags = (
         [p.opts[0] for p in context.command.params if p.name == "batch"]
@@ -72,14 +79,16 @@ def memory_remedy(batch: int | None) -> str:
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a command: a user's mistake (ValueError, OSError) or too little memory ends in one line
-    and exit code 1.
+    """Decorate a command so that user errors and a lack of memory end it with one line and exit code 1.
 
-    SIGTERM and SIGHUP end it as Ctrl-C does: no temporary file stays.
+    User errors are ValueError and OSError. SIGTERM and SIGHUP end the command as Ctrl-C does, without leaving
+    temporary files.
     """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from torch_utils import memory
+
         dnnlib.util.plain_warnings()
         try:
             remedy = memory_remedy(kwargs.get("batch"))
@@ -101,29 +110,35 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 precision_option = click.option(
     "--precision",
-    type=click.Choice(["auto", *PRECISIONS]),
+    type=click.Choice(["auto", *PRECISION_NAMES]),
     default="auto",
     show_default=True,
-    help="of the large layers; auto = as the network was trained, fp16 on GPUs alone. bf16 is the fastest "
-    "on CPUs with bf16 matrix units",
+    help="Number format of the large layers. auto: as in training, but fp16 only on GPUs. bf16 is fastest "
+    "on CPUs with bf16 matrix units.",
 )
+batch_help = "Images computed at a time on a GPU. A CPU computes one at a time."
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that every command with a network takes."""
+    """Decorate a command with the options of `NetworkOptions`."""
     for option in (
+        click.option(
+            "--data",
+            metavar="ZIP|DIR",
+            help="Data set that provides class names, if the network file has none.",
+        ),
         click.option(
             "--device",
             type=click.Choice(["auto", "cpu", "cuda", "mps"]),
             default="auto",
             show_default=True,
-            help="where to compute",
+            help="Device to compute on.",
         ),
         precision_option,
         click.option(
             "--centroids-path",
             metavar="PATH|URL",
-            help="truncate towards the nearest of these cluster centres in W, a .npy file",
+            help="A .npy file of cluster centres in W. Truncation is towards the nearest of them.",
         ),
         click.option(
             "--trunc",
@@ -131,33 +146,76 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=float,
             default=1,
             show_default=True,
-            help="truncation psi; 1 = none, 0 = the class's mean image",
+            help="Truncation psi: 1 = no truncation, 0 = the mean image of the class.",
         ),
         click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),
         click.option(
             "--network",
             required=True,
             metavar="PATH|URL",
-            help="network pickle, or run folder, or .safetensors with its .json, or hf://OWNER/NAME",
+            help="Network pickle, .safetensors file, run folder (its best network), or hf://OWNER/NAME.",
         ),
     ):
         function = option(function)
     return function
 
 
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The values of `common_options`."""
+
+    network: str
+    trust_pickle: bool
+    truncation: float
+    centroids_path: str | None
+    precision: str
+    device: str
+    data: str | None
+
+    def __post_init__(self) -> None:
+        check_finite("--trunc", self.truncation)
+
+    def load(self) -> tuple[Network, Tensor | None]:
+        """Load the network and, if given, the centroids.
+
+        Raises:
+            ValueError: one line about the file.
+            OSError: a file cannot be read.
+        """
+        from generation import render
+        from torch_utils.devices import pick_device
+
+        network = render.load_network(
+            self.network,
+            pick_device(self.device),
+            self.data,
+            trust_pickle=self.trust_pickle,
+            precision=self.precision,
+        )
+        if not self.centroids_path:
+            return network, None
+        return network, render.load_centroids(self.centroids_path, network.G.w_dim)
+
+    def description(self) -> dict[str, Any]:
+        """The options that `render.about` writes into a picture's file."""
+        return {"truncation": self.truncation, "centroids_path": self.centroids_path}
+
+
 def sheet_seeds(seeds: Sequence[int], samples_per_class: int | None) -> list[int]:
-    """The seeds of a sheet's columns: those given, or samples_per_class consecutive ones from a single seed.
-    Raises ValueError for other counts.
+    """The seeds of a sheet's columns: the given ones, or consecutive ones that start with a single seed.
+
+    Raises:
+        ValueError: the number of seeds does not match `samples_per_class`.
     """
     if samples_per_class is None or samples_per_class == len(seeds):
         return list(seeds)
     if len(seeds) != 1:
         raise ValueError(
-            f"--samples-per-class={samples_per_class} does not go with {len(seeds)} seeds: give one seed, "
-            "or as many"
+            f"--samples-per-class={samples_per_class} does not match {len(seeds)} seeds: give one seed, or "
+            f"{samples_per_class}"
         )
     if samples_per_class > dnnlib.util.MAX_LIST:
         raise ValueError(f"--samples-per-class={samples_per_class}: at most {dnnlib.util.MAX_LIST:,}")
     if seeds[0] + samples_per_class - 1 > MAX_SEED:
-        raise ValueError(f"seed {seeds[0] + samples_per_class - 1}: seeds go up to {MAX_SEED}")
+        raise ValueError(f"seed {seeds[0] + samples_per_class - 1}: the largest seed is {MAX_SEED}")
     return list(range(seeds[0], seeds[0] + samples_per_class))

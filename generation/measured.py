@@ -27,6 +27,7 @@ class MeasuredGenerator:
         self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
 
     def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Images [N, C, R, R] of latents [N, Z] and labels [N]."""
         return self.synthesis(self.styles(z, labels))
 
     def styles(self, z: Tensor, labels: Tensor | None) -> Tensor:

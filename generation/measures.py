@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of a run measured by metrics: the place where training and metrics, which do not know each
-other, meet.
-"""
+"""Evaluate the networks of a run: connects `training` and `metrics`, which do not import each other."""
 
 from __future__ import annotations
 
@@ -34,8 +32,13 @@ def make_evaluator(
     device: torch.device | str = "cpu",
     loaded: dict[str, Detector] | None = None,
 ) -> Evaluator:
-    """Metrics against the training images, all of them and unflipped. loaded: detectors, shared with other
-    evaluators.
+    """An evaluator that compares a run's networks with all training images, without flips.
+
+    Args:
+        config: the run.
+        dataset: its data set.
+        device: where to compute.
+        loaded: detectors shared with other evaluators.
     """
     plain, batch, shown = build.plain_dataset(dataset), evaluation_batch(config), EvaluationProgress()
     return Evaluator(
@@ -52,8 +55,13 @@ def make_evaluator(
 def final_evaluator(
     config: TrainConfig, metric: str, device: torch.device, prepare: bool = True
 ) -> Evaluator:
-    """What measures every stage's best network: `metric` on the last stage's data. config: the last
-    stage's.
+    """The evaluator of every stage's best network on the data of the last stage.
+
+    Args:
+        config: the last stage.
+        metric: the metric.
+        device: where to compute.
+        prepare: see `build.make_dataset`.
     """
     dataset = build.plain_dataset(build.make_dataset(config.data, config.run.seed, prepare))
     return Evaluator(
@@ -62,28 +70,25 @@ def final_evaluator(
 
 
 def evaluation_batch(config: TrainConfig) -> int:
-    """Images at a time, per process, for metrics: a detector's activations are no part of what --batch-gpu
-    was chosen by.
-    """
+    """Images at a time per process for metrics. --batch-gpu does not account for a detector's activations."""
     return min(max(config.batch_gpu, 16), 64)
 
 
 class EvaluationProgress(Stages):
-    """What is shown of an evaluation: that the first one goes through the data, and then the remaining
-    time.
-    """
+    """Progress of an evaluation: a line before the first pass over the data, then the remaining time."""
 
     def __init__(self) -> None:
         super().__init__(collect.STAGES, silent=10)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `Stages`."""
         if stage == "real" and done == 0:
-            print(f"  metrics: {total:,} real images, once", flush=True)
+            print(f"  metrics: processing {total:,} real images (only once)", flush=True)
         super().__call__(stage, done, total)
 
 
 def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Generator], list[Score]] | None:
-    """The callable that the loop calls at every snapshot to measure G_ema."""
+    """The function that evaluates G_ema at every snapshot of the training loop; None without metrics."""
     if not config.run.metrics:
         return None
     evaluator = make_evaluator(config, build.make_dataset(config.data, config.run.seed), device)
@@ -98,16 +103,14 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
 
 
 def metrics_of(configs: Iterable[TrainConfig], final: str | None = None) -> list[str]:
-    """The metrics of runs, each once. final: what is measured after each stage of a recipe."""
+    """The metrics of several runs without duplicates. `final`: the metric after each stage of a recipe."""
     return list(
         dict.fromkeys(filter(None, [*(name for config in configs for name in config.run.metrics), final]))
     )
 
 
 def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> Iterator[str]:
-    """A line for each file that frozen networks and metrics read and that is not there. final: as for
-    `metrics_of`.
-    """
+    """Yield a line for each missing file of frozen networks and detectors. `final`: see `metrics_of`."""
     for config in configs:
         yield from frozen.check_weights(config, download=False)
     for name in detectors_of(parse_list(metrics_of(configs, final))):
@@ -120,12 +123,9 @@ def missing_files(configs: Sequence[TrainConfig], final: str | None = None) -> I
 def work_before(
     config: TrainConfig, dataset: ImageDataset, run_dir: Path | None, evaluator: Evaluator
 ) -> list[str]:
-    """What a run computes once, before its first step and at its first evaluation, with the time that it
-    takes here.
-    """
-    is_copied = (
-        evaluator.dataset.resolution != dataset.resolution
-    )  # to a smaller one, whose statistics cannot be there yet
+    """What a run computes once, before its first step and in its first evaluation, with the time it takes."""
+    # The statistics of a data set that is copied to a smaller resolution cannot be cached yet.
+    is_copied = evaluator.dataset.resolution != dataset.resolution
     return [*dry_run.once(config, dataset, run_dir), *evaluator.announce(anew=is_copied)]
 
 
@@ -136,11 +136,14 @@ def prefetch_items(
     hub: str | None,
     say: Callable[[str], None],
 ) -> list[prefetch.Item]:
-    """The files that runs read and that can be fetched: frozen networks, metrics' detectors and networks
-    named by address, each once.
+    """The files of runs that can be downloaded: frozen networks, detectors, networks given as URLs.
 
-    final: as for `metrics_of`. resume: the value of --resume. hub: a folder in the place of the hub's cache.
-    say: told what is fetched.
+    Args:
+        configs: the runs.
+        final: see `metrics_of`.
+        resume: the value of --resume.
+        hub: folder to use instead of the cache of torch.hub.
+        say: prints what is downloaded.
     """
     items: dict[tuple[str, ...], prefetch.Item] = {}
     for config in configs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained network at work: latents and classes to pictures and class sheets."""
+"""Load a trained network, and turn latents and classes into images and class sheets."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ from training.generator import Generator
 from training.networks import files, hub, stems
 
 T = TypeVar("T")
-FEW_CLASSES = 5  # so many an error message lists
-MAX_SEED = 2**32 - 1  # of numpy's RandomState
+FEW_CLASSES = 5  # an error message lists up to this many
 
 
 @dataclasses.dataclass
 class Network:
-    """A generator with what its pickle says about itself."""
+    """A generator and the information in its file."""
 
     path: str
-    G: Any  # a Generator; with --trust-pickle maybe a weights.ForeignGenerator, which our scripts use alike
+    G: Any  # a Generator, or with --trust-pickle maybe a files.ForeignGenerator, which has the same interface
     training_set_kwargs: dict[str, Any]
     provenance: dict[str, Any]
     class_names: list[str] | None
-    sha256: str | None = None  # of its file
+    sha256: str | None = None  # of the file
 
     @property
     def device(self) -> torch.device:
-        return next(self.G.parameters()).device
+        """The device of the parameters."""
+        device: torch.device = next(self.G.parameters()).device
+        return device
 
     def label_text(self, index: int) -> str:
-        """'3 sad' or '3'."""
+        """'3 sad', or '3' without class names."""
         return class_names.label_text(index, self.class_names)
 
 
@@ -60,13 +61,25 @@ def load_network(
     trust_pickle: bool = False,
     precision: str = "auto",
 ) -> Network:
-    """Read a network pickle, a run folder's best one, a .safetensors file with its .json, or hf://OWNER/NAME,
-    without running what is in it.
+    """Load a network without running code from its file.
 
-    Class names come from the data set `data` if given, else from the file, else from the data set the file
-    names, if it is still there. trust_pickle: if a pickle cannot be read so, run it, and use the network that
-    comes out with its own code. precision: of the layers that are flagged for reduced precision, auto or one
-    of `training.build.PRECISIONS`. Raises FileNotFoundError, OSError or ValueError with one line.
+    Class names come from the data set `data` if given, else from the file, else from the training data set
+    that the file names, if it still exists.
+
+    Args:
+        path_or_url: network pickle, run folder (its best network), .safetensors file with its .json, or
+            hf://OWNER/NAME.
+        device: where to put the network.
+        data: data set with class names.
+        key: which network of the file to load.
+        trust_pickle: if a pickle cannot be read otherwise, run its code and use the network with that code.
+        precision: number format of the layers marked for reduced precision, auto or a key of
+            `torch_utils.devices.PRECISIONS`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read or downloaded.
+        ValueError: the file is not a network file. One line.
     """
     is_choice = False
     if hub.is_repository(path_or_url):
@@ -76,7 +89,7 @@ def load_network(
         if Path(path_or_url).is_dir():
             path_or_url, is_choice = stems.network_in("--network", path_or_url), True
         if not dnnlib.util.is_url(path_or_url) and not Path(path_or_url).is_file():
-            raise FileNotFoundError(f"--network: there is no file {path_or_url}")
+            raise FileNotFoundError(f"--network: no such file: {path_or_url}")
         try:
             sha256, contents = files.read_from(path_or_url, _hashed(lambda path: files.read(path, key=key)))
         except ValueError:
@@ -85,7 +98,7 @@ def load_network(
             warn_trusted(path_or_url)
             if precision != "auto":
                 raise ValueError(
-                    f"--precision={precision}: {path_or_url} runs with its own code, which chooses for itself"
+                    f"--precision={precision}: {path_or_url} runs its own code, which chooses the precision"
                 ) from None
             trusted = _hashed(lambda path: files.trusted_generator(path, key))
             sha256, foreign = files.read_from(path_or_url, trusted)
@@ -101,23 +114,23 @@ def load_network(
 
 
 def _hashed(read: Callable[[str], T]) -> Callable[[str], tuple[str, T]]:
-    """The reader of a path that also tells the file's SHA-256, first."""
+    """Extend a reader of paths to return (SHA-256 of the file, result)."""
     return lambda path: (dnnlib.util.sha256_file(path), read(path))
 
 
 def set_precision(G: Generator, precision: str) -> None:
-    """Choose what the layers that are flagged for reduced precision compute in, on the device they are on."""
+    """Set what the layers marked for reduced precision compute in, for the device that they are on."""
     if precision != "auto":
         G.synthesis.reduced_dtype = PRECISIONS[precision]
     elif next(G.parameters()).device.type != "cuda" and G.synthesis.reduced_dtype == torch.float16:
-        G.synthesis.reduced_dtype = None  # as published: float16 is for GPUs
+        G.synthesis.reduced_dtype = None  # as in the published code, float16 is only used on GPUs
 
 
 def warn_trusted(path: str) -> None:
-    """What --trust-pickle means, said where it takes effect."""
+    """Print a warning when --trust-pickle takes effect."""
     click.echo(
-        f"warning: {path} is run as a program, because of --trust-pickle: it can do whatever you can do on "
-        "this machine",
+        f"warning: --trust-pickle runs the code in {path}, which can do anything that you can do on this "
+        "machine",
         err=True,
     )
 
@@ -130,7 +143,9 @@ def _class_names(
     if data is not None:
         names = ImageDataset(data, use_labels=True).class_names
         if names is not None and len(names) != num_classes:
-            raise ValueError(f"--data={data}: it has {len(names)} classes, the network {num_classes}")
+            raise ValueError(
+                f"--data={data}: the data set has {len(names)} classes, but the network has {num_classes}"
+            )
         return names
     names = provenance.get("class_names")
     trained_on = kwargs.get("path")
@@ -138,7 +153,7 @@ def _class_names(
         try:
             names = ImageDataset(trained_on, use_labels=True).class_names
         except (ValueError, OSError):
-            names = None  # whatever lies there now, the network does not need it
+            names = None  # the data set is not required
     fits = (
         isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
     )
@@ -146,40 +161,45 @@ def _class_names(
 
 
 def class_index(network: Network, text: str) -> int:
-    """The class that `text` means: a whole number is an index, anything else a name. Raises ValueError with
-    the nearest known name.
+    """The index of a class.
+
+    Args:
+        network: the network.
+        text: an index, or a class name.
+
+    Raises:
+        ValueError: no such class; the message names the closest class names.
     """
     num_classes = network.G.c_dim
     if not num_classes:
-        raise ValueError(f"class {text!r}: {network.path} is unconditional, it has no classes")
+        raise ValueError(f"class {text!r}: {network.path} is unconditional and has no classes")
     text = text.strip()
     if text.isdecimal():
         if int(text) >= num_classes:
             raise ValueError(f"class {text}: the network's classes are 0 to {num_classes - 1}")
         return int(text)
     if re.fullmatch(r"\d+\s*([-,]\s*\d+\s*)+", text):
-        raise ValueError(
-            f"class {text!r}: that is several classes, and one is asked for here; --classes takes them"
-        )
+        raise ValueError(f"class {text!r}: only one class is possible here; use --classes for several")
     if network.class_names is None:
         raise ValueError(
-            f"class {text!r}: {network.path} knows no class names; give an index from 0 to "
-            f"{num_classes - 1}, or --data with a data set that does"
+            f"class {text!r}: {network.path} has no class names; give an index from 0 to "
+            f"{num_classes - 1}, or --data with a data set that has names"
         )
     by_name = {_folded(name): index for index, name in reversed(list(enumerate(network.class_names)))}
     if _folded(text) not in by_name:
-        raise ValueError(f"class {text!r} is unknown; {_near_classes(text, network, by_name)}")
+        raise ValueError(f"unknown class {text!r}; {_near_classes(text, network, by_name)}")
     return by_name[_folded(text)]
 
 
 def _folded(name: str) -> str:
-    """Without the differences that do not count: case, and the two spellings of accents."""
+    """Normalise a name: ignore case and Unicode encodings of accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _near_classes(text: str, network: Network, by_name: dict[str, int]) -> str:
-    """'the classes are 0 cat, 1 dog' for a few, else the names that are like `text`: those that hold it, then
-    those spelt alike.
+    """'the classes are 0 cat, 1 dog' if they are few, else the most similar names.
+
+    Names that contain `text` come first, then names with a similar spelling.
     """
     names = network.class_names or []
     if len(names) <= FEW_CLASSES:
@@ -191,12 +211,13 @@ def _near_classes(text: str, network: Network, by_name: dict[str, int]) -> str:
     )
     near = list(dict.fromkeys([*holding, *([] if holding else alike)]))[:3]
     listed = ", ".join(f"{names[by_name[name]]!r} ({by_name[name]})" for name in near)
-    return f"the nearest of {len(names)} names {'is' if len(near) == 1 else 'are'} {listed}"
+    return f"the closest of {len(names)} names {'is' if len(near) == 1 else 'are'} {listed}"
 
 
 def class_indices(network: Network, text: str) -> list[int]:
-    """'0,3-5,cat' -> [0, 3, 4, 5, index of cat]; 'all' = every class. A name may hold a hyphen. Raises
-    ValueError as `class_index`.
+    """Parse a list of classes: '0,3-5,cat' -> [0, 3, 4, 5, index of cat]; 'all' = every class.
+
+    Names may contain hyphens. Raises ValueError like `class_index`.
     """
     if text.strip() == "all" and network.G.c_dim:
         return list(range(network.G.c_dim))
@@ -210,8 +231,11 @@ def class_indices(network: Network, text: str) -> list[int]:
 
 
 def load_centroids(path: str, w_dim: int) -> Tensor:
-    """Cluster centres in W, float32 [K, w_dim], from a .npy file or its address. Raises OSError or
-    ValueError.
+    """Load cluster centres in W, float32 [K, w_dim], from a .npy file or URL.
+
+    Raises:
+        ValueError: the file does not contain such an array.
+        OSError: the file cannot be read or downloaded.
     """
     try:
         centroids = dnnlib.util.read_from(path, bounded.read_npy)
@@ -230,35 +254,53 @@ def load_centroids(path: str, w_dim: int) -> Tensor:
             f"{list(centroids.shape)}"
         )
     if not np.isfinite(centroids).all():
-        raise ValueError(f"--centroids-path={path}: it holds NaN or Inf")
+        raise ValueError(f"--centroids-path={path}: contains NaN or Inf")
     return torch.from_numpy(centroids.astype(np.float32))
 
 
 def styles(
     G: Generator, z: Tensor, labels: Tensor | None, truncation: float = 1, centroids: Tensor | None = None
 ) -> Tensor:
-    """ws [N, num_ws, W], truncated towards the class's mean, or towards the nearest of `centroids` [K, W]
-    (Mokady et al. 2022).
+    """Map latents to style codes with truncation.
+
+    Args:
+        G: the generator.
+        z: latents [N, Z].
+        labels: int64 [N], or None.
+        truncation: psi; 1 = none.
+        centroids: truncate towards the nearest of these [K, W] (Mokady et al. 2022); None = the mean of the
+            class.
+
+    Returns:
+        ws [N, num_ws, W].
     """
     if centroids is None:
-        return G.mapping(z, labels, truncation_psi=truncation)
-    ws = G.mapping(z, labels)
+        truncated: Tensor = G.mapping(z, labels, truncation_psi=truncation)
+        return truncated
+    ws: Tensor = G.mapping(z, labels)
     centroids = centroids.to(ws.device)
     nearest = centroids[(ws[:, :1] - centroids).square().sum(dim=2).argmin(dim=1)][:, None, :]  # [N, 1, W]
     return nearest.lerp(ws, truncation)
 
 
 def set_transform(G: Generator, translate: tuple[float, float] = (0, 0), rotate: float = 0) -> None:
-    """Move what all later images show by `translate` (fractions of the image, right and down), after turning
-    it by `rotate` degrees anticlockwise.
+    """Rotate and then shift the content of all later images.
 
-    The input layer's matrix maps positions of the output to positions of the picture, so it gets the inverse
-    of that motion. Raises ValueError for a motion of a network that cannot move its pictures.
+    The matrix of the input layer maps positions of the output to positions of the content, so it is set to
+    the inverse of this motion.
+
+    Args:
+        G: the generator.
+        translate: shift right and down, as fractions of the image width.
+        rotate: degrees anticlockwise.
+
+    Raises:
+        ValueError: the network has no input layer that supports this.
     """
     if not hasattr(G.synthesis, "input"):
         if (*translate, rotate) != (0, 0, 0):
             raise ValueError(
-                "--translate and --rotate: this network has no input layer that can move a picture"
+                "--translate and --rotate are not supported by this network: it has no StyleGAN3 input layer"
             )
         return
     angle = np.deg2rad(rotate)
@@ -274,8 +316,10 @@ def set_transform(G: Generator, translate: tuple[float, float] = (0, 0), rotate:
 
 @torch.no_grad()
 def synthesize(network: Network, ws: Tensor, noise_mode: str = "const") -> Tensor:
-    """uint8 images [N, C, R, R] on the CPU of ws [N, num_ws, W]. Raises ValueError for a network that returns
-    NaN or Inf.
+    """Compute uint8 images [N, C, R, R] on the CPU from ws [N, num_ws, W].
+
+    Raises:
+        ValueError: the network returns NaN or Inf.
     """
     x = network.G.synthesis(ws, noise_mode=noise_mode)
     if not torch.isfinite(x).all():
@@ -295,11 +339,20 @@ def render(
     batch: int = 16,
     done: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """uint8 images [N, C, R, R] on the CPU of latents z [N, Z] and int64 labels [N] or None; `done(n)` is
-    told of every n images computed.
+    """Compute uint8 images [N, C, R, R] on the CPU from latents.
 
-    Matrix products round differently with the number of rows, so on CPUs images are computed one by one,
-    where it costs little; `batch` is for GPUs.
+    Matrix products round differently for different numbers of rows. So on CPUs, where it costs little, images
+    are computed one at a time.
+
+    Args:
+        network: the network.
+        z: latents [N, Z].
+        labels: int64 [N], or None.
+        truncation: see `styles`.
+        centroids: see `styles`.
+        noise_mode: passed to the network.
+        batch: images computed at a time on a GPU.
+        done: called with n after every n images.
     """
     size = 1 if network.device.type == "cpu" else batch
     parts = []
@@ -316,13 +369,14 @@ def render(
 
 
 def latents(seed: int, count: int, z_dim: int) -> Tensor:
-    """float32 [count, z_dim], numpy's RandomState(seed).randn: the published meaning of a seed."""
+    """The latents of a seed as in the published code: float32 [count, z_dim] of RandomState(seed).randn."""
     return torch.from_numpy(np.random.RandomState(seed).randn(count, z_dim).astype(np.float32))
 
 
 def seed_labels(network: Network, seed: int, count: int, index: int | None) -> Tensor | None:
-    """int64 [count]: the class `index`, or RandomState(seed).randint(0, c_dim, count); None for an
-    unconditional network.
+    """The classes of a seed, int64 [count]: `index`, or RandomState(seed).randint(0, c_dim, count).
+
+    None for an unconditional network.
     """
     if not network.G.c_dim:
         return None
@@ -338,21 +392,27 @@ def class_sheet(
     columns: int | None = None,
     **render_kwargs: Any,
 ) -> Any:
-    """PIL image with len(seeds) images of each class, in rows of `columns` images (default: one class per
-    row), each row labelled with its classes.
+    """Generate len(seeds) images of each class as a PIL image, with the classes of each row as its label.
 
-    Image (class, seed) is the one that `--class=CLASS --seeds=SEED` makes.
+    Image (class, seed) is the image of `--class=CLASS --seeds=SEED`.
+
+    Args:
+        network: the network.
+        classes: the classes.
+        seeds: the seeds.
+        columns: images per row; None = one class per row.
+        render_kwargs: see `render`.
     """
     z = torch.cat([latents(seed, 1, network.G.z_dim) for seed in seeds]).repeat(len(classes), 1)
     labels = torch.tensor(classes, dtype=torch.int64).repeat_interleave(len(seeds))
     pixels = render(network, z, labels, **render_kwargs)
     columns = columns or len(seeds)
-    rows = [row.unique_consecutive().tolist() for row in labels.split(columns)]
+    rows = [torch.unique_consecutive(row).tolist() for row in torch.split(labels, columns)]
     return images.labelled_grid(pixels, [_row_label(network, inside) for inside in rows], columns)
 
 
 def _row_label(network: Network, classes: Sequence[int]) -> str:
-    """The classes of one row of a sheet: '3 sad', '3 sad to 5 red', '3 sad, 1 grey'."""
+    """The classes in one row of a sheet: '3 sad', '3 sad to 5 red', '3 sad, 1 grey'."""
     texts = [network.label_text(index) for index in classes]
     span = len(texts) > 2 and list(classes) == list(range(classes[0], classes[-1] + 1))
     return f"{texts[0]} to {texts[-1]}" if span else ", ".join(texts)
@@ -367,9 +427,15 @@ def about(
     centroids_path: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a picture's file says of it (`images.save_png`): network, seeds, classes, truncation and `more`.
+    """The metadata of a picture's file (`images.save_png`).
 
-    classes: of the images in reading order, or of a sheet's rows; None without classes.
+    Args:
+        network: the network.
+        seeds: the seeds.
+        classes: classes of the images in reading order, or of a sheet's rows; None without classes.
+        truncation: psi.
+        centroids_path: file of the centroids.
+        more: further entries.
     """
     name = network.class_names[classes[0]] if network.class_names and classes and len(classes) == 1 else None
     return {
@@ -385,7 +451,7 @@ def about(
 
 
 def _file_name(path_or_url: str) -> str:
-    """The last part: the rest of a path is about its owner, and an address may hold a token."""
+    """The last part of a path or URL. The rest may contain private information, such as a token."""
     return os.path.basename(urlparse(path_or_url).path if dnnlib.util.is_url(path_or_url) else path_or_url)
 
 

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Read image files, and write data sets. Without torch."""

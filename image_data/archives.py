@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image archives: a zip file or a folder of images, with an optional dataset.json, read without torch.
+"""Image archives: a zip file or a folder of images, with an optional dataset.json. Without torch.
 
-The data set, the data set tool and its checker all look at archives through this file. Reading is split in
-two: `Archive` is the listing (made once), a reader is a small picklable object that fetches one entry's bytes
-from any thread or process. Zip entries are fetched with positional reads, so that threads need no lock and
-forked processes do not fight over one file offset.
+The training data set, dataset_tool.py and its checker all read archives through this module. `Archive` is the
+listing, which is made once. A reader is a small picklable object that reads the bytes of one entry, from any
+thread or process. Zip entries are read with positional reads (pread), so threads need no lock and forked
+processes do not share a file offset.
 """
 
 import contextlib
@@ -29,39 +29,40 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from dnnlib import util
 
 INDEX_NAME = "dataset.json"
-SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's: what its n######## folders are called
-# Registered with Pillow, and yet no pictures here: EPS would start a program, IPTC would open anything
-# inside, FITS unpacks without a bound, WMF is for Windows alone, and the others are recognised but not
-# decoded.
+SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's file with the class names of its n######## folders
+# Formats that Pillow registers but that are not accepted: EPS runs an external program, IPTC opens any
+# embedded format, FITS unpacks without a size limit, WMF works on Windows only, and the others are recognised
+# but not decoded.
 NOT_READ = frozenset(["BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"])
 MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
-# dataset.json, which takes ten times its size in memory: so much in any case, so much for each image (a
-# one-hot label of 1,500 classes), and no more at all. Lists and objects in it take most, a pair for each
-# image and a few in the metadata.
+# Limits of dataset.json, which takes ten times its size in memory: a base size, plus a size per image (enough
+# for a one-hot label of 1,500 classes), up to an absolute maximum. Lists and objects take most memory: one
+# pair per image and a few in the metadata.
 INDEX_BYTES, INDEX_BYTES_PER_IMAGE, MAX_INDEX_BYTES = 4 * 2**20, 8 * 2**10, 2**30
 INDEX_CONTAINERS, INDEX_CONTAINERS_PER_IMAGE = 100_000, 4
-MAX_CLASSES = 2**24  # a larger label is a mistake, and would be allocated for
-MAX_NAMELESS_CLASSES = (
-    2**15
-)  # that a set of fewer images may have without naming them; ImageNet-21k has 21,841
-MAX_ENTRY_RATIO = 200  # unpacked : packed, from RATIO_FLOOR_BYTES on; photographs stay below 10
+MAX_CLASSES = 2**24  # a larger label is a mistake, for which memory would be allocated
+# Classes that an unnamed list may have if there are fewer images than classes; ImageNet-21k has 21,841.
+MAX_NAMELESS_CLASSES = 2**15
+MAX_ENTRY_RATIO = (
+    200  # unpacked : packed size, for entries above RATIO_FLOOR_BYTES; photographs stay below 10
+)
 RATIO_FLOOR_BYTES = 16 * 2**20
-MAX_OFFSET = 2**62  # into a zip; the system takes no larger ones
+MAX_OFFSET = 2**62  # in a zip file; system calls accept no larger offsets
 ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the earliest date a zip can hold
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-MAX_PIXELS = 2**27  # of one source image; below PIL's own hard limit
+MAX_PIXELS = 2**27  # per source image; below Pillow's own hard limit
 SYSTEM_FOLDERS = frozenset(
     ["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
 )
 _MAYBE_HIDDEN = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, sorted(SYSTEM_FOLDERS))]))
 
-# Why a file of an archive is not used: the words that follow its count.
+# Reasons why files of an archive are skipped: the words after the count.
 ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL = (
-    "with an ending that is not read",
-    "hidden or of the system",
-    "links to folders (--follow-links reads them)",
-    "links that lead back into a folder around them",
+    "with an unsupported extension",
+    "hidden or system files",
+    "links to folders (use --follow-links to read them)",
+    "links to a folder that contains them",
     "neither files nor folders",
 )
 LISTED = (ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL)
@@ -69,9 +70,7 @@ SHOWN = 4  # examples per reason
 
 
 class Entry(NamedTuple):
-    """One file of an archive. Folders know only the name; `crc`, `size` and the rest come from a zip's
-    central directory.
-    """
+    """One file of an archive. In a folder only the name is known; zip files list the rest."""
 
     name: str
     size: int = -1  # bytes, unpacked
@@ -82,7 +81,7 @@ class Entry(NamedTuple):
 
 
 class ZipReader:
-    """Fetches entries of one zip file; safe to share between threads, across fork, and to pickle."""
+    """Reads entries of one zip file. Can be shared between threads, forked and pickled."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
@@ -99,6 +98,7 @@ class ZipReader:
         self.close()
 
     def close(self) -> None:
+        """Close the file. The next read opens it again."""
         if getattr(self, "_fd", None) is not None:
             os.close(self._fd)  # type: ignore[arg-type]
             self._fd = None
@@ -111,9 +111,14 @@ class ZipReader:
         return self._fd
 
     def read(self, entry: Entry, limit: int | None = None) -> bytes:
-        """The entry's bytes, at most `limit` (None: an image's), its CRC checked.
+        """Read the bytes of an entry and check its CRC.
 
-        Raises ValueError (one line, without the archive's path) on damage or a zip bomb.
+        Args:
+            entry: the entry.
+            limit: maximum size in bytes; None = that of an image.
+
+        Raises:
+            ValueError: damaged, or a zip bomb. One line without the archive's path.
         """
         check_entry_size(entry, MAX_ENTRY_BYTES if limit is None else limit)
         fd = self._descriptor()
@@ -124,28 +129,34 @@ class ZipReader:
         data = _pread_all(fd, entry.stored_size, entry.offset + 30 + name_size + extra_size)
         if entry.method == zipfile.ZIP_DEFLATED:
             try:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-                    data, entry.size + 1
-                )  # the header's word is not taken for the size
+                # At most one byte more than the declared size, which may be wrong.
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
             except zlib.error as error:
                 raise ValueError(f"{entry.name}: damaged zip entry ({error})") from None
         if len(data) != entry.size or zlib.crc32(data) != entry.crc:
-            raise ValueError(f"{entry.name}: damaged zip entry (size or CRC differs from the directory)")
+            raise ValueError(f"{entry.name}: damaged zip entry (size or CRC does not match the directory)")
         return data
 
 
 class FolderReader:
-    """Fetches files below one folder; safe to share between threads and processes."""
+    """Reads files in a folder. Can be shared between threads and processes."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
 
     def close(self) -> None:
+        """Do nothing: no file stays open."""
         pass
 
     def read(self, entry: Entry, limit: int | None = None) -> bytes:
-        """The file's bytes, at most `limit` (None: an image's). Raises ValueError when it cannot be read or
-        is larger.
+        """Read the bytes of a file.
+
+        Args:
+            entry: the file.
+            limit: maximum size in bytes; None = that of an image.
+
+        Raises:
+            ValueError: unreadable, or larger than the limit.
         """
         limit = MAX_ENTRY_BYTES if limit is None else limit
         try:
@@ -162,13 +173,13 @@ Reader = ZipReader | FolderReader
 
 
 class StoredZipWriter:
-    """Writes a zip of stored (uncompressed) files to a binary stream, from its current position on,
-    byte-identically for the same content.
+    """Writes a zip file of stored (uncompressed) entries to a binary stream, from its current position.
 
-    The standard library's writer keeps an object of half a kilobyte per entry, which a data set of millions
-    of images, at several resolutions, feels; this one keeps the 73 bytes of the directory record. Zip64 where
-    counts or offsets ask for it. The date is that of the epoch of zip files: a real one would make every
-    run's bytes differ.
+    The same content gives the same bytes: every entry has the earliest date that the format allows.
+
+    The standard library's writer keeps half a kilobyte per entry in memory, which matters for millions of
+    images at several resolutions. This one keeps the 73 bytes of the directory entry. It writes Zip64 if
+    counts or offsets require it.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -178,7 +189,7 @@ class StoredZipWriter:
         self._count = 0
 
     def write(self, name: str, data: bytes) -> None:
-        """Append one file. The caller sees to it that names are ASCII, unique and relative."""
+        """Append one file. The caller ensures that names are ASCII, unique and relative."""
         if len(data) >= 2**32:
             raise ValueError(f"{name}: {len(data)} bytes do not fit into a zip entry")
         encoded = name.encode("ascii")
@@ -206,7 +217,7 @@ class StoredZipWriter:
         self._count += 1
 
     def close(self) -> None:
-        """Write the directory. Without it the file is no zip."""
+        """Write the central directory, which completes the zip file."""
         size, offset, count = len(self._directory), self._offset, self._count
         self._file.write(self._directory)
         if count >= 0xFFFF or offset >= 0xFFFFFFFF or size >= 0xFFFFFFFF:
@@ -219,29 +230,27 @@ class StoredZipWriter:
 
 
 class LeftOut:
-    """Files that are not used, counted by reason, with the first examples of each."""
+    """Counts skipped files by reason, with the first examples of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, Counter[str]] = {}
 
     def add(self, reason: str, example: str = "", count: int = 1) -> None:
-        """Count files; `example` is an ending, a name or a folder, told in brackets."""
+        """Count files. `example` (an extension, a name or a folder) is printed in brackets."""
         self.counts[reason] += count
         examples = self.examples.setdefault(reason, Counter())
         if example and (example in examples or len(examples) < 100):
             examples[example] += count
 
     def merge(self, other: "LeftOut") -> None:
-        """Add another's counts."""
+        """Add the counts of another object."""
         for reason, count in other.counts.items():
             self.counts[reason] += count
             self.examples.setdefault(reason, Counter()).update(other.examples[reason])
 
     def __str__(self) -> str:
-        """'3 with an ending that is not read (.txt 2, .heic 1), 1 hidden or of the system (.git)', or
-        'nothing'.
-        """
+        """'3 with an unsupported extension (.txt 2, .heic 1), 1 hidden or system files' or 'nothing'."""
         parts, places = [], {reason: place for place, reason in enumerate(LISTED)}
         for reason in sorted(self.counts, key=lambda reason: places.get(reason, len(LISTED))):
             count, examples = self.counts[reason], self.examples[reason]
@@ -254,8 +263,9 @@ class LeftOut:
 
 @dataclass
 class Archive:
-    """What a zip or folder holds. `images` are sorted by name; `directories` are those that exist, empty or
-    not.
+    """The listing of a zip file or folder.
+
+    `images` are sorted by name. `directories` are all that exist, including empty ones.
     """
 
     path: str
@@ -264,28 +274,26 @@ class Archive:
     directories: set[str] = field(default_factory=set)
     duplicates: list[str] = field(default_factory=list)
     index: Entry | None = None  # dataset.json
-    inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files further down
-    others: list[Entry] = field(
-        default_factory=list
-    )  # the files that are neither images nor hidden nor dataset.json
+    inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files in subfolders
+    others: list[Entry] = field(default_factory=list)  # files that are not images, hidden or dataset.json
     left_out: LeftOut = field(default_factory=LeftOut)
     synset_names: Entry | None = None
-    prefix: str = ""  # the folder that this is a part of, '' or ending in '/'; all names start after it
+    prefix: str = ""  # for a part of an archive, its folder with '/' at the end; names are relative to it
 
     @property
     def where(self) -> str:
-        """The path, with the folder inside that this is about: for messages."""
+        """The path and the folder inside the archive, for messages."""
         return f"{self.path}: {self.prefix.rstrip('/')}" if self.prefix else self.path
 
     @property
     def name(self) -> str:
-        """Base name without .zip."""
+        """The base name without .zip."""
         base = os.path.basename(os.path.abspath(self.path))
         return base[:-4] if base.lower().endswith(".zip") else base
 
 
 class Index(NamedTuple):
-    """A parsed dataset.json. `labels` is None when the file has none."""
+    """A parsed dataset.json. `labels` is None if the file has none."""
 
     labels: dict[str, int] | None
     num_classes: int  # 0 without labels
@@ -295,7 +303,7 @@ class Index(NamedTuple):
 
 
 def _pread_all(fd: int, count: int, offset: int) -> bytes:
-    """Positional read of `count` bytes: one system call moves at most 2 GiB and may stop early."""
+    """Read `count` bytes at a position. One system call reads at most 2 GiB and may return fewer bytes."""
     parts = []
     while count > 0:
         part = os.pread(fd, min(count, 2**30), offset)
@@ -308,8 +316,9 @@ def _pread_all(fd: int, count: int, offset: int) -> bytes:
 
 
 def check_entry_size(entry: Entry, limit: int) -> None:
-    """Refuse zip entries that are larger than `limit`, or no image: unpacking to absurdly more than is
-    stored, or stored in more than it has.
+    """Raise ValueError for a zip entry with an implausible size.
+
+    That is: larger than `limit`, an extreme compression ratio, or stored in more bytes than its content has.
     """
     if entry.size > limit:
         raise ValueError(
@@ -325,11 +334,11 @@ def check_entry_size(entry: Entry, limit: int) -> None:
     if entry.stored_size > (
         entry.size if entry.method == zipfile.ZIP_STORED else entry.size + entry.size // 4 + 1024
     ):
-        raise ValueError(f"{entry.name}: damaged zip entry (size or CRC differs from the directory)")
+        raise ValueError(f"{entry.name}: damaged zip entry (size or CRC does not match the directory)")
 
 
 def check_name(name: str, where: str) -> str:
-    """Forward slashes; ValueError for a path that is absolute or climbs out of the archive `where`."""
+    """Return a name with forward slashes. ValueError if it is absolute or leads out of the archive."""
     clean = name.replace("\\", "/")
     if (
         clean.startswith("/")
@@ -337,35 +346,35 @@ def check_name(name: str, where: str) -> str:
         or clean[1:2] == ":"
         or "\0" in clean
     ):
-        raise ValueError(f'{where}: entry {name!r} leaves the folder: absolute paths and ".." are refused')
+        raise ValueError(
+            f'{where}: entry {name!r} leads out of the folder: absolute paths and ".." are not allowed'
+        )
     return clean
 
 
 @functools.cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read: those with an ending that it can open, but for
-    NOT_READ.
-    """
+    """Pillow's names of the supported formats: those that it can open, except NOT_READ."""
     Image.init()
     return tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NOT_READ))
 
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """The endings of image files, as Pillow registers them."""
+    """The file extensions of the supported formats."""
     formats = image_formats()
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's ending is that of an image format that is read."""
+    """Whether a file has the extension of a supported image format."""
     return os.path.splitext(name)[1].lower() in image_extensions()
 
 
 def hidden_part(name: str) -> str:
-    """The part of a path that file browsers and systems leave behind (.DS_Store, __MACOSX), or ''."""
+    """The part of a path that marks hidden or system files (.DS_Store, __MACOSX), or ''."""
     if _MAYBE_HIDDEN.search(name) is None:
-        return ""  # nearly all
+        return ""  # fast path for nearly all names
     return next((part for part in name.split("/") if part.startswith(".") or part in SYSTEM_FOLDERS), "")
 
 
@@ -373,13 +382,13 @@ def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Ar
     """List a zip file or a folder.
 
     Args:
-        follow_links: read what links inside a folder lead to, wherever that is. Without it a link that leaves
-        the
-            folder is an error.
+        path: the zip file or folder.
+        follow_links: follow links to folders, wherever they lead. Without it, a link out of the folder is an
+            error.
 
     Raises:
-        ValueError: not there, not a zip, an entry or link that leaves the folder, an encrypted or unsupported
-        zip entry.
+        ValueError: not found, not a zip file, an entry or link that leads out of the folder, or an encrypted
+            or unsupported zip entry.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -387,7 +396,7 @@ def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Ar
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: neither a file nor a folder")  # a pipe would be waited for
+        raise ValueError(f"{path}: neither a file nor a folder")  # reading a pipe would block
     return _list_zip(path)
 
 
@@ -439,7 +448,7 @@ def _list_zip(path: str) -> Archive:
 
 
 def _check_entry(info: zipfile.ZipInfo, name: str, path: str) -> None:
-    """Raises ValueError for an entry that cannot be read."""
+    """Raise ValueError for an entry that cannot be read."""
     if info.flag_bits & 1:
         raise ValueError(f"{path}: {name} is encrypted; store the images without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -450,14 +459,15 @@ def _check_entry(info: zipfile.ZipInfo, name: str, path: str) -> None:
 
 
 def _entry_name(info: zipfile.ZipInfo) -> str:
-    """The name as the writer of the zip meant it.
+    """The name that the writer of the zip file intended.
 
-    UTF-8 where the entry says so; else Info-ZIP's field of the Unicode name, if it belongs to this name; else
-    UTF-8 where the bytes are that (macOS does not say so); else code page 437, the zip format's own.
+    UTF-8 if the entry's flag declares it; else Info-ZIP's Unicode name field, if it belongs to this name;
+    else UTF-8 if the bytes are valid (macOS does not set the flag); else code page 437, the default of the
+    zip format.
     """
     if info.flag_bits & 0x800 or (info.orig_filename.isascii() and b"\x75\x70" not in info.extra):
         return info.filename
-    raw = info.orig_filename.encode("cp437")  # zipfile has decoded it so; back to the bytes
+    raw = info.orig_filename.encode("cp437")  # undo zipfile's decoding
     name = _unicode_name(info.extra, raw)
     if name is None:
         try:
@@ -468,9 +478,7 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_name(extra: bytes, raw: bytes) -> str | None:
-    """The name in an extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is there and not
-    stale.
-    """
+    """The name in extra field 0x7075 (version 1, CRC-32 of the plain name, UTF-8), if it is valid."""
     while len(extra) >= 4:
         tag, size = struct.unpack("<HH", extra[:4])
         value, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -481,7 +489,7 @@ def _unicode_name(extra: bytes, raw: bytes) -> str | None:
 
 
 def _sort_in(archive: Archive, entry: Entry) -> None:
-    """Put a file where it belongs: an image, a dataset.json, or something that is not used."""
+    """Add a file to the right list of the archive: images, dataset.json, or files that are not used."""
     if is_image_name(entry.name):
         archive.images.append(entry)
     elif entry.name == INDEX_NAME:
@@ -504,7 +512,7 @@ def _scan(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def _list_folder(path: str, follow_links: bool) -> Archive:
     archive = Archive(path, FolderReader(path))
     real_root = os.path.realpath(path)
-    # Folders to list, with the real paths of those around them.
+    # Folders to list, each with the real paths of its parents.
     pending: list[tuple[str, tuple[str, ...]]] = [("", (real_root,))]
     while pending:
         folder, around = pending.pop()
@@ -533,27 +541,23 @@ def _list_folder(path: str, follow_links: bool) -> Archive:
 
 
 def _check_link(path: str, name: str, link: str, real_root: str | None) -> None:
-    """Raises ValueError for a link that leads nowhere, or out of `real_root` if that is given."""
+    """Raise ValueError for a broken link, or for one that leads out of `real_root` if given."""
     target = os.path.realpath(link)
     if os.path.exists(target) and (real_root is None or os.path.commonpath([real_root, target]) == real_root):
         return
-    raise ValueError(
-        f"{path}: {name} is a link that leaves the folder or leads nowhere ({target}); copy the files, name "
-        "that folder instead, "
-        "or use dataset_tool.py --follow-links"
-        if os.path.exists(target)
-        else (
-            f"{path}: {name} is a link that leaves the folder or leads nowhere: there is no {target}; "
-            "remove the link"
+    if os.path.exists(target):
+        raise ValueError(
+            f"{path}: {name} is a link that leads out of the folder ({target}); copy the files, use that "
+            "folder "
+            "instead, or pass --follow-links to dataset_tool.py"
         )
-    )
+    raise ValueError(f"{path}: {name} is a broken link: {target} does not exist; remove the link")
 
 
 def below(archive: Archive, prefix: str) -> Archive:
-    """The part of an archive in the folder `prefix` (ending in '/'), as an archive of its own; with '' a
-    copy.
+    """The part of an archive in the folder `prefix` (ending in '/') as its own archive; a copy for ''.
 
-    What lies beside it counts as left out.
+    Files outside of the folder count as skipped.
     """
 
     def inner(entries: Iterable[Entry]) -> list[Entry]:
@@ -590,7 +594,14 @@ def below(archive: Archive, prefix: str) -> Archive:
 
 
 def _read_index_json(archive: Archive, where: str) -> tuple[bytes, Any]:
-    """(dataset.json, what it says), of a size that the number of images explains. Raises ValueError."""
+    """Read dataset.json, whose size must be plausible for the number of images.
+
+    Returns:
+        (the bytes, the parsed content).
+
+    Raises:
+        ValueError: too large, or not JSON.
+    """
     assert archive.index is not None
     limit = min(INDEX_BYTES + INDEX_BYTES_PER_IMAGE * len(archive.images), MAX_INDEX_BYTES)
     try:
@@ -600,7 +611,7 @@ def _read_index_json(archive: Archive, where: str) -> tuple[bytes, Any]:
     if raw.count(b"[") + raw.count(b"{") > INDEX_CONTAINERS + INDEX_CONTAINERS_PER_IMAGE * len(
         archive.images
     ):
-        raise ValueError(f"{where} has more lists and objects than {len(archive.images):,} images explain")
+        raise ValueError(f"{where} has too many lists and objects for {len(archive.images):,} images")
     try:
         return raw, json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -608,11 +619,15 @@ def _read_index_json(archive: Archive, where: str) -> tuple[bytes, Any]:
 
 
 def read_index(archive: Archive) -> Index:
-    """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}; an empty
-    Index without one, or for {}.
+    """Parse dataset.json: {"labels": [["00000/img00000000.png", 3], ...] | null, "metadata": {...}}.
 
-    Whether the labelled files exist is the caller's to check. Raises ValueError with one line about what is
-    malformed.
+    The caller checks whether the labelled files exist.
+
+    Returns:
+        The index; empty if the archive has no dataset.json or it is {}.
+
+    Raises:
+        ValueError: one line with what is malformed.
     """
     if archive.index is None:
         return Index(None, 0, None, {}, b"")
@@ -634,32 +649,31 @@ def read_index(archive: Archive) -> Index:
     if labels is not None and class_names is not None:
         if num_classes > len(class_names):
             raise ValueError(
-                f'{where}: label {num_classes - 1} has no name, "class_names" has {len(class_names)}'
+                f'{where}: label {num_classes - 1} has no name: "class_names" has {len(class_names)} entries'
             )
         num_classes = len(class_names)
     elif num_classes > max(MAX_NAMELESS_CLASSES, len(archive.images)):
         raise ValueError(
-            f'{where}: label {num_classes - 1} is a mistake, or needs "class_names" in "metadata": '
-            f"{len(archive.images):,} images "
-            f"without them have at most {MAX_NAMELESS_CLASSES:,} classes"
+            f"{where}: label {num_classes - 1} is too large: {len(archive.images):,} images without "
+            '"class_names" in '
+            f'"metadata" can have at most {MAX_NAMELESS_CLASSES:,} classes'
         )
     return Index(labels, num_classes, class_names, metadata, raw)
 
 
 def _no_labels_key(where: str, keys: list[str]) -> str:
-    """What is said of an object without "labels"."""
+    """The error message for an object without "labels"."""
     near = next((key for key in keys if key.strip().lower().rstrip("s") == "label"), None)
     others = ", ".join(repr(key[:40]) for key in keys[:3]) + (", ..." if keys[3:] else "")
-    found = f"it has {others if near is None else repr(near)}"
+    found = others if near is None else repr(near)
     return (
-        f'{where} has no "labels", but {found}: write {{"labels": [["a/0.png", 0], ...]}}, or '
-        '{"labels": null} for images '
-        "without classes; --labels=folders and --labels=none do not look at it"
+        f'{where} has no "labels" (found {found}): write {{"labels": [["a/0.png", 0], ...]}}, or '
+        '{"labels": null} for images without classes; --labels=folders and --labels=none ignore this file'
     )
 
 
 def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
-    """(name -> class index, number of classes); (None, 0) for null or an empty list."""
+    """Parse the labels to (name -> class index, number of classes); (None, 0) for null or an empty list."""
     if pairs is None or (isinstance(pairs, list | dict) and not pairs):
         return None, 0
     if not isinstance(pairs, list | dict):
@@ -677,15 +691,17 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
             )
         name = check_name(pair[0], where)
         if name in labels:
-            raise ValueError(f"{where} labels {name} twice")
+            raise ValueError(f"{where} has two labels for {name}")
         labels[name] = parse_label(pair[1], f"{where}: label of {name}")
         num_classes = max(num_classes, len(pair[1]) if isinstance(pair[1], list) else labels[name] + 1)
     return labels, num_classes
 
 
 def parse_label(value: Any, where: str) -> int:
-    """A class index from an int, an integral float or a one-hot list. Raises ValueError for -1, 2.5, all-zero
-    and soft labels.
+    """Convert an int, an integral float or a one-hot list to a class index.
+
+    Raises:
+        ValueError: -1, 2.5, an all-zero or a soft label.
     """
     if isinstance(value, list):
         if (
@@ -694,7 +710,7 @@ def parse_label(value: Any, where: str) -> int:
             or max(value, default=0) != 1
         ):
             raise ValueError(
-                f"{where} is {str(value)[:60]}, a list that is not one-hot; class indices are needed"
+                f"{where} is {str(value)[:60]}, a list that is not one-hot; expected a class index"
             )
         return value.index(1)
     if (
@@ -703,16 +719,17 @@ def parse_label(value: Any, where: str) -> int:
         or abs(value) >= MAX_CLASSES
         or not float(value).is_integer()
     ):
-        raise ValueError(f"{where} is {value!r}; a class index (0, 1, ...) is needed")
+        raise ValueError(f"{where} is {value!r}; expected a class index (0, 1, ...)")
     if value < 0:
-        raise ValueError(f'{where} is {value}, which means "unknown"; every image needs a class index')
+        raise ValueError(f'{where} is {value}, which means "unknown", but every image needs a class index')
     return int(value)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A lazily decoded raster image.
+    """Open an image, which is decoded later.
 
-    Raises ValueError, with the decoder's reason, when the bytes are none or claim more than MAX_PIXELS.
+    Raises:
+        ValueError: not an image (with the decoder's reason), or more than MAX_PIXELS.
     """
     data = without_large_text(data)
     try:
@@ -721,7 +738,7 @@ def open_image(data: bytes) -> Image.Image:
         raise ValueError(f"more than {MAX_PIXELS} pixels (decompression bomb?)") from None
     except UnidentifiedImageError:
         raise ValueError(f"not a readable image ({_refusal(data)})") from None
-    except Exception as error:  # PIL's format plugins raise anything on damaged headers
+    except Exception as error:  # Pillow's plugins raise any exception on damaged headers
         raise ValueError(f"not a readable image ({util.reason(error)})") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
@@ -731,7 +748,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _refusal(data: bytes) -> str:
-    """Why no decoder takes the bytes: the words of the one that knows their beginning, or that beginning."""
+    """Why no decoder accepts the bytes: the error of the decoder for this format, or the first bytes."""
     if not data:
         return "the file is empty"
     for name in image_formats():
@@ -744,15 +761,14 @@ def _refusal(data: bytes) -> str:
                 factory(io.BytesIO(data), "")
         except Exception as error:  # as in open_image
             return f"{name}: {util.reason(error)}"
-    return f"no known image format begins with {data[:12]!r}"
+    return f"unknown image format, starting with {data[:12]!r}"
 
 
 def without_large_text(data: bytes) -> bytes:
-    """A PNG without the texts and colour profiles for whose size Pillow would refuse the picture; other bytes
-    as they are.
+    """Remove text and colour-profile chunks from a PNG that are so large that Pillow would refuse the image.
 
-    Texts are not used, profiles neither. Small ones stay: orientation may be in them. Nothing is unpacked
-    beyond Pillow's own limit.
+    The removed data are not used. Small chunks stay, because they may contain the orientation. Nothing is
+    unpacked beyond Pillow's own limit. Other bytes are returned unchanged.
     """
     if not data.startswith(PNG_SIGNATURE) or not any(kind in data for kind in PNG_TEXTS):
         return data
@@ -771,10 +787,8 @@ def without_large_text(data: bytes) -> bytes:
 
 
 def _text_length(kind: bytes, content: memoryview) -> int:
-    """Bytes of a PNG's text or profile chunk when unpacked; for more than Pillow's limit, something
-    above it.
-    """
-    head = bytes(content[: 2**16])  # of the keyword, in iTXt also language and translated keyword
+    """The unpacked size of a PNG text or profile chunk in bytes; above Pillow's limit, any larger value."""
+    head = bytes(content[: 2**16])  # contains the keyword; in iTXt also language and translated keyword
     keyword_end = head.find(b"\0")
     if (
         kind == b"tEXt"
@@ -794,4 +808,5 @@ def _text_length(kind: bytes, content: memoryview) -> int:
 
 
 def is_zip_path(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has the extension .zip."""
     return Path(path).suffix.lower() == ".zip"

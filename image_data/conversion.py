@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of dataset_tool.py: a source's images through worker processes into data sets, in order.
+"""The engine of dataset_tool.py: worker processes turn the images of a source into data sets, in order.
 
-Memory does not grow with the pixels: a bounded number of images is in flight. The result does not depend on
-the number of workers, and an image prepared at several resolutions at once has the same bytes as prepared at
-each alone. Nothing appears under the final name before it is complete.
+The number of images in memory is bounded. The result does not depend on the number of workers, and an image
+has the same bytes whether it is prepared at one resolution or at several. An output gets its final name only
+when it is complete.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ import PIL
 from PIL import ImageColor
 
 from dnnlib import outputs
-from dnnlib.progress import Progress as Progress  # what scripts hand to `convert`
+from dnnlib.progress import Progress as Progress  # scripts pass it to `convert`
 from dnnlib.util import atomic_write
 from image_data import archives, sources, transforms
 from image_data import labels as label_rule
@@ -41,15 +41,13 @@ from image_data.sources import Source
 from image_data.transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
 
 METADATA_VERSION = (
-    1  # of what `metadata` says; raise it when its meaning, or the pixels made from the same options, change
+    1  # raise it if the meaning of `metadata`, or the pixels made with the same options, change
 )
-CHUNK_BYTES = (
-    2**22
-)  # pixels per task: large enough to hide the cost of a task, small enough to keep memory flat
+CHUNK_BYTES = 2**22  # pixels per task: enough to hide the overhead of a task, few enough to keep memory flat
 MAX_CHUNK_IMAGES = 64
-MIN_MOST_WORKERS = 32  # may be asked for on any machine
-MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows waits for no more processes at once
-CHUNKS_IN_FLIGHT = 4  # per worker, queued, running or waiting for their turn to be written
+MIN_MOST_WORKERS = 32  # this many workers are allowed on any machine
+MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows cannot wait for more processes at once
+CHUNKS_IN_FLIGHT = 4  # per worker: queued, running, or waiting to be written
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -58,45 +56,43 @@ Size = tuple[int, int]
 
 @dataclass
 class ConvertReport:
-    """What `convert` wrote."""
+    """The result of `convert`."""
 
     paths: list[str]
     num_images: int
     skipped: list[str]  # unreadable images, as 'name: reason'
-    dropped: int  # images that the transform leaves out
+    dropped: int  # images that the transform omits
     empty_classes: list[str]
     seconds: float
-    summary: str = ""  # how many classes, from what, and what was left out
+    summary: str = ""  # the number of classes, where they come from, and what was left out
 
 
 class _Item(NamedTuple):
-    """One prepared image. `pngs` is None when the transform leaves it out or when `error` says why it could
-    not be made.
-    """
+    """One prepared image. `pngs` is None if the transform omits it, or if it failed with `error`."""
 
     name: str
-    size: int  # of the source's bytes or pixels
+    size: int  # bytes of the source's file or pixels
     crc: int
     pngs: list[bytes] | None
     error: str | None = None
 
 
-# Work in several processes, results in order.
+# Work in several processes, with results in order.
 
-_worker_task: Any = None  # the callable of this worker process
-_worker_stop: Any = None  # event: what is still queued is not wanted any more
+_worker_task: Any = None  # the function of this worker process
+_worker_stop: Any = None  # event: skip tasks that are still queued
 
 
 def _start_worker(task: Any, stop: Any) -> None:
     global _worker_task, _worker_stop
     _worker_task, _worker_stop = task, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, args=[os.getppid()], daemon=True).start()
 
 
 def _follow_parent(parent: int) -> None:
-    """Leave when the parent was killed: nobody else would tell this process."""
+    """Exit if the parent is killed, because nothing else ends this process then."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -107,10 +103,18 @@ def _run_task(chunk: Any) -> Any:
 
 
 def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -> Generator[Out, None, None]:
-    """task(chunk) for every chunk, in order, in `workers` processes (in this one for 1). `task` must be
-    picklable.
+    """Yield task(chunk) for every chunk, in order, computed in `workers` processes.
 
-    At most CHUNKS_IN_FLIGHT chunks per worker exist at a time. Raises ValueError when a worker process dies.
+    At most CHUNKS_IN_FLIGHT chunks per worker are in memory. With one worker, the calling process does the
+    work.
+
+    Args:
+        task: a picklable function.
+        chunks: its arguments.
+        workers: number of processes.
+
+    Raises:
+        ValueError: a worker process died.
     """
     if workers == 1:
         yield from map(task, chunks)
@@ -136,25 +140,23 @@ def ordered_map(task: Callable[[In], Out], chunks: Iterable[In], workers: int) -
 
 
 def chunked(count: int, size: int) -> Iterator[range]:
-    """0 .. count - 1 in ranges of `size`."""
+    """Split 0 .. count - 1 into ranges of `size`."""
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
 @dataclass(frozen=True)
 class _PrepareTask:
-    """Refs of a source -> prepared images."""
+    """Turns refs of a source into prepared images."""
 
     opener: sources.Opener
     preparation: Preparation
-    first: tuple[str, int] | None = (
-        None  # name and width of the first image, which others must have; None = not known, or any will do
-    )
+    # Name and width of the first image, which all others must have; None = unknown, or any size is allowed.
+    first: tuple[str, int] | None = None
 
     def __call__(self, refs: list[Any]) -> list[_Item]:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # PIL warns about odd EXIF blocks and palettes; what matters raises
+            # Pillow warns about odd EXIF blocks and palettes; real problems are exceptions.
+            warnings.simplefilter("ignore")
             return [self._prepare(ref) for ref in refs]
 
     def _prepare(self, ref: Any) -> _Item:
@@ -172,11 +174,11 @@ class _PrepareTask:
 
 
 def _width(payload: bytes | np.ndarray) -> int:
-    """Of an image as it is, from its header. Raises ValueError."""
+    """The width of an unprepared image, from its header. Raises ValueError if it is not readable."""
     if isinstance(payload, bytes):
         with archives.open_image(payload) as image:
-            return min(image.size)  # they must be square, which the decoder says
-    return min(payload.shape[:2])
+            return min(image.size)  # the decoder refuses images that are not square
+    return int(min(payload.shape[:2]))
 
 
 def _other_size(width: int, first: tuple[str, int]) -> str:
@@ -188,9 +190,9 @@ def _other_size(width: int, first: tuple[str, int]) -> str:
 
 @contextlib.contextmanager
 def _open_dest(path: str) -> Iterator[Callable[[str, bytes], None]]:
-    """Yields write(name, data); the zip or folder takes its name only when the block ends well.
+    """Yield write(name, data). The zip or folder gets its final name only if the block succeeds.
 
-    A killed process leaves a hidden .tmp beside the name, which can be deleted.
+    A killed process leaves a hidden .tmp beside it, which can be deleted.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     if archives.is_zip_path(path):
@@ -221,51 +223,20 @@ def _write_file(folder: str, name: str, data: bytes) -> None:
         file.write(data)
 
 
-# Endings of files that data sets are not written as. A folder of such a name would pass for what it is not.
+# Extensions of files that are not data sets. A folder with such a name would be misleading.
 OTHER_FILES = frozenset(
-    [
-        ".7z",
-        ".bz2",
-        ".csv",
-        ".gz",
-        ".h5",
-        ".hdf5",
-        ".jpeg",
-        ".jpg",
-        ".json",
-        ".lmdb",
-        ".lz4",
-        ".mdb",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".pickle",
-    ]
-    + [
-        ".pkl",
-        ".png",
-        ".pt",
-        ".rar",
-        ".safetensors",
-        ".tar",
-        ".tfrecord",
-        ".tfrecords",
-        ".tgz",
-        ".txt",
-        ".webp",
-        ".xz",
-        ".zst",
-    ]
+    """.7z .bz2 .csv .gz .h5 .hdf5 .jpeg .jpg .json .lmdb .lz4 .mdb .npy .npz .parquet .pickle .pkl .png
+    .pt .rar .safetensors .tar .tfrecord .tfrecords .tgz .txt .webp .xz .zst""".split()  # noqa: SIM905
 )
 
 
 def _check_dest(path: str, overwrite: bool, source: str | None) -> None:
-    """Refuse a --dest that is there, that would replace or join the source, or that is no data set's."""
+    """Refuse a --dest that exists, that would replace or join the source, or that is not a zip or folder."""
     ending = os.path.splitext(path.rstrip("/"))[1].lower()
     if ending in OTHER_FILES and not os.path.isdir(path):
         raise ValueError(
-            f"--dest={path}: data sets are zips or folders, and {ending} files are not read: end it with "
-            ".zip, or name a folder"
+            f"--dest={path}: data sets are zips or folders, and {ending} files are not supported: use a name "
+            "that ends with .zip, or the name of a folder"
         )
     _check_existing(path, overwrite)
     outputs.check_output(
@@ -277,13 +248,13 @@ def _check_existing(path: str, overwrite: bool) -> None:
     if archives.is_zip_path(path):
         # Deviation: the published tool silently replaces an existing zip.
         if os.path.isdir(path) or (os.path.exists(path) and not overwrite):
-            raise ValueError(f"--dest {path} exists; remove it, choose another name, or use --overwrite")
+            raise ValueError(
+                f"--dest {path} already exists; remove it, choose another name, or use --overwrite"
+            )
     elif os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"--dest {path} is a file; a data set is a .zip or a folder")
     elif os.path.isdir(path) and os.listdir(path) and not overwrite:
-        raise ValueError(
-            f"--dest folder {path} is not empty; empty it, choose another name, or use --overwrite"
-        )
+        raise ValueError(f"--dest folder {path} is not empty; choose another name, or use --overwrite")
     elif (
         os.path.isdir(path)
         and os.listdir(path)
@@ -296,7 +267,11 @@ def _check_existing(path: str, overwrite: bool) -> None:
 
 
 def parse_resolutions(text: str) -> list[Size]:
-    """'64', '64x64', '16,32,64', '512x384' -> [(width, height), ...]. Raises ValueError for anything else."""
+    """Parse resolutions: '64', '64x64', '16,32,64', '512x384' -> [(width, height), ...].
+
+    Raises:
+        ValueError: anything else.
+    """
     sizes = []
     for part in text.lower().split(","):
         numbers = part.strip().split("x")
@@ -308,7 +283,7 @@ def parse_resolutions(text: str) -> list[Size]:
             )
         sizes.append((int(numbers[0]), int(numbers[-1])))
     if len(set(sizes)) < len(sizes):
-        raise ValueError(f"--resolution={text}: a size appears twice")
+        raise ValueError(f"--resolution={text}: a size occurs twice")
     return sizes
 
 
@@ -320,8 +295,8 @@ def _check_sizes(sizes: Sequence[Size], transform: str) -> None:
             )
         if width != height and transform != "center-crop-wide":
             raise ValueError(
-                f"--resolution {width}x{height} is not square; only --transform=center-crop-wide fits a "
-                "wide picture into a square"
+                f"--resolution {width}x{height} is not square; only --transform=center-crop-wide pads a "
+                "wide image to a square"
             )
         if width * width > archives.MAX_PIXELS:
             raise ValueError(
@@ -338,12 +313,12 @@ def _check_sizes(sizes: Sequence[Size], transform: str) -> None:
 def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
     if not sizes:
         if "{res}" in dest:
-            raise ValueError(f"--dest {dest} has {{res}}, but no --resolution is given")
+            raise ValueError(f"--dest {dest} contains {{res}}, but --resolution is not given")
         return [dest]
     paths = [dest.replace("{res}", str(width)) for width, _ in sizes]
     if len(set(paths)) < len(paths):
         raise ValueError(
-            f"--dest {dest}: several resolutions need {{res}} in the name, for example out{{res}}.zip"
+            f"--dest {dest}: several resolutions require {{res}} in the name, for example out{{res}}.zip"
         )
     return paths
 
@@ -351,42 +326,20 @@ def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
 def _select(
     source: Source, max_images: int | None, subset_seed: int | None, classes: Sequence[str] | None
 ) -> tuple[np.ndarray, Source]:
-    """(indices of the images to use, in source order; the source, its labels renumbered when classes are
-    chosen, its left-out count grown).
+    """Choose the images to use.
+
+    Returns:
+        (their indices in source order; the source, with labels renumbered if classes are chosen, and with
+        updated counts of what is left out).
     """
     left_out = archives.LeftOut()
     left_out.merge(source.left_out)
     source = replace(source, left_out=left_out)
     indices = np.arange(len(source), dtype=np.int64)
     if classes is not None:
-        if source.labels is None:
-            raise ValueError(f"{source.name}: --classes given, but the images have no labels")
-        names = [
-            unicodedata.normalize("NFC", name)
-            for name in source.class_names or map(str, range(source.num_classes))
-        ]
-        classes = [unicodedata.normalize("NFC", name) for name in classes]
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], names, n=3)
-            hint = f"; the nearest are {', '.join(near)}" if near and len(names) > 20 else ""
-            raise ValueError(
-                f"{source.name}: --classes names {unknown[0]!r}, which is none of "
-                f"{', '.join(names[:20])}{hint}"
-            )
-        if len(set(classes)) < len(classes):
-            raise ValueError("--classes names a class twice")
-        renumbered = np.full(len(names), -1, dtype=np.int64)
-        renumbered[[names.index(name) for name in classes]] = np.arange(len(classes))
-        labels = renumbered[source.labels]
-        source = replace(
-            source, labels=labels, class_names=list(classes)
-        )  # -1 for the images that `indices` leaves out
-        indices = indices[labels >= 0]
-        if len(indices) < len(source):
-            left_out.add("of other classes (--classes)", count=len(source) - len(indices))
+        indices, source = _select_classes(source, classes)
     if subset_seed is not None and max_images is None:
-        raise ValueError("--subset-seed chooses which images --max-images keeps; give --max-images too")
+        raise ValueError("--subset-seed chooses which images --max-images keeps; pass --max-images too")
     if max_images is not None:
         if max_images < 1:
             raise ValueError(f"--max-images={max_images} must be at least 1")
@@ -401,12 +354,38 @@ def _select(
     return indices, source
 
 
+def _select_classes(source: Source, classes: Sequence[str]) -> tuple[np.ndarray, Source]:
+    """(indices of the images of these classes; the source, with labels in the order of `classes`)."""
+    if source.labels is None:
+        raise ValueError(f"{source.name}: --classes given, but the images have no labels")
+    given = source.class_names or map(str, range(source.num_classes))
+    names = [unicodedata.normalize("NFC", name) for name in given]
+    classes = [unicodedata.normalize("NFC", name) for name in classes]
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near and len(names) > 20 else ""
+        raise ValueError(
+            f"{source.name}: --classes: unknown class {unknown[0]!r}; the classes are {', '.join(names[:20])}"
+            f"{', ...' if names[20:] else ''}{hint}"
+        )
+    if len(set(classes)) < len(classes):
+        raise ValueError("--classes contains a class twice")
+    renumbered = np.full(len(names), -1, dtype=np.int64)
+    renumbered[[names.index(name) for name in classes]] = np.arange(len(classes))
+    labels = renumbered[source.labels]  # -1 for images of other classes
+    indices = np.flatnonzero(labels >= 0)
+    if len(indices) < len(source):
+        source.left_out.add("of other classes (--classes)", count=len(source) - len(indices))
+    return indices, replace(source, labels=labels, class_names=list(classes))
+
+
 def _image_name(index: int) -> str:
     return f"{index // 1000:05d}/img{index:08d}.png"
 
 
 class _Consumer:
-    """Takes prepared images in order: names them, writes them, keeps labels, counts and the source's hash."""
+    """Names and writes prepared images in order, and collects their labels, counts and hash."""
 
     def __init__(self, writers: list[Callable[[str, bytes], None]], fail: bool):
         self.writers = writers
@@ -417,13 +396,14 @@ class _Consumer:
         self.dropped = 0
         self.skipped: list[str] = []
         self.digest = hashlib.sha256()
-        self.first: tuple[str, int] | None = None  # name and width, when sizes are the images' own
+        self.first: tuple[str, int] | None = None  # name and width, if images keep their own size
 
     def take(self, item: _Item, label: int | None) -> None:
+        """Write an image, or count why it is not written. ValueError if failures stop the run."""
         error = item.error or self._size_error(item)
         if error is not None:
             if self.fail:
-                raise ValueError(f"{error} (--on-error=skip leaves such images out)")
+                raise ValueError(f"{error} (use --on-error=skip to skip such images)")
             self.skipped.append(error)
             return
         self.digest.update(f"{item.name}\0{item.size}\0{item.crc}\n".encode(errors="surrogateescape"))
@@ -439,10 +419,10 @@ class _Consumer:
             self.counts[label] += 1
 
     def _size_error(self, item: _Item) -> str | None:
-        """With no resolution asked for, all images must have the first one's."""
+        """Without a resolution, all images must have the size of the first one."""
         if item.pngs is None:
             return None
-        width = int.from_bytes(item.pngs[0][16:20], "big")  # of the PNG's header
+        width = int.from_bytes(item.pngs[0][16:20], "big")  # from the PNG header
         if len(self.writers) > 1 or (self.first is not None and self.first[1] == width):
             return None
         if self.first is None:
@@ -462,8 +442,9 @@ class _Job:
     selection: dict[str, Any]
 
     def metadata(self, position: int, consumer: _Consumer) -> dict[str, Any]:
-        """What dataset.json says about the data set at `position` of the paths: how its pixels came about,
-        for comparing metrics.
+        """The "metadata" of dataset.json for the data set at `position` of the paths.
+
+        It documents how the pixels were made, so that metrics can be compared.
         """
         preparation, source = self.preparation, self.source
         size = preparation.sizes[position]
@@ -521,70 +502,65 @@ def convert(
     """Prepare a data set, or one per resolution in a single pass over the source.
 
     Args:
-        source: a path (see image_data.sources.open_source) or a Source such as array_source's.
-        dest: .zip file or folder; {res} in it is replaced by the resolution, and needed when there are
-        several. resolutions: sizes of the result, ints or (width, height); None keeps the images' own, which
-        must then be one power of two. transform: none | center-crop | center-crop-wide |
-        center-crop-dhariwal. filter: of the resize: nearest, box, bilinear, hamming, bicubic, lanczos (None =
-        lanczos; center-crop-dhariwal has its own). background: CSS colour under transparent pixels. labels:
-        auto | json | folders | none, the rule of image_data.labels. class_names: replaces the source's class
-        names. classes: keep these classes alone, numbered in this order. subfolder: the part of the source to
-        use: 'train'. follow_links: read what links inside a folder lead to. max_images: keep the first so
-        many images, or a random choice when `subset_seed` is given. workers: processes; None = one per core.
-        on_error: 'fail' stops at an unreadable image, 'skip' leaves it out and lists it in the report.
-        overwrite: replace an existing data set. compress_level: zlib level of the PNGs. progress: called with
-        (images done, images in all).
+        source: a path (see image_data.sources.open_source), or a Source such as array_source's.
+        dest: .zip file or folder. {res} is replaced by the resolution, and is required if there are several.
+        resolutions: sizes of the result, ints or (width, height). None keeps the sizes of the images, which
+            must all be the same power of two.
+        transform: none | center-crop | center-crop-wide | center-crop-dhariwal.
+        filter: resize filter: nearest, box, bilinear, hamming, bicubic, lanczos. None = lanczos, or that of
+            center-crop-dhariwal.
+        background: CSS colour under transparent pixels.
+        labels: auto | json | folders | none (see image_data.labels).
+        class_names: replaces the source's class names.
+        classes: use only these classes, numbered in this order.
+        subfolder: use only this part of the source, such as 'train'.
+        follow_links: follow links inside a folder.
+        max_images: use this many images: the first ones, or a random choice with `subset_seed`.
+        subset_seed: seed of the random choice.
+        workers: number of processes; None = one per core.
+        on_error: 'fail' stops at an unreadable image, 'skip' skips it and lists it in the result.
+        overwrite: replace an existing data set.
+        compress_level: zlib level of the PNGs.
+        progress: called with (images done, total images).
 
-    Returns:
-        ConvertReport.
     Raises:
-        ValueError: one line about what is wrong with the arguments or the source. No data set is left behind.
+        ValueError: one line about the arguments or the source. No incomplete data set remains.
     """
     started = time.monotonic()
     if on_error not in ("skip", "fail"):
-        raise ValueError(f"--on-error={on_error}: skip or fail")
+        raise ValueError(f"--on-error={on_error}: must be skip or fail")
     workers = count_workers(workers)
     sizes = [(size, size) if isinstance(size, int) else size for size in resolutions or []]
     preparation = _plan(sizes, transform, filter, background, compress_level)
     paths = _dest_paths(os.fspath(dest), sizes)
     for path in paths:
         _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
-    opened = (
-        source
-        if isinstance(source, Source)
-        else sources.open_source(source, labels, class_names, subfolder, follow_links)
-    )
-    indices, opened = _select(opened, max_images, subset_seed, classes)
+    if not isinstance(source, Source):
+        source = sources.open_source(source, labels, class_names, subfolder, follow_links)
+    indices, source = _select(source, max_images, subset_seed, classes)
     options = {
         "max_images": max_images,
         "subset_seed": subset_seed,
-        "classes": list(classes) if classes is not None else None,
+        "classes": None if classes is None else list(classes),
     }
-    job = _Job(
-        opened,
-        indices,
-        preparation,
-        paths,
-        {key: value for key, value in options.items() if value is not None},
-    )
-    consumer = _run(job, workers, on_error == "fail", progress)
-    names = opened.class_names or [str(label) for label in range(opened.num_classes)]
-    empty = [names[label] for label in range(opened.num_classes) if not consumer.counts[label]]
+    selection = {key: value for key, value in options.items() if value is not None}
+    job = _Job(source, indices, preparation, paths, selection)
+    return _report(job, _run(job, workers, on_error == "fail", progress), time.monotonic() - started)
+
+
+def _report(job: _Job, consumer: _Consumer, seconds: float) -> ConvertReport:
+    source = job.source
+    names = source.class_names or [str(label) for label in range(source.num_classes)]
+    empty = [names[label] for label in range(source.num_classes) if not consumer.counts[label]]
     for reason, count in (
-        ("that cannot be used (--on-error=skip)", len(consumer.skipped)),
+        ("unreadable or of another size (--on-error=skip)", len(consumer.skipped)),
         ("too small for the transform", consumer.dropped),
     ):
         if count:
-            opened.left_out.add(reason, count=count)
-    summary = label_rule.summary(opened.num_classes, opened.origin, opened.left_out)
+            source.left_out.add(reason, count=count)
+    summary = label_rule.summary(source.num_classes, source.origin, source.left_out)
     return ConvertReport(
-        paths,
-        consumer.num_images,
-        consumer.skipped,
-        consumer.dropped,
-        empty,
-        time.monotonic() - started,
-        summary,
+        job.paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, seconds, summary
     )
 
 
@@ -592,16 +568,15 @@ def _plan(
     sizes: list[Size], transform: str, filter: str | None, background: str, compress_level: int
 ) -> Preparation:
     if transform not in TRANSFORMS:
-        raise ValueError(f"--transform={transform}; there are {', '.join(TRANSFORMS)}")
+        raise ValueError(f"--transform={transform}: choose one of {', '.join(TRANSFORMS)}")
     if filter is not None and filter not in FILTERS:
-        raise ValueError(f"--filter={filter}; there are {', '.join(FILTERS)}")
+        raise ValueError(f"--filter={filter}: choose one of {', '.join(FILTERS)}")
     if filter is not None and transform == "center-crop-dhariwal":
         raise ValueError(
-            f"--filter={filter} has no effect: center-crop-dhariwal is defined with its own filters "
-            f"({DHARIWAL_FILTER})"
+            f"--filter={filter} has no effect: center-crop-dhariwal uses its own filters ({DHARIWAL_FILTER})"
         )
     if not 0 <= compress_level <= 9:
-        raise ValueError(f"--compress-level={compress_level}; 0 (stored) to 9")
+        raise ValueError(f"--compress-level={compress_level}: must be between 0 (stored) and 9")
     _check_sizes(sizes, transform)
     try:
         red, green, blue = ImageColor.getcolor(background, "RGB")[:3]  # type: ignore[index]
@@ -615,8 +590,9 @@ def _plan(
 
 
 def _first_image(job: _Job) -> tuple[str, int] | None:
-    """Name and width of the first image, so that none of another size is unpacked; None if it cannot be read,
-    or nothing is to be done.
+    """Name and width of the first image; None if it cannot be read or there is none.
+
+    With them, images of another size are refused before they are decoded.
     """
     try:
         name, payload = job.source.opener.load(job.source.refs[int(job.indices[0])])
@@ -626,7 +602,7 @@ def _first_image(job: _Job) -> tuple[str, int] | None:
 
 
 def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], None] | None) -> _Consumer:
-    """The pass over the source: refs out to the workers, PNGs back in order, into every data set."""
+    """Pass once over the source: send refs to the workers, write their PNGs in order to every data set."""
     first = _first_image(job) if job.preparation.sizes == (None,) else None
     own = 3 * first[1] ** 2 if first else CHUNK_BYTES // 4
     pixels = sum(size[0] * size[0] * 3 if size else own for size in job.preparation.sizes)
@@ -651,8 +627,8 @@ def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], Non
             if progress is not None:
                 progress(done, len(job.indices))
         if consumer.num_images == 0:
-            left_out = f"; the first problem: {consumer.skipped[0]}" if consumer.skipped else ""
-            raise ValueError(f"{job.source.name}: none of {len(job.indices)} images could be used{left_out}")
+            problem = f"; the first problem: {consumer.skipped[0]}" if consumer.skipped else ""
+            raise ValueError(f"{job.source.name}: none of {len(job.indices)} images can be used{problem}")
         labels = [[_image_name(i), label] for i, label in enumerate(consumer.labels)] or None
         for position, write in enumerate(writers):
             index = {"labels": labels, "metadata": job.metadata(position, consumer)}
@@ -661,14 +637,13 @@ def _run(job: _Job, workers: int, fail: bool, progress: Callable[[int, int], Non
 
 
 def count_workers(workers: int | None) -> int:
-    """The number asked for, or the cores this process may use. Raises ValueError below 1, and for more than
-    could be of use.
+    """The given number of workers, or the number of cores that this process may use.
+
+    Raises:
+        ValueError: less than 1, or far more than there are cores.
     """
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     most = min(max(MIN_MOST_WORKERS, 4 * cores), MAX_WORKERS)
     if workers is not None and not 1 <= workers <= most:
-        raise ValueError(
-            f"--workers={workers} must be at least 1 and, with the {cores} cores of this machine, at most "
-            f"{most}"
-        )
+        raise ValueError(f"--workers={workers} must be between 1 and {most} on a machine with {cores} cores")
     return min(workers or cores, most)

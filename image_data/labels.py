@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which class an image belongs to: the one rule of dataset_tool.py, its --check, training and metrics.
+"""The rule that assigns classes to images, used by dataset_tool.py, its --check, training and metrics.
 
 docs/datasets.md describes it for users.
 
-1. A dataset.json says it, at the root or in the one folder that holds all images.
-2. An ILSVRC tree: its n######## folders are the classes; of several splits those of the training split.
-3. Without one, sub-folders are classes, below whatever single folders lie around them.
-4. Numbered folders of StyleGAN (00000/img00000000.png) and FFHQ (01000/01234.png) are parts of an unlabelled
-   set.
-5. What may be meant in two ways is an error: splits, other numbered folders, data sets among class folders,
-   images beside class folders.
+1. A dataset.json defines the labels. It is at the root, or in the one folder that contains all images.
+2. In an ILSVRC tree, the n######## folders are the classes. If there are several splits, those of the
+   training split.
+3. Otherwise sub-folders are classes, below any single folders around them.
+4. The numbered folders of StyleGAN (00000/img00000000.png) and FFHQ (01000/01234.png) are parts of an
+   unlabelled set.
+5. Ambiguous cases are errors: splits, other numbered folders, data sets among class folders, images beside
+   class folders.
 
-Whatever was decided is told in one line, `Labelling.summary()`.
+The result is printed in one line, `Labelling.summary()`.
 """
 
 import itertools
@@ -31,18 +32,18 @@ from image_data.archives import Archive, Index
 
 MODES = ("auto", "json", "folders", "none")
 NO_INDEX = f"no {archives.INDEX_NAME}"
-ASK = "--labels=folders makes classes of them, --labels=none ignores them"
+ASK = "use --labels=folders to treat them as classes, or --labels=none to ignore them"
 SYNSET = re.compile(r"n\d{8}")
 STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z0-9]+", re.IGNORECASE)
 FFHQ_IMAGE = re.compile(r"(\d{5})/(\d{5})\.[a-z0-9]+", re.IGNORECASE)
-# 'train', 'Training_set', 'seg_test', 'val2017', 'trainA'; the group says which split.
+# 'train', 'Training_set', 'seg_test', 'val2017', 'trainA'; the matching group is the kind of split.
 SPLIT = re.compile(
     r"(?:[a-z0-9]+[-_ ])?"
     r"(?:(train)(?:ing)?|(val)(?:id|idation)?|(test)(?:ing)?|(dev)|(eval)(?:uation)?|(unlabell?ed))"
     r"(?:[-_ ]?(?:set|data|images|imgs|split|[ab]|\d+))*",
     re.IGNORECASE,
 )
-# One folder of such a name around all images is a container, not a class.
+# If all images are in one folder with such a name, it is a container, not a class.
 CONTAINER = re.compile(
     r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files",
     re.IGNORECASE,
@@ -51,24 +52,24 @@ SHOWN = 4  # names in a message
 
 
 class Undecided(ValueError):
-    """The images have no classes that could be told without asking."""
+    """The classes are ambiguous; the user must decide."""
 
 
 @dataclass
 class Labelling:
-    """What the rule found.
+    """The result of the rule.
 
-    labels: int64 [N] in the order of the archive's images, or None. Class c of `class_names` is label c.
+    `labels` is int64 [N] in the order of the archive's images, or None. Class c of `class_names` has label c.
     """
 
-    archive: Archive  # the part that holds the images
-    origin: str  # what says so; without labels, why there are none
+    archive: Archive  # the part with the images
+    origin: str  # what defines the labels; without labels, why there are none
     labels: np.ndarray | None = None
     num_classes: int = 0
     class_names: list[str] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    kind: str = ""  # 'ilsvrc', where it is one
-    remark: str = ""  # where no classes were asked for: what the rule would have asked
+    kind: str = ""  # 'ilsvrc' for an ILSVRC tree
+    remark: str = ""  # with mode 'none': the ambiguity that the rule would have refused
 
     def summary(self) -> str:
         """'2 classes, from dataset.json; left out: nothing'."""
@@ -76,7 +77,7 @@ class Labelling:
 
 
 def summary(num_classes: int, origin: str, left_out: archives.LeftOut) -> str:
-    """The line that is told after every conversion and check."""
+    """The line that every conversion and check prints."""
     if not num_classes:
         return f"no classes ({origin}); left out: {left_out}"
     return f"{num_classes:,} class{'' if num_classes == 1 else 'es'}, from {origin}; left out: {left_out}"
@@ -87,75 +88,88 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labellin
 
     Args:
         archive: a whole zip or folder.
-        mode: 'auto' = the rule; 'json' = dataset.json alone; 'folders' = sub-folders, whatever they are
-        called
-            and dataset.json says; 'none' = no classes.
-        subfolder: look at this folder inside the archive alone.
+        mode: 'auto' = the rule; 'json' = only dataset.json; 'folders' = sub-folders, whatever their names and
+            whatever dataset.json contains; 'none' = no classes.
+        subfolder: use only this folder of the archive.
 
     Raises:
-        Undecided: the images are readable, their classes are not to be told: one line with the remedy.
-        ValueError: one line about what is damaged or missing.
+        Undecided: the images are readable, but their classes are ambiguous. One line with the remedy.
+        ValueError: something is damaged or missing.
     """
     if mode not in MODES:
-        raise ValueError(f"labels={mode!r}; there are {', '.join(MODES)}")
-    archive = archives.below(archive, "")  # a copy, whose count of what is left out may grow
+        raise ValueError(f"labels={mode!r}: choose one of {', '.join(MODES)}")
+    archive = archives.below(archive, "")  # a copy, because the counts of files that are left out change
     if subfolder.strip("/"):
         archive = _subfolder(archive, subfolder.strip("/") + "/")
-    tree = _synset_tree(archive)
     if mode == "none":
-        remark = _remark(archive)
-        archive = archives.below(archive, tree) if tree else archive
-        if archive.index is not None:
-            archive.left_out.add(f"{archives.INDEX_NAME}, as asked for")
-        _count_unused_indices(archive)
-        return Labelling(archive, "as asked for", remark=remark)
+        return _unlabelled(archive)
     if mode in ("auto", "json"):
         archive = _unwrap_index(archive)
-        if archive.index is not None:
-            index = archives.read_index(archive)
-            if index.raw.strip() != b"{}":
-                return _from_index(archive, index)
-        if mode == "json":
-            raise Undecided(f"{archive.where}: there is no {archives.INDEX_NAME} to take labels from")
+        found = _from_dataset_json(archive, mode)
+        if found is not None:
+            return found
     elif archive.index is not None:
-        archive.left_out.add(f"{archives.INDEX_NAME}, as asked for")
+        archive.left_out.add(f"{archives.INDEX_NAME}, as requested")
     _count_unused_indices(archive)
-    tree = _synset_tree(archive)  # of what is left
+    tree = _synset_tree(archive)
     if tree is None:
         return _from_folders(archive, mode)
     return _from_synsets(archives.below(archive, tree) if tree else archive)
 
 
+def _unlabelled(archive: Archive) -> Labelling:
+    """The result of mode 'none'."""
+    remark = _remark(archive)
+    tree = _synset_tree(archive)
+    archive = archives.below(archive, tree) if tree else archive
+    if archive.index is not None:
+        archive.left_out.add(f"{archives.INDEX_NAME}, as requested")
+    _count_unused_indices(archive)
+    return Labelling(archive, "as requested", remark=remark)
+
+
+def _from_dataset_json(archive: Archive, mode: str) -> Labelling | None:
+    """The labels of dataset.json; None if it is missing or empty and `mode` is 'auto'."""
+    if archive.index is not None:
+        index = archives.read_index(archive)
+        if index.raw.strip() != b"{}":
+            return _from_index(archive, index)
+    if mode == "json":
+        raise Undecided(f"{archive.where}: --labels=json, but there is no {archives.INDEX_NAME} with labels")
+    return None
+
+
 def _remark(archive: Archive) -> str:
-    """What the rule would ask about an archive, or ''."""
+    """The error that mode 'auto' would raise for an archive, or ''."""
     try:
         label(archive)
     except Undecided as error:
         return str(error).removeprefix(f"{archive.path}: ")
     except ValueError:
-        pass  # a damaged dataset.json, which was not asked for
+        pass  # a damaged dataset.json, which mode 'none' ignores
     return ""
 
 
 def _subfolder(archive: Archive, prefix: str) -> Archive:
     if prefix.rstrip("/") not in archive.directories:
         known = listed(sorted(name for name in archive.directories if "/" not in name)) or "none"
-        raise ValueError(f"{archive.path}: there is no folder {prefix.rstrip('/')} inside; there is {known}")
+        raise ValueError(f"{archive.path}: contains no folder {prefix.rstrip('/')}; its folders are: {known}")
     return archives.below(archive, prefix)
 
 
 def _count_unused_indices(archive: Archive) -> None:
     for entry in archive.inner_indices:
-        archive.left_out.add(f"{archives.INDEX_NAME} further down", entry.name)
+        archive.left_out.add(f"{archives.INDEX_NAME} in subfolders", entry.name)
 
 
 # dataset.json.
 
 
 def _unwrap_index(archive: Archive) -> Archive:
-    """The archive, or the folder in it with the dataset.json of all images.
+    """The archive, or the folder in it whose dataset.json covers all images.
 
-    Raises Undecided where data sets and other images are mixed.
+    Raises:
+        Undecided: the archive contains data sets beside other images.
     """
     if archive.index is not None:
         return archive
@@ -168,15 +182,15 @@ def _unwrap_index(archive: Archive) -> Archive:
         return archives.below(archive, outer)
     found = listed([f"{folder}{archives.INDEX_NAME}" for folder in sorted(holding)])
     raise Undecided(
-        f"{archive.where}: a data set lies inside, {found}, among other images: take it alone "
+        f"{archive.where}: it contains a data set ({found}) beside other images: select it "
         f"(dataset_tool.py --subfolder={outer.rstrip('/')}), or move it out; {ASK}"
     )
 
 
 def unwrapped(archive: Archive) -> Archive:
-    """The part of an archive that its dataset.json is about, where that is told; else all of it.
+    """The part of an archive that its dataset.json covers; the whole archive if that is ambiguous.
 
-    For those who want no labels.
+    For callers that need no labels.
     """
     try:
         return _unwrap_index(archive)
@@ -185,9 +199,12 @@ def unwrapped(archive: Archive) -> Archive:
 
 
 def match_names(archive: Archive, labels: dict[str, int]) -> dict[str, int]:
-    """The labels by the names that the files have. Accents may be spelt in two ways: NFC, and NFD on macOS.
+    """Replace the names of labels by the equivalent names of files.
 
-    Raises ValueError where that does not tell two files apart.
+    Accented letters have two encodings in Unicode: NFC, and NFD on macOS.
+
+    Raises:
+        ValueError: two files have equivalent names.
     """
     names = {entry.name for entry in archive.images}
     unmatched = names - labels.keys()
@@ -198,7 +215,9 @@ def match_names(archive: Archive, labels: dict[str, int]) -> dict[str, int]:
     for name in unmatched:
         composed = unicodedata.normalize("NFC", name)
         if by_meaning.setdefault(composed, name) != name:
-            raise ValueError(f"{archive.where}: two files are called {composed}, in two spellings")
+            raise ValueError(
+                f"{archive.where}: two files are named {composed}, in different Unicode encodings"
+            )
     there = {name: by_meaning.get(unicodedata.normalize("NFC", name), name) for name in spare}
     return {there.get(name, name): value for name, value in labels.items()}
 
@@ -208,8 +227,10 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
     _count_unused_indices(archive)
     if index.labels is None:
         folders = class_folders(archive)
-        unused = f"; --labels=folders makes classes of the folders {listed(folders)}" if folders else ""
-        return Labelling(archive, f"{origin} gives no labels{unused}", metadata=index.metadata)
+        unused = (
+            f"; use --labels=folders to treat the folders {listed(folders)} as classes" if folders else ""
+        )
+        return Labelling(archive, f"{origin} has no labels{unused}", metadata=index.metadata)
     labels = match_names(archive, index.labels)
     names = [entry.name for entry in archive.images]
     unlabelled = [name for name in names if name not in labels]
@@ -223,18 +244,18 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
 
 
 def missing_images(archive: Archive, labels: Iterable[str]) -> str:
-    """What is said of labels whose images are not there."""
+    """The message for labels whose images are missing."""
     present = {entry.name for entry in archive.images}
     absent = sorted(name for name in labels if name not in present)
     there = {entry.name for entry in archive.others}
-    why = f"there is no {absent[0]}"
+    why = "not found"
     if absent[0] in there:
-        why = "which is there, but has an ending that is not read"
-    return f"labels {len(absent)} files that are not there, the first is {absent[0]}: {why}"
+        why = "it exists, but its extension is not supported"
+    return f"has labels for {len(absent)} images that are missing, the first is {absent[0]} ({why})"
 
 
 def class_folders(archive: Archive) -> list[str]:
-    """Folders that could be classes; [] for StyleGAN's and FFHQ's numbered ones and for a flat folder."""
+    """Folders that could be classes; [] for a flat folder and the numbered folders of StyleGAN and FFHQ."""
     below = _below(archive, wrapper(archive))
     if _numbered_set([entry.name for entry in archive.images]) or any("/" not in name for name in below):
         return []
@@ -245,9 +266,9 @@ def class_folders(archive: Archive) -> list[str]:
 
 
 def _synset_tree(archive: Archive) -> str | None:
-    """The folder ('' or ending in '/') whose sub-folders are all called n########; of several, training's.
+    """The folder ('' or ending in '/') whose sub-folders are all n########; of several, the training split.
 
-    None without one.
+    None if there is none, or if the choice is ambiguous.
     """
     split = (name.rpartition("/") for name in archive.directories)
     prefixes = {parent + slash for parent, slash, name in split if SYNSET.fullmatch(name)}
@@ -258,12 +279,12 @@ def _synset_tree(archive: Archive) -> str | None:
 
 
 def _from_synsets(archive: Archive) -> Labelling:
-    """Classes in synset order, with the names of LOC_synset_mapping.txt where it is found."""
+    """Classes in synset order, with the names of LOC_synset_mapping.txt if it is found."""
     result = _from_folders(archive, "folders", prefix="")
     synsets = result.class_names or []
     known = _synset_names(archive)
     chosen = [known.get(synset, synset) for synset in synsets]
-    counts = Counter(chosen)  # two synsets are called 'crane': keep names apart
+    counts = Counter(chosen)  # two synsets are named 'crane'; keep class names unique
     pairs = zip(chosen, synsets, strict=True)
     result.class_names = [name if counts[name] == 1 else f"{name} ({synset})" for name, synset in pairs]
     result.metadata = {"class_ids": synsets}
@@ -278,7 +299,7 @@ def _synset_names(archive: Archive) -> dict[str, str]:
 
 
 def _synset_text(archive: Archive) -> str:
-    """LOC_synset_mapping.txt of a zip, or in or above a folder; '' without one."""
+    """The content of LOC_synset_mapping.txt in a zip, or in or above a folder; '' if not found."""
     if isinstance(archive.reader, archives.ZipReader):
         entry = archive.synset_names
         text = archive.reader.read(entry, bounded.MAX_TEXT_BYTES) if entry is not None else b""
@@ -292,19 +313,22 @@ def _synset_text(archive: Archive) -> str:
 
 
 def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Labelling:
-    """Sub-folders of `prefix` as classes, or none for a flat folder and for the parts of an unlabelled set.
+    """Sub-folders as classes; no classes for a flat folder and for the parts of an unlabelled set.
 
-    prefix: None = below the folders that lie around all images.
+    Args:
+        archive: the archive.
+        mode: see `label`.
+        prefix: the folder with the class folders; None = below the folders around all images.
     """
     names = [entry.name for entry in archive.images]
     if mode == "auto" and (what := _numbered_set(names)):
-        return Labelling(archive, f"{NO_INDEX}; the folders are numbered parts of a set, as {what}'s")
+        return Labelling(archive, f"{NO_INDEX}; the folders are numbered parts of a set, like {what}'s")
     prefix = wrapper(archive) if prefix is None else prefix
     below = _below(archive, prefix)
     if mode == "auto" and (what := _numbered_set(below)):
         return Labelling(
             archive,
-            f"no {archives.INDEX_NAME}; the folders in {prefix} are numbered parts of a set, as {what}'s",
+            f"{NO_INDEX}; the folders in {prefix} are numbered parts of a set, like {what}'s",
         )
     top = [name.partition("/")[0] for name in below if "/" in name]
     if not top:
@@ -313,23 +337,23 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
         _check_splits(archive, prefix, below)
     if len(top) < len(names):
         loose = next(name for name, rest in zip(names, below, strict=True) if "/" not in rest)
-        what = f"{loose} lies beside class folders"
+        what = f"{loose} is beside class folders"
         raise Undecided(f"{archive.where}: {what}; move it into one, or use --labels=none")
     folders = sorted_classes(set(top))
     if mode == "auto":
         _check_numbered(archive, folders, below)
         one = folders[0] if len(folders) == 1 else ""
         if one and (CONTAINER.fullmatch(one) or split_of(one) or one == archive.name):
-            return Labelling(archive, f"{NO_INDEX}; the one folder, {prefix}{one}, holds all images")
+            return Labelling(archive, f"{NO_INDEX}; the only folder, {prefix}{one}, contains all images")
     empty = sorted(_folders_in(archive, prefix) - set(folders))
     if empty:
-        what = f"class folder {empty[0]!r} holds no images"
-        raise Undecided(f"{archive.where}: {what}; remove it, fill it, or use --labels=none")
+        what = f"class folder {empty[0]!r} contains no images"
+        raise Undecided(f"{archive.where}: {what}; remove it, add images, or use --labels=none")
     class_names = [unicodedata.normalize("NFC", name) for name in folders]
     check_distinct(class_names, f"{archive.where}: the class folders")
     indices = {name: index for index, name in enumerate(folders)}
     deeper = len({name.rpartition("/")[0] for name in below} - set(folders))
-    inside = f", {deeper:,} folders inside them not counted" if deeper else ""
+    inside = f", {deeper:,} folders inside them are not classes" if deeper else ""
     values = np.array([indices[name] for name in top], dtype=np.int64)
     return Labelling(archive, f"the folders {listed(folders)}{inside}", values, len(folders), class_names)
 
@@ -350,13 +374,13 @@ def wrapper(archive: Archive) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """'train' for 'Training', 'val' for 'val2017'; None for a name that is no split's."""
+    """The kind of a split: 'train' for 'Training', 'val' for 'val2017'; None for other names."""
     match = SPLIT.fullmatch(name)
     return next(group.lower() for group in match.groups() if group) if match else None
 
 
 def _check_splits(archive: Archive, prefix: str, below: Sequence[str]) -> None:
-    """Raises Undecided where the folders are splits of a data set instead of its classes."""
+    """Raise Undecided if the folders are splits of a data set and not its classes."""
     inside: dict[str, set[str]] = defaultdict(set)
     for name in below:
         top, _, rest = name.partition("/")
@@ -364,23 +388,24 @@ def _check_splits(archive: Archive, prefix: str, below: Sequence[str]) -> None:
             inside[top].add(rest.partition("/")[0] if "/" in rest else "")
     splits = sorted(name for name in inside.keys() | _folders_in(archive, prefix) if split_of(name))
     different = {split_of(name) for name in splits}
-    # A single split's name among others: 'train' beside 'bus' is a class, with folders of its own it is not.
+    # A single folder named like a split is a class ('train' beside 'bus'), unless it contains folders of its
+    # own.
     alone = any(len(inside[name]) > 1 and "" not in inside[name] and len(inside) > 1 for name in splits)
     if len(different) > 1 or alone:
         one = prefix + next((name for name in splits if split_of(name) == "train"), splits[0])
         what = f"{splits[0]} is a split, not a class"
         if len(splits) > 1:
             what = f"{' and '.join(splits[:SHOWN])} are splits, not classes"
-        raise Undecided(f"{archive.where}: {what}: take one (dataset_tool.py --subfolder={one}); {ASK}")
+        raise Undecided(f"{archive.where}: {what}: select one (dataset_tool.py --subfolder={one}); {ASK}")
 
 
 def _numbered_set(names: Sequence[str]) -> str:
-    """'StyleGAN' or 'FFHQ' for images in the numbered folders of those sets, else ''."""
+    """'StyleGAN' or 'FFHQ' if the images are in the numbered folders of these sets, else ''."""
     if names and all(STYLEGAN_IMAGE.fullmatch(name) for name in names):
         return "StyleGAN"
     found = [FFHQ_IMAGE.fullmatch(name) for name in names]
     pairs = [(int(match[1]), int(match[2])) for match in found if match is not None]
-    if names and len(pairs) == len(names):  # the folder of image 1234 is 01000, in other copies 00001
+    if names and len(pairs) == len(names):  # image 1234 is in folder 01000, in some copies in 00001
         for unit in (1000, 1):
             if all(folder == image // 1000 * unit for folder, image in pairs):
                 return "FFHQ"
@@ -388,7 +413,7 @@ def _numbered_set(names: Sequence[str]) -> str:
 
 
 def _check_numbered(archive: Archive, folders: Sequence[str], below: Sequence[str]) -> None:
-    """Raises Undecided where folders look like numbered parts of a set: 00000, 00001, ...; 00, ..., ff."""
+    """Raise Undecided if folders look like numbered parts of a set: 00000, 00001, ... or 00, ..., ff."""
     width = len(folders[0])
     padded = all(len(name) == width and re.fullmatch("[0-9a-f]+", name) for name in folders)
     if not padded or not any(name[0] == "0" for name in folders):
@@ -401,12 +426,12 @@ def _check_numbered(archive: Archive, folders: Sequence[str], below: Sequence[st
     hashed = begin and len(folders) > 1 and width > 1
     numbered_on = decimal and width > 1 and _numbered_on([stems[folder] for folder in folders])
     if (decimal and width >= 4) or hashed or numbered_on:
-        what = f"{listed(folders)} may be numbered parts of one set, or classes"
+        what = f"{listed(folders)} could be numbered parts of one set or classes"
         raise Undecided(f"{archive.where}: {what}: {ASK}")
 
 
 def _numbered_on(groups: Sequence[Sequence[str]]) -> bool:
-    """Whether the files' numbers go on from folder to folder, so that each holds a stretch of one row."""
+    """Whether the files' numbers continue from folder to folder, so that each folder has one range."""
     ranges = []
     for stems in groups:
         numbers = [int(match[0]) for stem in stems if (match := re.search(r"\d+$", stem))]
@@ -421,26 +446,26 @@ def _below(archive: Archive, prefix: str) -> list[str]:
 
 
 def _folders_in(archive: Archive, prefix: str) -> set[str]:
-    """Names of the folders directly below `prefix` ('' or ending in '/'), empty ones included."""
+    """The names of the folders directly below `prefix` ('' or ending in '/'), including empty ones."""
     inside = (name[len(prefix) :] for name in archive.directories if name.startswith(prefix))
     return {name for name in inside if "/" not in name}
 
 
 def sorted_classes(names: set[str]) -> list[str]:
-    """By name; by number where every class is called by one (so that '10' does not come before '2')."""
+    """Sort class names: by number if all are numbers ('2' before '10'), otherwise by name."""
     numbered = all(re.fullmatch("[0-9]+", name) for name in names)
     numbered = numbered and len({int(name) for name in names}) == len(names)
     return sorted(names, key=int) if numbered else sorted(names)
 
 
 def check_distinct(names: Sequence[str], what: str) -> None:
-    """Raises ValueError for a name that two classes share, or that is empty."""
+    """Raise ValueError if two classes have the same name, or if a name is empty."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"{what} name {twice!r} twice: every class needs a name of its own")
+        raise ValueError(f"{what} contain the name {twice!r} twice: class names must be unique")
     nameless = next((i for i, name in enumerate(names) if not name.strip()), None)
     if nameless is not None:
-        raise ValueError(f"{what} leave class {nameless} without a name")
+        raise ValueError(f"{what} have no name for class {nameless}")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def open_images(path: str) -> tuple[arrays.Rows, np.ndarray | None]:
     expected = f"{path}: images must be {IMAGES}, uint8 [N, H, W, 3]"
     if IMAGES not in found:
         holds = ", ".join(f"{m.name} {m.dtype} {list(m.shape)}" for m in list(found.values())[:6])
-        raise ValueError(f"{expected}; the file holds {holds or 'nothing'}")
+        raise ValueError(f"{expected}; the file contains {holds or 'nothing'}")
     images = found[IMAGES]
     shape = f"{images.dtype} {list(images.shape)}"
     if images.dtype != np.uint8 or len(images.shape) != 4:
@@ -50,7 +50,7 @@ def open_images(path: str) -> tuple[arrays.Rows, np.ndarray | None]:
         remedy = ": move the channels to the end (transpose(0, 2, 3, 1))" if channels_first else ""
         raise ValueError(f"{expected}, not {shape}{remedy}")
     if 0 in images.shape:
-        raise ValueError(f"{path}: {IMAGES} {shape} holds no images")
+        raise ValueError(f"{path}: {IMAGES} {shape} contains no images")
     return arrays.Rows(images), _labels(path, found.get(LABELS), images.shape[0])
 
 

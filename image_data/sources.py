@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training images come from: folders, zips, the ILSVRC tree, IDX pairs, CIFAR tarballs, LSUN LMDBs,
-arrays in memory.
+"""Sources of training images: folders, zips, ILSVRC trees, IDX pairs, CIFAR tarballs, LSUN LMDBs, arrays.
 
-A source lists its images and labels once, in the calling process. `refs[i]` is a small picklable value that
-the source's `opener` (small and picklable too) turns into the image's name and its bytes or pixels, in any
-process.
+A source lists its images and labels once, in the calling process. Each `refs[i]` is a small picklable value.
+The source's `opener`, which is small and picklable too, turns it into the image's name and its bytes or
+pixels in any process.
 """
 
 import gzip
@@ -27,12 +26,10 @@ from image_data import labels as label_rule
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801
 MAX_IDX_BYTES = 16 * 2**30  # unpacked
-MAX_RATIO, RATIO_FLOOR_BYTES = (
-    100,
-    16 * 2**20,
-)  # unpacked : packed, beyond that many bytes; handwritten digits are at 5
-LMDB_ENTRY_BYTES = 16  # of the file, at least, for each key
-# kind, the file of class names, the batches of training images, the keys of labels and of class names
+# unpacked : packed size, above a minimum of bytes; that of handwritten digits is 5
+MAX_RATIO, RATIO_FLOOR_BYTES = 100, 16 * 2**20
+LMDB_ENTRY_BYTES = 16  # minimum bytes of the file per key
+# (kind, file with the class names, batches of training images, key of the labels, key of the class names)
 CIFAR = (
     ("cifar-10", "batches.meta", [f"data_batch_{i}" for i in range(1, 6)], "labels", "label_names"),
     ("cifar-100", "meta", ["train"], "fine_labels", "fine_label_names"),
@@ -40,31 +37,33 @@ CIFAR = (
 
 
 class Opener(Protocol):
-    """Turns a source's refs into (name, encoded bytes or uint8 pixels). Raises ValueError that starts with
-    the name.
-    """
+    """Turns a ref of a source into an image."""
 
-    def load(self, ref: Any) -> tuple[str, bytes | np.ndarray]: ...
+    def load(self, ref: Any) -> tuple[str, bytes | np.ndarray]:
+        """Returns (name, encoded bytes or uint8 pixels). Raises ValueError that starts with the name."""
+        ...
 
 
 class ArchiveOpener(NamedTuple):
-    """Refs are archive entries."""
+    """Reads refs that are archive entries."""
 
     reader: archives.Reader
 
     def load(self, ref: archives.Entry) -> tuple[str, bytes]:
+        """See `Opener.load`."""
         return ref.name, self.reader.read(ref)
 
 
 class ArrayOpener(NamedTuple):
-    """Refs carry their pixels."""
+    """Returns refs that contain their pixels."""
 
     def load(self, ref: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
+        """See `Opener.load`."""
         return ref
 
 
 class LmdbOpener:
-    """Refs are keys. The environment is opened where it is used: LMDB's must not cross a fork."""
+    """Reads refs that are LMDB keys. Each process opens its own environment: LMDB does not support fork."""
 
     def __init__(self, path: str):
         self.path = path
@@ -72,6 +71,7 @@ class LmdbOpener:
         self._pid = -1
 
     def load(self, ref: bytes) -> tuple[str, bytes]:
+        """See `Opener.load`."""
         if self._pid != os.getpid():
             self._environment, self._pid = _open_lmdb(self.path), os.getpid()
         name = ref.decode("utf-8", "backslashreplace")
@@ -89,34 +89,34 @@ class LmdbOpener:
 class Source:
     """Images with optional class indices.
 
-    `labels` is int64 [N] or None; class c of `class_names` is label c. `metadata` is what the source knows
-    about its own making.
+    `labels` is int64 [N] or None. Class c of `class_names` has label c. `metadata` is the information that
+    the source stores about its preparation.
     """
 
-    name: str  # base name of the file or folder
+    name: str  # the base name of the file or folder
     kind: str
     opener: Opener
     refs: Sequence[Any]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    origin: str = ""  # of the labels, in words; without labels why there are none
+    origin: str = ""  # where the labels come from; without labels, why there are none
     left_out: archives.LeftOut = field(default_factory=archives.LeftOut)
-    remark: str = ""  # where no labels were asked for: what would have been asked about them
+    remark: str = ""  # with labels='none': the ambiguity that the rule would have refused
 
     def __len__(self) -> int:
         return len(self.refs)
 
     @property
     def num_classes(self) -> int:
-        """0 without labels."""
+        """The number of classes; 0 without labels."""
         if self.labels is None:
             return 0
         return len(self.class_names) if self.class_names else int(self.labels.max(initial=-1)) + 1
 
 
 class _ArrayRefs(Sequence[tuple[str, np.ndarray]]):
-    """Refs that carry one image's pixels each."""
+    """Refs that contain the pixels of one image each."""
 
     def __init__(self, images: np.ndarray):
         self._images = images
@@ -136,10 +136,18 @@ def array_source(
     kind: str = "array",
     origin: str = "",
 ) -> Source:
-    """A source of images in memory: uint8 [N, H, W] or [N, H, W, 3], with optional class indices [N]. Raises
-    ValueError on other shapes.
+    """Create a source from images in memory.
 
-    origin: of the labels, in words.
+    Args:
+        name: name of the source.
+        images: uint8 [N, H, W] or [N, H, W, 3].
+        labels: optional class indices [N].
+        class_names: optional names of the classes.
+        kind: see `Source`.
+        origin: where the labels come from, for messages.
+
+    Raises:
+        ValueError: other shapes or labels.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
@@ -154,9 +162,10 @@ def array_source(
             raise ValueError(f"{name}: label {labels.min()} is negative")
         if class_names is not None and labels.max(initial=-1) >= len(class_names):
             raise ValueError(
-                f"{name}: labels go up to {labels.max()}, but {len(class_names)} classes are named"
+                f"{name}: the largest label is {labels.max()}, but there are only {len(class_names)} class "
+                "names"
             )
-    origin = origin or ("none are given" if labels is None else "the labels that are given")
+    origin = origin or ("none given" if labels is None else "the given labels")
     return Source(name, kind, ArrayOpener(), _ArrayRefs(images), labels, class_names, origin=origin)
 
 
@@ -167,36 +176,40 @@ def open_source(
     subfolder: str = "",
     follow_links: bool = False,
 ) -> Source:
-    """Recognise and list a source.
+    """Detect the format of a source and list its images.
 
     Args:
-        path: folder, zip, .npz, IDX image file, CIFAR tarball, LMDB folder, ILSVRC tree.
-        labels: where classes come from, one of `label_rule.MODES`.
-        class_names: replaces the source's own.
-        subfolder: of a folder or zip, the part to use.
-        follow_links: in a folder, read what links lead to.
+        path: folder, zip, .npz, IDX image file, CIFAR tarball, LMDB folder or ILSVRC tree.
+        labels: where the classes come from, one of `label_rule.MODES`.
+        class_names: replaces the source's class names.
+        subfolder: use only this folder of a folder or zip.
+        follow_links: follow links inside a folder.
 
     Raises:
-        ValueError: one line about what is wrong with the source.
+        ValueError: one line about the problem.
     """
     path = os.fspath(path)
     if labels not in label_rule.MODES:
-        raise ValueError(f"--labels={labels}; there are {', '.join(label_rule.MODES)}")
+        raise ValueError(f"--labels={labels}: choose one of {', '.join(label_rule.MODES)}")
     source = _recognise(path, labels, subfolder, follow_links)
     if len(source) == 0:
         raise ValueError(
-            f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and the like are read, .heic and "
-            "raw photographs are not; "
-            f"left out: {source.left_out}"
+            f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and others are supported, .heic "
+            "and "
+            f"raw photographs are not; left out: {source.left_out}"
         )
     if labels == "none":
         source.labels, source.class_names = None, None
     if class_names is not None:
         if source.labels is None:
-            raise ValueError(f"{path}: {len(class_names)} class names given, but the images have no labels")
+            raise ValueError(
+                f"{path}: {len(class_names)} class names are given, but the images have no labels"
+            )
         largest = int(source.labels.max())
         if largest >= len(class_names):
-            raise ValueError(f"{path}: {len(class_names)} class names given, but labels go up to {largest}")
+            raise ValueError(
+                f"{path}: {len(class_names)} class names are given, but the largest label is {largest}"
+            )
         label_rule.check_distinct(class_names, "--class-names")
         source.class_names = class_names
     label_rule.check_distinct(source.class_names or [], f"{path}: the classes of {source.origin}")
@@ -204,6 +217,7 @@ def open_source(
 
 
 def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Source:
+    """Detect the format by looking at the path and the first bytes."""
     if os.path.isfile(os.path.join(path, "data.mdb")):
         return _lmdb_source(path)
     if os.path.isdir(path):
@@ -211,7 +225,7 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: neither a file nor a folder")  # a pipe would be waited for
+        raise ValueError(f"{path}: neither a file nor a folder")  # reading a pipe would block
     if path.lower().endswith(".npz"):
         return _npz_source(path)
     if zipfile.is_zipfile(path):
@@ -220,6 +234,11 @@ def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Sour
         raise ValueError(f"{path}: not a readable zip file")
     if subfolder:
         raise ValueError(f"--subfolder={subfolder}: {path} is neither a folder nor a zip")
+    return _packed_file_source(path, mode)
+
+
+def _packed_file_source(path: str, mode: str) -> Source:
+    """The source of a file that is not a zip: IDX or CIFAR."""
     magic = _idx_magic(path)
     if magic == IDX_IMAGES_MAGIC:
         return _idx_source(path, mode)
@@ -249,7 +268,7 @@ def _npz_source(path: str) -> Source:
 def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_links: bool = False) -> Source:
     archive = archives.open_archive(path, follow_links)
     if archive.duplicates:
-        raise ValueError(f"{path}: {archive.duplicates[0]} exists twice in the zip")
+        raise ValueError(f"{path}: {archive.duplicates[0]} occurs twice in the zip")
     packed = _packed_source(archive, mode) if not archive.images else None
     if packed is not None:
         return packed
@@ -262,29 +281,28 @@ def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_link
     )
     source.labels, source.class_names, source.metadata = found.labels, found.class_names, found.metadata
     if found.labels is not None and found.class_names is None and found.num_classes > found.labels.max() + 1:
-        # One-hot labels count classes without images, too.
+        # One-hot labels also count classes without images.
         source.class_names = [str(label) for label in range(found.num_classes)]
     source.origin, source.left_out, source.remark = found.origin, part.left_out, found.remark
     return source
 
 
 def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
-    """What a folder or zip without image files holds instead: CIFAR's batches or tarball, an IDX pair, an
-    LMDB.
+    """The source in a folder or zip without image files: CIFAR's batches or tarball, an IDX pair, an LMDB.
 
-    None for nothing known.
+    None if nothing is recognised.
     """
     members = {entry.name: entry for entry in archive.others}
     path, read = archive.path, archive.reader.read
     databases = sorted(os.path.dirname(name) for name in members if name.endswith("/data.mdb"))
     if databases and isinstance(archive.reader, archives.ZipReader):
         raise ValueError(
-            f"{path}: holds the LMDB {databases[0]}, which cannot be read inside a zip: unpack it, and give "
+            f"{path}: contains the LMDB {databases[0]}, which cannot be read from a zip: unpack it and give "
             "the folder"
         )
     if len(databases) > 1:
         raise ValueError(
-            f"{path}: holds {len(databases)} LMDBs ({label_rule.listed(databases)}): give one, "
+            f"{path}: contains {len(databases)} LMDBs ({label_rule.listed(databases)}): select one, "
             f"--source={os.path.join(path, databases[0])}"
         )
     if databases:
@@ -304,7 +322,7 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
         return None
     if len(training) > 1:
         raise ValueError(
-            f"{path}: holds {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): "
+            f"{path}: contains {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): "
             "give one of them"
         )
 
@@ -317,18 +335,18 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
     return source
 
 
-# IDX pairs (MNIST, Fashion-MNIST and their kin).
+# IDX pairs (MNIST, Fashion-MNIST and similar sets).
 
 
 def _maybe_gzip(file: IO[bytes]) -> IO[bytes]:
-    """The stream from its beginning, unpacked if it is gzip's."""
+    """The stream from its start, unpacked if it is packed with gzip."""
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     return gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[return-value]
 
 
 def _open_idx(path: str) -> IO[bytes] | None:
-    """None for a file that is not there."""
+    """Open a file; None if it does not exist."""
     return open(path, "rb") if os.path.isfile(path) else None
 
 
@@ -341,8 +359,15 @@ def _idx_magic(path: str) -> int:
 
 
 def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
-    """uint8 array of an IDX stream, shape as its header says. A packed one cannot say more than its size
-    explains.
+    """Read the uint8 array of an IDX stream.
+
+    Args:
+        where: the file, for error messages.
+        file: the stream, plain or packed with gzip.
+        dimensions: expected number of dimensions.
+
+    Raises:
+        ValueError: not such a file, damaged, or larger than the size of the stream allows.
     """
     most = MAX_RATIO * file.seek(0, os.SEEK_END) + RATIO_FLOOR_BYTES
     file.seek(0)
@@ -355,11 +380,11 @@ def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
             count = int(np.prod(shape, dtype=object))
             if count > MAX_IDX_BYTES:
                 raise ValueError(
-                    f"{where}: header claims {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}"
+                    f"{where}: the header declares {list(shape)} bytes, over the limit of {MAX_IDX_BYTES}"
                 )
             if count > most:
                 raise ValueError(
-                    f"{where}: header claims {list(shape)} = {count} bytes, and the file has no more than "
+                    f"{where}: the header declares {list(shape)} = {count} bytes, but the file has less than "
                     f"{most // MAX_RATIO}"
                 )
             data = file.read(count + 1)
@@ -367,7 +392,7 @@ def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
         raise ValueError(f"{where}: damaged IDX file ({error})") from None
     if len(data) != count:
         raise ValueError(
-            f"{where}: header says {list(shape)} = {count} bytes, the file holds "
+            f"{where}: the header declares {list(shape)} = {count} bytes, but the file contains "
             f"{'more' if len(data) > count else len(data)}"
         )
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
@@ -378,16 +403,20 @@ def _idx_source(path: str, mode: str) -> Source:
 
 
 def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], mode: str) -> Source:
-    """Images and the labels beside them.
+    """Read IDX images and the labels beside them.
 
-    `where` stands before names in messages; `opened` gives None for what is not there.
+    Args:
+        where: prefix of names in error messages.
+        path: the file of images.
+        opened: opens a file by name, and returns None if it does not exist.
+        mode: see `label_rule.label`.
     """
     folder, name = os.path.split(path)
     file = opened(path)
     assert file is not None
     images = _read_idx(f"{where}{path}", file, 3)
     if mode == "none":
-        return array_source(name, images, kind="idx", origin="as asked for")
+        return array_source(name, images, kind="idx", origin="as requested")
     label_name = name.replace("images", "labels").replace("idx3", "idx1")
     # Some zips have a folder around each file.
     folders = dict.fromkeys([folder, folder.replace("images", "labels").replace("idx3", "idx1")])
@@ -399,7 +428,7 @@ def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], 
     )
     if file is None:
         raise ValueError(
-            f"{where}{path}: no labels file {label_name} beside it; put it there, or use --labels=none"
+            f"{where}{path}: the labels file {label_name} is not beside it; add it, or use --labels=none"
         )
     values = _read_idx(f"{where}{found}", file, 1)
     if len(values) != len(images):
@@ -412,7 +441,11 @@ def _idx_pair(where: str, path: str, opened: Callable[[str], IO[bytes] | None], 
 
 
 def _find_cifar(members: Iterable[str]) -> tuple[str, tuple[str, str, list[str], str, str]] | None:
-    """(the folder of CIFAR's files, '' or ending in '/', the entry of CIFAR); None where they are not."""
+    """Find the files of CIFAR.
+
+    Returns:
+        (their folder, '' or ending in '/', the item of `CIFAR`), or None.
+    """
     known = set(members)
     for variant in CIFAR:
         _, meta, batches, _, _ = variant
@@ -424,15 +457,18 @@ def _find_cifar(members: Iterable[str]) -> tuple[str, tuple[str, str, list[str],
 
 
 def _cifar_source(path: str, members: Mapping[str, Any], read: Callable[[Any], bytes]) -> Source:
-    """The training images of CIFAR-10 or CIFAR-100 (fine labels) in the published batch order, read without
-    unpacking to disk.
+    """The training images of CIFAR-10 or CIFAR-100 (fine labels) in the published order of batches.
 
-    members: of the tarball, folder or zip, by name; `read` gives a member's bytes.
+    Args:
+        path: the tarball, folder or zip, for error messages.
+        members: its files by name.
+        read: reads the bytes of a member.
     """
     found = _find_cifar(members)
     if found is None:
         raise ValueError(
-            f"{path}: not the python version of CIFAR-10 or CIFAR-100; unpack a tarball of images, and give "
+            f"{path}: not the python version of CIFAR-10 or CIFAR-100; if it is a tarball of images, unpack "
+            "it and give "
             "the folder"
         )
     folder, (kind, meta, batches, label_key, names_key) = found
@@ -476,7 +512,7 @@ def _open_lmdb(path: str) -> Any:
 
 
 def _lmdb_source(path: str) -> Source:
-    """LSUN: one category per LMDB, encoded images as values; unlabelled."""
+    """An LSUN category: one LMDB with encoded images as values, without labels."""
     environment = _open_lmdb(path)
     try:
         with environment.begin(buffers=False) as transaction:
@@ -487,7 +523,7 @@ def _lmdb_source(path: str) -> Source:
     finally:
         environment.close()
     if len(keys) > most:
-        raise ValueError(f"{path}: damaged LMDB (its pages lead back to each other)")
+        raise ValueError(f"{path}: damaged LMDB (its pages form a loop)")
     return Source(
-        os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys, origin="an LMDB names none"
+        os.path.basename(os.path.abspath(path)), "lmdb", LmdbOpener(path), keys, origin="an LMDB has none"
     )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One source image -> one square RGB training image: decoding of every pixel mode, the crops, the resize, the
-PNG.
+"""Convert one source image to one square RGB training image: decode, crop, resize, encode as PNG.
 
-Pure functions of their arguments, so that an image prepared alone, with others, or at several resolutions has
-the same bytes.
+All functions depend only on their arguments. So an image has the same bytes if it is prepared alone, with
+others, or at several resolutions.
 """
 
 import io
@@ -35,18 +34,28 @@ TRANSPOSES = {
 
 @dataclass(frozen=True)
 class Preparation:
+    """How every image is prepared. `sizes` are (width, height) pairs; (None,) keeps the image's own size."""
+
     """What is done to every image. `sizes` are (width, height) pairs; (None,) keeps the image's own size."""
 
     sizes: tuple[tuple[int, int] | None, ...] = (None,)
     transform: str = "none"
     filter: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
-    compress_level: int = 0  # of the PNGs; 0 = stored, as StyleGAN's own data sets are: large, fast to read
+    compress_level: int = (
+        0  # zlib level of the PNGs; 0 = stored, like StyleGAN's data sets: large, but fast to read
+    )
 
 
 def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """An encoded image, or uint8 pixels [H, W] or [H, W, 3] -> an upright 8-bit RGB image. Raises ValueError
-    when it cannot be read.
+    """Decode an image to upright 8-bit RGB.
+
+    Args:
+        payload: an encoded image, or uint8 pixels [H, W] or [H, W, 3].
+        background: RGB colour under transparent pixels.
+
+    Raises:
+        ValueError: the image cannot be decoded.
     """
     if isinstance(payload, np.ndarray):
         return Image.fromarray(payload).convert("RGB")
@@ -55,7 +64,7 @@ def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255,
         image.load()
         orientation = _orientation(image)
         rgb = to_rgb(image, background)
-    except Exception as error:  # PIL's decoders raise whatever the damage made them trip over
+    except Exception as error:  # Pillow's decoders can raise any exception on damaged data
         raise ValueError(f"cannot be decoded ({util.reason(error)})") from None
     return rgb if orientation not in TRANSPOSES else rgb.transpose(TRANSPOSES[orientation])
 
@@ -63,15 +72,18 @@ def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255,
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block does not make the picture unreadable
+    except Exception:  # the image is readable even if its EXIF block is damaged
         return 1
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Any PIL mode -> RGB. Transparency is composited on `background`; 16-bit values keep their high byte (as
-    PIL does for 16-bit RGB).
+    """Convert any Pillow mode to RGB.
 
-    Raises ValueError for float and 32-bit integer images, whose range is not defined.
+    Transparent pixels are composited on `background`. 16-bit values keep their high byte (as Pillow does for
+    16-bit RGB).
+
+    Raises:
+        ValueError: float or 32-bit integer pixels, whose range is not defined.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey, alpha = _high_byte(image)
@@ -87,7 +99,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
 
 
 def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """(8-bit grey image, alpha or None) of a 16-bit grey image."""
+    """Split a 16-bit grey image into (8-bit grey image, alpha or None)."""
     values = np.asarray(image)
     if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
         raise ValueError("32-bit integer pixels have no defined range; convert to 8 or 16 bits first")
@@ -111,9 +123,14 @@ def _composite(rgb: Image.Image, alpha: Image.Image | None, background: tuple[in
 def transform(
     image: Image.Image, size: tuple[int, int] | None, preparation: Preparation
 ) -> Image.Image | None:
-    """RGB image -> square image. None: center-crop-wide leaves images out that are too small.
+    """Crop and resize an RGB image to a square.
 
-    Raises ValueError when the result would not be a power-of-two square, or the image would be distorted.
+    Returns:
+        The image, or None if center-crop-wide omits it because it is too small.
+
+    Raises:
+        ValueError: the result would not be a square with a power-of-two side, or the image would be
+            distorted.
     """
     kind = preparation.transform
     if kind == "none":
@@ -127,14 +144,14 @@ def transform(
     elif kind == "center-crop-dhariwal":
         result = _center_crop_dhariwal(image, size[0])
     else:
-        raise ValueError(f"unknown transform {kind!r}; there are {', '.join(TRANSFORMS)}")
+        raise ValueError(f"unknown transform {kind!r}: choose one of {', '.join(TRANSFORMS)}")
     return result
 
 
 def _keep(image: Image.Image, size: tuple[int, int] | None, resample: Image.Resampling) -> Image.Image:
     width, height = image.size
     if width != height:
-        # Deviation: the published tool stretches such an image to the resolution asked for.
+        # Deviation: the published tool stretches such an image to the requested resolution.
         raise ValueError(f"is {width}x{height}, not square: use --transform=center-crop (with --resolution)")
     if size is None:
         if width & (width - 1):
@@ -148,7 +165,7 @@ def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resamplin
 
 
 def _center_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """The largest centred square, resized."""
+    """Resize the largest centred square."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -158,10 +175,10 @@ def _center_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resa
 def _center_crop_wide(
     image: Image.Image, size: tuple[int, int], resample: Image.Resampling
 ) -> Image.Image | None:
-    """The full width, cropped in height to the aspect of `size`, resized, between black bars that make it
-    square.
+    """Crop the height to the aspect ratio of `size`, resize, and add black bars that make the image square.
 
-    As in the published tool, an image that is narrower than `size`, or too flat for its aspect, is left out.
+    As in the published tool, an image narrower than `size`, or too low for its aspect ratio, is omitted
+    (None).
     """
     target_width, target_height = size
     width, height = image.size
@@ -176,14 +193,17 @@ def _center_crop_wide(
 
 
 def _center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:
-    """ADM's preprocessing (Dhariwal and Nichol, 2021): halve with a box filter while possible, finish with
-    bicubic, crop the centre.
+    """ADM's preprocessing (Dhariwal and Nichol, 2021).
+
+    Halve with a box filter while possible, finish with bicubic, crop the centre.
     """
     while min(image.size) >= 2 * resolution:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
-    if size[0] * size[1] > archives.MAX_PIXELS:  # a strip one pixel high, enlarged, would fill the memory
+    if (
+        size[0] * size[1] > archives.MAX_PIXELS
+    ):  # enlarging a strip that is one pixel high would fill the memory
         raise ValueError(
             f"is too elongated for center-crop-dhariwal, which would make it {size[0]}x{size[1]}: use "
             "--transform=center-crop"
@@ -194,7 +214,7 @@ def _center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
-    """PNG bytes without metadata: a function of the pixels and the level alone."""
+    """Encode as PNG without metadata. The bytes depend only on the pixels and the level."""
     bare = Image.new(image.mode, image.size)
     bare.paste(image)
     buffer = io.BytesIO()
@@ -203,12 +223,18 @@ def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
 
 
 def prepare(payload: bytes | np.ndarray, preparation: Preparation) -> list[bytes] | None:
-    """PNGs at every size of the preparation, each made from the decoded original; None when the transform
-    leaves the image out.
+    """Encode an image as PNG at every size of the preparation, each resized from the decoded original.
+
+    Returns:
+        The PNGs, or None if the transform omits the image.
+
+    Raises:
+        ValueError: the image cannot be decoded, or does not have the required shape.
     """
     image = decode(payload, preparation.background)
     results = [transform(image, size, preparation) for size in preparation.sizes]
-    # Left out at one size = left out at all, so that the data sets of one call hold the same images.
+    # An image that is omitted at one size is omitted at all, so that the data sets of one call contain the
+    # same images.
     return (
         None
         if any(result is None for result in results)

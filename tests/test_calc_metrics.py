@@ -121,7 +121,7 @@ def test_image_set_against_image_set(tmp_path, data):
     result = run("--images", same, "--data", data, "--metrics=fd_lite0")
     (near,) = lines(result)
     assert (
-        f"--images={same}: 12 images; no classes (dataset.json gives no labels); left out: nothing\n"
+        f"--images={same}: 12 images; no classes (dataset.json has no labels); left out: nothing\n"
         in result.stderr
     )
     assert (
@@ -274,7 +274,7 @@ def test_missing_inception_is_said_before_any_work(network, tmp_path):
         (["--images={}/data.zip", "--metrics=fd_lite0"], "--data is missing"),
         (["--images={}/data.zip", "--data={}/data.zip", "--truncation=0.5"], "are for networks"),
         (["--network={}/n.pkl", "--data={}/nowhere.zip", "--metrics=fd_lite0"], "nowhere.zip"),
-        (["--network={}/nowhere.pkl", "--metrics=fd_lite0"], "there is no file"),
+        (["--network={}/nowhere.pkl", "--metrics=fd_lite0"], "no such file"),
         (
             ["--network={}/n.pkl", "--inception={}/data.zip"],
             "not pt_inception-2015-12-05-6726825d.pth, or it is damaged",

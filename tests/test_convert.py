@@ -15,6 +15,7 @@ from tests.support import FolderHub
 from tests.toy_networks import network, same
 from torch_utils.persistence import save_network_pickle
 from training.networks import files
+from training.networks import onnx as onnx_export
 
 
 @pytest.fixture
@@ -106,11 +107,11 @@ def test_onnx_files_that_differ_are_not_kept(folder, monkeypatch):
             path.write_bytes(b"x")
         return written
 
-    monkeypatch.setattr(convert.onnx_export, "export", export)
-    monkeypatch.setattr(convert.onnx_export, "compare", lambda G, paths: {"ws": 0.0, "images": 0.5})
+    monkeypatch.setattr(onnx_export, "export", export)
+    monkeypatch.setattr(onnx_export, "compare", lambda G, paths: {"ws": 0.0, "images": 0.5})
     assert "differ by 0.5" in run("--source=a.pkl", "--dest=n.onnx", code=1)
     assert not any(path.exists() for path in written)
-    monkeypatch.setattr(convert.onnx_export, "compare", lambda G, paths: {"ws": 0.0, "images": 1e-6})
+    monkeypatch.setattr(onnx_export, "compare", lambda G, paths: {"ws": 0.0, "images": 1e-6})
     assert "images by 1.0e-06" in run("--source=a.pkl", "--dest=n.onnx") and all(
         path.exists() for path in written
     )
@@ -119,12 +120,12 @@ def test_onnx_files_that_differ_are_not_kept(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--source=a.pkl", "--dest=b.bin"], "--dest=b.bin: end it with .pkl, .safetensors or .onnx"),
-        (["--source=a.pkl", "--dest=b.pkl", "--format=onnx"], "--format=onnx does not go with --dest=b.pkl"),
+        (["--source=a.pkl", "--dest=b.bin"], "--dest=b.bin: use the extension .pkl, .safetensors or .onnx"),
+        (["--source=a.pkl", "--dest=b.pkl", "--format=onnx"], "--format=onnx does not match --dest=b.pkl"),
         (["--source=a.pkl", "--dest=b", "--format=hub"], "hf://OWNER/NAME"),
         (["--source=a.pkl", "--dest=hf://x"], "hf://OWNER/NAME"),
-        (["--source=a.pkl", "--dest=b.pkl", "--license=mit"], "are for a model repository"),
-        (["--source=a.pkl", "--dest=no/where/b.pkl"], "there is no folder no/where"),
+        (["--source=a.pkl", "--dest=b.pkl", "--license=mit"], "are only for a model repository"),
+        (["--source=a.pkl", "--dest=no/where/b.pkl"], "the folder no/where does not exist"),
         (["--source=absent.pkl", "--dest=b.pkl"], "there is no file absent.pkl"),
         (["--source=metric.txt", "--dest=b.pkl"], "not a network pickle"),
     ],
@@ -145,11 +146,11 @@ def test_trust_is_asked_for_and_said(foreign, monkeypatch):
     )
     assert "WEIGHTS_TEST_RAN" not in os.environ and not os.path.exists("out")
     output = run(*arguments, "--trust-pickle", command=gen_images.main)
-    assert "warning: foreign.pkl is run as a program, because of --trust-pickle" in output and os.path.exists(
+    assert "warning: --trust-pickle runs the code in foreign.pkl" in output and os.path.exists(
         "out/seed0000.png"
     )
     assert os.environ.pop("WEIGHTS_TEST_RAN") == "yes"
-    assert "no input layer" in run(
+    assert "it has no StyleGAN3 input layer" in run(
         *arguments, "--trust-pickle", "--rotate=5", command=gen_images.main, code=1
     )
     os.environ.pop("WEIGHTS_TEST_RAN", None)

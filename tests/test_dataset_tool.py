@@ -234,11 +234,11 @@ def test_idx_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="IDX file of labels"):
         image_sources.open_source(label_path)
     label_path.unlink()
-    with pytest.raises(ValueError, match=r"no labels file train-labels-idx1-ubyte\.gz beside it"):
+    with pytest.raises(ValueError, match=r"the labels file train-labels-idx1-ubyte\.gz is not beside it"):
         image_sources.open_source(path)
     plain = write_idx(tmp_path / "b", suffix="")
     plain.write_bytes(plain.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="the file holds 9407"):
+    with pytest.raises(ValueError, match="the file contains 9407"):
         image_sources.open_source(plain)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged IDX"):
@@ -308,7 +308,10 @@ def test_cifar_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for content, message in (
         (b"junk", "is not a CIFAR batch"),
         (pickle.dumps({b"data": np.zeros([2, 5], np.uint8), b"labels": [0, 1]}), "32x32"),
-        (pickle.dumps({b"data": np.zeros([2, 3072], np.uint8), b"labels": [0, 10]}), "labels go up to 10"),
+        (
+            pickle.dumps({b"data": np.zeros([2, 3072], np.uint8), b"labels": [0, 10]}),
+            "the largest label is 10",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             image_sources.open_source(write_cifar(tmp_path / "bad.tar.gz", batches={"data_batch_5": content}))
@@ -401,7 +404,7 @@ def test_arrays_in_memory(tmp_path: Path) -> None:
         (images[..., :2], None, "must be uint8"),
         (images, [0], "1 labels for 5"),
         (images, [0, 1, -1, 0, 0], "negative"),
-        (images, [0, 1, 3, 0, 0], "labels go up to 3"),
+        (images, [0, 1, 3, 0, 0], "the largest label is 3"),
     ):
         with pytest.raises(ValueError, match=message):
             dataset_tool.array_source("digits", bad, labels, ["a", "b", "c"])
@@ -457,9 +460,9 @@ def test_cifar_idx_and_lmdb_inside_folders_and_zips(write_source: Any, tmp_path:
         shutil.rmtree(tmp_path / "source", ignore_errors=True)
         source = write_source(files)
         message = (
-            "cannot be read inside a zip: unpack it"
+            "cannot be read from a zip: unpack it"
             if source.suffix
-            else "holds 2 LMDBs (bedroom_train_lmdb, church_train_lmdb): give one"
+            else "contains 2 LMDBs (bedroom_train_lmdb, church_train_lmdb): select one"
         )
         assert message in run("--source", source, "--dest", tmp_path / "out.zip", "--overwrite").output
 
@@ -477,7 +480,7 @@ def test_one_line_tells_classes_and_what_is_left_out(write_source: Any, tmp_path
             "__MACOSX/a.png": b"x",
         }
     )
-    left_out = "1 with an ending that is not read (.txt), 1 hidden or of the system (__MACOSX)"
+    left_out = "1 with an unsupported extension (.txt), 1 hidden or system files (__MACOSX)"
     result = run("--source", source, "--dest", tmp_path / "out.zip")
     assert f"labels: 2 classes, from the folders cat, dog; left out: {left_out}\n" in result.output
     assert (
@@ -496,7 +499,7 @@ def test_one_line_tells_classes_and_what_is_left_out(write_source: Any, tmp_path
         "1 beyond --max-images\n" in result.output
     )
     result = run("--source", source, "--dest", tmp_path / "none.zip", "--labels=none")
-    assert f"labels: no classes (as asked for); left out: {left_out}\n" in result.output
+    assert f"labels: no classes (as requested); left out: {left_out}\n" in result.output
 
 
 def test_skipped_and_small_images_are_left_out_too(tmp_path: Path) -> None:
@@ -504,7 +507,7 @@ def test_skipped_and_small_images_are_left_out_too(tmp_path: Path) -> None:
     arguments = ["--resolution=32x16", "--transform=center-crop-wide", "--on-error=skip"]
     result = run("--source", source, "--dest", tmp_path / "out.zip", *arguments)
     expected = (
-        "no classes (no dataset.json and no class folders); left out: 1 that cannot be used "
+        "no classes (no dataset.json and no class folders); left out: 1 unreadable or of another size "
         "(--on-error=skip), 1 too small for the transform"
     )
     assert f"labels: {expected}\n" in result.output
@@ -568,7 +571,7 @@ def test_links_are_followed_when_asked(tmp_path: Path) -> None:
             str(workers),
         )
         assert (
-            "2 classes, from the folders cat, dog; left out: 1 links that lead back into a folder around "
+            "2 classes, from the folders cat, dog; left out: 1 links to a folder that contains "
             "them (dog/back)" in result.output
         )
     assert_images(tmp_path / "1.zip", [0, 1])
@@ -586,7 +589,7 @@ def classes(tmp_path: Path) -> Path:
 
 def test_max_images_takes_the_first_or_a_seeded_subset(classes: Path, tmp_path: Path) -> None:
     result = run("--source", classes, "--dest", tmp_path / "first.zip", "--max-images=5")
-    assert "warning: 1 classes are left without images: c" in result.output
+    assert "warning: 1 classes have no images: c" in result.output
     assert_images(tmp_path / "first.zip", [0, 1, 2, 3, 4])
     for dest in ("x", "y"):
         run("--source", classes, "--dest", tmp_path / f"{dest}.zip", "--max-images=5", "--subset-seed=1")
@@ -731,7 +734,7 @@ def test_images_too_small_for_wide_crops_are_left_out_and_counted(tmp_path: Path
         "--resolution=32x16",
         "--transform=center-crop-wide",
     )
-    assert "warning: 1 images are too small" in result.output
+    assert "warning: 1 images were left out because they are too small" in result.output
     assert len(read(tmp_path / "out.zip")[0]) == 1 and read(tmp_path / "out.zip")[2]["dropped"] == 1
 
 
@@ -758,18 +761,18 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "all unreadable": (
         {"1.png": b"junk", "2.png": b""},
         ["--on-error=skip"],
-        "none of 2 images could be used; the first problem: 1.png",
+        "none of 2 images can be used; the first problem: 1.png",
     ),
     "no images": ({"readme.txt": b"x"}, [], "no images found; .png, .jpg"),
     "a tarball as destination": (GOOD, ["--dest=x.tar"], "--dest=x.tar: data sets are zips or folders"),
-    "empty class": ({**GOOD, "c": None}, [], "class folder 'c' holds no images"),
-    "empty class beside one": ({"a/1.png": png(0), "c": None}, [], "class folder 'c' holds no images"),
+    "empty class": ({**GOOD, "c": None}, [], "class folder 'c' contains no images"),
+    "empty class beside one": ({"a/1.png": png(0), "c": None}, [], "class folder 'c' contains no images"),
     "empty class, wrapped": (
         {**{f"set/{name}": data for name, data in GOOD.items()}, "set/c": None},
         [],
-        "class folder 'c' holds no images",
+        "class folder 'c' contains no images",
     ),
-    "loose image": ({**GOOD, "x.png": png(2)}, [], "x.png lies beside class folders"),
+    "loose image": ({**GOOD, "x.png": png(2)}, [], "x.png is beside class folders"),
     "label missing": (
         {**GOOD, "dataset.json": json.dumps({"labels": LABELS[:1]}).encode()},
         [],
@@ -778,7 +781,7 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "file missing": (
         {**GOOD, "dataset.json": json.dumps({"labels": [*LABELS, ["c/1.png", 0]]}).encode()},
         [],
-        "labels 1 files that are not there",
+        "has labels for 1 images that are missing",
     ),
     "label -1": (
         {**GOOD, "dataset.json": json.dumps({"labels": [LABELS[0], ["b/1.png", -1]]}).encode()},
@@ -789,7 +792,7 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "label leaves folder": (
         {**GOOD, "dataset.json": json.dumps({"labels": [["../1.png", 0]]}).encode()},
         [],
-        "leaves the folder",
+        "leads out of the folder",
     ),
     "not square": ({"x.png": png(np.zeros([16, 32, 3], np.uint8))}, [], "x.png: is 32x16, not square"),
     "not square, resized": (
@@ -802,7 +805,7 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
     "bad size": (GOOD, ["--resolution=24x24"], "must be a power of two"),
     "size 0": (GOOD, ["--resolution=0"], "must be a power of two"),
     "no size": (GOOD, ["--resolution=big"], "'big' is not a size"),
-    "size twice": (GOOD, ["--resolution=16,16x16"], "a size appears twice"),
+    "size twice": (GOOD, ["--resolution=16,16x16"], "a size occurs twice"),
     "oblong": (GOOD, ["--resolution=32x16", "--transform=center-crop"], "is not square"),
     "upright": (GOOD, ["--resolution=16x32", "--transform=center-crop-wide"], "needs a height between"),
     "crop without size": (GOOD, ["--transform=center-crop"], "needs --resolution"),
@@ -811,15 +814,15 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
         ["--transform=center-crop-dhariwal", "--resolution=16", "--filter=box"],
         "has no effect",
     ),
-    "several without {res}": (GOOD, ["--resolution=8,16"], "need {res}"),
+    "several without {res}": (GOOD, ["--resolution=8,16"], "require {res}"),
     "background": (GOOD, ["--background=blurple"], "is not a colour"),
     "max images": (GOOD, ["--max-images=0"], "must be at least 1"),
-    "lonely seed": (GOOD, ["--subset-seed=1"], "give --max-images too"),
-    "unknown class": (GOOD, ["--classes=a,z"], "names 'z', which is none of a, b"),
-    "class twice": (GOOD, ["--classes=a,a"], "names a class twice"),
+    "lonely seed": (GOOD, ["--subset-seed=1"], "pass --max-images too"),
+    "unknown class": (GOOD, ["--classes=a,z"], "unknown class 'z'; the classes are a, b"),
+    "class twice": (GOOD, ["--classes=a,a"], "contains a class twice"),
     "class of unlabelled": ({"x.png": png(0)}, ["--classes=a"], "the images have no labels"),
-    "a name twice": (GOOD, ["--class-names=a,a"], "--class-names name 'a' twice"),
-    "no name": (GOOD, ["--class-names=a,,b"], "--class-names leave class 1 without a name"),
+    "a name twice": (GOOD, ["--class-names=a,a"], "--class-names contain the name 'a' twice"),
+    "no name": (GOOD, ["--class-names=a,,b"], "--class-names have no name for class 1"),
     "a data set's name twice": (
         {
             **GOOD,
@@ -828,18 +831,18 @@ MISTAKES: dict[str, tuple[Mapping[str, bytes | None], list[str], str]] = {
         [],
         "name 'a' twice",
     ),
-    "no subfolder": (GOOD, ["--subfolder=c"], "there is no folder c inside; there is a, b"),
-    "no dataset.json": (GOOD, ["--labels=json"], "there is no dataset.json to take labels from"),
+    "no subfolder": (GOOD, ["--subfolder=c"], "contains no folder c; its folders are: a, b"),
+    "no dataset.json": (GOOD, ["--labels=json"], "there is no dataset.json with labels"),
     "numbered folders": (
         {f"{i:05d}/{j}.png": png(i) for i in range(3) for j in range(2)},
         [],
-        "may be numbered parts of one set, or classes",
+        "could be numbered parts of one set or classes",
     ),
     "a name of another ending": (GOOD, ["--dest=x.npz"], "data sets are zips or folders"),
-    "too few names": (GOOD, ["--class-names=a"], "1 class names given, but labels go up to 1"),
+    "too few names": (GOOD, ["--class-names=a"], "1 class names are given, but the largest label is 1"),
     "names of unlabelled": ({"x.png": png(0)}, ["--class-names=a"], "the images have no labels"),
     "names file": (GOOD, ["--class-names=@/nonexistent"], "/nonexistent"),
-    "workers": (GOOD, ["--workers=0"], "must be at least 1"),
+    "workers": (GOOD, ["--workers=0"], "must be between 1 and"),
 }
 
 
@@ -869,13 +872,13 @@ def test_mistakes(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--source and --dest are needed"),
+        ([], "--source and --dest are required"),
         (["--source", "{tmp}/gone", "--dest", "{tmp}/out.zip"], "no such file or folder"),
         (["--source", "{tmp}/fake.zip", "--dest", "{tmp}/out.zip"], "not a readable zip"),
         (["--source", "{tmp}/fake.bin", "--dest", "{tmp}/out.zip"], "not a folder or zip of images"),
-        (["--source", "{tmp}/good.zip", "--dest", "{tmp}/out{{res}}.zip"], "no --resolution is given"),
+        (["--source", "{tmp}/good.zip", "--dest", "{tmp}/out{{res}}.zip"], "--resolution is not given"),
         (["--check", "{tmp}/gone.zip"], "no such file or folder"),
-        (["--check", "{tmp}/good.zip", "--source", "x"], "without --source and --dest"),
+        (["--check", "{tmp}/good.zip", "--source", "x"], "remove --source and --dest"),
     ],
 )
 def test_mistakes_in_the_command_line(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -903,7 +906,9 @@ def test_skipping_names_what_is_skipped(tmp_path: Path) -> None:
 )
 def test_zip_entries_that_leave_the_folder(name: str, tmp_path: Path) -> None:
     source = write_zip(tmp_path / "source.zip", {name: png(0), "b.png": png(1)})
-    assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip"), "leaves the folder", tmp_path)
+    assert_mistake(
+        run("--source", source, "--dest", tmp_path / "out.zip"), "leads out of the folder", tmp_path
+    )
 
 
 def test_links_that_leave_the_folder(tmp_path: Path) -> None:
@@ -911,11 +916,13 @@ def test_links_that_leave_the_folder(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", {"a.png": png(0)})
     (source / "inside.png").symlink_to(source / "a.png")
     assert len(image_sources.open_source(source)) == 2
-    for target in (elsewhere / "x.png", elsewhere, tmp_path / "nowhere"):
+    for target, message in (
+        (elsewhere / "x.png", "link that leads out of the folder"),
+        (elsewhere, "link that leads out of the folder"),
+        (tmp_path / "nowhere", "is a broken link"),
+    ):
         (source / "link").symlink_to(target)
-        assert_mistake(
-            run("--source", source, "--dest", tmp_path / "out.zip"), "link that leaves the folder", tmp_path
-        )
+        assert_mistake(run("--source", source, "--dest", tmp_path / "out.zip"), message, tmp_path)
         (source / "link").unlink()
     (tmp_path / "alias").symlink_to(source)
     assert len(image_sources.open_source(tmp_path / "alias")) == 2
@@ -929,7 +936,7 @@ def test_zip_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = source.read_bytes()
     source.write_bytes(content.replace(struct.pack("<I", len(zeros)), struct.pack("<I", 1000)))
     assert_mistake(
-        run("--source", source, "--dest", tmp_path / "out.zip"), "differs from the directory", tmp_path
+        run("--source", source, "--dest", tmp_path / "out.zip"), "does not match the directory", tmp_path
     )
     monkeypatch.setattr(archives, "MAX_ENTRY_BYTES", 50)
     for large in (
@@ -1111,11 +1118,11 @@ def test_check_finds_duplicates_and_abridges(tmp_path: Path) -> None:
     result = run("--check", tmp_path / "x.zip", "--workers=1")
     assert (
         result.exit_code == 1
-        and "00.png exists twice" in result.output
+        and "00.png occurs twice" in result.output
         and "... and 10 more like this" in result.output
     )
     assert_mistake(
-        run("--source", tmp_path / "x.zip", "--dest", tmp_path / "out.zip"), "exists twice", tmp_path
+        run("--source", tmp_path / "x.zip", "--dest", tmp_path / "out.zip"), "occurs twice", tmp_path
     )
 
 

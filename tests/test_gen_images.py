@@ -13,7 +13,7 @@ import torch
 import dnnlib.util
 import gen_class_samplesheet
 import gen_images
-from generation import render
+from generation import pictures, render
 from tests import file_server, memory_limit
 from tests.support import read_pixels as pixels
 from tests.support import run
@@ -175,7 +175,7 @@ def test_centroids_come_from_addresses_and_bad_ones_are_one_line(tmp_path, monke
     with file_server.running() as server:
         server.answers["/c.npy"] = b"<html>"
         with pytest.raises(
-            ValueError, match=rf"--centroids-path={server.root}/c\.npy: this is no \.npy array .*is removed"
+            ValueError, match=rf"--centroids-path={server.root}/c\.npy: not a \.npy array .*is removed"
         ):
             render.load_centroids(f"{server.root}/c.npy", 7)
         server.answers["/c.npy"] = good
@@ -291,10 +291,10 @@ def test_a_row_of_several_classes_names_them():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--seeds=0-1000000000"], "--seeds: '0-1000000000' means more than 2,000,000 integers"),
-        (["--seeds", "9" * 5000], f"--seeds: cannot read '{'9' * 40}'"),
-        (["--seeds=0", "--grid=100000x100000"], "--grid=100000x100000 holds 10000000000 images"),
-        (["--seeds=0", f"--grid={'9' * 5000}x1"], f"--grid={'9' * 40}: say columns x rows"),
+        (["--seeds=0-1000000000"], "--seeds: '0-1000000000' contains more than 2,000,000 integers"),
+        (["--seeds", "9" * 5000], f"--seeds: cannot parse '{'9' * 40}'"),
+        (["--seeds=0", "--grid=100000x100000"], "--grid=100000x100000 has 10000000000 cells"),
+        (["--seeds=0", f"--grid={'9' * 5000}x1"], f"--grid={'9' * 40}: write columns x rows"),
         (
             ["--seeds=0-1999999", "--grid=2000000x1"],
             "--grid=2000000x1: 2,000,000 images of 16x16 pixels are too many for one picture",
@@ -308,7 +308,7 @@ def test_a_row_of_several_classes_names_them():
             ["--seeds=0", "--classes=all", "--samples-per-class=1000000"],
             "with 1000000 images of each: 3,000,000 images",
         ),
-        (["--seeds=0", "--classes=0-1000000000"], "means more than 2,000,000 integers"),
+        (["--seeds=0", "--classes=0-1000000000"], "contains more than 2,000,000 integers"),
     ],
 )
 def test_numbers_beyond_reason_are_one_line(folder, tmp_path, args, message):
@@ -345,12 +345,12 @@ def test_sheets_beyond_reason_are_one_line(folder, tmp_path):
 
 def test_a_large_batch_takes_no_more_memory_than_a_picture(folder, tmp_path, monkeypatch):
     """--batch is for GPUs; what is held before it is written must not grow with it."""
-    monkeypatch.setattr(gen_images.images, "MAX_PICTURE_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(pictures.images, "MAX_PICTURE_PIXELS", 2 * 16 * 16)
     rendered = []
-    real = gen_images._render_seeds
+    real = pictures.render_seeds
     monkeypatch.setattr(
-        gen_images,
-        "_render_seeds",
+        pictures,
+        "render_seeds",
         lambda network, seeds, *rest, **kwargs: (
             rendered.append(len(seeds)) or real(network, seeds, *rest, **kwargs)
         ),
@@ -362,7 +362,7 @@ def test_a_large_batch_takes_no_more_memory_than_a_picture(folder, tmp_path, mon
 def test_of_many_classes_the_nearest_name_is_told(folder):
     network = render.load_network(str(folder / "cond.pkl"))
     network.G.c_dim, network.class_names = 30, [*NAMES, *(f"class {i}" for i in range(27))]
-    with pytest.raises(ValueError, match=r"class 'cot' is unknown; the nearest of 30 names is 'cat' \(0\)"):
+    with pytest.raises(ValueError, match=r"unknown class 'cot'; the closest of 30 names is 'cat' \(0\)"):
         render.class_index(network, "cot")
     network.G.c_dim, network.class_names = (
         6,
@@ -374,7 +374,7 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
         ("object", r"is 'objects' \(4\)$"),
         ("e", r"are 'smileys-emotion' \(0\), 'people-body' \(1\), 'travel' \(3\)$"),
     ):
-        with pytest.raises(ValueError, match=rf"class '{text}' is unknown; the nearest of 6 names {near}"):
+        with pytest.raises(ValueError, match=rf"unknown class '{text}'; the closest of 6 names {near}"):
             render.class_index(network, text)
     assert render.class_index(network, "CAFE\u0301") == 5  # the other spelling of the accent
 
@@ -384,29 +384,29 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
     [
         (
             ["--network={}/cond.pkl", "--seeds=0", "--class=cot"],
-            "class 'cot' is unknown; the classes are 0 cat, 1 grinning face, 2 red-panda",
+            "unknown class 'cot'; the classes are 0 cat, 1 grinning face, 2 red-panda",
         ),
         (["--network={}/cond.pkl", "--seeds=0", "--class=3"], "class 3: the network's classes are 0 to 2"),
         (["--network={}/uncond.pkl", "--seeds=0", "--class=0"], "is unconditional"),
         (["--network={}/uncond.pkl", "--seeds=0", "--classes=all"], "is unconditional"),
-        (["--network={}/nameless.pkl", "--seeds=0", "--class=cat"], "knows no class names"),
-        (["--network={}/none.pkl", "--seeds=0"], "there is no file"),
+        (["--network={}/nameless.pkl", "--seeds=0", "--class=cat"], "has no class names"),
+        (["--network={}/none.pkl", "--seeds=0"], "no such file"),
         (["--network={}", "--seeds=0"], "the folder holds neither best_model.pkl nor network-snapshot.pkl"),
-        (["--network={}/cond.pkl", "--seeds=4-2"], "--seeds: range '4-2' in '4-2' runs backwards"),
-        (["--network={}/cond.pkl", "--seeds="], "--seeds: empty"),
-        (["--network={}/cond.pkl", "--seeds=4294967296"], "seeds go up to 4294967295"),
+        (["--network={}/cond.pkl", "--seeds=4-2"], "--seeds: range '4-2' in '4-2' is descending"),
+        (["--network={}/cond.pkl", "--seeds="], "--seeds: the list is empty"),
+        (["--network={}/cond.pkl", "--seeds=4294967296"], "the largest seed is 4294967295"),
         (
             ["--network={}/cond.pkl", "--seeds=0-3", "--grid=3x2"],
-            "--grid=3x2 holds 6 images, but --seeds and --batch-sz make 4",
+            "--grid=3x2 has 6 cells, but --seeds and --batch-sz make 4 images",
         ),
-        (["--network={}/cond.pkl", "--seeds=0", "--class=0-2"], "'0-2': that is several classes"),
-        (["--network={}/cond.pkl", "--seeds=0-3", "--grid=four"], "--grid=four: say columns x rows"),
+        (["--network={}/cond.pkl", "--seeds=0", "--class=0-2"], "'0-2': only one class is possible here"),
+        (["--network={}/cond.pkl", "--seeds=0-3", "--grid=four"], "--grid=four: write columns x rows"),
         (
             ["--network={}/cond.pkl", "--seeds=0,1", "--classes=0", "--samples-per-class=3"],
-            "does not go with 2 seeds",
+            "does not match 2 seeds",
         ),
         (["--network={}/cond.pkl", "--seeds=0", "--samples-per-class=3"], "needs --classes"),
-        (["--network={}/cond.pkl", "--seeds=0", "--class=0", "--classes=0"], "leave out --class and --grid"),
+        (["--network={}/cond.pkl", "--seeds=0", "--class=0", "--classes=0"], "remove --class and --grid"),
         (["--network={}/cond.pkl", "--seeds=0", "--translate=1"], "as two numbers"),
         (["--network={}/cond.pkl", "--seeds=0", "--trunc=nan"], "--trunc=nan is not a finite number"),
     ],

@@ -13,6 +13,7 @@ import pytest
 import gen_images
 import gen_video
 from generation import render
+from generation import video as videos
 from tests import waiting
 from tests.support import read_pixels as pixels
 from tests.support import run
@@ -156,8 +157,8 @@ def test_of_a_fast_video_every_second_frame_is_shown(folder, tmp_path):
 @pytest.mark.parametrize("fps", [7, 29, 60, 119, 120])
 @pytest.mark.parametrize("ending", [".gif", ".webp", ".mp4"])
 def test_timing_of_any_length(total, fps, ending):
-    unit, shortest = gen_video.DELAYS.get(ending, (1, 0))
-    plan = gen_video.timing(total, fps, ending)
+    unit, shortest = videos.DELAYS.get(ending, (1, 0))
+    plan = videos.timing(total, fps, ending)
     assert len(plan.frames) == len(plan.milliseconds) >= 1 and plan.frames[0] == 0 and plan.frames[-1] < total
     assert min(plan.milliseconds) >= shortest and all(delay % unit == 0 for delay in plan.milliseconds)
     assert abs(sum(plan.milliseconds) - max(1000 * total / fps, shortest)) <= unit / 2 + 0.5
@@ -169,7 +170,7 @@ def test_timing_of_any_length(total, fps, ending):
 def test_a_picture_that_stands_still(folder, tmp_path, ending):
     path = tmp_path / f"v.{ending}"
     result = video(folder, path, "--seeds=0", "--w-frames=50", "--fps=25", network="uncond")
-    assert "50 frames, 2.0 seconds" in result.output and "stands still" in result.output
+    assert "50 frames, 2.0 seconds" in result.output and "does not move" in result.output
     assert len(read(path)) == 1  # frames that are alike are one
 
 
@@ -198,21 +199,21 @@ def test_mp4(folder, tmp_path):
 
 
 def test_arrangement():
-    assert gen_video.arrange([5, 6, 7, 8], 2, None, None).tolist() == [[0, 1], [2, 3]]
-    assert gen_video.arrange([5, 6, 7], 2, 2, None).tolist() == [[0, 1], [2, 0]]
-    shuffled = gen_video.arrange(list(range(20)), 2, None, 1)
+    assert videos.arrange([5, 6, 7, 8], 2, None, None).tolist() == [[0, 1], [2, 3]]
+    assert videos.arrange([5, 6, 7], 2, 2, None).tolist() == [[0, 1], [2, 0]]
+    shuffled = videos.arrange(list(range(20)), 2, None, 1)
     assert sorted(shuffled.ravel()) == list(range(20)) and shuffled.ravel().tolist() != list(range(20))
-    assert (shuffled == gen_video.arrange(list(range(20)), 2, None, 1)).all()
+    assert (shuffled == videos.arrange(list(range(20)), 2, None, 1)).all()
 
 
 @pytest.mark.parametrize(
     ("args", "name", "message"),
     [
-        (["--seeds=0-4", "--grid=2x1"], "v.gif", "5 seeds do not divide among 2 cells"),
-        (["--seeds=0"], "v.avi", "endings that can be written are .mp4"),
+        (["--seeds=0-4", "--grid=2x1"], "v.gif", "5 seeds cannot be divided evenly among 2 grid cells"),
+        (["--seeds=0"], "v.avi", "supported extensions are .mp4"),
         (["--seeds=0", "--class=9"], "v.gif", "class 9: the network's classes are 0 to 2"),
         (["--seeds=0", "--trunc=inf"], "v.gif", "--trunc=inf is not a finite number"),
-        (["--seeds=0", "--grid=2"], "v.gif", "--grid=2: say columns x rows"),
+        (["--seeds=0", "--grid=2"], "v.gif", "--grid=2: write columns x rows"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, args, name, message):
@@ -227,29 +228,29 @@ def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):
         (
             "a.gif",
             ["--seeds=0-3", "--num-keyframes=1000000000"],
-            "--num-keyframes=1000000000: 1 cells with so many keyframes",
+            "--num-keyframes=1000000000: 1 cells would have more than",
         ),
         (
             "a.gif",
             ["--seeds=0-3", "--w-frames=1000000000"],
-            "4,000,000,000 frames, and at most 10,000,000 are made",
+            "4,000,000,000 frames, but at most 10,000,000 are allowed",
         ),
         (
             "a.gif",
             ["--seeds=0-3", "--grid=1000x1200", "--num-keyframes=1"],
             "--grid=1000x1200: 1,200,000 images of 16x16 pixels",
         ),
-        ("a.gif", ["--seeds=0-3", "--grid=100000x100000"], "--seeds: 4 seeds do not divide"),
+        ("a.gif", ["--seeds=0-3", "--grid=100000x100000"], "--seeds: 4 seeds cannot be divided"),
     ):
         result = run(gen_video.main, *network, tmp_path / name, *args, code=1)
         assert message in result.output and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(gen_video.memory, "host_free_bytes", lambda: 2**20)
+    monkeypatch.setattr(videos.memory, "host_free_bytes", lambda: 2**20)
     result = run(gen_video.main, *network, tmp_path / "a.webp", "--seeds=0-3", "--w-frames=1000", code=1)
     assert (
         "4,000 frames of 1 cells with 4 keyframes take 0.0 GiB" in result.output
         and "write .mp4 or .gif" in result.output
     )
-    monkeypatch.setattr(gen_video.memory, "host_free_bytes", lambda: 2**10)
+    monkeypatch.setattr(videos.memory, "host_free_bytes", lambda: 2**10)
     run(gen_video.main, *network, tmp_path / "a.gif", "--seeds=0-3", "--w-frames=2", code=1)
     assert list(tmp_path.iterdir()) == []
 

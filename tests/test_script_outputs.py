@@ -53,7 +53,7 @@ def test_no_name_and_addresses(script: str, place: Path) -> None:
     flag, others = SCRIPTS[script]
     assert flag in refused(script, *others, f"{flag}=")
     for address in ("https://host/x/out.mp4", "s3://bucket/out.zip"):
-        assert "is an address" in refused(script, *others, f"{flag}={address}")
+        assert "is a URL" in refused(script, *others, f"{flag}={address}")
     (place / "file").write_bytes(b"x")
     assert "file is a file" in refused(script, *others, f"{flag}=file/out.gif")
 
@@ -81,7 +81,7 @@ def test_one_data_set_of_several(place: Path) -> None:
 
 
 def test_a_folder_that_weights_are_fetched_to(place: Path) -> None:
-    assert "--prefetch=https://host/x is an address" in refused("train", "--prefetch=https://host/x")
+    assert "--prefetch=https://host/x is a URL" in refused("train", "--prefetch=https://host/x")
     assert "becomes part of a folder's name" in refused(
         "train", "--outdir=runs", "--data=photos", "--desc=../x"
     )

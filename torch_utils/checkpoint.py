@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from dnnlib import util
-from dnnlib.files import patiently, remove_temporaries, temporary_prefix
+from dnnlib.files import remove_temporaries, retry_io, temporary_prefix
 
 _NAME = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{16})\.pt")
 _SET_ASIDE = ".damaged"  # added to the name of one whose contents do not match its checksum
@@ -96,7 +96,7 @@ def _entries(folder: Path) -> list[tuple[int, Path]]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return patiently(lambda: os.listdir(folder), folder)
+        return retry_io(lambda: os.listdir(folder), folder)
     except FileNotFoundError:
         return []
 
@@ -159,7 +159,7 @@ def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
 
 def _prove(path: Path) -> None:
     """Reads a new checkpoint back. OSError if that fails; one that is damaged is gone then."""
-    if not patiently(lambda: _is_whole(path), path):
+    if not retry_io(lambda: _is_whole(path), path):
         path.unlink()
         raise OSError(
             f"the checkpoint {path} does not read back as it was written; earlier checkpoints are intact"
@@ -202,7 +202,7 @@ def latest(folder: str | os.PathLike[str], set_aside: bool = False) -> Path | No
     damaged: list[Path] = []
     for _, path in reversed(_entries(Path(folder))):
         try:
-            whole = patiently(functools.partial(_is_whole, path), path)
+            whole = retry_io(functools.partial(_is_whole, path), path)
         except FileNotFoundError:
             continue  # removed by the run that writes here
         except OSError as e:
@@ -238,7 +238,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_with_digest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """The state given to save(), and the sha256 of the bytes it was loaded from. Raises as `load`."""
     path = Path(path)
-    record, digest = patiently(lambda: _read(path), path)
+    record, digest = retry_io(lambda: _read(path), path)
     if (
         not isinstance(record, dict)
         or record.get("version") != _VERSION

@@ -81,7 +81,7 @@ def _private_folder(name: str) -> Path:
     """
     folder = Path(code_cache_path("plugins", name))
     trust.make_private(folder)
-    if any(trust.distrust(path) for path in (folder, *folder.iterdir())):
+    if any(trust.untrusted_reason(path) for path in (folder, *folder.iterdir())):
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
     return trust.trusted_path(folder)
 

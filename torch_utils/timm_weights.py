@@ -17,7 +17,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from dnnlib.util import discarded, reason, sha256_file
+from dnnlib.util import discard_copy, reason, sha256_file
 from torch_utils import tensor_files
 
 LITE0 = "tf_efficientnet_lite0"
@@ -136,7 +136,7 @@ def read_resolved(name: str, weights: str | None, path: Path) -> tuple[dict[str,
     except ValueError as error:
         if weights is not None or name == LITE0:
             raise
-        raise discarded(f"weights of {name}", error, path) from None
+        raise discard_copy(f"weights of {name}", error, path) from None
 
 
 def _lite0_file() -> Path:

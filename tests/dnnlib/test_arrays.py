@@ -47,7 +47,7 @@ def test_damage_is_named(file):
         for i in range(9):
             rows[i]
     path.write_bytes(data[:300])
-    with pytest.raises(ValueError, match=r"no \.npz file"):
+    with pytest.raises(ValueError, match=r"not a numpy \.npz file"):
         arrays.members(path)
 
 

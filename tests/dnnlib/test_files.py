@@ -72,18 +72,18 @@ def pauses(monkeypatch):
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO])
 def test_an_io_error_is_waited_for(error, pauses, capsys):
-    assert files.patiently(failing(6, error), "some file") == "read"
+    assert files.retry_io(failing(6, error), "some file") == "read"
     assert pauses == list(files.PAUSES) and len(pauses) == 6 and pauses == sorted(pauses)
     assert capsys.readouterr().err.count("some file: ") == 6
-    with pytest.raises(OSError, match=r"7 times.*some file") as caught:
-        files.patiently(failing(7, error), "some file")
+    with pytest.raises(OSError, match=r"after 7 attempts: 'some file") as caught:
+        files.retry_io(failing(7, error), "some file")
     assert caught.value.errno == error
 
 
 @pytest.mark.parametrize("error", [errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR])
 def test_what_waiting_does_not_cure_fails_at_once(error, pauses):
     with pytest.raises(OSError):
-        files.patiently(failing(1, error), "some file")
+        files.retry_io(failing(1, error), "some file")
     assert pauses == []
 
 

@@ -15,7 +15,7 @@ from dnnlib import locks, util
 
 ROOT = Path(util.__file__).resolve().parent.parent
 HOLD = "import sys; from dnnlib.locks import Lock; lock = Lock(sys.argv[1])\n"
-HOLD += "held = lock.acquire(); lock.sign(); print(held, flush=True); sys.stdin.read()"
+HOLD += "held = lock.acquire(); lock.write_holder(); print(held, flush=True); sys.stdin.read()"
 
 
 def holder(path) -> subprocess.Popen:
@@ -43,7 +43,7 @@ def test_a_lock_keeps_others_out_until_its_process_dies(tmp_path):
         child.communicate()
     assert mine.acquire() and mine.supported
     assert mine.last_holder() == locks.Holder(child.pid, platform.node())
-    mine.sign()
+    mine.write_holder()
     assert mine.holder_text() == f"process {os.getpid()} on {platform.node()}"
     assert not locks.Lock(tmp_path / "lock").acquire()
     mine.release()
@@ -86,7 +86,7 @@ def test_a_file_system_without_locks_gets_one_warning(error, tmp_path, monkeypat
     assert (
         len(told) == 1
         and str(tmp_path) in told[0]
-        and "no locks" in told[0]
+        and "does not support locks" in told[0]
         and os.strerror(error) in told[0]
     )
 

@@ -26,15 +26,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "names no file"),
-        ("  ", "names no file"),
-        ("a\0b", "names no file"),
-        ("https://host/a.zip", "is an address"),
-        ("s3://bucket/a.zip", "is an address"),
-        ("file:///tmp/a.zip", "is an address"),
-        ("hf://me/x", "is an address"),
+        ("", "is not the name of a file"),
+        ("  ", "is not the name of a file"),
+        ("a\0b", "is not the name of a file"),
+        ("https://host/a.zip", "is a URL"),
+        ("s3://bucket/a.zip", "is a URL"),
+        ("file:///tmp/a.zip", "is a URL"),
+        ("hf://me/x", "is a URL"),
         ("a.zip/b.zip", "a.zip is a file, not a folder"),
-        ("photos", "is a folder: name a file"),
+        ("photos", "is a folder: give the path of a file"),
     ],
 )
 def test_a_path_that_nothing_can_be_written_to(place: Path, path: str, message: str) -> None:
@@ -44,7 +44,7 @@ def test_a_path_that_nothing_can_be_written_to(place: Path, path: str, message: 
 
 
 def test_a_file_is_no_folder(place: Path) -> None:
-    with pytest.raises(ValueError, match=r"--outdir=a\.zip is a file: name a folder"):
+    with pytest.raises(ValueError, match=r"--outdir=a\.zip is a file: give the path of a folder"):
         outputs.check_output("--outdir", "a.zip", folder=True)
     outputs.check_output("--outdir", "new/deep/er", folder=True)
 

@@ -111,10 +111,10 @@ class Told(io.StringIO):
 )
 def test_work_without_a_count_says_that_it_goes_on(is_terminal, form):
     stream = Told(is_terminal)
-    with progress.working("Writing x", stream, after=0):
+    with progress.show_elapsed("Writing x", stream, after=0):
         assert stream.told.wait(60)
     assert re.fullmatch(form, stream.getvalue())
     quiet = io.StringIO()
-    with pytest.raises(KeyError), progress.working("Writing x", quiet, after=3600):
+    with pytest.raises(KeyError), progress.show_elapsed("Writing x", quiet, after=3600):
         raise KeyError
     assert quiet.getvalue() == ""

@@ -113,7 +113,7 @@ def test_the_last_line(tmp_path):
     for damage in (b"null\n", b"5\n", b"\xff\n", b"garbage"):
         path.write_bytes(b'{"kimg": 1}\n' + damage)
         with pytest.raises(
-            records.Damaged, match=r"metric-fid50k_full.jsonl is damaged .*move the file away"
+            records.Damaged, match=r"metric-fid50k_full.jsonl is damaged .*move or delete the file"
         ):
             records.last_line(path)
 

@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     library = tmp_path / "inner" / "library.so"
     library.write_bytes(b"code")
     library.chmod(0o755)
-    assert trust.distrust(library) == "" and trust.trusted_path(library) == library
+    assert trust.untrusted_reason(library) == "" and trust.trusted_path(library) == library
     yield tmp_path
     tmp_path.chmod(0o700)
 
@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 def test_what_others_can_write_to_is_refused(place: Path, what: str, mode: int) -> None:
     (place / what).chmod(mode)
     assert (
-        trust.distrust(place / "inner" / "library.so")
+        trust.untrusted_reason(place / "inner" / "library.so")
         == f"others can write to {(place / what).resolve()} (mode {mode:04o})"
     )
     with pytest.raises(trust.Distrusted):
@@ -45,10 +45,12 @@ def test_what_others_can_write_to_is_refused(place: Path, what: str, mode: int) 
 
 def test_the_sticky_bit_protects_what_lies_below_alone(place: Path) -> None:
     place.chmod(0o1777)
-    assert trust.distrust(place / "inner" / "library.so") == ""
+    assert trust.untrusted_reason(place / "inner" / "library.so") == ""
     (place / "library.so").write_bytes(b"code")
-    assert "others can write to" in trust.distrust(place / "library.so"), "others could have put it there"
-    assert "others can write to" in trust.distrust(place)
+    assert "others can write to" in trust.untrusted_reason(place / "library.so"), (
+        "others could have put it there"
+    )
+    assert "others can write to" in trust.untrusted_reason(place)
 
 
 def as_owned(monkeypatch: pytest.MonkeyPatch, path: Path, uid: int) -> None:
@@ -69,13 +71,17 @@ def test_what_belongs_to_others_is_refused(
 ) -> None:
     place.chmod(0o700 | sticky)
     as_owned(monkeypatch, place / what, STRANGER)
-    assert trust.distrust(place / "inner" / "library.so") == f"{place / what} belongs to user {STRANGER}"
+    assert (
+        trust.untrusted_reason(place / "inner" / "library.so") == f"{place / what} belongs to user {STRANGER}"
+    )
 
 
 def test_roots_files_are_trusted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = os.geteuid()
     monkeypatch.setattr(trust.os, "geteuid", lambda: STRANGER)
-    assert (trust.distrust(place / "inner" / "library.so") == "") == (user == 0) and trust.distrust("/") == ""
+    assert (trust.untrusted_reason(place / "inner" / "library.so") == "") == (
+        user == 0
+    ) and trust.untrusted_reason("/") == ""
 
 
 def test_links_are_followed_and_every_folder_on_the_way_counts(
@@ -90,34 +96,34 @@ def test_links_are_followed_and_every_folder_on_the_way_counts(
         == place / "inner" / "library.so"
     )
     (place / "open").chmod(0o777)
-    assert f"{place / 'open'} " in trust.distrust(place / "link" / "library.so"), (
+    assert f"{place / 'open'} " in trust.untrusted_reason(place / "link" / "library.so"), (
         "whoever can change the link chooses the file"
     )
     (place / "open").chmod(0o1777)
-    assert trust.distrust(place / "link" / "library.so") == ""
+    assert trust.untrusted_reason(place / "link" / "library.so") == ""
     as_owned(monkeypatch, place / "open" / "there", STRANGER)
-    assert f"belongs to user {STRANGER}" in trust.distrust(place / "link" / "library.so")
+    assert f"belongs to user {STRANGER}" in trust.untrusted_reason(place / "link" / "library.so")
 
 
 def test_links_in_a_circle(place: Path) -> None:
     (place / "a").symlink_to("b")
     (place / "b").symlink_to("a")
-    assert trust.distrust(place / "a") == f"{place / 'a'}: Too many levels of symbolic links"
+    assert trust.untrusted_reason(place / "a") == f"{place / 'a'}: Too many levels of symbolic links"
 
 
 def test_what_is_not_there_could_be_made_in_a_good_place(place: Path) -> None:
-    assert trust.distrust(place / "inner" / "new" / "newer") == ""
+    assert trust.untrusted_reason(place / "inner" / "new" / "newer") == ""
     with pytest.raises(FileNotFoundError):
         trust.trusted_path(place / "inner" / "new")
     place.chmod(0o777)
-    assert "others can write to" in trust.distrust(place / "new" / "newer")
+    assert "others can write to" in trust.untrusted_reason(place / "new" / "newer")
 
 
 def test_relative_paths_begin_where_we_are(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "inner")
     assert trust.trusted_path("library.so") == place / "inner" / "library.so"
     place.chmod(0o777)
-    assert f"{place} " in trust.distrust("library.so")
+    assert f"{place} " in trust.untrusted_reason("library.so")
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
@@ -152,17 +158,19 @@ def test_code_has_another_place_where_the_cache_folder_is_open_to_others(
     temporary.chmod(0o1777)
     assert util.code_cache_path("ops") == str(temporary / f"dnnlib-{os.geteuid()}" / "ops")
     temporary.chmod(0o777)
-    assert util.code_cache_path("ops") == str(cache / "ops") and trust.distrust(util.code_cache_path("ops"))
+    assert util.code_cache_path("ops") == str(cache / "ops") and trust.untrusted_reason(
+        util.code_cache_path("ops")
+    )
 
 
 def test_a_users_own_group_is_nobody_else(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many systems make it: umask 002, and a group for every user."""
     (place / "inner").chmod(0o775)
-    assert "others can write to" in trust.distrust(place / "inner")
+    assert "others can write to" in trust.untrusted_reason(place / "inner")
     monkeypatch.setattr(trust, "_is_private_group", lambda gid: gid == (place / "inner").stat().st_gid)
-    assert trust.distrust(place / "inner") == ""
+    assert trust.untrusted_reason(place / "inner") == ""
     (place / "inner").chmod(0o777)
-    assert "others can write to" in trust.distrust(place / "inner")
+    assert "others can write to" in trust.untrusted_reason(place / "inner")
 
 
 def test_systems_without_such_rights_load_as_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

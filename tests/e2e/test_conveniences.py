@@ -115,12 +115,15 @@ def test_nothing_that_is_convenient_ends_a_run(tmp_path, monkeypatch):
         )
     text = "\n".join(str(warning.message) for warning in told)
     for name in ("reals.png", "fakes_init.png", "fakes000000.png", "contact-sheet.png", "about.json"):
-        assert f"{name} cannot be written: No space left on device; going on without it" in text, (name, text)
+        assert f"{name} cannot be written: No space left on device; continuing without it" in text, (
+            name,
+            text,
+        )
     for name in ("network-snapshot.pkl", "best_model.pkl"):
         assert f"{name} cannot be written" in text
     assert (
         "TensorBoard's event files cannot be written (TensorBoard's own trouble)" in text
-        and "curves.png is not drawn" in text
+        and "curves.png cannot be drawn" in text
     )
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["outcome"] == "finished"

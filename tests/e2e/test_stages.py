@@ -411,10 +411,10 @@ def test_the_final_measurement_is_of_upsampled_images_and_says_so(data, whole, t
     ("arguments", "message"),
     [
         (["--data=/nowhere.zip"], "/nowhere.zip"),
-        (["--stages=64"], "'64' is no stage of recipe tiny, which has 8, 16, 32"),
+        (["--stages=64"], "'64' is not a stage of recipe tiny; its stages are 8, 16, 32"),
         (["--stages=16"], "stage 16 needs the network of stage 8"),
         (["--path_stem=x.pkl"], "stage 8 of tiny is a stem itself"),
-        (["--up_factor=2"], "--up_factor has no place with a recipe"),
+        (["--up_factor=2"], "--up_factor cannot be used with a recipe"),
         (["--recipe=nowhere"], "--recipe=nowhere: no such file"),
         (["--metrics=fid50kfull"], "fid50k_full"),
         (["--batch=7", "--gpus=2"], "stage 8: --batch=7 is not a multiple"),
@@ -461,7 +461,7 @@ def test_a_changed_recipe_and_a_damaged_folder_are_named(command, recipe_file, w
     other.write_text(RECIPE.replace("kimg: 0.024", "kimg: 0.032"))
     result = invoke(f"--resume={whole}", f"--recipe={other}")
     assert result.exit_code == 1 and "stage 32: kimg 0.032 against 0.024" in result.output
-    assert "done already" in invoke(f"--resume={whole}", f"--recipe={recipe_file}").output
+    assert "already done" in invoke(f"--resume={whole}", f"--recipe={recipe_file}").output
     (tmp_path / "00000-x").mkdir()
     (tmp_path / "00000-x" / "recipe.json").write_text("{")
     result = invoke(f"--resume={tmp_path / '00000-x'}")

@@ -127,7 +127,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     archive = archives.open_archive(tmp_path / "x.zip")
     assert [entry.name for entry in archive.images] == ["a.png"]
     assert str(archive.left_out) == (
-        "3 with an ending that is not read (.txt 2, .heic 1), 4 hidden or of the system (.DS_Store 1, .git "
+        "3 with an unsupported extension (.txt 2, .heic 1), 4 hidden or system files (.DS_Store 1, .git "
         "1, @eaDir 1, __MACOSX 1)"
     )
     folder = archives.open_archive(tmp_path / "x")
@@ -151,10 +151,11 @@ def test_links(tmp_path: Path) -> None:
     (root / "also").symlink_to("dog")
     archive = archives.open_archive(root)
     assert [entry.name for entry in archive.images] == ["dog/2.png"]
-    assert str(archive.left_out) == "1 links to folders (--follow-links reads them) (also)"
+    assert str(archive.left_out) == "1 links to folders (use --follow-links to read them) (also)"
     (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
     with pytest.raises(
-        ValueError, match=r"cat is a link that leaves the folder .* or use dataset_tool\.py --follow-links"
+        ValueError,
+        match=r"cat is a link that leads out of the folder .* or pass --follow-links to dataset_tool\.py",
     ):
         archives.open_archive(root)
     (root / "dog" / "up").symlink_to(root)
@@ -170,7 +171,8 @@ def test_links(tmp_path: Path) -> None:
     (root / "gone").symlink_to("nowhere")
     for follow_links in (False, True):
         with pytest.raises(
-            ValueError, match=r"leads nowhere: there is no .*nowhere; remove the link|leaves the folder"
+            ValueError,
+            match=r"is a broken link: .*nowhere does not exist; remove the link|leads out of the folder",
         ):
             archives.open_archive(root, follow_links)
 
@@ -241,7 +243,7 @@ def test_names_in_zips_are_what_their_writers_meant(
 
 def test_a_name_cannot_leave_the_folder_by_its_unicode_field(tmp_path: Path) -> None:
     raw = "é.png".encode("cp437")
-    with pytest.raises(ValueError, match="leaves the folder"):
+    with pytest.raises(ValueError, match="leads out of the folder"):
         archives.open_archive(zip_with(tmp_path / "x.zip", raw, 0, unicode_field("../x.png", raw)))
 
 
@@ -329,10 +331,10 @@ def test_texts_are_unpacked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> No
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"<!DOCTYPE html><html>", r"no known image format begins with b'<!DOCTYPE ht'"),
+        (b"<!DOCTYPE html><html>", r"unknown image format, starting with b'<!DOCTYPE ht'"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "PNG: "),
         (b"GIF89a", "GIF: "),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "no known image format begins with"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "unknown image format, starting with"),
     ],
 )
 def test_the_decoders_reason_is_given(data: bytes, message: str) -> None:

@@ -66,7 +66,7 @@ def test_folders_are_classes(write: Any) -> None:
     assert found(archive) == (["cat", "dog"], [0, 0, 1], ["cat/1.png", "cat/deep/2.png", "dog/1.png"])
     assert (
         labels.label(archive).summary()
-        == "2 classes, from the folders cat, dog, 1 folders inside them not counted; left out: nothing"
+        == "2 classes, from the folders cat, dog, 1 folders inside them are not classes; left out: nothing"
     )
     assert found(archive, "none")[:2] == (None, None)
     with pytest.raises(labels.Undecided, match=r"there is no dataset\.json"):
@@ -90,7 +90,7 @@ def test_a_data_set_among_class_folders_is_refused(write: Any) -> None:
         b'{"labels": null}',
     )
     with pytest.raises(
-        labels.Undecided, match=r"a data set lies inside, small/dataset\.json, among other images"
+        labels.Undecided, match=r"it contains a data set \(small/dataset\.json\) beside other images"
     ) as caught:
         labels.label(archive)
     assert "--subfolder=small" in str(caught.value)
@@ -103,7 +103,7 @@ def test_a_dataset_json_without_images_is_counted(write: Any) -> None:
     archive = write_index(archive, "meta/dataset.json", b'{"labels": null}')
     result = labels.label(archive)
     assert result.num_classes == 0 or result.class_names == ["cat", "dog"]
-    assert "1 dataset.json further down (meta/dataset.json)" in result.summary()
+    assert "1 dataset.json in subfolders (meta/dataset.json)" in result.summary()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_splits_are_no_classes(write: Any, folders: list[str]) -> None:
     archive = write(*(f"set/{folder}/{kind}/1.png" for folder in folders for kind in ("cat", "dog")))
     with pytest.raises(
         labels.Undecided,
-        match=r"are splits, not classes: take one \(dataset_tool\.py --subfolder=set/(train|Train|seg)",
+        match=r"are splits, not classes: select one \(dataset_tool\.py --subfolder=set/(train|Train|seg)",
     ) as caught:
         labels.label(archive)
     assert "\n" not in str(caught.value)
@@ -183,7 +183,7 @@ def test_other_numbered_folders_are_asked_for(write: Any, names: list[str]) -> N
     archive = write(*names)
     with pytest.raises(
         labels.Undecided,
-        match=r"may be numbered parts of one set, or classes: --labels=folders .* --labels=none",
+        match=r"could be numbered parts of one set or classes: use --labels=folders .* --labels=none",
     ):
         labels.label(archive)
     assert len(found(archive, "folders")[0] or []) == len({name.partition("/")[0] for name in names})
@@ -208,7 +208,7 @@ def test_one_folder_around_all_images_is_no_class(write: Any, folder: str) -> No
     archive = write(f"{folder}/1.png", f"{folder}/2.png")
     assert (
         found(archive)[:2] == (None, None)
-        and f"the one folder, {folder}, holds all images" in labels.label(archive).summary()
+        and f"the only folder, {folder}, contains all images" in labels.label(archive).summary()
     )
 
 
@@ -257,13 +257,13 @@ def test_null_labels_beside_class_folders_are_told(write: Any) -> None:
     archive = write_index(write("cat/1.png", "dog/1.png"), "dataset.json", b'{"labels": null}')
     assert found(archive)[:2] == (None, None)
     expected = (
-        "no classes (dataset.json gives no labels; --labels=folders makes classes of the folders "
-        "cat, dog); left out: nothing"
+        "no classes (dataset.json has no labels; use --labels=folders to treat the folders "
+        "cat, dog as classes); left out: nothing"
     )
     assert labels.label(archive).summary() == expected
     assert found(archive, "folders")[0] == ["cat", "dog"]
     assert (
-        "1 dataset.json, as asked for"
+        "1 dataset.json, as requested"
         in labels.label(archives.open_archive(archive.path), "folders").summary()
     )
 
@@ -271,8 +271,8 @@ def test_null_labels_beside_class_folders_are_told(write: Any) -> None:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b'{"a/0.png": 0}', r"has no \"labels\", but it has 'a/0\.png': write"),
-        (b'{"Labels": [["cat/1.png", 0]]}', r"has no \"labels\", but it has 'Labels'"),
+        (b'{"a/0.png": 0}', r"has no \"labels\" \(found 'a/0\.png'\): write"),
+        (b'{"Labels": [["cat/1.png", 0]]}', r"has no \"labels\" \(found 'Labels'\)"),
         (b'{"metadata": {}}', r"has no \"labels\""),
         (b'{"labels": 0}', r"must be a list of \[file name, class index\] or null"),
         (b'{"labels": ""}', "must be a list"),
@@ -303,7 +303,7 @@ def test_labels_of_files_that_are_not_used_say_why(write: Any) -> None:
     archive = write_index(archive, "dataset.json", index(["a.png", "b.heic"]))
     with pytest.raises(
         labels.Undecided,
-        match=r"labels 1 files that are not there, the first is b\.heic: which is there, but has an ending",
+        match=r"labels for 1 images that are missing, the first is b\.heic \(it exists, but its extension",
     ):
         labels.label(archive)
 
@@ -330,10 +330,10 @@ def test_two_spellings_of_one_class_are_refused(tmp_path: Path) -> None:
         tmp_path / "set.zip",
         {unicodedata.normalize(form, "caf\u00e9/1.png"): IMAGE for form in ("NFC", "NFD")},
     )
-    with pytest.raises(ValueError, match="the class folders name 'caf\u00e9' twice"):
+    with pytest.raises(ValueError, match="the class folders contain the name 'caf\u00e9' twice"):
         labels.label(archives.open_archive(path))
 
 
 def test_a_folder_that_is_not_there(write: Any) -> None:
-    with pytest.raises(ValueError, match="there is no folder tain inside; there is train, val"):
+    with pytest.raises(ValueError, match="contains no folder tain; its folders are: train, val"):
         labels.label(write("train/1.png", "val/1.png"), subfolder="tain")

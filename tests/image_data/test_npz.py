@@ -33,9 +33,9 @@ def test_images_and_labels(tmp_path, channels):
         ),
         ({"arr_0": pixels().transpose(0, 3, 1, 2).copy()}, r"not uint8 \[4, 3, 6, 6\]: move the channels"),
         ({"arr_0": pixels()[0]}, r"not uint8 \[6, 6, 3\]"),
-        ({"arr_0": pixels(n=0)}, "holds no images"),
-        ({"images": pixels()}, r"the file holds images uint8 \[4, 6, 6, 3\]"),
-        ({}, "the file holds nothing"),
+        ({"arr_0": pixels(n=0)}, "contains no images"),
+        ({"images": pixels()}, r"the file contains images uint8 \[4, 6, 6, 3\]"),
+        ({}, "the file contains nothing"),
     ],
 )
 def test_other_layouts_are_refused_in_one_line(tmp_path, content, message):
@@ -47,5 +47,5 @@ def test_other_layouts_are_refused_in_one_line(tmp_path, content, message):
 
 def test_what_is_no_npz_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x05\x06 not")
-    with pytest.raises(ValueError, match=r"no \.npz file of numpy"):
+    with pytest.raises(ValueError, match=r"not a numpy \.npz file"):
         sources.open_source(tmp_path / "a.npz")

@@ -87,7 +87,7 @@ def doctor() -> None:
             if path.name.startswith(f"ops-{extension.source_hash()}-") and not path.stem.endswith("-host")
         ]
         parent = next(p for p in [folder, *folder.parents] if p.exists())
-        reason = trust.distrust(folder)
+        reason = trust.untrusted_reason(folder)
         note = f" (not used: {reason})" if reason else "" if os.access(parent, os.W_OK) else " (not writable)"
         click.echo(f"folder        {folder}{note}: {', '.join(fresh) or 'no library for this torch'}")
     click.echo(f"CPU kernels   {cpu_extension.describe()}")

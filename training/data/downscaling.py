@@ -114,7 +114,7 @@ def cached_paths(dataset: ImageDataset, resolution: int) -> list[Path]:
     folder = f"{dataset.name}-downscaled-{key}"
     file = f"{_name(dataset, resolution)}.zip"
     temporary = temporary_cache_path("data-sets")
-    caches = [make_cache_dir_path("data-sets"), *([] if trust.distrust(temporary) else [temporary])]
+    caches = [make_cache_dir_path("data-sets"), *([] if trust.untrusted_reason(temporary) else [temporary])]
     return [
         Path(dataset.path).absolute().parent / folder / file,
         *(Path(cache) / folder / file for cache in caches),

@@ -62,7 +62,7 @@ def read_from(repository: str, read: Callable[[str], _T], hub: Any = None) -> _T
     try:
         return read(path)
     except dnnlib.util.Damaged as error:
-        raise dnnlib.util.discarded(repository, error, path, Path(path).with_name(CONFIG)) from None
+        raise dnnlib.util.discard_copy(repository, error, path, Path(path).with_name(CONFIG)) from None
     except ValueError as error:
         raise ValueError(f"{repository}: {error}") from None
 

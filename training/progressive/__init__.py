@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Progressive training: recipes, their stages, and the plan of --dry-run."""

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe from outside: its schedule from a command line, its folder, its stages one after the other.
-Metrics come from the caller.
-"""
+"""Run a recipe: its schedule from a command line, its folder, its stages. Metrics come from the caller."""
 
 from __future__ import annotations
 
@@ -32,32 +30,33 @@ from training.run_folder import new_run_folder, run_folders, write_json
 
 @dataclass(frozen=True)
 class Measures:
-    """What a script lends, since training does not know metrics. Functions of a module or script, since other
-    processes receive them.
+    """Functions that a script provides, because `training` does not import `metrics`.
+
+    They must be importable, because they are pickled for other processes.
     """
 
     evaluate: launch.MakeEvaluate
-    final: Callable[
-        [TrainConfig, str, torch.device], Any
-    ]  # the last stage's config, a metric -> evaluator(generator, ...) -> its records
+    # (config of the last stage, metric, device) -> evaluator(generator, ...) -> its records
+    final: Callable[[TrainConfig, str, torch.device], Any]
 
 
 def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
-    """The schedule that a command line asks for: a new recipe's, or that of `folder` with what the command
-    line changes.
+    """The schedule of a command line: that of a new recipe, or that of `folder` with changes.
 
-    values: the command line's flags by name; None = not given.
+    Args:
+        values: the flags of the command line by name; None = not given.
+        folder: the recipe's folder to resume; None = a new one.
 
     Raises:
         ValueError: one line.
     """
     for flag in ("superres", "up_factor", "resolution"):
         if values[flag] is not None:
-            raise ValueError(f"--{flag} has no place with a recipe, whose stages say their resolutions")
+            raise ValueError(f"--{flag} cannot be used with a recipe, whose stages define their resolutions")
     if folder is None:
         missing = [f"--{flag}" for flag in ("outdir", "data") if values[flag] is None]
         if missing and not values["dry_run"]:
-            raise ValueError(f"missing {', '.join(missing)} (or --resume=FOLDER to go on)")
+            raise ValueError(f"missing {', '.join(missing)} (or --resume=FOLDER)")
         schedule = stages.Schedule(recipe.load(values["recipe"]), values["data"] or "")
     else:
         schedule = stages.read(folder)
@@ -66,9 +65,9 @@ def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
         )
         if changed:
             raise ValueError(
-                f"--recipe={values['recipe']} is not what {folder} was made with ({changed}): leave out "
-                "--recipe to go on with the "
-                "recorded one, or start a new folder with --outdir"
+                f"--recipe={values['recipe']} is not the recipe of {folder} ({changed}): remove --recipe to "
+                "resume "
+                "with the recorded one, or start a new folder with --outdir"
             )
     explicit = folder is None or values["stages"] is not None
     selected = stages.parse_selected(values["stages"], schedule.recipe) if explicit else schedule.selected
@@ -86,12 +85,12 @@ def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
         schedule, data=values["data"] or schedule.data, overrides=overrides, selected=selected
     )
     if not all("gpus" in schedule.flags(s) for s in schedule.stages) and not values["dry_run"]:
-        raise ValueError("missing --gpus: the number of processes, which this recipe leaves open")
+        raise ValueError("missing --gpus: this recipe does not define the number of processes")
     return schedule
 
 
 def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path | None:
-    """The newest folder of this schedule, if it is not done (what --restart_every goes on with)."""
+    """The newest folder of this schedule, if it is not done. --restart_every resumes it."""
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
         if path.name.split("-", 1)[-1] == desc and run_folder.is_recipe_folder(path):
             same = json.loads(json.dumps(stages.read(path).to_json())) == json.loads(
@@ -102,10 +101,11 @@ def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path
 
 
 def check(planned: list[plan.Planned]) -> None:
-    """Find before the first stage starts what would stop any of them.
+    """Find problems of any stage before the first one starts.
 
     Raises:
-        ValueError, OSError: one line.
+        ValueError: one line.
+        OSError: one line.
     """
     for p in planned:
         assert p.dataset is not None
@@ -125,10 +125,18 @@ def start(
     measures: Measures,
     deadline: float,
 ) -> str:
-    """Make or lock the folder and run the selected stages in it. Returns the outcome.
+    """Create or lock the folder, and run the selected stages in it.
 
-    folder: to go on in; None = a new one in values["outdir"]. values: as for `schedule_of`. deadline: of
-    time.monotonic().
+    Args:
+        schedule: the schedule.
+        folder: folder to resume; None = a new one in values["outdir"].
+        values: see `schedule_of`.
+        desc: description in the name of a new folder.
+        measures: see `Measures`.
+        deadline: time.monotonic() after which no further stage starts.
+
+    Returns:
+        The outcome.
     """
     last = schedule.config(schedule.recipe.stages[-1])
     if distributed.under_torchrun():
@@ -172,17 +180,20 @@ def start(
                 measures.final,
             )
 
-    def say(line: str) -> None:
-        print(line, flush=True) if distributed.is_main() else None
-
     with stack, terminated_as_interrupted():
         try:
-            hooks = stages.Hooks(train_stage, measure, say, deadline)
+            hooks = stages.Hooks(train_stage, measure, _say, deadline)
             outcome = stages.run(schedule, folder, bool(values["stages"] and resumed), hooks)
         except KeyboardInterrupt:
-            say(f"Stopped. Go on with --resume={folder}")
+            _say(f"Stopped. Resume with --resume={folder}")
             outcome = run_folder.INTERRUPTED
     return outcome
+
+
+def _say(line: str) -> None:
+    """Print a line in the main process."""
+    if distributed.is_main():
+        print(line, flush=True)
 
 
 def measure_process(
@@ -192,8 +203,14 @@ def measure_process(
     metric: str,
     final: Callable[[TrainConfig, str, torch.device], Any],
 ) -> None:
-    """One process of a measurement at the last stage's resolution. tree: that stage's configuration. Leaves
-    final.json in `run_dir`.
+    """One process of an evaluation at the resolution of the last stage. Writes final.json to `run_dir`.
+
+    Args:
+        tree: configuration of the last stage as JSON.
+        network: file of the network.
+        run_dir: run folder of its stage.
+        metric: the metric.
+        final: see `Measures`.
     """
     config = from_json(tree)
     device = launch.join(config)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a schedule: its stages' networks without their numbers, what does not fit together, and the
-text of --dry-run.
-"""
+"""The plan of a schedule: the stages' networks without weights, checks, and the text of --dry-run."""
 
 from __future__ import annotations
 
@@ -31,28 +29,26 @@ from training.watch.estimate import ticks_and_snapshots
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A stage with its configuration, its data set (images not read, not resized) and its networks' plans on
-    the meta device.
-    """
+    """A stage with its configuration, data set (images not read), and networks on the meta device."""
 
     stage: Stage
     config: TrainConfig
-    dataset: ImageDataset | None  # None: planned without data
+    dataset: ImageDataset | None  # None: no --data
     generator: Generator
     discriminator: ProjectedDiscriminator
     stem: Generator | None
 
     @property
     def disk(self) -> run_plan.Disk:
-        """What the stage needs at most."""
+        """The maximum disk space of the stage."""
         return run_plan.estimate_disk(self.config, self.generator, self.discriminator, self.dataset)
 
 
 def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
-    """The generators of all stages of the recipe on the meta device, each on the one before; no file is read.
+    """Build the generators of all stages on the meta device, each on the previous one. Reads no file.
 
     Raises:
-        ValueError: a stage cannot be planned, naming it.
+        ValueError: a stage cannot be built. The message names it.
     """
     generators: list[Generator] = []
     for stage in schedule.recipe.stages:
@@ -70,12 +66,14 @@ def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
 
 
 def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
-    """Raises ValueError if a selected stage has no stem: neither selected itself, nor in the folder, nor
-    given.
+    """Check that each selected stage has a stem: from a selected stage, from the folder, or from --path_stem.
+
+    Raises:
+        ValueError: a stem is missing or does not match.
     """
     for stage in schedule.stages:
         if folder is not None and stems.read(folder / stage.name) is not None:
-            continue  # begun: it has its stem
+            continue  # already started with its stem
         below = schedule.below(stage)
         given = schedule.flags(stage).get("path_stem")
         if below is None or below in schedule.stages:
@@ -84,45 +82,45 @@ def check_stems(schedule: Schedule, folder: Path | None, c_dim: int) -> None:
             where = f"in {folder}" if folder else "yet"
             raise ValueError(
                 f"--stages: stage {stage.resolution} needs the network of stage {below.resolution}, which "
-                f"is not {where}: give --path_stem"
+                f"is not {where}: pass --path_stem"
             )
         if given is not None:
             stem = stems.read_stem(given).generator
             if (stem.img_resolution, stem.c_dim) != (below.resolution, c_dim):
                 raise ValueError(
                     f"--path_stem={given} makes {stem.img_resolution}x{stem.img_resolution} images of "
-                    f"{stem.c_dim or 'no'} classes; stage "
-                    f"{stage.resolution} needs a stem of {below.resolution}x{below.resolution} pixels and "
-                    f"{c_dim or 'no'} classes"
+                    f"{stem.c_dim or 'no'} classes, but stage {stage.resolution} needs a stem of "
+                    f"{below.resolution}x{below.resolution} pixels and {c_dim or 'no'} classes"
                 )
 
 
 def check_data(planned: Sequence[Planned]) -> None:
-    """Raises ValueError if the data sets of the stages do not go together."""
+    """Raise ValueError if the data sets of the stages do not match each other."""
     first = planned[0].dataset
     assert first is not None
     for p in planned:
         assert p.dataset is not None
         if p.dataset.resolution != p.stage.resolution:
             raise ValueError(
-                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, stage "
-                f"{p.stage.resolution} needs "
-                f"{p.stage.resolution}x{p.stage.resolution}"
+                f"--data={p.dataset.path} has {p.dataset.resolution}x{p.dataset.resolution} images, but "
+                "stage "
+                f"{p.stage.resolution} needs {p.stage.resolution}x{p.stage.resolution}"
             )
         if p.dataset.label_dim != first.label_dim or p.dataset.class_names != first.class_names:
             raise ValueError(
-                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, --data={first.path} has "
-                f"{first.label_dim}: "
-                "all stages need the same classes"
+                f"--data={p.dataset.path} has {p.dataset.label_dim} classes, but --data={first.path} has "
+                f"{first.label_dim}: all stages need the same classes"
             )
 
 
 def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
-    """The selected stages, checked as far as plans and data go. A schedule without data is planned with the
-    recipe's number of classes.
+    """Plan the selected stages, and check everything that needs neither weights nor images.
+
+    Without data, the recipe's number of classes is used.
 
     Raises:
-        ValueError, OSError: one line about the first thing that does not fit.
+        ValueError: one line about the first problem.
+        OSError: a file cannot be read.
     """
     configs = {s.resolution: schedule.config(s, folder) for s in schedule.stages}
     datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
@@ -150,21 +148,21 @@ def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:
     except downscaling.TooSmall as err:
         raise ValueError(
             f"stage {resolution}: the images of --data={config.data.path} are "
-            f"{err.resolution}x{err.resolution}, and are not enlarged: "
-            "choose smaller stages with --stages, or prepare larger images"
+            f"{err.resolution}x{err.resolution}, and images are not enlarged: choose smaller stages with "
+            "--stages, or prepare larger images"
         ) from None
 
 
 def short_plan(G: Generator) -> str:
-    """The layers in a line: what is kept and what is trained."""
+    """The layers in one line: which are kept frozen and which are trained."""
     names = G.synthesis.layer_names
     kept, head = names[: G.num_frozen_layers], names[G.num_frozen_layers :]
-    before = f"{len(kept)} kept ({kept[0]} ... {kept[-1]}), then " if kept else ""
+    before = f"{len(kept)} frozen ({kept[0]} ... {kept[-1]}), then " if kept else ""
     return f"{before}{', '.join(head)}"
 
 
 def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
-    """What --dry-run prints of a stage. speeds: lines about measured time."""
+    """The lines of --dry-run about a stage. `speeds`: lines about measured times."""
     G, run, gen = p.generator, p.config.run, p.config.generator
     D = p.discriminator
     heads, frozen = run_plan.parameter_counts(D)
@@ -176,14 +174,14 @@ def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
         else f"stem of {gen.syn_layers} layers"
     )
     ends = f"{run.kimg:g} kimg" + (
-        f", or {run.patience} evaluations without progress" if run.patience else ""
+        f", or {run.patience} evaluations without improvement" if run.patience else ""
     )
     size, tried = p.config, []
     if run.batch_gpu == AUTO:
         choice = auto_batch.planned(p.config, G, heads, frozen)
         size, tried = (
             auto_batch.settled(p.config, choice.batch_gpu),
-            [f"  rounds       {choice.line(p.config)}"],
+            [f"  micro-batch  {choice.line(p.config)}"],
         )
     memory = run_plan.estimate_memory_gb(size, G, heads, frozen)
     return [
@@ -191,22 +189,22 @@ def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
         f"  layers       {short_plan(G)}",
         f"  parameters   generator {total:,} ({trained:,} trained), discriminator heads {heads:,}, "
         f"backbones {frozen:,} (frozen)",
-        f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per round (estimate)",
+        f"  memory       about {memory:.1f} GiB per process at {size.batch_gpu} images per micro-batch "
+        "(estimate)",
         *tried,
         f"  length       {ends}; batch {run.batch} on {run.gpus} process(es): "
         f"{round(run.kimg * 1000 / run.batch):,} steps",
-        f"  snapshots    {ticks_and_snapshots(run)[1]}, each measured by "
-        f"{', '.join(run.metrics) or 'nothing'}",
+        f"  snapshots    {ticks_and_snapshots(run)[1]}, metrics: {', '.join(run.metrics) or 'none'}",
         f"  disk         {run_plan.disk_text(p.disk)}",
         *(f"  time         {line}" for line in speeds or [NOT_MEASURED]),
     ]
 
 
-NOT_MEASURED = "no measurement of this stage in recipes/speed.yaml"
+NOT_MEASURED = "not measured for this stage (recipes/speed.yaml)"
 
 
 def speeds_of(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> list[recipe.Speed]:
-    """The measurements of this very stage; none if an override changes its networks or their precision."""
+    """The measurements of this stage; none if an override changes its networks or their precision."""
     plain, own = replace(schedule, overrides=()).config(p.stage), p.config
     for name in ("generator.cbase", "generator.cmax", "run.precision"):
         if OPTIONS[name].of(plain) != OPTIONS[name].of(own):
@@ -219,27 +217,27 @@ def speeds_of(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> 
 
 
 def time_lines(schedule: Schedule, p: Planned, table: Sequence[recipe.Speed]) -> list[str]:
-    """Lines about a stage's duration, from measurements of this very stage alone."""
+    """Lines about the duration of a stage, from measurements of this stage only."""
     speeds = speeds_of(schedule, p, table)
     if not speeds and any(
         (row.recipe, row.resolution) == (schedule.recipe.name, p.stage.resolution) for row in table
     ):
-        return ["no measurement with these overrides"]
+        return ["not measured with these overrides"]
     lines = []
     for row in speeds:
-        whole = "" if row.is_whole else ", training alone: not what comes with ticks and snapshots"
+        whole = "" if row.is_whole else ", training only, without ticks and snapshots"
         measured = (
             f"measured on {row.hardware} x {row.processes} at batch {row.batch} (commit {row.commit}{whole})"
         )
         lines.append(
-            f"{device_time(row.seconds(p.config.run) * row.processes)} by {row.sec_per_kimg:g} s/kimg, "
+            f"{device_time(row.seconds(p.config.run) * row.processes)} at {row.sec_per_kimg:g} s/kimg, "
             f"{measured}"
         )
     return lines
 
 
 def device_time(seconds: float) -> str:
-    """In device-days, -hours or -minutes."""
+    """Format as device-days, -hours or -minutes."""
     hours = seconds / 3600
     if hours >= 24:
         return f"{hours / 24:.1f} device-days"
@@ -247,8 +245,9 @@ def device_time(seconds: float) -> str:
 
 
 def total_lines(schedule: Schedule, planned: Sequence[Planned], table: Sequence[recipe.Speed]) -> list[str]:
-    """Images, time and disk of all selected stages together; time by hardware, with the stages that were not
-    measured on it.
+    """Images, time and disk space of all selected stages together.
+
+    Time is listed by hardware, with the stages that were not measured on it.
     """
     images = sum(round(p.config.run.kimg * 1000) for p in planned)
     patient = any(p.config.run.patience for p in planned)
@@ -263,17 +262,13 @@ def total_lines(schedule: Schedule, planned: Sequence[Planned], table: Sequence[
             else:
                 seconds += row.seconds(p.config.run) * row.processes
                 partly |= not row.is_whole
-        without = (
-            f", without the stages of {', '.join(unmeasured)} pixels, which were not measured"
-            if unmeasured
-            else ""
-        )
-        alone = ", training alone" if partly else ""
+        without = f", without stages {', '.join(unmeasured)}, which were not measured" if unmeasured else ""
+        alone = ", training only" if partly else ""
         lines.append(f"{device_time(seconds)} on {hardware[0]} x {hardware[1]}{without}{alone}")
     if not any(rows.values()):
         lines.append(
-            "time not measured for any of these stages (recipes/speed.yaml): a run's status lines say how "
-            "long it has to go"
+            "time: not measured for any of these stages (recipes/speed.yaml); the status lines of a run show "
+            "the remaining time"
         )
     run, copy = (sum(getattr(p.disk, part) for p in planned) for part in ("run", "copy"))
     lines.append(f"disk: {run_plan.disk_text(run_plan.Disk(run, copy))}")
@@ -281,14 +276,14 @@ def total_lines(schedule: Schedule, planned: Sequence[Planned], table: Sequence[
 
 
 def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
-    """What --dry-run shows of a schedule, beside the files that it lacks."""
+    """The text of --dry-run about a schedule, except for the missing files."""
     source = schedule.recipe
     text = [f"Recipe {source.name}\n{textwrap.indent(source.about, '  ')}\n"]
     text += [
         data_line(f"Data {p.stage.resolution}", p.config, p.dataset) for p in planned if p.dataset is not None
     ]
     if planned[0].dataset is None:
-        text.append(f"No --data: planned for {source.classes or 'no'} classes")
+        text.append(f"No --data: the plan assumes {source.classes or 'no'} classes")
     table = recipe.measured_speeds()
     for p in planned:
         text.append("\n" + "\n".join(stage_lines(p, time_lines(schedule, p, table))))
@@ -297,7 +292,7 @@ def lines(schedule: Schedule, planned: Sequence[Planned]) -> list[str]:
         text.append("\nOverrides: " + "; ".join(stages.describe_override(o) for o in schedule.overrides))
     if source.final_metric:
         text.append(
-            f"After each stage: {source.final_metric} of its best network, brought to "
+            f"After each stage: {source.final_metric} of its best network, with images resized to "
             f"{source.stages[-1].resolution} pixels"
         )
     return text

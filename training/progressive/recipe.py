@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: progressive schedules as YAML files, read and checked.
+"""Read and check recipes: progressive schedules in YAML files.
 
     name: tiny
-    about: what it makes, on what, how long it takes, which number to expect
-    classes: 10              # of the data set it is meant for; --dry-run without --data plans with it
-    final_metric: fd_lite0   # measured after each stage, its images brought to the last stage's resolution;
-                             none = not measured
-    extends: other           # begin with the stages and options of another recipe of this folder
+    about: what it trains, on which data, how long it takes, which results to expect
+    classes: 10              # of the intended data set; used by --dry-run without --data
+    final_metric: fd_lite0   # evaluated after each stage, at the last resolution; none = off
+    extends: other           # start with the stages and options of another recipe in this folder
     options:                 # flags of train.py for all stages
       batch: 64
-    stages:                  # in order; the first is a stem, each other one a superresolution head on the one
-                             before
+    stages:                  # in order; the first is a stem, the others are superresolution stages
       - resolution: 16
         syn_layers: 7
       - resolution: 32
-        kimg: 2000           # a stage's own flags win
+        kimg: 2000           # flags of a stage override the options
 
-A stage ends when it has spent its kimg, or when its first metric has not improved for `patience` evaluations.
+A stage ends after its kimg, or when its first metric has not improved for `patience` evaluations.
 """
 
 from __future__ import annotations
@@ -38,22 +36,23 @@ from training.watch.estimate import Pace
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "recipes"
 SPEED_TABLE = "speed.yaml"
 UP_FACTORS = (2, 4, 8, 16)
-MAX_CHAIN = 16  # recipes that extend each other
-MAX_BYTES = 64 * 2**10  # of a recipe; parsing the worst of that size takes seconds
+MAX_CHAIN = 16  # length of a chain of recipes that extend each other
+MAX_BYTES = 64 * 2**10  # maximum size of a recipe; the worst case of this size takes seconds to parse
 KEYS = ("name", "about", "classes", "final_metric", "extends", "options", "stages")
 NOT_HERE = {
-    "data": "give it on the command line",
-    "path_stem": "each stage's stem is the stage before it; a first stem comes from the command line",
-    "superres": "every stage but the first is a superresolution stage",
-    "desc": "give it on the command line",
-    "init_from": "give it on the command line, for the first stage",
+    "data": "pass it on the command line",
+    "path_stem": "the stem of a stage is the previous stage; pass a first stem on the command line",
+    "superres": "every stage except the first is a superresolution stage",
+    "desc": "pass it on the command line",
+    "init_from": "pass it on the command line, for the first stage",
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution of a schedule. flags: train.py's, by their names with underscores; the recipe's options
-    are in them.
+    """One resolution of a schedule.
+
+    `flags` are flags of train.py by name, with underscores, including the options of the recipe.
     """
 
     resolution: int
@@ -61,13 +60,13 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The stage's folder."""
+        """The name of the stage's folder."""
         return stage_name(self.resolution)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A schedule. classes and final_metric: None where the file says nothing."""
+    """A schedule. `classes` and `final_metric` are None if the file does not define them."""
 
     name: str
     about: str
@@ -76,7 +75,7 @@ class Recipe:
     stages: tuple[Stage, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars."""
+        """Convert to dicts, lists and scalars."""
         stages = [
             {"resolution": s.resolution, "flags": {k: _plain(v) for k, v in s.flags.items()}}
             for s in self.stages
@@ -88,7 +87,7 @@ def from_json(tree: Any) -> Recipe:
     """Inverse of `Recipe.to_json`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `tree` is not a recipe.
     """
     try:
         stages = tuple(
@@ -104,24 +103,22 @@ def _plain(value: Any) -> Any:
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with the project."""
+    """The names of the recipes in the project."""
     return sorted(p.stem for p in SHIPPED.glob("*.yaml") if p.name != SPEED_TABLE)
 
 
 def find(name_or_path: str) -> Path:
-    """The file of a recipe: a path, or the name of a shipped one.
+    """The file of a recipe, given as a path or as the name of a recipe in the project.
 
     Raises:
-        ValueError: there is none.
+        ValueError: not found.
     """
     path = Path(name_or_path)
     if path.is_file():
         return path
     if re.fullmatch(r"[\w-]+", name_or_path) and (SHIPPED / f"{name_or_path}.yaml").is_file():
         return SHIPPED / f"{name_or_path}.yaml"
-    raise ValueError(
-        f"--recipe={name_or_path}: no such file, and none of the shipped recipes ({', '.join(shipped())})"
-    )
+    raise ValueError(f"--recipe={name_or_path}: no such file or recipe (recipes: {', '.join(shipped())})")
 
 
 def load(name_or_path: str) -> Recipe:
@@ -134,7 +131,7 @@ def load(name_or_path: str) -> Recipe:
 
 
 def _load(path: Path, above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe and its options for all stages, which a recipe that extends it begins with."""
+    """(the recipe, its options for all stages). A recipe that extends it starts with these options."""
     file = _File(path)
     top = file.table(file.root(), "a recipe")
     file.known(top, KEYS, "key")
@@ -143,18 +140,18 @@ def _load(path: Path, above: tuple[Path, ...]) -> tuple[Recipe, dict[str, Any]]:
     if not re.fullmatch(r"[\w.-]+", name):
         raise file.error(
             top["name"],
-            f"name '{name}' becomes part of a folder's name: use letters, digits, '-', '_' and '.'",
+            f"name '{name}' becomes part of a folder name: use only letters, digits, '-', '_' and '.'",
         )
     options = file.flags(file.table(top["options"], "options") if "options" in top else {}, ("resolution",))
     stages = [Stage(s.resolution, {**s.flags, **options}) for s in base.stages] if base else []
     shared = {**shared, **options}
     if "stages" in top:
         if not isinstance(top["stages"], yaml.SequenceNode):
-            raise file.error(top["stages"], "stages must be a list, each with a resolution")
+            raise file.error(top["stages"], "stages must be a list with a resolution for each stage")
         for node in top["stages"].value:
             stages.append(_stage(file, node, shared, stages[-1] if stages else None))
     if not stages:
-        raise ValueError(f"{path}: no stages: list at least one, with its resolution")
+        raise ValueError(f"{path}: no stages: add at least one with a resolution")
     metric = file.text(top, "final_metric") if "final_metric" in top else base.final_metric if base else None
     classes = (
         file.number(top["classes"], "classes", 0) if "classes" in top else base.classes if base else None
@@ -173,25 +170,23 @@ def _base(
         return None, {}
     other = file.path.parent / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not other.is_file():
-        raise file.error(top["extends"], f"extends '{name}': there is no {name}.yaml beside this file")
+        raise file.error(top["extends"], f"extends '{name}': {name}.yaml is not in the folder of this file")
     if other.resolve() in chain:
-        raise file.error(top["extends"], f"extends '{name}', which extends this recipe: break the circle")
-    if len(chain) > MAX_CHAIN:
         raise file.error(
-            top["extends"], f"extends '{name}': more than {MAX_CHAIN} recipes that extend each other"
+            top["extends"], f"extends '{name}', which extends this recipe: remove one of the two"
         )
+    if len(chain) > MAX_CHAIN:
+        raise file.error(top["extends"], f"extends '{name}': more than {MAX_CHAIN} recipes extend each other")
     return _load(other, chain)
 
 
 def _stage(file: _File, node: yaml.Node, shared: dict[str, Any], below: Stage | None) -> Stage:
     table = file.table(node, "a stage")
     if "resolution" not in table:
-        raise file.error(node, "a stage without its resolution")
+        raise file.error(node, "a stage has no resolution")
     resolution = file.number(table["resolution"], "resolution", 8)
     if resolution & (resolution - 1):
-        raise file.error(
-            table["resolution"], f"resolution {resolution}: must be a power of two of at least 8"
-        )
+        raise file.error(table["resolution"], f"resolution {resolution}: must be a power of two, at least 8")
     own = file.flags({k: v for k, v in table.items() if k != "resolution"})
     if below is not None:
         factor = resolution / below.resolution
@@ -210,37 +205,39 @@ def _stage(file: _File, node: yaml.Node, shared: dict[str, Any], below: Stage | 
 
 
 class _File:
-    """A YAML file as nodes, which know their lines. Every method's error names file and line."""
+    """A YAML file as nodes, which know their lines. The errors of every method contain file and line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def error(self, node: yaml.Node, message: str) -> ValueError:
+        """An exception that contains file and line."""
         return ValueError(f"{self.path}, line {node.start_mark.line + 1}: {message}")
 
     def root(self) -> yaml.Node:
-        """The document, of plain scalars, lists and tables: no YAML tag is ever constructed."""
+        """The document with plain scalars, lists and tables. YAML tags are never constructed."""
         try:
             node = yaml.compose(bounded.read_text(self.path, MAX_BYTES), Loader=yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError) as err:
-            raise ValueError(f"{self.path} is no YAML file: {' '.join(str(err).split())[:200]}") from None
+            raise ValueError(f"{self.path} is not a YAML file: {' '.join(str(err).split())[:200]}") from None
         if node is None:
             raise ValueError(f"{self.path} is empty")
         return node
 
     def table(self, node: yaml.Node, what: str) -> dict[str, yaml.Node]:
-        """Names, with '-' as '_', and their nodes."""
+        """The entries of a table by name. '-' in names becomes '_'."""
         if not isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be a table of names and values")
         found: dict[str, yaml.Node] = {}
         for key, value in node.value:
             name = str(key.value).replace("-", "_")
             if name in found:
-                raise self.error(key, f"'{name}' is given twice")
+                raise self.error(key, f"'{name}' occurs twice")
             found[name] = value
         return found
 
     def known(self, table: Mapping[str, yaml.Node], names: Any, what: str) -> None:
+        """Raise ValueError for an entry whose name is not one of `names`."""
         for name, node in table.items():
             if name not in names:
                 close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
@@ -251,7 +248,7 @@ class _File:
                 )
 
     def value(self, node: yaml.Node, what: str) -> str | None:
-        """A scalar, a list of scalars or a table of scalars, in the form in which a command line gives it."""
+        """A scalar, a list of scalars or a table of scalars, in the form of a command-line value."""
         if isinstance(node, yaml.ScalarNode):
             return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
         if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
@@ -263,6 +260,7 @@ class _File:
         raise self.error(node, f"{what}: give a value, a list of values or a table of values")
 
     def text(self, table: Mapping[str, yaml.Node], name: str) -> str | None:
+        """A text entry of a table; None if it is missing."""
         if name not in table:
             return None
         if not isinstance(table[name], yaml.ScalarNode):
@@ -270,6 +268,7 @@ class _File:
         return self.value(table[name], name)
 
     def number(self, node: yaml.Node, name: str, low: int) -> int:
+        """An integer of at least `low`."""
         text = self.value(node, name) or ""
         if not re.fullmatch(r"\d{1,9}", text) or int(text) < low:
             raise self.error(
@@ -278,12 +277,12 @@ class _File:
         return int(text)
 
     def flags(self, table: Mapping[str, yaml.Node], refused: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Parsed flags; those without a value (null) are left at their defaults."""
+        """Parse flags. Flags without a value (null) keep their defaults."""
         for name, node in table.items():
             if name in NOT_HERE:
-                raise self.error(node, f"'{name}' has no place in a recipe: {NOT_HERE[name]}")
+                raise self.error(node, f"'{name}' cannot be set in a recipe: {NOT_HERE[name]}")
             if name in refused:
-                raise self.error(node, f"'{name}' belongs to each stage")
+                raise self.error(node, f"'{name}' must be set for each stage")
         self.known(table, sorted(set(FLAGS) - set(NOT_HERE)), "flag of train.py")
         found = {}
         for name, node in table.items():
@@ -301,8 +300,8 @@ class _File:
 class Speed:
     """A measured training speed: one row of recipes/speed.yaml. None: not measured.
 
-    sec_per_kimg, sec_per_tick, sec_per_snapshot: as for `training.watch.estimate.Pace`. sec_once: before the
-    first step, and for the measurement after the stage.
+    For `sec_per_kimg`, `sec_per_tick` and `sec_per_snapshot` see `training.watch.estimate.Pace`. `sec_once`
+    is the time before the first step and for the evaluation after the stage.
     """
 
     recipe: str
@@ -324,13 +323,13 @@ class Speed:
         return None not in (self.sec_per_tick, self.sec_per_snapshot, self.sec_once)
 
     def seconds(self, run: RunConfig) -> float:
-        """A stage's whole duration on that hardware, as far as it was measured."""
+        """The duration of a stage on this hardware, as far as it was measured."""
         pace = Pace(self.sec_per_kimg, self.sec_per_tick or 0.0, self.sec_per_snapshot or 0.0)
         return pace.seconds(run) + (self.sec_once or 0.0)
 
 
 def measured_speeds(path: Path | None = None) -> list[Speed]:
-    """The table of measured speeds; empty without one.
+    """The table of measured speeds; empty if the file does not exist.
 
     Raises:
         ValueError: the file is damaged.

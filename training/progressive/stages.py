@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progressive schedule: a recipe's stages one after the other, each an ordinary run folder inside the
-recipe's.
+"""Run the stages of a recipe in order. Each is an ordinary run folder inside the recipe's folder.
 
-    00000-imagenet256/recipe.json        the recipe, the data and every override of a command line, by stage
-    00000-imagenet256/lineage.json       per stage: how it ended, its best network, its stem, its quality at
-                                         the last stage's resolution
-    00000-imagenet256/stage-016x016/     as train.py makes it, and final.json: the measurement at the last
-                                         stage's resolution
+    00000-imagenet256/recipe.json        the recipe, the data, and all overrides from command lines, by stage
+    00000-imagenet256/lineage.json       for each stage: how it ended, its best network, its stem, and its
+                                         metric at the resolution of the last stage
+    00000-imagenet256/stage-016x016/     as written by train.py, plus final.json: that metric
     00000-imagenet256/stage-032x032/     ...
 
-Nothing but the folders says what is done, so a schedule that was stopped anywhere goes on from what lies
-there.
+The progress is read from these folders only, so a schedule that was stopped at any point can be resumed.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ from training.run_folder import (
 
 @dataclass(frozen=True)
 class Override:
-    """Flags of a command line and the stages that they are for (None = all)."""
+    """Flags of a command line, and the stages that they apply to (None = all)."""
 
     flags: dict[str, Any]
     stages: tuple[int, ...] | None = None
@@ -53,10 +50,10 @@ class Override:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A recipe with what the command lines added to it.
+    """A recipe with the changes from command lines.
 
-    data: path of a data set for all stages, or a pattern with {res} for one per stage. selected: the
-    resolutions to run.
+    `data` is the path of a data set for all stages, or a pattern with {res} for one per stage. `selected` are
+    the resolutions to run.
     """
 
     recipe: Recipe
@@ -70,12 +67,12 @@ class Schedule:
         return [s for s in self.recipe.stages if s.resolution in self.selected]
 
     def below(self, stage: Stage) -> Stage | None:
-        """The stage before, in the whole recipe."""
+        """The previous stage in the whole recipe; None for the first."""
         index = self.recipe.stages.index(stage)
         return self.recipe.stages[index - 1] if index else None
 
     def flags(self, stage: Stage) -> dict[str, Any]:
-        """The recipe's flags of a stage with the overrides."""
+        """The recipe's flags of a stage, with overrides applied."""
         flags = dict(stage.flags)
         for override in self.overrides:
             if override.stages is None or stage.resolution in override.stages:
@@ -86,10 +83,11 @@ class Schedule:
         """The configuration of a stage.
 
         Args:
-            folder: of the schedule; None for plans.
+            stage: the stage.
+            folder: folder of the schedule; None for plans.
 
         Raises:
-            ValueError: flags that do not go together, naming the stage.
+            ValueError: the flags do not fit together. The message names the stage.
         """
         changes = changes_of(self.flags(stage))
         below = self.below(stage)
@@ -101,8 +99,8 @@ class Schedule:
             changes.setdefault("generator.path_stem", str((folder or Path(self.recipe.name)) / below.name))
         elif "generator.path_stem" in changes:
             raise ValueError(
-                f"--path_stem: stage {stage.resolution} of {self.recipe.name} is a stem itself: leave it "
-                "out, or use --stages"
+                f"--path_stem: stage {stage.resolution} of {self.recipe.name} is a stem itself: remove the "
+                "flag, or use --stages"
             )
         try:
             config = TrainConfig().override(changes)
@@ -112,7 +110,7 @@ class Schedule:
         return config
 
     def to_json(self) -> dict[str, Any]:
-        """What recipe.json keeps."""
+        """The content of recipe.json."""
         overrides = [
             {"stages": o.stages and list(o.stages), "flags": {k: _plain(v) for k, v in o.flags.items()}}
             for o in self.overrides
@@ -126,7 +124,7 @@ class Schedule:
 
 
 def describe_override(override: Override) -> str:
-    """An override in a few words."""
+    """Describe an override in a few words."""
     where = "" if override.stages is None else f" (stages {', '.join(map(str, override.stages))})"
     return (
         " ".join(
@@ -144,7 +142,7 @@ def from_json(tree: Any) -> Schedule:
     """Inverse of `Schedule.to_json`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `tree` is not a schedule.
     """
     try:
         overrides = tuple(
@@ -158,23 +156,23 @@ def from_json(tree: Any) -> Schedule:
 
 
 def read(folder: Path) -> Schedule:
-    """The schedule of a folder.
+    """Read the schedule of a folder.
 
     Raises:
-        ValueError: it holds none, or a damaged one.
+        ValueError: missing or damaged.
     """
     path = folder / RECIPE_FILE
     try:
         return from_json(read_object(path))
     except (OSError, ValueError) as err:
-        raise ValueError(f"{path} cannot be used ({err})") from None
+        raise ValueError(f"{path} cannot be read ({err})") from None
 
 
 def parse_selected(text: str | None, source: Recipe) -> tuple[int, ...]:
-    """The resolutions that --stages names; all without it.
+    """Parse --stages to resolutions; all resolutions if it is not given.
 
     Raises:
-        ValueError: one of them is no stage of the recipe.
+        ValueError: the recipe has no such stage.
     """
     known = [s.resolution for s in source.stages]
     if text is None:
@@ -183,14 +181,14 @@ def parse_selected(text: str | None, source: Recipe) -> tuple[int, ...]:
     for part in wanted:
         if not part.isdigit() or int(part) not in known:
             raise ValueError(
-                f"--stages={text}: '{part}' is no stage of recipe {source.name}, which has "
+                f"--stages={text}: '{part}' is not a stage of recipe {source.name}; its stages are "
                 f"{', '.join(map(str, known))}"
             )
     return tuple(sorted({int(part) for part in wanted}))
 
 
 def differences(ours: Recipe, theirs: Recipe) -> str:
-    """Where two recipes differ, in a few words; '' if they do not."""
+    """Describe the first difference between two recipes; '' if there is none."""
     a, b = json.loads(json.dumps(ours.to_json())), json.loads(json.dumps(theirs.to_json()))
     if a == b:
         return ""
@@ -208,12 +206,12 @@ def differences(ours: Recipe, theirs: Recipe) -> str:
 
 
 def is_trained(run_dir: Path) -> bool:
-    """Whether a stage has ended by itself."""
+    """Whether a stage has finished training."""
     return run_folder.recorded_outcome(run_dir) == run_folder.FINISHED and best_network(run_dir) is not None
 
 
 def is_measured(run_dir: Path, metric: str | None) -> bool:
-    """Whether the best network of a stage has been measured at the last stage's resolution."""
+    """Whether the best network of a stage has been evaluated at the resolution of the last stage."""
     if metric is None:
         return True
     final, network = read_json(run_dir / FINAL_FILE), best_network(run_dir)
@@ -223,13 +221,13 @@ def is_measured(run_dir: Path, metric: str | None) -> bool:
 
 
 def is_done(schedule: Schedule, folder: Path) -> bool:
-    """Whether all selected stages are trained and measured."""
+    """Whether all selected stages are trained and evaluated."""
     metric = schedule.recipe.final_metric
     return all(is_trained(folder / s.name) and is_measured(folder / s.name, metric) for s in schedule.stages)
 
 
 def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
-    """What lineage.json says of a stage; None before it has a network."""
+    """The entry of a stage in lineage.json; None before it has a network."""
     run_dir = folder / stage.name
     network = best_network(run_dir)
     if network is None:
@@ -258,7 +256,7 @@ def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
 
 
 def write_lineage(schedule: Schedule, folder: Path) -> None:
-    """lineage.json of a schedule, from what the stages' folders hold."""
+    """Write lineage.json of a schedule from the contents of its stages' folders."""
     records = [
         record for stage in schedule.recipe.stages if (record := stage_record(folder, stage)) is not None
     ]
@@ -270,29 +268,40 @@ def write_lineage(schedule: Schedule, folder: Path) -> None:
 
 @dataclass
 class Hooks:
-    """What train.py lends. train: a stage's configuration and folder -> outcome. measure: network, folder ->
-    nothing, leaves final.json there.
+    """Functions that train.py provides.
+
+    Attributes:
+        train: trains a stage, given its configuration and folder; returns the outcome.
+        measure: evaluates a network, given its file, its run folder and the metric; writes final.json there.
+        say: prints a line.
+        deadline: time.monotonic() after which no further stage starts.
     """
 
     train: Callable[[TrainConfig, Path], str]
     measure: Callable[[Path, Path, str], None]
     say: Callable[[str], None]
-    deadline: float = field(default=float("inf"))  # of time.monotonic()
+    deadline: float = field(default=float("inf"))
 
 
 def run(schedule: Schedule, folder: Path, explicit: bool, hooks: Hooks) -> str:
-    """Train and measure the selected stages that are not done; returns the loop's outcome of the last one
-    that ran.
+    """Train and evaluate the selected stages that are not done.
 
-    explicit: the stages were named on this command line, so that one that has ended goes on if its limits
-    were raised.
+    Args:
+        schedule: the schedule.
+        folder: its folder.
+        explicit: whether the command line selected the stages; then a finished stage continues if its limits
+            were raised.
+        hooks: see `Hooks`.
+
+    Returns:
+        The outcome of the last stage that ran.
     """
     stages = schedule.stages
     for stage in stages:
         run_dir, metric = folder / stage.name, schedule.recipe.final_metric
         trained, measured = distributed.broadcast_object((is_trained(run_dir), is_measured(run_dir, metric)))
         if trained and measured and not explicit:
-            hooks.say(f"Stage {stage.resolution}: done already")
+            hooks.say(f"Stage {stage.resolution}: already done")
             continue
         if not trained or explicit:
             hooks.say(f"Stage {stage.resolution} of {', '.join(str(s.resolution) for s in stages)}")
@@ -317,17 +326,15 @@ def _record(schedule: Schedule, folder: Path) -> None:
 
 
 class Upsampled:
-    """A generator whose images are brought to another resolution: bicubic, antialiased, before they are
-    quantised.
-    """
+    """A generator with resized images: bicubic, antialiased, before quantisation."""
 
     def __init__(self, G: Generator, resolution: int) -> None:
         self.G, self.resolution = G, resolution
         self.z_dim, self.c_dim, self.synthesis = G.z_dim, G.c_dim, G.synthesis
 
     def __call__(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """[N, 3, resolution, resolution] in [-1, 1]."""
-        x = self.G(z, labels)
+        """Generate images [N, 3, resolution, resolution] in [-1, 1]."""
+        x: torch.Tensor = self.G(z, labels)
         if x.shape[-1] == self.resolution:
             return x
         return torch.nn.functional.interpolate(
@@ -335,7 +342,7 @@ class Upsampled:
         )
 
     def details(self) -> dict[str, Any]:
-        """For metric records: that these are not the network's own images."""
+        """The entry for metric records which says that the images were resized."""
         size = self.G.img_resolution
         return {
             "upsampled": None

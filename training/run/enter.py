@@ -44,7 +44,7 @@ class RunLock:
         if self.lock.supported:
             others = {owner_name(*holder) for holder in holders if holder is not None} - {owner_name()}
             self.dead = sorted(others)
-            self.lock.sign()
+            self.lock.write_holder()
 
     @staticmethod
     def _take(run_dir: Path, name: str) -> Lock:

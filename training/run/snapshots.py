@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import convenience, sha256_file
+from dnnlib.util import sha256_file, warn_if_unwritable
 from torch_utils import persistence
 from training import run_folder
 from training.build import training_set_kwargs
@@ -53,7 +53,7 @@ class Snapshots:
         """
         path = self.path(state.progress.nimg)
         persistence.save_network_pickle(str(path), network_pickle(self.cfg, self.dataset, state))
-        with convenience(run_folder.NEWEST_NETWORK):
+        with warn_if_unwritable(run_folder.NEWEST_NETWORK):
             run_folder.replace_with_copy(path, self.run_dir / run_folder.NEWEST_NETWORK)
         if self.cfg.run.keep_snapshots > 0:
             for old in run_folder.snapshot_files(self.run_dir)[: -self.cfg.run.keep_snapshots]:
@@ -69,7 +69,7 @@ class Snapshots:
                 number of images shown in best_nimg.txt. The others have best-NAME.pkl.
         """
         target = run_folder.best_file(self.run_dir, metric)
-        with convenience(target.name):
+        with warn_if_unwritable(target.name):
             run_folder.replace_with_copy(self.path(progress.nimg), target)
             if metric is None:
                 run_folder.write_best_nimg(self.run_dir, progress.nimg)

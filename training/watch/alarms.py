@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs of collapse in the statistics of a run, found early and said in one line. A run is never stopped by
-them.
+"""Detect signs of collapse in the statistics of a run. Each is a one-line warning and never stops a run.
 
-Every rule is a function of what stands in stats.jsonl and metric-*.jsonl, so an alarm can be found again, and
-a resumed run raises the same ones.
+Every rule is a function of the lines of stats.jsonl and metric-*.jsonl. So alarms are reproducible, and a
+resumed run raises the same ones.
 
-    variety     samples of a class (unconditional: all samples) become alike: their spread is far below the
-                data's, or below its own best
-    classes     classes become alike: the same of the class means
-    saturated   the discriminator tells every image apart and its loss is near zero: the generator gets no
-                useful gradient
-    metric      the first metric has not improved for several evaluations and is clearly worse than its best
+    variety     Samples of a class (unconditional: all samples) become alike: their spread is far below that
+                of the data, or below its own best.
+    classes     Classes become alike: the same for the class means.
+    saturated   The discriminator separates all images and its loss is near zero: the generator gets no
+                useful gradient.
+    metric      The first metric has not improved for several evaluations and is clearly worse than its best.
 
-How the thresholds were chosen stands in docs/troubleshooting.md.
+docs/troubleshooting.md explains how the thresholds were chosen.
 """
 
 from __future__ import annotations
@@ -28,24 +27,23 @@ from training.config import TrainConfig
 from training.run_folder import BEST_NETWORK, kimg_text
 from training.watch.ticks import number
 
-WINDOW = 5  # ticks whose median is looked at: one odd tick raises no alarm
-STREAK = 3  # and so many windows in a row
-WARM_UP_STEPS, WARM_UP_TICKS = 1000, 20  # a young generator has little variety without being ill
-AGAIN_AFTER = 50  # ticks until the same cause is told again
-FLOORS = {"Variety/within": 0.5, "Variety/between": 0.3}  # of the data's spread
-# of its own best since the warm-up, which counts as 1 at most: early artefacts vary more than images do
+WINDOW = 5  # the rules use medians over this many ticks, so that one odd tick raises no alarm
+STREAK = 3  # the rule must hold for this many windows in a row
+WARM_UP_STEPS, WARM_UP_TICKS = 1000, 20  # low variety is normal at the start of training
+AGAIN_AFTER = 50  # ticks until an alarm with the same cause is printed again
+FLOORS = {"Variety/within": 0.5, "Variety/between": 0.3}  # fractions of the data's spread
+# Fraction of a run's own best spread since the warm-up. The best counts as at most 1, because early artefacts
+# vary more than images.
 FALL = 0.65
-SIGN, SATURATED_TICKS, SPENT = (
-    0.97,
-    10,
-    0.05,
-)  # mean sign of the logits; ticks in a row; loss as a share of its first values
-EVALUATIONS, WORSE = 4, 1.25  # evaluations since the best one; factor between it and the latest ones
+SIGN = 0.97  # mean sign of the logits
+SATURATED_TICKS = 10  # ticks in a row
+SPENT = 0.05  # loss as a fraction of its first values
+EVALUATIONS, WORSE = 4, 1.25  # evaluations since the best one; ratio between the latest ones and the best
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What was seen, since when, what to try."""
+    """What was observed, since when, and what to try."""
 
     cause: str
     kimg: float
@@ -56,12 +54,12 @@ class Alarm:
 
     @property
     def line(self) -> str:
-        """One line of text."""
+        """The alarm in one line."""
         return f"{self.seen}, since {kimg_text(self.since_kimg)} kimg. Try {self.advice}"
 
 
 def excerpt(record: dict[str, Any]) -> dict[str, Any]:
-    """What the rules read of a line of stats.jsonl."""
+    """The values of a line of stats.jsonl that the rules need."""
     return {
         name: _value(record, name)
         for name in ("kimg", "Progress/tick", *FLOORS, "Loss/signs/real", "Loss/signs/fake", "Loss/D/fun")
@@ -75,10 +73,14 @@ def find(
     metric_name: str = "",
     best: str = "min",
 ) -> list[Alarm]:
-    """The alarms that hold at the last tick.
+    """The alarms that are active at the last tick.
 
-    stats: lines of stats.jsonl, kimg ascending. metrics: (kimg, value) of the first metric, kimg ascending;
-    best: its good end, "min" or "max".
+    Args:
+        stats: lines of stats.jsonl, with ascending kimg.
+        metrics: (kimg, value) of the first metric, with ascending kimg.
+        cfg: the run.
+        metric_name: name of the first metric.
+        best: "min" if lower values of the metric are better, else "max".
     """
     if len(stats) < WARM_UP_TICKS or _value(stats[-1], "kimg") * 1000 < WARM_UP_STEPS * cfg.run.batch:
         return []
@@ -97,10 +99,10 @@ def find(
     ]
 
 
-def new_ones(found: Iterable[Alarm], told: Iterable[dict[str, Any]]) -> list[Alarm]:
-    """Those whose cause was not told within the last AGAIN_AFTER ticks. told: lines of alarms.jsonl."""
+def new_alarms(found: Iterable[Alarm], printed: Iterable[dict[str, Any]]) -> list[Alarm]:
+    """The alarms whose cause was not printed (lines of alarms.jsonl) within the last AGAIN_AFTER ticks."""
     last: dict[Any, float] = {}
-    for line in told:
+    for line in printed:
         last[line.get("cause")] = _value(line, "tick")
     return [a for a in found if not a.tick - last.get(a.cause, -math.inf) < AGAIN_AFTER]
 
@@ -110,14 +112,14 @@ def _value(record: dict[str, Any], name: str) -> float:
 
 
 def _series(stats: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """kimg and values where there are any."""
+    """(kimg, values) of a statistic at the ticks that have it."""
     x, y = (np.array([_value(record, key) for record in stats]) for key in ("kimg", name))
     known = np.isfinite(x) & np.isfinite(y)
     return x[known], y[known]
 
 
 def _streak(holds: np.ndarray) -> int:
-    """How many True stand at the end."""
+    """The number of consecutive True values at the end."""
     wrong = np.flatnonzero(~holds)
     return len(holds) - (int(wrong[-1]) + 1 if len(wrong) else 0)
 
@@ -163,8 +165,9 @@ def _saturated(stats: Sequence[dict[str, Any]], cfg: TrainConfig) -> tuple[float
     if streak < SATURATED_TICKS:
         return None
     seen = (
-        f"the discriminator tells all images apart: mean signs {real[-1]:+.2f} real, {fake[-1]:+.2f} "
-        f"generated, loss {fun[-1]:.3g}"
+        f"the discriminator separates all images: mean signs {real[-1]:+.2f} real, {fake[-1]:+.2f} "
+        "generated, "
+        f"loss {fun[-1]:.3g}"
     )
     return float(x[-streak]), seen, _advice(cfg, f"--dlr={cfg.optim.dlr / 2:g} (half)")
 
@@ -195,5 +198,5 @@ def _worse(
 def _advice(cfg: TrainConfig, first: str) -> str:
     tips = [first, f"--glr={cfg.optim.glr / 2:g} (half)", f"a new run from {BEST_NETWORK} (--init-from)"]
     if not cfg.discriminator.augment:
-        tips.insert(0, "DiffAugment (--augment=True: it is off here)")
+        tips.insert(0, "DiffAugment (--augment=True; it is off in this run)")
     return ", ".join(tips[:-1]) + f", or {tips[-1]}."

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a run takes and what is still to go: training, and the maintenance between ticks. The one owner of
-every such number.
+"""Estimate the duration of a run and the remaining time: training, and the maintenance between ticks.
 
-The status line, the report's "to go" and the dry-run's estimate all ask here. Maintenance is what a run does
-beside training: the statistics of every tick, and at every snapshot the grid, the network file, the
+The status line, the report and the --dry-run plan all use these functions. Maintenance is what a run does
+besides training: the statistics of every tick, and at every snapshot the grid, the network file, the
 checkpoint, the evaluation and the report.
 """
 
@@ -18,7 +17,7 @@ from typing import Any
 from training.config import RunConfig
 from training.watch.ticks import number
 
-RECENT = 9  # ticks, or snapshots, whose median is taken: machines get busier and quieter
+RECENT = 9  # medians are over this many ticks or snapshots, because the load of machines varies
 _NAMES = ("kimg", "Progress/tick", "Timing/sec_per_kimg", "Timing/maintenance_sec")
 
 
@@ -31,9 +30,7 @@ class Pace:
     sec_per_snapshot: float = 0.0
 
     def seconds(self, run: RunConfig, kimg: float = 0.0, tick: int = 0) -> float:
-        """From `kimg` on, which are shown, with `tick` ticks complete, to the end of the run: --kimg, the
-        last snapshot included.
-        """
+        """Seconds from `kimg`, with `tick` ticks complete, to the end of the run and its last snapshot."""
         left = max(run.kimg - kimg, 0.0)
         if left == 0:
             return 0.0
@@ -46,26 +43,25 @@ class Pace:
 
 
 def ticks_and_snapshots(run: RunConfig, kimg: float = 0.0, tick: int = 0) -> tuple[int, int]:
-    """How many of either come from `kimg` on, with `tick` ticks complete, until the end of the run."""
+    """The numbers of ticks and snapshots from `kimg`, with `tick` ticks complete, to the end of the run."""
     step = run.batch / 1000
     tick_kimg = math.ceil(run.tick / step - 1e-9) * step  # a tick ends with a whole step
     ticks = math.ceil(max(run.kimg - kimg, 0.0) / tick_kimg - 1e-9)
     last = tick + ticks
-    return ticks, last // run.snap - tick // run.snap + (
-        ticks > 0 and last % run.snap != 0
-    )  # the last tick always makes a snapshot
+    every = last // run.snap - tick // run.snap
+    return ticks, every + (ticks > 0 and last % run.snap != 0)  # the last tick always makes a snapshot
 
 
 def excerpt(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What `measured` reads of a line of stats.jsonl."""
+    """The values of a line of stats.jsonl that `measured` needs."""
     return {name: number(record.get(name)) for name in _NAMES}
 
 
 def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
     """The pace of a run from the lines of its stats.jsonl; None before its first tick.
 
-    The line of a tick says how long the maintenance after the tick before it took. Until a snapshot has been
-    made, its maintenance counts as that of any tick.
+    The line of a tick contains the duration of the maintenance after the previous tick. Before the first
+    snapshot, its maintenance is assumed to take as long as that of any tick.
     """
     speeds = [v for line in stats if (v := number(line.get("Timing/sec_per_kimg"))) > 0]
     if not speeds:
@@ -74,14 +70,14 @@ def measured(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> Pace | None:
     snapshots: list[float] = []
     for line in stats:
         tick, seconds = number(line.get("Progress/tick")), number(line.get("Timing/maintenance_sec"))
-        if seconds > 0 and tick >= 2:  # 0: the first tick of a process, before which there was none
+        if seconds > 0 and tick >= 2:  # 0 for the first tick of a process, which no maintenance precedes
             (snapshots if (tick - 1) % run.snap == 0 else plain).append(seconds)
     per_tick = _typical(plain) if plain else 0.0
     return Pace(_typical(speeds), per_tick, _typical(snapshots) if snapshots else per_tick)
 
 
 def seconds_left(stats: Sequence[Mapping[str, Any]], run: RunConfig) -> float:
-    """Until the end of the run, from the lines of its stats.jsonl; NaN if unknown."""
+    """Seconds to the end of the run, from the lines of its stats.jsonl; NaN if unknown."""
     pace = measured(stats, run)
     newest = next((line for line in reversed(stats) if math.isfinite(number(line.get("kimg")))), None)
     if pace is None or newest is None:

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image grids of a run folder: reals.png once, fakes_init.png and fakesNNNNNN.png from the same latents
-every time.
-"""
+"""The image grids of a run folder: reals.png, and fakes_init.png and fakesNNNNNN.png of fixed latents."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 
 import dnnlib.util
-from dnnlib.util import convenience
+from dnnlib.util import warn_if_unwritable
 from torch_utils import images, rng
 from training import run_folder
 from training.config import RunConfig, TrainConfig
@@ -23,7 +21,7 @@ from training.generator import Generator
 
 
 class Grids:
-    """Draws grids of columns x rows images; with classes, a row shows one class. For one process."""
+    """Draws grids of columns x rows images. With classes, each row shows one class. Used by one process."""
 
     def __init__(self, cfg: TrainConfig, run_dir: Path, dataset: ImageDataset, device: torch.device) -> None:
         self.run_dir, self.dataset, self.device = run_dir, dataset, device
@@ -37,7 +35,13 @@ class Grids:
         self._save(self._fakes(G), run_folder.FAKES_INIT_FILE, {"nimg": 0, "truncation": 1})
 
     def fakes(self, G: Generator, number: str, about: Mapping[str, Any]) -> None:
-        """Write fakesNNNNNN.png of G. number: of its snapshot; about: what the file says of that."""
+        """Write fakesNNNNNN.png of G.
+
+        Args:
+            G: the generator.
+            number: number of the snapshot.
+            about: metadata of the file.
+        """
         path = run_folder.fakes_file(self.run_dir, number)
         self._save(self._fakes(G), path.name, {**about, "truncation": 1})
 
@@ -45,7 +49,7 @@ class Grids:
         labelled = self.dataset.label_dim > 0
         classes = spaced_labels(self.dataset.label_dim, self.rows) if labelled else None
         text = {**about, "run_seed": self.seed, "classes": classes}
-        with convenience(name):
+        with warn_if_unwritable(name):
             images.save_png(images.grid(pixels, self.columns), self.run_dir / name, text)
 
     def _reals(self) -> torch.Tensor:
@@ -77,11 +81,13 @@ class Grids:
 
 
 def grid_shape(run: RunConfig, resolution: int, c_dim: int) -> tuple[int, int]:
-    """Columns and rows of the fake grids. `auto`: a row per class up to 32 classes, else what fits about 1920
-    x 1080 pixels.
+    """Columns and rows of the grids of generated images.
+
+    With `auto`, a row per class for up to 32 classes, otherwise as many images as fit in about 1920 x 1080
+    pixels.
 
     Raises:
-        ValueError: --grid is not columns x rows, or has more of them than fit into a picture.
+        ValueError: --grid is not columns x rows, or too large for a picture.
     """
     if run.grid != "auto":
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The curves of a run folder: losses, logits, class variety, SAN's conditions, metrics and speed.
 
-They are drawn from stats.jsonl and metric-*.jsonl: all together as curves.png, one by one as SVG for the
-report. Drawn with matplotlib's objects, never through pyplot, whose global state is the user's.
+They are drawn from stats.jsonl and metric-*.jsonl, all together as curves.png, and one by one as SVG for the
+report. The code uses matplotlib's objects and never pyplot, whose global state belongs to the user.
 """
 
 import io
@@ -21,11 +21,11 @@ from dnnlib.util import atomic_write, reason
 from training.run_folder import CURVES_FILE, STATS_FILE, better_direction, kimg_text, metric_files, read_jsonl
 from training.watch import ticks
 
-SMOOTH_FROM = 30  # points: shorter series are drawn as they are
+SMOOTH_FROM = 30  # points; shorter series are not smoothed
 MAX_LABEL = 80  # characters of a line's name in a legend
-SVG_SIZE = (3.9, 2.4)  # inches of a panel of the report: 374 x 230 CSS pixels, a phone's width
-SVG_POINTS = 300  # of a line in it, at most: no screen shows more
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+SVG_SIZE = (3.9, 2.4)  # size of a panel of the report in inches: 374 x 230 CSS pixels, the width of a phone
+SVG_POINTS = 300  # maximum number of points of a line, enough for any screen
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = (
     "#0072B2",
     "#D55E00",
@@ -40,35 +40,35 @@ _INK, _GRID = "#333333", "#E4E4E4"
 
 @dataclass
 class Series:
-    """One line: x in kimg, y, and the half width of a band around it (None: no band)."""
+    """A line of a panel: x in kimg, y, and the half width of a band around it (None: no band)."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
     color: str
     band: np.ndarray | None = None
-    weight: np.ndarray | None = None  # of each point when lines are smoothed (None: all alike)
-    best: str | None = None  # 'min' or 'max': mark that point
+    weight: np.ndarray | None = None  # weight of each point for smoothing (None: all equal)
+    best: str | None = None  # mark the point with the minimum ('min') or maximum ('max')
 
 
 @dataclass
 class Panel:
-    """One diagram."""
+    """A diagram with its lines."""
 
     title: str
     series: list[Series] = field(default_factory=list)
-    limits: tuple[float, float] | None = None  # of y; None: from the data
+    limits: tuple[float, float] | None = None  # limits of y; None: from the data
     log: bool = False
     zero: bool = False  # draw the line y = 0
 
 
-# title, limits, zero line, then (statistic, label, colour) of each line. A panel without data is left out.
+# (title, limits, zero line, (statistic, label, colour) of each line). Panels without data are not drawn.
 _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "Discriminator loss",
         None,
         True,
-        (("Loss/D/fun", "fun (its own loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE)),
+        (("Loss/D/fun", "fun (the selected loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE)),
     ),
     (
         "Generator loss",
@@ -81,7 +81,7 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
         ),
     ),
     (
-        "Sign of the logits  (\u00b11: D tells apart, 0: it cannot)",
+        "Sign of the logits  (\u00b11: D separates, 0: it cannot)",
         (-1.05, 1.05),
         True,
         (("Loss/signs/real", "real", _GREEN), ("Loss/signs/fake", "generated", _ORANGE)),
@@ -117,7 +117,7 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
     ("Images per second", None, True, ((ticks.SPEED, "img/s", _BLUE),)),
 )
 _BANDS = ("Loss/scores/real", "Loss/scores/fake")
-# Metrics that share an axis: pattern of the name, title, logarithmic. Which end is good stands in the
+# Metrics that share a panel: (pattern of the name, title, logarithmic). Which direction is better is in the
 # records.
 _METRIC_PANELS = (
     (re.compile(r"s?fid|fd[_\d]"), "Fr\u00e9chet distance  (lower is better)", True),
@@ -133,10 +133,14 @@ def smooth(
     half_life: float,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Exponential moving average [N] of y [N], a weight halving every `half_life` points.
+    """Exponential moving average [N] of y [N].
 
-    Unbiased at the start; NaNs are passed over. weights [N]: what a point counts for beside its age, None:
-    all alike.
+    Unbiased at the start. NaNs are skipped.
+
+    Args:
+        y: values [N].
+        half_life: points after which a weight has halved.
+        weights: weights of the points [N]; None = all equal.
     """
     keep = 0.5 ** (1 / half_life)
     result = np.full(len(y), math.nan)
@@ -151,7 +155,7 @@ def smooth(
 
 
 def stats_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
-    """Panels of stats.jsonl's records, those without a single number left out."""
+    """The panels of the lines of stats.jsonl. Panels without data are left out."""
     ordered = ticks.in_order(records)
     x = np.array([kimg for kimg, _ in ordered])
     panels = []
@@ -174,9 +178,7 @@ def stats_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
 
 
 def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
-    """Panels of metric-*.jsonl's records ({'kimg', 'results': {name: value}, ...}), metrics of one kind
-    together.
-    """
+    """The panels of metric-*.jsonl's records ({'kimg', 'results': {name: value}, ...}) by kind of metric."""
     by_metric: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if isinstance(results := record.get("results"), dict):
@@ -204,7 +206,7 @@ def metric_panels(records: Iterable[dict[str, Any]]) -> list[Panel]:
 
 
 def _limits(panel: Panel) -> tuple[float, float] | None:
-    """Limits of y that a few outliers of a long run cannot stretch."""
+    """Limits of y that are robust against a few outliers in a long run."""
     if panel.limits is not None or panel.log:
         return panel.limits
     bands = [np.zeros(1) if s.band is None else np.nan_to_num(s.band) for s in panel.series]
@@ -223,7 +225,7 @@ def _text(value: float) -> str:
 
 
 def _line(s: Series) -> np.ndarray:
-    """What is drawn in full colour: the points, or their moving average where there are many."""
+    """The values drawn in full colour: the points, or their moving average if there are many."""
     many = len(s.x) >= SMOOTH_FROM and s.best is None
     return smooth(s.y, max(2.0, len(s.x) / 50), s.weight) if many else s.y
 
@@ -233,17 +235,17 @@ def _best(s: Series) -> int:
 
 
 def legend(s: Series) -> str:
-    """A line's name with its newest value and, for a metric, its best one."""
+    """The name of a line with its newest value and, for a metric, its best value."""
     best = "" if s.best is None else f"  (best {_text(s.y[_best(s)])} at {kimg_text(s.x[_best(s)])} kimg)"
     name = s.label if len(s.label) <= MAX_LABEL else s.label[: MAX_LABEL - 3] + "..."
     return f"{name}  {_text(_line(s)[-1])}{best}"
 
 
 def _draw_series(axes: Any, s: Series, most: int | None) -> None:
-    """most: points of a line to draw (None: all)."""
+    """Draw a line. `most`: maximum number of points (None: all)."""
     dots = {"marker": "o", "markersize": 3.5} if len(s.x) < SMOOTH_FROM else {}
     shown = _line(s)
-    some = _some(s.y, most)
+    some = _subsample(s.y, most)
     if shown is not s.y:
         axes.plot(s.x[some], s.y[some], color=s.color, linewidth=0.8, alpha=0.25)
     if s.band is not None:
@@ -255,8 +257,8 @@ def _draw_series(axes: Any, s: Series, most: int | None) -> None:
     axes.plot(s.x[some], shown[some], color=s.color, linewidth=1.7, label=legend(s), **dots)
 
 
-def _some(y: np.ndarray, most: int | None) -> np.ndarray:
-    """Indices of about `most` points, ascending: lowest and highest of each stretch, first and last."""
+def _subsample(y: np.ndarray, most: int | None) -> np.ndarray:
+    """Ascending indices of about `most` points: lowest and highest of each interval, first and last."""
     if most is None or len(y) <= most:
         return np.arange(len(y))
     stretches = np.array_split(np.arange(len(y)), most // 2)
@@ -265,8 +267,9 @@ def _some(y: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
-    """The corner, or the middle of the right side, with the fewest points of the lines (matplotlib's own
-    search takes most of the drawing's time).
+    """The corner, or the middle of the right side, with the fewest points of the lines.
+
+    matplotlib's own search takes most of the time of drawing.
     """
     low, high = axes.get_ylim()
     scale = np.log if panel.log else np.asarray
@@ -283,7 +286,7 @@ def _legend_place(axes: Any, panel: Panel, kimg: float) -> str:
 
 
 def _draw_panel(axes: Any, panel: Panel, kimg: float, most: int | None = None) -> None:
-    """Lines and axes. kimg: where the horizontal axis ends."""
+    """Draw lines and axes. `kimg`: end of the horizontal axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     if panel.zero:
@@ -308,8 +311,8 @@ def _draw_panel(axes: Any, panel: Panel, kimg: float, most: int | None = None) -
         axes.spines[side].set_color("#999999")
 
 
-def _draw_words(axes: Any, panel: Panel, kimg: float) -> None:
-    """Title and legend within the picture."""
+def _draw_text(axes: Any, panel: Panel, kimg: float) -> None:
+    """Draw the title and the legend inside the picture."""
     axes.set_title(panel.title, loc="left", fontsize=10, color=_INK, fontweight="bold", parse_math=False)
     box = axes.legend(
         fontsize=8,
@@ -321,11 +324,11 @@ def _draw_words(axes: Any, panel: Panel, kimg: float) -> None:
         handlelength=1.4,
     )
     for text in box.get_texts():
-        text.set_parse_math(False)  # a name with dollar signs is a name
+        text.set_parse_math(False)  # names may contain dollar signs
 
 
 def draw(panels: Sequence[Panel], title: str) -> Any:
-    """A matplotlib Figure with its Agg canvas: the panels in up to three columns."""
+    """Draw the panels in up to three columns. Returns a matplotlib Figure with its Agg canvas."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -337,7 +340,7 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
     kimg = last_kimg(panels)
     figure.text(0.5 / width, 1 - 0.16 / height, title, va="top", fontsize=11, color=_INK, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    # Fixed margins, in inches: matplotlib's layout engines draw everything twice.
+    # Fixed margins in inches, because matplotlib's layout engines draw everything twice.
     figure.subplots_adjust(
         left=0.55 / width,
         right=1 - 0.2 / width,
@@ -348,7 +351,7 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
     )
     for axes, panel in zip(grid, panels, strict=False):
         _draw_panel(axes, panel, kimg)
-        _draw_words(axes, panel, kimg)
+        _draw_text(axes, panel, kimg)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
@@ -357,15 +360,18 @@ def draw(panels: Sequence[Panel], title: str) -> Any:
 
 
 def last_kimg(panels: Iterable[Panel]) -> float:
-    """Where the lines end."""
+    """The largest kimg of all lines."""
     return float(max(s.x.max() for panel in panels for s in panel.series))
 
 
 def panel_svg(panel: Panel, kimg: float) -> bytes:
-    """One panel as SVG, without title and legend, whose text the page sets itself; kimg: where its axis ends.
+    """Draw a panel as SVG, without title and legend, which the page shows as text.
 
-    Text stays text, which is small and follows the reader's fonts. A line has about SVG_POINTS points at
-    most.
+    Text stays text, which is small and uses the reader's fonts. A line has at most about SVG_POINTS points.
+
+    Args:
+        panel: the panel.
+        kimg: end of the horizontal axis.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -386,10 +392,10 @@ def panel_svg(panel: Panel, kimg: float) -> bytes:
     return stream.getvalue()
 
 
-# Panels that compare the stages of a recipe: title, statistic, limits, zero line.
+# Panels that compare the stages of a recipe: (title, statistic, limits, zero line).
 _STAGE_PANELS: tuple[tuple[str, str, tuple[float, float] | None, bool], ...] = (
-    ("Variety within classes  (1: as the data)", "Variety/within", None, True),
-    ("Variety between classes  (1: as the data)", "Variety/between", None, True),
+    ("Variety within classes  (1: as varied as the data)", "Variety/within", None, True),
+    ("Variety between classes  (1: as varied as the data)", "Variety/between", None, True),
     ("Sign of the logits of real images", "Loss/signs/real", (-1.05, 1.05), True),
     ("Discriminator loss, fun", "Loss/D/fun", None, True),
     ("Discriminator loss, dir", "Loss/D/dir", None, True),
@@ -399,8 +405,10 @@ _STAGE_PANELS: tuple[tuple[str, str, tuple[float, float] | None, bool], ...] = (
 def stage_panels(
     stages: Sequence[tuple[str, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
 ) -> list[Panel]:
-    """One line per stage, (name, records of stats.jsonl, records of metric-*.jsonl) each: metrics, class
-    variety, logits, losses.
+    """The panels that compare the stages of a recipe (metrics, variety, logits, losses), a line per stage.
+
+    Args:
+        stages: (name, lines of stats.jsonl, records of metric-*.jsonl) of each stage.
     """
     panels: dict[str, Panel] = {}
     for i, (stage, stats, metrics) in enumerate(stages):
@@ -426,7 +434,7 @@ def _save(folder: Path, panels: Sequence[Panel]) -> Path | None:
         return None
     figure = draw(panels, f"{folder.resolve().name}    {kimg_text(last_kimg(panels))} kimg")
     with atomic_write(folder / CURVES_FILE) as f, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a name in letters that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # the font may lack characters of a name
         figure.savefig(f, format="png")
     return folder / CURVES_FILE
 
@@ -436,22 +444,28 @@ def _metric_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def panels_of(folder: Path, stages: Sequence[Path] = ()) -> list[Panel]:
-    """The panels of a run folder; with stages, run folders of a recipe's stages, those that compare them."""
+    """The panels of a run folder; with `stages` (run folders), the panels that compare them."""
     if stages:
         return stage_panels([(p.name, read_jsonl(p / STATS_FILE), _metric_records(p)) for p in stages])
     return metric_panels(_metric_records(folder)) + stats_panels(read_jsonl(folder / STATS_FILE))
 
 
-def redraw(run_dir: str | os.PathLike, stages: Sequence[Path] = ()) -> Path | None:
-    """Draws run_dir/curves.png anew, atomically, and returns its path; None if there is nothing to draw.
+def redraw(run_dir: str | os.PathLike[str], stages: Sequence[Path] = ()) -> Path | None:
+    """Draw run_dir/curves.png atomically.
 
-    stages: run folders of a recipe's stages, where run_dir is the recipe's folder; they are compared in one
-    picture. Never raises: a diagram must not stop a training run. A failure (no matplotlib, a full disk) is
-    one warning.
+    Never raises, because a diagram must not stop a training run. A failure (no matplotlib, a full disk) is a
+    warning.
+
+    Args:
+        run_dir: the run folder, or a recipe's folder.
+        stages: the run folders of a recipe's stages, which are compared in one picture.
+
+    Returns:
+        The path; None if there is nothing to draw or drawing failed.
     """
     folder = Path(run_dir)
     try:
         return _save(folder, panels_of(folder, stages))
     except Exception as e:
-        warnings.warn(f"{CURVES_FILE} is not drawn ({reason(e)})", stacklevel=2)
+        warnings.warn(f"{CURVES_FILE} cannot be drawn ({reason(e)})", stacklevel=2)
         return None

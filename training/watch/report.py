@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.html: one self-contained page about a run, or about all stages of a recipe, to be judged in a
-minute.
+"""Write report.html: one self-contained page about a run, or about all stages of a recipe.
 
     python -m training.watch.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
     python -m training.watch.report training-runs/00000-demo64      # a recipe: its stages side by side
 
-A run writes its page at every snapshot and at its end. Everything on it is read from the folder; images are
-scaled and inlined, so that the page stays below a few megabytes and can be sent to somebody. Its look is in
-templates/, with jinja2's autoescape: class names and other texts of strangers are escaped and cut, and no
-script is in it.
+A run writes its page at every snapshot and at its end. All content is read from the folder. Images are scaled
+and inlined, so that the page stays below a few megabytes and can be sent to others. Templates are in
+templates/ and use jinja2's autoescape: class names and other untrusted text are shortened and escaped, and
+the page contains no script.
 """
 
 from __future__ import annotations
@@ -41,36 +40,34 @@ from training.run_folder import better_direction, kimg_text, read_json, read_jso
 from training.watch import estimate, plots, sheets, ticks
 from training.watch.ticks import number
 
-BUDGET = 450_000  # bytes of one inlined image, at most
-RECIPE_BUDGET = 3_300_000  # of all those of a recipe's page; base64 makes them a third longer
-MAX_WIDTH, SMALL_WIDTH = 1600, 800  # pixels of an inlined image
+BUDGET = 450_000  # maximum bytes of an inlined image
+RECIPE_BUDGET = 3_300_000  # maximum bytes of all images of a recipe's page; base64 adds a third
+MAX_WIDTH, SMALL_WIDTH = 1600, 800  # maximum width of an inlined image in pixels
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_STAGES, MAX_ALARMS, MAX_TEXT, MAX_NAME, MAX_DEPTH, MAX_ROWS = 8, 20, 500, 40, 5, 40
 
 
 @dataclass
 class Run:
-    """What a run folder tells about its run."""
+    """The content of a run folder."""
 
     folder: Path
     config: TrainConfig | None = None
     about: dict[str, Any] = field(default_factory=dict)
     stats: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, list[tuple[float, float, str]]] = field(
-        default_factory=dict
-    )  # name -> (kimg, value, snapshot)
-    good_ends: dict[str, str | None] = field(default_factory=dict)  # name -> "min" or "max"
+    # (kimg, value, snapshot) by name
+    metrics: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+    directions: dict[str, str | None] = field(default_factory=dict)  # "min" or "max" by name
     alarms: list[dict[str, Any]] = field(default_factory=list)
     outcome: str = "running or killed"
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Read what is there; nothing is required."""
+        """Read a run folder. All files are optional."""
         options = read_json(folder / run_folder.OPTIONS_FILE)
         config = None
-        with contextlib.suppress(
-            KeyError, ValueError, TypeError
-        ):  # of another version or damaged: the page goes without
+        # A config that is damaged or of another version is left out.
+        with contextlib.suppress(KeyError, ValueError, TypeError):
             config = from_json(options["config"])
         run = cls(
             folder,
@@ -86,7 +83,7 @@ class Run:
                     if math.isfinite(number(value)) and math.isfinite(kimg):
                         point = (kimg, number(value), str(record.get("snapshot_pkl", "")))
                         run.metrics.setdefault(name, []).append(point)
-                        run.good_ends[name] = better_direction(record, name)
+                        run.directions[name] = better_direction(record, name)
         run.alarms = [
             a for a in read_jsonl(folder / run_folder.ALARMS_FILE) if isinstance(a.get("seen"), str)
         ]
@@ -94,7 +91,7 @@ class Run:
         return run
 
     def last(self, name: str) -> float:
-        """The newest value of a statistic, NaN without one."""
+        """The newest value of a statistic; NaN if there is none."""
         return next(
             (v for record in reversed(self.stats) if math.isfinite(v := number(record.get(name)))), math.nan
         )
@@ -111,11 +108,11 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """Until the end of the run, maintenance included; NaN if unknown."""
+        """Seconds to the end of the run, including maintenance; NaN if unknown."""
         return estimate.seconds_left(self.stats, self.config.run) if self.config else math.nan
 
     def best(self) -> tuple[str, float, float, str] | None:
-        """Name, value, kimg and snapshot of the best evaluation by the first metric."""
+        """(name, value, kimg, snapshot) of the first metric's best evaluation; None without evaluations."""
         wanted = [
             name
             for m in (self.config.run.metrics if self.config else ())
@@ -125,13 +122,13 @@ class Run:
         first = next(iter([*wanted, *self.metrics]), None)
         if first is None:
             return None
-        pick = max if self.good_ends[first] == "max" else min
+        pick = max if self.directions[first] == "max" else min
         kimg, value, snapshot = pick(self.metrics[first], key=lambda point: point[1])
         return first, value, kimg, snapshot
 
 
 def text(value: Any, limit: int = MAX_TEXT) -> str:
-    """Anything as text of bounded length, not yet escaped, without control characters."""
+    """Convert anything to text with a maximum length and without control characters. Not yet escaped."""
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     plain = _CONTROLS.sub("\ufffd", plain[: limit + 1])
     return plain if len(plain) <= limit else plain[: limit - 3] + "..."
@@ -143,9 +140,9 @@ def _holds_tables(value: Any) -> bool:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    """The templates beside this file. What they show is cut by `text` and escaped, unless it is Markup."""
+    """The templates beside this file. All values are cut by `text` and escaped, except Markup."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training.watch"),  # finds templates/ wherever the package is installed
+        loader=jinja2.PackageLoader("training.watch"),  # finds templates/ in an installed package, too
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -165,7 +162,7 @@ def _page(template: str, title: str, **parts: Any) -> str:
 
 @dataclass
 class Picture:
-    """An image for a page: its file's name, its size in pixels, and the whole of it as a data: address."""
+    """An image for a page: file name, size in pixels, and content as a data: URL."""
 
     name: str
     width: int
@@ -178,7 +175,7 @@ def _data(kind: str, content: bytes) -> Markup:
 
 
 def inlined(path: Path, width: int = MAX_WIDTH, budget: int = BUDGET) -> Picture | None:
-    """A file's picture of at most `budget` bytes and `width` pixels; None if it cannot be read."""
+    """Read an image with at most `budget` bytes and `width` pixels; None if it cannot be read."""
     try:
         with PIL.Image.open(path) as opened:
             image = opened.convert("RGB")
@@ -191,7 +188,7 @@ def inlined(path: Path, width: int = MAX_WIDTH, budget: int = BUDGET) -> Picture
 
 
 def _squeezed(name: str, image: PIL.Image.Image, width: int, budget: int) -> Picture:
-    """A JPEG of at most `width` pixels, and of at most `budget` bytes where 32 pixels are enough for that."""
+    """Convert to JPEG of at most `width` pixels, and `budget` bytes if 32 pixels are enough for that."""
     if image.width > width:
         height = max(1, round(image.height * width / image.width))
         image = image.resize((width, height), PIL.Image.Resampling.LANCZOS)
@@ -202,7 +199,7 @@ def _squeezed(name: str, image: PIL.Image.Image, width: int, budget: int) -> Pic
 
 
 def _jpeg(image: PIL.Image.Image, budget: int) -> bytes:
-    """At the best quality that fits; at the lowest if none does."""
+    """Encode with the best quality that fits in `budget` bytes; with the lowest if none does."""
     data = b""
     for quality in (88, 70, 50):
         stream = io.BytesIO()
@@ -219,7 +216,7 @@ def newest_grid(folder: Path) -> Path | None:
 
 
 def grid_kimg(path: Path) -> float:
-    """Thousands of images shown when a fakesNNNNNN.png was drawn: as its file says, else its name."""
+    """The kimg shown when a fakesNNNNNN.png was drawn: from its metadata, else from its name."""
     with contextlib.suppress(OSError, ValueError, KeyError), PIL.Image.open(path) as image:
         return int(image.info["nimg"]) / 1000
     return run_folder.kimg_of_file(path)
@@ -230,7 +227,7 @@ def _short(value: float, form: str = ".3g") -> str:
 
 
 def _kimg(value: float) -> str:
-    """With separators of thousands, exact to the image."""
+    """Format kimg with thousands separators, exact to one image."""
     whole, _, rest = kimg_text(value).partition(".")
     return "?" if whole == "?" else f"{int(whole):,}" + (f".{rest}" if rest else "")
 
@@ -240,7 +237,7 @@ def _duration(seconds: float) -> str:
 
 
 def _about(run: Run) -> dict[str, str]:
-    """What is trained on what, in words; an empty text for what is not known."""
+    """Texts about model and data; an empty text if unknown."""
     about, config = run.about, run.config
     sizes = ""
     if "g_parameters" in about:
@@ -265,7 +262,7 @@ def _about(run: Run) -> dict[str, str]:
 
 
 def _card(title: str, value: str, small: str = "", share: float | None = None) -> dict[str, Any]:
-    """One number with its name; share: of a bar below it, from 0 to 1."""
+    """A number with its title. `share`: length of a bar below it, from 0 to 1."""
     return {
         "title": title,
         "value": value,
@@ -282,9 +279,9 @@ def _cards(run: Run) -> list[dict[str, Any]]:
     when = ""
     if math.isfinite(written):
         when = datetime.datetime.fromtimestamp(written).astimezone().isoformat(" ", "minutes")
-    to_go = "" if finished else f"about {_duration(run.seconds_left)} to go"
+    to_go = "" if finished else f"about {_duration(run.seconds_left)} left"
     cards = [
-        _card("state", run.outcome, f"last tick {when}" if when else ""),
+        _card("state", run.outcome, f"last tick: {when}" if when else ""),
         _card("images shown", f"{_kimg(run.kimg)} kimg", f"of {_kimg(target)}", share),
         _card("trained", _duration(run.last("Timing/total_sec")), to_go),
         _card("speed", f"{_short(run.speed)} img/s", f"{_short(1000 / run.speed)} s per kimg"),
@@ -302,26 +299,26 @@ def _cards(run: Run) -> list[dict[str, Any]]:
 
 
 def _alarms(run: Run) -> dict[str, Any]:
-    """Rows (when, what, since when) of the newest alarms, how many are left out, and a tip for each cause."""
+    """Rows (when, what, since when) of the newest alarms, the number of older ones, advice for each cause."""
     newest = run.alarms[-MAX_ALARMS:]
     by_cause = {a.get("cause"): a for a in run.alarms}.values()
     times = [[f"{_kimg(number(a.get(key)))} kimg" for key in ("kimg", "since_kimg")] for a in newest]
     return {
-        "rows": [(told, a["seen"], f"since {since}") for a, (told, since) in zip(newest, times, strict=True)],
+        "rows": [(at, a["seen"], f"since {since}") for a, (at, since) in zip(newest, times, strict=True)],
         "left_out": len(run.alarms) - len(newest),
         "advice": [(f"{a['seen'].split(':')[0]}: try {a.get('advice', '')}",) for a in by_cause],
     }
 
 
 def _classes_note(run: Run, shown: int) -> str:
-    """How many classes a picture leaves out; '' if it leaves none."""
+    """How many classes a picture shows; '' if it shows all."""
     classes = run.about.get("classes")
     total = classes if isinstance(classes, int) else 0
-    return f"{shown} of {total:,} classes; the others are left out." if 0 < shown < total else ""
+    return f"Shows {shown} of {total:,} classes." if 0 < shown < total else ""
 
 
 def _grids(run: Run, width: int = SMALL_WIDTH, budget: int = BUDGET) -> list[dict[str, Any]]:
-    """The newest grid of generated images and the one of real images, with the names of their rows."""
+    """The newest grid of generated images and the grid of real images, with the names of their rows."""
     newest = newest_grid(run.folder)
     paths = [] if newest is None else [(f"generated, {_kimg(grid_kimg(newest))} kimg", newest)]
     names = run.about.get("grid_rows")
@@ -341,7 +338,7 @@ def _grids(run: Run, width: int = SMALL_WIDTH, budget: int = BUDGET) -> list[dic
 
 
 def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, Any] | None:
-    """The contact sheet without its words, which the page sets itself; of an older run the whole picture."""
+    """The contact sheet without its text, which the page shows itself; for older runs the whole picture."""
     names = run.about.get("sheet_rows")
     rows = [text(name, MAX_NAME) for name in names] if isinstance(names, list) else []
     columns = sheets.read_columns(run.folder)
@@ -359,13 +356,15 @@ def _sheet(run: Run, width: int = MAX_WIDTH, budget: int = BUDGET) -> dict[str, 
 
 
 def _panels(panels: Sequence[plots.Panel]) -> list[dict[str, Any]]:
-    """Each panel as a picture of its own, with its legend as text."""
+    """Each panel as a picture with its legend as text."""
     if not panels:
         return []
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        warnings.warn("the report has no curves without matplotlib (pip install matplotlib)", stacklevel=2)
+        warnings.warn(
+            "matplotlib is not installed, so the report has no curves (pip install matplotlib)", stacklevel=2
+        )
         return []
     kimg = plots.last_kimg(panels)
     width, height = (round(inches * 96) for inches in plots.SVG_SIZE)  # CSS pixels
@@ -387,10 +386,10 @@ def _options(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _metrics(run: Run) -> list[tuple[Any, ...]]:
-    """Rows (metric, newest, best, best snapshot, evaluations)."""
+    """Rows (metric, newest value, best value, best snapshot, number of evaluations)."""
     rows = []
     for name, points in sorted(run.metrics.items()):
-        pick = max if run.good_ends[name] == "max" else min
+        pick = max if run.directions[name] == "max" else min
         best, last = pick(points, key=lambda point: point[1]), points[-1]
         newest, top = (f"{value:.4g} at {_kimg(kimg)} kimg" for kimg, value, _ in (last, best))
         rows.append((name, newest, top, best[2], len(points)))
@@ -416,14 +415,14 @@ def run_page(folder: Path) -> str:
 
 
 def _final(folder: Path) -> str:
-    """A stage's measurement at the last stage's resolution."""
+    """The metric of a stage's best network at the resolution of the last stage."""
     final = read_json(folder / run_folder.FINAL_FILE)
     value = number(final.get("value"))
     return f"{final.get('metric', '')} {value:.4g}" if math.isfinite(value) else ""
 
 
 def _stage_row(run: Run) -> tuple[str, ...]:
-    """A stage in the table of stages, in the order of _STAGE_HEAD."""
+    """A stage's row in the table of stages, with the columns of _STAGE_HEAD."""
     best = run.best()
     target = run.config.run.kimg if run.config else math.nan
     return (
@@ -476,9 +475,12 @@ def recipe_page(folder: Path) -> str:
 
 
 def write(folder: str | Path) -> Path | None:
-    """Write report.html of a run folder or of a recipe's folder, atomically; returns its path.
+    """Write report.html of a run folder or a recipe's folder, atomically.
 
-    Never raises: a page must not stop a training run. A failure is one warning, and None.
+    Never raises, because a page must not stop a training run. A failure is a warning.
+
+    Returns:
+        The path; None after a failure.
     """
     path = Path(folder).resolve()
     try:
@@ -487,7 +489,7 @@ def write(folder: str | Path) -> Path | None:
             f.write(page)
         return path / run_folder.REPORT_FILE
     except Exception as e:
-        warnings.warn(f"{run_folder.REPORT_FILE} is not written ({reason(e)})", stacklevel=2)
+        warnings.warn(f"{run_folder.REPORT_FILE} cannot be written ({reason(e)})", stacklevel=2)
         return None
 
 
@@ -500,8 +502,8 @@ def main() -> int:
     for folder in folders:
         if not (Path(folder) / run_folder.STATS_FILE).exists() and not run_folder.stage_folders(Path(folder)):
             message = (
-                f"{folder} holds neither {run_folder.STATS_FILE} nor folders of stages: name a run "
-                "folder or a recipe's folder"
+                f"{folder} contains neither {run_folder.STATS_FILE} nor folders of stages: give a run folder "
+                "or a recipe's folder"
             )
             print(f"Error: {message}", file=sys.stderr)
             return 1

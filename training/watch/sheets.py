@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""contact-sheet.png of a run folder: the same latents in the same classes at every snapshot, one column each.
+"""contact-sheet.png of a run folder: the same latents and classes at every snapshot, one column each.
 
-Beside them stand images of the data. Columns are kept as small images in contact/NNNNNNNNN.png (NNNNNNNNN =
-images shown), so that the sheet goes on after a resume. There are never more than MAX_COLUMNS: when one is
-too many, the one whose neighbours are nearest to each other goes, so that columns stay spread over the run.
-With many classes, CLASSES evenly spaced ones are shown, and the sheet says so.
+The last column shows images of the data. Columns are stored as small images in contact/NNNNNNNNN.png (the
+number of images shown), so that a resumed run continues the sheet. There are at most MAX_COLUMNS. Beyond
+that, the column whose neighbours are closest to each other is removed, so that columns stay spread over the
+run. If there are many classes, CLASSES evenly spaced ones are shown, and a caption says how many are left
+out.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from training.run_folder import CONTACT_FOLDER, CONTACT_SHEET_FILE, kimg_text
 
 MAX_COLUMNS = 20
 CLASSES, PER_CLASS, UNCONDITIONAL_ROWS = 8, 2, 8
-CELL = 64  # pixels of a stored image at most
+CELL = 64  # maximum size of a stored image in pixels
 DATA_FILE = "data.png"
 
 
 class ContactSheet:
-    """Keeps the columns of one run folder and draws the sheet. For one process."""
+    """Stores the columns of one run folder and draws the sheet. Used by one process."""
 
     def __init__(self, run_dir: Path, dataset: ImageDataset, seed: int, batch: int) -> None:
         self.run_dir, self.dataset, self.seed, self.batch = run_dir, dataset, seed, batch
@@ -40,24 +41,26 @@ class ContactSheet:
         self.rows = len(self.classes) * PER_CLASS or UNCONDITIONAL_ROWS
 
     def drop_after(self, nimg: int) -> None:
-        """Forget the columns that a killed run drew after the checkpoint from which it goes on."""
+        """Remove the columns that a killed run drew after the checkpoint that is being resumed."""
         for shown, path in _column_files(self.run_dir):
             if shown > nimg:
                 path.unlink()
 
     def add(self, G: Generator, nimg: int, network: str | None = None) -> None:
-        """Draw G's column and the sheet. network: the name of G's file."""
+        """Draw the column of G and the sheet. `network`: the name of G's file."""
         folder = self.run_dir / CONTACT_FOLDER
         folder.mkdir(exist_ok=True)
         if not (folder / DATA_FILE).exists():
             reals = images.grid(_shrink(self._reals()), 1)
             images.save_png(reals, folder / DATA_FILE, self._about(data=True))
-        # Without the file's hash: a run that was stopped and goes on draws the same column, to the byte.
+        # The file's hash is left out, so that a resumed run draws a column with the same bytes.
         text = {"nimg": nimg, "network": network, "truncation": 1, **self._about()}
         images.save_png(images.grid(_shrink(self._draw(G)), 1), folder / f"{nimg:09d}.png", text)
         while len(columns := _column_files(self.run_dir)) > MAX_COLUMNS:
             at = [shown for shown, _ in columns]
-            gaps = [at[i + 1] - at[i - 1] for i in range(1, len(at) - 1)]  # the first and the last stay
+            gaps = [
+                at[i + 1] - at[i - 1] for i in range(1, len(at) - 1)
+            ]  # the first and the last column are kept
             columns[1 + gaps.index(min(gaps))][1].unlink()
         self._compose()
 
@@ -82,17 +85,17 @@ class ContactSheet:
         return torch.stack([torch.from_numpy(np.array(self.dataset[int(i)][0])) for i in picks])
 
     def _about(self, data: bool = False) -> dict[str, Any]:
-        """What files say: which classes, drawn from which seed; with data, of which images."""
+        """The metadata of files: the seed and classes; with `data` also the data set."""
         known = {"data": self.dataset.name, "data_hash": self.dataset.content_hash()} if data else {}
         return {"run_seed": self.seed, "classes": self.classes or None, **known}
 
     def row_names(self) -> list[str]:
-        """What the rows show, a name per class (each has PER_CLASS rows), or per latent without classes."""
+        """The names of the rows: one per class (PER_CLASS rows), or one per latent without classes."""
         names = self.dataset.class_names or [f"class {i}" for i in range(self.dataset.label_dim)]
         return [names[label] for label in self.classes] or [f"latent {i + 1}" for i in range(self.rows)]
 
     def _compose(self) -> None:
-        """The sheet from what is stored."""
+        """Draw the sheet from the stored columns."""
         columns = read_columns(self.run_dir, self.rows)
         if not columns:
             return
@@ -100,7 +103,7 @@ class ContactSheet:
         names = self.row_names()
         rows = [name for name in names for _ in range(self.rows // len(names))]
         left_out = self.dataset.label_dim - len(self.classes)
-        caption = f"{len(self.classes)} of {self.dataset.label_dim:,} classes; the others are left out"
+        caption = f"{len(self.classes)} of {self.dataset.label_dim:,} classes"
         sheet = images.labelled_grid(
             cells,
             rows,
@@ -120,9 +123,16 @@ def _column_files(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[int | None, np.ndarray]]:
-    """Images shown (None: the data) and cells, uint8 [rows, cell, cell, 3], of each column, the data's last.
+    """Read the stored columns, ending with that of the data.
 
-    A damaged column, or one of another size or number of rows than `rows` (None: of the first), is left out.
+    Damaged columns, and columns with another size or number of rows, are skipped.
+
+    Args:
+        run_dir: the run folder.
+        rows: number of rows; None = that of the first column.
+
+    Returns:
+        (images shown or None for the data, cells as uint8 [rows, cell, cell, 3]) of each column.
     """
     files: list[tuple[int | None, Path]] = [
         *_column_files(run_dir),
@@ -143,7 +153,7 @@ def read_columns(run_dir: Path, rows: int | None = None) -> list[tuple[int | Non
 
 
 def headings(columns: Sequence[tuple[int | None, np.ndarray]]) -> list[str]:
-    """kimg of each column in as few decimals as tell them apart, or "data"."""
+    """The heading of each column: kimg with as few decimals as keep them distinct, or "data"."""
     shown = [nimg for nimg, _ in columns if nimg is not None]
     least = 0 if all(nimg >= 1000 or nimg == 0 for nimg in shown) else 1
     texts = ([f"{nimg / 1000:.{decimals}f}" for nimg in shown] for decimals in range(least, 4))
@@ -152,11 +162,11 @@ def headings(columns: Sequence[tuple[int | None, np.ndarray]]) -> list[str]:
 
 
 def columns_grid(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Columns, uint8 [rows, cell, cell, 3] each, as uint8 [rows * columns, 3, cell, cell], row by row."""
+    """Columns, uint8 [rows, cell, cell, 3] each, to uint8 [rows * columns, 3, cell, cell], row by row."""
     return np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]).transpose(0, 3, 1, 2)
 
 
 def _shrink(x: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, C, H, W] to at most CELL pixels, by averages."""
+    """Reduce uint8 [N, C, H, W] by averaging to at most about CELL pixels."""
     factor = x.shape[2] // CELL
     return x if factor < 2 else torch.nn.functional.avg_pool2d(x.float(), factor).round().to(torch.uint8)

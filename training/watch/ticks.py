@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lines of stats.jsonl say: numbers, their order, and the speed of whole ticks."""
+"""Read the lines of stats.jsonl: numbers, order, and the speed of whole ticks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-SHORT = 0.5  # of the usual length: a shorter tick is no measurement of speed
+SHORT = 0.5  # fraction of the usual length; the speed of a shorter tick is not meaningful
 SPEED = "Timing/images_per_sec"
 
 
 def number(value: Any, key: str = "mean") -> float:
-    """A number, or the `key` of a {'num', 'mean', 'std'} object; NaN for anything else and for infinities."""
+    """A number, or the `key` of a {'num', 'mean', 'std'} object; NaN for anything else and infinities."""
     if isinstance(value, dict):
         value = value.get(key)
     plain = isinstance(value, int | float) and not isinstance(value, bool)
@@ -22,9 +22,7 @@ def number(value: Any, key: str = "mean") -> float:
 
 
 def in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
-    """(kimg, record) with kimg ascending, without what a run wrote beyond a checkpoint that it went back
-    to.
-    """
+    """(kimg, line) with ascending kimg, without lines after a checkpoint that was later resumed."""
     line: list[tuple[float, dict[str, Any]]] = []
     for record in records:
         kimg = number(record.get("kimg", record.get("Progress/kimg")))
@@ -37,16 +35,23 @@ def in_order(records: Iterable[dict[str, Any]]) -> list[tuple[float, dict[str, A
 
 
 def lengths(kimg: np.ndarray) -> np.ndarray:
-    """kimg shown in each tick [N], of where the ticks ended, ascending [N]. The first one began at 0."""
+    """The kimg shown in each tick [N], from the kimg at the ends of ticks [N]. The first tick starts at 0."""
     return np.diff(kimg, prepend=0.0)
 
 
 def whole_ticks(kimg: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where ticks ended [N] and their images per second [N], each short tick together with the one before.
+    """Merge each short tick with the previous one.
 
-    A run's last tick ends with the run. What happens once a tick (diagnostics, class variety) weighs more in
-    it, so that its rate alone looks like a sudden loss of speed. Together: images of both over seconds of
-    both.
+    The last tick of a run ends with the run. Work that happens once per tick (diagnostics, class variety)
+    takes a larger fraction of it, so its speed alone would look like a sudden drop. The merged speed is the
+    images of both ticks divided by the seconds of both.
+
+    Args:
+        kimg: the ends of ticks [N].
+        rate: their images per second [N].
+
+    Returns:
+        (ends, images per second) of the merged ticks.
     """
     sizes = lengths(kimg)
     least = SHORT * float(np.median(sizes)) if len(sizes) else 0.0
@@ -61,7 +66,7 @@ def whole_ticks(kimg: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def speed(records: Iterable[dict[str, Any]]) -> float:
-    """Images per second of the newest whole tick; NaN if no line says it."""
+    """Images per second of the newest whole tick; NaN if unknown."""
     rates = [(kimg, number(record.get(SPEED))) for kimg, record in in_order(records)]
     found = [(kimg, rate) for kimg, rate in rates if math.isfinite(rate)]
     ends, speeds = np.array(found).reshape(-1, 2).T

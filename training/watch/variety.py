@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How varied the generator's images are, compared with the data: the first number that falls when a GAN
-collapses.
+"""Measure how varied the generator's images are. This number drops first when a GAN collapses.
 
-    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64            # of
-    every snapshot in a run folder
-    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16-gpus1-batch64 0.7        # with
-    styles truncated to psi = 0.7
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16      # all
+    python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16 0.7  # psi = 0.7
 
-Every tick, G_ema draws the same few latents in the same few classes, a frozen network that the discriminator
-has anyway turns them into pooled features, and two spreads are compared with those of real images of the same
-classes:
+At every tick, G_ema generates images from a small fixed set of latents and classes. A frozen feature network
+of the discriminator turns them into pooled features, and two spreads are compared with those of real images
+of the same classes:
 
-    within     root mean square distance of a sample's features from the mean of its class (unconditional: of
-               everything)
-    between    the same of the class means from their common mean, less what `within` contributes by chance
+    within     root mean square distance of a sample's features from the mean of its class (unconditional:
+               from the overall mean)
+    between    root mean square distance of the class means from their common mean, minus what `within`
+               contributes by chance
 
-Both are divided by the data's: 1 = as varied as the data, 0 = all alike. Above 1 is common early in training,
-when artefacts vary, too.
+Both are divided by the values of the data: 1 = as varied as the data, 0 = all alike. Values above 1 are
+common early in training, because artefacts vary, too.
 
-Nothing here touches training: latents and choices are functions of the seed, no state is kept but the spreads
-of the data. Shapes: N images, C classes, F features.
+Measuring does not affect training: latents and choices are functions of the seed, and the only state is the
+spreads of the data. Shapes: N images, C classes, F features.
 """
 
 from __future__ import annotations
@@ -42,31 +40,33 @@ from training.generator import Generator
 from training.networks.reader import load
 from training.run_folder import load_run, snapshot_files
 
-MIN_PER_CLASS = 4  # samples of a class, below which fewer classes are taken
+MIN_PER_CLASS = 4  # with fewer samples per class, fewer classes are used
 MIN_IMAGES = 16
-# a tick shows at least this many times as many images as are drawn here: at most 2% of its time
-# (docs/performance.md)
+# A tick shows at least this many times as many images as are generated here: at most 2% of its time
+# (docs/performance.md).
 TICK_SHARE = 16
-REALS_PER_FAKE = 2  # the data's spreads are measured once, on more images
+REALS_PER_FAKE = 2  # the spreads of the data are measured only once, with more images
 
 
 class Spread(NamedTuple):
-    """Spreads within and between classes; `between` is None where there is one class or none."""
+    """Spreads within and between classes. `between` is None if there are fewer than two classes."""
 
     within: float
     between: float | None
 
 
 def spread(features: Tensor, labels: Tensor) -> Spread:
-    """Root mean square spreads within classes and between class means, summed over features (one-way analysis
-    of variance, random effects).
+    """Root mean square spreads within classes and between class means, summed over features.
 
-    features: [N, F]. labels: [N]; classes with fewer than two samples are passed over. Without any other
-    class within = 0.
+    This is a one-way analysis of variance with random effects.
+
+    Args:
+        features: [N, F].
+        labels: [N]. Classes with fewer than two samples are ignored. If there is no other class, within = 0.
     """
     x = features.double()
     means, counts, squares = [], [], 0.0
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         of_class = x[labels == label]
         if len(of_class) > 1:
             means.append(of_class.mean(dim=0))
@@ -83,19 +83,22 @@ def spread(features: Tensor, labels: Tensor) -> Spread:
 
 
 class Variety:
-    """Measures G_ema against the data. Every process must make one and call `measure` at the same time: they
-    share the work.
-    """
+    """Compares G_ema with the data. All processes share the work: each creates one and calls `measure`."""
 
     def __init__(
         self, dataset: ImageDataset, D: ProjectedDiscriminator, count: int, batch: int, seed: int
     ) -> None:
-        """Choose classes, latents and real images, and measure the latter.
+        """Choose classes, latents and real images, and measure the real images.
 
-        count: images drawn per measurement. batch: at most so many at a time.
+        Args:
+            dataset: the data.
+            D: the discriminator.
+            count: generated images per measurement.
+            batch: maximum number of images at a time.
+            seed: seed of the choices.
 
         Raises:
-            ValueError: a feature of the data is not finite.
+            ValueError: the data has features that are not finite.
         """
         self.D, self.batch, self.seed = D, batch, seed
         self.network = _cheapest(D)
@@ -112,13 +115,16 @@ class Variety:
         self.data = spread(found, real_labels)
         if not np.isfinite(self.data.within):
             raise ValueError(
-                f"{self.network} gives features that are not finite on {dataset.path}; check its weights"
+                f"{self.network} computes features that are not finite for {dataset.path}; check its weights"
             )
 
     @torch.no_grad()
     def measure(self, G: Generator, psi: float = 1.0) -> Spread:
-        """Spreads of G's images over those of the data. A spread that the data has not got (copies of one
-        image) gives 0. psi: of the truncation.
+        """The spreads of G's images divided by those of the data; 0 if the data's are 0 (identical images).
+
+        Args:
+            G: the generator.
+            psi: truncation.
         """
         z = rng.normal(self.seed, "variety/z", 0, range(len(self.labels)), (G.z_dim,))
         device = next(G.parameters()).device
@@ -137,14 +143,16 @@ class Variety:
 
     @torch.no_grad()
     def _features(self, pixels: Callable[[list[int]], Tensor], count: int) -> Tensor:
-        """Pooled features [count, F] on the CPU of uint8 images that pixels(indices) makes; each process
-        computes its share.
+        """Compute pooled features [count, F] on the CPU. Each process computes its share.
+
+        Args:
+            pixels: makes uint8 images from a list of indices.
+            count: number of images.
         """
         processes, rank = distributed.world_size(), distributed.rank()
         share = -(-count // processes)
-        mine = [
-            (rank * share + i) % count for i in range(share)
-        ]  # the last shares may begin again: all are of the same length
+        # All shares have the same length, so the last ones may start again from the first image.
+        mine = [(rank * share + i) % count for i in range(share)]
         network = self.D.feature_networks[self.network]
         assert isinstance(network, FeatureNetwork)
         parts = []
@@ -155,23 +163,23 @@ class Variety:
 
 
 def images_per_tick(wanted: int, tick_kimg: float) -> int:
-    """How many images to draw: `wanted`, fewer in short ticks."""
+    """The number of images to generate: `wanted`, or fewer if ticks are short."""
     return min(wanted, max(MIN_IMAGES, int(tick_kimg * 1000) // TICK_SHARE))
 
 
 def _cheapest(D: ProjectedDiscriminator) -> str:
-    """A convolutional network if there is one, else the first."""
+    """The first convolutional network, or the first network if there is none."""
     kinds = {key: network.kind for key, network in D.feature_networks.items()}
     return next((key for key, kind in kinds.items() if kind == "cnn"), next(iter(kinds)))
 
 
 def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], int, np.ndarray]:
-    """Classes, samples per class, indices of real images: evenly spaced classes among those with two images
-    or more.
+    """Choose evenly spaced classes among those with at least two images.
+
+    Returns:
+        (classes, samples per class, indices of real images).
     """
-    n = len(dataset) // (
-        2 if dataset.xflip else 1
-    )  # an image and its mirrored copy would pass for little variety
+    n = len(dataset) // (2 if dataset.xflip else 1)  # mirrored copies would reduce the variety
     order = rng.permutation(seed, "variety/reals", 0, n)
     if dataset.labels is None:
         return [0], count, order[: REALS_PER_FAKE * count]
@@ -188,7 +196,7 @@ def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], in
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     if not 2 <= len(sys.argv) <= 3:
         print(__doc__)
         return 2

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching quality during a run: class variety and alarms every tick; contact sheet, curves and report at
-every snapshot.
-"""
+"""Monitor a run: class variety and alarms every tick; contact sheet, curves and report every snapshot."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import convenience
+from dnnlib.util import warn_if_unwritable
 from torch_utils import distributed, training_stats
 from training.config import TrainConfig
 from training.data.class_names import spaced_labels
@@ -35,7 +33,7 @@ from training.watch.variety import Variety, images_per_tick
 
 
 class Watch:
-    """What a run watches beside its losses. Every process makes one; the first one writes."""
+    """Monitors a run. Every process creates one; the main process writes the files."""
 
     def __init__(self, cfg: TrainConfig, run_dir: str, dataset: ImageDataset, state: TrainState) -> None:
         self.cfg, self.run_dir, self.dataset = cfg, Path(run_dir), dataset
@@ -50,16 +48,19 @@ class Watch:
         self.stats: list[dict[str, Any]] = []
 
     def begin(self, state: TrainState, grid_rows: int) -> None:
-        """At the start: what the report says of data and networks. At a resume: drop what was written after
-        the checkpoint. Main process.
+        """Write about.json for the report. When resuming, remove what was written after the checkpoint.
 
-        grid_rows: rows of the grids, whose classes the report names.
+        Main process only.
+
+        Args:
+            state: the state of the run.
+            grid_rows: rows of the grids; the report shows their classes.
         """
         p = state.progress
-        with convenience(ALARMS_FILE):
+        with warn_if_unwritable(ALARMS_FILE):
             drop_lines_after(self.run_dir / ALARMS_FILE, p.nimg / 1000)
         self.stats = [_excerpt(record) for record in read_jsonl(self.run_dir / STATS_FILE)]
-        with convenience(CONTACT_SHEET_FILE):
+        with warn_if_unwritable(CONTACT_SHEET_FILE):
             self.sheet.drop_after(p.nimg)
         names, classes = self.dataset.class_names, self.dataset.label_dim
         shown = spaced_labels(classes, grid_rows) if classes > 0 else []
@@ -73,14 +74,14 @@ class Watch:
             "g_trained": sum(x.numel() for x in state.g_params.values()),
             "d_parameters": sum(x.numel() for x in state.d_params.values()),
         }
-        with convenience(ABOUT_FILE):
+        with warn_if_unwritable(ABOUT_FILE):
             write_json(self.run_dir / ABOUT_FILE, about)
         if p.nimg == 0:
-            with convenience(CONTACT_SHEET_FILE):
+            with warn_if_unwritable(CONTACT_SHEET_FILE):
                 self.sheet.add(state.G_ema, 0)
 
     def measure(self, G: Generator) -> None:
-        """Report class variety. All processes."""
+        """Measure and report class variety. All processes."""
         if self.variety is None:
             return
         started = time.monotonic()
@@ -91,18 +92,18 @@ class Watch:
             training_stats.report0("Variety/between", found.between)
 
     def alarm(self, stats: dict[str, Any]) -> None:
-        """Look at the statistics with the newest tick; print and record what is new. Main process."""
+        """Check the statistics after a tick; print and store new alarms. Main process only."""
         self.stats.append(_excerpt(stats))
-        told = self.run_dir / ALARMS_FILE
+        alarms_file = self.run_dir / ALARMS_FILE
         name = next(iter(self.cfg.run.metrics), "")
         scores = self._scores(name)
         values = [r["results"].get(name, r.get("value")) for r in scores]
         points = [(ticks.number(r.get("kimg")), ticks.number(v)) for r, v in zip(scores, values, strict=True)]
         end = better_direction(next(reversed(scores), {"metric": name})) or "min"
         found = alarms.find(self.stats, points, self.cfg, name, end)
-        for alarm in alarms.new_ones(found, read_jsonl(told)):
-            with convenience(told.name):
-                append_jsonl(told, asdict(alarm))
+        for alarm in alarms.new_alarms(found, read_jsonl(alarms_file)):
+            with warn_if_unwritable(alarms_file.name):
+                append_jsonl(alarms_file, asdict(alarm))
             print(f"WARNING: {alarm.line}", flush=True)
 
     def _scores(self, name: str) -> list[dict[str, Any]]:
@@ -113,17 +114,17 @@ class Watch:
         ]
 
     def column(self, state: TrainState, network: str) -> None:
-        """The contact sheet's column of a snapshot. network: its file's name. Main process."""
-        with convenience(CONTACT_SHEET_FILE):
+        """Add a snapshot's column to the contact sheet. `network`: name of its file. Main process only."""
+        with warn_if_unwritable(CONTACT_SHEET_FILE):
             self.sheet.add(state.G_ema, state.progress.nimg, network)
 
     def redraw(self, page: bool) -> None:
-        """curves.png and, if asked for, report.html. Main process."""
+        """Draw curves.png and, with `page`, report.html. Main process only."""
         plots.redraw(self.run_dir)
         if page:
             report.write(self.run_dir)
 
 
 def _excerpt(record: dict[str, Any]) -> dict[str, Any]:
-    """What alarms and the estimate of the remaining time read of a line of stats.jsonl."""
+    """The values of a line of stats.jsonl that alarms and the estimate of the remaining time need."""
     return {**alarms.excerpt(record), **estimate.excerpt(record)}

@@ -221,7 +221,7 @@ def test_one_class_and_many(tmp_path: Path, count: int, num_classes: int) -> Non
         (None, "no labels in dataset.json"),
         ([], "no labels in dataset.json"),
         ([[name(0), 0]], "1 of 2 images have no label"),
-        ([[name(0), 0], [name(1), 0], ["gone.png", 0]], "there is no gone.png"),
+        ([[name(0), 0], [name(1), 0], ["gone.png", 0]], "the first is gone.png (not found)"),
         ([[name(0), 0], [name(1), -1]], 'is -1, which means "unknown"'),
         ([[name(0), 0], [name(1), None]], "a class index"),
         ([[name(0), 0], [name(1), 0.5]], "a class index"),
@@ -230,8 +230,8 @@ def test_one_class_and_many(tmp_path: Path, count: int, num_classes: int) -> Non
         ([[name(0), 0], [name(1), [0, 0]]], "not one-hot"),
         ([[name(0), 0], [name(1), [0.5, 0.5]]], "not one-hot"),
         ([[name(0), 0], [name(1), []]], "not one-hot"),
-        ([[name(0), 0], [name(0), 1]], "twice"),
-        ([[name(0), 0], ["../x.png", 1]], "leaves the folder"),
+        ([[name(0), 0], [name(0), 1]], "two labels"),
+        ([[name(0), 0], ["../x.png", 1]], "leads out of the folder"),
         ([name(0)], "must be a list of"),
         ([[name(0), 0], [name(1), 5]], "label 5 has no name"),
     ],
@@ -514,11 +514,11 @@ def test_folders_are_classes_where_there_is_no_dataset_json(tmp_path: Path) -> N
     assert dataset.label_dim == 2
     assert (
         dataset.labels_summary
-        == "2 classes, from the folders ant, bee; left out: 1 with an ending that is not read (.txt)"
+        == "2 classes, from the folders ant, bee; left out: 1 with an unsupported extension (.txt)"
     )
     few = data.ImageDataset(folder, use_labels=True, max_size=1)
     assert few.labels_summary.endswith(
-        "left out: 1 with an ending that is not read (.txt), 2 beyond --max-images"
+        "left out: 1 with an unsupported extension (.txt), 2 beyond --max-images"
     )
     plain = data.ImageDataset(folder)
     assert plain.labels is None and plain.labels_summary.startswith(

@@ -110,7 +110,7 @@ def test_the_json_of_safetensors_comes_along(
     ):
         READERS[reader](f"{server.root}/a/net.safetensors")
     server.answers[f"/a/{config}"] = HALF_PAGE
-    with pytest.raises(ValueError, match=r"this is no JSON.*is removed"):
+    with pytest.raises(ValueError, match=r"not valid JSON.*is removed"):
         READERS[reader](f"{server.root}/a/net.safetensors")
     assert kept(tmp_path) == []
     server.answers[f"/a/{config}"] = (folder / "net.json").read_bytes()

@@ -109,8 +109,8 @@ def _edit(change):
     ("damage", "message"),
     [
         (lambda f: (f / "n.json").unlink(), r"its n\.json is missing"),
-        (lambda f: (f / "n.json").write_text("{"), "this is no JSON"),
-        (lambda f: (f / "n.json").write_text("[" * 100_000), "this is no JSON"),
+        (lambda f: (f / "n.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "n.json").write_text("[" * 100_000), "not valid JSON"),
         (lambda f: (f / "n.json").write_text("{}"), "does not describe a network"),
         (lambda f: (f / "n.safetensors").write_bytes(b"nonsense"), "no safetensors file"),
         (

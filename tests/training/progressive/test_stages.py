@@ -72,7 +72,7 @@ def test_a_pattern_names_a_data_set_per_stage():
 def test_part_of_a_schedule_needs_a_stem(tmp_path):
     schedule = Schedule(whole("demo64").recipe, "", (), (32, 64))
     with pytest.raises(
-        ValueError, match="stage 32 needs the network of stage 16, which is not yet: give --path_stem"
+        ValueError, match="stage 32 needs the network of stage 16, which is not yet: pass --path_stem"
     ):
         plan.check_stems(schedule, None, 9)
     with pytest.raises(ValueError, match=r"stage 16 of demo64 is a stem itself"):
@@ -82,7 +82,7 @@ def test_part_of_a_schedule_needs_a_stem(tmp_path):
 @pytest.mark.parametrize(("text", "selected"), [(None, (16, 32, 64)), ("64", (64,)), ("64, 16", (16, 64))])
 def test_selected_stages(text, selected):
     assert stages.parse_selected(text, whole("demo64").recipe) == selected
-    with pytest.raises(ValueError, match=r"'48' is no stage of recipe demo64, which has 16, 32, 64"):
+    with pytest.raises(ValueError, match=r"'48' is not a stage of recipe demo64; its stages are 16, 32, 64"):
         stages.parse_selected("16,48", whole("demo64").recipe)
 
 
@@ -110,9 +110,9 @@ def test_time_comes_from_measurements_of_this_stage_alone():
         "2.0 device-days by 86.4 s/kimg, measured on a CPU x 2"
     )
     assert plan.time_lines(schedule, planned[64], [row]) == []
-    assert "no measurement" in "\n".join(plan.stage_lines(planned[64], []))
+    assert "not measured for this stage" in "\n".join(plan.stage_lines(planned[64], []))
     wider = whole("demo64", Override({"cmax": 32}))
-    assert plan.time_lines(wider, plan.plan(wider, None)[1], [row]) == ["no measurement with these overrides"]
+    assert plan.time_lines(wider, plan.plan(wider, None)[1], [row]) == ["not measured with these overrides"]
 
 
 def row(resolution: int, **parts: float) -> recipe.Speed:
@@ -125,9 +125,9 @@ def test_a_stages_time_includes_what_comes_with_ticks_and_snapshots():
     parts = {"sec_per_tick": 2.0, "sec_per_snapshot": 20.0, "sec_once": 30.0}
     assert row(16).seconds(first.config.run) == 160 and not row(16).is_whole
     assert row(16, **parts).seconds(first.config.run) == 160 + 28 * 2 + 4 * 20 + 30
-    assert "training alone" in plan.time_lines(schedule, first, [row(16)])[0]
+    assert "training only" in plan.time_lines(schedule, first, [row(16)])[0]
     assert plan.time_lines(schedule, first, [row(16, **parts)])[0].startswith("5.4 device-minutes")
-    assert "snapshots    4, each measured by fd_lite0_500" in "\n".join(plan.stage_lines(first, []))
+    assert "snapshots    4, metrics: fd_lite0_500" in "\n".join(plan.stage_lines(first, []))
 
 
 def test_totals_say_images_time_and_disk_and_what_was_not_measured():
@@ -136,9 +136,9 @@ def test_totals_say_images_time_and_disk_and_what_was_not_measured():
     parts = {"sec_per_tick": 0.0, "sec_per_snapshot": 0.0, "sec_once": 0.0}
     text = "\n".join(plan.total_lines(schedule, planned, [row(16, **parts), row(64, **parts)]))
     assert "Total   32,000 images in 3 stage(s)" in text
-    assert "3.7 device-minutes on a CPU x 1, without the stages of 32 pixels, which were not measured" in text
+    assert "3.7 device-minutes on a CPU x 1, without stages 32, which were not measured" in text
     assert re.search(r"disk: at most \d+\.\d MiB for snapshots and checkpoints \(estimate\)", text)
-    assert "time not measured for any of these stages" in "\n".join(plan.total_lines(schedule, planned, []))
+    assert "time: not measured for any of these stages" in "\n".join(plan.total_lines(schedule, planned, []))
     patient = whole("demo64", Override({"patience": 3}))
     assert "Total   at most 32,000 images" in plan.total_lines(patient, plan.plan(patient, None), [])[0]
 

@@ -42,7 +42,7 @@ def _told(stats, metrics=(), cfg=CFG, best="min"):
     for i in range(1, len(stats) + 1):
         upto = [m for m in metrics if m[0] <= stats[i - 1]["kimg"]]
         told += [
-            asdict(a) for a in alarms.new_ones(alarms.find(stats[:i], upto, cfg, "fid50k_full", best), told)
+            asdict(a) for a in alarms.new_alarms(alarms.find(stats[:i], upto, cfg, "fid50k_full", best), told)
         ]
     return told
 
@@ -74,7 +74,7 @@ def test_healthy_runs_raise_none():
                 "Loss/signs/fake": lambda t: -0.5 - 0.5 * (t > 50),
                 "Loss/D/fun": lambda t: 9.0 * (t < 50),
             },
-            "tells all images apart",
+            "separates all images",
         ),
     ],
 )

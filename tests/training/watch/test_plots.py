@@ -130,9 +130,9 @@ def test_panels_one_by_one(run_dir):
 def test_points_left_out_of_a_line_are_not_its_extremes():
     y = np.sin(np.arange(5000.0))
     y[[1234, 4321]] = 9, -9
-    some = plots._some(y, 300)
+    some = plots._subsample(y, 300)
     assert len(some) <= 302 and {0, 1234, 4321, 4999} <= set(some.tolist()) and (np.diff(some) > 0).all()
-    assert plots._some(y, None).tolist() == list(range(5000)) == plots._some(y, 5000).tolist()
+    assert plots._subsample(y, None).tolist() == list(range(5000)) == plots._subsample(y, 5000).tolist()
 
 
 def test_names_with_dollar_signs_are_names(tmp_path):
@@ -272,7 +272,7 @@ def test_only_metrics(tmp_path):
 def test_failures_are_warnings(run_dir, monkeypatch):
     (run_dir / "curves.png").write_bytes(b"the old one")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were not installed
-    with pytest.warns(UserWarning, match="not drawn"):
+    with pytest.warns(UserWarning, match="cannot be drawn"):
         assert plots.redraw(run_dir) is None
     assert (run_dir / "curves.png").read_bytes() == b"the old one"
 

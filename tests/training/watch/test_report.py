@@ -257,7 +257,7 @@ def test_an_empty_folder_and_a_damaged_one(tmp_path):
 def test_failures_are_warnings(tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("the old one")
     monkeypatch.setattr(report, "run_page", lambda folder: 1 / 0)
-    with pytest.warns(UserWarning, match="not written"):
+    with pytest.warns(UserWarning, match="cannot be written"):
         assert report.write(tmp_path) is None
     assert (tmp_path / "report.html").read_text() == "the old one"
 
@@ -336,17 +336,15 @@ def test_what_is_left_out_is_said(tmp_path):
     (run / "about.json").write_text(json.dumps({**about, "classes": 1000}))
     report.write(run)
     _, words = checked(run / "report.html")
-    assert words.count("2 of 1,000 classes; the others are left out.") == 2  # the grids
-    assert (
-        words.count("8 of 1,000 classes; the others are left out.") == 1
-    )  # the contact sheet of an older run
+    assert words.count("Shows 2 of 1,000 classes.") == 2  # the grids
+    assert words.count("Shows 8 of 1,000 classes.") == 1  # the contact sheet of an older run
     (run / "lineage.json").write_text(json.dumps({str(i): i for i in range(50)}))
     for i in range(10):
         make_run(tmp_path / "recipe" / f"stage-{i}")
     report.write(run)
-    assert "10 more are left out." in checked(run / "report.html")[1]
+    assert "10 more are not shown." in checked(run / "report.html")[1]
     report.write(tmp_path / "recipe")
-    assert "8 stages; 2 more are left out" in checked(tmp_path / "recipe" / "report.html")[1]
+    assert "8 stages; 2 more are not shown" in checked(tmp_path / "recipe" / "report.html")[1]
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -355,4 +353,4 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert report.main() == 0 and (run / "report.html").exists()
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "nowhere")])
     assert report.main() == 1
-    assert "nowhere holds neither" in capsys.readouterr().err
+    assert "nowhere contains neither" in capsys.readouterr().err

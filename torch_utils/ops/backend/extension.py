@@ -86,7 +86,7 @@ def is_usable(library: Path) -> bool:
     """Return whether a library exists and no other user can change it. Warns about untrusted libraries."""
     if not library.is_file():
         return False
-    reason = trust.distrust(library)
+    reason = trust.untrusted_reason(library)
     if reason:
         _warn_untrusted(reason)
     return not reason
@@ -107,7 +107,7 @@ def warn_of_open_cache() -> None:
     """Warn if the cache folder is replaced by a private one, with the reason."""
     cache = make_cache_dir_path("ops")
     if folders()[-1] != Path(cache):
-        _warn_untrusted(trust.distrust(cache))
+        _warn_untrusted(trust.untrusted_reason(cache))
 
 
 def make_folder(folder: Path) -> None:
@@ -118,7 +118,7 @@ def make_folder(folder: Path) -> None:
         OSError: the folder cannot be created.
     """
     trust.make_private(folder)
-    reason = trust.distrust(folder)
+    reason = trust.untrusted_reason(folder)
     if reason:
         raise BuildError(
             f"{reason}; code is not loaded from such a folder: set DNNLIB_CACHE_DIR to a folder that only "

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write generated images as PNG files: one per seed, a grid, or a class sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from generation import render
+from generation.commands import progress_bar
+from generation.render import Network
+from torch_utils import images
+
+
+def check_size(network: Network, grid: str | None, shape: tuple[int, int] | None, batch_sz: int) -> None:
+    """Raise ValueError if one PNG would be too large: a grid, or the tiled images of one seed."""
+    in_one_picture = shape[0] * shape[1] if shape else math.ceil(math.sqrt(batch_sz)) ** 2
+    flag = f"--grid={grid}" if shape else f"--batch-sz={batch_sz}"
+    images.check_picture(flag, in_one_picture, network.G.img_resolution)
+
+
+def write_seeds(
+    network: Network,
+    seeds: Sequence[int],
+    folder: Path,
+    batch_sz: int,
+    index: int | None,
+    about: dict[str, Any],
+    batch: int,
+    **render_kwargs: Any,
+) -> None:
+    """Write seedNNNN.png for each seed, with `batch_sz` images tiled in it.
+
+    Args:
+        network: the network.
+        seeds: the seeds.
+        folder: existing folder for the files.
+        batch_sz: images per seed.
+        index: class of all images; None = the class drawn by each seed.
+        about: entries of the files' metadata (see `render.about`).
+        batch: images computed at a time on a GPU.
+        render_kwargs: see `render.render`.
+    """
+    # Use no more memory than one picture of the maximum size.
+    most = images.MAX_PICTURE_PIXELS // (batch_sz * network.G.img_resolution**2)
+    seeds_at_once = max(1, min(batch // batch_sz, most))
+    columns = math.ceil(math.sqrt(batch_sz))
+    with progress_bar(len(seeds) * batch_sz, "Images") as done:
+        for start in range(0, len(seeds), seeds_at_once):
+            chunk = seeds[start : start + seeds_at_once]
+            pixels = render_seeds(network, chunk, batch_sz, index, batch=batch, done=done, **render_kwargs)
+            for seed, group in zip(chunk, torch.split(pixels, batch_sz), strict=True):
+                text = render.about(network, [seed], _classes(network, [seed], batch_sz, index), **about)
+                images.save_png(images.grid(group, columns), folder / f"seed{seed:04d}.png", text)
+    click.echo(f"{len(seeds)} PNG files in {folder}")
+
+
+def write_grid(
+    network: Network,
+    seeds: Sequence[int],
+    path: Path,
+    columns: int,
+    batch_sz: int,
+    index: int | None,
+    about: dict[str, Any],
+    **render_kwargs: Any,
+) -> None:
+    """Write the images of all seeds as one picture. The arguments are those of `write_seeds`."""
+    with progress_bar(len(seeds) * batch_sz, "Images") as done:
+        pixels = render_seeds(network, seeds, batch_sz, index, done=done, **render_kwargs)
+    text = render.about(network, seeds, _classes(network, seeds, batch_sz, index), **about)
+    images.save_png(images.grid(pixels, columns), path, text)
+    click.echo(f"{len(pixels)} images: {path}")
+
+
+def write_sheet(
+    network: Network,
+    classes: Sequence[int],
+    seeds: Sequence[int],
+    path: Path,
+    about: dict[str, Any],
+    columns: int | None = None,
+    **render_kwargs: Any,
+) -> None:
+    """Write a class sheet (see `render.class_sheet`)."""
+    with progress_bar(len(classes) * len(seeds), "Images") as done:
+        sheet = render.class_sheet(network, classes, seeds, columns=columns, done=done, **render_kwargs)
+    images.save_png(sheet, path, render.about(network, seeds, classes, **about))
+    click.echo(f"{len(classes)} classes, {len(seeds)} images each: {path}")
+
+
+def render_seeds(
+    network: Network, seeds: Sequence[int], batch_sz: int, index: int | None, **render_kwargs: Any
+) -> Tensor:
+    """uint8 images [seeds * batch_sz, C, R, R] on the CPU, in the order of the seeds."""
+    z = torch.cat([render.latents(seed, batch_sz, network.G.z_dim) for seed in seeds])
+    labels = [render.seed_labels(network, seed, batch_sz, index) for seed in seeds]
+    known = [some for some in labels if some is not None]
+    return render.render(network, z, torch.cat(known) if known else None, **render_kwargs)
+
+
+def _classes(network: Network, seeds: Sequence[int], batch_sz: int, index: int | None) -> list[int] | None:
+    """The class of every image; a single one if it is the same for all; None without classes."""
+    if not network.G.c_dim:
+        return None
+    if index is not None:
+        return [index]
+    labels = [render.seed_labels(network, seed, batch_sz, None) for seed in seeds]
+    return [int(value) for some in labels if some is not None for value in some]

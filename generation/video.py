@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write looping videos of generated images: timing, interpolation, frames and encoding."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+import dnnlib.util
+from dnnlib import outputs
+from generation import render
+from torch_utils import images, memory
+
+H264 = ("libx264", "libopenh264", "mpeg4")
+CODECS = {  # extension -> container, encoders
+    ".mp4": ("mp4", H264),
+    ".mkv": ("matroska", H264),
+    ".webm": ("webm", ("libvpx-vp9", "libvpx")),
+}
+PICTURES = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+MAX_FRAMES = 10_000_000  # two days at 60 frames per second
+# Memory per value of a keyframe: the value, four spline coefficients, and the solver's temporary arrays.
+SPLINE_BYTES = 64
+# Time unit of a format and shortest delay that browsers respect (shorter ones become 100 ms), in
+# milliseconds.
+DELAYS = {".gif": (10, 20), ".webp": (1, 11), ".png": (1, 11)}
+
+
+def arrange(
+    seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle_seed: int | None
+) -> np.ndarray:
+    """Distribute the seeds among the cells of the grid and their keyframes. Too short a list repeats.
+
+    Args:
+        seeds: the seeds.
+        cells: number of cells.
+        num_keyframes: keyframes per cell; None = seeds / cells.
+        shuffle_seed: seed for shuffling; None = in order.
+
+    Returns:
+        Positions in `seeds`, int [cells, keyframes].
+
+    Raises:
+        ValueError: the seeds do not fill the grid and `num_keyframes` is None, or too many keyframes.
+    """
+    if num_keyframes is None:
+        if len(seeds) % cells:
+            raise ValueError(
+                f"--seeds: {len(seeds)} seeds cannot be divided evenly among {cells} grid cells: change "
+                "--seeds "
+                "or give --num-keyframes"
+            )
+        num_keyframes = len(seeds) // cells
+    if cells * num_keyframes > dnnlib.util.MAX_LIST:
+        raise ValueError(
+            f"--num-keyframes={num_keyframes}: {cells} cells would have more than {dnnlib.util.MAX_LIST:,} "
+            "keyframes together"
+        )
+    order = np.resize(np.arange(len(seeds)), cells * num_keyframes)
+    if shuffle_seed is not None:
+        np.random.RandomState(shuffle_seed).shuffle(order)
+    return order.reshape(cells, num_keyframes)
+
+
+def check_memory(network: render.Network, order: np.ndarray, num_frames: int, output: Path) -> None:
+    """Raise ValueError for a video that needs more memory than is free.
+
+    Args:
+        network: the network.
+        order: result of `arrange`.
+        num_frames: frames of the whole video. WebP and PNG writers keep all of them in memory.
+        output: the file to write.
+    """
+    cells, keyframes = order.shape
+    held = order.size * network.G.num_ws * network.G.w_dim * SPLINE_BYTES
+    if PICTURES.get(output.suffix.lower(), "GIF") != "GIF":
+        held += 3 * num_frames * cells * network.G.img_resolution**2
+    free = memory.host_free_bytes()
+    if held > free:
+        raise ValueError(
+            f"--output={output}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take "
+            f"{held / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free: reduce them, or "
+            "write "
+            ".mp4 or .gif"
+        )
+
+
+@torch.no_grad()
+def keyframe_styles(
+    network: render.Network,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    truncation: float,
+    centroids: Tensor | None,
+) -> np.ndarray:
+    """The style codes of the seeds, float32 [seeds, num_ws, W].
+
+    Seed i has class i of `classes`, which repeats. Without `classes` it has the class that gen_images.py
+    gives it.
+    """
+    ws = []
+    for i, seed in enumerate(seeds):
+        labels = render.seed_labels(network, seed, 1, None if classes is None else classes[i % len(classes)])
+        z = render.latents(seed, 1, network.G.z_dim).to(network.device)
+        ws.append(
+            render.styles(
+                network.G, z, None if labels is None else labels.to(network.device), truncation, centroids
+            )
+        )
+    return torch.cat(ws).float().cpu().numpy()
+
+
+def splines(ws: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Interpolate keyframes with periodic cubic splines (C2).
+
+    Args:
+        ws: [cells, keyframes, num_ws, W].
+
+    Returns:
+        A function of time with values [cells, num_ws, W] and the number of keyframes as its period.
+    """
+    import scipy.interpolate
+
+    keyframes = ws.shape[1]
+    if keyframes == 1:
+        return lambda time: ws[:, 0]
+    closed = np.concatenate([ws, ws[:, :1]], axis=1)
+    spline = scipy.interpolate.CubicSpline(np.arange(keyframes + 1), closed, axis=1, bc_type="periodic")
+    return lambda time: np.asarray(spline(time), dtype=np.float32)
+
+
+def frames(
+    network: render.Network,
+    ws: np.ndarray,
+    frames_per_keyframe: int,
+    columns: int,
+    batch: int,
+    done: Callable[[int], None],
+    shown: Sequence[int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the frames of the loop, uint8 [H, W, 3].
+
+    Args:
+        network: the network.
+        ws: keyframes [cells, keyframes, num_ws, W].
+        frames_per_keyframe: frames from one keyframe to the next.
+        columns: columns of the grid of cells.
+        batch: images computed at a time on a GPU.
+        done: called with 1 after each frame.
+        shown: indices of the frames to yield; None = all.
+    """
+    at = splines(ws)
+    size = 1 if network.device.type == "cpu" else batch
+    for frame in range(ws.shape[1] * frames_per_keyframe) if shown is None else shown:
+        now = torch.from_numpy(at(frame / frames_per_keyframe)).to(network.device)
+        cells = torch.cat([render.synthesize(network, part) for part in torch.split(now, size)])
+        picture = images.grid(cells, columns)
+        yield np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+        done(1)
+
+
+def check_output(output: Path) -> None:
+    """Raise ValueError for a format that cannot be written."""
+    ending = output.suffix.lower()
+    if ending not in CODECS and ending not in PICTURES:
+        raise ValueError(f"--output={output}: supported extensions are {', '.join([*CODECS, *PICTURES])}")
+    if ending in CODECS:
+        try:
+            import av  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                f"--output={output}: {ending} requires the package av (pip install av); or write .webp or "
+                ".gif"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Which frames of a video a file contains, and how long it shows each.
+
+    Attributes:
+        frames: indices of the frames.
+        milliseconds: duration of each. Their sum is the length of the video.
+        every: one of this many frames is shown.
+    """
+
+    frames: list[int]
+    milliseconds: list[int]
+    every: int = 1
+
+
+def timing(total: int, fps: int, ending: str) -> Timing:
+    """Choose the frames and delays of a file so that the video has the right length.
+
+    Picture formats count in hundredths (GIF) or thousandths (WebP, PNG) of a second, so delays alternate (3,
+    3, 4) to keep the average rate. Browsers slow down files that are faster than DELAYS allow. For such a
+    video the file contains every second or third frame, each shown two or three times as long.
+
+    Args:
+        total: frames of the video.
+        fps: frames per second.
+        ending: extension of the file.
+    """
+    unit, shortest = DELAYS.get(ending, (1, 0))
+    every = max(1, math.ceil(fps * shortest / 1000))
+    shown = list(range(0, total, every))[: max(1, total // every)]
+    starts = [_rounded(1000 * frame / fps, unit) for frame in [*shown, total]]
+    delays = [max(after - before, shortest) for before, after in itertools.pairwise(starts)]
+    return Timing(shown, delays, every)
+
+
+def _rounded(milliseconds: float, unit: int) -> int:
+    return math.floor(milliseconds / unit + 0.5) * unit
+
+
+def write(
+    output: Path,
+    pictures: Iterator[np.ndarray],
+    fps: int,
+    delays: Sequence[int],
+    about: Mapping[str, Any],
+) -> None:
+    """Write the frames to one file, atomically.
+
+    Args:
+        output: the file.
+        pictures: the frames.
+        fps: frames per second, for video formats.
+        delays: milliseconds of each frame, for picture formats.
+        about: metadata of a PNG.
+
+    Raises:
+        ValueError: no encoder is available.
+        OSError: the file cannot be written.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    ending = output.suffix.lower()
+    with dnnlib.util.atomic_write(str(output), "wb") as f:
+        if ending in PICTURES:
+            _write_pictures(f, pictures, delays, PICTURES[ending], about)
+        else:
+            _write_video(f, pictures, fps, *CODECS[ending])
+
+
+def _write_pictures(
+    file: IO[Any],
+    pictures: Iterator[np.ndarray],
+    delays: Sequence[int],
+    kind: str,
+    about: Mapping[str, Any],
+) -> None:
+    first = PIL.Image.fromarray(next(pictures))
+    own: dict[str, dict[str, Any]] = {"WEBP": {"quality": 90}, "PNG": {"pnginfo": images.png_text(about)}}
+    rest: Any = (PIL.Image.fromarray(picture) for picture in pictures)
+    if kind != "GIF":  # Pillow's other writers iterate twice over the frames
+        rest = list(rest)
+    durations = list(delays) if len(delays) > 1 else delays[0]
+    first.save(file, kind, save_all=True, append_images=rest, duration=durations, loop=0, **own.get(kind, {}))
+
+
+def _write_video(
+    file: IO[Any], pictures: Iterator[np.ndarray], fps: int, container_format: str, codecs: Sequence[str]
+) -> None:
+    import av
+
+    known = [name for name in codecs if name in av.codecs_available]
+    if not known:
+        raise ValueError(
+            f"the installed av package has none of the encoders {', '.join(codecs)}: write .webp or .gif"
+        )
+    with av.open(file, "w", format=container_format) as container:
+        stream: Any = container.add_stream(known[0], rate=Fraction(fps))
+        stream.pix_fmt = "yuv420p"
+        for index, picture in enumerate(pictures):
+            even = np.pad(
+                picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge"
+            )  # chroma has half the resolution
+            if index == 0:
+                stream.height, stream.width = even.shape[:2]
+                stream.bit_rate = 12_000_000
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"))
+            )
+            outputs.raise_if_stopped()  # av swallows interrupts while it writes
+        container.mux(stream.encode())
+
+
+def length_text(plan: Timing, total: int, fps: int, ending: str) -> str:
+    """'240 frames, 8.0 seconds', and which frames of the video these are."""
+    seconds = sum(plan.milliseconds) / 1000 if ending in PICTURES else total / fps
+    count = f"{seconds:.3f}".rstrip("0")
+    length = f"{len(plan.frames)} frames, {count}{'0' if count.endswith('.') else ''} seconds"
+    if plan.every == 1:
+        return length
+    skipped = f"one of every {plan.every} of the video's {total} frames"
+    return f"{length} ({skipped}: browsers slow down {PICTURES[ending]} files with {fps} frames per second)"
