@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train StyleSAN-XL.
+r"""Train StyleSAN-XL.
 
-    # a stem at 16x16 on labelled images, on whatever device there is
-    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji16.zip --gpus=1 --batch=64
-    --cond=True --syn_layers=7
+Examples:
+    # train a stem at 16x16 on labelled images
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji16.zip --gpus=1 --batch=64 \
+        --cond=True --syn_layers=7
 
-    # the next stage: a superresolution head on that stem
-    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64
-    --cond=True --superres \\
-        --up_factor=2 --head_layers=4 --path_stem=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
+    # the next stage: train a superresolution head on that stem
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64 \
+        --cond=True --superres --up_factor=2 --head_layers=4 \
+        --path_stem=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
-    # all stages of a schedule in one command; --stages=64,128 for a part, --dry-run for the plan
+    # train all stages of a recipe, or some (--stages=64,128); --dry-run prints the plan
     python train.py --outdir=training-runs --recipe=imagenet256 --data=imagenet256.zip --gpus=8
     python train.py --resume=training-runs/00000-imagenet256
 
-    # fetch all weights that this needs, where there is a network, for machines that have none
-    (--prefetch=DIR: into this folder) python train.py --prefetch --recipe=imagenet256
+    # download all pretrained weights of a run, for machines without internet access
+    python train.py --prefetch --recipe=imagenet256
 
-    # go on exactly where a run stopped
+    # resume a run from its checkpoint
     python train.py --resume=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
 
-    # several processes: --gpus=8 starts them; under torchrun they are there already
-    torchrun --nproc-per-node=8 train.py --outdir=training-runs --cfg=stylegan3-t --data=imagenet16.zip
-    --gpus=8 --batch=2048 --cond=True
+    # several GPUs: --gpus=8 starts 8 processes; on several machines, torchrun starts them
+    torchrun --nproc-per-node=8 train.py --outdir=training-runs --cfg=stylegan3-t --data=imagenet16.zip \
+        --gpus=8 --batch=2048 --cond=True
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from training.networks import stems
 from training.options import Option
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
+from training.progressive.stages import Schedule
 from training.run import dry_run
 from training.run import plan as run_plan
 from training.run_folder import description, has_checkpoint, load_run, run_folders, unfinished_run
@@ -61,14 +63,14 @@ from training.run_folder import description, has_checkpoint, load_run, run_folde
 RESTART_EXIT_CODE = 3
 
 
-class OptionType(click.ParamType):
-    """How click reads an option of the configuration."""
+class OptionType(click.ParamType[Any]):
+    """The click type of an option of the configuration."""
 
     def __init__(self, option: Option) -> None:
         self.option, self.name = option, option.metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value; an error is click's."""
+        """Parse the text of the option; click shows the error message."""
         try:
             return self.option.parse(value) if isinstance(value, str) else value
         except ValueError as err:
@@ -76,11 +78,14 @@ class OptionType(click.ParamType):
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add a click option for every flag of the configuration. `--a-b` and `--a_b` are the same flag."""
+    """Add a click option for every flag of the configuration.
+
+    `--a-b` and `--a_b` are the same flag.
+    """
     for flag, option in reversed(FLAGS.items()):
         names = list(dict.fromkeys([f"--{flag.replace('_', '-')}", f"--{flag}"]))
-        default = f"default: {option.text(option.default)}, from {option.source}"
-        text = f"{option.about} [{'required for a new run' if option.required else default}]"
+        default = "required for a new run" if option.required else f"default: {option.default_text}"
+        text = f"{option.about} [{default}]"
         if option.switch:
             command = click.option(*names, flag, is_flag=True, default=None, help=text)(command)
         else:
@@ -88,28 +93,51 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-# Flags of StyleGAN's own trainer that a projected discriminator has no use for, and what to do about them.
-ABSENT = {
-    "gamma": "a projected discriminator has no R1 penalty: leave it out",
-    "aug": "DiffAugment takes ADA's place and is on: leave it out, or see --augment",
-    "target": "it belongs to ADA; DiffAugment takes its place and is on: leave it out",
-    "p": "it belongs to ADA; DiffAugment takes its place and is on: leave it out",
-    "mbstd-group": "a projected discriminator has no minibatch statistics: leave it out",
-    "subset": "it is called --max-images",
+# Flags of StyleGAN's train.py that a projected discriminator does not need, with the remedy.
+UNSUPPORTED = {
+    "gamma": "a projected discriminator has no R1 penalty; remove the flag",
+    "aug": "DiffAugment replaces ADA and is on by default; remove the flag, or see --augment",
+    "target": "DiffAugment replaces ADA and is on by default; remove the flag",
+    "p": "DiffAugment replaces ADA and is on by default; remove the flag",
+    "mbstd-group": "a projected discriminator has no minibatch statistics; remove the flag",
+    "subset": "use --max-images instead",
+}
+
+# Sections of the configuration -> headings of --help.
+HEADINGS = {
+    "data": "Data",
+    "generator": "Generator",
+    "discriminator": "Discriminator",
+    "loss": "Losses",
+    "optim": "Optimizers",
+    "run": "Training and output",
 }
 
 
 class TrainCommand(click.Command):
-    """Says of flags that StyleGAN has and this project has not why they are missing."""
+    """The command, with remedies for unsupported flags of StyleGAN and --help in sections."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line. An unsupported flag of StyleGAN raises an error with a remedy."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as err:
-            reason = ABSENT.get(err.option_name.lstrip("-").replace("_", "-"))
+            reason = UNSUPPORTED.get(err.option_name.lstrip("-").replace("_", "-"))
             if reason is None:
                 raise
-            raise click.ClickException(f"{err.option_name} does not exist here: {reason}") from None
+            raise click.ClickException(f"{err.option_name} is not supported: {reason}") from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of --help under one heading per section of the configuration."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], **{h: [] for h in HEADINGS.values()}}
+        for param in self.get_params(ctx):
+            option = FLAGS.get(param.name or "")
+            row = param.get_help_record(ctx)
+            if row is not None:
+                groups[HEADINGS[option.section] if option else "Options"].append(row)
+        for heading, rows in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
 
 @click.command(
@@ -120,41 +148,50 @@ class TrainCommand(click.Command):
 @click.option(
     "--outdir",
     metavar="DIR",
-    help="where run folders are made; each run gets a new numbered one [required for a new run]",
+    help="Parent of the run folders. Each run gets a new numbered folder in it. [required for a new run]",
 )
 @click.option(
-    "--recipe", metavar="FILE|NAME", help="a progressive schedule: all its stages in order (recipes/)"
+    "--recipe",
+    metavar="FILE|NAME",
+    help="Train all stages of a progressive schedule: a YAML file, or a name in recipes/.",
 )
 @click.option(
-    "--stages", metavar="LIST", help="with a recipe: only the stages of these resolutions, such as 64,128"
+    "--stages",
+    metavar="LIST",
+    help="With a recipe: train only the stages of these resolutions, such as 64,128.",
 )
 @config_options
-@click.option("--fp32", type=bool, default=False, help="float32 everywhere (--precision=fp32)")
+@click.option("--fp32", type=bool, default=False, help="Same as --precision=fp32. [default: False]")
 @click.option(
     "--resume",
     metavar="RUN_DIR|PATH|URL",
-    help="a run folder: go on exactly; a network pickle: start from its weights (= --init-from)",
+    help="A run folder: resume the run from its checkpoint. A network file: start from its weights, as "
+    "--init-from.",
 )
 @click.option(
     "--from-scratch",
     is_flag=True,
-    help="with --resume: put away what the run has made, and train it anew from image 0",
+    help="With --resume=RUN_DIR: move the run's files aside and restart it from image 0.",
 )
-@click.option("--freezed", type=int, default=0, help="accepted for compatibility; must be 0")
-@click.option("--map-depth", "--map_depth", type=int, default=2, help="accepted for compatibility; must be 2")
-@click.option("--stem", is_flag=True, help="accepted for compatibility: without --superres a stem is trained")
+@click.option("--freezed", type=int, default=0, help="Accepted for compatibility; must be 0.")
+@click.option(
+    "--map-depth", "--map_depth", type=int, default=2, help="Accepted for compatibility; must be 2."
+)
+@click.option(
+    "--stem", is_flag=True, help="Accepted for compatibility; a stem is trained unless --superres is given."
+)
 @click.option(
     "--prefetch",
     is_flag=False,
     flag_value="",
     default=None,
     metavar="[=DIR]",
-    help="fetch every weights file that the other flags, the recipe or the run folder ask for, list them, "
-    "and leave; DIR: instead of the caches",
+    help="Download and list all weights files that the run needs, then exit. DIR = folder to use instead of "
+    "the caches.",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="print the whole plan and leave")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the plan of the run and exit.")
 def main(**values: Any) -> None:
-    """Parse, check everything that can be checked, choose the run folder, start the processes."""
+    """Parse and check the command line, choose the run folder, and start the processes."""
     values = outputs.expand_home(values)
     dnnlib.util.plain_warnings()
     if values["fp32"]:
@@ -169,7 +206,7 @@ def main(**values: Any) -> None:
         outcome = run_main(values)
     except timm_weights.MissingWeights as err:
         raise click.ClickException(
-            f"{err}; or, where there is a network, run: {prefetch_command()}"
+            f"{err}; or, on a machine with internet access, run: {prefetch_command()}"
         ) from None
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
@@ -181,7 +218,11 @@ def main(**values: Any) -> None:
 
 
 def check_outputs(values: dict[str, Any]) -> None:
-    """Raises ValueError for a place that nothing can be written to, or that a data set would swallow."""
+    """Check the output folders.
+
+    Raises:
+        ValueError: A folder cannot be written to, lies inside a data set, or --desc contains a slash.
+    """
     data: list[str | None] = [
         *glob.glob("*".join(glob.escape(part) for part in (values["data"] or "").split("{res}")))
     ]
@@ -190,39 +231,34 @@ def check_outputs(values: dict[str, Any]) -> None:
             for path in data or [None]:
                 outputs.check_output(f"--{flag}", values[flag], data={"--data": path}, folder=True)
     if values["desc"] and {"/", "\\", "\0"} & set(values["desc"]):
-        raise ValueError(f"--desc={values['desc']} becomes part of a folder's name: leave out / and \\")
+        raise ValueError(f"--desc={values['desc']} becomes part of a folder name: remove / and \\")
 
 
 def folder_of_recipe(values: dict[str, Any]) -> Path | None:
-    """The folder of --resume, if it is a recipe's."""
+    """Return the folder of --resume if it belongs to a recipe, else None."""
     folder = Path(values["resume"] or "")
     return folder if values["resume"] and run_folder.is_recipe_folder(folder) else None
 
 
 def run_main(values: dict[str, Any]) -> str | None:
-    """`main` with library errors still as exceptions. Returns the outcome; None after --dry-run."""
-    for flag, value, why in (
-        ("freezed", 0, "has no effect on a projected discriminator"),
-        ("map_depth", 2, "is not possible: the method's mapping network has 2 layers"),
-    ):
-        if values[flag] != value:
-            raise ValueError(f"--{flag.replace('_', '-')}={values[flag]} {why}: leave it out")
+    """Run the command, with library errors still as exceptions.
+
+    Returns:
+        The outcome of the run; None after --dry-run.
+
+    Raises:
+        ValueError, OSError: One line about what is wrong.
+    """
+    check_compatibility_flags(values)
     resume = values["resume"]
     resuming = resume is not None and os.path.isdir(resume)
-    if resume is not None and not resuming:
-        if values["init_from"]:
-            raise ValueError("--resume with a network pickle and --init-from are the same thing: give one")
-        values["init_from"] = stems.network_file("--resume", resume)
-    elif values["init_from"]:
-        values["init_from"] = stems.network_path("--init-from", values["init_from"])
-    if resuming and values["init_from"]:
-        raise ValueError(f"--resume={resume} goes on with that run's weights: leave out --init-from")
+    resolve_start(values, resuming)
     if values["from_scratch"]:
         check_from_scratch(values, resuming)
     if values["recipe"] or folder_of_recipe(values):
         if resume is not None and not resuming:
             raise ValueError(
-                f"--resume={resume}: to go on with a recipe, name its folder; to start from a network, use "
+                f"--resume={resume}: to resume a recipe, give its folder; to start from a network, use "
                 "--init-from"
             )
         return run_recipe(values)
@@ -231,26 +267,68 @@ def run_main(values: dict[str, Any]) -> str | None:
     return run_once(values, resume if resuming else None)
 
 
+def check_compatibility_flags(values: dict[str, Any]) -> None:
+    """Check the flags that are accepted with one value only.
+
+    Raises:
+        ValueError: Another value.
+    """
+    for flag, value, why in (
+        ("freezed", 0, "has no effect on a projected discriminator"),
+        ("map_depth", 2, "is not supported: the mapping network has 2 layers"),
+    ):
+        if values[flag] != value:
+            raise ValueError(f"--{flag.replace('_', '-')}={values[flag]} {why}; remove the flag")
+
+
+def resolve_start(values: dict[str, Any], resuming: bool) -> None:
+    """Set values["init_from"] to the network file that --resume or --init-from names.
+
+    Raises:
+        ValueError: The file does not exist, or both flags name a start.
+    """
+    resume = values["resume"]
+    if resume is not None and not resuming:
+        if values["init_from"]:
+            raise ValueError("--resume with a network file and --init-from do the same: give one of them")
+        values["init_from"] = stems.network_file("--resume", resume)
+    elif values["init_from"]:
+        values["init_from"] = stems.network_path("--init-from", values["init_from"])
+    if resuming and values["init_from"]:
+        raise ValueError(f"--resume={resume} uses the weights of that run: remove --init-from")
+
+
 def check_from_scratch(values: dict[str, Any], resuming: bool) -> None:
-    """Raises ValueError where --from-scratch says nothing, or would throw away more than is meant."""
+    """Check --from-scratch.
+
+    Raises:
+        ValueError: It has no effect, or would discard more than the user may intend.
+    """
     if not resuming:
-        raise ValueError("--from-scratch is for --resume=RUN_DIR: a new run starts at image 0 anyway")
+        raise ValueError("--from-scratch needs --resume=RUN_DIR; a new run starts at image 0 in any case")
     if folder_of_recipe(values) and not values["stages"]:
         raise ValueError(
-            "--from-scratch with a recipe's folder needs --stages: name the stages to train anew"
+            "--from-scratch with the folder of a recipe needs --stages: name the stages to restart"
         )
     if values["restart_every"] is not None:
         raise ValueError(
-            "--from-scratch with --restart_every would start anew at every restart: give it once, without "
-            "the other"
+            "--from-scratch with --restart_every would discard the run at every restart: use "
+            "--from-scratch once, without --restart_every"
         )
 
 
 def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig, set[str]]:
-    """Apply the given flags to `base`. Returns the config and the names of the options that were given.
+    """Apply the flags that were given to `base`.
+
+    Args:
+        values: The flags of the command line by name; None = not given.
+        base: The configuration to start from.
+
+    Returns:
+        The configuration, and the names of the options that were given.
 
     Raises:
-        ValueError: values that do not go together, in one line.
+        ValueError: Values are out of range or conflict.
     """
     changes = changes_of(values)
     config = base.override(changes)
@@ -261,8 +339,14 @@ def build_config(values: dict[str, Any], base: TrainConfig) -> tuple[TrainConfig
 
 
 def run_once(values: dict[str, Any], resume: str | None) -> str | None:
-    """A run without a recipe. resume: the run folder that goes on. Returns the outcome; None after
-    --dry-run.
+    """Execute a run without a recipe.
+
+    Args:
+        values: The flags of the command line by name.
+        resume: The run folder to resume, or None.
+
+    Returns:
+        The outcome of the run; None after --dry-run.
     """
     config, given = build_config(values, load_run(resume) if resume else TrainConfig())
     launch.check_processes(config)
@@ -270,28 +354,29 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
         required = ["outdir", *(flag for flag, option in FLAGS.items() if option.required)]
         missing = [f"--{flag}" for flag in required if values[flag] is None]
         if missing:
-            raise ValueError(f"missing {', '.join(missing)} (or --resume=RUN_DIR to go on)")
+            raise ValueError(f"missing {', '.join(missing)} (or --resume=RUN_DIR to resume a run)")
     dataset = build.make_dataset(config.data, config.run.seed, prepare=not values["dry_run"])
     desc, outdir = description(config, dataset.name), values["outdir"]
     existing = Path(resume) if resume else None
     if existing is None and values["restart_every"] is not None:
         existing = unfinished_run(outdir, desc, config)
-    goes_on = None if values["from_scratch"] else existing
+    resumed = None if values["from_scratch"] else existing
     print_labels([dataset])
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
-        click.echo("\n".join(dry_run.lines(config, given, dataset, goes_on)))
+        click.echo("\n".join(dry_run.lines(config, given, dataset, resumed)))
         evaluator = measures.make_evaluator(config, dataset)
         evaluator.check_data()
         missing = print_missing(measures.missing_files([config]))
-        print_once([] if missing else measures.work_before(config, dataset, goes_on, evaluator))
+        print_preparation([] if missing else measures.work_before(config, dataset, resumed, evaluator))
         click.echo(f"Run folder: {target}")
         return None
-    begun = goes_on is not None and has_checkpoint(goes_on)
-    run_plan.check(config, dataset, lineage=stems.read(goes_on) if goes_on and begun else None, goes_on=begun)
+    has_state = resumed is not None and has_checkpoint(resumed)
+    lineage = stems.read(resumed) if resumed and has_state else None
+    run_plan.check(config, dataset, lineage=lineage, goes_on=has_state)
     evaluator = measures.make_evaluator(config, dataset)
     evaluator.check()
-    warn_of_changes(evaluator, goes_on)
+    warn_of_changes(evaluator, resumed)
     return launch.start(
         config,
         existing,
@@ -304,8 +389,13 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
 
 
 def run_recipe(values: dict[str, Any]) -> str | None:
-    """A run with --recipe, or with --resume and the folder of one. Returns the outcome; None after
-    --dry-run.
+    """Execute a run with --recipe, or with --resume and the folder of a recipe.
+
+    Args:
+        values: The flags of the command line by name.
+
+    Returns:
+        The outcome of the run; None after --dry-run.
     """
     started = time.monotonic()
     folder = Path(values["resume"]) if values["resume"] else None
@@ -318,23 +408,7 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         launch.check_processes(p.config)
     print_labels(p.dataset for p in planned)
     if values["dry_run"]:
-        click.echo("\n".join(recipe_plan.lines(schedule, planned)))
-        loaded: dict[str, Detector] = {}
-        evaluators = {
-            p: measures.make_evaluator(p.config, p.dataset, loaded=loaded)
-            for p in planned
-            if p.dataset is not None
-        }
-        for evaluator in evaluators.values():
-            evaluator.check_data()
-        missing = print_missing(
-            measures.missing_files([p.config for p in planned], schedule.recipe.final_metric)
-        )
-        for p, evaluator in evaluators.items() if not missing else ():
-            assert p.dataset is not None
-            run_dir = None if folder is None or values["from_scratch"] else folder / p.stage.name
-            work = measures.work_before(p.config, p.dataset, run_dir, evaluator)
-            print_once(f"stage {p.stage.resolution}: {line}" for line in work)
+        print_recipe_plan(schedule, planned, None if values["from_scratch"] else folder)
         return None
     recipe_launch.check(planned)
     for p in planned:
@@ -347,14 +421,41 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         measures.final_evaluator(
             last, schedule.recipe.final_metric, torch.device("cpu"), prepare=False
         ).check()
-    lent = recipe_launch.Measures(measures.make_evaluate, measures.final_evaluator)
+    factories = recipe_launch.Measures(measures.make_evaluate, measures.final_evaluator)
     return recipe_launch.start(
-        schedule, folder, values, desc, lent, started + planned[0].config.run.restart_every
+        schedule, folder, values, desc, factories, started + planned[0].config.run.restart_every
     )
 
 
+def print_recipe_plan(
+    schedule: Schedule, planned: Sequence[recipe_plan.Planned], folder: Path | None
+) -> None:
+    """Print what --dry-run shows for a recipe.
+
+    Args:
+        schedule: The recipe with its data and overrides.
+        planned: The selected stages.
+        folder: The recipe's folder if its stages are resumed, else None.
+    """
+    click.echo("\n".join(recipe_plan.lines(schedule, planned)))
+    loaded: dict[str, Detector] = {}
+    evaluators = {
+        p: measures.make_evaluator(p.config, p.dataset, loaded=loaded)
+        for p in planned
+        if p.dataset is not None
+    }
+    for evaluator in evaluators.values():
+        evaluator.check_data()
+    if print_missing(measures.missing_files([p.config for p in planned], schedule.recipe.final_metric)):
+        return
+    for p, evaluator in evaluators.items():
+        assert p.dataset is not None
+        work = measures.work_before(p.config, p.dataset, folder and folder / p.stage.name, evaluator)
+        print_preparation(f"stage {p.stage.resolution}: {line}" for line in work)
+
+
 def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
-    """What says which image has which class, and what is left out: a line for every data set."""
+    """Print one line per data set: where its labels come from and which files are ignored."""
     lines = dict.fromkeys(
         f"Labels: {dataset.path}: {dataset.labels_summary}" for dataset in datasets if dataset is not None
     )
@@ -363,44 +464,54 @@ def print_labels(datasets: Iterable[ImageDataset | None]) -> None:
 
 
 def print_missing(lines: Iterable[str]) -> list[str]:
-    """The weights that a plan lacks, each once, and how to get them; returns the lines."""
+    """Print the missing weights files of a plan, each once, and the command that downloads them.
+
+    Returns:
+        The distinct lines.
+    """
     lines = list(dict.fromkeys(lines))
     for line in lines:
         click.echo(f"Missing: {line}")
     if lines:
-        click.echo(f"Fetch what can be fetched with: {prefetch_command()}")
+        click.echo(f"Download what is available with: {prefetch_command()}")
     return lines
 
 
 def warn_of_changes(evaluator: Evaluator, run_dir: Path | None) -> None:
-    """Say it where a run that goes on is measured otherwise than before: its scores are then of two kinds."""
+    """Warn if a resumed run is measured differently from before, because its scores do not compare then."""
     for change in evaluator.changes_since(run_dir) if run_dir is not None else ():
         click.echo(
-            f"Warning: {run_dir}: from now on measured otherwise than before, so that scores do not "
-            f"compare: {change}",
+            f"Warning: {run_dir}: metrics are now computed differently, so new scores do not compare with "
+            f"earlier ones: {change}",
             err=True,
         )
 
 
-def print_once(lines: Iterable[str]) -> None:
-    """What a run computes and keeps, beside its steps."""
+def print_preparation(lines: Iterable[str]) -> None:
+    """Print what a run computes and caches besides its training steps."""
     for line in lines:
         click.echo(f"To compute: {line}")
 
 
 def prefetch_command() -> str:
-    """The command that fetches what this one needs."""
+    """Return the command that downloads the weights for this command line."""
     return shlex.join(
         ["python", "train.py", "--prefetch", *(a for a in sys.argv[1:] if a not in ("-n", "--dry-run"))]
     )
 
 
-def configs_asked_for(values: dict[str, Any]) -> tuple[list[TrainConfig], str | None]:
-    """(the configuration of the run, or of every selected stage of the recipe; the metric that is measured
-    after each stage). Reads no data.
+def requested_configs(values: dict[str, Any]) -> tuple[list[TrainConfig], str | None]:
+    """Return the configurations that a command line requests, without reading data.
+
+    Args:
+        values: The flags of the command line by name.
+
+    Returns:
+        The configuration of the run, or of every selected stage of the recipe; and the metric that is
+            computed after each stage, or None.
 
     Raises:
-        ValueError: one line.
+        ValueError: The command line is not valid.
     """
     folder = folder_of_recipe(values)
     if values["recipe"] or folder:
@@ -411,33 +522,34 @@ def configs_asked_for(values: dict[str, Any]) -> tuple[list[TrainConfig], str | 
 
 
 def prefetch_all(values: dict[str, Any]) -> None:
-    """--prefetch: frozen networks, metrics' detectors and networks named by URL, into the caches or a folder
-    that takes their place.
+    """Download frozen networks, metric detectors and networks named by URL (--prefetch).
+
+    They go into the caches, or into the folder given by --prefetch=DIR.
 
     Raises:
-        ValueError: one line for all that could not be had.
+        ValueError: One line for all downloads that failed.
     """
     hub = None
     if values["prefetch"]:
         folder = os.path.abspath(values["prefetch"])
         os.environ["DNNLIB_CACHE_DIR"], hub = folder, os.path.join(folder, "hub")
-    configs, final = configs_asked_for(values)
-    say: Callable[[str], None] = functools.partial(print, flush=True)
-    items = measures.prefetch_items(configs, final, values["resume"], hub, say)
-    failures = prefetch.fetch_all(items, say)
+    configs, final = requested_configs(values)
+    log: Callable[[str], None] = functools.partial(print, flush=True)
+    items = measures.prefetch_items(configs, final, values["resume"], hub, log)
+    failures = prefetch.fetch_all(items, log)
     if failures:
         raise ValueError(
-            f"{len(failures)} of {len(items)} could not be fetched: {failures[0]}"
-            + (" (and more above)" if failures[1:] else "")
+            f"{len(failures)} of {len(items)} downloads failed: {failures[0]}"
+            + (" (see above for the others)" if failures[1:] else "")
         )
     if hub:
-        say(
-            f"Jobs find them with: export DNNLIB_CACHE_DIR={shlex.quote(folder)} "
+        log(
+            f"To use them in jobs: export DNNLIB_CACHE_DIR={shlex.quote(folder)} "
             f"HF_HUB_CACHE={shlex.quote(hub)} HF_HUB_OFFLINE=1"
         )
     else:
-        say(
-            f"Jobs find them in the same folders: {dnnlib.util.make_cache_dir_path()} and "
+        log(
+            f"Jobs find them in the same cache folders: {dnnlib.util.make_cache_dir_path()} and "
             f"{timm_weights.hub_cache()}"
         )
 

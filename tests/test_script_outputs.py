@@ -82,7 +82,7 @@ def test_one_data_set_of_several(place: Path) -> None:
 
 def test_a_folder_that_weights_are_fetched_to(place: Path) -> None:
     assert "--prefetch=https://host/x is a URL" in refused("train", "--prefetch=https://host/x")
-    assert "becomes part of a folder's name" in refused(
+    assert "becomes part of a folder name" in refused(
         "train", "--outdir=runs", "--data=photos", "--desc=../x"
     )
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a run: frozen dataclasses, their defaults, flags, checks and JSON form.
+"""The configuration of a run: frozen dataclasses with defaults, flags, checks and JSON form.
 
-Every default of the project's training lives in this file and nowhere else. An option is one field, with its
-flag, its meaning and the source of its default. Command lines, recipes, --help, --dry-run and
-training_options.json all go through `OPTIONS`.
+Every default of training is in this file and nowhere else. An option is one field with its flag, help text
+and the source of its default. Command lines, recipes, --help, --dry-run and training_options.json all use
+`OPTIONS`.
 
-Units: kimg = thousands of real images shown to the discriminator; batch = images per optimizer step, over all
+Units: kimg = thousands of real images shown to the discriminator; batch = images per optimizer step over all
 processes.
 """
 
@@ -24,205 +24,267 @@ from san.objectives import (
     discriminator_loss,
     generator_objective,
 )
-from training.options import opt, options_of
+from training.options import PROJECT, opt, options_of
 
 XL = "StyleGAN-XL"
 SG3 = "StyleGAN3"
 PG = "Projected GANs"
 SAN = "SAN"
-OURS = "this project"
+OURS = PROJECT
 
 AUTO = "auto"
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
-EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # of --class-embedding=auto
-MAX_RESOLUTION = (
-    8192  # the largest power of two of which a data set reads a picture (image_data.archives.MAX_PIXELS)
-)
-MAX_LAYERS = 256  # of a network; the published ones have up to 42
-STEM_CBASE, STEM_CMAX = 32768, 512  # of a stem whose --cbase and --cmax are not given
+EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
+MAX_RESOLUTION = 8192  # largest power of two within image_data.archives.MAX_PIXELS
+MAX_LAYERS = 256  # per network; published networks have up to 42
+STEM_CBASE, STEM_CMAX = 32768, 512  # --cbase and --cmax of a stem, if not given
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learnt."""
+    """The training data."""
 
-    path: str = opt("", "data set: zip or folder made by dataset_tool.py", OURS, flag="data", required=True)
+    path: str = opt(
+        "", "Data set: a zip file or folder made by dataset_tool.py.", OURS, flag="data", required=True
+    )
     resolution: int | None = opt(
         None,
-        "bring a larger data set to this many pixels, once, in a copy that is kept; None = as it is",
+        "Train at this image size in pixels, a power of two. A larger data set is downscaled once, and the "
+        "copy is kept. If not set: the size of the data set.",
         OURS,
         low=4,
         high=MAX_RESOLUTION,
     )
-    cond: bool = opt(False, "class-conditional", SG3)
-    mirror: bool = opt(False, "add horizontally flipped copies", SG3)
+    cond: bool = opt(False, "Train a class-conditional model. Needs a data set with labels.", SG3)
+    mirror: bool = opt(False, "Add a horizontally flipped copy of every image.", SG3)
     balanced: bool = opt(
         False,
-        "draw classes evenly, for real and generated images, instead of as often as the data has them",
+        "Draw all classes equally often, for real and generated images. Otherwise as often as in the data "
+        "set.",
         OURS,
     )
-    max_images: int | None = opt(None, "use a seeded random subset of this size; None = all", OURS, low=1)
-    workers: int = opt(3, "threads that decode images, per process", SG3, low=0, high=256)
+    max_images: int | None = opt(
+        None, "Use a random subset of this many images. If not set: all images.", OURS, low=1
+    )
+    workers: int = opt(
+        3,
+        "Threads per process that decode images. 0 = decode in the training thread.",
+        SG3,
+        low=0,
+        high=256,
+    )
     cache_mb: int = opt(
         1024,
-        "keep decoded images in memory up to this size, MiB per process; 0 = never",
+        "Keep decoded images in memory if the whole data set fits in this many MiB per process. 0 = never.",
         OURS,
         low=0,
         high=2**24,
     )
     class_embedding: str = opt(
         "auto",
-        "auto = computed from the data with EfficientNet-Lite0; random; or a .npy file [classes, width]",
+        "Initial class embedding: auto (computed from the data set with EfficientNet-Lite0), random, or a "
+        ".npy file of shape [classes, width].",
         OURS,
     )
-    embed_dim: int = opt(320, "width of the class embedding when it is random", XL, low=1, high=2**14)
+    embed_dim: int = opt(
+        320, "Width of the class embedding with --class-embedding=random.", XL, low=1, high=2**14
+    )
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator's plan. cbase and cmax as published: stylegan3-t doubles them, stylegan3-r quadruples
-    them.
+    """The architecture of the generator.
+
+    As in the published code, cbase and cmax are doubled for stylegan3-t and quadrupled for stylegan3-r.
     """
 
     cfg: str = opt(
         "stylegan3-t",
-        "stylegan3-t (translation equivariant) or stylegan3-r (and rotation)",
+        "Base configuration: stylegan3-t (translation equivariant) or stylegan3-r (translation and "
+        "rotation).",
         SG3,
         required=True,
     )
-    syn_layers: int = opt(14, "stem: layers without toRGB", XL, low=4, high=MAX_LAYERS)
+    syn_layers: int = opt(14, "Stem: number of synthesis layers without toRGB.", XL, low=4, high=MAX_LAYERS)
     cbase: int | None = opt(
-        None, f"capacity, times 2 for stylegan3-t, times 4 for stylegan3-r; None = {STEM_CBASE} for a stem, "
-              "the stem's for superresolution", SG3,
-        low=1, high=2**20,
-    )  # fmt: skip
+        None,
+        "Capacity: feature maps per layer are inversely proportional to its cutoff frequency, with this "
+        "factor "
+        f"(x2 for stylegan3-t, x4 for stylegan3-r). If not set: {STEM_CBASE} for a stem, the stem's value "
+        "for "
+        "superresolution.",
+        SG3,
+        low=1,
+        high=2**20,
+    )
     cmax: int | None = opt(
-        None, "half the largest number of feature maps of a layer of stylegan3-t, a quarter of it for "
-              "stylegan3-r; "
-        f"None = {STEM_CMAX} (1024 or 2048 feature maps) for a stem, the stem's for superresolution", SG3,
-        low=1, high=2**14,
-    )  # fmt: skip
-    z_dim: int = opt(64, "stem: latent dimensions", XL, low=1, high=2**14)
-    w_dim: int = opt(512, "stem: style dimensions", SG3, low=1, high=2**14)
-    margin_size: int = opt(10, "stem: extra pixels around every feature map", SG3, low=0, high=256)
-    superres: bool = opt(False, "train a superresolution head on a frozen stem", XL, switch=True)
-    path_stem: str | None = opt(None, "network pickle or run folder of the stem", XL)
+        None,
+        "Largest number of feature maps of a layer (x2 for stylegan3-t, x4 for stylegan3-r). "
+        f"If not set: {STEM_CMAX} for a stem, the stem's value for superresolution.",
+        SG3,
+        low=1,
+        high=2**14,
+    )
+    z_dim: int = opt(64, "Stem: dimensions of the latent vector z.", XL, low=1, high=2**14)
+    w_dim: int = opt(512, "Stem: dimensions of the style vector w.", SG3, low=1, high=2**14)
+    margin_size: int = opt(10, "Stem: extra pixels on each side of every feature map.", SG3, low=0, high=256)
+    superres: bool = opt(
+        False, "Train a superresolution head on a frozen stem. Needs --path_stem.", XL, switch=True
+    )
+    path_stem: str | None = opt(
+        None, "The stem for --superres: a network file, a URL, or a run folder (its best network).", XL
+    )
     pin_stem: bool = opt(
         False,
-        "keep the stem that the run began with; otherwise a better one is taken over when the run is resumed",
+        "Keep the stem that the run started with. Otherwise, when the run is resumed, a better network in "
+        "the "
+        "folder given by --path_stem replaces it.",
         OURS,
         switch=True,
     )
-    up_factor: int = opt(2, "superresolution: output over stem resolution", XL)
-    head_layers: int = opt(7, "superresolution: layers of the head", XL, low=4, high=MAX_LAYERS)
+    up_factor: int = opt(2, "Superresolution: output resolution divided by the stem's: 2, 4, 8 or 16.", XL)
+    head_layers: int = opt(
+        7, "Superresolution: number of layers of the head without toRGB.", XL, low=4, high=MAX_LAYERS
+    )
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The projected discriminator. Smaller numbers make the same network smaller."""
+    """The projected discriminator. The channel options scale its size."""
 
-    backbones: tuple[str, ...] = opt(BACKBONES, "frozen timm networks", XL)
+    backbones: tuple[str, ...] = opt(
+        BACKBONES, "Frozen feature networks: timm model names, separated by commas.", XL
+    )
     backbone_weights: dict[str, str] = opt(
-        {}, "backbone -> weights file, or 'random'; otherwise its default source", OURS
+        {},
+        "Weights files of backbones; 'random' in place of a file = random weights. Backbones that are not "
+        "listed use timm's pretrained weights.",
+        OURS,
     )
     feature_size: int = opt(
-        224, "size to which smaller images are brought before a CNN backbone", XL, low=1, high=4096
+        224, "Smaller images are resized to this many pixels before a CNN backbone.", XL, low=1, high=4096
     )
     proj_channels: int = opt(
         64,
-        "width of the random projection's finest level; the coarser ones are 2, 4 and 8 times as wide",
+        "Channels of the random projection at its finest level. Coarser levels have 2, 4 and 8 times as "
+        "many.",
         PG,
         low=1,
         high=4096,
     )
     head_channels: int = opt(
-        64, "width of the heads' finest convolution; coarser ones follow", PG, low=1, high=4096
+        64,
+        "Channels of the finest convolution of the heads. Coarser convolutions scale with it.",
+        PG,
+        low=1,
+        high=4096,
     )
-    cond_channels: int = opt(64, "width of the class projection", XL, low=1, high=4096)
+    cond_channels: int = opt(64, "Channels of the class projection in the heads.", XL, low=1, high=4096)
     bn_group: int = opt(
-        8, "samples over which the heads' batch statistics are taken; 0 = the whole round", XL, low=0
+        8, "Samples that share batch statistics in the heads. 0 = the whole micro-batch.", XL, low=0
     )
-    augment: bool = opt(True, "DiffAugment before each backbone", PG)
+    augment: bool = opt(True, "Apply DiffAugment before each backbone.", PG)
     precision: str = opt(
-        "fp32", "fp32, or bf16 for backbones, projection and head convolutions", XL, flag="d_precision"
+        "fp32",
+        "Precision of the discriminator: fp32, or bf16 for backbones, projection and head convolutions.",
+        XL,
+        flag="d_precision",
     )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Objectives."""
+    """The objectives and their weights."""
 
-    d_loss: str = opt("hinge", f"discriminator loss: {', '.join(DISCRIMINATOR_LOSSES)} (ns = bce)", PG)
+    d_loss: str = opt(
+        "hinge", f"Discriminator loss: {', '.join(DISCRIMINATOR_LOSSES)}. ns is the same as bce.", PG
+    )
     g_loss: str = opt(
         "logit",
-        f"generator objective, an increasing h(d): {', '.join(GENERATOR_OBJECTIVES)}, vanilla(C), or an "
-        "expression in d; "
-        f"not increasing everywhere, and not checked: {', '.join(FALLING_OBJECTIVES)}",
+        "Generator objective, an increasing function h(d) of the logit: "
+        f"{', '.join(GENERATOR_OBJECTIVES)}, vanilla(C), or an expression in d. These are accepted although "
+        f"they do not increase everywhere: {', '.join(FALLING_OBJECTIVES)}.",
         XL,
     )
     san: bool = opt(
-        True, "directions trained by the Wasserstein form (SAN); False = a plain GAN with the same heads", SAN
+        True,
+        "Train the directions of the discriminator with the Wasserstein loss (SAN). "
+        "False = a plain GAN with the same heads.",
+        SAN,
     )
     diagnostics: bool = opt(
-        True, "report direction optimality, separability and injectivity of every head once per tick", OURS
+        True, "Log direction optimality, separability and injectivity of every head once per tick.", OURS
     )
     adversarial_scale: float = opt(
         8.0,
-        "factor on the adversarial terms: the samples of one published accumulation round",
+        "Factor on the adversarial terms: the number of samples in one published micro-batch.",
         XL,
         low=0,
         flag=None,
     )
-    cls_weight: float = opt(0.0, "weight of the classifier guidance", XL, low=0)
+    cls_weight: float = opt(0.0, "Weight of the classifier guidance. 0 = none.", XL, low=0)
     cls_model: str = opt(
         "deit_small_distilled_patch16_224",
-        "timm classifier of the guidance; its classes must include the data set's",
+        "Classifier for the guidance: a timm model name. Its classes must include those of the data set.",
         XL,
     )
-    cls_weights: str | None = opt(None, "weights file of that classifier; None = its default source", OURS)
+    cls_weights: str | None = opt(
+        None, "Weights file of the classifier. If not set: timm's pretrained weights.", OURS
+    )
     cls_classes: str | None = opt(
         None,
-        "JSON of that classifier's class names; None = CLS_WEIGHTS.classes.json if it is there, else "
-        "ImageNet's",
+        "JSON file with the class names of the classifier. If not set: CLS_WEIGHTS.classes.json if it "
+        "exists, "
+        "otherwise the ImageNet names.",
         OURS,
     )
     blur_init_sigma: float | None = opt(
         None,
-        "blur before the discriminator, in pixels; 0 = none; None = 2, with --init-from 0",
+        "Blur of the discriminator's input at the start, in pixels. 0 = none. "
+        "If not set: 2, or 0 with --init-from.",
         XL,
         low=0,
         high=256,
     )
-    blur_fade_kimg: float = opt(300.0, "the blur fades linearly to nothing over this many kimg", XL, low=0)
-    pl_weight: float = opt(2.0, "weight of the path length regularisation; 0 = none", XL, low=0)
-    pl_start_kimg: float = opt(1000.0, "path length regularisation begins here", XL, low=0)
-    pl_interval: int = opt(4, "steps between path length steps", SG3, low=1, flag=None)
-    pl_batch_shrink: int = opt(2, "path length uses batch / this", SG3, low=1, flag=None)
-    pl_decay: float = opt(0.01, "decay of the running mean path length", SG3, low=0, flag=None)
+    blur_fade_kimg: float = opt(
+        300.0, "The blur decreases linearly to zero over this many kimg. 0 = no blur.", XL, low=0
+    )
+    pl_weight: float = opt(2.0, "Weight of the path length regularisation. 0 = none.", XL, low=0)
+    pl_start_kimg: float = opt(1000.0, "Start of the path length regularisation, in kimg.", XL, low=0)
+    pl_interval: int = opt(4, "Steps between path length steps.", SG3, low=1, flag=None)
+    pl_batch_shrink: int = opt(
+        2, "Path length steps use the batch size divided by this.", SG3, low=1, flag=None
+    )
+    pl_decay: float = opt(0.01, "Decay of the running mean of path lengths.", SG3, low=0, flag=None)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam, EMA."""
+    """Adam and the moving average of the generator."""
 
-    glr: float = opt(0.0025, "generator learning rate", SG3, low=0)
-    dlr: float = opt(0.002, "discriminator learning rate", SG3, low=0)
-    beta1: float = opt(0.0, "Adam beta 1", SG3, low=0, flag=None)
-    beta2: float = opt(0.99, "Adam beta 2", SG3, low=0)
-    eps: float = opt(1e-8, "Adam epsilon", SG3, low=0, flag=None)
+    glr: float = opt(0.0025, "Learning rate of the generator.", SG3, low=0)
+    dlr: float = opt(0.002, "Learning rate of the discriminator.", SG3, low=0)
+    beta1: float = opt(0.0, "Beta 1 of Adam.", SG3, low=0, flag=None)
+    beta2: float = opt(0.99, "Beta 2 of Adam.", SG3, low=0)
+    eps: float = opt(1e-8, "Epsilon of Adam.", SG3, low=0, flag=None)
     d_reg_interval: int = opt(
         16,
-        "the lazy-regularisation correction 16/17 that the published D optimizer applies; 0 = none",
+        "Interval n of the lazy-regularisation correction n/(n+1) in the discriminator's optimizer. 0 = "
+        "none.",
         XL,
         low=0,
         flag=None,
     )
     ema_kimg: float = opt(
-        0.0, "half-life of the generator's moving average, kimg; 0 = batch * 10 / 32", SG3, low=0
+        0.0,
+        "Half-life of the moving average of the generator's weights, in kimg. 0 = batch * 10 / 32.",
+        SG3,
+        low=0,
     )
     ema_rampup: float | None = opt(
         None,
-        "cap the half-life at this fraction of the images shown; 0 = no cap; None = 0.05, with --init-from 0",
+        "Limit the half-life to this fraction of the images shown. 0 = no limit. "
+        "If not set: 0.05, or 0 with --init-from.",
         SG3,
         low=0,
     )
@@ -230,83 +292,97 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, on what, and what is written."""
+    """Length of the run, hardware, and output files."""
 
-    seed: int = opt(0, "random seed of everything", SG3, low=0)
-    gpus: int = opt(1, "processes (one per device)", SG3, low=1, high=2**14, required=True)
-    batch: int = opt(64, "images per step, over all processes", OURS, low=1, high=2**20, required=True)
+    seed: int = opt(0, "Random seed of the whole run.", SG3, low=0)
+    gpus: int = opt(1, "Number of processes, one per device.", SG3, low=1, high=2**14, required=True)
+    batch: int = opt(
+        64, "Images per training step, over all processes.", OURS, low=1, high=2**20, required=True
+    )
     batch_gpu: int | Literal["auto"] = opt(
         0,
-        "images per accumulation round and process; 0 = batch / gpus; auto = the most that fit, found when "
-        "the run begins",
+        "Images per micro-batch and process; gradients are accumulated up to --batch. 0 = batch / gpus; auto "
+        "= "
+        "the most that fit in memory, determined when the run starts.",
         SG3,
         low=0,
         high=2**20,
     )
-    kimg: float = opt(25000.0, "length of the run", SG3, low=0, high=1e9)
-    tick: float = opt(4.0, "kimg between status lines", SG3, high=1e9)
-    snap: int = opt(50, "ticks between snapshots", SG3, low=1)
-    metrics: tuple[str, ...] = opt(("fid50k_full",), "evaluated at every snapshot", SG3)
+    kimg: float = opt(25000.0, "Length of the run in kimg (thousands of images shown).", SG3, low=0, high=1e9)
+    tick: float = opt(4.0, "Length of a tick in kimg. Each tick prints a status line.", SG3, high=1e9)
+    snap: int = opt(50, "Ticks between snapshots.", SG3, low=1)
+    metrics: tuple[str, ...] = opt(
+        ("fid50k_full",),
+        "Metrics to compute at every snapshot, separated by commas, or none. The first selects the best "
+        "network.",
+        SG3,
+    )
     metric_share: float = opt(
         1.0,
-        "skip an evaluation while metrics have taken more than this share of the run's time; the last "
-        "snapshot is always evaluated; 1 = never skip",
+        "Skip an evaluation while metrics have taken more than this fraction of the run's time. The last "
+        "snapshot is always evaluated. 1 = never skip.",
         OURS,
         low=0,
         high=1,
     )
     patience: int = opt(
         0,
-        "end the run when the first metric has not improved for this many evaluations; 0 = never",
+        "Stop when the first metric has not improved for this many evaluations. 0 = never.",
         OURS,
         low=0,
     )
     checkpoint_minutes: float = opt(
         15.0,
-        "minutes between resumable checkpoints (one more at each snapshot and at every stop)",
+        "Minutes between checkpoints. One is also written at each snapshot and when the run stops.",
         OURS,
         low=0,
     )
-    keep_checkpoints: int = opt(2, "checkpoints kept", OURS, low=1)
-    keep_snapshots: int = opt(0, "numbered snapshots kept; 0 = all", OURS, low=0)
+    keep_checkpoints: int = opt(2, "Number of checkpoints to keep.", OURS, low=1)
+    keep_snapshots: int = opt(0, "Number of numbered snapshots to keep. 0 = all.", OURS, low=0)
     restart_every: float = opt(
-        999999999.0, "seconds after which the run saves itself and leaves with exit code 3", XL, low=0
+        999999999.0, "Write a checkpoint and exit with code 3 after this many seconds.", XL, low=0
     )
     max_restarts: int = opt(
         3,
-        "with --gpus of 2 or more: how often processes that failed start again, from the last checkpoint; "
-        "torchrun has its own flag",
+        "With --gpus of 2 or more: number of times failed processes are restarted from the last checkpoint. "
+        "torchrun has its own flag.",
         OURS,
         low=0,
     )
-    device: str = opt("auto", "auto, cuda, cpu or mps", OURS)
+    device: str = opt("auto", "Device: auto, cuda, cpu or mps.", OURS)
     precision: str = opt(
         "auto",
-        "generator: fp32, fp16, bf16; auto = fp16 on cuda, bf16 on CPUs with bf16 matrix units, else fp32",
+        "Precision of the generator's large layers: fp32, fp16 or bf16. auto = fp16 on cuda, bf16 on CPUs "
+        "with "
+        "bf16 matrix units, otherwise fp32.",
         SG3,
     )
-    nobench: bool = opt(False, "disable cuDNN benchmarking", SG3)
+    nobench: bool = opt(False, "Disable cuDNN benchmarking.", SG3)
     init_from: str | None = opt(
         None,
-        "start from a network's weights, as far as they fit (other classes, resolution or size): a network "
-        "file, URL or run folder",
+        "Start from the weights of another network, as far as they fit: a network file, a URL or a run "
+        "folder. "
+        "Classes, resolution and size may differ.",
         SG3,
     )
-    desc: str | None = opt(None, "text in the run folder's name", SG3)
+    desc: str | None = opt(None, "Text to add to the name of the run folder.", SG3)
     variety: int = opt(
         64,
-        "images drawn per tick to measure the variety of classes; fewer in short ticks; 0 = not measured",
+        "Images to generate per tick to measure the variety within classes; fewer in short ticks. 0 = none.",
         OURS,
         low=0,
         high=2**14,
     )
-    grid: str = opt("auto", "columns x rows of the fake grids, such as 10x4", OURS)
+    grid: str = opt(
+        "auto", "Columns x rows of the image grids, such as 10x4. auto = one row per class if they fit.", OURS
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The whole tree. Built by `train.py`, stored as training_options.json, read again by `--resume
-    RUN_DIR`.
+    """The complete configuration of a run.
+
+    `train.py` builds it and writes it to training_options.json; `--resume RUN_DIR` reads it from there.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -318,29 +394,33 @@ class TrainConfig:
 
     @property
     def batch_gpu(self) -> int:
-        """Images per accumulation round and process; with `auto`, before they are known, the most that are
-        possible.
+        """Images per micro-batch and process.
+
+        With `auto`, and before the value has been determined, the largest possible value.
         """
         number = self.run.batch_gpu
         return number if isinstance(number, int) and number else self.run.batch // self.run.gpus
 
     @property
     def ema_kimg(self) -> float:
-        """Half-life of the generator's moving average, kimg. Default: batch * 10 / 32 (StyleGAN3)."""
+        """Half-life of the generator's moving average in kimg. Default: batch * 10 / 32 (StyleGAN3)."""
         return self.optim.ema_kimg or self.run.batch * 10 / 32
 
     @property
     def blur_init_sigma(self) -> float:
-        """Blur at the start, pixels. Default: 2 (StyleGAN-XL), and none for a run that starts from a network
-        (StyleGAN3).
+        """Blur at the start, in pixels.
+
+        Default: 2 (StyleGAN-XL), or 0 for a run that starts from a network (StyleGAN3).
         """
         default = 0.0 if self.run.init_from else 2.0
         return default if self.loss.blur_init_sigma is None else self.loss.blur_init_sigma
 
     @property
     def ema_rampup(self) -> float:
-        """Cap of the half-life. Default: 0.05, and none for a run that starts from a network, whose average
-        is worth keeping (StyleGAN3).
+        """Limit of the half-life as a fraction of the images shown.
+
+        Default: 0.05, or 0 (no limit) for a run that starts from a network, because its average is already
+        useful (StyleGAN3).
         """
         default = 0.0 if self.run.init_from else 0.05
         return default if self.optim.ema_rampup is None else self.optim.ema_rampup
@@ -349,7 +429,8 @@ class TrainConfig:
         """Return a copy with `{"section.key": value}` replaced.
 
         Raises:
-            ValueError: unknown section or key (names the nearest known one) or a value of the wrong type.
+            ValueError: Unknown section or key (the message names the closest known one), or a value of the
+                wrong type.
         """
         tree = to_json(self)
         for name, value in changes.items():
@@ -360,80 +441,22 @@ class TrainConfig:
         return from_json(tree)
 
     def validate(self) -> None:
-        """Check the fields against each other.
+        """Check the options: each in its range, and all against each other.
 
         Raises:
-            ValueError: one line that names the flag, its value and the remedy.
+            ValueError: One line that names the flag, its value and the remedy.
         """
-        run, gen, disc = self.run, self.generator, self.discriminator
         for option in OPTIONS.values():
             option.check_range(option.of(self))
-        pixels = self.data.resolution
-        _require(
-            pixels is None or pixels & (pixels - 1) == 0,
-            f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)",
-        )
-        _require(
-            gen.cfg in ("stylegan3-t", "stylegan3-r"),
-            f"--cfg={gen.cfg} does not exist here: use stylegan3-t or stylegan3-r",
-        )
-        _require(
-            run.batch % run.gpus == 0,
-            f"--batch={run.batch} is not a multiple of --gpus={run.gpus}: change one of them",
-        )
-        _require(
-            run.batch % (run.gpus * self.batch_gpu) == 0,
-            f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times "
-            f"--batch-gpu={self.batch_gpu}: change --batch-gpu (auto finds one)",
-        )
-        _require(
-            run.patience == 0 or bool(run.metrics),
-            f"--patience={run.patience} counts evaluations, and --metrics=none makes none: name a metric",
-        )
-        _require(run.tick > 0, f"--tick={run.tick:g}: must be positive")
-        _require(run.seed < 2**32, f"--seed={run.seed}: must be below 2**32")
+        _check_data(self.data)
+        _check_generator(self.generator)
+        _check_discriminator(self.discriminator)
+        _check_loss(self.loss, self.data.cond)
+        _check_batch(self.run, self.batch_gpu)
+        _check_run(self.run)
         _require(
             max(self.optim.beta1, self.optim.beta2) < 1, f"--beta2={self.optim.beta2:g}: must be below 1"
         )
-        _require(
-            not set(run.desc or "") & set("/\\\0"),
-            f"--desc={run.desc}: no slashes, since it becomes part of a folder's name",
-        )
-        _require(
-            run.device in ("auto", "cuda", "cpu", "mps"), f"--device={run.device}: use auto, cuda, cpu or mps"
-        )
-        _require(
-            run.precision in ("auto", "fp32", "fp16", "bf16"),
-            f"--precision={run.precision}: use auto, fp32, fp16 or bf16",
-        )
-        _require(disc.precision in ("fp32", "bf16"), f"--d-precision={disc.precision}: use fp32 or bf16")
-        _require(len(disc.backbones) > 0, "--backbones is empty: name at least one timm network")
-        _require(
-            len(set(disc.backbones)) == len(disc.backbones),
-            f"--backbones={','.join(disc.backbones)}: a network is named twice",
-        )
-        _require(
-            not gen.superres or bool(gen.path_stem),
-            "--superres needs --path_stem: the network pickle or run folder of the stem",
-        )
-        _require(
-            gen.superres or not gen.path_stem,
-            f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or drop it",
-        )
-        _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
-        _loss_names(self.loss)
-        _require(
-            self.loss.cls_weight == 0 or self.data.cond,
-            "--cls_weight needs --cond True: guidance asks for a class",
-        )
-        _require(
-            not self.data.balanced or self.data.cond, "--balanced needs --cond True: it is about classes"
-        )
-        for name in disc.backbone_weights:
-            _require(
-                name in disc.backbones,
-                f"weights are given for '{name}', which is not among --backbones {','.join(disc.backbones)}",
-            )
 
 
 SECTIONS: dict[str, type] = {
@@ -445,15 +468,15 @@ SECTIONS: dict[str, type] = {
     "run": RunConfig,
 }
 OPTIONS = options_of(SECTIONS)  # "section.key" -> option
-FLAGS = {
-    option.flag: option for option in OPTIONS.values() if option.flag
-}  # flag, with underscores -> option
-RETIRED = {"generator": ("map_depth",)}  # keys of older files that had one legal value
+# flag with underscores -> option
+FLAGS = {option.flag: option for option in OPTIONS.values() if option.flag}
+RETIRED = {"generator": ("map_depth",)}  # ignored keys of older files, which had one legal value
 
 
 def changes_of(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """{flag: value} as the {"section.key": value} of `TrainConfig.override`; flags that are not given (None)
-    are left out.
+    """Convert {flag: value} to the {"section.key": value} of `TrainConfig.override`.
+
+    Flags that were not given (None) are left out.
     """
     return {FLAGS[flag].name: value for flag, value in flags.items() if flag in FLAGS and value is not None}
 
@@ -463,8 +486,46 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _loss_names(loss: LossConfig) -> None:
-    """Raises ValueError for a discriminator or generator loss that does not exist or does not increase."""
+def _check_data(data: DataConfig) -> None:
+    pixels = data.resolution
+    _require(
+        pixels is None or pixels & (pixels - 1) == 0,
+        f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)",
+    )
+    _require(not data.balanced or data.cond, "--balanced needs --cond True: it balances classes")
+
+
+def _check_generator(gen: GeneratorConfig) -> None:
+    _require(
+        gen.cfg in ("stylegan3-t", "stylegan3-r"),
+        f"--cfg={gen.cfg} is not supported: use stylegan3-t or stylegan3-r",
+    )
+    _require(
+        not gen.superres or bool(gen.path_stem),
+        "--superres needs --path_stem: the network file or run folder of the stem",
+    )
+    _require(
+        gen.superres or not gen.path_stem,
+        f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or remove --path_stem",
+    )
+    _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
+
+
+def _check_discriminator(disc: DiscriminatorConfig) -> None:
+    _require(disc.precision in ("fp32", "bf16"), f"--d-precision={disc.precision}: use fp32 or bf16")
+    _require(len(disc.backbones) > 0, "--backbones is empty: give at least one timm model name")
+    names = ",".join(disc.backbones)
+    _require(
+        len(set(disc.backbones)) == len(disc.backbones), f"--backbones={names}: remove the repeated network"
+    )
+    for name in disc.backbone_weights:
+        _require(
+            name in disc.backbones,
+            f"--backbone-weights: '{name}' is not among --backbones={names}: remove it",
+        )
+
+
+def _check_loss(loss: LossConfig, cond: bool) -> None:
     for flag, value, find in (
         ("--d-loss", loss.d_loss, discriminator_loss),
         ("--g-loss", loss.g_loss, generator_objective),
@@ -473,6 +534,39 @@ def _loss_names(loss: LossConfig) -> None:
             find(value)
         except ValueError as err:
             raise ValueError(f"{flag}={value}: {err}") from None
+    _require(loss.cls_weight == 0 or cond, "--cls_weight needs --cond True: the guidance needs class labels")
+
+
+def _check_batch(run: RunConfig, batch_gpu: int) -> None:
+    _require(
+        run.batch % run.gpus == 0,
+        f"--batch={run.batch} is not a multiple of --gpus={run.gpus}: change one of them",
+    )
+    _require(
+        run.batch % (run.gpus * batch_gpu) == 0,
+        f"--batch={run.batch} is not a multiple of --gpus={run.gpus} times "
+        f"--batch-gpu={batch_gpu}: change --batch-gpu (auto finds a value)",
+    )
+
+
+def _check_run(run: RunConfig) -> None:
+    _require(
+        run.patience == 0 or bool(run.metrics),
+        f"--patience={run.patience} counts evaluations, and --metrics=none disables them: name a metric",
+    )
+    _require(run.tick > 0, f"--tick={run.tick:g}: must be positive")
+    _require(run.seed < 2**32, f"--seed={run.seed}: must be below 2**32")
+    _require(
+        not set(run.desc or "") & set("/\\\0"),
+        f"--desc={run.desc}: remove the slashes; the text becomes part of a folder name",
+    )
+    _require(
+        run.device in ("auto", "cuda", "cpu", "mps"), f"--device={run.device}: use auto, cuda, cpu or mps"
+    )
+    _require(
+        run.precision in ("auto", "fp32", "fp16", "bf16"),
+        f"--precision={run.precision}: use auto, fp32, fp16 or bf16",
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -481,7 +575,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def to_json(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """The config as plain dicts, lists and scalars."""
+    """Return the configuration as plain dicts, lists and scalars."""
     return {
         s: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()}
         for s, d in dataclasses.asdict(config).items()
@@ -489,14 +583,15 @@ def to_json(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 def from_json(tree: dict[str, dict[str, Any]]) -> TrainConfig:
-    """Inverse of `to_json`. Missing keys take their defaults, so that older run folders stay readable.
+    """Inverse of `to_json`. Missing keys take their defaults, so that older run folders can be read.
 
     Raises:
-        ValueError: an unknown section or key, named with the nearest known one, or a value of the wrong type.
+        ValueError: An unknown section or key (the message names the closest known one), or a value of the
+            wrong type.
     """
     sections = {}
     if not isinstance(tree, dict) or not all(isinstance(values, dict) for values in tree.values()):
-        raise ValueError("the configuration is not a table of sections")
+        raise ValueError("the configuration must be an object of sections")
     for section, values in tree.items():
         if section not in SECTIONS:
             raise ValueError(f"unknown section '{section}'{_nearest(section, list(SECTIONS))}")
@@ -512,12 +607,13 @@ def from_json(tree: dict[str, dict[str, Any]]) -> TrainConfig:
 
 
 def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, str]]:
-    """Rows (name, value, where the value comes from, meaning) for every option.
+    """Return rows (name, value, origin of the value, help text) for every option.
 
-    Where from: "given", "default of ..." or, for what is neither (a resumed run's options), "the run's own".
+    The origin is "given", "default (SOURCE)", or "saved in the run" for other values of a resumed run.
 
     Args:
-        given: the names ("section.key") that the user set.
+        config: The configuration to describe.
+        given: Names ("section.key") of the options that the user set.
     """
     rows = []
     for name, option in OPTIONS.items():
@@ -525,9 +621,9 @@ def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, 
         origin = (
             "given"
             if name in given
-            else f"default of {option.source}"
+            else f"default ({option.source})"
             if value == option.default
-            else "the run's own"
+            else "saved in the run"
         )
         rows.append((name, str(value), origin, option.about))
     return rows

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An option: a field of a configuration that knows its flag, its meaning, the source of its default and how
-its text is read.
+"""Options: dataclass fields with a flag, a help text, bounds and the source of the default.
+
+An `Option` also parses the text of a command line or recipe, checks ranges, and reads JSON values.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PROJECT = "this project"  # the source of a default that no published code has
+
 _BOOLEANS = {True: ("1", "true", "t", "yes", "y", "on"), False: ("0", "false", "f", "no", "n", "off")}
 
-
-MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e12  # of options that do not say what the largest value is
+MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e12  # upper bounds of options without `high`
 
 
 def opt(
@@ -27,13 +31,18 @@ def opt(
     switch: bool = False,
     required: bool = False,
 ) -> Any:
-    """A dataclass field that is an option.
+    """Declare a dataclass field that is an option.
 
     Args:
-        about: its meaning. source: where its default comes from. low, high: for numbers, the smallest and the
-        largest value that make sense. flag: its name on command lines and in recipes, with underscores; "" =
-        the field's, None = it has no flag. switch: the flag takes no value. required: the command line of a
-        new run must give it.
+        default: The default value.
+        about: Help text.
+        source: Where the default comes from.
+        low: For numbers, the smallest sensible value.
+        high: For numbers, the largest sensible value.
+        flag: Name on command lines and in recipes, with underscores. "" = the name of the field, None = no
+            flag.
+        switch: The flag takes no value.
+        required: The command line of a new run must give it.
     """
     metadata = {
         "about": about,
@@ -50,22 +59,23 @@ def opt(
 
 
 def options_of(sections: dict[str, type]) -> dict[str, Option]:
-    """'section.key' -> option, for every field of every section (name -> dataclass), in their order."""
+    """Return 'section.key' -> option for every field of every section (name -> dataclass), in order."""
     found = {}
     for section, cls in sections.items():
         hints, defaults = typing.get_type_hints(cls), cls()
         for f in dataclasses.fields(cls):
-            said = {**f.metadata, "flag": f.name if f.metadata["flag"] == "" else f.metadata["flag"]}
+            metadata = {**f.metadata, "flag": f.name if f.metadata["flag"] == "" else f.metadata["flag"]}
             found[f"{section}.{f.name}"] = Option(
-                section, f.name, hints[f.name], getattr(defaults, f.name), **said
+                section, f.name, hints[f.name], getattr(defaults, f.name), **metadata
             )
     return found
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field as command lines, recipes and JSON files know it. The last seven are those of `opt`, with the
-    flag's name filled in.
+    """A field as command lines, recipes and JSON files use it.
+
+    The last seven attributes are those of `opt`, with the name of the flag filled in.
     """
 
     section: str
@@ -87,12 +97,12 @@ class Option:
 
     @property
     def shown_flag(self) -> str:
-        """The flag as messages name it."""
+        """The flag as messages show it."""
         return f"--{(self.flag or self.key).replace('_', '-')}"
 
     @property
     def alternatives(self) -> tuple[Any, ...]:
-        """The types of a union, or the one type."""
+        """The member types of a union, or the one type."""
         return (
             typing.get_args(self.hint)
             if typing.get_origin(self.hint) in (types.UnionType, typing.Union)
@@ -101,7 +111,7 @@ class Option:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Words that may stand in the place of a number."""
+        """Words that are accepted in place of a number."""
         return tuple(
             word for a in self.alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)
         )
@@ -109,64 +119,72 @@ class Option:
     @property
     def kind(self) -> type:
         """The plain type: int for int | None, tuple for tuple[str, ...]."""
-        first = next(a for a in self.alternatives if a is not type(None))
+        first: type = next(a for a in self.alternatives if a is not type(None))
         return typing.get_origin(first) or first
 
     @property
     def maximum(self) -> float | None:
-        """The largest number that it may be; None where it is no number."""
+        """The largest number allowed; None if the option is not a number."""
         return self.high if self.high is not None else {int: MAX_INTEGER, float: MAX_NUMBER}.get(self.kind)
 
     def check_range(self, value: Any) -> None:
-        """Raises ValueError for a number below `low` or above `most`, and for NaN."""
+        """Check a number against its bounds. Other values pass.
+
+        Raises:
+            ValueError: The number is below `low`, above `maximum`, or NaN.
+        """
         if self.maximum is None or not isinstance(value, (int, float)):
             return
-        # "not (a >= b)" and not "a < b", because NaN is refused too
+        # "not a >= b" instead of "a < b": also true for NaN
         if self.low is not None and not value >= self.low:
             raise ValueError(f"{self.shown_flag}={value}: must be at least {self.low}")
         if not -MAX_NUMBER <= value <= self.maximum:
             raise ValueError(f"{self.shown_flag}={str(value)[:40]}: must be at most {self.maximum:.12g}")
 
     def of(self, config: Any) -> Any:
-        """Its value in a configuration."""
+        """Return the value of this option in a configuration."""
         return getattr(getattr(config, self.section), self.key)
 
     @property
     def metavar(self) -> str:
-        """How --help shows the value."""
+        """Placeholder for the value in --help."""
         names = {bool: "BOOLEAN", int: "INTEGER", float: "FLOAT", tuple: "LIST", dict: "NAME=FILE,..."}
         return "|".join([names.get(self.kind, "TEXT"), *self.words])
 
+    @property
+    def default_text(self) -> str:
+        """The default as --help shows it, with its source."""
+        default = "not set" if self.default is None else self.text(self.default)
+        if isinstance(self.default, float):
+            default = f"{self.default:.12g}"
+        return default if self.source == PROJECT else f"{default} ({self.source})"
+
     def parse(self, text: str) -> Any:
-        """The value that a text of a command line or a recipe means.
+        """Parse the text of a command line or a recipe.
 
         Raises:
-            ValueError: it means none. The message has the text, not the flag.
+            ValueError: The text is not valid. The message has the text, not the flag.
         """
-        word, kind = text.strip().lower(), self.kind
+        word = text.strip().lower()
         if word in self.words:
             return word
-        if kind is tuple:
-            return _items(text)
-        if kind is dict:
-            return _pairs(text)
-        if kind is bool:
-            return _boolean(text)
-        if kind in (int, float):
-            if self.words and word == "none":
-                return 0
-            try:
-                return kind(text)
-            except ValueError:
-                valid = " or ".join(["integer" if kind is int else "float", *self.words])
-                raise ValueError(f"'{text[:40]}' is not a valid {valid}") from None
-        return text
+        if self.kind in (int, float):
+            return 0 if self.words and word == "none" else self._parse_number(text)
+        parsers: dict[type, Callable[[str], Any]] = {tuple: _items, dict: _pairs, bool: _boolean}
+        return parsers.get(self.kind, str)(text)
+
+    def _parse_number(self, text: str) -> int | float:
+        try:
+            return int(text) if self.kind is int else float(text)
+        except ValueError:
+            valid = " or ".join(["integer" if self.kind is int else "float", *self.words])
+            raise ValueError(f"'{text[:40]}' is not a valid {valid}") from None
 
     def coerce(self, value: Any) -> Any:
-        """The field's value from JSON's.
+        """Convert a value from JSON to the type of the field.
 
         Raises:
-            ValueError: it is of another type.
+            ValueError: The value has another type.
         """
         kind = self.kind
         if (value is None and type(None) in self.alternatives) or (
@@ -176,9 +194,8 @@ class Option:
         if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return (
-                float(value) if abs(value) < MAX_NUMBER else float("inf") * (1 if value > 0 else -1)
-            )  # refused by `check_range`
+            # an infinity is rejected by `check_range`
+            return float(value) if abs(value) < MAX_NUMBER else math.copysign(math.inf, value)
         if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
         raise ValueError(f"option '{self.name}' must be of type {kind.__name__}, not {repr(value)[:80]}")

@@ -129,9 +129,9 @@ def test_from_scratch_puts_away_what_there_is(run_dir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--outdir={tmp}", "--cfg=stylegan3-t"], "--from-scratch is for --resume=RUN_DIR"),
-        (["--resume={tmp}"], "--from-scratch with a recipe's folder needs --stages"),
-        (["--resume={tmp}", "--stages=8", "--restart_every=60"], "would start anew at every restart"),
+        (["--outdir={tmp}", "--cfg=stylegan3-t"], "--from-scratch needs --resume=RUN_DIR"),
+        (["--resume={tmp}"], "--from-scratch with the folder of a recipe needs --stages"),
+        (["--resume={tmp}", "--stages=8", "--restart_every=60"], "would discard the run at every restart"),
     ],
 )
 def test_from_scratch_is_refused_where_it_means_too_much(arguments, message, tmp_path):

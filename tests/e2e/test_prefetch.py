@@ -129,12 +129,12 @@ def test_a_run_or_plan_that_lacks_a_file_names_the_exact_command(data, tmp_path,
         for line in result.output.splitlines()
         if line.startswith(f"Error: weights of {NETWORK}: cannot fetch")
     ]
-    command = shlex.split(line.split("where there is a network, run: ")[1])
+    command = shlex.split(line.split("on a machine with internet access, run: ")[1])
     assert command == ["python", "train.py", "--prefetch", *flags]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "-n"])
     result = CliRunner().invoke(train.main, [*flags, "-n"])
     assert (
-        result.exit_code == 0 and f"Fetch what can be fetched with: {shlex.join(command)}\n" in result.output
+        result.exit_code == 0 and f"Download what is available with: {shlex.join(command)}\n" in result.output
     )
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_refused_and_the_rest_is_fetched(weights, tmp_path):
     assert (
         result.stderr.strip()
         .splitlines()[-1]
-        .startswith(f"Error: 1 of 2 could not be fetched: {NETWORK} (backbone)")
+        .startswith(f"Error: 1 of 2 downloads failed: {NETWORK} (backbone)")
     )
     assert "tf_efficientnet_lite0 (backbone): here" in result.stdout and "1 file" in result.stdout
 
@@ -245,7 +245,7 @@ def test_every_network_that_the_flags_need_is_asked_for(arguments, names, asked)
     assert {name for name, _, _ in asked} == names
     assert (
         all(cache is None for _, _, cache in asked)
-        and "Jobs find them in the same folders: /nowhere and " in result.output
+        and "Jobs find them in the same cache folders: /nowhere and " in result.output
     )
 
 

@@ -418,7 +418,7 @@ def test_the_final_measurement_is_of_upsampled_images_and_says_so(data, whole, t
         (["--recipe=nowhere"], "--recipe=nowhere: no such file"),
         (["--metrics=fid50kfull"], "fid50k_full"),
         (["--batch=7", "--gpus=2"], "stage 8: --batch=7 is not a multiple"),
-        (["--resume=README.md"], "to go on with a recipe, name its folder"),
+        (["--resume=README.md"], "to resume a recipe, give its folder"),
         (["--patience=2"], "--patience=2 counts evaluations"),
     ],
 )
@@ -452,7 +452,7 @@ def test_the_plan_lists_the_missing_files_of_metrics_too(tmp_path, monkeypatch):
     missing = [line for line in output.splitlines() if line.startswith("Missing: ")]
     assert (
         len([line for line in missing if detectors.INCEPTION_FILE in line]) == 1
-        and "Fetch what can be fetched with:" in output
+        and "Download what is available with:" in output
     )
 
 
