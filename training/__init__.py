@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Training of StyleSAN-XL: configuration, networks, losses, the training loop and its output."""

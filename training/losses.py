@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The terms of the objectives: tensors in, scalars out.
+"""The terms of the objectives: functions from tensors to scalars.
 
 Shapes: N samples, K logits of one backbone's heads, L layers that take a style, W style width.
 """
@@ -17,15 +17,18 @@ from torch_utils.ops import upfirdn2d
 
 Logits = Mapping[str, SANLogits]  # backbone -> fun, dir [N, K]
 
-# The published code sums each network's adversarial term over the samples of one accumulation round and
-# averages over logits only. Its rounds hold 8 samples, so the term is 8 times a mean. Here it is that at any
-# round size.
+# The published code sums the adversarial term of each backbone over the samples of one micro-batch and
+# averages over logits only. Its micro-batches have 8 samples, so the term is 8 times a mean. This code uses 8
+# times the mean for every micro-batch size.
 ADVERSARIAL_SCALE = 8.0
 
 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Low-pass with the kernel 2^-(x/sigma)^2 of radius floor(3 sigma) (StyleGAN-XL, section 3.2). images [N,
-    3, R, R]; sigma in pixels.
+    """Blur images with the kernel 2^-(x/sigma)^2 of radius floor(3 sigma) (StyleGAN-XL, section 3.2).
+
+    Args:
+        images: [N, 3, R, R].
+        sigma: Width of the kernel in pixels.
     """
     radius = int(sigma * 3)
     if radius == 0:
@@ -43,11 +46,17 @@ def generator_adversarial(
     scale: float = ADVERSARIAL_SCALE,
     logits_real: Logits | None = None,
 ) -> torch.Tensor:
-    """-scale * sum over backbones of the mean of h(fun) (MonoFlow; `logit`: h = identity). Raises ValueError
-    for an unknown objective.
+    """Adversarial loss of the generator: -scale * sum over backbones of the mean of h(fun) (MonoFlow).
 
-    logits_real: of as many real samples; then h(fun - fun of real), the generator's side of a relativistic
-    pairing.
+    Args:
+        logits: Logits of generated samples.
+        objective: Name of h; `logit` is the identity.
+        scale: Factor on the loss.
+        logits_real: Logits of as many real samples. If given, the loss uses h(fun - fun of real), the
+            generator's side of a relativistic pairing.
+
+    Raises:
+        ValueError: Unknown objective.
     """
     reals = {name: None if logits_real is None else logits_real[name].fun for name in logits}
     return (
@@ -61,12 +70,24 @@ def generator_adversarial(
 def discriminator(
     logits: Logits, real: bool, objective: str = "hinge", scale: float = ADVERSARIAL_SCALE, san: bool = True
 ) -> SANLogits:
-    """The scalars (fun, dir) of a batch that is all real or all generated; their sum is minimised (SAN).
+    """Discriminator loss of a batch that is all real or all generated.
 
-    scale * sum over backbones of the mean of: the GAN's own loss on fun (hinge: max(0, 1 - fun) real, max(0,
-    1 + fun) generated), and the Wasserstein form on dir (- dir real, + dir generated). san=False: the GAN's
-    own loss on the ordinary logit, which trains the direction too, and 0 for dir. Raises ValueError for an
-    unknown objective, or a paired one.
+    The result is scale * sum over backbones of the mean of two terms: the GAN loss on fun (hinge: max(0, 1 -
+    fun) for real, max(0, 1 + fun) for generated samples), and the Wasserstein loss on dir (- dir for real, +
+    dir for generated samples).
+
+    Args:
+        logits: Logits of the batch.
+        real: Whether the batch is real.
+        objective: Name of the GAN loss.
+        scale: Factor on the loss.
+        san: False = the GAN loss on the ordinary logit, which also trains the direction, and 0 for dir.
+
+    Returns:
+        The scalars (fun, dir). The discriminator minimises their sum (SAN).
+
+    Raises:
+        ValueError: Unknown objective, or one that needs pairs.
     """
     return _scalars(
         [discriminator_terms(x if san else _plain(x), real, objective) for x in logits.values()], scale, san
@@ -80,7 +101,7 @@ def discriminator_pairs(
     scale: float = ADVERSARIAL_SCALE,
     san: bool = True,
 ) -> SANLogits:
-    """As `discriminator`, for an objective of pairs (i-th real, i-th generated sample)."""
+    """As `discriminator`, for objectives of pairs (i-th real sample, i-th generated sample)."""
     pairs = [(real[name], fake[name]) if san else (_plain(real[name]), _plain(fake[name])) for name in real]
     return _scalars([discriminator_pair_terms(r, f, objective) for r, f in pairs], scale, san)
 
@@ -100,10 +121,11 @@ def guidance(
     """Cross-entropy of a frozen classifier on generated images (StyleGAN-XL, section 3.3).
 
     Args:
-        classifier: a callable with `mean` and `std` ([1, 3, 1, 1]) and `input_size`, from normalised images
-        to class logits, and perhaps with
-            `class_map` (int64 [c_dim]), its class for each of the data set's.
-        images: [N, 3, R, R] in [-1, 1]. labels: int64 [N].
+        classifier: Callable from normalised images to class logits, with the attributes `mean` and `std` ([1,
+            3, 1, 1]) and `input_size`. If it also has `class_map` (int64 [c_dim]), that is its class for each
+            class of the data set.
+        images: [N, 3, R, R] in [-1, 1].
+        labels: int64 [N].
     """
     mean, std, size = classifier.mean, classifier.std, classifier.input_size  # type: ignore[attr-defined]
     normalised = ((images + 1) / 2 - mean) / std
@@ -113,11 +135,18 @@ def guidance(
 
 
 def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Length of d(images . y)/d(ws) for y = noise / sqrt(H W): sqrt(mean over L of the sum of squares)
-    (StyleGAN2, eq. 4).
+    """Path lengths of the generator (StyleGAN2, equation 4).
 
-    images [N, 3, R, R] computed from ws [N, L, W]; noise like images, standard normal. Returns [N],
-    differentiable.
+    The length is that of d(images . y)/d(ws) with y = noise / sqrt(H W): the root of the mean over L of the
+    sum of squares.
+
+    Args:
+        images: [N, 3, R, R], computed from `ws`.
+        ws: [N, L, W].
+        noise: Standard normal, with the shape of the images.
+
+    Returns:
+        [N], differentiable.
     """
     direction = noise / (images.shape[2] * images.shape[3]) ** 0.5
     (grad,) = torch.autograd.grad([(images * direction).sum()], [ws], create_graph=True, only_inputs=True)
@@ -127,17 +156,20 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
 def path_length_penalty(
     lengths: torch.Tensor, mean: torch.Tensor, decay: float, all_lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean squared deviation of path lengths from their running mean, which is updated first and not detached
-    (as published).
+    """Mean squared deviation of path lengths from their running mean.
+
+    As published, the running mean is updated first and is not detached.
 
     Args:
-        lengths: this process's [n], differentiable. all_lengths: every process's, detached. mean: the running
-        mean, scalar.
+        lengths: Path lengths of this process, [n], differentiable.
+        mean: The running mean, scalar.
+        decay: Weight of the new mean.
+        all_lengths: Path lengths of all processes, detached.
 
     Returns:
-        (penalty, new running mean, surrogate). The surrogate's gradient, averaged over processes of equal n,
-        is the penalty's: with m' = m + decay (avg(l) - m), d penalty / d l_i = 2/n (l_i - m') - 2 decay / n *
-        avg(l - m').
+        (penalty, new running mean, surrogate). The gradient of the surrogate, averaged over processes of
+            equal n, is that of the penalty: with m' = m + decay (avg(l) - m), d penalty / d l_i = 2/n (l_i -
+            m') - 2 decay / n * avg(l - m').
     """
     new_mean = mean + decay * (all_lengths.mean() - mean)
     deviation = all_lengths - new_mean

@@ -54,7 +54,7 @@ def test_older_files_take_defaults_and_unknown_keys_are_named():
         from_json({"run": {"batchs": 8}})
     with pytest.raises(ValueError, match="unknown section 'runs'"):
         from_json({"runs": {}})
-    with pytest.raises(ValueError, match="not a table"):
+    with pytest.raises(ValueError, match="an object of sections"):
         from_json({"run": 3})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projected discriminator: frozen features, a fixed random projection, small SAN heads."""
+"""The projected discriminator: frozen features, a fixed random projection and small SAN heads."""
 
 from training.discriminator.discriminator import ProjectedDiscriminator
 

@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiffAugment as a pure function of uniform draws (Zhao et al., "Differentiable Augmentation for
-Data-Efficient GAN Training", 2020).
+"""DiffAugment as a function of uniform draws.
 
-Every operation takes one draw per sample, so a sample's augmentation depends on its own draws alone.
-Shapes: N batch, C channels, H W height and width. Images in [-1, 1], padded with 0 = mid grey.
+Source: Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", 2020.
+
+Every operation takes one draw per sample, so the augmentation of a sample depends on its own draws only.
+
+Shapes: N batch, C channels, H W height and width. Images are in [-1, 1] and padded with 0 (mid-grey).
 """
 
 import torch
 from torch import Tensor
 
-NUM_DRAWS = (
-    7  # brightness, saturation, contrast, translation row, translation column, cutout row, cutout column
-)
-TRANSLATION = 1 / 8  # largest shift, as a part of the image's side
-CUTOUT = 1 / 5  # side of the square, as a part of the image's side
+# brightness, saturation, contrast, translation row, translation column, cutout row, cutout column
+NUM_DRAWS = 7
+TRANSLATION = 1 / 8  # largest shift, as a fraction of the image's side
+CUTOUT = 1 / 5  # side of the square, as a fraction of the image's side
 
 
 def diff_augment(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness, saturation, contrast, translation and cutout, in this order; x [N, C, H, W] -> [N, C, H,
-    W], differentiable in x.
+    """Apply brightness, saturation, contrast, translation and cutout, in this order.
 
-    u: uniform draws in [0, 1), [N, 7], in the order of NUM_DRAWS. Raises ValueError for another shape.
+    Args:
+        x: Images [N, C, H, W].
+        u: Uniform draws in [0, 1), [N, 7], in the order of NUM_DRAWS.
+
+    Returns:
+        [N, C, H, W], differentiable in x.
+
+    Raises:
+        ValueError: The draws have another shape.
     """
     if u.shape != (x.shape[0], NUM_DRAWS):
         raise ValueError(f"DiffAugment needs draws of shape {(x.shape[0], NUM_DRAWS)}, got {tuple(u.shape)}")
@@ -33,30 +41,29 @@ def diff_augment(x: Tensor, u: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, u: Tensor) -> Tensor:
-    """Add U(-0.5, 0.5) to a sample."""
+    """Add U(-0.5, 0.5) to each sample."""
     return x + _per_sample(u - 0.5, x)
 
 
 def saturation(x: Tensor, u: Tensor) -> Tensor:
-    """Scale the distance to the pixel's mean over channels by U(0, 2)."""
+    """Scale the difference from the pixel's mean over channels by U(0, 2)."""
     mean = x.mean(dim=1, keepdim=True)
     return mean + (x - mean) * _per_sample(2 * u, x)
 
 
 def contrast(x: Tensor, u: Tensor) -> Tensor:
-    """Scale the distance to the image's mean by U(0.5, 1.5)."""
+    """Scale the difference from the image's mean by U(0.5, 1.5)."""
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (x - mean) * _per_sample(u + 0.5, x)
 
 
 def translation(x: Tensor, u_row: Tensor, u_col: Tensor) -> Tensor:
-    """Shift by a whole number of pixels, uniform up to round(side / 8) either way, padding with zeros."""
+    """Shift by a whole number of pixels, uniform up to +-round(side / 8), and pad with zeros."""
     for dim, u in ((2, u_row), (3, u_col)):
         size = x.shape[dim]
         reach = _round_half_up(size * TRANSLATION)
-        source = _positions(x, dim) + _integer(u, -reach, reach).view(
-            -1, 1
-        )  # [N, size]; where each output line comes from
+        # [N, size]: the input line of each output line
+        source = _positions(x, dim) + _integer(u, -reach, reach).view(-1, 1)
         inside = (source >= 0) & (source < size)
         lines = [-1, 1, 1, 1]
         lines[dim] = size
@@ -66,8 +73,9 @@ def translation(x: Tensor, u_row: Tensor, u_col: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u_row: Tensor, u_col: Tensor) -> Tensor:
-    """Zero a square of side round(side / 5) around a uniform centre; near a border part of the square is
-    outside the image.
+    """Set a square of side round(side / 5) around a uniform centre to zero.
+
+    Near a border, part of the square is outside the image.
     """
     outside = []
     for dim, u in ((2, u_row), (3, u_col)):
@@ -85,7 +93,7 @@ def _per_sample(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _integer(u: Tensor, low: int, high: int) -> Tensor:
-    """Uniform draws in [0, 1) to uniform integers in low..high, both included."""
+    """Map uniform draws in [0, 1) to uniform integers in low..high, inclusive."""
     count = high - low + 1
     return low + (u * count).floor().clamp(max=count - 1).long()
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projected SAN discriminator: per feature network DiffAugment, frozen features, random projection,
-heads.
+"""The projected SAN discriminator: DiffAugment, frozen features, random projection and heads per backbone.
 
-Sauer et al., "Projected GANs", NeurIPS 2021 and "StyleGAN-XL", SIGGRAPH 2022; Takida et al., "SAN", ICLR
-2024. Shapes: N batch, C channels, R image resolution, K logits of one network's heads (published: 4 levels x
-16).
+Sources: Sauer et al., "Projected GANs", NeurIPS 2021; Sauer et al., "StyleGAN-XL", SIGGRAPH 2022; Takida et
+al., "SAN", ICLR 2024.
+
+Shapes: N batch, C channels, R image resolution, K logits of one backbone's heads (published: 4 levels x 16).
 """
 
 import copy
@@ -21,34 +21,42 @@ from training.discriminator.augment import diff_augment
 from training.discriminator.heads import KERNEL, HeadSet, SpectralConv2d
 from training.discriminator.projection import RandomProjection
 
-SAVED = (
-    "discriminators.",
-    "projections.",
-)  # state that belongs to this network; the frozen networks are named by their hash
+# Saved state; the frozen networks are identified by their hash instead.
+SAVED = ("discriminators.", "projections.")
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Images and labels to SAN logits, per feature network.
+    """Maps images and labels to SAN logits, per backbone.
 
-    backbones: frozen networks of torch_utils.features. Where compute_dtype asks for another type, a copy is
-    cast and the network itself
-        is left as it is; otherwise it is used itself, its weights put in channels-last order.
-    c_dim: number of classes, 0 = unconditional. img_resolution: R, pixels.
-    feature_size: pixels to which smaller images are brought before a convolutional network (None: its native
-    size; larger images are not
-        resized). Transformers and others of a fixed size always see that.
-    proj_channels: width of the projection's finest level; head_channels: width of the heads at 64 pixels;
-    cond_channels: width of the
-        class embedding; num_levels: how many levels, from the finest, have a head (None: all four). A level
-        whose map is below 4x4 pixels has no head.
-    bn_group: consecutive samples that share batch statistics in the heads; None or 0 = the whole batch.
-    augment: whether DiffAugment is applied when draws are given.
-    compute_dtype: torch.bfloat16 runs networks, projection and head convolutions in it; statistics and logits
-    stay float32. seed: of the projection and of the heads' initial weights. Global random state is not
-    touched.
+    Global random state is not changed.
 
-    Attributes that callers read: feature_networks, feature_sizes (pixels each network sees), names,
-    num_logits (K), all by network.
+    Args:
+        backbones: Frozen networks of torch_utils.features. If compute_dtype is another type, a copy is cast
+            and the original is not changed; otherwise the network itself is used and its weights are
+            converted to channels-last order.
+        c_dim: Number of classes, 0 = unconditional.
+        img_resolution: R, pixels.
+        feature_size: Smaller images are resized to this many pixels before a convolutional backbone (None:
+            its native size). Larger images are not resized. Transformers and other networks of a fixed size
+            always get that size.
+        proj_channels: Channels of the finest level of the projection.
+        head_channels: Channels of the heads at 64 pixels.
+        cond_channels: Width of the class embedding.
+        num_levels: Number of levels with a head, counted from the finest (None: all four). A level whose map
+            is smaller than 4x4 pixels has no head.
+        bn_group: Consecutive samples that share batch statistics in the heads; None or 0 = the whole batch.
+        augment: Whether to apply DiffAugment when draws are given.
+        compute_dtype: torch.bfloat16 = run backbones, projection and head convolutions in it; statistics and
+            logits stay float32.
+        seed: Seed of the projection and of the heads' initial weights.
+
+    Attributes:
+        feature_networks: The backbones by key.
+        feature_sizes: Input size of each backbone in pixels, by key.
+        names: Key -> timm name of each backbone.
+
+    Raises:
+        ValueError: The arguments do not fit each other.
     """
 
     def __init__(
@@ -70,11 +78,9 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         names = [network.name for network in backbones]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"the discriminator needs one or more different feature networks, got {names}")
+            raise ValueError(f"the discriminator needs one or more distinct backbones, got {names}")
         if num_levels is not None and not 1 <= num_levels <= 4:
-            raise ValueError(
-                f"num_levels={num_levels}: feature networks have 4 levels, use 1 to 4 or None for all"
-            )
+            raise ValueError(f"num_levels={num_levels}: backbones have 4 levels, use 1 to 4 or None for all")
         self.c_dim, self.img_resolution = c_dim, img_resolution
         self.augment, self.compute_dtype = augment, compute_dtype
         self.names = {_key(name): name for name in names}
@@ -91,8 +97,9 @@ class ProjectedDiscriminator(nn.Module):
             sizes = [pixels for pixels in sizes if pixels >= KERNEL]
             if not sizes:
                 raise ValueError(
-                    f"feature_size={size} leaves {network.name} no map of {KERNEL}x{KERNEL} pixels: use at "
-                    "least 32"
+                    f"feature_size={size}: all maps of {network.name} are smaller than {KERNEL}x{KERNEL} "
+                    "pixels: "
+                    "use at least 32"
                 )
             heads = HeadSet(
                 projection.out_channels[: len(sizes)],
@@ -113,12 +120,18 @@ class ProjectedDiscriminator(nn.Module):
     def forward(
         self, img: Tensor, c: Tensor | None = None, draws: Mapping[str, Tensor] | None = None
     ) -> dict[str, SANLogits]:
-        """Logits per feature network, SANLogits of float32 [N, K].
+        """Compute the logits per backbone. Changes no state.
 
-        img: [N, 3, R, R] in [-1, 1]. c: int64 [N] in 0..c_dim-1; None if and only if the network is
-        unconditional (c_dim = 0; labels are then ignored). draws: per network's name, uniform draws [N, 7]
-        for DiffAugment; None = no augmentation. Changes no state. Raises ValueError for images, labels or
-        draws that do not fit.
+        Args:
+            img: [N, 3, R, R] in [-1, 1].
+            c: int64 [N] in 0..c_dim-1. Required if the network is conditional, otherwise ignored.
+            draws: Uniform draws [N, 7] for DiffAugment, by backbone name; None = no augmentation.
+
+        Returns:
+            Backbone name -> SANLogits of float32 [N, K].
+
+        Raises:
+            ValueError: Images, labels or draws do not fit.
         """
         c = self._check(img, c)
         logits = {}
@@ -132,8 +145,11 @@ class ProjectedDiscriminator(nn.Module):
         return logits
 
     def network_input(self, key: str, img: Tensor) -> Tensor:
-        """Images in [-1, 1], [N, 3, H, W], as the feature network `key` takes them: normalised, at its size
-        and in its type.
+        """Prepare images for a backbone: normalise, resize and cast.
+
+        Args:
+            key: Key of the backbone.
+            img: [N, 3, H, W] in [-1, 1].
         """
         network, size = self.feature_networks[key], self.feature_sizes[key]
         assert isinstance(network, FeatureNetwork)
@@ -143,14 +159,14 @@ class ProjectedDiscriminator(nn.Module):
         return x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
 
     def _features(self, key: str, img: Tensor) -> list[Tensor]:
-        """Projected maps of images in [-1, 1]. Records a graph only if the images ask for one: nothing here
-        is trained.
+        """Return the projected feature maps of images in [-1, 1].
+
+        Records a graph only if the images require gradients, because nothing here is trained.
         """
         heads = self.discriminators[key]
         assert isinstance(heads, HeadSet)
-        return self.projections[key](self.feature_networks[key](self.network_input(key, img)))[
-            : len(heads.mini_discs)
-        ]
+        maps: list[Tensor] = self.projections[key](self.feature_networks[key](self.network_input(key, img)))
+        return maps[: len(heads.mini_discs)]
 
     def _check(self, img: Tensor, c: Tensor | None) -> Tensor | None:
         if img.ndim != 4 or img.shape[1:] != (3, self.img_resolution, self.img_resolution):
@@ -165,63 +181,67 @@ class ProjectedDiscriminator(nn.Module):
             raise ValueError(
                 f"the conditional discriminator takes int64 labels of shape [{img.shape[0]}], got {found}"
             )
-        if (
-            c.device.type == "cpu" and c.numel() and not 0 <= int(c.min()) <= int(c.max()) < self.c_dim
-        ):  # elsewhere it would wait for the device
+        # only on the CPU: reading values from another device would wait for it
+        if c.device.type == "cpu" and c.numel() and not 0 <= int(c.min()) <= int(c.max()) < self.c_dim:
             raise ValueError(f"labels must be in 0..{self.c_dim - 1}, got {int(c.min())}..{int(c.max())}")
         return c
 
     def advance_spectral_norms(self) -> None:
-        """One power iteration in every spectrally normalised convolution of the heads: to be called once per
-        training step.
+        """Run one power iteration in every spectrally normalised convolution of the heads.
+
+        Call it once per training step.
         """
         for module in self.discriminators.modules():
             if isinstance(module, SpectralConv2d):
                 module.advance_spectral_norm()
 
     def normalize_(self) -> None:
-        """Project the SAN directions of the heads to unit norm: after each discriminator step."""
+        """Project the SAN directions of the heads to unit norm. Call it after each discriminator step."""
         san.normalize_(self.discriminators)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the heads by name: all that is trained."""
+        """Return the parameters of the heads by name. Nothing else is trained."""
         return {
             f"discriminators.{name}": parameter for name, parameter in self.discriminators.named_parameters()
         }
 
     def requires_grad_(self, requires_grad: bool = True) -> "ProjectedDiscriminator":
-        """Switch gradients of the heads; the feature networks stay frozen."""
+        """Switch gradients of the heads. The backbones stay frozen."""
         self.discriminators.requires_grad_(requires_grad)
         return self
 
     def saved_state_dict(self) -> dict[str, Tensor]:
-        """Heads and random projection: what a checkpoint stores. The feature networks come from their own
-        files.
+        """Return the tensors that a checkpoint stores: heads and random projection.
+
+        The backbones come from their own files.
         """
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(SAVED)}
 
     def load_saved_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of saved_state_dict. Raises ValueError if names or shapes differ, before anything is
-        changed.
+        """Inverse of `saved_state_dict`.
+
+        Raises:
+            ValueError: Names or shapes differ. Nothing has been changed then.
         """
         own = self.saved_state_dict()
         if own.keys() != state.keys():
             differing = sorted(own.keys() ^ state.keys())
             raise ValueError(
-                f"the discriminator's state does not fit: {len(differing)} names differ, the first is "
+                f"the state does not fit this discriminator: {len(differing)} names differ, the first is "
                 f"'{differing[0]}'"
             )
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(
-                    f"the discriminator's state does not fit: '{name}' is {list(state[name].shape)}, not "
-                    f"{list(tensor.shape)}"
+                    f"the state does not fit this discriminator: '{name}' has shape "
+                    f"{list(state[name].shape)}, "
+                    f"not {list(tensor.shape)}"
                 )
         self.load_state_dict(dict(state), strict=False)
 
 
 def _key(name: str) -> str:
-    """A timm name as a module name, which cannot contain dots."""
+    """Convert a timm name to a module name, which cannot contain dots."""
     return name.replace(".", "_")
 
 
@@ -232,7 +252,7 @@ def _input_size(network: FeatureNetwork, img_resolution: int, feature_size: int 
 
 
 def _level_sizes(network: FeatureNetwork, size: int) -> list[int]:
-    """Pixels of the projected maps: each level at twice its resolution, strides rounding up."""
+    """Return the sizes of the projected maps in pixels: twice each level's size, with strides rounding up."""
     if network.kind == "vit":
         tokens = size // network.reductions[0]
         own = [4 * tokens, 2 * tokens, tokens, -(-tokens // 2)]
@@ -242,7 +262,7 @@ def _level_sizes(network: FeatureNetwork, size: int) -> list[int]:
 
 
 def _prepared(network: FeatureNetwork, dtype: torch.dtype) -> FeatureNetwork:
-    """The network itself if it computes in `dtype`, else a copy that does."""
+    """Return the network itself if it computes in `dtype`, else a copy that does."""
     if network.dtype == dtype:
         return network
     return copy.deepcopy(network).to(dtype)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trained part of the discriminator: one small SAN head per projected level, conditional or not.
 
-Names of parameters and buffers are the published ones: `main.{i}.main.0` (spectrally normalised convolution),
+Parameters and buffers have the published names: `main.{i}.main.0` (spectrally normalised convolution),
 `main.{i}.main.1` (batch normalisation), `last_layer` (unconditional), `cls` and `embed` (conditional).
 
 Shapes: N batch, C channels, H W height and width, K logits of a head.
@@ -20,17 +20,18 @@ from san.layers import SANConv2d, SANEmbedding, SANLogits
 LAST_SIZE = 8  # a head halves its map until it is at most this wide
 KERNEL = 4
 POWER_ITERATIONS_AT_START = 15
-EPS = 1e-12  # smallest norm that the power iteration divides by
+EPS = 1e-12  # lower bound of the norms that the power iteration divides by
 
 
 class SpectralConv2d(nn.Module):
-    """Convolution with its weight divided by an estimate of its largest singular value (Miyato et al., ICLR
-    2018), without bias.
+    """Convolution without bias whose weight is divided by an estimate of its largest singular value.
 
-    sigma = u^T W v with unit vectors u and v, which are constants to autograd. `forward` never changes them:
-    Deviation: the published heads advance the power iteration in every forward pass, generator passes
-    included, which makes results depend on the number of accumulation rounds and processes. Here
-    `advance_spectral_norm` does, once per training step.
+    Source: Miyato et al., ICLR 2018. The estimate is sigma = u^T W v, with unit vectors u and v that are
+    constants to autograd. `forward` never changes them.
+
+    Deviation: the published heads run a power iteration in every forward pass, also in generator steps, so
+    results depend on the number of micro-batches and processes. Here `advance_spectral_norm` does it, once
+    per training step.
     """
 
     weight_u: Tensor
@@ -60,7 +61,7 @@ class SpectralConv2d(nn.Module):
 
     @torch.no_grad()
     def advance_spectral_norm(self) -> None:
-        """One power iteration: v <- W^T u / |W^T u|, u <- W v / |W v|."""
+        """Run one power iteration: v <- W^T u / |W^T u|, u <- W v / |W v|."""
         weight = self._matrix()
         v = F.normalize(weight.t() @ self.weight_u, dim=0, eps=EPS)
         self.weight_u.copy_(F.normalize(weight @ v, dim=0, eps=EPS))
@@ -68,33 +69,36 @@ class SpectralConv2d(nn.Module):
         self.weight_v.copy_(v.view(*kernel, in_channels).permute(2, 0, 1).flatten())
 
     def _matrix(self) -> Tensor:
-        """The weight as [out_channels, kernel * kernel * in_channels]: a view of a channels-last weight,
-        unlike flatten(1).
+        """Return the weight as [out_channels, kernel * kernel * in_channels].
+
+        Unlike flatten(1), this is a view of a channels-last weight.
         """
         return self.weight_orig.permute(0, 2, 3, 1).reshape(self.weight_orig.shape[0], -1)
 
     def sigma(self) -> Tensor:
-        """The estimate u^T W v, a scalar, differentiable in the weight."""
+        """Return the estimate u^T W v, a scalar, differentiable in the weight."""
         v = self.weight_v.view(self.weight_orig.shape[1:]).permute(1, 2, 0).flatten()
         return self.weight_u @ (self._matrix() @ v)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W'] in the type of x; the weight itself is kept and divided in
-        float32.
+        """Map [N, C, H, W] to [N, C', H', W'] in the type of x.
+
+        The weight is stored and divided in float32.
         """
         weight = self.weight_orig * self.sigma().reciprocal()  # cheaper to differentiate than a division
         return F.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding)
 
 
 class GroupedBatchNorm2d(nn.Module):
-    """Batch normalisation over groups of consecutive samples, so that a sample's output depends on its group
-    alone.
+    """Batch normalisation over groups of consecutive samples.
 
-    Statistics are those of the group, always, and are computed in float32.
-    Deviation: published heads normalise over an accumulation round, 8 samples; here the group is a number of
-    its own, so that results do not depend on --batch-gpu. A batch that is no multiple of it is one group.
-    Running statistics are never used (a discriminator is not evaluated by them) nor updated: a forward pass
-    changes no state. The buffers exist because the published state has them.
+    The output for a sample depends on its group only. Statistics are always those of the group, and are
+    computed in float32.
+
+    Deviation: the published heads normalise over a micro-batch of 8 samples; here the group size is a
+    separate option, so that results do not depend on --batch-gpu. A batch that is not a multiple of it is one
+    group. Running statistics are never used (a discriminator is not evaluated with them) and never updated,
+    so a forward pass changes no state. The buffers exist because the published state has them.
     """
 
     running_mean: Tensor
@@ -111,12 +115,12 @@ class GroupedBatchNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape and type."""
+        """Map [N, C, H, W] to the same shape and type."""
         count = x.shape[0]
         group = self.group if self.group and count % self.group == 0 else count
         parts = [
             F.batch_norm(part, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for part in x.split(group)
+            for part in torch.split(x, group)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -124,8 +128,8 @@ class GroupedBatchNorm2d(nn.Module):
 class DownBlock(nn.Module):
     """Spectrally normalised 4x4 convolution of stride 2, batch normalisation, leaky ReLU 0.2.
 
-    Deviation: published convolutions have a bias, which batch normalisation cancels, so that its gradient is
-    rounding noise which Adam turns into steps. Here it is a buffer for the sake of the state's format:
+    Deviation: the published convolutions have a bias. Batch normalisation cancels it, so its gradient is
+    rounding noise, which Adam turns into steps. Here it is a buffer, for the format of the state: it is
     neither added nor trained.
     """
 
@@ -142,20 +146,27 @@ class DownBlock(nn.Module):
         self.main = nn.Sequential(conv, GroupedBatchNorm2d(out_channels, bn_group))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C', H/2, W/2]."""
         return F.leaky_relu_(self.main(x), 0.2)
 
 
 def _full(x: Tensor) -> Tensor:
-    """X in float32, or in float64 if it is that."""
+    """Return x in float32, or in float64 if it has that type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Head(nn.Module):
-    """Projected map -> SANLogits [N, 1, H', W'].
+    """Maps a projected feature map to SANLogits [N, 1, H', W'].
 
-    channels: of the input and after each halving. c_dim: number of classes, 0 = unconditional. Unconditional:
-    a 4x4 SAN convolution. Conditional: a spectrally normalised 4x4 convolution to cond_channels, and its
-    inner product with the class's SAN embedding.
+    Unconditional: a 4x4 SAN convolution. Conditional: a spectrally normalised 4x4 convolution to
+    cond_channels, and its inner product with the SAN embedding of the class.
+
+    Args:
+        channels: Channels of the input and after each halving.
+        c_dim: Number of classes, 0 = unconditional.
+        cond_channels: Width of the class embedding.
+        bn_group: As for `GroupedBatchNorm2d`.
+        generator: Source of the initial weights.
     """
 
     def __init__(
@@ -176,12 +187,19 @@ class Head(nn.Module):
             self.last_layer = SANConv2d(channels[-1], 1, KERNEL, bias=False, generator=generator)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> SANLogits:
-        """X [N, C, H, W], labels c int64 [N] -> logits, float32 whatever the type of x (float64 of
-        float64).
+        """Compute logits.
+
+        Args:
+            x: Feature map [N, C, H, W].
+            c: Labels, int64 [N]; None if unconditional.
+
+        Returns:
+            Logits in float32, whatever the type of x (float64 for float64).
         """
         h = self.main(x)
         if not self.conditional:
-            return self.last_layer(_full(h))
+            logits: SANLogits = self.last_layer(_full(h))
+            return logits
         h = _full(self.cls(h))  # [N, cond_channels, H', W']
         direction = self.embed(c)
         gain = 1 / math.sqrt(h.shape[1])
@@ -192,11 +210,16 @@ class Head(nn.Module):
 
 
 def head_channels(in_channels: int, size: int, width: int = 64) -> list[int]:
-    """Channels of a head's input and after each halving of a map of `size` pixels down to at most LAST_SIZE.
+    """Return the channels of a head's input and after each halving, down to at most LAST_SIZE pixels.
 
-    width: channels at 64 and 128 pixels (published: 64); they double with every halving below 64, up to 8 x
-    width at 8 pixels, and halve with every doubling above 128. Sizes count as the next power of two. Raises
-    ValueError for a map that is too small for a 4x4 kernel.
+    Args:
+        in_channels: Channels of the input.
+        size: Size of the input map in pixels. It counts as the next power of two.
+        width: Channels at 64 and 128 pixels (published: 64). They double with every halving below 64, up to 8
+            x width at 8 pixels, and halve with every doubling above 128.
+
+    Raises:
+        ValueError: The map is too small for a 4x4 kernel.
     """
     if size < KERNEL:
         raise ValueError(f"a head needs a map of at least {KERNEL}x{KERNEL} pixels, got {size}x{size}")
@@ -209,7 +232,7 @@ def head_channels(in_channels: int, size: int, width: int = 64) -> list[int]:
 
 
 class HeadSet(nn.Module):
-    """The heads of one feature network: one per level, their logits side by side."""
+    """The heads of one backbone, one per level. Their logits are concatenated."""
 
     def __init__(
         self,
@@ -228,8 +251,14 @@ class HeadSet(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor], c: Tensor | None = None) -> SANLogits:
-        """One map [N, C_l, H_l, W_l] per level -> SANLogits [N, K], float32, the levels' logits one after the
-        other.
+        """Compute the logits of all levels.
+
+        Args:
+            maps: One feature map [N, C_l, H_l, W_l] per level.
+            c: Labels, int64 [N]; None if unconditional.
+
+        Returns:
+            SANLogits [N, K] in float32, ordered by level.
         """
         logits = [head(x, c) for head, x in zip(self.mini_discs, maps, strict=True)]
         return SANLogits(

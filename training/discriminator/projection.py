@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed random projection between a frozen feature network and its heads (Sauer et al., "Projected GANs",
-NeurIPS 2021).
+"""The fixed random projection between a frozen backbone and its heads.
 
-Cross-channel mixing is a 1x1 convolution per level; cross-scale mixing runs from the lowest resolution up,
-adding each level to the one below it. Transformers first reassemble their tokens into four resolutions.
-Nothing here is trained: weights are buffers, drawn once and stored with the checkpoint.
+Source: Sauer et al., "Projected GANs", NeurIPS 2021.
 
-Names of buffers are the published ones (`scratch.layer{l}_ccm`, `scratch.layer{l}_csm.out_conv`), except in
-the reassemble of transformers: `reassemble.layer{l}.project` and `.resample` are published as
-`pretrained.layer{l}.3` and `.4`.
+Cross-channel mixing is a 1x1 convolution per level. Cross-scale mixing goes from the lowest resolution
+upwards and adds each level to the next one. The tokens of transformers are first reassembled into four
+resolutions. Nothing here is trained: weights are buffers, drawn once and stored with the checkpoint.
+
+Buffers have the published names (`scratch.layer{l}_ccm`, `scratch.layer{l}_csm.out_conv`), except for
+transformers: `reassemble.layer{l}.project` and `.resample` are published as `pretrained.layer{l}.3` and `.4`.
 
 Shapes: N batch, C channels, H W height and width, l level (0 = the highest resolution in `scratch`;
 `reassemble` counts from 1).
@@ -24,11 +24,10 @@ from torch.nn import functional as F
 
 
 class FixedConv2d(nn.Module):
-    """A convolution with fixed random weights: buffers, so that no optimizer and no requires_grad_() finds
-    them.
+    """A convolution with fixed random weights.
 
-    Weights and bias are U(-b, b) with b = 1/sqrt(fan_in), the distribution of the published networks'
-    projections. Computes in the type of its input.
+    The weights are buffers, so that optimizers and requires_grad_() do not find them. Weights and bias are
+    U(-b, b) with b = 1/sqrt(fan_in), as in the published projections. Computes in the type of its input.
     """
 
     weight: Tensor
@@ -55,6 +54,7 @@ class FixedConv2d(nn.Module):
         self.register_buffer("bias", torch.empty(out_channels).uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the convolution to x [N, C, H, W]."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if self.transposed:
             return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
@@ -62,21 +62,24 @@ class FixedConv2d(nn.Module):
 
 
 class CrossScaleMixing(nn.Module):
-    """Bilinear doubling with aligned corners, and a 1x1 convolution."""
+    """1x1 convolution and bilinear upsampling by 2 with aligned corners."""
 
     def __init__(self, in_channels: int, out_channels: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.out_conv = FixedConv2d(in_channels, out_channels, generator=generator)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        # A 1x1 convolution and bilinear interpolation (whose weights sum to 1) commute: convolving first
+        """Map [N, C, H, W] to [N, C', *size]."""
+        # A 1x1 convolution commutes with bilinear interpolation, whose weights sum to 1. Convolving first
         # costs a quarter.
         return F.interpolate(self.out_conv(x), size, mode="bilinear", align_corners=True)
 
 
 class Reassemble(nn.Module):
-    """A transformer's four token maps, all at one resolution, to maps at 4, 2, 1 and 1/2 times it, with D/8,
-    D/4, D/2 and D channels.
+    """Converts the four token maps of a transformer to a feature pyramid.
+
+    The inputs have one resolution. The outputs have 4, 2, 1 and 1/2 times that resolution, and D/8, D/4, D/2
+    and D channels.
     """
 
     def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
@@ -100,19 +103,23 @@ class Reassemble(nn.Module):
             self.add_module(f"layer{level}", layer)
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Four token maps [N, D, H, W] -> [N, D/8, 4H, 4W], [N, D/4, 2H, 2W], [N, D/2, H, W], [N, D,
-        ceil(H/2), ceil(W/2)].
+        """Reassemble four token maps [N, D, H, W].
+
+        Returns:
+            [N, D/8, 4H, 4W], [N, D/4, 2H, 2W], [N, D/2, H, W], [N, D, ceil(H/2), ceil(W/2)].
         """
         return [self.get_submodule(f"layer{level}")(x) for level, x in enumerate(tokens, start=1)]
 
 
 class RandomProjection(nn.Module):
-    """Four feature maps to four maps that mix channels and scales; each comes out at twice the resolution of
-    its level.
+    """Mixes channels and scales of four feature maps; each output has twice the resolution of its level.
 
-    in_channels: channels of the network's levels. kind: 'cnn' or 'vit' (equal channels, reassembled first).
-    width: P, channels of the finest level; cross-channel mixing gives P, 2P, 4P, 8P, and the outputs have P,
-    P, 2P, 4P (published: 64).
+    Args:
+        in_channels: Channels of the backbone's levels.
+        kind: 'cnn' or 'vit' (equal channels, reassembled first).
+        width: P, channels of the finest level. Cross-channel mixing gives P, 2P, 4P, 8P channels, and the
+            outputs have P, P, 2P, 4P (published: 64).
+        generator: Source of the weights.
     """
 
     def __init__(
@@ -138,8 +145,13 @@ class RandomProjection(nn.Module):
             )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[N, C_l, H_l, W_l] per level -> [N, out_channels_l, 2 H_l, 2 W_l] per level, in the type of the
-        features.
+        """Project feature maps.
+
+        Args:
+            features: [N, C_l, H_l, W_l] per level.
+
+        Returns:
+            [N, out_channels_l, 2 H_l, 2 W_l] per level, in the type of the features.
         """
         if self.reassemble is not None:
             features = self.reassemble(features)
@@ -149,7 +161,7 @@ class RandomProjection(nn.Module):
             x = self.scratch.get_submodule(f"layer{level}_ccm")(features[level])
             if below is not None:
                 x = x + below
-            # The next level's own size: twice this one's, unless a stride rounded.
+            # The size of the next level: twice this one's, unless a stride rounded it.
             size = features[level - 1].shape[2:] if level else (2 * x.shape[2], 2 * x.shape[3])
             below = self.scratch.get_submodule(f"layer{level}_csm")(x, size)
             mixed.insert(0, below)

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Network files: reading, writing, converting, publishing, and starting from them."""
