@@ -195,7 +195,7 @@ class Option:
             return tuple(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             # an infinity is rejected by `check_range`
-            return float(value) if abs(value) < MAX_NUMBER else math.copysign(math.inf, value)
+            return float(value) if abs(value) < MAX_NUMBER else (math.inf if value > 0 else -math.inf)
         if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
         raise ValueError(f"option '{self.name}' must be of type {kind.__name__}, not {repr(value)[:80]}")

@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -206,7 +207,7 @@ def test_the_help_of_losses_names_every_one_that_san_has():
     import san
 
     texts = {name: OPTIONS[f"loss.{name}"].about for name in ("d_loss", "g_loss")}
-    about = {name: text.replace(",", " ").replace(";", " ").split() for name, text in texts.items()}
+    about = {name: re.findall(r"\w+", text) for name, text in texts.items()}
     assert set(san.DISCRIMINATOR_LOSSES) <= set(about["d_loss"])
     assert {*san.GENERATOR_OBJECTIVES, *san.FALLING_OBJECTIVES} <= set(about["g_loss"])
     for name in san.DISCRIMINATOR_LOSSES:
