@@ -256,6 +256,7 @@ def _intervals(record: evaluate.Record) -> list[str]:
     help=f"{INCEPTION_FILE}; random = untrained weights, whose numbers are marked  [default: cache, else "
     "download]",
 )
+@metric_commands.detector_option
 @click.option(
     "--covariance",
     type=click.Choice(COVARIANCES),
@@ -332,6 +333,8 @@ def check_measured(
         )
         if warning:
             click.echo(f"Warning: {warning}", err=True)
+    for warning in filter(None, (metric.warning for metric in evaluator.metrics)):
+        click.echo(f"Warning: {warning}", err=True)
     try:
         evaluator.check()
     except timm_weights.MissingWeights as error:

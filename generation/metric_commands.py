@@ -12,7 +12,7 @@ import click
 
 from dnnlib import outputs
 from generation import commands, metric_sources
-from metrics import comparison, evaluate, export
+from metrics import comparison, detectors, evaluate, export
 from metrics.comparison import Verdict
 from torch_utils.devices import pick_device
 
@@ -86,6 +86,14 @@ def compare(records: tuple[str, ...], best: bool, retraining: float, force: bool
         click.echo(line)
 
 
+detector_option = click.option(
+    "--detector",
+    multiple=True,
+    metavar="NAME=PATH|random",
+    help=f"weights of a detector, may be repeated; NAME is {', '.join(detectors.NAMES)}",
+)
+
+
 @click.command()
 @click.option("--images", required=True, metavar="DIR|ZIP|NPZ", help="data set or images")
 @click.option("--dest", required=True, metavar="NPZ", help="file to write")
@@ -94,6 +102,7 @@ def compare(records: tuple[str, ...], best: bool, retraining: float, force: bool
 )
 @click.option("--resolution", type=int, metavar="N", help="bring images to this size")
 @click.option("--inception", metavar="PATH|random", help="as for calc_metrics.py")
+@detector_option
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -120,6 +129,7 @@ def statistics(**options: Any) -> None:
         device=pick_device(options["device"]),
         batch=options["batch"],
         inception=options["inception"],
+        weights=detectors.parse_weights(options["detector"]),
     )
     evaluator.check()
     Path(options["dest"]).parent.mkdir(parents=True, exist_ok=True)

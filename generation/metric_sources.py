@@ -16,7 +16,7 @@ from dnnlib.progress import Stages
 from generation import render
 from generation.measured import MeasuredGenerator
 from image_data import archives, labels
-from metrics import collect, evaluate, registry
+from metrics import collect, detectors, evaluate, registry
 from metrics.statistics_file import open_npz
 from training.build import make_dataset
 from training.config import DataConfig
@@ -148,6 +148,8 @@ def make_evaluator(
         bootstrap=options["bootstrap"],
         extrapolate=options["extrapolate"],
         inception=options["inception"],
+        weights=detectors.parse_weights(options["detector"]),
+        trust=options["trust_pickle"],
         force=options["force"],
         progress=Stages(collect.STAGES, silent=2) if options["verbose"] else None,
     )

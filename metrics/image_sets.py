@@ -140,6 +140,13 @@ class RealImages:
     def __call__(self, indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(np.stack([self.dataset[int(self.indices[i])][0] for i in indices]))
 
+    def labels(self, indices: Sequence[int]) -> Tensor | None:
+        """int64 [N], or None for a set without labels."""
+        details = getattr(self.dataset, "get_details", None)
+        if details is None or not getattr(self.dataset, "has_labels", False):
+            return None
+        return torch.tensor([details(int(self.indices[i])).raw_label for i in indices])
+
     def view(self) -> str:
         """Hash of which archive entries the indices mean: data sets can be opened as a subset."""
         details = getattr(self.dataset, "get_details", None)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 INPUT_SIZE = 299
 FEATURE_DIM = 2048
 NUM_CLASSES = 1008
+SPATIAL_CHANNELS = 7
+SPATIAL_DIM = SPATIAL_CHANNELS * 17 * 17
 
 Kernel = int | tuple[int, int]
 # An inner step of a branch: parameter name, output channels, kernel. Every step has stride 1 and keeps the
@@ -228,12 +231,28 @@ class InceptionV3(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """pool3 features [N, 2048] of network inputs [N, 3, 299, 299] (see `prepare`)."""
+        return self._maps(x)[0]
+
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """All outputs of network inputs: features [N, 2048], probabilities [N, 1008], spatial [N, 2023].
+
+        spatial, of sFID, is the first 7 channels of the node mixed_6/conv of the 2015 graph, the 1x1 branch
+        of Mixed_6d, as NHWC rows. That branch comes first in its block's output.
+        """
+        features, mixed_6d = self._maps(x)
+        spatial = mixed_6d[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return {"features": features, "probabilities": self.probabilities(features), "spatial": spatial}
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """pool3 features and the output of Mixed_6d."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(max_pool_half(x)))
         x = max_pool_half(x)
+        mixed_6d = x
         for name in self.block_names:
             x = self.get_submodule(name)(x)
-        return x.mean(dim=(2, 3))
+            mixed_6d = x if name == "Mixed_6d" else mixed_6d
+        return x.mean(dim=(2, 3)), mixed_6d
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Class probabilities [N, 1008] of pool3 features: softmax of the logits without the classifier's
@@ -245,6 +264,19 @@ class InceptionV3(nn.Module):
         """Network inputs [N, 3, 299, 299] -> (features [N, 2048], probabilities [N, 1008])."""
         features = self.features(x)
         return features, self.probabilities(features)
+
+
+def randomize_(network: InceptionV3, seed: int) -> None:
+    """Give all convolutions He's normal initialisation (He et al. 2015), the same on every machine.
+
+    It keeps the scale of activations through all layers; PyTorch's default shrinks them to nothing.
+    """
+    random = np.random.RandomState(seed)
+    for _, parameter in sorted(network.named_parameters()):
+        if parameter.ndim == 4:
+            scale = (2 / parameter[0].numel()) ** 0.5
+            values = random.standard_normal(parameter.shape).astype(np.float32)
+            parameter.copy_(torch.from_numpy(values * np.float32(scale)))
 
 
 def resize_tf1(x: Tensor, height: int, width: int) -> Tensor:

@@ -34,14 +34,18 @@ from typing import Literal
 
 import numpy as np
 
-from metrics import equivariance, fid, inception_score, kid, precision_recall
+from metrics import equivariance, fid, inception_score, kid, path_length, precision_recall, vendi
 from metrics.network_metrics import Task
 from metrics.statistics import FeatureArray, Moments, Store
 
 DEFAULT_NUM_GEN = 50_000
 MAX_NUM_GEN = 10_000_000
 INCEPTION = "inception-2015-12-05"
+INCEPTION_RANDOM = "inception-random"
 LITE0 = "lite0"
+DINOV2, CLIP = "dinov2-vitl14", "clip-vitl14-336"
+VGG16, VGG16_TORCHVISION = "vgg16-stylegan", "vgg16-torchvision"
+MAX_PR_REAL = 200_000  # real images of pr50k3_full, as published
 LITE0_REAL_IMAGES = 10_000  # of fd_lite0_<count>; docs/metrics.md has the measurement
 POPULATION, UNBIASED = "population", "unbiased"  # covariance over n, as published, or over n - 1
 COVARIANCES = (POPULATION, UNBIASED)
@@ -85,6 +89,7 @@ class Family:
         bare_is_full: the name without a count compares with every real image, and takes no `_full`.
         prefix, suffix: what stands before and after the count; the prefix is the name unless given.
         default_count: images to generate where a name has no count.
+        bare_full: the name without a count compares with every real image; otherwise with a subset.
         max_real: real images at most, a seeded random subset of more.
         uses_labels: Rules.labels is read.
         measure: the numbers of a network metric.
@@ -92,7 +97,7 @@ class Family:
 
     name: str
     detector: str
-    output: Literal["features", "probabilities", "spatial", "embedding"] = "features"
+    output: Literal["features", "probabilities", "spatial"] = "features"
     keep: Literal["moments", "array"] = "array"
     needs_real: bool = True
     compute: Compute = _not_of_images
@@ -104,6 +109,7 @@ class Family:
     prefix: str = ""
     suffix: str = ""
     default_count: int = DEFAULT_NUM_GEN
+    bare_full: bool = True
     max_real: int | None = None
     uses_labels: bool = False
     measure: Measure | None = None
@@ -142,6 +148,22 @@ class Metric:
             return self.family.max_real
         return max(self.num_gen, self.family.real_images)
 
+    @property
+    def warning(self) -> str | None:
+        """What a reader who knows the published meaning of the name must know; None if it is the same."""
+        name = self.family.name
+        if name in ("fid", "kid", "pr") and not self.full:
+            return (
+                f"{self.name}: published code compares with the first {self.num_gen:,} images of the data "
+                "set, few classes if it is sorted; this takes a random subset. "
+                f"{self.family.spell(self.num_gen, True)} takes every image"
+            )
+        if name == "rfid":
+            return (
+                f"{self.name}: the published random weights differ; compare with records of this project only"
+            )
+        return None
+
 
 def _frechet(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
     assert isinstance(generated, Moments) and isinstance(real, Moments)
@@ -166,45 +188,109 @@ def _inception_score(generated: Store, real: Store | None, rules: Rules) -> dict
 
 
 def _kid(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
-    return {"": kid.kernel_distance(_array(real), _array(generated), rng=np.random.RandomState(rules.seed))}
+    values = kid.kernel_distances(_array(real), _array(generated), rng=np.random.RandomState(rules.seed))
+    return {"": float(values.mean()), "_std": float(values.std())}
 
 
-def _precision_recall(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
-    sides = _array(real), _array(generated)
-    precision, recall = precision_recall.precision_recall(*sides, neighbours=3, progress=rules.progress)
-    return {"_precision": precision, "_recall": recall}
+def _precision_recall(
+    generated: Store, real: Store | None, rules: Rules, half: bool = False
+) -> dict[str, float]:
+    values = precision_recall.precision_recall(_array(real), _array(generated), 3, rules.progress, half)
+    return dict(zip(("_precision", "_recall"), values, strict=True))
+
+
+def _prdc(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
+    values = precision_recall.prdc(_array(real), _array(generated), 5, rules.progress)
+    return dict(zip(("_precision", "_recall", "_density", "_coverage"), values, strict=True))
+
+
+def _closer(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
+    return {"": precision_recall.closer_than_real(_array(real), _array(generated), rules.progress)}
+
+
+def _cmmd(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
+    return {"": kid.cmmd(_array(real), _array(generated), rules.progress)}
+
+
+def _vendi(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
+    scores = list(vendi.per_class(_array(generated), rules.labels).values())
+    return {"": float(np.mean(scores)), "_min": min(scores), "_max": max(scores)}
 
 
 def _equivariance(kind: str, prefix: str, suffix: str = "") -> Family:
+    measure = functools.partial(equivariance.equivariance, kind=kind)
     return Family(
-        kind, "", needs_real=False, lower_is_better=False, min_images=equivariance.GROUP, prefix=prefix,
-        suffix=suffix, measure=functools.partial(equivariance.equivariance, kind=kind),
-    )  # fmt: skip
-
-
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family("fid", INCEPTION, "features", "moments", True, _frechet, lower_is_better=True, min_images=2),
-        Family("is", INCEPTION, "probabilities", "array", False, _inception_score, lower_is_better=False,
-        min_images=10),
-        Family(
-            "fd_lite0", LITE0, "features", "moments", True, _frechet, lower_is_better=True, min_images=2,
-            count_separator="_", real_images=LITE0_REAL_IMAGES, bare_is_full=True,
-        ),
-        Family("kid", INCEPTION, "features", "array", True, _kid, lower_is_better=True, min_images=2),
-        Family(
-            "pr_inception", INCEPTION, "features", "array", True, _precision_recall, lower_is_better=False,
-            min_images=4,
-            count_separator="_",
-        ),
-        _equivariance("eqt_int", "eqt", "_int"), _equivariance("eqt_frac", "eqt", "_frac"),
-        _equivariance("eqr", "eqr"),
+        kind,
+        "",
+        needs_real=False,
+        lower_is_better=False,
+        min_images=equivariance.GROUP,
+        prefix=prefix,
+        suffix=suffix,
+        measure=measure,
     )
-}  # fmt: skip
+
+
+def _path_length(name: str, detector: str, need_lpips: bool) -> Family:
+    measure = functools.partial(path_length.path_length, detector=detector, need_lpips=need_lpips)
+    return Family(name, detector, needs_real=False, count_separator="_", bare_is_full=True, measure=measure)
+
+
+def _families_of(tag: str, detector: str) -> list[Family]:
+    """What is measured on any detector's features; names end in its tag."""
+    some = functools.partial(Family, detector=detector, count_separator="_", default_count=10_000)
+    return [
+        some(f"prdc_{tag}", compute=_prdc, lower_is_better=False, min_images=6, bare_full=False),
+        some(f"vendi_{tag}", compute=_vendi, lower_is_better=False, needs_real=False, uses_labels=True),
+        some(f"closer_{tag}", compute=_closer),
+    ]
+
+
+def _distances_of(tag: str, detector: str, real_images: int = 0) -> list[Family]:
+    """Frechet and kernel distance on a detector's features."""
+    some = functools.partial(
+        Family, detector=detector, count_separator="_", real_images=real_images, bare_is_full=True
+    )
+    return [some(f"fd_{tag}", keep="moments", compute=_frechet), some(f"kd_{tag}", compute=_kid)]
+
+
+def _all_families() -> list[Family]:
+    half = functools.partial(_precision_recall, half=True)
+    pr = functools.partial(Family, compute=_precision_recall, lower_is_better=False, min_images=4)
+    pr_vgg = functools.partial(pr, compute=half, suffix="3", max_real=MAX_PR_REAL)
+    return [
+        Family("fid", INCEPTION, keep="moments", compute=_frechet),
+        Family(
+            "is", INCEPTION, "probabilities", needs_real=False, compute=_inception_score, min_images=10,
+            lower_is_better=False,
+        ),
+        *_distances_of("lite0", LITE0, LITE0_REAL_IMAGES),
+        *_distances_of("dinov2", DINOV2),
+        Family("kid", INCEPTION, compute=_kid),
+        Family("sfid", INCEPTION, "spatial", "moments", compute=_frechet),
+        Family("rfid", INCEPTION_RANDOM, keep="moments", compute=_frechet),
+        Family("cmmd", CLIP, compute=_cmmd, count_separator="_", default_count=10_000, bare_full=False),
+        pr("pr_inception", INCEPTION, count_separator="_"),
+        pr_vgg("pr", VGG16),
+        pr_vgg("pr_vgg16", VGG16_TORCHVISION, count_separator="_"),
+        *_families_of("inception", INCEPTION),
+        *_families_of("lite0", LITE0),
+        *_families_of("dinov2", DINOV2),
+        _equivariance("eqt_int", "eqt", "_int"),
+        _equivariance("eqt_frac", "eqt", "_frac"),
+        _equivariance("eqr", "eqr"),
+        _path_length("ppl2_wend", VGG16, need_lpips=True),
+        _path_length("ppl2_vgg16_wend", VGG16_TORCHVISION, need_lpips=False),
+    ]  # fmt: skip
+
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _all_families()}
 EXAMPLES = (
-    "fid50k_full", "is50k", "fd_lite0", "kid50k_full", "pr_inception_50k_full", "fid50k", "fid10k_full",
-    "fd_lite0_10k", "is10k",
+    "fid50k_full", "is50k", "fd_lite0", "kid50k_full", "pr50k3_full", "pr_inception_50k_full", "fid50k",
+    "fid10k_full", "fd_lite0_10k", "is10k", "kd_lite0", "fd_dinov2", "kd_dinov2", "sfid50k_full",
+    "rfid50k_full", "cmmd", "pr_vgg16_50k3_full", "ppl2_wend", "ppl2_vgg16_wend", "eqt50k_int",
+    "eqt50k_frac", "eqr50k",
+    *(f"{kind}_{tag}" for kind in ("prdc", "vendi", "closer") for tag in ("inception", "lite0", "dinov2")),
 )  # fmt: skip
 
 
@@ -245,11 +331,12 @@ def parse_metric(name: str, num_gen: int | None = None) -> Metric:
                     f"metric {name!r} looks at generated images alone, so there is no '_full': say "
                     f"{name.removesuffix('_full')!r}"
                 )
-            return make(family, num_gen or count, bool(full) or not (digits or family.bare_is_full))
+            bare = not digits and family.bare_full and not family.bare_is_full
+            return make(family, num_gen or count, bool(full) or bare)
     nearest = difflib.get_close_matches(name, EXAMPLES, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"unknown metric {name!r}; the nearest known one is {nearest!r} (known: {', '.join(EXAMPLES[:5])}; "
-        "any count may replace 50k)"
+        "any count may replace 50k; docs/metrics.md lists all)"
     )
 
 

@@ -72,9 +72,11 @@ def make(tmp_path):
 def test_numbers_do_not_depend_on_the_batch_size(make):
     names = "fd_lite0_100,fid50_full,is90,kid60_full"
     results = [numbers(make(metrics=names, batch=batch)(Generated())) for batch in (1, 7, 100, 1000)]
-    assert list(results[0]) == ["fd_lite0_100", "fid50_full", "is90_mean", "is90_std", "kid60_full"]
+    assert list(results[0]) == [
+        "fd_lite0_100", "fid50_full", "is90_mean", "is90_std", "kid60_full", "kid60_full_std",
+    ]  # fmt: skip
     assert all(result == pytest.approx(results[0], rel=1e-9) for result in results)
-    assert len({round(value, 6) for value in results[0].values()}) == 5
+    assert len({round(value, 6) for value in results[0].values()}) == 6
 
 
 def test_one_pass_serves_all_metrics(make):

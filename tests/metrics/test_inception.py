@@ -107,3 +107,25 @@ def test_probabilities_leave_the_bias_out(network):
 
 def test_it_stays_frozen(network):
     assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_spatial_features_are_seven_channels_of_the_first_branch_of_mixed_6d(network):
+    seen = []
+    hook = network.Mixed_6d.branch1x1.register_forward_hook(
+        lambda module, inputs, output: seen.append(output)
+    )
+    outputs = network.outputs(torch.randn(1, 3, 299, 299))
+    hook.remove()
+    rows = outputs["spatial"].view(1, 17, 17, 7)  # NHWC, as in ADM's reference statistics
+    assert rows.permute(0, 3, 1, 2).equal(seen[0][:, :7]) and rows.numel() == inception.SPATIAL_DIM == 2023
+
+
+def test_random_weights_keep_the_scale_of_activations_and_repeat():
+    networks = [inception.InceptionV3() for _ in range(3)]
+    for network, seed in zip(networks, (0, 0, 1), strict=True):
+        inception.randomize_(network, seed)
+    features = [
+        network.features(torch.randn(1, 3, 139, 139, generator=torch.manual_seed(0))) for network in networks
+    ]
+    assert 0.01 < features[0].std() < 100
+    assert features[0].equal(features[1]) and not features[0].equal(features[2])

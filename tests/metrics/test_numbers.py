@@ -8,10 +8,11 @@ import pytest
 import scipy.spatial
 
 from metrics import precision_recall as pr
-from metrics.fid import frechet_distance
+from metrics.fid import frechet_distance, trace_sqrt_product
 from metrics.inception_score import inception_score
-from metrics.kid import kernel_distance
-from metrics.precision_recall import precision_recall
+from metrics.kid import cmmd, kernel_distance, kernel_distances
+from metrics.precision_recall import closer_than_real, prdc, precision_recall
+from metrics.vendi import per_class, vendi_score
 
 
 def test_frechet_distance_of_diagonal_gaussians():
@@ -119,3 +120,76 @@ def test_precision_and_recall_take_memory_that_does_not_grow(monkeypatch):
     assert (
         peaks[1] - peaks[0] < 4000 * 100
     )  # bytes: a few numbers per row, where one block of rows x all columns takes 800
+
+
+def test_the_trace_is_exact_by_either_way():
+    random = np.random.RandomState(0)
+    full = [np.cov(random.randn(40, 12).T) for _ in range(2)]
+    thin = [np.cov(random.randn(5, 12).T) for _ in range(2)]
+    for a, b in (full, thin, (full[0], thin[0])):
+        roots = np.sqrt(np.clip(np.linalg.eigvals(a @ b).real, 0, None))
+        assert trace_sqrt_product(a, b) == pytest.approx(roots[roots > 1e-6].sum(), rel=1e-9)
+    # singular: a nuclear norm, beside which square roots of rounding errors would show
+    x, y = random.randn(2, 3, 12)
+    exact = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    assert trace_sqrt_product(x.T @ x, y.T @ y) == pytest.approx(exact, rel=1e-12)
+
+
+def test_kernel_distances_have_a_spread():
+    x, y = np.random.RandomState(0).randn(2, 50, 4)
+    values = kernel_distances(x, y, num_subsets=5, max_subset_size=10, rng=np.random.RandomState(0))
+    assert values.shape == (5,) and values.std() > 0
+    mean = kernel_distance(x, y, num_subsets=5, max_subset_size=10, rng=np.random.RandomState(0))
+    assert mean == pytest.approx(values.mean())
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_cmmd_is_its_definition(rows, monkeypatch):
+    monkeypatch.setattr(pr, "BLOCK_ROWS", rows)
+    real, generated = np.random.RandomState(0).randn(2, 30, 6)
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (real, generated)]
+
+    def mean(a, b):
+        return np.exp(-(scipy.spatial.distance.cdist(a, b) ** 2) / 200).mean()
+
+    expected = mean(unit[0], unit[0]) + mean(unit[1], unit[1]) - 2 * mean(*unit)
+    assert cmmd(real, generated * 3) == pytest.approx(1000 * expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_density_and_coverage_are_their_definitions(rows, monkeypatch):
+    monkeypatch.setattr(pr, "BLOCK_ROWS", rows)
+    random = np.random.RandomState(0)
+    real, generated = random.randn(43, 4), random.randn(31, 4) * 0.7
+    between = scipy.spatial.distance.cdist(real, generated)
+    radii = [np.sort(scipy.spatial.distance.cdist(side, side), axis=1)[:, 5] for side in (real, generated)]
+    inside = between < radii[0][:, None]
+    expected = (
+        inside.any(0).mean(),
+        (between < radii[1]).any(1).mean(),
+        inside.sum() / (5 * 31),
+        inside.any(1).mean(),
+    )
+    assert prdc(real, generated) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="more than k = 5"):
+        prdc(real[:5], generated)
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_closeness_to_real_images_finds_copies(rows, monkeypatch):
+    monkeypatch.setattr(pr, "BLOCK_ROWS", rows)
+    random = np.random.RandomState(0)
+    real = random.randn(60, 8)
+    copies, far = real[:10] + 0.01 * random.randn(10, 8), random.randn(30, 8) + 50
+    assert closer_than_real(real, np.concatenate([copies, far])) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="2 real images"):
+        closer_than_real(real[:1], far)
+
+
+def test_vendi_score_counts_different_images():
+    assert vendi_score(np.eye(5)) == pytest.approx(5)
+    assert vendi_score(np.ones((5, 3))) == pytest.approx(1)
+    repeated = np.repeat(np.eye(4), 10, axis=0)  # more rows than columns
+    assert vendi_score(repeated * 7) == pytest.approx(4)
+    assert per_class(repeated, np.arange(40) // 20) == pytest.approx({0: 2, 1: 2})
+    assert per_class(repeated, None) == pytest.approx({0: 4})

@@ -101,3 +101,11 @@ def test_kid(name, subsets, size):
 def test_precision_recall(name, k):
     values = precision_recall.precision_recall(ARRAYS[f"{name}/real"], ARRAYS[f"{name}/gen"], k)
     assert values == pytest.approx(EXPECTED[name][f"pr_k{k}_fp64"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("k", [3, 5])
+def test_precision_recall_with_the_published_rounding(name, k):
+    sides = ARRAYS[f"{name}/real"], ARRAYS[f"{name}/gen"]
+    values = precision_recall.precision_recall(*sides, k, half=True)
+    assert values == pytest.approx(EXPECTED[name][f"pr_k{k}_fp16feat_fp32dist_fp16kth"], abs=1e-6)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base class of detectors: uint8 images -> feature arrays, by a frozen network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_utils import timm_weights
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """TF32 off, for matrix products and convolutions alike: it moves FID in the second decimal."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class Detector:
+    """A frozen network with its input preparation.
+
+    Subclasses define `dims` (width of each output) and `_run`.
+    """
+
+    name: str
+    sha256: str
+    dims: Mapping[str, int]
+
+    def __init__(self, network: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        # channels_last is twice as fast on CPUs and lets GPUs use their faster kernels
+        self.network: Any = network.to(device=self.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What a record says of the detector. Random weights are marked."""
+        mark = {"weights": "random"} if self.sha256.startswith(timm_weights.RANDOM) else {}
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **mark,
+        }
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 [N, 1 or 3, H, W] on any device -> {'features': float32 [N, D], ...} on the CPU.
+
+        Raises:
+            ValueError: the images have another type or shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"detectors take uint8 images [N, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
+            )
+        with torch.inference_mode(), full_float32():
+            x = images.to(self.device)
+            outputs = self._run(x.expand(-1, 3, -1, -1))
+            return {key: value.float().cpu() for key, value in outputs.items()}
+
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
