@@ -125,7 +125,7 @@ def test_image_set_against_image_set(tmp_path, data):
         in result.stderr
     )
     assert (
-        f"--data={data}: 12 images; no classes (not asked for; there are 3, from dataset.json); left out: "
+        f"--data={data}: 12 images; no classes (not used; there are 3, from dataset.json); left out: "
         "nothing\n" in result.stderr
     )
     (far,) = lines(run("--images", other, "--data", data, "--metrics=fd_lite0"))

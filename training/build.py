@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a TrainConfig to the objects of a run: data set, networks and their state, classifier."""
+"""Builds the objects of a run from a TrainConfig: data set, networks with their state, classifier."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ from training.state import TrainState
 
 
 def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDataset:
-    """Open the data set, at --resolution its smaller copy.
+    """Open the data set, or its downscaled copy if --resolution is smaller.
 
     Args:
-        prepare: make the copy if it is not there. False: return what it will be like, without images.
+        cfg: Data options.
+        seed: Seed of a random subset.
+        prepare: Make the copy if it does not exist. False = return a description of it that has no images.
 
     Raises:
-        ValueError, FileNotFoundError: one line about what is wrong with it.
+        ValueError, FileNotFoundError: One line about what is wrong with the data set.
     """
 
     def open_dataset(path: str) -> ImageDataset:
@@ -62,8 +64,9 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
 
 
 def plain_dataset(dataset: ImageDataset) -> ImageDataset:
-    """The same images with labels where there are any, all of them, unflipped: what class embeddings and
-    metrics refer to.
+    """Return the whole data set without flips, with labels if it has any.
+
+    Class embeddings and metrics refer to it.
     """
     return ImageDataset(dataset.path, use_labels=dataset.has_labels)
 
@@ -71,11 +74,17 @@ def plain_dataset(dataset: ImageDataset) -> ImageDataset:
 def fresh_generator(
     cfg: GeneratorConfig, resolution: int, c_dim: int, embed_dim: int, stem: Generator | None = None
 ) -> Generator:
-    """A stem of this resolution and these classes, or the superresolution stage on `stem`; weights from
-    torch's global random state.
+    """Build a generator with weights from torch's global random state.
+
+    Args:
+        cfg: Generator options.
+        resolution: Image size of a stem, in pixels.
+        c_dim: Number of classes of a stem.
+        embed_dim: Width of the class embedding of a stem.
+        stem: The stem of a superresolution stage; None = load it from --path_stem.
 
     Raises:
-        ValueError: it cannot be planned.
+        ValueError: The options do not give a valid architecture.
     """
     if cfg.superres:
         stem = stem or read_stem(str(cfg.path_stem)).generator
@@ -90,13 +99,20 @@ def fresh_generator(
 def make_generator(
     cfg: GeneratorConfig, dataset: ImageDataset, embed_dim: int, seed: int, stem: Generator | None = None
 ) -> Generator:
-    """A fresh stem, or a superresolution stage on a frozen stem; float32 on the CPU, weights drawn from
-    `seed` alone.
+    """Build a fresh stem, or a superresolution stage on a frozen stem.
 
-    stem: of a superresolution stage; None = read what --path_stem names.
+    Args:
+        cfg: Generator options.
+        dataset: The training set.
+        embed_dim: Width of the class embedding.
+        seed: The only source of the weights.
+        stem: The stem of a superresolution stage; None = load it from --path_stem.
+
+    Returns:
+        The generator, float32 on the CPU.
 
     Raises:
-        ValueError: the stem does not fit the data set.
+        ValueError: The stem does not fit the data set.
     """
     c_dim = dataset.label_dim
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +127,7 @@ def make_generator(
         )
     if G.c_dim != c_dim:
         raise ValueError(
-            f"--path_stem={cfg.path_stem} knows {G.c_dim} classes, --data={dataset.path} has {c_dim}: use "
+            f"--path_stem={cfg.path_stem} has {G.c_dim} classes, but --data={dataset.path} has {c_dim}: use "
             "the data set the stem was trained on"
         )
     return G
@@ -124,12 +140,18 @@ def make_class_embedding(
     device: torch.device,
     pause: Callable[[], None] | None = None,
 ) -> torch.Tensor | None:
-    """The initial class embedding [classes, width], or None without classes.
+    """Return the initial class embedding [classes, width], or None without classes.
 
-    pause: called now and then while it is computed; what it raises ends that.
+    Args:
+        cfg: Data options.
+        dataset: The training set.
+        seed: Seed of a random embedding.
+        device: Where to compute the embedding.
+        pause: Called regularly during the computation; an exception it raises stops it.
 
     Raises:
-        ValueError: a given file does not fit. FileNotFoundError: weights are missing.
+        ValueError: The file given by --class-embedding does not fit.
+        FileNotFoundError: Pretrained weights are missing.
     """
     if dataset.label_dim == 0:
         return None
@@ -142,7 +164,7 @@ def make_class_embedding(
         )
     if not os.path.isfile(cfg.class_embedding):
         raise ValueError(
-            f"--class-embedding={cfg.class_embedding}: no such file; use auto, random, or a .npy file of "
+            f"--class-embedding={cfg.class_embedding}: file not found; use auto, random, or a .npy file of "
             "shape [classes, width]"
         )
     try:
@@ -156,35 +178,38 @@ def make_class_embedding(
         )
     if table.dtype.kind not in "iuf" or not np.isfinite(table).all():
         raise ValueError(
-            f"--class-embedding={cfg.class_embedding} holds {table.dtype}, or values that are not finite; "
-            "finite numbers are needed"
+            f"--class-embedding={cfg.class_embedding} has type {table.dtype} or non-finite values; give "
+            "finite "
+            "numbers"
         )
     return torch.from_numpy(table.astype(np.float32))
 
 
 def head_options(cfg: GeneratorConfig) -> dict[str, Any]:
-    """The options that a superresolution stage's plan follows from, beside its stem."""
+    """Return the options that, with the stem, determine the architecture of a superresolution stage."""
     return {name: getattr(cfg, name) for name in ("cfg", "up_factor", "head_layers", "cbase", "cmax")}
 
 
 def restored_generator(cfg: GeneratorConfig, lineage: Lineage) -> Generator:
-    """The generator of a superresolution stage that goes on, on its recorded stem, whose file is not needed.
-    Its numbers come from a checkpoint.
+    """Build the generator of a resumed superresolution stage from its saved architecture.
+
+    The file of the stem is not needed. The weights come from a checkpoint.
 
     Raises:
-        ValueError: an option differs from those that the run began with.
+        ValueError: An option differs from the value that the run started with.
     """
     for name, value in head_options(cfg).items():
         if lineage.options.get(name) != value:
             raise ValueError(
-                f"--{name}={value}: the run began with {lineage.options.get(name)}, and a resumed run keeps "
-                "its networks"
+                f"--{name}={value}: the run started with {lineage.options.get(name)}, and a resumed run "
+                "cannot "
+                "change its architecture"
             )
     return Generator(**(lineage.plan or {}))
 
 
 def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
-    """Arguments of ProjectedDiscriminator beside its backbones, classes and resolution."""
+    """Return the arguments of ProjectedDiscriminator besides backbones, classes and resolution."""
     return {
         "feature_size": cfg.feature_size,
         "proj_channels": cfg.proj_channels,
@@ -199,11 +224,11 @@ def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
 def make_discriminator(
     cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int
 ) -> ProjectedDiscriminator:
-    """Frozen backbones, the random projection and the heads, on the CPU, drawn from `seed` alone.
+    """Build the discriminator (frozen backbones, random projection, heads) on the CPU, from `seed` alone.
 
     Raises:
-        FileNotFoundError: a backbone's weights are missing (names the file and where to put it). ValueError:
-        options that do not fit.
+        FileNotFoundError: The weights of a backbone are missing (names the file and where to put it).
+        ValueError: Options do not fit.
     """
     backbones = [features.load(name, cfg.backbone_weights.get(name), seed=seed) for name in cfg.backbones]
     return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
@@ -212,12 +237,19 @@ def make_discriminator(
 def make_networks(
     cfg: TrainConfig, dataset: ImageDataset, embed_dim: int, lineage: Lineage | None = None
 ) -> tuple[Generator, ProjectedDiscriminator, Lineage]:
-    """Fresh networks of the run's plan, float32 on the CPU, and what the run remembers of its stem.
+    """Build fresh networks for a run.
 
-    lineage: of a run that goes on; with a recorded plan, no stem is read.
+    Args:
+        cfg: Configuration of the run.
+        dataset: The training set.
+        embed_dim: Width of the class embedding.
+        lineage: The lineage of a resumed run. If it contains the architecture, the stem is not loaded.
+
+    Returns:
+        Generator and discriminator, float32 on the CPU, and the lineage of the run.
 
     Raises:
-        ValueError, OSError: as `make_generator`, `restored_generator` and `make_discriminator`.
+        ValueError, OSError: As `make_generator`, `restored_generator` and `make_discriminator`.
     """
     if lineage is not None and lineage.plan is not None:
         G = restored_generator(cfg.generator, lineage)
@@ -238,7 +270,7 @@ def make_networks(
 def assemble(
     cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, lineage: Lineage, device: torch.device
 ) -> TrainState:
-    """The state of a run with these networks, on its device."""
+    """Return the training state of a run with these networks, on its device."""
     G.synthesis.reduced_dtype = pick_precision(cfg.run.precision, device)
     D.normalize_()  # SAN: once before the first discriminator step
     state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
@@ -249,19 +281,20 @@ def assemble(
 def make_classifier(
     cfg: LossConfig, dataset: ImageDataset, quiet: bool = False
 ) -> features.Classifier | None:
-    """The guidance classifier, which knows its class for each of the data set's, or None at weight 0.
+    """Return the guidance classifier with its map from the classes of the data set, or None at weight 0.
 
-    Unless `quiet`, a line says so when the two lists of classes are compared by their length alone.
+    Unless `quiet`, a warning is printed if only the number of classes could be compared.
 
     Raises:
-        ValueError: its classes are not the data set's. FileNotFoundError: its weights are missing.
+        ValueError: The classifier lacks classes of the data set.
+        FileNotFoundError: Its weights are missing.
     """
     if cfg.cls_weight == 0:
         return None
     classifier = features.classifier(cfg.cls_model, cfg.cls_weights)
     names, where = _classifier_names(cfg, classifier)
     if not class_names.has_names(names) or not class_names.has_names(dataset.class_names):
-        _same_class_count(cfg, classifier, dataset)
+        _check_class_count(cfg, classifier, dataset)
         nameless, other = (
             (f"--data={dataset.path}", cfg.cls_model)
             if class_names.has_names(names)
@@ -269,8 +302,7 @@ def make_classifier(
         )
         if distributed.is_main() and not quiet:
             print(
-                f"Warning: {nameless} does not name its classes: --cls_weight takes them to be in the order "
-                f"of {other}'s"
+                f"Warning: {nameless} has no class names: --cls_weight assumes the same order as in {other}"
             )
         return classifier
     descriptions = features.imagenet_descriptions() if names == classifier.class_names else None
@@ -282,25 +314,25 @@ def make_classifier(
     if missing:
         raise ValueError(
             f"--cls_weight={cfg.cls_weight:g}: {len(missing)} of the {dataset.label_dim} classes of "
-            f"--data={dataset.path} are none of "
-            f"{cfg.cls_model}'s {len(names)} ({where}): {class_names.quoted(missing)}; {remedy}"
+            f"--data={dataset.path} are not among the {len(names)} classes of "
+            f"{cfg.cls_model} ({where}): {class_names.quoted(missing)}; {remedy}"
         )
     if len(set(places.tolist())) < len(places):
-        twice = [
+        repeated = [
             name
             for name, place in zip(dataset.class_names, places.tolist(), strict=True)
             if places.tolist().count(place) > 1
         ]
         raise ValueError(
-            f"--cls_weight={cfg.cls_weight:g}: classes of --data={dataset.path} are one class to "
-            f"{cfg.cls_model}: {class_names.quoted(twice)}"
+            f"--cls_weight={cfg.cls_weight:g}: these classes of --data={dataset.path} are the same class of "
+            f"{cfg.cls_model}: {class_names.quoted(repeated)}"
         )
     classifier.class_map = torch.from_numpy(places)
     return classifier
 
 
 def _classifier_names(cfg: LossConfig, classifier: features.Classifier) -> tuple[list[str] | None, str]:
-    """(the classifier's class names or None, where they come from)."""
+    """Return (the classifier's class names or None, their origin)."""
     file = cfg.cls_classes
     if file is None and cfg.cls_weights is not None and os.path.isfile(f"{cfg.cls_weights}.classes.json"):
         file = f"{cfg.cls_weights}.classes.json"
@@ -309,24 +341,25 @@ def _classifier_names(cfg: LossConfig, classifier: features.Classifier) -> tuple
     names = class_names.read_class_names(file)
     if len(names) != classifier.num_classes:
         raise ValueError(
-            f"{file} names {len(names)} classes, {cfg.cls_model} tells {classifier.num_classes} apart"
+            f"{file} has {len(names)} class names, but {cfg.cls_model} has {classifier.num_classes} classes"
         )
     return names, file
 
 
-def _same_class_count(cfg: LossConfig, classifier: features.Classifier, dataset: ImageDataset) -> None:
+def _check_class_count(cfg: LossConfig, classifier: features.Classifier, dataset: ImageDataset) -> None:
     if classifier.num_classes != dataset.label_dim:
         raise ValueError(
-            f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} tells {classifier.num_classes} classes "
-            f"apart, --data={dataset.path} has "
-            f"{dataset.label_dim}: use --cls_weight=0, or name a classifier of these classes with "
-            "--cls_model and --cls_weights"
+            f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} has {classifier.num_classes} classes, but "
+            f"--data={dataset.path} has {dataset.label_dim}: use --cls_weight=0, or give a classifier of "
+            "these "
+            "classes with --cls_model and --cls_weights"
         )
 
 
 def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
-    """What a snapshot says of its data set, in the form that StyleGAN tools read: the name and the arguments
-    of their class for such archives.
+    """Describe the data set of a snapshot in the form that StyleGAN tools read.
+
+    It contains the name and the arguments of their class for such archives.
     """
     return {
         "class_name": "training.dataset.ImageFolderDataset",

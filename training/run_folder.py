@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run folder and the folder of a recipe: the names of their files, and how these are read and written.
-Nobody else spells them.
+"""Run folders and recipe folders: the names of their files, and reading and writing them.
 
-Only the names of the metrics' records are in dnnlib.records, since metrics, which may not import this, write
-them too.
+No other module spells these names. Only the names of the metric records are in dnnlib.records, because
+metrics, which must not import this module, write them too.
 """
 
 from __future__ import annotations
@@ -37,35 +36,38 @@ FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 # The files of a run folder.
 OPTIONS_FILE = "training_options.json"  # the configuration and the command line
 STATUS_FILE = "status.json"  # how the last process ended: {"outcome", "nimg"}
-LOG_FILE = "log.txt"  # what was printed, and what ended the run
+LOG_FILE = "log.txt"  # console output, and the error that ended the run
 STATS_FILE = "stats.jsonl"  # a line per tick
 ALARMS_FILE = "alarms.jsonl"  # a line per alarm
-ABOUT_FILE = "about.json"  # what the data is and how large the networks are
-LINEAGE_FILE = (
-    "lineage.json"  # the stem and its own stems; of a recipe: how each stage ended, and its best network
-)
-INIT_FROM_FILE = "init_from.json"  # what --init-from took over
-FINAL_FILE = "final.json"  # of a recipe's stage: its measurement at the last stage's resolution
-RECIPE_FILE = "recipe.json"  # of a recipe: the schedule, the data and every override of a command line
+ABOUT_FILE = "about.json"  # the data set and the sizes of the networks
+# the stem and its own stems; in a recipe's folder: how each stage ended, and its best network
+LINEAGE_FILE = "lineage.json"
+INIT_FROM_FILE = "init_from.json"  # the parts that --init-from copied
+FINAL_FILE = "final.json"  # in a recipe's stage: its metric at the resolution of the last stage
+RECIPE_FILE = "recipe.json"  # in a recipe's folder: the schedule, the data and all command-line overrides
 CURVES_FILE, REPORT_FILE = "curves.png", "report.html"
 CONTACT_SHEET_FILE, CONTACT_FOLDER = "contact-sheet.png", "contact"  # the sheet and its columns
 REALS_FILE, FAKES_INIT_FILE = "reals.png", "fakes_init.png"
 NEWEST_NETWORK, BEST_NETWORK = "network-snapshot.pkl", "best_model.pkl"
 BEST_NIMG_FILE = "best_nimg.txt"  # images shown when BEST_NETWORK was written
 CHECKPOINT_FOLDER = "checkpoints"
-CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint: there has been one
+CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint
 JOB_FILE = "job.json"  # under torchrun: {"agents"}, the torchrun processes that the run belongs to
 _FAKES, _SNAPSHOT, _STAGE = "fakes", "network-snapshot-", "stage-"  # a number follows
 LOCK_FILE, WRITER_LOCK_FILE = ".lock", ".lock-writer"
-EARLIER_FOLDER = "earlier"  # with a number: what --from-scratch put away
+EARLIER_FOLDER = "earlier"  # followed by a number: files that --from-scratch moved aside
 
 
 def snapshot_number(nimg: int, last_nimg: int | None) -> str:
-    """The number in the names of a snapshot and its grid at `nimg` images shown, after one at `last_nimg`.
+    """Return the number in the names of a snapshot and its image grid.
 
-    The published one, thousands of images rounded down: '000012'. Where the snapshot before has that
-    already, the
-    other images follow: '000012_544'. Names sort in the order of training (docs/run-folder.md).
+    It is the published one, thousands of images rounded down: '000012'. If the previous snapshot has that
+    number already, the remaining images follow: '000012_544'. Names sort in the order of training
+    (docs/run-folder.md).
+
+    Args:
+        nimg: Images shown at the snapshot.
+        last_nimg: Images shown at the previous snapshot, or None.
     """
     kimg, images = divmod(nimg, 1000)
     taken = last_nimg is not None and last_nimg // 1000 == kimg
@@ -73,41 +75,41 @@ def snapshot_number(nimg: int, last_nimg: int | None) -> str:
 
 
 def tensorboard_step(nimg: int) -> int:
-    """The step under which TensorBoard keeps what was measured at `nimg` images shown.
+    """Return the TensorBoard step of what was measured at `nimg` images shown.
 
-    Deviation: images, where StyleGAN takes thousands of them and ticks shorter than that share a step.
+    Deviation: the step counts images. StyleGAN counts thousands of images, so shorter ticks share a step.
     """
     return nimg
 
 
 def fakes_file(run_dir: Path, number: str) -> Path:
-    """The grid of generated images of a snapshot (`snapshot_number`)."""
+    """Return the path of the grid of generated images of a snapshot (`snapshot_number`)."""
     return run_dir / f"{_FAKES}{number}.png"
 
 
 def fakes_files(run_dir: Path) -> list[Path]:
-    """All grids of generated images with a number, oldest first."""
+    """Return all numbered grids of generated images, oldest first."""
     return _numbered(run_dir, _FAKES, ".png")
 
 
 def snapshot_file(run_dir: Path, number: str) -> Path:
-    """The network pickle of a snapshot (`snapshot_number`)."""
+    """Return the path of the network pickle of a snapshot (`snapshot_number`)."""
     return run_dir / f"{_SNAPSHOT}{number}.pkl"
 
 
 def snapshot_files(run_dir: Path) -> list[Path]:
-    """All network pickles of a run with a number, oldest first."""
+    """Return all numbered network pickles of a run, oldest first."""
     return _numbered(run_dir, _SNAPSHOT, ".pkl")
 
 
 def kimg_of_file(path: Path) -> float:
-    """Thousands of images shown, as exactly as the name of a numbered file says it."""
+    """Return the thousands of images shown in the name of a numbered file, with the precision of the name."""
     kimg, _, images = path.stem.removeprefix(_FAKES).removeprefix(_SNAPSHOT).partition("_")
     return int(kimg) + int(images or 0) / 1000
 
 
 def _numbered(run_dir: Path, start: str, end: str) -> list[Path]:
-    """Files with a snapshot's number between `start` and `end`, in its order; others are somebody else's."""
+    """Return the files named `start`, snapshot number, `end`, sorted by number. Other files are ignored."""
     name = re.compile(re.escape(start) + r"[0-9]{1,12}(_[0-9]{3})?" + re.escape(end))
     return sorted((p for p in run_dir.glob(f"{start}*{end}") if name.fullmatch(p.name)), key=kimg_of_file)
 
@@ -118,29 +120,31 @@ def best_file(run_dir: str | os.PathLike[str], metric: str | None = None) -> Pat
 
 
 def best_network(run_dir: str | os.PathLike[str]) -> Path | None:
-    """The network that a run hands on: the best by its first metric, the newest without one, None before
-    there is any.
+    """Return the network that other runs use from a run folder.
+
+    It is the best by the first metric, or the newest without metrics; None before there is any.
     """
     found = [Path(run_dir) / name for name in (BEST_NETWORK, NEWEST_NETWORK)]
     return next((path for path in found if path.is_file()), None)
 
 
 def best_nimg(run_dir: Path) -> int | None:
-    """Images shown when the best network was written; None if that is not known."""
+    """Return the images shown when the best network was written; None if unknown."""
     with contextlib.suppress(OSError, ValueError):
         return int((run_dir / BEST_NIMG_FILE).read_text())
     return None
 
 
 def write_best_nimg(run_dir: Path, nimg: int) -> None:
-    """Record the images shown when the best network was written."""
+    """Store the images shown when the best network was written."""
     with atomic_write(run_dir / BEST_NIMG_FILE, "w") as f:
         f.write(f"{nimg}\n")
 
 
 def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, Any] | None:
-    """{"name", "value"} of a run's first metric at `nimg` images shown, or None if it was not measured
-    there.
+    """Return {"name", "value"} of the first metric of a run at `nimg` images shown.
+
+    Returns None if it was not computed there.
     """
     try:
         name = load_run(str(run_dir)).run.metrics[0]
@@ -155,17 +159,17 @@ def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, An
 
 
 def checkpoint_folder(run_dir: str | os.PathLike[str]) -> Path:
-    """Where the checkpoints of a run lie."""
+    """Return the folder of a run's checkpoints."""
     return Path(run_dir) / CHECKPOINT_FOLDER
 
 
 def stage_name(resolution: int) -> str:
-    """The run folder of a recipe's stage, within the recipe's."""
+    """Return the name of the run folder of a recipe's stage, inside the recipe's folder."""
     return f"{_STAGE}{resolution:03d}x{resolution:03d}"
 
 
 def stage_folders(folder: Path) -> list[Path]:
-    """Run folders of a recipe's stages, in order."""
+    """Return the run folders of a recipe's stages, in order."""
     return (
         sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(_STAGE))
         if folder.is_dir()
@@ -174,12 +178,12 @@ def stage_folders(folder: Path) -> list[Path]:
 
 
 def is_run_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run's: it has recorded options."""
+    """Return whether a folder is a run folder: it contains saved options."""
     return (Path(path) / OPTIONS_FILE).is_file()
 
 
 def is_recipe_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a recipe's, with a run folder for each stage."""
+    """Return whether a folder belongs to a recipe, with a run folder for each stage."""
     return (Path(path) / RECIPE_FILE).is_file()
 
 
@@ -187,14 +191,14 @@ def is_recipe_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def description(config: TrainConfig, data_name: str) -> str:
-    """What follows the number in a run folder's name, as StyleGAN3 writes it."""
+    """Return the text after the number in the name of a run folder, in StyleGAN3's format."""
     run = config.run
     text = f"{config.generator.cfg}-{data_name}-gpus{run.gpus}-batch{run.batch}"
     return f"{text}-{run.desc}" if run.desc else text
 
 
 def run_folders(outdir: str) -> dict[int, Path]:
-    """Number -> run folder below `outdir`."""
+    """Return number -> run folder in `outdir`."""
     if not os.path.isdir(outdir):
         return {}
     found = ((re.match(r"(\d+)(-|$)", p.name), p) for p in Path(outdir).iterdir() if p.is_dir())
@@ -202,19 +206,19 @@ def run_folders(outdir: str) -> dict[int, Path]:
 
 
 def new_run_folder(outdir: str, desc: str) -> Path:
-    """Create the next numbered folder. Runs that start at once get different numbers, whatever their
-    descriptions.
+    """Create the next numbered run folder.
+
+    Runs that start at the same time get different numbers, whatever their descriptions.
     """
     Path(outdir).mkdir(parents=True, exist_ok=True)
     number = max(run_folders(outdir), default=-1) + 1
     while True:
-        claim = (
-            Path(outdir) / f".{number:05d}.claim"
-        )  # the same name for every description; a folder: atomic everywhere
+        # the same name for every description; a folder, because mkdir is atomic on every file system
+        claim = Path(outdir) / f".{number:05d}.claim"
         try:
             claim.mkdir()
         except FileExistsError:
-            number += 1  # another run is making this one, or was killed then
+            number += 1  # another run is creating this folder, or was killed while doing so
             continue
         try:
             path = Path(outdir) / f"{number:05d}-{desc}"
@@ -227,8 +231,9 @@ def new_run_folder(outdir: str, desc: str) -> Path:
 
 
 def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
-    """The newest folder of the same description and options whose run has not finished (what --restart_every
-    goes on with).
+    """Return the newest folder with this description and these options, if its run has not finished.
+
+    --restart_every resumes it.
     """
     for _, path in sorted(run_folders(outdir).items(), reverse=True):
         if path.name.split("-", 1)[-1] != desc or not is_run_folder(path):
@@ -245,15 +250,15 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
 
 
 def load_run(run_dir: str) -> TrainConfig:
-    """The config of an existing run folder.
+    """Load the configuration of a run folder.
 
     Raises:
-        ValueError: it is none of ours.
+        ValueError: The folder is not a run folder of this project.
     """
     if not is_run_folder(run_dir):
         raise ValueError(
-            f"--resume={run_dir}: no {OPTIONS_FILE} there; name a run folder of this project, or a network "
-            "pickle to start from its weights"
+            f"--resume={run_dir}: {OPTIONS_FILE} not found; give a run folder of this project, or a network "
+            "file to start from its weights"
         )
     try:
         saved = read_object(Path(run_dir) / OPTIONS_FILE)
@@ -261,7 +266,7 @@ def load_run(run_dir: str) -> TrainConfig:
         raise ValueError(f"--resume={run_dir}: {OPTIONS_FILE} is damaged ({err.reason})") from None
     if "config" not in saved:
         raise ValueError(
-            f"--resume={run_dir}: {OPTIONS_FILE} is of another project; start from its network pickle with "
+            f"--resume={run_dir}: {OPTIONS_FILE} belongs to another project; to start from its network use "
             "--init-from"
         )
     try:
@@ -271,21 +276,22 @@ def load_run(run_dir: str) -> TrainConfig:
 
 
 def recorded_outcome(run_dir: Path) -> str | None:
-    """How the last process of a run folder ended; None if none has, or if that cannot be read any more."""
+    """Return how the last process of a run ended; None if no process has ended or the file is unreadable."""
     outcome = read_json(run_dir / STATUS_FILE).get("outcome")
     return None if outcome is None else str(outcome)
 
 
 def recorded_nimg(run_dir: Path) -> int | None:
-    """Images shown when the last process of a run folder ended; None if none has, or if that cannot be read
-    any more.
+    """Return the images shown when the last process of a run ended.
+
+    Returns None if no process has ended or the file is unreadable.
     """
     nimg = read_json(run_dir / STATUS_FILE).get("nimg")
     return nimg if type(nimg) is int else None
 
 
 def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
-    """Record how a process ended, and the images shown by then."""
+    """Store how a process ended, and the images shown by then."""
     write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
 
 
@@ -301,47 +307,51 @@ def write_job(run_dir: Path, agents: set[str]) -> None:
 
 
 def clear_status(run_dir: Path) -> None:
-    """A process begins."""
+    """Remove the status of the previous process when a process starts."""
     set_aside_if_damaged(run_dir / STATUS_FILE)
     (run_dir / STATUS_FILE).unlink(missing_ok=True)
 
 
 def newest_checkpoint(run_dir: str | os.PathLike[str], set_aside: bool = False) -> Path | None:
-    """The checkpoint to go on from; None in a folder that never had one. set_aside: as for
-    `checkpoint.latest`.
+    """Return the checkpoint to resume from; None in a folder that never had one.
+
+    Args:
+        run_dir: The run folder.
+        set_aside: As for `checkpoint.latest`.
 
     Raises:
-        OSError: a checkpoint cannot be read. ValueError: there was one, and there is none that can be used.
+        OSError: A checkpoint cannot be read.
+        ValueError: There were checkpoints, but none can be used.
     """
     path = checkpoint.latest(checkpoint_folder(run_dir), set_aside)
     trace = None if path is not None else _trace_of_checkpoints(Path(run_dir))
     if trace:
         raise ValueError(
-            f"{run_dir} holds no checkpoint to go on from, though {trace}: put one back into "
-            f"{CHECKPOINT_FOLDER}/, start a new run from "
-            "its network with --init-from, or start this one anew with --from-scratch"
+            f"{run_dir} has no usable checkpoint, although {trace}: restore one in {CHECKPOINT_FOLDER}/, "
+            "start a new run from its network with --init-from, or restart this run with --from-scratch"
         )
     return path
 
 
 def newest_checkpoint_nimg(run_dir: Path) -> int | None:
-    """Images shown at the newest checkpoint, by its name; None without one."""
+    """Return the images shown at the newest checkpoint, from its name; None without one."""
     return checkpoint.newest_nimg(checkpoint_folder(run_dir))
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run folder holds something to go on from. Raises as `newest_checkpoint`."""
+    """Return whether a run folder can be resumed. Raises as `newest_checkpoint`."""
     return newest_checkpoint(run_dir) is not None
 
 
 def _trace_of_checkpoints(run_dir: Path) -> str:
-    """How one sees that a folder without a usable checkpoint had one; '' if it had none. Version 0.1 left no
-    CHECKPOINTED_FILE.
+    """Return evidence that a folder without a usable checkpoint had one; '' if it never had one.
+
+    Version 0.1 did not write CHECKPOINTED_FILE.
     """
     if checkpoint.exists(checkpoint_folder(run_dir)):
-        return "there are damaged ones"
+        return "it has damaged ones"
     if nimg := recorded_nimg(run_dir):
-        return f"{nimg} images were shown by the end of its last process"
+        return f"its last process ended after {nimg} images"
     had = (
         (run_dir / CHECKPOINTED_FILE).exists()
         or (run_dir / BEST_NIMG_FILE).exists()
@@ -351,35 +361,36 @@ def _trace_of_checkpoints(run_dir: Path) -> str:
 
 
 def record_first_checkpoint(run_dir: Path, nimg: int) -> None:
-    """Remember that there has been a checkpoint, even if all of them are lost."""
+    """Store that a checkpoint has been written, in case all checkpoints are lost."""
     if not (run_dir / CHECKPOINTED_FILE).exists():
         with atomic_write(run_dir / CHECKPOINTED_FILE, "w") as f:
             f.write(f"{nimg}\n")
 
 
 def kimg_text(kimg: float) -> str:
-    """Thousands of images as text, exact to the image: 25000 -> '25000', 4.096 -> '4.096', 0.5 -> '0.5'."""
+    """Format thousands of images exactly: 25000 -> '25000', 4.096 -> '4.096', 0.5 -> '0.5'."""
     return f"{kimg:.3f}".rstrip("0").rstrip(".") if math.isfinite(kimg) else "?"
 
 
-# The good end of metrics whose records do not say it, by the beginning of the name: records of version 0.1
-# and of the published calc_metrics.py. Every later record has `lower_is_better`; a new metric has no place
-# here.
-_ENDS_BY_NAME = (
+# The better direction of metrics by the beginning of their name, for records without `lower_is_better`: those
+# of version 0.1 and of the published calc_metrics.py. Do not add new metrics here.
+_DIRECTIONS = (
     ("min", re.compile(r"(s|r)?fid|fd[_\d]|kid|ppl")),
     ("max", re.compile(r"is\d|inception|pr[_\d]|prec|rec|acc|dens|cov|eq[tr]")),
 )
 
 
 def better_direction(record: Mapping[str, Any], name: str | None = None) -> str | None:
-    """Which end of a metric's numbers is good, from a line of metric-NAME.jsonl: "min", "max", None = not
-    known.
+    """Return whether lower or higher values of a metric are better: "min", "max", or None = unknown.
 
-    name: of the number, for a record that does not say and holds several; None = the metric's.
+    Args:
+        record: A metric record (a line of metric-NAME.jsonl).
+        name: Name of the value, for a record without `lower_is_better` that contains several; None = the
+            metric's name.
     """
     lower = record.get("lower_is_better")
     if isinstance(lower, bool):
         return "min" if lower else "max"
     results = record.get("results")
     name = name or str(record.get("metric") or next(iter(results if isinstance(results, dict) else ()), ""))
-    return next((end for end, names in _ENDS_BY_NAME if names.match(name)), None)
+    return next((end for end, names in _DIRECTIONS if names.match(name)), None)

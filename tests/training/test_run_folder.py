@@ -154,7 +154,7 @@ def test_a_folder_that_has_lost_its_checkpoints_says_so(trace, tmp_path):
         for number in ("000000", "000001"):
             run_folder.snapshot_file(tmp_path, number).touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=r"no checkpoint to go on from.*--from-scratch"):
+    with pytest.raises(ValueError, match=r"no usable checkpoint.*--from-scratch"):
         run_folder.newest_checkpoint(tmp_path, set_aside=True)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initial class embeddings of the generator, computed from the training set: the mean pooled feature of each
-class's images.
+"""Initial class embeddings of the generator: the mean pooled feature of the images of each class.
 
 StyleGAN-XL (Sauer et al., SIGGRAPH 2022, section 3.1) takes these means from ImageNet, through
-EfficientNet-Lite0 (F = 320), for any data. Deviation: here they come from the data set itself, so that any
-classes, and any number of them, have embeddings that are their own.
+EfficientNet-Lite0 (F = 320), for any data set. Deviation: here they are computed from the training set, so
+that any classes, and any number of classes, have their own embeddings.
 """
 
 import hashlib
@@ -25,28 +24,29 @@ from torch_utils import rng
 from torch_utils.features import FeatureNetwork
 from training.data.dataset import ImageDataset, Loader
 
-# part of the cache's key: change it with the computation
+# part of the cache key: change it whenever the computation changes
 _RECIPE = "mean pooled feature of [0, 1] -> normalised -> bilinear to native size; 1"
-# images of each class, and MIN_PER_CLASS where the classes are so many that 200 are more than MAX_IMAGES
+# images per class; fewer, but at least MIN_PER_CLASS, if there would be more than MAX_IMAGES in total
 PER_CLASS = 200
 MIN_PER_CLASS, MAX_IMAGES = 100, 50_000
 
 
 def random_class_embedding(c_dim: int, dim: int, seed: int) -> torch.Tensor:
-    """The alternative that knows nothing of the data: N(0, 1), float32 [c_dim, dim]; a row depends on seed
-    and class alone.
+    """Return a random class embedding, N(0, 1), float32 [c_dim, dim].
+
+    A row depends only on the seed and the class.
     """
     return rng.normal(seed, "class_embedding/random", 0, range(c_dim), (dim,))
 
 
 def spread_class_embedding(table: torch.Tensor) -> torch.Tensor:
-    """Class means [c_dim, F] less their common mean, brought to unit root mean square, so that classes point
-    into different directions.
+    """Subtract the common mean of the class means [c_dim, F] and scale them to unit root mean square.
 
-    Deviation: published networks start from the means as they are. Those of similar classes are almost
-    parallel (handwritten digits: cosines of
-    0.84 to 0.93), and the mapping network, whose learning rate is a hundredth, would take long to tell them
-    apart. One class stays as it is.
+    The classes then have different directions. A single class is not changed.
+
+    Deviation: published networks start from the means themselves. Those of similar classes are almost
+    parallel (handwritten digits: cosines of 0.84 to 0.93), and the mapping network, which has a hundredth of
+    the learning rate, would take long to separate them.
     """
     if len(table) < 2:
         return table
@@ -64,22 +64,29 @@ def compute_class_embedding(
     workers: int = 2,
     pause: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """Mean pooled feature per class, float32 [c_dim, F] on the CPU; read from the cache beside the data set
-    when it is there.
+    """Compute the mean pooled feature of each class, or read it from the cache.
 
-    The cache is one .npy file named after the data set, the network and a hash of all that the numbers depend
-    on (images, labels, weights, max_per_class, seed); it lies in the cache folder ($DNNLIB_CACHE_DIR) when
-    the data set's folder is read-only.
+    The cache is one .npy file in the folder of the data set. Its name contains the data set, the network and
+    a hash of all inputs of the computation (images, labels, weights, max_per_class, seed). If that folder is
+    read-only, the cache folder ($DNNLIB_CACHE_DIR) is used.
 
     Args:
-        dataset: with labels. A class without images gets the mean of the other classes, with a warning.
-        network: moved to `device` (None: stays where it is) and to channels_last, for speed.
-        batch_size: None = 16 on a CPU, where more was slower, 64 elsewhere; no part of the result beyond
-        rounding. max_per_class: images per class, a seeded random choice; 0 = all. None = `images_per_class`.
-        pause: called before every batch; what it raises ends the work.
+        dataset: A data set with labels. A class without images gets the mean of the other classes, with a
+            warning.
+        network: The feature network. It is moved to `device` and converted to channels_last, for speed.
+        batch_size: None = 16 on a CPU, where larger batches were slower, otherwise 64. Affects the result
+            only by rounding.
+        device: Where to compute; None = where the network is.
+        max_per_class: Number of images per class, chosen at random; 0 = all, None = `images_per_class`.
+        seed: Seed of the choice.
+        workers: Threads that decode images.
+        pause: Called before every batch; an exception it raises stops the computation.
+
+    Returns:
+        float32 [c_dim, F] on the CPU.
 
     Raises:
-        ValueError: the data set has no labels, or a feature is not finite.
+        ValueError: The data set has no labels, or a feature is not finite.
     """
     if dataset.labels is None or dataset.label_dim < 1:
         raise ValueError(
@@ -105,25 +112,26 @@ def compute_class_embedding(
 
 
 def images_per_class(c_dim: int) -> int:
-    """How many images give a class's mean: 200, or 100 of each of more than 500 classes.
+    """Return the number of images for the mean of a class: 200, or 100 for more than 500 classes.
 
-    Measured on Fashion-MNIST at 32x32 against the means of 950 images a class (benchmarks/class_means.py),
-    after `spread_class_embedding`: n images a class leave an error of this share of the distance to the
-    nearest other class, and this cosine distance, mean over classes:
+    Measured on Fashion-MNIST at 32x32 against the means of 950 images per class (benchmarks/class_means.py),
+    after `spread_class_embedding`. With n images per class, the error as a fraction of the distance to the
+    nearest other class, and the cosine distance, averaged over classes:
 
         n                  20     50     100    200    500
         error / distance   0.33   0.21   0.14   0.10   0.05
         cosine distance    0.038  0.015  0.007  0.004  0.001
 
-    It is a start for a table that is trained, and 200 images of ten classes take half a minute on one CPU
-    core.
+    The table is only the start of training, and 200 images of ten classes take half a minute on one CPU core.
     """
     return max(MIN_PER_CLASS, min(PER_CLASS, MAX_IMAGES // c_dim))
 
 
 def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
-    """What `compute_class_embedding` has to compute, with the time it takes here, measured now; None if the
-    table is cached.
+    """Describe the work of `compute_class_embedding`, with its estimated duration, which is measured now.
+
+    Returns:
+        One line; None if the table is cached.
     """
     assert dataset.labels is not None
     count = images_per_class(dataset.label_dim)
@@ -133,19 +141,19 @@ def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
     pixels = torch.zeros([8, 3, dataset.resolution, dataset.resolution], dtype=torch.uint8)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.inference_mode():
-        for _ in range(2):  # the second time counts
+        for _ in range(2):  # the second pass is measured
             started = time.monotonic()
             _features(network, pixels)
     seconds = (time.monotonic() - started) / len(pixels)
     return (
         f"class embeddings from {images:,} images through {network.name}: about "
-        f"{format_time(images * seconds)} on "
-        f"{network.mean.device.type} ({1 / seconds:,.3g} images/s measured), once"
+        f"{format_time(images * seconds)} on {network.mean.device.type} "
+        f"({1 / seconds:,.3g} images/s measured), once"
     )
 
 
 def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np.ndarray:
-    """Indices of at most max_per_class images of every class (0: of all), ascending."""
+    """Return the indices of at most max_per_class images of every class (0: of all images), ascending."""
     if max_per_class == 0:
         return np.arange(len(labels), dtype=np.int64)
     order = rng.permutation(seed, "class_embedding/choice", 0, len(labels))
@@ -177,7 +185,7 @@ def _class_means(
             features = _features(network, images).cpu().double()  # [B, F]
             if not features.isfinite().all():
                 raise ValueError(
-                    f"{network.name} gives features that are not finite on {dataset.path}; check its weights"
+                    f"{network.name} returns non-finite features for {dataset.path}; check its weights"
                 )
             if sums is None:
                 sums = torch.zeros(dataset.label_dim, features.shape[1], dtype=torch.float64)
@@ -194,7 +202,7 @@ def _class_means(
         warnings.warn(
             f"{dataset.path}: {len(empty)} of {dataset.label_dim} classes have no images "
             f"({names}{', ...' if len(empty) > 5 else ''}); "
-            "their embedding is the mean of the others",
+            "their embedding is the mean of the other classes",
             stacklevel=3,
         )
         means[empty] = means[counts > 0].mean(dim=0)
@@ -202,18 +210,17 @@ def _class_means(
 
 
 def _features(network: FeatureNetwork, images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, R, R] -> pooled features, float32 [B, F]."""
+    """Map uint8 [B, 3, R, R] to pooled features, float32 [B, F]."""
     x = network.normalize(images.to(network.mean.device).float() / 255)
     size = network.input_size
     return network.pooled(F.interpolate(x, (size, size), mode="bilinear", align_corners=False))
 
 
 def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: int, seed: int) -> list[Path]:
-    """Where the table may lie: beside the data set, else in the cache folder."""
+    """Return the possible paths of the table: in the folder of the data set, then in the cache folder."""
     assert dataset.labels is not None
-    view = hashlib.sha256(
-        dataset.labels.astype("<i8").tobytes()
-    ).hexdigest()  # a subset or flipped copies of the archive differ in this
+    # differs for a subset or flipped copies of the archive
+    view = hashlib.sha256(dataset.labels.astype("<i8").tobytes()).hexdigest()
     identity = (
         _RECIPE,
         dataset.content_hash(),
@@ -236,20 +243,18 @@ def _read(path: Path, c_dim: int) -> torch.Tensor | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError) as e:
-        warnings.warn(
-            f"cannot read the cached class embeddings {path} ({e}); computing them again", stacklevel=3
-        )
+        warnings.warn(f"cannot read the cached class embeddings {path} ({e}); recomputing them", stacklevel=3)
         return None
     if table.ndim != 2 or len(table) != c_dim or table.dtype != np.float32 or not np.isfinite(table).all():
         warnings.warn(
-            f"the cached class embeddings {path} do not fit the data set; computing them again", stacklevel=3
+            f"the cached class embeddings {path} do not fit the data set; recomputing them", stacklevel=3
         )
         return None
     return torch.from_numpy(table)
 
 
 def _write(paths: list[Path], table: np.ndarray) -> None:
-    """Into the first of `paths` that can be written; a warning if none can."""
+    """Write the table to the first of `paths` that is writable. Warns if none is."""
     problems = []
     for path in paths:
         try:
@@ -260,8 +265,7 @@ def _write(paths: list[Path], table: np.ndarray) -> None:
         except OSError as e:
             problems.append(str(e))
     warnings.warn(
-        "class embeddings are not cached, and computed again when a run starts anew: "
-        f"{'; '.join(problems)}; set DNNLIB_CACHE_DIR "
-        "to a folder that can be written",
+        "cannot cache the class embeddings, so every new run recomputes them: "
+        f"{'; '.join(problems)}; set DNNLIB_CACHE_DIR to a writable folder",
         stacklevel=3,
     )

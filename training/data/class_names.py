@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes by name: whether two lists of classes mean the same things, in whatever order, and which is
-which.
-"""
+"""Class names: matching the classes of one list with those of another, in any order."""
 
 from __future__ import annotations
 
@@ -16,13 +14,14 @@ import numpy as np
 from dnnlib import bounded
 from image_data.archives import MAX_CLASSES
 
-SHOWN = 3  # names in an error message
+SHOWN = 3  # largest number of names in an error message
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 
 
 def has_names(names: list[str] | None) -> TypeGuard[list[str]]:
-    """Whether the classes have names at all: numbered folders (0, 1, 2, ...) say nothing about what is in
-    them.
+    """Return whether the classes have names.
+
+    The names of numbered folders (0, 1, 2, ...) do not describe their content and do not count.
     """
     return names is not None and not all(name.isdecimal() for name in names)
 
@@ -30,16 +29,23 @@ def has_names(names: list[str] | None) -> TypeGuard[list[str]]:
 def class_map(
     names: Sequence[str], known: Sequence[str], descriptions: Mapping[str, str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """For every class of `names` its place among the `known` ones: (int64 [len(names)], -1 for those that are
-    not there; the names of those).
+    """Find the place of every class of `names` among the `known` ones.
 
-    Names agree when they differ in nothing but case, underscores and surrounding blanks. A name that holds a
-    WordNet id, as 'crane (n02012849)', stands for that id; `descriptions` (id -> 'tench, Tinca tinca') lets a
-    class be called by its description or by the first word of it, if no other class shares that.
+    Names match if they differ only in case, underscores and surrounding blanks. A name that contains a
+    WordNet id, such as 'crane (n02012849)', stands for that id.
+
+    Args:
+        names: Class names to look up.
+        known: Class names to look in.
+        descriptions: id -> description, such as 'tench, Tinca tinca'. A class also matches by its
+            description, or by the text before its first comma, if that is unique.
+
+    Returns:
+        Places, int64 [len(names)], -1 = not found; and the names that were not found.
     """
     places: dict[str, int] = {}
     described = [(descriptions or {}).get(name, "") for name in known]
-    for spelling in (known, described, [text.split(",")[0] for text in described]):  # the plainest first
+    for spelling in (known, described, [text.split(",")[0] for text in described]):  # in order of preference
         spelt = [_plain(text) for text in spelling]
         counts = Counter(spelt)
         for place, text in enumerate(spelt):
@@ -60,15 +66,15 @@ def _plain(name: str) -> str:
 
 
 def read_class_names(path: str | os.PathLike[str]) -> list[str]:
-    """Class names from JSON: a list in the order of the classes, or an object from index to name.
+    """Read class names from JSON: a list in the order of the classes, or an object from index to name.
 
     Raises:
-        ValueError: the file cannot be read, or says something else.
+        ValueError: The file cannot be read, or has other content.
     """
     try:
         content = bounded.read_json(path)
     except OSError as error:
-        raise ValueError(f"{os.fspath(path)}: no readable JSON ({str(error)[:120]})") from None
+        raise ValueError(f"{os.fspath(path)}: cannot read this JSON file ({str(error)[:120]})") from None
     if (
         isinstance(content, dict)
         and len(content) < MAX_CLASSES
@@ -84,18 +90,18 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """The first of some names, for messages: 'a', 'b', 'c', ..."""
+    """Return the first few names for a message: 'a', 'b', 'c', ..."""
     return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def label_text(index: int, names: Sequence[str] | None) -> str:
-    """'3 sad'; '3' without names, and where the name is that number."""
+    """Return '3 sad', or '3' without names or if the name is that number."""
     name = names[index] if names and index < len(names) else ""
     return f"{index} {name}" if name and name != str(index) else str(index)
 
 
 def spaced_labels(c_dim: int, rows: int) -> list[int]:
-    """`rows` classes, evenly spaced; all of them in turn where there are fewer."""
+    """Return `rows` classes, evenly spaced; if there are fewer classes, repeat all of them in turn."""
     return (
         [int(v) for v in np.linspace(0, c_dim - 1, rows)]
         if c_dim > rows

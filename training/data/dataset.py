@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training images: a zip or folder in StyleGAN's format, its labels, a sampler whose position is a number, a
-prefetching loader.
+"""Training images: a data set in StyleGAN's format, its labels, a deterministic sampler and a loader.
 
 The format is what dataset_tool.py writes and stylegan3's tools read: square power-of-two PNGs in
-00000/img00000000.png folders and a dataset.json with {"labels": [["00000/img00000000.png", 3], ...],
+00000/img00000000.png folders, and a dataset.json with {"labels": [["00000/img00000000.png", 3], ...],
 "metadata": {"class_names": [...], ...}}.
 
 Shapes: N images (flipped copies included), B batch, R resolution.
@@ -28,11 +27,11 @@ from image_data import archives, labels
 from torch_utils import rng
 
 NUM_CHANNELS = 3
-CHUNK_IMAGES = 64  # images one thread decodes at a time
+CHUNK_IMAGES = 64  # images that a thread decodes per task
 
 
 class ImageDetails(NamedTuple):
-    """Where one image of the data set comes from."""
+    """The origin of one image of the data set."""
 
     name: str  # path inside the archive
     raw_index: int  # among the archive's images, sorted by name
@@ -41,19 +40,20 @@ class ImageDetails(NamedTuple):
 
 
 class ImageDataset:
-    """Square power-of-two images with optional class labels, read on demand. Which image has which label is
-    the rule of image_data/labels.py.
+    """Square power-of-two images with optional class labels, read on demand.
+
+    image_data/labels.py determines the label of each image.
 
     Args:
-        path: zip file or folder in StyleGAN's format.
-        resolution: the resolution the images must have; None takes what they have.
-        use_labels: give every image its class; without it the data set is unconditional.
-        xflip: double the set virtually; index i + N/2 is the mirrored copy of image i.
-        max_size: keep a random subset of this many images (before flips), seeded by `random_seed`, in archive
-        order.
+        path: Zip file or folder in StyleGAN's format.
+        resolution: Resolution that the images must have; None = any.
+        use_labels: Use the class labels. Otherwise the data set is unconditional.
+        xflip: Double the data set virtually; index i + N/2 is the mirrored copy of image i.
+        max_size: Keep a random subset of this many images (before flips) in archive order.
+        random_seed: Seed of the subset.
 
     Raises:
-        ValueError: one line about what is wrong with the path, the images or the labels.
+        ValueError: One line about what is wrong with the path, the images or the labels.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ImageDataset:
             self.labels = np.tile(found.labels[self._raw_indices], 2 if xflip else 1)
             self.label_dim = found.num_classes
             self.class_names = found.class_names
-        self.is_planned = False  # its images are still to be made (training.data.downscaling.planned)
+        self.is_planned = False  # its images do not exist yet (training.data.downscaling.planned)
         self._cache: _ImageCache | None = None
         self._content_hash: str | None = None
 
@@ -113,27 +113,27 @@ class ImageDataset:
 
     @property
     def num_archived(self) -> int:
-        """Images in the archive, whatever subset of them is used."""
+        """Number of images in the archive, including those outside the subset."""
         return len(self._archive.images)
 
     @property
     def labels_summary(self) -> str:
-        """How many classes, from what, and what of the archive is left out: one line."""
+        """One line: number of classes, origin of the labels, files of the archive that are ignored."""
         return labels.summary(self.label_dim, self._origin, self._archive.left_out)
 
     @property
     def has_labels(self) -> bool:
-        """Whether labels are in use (asked for and present)."""
+        """Whether labels are used."""
         return self.labels is not None
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """(uint8 [3, R, R], class index or -1)."""
+        """Return (uint8 [3, R, R], class index or -1)."""
         details = self.get_details(index)
         image = self._raw_image(int(index) % len(self._raw_indices))
         return (image[:, :, ::-1].copy() if details.xflip else image.copy()), details.raw_label
 
     def get_details(self, index: int) -> ImageDetails:
-        """Name, position in the archive, flip and label of image `index`."""
+        """Return the name, position in the archive, flip and label of image `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         row = int(index) % len(self._raw_indices)
@@ -144,7 +144,15 @@ class ImageDataset:
         )
 
     def load(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """uint8 [B, 3, R, R] for image indices [B]; written into `out` when given."""
+        """Load images.
+
+        Args:
+            indices: Image indices [B].
+            out: Array to write to, or None.
+
+        Returns:
+            uint8 [B, 3, R, R].
+        """
         if out is None:
             out = np.empty([len(indices), *self.image_shape], dtype=np.uint8)
         num_rows = len(self._raw_indices)
@@ -156,8 +164,12 @@ class ImageDataset:
         return out
 
     def use_cache(self, limit_mb: float) -> bool:
-        """Keep decoded images in memory if all of them fit into `limit_mb` MiB; returns whether they do.
-        Filled as images are read.
+        """Keep decoded images in memory if all of them fit in `limit_mb` MiB.
+
+        The cache is filled as images are read.
+
+        Returns:
+            Whether they fit.
         """
         if (
             self._cache is None
@@ -167,17 +179,16 @@ class ImageDataset:
         return self._cache is not None
 
     def label_distribution(self) -> np.ndarray:
-        """Images per class, int64 [label_dim]."""
+        """Return the number of images per class, int64 [label_dim]."""
         if self.labels is None:
             raise ValueError(f"{self.path}: the data set is used without labels")
         return np.bincount(self.labels, minlength=self.label_dim)
 
     def content_hash(self) -> str:
-        """sha256 (hex) over dataset.json and every image's name, size and CRC-32: the archive, not the view
-        (subset, flips, labels).
+        """Return a sha256 (hex) of dataset.json and the name, size and CRC-32 of every image.
 
-        A zip answers from its directory at once; a folder is read through, once, and gives the same hash as a
-        zip of the same files.
+        It identifies the archive, not the view (subset, flips, labels). For a zip the values come from its
+        directory. A folder is read completely, once, and has the same hash as a zip of the same files.
         """
         if self._content_hash is not None:
             return self._content_hash
@@ -195,15 +206,16 @@ class ImageDataset:
         return self._content_hash
 
     def first_bytes(self, count: int) -> list[bytes]:
-        """The beginnings of at most `count` image files, evenly spaced over the archive: they tell how it is
-        encoded.
+        """Return the first bytes of at most `count` image files, evenly spaced over the archive.
+
+        They show the encoding of the images.
         """
         entries = self._archive.images
         places = np.unique(np.linspace(0, len(entries) - 1, min(count, len(entries))).astype(int))
         return [self._archive.reader.read(entries[i])[:16] for i in places]
 
     def close(self) -> None:
-        """Release the file handle; the next read opens it again."""
+        """Release the file handle. The next read opens it again."""
         self._archive.reader.close()
 
     def _find_resolution(self, wanted: int | None) -> int:
@@ -222,7 +234,7 @@ class ImageDataset:
                 "dataset_tool.py --resolution"
             )
         if wanted is not None and wanted != width:
-            raise ValueError(f"{self.path}: images are {width}x{width}, but {wanted}x{wanted} is asked for")
+            raise ValueError(f"{self.path}: images are {width}x{width}, expected {wanted}x{wanted}")
         return width
 
     def _open(self, entry: archives.Entry) -> Any:
@@ -236,12 +248,12 @@ class ImageDataset:
             raise ValueError(f"{self.path}: {entry.name}: {error}") from None
 
     def _raw_image(self, row: int) -> np.ndarray:
-        """uint8 [3, R, R], not flipped, not to be written to."""
+        """Return uint8 [3, R, R], not flipped. Callers must not write to it."""
         if self._cache is not None and self._cache.filled[row]:
             return self._cache.images[row]
         image = self._decode(self._archive.images[self._raw_indices[row]])
         if self._cache is not None:
-            self._cache.images[row] = image  # two threads may both get here: they write the same bytes
+            self._cache.images[row] = image  # two threads may get here; both write the same bytes
             self._cache.filled[row] = True
         return image
 
@@ -249,7 +261,7 @@ class ImageDataset:
         with self._open(entry) as image:
             if image.size != (self.resolution, self.resolution):
                 raise ValueError(
-                    f"{self.path}: {entry.name} is {image.width}x{image.height}, the first image "
+                    f"{self.path}: {entry.name} is {image.width}x{image.height}, but the first image is "
                     f"{self.resolution}x{self.resolution}"
                 )
             if image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info:
@@ -267,40 +279,43 @@ class ImageDataset:
 
 
 def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Labelling, str, str]:
-    """(The images that are meant and their classes, what says so, the --labels of dataset_tool.py that finds
-    the same).
+    """Determine the images of an archive and their classes.
 
-    Without labels nothing needs to be decided: what the rule would ask is then told as a remark.
+    Without labels no decision is needed: an ambiguity is then only mentioned in the origin.
+
+    Returns:
+        The images and their classes; the origin of the labels; the --labels value of dataset_tool.py with the
+            same result.
 
     Raises:
-        ValueError: one line about what is wrong with the labels, or that there are none.
+        ValueError: One line about what is wrong with the labels, or that there are none.
     """
     try:
         found = labels.label(archive)
     except labels.Undecided as error:
         if use_labels:
             raise
-        origin = f"not asked for; {str(error).removeprefix(f'{archive.path}: ')}"
+        origin = f"not used; {str(error).removeprefix(f'{archive.path}: ')}"
         return labels.Labelling(labels.unwrapped(archive), origin), origin, "none"
     if use_labels and found.labels is None:
         has_index = found.archive.index is not None
-        said = f"no labels in {archives.INDEX_NAME}" if has_index else f"no labels: {found.origin}"
+        problem = f"no labels in {archives.INDEX_NAME}" if has_index else f"no labels: {found.origin}"
         remedy = "train without --cond, or prepare the data with one sub-folder per class"
-        raise ValueError(f"{archive.path}: {said}; {remedy}")
+        raise ValueError(f"{archive.path}: {problem}; {remedy}")
     if not use_labels and found.labels is not None:
-        return found, f"not asked for; there are {found.num_classes:,}, from {found.origin}", "auto"
+        return found, f"not used; there are {found.num_classes:,}, from {found.origin}", "auto"
     return found, found.origin, "auto"
 
 
 class _ImageCache:
-    """Decoded images by row; pages of `images` cost memory only once they are written."""
+    """Decoded images by row. Pages of `images` use memory only once they are written."""
 
     def __init__(self, count: int, image_shape: list[int]):
         self.images = np.empty([count, *image_shape], dtype=np.uint8)
         self.filled = np.zeros(count, dtype=bool)
 
 
-@functools.lru_cache(maxsize=2)  # a training run walks through one epoch, at times two
+@functools.lru_cache(maxsize=2)  # a training run uses one epoch at a time, two at a boundary
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     order = np.asarray(rng.permutation(seed, "data_order", epoch, n), dtype=np.int64)
     order.setflags(write=False)
@@ -308,38 +323,36 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 class BalancedClasses:
-    """Classes equally often, whatever their sizes: an epoch shows every class that has images the same number
-    of times, in random order.
+    """Draws classes equally often, whatever their sizes.
 
-    That number is the mean class size, rounded up. A class goes through its images in orders of its own, and
-    where an epoch leaves off the next one goes on, so that at the end of an epoch the images of a class have
-    been shown equally often, but for one time.
+    An epoch shows every class that has images the same number of times, in random order. That number is the
+    mean class size, rounded up. Each class has its own sequence of orders of its images. An epoch continues
+    where the previous one stopped, so at the end of an epoch the images of a class have been shown equally
+    often, up to a difference of one.
 
     Args:
-        labels: of the images, int64 [n].
+        labels: Labels of the images, int64 [n].
     """
 
     def __init__(self, labels: np.ndarray):
-        self.classes = np.unique(labels)  # int64 [those with images], rising
+        self.classes = np.unique(labels)  # int64, classes with images, ascending
         by_class = np.argsort(labels, kind="stable")
         self._members = np.split(by_class, np.searchsorted(labels[by_class], self.classes[1:]))
         self.per_class = -(-len(labels) // len(self.classes))
         self.epoch_length = self.per_class * len(self.classes)
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """Image indices of one epoch, int64 [epoch_length]."""
-        first, end = (
-            epoch * self.per_class,
-            (epoch + 1) * self.per_class,
-        )  # among the images that a class shows from the start on
+        """Return the image indices of one epoch, int64 [epoch_length]."""
+        # positions in the sequence of images that a class shows from the start of training
+        first, end = epoch * self.per_class, (epoch + 1) * self.per_class
         shown = []
         for label, members in zip(self.classes.tolist(), self._members, strict=True):
             size = len(members)
-            rounds = range(first // size, -(-end // size))
+            passes = range(first // size, -(-end // size))
             order = np.concatenate(
-                [rng.permutation(seed, f"data_order/class{label}", r, size) for r in rounds]
+                [rng.permutation(seed, f"data_order/class{label}", i, size) for i in passes]
             )
-            shown.append(members[order[first - rounds.start * size : end - rounds.start * size]])
+            shown.append(members[order[first - passes.start * size : end - passes.start * size]])
         return np.concatenate(shown)[rng.permutation(seed, "data_order/balanced", epoch, self.epoch_length)]
 
 
@@ -351,11 +364,21 @@ def _balanced_order(balanced: BalancedClasses, seed: int, epoch: int) -> np.ndar
 def sample_indices(
     seed: int, start: int, count: int, n: int, balanced: BalancedClasses | None = None
 ) -> np.ndarray:
-    """Image indices of training positions start .. start + count - 1, int64 [count], each in [0, n).
+    """Return the image indices of training positions start .. start + count - 1.
 
-    Position p lies in epoch p // n, and every epoch is its own permutation of the data set; with `balanced`,
-    epochs are that one's. A pure function of its arguments, so a run resumes at any position, and any split
-    of a range over processes or calls gives the same sequence.
+    Position p is in epoch p // n, and every epoch is its own permutation of the data set. With `balanced`,
+    the epochs are those of `BalancedClasses`. The result is a pure function of the arguments, so a run can
+    resume at any position, and splitting a range over processes or calls gives the same sequence.
+
+    Args:
+        seed: Seed of the permutations.
+        start: First position.
+        count: Number of positions.
+        n: Number of images.
+        balanced: Draw classes equally often; None = plain permutations.
+
+    Returns:
+        int64 [count], each in [0, n).
     """
     if n < 1 or start < 0 or count < 0:
         raise ValueError(
@@ -379,18 +402,17 @@ class _Batch(NamedTuple):
 
 
 class Loader:
-    """Iterates over (uint8 tensor [B, 3, R, R], int64 tensor [B] or None), decoded ahead by threads, in the
-    order of `index_batches`.
+    """Iterates over (uint8 tensor [B, 3, R, R], int64 tensor [B] or None) in the order of `index_batches`.
+
+    Threads decode images ahead of time. An image that cannot be read raises its ValueError when its batch is
+    due. Use it as a context manager, or call close().
 
     Args:
-        dataset: where images come from.
-        index_batches: index arrays [B], finite or endless; advanced by the consuming thread only.
-        workers: decoding threads; 0 decodes in the consumer.
-        prefetch: batches in flight.
-        cache_mb: keep the decoded images when the whole data set fits into this many MiB.
-
-    An image that cannot be read raises its ValueError when its batch is due. Use as a context manager, or
-    call close().
+        dataset: The images.
+        index_batches: Index arrays [B], finite or infinite; advanced by the consuming thread only.
+        workers: Decoding threads; 0 = decode in the consuming thread.
+        prefetch: Number of batches in flight.
+        cache_mb: Keep the decoded images if the whole data set fits in this many MiB.
     """
 
     def __init__(
@@ -435,21 +457,21 @@ class Loader:
         for part in batch.parts:
             part.result()
         if self._pool is not None:
-            self._submit()  # before the consumer goes off to train on this one
+            self._submit()  # before the consumer trains on this batch
         labels = (
             None if self._dataset.labels is None else torch.from_numpy(self._dataset.labels[batch.indices])
         )
         return torch.from_numpy(batch.images), labels
 
     def close(self) -> None:
-        """Stop the threads; iteration ends. Can be called more than once."""
+        """Stop the threads and end the iteration. Can be called more than once."""
         self._stop.set()
         self._pending.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self) -> bool:
-        """Start decoding the next index batch; False when there is none."""
+        """Start decoding the next index batch. Returns False if there is none."""
         indices = next(self._index_batches, None)
         if indices is None:
             return False

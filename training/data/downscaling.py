@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One data set for every stage: a smaller copy of it, as dataset_tool.py would have prepared it, made once
-and kept.
+"""Downscaled copies of a data set for the stages of a recipe, made once and kept.
 
-The copy of photos256.zip at 64x64 is photos256-downscaled-KEY/photos256-64x64.zip beside it, or in the cache
-folder ($DNNLIB_CACHE_DIR) where that folder cannot be written to. It is, byte for byte, what `dataset_tool.py
---source=photos256.zip --resolution=64x64` writes, so a metric measured against it compares with one measured
-against a set prepared that way. KEY is a hash of the source's content and of the way of resizing.
+The copy of photos256.zip at 64x64 is photos256-downscaled-KEY/photos256-64x64.zip in the same folder, or in
+the cache folder ($DNNLIB_CACHE_DIR) if that folder is not writable. It is byte for byte what `dataset_tool.py
+--source=photos256.zip --resolution=64x64` writes, so metrics computed with either are comparable. KEY is a
+hash of the source's content and the resizing method.
 """
 
 import copy
@@ -21,13 +20,16 @@ from image_data.conversion import METADATA_VERSION, Progress, convert
 from training.data.dataset import ImageDataset
 
 FILTER = "lanczos"  # dataset_tool.py's default
-ENTRY_BYTES = (
-    1024  # of a PNG's and the zip's structure per image, and its line of dataset.json: an upper bound
-)
+# upper bound, per image, of the PNG and zip structures and the line of dataset.json
+ENTRY_BYTES = 1024
 
 
 class TooSmall(ValueError):
-    """The images would have to be enlarged. resolution: what they have."""
+    """The images would have to be enlarged.
+
+    Attributes:
+        resolution: The resolution of the images.
+    """
 
     def __init__(self, message: str, resolution: int) -> None:
         super().__init__(message)
@@ -35,20 +37,25 @@ class TooSmall(ValueError):
 
 
 def check_resolution(dataset: ImageDataset, resolution: int) -> None:
-    """Raises TooSmall unless the data set can be brought down to `resolution`, a power of two."""
+    """Check that a data set can be downscaled to `resolution`, a power of two.
+
+    Raises:
+        TooSmall: The images are smaller.
+    """
     if resolution > dataset.resolution:
         raise TooSmall(
             f"--resolution={resolution}: the images of --data={dataset.path} are "
-            f"{dataset.resolution}x{dataset.resolution}, and are not enlarged: "
-            f"use --resolution={dataset.resolution} or less, or a data set prepared at "
+            f"{dataset.resolution}x{dataset.resolution} and are not enlarged: "
+            f"use --resolution={dataset.resolution} or less, or prepare a data set at "
             f"{resolution}x{resolution}",
             dataset.resolution,
         )
 
 
 def planned(dataset: ImageDataset, resolution: int) -> ImageDataset:
-    """The data set as it will be at `resolution`, for plans: labels and counts are right, its images cannot
-    be read.
+    """Return the data set as it will be at `resolution`, for plans.
+
+    Labels and counts are right, but its images cannot be read.
     """
     check_resolution(dataset, resolution)
     smaller = copy.copy(dataset)
@@ -60,16 +67,18 @@ def planned(dataset: ImageDataset, resolution: int) -> ImageDataset:
 
 
 def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = None) -> str:
-    """The path of the data set's copy at `resolution`; made if it is not there yet, by one of the processes
-    that ask for it at once.
+    """Return the path of the copy of a data set at `resolution`, and make it if it does not exist.
+
+    If several processes call this at once, one of them makes the copy.
 
     Args:
-        dataset: all of it is copied, whatever subset or flips it is used with.
-        workers: processes; None = one per core.
+        dataset: The data set. All of it is copied, whatever subset or flips it uses.
+        resolution: Size of the images in pixels, a power of two.
+        workers: Number of processes; None = one per core.
 
     Raises:
-        ValueError: the images are smaller than `resolution`, one of them cannot be read, or there is no place
-        for the copy.
+        ValueError: The images are smaller than `resolution`, one of them cannot be read, or no folder can
+            take the copy.
     """
     check_resolution(dataset, resolution)
     places = cached_paths(dataset, resolution)
@@ -80,7 +89,7 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
     for path in places:
         try:
             if path is not places[0]:
-                trust.make_private(path.parent)  # beside the data set it is open to those who share that
+                trust.make_private(path.parent)  # the folder of the data set may be shared
             path.parent.mkdir(exist_ok=True)
             with file_lock(path.with_suffix(".lock"), f"prepares {path.name}") as held:
                 if not _is_complete(path, resolution):
@@ -88,26 +97,26 @@ def downscaled(dataset: ImageDataset, resolution: int, workers: int | None = Non
                         _remove_leftovers(path)
                     _check_space(dataset, path, resolution)
                     _make(dataset, path, resolution, workers)
-            if len(problems) > 1:  # neither of the places that last
+            if len(problems) > 1:  # neither of the permanent folders
                 warnings.warn(
-                    f"the smaller copy of {dataset.path} is in {path.parent} until the system clears it "
-                    f"({'; '.join(problems)}): "
-                    "set DNNLIB_CACHE_DIR to a folder with room",
+                    f"the downscaled copy of {dataset.path} is in the temporary folder {path.parent} "
+                    f"({'; '.join(problems)}): set DNNLIB_CACHE_DIR to a folder with enough space",
                     stacklevel=2,
                 )
             return str(path)
         except OSError as error:
             problems.append(f"{path.parent}: {error.strerror or error}")
     raise ValueError(
-        f"--resolution={resolution}: no place for the smaller copy of --data={dataset.path} "
+        f"--resolution={resolution}: cannot write the downscaled copy of --data={dataset.path} "
         f"({'; '.join(problems)}): free some space, "
-        "set DNNLIB_CACHE_DIR to a folder with room, or prepare the data with dataset_tool.py"
+        "set DNNLIB_CACHE_DIR to a folder with enough space, or prepare the data with dataset_tool.py"
     )
 
 
 def cached_paths(dataset: ImageDataset, resolution: int) -> list[Path]:
-    """Where the copy may lie: beside the data set, else in the cache folder, else among this user's temporary
-    files.
+    """Return the possible paths of the copy.
+
+    They are in the folder of the data set, in the cache folder, and in this user's temporary folder.
     """
     identity = (dataset.content_hash(), FILTER, METADATA_VERSION)
     key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:12]
@@ -126,8 +135,9 @@ def _name(dataset: ImageDataset, resolution: int) -> str:
 
 
 def _is_complete(path: Path, resolution: int) -> bool:
-    """Whether the copy is there and can be opened. Its name appears when it is complete, so that it only
-    fails if damaged later.
+    """Return whether the copy exists and can be opened.
+
+    The file gets its name once it is complete, so opening fails only if it was damaged later.
     """
     if not path.is_file():
         return False
@@ -139,22 +149,26 @@ def _is_complete(path: Path, resolution: int) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """What killed processes left; to be called by the owner of the lock."""
+    """Remove temporary files of killed processes. Only the owner of the lock may call this."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def copy_bytes(dataset: ImageDataset, resolution: int) -> int:
-    """Size of the copy at most: its PNGs are not compressed."""
+    """Return an upper bound of the copy's size in bytes. Its PNGs are not compressed."""
     return dataset.num_archived * (resolution * (3 * resolution + 1) + ENTRY_BYTES)
 
 
 def _check_space(dataset: ImageDataset, path: Path, resolution: int) -> None:
-    """Raises OSError when the copy may not fit."""
+    """Check the free disk space.
+
+    Raises:
+        OSError: The copy may not fit.
+    """
     needed = copy_bytes(dataset, resolution)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise OSError(f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free")
+        raise OSError(f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free")
 
 
 def _make(dataset: ImageDataset, path: Path, resolution: int, workers: int | None) -> None:
@@ -174,5 +188,5 @@ def _make(dataset: ImageDataset, path: Path, resolution: int, workers: int | Non
         )
     except ValueError as error:
         raise ValueError(
-            f"--resolution={resolution}: {error}; dataset_tool.py --check {dataset.path} says more"
+            f"--resolution={resolution}: {error}; for details run dataset_tool.py --check {dataset.path}"
         ) from None

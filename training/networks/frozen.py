@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen networks of a run: which they are, and whether their weights are there."""
+"""The frozen networks of a run: a list of them, and a check of their weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from training.config import EMBEDDING_NETWORK, TrainConfig
 
 
 @dataclass(frozen=True)
-class Needed:
-    """A frozen network of a run. weights: as for `features.load`. flag: how to name a file of one's own, or
-    to do without.
+class NeededNetwork:
+    """A frozen network of a run.
+
+    Attributes:
+        name: timm model name.
+        weights: As for `features.load`.
+        purpose: What the run uses it for.
+        flag: How to give a weights file, or to avoid the network.
     """
 
     name: str
@@ -21,35 +26,37 @@ class Needed:
     flag: str
 
 
-def needed_weights(cfg: TrainConfig) -> list[Needed]:
-    """Every frozen network that training itself needs; metrics' are not among them."""
+def needed_weights(cfg: TrainConfig) -> list[NeededNetwork]:
+    """Return every frozen network that training needs, without those of metrics."""
     disc, loss = cfg.discriminator, cfg.loss
     needed = [
-        Needed(name, disc.backbone_weights.get(name), "backbone", f"--backbone-weights={name}=FILE")
+        NeededNetwork(name, disc.backbone_weights.get(name), "backbone", f"--backbone-weights={name}=FILE")
         for name in disc.backbones
     ]
     if cfg.data.cond and cfg.data.class_embedding == "auto" and not cfg.generator.superres:
         needed.append(
-            Needed(EMBEDDING_NETWORK, None, "class embedding", "--class-embedding=random does without")
+            NeededNetwork(EMBEDDING_NETWORK, None, "class embedding", "or use --class-embedding=random")
         )
     if loss.cls_weight > 0:
-        needed.append(Needed(loss.cls_model, loss.cls_weights, "guidance", "--cls-weights=FILE"))
+        needed.append(NeededNetwork(loss.cls_model, loss.cls_weights, "guidance", "--cls-weights=FILE"))
     return needed
 
 
 def check_weights(cfg: TrainConfig, download: bool = True) -> list[str]:
-    """Look for the weights of every frozen network that a run needs, before it starts.
+    """Look for the weights of every frozen network of a run, before it starts.
 
     Args:
-        download: fetch what lives on timm's hub and is not in its cache, and fail for what cannot be had.
-        False: do not touch the network.
+        cfg: Configuration of the run.
+        download: Download weights that are on timm's hub and not in its cache, and fail if that is not
+            possible. False = make no connections.
 
-    Returns one line per missing file (download=True: none is missing then).
+    Returns:
+        One line per missing file (always empty with download=True).
 
     Raises:
-        ValueError: a network that timm does not know. FileNotFoundError (download=True): one line naming the
-        file and where to put it;
-            features.MissingWeights if the network had it.
+        ValueError: timm does not know a network.
+        FileNotFoundError: With download=True: one line that names the file and where to put it;
+            timm_weights.MissingWeights if it can be downloaded.
     """
     missing = []
     for need in needed_weights(cfg):

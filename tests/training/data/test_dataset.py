@@ -264,7 +264,7 @@ def test_bad_images_are_refused_at_once(tmp_path: Path, files: dict[str, bytes],
 @pytest.mark.parametrize(
     "content, message",
     [
-        (png(np.zeros([4, 4, 3], np.uint8)), "is 4x4, the first image 8x8"),
+        (png(np.zeros([4, 4, 3], np.uint8)), "is 4x4, but the first image is 8x8"),
         (rgba_png(), "mode RGBA"),
         (png(pixels(1))[:-60], "cannot be decoded"),
         (b"", "not a readable image"),
@@ -281,7 +281,7 @@ def test_bad_images_are_named_when_read(tmp_path: Path, content: bytes, message:
 
 
 def test_other_refusals(tmp_path: Path, small: Path) -> None:
-    with pytest.raises(ValueError, match="16x16 is asked for"):
+    with pytest.raises(ValueError, match="expected 16x16"):
         data.ImageDataset(small, resolution=16)
     with pytest.raises(ValueError, match="no such file"):
         data.ImageDataset(tmp_path / "gone.zip")
@@ -522,7 +522,7 @@ def test_folders_are_classes_where_there_is_no_dataset_json(tmp_path: Path) -> N
     )
     plain = data.ImageDataset(folder)
     assert plain.labels is None and plain.labels_summary.startswith(
-        "no classes (not asked for; there are 2, from the folders ant, bee); left out: 1 "
+        "no classes (not used; there are 2, from the folders ant, bee); left out: 1 "
     )
     assert plain.content_hash() == dataset.content_hash()
 
@@ -558,7 +558,7 @@ def test_what_may_be_meant_in_two_ways_is_refused_or_told(tmp_path: Path) -> Non
     dataset = data.ImageDataset(tmp_path / "root")
     assert (
         len(dataset) == 4
-        and "not asked for; train and val are splits" in dataset.labels_summary
+        and "not used; train and val are splits" in dataset.labels_summary
         and dataset.label_mode == "none"
     )
     assert data.ImageDataset(tmp_path / "root" / "train", use_labels=True).class_names == ["ant", "bee"]

@@ -121,7 +121,7 @@ def test_temporary_files_stand_in_where_no_place_lasts(source, tmp_path, monkeyp
     monkeypatch.setattr(Path, "mkdir", read_only)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", "/proc/none/cache")
     cfg = DataConfig(path=str(source), resolution=8)
-    with pytest.warns(UserWarning, match=r"until the system clears it .*set DNNLIB_CACHE_DIR"):
+    with pytest.warns(UserWarning, match=r"temporary folder .*set DNNLIB_CACHE_DIR"):
         path = Path(build.make_dataset(cfg, 0).path)
     assert tmp_path / "tmp" in path.parents
     assert build.make_dataset(cfg, 0).path == str(path)  # the processes of the run find it
@@ -131,7 +131,7 @@ def test_too_little_space_is_said_in_one_line(source, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 10_000))
     with pytest.raises(
         ValueError,
-        match=r"no place for the smaller copy.*GiB are needed and 0\.0 GiB are free.*DNNLIB_CACHE_DIR",
+        match=r"cannot write the downscaled copy.*GiB needed, 0\.0 GiB free.*DNNLIB_CACHE_DIR",
     ) as caught:
         build.make_dataset(DataConfig(path=str(source), resolution=8), 0)
     assert "\n" not in str(caught.value)
