@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the kernels' tests notice mistakes. Puts one small mistake at a time into the sources and runs
-their tests, which lie in tests/torch_utils/ops: backend/test_kernels.py for the CUDA kernels,
-backend/test_cpu_kernels.py for the CPU kernels, both for the formulas that they share. A missing barrier, and
-a mistake that changes no result, goes to the access checker as well (test_kernel_checker.py): the order in
-which the host runs threads may hide a missing barrier from the results, but not from it.
+"""Mutation tests of the kernels: checks that their tests detect mistakes.
 
-    python -m tools.mutate_kernels                                # all; exit status 1 if a mistake survives
-    python -m tools.mutate_kernels --only upfirdn2d               # those whose file or description contains
-    this
-    python -m tools.mutate_kernels --kernels cpu                  # the CPU kernels alone, with the formulas
+    python -m tools.mutate_kernels                     # all; exit status 1 if a mistake is not detected
+    python -m tools.mutate_kernels --only upfirdn2d    # mutants whose file or description contains this
+    python -m tools.mutate_kernels --kernels cpu       # only the CPU kernels, with the shared formulas
     python -m tools.mutate_kernels --list
 
-Each mutant is a build of sources with one replacement, loaded into a process of its own: CUDA sources are
-compiled for the host, the CPU's as their users compile them. Not part of the default run: a mutant costs a
-compilation of the files it touches and the tests up to the first failure.
+It inserts one small mistake at a time into the sources and runs their tests in tests/torch_utils/ops:
+backend/test_kernels.py for the CUDA kernels, backend/test_cpu_kernels.py for the CPU kernels, and both for
+the formulas that they share. Missing barriers, and mistakes that change no result, must be detected by the
+access checker (test_kernel_checker.py) as well: the order in which the host runs threads can hide a missing
+barrier from the results, but not from the checker.
+
+Each mutant is a build of the sources with one replacement, loaded into a separate process. CUDA sources are
+compiled for the host, CPU sources as for users. This is not part of the default test run: a mutant costs a
+compilation of the affected files and the tests up to the first failure.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ _LIMIT_SECONDS = 900
 
 
 class Mutant(NamedTuple):
-    """One replacement of a text that occurs once in a file."""
+    """One replacement of a text that occurs exactly once in a file."""
 
     file: str
     old: str
@@ -306,8 +307,8 @@ MUTANTS = (
     _m(
         _SHARED,
         "bias beside the image",
-        ": 0.f;\n    }\n}\n\n// N pixels",
-        ": bias;\n    }\n}\n\n// N pixels",
+        ": 0.f;\n    }\n}\n\n// Reads N pixels",
+        ": bias;\n    }\n}\n\n// Reads N pixels",
     ),
     _m(_SHARED, "bias of the first channel", "(p.b)[t.plane % p.channels]", "(p.b)[0]"),
     _m(
@@ -796,16 +797,23 @@ MUTANTS = (
 
 
 class _Judge(NamedTuple):
-    """Tests, and the host build of the kernels that they run."""
+    """Tests, and the build of the kernels that they use.
 
-    name: str  # of the folder with its objects
+    Attributes:
+        name: name of the folder with the objects.
+        tests: path of the tests.
+        module: module whose build() returns the library.
+        commands: build commands by the name of their result, for the sources in work/csrc.
+    """
+
+    name: str
     tests: str
-    module: str  # of torch_utils.ops or beside the tests, whose build() says where the library is
-    commands: dict[str, str]  # by the name of their result; sources are those in work/csrc
+    module: str
+    commands: dict[str, str]
 
 
 def _cuda_judges(work: Path) -> tuple[_Judge, ...]:
-    """The tests of results and those of accesses, with their unchanged objects built."""
+    """Return the tests of results and those of accesses, and build their unchanged objects."""
     from tests.torch_utils.ops import kernel_checker
     from torch_utils.ops.backend import extension
 
@@ -837,20 +845,20 @@ def _cuda_judges(work: Path) -> tuple[_Judge, ...]:
 
 
 def _cpu_judges(work: Path) -> tuple[_Judge, ...]:
-    """The tests of the CPU kernels, which build them through cpu_extension.py."""
+    """Return the tests of the CPU kernels, which build them with cpu_extension.py."""
     return (
         _Judge("cpu", f"{TESTS}/backend/test_cpu_kernels.py", "torch_utils.ops.backend.cpu_extension", {}),
     )
 
 
 def _groups(m: Mutant, kernels: str) -> list[str]:
-    """Whose tests have to notice a mistake, among the kernels asked for: those that the file is a part of."""
+    """Return which of the requested kernels use the file: their tests must detect the mistake."""
     users = ["cpu"] if m.file.startswith("cpu/") else ["cuda", "cpu"] if m.file == _FORMULAS else ["cuda"]
     return [name for name in users if kernels in (name, "all")]
 
 
 def _users(work: Path, file: str) -> list[str]:
-    """The sources that a change of a file concerns."""
+    """Return the sources that depend on a file."""
     if not file.endswith(".h"):
         return [file]
     texts = {
@@ -860,11 +868,13 @@ def _users(work: Path, file: str) -> list[str]:
 
 
 def _build(work: Path, judge: _Judge, sources: list[str]) -> Path:
-    """Compiles sources and links them with the judge's unchanged objects; returns the library. For the CPU,
-    the sources themselves.
+    """Compile sources and link them with the judge's unchanged objects.
+
+    Returns:
+        The library; for the CPU kernels, the folder of the sources.
 
     Raises:
-        click.ClickException: that fails.
+        click.ClickException: the compiler failed.
     """
     if not judge.commands:
         return work / "csrc" / "cpu"
@@ -878,10 +888,10 @@ def _build(work: Path, judge: _Judge, sources: list[str]) -> Path:
 
 
 def _survives(judge: _Judge, library: Path, log: Path) -> bool:
-    """Runs the tests against what _build() returned in a process of its own.
+    """Run the tests against the result of _build() in a separate process, and return whether they pass.
 
     Raises:
-        click.ClickException: the tests could not be run, which says nothing of the library.
+        click.ClickException: the tests could not be run.
     """
     child = os.fork()
     if child == 0:
@@ -893,10 +903,9 @@ def _survives(judge: _Judge, library: Path, log: Path) -> bool:
         os._exit(_run_tests(judge, library))
     status = os.waitpid(child, 0)[1]
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what it started and left behind
-    if (
-        os.WIFEXITED(status) and os.WEXITSTATUS(status) > 1
-    ):  # pytest: 0 passed, 1 failed, more: nothing ran; a signal: an abort, or out of time
+        os.killpg(child, signal.SIGKILL)  # processes that it left behind
+    # pytest's exit status: 0 passed, 1 failed, more: the tests did not run. A signal: an abort or a timeout.
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) > 1:
         raise click.ClickException("the tests could not be run:\n" + log.read_text()[-2000:])
     return status == 0
 
@@ -905,7 +914,7 @@ def _run_tests(judge: _Judge, library: Path) -> int:
     import hypothesis
     import pytest
 
-    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # the smallest example is of no interest
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # without shrinking
     hypothesis.settings.register_profile("mutants", database=None, derandomize=True, phases=phases)
     hypothesis.settings.load_profile("mutants")
     module: Any = importlib.import_module(judge.module)
@@ -917,8 +926,10 @@ def _run_tests(judge: _Judge, library: Path) -> int:
 
 
 def _build_cpu(cpu_extension: Any, sources: Path) -> bool:
-    """Lets this process build the CPU kernels from these sources, whatever their flags, and builds them as
-    their users do.
+    """Make this process build the CPU kernels from these sources, and build them as for users.
+
+    Returns:
+        Whether they were built.
     """
     from torch_utils.ops.backend import extension
 
@@ -936,9 +947,7 @@ def _build_cpu(cpu_extension: Any, sources: Path) -> bool:
 
 
 def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, ...]) -> tuple[bool, str]:
-    """Whether a mutant is noticed by all who have to of some kernels' judges, and by which tests; its mistake
-    is in the sources.
-    """
+    """Return whether the required judges detect the mutant in the sources, and the tests that failed."""
     killers: list[str] = []
     wanted = 2 if m.what.startswith("no barrier") else 1
     for judge in judges:
@@ -951,26 +960,29 @@ def _verdict(work: Path, m: Mutant, judges: tuple[_Judge, ...]) -> tuple[bool, s
 
 
 @click.command(help=__doc__)
-@click.option("--only", default="", help="Mutants whose file or description contains this.")
+@click.option("--only", default="", help="Only mutants whose file or description contains this.")
 @click.option(
-    "--kernels", type=click.Choice(["cuda", "cpu", "all"]), default="all", help="Whose tests are asked."
+    "--kernels", type=click.Choice(["cuda", "cpu", "all"]), default="all", help="Kernels whose tests are run."
 )
-@click.option("--list", "list_only", is_flag=True, help="Name the mutants and stop.")
+@click.option("--list", "list_only", is_flag=True, help="List the mutants without running tests.")
 def main(only: str, kernels: str, list_only: bool) -> None:
+    """Run the chosen mutants; the help text is the module's docstring."""
     os.chdir(ROOT)
     chosen = [m for m in MUTANTS if (only in m.file or only in m.what) and _groups(m, kernels)]
     if list_only:
         for m in chosen:
             click.echo(f"{m.file:28s}{m.what}")
         return
-    import torch  # noqa: F401  # before the forks, so that they need not
+    import torch  # noqa: F401  # before the forks, so that they need not import it
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         shutil.copytree(ROOT / "torch_utils" / "ops" / "csrc", work / "csrc")
         for m in chosen:
             if (work / "csrc" / m.file).read_text().count(m.old) != 1:
-                raise click.ClickException(f"{m.file}: the text of '{m.what}' must occur once: {m.old!r}")
+                raise click.ClickException(
+                    f"{m.file}: the text of '{m.what}' must occur exactly once: {m.old!r}"
+                )
         wanted = {group for m in chosen for group in _groups(m, kernels)}
         judges = {
             group: make(work)
@@ -982,7 +994,7 @@ def main(only: str, kernels: str, list_only: bool) -> None:
                 judge, work / judge.name / "ops.so" if judge.commands else work / "csrc" / "cpu", work / "log"
             ):
                 raise click.ClickException(
-                    "the tests fail without any mistake:\n" + (work / "log").read_text()[-2000:]
+                    "the tests fail without a mutant:\n" + (work / "log").read_text()[-2000:]
                 )
         survivors = sum(
             not _noticed(work, m, [judges[group] for group in _groups(m, kernels)]) for m in chosen
@@ -992,7 +1004,7 @@ def main(only: str, kernels: str, list_only: bool) -> None:
 
 
 def _noticed(work: Path, m: Mutant, groups: list[tuple[_Judge, ...]]) -> bool:
-    """Tries one mutant and says what came of it: whether all groups of judges notice it."""
+    """Run one mutant, print the result, and return whether all groups of judges detect it."""
     start, source = time.monotonic(), work / "csrc" / m.file
     original = source.read_text()
     source.write_text(original.replace(m.old, m.new))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What bias_act computes for one element: nine activations as five families of formulas. A is float or double in the CUDA kernels and a vector of
-// floats in the CPU's, so choices that differ between elements are select(condition, a, b); plain `if` and `?:` are the same for all.
+// bias_act for one element: nine activations as five families of formulas. A is float or double in the CUDA kernels
+// and a vector of floats in the CPU kernels. Choices that differ between elements use select(condition, a, b); plain
+// `if` and `?:` are for choices that are equal for all elements.
 #pragma once
 
 #include <cmath>
@@ -13,7 +14,7 @@
 
 namespace ops {
 
-// Of floats, too, and beside those of vectors.
+// For scalars, in addition to the overloads for vectors.
 using std::exp;
 using std::expm1;
 using std::fabs;
@@ -80,8 +81,8 @@ OPS_FORMULA A activate(A x, const Constants<A>& c) {
     return select(x > A(0), x, A(0)) + log1p(exp(-fabs(x)));
 }
 
-// First (order 1) and second (order 2) derivative of the activation at x. Only functions that their value does not determine get here, and
-// others whose gain is zero.
+// First (order 1) and second (order 2) derivative of the activation at x. Used only for activations whose derivative
+// is not a function of their value, and for the others if the gain is zero.
 template <Family F, int ORDER, class A>
 OPS_FORMULA A slope_at(A x, const Constants<A>& c) {
     if (F == kPiecewise) return ORDER == 1 ? select(x > A(0), A(1), c.negative) : A(0);
@@ -90,7 +91,8 @@ OPS_FORMULA A slope_at(A x, const Constants<A>& c) {
     return ORDER == 1 ? s * (A(1) + x * (A(1) - s)) : s * (A(1) - s) * (A(2) + x * (A(1) - A(2) * s));
 }
 
-// The slope as a function of the activation's value v (order 1), and the derivative of that function (order 2): saves keeping x.
+// The slope as a function of the activation's value v (order 1), and the derivative of that function (order 2), so
+// that x need not be saved.
 template <Family F, int ORDER, class A>
 OPS_FORMULA A slope_from_value(A v, const Constants<A>& c) {
     if (F == kPiecewise) return ORDER == 1 ? select(v > A(0), A(1), c.negative) : A(0);
@@ -100,8 +102,9 @@ OPS_FORMULA A slope_from_value(A v, const Constants<A>& c) {
     return ORDER == 1 ? -expm1(-v) : exp(-v);
 }
 
-// Order 0: clamp(gain * act(saved + bias)). Order 1: dy * G. Order 2: ddx * dy * (derivative of G in the saved tensor). G is the slope of the
-// whole operation, from the saved output or input; `bound` is the clamp as the saved tensor shows it.
+// Order 0: clamp(gain * act(saved + bias)). Order 1: dy * G. Order 2: ddx * dy * (derivative of G with respect to the
+// saved tensor). G is the slope of the whole operation, computed from the saved output or input. `bound` is the clamp
+// rounded like the saved tensor.
 template <Family F, int ORDER, class A>
 OPS_FORMULA A element(const Constants<A>& c, A bound, A saved, A bias, A dy, A ddx) {
     if (ORDER == 0) {

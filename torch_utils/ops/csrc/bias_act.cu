@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// bias_act and its derivatives: one pass over memory, 16 bytes per access where the pointers allow it. Bound by memory bandwidth.
+// bias_act and its derivatives: one pass over memory with 16 bytes per access if the pointers are aligned. The speed is
+// limited by memory bandwidth.
 //
-// The family of formulas is chosen at run time once per 16 bytes, so that few kernels have to be compiled.
+// The family of formulas is selected at run time, once per 16 bytes, so that few kernels have to be compiled.
 #include "activations.h"
 #include "ops.h"
 #include "platform.h"
@@ -10,9 +11,9 @@ namespace ops {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kSlice = int64_t{1} << 30;  // elements per launch: the kernel counts in 32 bits
+constexpr int64_t kSlice = int64_t{1} << 30;  // elements per launch: the kernel uses 32-bit indices
 
-// The elements of one launch. Bias of element i: biases[(channel + (within + i) / step) % channels].
+// The elements of one launch. Element i has the bias biases[(channel + (within + i) / step) % channels].
 struct Slice {
     const void* biases;
     int32_t count, within, step, channel, channels;
@@ -24,7 +25,7 @@ struct alignas(sizeof(T) * V) Pack {
     T value[V];
 };
 
-// V elements, or what is left of them, from `first` on.
+// Computes V elements from `first` on, or the remaining ones.
 template <class T, int V>
 __device__ __forceinline__ Pack<T, V> load(const void* source, int32_t first, int32_t left, bool aligned) {
     const T* x = static_cast<const T*>(source) + first;
@@ -54,7 +55,7 @@ __device__ __forceinline__ void compute(
     const Pack<T, V>& ddx, Pack<T, V>& out
 ) {
     typedef typename Compute<T>::type A;
-    // An output on the clamp was rounded to T with it.
+    // An output at the clamp is the clamp rounded to T.
     T rounded;
     from_float(c.clamp, rounded);
     const A bound = c.from_output ? to_float(rounded) : c.clamp;
@@ -146,7 +147,7 @@ void launch(BiasActParams p, void* stream) {
             slice.channels = static_cast<int32_t>(p.channels);
             slice.biases = p.b;
         } else {
-            // Too many elements share a bias to count them in 32 bits: a launch ends where the next bias begins.
+            // Too many elements have the same bias for 32-bit indices: the launch ends where the next bias begins.
             size = size < p.step - within ? size : p.step - within;
             slice.within = slice.channel = 0;
             slice.step = static_cast<int32_t>(size);
@@ -155,7 +156,7 @@ void launch(BiasActParams p, void* stream) {
         }
         slice.count = static_cast<int32_t>(size);
         slice.aligned = aligned(p);
-        // A few resident blocks per multiprocessor of the largest devices, each looping over what is left.
+        // A few resident blocks per multiprocessor of the largest devices; each loops over the remaining elements.
         const unsigned grid = Limits{p.limits.blocks, 0}.grid((size + kPerBlock - 1) / kPerBlock, 8192);
         OPS_LAUNCH((bias_act_kernel<T, ORDER>), grid, kThreads, 0, s, p, slice, c);
         skip<T>(p, size);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels as implementations of the operators that torch_utils/ops/backend/library.py defines: checks nothing that Python has checked, lays
-// tensors out, allocates outputs, launches. Compiled for CUDA, and with OPS_HOST for a CPU with the host shim underneath.
-// It speaks torch's stable C interface alone: one second to compile instead of thirteen, and independent of torch's C++ ABI.
+// Implements the operators that torch_utils/ops/backend/library.py defines: arranges tensors in memory, allocates
+// outputs and launches the kernels. It does not repeat the checks in Python. Compiled for CUDA, or with OPS_HOST for a
+// CPU on top of the host shim. It uses only torch's stable C interface, which compiles in one second instead of
+// thirteen and does not depend on torch's C++ ABI.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -26,7 +27,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 typedef std::vector<int64_t> Numbers;
 
-// The device of a tensor for as long as this lives, and its current stream.
+// Selects the device of a tensor during the lifetime of this object, and holds its current stream.
 struct Launch {
 #ifdef OPS_HOST
     explicit Launch(const Tensor&) {}
@@ -60,7 +61,8 @@ ops::Dtype dtype_of(const Tensor& x) {
 
 bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
 
-// Poisoned in the host build, so that tests see elements that a kernel leaves out; but for gigabytes, of which tests touch a part.
+// In the host build, outputs are filled with NaN patterns, so that tests detect elements that a kernel does not write.
+// Outputs of gigabytes are not, because tests use only a part of them.
 Tensor poisoned(Tensor x) {
 #ifdef OPS_HOST
     const size_t bytes = x.numel() * x.element_size();
@@ -74,7 +76,7 @@ Tensor empty(const Numbers& sizes, ScalarType dtype, const Tensor& like, bool ch
     return poisoned(torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format));
 }
 
-// Kernels take addresses as they come: those of another device would stop the process, or read what is not theirs.
+// Kernels do not check addresses: those of another device would end the process or read foreign memory.
 void check_device(const Tensor& x, std::initializer_list<const Tensor*> others) {
     for (const Tensor* other : others) {
         STD_TORCH_CHECK(other == nullptr || other->get_device_index() == x.get_device_index(), "all tensors must be on one device");
@@ -83,7 +85,7 @@ void check_device(const Tensor& x, std::initializer_list<const Tensor*> others) 
 
 const Tensor* address(const optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
 
-// Of another type, contiguous; the tensor itself where it is already.
+// Converts to another type, contiguous. Returns the tensor itself if it already is.
 Tensor dense(const Tensor& x, ScalarType dtype) {
     return torch::stable::contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
 }
@@ -94,12 +96,12 @@ bool same(torch::headeronly::IntHeaderOnlyArrayRef a, torch::headeronly::IntHead
 
 const void* pointer(const optional<Tensor>& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
 
-// A bias as the kernels read it: contiguous and of the type of x.
+// Returns a bias in the form that the kernels need: contiguous and of the type of x.
 optional<Tensor> bias_for(const Tensor& x, const optional<Tensor>& b) {
     return b.has_value() ? optional<Tensor>(dense(*b, x.scalar_type())) : std::nullopt;
 }
 
-constexpr int64_t kMaxDirectWindow = 16;  // taps that meet an output: 4 x 4, or 8 x 8 upsampling by 2
+constexpr int64_t kMaxDirectWindow = 16;  // nonzero taps per output: 4 x 4, or 8 x 8 upsampling by 2
 
 ops::Limits test_limits{};
 int64_t test_max_slice = 0;
@@ -110,7 +112,7 @@ Tensor run_bias_act(
     int64_t dim, int64_t act, double alpha, double gain, double clamp
 ) {
     check_device(first, {address(second), address(x), address(b), address(y)});
-    // One dense order in memory for all: the one that torch gives the first tensor's equals.
+    // All tensors get the same dense memory order: that of torch.empty_like of the first tensor.
     Tensor out = poisoned(torch::stable::empty_like(first));
     std::vector<Tensor> keep;
     auto use = [&](const Tensor& t) {
@@ -127,7 +129,7 @@ Tensor run_bias_act(
     } else {
         p.dy = order == 1 ? use(first) : use(*second);
         p.ddx = order == 2 ? use(first) : nullptr;
-        // A slope that depends on nothing needs no saved tensor; any of the right size will do.
+        // A constant slope needs no saved tensor; the kernel accepts any tensor of the right size.
         p.x = x.has_value() ? use(*x) : p.dy;
         p.y = y.has_value() ? use(*y) : nullptr;
     }
@@ -142,7 +144,8 @@ Tensor run_bias_act(
     p.clamp = clamp;
     p.count = out.numel();
     p.channels = b.has_value() ? std::max<int64_t>(b->numel(), 1) : 1;
-    // Elements that share a bias are as many as the stride of its axis, which must be the product of the faster axes.
+    // The number of consecutive elements with the same bias is the stride of its axis, which must be the product of the
+    // faster axes.
     p.step = b.has_value() && out.size(dim) > 1 ? out.stride(dim) : 1;
     if (b.has_value() && out.size(dim) <= 1) p.step = std::max<int64_t>(out.numel(), 1);
     p.max_slice = test_max_slice;
@@ -171,7 +174,7 @@ Tensor bias_act_grad2(
     return run_bias_act(2, ddx, dy, x, b, y, dim, act, alpha, gain, clamp);
 }
 
-// Dense with the channels innermost, and not also contiguous.
+// Whether x is channels_last and not contiguous.
 bool is_channels_last(const Tensor& x) {
     int64_t step = 1;
     for (const int axis : {1, 3, 2, 0}) {
@@ -181,8 +184,8 @@ bool is_channels_last(const Tensor& x) {
     return !x.is_contiguous();
 }
 
-// Kernels of images work on planes: contiguous input, and an output of the same values in the input's memory format.
-// `takes_last`: the kernel takes images with the channels last as they are.
+// Image kernels work on planes: this makes the input contiguous, and converts the output to the input's memory format.
+// `takes_last`: the kernel also supports channels_last images.
 struct Images {
     Images(const Tensor& x, bool takes_last) : last(is_channels_last(x)), direct(last && takes_last), input(direct ? x : torch::stable::contiguous(x)) {}
     Tensor output(int64_t height, int64_t width) const {
@@ -193,7 +196,7 @@ struct Images {
     Tensor input;
 };
 
-// A filter as the kernels read it: contiguous, double beside float64 images and float beside all others.
+// Returns a filter in the form that the kernels need: contiguous, double for float64 images and float for others.
 optional<Tensor> filter_for(const Tensor& x, const optional<Tensor>& f) {
     return f.has_value() ? optional<Tensor>(dense(*f, is_double(x) ? ScalarType::Double : ScalarType::Float)) : std::nullopt;
 }
@@ -205,7 +208,7 @@ bool separable(const optional<Tensor>& f) { return !f.has_value() || f->dim() ==
 Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, const Numbers& geometry, bool reverse, double gain) {
     STD_TORCH_CHECK(geometry.size() == 8, "geometry must be up x, y, down x, y, padding x, y, width, height");
     check_device(x, {address(f)});
-    // With the channels last, a kernel that adds up small windows as they are beats two copies around the separable one.
+    // For channels_last images with small windows, the direct kernel is faster than the separable one with two copies.
     const int64_t window = (taps_x(f) + geometry[0] - 1) / geometry[0] * ((taps_y(f) + geometry[1] - 1) / geometry[1]);
     Images images(x, window <= kMaxDirectWindow);
     const optional<Tensor> filter = filter_for(x, f);
@@ -232,7 +235,7 @@ Tensor upfirdn2d(const Tensor& x, const optional<Tensor>& f, const Numbers& geom
     return images.finish(y);
 }
 
-// One call of filtered_lrelu or of its derivative: from an image through the middle grid to an image.
+// One call of filtered_lrelu or of its derivative: from an image over the middle grid to an image.
 struct Plan {
     const optional<Tensor>& fu;
     const optional<Tensor>& fd;
@@ -245,11 +248,12 @@ struct Plan {
     bool fuse;
 };
 
-// What the fused kernels do not cover: three passes over groups of planes, which keep the memory for the middle image in bounds.
+// Handles cases that the fused kernels do not support: three passes over groups of planes, which limit the memory of
+// the middle image.
 void run_in_passes(const Plan& plan, const Tensor& x, const Tensor& y, const optional<Tensor>& b, const Launch& launch) {
     constexpr int64_t kMaxSamples = int64_t{1} << 26;
     const int64_t channels = x.size(1), planes = x.size(0) * channels, samples = static_cast<int64_t>(plan.mid_w) * plan.mid_h;
-    // Whole batch entries at a time, so that a plane's channel is its index modulo the channels.
+    // Groups are whole samples, so that the channel of a plane is its index modulo the number of channels.
     const int64_t step = std::min(planes, std::max<int64_t>(1, kMaxSamples / samples / channels) * channels);
     Tensor mid = empty({step, plan.mid_h, plan.mid_w}, is_double(x) ? ScalarType::Double : ScalarType::Float, x);
     const optional<Tensor> fu = filter_for(x, plan.fu), fd = filter_for(x, plan.fd);
@@ -331,7 +335,7 @@ Tensor run(const Plan& plan, const Tensor& x, const optional<Tensor>& b) {
     return images.finish(y);
 }
 
-// geometry: up x, y, down x, y, padding x, y, width and height of the input, of the middle grid and of the output.
+// geometry: up (x, y), down (x, y), padding (x, y), then width and height of the input, the middle grid and the output.
 Plan make_plan(
     const optional<Tensor>& fu, const optional<Tensor>& fd, const Numbers& geometry, bool flip, double gain, double slope, double clamp
 ) {
@@ -373,7 +377,7 @@ Tensor filtered_lrelu_gated(
     plan.codes = const_cast<uint8_t*>(packed.const_data_ptr<uint8_t>());
     plan.code_bytes = static_cast<int>(packed.size(3));
     if (transposed) {
-        // The transposed map of an axis exchanges up and down, reverses the taps and pads by what the taps leave of the padding.
+        // The transposed map of an axis swaps up and down, reverses the taps and pads by taps - 1 - padding.
         plan.crop_x = taps_x(fu) - 1 - plan.pad_x, plan.crop_y = taps_y(fu) - 1 - plan.pad_y;
         plan.pad_x = taps_x(fd) - 1, plan.pad_y = taps_y(fd) - 1;
         std::swap(plan.up_x, plan.down_x);
@@ -384,8 +388,8 @@ Tensor filtered_lrelu_gated(
     return run(plan, t, std::nullopt);
 }
 
-// For tests. At most `blocks` blocks in a grid, at most `slice` elements of bias_act per launch, only the last `tail` items of the work that a
-// kernel has (0: no limit); fused kernels or not.
+// For tests: at most `blocks` blocks in a grid, at most `slice` elements of bias_act per launch, only the last `tail`
+// work items of a kernel (0: no limit), and fused kernels or not.
 void set_limits(int64_t blocks, int64_t slice, int64_t tail, bool fuse) {
     test_limits = {static_cast<int>(blocks), tail};
     test_max_slice = slice;
@@ -394,7 +398,7 @@ void set_limits(int64_t blocks, int64_t slice, int64_t tail, bool fuse) {
 
 }  // namespace
 
-// The macros take names as they stand; these let the build's definitions through.
+// The macros do not expand their arguments; these do, so that the build can define the names.
 #define OPS_FRAGMENT(name, m) STABLE_TORCH_LIBRARY_FRAGMENT(name, m)
 #define OPS_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
 

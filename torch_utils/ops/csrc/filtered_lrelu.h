@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stages that the fused filtered_lrelu kernels are made of. A block makes one output tile of one plane.
+// Stages of the fused filtered_lrelu kernels. A block computes one output tile of one plane.
 //
-// Along an axis, middle samples come in groups of UP: group g holds the samples pad + UP * g - r, r = UP-1 .. 0, all of which see the
-// pixels g .. g + K-1, sample r through the taps r, r + UP, ... (K = taps / UP). Starting a run of samples at a group boundary makes every
-// tap's place known to the compiler; the up to UP-1 samples before the first one needed (the `lead`) are made and not used.
+// Along an axis, middle samples form groups of UP: group g has the samples pad + UP * g - r, r = UP-1 .. 0. All of them
+// depend on the pixels g .. g + K-1, sample r through the taps r, r + UP, ... (K = taps / UP). A run of samples starts
+// at a group boundary, so that the compiler knows the position of every tap. The up to UP-1 samples before the first
+// needed one (the `lead`) are computed and not used.
 //
-// Each thread keeps a window of pixels and the taps in registers and makes a run of samples, so that one read of shared memory serves
-// many multiplications. The pitch of shared arrays is odd where threads of a warp walk along different rows.
+// Each thread keeps a window of pixels and the taps in registers and computes a run of samples, so that one read of
+// shared memory is used in many multiplications. The pitch of shared arrays is odd if the threads of a warp access
+// different rows.
 #pragma once
 
 #include "ops.h"
@@ -17,9 +19,9 @@ namespace fused {
 
 constexpr int kMaxThreads = 256;
 constexpr size_t kMaxShared = 64 * 1024;
-constexpr uint32_t kOutside = 0xaaaaaaaau;  // codes of samples without a slope
+constexpr uint32_t kOutside = 0xaaaaaaaau;  // codes of samples with zero slope
 
-// Where a tile lies. Samples are counted from `mid_x0`, `mid_y0`, the first that the tile's outputs see.
+// Position of a tile. Samples are numbered from (mid_x0, mid_y0), the first one that the tile's outputs depend on.
 struct Tile {
     int64_t plane;
     int out_x0, out_y0, out_w, out_h;
@@ -52,7 +54,7 @@ __device__ __forceinline__ Tile make_tile(const FilteredLreluParams& p, int64_t 
 
 __host__ __device__ __forceinline__ int odd(int n) { return n | 1; }
 
-// Taps of a separable filter in registers, in the order in which they meet samples or pixels.
+// Taps of a separable filter in registers, in the order of the samples or pixels they are multiplied with.
 template <int N>
 __device__ __forceinline__ void load_taps(const float* f, bool reverse, float factor, float (&taps)[N]) {
     OPS_UNROLL
@@ -71,7 +73,7 @@ __device__ __forceinline__ void load_column(const FilteredLreluParams& p, const 
     }
 }
 
-// N pixels of a column from row0 on, plus the bias; zeros outside of the image.
+// Reads N pixels of a column from row0 on and adds the bias; zeros outside the image.
 template <int N>
 __device__ __forceinline__ void load_column(const FilteredLreluParams& p, const Tile& t, int column, int row0, float (&v)[N]) {
     if (p.dtype == kFloat16) {
@@ -83,7 +85,7 @@ __device__ __forceinline__ void load_column(const FilteredLreluParams& p, const 
     }
 }
 
-// Upsamples along y: pixels of `columns` columns from group_x0 on -> up [mid_h, pitch] in shared memory.
+// Upsamples along y: pixels of `columns` columns from group_x0 on to `up` [mid_h, pitch] in shared memory.
 template <int UP, int K>
 __device__ __forceinline__ void up_vertical(const FilteredLreluParams& p, const Tile& t, int columns, int pitch, float* up) {
     constexpr int kGroups = 24 / UP;  // groups per run: 24 samples
@@ -109,7 +111,7 @@ __device__ __forceinline__ void up_vertical(const FilteredLreluParams& p, const 
     }
 }
 
-// phi and its code for a sample.
+// Computes phi and its code for a sample.
 __device__ __forceinline__ float activate(const FilteredLreluParams& p, float u, uint32_t& code) {
     const bool negative = !(u > 0.f);
     float value = (negative ? u * p.slope : u) * p.gain;
@@ -125,7 +127,7 @@ __device__ __forceinline__ float gated(const FilteredLreluParams& p, float u, ui
     return (code & 2u) ? 0.f : u * ((code & 1u) ? p.slope * p.gain : p.gain);
 }
 
-// Codes of the tile in shared memory: rows of `pitch` 16-bit units, eight samples each, the first at mid_x0.
+// Codes of the tile in shared memory: rows of `pitch` 16-bit units with eight samples each, starting at mid_x0.
 __device__ __forceinline__ void read_codes(const FilteredLreluParams& p, const Tile& t, int pitch, uint16_t* codes) {
     const uint8_t* source = p.codes + t.plane * p.mid_h * p.code_bytes;
     const int byte0 = floor_div(t.mid_x0, 4), shift = 2 * (t.mid_x0 - 4 * byte0);
@@ -142,7 +144,8 @@ __device__ __forceinline__ void read_codes(const FilteredLreluParams& p, const T
     }
 }
 
-// Writes the tile's codes to memory; samples that two tiles make belong to the first sample's tile. Needs mid_x0 % 4 == 0, as it is without crop.
+// Writes the tile's codes to memory. The codes of samples that two tiles compute are written by the first of them.
+// Requires mid_x0 % 4 == 0, which holds without crop.
 __device__ __forceinline__ void write_codes(const FilteredLreluParams& p, const Tile& t, int pitch, const uint16_t* codes) {
     uint8_t* target = p.codes + t.plane * p.mid_h * p.code_bytes;
     const int byte0 = t.mid_x0 / 4;
@@ -157,7 +160,8 @@ __device__ __forceinline__ void write_codes(const FilteredLreluParams& p, const 
     }
 }
 
-// Downsamples along y: rows of samples [mid_h, pitch], already downsampled along x -> the output. Threads of a warp take neighbouring columns.
+// Downsamples along y: rows [mid_h, pitch] that are already downsampled along x to the output. The threads of a warp
+// process adjacent columns.
 template <class T, int DOWN, int TAPS>
 __device__ __forceinline__ void down_vertical(const FilteredLreluParams& p, const Tile& t, int pitch, const float* rows) {
     constexpr int kRun = 6, kRows = (kRun - 1) * DOWN + TAPS;
@@ -196,7 +200,7 @@ __device__ __forceinline__ void down_vertical(const FilteredLreluParams& p, cons
     }
 }
 
-// Cuts the output into tiles of about equal size: widths a multiple of `unit` up to max_w, heights up to max_h.
+// Divides the output into tiles of about equal size: widths are multiples of `unit` up to max_w, heights up to max_h.
 inline void choose_tiles(FilteredLreluParams& p, int unit, int max_w, int max_h) {
     p.tiles_x = (p.out_w + max_w - 1) / max_w;
     p.tile_w = ((p.out_w + p.tiles_x - 1) / p.tiles_x + unit - 1) / unit * unit;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// filtered_lrelu with one filter that is not separable, in one pass: forwards the downsampling one, in the gradient the upsampling one.
-// The samples at the middle resolution lie in shared memory; the full filter's taps are taken column by column into registers.
-// Bound by multiplications: taps^2 per output (docs/kernels.md).
+// filtered_lrelu with one non-separable filter in a single pass. This is the downsampling filter in the forward pass
+// and the upsampling filter in the gradient. The samples at the middle resolution are in shared memory; the taps of the
+// full filter are loaded into registers column by column. The speed is limited by multiplications: taps^2 per output
+// (docs/kernels.md).
 #include "filtered_lrelu.h"
 
 namespace ops {
@@ -9,22 +10,22 @@ namespace {
 
 using namespace fused;
 
-constexpr int kRun = 6;       // outputs of a column that a thread makes in one go
-constexpr int kChunk = 16;    // samples of a row that a thread makes in one go: a word of codes
-constexpr int kUnit = 4;      // tile widths are multiples of it, so that tiles' codes start at whole bytes
+constexpr int kRun = 6;       // outputs of a column that a thread computes at once
+constexpr int kChunk = 16;    // samples of a row that a thread computes at once: a word of codes
+constexpr int kUnit = 4;      // tile widths are multiples of it, so that the codes of a tile start at a whole byte
 
 __host__ __device__ __forceinline__ int mid_size(int out, int down, int taps) { return (out - 1) * down + taps; }
 
-// Shared arrays of the kernel whose downsampling filter is full.
+// Shared arrays of the kernel with a full downsampling filter.
 template <int UP, int K, int DOWN, int TAPS>
 struct DownShape {
-    static constexpr int kGroups = (kChunk + 2 * (UP - 1)) / UP;  // groups that cover a chunk wherever its first sample lies in its group
+    static constexpr int kGroups = (kChunk + 2 * (UP - 1)) / UP;  // groups that cover a chunk for any position of its first sample in its group
     static __host__ __device__ int chunks(int out_w) { return (mid_size(out_w, DOWN, TAPS) + kChunk - 1) / kChunk; }
     static __host__ __device__ int columns(int out_w) { return (chunks(out_w) - 1) * (kChunk / UP) + kGroups + K - 1; }
-    // Samples of a row by their place modulo DOWN, so that neighbouring outputs read neighbouring words.
+    // The samples of a row are ordered by their index modulo DOWN, so that adjacent outputs read adjacent words.
     static __host__ __device__ int part(int out_w) { return (mid_size(out_w, DOWN, TAPS) + DOWN - 1) / DOWN; }
-    // A warp that comes to the end of a run's columns goes on with the next run's, kRun * DOWN rows further down. Where some odd pitch makes that
-    // step the width modulo the 32 banks of shared memory, the warp meets no bank twice.
+    // A warp that reaches the last column of a run continues with the next run, kRun * DOWN rows below. With an odd
+    // pitch for which this step equals the width modulo the 32 banks of shared memory, the warp uses no bank twice.
     static __host__ __device__ int mid_pitch(int out_w) {
         const int least = odd(DOWN * part(out_w));
         for (int pitch = least; pitch < least + 8; pitch += 2) {
@@ -39,7 +40,8 @@ struct DownShape {
     }
 };
 
-// Upsamples along x and applies phi: `up` [mid_h, up_pitch] -> `mid` [mid_h, DOWN, part]. Threads of a warp take neighbouring rows.
+// Upsamples along x and applies phi: `up` [mid_h, up_pitch] to `mid` [mid_h, DOWN, part]. The threads of a warp process
+// adjacent rows.
 template <int UP, int K, int DOWN, int TAPS, int MODE>
 __device__ __forceinline__ void up_horizontal(
     const FilteredLreluParams& p, const Tile& t, const float* up, int up_pitch, float* mid, int mid_pitch, int part, uint16_t* codes, int code_pitch
@@ -86,7 +88,7 @@ __device__ __forceinline__ void up_horizontal(
     }
 }
 
-// Downsamples with a full filter `taps` [x][y] in shared memory. Threads of a warp take neighbouring columns.
+// Downsamples with a full filter `taps` [x][y] in shared memory. The threads of a warp process adjacent columns.
 template <class T, int DOWN, int TAPS>
 __device__ __forceinline__ void down_full(const FilteredLreluParams& p, const Tile& t, const float* mid, int mid_pitch, int part, const float* taps) {
     constexpr int kRows = (kRun - 1) * DOWN + TAPS;
@@ -118,7 +120,7 @@ __device__ __forceinline__ void down_full(const FilteredLreluParams& p, const Ti
     }
 }
 
-// A full filter of N x N taps into shared memory as [x][y], in the order in which the taps meet samples or pixels.
+// Loads a full filter of N x N taps into shared memory as [x][y], in the order of the samples or pixels.
 template <int N>
 __device__ __forceinline__ void load_full(const float* f, bool reverse, float factor, float* taps) {
     for (int i = threadIdx.x; i < N * N; i += blockDim.x) {
@@ -157,10 +159,10 @@ __global__ void __launch_bounds__(kMaxThreads, 2) full_down_kernel(FilteredLrelu
     }
 }
 
-// Shared arrays of the kernel whose upsampling filter is full.
+// Shared arrays of the kernel with a full upsampling filter.
 template <int UP, int K, int DOWN, int TAPS>
 struct UpShape {
-    static constexpr int kGroups = 12;  // groups of a column that a thread makes in one go
+    static constexpr int kGroups = 12;  // groups of a column that a thread computes at once
     static __host__ __device__ int pixels(int out) { return (mid_size(out, DOWN, TAPS) + UP - 1) / UP + K; }
     static __host__ __device__ int code_pitch(int out_w) { return (mid_size(out_w, DOWN, TAPS) + 7) / 8; }
     static size_t bytes(int out_w, int out_h) {
@@ -170,7 +172,7 @@ struct UpShape {
     }
 };
 
-// The tile's pixels into shared memory, [pixels, pitch].
+// Loads the tile's pixels into shared memory, [pixels, pitch].
 template <class T>
 __device__ __forceinline__ void load_pixels(const FilteredLreluParams& p, const Tile& t, int width, int height, float* pixels) {
     const T* x = static_cast<const T*>(p.x) + t.plane * p.in_h * p.in_w;
@@ -182,7 +184,8 @@ __device__ __forceinline__ void load_pixels(const FilteredLreluParams& p, const 
     }
 }
 
-// Upsamples with a full filter and applies the codes -> `mid` [mid_h, mid_pitch]. Threads of a warp take neighbouring columns.
+// Upsamples with a full filter and applies the codes, to `mid` [mid_h, mid_pitch]. The threads of a warp process
+// adjacent columns.
 template <int UP, int K, int DOWN, int TAPS>
 __device__ __forceinline__ void up_full(
     const FilteredLreluParams& p, const Tile& t, const float* pixels, int width, int height, const float* taps, float* mid, int mid_pitch,
@@ -221,7 +224,8 @@ __device__ __forceinline__ void up_full(
     }
 }
 
-// Downsamples along x: `mid` [mid_h, mid_pitch] -> `out` [mid_h, out_pitch]. Threads of a warp take neighbouring rows.
+// Downsamples along x: `mid` [mid_h, mid_pitch] to `out` [mid_h, out_pitch]. The threads of a warp process adjacent
+// rows.
 template <int DOWN, int TAPS>
 __device__ __forceinline__ void down_horizontal(const FilteredLreluParams& p, const Tile& t, const float* mid, int mid_pitch, float* out, int out_pitch) {
     constexpr int kSamples = (kRun - 1) * DOWN + TAPS;

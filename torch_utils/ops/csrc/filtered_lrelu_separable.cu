@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// filtered_lrelu with separable filters in one pass: up along y from memory, then up, activation and down along x without leaving the
-// registers, then down along y to memory. The image at the middle resolution never exists, not even in shared memory.
-// Bound by instruction issue (docs/kernels.md).
+// filtered_lrelu with separable filters in a single pass: upsampling along y from memory; then upsampling, activation
+// and downsampling along x in registers; then downsampling along y to memory. The image at the middle resolution is
+// never stored, not even in shared memory. The speed is limited by instruction issue (docs/kernels.md).
 #include "filtered_lrelu.h"
 
 namespace ops {
@@ -9,11 +9,11 @@ namespace {
 
 using namespace fused;
 
-constexpr int kRun = 12;  // outputs of a row that a thread makes in one go
+constexpr int kRun = 12;  // outputs of a row that a thread computes at once
 
 template <int UP, int K, int DOWN, int TAPS>
 struct Shape {
-    static constexpr int kLong = TAPS + UP - 1;  // taps with the lead's zeros
+    static constexpr int kLong = TAPS + UP - 1;  // taps and the zeros of the lead
     static constexpr int kGroups = ((kRun - 1) * DOWN + kLong + UP - 1) / UP;
     static constexpr int kSamples = kGroups * UP;
     static constexpr int kWords = (kSamples + 15) / 16;
@@ -26,7 +26,8 @@ struct Shape {
     static __host__ __device__ int mid_h(int out_h) { return (out_h - 1) * DOWN + TAPS; }
 };
 
-// Up, phi and down along x: `up` [mid_h, up_pitch] -> `out` [mid_h, out_pitch]. Threads of a warp take neighbouring rows.
+// Upsampling, phi and downsampling along x: `up` [mid_h, up_pitch] to `out` [mid_h, out_pitch]. The threads of a warp
+// process adjacent rows.
 template <int UP, int K, int DOWN, int TAPS, int MODE>
 __device__ __forceinline__ void horizontal(
     const FilteredLreluParams& p, const Tile& t, const float* up, int up_pitch, float* out, int out_pitch, uint16_t* codes, int code_pitch
@@ -121,7 +122,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2) separable_kernel(FilteredLrelu
         __syncthreads();
         down_vertical<DOWN, TAPS>(p, t, out_pitch, out);
         if (MODE == kSave) write_codes(p, t, code_pitch, codes);
-        // No barrier here: the next tile writes `up` and read codes, which nobody reads after the second barrier, and the rest after its first.
+        // No barrier is needed here: before its first barrier, the next tile writes only `up` and codes that were read,
+        // which no thread reads after the second barrier.
     }
 }
 
@@ -140,7 +142,7 @@ bool launch(FilteredLreluParams p, void* stream) {
     if (p.mode == kGated) {
         OPS_LAUNCH((separable_kernel<UP, K, DOWN, TAPS, kGated>), grid_size(p), threads, bytes, s, p);
     } else if constexpr (DOWN <= 2) {
-        // Larger factors come up in backward passes alone.
+        // Larger factors occur only in backward passes.
         if (p.mode == kSave) {
             OPS_LAUNCH((separable_kernel<UP, K, DOWN, TAPS, kSave>), grid_size(p), threads, bytes, s, p);
         } else {

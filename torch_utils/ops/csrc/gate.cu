@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The leaky ReLU in the middle of filtered_lrelu as a pass of its own, with its 2-bit codes: one thread per byte of codes, four samples.
+// The leaky ReLU of filtered_lrelu and its 2-bit codes as a separate pass: one thread per byte of codes (four samples).
 #include "ops.h"
 #include "platform.h"
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the kernel sources on a CPU, for tests: blocks one after the other, the threads of a block as fibres that change at barriers.
+// Runs the kernel sources on a CPU, for tests: blocks run one after the other, and the threads of a block are fibres
+// that switch at barriers.
 //
-// The threads take turns in an order that changes from barrier to barrier, so that one that reads what another has yet to write shows in
-// the results. Shared memory has exactly the size that the launch asked for, is filled with NaN patterns before each block, and is followed by a
-// guard that is checked after it. A block whose threads do not all reach the same barriers stops the program.
+// The order of the threads changes at each barrier, so that a thread that reads data before another one writes it
+// changes the results. Shared memory has exactly the requested size, is filled with NaN patterns before each block, and
+// is followed by a guard that is checked after the block. If the threads of a block do not all reach the same barriers,
+// the program stops.
 //
-// OPS_OBSERVER names a header that is told what runs (tests/torch_utils/ops/checker/hooks.h); without it nobody is.
+// OPS_OBSERVER is an optional header with hooks for what runs (tests/torch_utils/ops/checker/hooks.h).
 #pragma once
 
 #include <ucontext.h>
@@ -25,7 +27,7 @@
 #define __forceinline__ inline
 #define OPS_UNOBSERVED
 #define OPS_OBSERVE(call)
-#define OPS_OVERRUN_STOPS true  // observers report it by themselves
+#define OPS_OVERRUN_STOPS true  // observers report overruns themselves
 #endif
 
 #define __global__
@@ -79,7 +81,7 @@ OPS_UNOBSERVED inline void barrier() {
     swapcontext(&s.fibres[s.current].context, &s.scheduler);
 }
 
-// A pseudorandom order of n threads: from some thread on in steps that reach all.
+// A pseudorandom order of n threads: a start and a step that visit all of them.
 struct Order {
     unsigned start, step;
 };
@@ -103,7 +105,7 @@ OPS_UNOBSERVED inline void run_block(unsigned threads) {
         f.context.uc_link = nullptr;
         makecontext(&f.context, fibre_main, 0);
     }
-    // Every round takes each thread to its next barrier or to its end: all of them, or the barrier is divergent.
+    // Each round runs every thread to its next barrier or to its end. If only some reach a barrier, it is divergent.
     for (unsigned finished = 0; finished < threads;) {
         finished = 0;
         const Order order = next_order(threads);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations' parameters and launchers: what the bindings know of the kernels. No torch and no CUDA header is needed here.
+// Parameters and launchers of the operations: the interface between the bindings and the kernels.
+// It needs no torch or CUDA header.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,8 @@ namespace ops {
 
 enum Dtype { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
 
-// For tests, which cannot fill a device: how many blocks a grid has at most, and how many of a kernel's last work items are done. 0: all.
+// For tests, which cannot fill a device: the maximum number of blocks in a grid, and how many of a kernel's last
+// work items to compute. 0: no limit.
 struct Limits {
     int blocks;
     int64_t tail;
@@ -21,7 +23,7 @@ struct Limits {
     }
 };
 
-// clamp(gain * act(x + b)) or its derivatives, element by element. Tensors are dense and share one order in memory.
+// clamp(gain * act(x + b)) or its derivatives, elementwise. All tensors are dense and have the same memory order.
 struct BiasActParams {
     const void* x;    // input of the activation before its bias; order 0, or derivatives in terms of x
     const void* b;    // [channels] or null
@@ -30,24 +32,25 @@ struct BiasActParams {
     const void* ddx;  // order 2
     void* out;
     Dtype dtype;
-    int activation;  // of activations.h
-    int order;  // of element() there: 0 or a derivative's
+    int activation;  // Activation of activations.h
+    int order;       // order of the derivative, as in element() there
     double alpha, gain, clamp;  // clamp < 0: none
     int64_t count;
-    int64_t step;       // consecutive elements that share a bias
-    int64_t channels;   // biases
-    int64_t max_slice;  // elements per launch; 0: as many as the kernel can (for tests)
+    int64_t step;       // consecutive elements with the same bias
+    int64_t channels;   // number of biases
+    int64_t max_slice;  // maximum elements per launch, for tests; 0: the kernel's own limit
     Limits limits;
 };
 
-// out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis, with x = 0 outside of the image and f = 0 outside of its taps.
+// out[o] = gain * sum_i x[i] f[i * up + pad - o * down] along each axis, with x = 0 outside the image and f = 0
+// outside its taps.
 struct UpfirdnParams {
-    const void* x;  // [planes, in_h, in_w], planes = samples * channels; with channels_last [samples, in_h, in_w, channels]
-    void* y;        // [planes, out_h, out_w], or the same with the channels last
-    const void* f;  // [taps_y, taps_x], or [taps_x] along both axes if separable; null: one tap of 1. float, or double with float64 images
-    const void* b;  // [channels], of the type of x, added to the pixels of x; null: none
-    Dtype in_dtype, out_dtype;         // the same, or one of them float32
-    bool separable, reverse;           // reverse: the taps are stored last first
+    const void* x;  // [planes, in_h, in_w] with planes = samples * channels, or channels_last [samples, in_h, in_w, channels]
+    void* y;        // [planes, out_h, out_w], or channels_last like x
+    const void* f;  // [taps_y, taps_x], or [taps_x] for both axes if separable; null: one tap of 1. double for float64 images, else float
+    const void* b;  // [channels] of the type of x, added to the pixels of x; null: none
+    Dtype in_dtype, out_dtype;         // equal, or one of them is float32
+    bool separable, reverse;           // reverse: the taps are stored last tap first
     bool channels_last;
     int64_t planes;
     int channels;
@@ -59,8 +62,8 @@ struct UpfirdnParams {
 
 // y = down(phi(up(x + b))) on a middle grid of mid_h x mid_w samples, where
 //   up:   u[m] = sum_i x[i] fu[i * up + pad - m]
-//   down: y[n] = sum_m a[m] fd[m + crop - n * down], a = 0 outside of the middle grid.
-// phi is the leaky ReLU with gain and clamp (kPlain, kSave), or multiplies by its slope as the saved codes tell it (kGated).
+//   down: y[n] = sum_m a[m] fd[m + crop - n * down], a = 0 outside the middle grid.
+// phi is the leaky ReLU with gain and clamp (kPlain, kSave), or a product with the slope in the saved codes (kGated).
 enum LreluMode { kPlain = 0, kSave = 1, kGated = 2 };
 
 struct FilteredLreluParams {
@@ -69,7 +72,7 @@ struct FilteredLreluParams {
     const float* fu;   // [taps] separable, or [taps, taps]
     const float* fd;
     const void* b;     // [channels] of the type of x, or null
-    uint8_t* codes;    // [planes, mid_h, code_bytes]: 2 bits per sample, low bits first: bit 0 = negative, bit 1 = slope zero (clamped, or padding)
+    uint8_t* codes;    // [planes, mid_h, code_bytes]: 2 bits per sample, low bits first: bit 0 = negative, bit 1 = zero slope (clamped or padding)
     Dtype dtype;
     LreluMode mode;
     bool up_full, down_full, reverse_up, reverse_down;
@@ -79,12 +82,12 @@ struct FilteredLreluParams {
     int up, down, up_taps, down_taps;
     int pad_x, pad_y, crop_x, crop_y;
     float up_gain, gain, slope, clamp;  // up_gain multiplies u; clamp < 0: none
-    int tile_w, tile_h, tiles_x, tiles_y;  // filled in by the launcher, as is the first tile
+    int tile_w, tile_h, tiles_x, tiles_y;  // set by the launcher, like first_tile
     int64_t first_tile;
     Limits limits;
 };
 
-// phi on samples [planes, mid_h, mid_w] in place, with codes as above; for what the fused kernels do not cover.
+// phi on samples [planes, mid_h, mid_w] in place, with codes as above; for cases that the fused kernels do not support.
 struct GateParams {
     void* u;  // float, or double
     uint8_t* codes;
@@ -96,12 +99,12 @@ struct GateParams {
     Limits limits;
 };
 
-// Each returns nothing and launches without waiting. `stream` is a cudaStream_t, unused on the host.
+// Each launches its kernel without waiting for it. `stream` is a cudaStream_t, unused on the host.
 void bias_act(const BiasActParams& p, void* stream);
 void upfirdn2d(const UpfirdnParams& p, void* stream);
 void gate(const GateParams& p, void* stream);
 
-// True if a fused kernel covers the case; it is launched unless `probe`.
+// Return whether a fused kernel supports the case, and launch it unless `probe`.
 bool filtered_lrelu_separable(const FilteredLreluParams& p, void* stream, bool probe);
 bool filtered_lrelu_radial(const FilteredLreluParams& p, void* stream, bool probe);
 

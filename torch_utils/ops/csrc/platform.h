@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels need of their platform: CUDA, or the host shim that runs the same sources in tests.
+// Platform dependencies of the kernels: CUDA, or the host shim that runs the same sources in tests.
 #pragma once
 
 #ifdef __CUDACC__
@@ -12,7 +12,8 @@
 
 #define OPS_UNROLL _Pragma("unroll")
 #define OPS_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-// Above 48 KB a kernel must be told how much shared memory it may use. The attribute belongs to the device at hand and is cheap to set.
+// A kernel with more than 48 KB of shared memory must request it. The attribute applies to the current device and is
+// cheap to set.
 #define OPS_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                                       \
     do {                                                                                                                   \
         auto launched = &kernel;                                                                                           \
@@ -44,7 +45,7 @@ __device__ __forceinline__ double to_float(double x) { return x; }
 __device__ __forceinline__ void from_float(float x, float& y) { y = x; }
 __device__ __forceinline__ void from_float(double x, double& y) { y = x; }
 
-// What values of a type are computed in.
+// The type in which values of a type are computed.
 template <class T>
 struct Compute {
     typedef float type;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // upfirdn2d for any factors, paddings and filters.
 //
-// Separable filters: a block makes one output tile of one plane. It filters the input rows that the tile sees along x, straight from
-// memory into shared memory, then along y from there to the output. Other filters, taps too many for shared memory, and small windows with
-// the channels last: one thread per output, which reads its window through the cache. Only the polyphase taps that meet a pixel are visited,
-// never inserted zeros.
+// Separable filters: a block computes one output tile of one plane. It filters the tile's input rows along x, from
+// global to shared memory, and then along y from there to the output. Other filters, filters with too many taps for
+// shared memory, and small windows of channels_last images: one thread per output, which reads its window through the
+// cache. Only taps that fall on a pixel are evaluated (polyphase), never inserted zeros.
 #include "ops.h"
 #include "platform.h"
 
@@ -13,14 +13,14 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kTileW = 64, kTileH = 32;
-constexpr size_t kMaxShared = 64 * 1024;  // what every architecture since Turing grants a block
+constexpr size_t kMaxShared = 64 * 1024;  // available to a block on all architectures since Turing
 
 struct Tiling {
     int tile_w, tile_h, tiles_x, tiles_y;
     int64_t first, work;
 };
 
-// The taps that an output meets: tap `first_tap`, with pixel `first_pixel`, and every up-th after it with the next pixels.
+// The nonzero taps of an output: `first_tap` at pixel `first_pixel`, then every up-th tap at the following pixels.
 template <int UP, int DOWN>
 __device__ __forceinline__ void meet(int out, int up, int down, int pad, int& first_pixel, int& first_tap) {
     const int u = UP > 0 ? UP : up, d = DOWN > 0 ? DOWN : down;
@@ -33,7 +33,7 @@ __device__ __forceinline__ A tap_at(const A* f, int index, int taps, bool revers
     return f == nullptr ? A(1) : f[reverse ? taps - 1 - index : index];
 }
 
-// An output in the type that is asked for: the images' own, or float32.
+// Writes an output in the requested type: the images' type, or float32.
 template <class In, class A>
 __device__ __forceinline__ void store(const UpfirdnParams& p, int64_t index, A value) {
     if (p.out_dtype == p.in_dtype) {
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) separable_kernel(UpfirdnParams p, Ti
     }
 }
 
-// value = quotient * divisor + remainder; 64-bit divisions take several times as long as 32-bit ones.
+// Computes value = quotient * divisor + remainder. 64-bit divisions take several times as long as 32-bit ones.
 __device__ __forceinline__ void divide(int64_t value, int divisor, int64_t& quotient, int& remainder) {
     if (value <= INT32_MAX) {
         const uint32_t q = static_cast<uint32_t>(value) / static_cast<uint32_t>(divisor);
@@ -107,7 +107,8 @@ __device__ __forceinline__ void divide(int64_t value, int divisor, int64_t& quot
     }
 }
 
-// For both orders in memory: the pixels of a plane are `pitch` elements apart, and outputs are counted in the order in which they lie.
+// Supports both memory formats: the pixels of a plane are `pitch` elements apart, and outputs are numbered in memory
+// order.
 template <class In>
 __global__ void __launch_bounds__(kThreads) direct_kernel(UpfirdnParams p, int64_t first, int64_t count) {
     typedef typename Compute<In>::type A;
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) direct_kernel(UpfirdnParams p, int64
         int channel = 0, column, line;
         if (p.channels_last) divide(rest, p.channels, rest, channel);
         divide(rest, p.out_w, rest, column);
-        divide(rest, p.out_h, plane, line);  // with the channels last: the sample
+        divide(rest, p.out_h, plane, line);  // channels_last: the sample
         const int64_t origin = plane * p.in_h * p.in_w * pitch + channel;
         if (!p.channels_last) divide(plane, p.channels, plane, channel);
         int first_x, tap_x, row, tap_y;
@@ -146,14 +147,14 @@ __global__ void __launch_bounds__(kThreads) direct_kernel(UpfirdnParams p, int64
 
 int rows_of_tile(const UpfirdnParams& p, int tile_h) { return ((tile_h - 1) * p.down_y + p.taps_y - 1) / p.up_y + 2; }
 
-// Fills in the tiles of the separable kernel; returns its bytes of shared memory, or 0 where the other kernel is the one to take.
+// Sets the tiles of the separable kernel and returns its bytes of shared memory, or 0 if the other kernel must be used.
 template <class A>
 size_t choose_tiles(const UpfirdnParams& p, Tiling& t) {
     if (!p.separable || p.channels_last) return 0;
     t.tile_w = p.out_w < kTileW ? p.out_w : kTileW;
     t.tile_h = p.out_h < kTileH ? p.out_h : kTileH;
     size_t bytes = 0;
-    // Long filters see many rows: halve the tile until these fit.
+    // Long filters need many rows: halve the tile until they fit.
     for (;; t.tile_h = (t.tile_h + 1) / 2) {
         bytes = (static_cast<size_t>(rows_of_tile(p, t.tile_h)) * t.tile_w + p.taps_x + p.taps_y) * sizeof(A);
         if (bytes <= kMaxShared || t.tile_h == 1) break;
@@ -179,7 +180,7 @@ void launch(const UpfirdnParams& p, void* stream) {
     }
     const unsigned grid = p.limits.grid(t.work);
     if constexpr (sizeof(In) <= 4) {
-        // The common factors as constants, so that the divisions disappear.
+        // Common factors are compile-time constants, which removes the divisions.
         const bool square = p.up_x == p.up_y && p.down_x == p.down_y;
         if (square && p.up_x == 1 && p.down_x == 1) {
             OPS_LAUNCH((separable_kernel<In, 1, 1>), grid, kThreads, bytes, s, p, t);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// bias_act for CPUs, the formulas of ../activations.h on vectors of floats, and the sum that is the gradient of a bias; over dense tensors as they lie
-// in memory.
+// bias_act for CPUs (the formulas of ../activations.h on vectors of floats) and the sums for the gradient of a bias,
+// over dense tensors in memory order.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace cpu {
 
-// A vector that scalars convert to, for formulas written for either.
+// A vector to which scalars convert, for formulas that are written for both.
 struct Floats {
     V v;
     Floats() = default;
@@ -31,7 +31,8 @@ inline I operator==(Floats a, Floats b) { return a.v == b.v; }
 inline Floats select(I lanes, Floats a, Floats b) { return lanes ? a.v : b.v; }
 inline Floats fabs(Floats x) { return (V)((I)x.v & 0x7fffffff); }
 
-// x = n ln 2 + r with |r| <= ln 2 / 2, for |x| < 2^21; ln 2 in two parts, of which the first times n is exact (Cody and Waite 1980).
+// x = n ln 2 + r with |r| <= ln 2 / 2, for |x| < 2^21. ln 2 is split into two parts, so that n times the first is exact
+// (Cody and Waite 1980).
 struct Reduced {
     V n, r;
     explicit Reduced(V x) {
@@ -41,7 +42,7 @@ struct Reduced {
     }
 };
 
-// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2: Taylor's series, whose next term is below 3e-9.
+// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2: Taylor series; the next term is below 3e-9.
 inline V exp_series(V r) {
     V p = splat(1.f / 40320);
     for (const float c : {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2}) p = p * r + c;
@@ -52,15 +53,15 @@ inline V exp_series(V r) {
 inline V power_of_two(V n) { return (V)((__builtin_convertvector(n, I) + 127) << 23); }
 
 inline Floats exp(Floats x) {
-    const V bounded_x = bounded(x.v, splat(110.f));  // past what float holds; NaN passes
+    const V bounded_x = bounded(x.v, splat(110.f));  // beyond the range of float; NaN stays NaN
     const Reduced a(bounded_x);
-    // In two steps, so that results below the least normal number and above the largest power come out.
+    // In two steps, for results below the smallest normal number and above the largest power of 2.
     const V half = power_of_two(__builtin_convertvector(__builtin_convertvector(a.n, I) >> 1, V));
     const V rest = power_of_two(a.n - __builtin_convertvector(__builtin_convertvector(a.n, I) >> 1, V));
     return (1.f + (a.r + a.r * a.r * exp_series(a.r))) * half * rest;
 }
 
-// e^x - 1 for x <= 0; above 88, where nobody asks, infinity comes too early.
+// e^x - 1 for x <= 0. It overflows too early above 88, which is not used.
 inline Floats expm1(Floats x) {
     const V bounded_x = bounded(x.v, splat(88.f));
     const Reduced a(bounded_x);
@@ -74,7 +75,7 @@ inline Floats tanh(Floats x) {
     return (V)(((I)magnitude & 0x7fffffff) | ((I)x.v & ~0x7fffffff));
 }
 
-// log(1 + u) for 0 <= u <= 1: 2 artanh(s) with s = u / (2 + u) <= 1/3, by its series.
+// log(1 + u) for 0 <= u <= 1: series of 2 artanh(s) with s = u / (2 + u) <= 1/3.
 inline Floats log1p(Floats u) {
     const V s = u.v / (2.f + u.v), q = s * s;
     V p = splat(2.f / 17);
@@ -82,17 +83,17 @@ inline Floats log1p(Floats u) {
     return 2.f * s + s * q * p;
 }
 
-// How the channels of a dense tensor lie: in runs of `step` elements, one channel after the other, over and over.
+// The memory order of a dense tensor's channels: runs of `step` elements, cycling through the channels.
 struct Channels {
     int64_t count, step, channels;
-    // Short runs are taken as rows of whole periods, as many as fill some vectors.
+    // Short runs are combined into rows of whole periods that fill a few vectors.
     bool short_runs() const { return step < 4 * kLanes; }
     int64_t period() const { return step * channels; }
     int64_t row() const { return period() * std::max<int64_t>(1, 16 * kLanes / period()); }
     int64_t of(int64_t element) const { return element / step % channels; }
 };
 
-// Mirrored by cpu_kernels.py. Operands are as in BiasActParams of ../ops.h: dense, all with one order in memory.
+// Mirrored by cpu_kernels.py. Operands are as in BiasActParams of ../ops.h: dense, all with the same memory order.
 struct BiasAct {
     const void *x, *y, *dy, *ddx;
     const float* b;
@@ -104,14 +105,14 @@ struct BiasAct {
 
 constexpr int64_t kTaskElements = 1 << 14;
 
-// Runs task(first, last) over parts of [0, count) whose bounds, but for the end, are multiples of `unit`.
+// Runs task(first, last) over parts of [0, count). All bounds except the last are multiples of `unit`.
 template <class Task>
 void run_parts(int64_t count, int64_t unit, int64_t threads, const Task& task) {
     const int64_t size = std::max<int64_t>(1, kTaskElements / unit) * unit;
     run(ceil_div(count, size), threads, [&](int64_t i) { task(i * size, std::min(count, (i + 1) * size)); });
 }
 
-// What all elements of a call have in common. bound: the clamp as the saved tensor shows it.
+// Common to all elements of a call. bound: the clamp rounded like the saved tensor.
 struct Common {
     ops::Constants<Floats> constants;
     Floats bound;
@@ -119,10 +120,11 @@ struct Common {
     void* out;
 };
 
-// Elements [first, last); the bias of element first + i is biases[i * stride]. With stride 0 there are kLanes of them to read.
+// Computes the elements [first, last). Element first + i has the bias biases[i * stride]; with stride 0, kLanes of
+// them are read.
 template <class T, ops::Family F, int ORDER>
 void make(const Common& common, int64_t first, int64_t last, const float* biases, int64_t stride) {
-    const ops::Constants<Floats> c = common.constants;  // a copy, which no store changes, for all the compiler knows
+    const ops::Constants<Floats> c = common.constants;  // a copy, which no store can change
     const Floats bound = common.bound;
     const T *saved = static_cast<const T*>(common.saved), *dy = static_cast<const T*>(common.dy), *ddx = static_cast<const T*>(common.ddx);
     T* const out = static_cast<T*>(common.out);
@@ -162,7 +164,7 @@ void bias_act(const BiasAct& p, int64_t threads) {
     Common common{ops::make_constants<Floats>(p.activation, p.order > 0 && p.y != nullptr, p.alpha, p.gain, p.clamp), {}, p.x, p.dy, p.ddx, p.out};
     common.bound = common.constants.clamp;
     if (common.constants.from_output) {
-        T rounded[kLanes];  // an output on the clamp was rounded with it
+        T rounded[kLanes];  // an output at the clamp is the rounded clamp
         store(rounded, common.bound.v);
         common.bound = load(rounded);
         common.saved = p.y;
@@ -229,7 +231,7 @@ void channel_sums(const T* x, float* out, const Channels& at, int64_t threads) {
         for (int64_t i = 0; i < runs; ++i) out[i % at.channels] += sums[i];
         return;
     }
-    // Rows are added up in a few parts, whose number depends on the shape alone.
+    // Rows are summed in a few parts; their number depends only on the shape.
     const int64_t row = at.row(), rows = ceil_div(at.count, row), per_part = std::max(ceil_div(4 * kTaskElements, row), ceil_div(rows, 64));
     const int64_t parts = ceil_div(rows, per_part);
     std::vector<float> sums(parts * row);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// upfirdn2d, filtered_lrelu, bias_act and sums over channels for CPUs, as plain functions of pointers and numbers: no header of torch, so that they
-// compile in seconds and serve any torch. What a call computes is cut into tasks by the shapes alone, and every output is computed the same way
-// in any of them, so results do not depend on the number of threads.
+// upfirdn2d, filtered_lrelu, bias_act and channel sums for CPUs, as plain functions of pointers and numbers. They
+// include no torch header, so they compile in seconds and work with any torch. The division of a call into tasks
+// depends only on the shapes, and every output is computed in the same way, so results do not depend on the number of
+// threads.
 #include <cmath>
 #include <limits>
 
@@ -31,12 +32,12 @@ struct Resampling {
 };
 
 struct Activation {
-    uint8_t* codes;  // [n, ceil(c / 16), mid_h, mid_w, 4]: a bit per channel for "not above zero" (2 bytes), then for "slope zero" (2 bytes)
+    uint8_t* codes;  // [n, ceil(c / 16), mid_h, mid_w, 4]: one bit per channel for "not above zero" (2 bytes), then for "zero slope" (2 bytes)
     int64_t mode, mid_h, mid_w;
     double slope, clamp;
 };
 
-// Groups of channels that are computed row by row together where their pixels share pages of memory.
+// Groups of channels that are computed together row by row if their pixels share pages of memory.
 constexpr int64_t kTogether = 4;
 
 Scratch& scratch() {
@@ -50,7 +51,7 @@ Planes<T> planes(const Image& image, int64_t n, int64_t c, int64_t count) {
     return {data, image.stride_c, image.stride_h, image.stride_w, static_cast<int>(count)};
 }
 
-// Parts of about equal size of [0, total), multiples of the blocks that rows are computed in.
+// Divides [0, total) into parts of about equal size, in multiples of the blocks of a row.
 struct Parts {
     int64_t total, size, count;
     Parts(int64_t total, int64_t wanted) : total(total), size(std::max<int64_t>(4, ceil_div(ceil_div(total, wanted), 4) * 4)), count(ceil_div(total, size)) {}
@@ -58,13 +59,13 @@ struct Parts {
     int64_t stop(int64_t i) const { return std::min(total, (i + 1) * size); }
 };
 
-// What one tile of filtered_lrelu covers.
+// The extent of one tile of filtered_lrelu.
 struct Bounds {
     const Span rows, columns;
     int64_t low, high;                                  // columns of the middle image that exist
-    int64_t own_low, own_high, own_top, own_bottom;     // middle samples whose codes this tile writes: each is one tile's own
+    int64_t own_low, own_high, own_top, own_bottom;     // middle samples whose codes this tile writes; each belongs to one tile
     const Span inputs;                                  // of the columns
-    int64_t origin, mid_width, out_width;               // of its rows in memory
+    int64_t origin, mid_width, out_width;               // of the tile's rows in memory
 
     Bounds(const Stage& up, const Stage& down, const Activation& act, int64_t row_start, int64_t row_stop, int64_t start, int64_t stop)
         : rows(down.y, row_start, row_stop),
@@ -81,7 +82,7 @@ struct Bounds {
           out_width(stop - start + kSlack) {}
 };
 
-// One tile of one group of planes of filtered_lrelu, row by row.
+// Computes one tile of one group of planes of filtered_lrelu, row by row.
 template <class T>
 class LreluTile {
   public:
@@ -99,7 +100,7 @@ class LreluTile {
         return Reader<T>::vectors(up, bounds.inputs) + bounds.mid_width + down.y.window() * kept + bounds.out_width;
     }
 
-    // Row n of the output; rows come in order.
+    // Computes row n of the output. Rows are computed in order.
     void make(int64_t n) {
         const int64_t offset = at_.columns.origin - at_.origin, count = at_.columns.stop - at_.columns.start;
         const Window needed(down_.y, n);
@@ -122,7 +123,7 @@ class LreluTile {
     }
 
   private:
-    // Row `y` of the middle image, activated; zeros where the tile leaves it.
+    // Returns row `y` of the middle image after the activation; zeros outside the image.
     void make_mid(V* mid, int64_t y) {
         if (at_.high > at_.low) {
             reader_.make(mid + (at_.inputs.base(up_.x) - at_.origin), y);
@@ -183,7 +184,8 @@ void filtered_lrelu(const Image& x, const Image& y, const float* b, const Resamp
     const Stage first = up.stage(x.h, x.w, act.mid_h, act.mid_w), second = down.stage(act.mid_h, act.mid_w, y.h, y.w);
     const int64_t groups = ceil_div(x.c, kLanes), together = x.stride_c == 1 && y.stride_c == 1 ? std::min<int64_t>(groups, kTogether) : 1;
     const int64_t bundles = ceil_div(groups, together), code_groups = ceil_div(x.c, 16), all = x.n * bundles;
-    // Rows of at most 112 outputs stay in the first two caches. Few planes are cut along y as well, so that all threads have work.
+    // Rows of at most 112 outputs fit into the first two cache levels. With few planes, tiles are cut along y as well,
+    // so that all threads have work.
     const Parts wide(y.w, ceil_div(y.w, 112));
     const Parts high(y.h, std::clamp<int64_t>(ceil_div(32, std::max<int64_t>(1, all * wide.count)), 1, std::max<int64_t>(1, y.h / 48)));
     run(all * wide.count * high.count, threads, [&](int64_t task) {
@@ -209,7 +211,7 @@ void filtered_lrelu(const Image& x, const Image& y, const float* b, const Resamp
 template <class T>
 void upfirdn2d(const Image& x, const Image& y, const Resampling& map, int64_t threads) {
     const Stage stage = map.stage(x.h, x.w, y.h, y.w);
-    // Planes that lie evenly spaced over all samples fill the lanes together: images have three channels.
+    // Planes that are evenly spaced over all samples share the lanes, because images have only three channels.
     const bool even = x.stride_n == x.c * x.stride_c && y.stride_n == y.c * y.stride_c && x.stride_c != 1;
     const int64_t in_a_row = even ? x.n * x.c : x.c, groups = ceil_div(in_a_row, kLanes), all = even ? groups : x.n * groups;
     const Parts wide(y.w, ceil_div(y.w, 112));

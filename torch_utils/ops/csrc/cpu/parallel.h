@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tasks on the threads of OpenMP, where there is one.
+// Runs tasks on OpenMP threads if OpenMP is available.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@ namespace cpu {
 // Runs task(0) to task(count - 1), each once, in any order.
 template <class Task>
 void run(int64_t count, int64_t threads, const Task& task) {
-    // Not even a team of one where one thread is asked for: a forked process may do this, as a data loader's worker is.
+    // With one thread, do not create a team at all: only this is safe in a forked process, such as a data loader's
+    // worker.
     if (threads <= 1 || count <= 1) {
         for (int64_t i = 0; i < count; ++i) task(i);
         return;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// FIR resampling of rows of vectors: zero insertion, padding, a filter and decimation, axis by axis or with a full filter.
+// FIR resampling of rows of vectors: zero insertion, padding, a filter and decimation, axis by axis or with a full
+// filter.
 //
-// Along an axis out[o] = sum_i in[i] f[i * up + pad - o * down], with in = 0 outside of [0, size). The inputs that an output sees begin at
-// first(o); which taps they meet depends on one of `up` phases only. Loops over x run over whole blocks: rows have room for kSlack more vectors.
+// Along an axis out[o] = sum_i in[i] f[i * up + pad - o * down], with in = 0 outside [0, size). The inputs of an output
+// start at first(o); their taps depend only on one of `up` phases. Loops over x process whole blocks, so rows have
+// space for kSlack more vectors.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +23,11 @@ struct Axis {
     int64_t window() const { return ceil_div(taps, up); }
     int64_t first(int64_t o) const { return ceil_div(o * down - pad, up); }
     int64_t phase(int64_t o) const { return o * down - pad - first(o) * up + up - 1; }
-    // The tap that the k-th input of a window meets; there is none from `taps` on.
+    // The tap of the k-th input of a window; indices from `taps` on have no tap.
     int64_t tap(int64_t phase, int64_t k) const { return k * up + up - 1 - phase; }
 };
 
-// A filter: [taps y, taps x] if full, else [taps] along both axes; null: one tap of 1. reverse: the taps are stored last first.
+// A filter: [taps y, taps x] if full, else [taps] for both axes; null: one tap of 1. reverse: stored last tap first.
 struct Taps {
     const float* f;
     bool full, reverse;
@@ -137,17 +139,17 @@ void interpolate(V* dst, const V* const* rows, const float* c, int64_t row_count
     }
 }
 
-// A tile's part of an axis: outputs [start, stop), of which `rows` hold the inputs from `origin` on.
+// A tile's part of an axis: outputs [start, stop); rows contain their inputs from `origin` on.
 struct Span {
     int64_t start, stop, origin, inputs;
 
     Span(const Axis& axis, int64_t start, int64_t stop)
         : start(start), stop(stop), origin(axis.first(start)), inputs(axis.first(stop - 1) + axis.window() - origin) {}
-    // The output that dst[0] is: whole blocks of `up` outputs are made where there is no decimation.
+    // The index of the output in dst[0]: without decimation, whole blocks of `up` outputs are computed.
     int64_t base(const Axis& axis) const { return axis.down == 1 ? axis.pad + origin * axis.up - (axis.up - 1) : start; }
 };
 
-// A row of outputs from rows of inputs, whose first vector is pixel span.origin; dst[0] is output span.base(axis).
+// Computes a row of outputs from rows of inputs, which start at pixel span.origin; dst[0] is output span.base(axis).
 inline void resample_row(V* dst, const V* const* rows, const float* c, int64_t row_count, const Axis& axis, const Span& span) {
     const int64_t window = axis.window();
     if (axis.down == 1 && axis.up > 1) {
@@ -175,11 +177,11 @@ inline void resample_row(V* dst, const V* const* rows, const float* c, int64_t r
     }
 }
 
-// Rows of vectors that a thread keeps from call to call.
+// Rows of vectors that a thread reuses from call to call.
 class Scratch {
   public:
     ~Scratch() { std::free(data_); }
-    // Room for `count` vectors, zeroed: the sums of whole blocks read zeros beyond the image, and leave zeros there.
+    // Space for `count` zeroed vectors: the sums of whole blocks read zeros beyond the image, and write zeros there.
     void reset(int64_t count) {
         if (count > size_) {
             std::free(data_);
@@ -197,7 +199,7 @@ class Scratch {
     int64_t size_ = 0, used_ = 0;
 };
 
-// Rows of one size, of which the latest `rows` are kept.
+// A ring buffer of the latest `rows` rows, all of the same size.
 class Ring {
   public:
     Ring(Scratch& scratch, int64_t rows, int64_t width) : rows_(rows), width_(width), data_(scratch.take(rows * width)) {}
@@ -208,7 +210,7 @@ class Ring {
     V* data_;
 };
 
-// The inputs of output row `o` that exist: the first of them, how many, and the place of the first in the window.
+// The inputs of output row `o` inside the image: the first one, their number, and the first one's index in the window.
 struct Window {
     int64_t first, count, skip;
     Window(const Axis& axis, int64_t o) {
@@ -219,7 +221,7 @@ struct Window {
     }
 };
 
-// Rows of an image as they are read: loaded once each, with a bias, and zeros where the span leaves the image.
+// Rows of an image: each is loaded once and gets the bias; zeros outside the image.
 template <class T>
 class Reader {
   public:
@@ -232,7 +234,7 @@ class Reader {
     static int64_t width(const Span& span) { return span.inputs + kSlack; }
     static int64_t vectors(const Stage& stage, const Span& span) { return (stage.y.window() + 1) * width(span); }
 
-    // Row o of the resampled image; dst[0] is column span.base(stage.x).
+    // Computes row o of the resampled image; dst[0] is column span.base(stage.x).
     void make(V* dst, int64_t o) {
         const Window window(stage_.y, o);
         next_ = std::max(next_, window.first);
