@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slicing adversarial networks (SAN): last layers whose direction and features have objectives of their own.
+"""Slicing adversarial networks (SAN): discriminators with a normalised last layer that has its own objective.
 
-    D = san.convert(D, example=images)            # once; then D returns SANLogits(fun, dir)
-    san.discriminator_objective(D(real), D(fake.detach()), "hinge").backward()  # the discriminator's step ...
-    san.normalize_(D)                                                           # ... after its optimizer's
-    san.generator_terms(D(fake), "logit").mean().backward()                     # the generator's
+    D = san.convert(D, example=images)            # once; D then returns SANLogits(fun, dir)
+    san.discriminator_objective(D(real), D(fake.detach()), "hinge").backward()  # discriminator step
+    d_opt.step()
+    san.normalize_(D)                                                           # after each such step
+    san.generator_terms(D(fake), "logit").mean().backward()                     # generator step
 
-Usable with any discriminator; imports torch alone. Takida et al., "SAN: Inducing Metrizability of GAN with
-Discriminative Normalized Linear Layer", ICLR 2024.
+It works with any discriminator and imports only torch. Takida et al., "SAN: Inducing Metrizability of GAN
+with Discriminative Normalized Linear Layer", ICLR 2024.
 """
 
 from san import diagnostics

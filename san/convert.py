@@ -1,35 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn the last linear map of any discriminator into a SAN layer, and back.
+"""Converts the last linear layers of any discriminator to SAN layers, and back.
 
     D = san.convert(D, example=images)       # or san.convert(D, "head.fc"), or several names
     logits = D(images)                       # SANLogits(fun, dir)
-    D = san.restore(D)                       # ordinary layers again, of the same function
+    D = san.restore(D)                       # ordinary layers again, with the same function
 
-The function is kept: outputs agree with the original's to float rounding (a norm is divided out and
-multiplied back). With an example input that is tried out at once, and a conversion that changes the output is
-undone and refused. Without one, the first forward pass is refused if what follows the layers is not linear.
-What happens to
+The discriminator's function does not change: outputs agree with the original's up to float rounding (the
+weight is divided by a norm and multiplied by it). With an example input this is checked at once; a conversion
+that changes the output is undone and raises an error. Without one, the first forward pass raises an error if
+the operations after the layers are not linear. Conversion affects the parts of a discriminator as follows:
 
-    weight      its rows become unit directions and trained scales
-    bias        stays where it was, on the output: f = scale <omega, h> + bias. It is trained by the GAN's own
-                loss, as the scale is; in the Wasserstein form it cancels between real and generated samples
-                and never reaches the direction. (A SAN layer made from scratch has its bias on the input
-                instead, where it belongs to h.)
-    spectral_norm, weight_norm, parametrizations      go; their effective weight of the moment of conversion
-                is what is split: in training mode with spectral_norm's u and v where its iterations end.
-                Under spectral_norm the scale is held fixed, so that the layer keeps the Lipschitz constant
-                that it was given.
-    what follows the layer (view, mean, sum over positions, an inner product with features)     is applied to
-                both parts of the logits, in `dir` with everything but the directions detached. Functions that
-                are not known to be linear are refused.
-    the layer's weight, where the module reads it instead of calling the layer     is the effective weight, of
-                two parts as well.
+    weight      Its rows become unit directions and trained scales.
+    bias        It stays on the output: f = scale <omega, h> + bias. Like the scale, it is trained by the
+                GAN's own loss. In the Wasserstein form it cancels between real and generated samples and does
+                not affect the direction. (SAN layers that are created directly have a bias on the input
+                instead, where it is part of h.)
+    spectral_norm, weight_norm, parametrizations
+                They are removed, and their effective weight at the time of conversion is split. In training
+                mode, spectral_norm's u and v are the limit of its power iteration. Under spectral_norm the
+                scale is fixed, so that the layer keeps its Lipschitz constant.
+    operations after the layer (view, mean, sum over positions, an inner product with features)
+                They are applied to both parts of the logits; in `dir` everything except the directions is
+                detached. Functions that are not known to be linear raise an error.
+    the layer's weight, if the module reads it instead of calling the layer
+                It is the effective weight and has two parts as well.
 
-Weights of the original load into the converted module with load_state_dict as they are, spectral_norm's and
-weight_norm's included. A converted module's state holds the directions and scales, and the effective weight
-under its old name, so that the original module loads it with strict=False.
-Convert before wrapping in DistributedDataParallel, fully_shard or torch.compile, and before making the
-optimizer: parameters are new ones.
+State dicts of the original module, also with spectral_norm and weight_norm, load into the converted module
+with load_state_dict. The state dict of a converted module contains the directions and scales, and the
+effective weight under its old name, so that the original module loads it with strict=False.
+
+Convert before wrapping the module in DistributedDataParallel, fully_shard or torch.compile, and before
+creating the optimizer, because the parameters are new.
 
 Shapes: N batch, I inputs, O outputs, C classes, D embedding width.
 """
@@ -60,12 +61,12 @@ from san.weights import (
     weight_from_state,
 )
 
-# Classes whose objects have prepared themselves for the parameters of the module within
+# Classes whose objects depend on the parameters of the wrapped module
 WRAPPERS = (
     *("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"),
     *("OptimizedModule", "ScriptModule"),
 )
-# Facts about a layer that a module may read; a converted one has them from its original
+# Attributes of a layer that a module may read; a converted layer gets them from its original
 _GEOMETRY = (
     *("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding"),
     *("dilation", "groups", "padding_mode", "transposed", "output_padding"),
@@ -73,24 +74,20 @@ _GEOMETRY = (
 
 
 class _Converted(_SANLayer):
-    """What the converted layers share: how they are made, read from outside, saved and loaded.
+    """Base class of converted layers: creation, access from outside, saving and loading."""
 
-    alone: the layer is itself the converted module, and returns SANLogits. name: within the module. seen:
-    that it has been used in a first pass, and the machine epsilon there.
-    """
-
-    _alone = False
-    _name = ""
-    _seen: float | None = None
-    _names: tuple[str, ...] = ("weight",)  # of the weight's entries in the original's state
-    _gain: tuple[int, ...] | None = None
+    _alone = False  # the layer is itself the converted module, and returns SANLogits
+    _name = ""  # name in the module
+    _seen: float | None = None  # machine epsilon of the first pass that used the layer
+    _names: tuple[str, ...] = ("weight",)  # names of the weight's entries in the original's state
+    _gain: tuple[int, ...] | None = None  # shape of weight_norm's gain
 
     def _take(self, original: nn.Module, scale_shape: tuple[int, ...], fixed_scale: bool) -> None:
-        """Direction, scale and mode of an original layer. Raises ValueError if its weight is not finite."""
+        """Take direction, scale and mode of an original layer. Raises ValueError for infinite weights."""
         direction, scale = split(effective_weight(original))
         trained = any(p.requires_grad for name, p in original.named_parameters() if name != "bias")
         self.weight = nn.Parameter(direction, requires_grad=trained)
-        if fixed_scale:  # a buffer: out of reach of optimizers and of requires_grad_
+        if fixed_scale:  # a buffer, which optimizers and requires_grad_ do not change
             self.register_buffer("scale", scale.view(scale_shape))
         else:
             self.scale = nn.Parameter(scale.view(scale_shape), requires_grad=trained)
@@ -99,11 +96,11 @@ class _Converted(_SANLayer):
             self._gain = tuple(original.state_dict()[self._names[0]].shape)
         self._record = Record(whole=True)
         self.train(original.training)
-        self.register_load_state_dict_pre_hook(_adapt_state)
+        self.register_load_state_dict_pre_hook(_adapt_state)  # type: ignore[no-untyped-call]
 
     @property
     def direction(self) -> Tensor | None:
-        """The directions [K, ...], of unit norm after normalize_: the parameter `weight`."""
+        """The directions [K, ...], of unit norm after normalize_ (the parameter `weight`)."""
         return self._stored_weight()
 
     def __getattr__(self, name: str) -> Any:
@@ -114,7 +111,7 @@ class _Converted(_SANLayer):
         return super().__getattr__(name)
 
     def _effective(self) -> DualLogits:
-        """scale * direction, in both parts."""
+        """Return scale * direction, in both parts."""
         weight: Any = self._stored_weight()
         direction = unit_directions(weight)
         scale = self.scale.view(-1, *(1,) * (weight.ndim - 1))
@@ -127,7 +124,7 @@ class _Converted(_SANLayer):
         return dual
 
     def _out(self, logits: SANLogits) -> Any:
-        """What a forward pass returns."""
+        """Return the result of a forward pass."""
         return run_pass(self._dual, (logits,), {}, self._record) if self._alone else self._dual(logits)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -137,30 +134,30 @@ class _Converted(_SANLayer):
             return
         with torch.no_grad():
             scale = self.scale.view(-1, *(1,) * (weight.ndim - 1))
-            # torch.distributed.checkpoint asks for an attribute behind every name
+            # torch.distributed.checkpoint needs an attribute for every name
             names = () if is_sharded(weight) else self._names
             old = state_from_weight(names, unit_directions(weight), scale, self._gain)
             if not is_sharded(weight) and weight.untyped_storage().nbytes() != weight.nbytes:
-                weight = weight.clone()  # FullyShardedDataParallel frees what this is a part of
+                weight = weight.clone()  # FullyShardedDataParallel frees the storage of this view
         destination.update({f"{prefix}direction": weight, **{prefix + name: x for name, x in old.items()}})
 
 
 class ConvertedLayer(_Converted, _SANWeighted):
-    """SAN layer in the place of a torch Linear or Conv1d/2d/3d: f = scale * <weight / |weight|, x> + bias,
-    returned in both parts.
+    """SAN layer that replaces a torch Linear or Conv1d/2d/3d.
 
-    Parameters: weight as the original's, unit rows; scale [O]; bias [O] or None. The convolution's stride,
-    padding (of any mode), dilation and groups are the original's.
+    It computes f = scale * <weight / |weight|, x> + bias in both parts. The parameters are weight, with the
+    original's shape and unit rows; scale [O]; and bias [O] or None. The stride, padding (of any mode),
+    dilation and groups of a convolution are the original's.
     """
 
     def __init__(self, original: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, fixed_scale: bool) -> None:
         nn.Module.__init__(self)
-        self._bare = (_without_parameters(original),)  # in a tuple: what computes the map, not a submodule
+        self._bare = (_without_parameters(original),)  # computes the map; in a tuple, so not a submodule
         self._take(original, (-1,), fixed_scale)
         self.bias = _own_copy(original.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """h, which the directions are multiplied with: the input itself."""
+        """Return h, which is multiplied with the directions: the input itself."""
         return x
 
     def _map(self, h: Tensor, weight: Tensor) -> Tensor:
@@ -168,6 +165,7 @@ class ConvertedLayer(_Converted, _SANWeighted):
         return F.linear(h, weight) if isinstance(bare, nn.Linear) else bare._conv_forward(h, weight, None)
 
     def forward(self, x: Tensor) -> Any:
+        """Map features to logits."""
         weight: Any = self._stored_weight()
         logits = self._logits(x, weight)
         if self.bias is not None:
@@ -176,13 +174,16 @@ class ConvertedLayer(_Converted, _SANWeighted):
         return self._out(logits)
 
     def extra_repr(self) -> str:
+        """Return the shape of the weight, and whether there is a bias."""
         weight: Any = self._stored_weight()
         return f"{tuple(weight.shape)}, bias={self.bias is not None}"
 
 
 class ConvertedEmbedding(_Converted, SANEmbedding):
-    """SANEmbedding in the place of a torch Embedding whose rows multiply features: labels int64 [...] ->
-    vectors [..., D] of both parts."""
+    """SANEmbedding that replaces a torch Embedding whose rows are multiplied with features.
+
+    It maps labels int64 [...] to vectors [..., D] in both parts.
+    """
 
     def __init__(self, original: nn.Embedding, fixed_scale: bool) -> None:
         nn.Module.__init__(self)
@@ -190,6 +191,7 @@ class ConvertedEmbedding(_Converted, SANEmbedding):
         self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
 
     def forward(self, labels: Tensor) -> Any:
+        """Return the vectors of the labels' classes."""
         weight: Any = self._stored_weight()
         return self._out(self._rows(labels, weight))
 
@@ -202,7 +204,7 @@ def _own_copy(bias: Tensor | None) -> nn.Parameter | None:
 
 
 def _without_parameters(original: nn.Module) -> nn.Module:
-    """A torch layer of the same geometry and no storage."""
+    """Return a torch layer with the same geometry and without storage."""
     keep = {"Linear": ("in_features", "out_features")}.get(
         _kind(original).__name__,
         (
@@ -220,13 +222,15 @@ def _without_parameters(original: nn.Module) -> nn.Module:
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """The torch class of a layer, also where parametrizations have put a class of their own in its place."""
+    """Return the torch class of a layer, also if parametrizations have replaced it by a subclass."""
     return next(kind for kind in KINDS if isinstance(module, kind))
 
 
 def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Before load_state_dict: rewrite the original layer's entries as direction, scale and bias, and leave of
-    a converted layer's own what it loads."""
+    """Rewrite entries of the original layer before load_state_dict as direction, scale and bias.
+
+    Of a converted layer's own entries, those that it loads remain.
+    """
     assert isinstance(module, Converted)
     stored: Any = module._stored_weight()
     own = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
@@ -237,7 +241,7 @@ def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *unused:
         weight = weight_from_state(own, settled=module.training)
         direction, scale = (None, None) if weight is None or weight.shape != stored.shape else split(weight)
     if direction is None or scale is None:
-        return  # load_state_dict itself says what is missing or of the wrong shape
+        return  # load_state_dict raises the error about missing entries or wrong shapes
     for name in own:
         if name == "direction" or name.startswith(("weight", "parametrizations.weight.")):
             del state[prefix + name]
@@ -246,32 +250,33 @@ def _adapt_state(module: nn.Module, state: dict[str, Any], prefix: str, *unused:
 
 
 def convert(module: nn.Module, layers: str | Iterable[str] | None = None, example: Any = None) -> nn.Module:
-    """Turn last linear maps into SAN layers, in place; afterwards `module` returns SANLogits where it
-    returned tensors of logits.
+    """Convert the last linear layers of a discriminator to SAN layers, in place.
+
+    Afterwards `module` returns SANLogits instead of tensors of logits.
 
     Args:
-        module: the discriminator: any module. Its parameters stay on their device and keep their types.
-        layers: names (as in named_modules) of the layers that make the logits: Linear, Conv1d/2d/3d, or
-            Embedding if its rows are multiplied with features. None: found by `find_last`, which asks where
-            it is not sure.
-        example: an input to try the conversion on: a tensor, a tuple of arguments or a dict of keyword
-            arguments. The output must be the same before and after, and linear in the layers' outputs. Three
-            passes without gradients, in the module's present mode; buffers and random generators are left as
-            they are. None: only the layers themselves are tried, and the first forward pass shows whether
-            what follows is linear.
+        module: the discriminator, any module. Its parameters keep their device and type.
+        layers: names (as in named_modules) of the layers that compute the logits: Linear, Conv1d/2d/3d, or
+            Embedding if its rows are multiplied with features. None = `find_last`, which raises an error if
+            they are ambiguous.
+        example: an input to check the conversion with: a tensor, a tuple of arguments or a dict of keyword
+            arguments. The output must not change, and must be linear in the layers' outputs. The check needs
+            three passes without gradients in the module's current mode; buffers and random generators do not
+            change. None = check only the layers themselves; the first forward pass checks that the operations
+            after them are linear.
 
     Returns:
-        The module itself; a new layer if it is itself such a layer.
+        The module; a new layer if the module is itself a linear layer.
 
     Raises:
-        ValueError: in one line, for names that are not there, layers of other kinds or with a forward of
-            their own, hooks or shared weights, wrapped or already converted modules, and an output that is
-            not kept. The module is then as before.
+        ValueError: one line, for unknown names, unsupported layers, layers with a forward method of their
+            own, hooks or shared weights, wrapped or already converted modules, and an output that changes.
+            The module is unchanged in this case.
     """
     wrapper = type(module).__name__
     _check_unwrapped(module, "")
     if any(isinstance(m, Converted) for m in module.modules()):
-        raise ValueError(f"{wrapper} is converted already: san.restore it first")
+        raise ValueError(f"{wrapper} is already converted: call san.restore first")
     order: list[str] = []
     if example is not None:
         with probe.called(module) as order:
@@ -300,72 +305,68 @@ def convert(module: nn.Module, layers: str | Iterable[str] | None = None, exampl
         last = next((name for name in reversed(order) if isinstance(modules.get(name), KINDS)), None)
         hint = "" if last is None or last in names else f"; the layer called last is '{last}'"
         if not probe.repeats(module, example, before):
-            hint += "; the original's output differs from pass to pass, too: convert it in eval mode"
+            hint += "; the original's output also differs between passes: convert it in eval mode"
         raise ValueError(f"{error}{hint}") from None
     return whole
 
 
 def _try_out(module: nn.Module, before: Any, example: Any, layers: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError if a converted module's output on an example is not what it was, or a layer has no
-    part in it.
-    """
-    after = probe.run(module, example, "once converted, fails on the example")
+    """Raise ValueError if conversion changes the output, or a layer does not contribute to it."""
+    after = probe.run(module, example, "fails on the example after conversion")
     seen: dict[str, Any] = {name: layer._seen for name, layer in layers.items()}
     if None in seen.values():
         name = next(name for name, eps in seen.items() if eps is None)
-        raise ValueError(f"the layer '{name}' has no part in the output: name those that make the logits")
+        raise ValueError(
+            f"the layer '{name}' does not contribute to the output: name the layers that compute the logits"
+        )
     probe.compare(before, after, max(seen.values()))
 
 
 def _wrapper(module: nn.Module) -> str | None:
-    """The name of the wrapper that a module is."""
+    """Return the class name of a wrapper; None for other modules."""
     return next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS), None)
 
 
 def _check_unwrapped(module: nn.Module, name: str) -> None:
-    """Raises ValueError if a module is another one's wrapper: what it has prepared would miss the new
-    layers.
-    """
+    """Raise ValueError if a module is a wrapper or compiled, because that would not know the new layers."""
     wrapper = _wrapper(module)
     if wrapper is not None and name:
-        raise ValueError(f"'{name}' is a {wrapper}: convert before wrapping a part in it")
+        raise ValueError(f"'{name}' is a {wrapper}: convert before wrapping a part of the module")
     if wrapper is not None:
-        raise ValueError(f"san.convert takes the module itself: convert before wrapping it in {wrapper}")
+        raise ValueError(f"san.convert needs the module itself: convert before wrapping it in {wrapper}")
     if getattr(module, "_compiled_call_impl", None) is not None:
         raise ValueError(f"'{name or type(module).__name__}' is compiled: convert before compile()")
 
 
 def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError, in one line, for a layer whose function is not known to be one that a SAN layer can
-    take over.
-    """
+    """Raise ValueError, in one line, for a layer that a SAN layer may not be able to replace."""
     if name not in modules:
         there = ", ".join(n for n, m in modules.items() if isinstance(m, KINDS))
-        raise ValueError(f"no layer '{name}'; there are: {there}")
+        raise ValueError(f"layer '{name}' not found: choose from {there}")
     layer, kind = modules[name], type(modules[name]).__name__
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError(f"'{name}' is a {kind} without a size yet: run a pass first, or give an example")
+        raise ValueError(f"'{name}' is a {kind} without a size: run a pass first, or give an example")
     if not isinstance(layer, KINDS):
         able = ", ".join(k.__name__ for k in KINDS[:-1])
-        raise ValueError(f"'{name}' is a {kind}: {able} and Embedding layers can be converted")
+        raise ValueError(f"'{name}' is a {kind}: only {able} and Embedding layers can be converted")
     base: Any = _kind(layer)
     methods = ("forward", "_conv_forward", "__call__")
     own = any(getattr(type(layer), name, None) is not getattr(base, name, None) for name in methods)
     if own or "forward" in vars(layer):
         raise ValueError(
-            f"'{name}' is a {kind} with a forward of its own, which a SAN layer would drop: write it as "
+            f"'{name}' is a {kind} with its own forward method, which a SAN layer would ignore: write it as "
             f"torch.nn.{base.__name__}, its norm or factor as a torch.nn.utils.parametrize parametrization"
         )
     hooks = [h for h in layer._forward_pre_hooks.values() if h is not norm_hook(layer)]
     if hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        raise ValueError(f"'{name}' has hooks, which a conversion would drop: remove them first")
+        raise ValueError(f"'{name}' has hooks, which the conversion would drop: remove them first")
     special = ("max_norm", "padding_idx", "sparse", "scale_grad_by_freq") if base is nn.Embedding else ()
     options = {option: getattr(layer, option) for option in special}
     given = " and ".join(
         option for option, value in options.items() if value is not None and value is not False
     )
     if given:
-        raise ValueError(f"'{name}' has {given}, which unit directions cannot have: make it without")
+        raise ValueError(f"'{name}' has {given}, which unit directions do not support: create it without")
     _check_parameters(name, layer, modules)
     parts = name.split(".") if name else []
     for depth in range(len(parts) + 1):
@@ -376,22 +377,24 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_parameters(name: str, layer: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError for sharded parameters, and for those that other modules hold as well."""
+    """Raise ValueError for sharded parameters, and for parameters shared with other modules."""
     inner = {id(part) for part in layer.modules()}
     own = {id(p) for p in layer.parameters()}
     for p in layer.parameters():
         if not p.is_floating_point():
-            raise ValueError(f"the layer '{name}' is of type {p.dtype}: convert it in floating point")
+            raise ValueError(f"the layer '{name}' has type {p.dtype}: convert it in floating point")
         if is_sharded(p):
-            raise ValueError(f"the layer '{name}' is sharded already: convert before fully_shard")
+            raise ValueError(f"the layer '{name}' is already sharded: convert before fully_shard")
     for other, part in modules.items():
         if id(part) not in inner and any(id(p) in own for p in part._parameters.values() if p is not None):
-            raise ValueError(f"the layer '{name}' shares a parameter with '{other}': give it one of its own")
+            raise ValueError(f"the layer '{name}' shares a parameter with '{other}': give it its own")
 
 
 def _converted(name: str, original: nn.Module) -> nn.Module:
-    """The SAN layer for an original, tried on an input of its size. Raises ValueError if it computes
-    something else.
+    """Return the SAN layer for an original, checked on a random input.
+
+    Raises:
+        ValueError: the SAN layer has another output.
     """
     build: Any = ConvertedEmbedding if isinstance(original, nn.Embedding) else ConvertedLayer
     settle(original)
@@ -401,11 +404,12 @@ def _converted(name: str, original: nn.Module) -> nn.Module:
         probe.compare_layers(original, layer)
     except ValueError as error:
         raise ValueError(f"'{name or type(original).__name__}' cannot be converted: {error}") from None
-    return layer
+    converted: nn.Module = layer
+    return converted
 
 
 def _replace(module: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
-    """Put the new layers in the place of those with these ids, wherever they are registered."""
+    """Replace the layers with these ids by the new ones in all places where they are registered."""
     if id(module) in made:
         return made[id(module)]
     for parent in list(module.modules()):
@@ -419,15 +423,18 @@ _CARRIERS: dict[type, Any] = {}  # a class of modules -> its subclass below
 
 
 def _carrier(base: Any) -> Any:
-    """A subclass of a module's class whose forward pass turns DualLogits into SANLogits. Named, copied and
-    pickled as the class itself.
+    """Return a subclass of a module's class whose forward pass turns DualLogits into SANLogits.
+
+    It has the name of the class, and is copied and pickled like it.
     """
     if base in _CARRIERS:
         return _CARRIERS[base]
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return run_pass(functools.partial(base.forward, self), args, kwargs, self._san_record)
+        # An object without a record was created from a converted module, such as a slice of an nn.Sequential.
+        record = self.__dict__.setdefault("_san_record", Record(whole=False))
+        return run_pass(functools.partial(base.forward, self), args, kwargs, record)
 
     def reduce(self: Any, protocol: Any) -> Any:
         make, args, *state = tuple(base.__reduce_ex__(self, protocol))
@@ -439,14 +446,14 @@ def _carrier(base: Any) -> Any:
 
 
 def _remade(make: Any, args: Any) -> nn.Module:
-    """An unpickled or copied carrier, still without its state."""
-    module = make(*args)
+    """Return an unpickled or copied carrier, before its state is set."""
+    module: nn.Module = make(*args)
     module.__class__ = _carrier(type(module))
     return module
 
 
 def _carry(module: nn.Module) -> None:
-    """Let a module and its parts that hold converted layers return SANLogits from their forward passes."""
+    """Make a module, and its parts with converted layers, return SANLogits from their forward passes."""
     if isinstance(module, Converted):
         module._alone = True
         return
@@ -467,17 +474,22 @@ def _uncarry(module: nn.Module) -> None:
 
 
 def restore(module: nn.Module) -> nn.Module:
-    """Ordinary layers of the same function in the place of converted ones, in place: for inference, or
-    export. Logits are tensors again.
+    """Replace converted layers by ordinary ones with the same function, in place, for inference or export.
 
-    Normalisations that were there before conversion (spectral_norm, weight_norm) do not come back.
-    Returns the module, or a new layer if it is itself one. Raises ValueError if nothing in it is converted.
+    The module returns tensors of logits again. Normalisations that were removed by the conversion
+    (spectral_norm, weight_norm) are not restored.
+
+    Returns:
+        The module; a new layer if the module is itself a converted layer.
+
+    Raises:
+        ValueError: the module has no converted layer, or is inside a wrapper.
     """
     made: dict[int, nn.Module] = {}
     for layer in module.modules():
         wrapper = _wrapper(layer)
         if wrapper is not None and wrapper != "OptimizedModule":
-            raise ValueError(f"a {wrapper} prepared itself for the parameters: restore the module without it")
+            raise ValueError(f"a {wrapper} depends on the parameters: restore the module without it")
         if isinstance(layer, Converted):
             made[id(layer)] = _ordinary(layer)
     if not made:
@@ -498,4 +510,6 @@ def _ordinary(layer: ConvertedLayer | ConvertedEmbedding) -> nn.Module:
         plain = copy.deepcopy(layer._bare[0])
         plain.weight = nn.Parameter(weight, requires_grad=stored.requires_grad)
         plain.bias = _own_copy(layer.bias)
-    return plain.train(layer.training)
+    plain.train(layer.training)
+    ordinary: nn.Module = plain
+    return ordinary

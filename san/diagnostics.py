@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the discriminator measure a distance? SAN's three conditions, estimated from one batch of real and one
-of generated samples.
+"""Estimates SAN's three conditions from one batch of real and one of generated samples.
 
-A discriminator f(x) = <omega, h(x)> is a distance between data and generator if (i) omega is the best
+A discriminator f(x) = <omega, h(x)> measures a distance between data and generator if (i) omega is the best
 direction for h (direction optimality), (ii) h is separable along omega, and (iii) h is injective (Takida et
-al., ICLR 2024, section 4). Each head gets:
+al., ICLR 2024, section 4). For each head this module computes:
 
-    direction       sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, delta_k = E[h | real] - E[h |
-                    generated]: the share of the Wasserstein form
-                    that its directions reach, the cosine between omega and delta for a single direction. 1 =
-                    optimal. s_k are scales; k runs over outputs, or over classes with h counted in its class.
-    separability    (E[f | real] - E[f | generated]) / W1(f | real, f | generated). 1 if and only if the
-                    logits of real samples dominate those
-                    of generated ones at every quantile, which is what separability asks for along omega.
-    injectivity     smallest distance between the features of two samples over their root mean square
-                    distance. 0 = two samples share their
-                    features. A proxy: 0 refutes injectivity, nothing proves it.
-    effective_dim   (sum of eigenvalues)^2 / sum of squares, of the features' covariance: directions in which
-                    features vary at all.
+    direction       sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k| with delta_k = E[h | real] -
+                    E[h | generated]: the share of the largest possible Wasserstein form that the directions
+                    reach; for a single direction, the cosine between omega and delta. 1 = optimal. s_k are
+                    the scales; k runs over outputs, or over classes with h counted in its class.
+    separability    (E[f | real] - E[f | generated]) / W1(f | real, f | generated). It is 1 if and only if the
+                    logits of real samples are at least those of generated ones at every quantile, which is
+                    the condition of separability along omega.
+    injectivity     smallest distance between the features of two samples, divided by their root mean square
+                    distance. 0 = two samples have the same features. This is a proxy: 0 refutes injectivity,
+                    but no value proves it.
+    effective_dim   (sum of eigenvalues)^2 / (sum of their squares) of the features' covariance: the number of
+                    directions in which the features vary.
 
-All are estimates: delta of n samples in D dimensions carries noise of the order sqrt(D / n), which lowers
-`direction`; when real and generated samples hardly differ, both quotients are dominated by noise.
+All values are estimates. With n samples in D dimensions, delta has noise of the order sqrt(D / n), which
+lowers `direction`. If real and generated samples hardly differ, noise dominates both quotients.
 
 Shapes: N samples, I features, O outputs, C classes.
 """
@@ -37,7 +36,7 @@ from san.layers import EPS, SANEmbedding, _SANLayer, _SANWeighted
 
 
 class HeadReport(NamedTuple):
-    """The numbers of one head (module docstring)."""
+    """The estimates of one head (see the module docstring)."""
 
     direction: float
     separability: float
@@ -46,20 +45,24 @@ class HeadReport(NamedTuple):
 
 
 def direction_optimality(direction: Tensor, delta: Tensor, scale: Tensor | None = None) -> Tensor:
-    """sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, in [-1, 1]; a scalar.
+    """Return the scalar sum_k s_k <omega_k, delta_k> / sum_k s_k |delta_k|, in [-1, 1].
 
-    direction, delta: [K, ...], one direction and one difference of mean features (real - generated) per row.
-    scale: [K], 1 by default.
+    Args:
+        direction: [K, ...], one direction per row.
+        delta: [K, ...], one difference of mean features (real - generated) per row.
+        scale: [K]; None = 1.
     """
     delta = delta.flatten(1)
     weight = torch.ones_like(delta[:, 0]) if scale is None else scale.flatten().abs()
     reached = (F.normalize(direction.flatten(1), dim=1, eps=EPS) * delta).sum(1)
-    return (weight * reached).sum() / (weight * delta.norm(dim=1)).sum().clamp_min(EPS)
+    largest: Tensor = (weight * delta.norm(dim=1)).sum()
+    return (weight * reached).sum() / largest.clamp_min(EPS)
 
 
 def separability(real: Tensor, fake: Tensor) -> Tensor:
-    """(E real - E fake) / W1(real, fake) of two samples of logits of any shapes, in [-1, 1]; a scalar.
-    Unequal numbers are compared at quantiles.
+    """Return the scalar (E real - E fake) / W1(real, fake) of two samples of logits, in [-1, 1].
+
+    The logits can have any shapes. Samples of different sizes are compared at quantiles.
     """
     real, fake = real.detach().flatten().float().sort().values, fake.detach().flatten().float().sort().values
     if len(real) != len(fake):
@@ -69,8 +72,9 @@ def separability(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def injectivity(features: Tensor) -> Tensor:
-    """Smallest over root mean square distance between the rows of [N, ...]; a scalar, NaN for fewer than two
-    samples.
+    """Return the smallest distance between rows of features [N, ...] over the root mean square distance.
+
+    It is a scalar, NaN for fewer than two samples.
     """
     x = features.detach().flatten(1).float()
     if len(x) < 2:
@@ -80,8 +84,9 @@ def injectivity(features: Tensor) -> Tensor:
 
 
 def effective_dimension(features: Tensor) -> Tensor:
-    """(tr S)^2 / tr S^2 of the covariance S of [N, I] (participation ratio), between 1 and min(N - 1, I); a
-    scalar. 0 for constant features.
+    """Return the participation ratio (tr S)^2 / tr S^2 of the covariance S of features [N, I].
+
+    It is a scalar between 1 and min(N - 1, I), and 0 for constant features.
     """
     x = features.detach().flatten(1).float()
     x = x - x.mean(0)
@@ -90,13 +95,19 @@ def effective_dimension(features: Tensor) -> Tensor:
 
 
 def mean_features(layer: nn.Module, h: Tensor) -> Tensor:
-    """E[h] as the layer's directions see it, of its weight's shape: over samples, and over all positions of a
-    convolution.
+    """Return E[h] in the shape of the layer's weight, over samples and all positions of a convolution.
 
-    layer: a SAN layer that maps features (not SANEmbedding). h: what its `features` returned.
+    Args:
+        layer: a SAN layer that maps features (not a SANEmbedding).
+        h: result of the layer's `features`.
+
+    Raises:
+        ValueError: the layer does not map features.
     """
     if not isinstance(layer, _SANWeighted):
-        raise ValueError(f"{type(layer).__name__} maps no features: give a linear or convolutional SAN layer")
+        raise ValueError(
+            f"a {type(layer).__name__} does not map features: give a linear or convolutional SAN layer"
+        )
     with torch.enable_grad():
         probe = layer.weight.detach().float().requires_grad_()
         out = layer._map(h.detach().float(), probe)
@@ -106,7 +117,7 @@ def mean_features(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 class _Side:
-    """What one head saw of real or of generated samples."""
+    """Features and labels of real or of generated samples that one head received."""
 
     def __init__(self) -> None:
         self.features: list[Tensor] = []
@@ -114,7 +125,7 @@ class _Side:
 
 
 class Recorder:
-    """Reads the heads of a discriminator during forward passes that happen anyway.
+    """Reads the heads of a discriminator during the forward passes of training.
 
         with san.diagnostics.Recorder(D) as recorder:
             with recorder.side("real"):
@@ -123,11 +134,14 @@ class Recorder:
                 fake = D(G(z))
         recorder.report()  # name of the SAN layer -> HeadReport
 
-    module: whatever holds SAN layers; DistributedDataParallel is fine, a compiled module is not read.
-    projections: for each SANEmbedding, the name of the module whose output [N, I, ...] its rows are
-    multiplied with; an embedding that is not listed is left out. limit: samples kept per side and head.
+    Args:
+        module: a module with SAN layers. DistributedDataParallel is supported, a compiled module is not.
+        projections: for each SANEmbedding, the name of the module whose output [N, I, ...] is multiplied with
+            its rows. Other embeddings are ignored.
+        limit: samples kept per side and head.
 
-    Raises ValueError for a name in `projections` that is not there, and for a module without SAN layers.
+    Raises:
+        ValueError: a name in `projections` does not exist, or the module has no SAN layer.
     """
 
     def __init__(
@@ -138,7 +152,7 @@ class Recorder:
         pairs = dict(projections or {})
         for name in [*pairs, *pairs.values()]:
             if name not in modules:
-                raise ValueError(f"projections name '{name}', which is no module of {type(module).__name__}")
+                raise ValueError(f"projections: {type(module).__name__} has no module '{name}'")
         self.heads: dict[str, _SANLayer] = {
             name: m
             for name, m in modules.items()
@@ -162,14 +176,14 @@ class Recorder:
         self.close()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     @contextmanager
     def side(self, kind: str) -> Iterator[None]:
-        """Within it, forward passes are of samples of that kind: "real" or "fake"."""
+        """Declare that the forward passes in this context are of "real" or "fake" samples."""
         if kind not in ("real", "fake"):
             raise ValueError(f"side '{kind}': use 'real' or 'fake'")
         self._current = kind
@@ -195,8 +209,9 @@ class Recorder:
         return lambda layer, args, output: self._append(name, "labels", args[0])
 
     def report(self) -> dict[str, HeadReport]:
-        """Numbers of every head that saw both sides. Costs a few operations on at most 2 x limit samples per
-        head.
+        """Return the estimates of every head that received both sides, by the name of its layer.
+
+        It costs a few operations on at most 2 x limit samples per head.
         """
         found = {}
         for name, layer in self.heads.items():
@@ -231,6 +246,6 @@ def _measure(layer: _SANLayer, real: _Side, fake: _Side) -> HeadReport:
 
 
 def _class_sums(h: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """E[h 1(class)]: [N, I, ...] -> [C, I], averaged over positions and samples."""
+    """Return E[h 1(class)] of h [N, I, ...] as [C, I], averaged over positions and samples."""
     pooled = h.flatten(2).mean(2) if h.ndim > 2 else h
     return pooled.new_zeros(classes, pooled.shape[1]).index_add_(0, labels, pooled) / len(pooled)

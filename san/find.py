@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a discriminator make its logits: found where there is no doubt, asked for elsewhere."""
+"""Finds the layers that compute a discriminator's logits. If they are ambiguous, the user must name them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 LINEAR_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS = (*LINEAR_KINDS, nn.Embedding)
-# Linear and without weights: may follow the last layer.
+# Linear modules without weights, which may follow the last layer.
 PASSIVE: tuple[type[nn.Module], ...] = (
     *(nn.Flatten, nn.Identity, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -18,22 +18,25 @@ PASSIVE: tuple[type[nn.Module], ...] = (
 
 
 def candidates(module: nn.Module) -> dict[str, nn.Module]:
-    """All layers that `convert` can turn into SAN layers, by name, in order of registration."""
+    """Return all layers that `convert` can turn into SAN layers, by name, in order of registration."""
     return {name: m for name, m in module.named_modules() if isinstance(m, KINDS)}
 
 
 def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
-    """Names of the last linear maps, where there is no doubt.
+    """Return the names of the last linear layers if they are unambiguous.
 
-    No doubt: `module` is that layer; it is an nn.Sequential (or ends in one, or holds one child) that ends in
-    it; or exactly one layer, or the same layer of each of several numbered branches, has a single output. An
-    nn.Embedding beside it may be a projection head or an input: doubt.
+    They are if `module` is such a layer; if it is an nn.Sequential (or ends in one, or has one child) that
+    ends in it; or if exactly one layer, or the same layer of several numbered branches, has a single output.
+    They are ambiguous if there is an nn.Embedding as well, which can be a projection head or an input.
 
-    order: names of modules with parameters in the order of their calls; then one that is called after all
-    such layers is a doubt, too, and what is suggested is what is called last.
+    Args:
+        module: the discriminator.
+        order: names of the modules with parameters in the order of their calls. If given, the result is also
+            ambiguous if another module with a weight is called after all layers that can be converted, and
+            the error suggests the layer that is called last.
 
     Raises:
-        ValueError: one line with the names to choose from.
+        ValueError: the layers are ambiguous. One line with the candidates.
     """
     found = _end_of(module, "")
     options = candidates(module)
@@ -60,9 +63,7 @@ def _last_of_another_kind(
     options: Mapping[str, nn.Module],
     order: Sequence[str],
 ) -> str | None:
-    """A module with a weight, of neither torch's nor our kinds, that comes after every layer that can be
-    converted.
-    """
+    """Return a module with a weight that cannot be converted and follows all layers that can; else None."""
     modules = dict(module.named_modules())
     names = order or [name for name, m in modules.items() if isinstance(m, KINDS) or _has_foreign_weight(m)]
     after = names[max((i for i, name in enumerate(names) if name in options), default=-1) + 1 :]
@@ -71,7 +72,7 @@ def _last_of_another_kind(
 
 
 def _has_foreign_weight(module: nn.Module) -> bool:
-    """Whether a module that is not torch's computes with a matrix of its own."""
+    """Return whether a module from outside torch has a matrix as a parameter."""
     foreign = not type(module).__module__.startswith("torch.")
     return foreign and any(p.ndim > 1 for p in module.parameters(recurse=False))
 
@@ -83,25 +84,26 @@ def _which(
     other: str | None,
     order: Sequence[str],
 ) -> str:
-    """The question which layers make the logits; it suggests some only where they seem to be the last
-    ones.
-    """
+    """Return the error message that asks for the layers. It suggests layers if they seem to be the last."""
     names = single or list(options)[-5:]
     last = [name for name in order if name in options][-1:] or single[-1:]
     if other is not None:
         kind = type(module.get_submodule(other)).__name__
         how = f"'{other}', a {kind}, comes last and cannot be converted: "
-        how += "write it as torch's Linear or Conv, or name the layers"
+        how += "replace it by torch's Linear or Conv, or name the layers"
     elif last:
         how = f"Name them, as in san.convert(D, {last[0]!r})"
     else:
-        how = "Name them, or show how they are called by an example input, san.convert(D, example=images)"
-    return f"which layers of {type(module).__name__} make its logits? {how}; candidates: {', '.join(names)}"
+        how = "Name them, or give an example input to trace the calls, san.convert(D, example=images)"
+    kind = type(module).__name__
+    return f"which layers of {kind} compute its logits? {how}; candidates: {', '.join(names)}"
 
 
 def _branch_pattern(name: str) -> str:
-    """The name without the numbers of its branches: heads.0.conv and heads.1.conv are one layer of two
-    branches, main.3 and main.5 are not."""
+    """Return the name without branch numbers.
+
+    heads.0.conv and heads.1.conv are the same layer of two branches; main.3 and main.5 are not.
+    """
     *branches, last = name.split(".")
     return ".".join(["*" if part.isdigit() else part for part in branches] + [last])
 
@@ -112,7 +114,7 @@ def _outputs(layer: nn.Module) -> int:
 
 
 def _end_of(module: nn.Module, name: str) -> list[str] | None:
-    """The layer that a chain of modules ends in; None where the order is not known."""
+    """Return the last layer of a chain of modules; None if the order of calls is unknown."""
     if isinstance(module, LINEAR_KINDS):
         return [name]
     children = list(module.named_children())
@@ -132,6 +134,6 @@ def _end_of(module: nn.Module, name: str) -> list[str] | None:
 
 
 def _has_own(module: nn.Module) -> bool:
-    """True if the module computes with parameters of its own: then its only child need not come last."""
+    """Return whether the module has its own parameters, so that its only child may not come last."""
     own = next(module.parameters(recurse=False), None) is not None
     return own or isinstance(module, (nn.ModuleList, nn.ModuleDict))

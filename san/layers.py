@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Last layers of a SAN discriminator: a unit direction, a scale, and two outputs that differ only in their
-gradients.
+"""The last layers of a SAN discriminator: unit directions, scales, and two outputs with different gradients.
 
 A discriminator is f(x) = <omega, h(x)> with features h and a last linear layer omega. A SAN layer writes
-omega as scale times a unit direction and returns `SANLogits(fun, dir)`, equal as numbers (Takida et al., ICLR
-2024, section 5):
+omega as scale times a unit direction. It returns `SANLogits(fun, dir)`, which have equal values (Takida et
+al., ICLR 2024, section 5):
 
-    fun = scale * <stopgrad(direction), h>      trains h, the input bias and the scale; what a generator
-    maximises dir = stopgrad(scale) * <direction, stopgrad(h)>      trains the direction alone
+    fun = scale * <stopgrad(direction), h>      trains h, the input bias and the scale; the generator uses it
+    dir = stopgrad(scale) * <direction, stopgrad(h)>      trains only the direction
 
 Shapes: N batch, I inputs, O outputs, D embedding width.
 """
@@ -20,34 +19,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPS = 1e-12  # smallest norm a direction is divided by
+EPS = 1e-12  # smallest norm that a direction is divided by
 
 
 class SANLogits(NamedTuple):
-    """The two outputs of a SAN layer: the same numbers, different gradients (module docstring)."""
+    """The two outputs of a SAN layer: equal values, different gradients (see the module docstring)."""
 
     fun: Tensor
     dir: Tensor
 
 
 def widened(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32: neither EPS nor a norm of many entries fits in them. Others as they
-    are.
-    """
+    """Convert float16 and bfloat16, which cannot represent EPS or large norms, to float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def unit_directions(weight: Tensor) -> Tensor:
-    """Each direction (leading axis) of [K, ...] divided by its norm; of the same type."""
+    """Divide each direction (leading axis) of a weight [K, ...] by its norm, keeping the type."""
     flat = widened(weight.flatten(1))
     return F.normalize(flat, dim=1, eps=EPS).view_as(weight).to(weight.dtype)
 
 
 def tied(fun: Tensor, weight: Tensor) -> Tensor:
-    """The same `fun`; in distributed training its graph holds `weight`, with a gradient of zeros.
+    """Return `fun`; in distributed training, make it depend on `weight` with a gradient of zeros.
 
-    DistributedDataParallel waits for the gradient of every parameter, also in a generator's step that does
-    not freeze the discriminator and uses `fun` alone.
+    DistributedDataParallel waits for the gradient of every parameter, also in a generator step that does not
+    freeze the discriminator and uses only `fun`.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not (distributed and torch.is_grad_enabled() and weight.requires_grad):
@@ -56,37 +53,35 @@ def tied(fun: Tensor, weight: Tensor) -> Tensor:
 
 
 class _SANLayer(nn.Module):
-    """Direction and scale shared by every kind of SAN layer. The leading axis of `weight` counts the
-    directions.
-    """
+    """Directions and scales of all SAN layers. The leading axis of `weight` is the index of the direction."""
 
     weight: nn.Parameter
     scale: nn.Parameter
 
     def _set_direction(self, initial: Tensor, scale_shape: tuple[int, ...]) -> None:
-        """Split an initial weight into unit directions and norms, so that the layer starts as the ordinary
-        one would.
-        """
+        """Split an initial weight into unit directions and norms: the layer starts like an ordinary one."""
         norm = initial.flatten(1).norm(dim=1).clamp_min(EPS)
         self.scale = nn.Parameter(norm.view(scale_shape))
         self.weight = nn.Parameter(unit_directions(initial))
 
     def _stored_weight(self) -> Tensor | None:
-        """The directions as they are registered; None where a wrapper has taken them away."""
+        """Return the registered directions; None if a wrapper has removed them."""
         found = self._parameters.get("weight")
         return self.__dict__.get("weight") if found is None else found
 
     def normalize_(self) -> None:
-        """Project `weight` back onto unit directions, in place and outside autograd; an optimizer's state is
-        untouched.
+        """Project `weight` back to unit directions, in place and outside autograd.
 
-        Raises ValueError where only a flat part of it is here (FullyShardedDataParallel outside of
-        summon_full_params).
+        The optimizer state does not change.
+
+        Raises:
+            ValueError: this process has only a flat shard of the weight (FullyShardedDataParallel outside
+                summon_full_params).
         """
         weight = self._stored_weight()
         if weight is None or weight.ndim < 2 or weight.untyped_storage().size() == 0:
             raise ValueError(
-                f"the directions of a {type(self).__name__} are flat shards here: call san.normalize_ within "
+                f"the directions of a {type(self).__name__} are flat shards: call san.normalize_ within "
                 "FullyShardedDataParallel.summon_full_params(D), or wrap D with fully_shard (FSDP2) instead"
             )
         with torch.no_grad():
@@ -94,30 +89,29 @@ class _SANLayer(nn.Module):
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the distribution of torch's own linear and convolution layers."""
+    """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as torch's linear and convolution layers do."""
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 class _SANWeighted(_SANLayer):
-    """A SAN layer that maps features to logits; subclasses say which linear map `weight` is."""
+    """A SAN layer that maps features to logits. Subclasses define the linear map in `_map`."""
 
     def __init__(self, shape: tuple[int, ...], bias: bool, generator: torch.Generator | None) -> None:
         super().__init__()
         self._set_direction(_uniform(shape, generator), (shape[0],))
-        self.bias = (
-            nn.Parameter(torch.zeros(shape[1])) if bias else None
-        )  # added to the input: it belongs to h
+        # Added to the input: the bias is part of h.
+        self.bias = nn.Parameter(torch.zeros(shape[1])) if bias else None
 
     def _map(self, h: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        """h, which the directions are multiplied with: the input and its bias."""
+        """Return h, which is multiplied with the directions: the input plus the bias."""
         return x if self.bias is None else x + self.bias.view((-1,) + (1,) * (self.weight.ndim - 2))
 
     def forward(self, x: Tensor) -> SANLogits:
-        """Features to logits; see the module docstring for what each of the two outputs trains."""
+        """Map features to logits. The module docstring explains what each of the two outputs trains."""
         return self._logits(x, self.weight)
 
     def _logits(self, x: Tensor, weight: Tensor) -> SANLogits:
@@ -131,11 +125,19 @@ class _SANWeighted(_SANLayer):
         )
 
     def extra_repr(self) -> str:
+        """Return the shape of the weight, and whether there is a bias."""
         return f"{tuple(self.weight.shape)}, bias={self.bias is not None}"
 
 
 class SANLinear(_SANWeighted):
-    """Linear SAN layer, [N, ..., in_features] -> SANLogits of [N, ..., out_features]."""
+    """Linear SAN layer: [N, ..., in_features] -> SANLogits of [N, ..., out_features].
+
+    Args:
+        in_features: width of the input.
+        out_features: number of directions.
+        bias: add a trained bias to the input.
+        generator: source of the initial weights; None = torch's global generator.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, generator: torch.Generator | None = None
@@ -156,7 +158,7 @@ class _SANConv(_SANWeighted):
         out_channels: int,
         kernel_size: int | tuple[int, ...],
         stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,  # zeros around h, outside the reach of the input bias
+        padding: int | tuple[int, ...] = 0,  # zeros around h; the input bias is not added to them
         dilation: int | tuple[int, ...] = 1,
         bias: bool = True,
         generator: torch.Generator | None = None,
@@ -170,30 +172,34 @@ class _SANConv(_SANWeighted):
 
 
 class SANConv1d(_SANConv):
-    """1D SAN convolution, [N, I, L] -> SANLogits of [N, O, L']; arguments as torch.nn.Conv1d's."""
+    """1D SAN convolution: [N, I, L] -> SANLogits of [N, O, L']. Arguments are those of torch.nn.Conv1d."""
 
     dims, conv = 1, staticmethod(F.conv1d)
 
 
 class SANConv2d(_SANConv):
-    """2D SAN convolution, [N, I, H, W] -> SANLogits of [N, O, H', W']; arguments as torch.nn.Conv2d's."""
+    """2D SAN convolution: [N, I, H, W] -> SANLogits of [N, O, H', W'].
+
+    Arguments are those of torch.nn.Conv2d.
+    """
 
     dims, conv = 2, staticmethod(F.conv2d)
 
 
 class SANConv3d(_SANConv):
-    """3D SAN convolution, [N, I, T, H, W] -> SANLogits of [N, O, T', H', W']; arguments as
-    torch.nn.Conv3d's.
+    """3D SAN convolution: [N, I, T, H, W] -> SANLogits of [N, O, T', H', W'].
+
+    Arguments are those of torch.nn.Conv3d.
     """
 
     dims, conv = 3, staticmethod(F.conv3d)
 
 
 class SANEmbedding(_SANLayer):
-    """One direction per row: labels int64 [N] -> SANLogits of vectors [N, D].
+    """One direction per class: labels int64 [N] -> SANLogits of vectors [N, D].
 
-    The inner product with features h makes class-conditional logits. The caller keeps the two gradients
-    apart: `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
+    The inner product with features h gives class-conditional logits. The caller must separate the gradients:
+    `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
     """
 
     def __init__(
@@ -204,6 +210,7 @@ class SANEmbedding(_SANLayer):
         self._set_direction(initial, (num_embeddings, 1))
 
     def forward(self, labels: Tensor) -> SANLogits:
+        """Return the vectors of the labels' classes."""
         return self._rows(labels, self.weight)
 
     def _rows(self, labels: Tensor, weight: Tensor) -> SANLogits:
@@ -213,12 +220,14 @@ class SANEmbedding(_SANLayer):
         return SANLogits(fun=tied(scale * direction.detach(), weight), dir=scale.detach() * direction)
 
     def extra_repr(self) -> str:
+        """Return the shape of the weight."""
         return ", ".join(str(size) for size in self.weight.shape)
 
 
 def normalize_(module: nn.Module) -> None:
-    """Project every SAN direction inside `module` to unit norm, in place. To be called before the first and
-    after each discriminator step.
+    """Project all SAN directions inside `module` to unit norm, in place.
+
+    Call it before the first and after each optimizer step of the discriminator.
     """
     for layer in module.modules():
         if isinstance(layer, _SANLayer):

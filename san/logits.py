@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logits of converted layers on their way through what a discriminator does after its last layer.
+"""Tracks the logits of converted layers through the operations after a discriminator's last layer.
 
-A converted layer returns `DualLogits`. Functions known to be linear (LINEAR below: an allow-list) are applied
-to both parts; every other one is refused. The first pass carries two more parts, f - e and f + 2e: what
-follows the layer is linear only if all three lie on a line (`judge`). What leaves the module are `SANLogits`.
+A converted layer returns `DualLogits`. Functions in the allow-list LINEAR are applied to both parts; all
+others are refused. The first pass has two more parts, f - e and f + 2e: the operations after the layer are
+linear only if all three results lie on a line (`judge`). The converted module returns `SANLogits`.
 """
 
 import copy
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from san.layers import SANLogits, widened
 
-# Linear, or affine, in all tensors together: any of them may be logits
+# Linear or affine in all tensors jointly: any of them may be logits
 _ANY = """view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes
 swapdims t movedim moveaxis adjoint atleast_1d atleast_2d atleast_3d expand expand_as broadcast_to
 broadcast_tensors repeat tile repeat_interleave cat concat concatenate stack hstack vstack dstack column_stack
@@ -28,41 +29,43 @@ diagonal diag tril triu trace unfold fold pad constant_pad_nd pixel_shuffle pixe
 interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
 adaptive_avg_pool3d sum mean cumsum diff neg negative positive pos add radd sub subtract rsub index_add
 scatter scatter_add contiguous clone detach to type type_as float double half bfloat16 cpu cuda"""
-# Linear in each tensor by itself: one of them may be logits
+# Linear in each tensor separately: one of them may be logits
 _ONE = """mul multiply rmul matmul rmatmul mm bmm mv dot vdot inner outer einsum tensordot kron linear
 bilinear embedding conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm addmv addbmm
 baddbmm addcmul"""
-# Linear in the first tensor, which alone may be logits
+# Linear in the first tensor: only that may be logits
 _FIRST = "div divide true_divide truediv grid_sample"
 _RULES = {"any": _ANY, "one": _ONE, "first": _FIRST}
 LINEAR = {name: rule for rule, names in _RULES.items() for name in names.split()}
-# New tensors that only take their shape, type or device from the logits
+# New tensors with the shape, type or device of the logits
 _LIKE = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_full", "new_empty"),
 }
-# Facts and copies that leave torch
+# Properties, and values outside torch
 _VALUES = {
     *("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point"),
     *("get_device", "item", "tolist", "numpy", "isnan", "isinf", "isfinite"),
 }
-# Options that make them something else
+# Options that make a function nonlinear or in-place
 _BENDING = ("out", "rounding_mode", "reduce", "max_norm")
-_TENSOR_ATTRIBUTES = ("T", "mT", "H", "mH", "data")  # linear, too
+_TENSOR_ATTRIBUTES = ("T", "mT", "H", "mH", "data")  # linear as well
 
-# depth: converted modules around this point. probing: whether this pass carries probes
+# depth: number of enclosing converted modules. probing: this pass has probes
 _pass = threading.local()
 
 
 def inside() -> bool:
-    """Whether the forward pass of a converted module is running in this thread."""
+    """Return whether the forward pass of a converted module is running in this thread."""
     return getattr(_pass, "depth", 0) > 0
 
 
 def run_pass(forward: Callable[..., Any], args: Any, kwargs: Any, record: "Record") -> Any:
-    """A converted module's forward pass; the outermost one turns DualLogits into SANLogits.
+    """Run a converted module's forward pass. The outermost one turns DualLogits into SANLogits.
 
-    Raises ValueError, in one line, if its first pass shows that this is not the last linear layer's output.
+    Raises:
+        ValueError: the first pass shows that the logits are not linear in the converted layer's output. One
+            line.
     """
     depth, probing = getattr(_pass, "depth", 0), getattr(_pass, "probing", False)
     _pass.depth = depth + 1
@@ -80,9 +83,11 @@ def run_pass(forward: Callable[..., Any], args: Any, kwargs: Any, record: "Recor
 
 
 class Record:
-    """Whether a converted module's first pass has been judged; shared by the copies that DataParallel makes.
+    """State of a converted module's first pass, shared by the copies that DataParallel creates.
 
-    whole: the module that was given to `convert`; others are parts of it, which need not make logits.
+    Attributes:
+        whole: the module is the one given to `convert`. Parts of it need not return logits.
+        judged: the first pass has been checked.
     """
 
     def __init__(self, whole: bool) -> None:
@@ -90,18 +95,25 @@ class Record:
 
 
 def _can_probe() -> bool:
-    """False where values cannot be read: under torch.compile, tracing and the capture of CUDA graphs."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Return whether values can be read: not under torch.compile, tracing or CUDA graph capture."""
+    if torch.compiler.is_compiling() or is_tracing():  # type: ignore[no-untyped-call]
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 class DualLogits:
-    """SANLogits within a converted module. Every function is applied to both parts, in the `dir` part with
-    all other tensors detached: dir = <direction, stopgrad(h)> also where the inner product is taken later.
+    """SANLogits within a converted module.
 
-    source: the name of the layer that they come from. used: whether something was computed from them. probes:
-    f - e and f + 2e, in a first pass. eps: of the coarsest type that they went through.
+    Every function is applied to both parts. In the `dir` part all other tensors are detached, so that
+    dir = <direction, stopgrad(h)> also holds if the inner product is computed later.
+
+    Attributes:
+        fun: first part.
+        dir: second part.
+        source: name of the layer that computed the logits.
+        used: another value was computed from them.
+        probes: f - e and f + 2e in a first pass, otherwise empty.
+        eps: machine epsilon of the least precise type in their computation.
     """
 
     def __init__(
@@ -136,7 +148,7 @@ class DualLogits:
         return _dual([getattr(part, name) for part in self._parts()], self)
 
     def of(self) -> str:
-        """Their layer's name for a message, if it has one."""
+        """Return the layer's name for a message, '' if it has none."""
         return f" '{self.source}'" if self.source else ""
 
     def _parts(self) -> tuple[Tensor, ...]:
@@ -166,13 +178,13 @@ def _operator(name: str) -> Any:
 
 _OPERATORS = """add radd sub rsub mul rmul truediv matmul rmatmul getitem setitem neg pos
 pow rpow abs rtruediv floordiv mod eq ne lt le gt ge and or xor invert"""
-for _name in _OPERATORS.split():  # those that are not linear are refused by name
+for _name in _OPERATORS.split():  # nonlinear ones raise an error with their name
     setattr(DualLogits, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 @torch.no_grad()
 def _probes(fun: Tensor) -> tuple[Tensor, Tensor]:
-    """f - e and f + 2e, with an e of both signs and larger than f, so that bends on the way are met."""
+    """Return f - e and f + 2e; e has both signs and is larger than f, to detect kinks."""
     wave = torch.arange(1, fun.numel() + 1, device=fun.device, dtype=torch.float32).cos().view(fun.shape)
     step = (3 * fun.abs().amax() + 1) * wave.to(fun.dtype) if fun.numel() else fun
     return fun - step, fun + 2 * step
@@ -180,13 +192,13 @@ def _probes(fun: Tensor) -> tuple[Tensor, Tensor]:
 
 def _refusal(name: str, logits: DualLogits) -> str:
     return (
-        f"'{name}' is applied after the converted layer{logits.of()}, and is not known to be linear, but a "
-        "SAN needs logits: remove it, apply it to .fun outside of the discriminator, or convert another layer"
+        f"'{name}' is applied after the converted layer{logits.of()} and is not known to be linear, but a "
+        "SAN needs logits: remove it, apply it to .fun outside the discriminator, or convert another layer"
     )
 
 
 def _apply(func: Any, args: Any, kwargs: Any) -> Any:
-    """A function of DualLogits, on each of their parts. Raises ValueError unless it is one of LINEAR."""
+    """Apply a function to each part of DualLogits. Raises ValueError unless it is in LINEAR."""
     called = getattr(func, "__name__", str(func))
     shown = called.removeprefix("__").removesuffix("__")
     name = called.strip("_")
@@ -199,7 +211,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     if rule is not None and changes_first and not first:
         raise ValueError(
             f"'{shown}' writes the logits of the converted layer{found[0].of()} into a plain tensor, which "
-            "cannot hold both of their parts: write it out of place, as in x = x + logits"
+            "cannot represent both of their parts: write it out of place, as in x = x + logits"
         )
     if rule is None or any(kwargs.get(k) is not None for k in _BENDING):
         raise ValueError(_refusal(shown, found[0]))
@@ -207,7 +219,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
         raise ValueError(_refusal(f"{name} of logits by logits", found[0]))
     for dual in found:
         dual.used = True
-    probes = min(len(dual.probes) for dual in found)  # those of an earlier pass have none
+    probes = min(len(dual.probes) for dual in found)  # logits of an earlier pass have none
     parts = [func(*_pick(args, part), **_pick(kwargs, part)) for part in (0, 1)]
     if isinstance(parts[0], Tensor) and not parts[0].is_floating_point():
         raise ValueError(_refusal(f"{name} to {parts[0].dtype}", found[0]))
@@ -225,9 +237,7 @@ def _duals(value: Any) -> Iterator[DualLogits]:
 
 
 def _dual(parts: Sequence[Any], origin: DualLogits) -> Any:
-    """Results of a function on all parts as one value: tensors become DualLogits, sequences go element by
-    element.
-    """
+    """Combine the results of a function on all parts: tensors to DualLogits, sequences elementwise."""
     fun = parts[0]
     if isinstance(fun, Tensor):
         return DualLogits(fun, parts[1], origin.source, tuple(parts[2:]), origin.eps)
@@ -237,7 +247,7 @@ def _dual(parts: Sequence[Any], origin: DualLogits) -> Any:
 
 
 def _pick(value: Any, part: int) -> Any:
-    """One part of every DualLogits within `value`; other tensors are detached except in part 0, fun."""
+    """Select one part of all DualLogits within `value`; other tensors are detached except for part 0, fun."""
     if isinstance(value, DualLogits):
         return value._parts()[part]
     if isinstance(value, Tensor):
@@ -251,7 +261,7 @@ def _pick(value: Any, part: int) -> Any:
 
 
 def rebuilt(value: Sequence[Any], items: list[Any]) -> Any:
-    """A list, tuple or namedtuple of the same type with other items."""
+    """Return a list, tuple or namedtuple of the same type with other items."""
     if isinstance(value, tuple):
         return type(value)._make(items) if hasattr(value, "_make") else type(value)(items)
     made = copy.copy(value)
@@ -260,10 +270,10 @@ def rebuilt(value: Sequence[Any], items: list[Any]) -> Any:
 
 
 def finish(value: Any, among_maps: bool = False) -> Any:
-    """What leaves a converted module: DualLogits within lists, tuples, mappings and objects as SANLogits.
+    """Replace DualLogits in a module's output by SANLogits, within lists, tuples, mappings and objects.
 
-    In a list that also holds plain tensors (feature maps), logits from which the module has computed further
-    ones are a feature map, too: they leave as a plain tensor, with the gradients of fun.
+    In a list that also contains plain tensors (feature maps), logits from which the module has computed other
+    logits count as a feature map: they are returned as a plain tensor with the gradients of fun.
     """
     if isinstance(value, DualLogits):
         return value.fun if among_maps and value.used else SANLogits(value.fun, value.dir)
@@ -282,7 +292,7 @@ def finish(value: Any, among_maps: bool = False) -> Any:
         if isinstance(value, Mapping):
             made[k] = new
         else:
-            object.__setattr__(made, k, new)  # frozen dataclasses, too
+            object.__setattr__(made, k, new)  # works for frozen dataclasses as well
     return made
 
 
@@ -291,8 +301,9 @@ def _same(items: Sequence[Any], value: Sequence[Any]) -> bool:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Fields of an object that may hold logits: a dataclass's or namespace's, and others' that hold them
-    directly.
+    """Return the fields of an object that may contain logits.
+
+    These are dataclasses, namespaces, and other objects with DualLogits as direct attributes.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
@@ -304,7 +315,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Tensors, SANLogits and DualLogits within an output, in order."""
+    """Yield the tensors, SANLogits and DualLogits within an output, in order."""
     if isinstance(value, (Tensor, SANLogits, DualLogits)):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -316,7 +327,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def coarseness(x: Tensor) -> float:
-    """Machine epsilon of the arithmetic at work on x. Accelerators may round float32 to TF32."""
+    """Return the machine epsilon of arithmetic on x. Accelerators may round float32 to TF32."""
     device, types = x.device.type, [x.dtype] if x.is_floating_point() else []
     if device == "meta":
         return 0.0
@@ -327,17 +338,25 @@ def coarseness(x: Tensor) -> float:
 
 
 def judge(output: Any, whole: bool) -> bool:
-    """Whether a first pass shows that logits are a linear function of the converted layers' outputs.
+    """Check in a first pass that the logits are a linear function of the converted layers' outputs.
 
-    False if there are none. Values that are not finite, or not readable (vmap, the meta device), are not
-    judged. Raises ValueError, in one line, if they are not linear, or if there are none in the output of a
-    whole module.
+    Values that are not finite or cannot be read (vmap, the meta device) are not checked.
+
+    Args:
+        output: output of the module.
+        whole: the output must contain logits.
+
+    Returns:
+        Whether there are logits.
+
+    Raises:
+        ValueError: the logits are not linear, or a whole module returns none. One line.
     """
     found = [x for x in leaves(output) if isinstance(x, DualLogits)]
     if not found and whole and not any(isinstance(x, SANLogits) for x in leaves(output)):
         raise ValueError(
-            f"no logits of the converted layers are in the output, a {type(output).__name__}: "
-            "name the layers that make them, or return them in a tensor, list, tuple, dict or dataclass"
+            f"the output, a {type(output).__name__}, contains no logits of the converted layers: "
+            "name the layers that compute them, or return them in a tensor, list, tuple, dict or dataclass"
         )
     for dual in found:
         if len(dual.probes) == 2 and dual.fun.numel():
@@ -349,8 +368,8 @@ def judge(output: Any, whole: bool) -> bool:
             limit = dual.eps**0.5 * size
             if _is_true(torch.isfinite(size) & (bend > limit)):
                 raise ValueError(
-                    f"what follows the converted layer{dual.of()} is not linear in its output, but a "
-                    "SAN needs logits: remove it, or convert another layer"
+                    f"the operations after the converted layer{dual.of()} are not linear in its output, but "
+                    "a SAN needs logits: remove them, or convert another layer"
                 )
             if _is_true(torch.isfinite(size) & ((fun - direction).abs().amax() > limit)):
                 raise ValueError(f"a random function follows the converted layer{dual.of()}: remove it")
@@ -360,5 +379,5 @@ def judge(output: Any, whole: bool) -> bool:
 def _is_true(value: Tensor) -> bool:
     try:
         return bool(value)
-    except RuntimeError:  # a value that cannot be read
+    except RuntimeError:  # the value cannot be read
         return False

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objectives: a GAN's own discriminator loss on `fun`, the Wasserstein form on `dir`, and the generator's
--h(d).
+"""Objectives of SAN discriminators and of generators.
 
-Two tables hold all of it. DISCRIMINATOR_LOSSES says what a discriminator minimises on logits d of real and of
-generated samples; given SANLogits, the same entry becomes its SAN form. GENERATOR_OBJECTIVES holds increasing
-functions h: a generator that minimises -E[h(d)] moves its samples along h'(d) grad d (Yi, Zhu & Liu,
-"MonoFlow", ICML 2023), so that any increasing h makes a GAN.
+A SAN discriminator minimises its GAN's discriminator loss of `fun` plus the Wasserstein form of `dir`. A
+generator minimises -h(d).
 
-Everything is elementwise, to be minimised, and of the shape of its logits: the caller chooses the reduction.
-Logits of several heads may be given as a list, tuple or dict (nested, too): then the sum over heads of each
-head's mean. A new loss is one entry in a table; a generator's may also be written as an expression in d, or
-be a callable.
+There are two tables. DISCRIMINATOR_LOSSES contains the losses of logits d of real and of generated samples;
+for SANLogits, the same entry gives the SAN form. GENERATOR_OBJECTIVES contains increasing functions h: a
+generator that minimises -E[h(d)] moves its samples along h'(d) grad d (Yi, Zhu & Liu, "MonoFlow", ICML 2023),
+so any increasing h defines a GAN.
+
+All terms are elementwise, are minimised, and have the shape of their logits: the caller chooses the
+reduction. Logits of several heads can be a list, tuple or dict (also nested); the result is then the sum over
+heads of each head's mean. A new loss is one entry in a table; a generator objective can also be an expression
+in d or a callable.
 """
 
 import ast
@@ -29,19 +31,21 @@ from san.logits import DualLogits
 
 Elementwise = Callable[[Tensor], Tensor]
 Objective = str | Elementwise
-Logits = SANLogits | Sequence[Any] | Mapping[str, Any]  # of one head, or of several
+Logits = SANLogits | Sequence[Any] | Mapping[str, Any]  # of one head or of several
 
-CHECKED_RANGE = (-15.0, 15.0)  # logits between which h is checked to increase
+CHECKED_RANGE = (-15.0, 15.0)  # range of logits in which h must increase
 CHECKED_POINTS = 3001
-LONGEST_EXPRESSION = 200  # characters; keeps hostile input small
+LONGEST_EXPRESSION = 200  # characters; limits malicious input
 LARGEST_POWER = 16.0
 
 
 class DiscriminatorLoss(NamedTuple):
-    """What the discriminator minimises, elementwise.
+    """An elementwise loss of the discriminator.
 
-    real, fake: on logits of real and of generated samples. pair: instead of both, on the differences d(real)
-    - d(generated) of pairs.
+    Attributes:
+        real: term of the logits of real samples.
+        fake: term of the logits of generated samples.
+        pair: replaces both: term of the differences d(real) - d(generated) of pairs.
     """
 
     real: Elementwise | None = None
@@ -57,17 +61,17 @@ _BCE = DiscriminatorLoss(real=lambda d: F.softplus(-d), fake=F.softplus)
 DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     "hinge": _HINGE,
     "bce": _BCE,
-    "ns": _BCE,  # the discriminator of the non-saturating GAN; the name speaks of the generator's side
+    "ns": _BCE,  # the discriminator of the non-saturating GAN, whose name refers to the generator
     # (d - 1)^2 / 2 and (d + 1)^2 / 2: Mao et al., "Least Squares GAN", ICCV 2017, with a = -1, b = 1
     "ls": DiscriminatorLoss(real=lambda d: (d - 1).square() / 2, fake=lambda d: (d + 1).square() / 2),
-    # (d - 1)^2 and d^2: the same with a = 0, b = 1 and without the half, as in LSGAN's code and Kong, Kim &
-    # Bae, "HiFi-GAN", NeurIPS 2020
+    # (d - 1)^2 and d^2: the same with a = 0, b = 1 and without the factor 1/2, as in LSGAN's code and Kong,
+    # Kim & Bae, "HiFi-GAN", NeurIPS 2020
     "ls01": DiscriminatorLoss(real=lambda d: (d - 1).square(), fake=lambda d: d.square()),
-    # -d and d: Arjovsky, Chintala & Bottou, ICML 2017. A distance only for a discriminator that is Lipschitz
-    # by construction or penalty.
+    # -d and d: Arjovsky, Chintala & Bottou, ICML 2017. This gives a distance only if the discriminator is
+    # Lipschitz by construction or through a penalty.
     "wasserstein": DiscriminatorLoss(real=lambda d: -d, fake=lambda d: d),
-    # -log sigmoid(d(real) - d(generated)): the pairing of Huang et al., "R3GAN", NeurIPS 2024 (without its
-    # gradient penalties). At its optimum d = log p_data / p_gen + constant, so every h below applies.
+    # -log sigmoid(d(real) - d(generated)): the paired loss of Huang et al., "R3GAN", NeurIPS 2024 (without
+    # its gradient penalties). At its optimum d = log p_data / p_gen + constant, so every h below can be used.
     "relativistic": DiscriminatorLoss(pair=lambda gap: F.softplus(-gap)),
 }
 
@@ -76,19 +80,18 @@ DIRECTION_LOSS = DISCRIMINATOR_LOSSES["wasserstein"]
 
 
 def _vanilla(shift: float) -> Elementwise:
-    """-log(1 - sigmoid(d + C)) = softplus(d + C); C = 0 is the minimax loss of Goodfellow et al., whose field
-    sigmoid(d + C) vanishes for d << -C.
+    """Return h(d) = -log(1 - sigmoid(d + C)) = softplus(d + C).
+
+    C = 0 is the minimax loss of Goodfellow et al. The field sigmoid(d + C) vanishes for d << -C.
     """
     if shift < 0:
         raise ValueError(
-            f"vanilla({shift:g}): C must not be negative, it would widen the region where the gradient "
-            "vanishes"
+            f"vanilla({shift:g}): C must not be negative: the gradient would vanish in a larger region"
         )
     return lambda d: F.softplus(d + shift)
 
 
-# Strictly increasing h of the generator's loss -E[h(d(G(z)))], and the factor h'(d) of the vector field that
-# each implies
+# Strictly increasing h of the generator's loss -E[h(d(G(z)))], with the factor h'(d) of the vector field
 GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
     "logit": lambda d: d,  # h' = 1
     "ns": F.logsigmoid,  # log sigmoid(d), h' = 1 - sigmoid(d)
@@ -98,9 +101,9 @@ GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
 }
 
 
-# Published objectives that are not in MonoFlow's table, because they do not increase everywhere: by name
-# only, and not checked. ls01: -(1 - d)^2, the generator's side of HiFi-GAN, pulls logits above 1 back; h' = 2
-# (1 - d) is negative there.
+# Published objectives that do not increase everywhere and are therefore not in MonoFlow's table. They are
+# available by name only and are not checked. ls01: -(1 - d)^2, the generator loss of HiFi-GAN, decreases
+# logits above 1, where h' = 2 (1 - d) is negative.
 FALLING_OBJECTIVES: dict[str, Elementwise] = {"ls01": lambda d: -(1 - d).square()}
 
 Entry = TypeVar("Entry")
@@ -113,13 +116,15 @@ def _pick(table: dict[str, Entry], name: str, what: str) -> Entry:
 
 
 def discriminator_loss(name: str = "hinge") -> DiscriminatorLoss:
-    """The discriminator loss of that name, for `fun`. Raises ValueError for an unknown one."""
+    """Return the discriminator loss with this name, for `fun`. Raises ValueError for an unknown name."""
     return _pick(DISCRIMINATOR_LOSSES, name, "discriminator loss")
 
 
 def is_paired(loss: str) -> bool:
-    """True if the loss compares real with generated samples pair by pair. Raises ValueError for an unknown
-    one.
+    """Return whether the loss compares pairs of real and generated samples.
+
+    Raises:
+        ValueError: the loss is unknown.
     """
     return discriminator_loss(loss).pair is not None
 
@@ -129,10 +134,10 @@ def _is_head(logits: Any) -> bool:
 
 
 def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
-    """The heads of each side, side by side: of one head those themselves, of lists, tuples and dicts all
-    within them.
+    """Yield the corresponding heads of all sides: the logits themselves, or those in lists, tuples and dicts.
 
-    Raises ValueError, in one line, for other types, nothing at all, and sides that do not match.
+    Raises:
+        ValueError: another type, no logits, or sides that do not match. One line.
     """
     one, where = sides[0], f" at {at.lstrip('.')}" if at else ""
     if all(_is_head(side) for side in sides):
@@ -140,36 +145,37 @@ def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
     elif all(isinstance(side, (list, tuple)) and not _is_head(side) for side in sides):
         if len({len(side) for side in sides}) != 1 or not one:
             counts = " and ".join(str(len(side)) for side in sides)
-            raise ValueError(f"logits{where}: {counts} heads, not one or more and equally many on each side")
+            raise ValueError(
+                f"logits{where}: {counts} heads; all sides must have the same number, at least 1"
+            )
         for i, parts in enumerate(zip(*sides, strict=True)):
             yield from _heads(*parts, at=f"{at}.{i}")
     elif all(isinstance(side, Mapping) for side in sides):
         if any(side.keys() != one.keys() for side in sides) or not one:
             names = " and ".join(f"({', '.join(map(str, side))})" for side in sides)
-            raise ValueError(f"logits{where}: heads {names}, not one or more and the same on each side")
+            raise ValueError(f"logits{where}: heads {names}; each side must have the same ones, at least one")
         for key in one:
             yield from _heads(*(side[key] for side in sides), at=f"{at}.{key}")
     else:
         kinds = " and ".join(type(side).__name__ for side in sides)
         raise ValueError(
-            f"logits{where} are of the type {kinds}: give tensors, SANLogits, or lists or dicts of them"
+            f"logits{where} have the type {kinds}: give tensors, SANLogits, or lists or dicts of them"
         )
 
 
 def _kinds(heads: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether heads are SANLogits. Raises ValueError if some are and others are plain tensors."""
+    """Return whether heads are SANLogits. Raises ValueError if some are and others are plain tensors."""
     found = {isinstance(x, SANLogits) for head in heads for x in head}
     if len(found) > 1:
         raise ValueError(
-            "logits are of different kinds, some SANLogits and some plain tensors: give the logits of real "
-            "and "
-            "generated samples from the same discriminator, without feature maps"
+            "logits have different kinds, some SANLogits and some plain tensors: give the logits of real "
+            "and generated samples from the same discriminator, without feature maps"
         )
     return found.pop()
 
 
 def _san_heads(*sides: Any) -> list[tuple[SANLogits, ...]]:
-    """As `_heads`, of SANLogits alone. Raises ValueError for plain tensors."""
+    """Return the heads as `_heads` does, for SANLogits only. Raises ValueError for plain tensors."""
     heads = list(_heads(*sides))
     if not _kinds(heads):
         raise ValueError(
@@ -179,7 +185,7 @@ def _san_heads(*sides: Any) -> list[tuple[SANLogits, ...]]:
 
 
 def _summed(terms: Sequence[SANLogits], logits: Any) -> SANLogits:
-    """Terms of one head as they are; of a list, tuple or dict of heads, the sum of their means."""
+    """Return the terms of a single head; for a list, tuple or dict of heads, the sum of their means."""
     if _is_head(logits):
         return terms[0]
     return SANLogits(_sum([t.fun.mean() for t in terms]), _sum([t.dir.mean() for t in terms]))
@@ -190,19 +196,28 @@ def _sum(scalars: Sequence[Tensor]) -> Tensor:
 
 
 def gan_logits(logits: SANLogits) -> Tensor:
-    """The ordinary logit of the same layer: equal numbers, gradients to direction, scale, bias and features
-    alike. A GAN instead of a SAN.
+    """Return the ordinary logit of the same layer: a GAN instead of a SAN.
+
+    It has the same value, and gradients for direction, scale, bias and features.
     """
     return logits.fun + (logits.dir - logits.dir.detach())
 
 
 def discriminator_terms(logits: Logits, real: bool, loss: str = "hinge") -> SANLogits:
-    """Terms that the discriminator minimises for a batch that is all real or all generated.
+    """Compute the discriminator's terms for a batch of only real or only generated samples.
 
-    Returns SANLogits(fun term, dir term); their sum, without further weights, is the SAN objective. Of the
-    logits' shape; for a list, tuple or dict of heads, scalars: the sum over heads of each head's mean.
-    Raises ValueError for an unknown loss, and for one that needs real and generated samples together
-    (`discriminator_pair_terms`).
+    Args:
+        logits: logits of the batch.
+        real: the samples are real.
+        loss: name in DISCRIMINATOR_LOSSES.
+
+    Returns:
+        SANLogits(fun term, dir term), to be minimised. Their sum, without further weights, is the SAN
+        objective. They have the logits' shape; for a list, tuple or dict of heads they are scalars: the sum
+        over heads of each head's mean.
+
+    Raises:
+        ValueError: the loss is unknown, or needs pairs of samples (`discriminator_pair_terms`).
     """
     chosen = discriminator_loss(loss)
     on_fun, on_dir = (chosen.real, DIRECTION_LOSS.real) if real else (chosen.fake, DIRECTION_LOSS.fake)
@@ -214,9 +229,19 @@ def discriminator_terms(logits: Logits, real: bool, loss: str = "hinge") -> SANL
 
 
 def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativistic") -> SANLogits:
-    """Terms of pairs (i-th real, i-th generated sample): SANLogits(fun term, dir term), for any loss. For
-    lists, tuples or dicts of heads as in `discriminator_terms`. Raises ValueError for an unknown one, and for
-    heads that do not match."""
+    """Compute the discriminator's terms of pairs (i-th real, i-th generated sample), for any loss.
+
+    Args:
+        real: logits of real samples.
+        fake: logits of generated samples.
+        loss: name in DISCRIMINATOR_LOSSES.
+
+    Returns:
+        SANLogits(fun term, dir term), as `discriminator_terms`.
+
+    Raises:
+        ValueError: the loss is unknown, or the heads do not match.
+    """
     on_pair = discriminator_loss(loss).pair
     heads = _san_heads(real, fake)
     if on_pair is None:
@@ -226,12 +251,18 @@ def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativist
 
 
 def discriminator_objective(real: Logits | Tensor, fake: Logits | Tensor, loss: str = "hinge") -> Tensor:
-    """What a discriminator minimises, as a scalar mean: the SAN form for SANLogits, the ordinary GAN's for
-    plain logits.
+    """Compute the discriminator's loss as a scalar mean.
 
-    real, fake: logits of the same kind; of equal shapes if the loss is paired. Lists, tuples or dicts of
-    several heads' logits (nested, too): the sum over heads. Raises ValueError for an unknown loss, mixed
-    kinds, and heads that do not match.
+    For SANLogits it is the SAN form, for plain logits the ordinary GAN loss.
+
+    Args:
+        real: logits of real samples. For lists, tuples or dicts of several heads (also nested), the result is
+            the sum over heads.
+        fake: logits of generated samples, of the same kind; of the same shape if the loss is paired.
+        loss: name in DISCRIMINATOR_LOSSES.
+
+    Raises:
+        ValueError: the loss is unknown, the logits have different kinds, or the heads do not match.
     """
     discriminator_loss(loss)
     heads = list(_heads(real, fake))
@@ -258,15 +289,17 @@ def _total(terms: SANLogits) -> Tensor:
 
 
 def generator_objective(objective: Objective = "logit") -> Elementwise:
-    """The increasing h of the generator's loss -E[h(fun)] (MonoFlow).
+    """Return the increasing h of the generator's loss -E[h(fun)] (MonoFlow).
 
-    objective: a name of GENERATOR_OBJECTIVES; `vanilla(C)` with a number C >= 0; an expression in d such as
-    "d + 0.1*exp(d)" (numbers, + - * / **, and the functions of EXPRESSION_FUNCTIONS); or a callable,
-    elementwise on tensors. The last two are checked by `check_increasing`. A name of FALLING_OBJECTIVES is
-    not, and does not increase
-    everywhere: MonoFlow's guarantee does not hold for it.
+    Args:
+        objective: a name in GENERATOR_OBJECTIVES; `vanilla(C)` with a number C >= 0; an expression in d such
+            as "d + 0.1*exp(d)" (numbers, + - * / **, and the functions in EXPRESSION_FUNCTIONS); or an
+            elementwise callable. The last two are checked by `check_increasing`. A name in FALLING_OBJECTIVES
+            is also accepted and not checked: it does not increase everywhere, and MonoFlow's guarantee does
+            not hold.
 
-    Raises ValueError, in one line, for anything else and for an h that does not increase (saying where).
+    Raises:
+        ValueError: the objective is unknown, or h does not increase. One line, with the logit.
     """
     if not isinstance(objective, str):
         check_increasing(objective, getattr(objective, "__name__", "the given h"))
@@ -274,7 +307,7 @@ def generator_objective(objective: Objective = "logit") -> Elementwise:
     return _named_objective(objective)
 
 
-@functools.lru_cache(maxsize=64)  # a training step asks for the same one again and again
+@functools.lru_cache(maxsize=64)  # every training step requests the same one
 def _named_objective(objective: str) -> Elementwise:
     for table in (GENERATOR_OBJECTIVES, FALLING_OBJECTIVES):
         if objective in table:
@@ -299,13 +332,20 @@ def generator_terms(
     objective: Objective = "logit",
     fun_real: Logits | Tensor | None = None,
 ) -> Tensor:
-    """-h(fun), what the generator minimises, of the logits' shape.
+    """Compute -h(fun), which the generator minimises.
 
-    fun: logits of generated samples; of SANLogits, their fun is taken. For a list, tuple or dict of several
-    heads' logits (nested, too), a scalar: the sum over heads of each head's mean.
-    fun_real: logits of real samples, one for each generated one; then it is -h(fun - fun_real), the
-    generator's side of a relativistic pairing (R3GAN: h = ns). Raises ValueError as `generator_objective`,
-    and for heads that do not match.
+    Args:
+        fun: logits of generated samples; of SANLogits, `fun` is used.
+        objective: h, as for `generator_objective`.
+        fun_real: logits of real samples, one for each generated one. The result is then -h(fun - fun_real),
+            the generator's part of a relativistic loss (R3GAN: h = ns).
+
+    Returns:
+        A tensor of the logits' shape. For a list, tuple or dict of several heads (also nested) it is a
+        scalar: the sum over heads of each head's mean.
+
+    Raises:
+        ValueError: as `generator_objective`, or the heads do not match.
     """
     h = generator_objective(objective)
     heads = list(_heads(fun) if fun_real is None else _heads(fun, fun_real))
@@ -318,9 +358,17 @@ def generator_terms(
 
 
 def vector_field(objective: Objective, d: Tensor) -> Tensor:
-    """h'(d), of d's shape: how strongly a generator's sample of logit d is pushed along grad d (MonoFlow).
+    """Compute h'(d): how strongly a generated sample with logit d is moved along grad d (MonoFlow).
 
-    Raises ValueError as `generator_objective`.
+    Args:
+        objective: h, as for `generator_objective`.
+        d: logits.
+
+    Returns:
+        A tensor of d's shape.
+
+    Raises:
+        ValueError: as `generator_objective`.
     """
     return _slope(generator_objective(objective), d)
 
@@ -338,12 +386,17 @@ def _slope(h: Elementwise, d: Tensor) -> Tensor:
 def check_increasing(
     h: Elementwise, name: str = "h", low: float = CHECKED_RANGE[0], high: float = CHECKED_RANGE[1]
 ) -> None:
-    """Refuse an h that does not strictly increase between the logits `low` and `high`, judged at 3001 points
-    in float64.
+    """Check that h strictly increases between two logits, at 3001 points in float64.
+
+    Args:
+        h: the function.
+        name: name of h in the error message.
+        low: smallest logit.
+        high: largest logit.
 
     Raises:
-        ValueError: one line that says what is wrong and at which logit: no elementwise function of tensors,
-            not differentiable, not finite, falling, or flat.
+        ValueError: one line with the problem and the logit: h is not an elementwise function of tensors, not
+            differentiable, not finite, decreasing or flat.
     """
     d = torch.linspace(low, high, CHECKED_POINTS, dtype=torch.float64)
     value = h(d)
@@ -352,7 +405,7 @@ def check_increasing(
         or value.shape != d.shape
         or not torch.allclose(h(d[100:200]), value[100:200], equal_nan=True)
     ):
-        raise ValueError(f"{name}: h must be elementwise: a tensor of logits to a tensor of the same shape")
+        raise ValueError(f"{name}: h must be elementwise, from a tensor of logits to a tensor of its shape")
     slope = _slope(h, d)
     rise = value.detach().diff()
     unusable = ~(torch.isfinite(value) & torch.isfinite(slope))
@@ -361,7 +414,7 @@ def check_increasing(
     wrong = torch.cat([rise <= 0, rise.new_zeros(1, dtype=torch.bool)]) | (slope < 0)
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])
-        verdict = "is flat" if first < len(rise) and float(rise[first]) == 0 else "falls"
+        verdict = "is flat" if first < len(rise) and float(rise[first]) == 0 else "decreases"
         raise ValueError(
             f"{name}: h must increase, but it {verdict} at d = {float(d[first]):.4g} (h' = "
             f"{float(slope[first]):.3g})"
@@ -391,18 +444,18 @@ _OPERATORS: dict[type, Callable[..., Tensor]] = {
 
 
 def expression(text: str) -> Elementwise:
-    """An elementwise function of d from text such as "d + 0.1*exp(d)". Read with a grammar of its own, never
-    executed as Python.
+    """Parse an elementwise function of d, such as "d + 0.1*exp(d)". It is never executed as Python code.
 
-    Raises ValueError in one line for anything outside numbers, d, + - * / **, brackets and
-    EXPRESSION_FUNCTIONS.
+    Raises:
+        ValueError: the text contains something other than numbers, d, + - * / **, parentheses and the names
+            in EXPRESSION_FUNCTIONS. One line.
     """
     if len(text) > LONGEST_EXPRESSION:
-        raise ValueError(f"expression of {len(text)} characters: at most {LONGEST_EXPRESSION} are read")
+        raise ValueError(f"expression of {len(text)} characters: at most {LONGEST_EXPRESSION} are allowed")
     try:
         return _compile(ast.parse(text.strip(), mode="eval").body, text)
     except (SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"'{text}' is no expression in d") from None
+        raise ValueError(f"'{text}' is not an expression in d") from None
 
 
 def _compile(node: ast.AST, text: str) -> Elementwise:
@@ -438,7 +491,7 @@ def _compile(node: ast.AST, text: str) -> Elementwise:
         return lambda d: function(argument(d))
     known = ", ".join(EXPRESSION_FUNCTIONS)
     raise ValueError(
-        f"'{text}': '{ast.unparse(node)}' is not understood; use d, numbers, + - * / ** and {known}"
+        f"'{text}': '{ast.unparse(node)}' is not supported: use d, numbers, + - * / ** and {known}"
     )
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trial passes of a discriminator on an example input: nothing of it, and no random generator, is changed by
-them.
-"""
+"""Trial passes of a discriminator on an example input. They change neither it nor any random generator."""
 
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -14,11 +12,18 @@ from san.layers import SANLogits, widened
 from san.logits import coarseness, leaves
 
 
-def run(module: nn.Module, example: Any, problem: str = "does not take the example") -> Any:
-    """The output for an example: a tensor, a tuple of arguments, or a dict of keyword arguments.
+def run(module: nn.Module, example: Any, problem: str = "does not accept the example") -> Any:
+    """Return the module's output for an example.
 
-    In the module's present mode and without gradients; buffers and random generators are as before
-    afterwards. Raises ValueError if a pass fails; `problem` says what that means.
+    The pass is in the module's current mode, without gradients. Buffers and random generators are restored.
+
+    Args:
+        module: the discriminator.
+        example: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        problem: start of the error message.
+
+    Raises:
+        ValueError: the pass fails.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
     if type(example) in (tuple, list):
@@ -41,7 +46,7 @@ def run(module: nn.Module, example: Any, problem: str = "does not take the examp
 
 
 def repeats(module: nn.Module, example: Any, before: Any) -> bool:
-    """Whether another pass gives the same output."""
+    """Return whether another pass gives the same output."""
     try:
         compare(before, run(module, example), 0.0)
     except ValueError:
@@ -51,7 +56,7 @@ def repeats(module: nn.Module, example: Any, before: Any) -> bool:
 
 @contextmanager
 def called(module: nn.Module) -> Any:
-    """Within it, names of the innermost modules with parameters, in the order of their calls."""
+    """Collect the names of the innermost modules with parameters in the order of their calls."""
     names: list[str] = []
     handles = [
         part.register_forward_hook(lambda *_, name=name: names.append(name))
@@ -67,10 +72,15 @@ def called(module: nn.Module) -> Any:
 
 
 def compare(before: Any, after: Any, eps: float) -> None:
-    """Raises ValueError, in one line, unless a converted module's output is the original's, in both parts of
-    logits.
+    """Check that a converted module's output equals the original's, in both parts of the logits.
 
-    eps: of the coarsest type at work.
+    Args:
+        before: output of the original.
+        after: output of the converted module.
+        eps: machine epsilon of the least precise type in the computation.
+
+    Raises:
+        ValueError: the outputs differ. One line.
     """
     old, new = list(leaves(before)), list(leaves(after))
     if len(old) != len(new):
@@ -92,12 +102,12 @@ def _compare_tensors(a: Tensor, b: Tensor, eps: float) -> None:
     if not torch.allclose(x, y, rtol=0, atol=limit * float(size), equal_nan=True):
         raise ValueError(
             f"the conversion changes the output by up to {float((x - y).abs().max()):.3g} (it was up to "
-            f"{float(size):.3g}): the layer, or what is computed with it, is more than its weight says"
+            f"{float(size):.3g}): the layer, or its use in the module, depends on more than its weight"
         )
 
 
 def compare_layers(original: nn.Module, layer: nn.Module) -> None:
-    """Raises ValueError unless a converted layer agrees with its original on a random input of its size."""
+    """Raise ValueError unless a converted layer agrees with its original on a random input."""
     weight: Any = original.weight
     if weight.is_meta:
         return
@@ -109,14 +119,14 @@ def compare_layers(original: nn.Module, layer: nn.Module) -> None:
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         try:
             before = original(x)
-        except RuntimeError:  # a type that this device does not compute with
+        except RuntimeError:  # the device does not support the type
             return
         out = layer(x)
     compare(before, SANLogits(out.fun, out.dir), coarseness(weight))
 
 
 def _input_shape(layer: Any) -> tuple[int, ...]:
-    """Two samples, a little larger than a convolution's kernel and padding."""
+    """Return the shape of two samples, slightly larger than a convolution's kernel and padding."""
     if isinstance(layer, nn.Linear):
         return (2, layer.in_features)
     padding = (0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding

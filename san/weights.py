@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The effective weight of torch's layers, whatever normalises it, and how it is written in a state.
+"""The effective weight of torch's layers under any normalisation, and its entries in a state dict.
 
 Shapes: K directions, one per output or class, along the leading axis of every weight.
 """
@@ -20,16 +20,18 @@ _SPECTRAL_STATES = (
     (f"{_PARAM}original", f"{_PARAM}0._u", f"{_PARAM}0._v"),
 )
 _NORM_STATES = (("weight_g", "weight_v"), (f"{_PARAM}original0", f"{_PARAM}original1"))
-UNIT = 1e-2  # from 1, the norm of a direction that was rounded
-FURTHEST_NORM = 0.1  # by which the norm under spectral_norm may miss 1 before a warning says so
+UNIT = 1e-2  # largest distance from 1 of the norm of a rounded direction
+FURTHEST_NORM = 0.1  # larger errors of the norm under spectral_norm give a warning
 
 
 @torch.no_grad()
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions, of the weight's shape, and their norms [K]. A row of zeros gets some direction and the
-    norm 0.
+    """Split a weight into unit directions, of the weight's shape, and their norms [K].
 
-    Raises ValueError for values, or norms, that are not finite in the weight's type.
+    A row of zeros gets a random direction and the norm 0.
+
+    Raises:
+        ValueError: a value or a norm is not finite in the weight's type.
     """
     norm = widened(weight.flatten(1)).norm(dim=1)
     direction, scale = unit_directions(weight), norm.to(weight.dtype)
@@ -46,9 +48,7 @@ def split(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_hook(module: nn.Module) -> Any:
-    """The older spectral_norm or weight_norm of a layer's weight, a forward pre-hook; None if there is
-    none.
-    """
+    """Return the forward pre-hook of the older spectral_norm or weight_norm; None if there is none."""
     for hook in module._forward_pre_hooks.values():
         torchs = type(hook).__module__.startswith("torch.nn.utils.") and hasattr(hook, "compute_weight")
         if torchs and getattr(hook, "name", None) == "weight":
@@ -57,12 +57,12 @@ def norm_hook(module: nn.Module) -> Any:
 
 
 def is_spectral(module: nn.Module) -> bool:
-    """Whether a layer is under spectral_norm, of either interface."""
+    """Return whether a layer is under spectral_norm, of the older or the newer interface."""
     return next(_spectral_steps(module), None) is not None
 
 
 def _spectral_steps(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(u, v, matrix) of every spectral_norm on a layer's weight."""
+    """Yield (u, v, matrix) of every spectral_norm on a layer's weight."""
     hook = norm_hook(module)
     if hasattr(hook, "n_power_iterations"):
         matrix = hook.reshape_weight_to_matrix(getattr(module, f"{hook.name}_orig"))
@@ -79,11 +79,10 @@ def _spectral_steps(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def settle(module: nn.Module) -> None:
-    """Bring spectral_norm's u and v to where power iterations end, in a layer in training mode: there every
-    pass iterates.
+    """Set spectral_norm's u and v to the limit of the power iteration if the layer is in training mode.
 
-    In eval mode nothing changes; a warning says so if they are far from it, as in a layer that has not been
-    trained.
+    In training mode every pass iterates. In eval mode nothing changes, but there is a warning if they are far
+    from the limit, as in a layer that has not been trained.
     """
     for u, v, matrix in _spectral_steps(module):
         if matrix.is_meta:
@@ -94,22 +93,24 @@ def settle(module: nn.Module) -> None:
             v.copy_(right[0])
         elif abs(float(norms[0] / torch.dot(widened(u), widened(matrix) @ widened(v))) - 1) > FURTHEST_NORM:
             warnings.warn(
-                "spectral_norm has not found the norm of the converted layer's weight, which stays as it "
-                "is in eval mode: convert in training mode, D.train(), to give it the norm 1",
+                "spectral_norm's power iteration has not converged for the converted layer, and its weight "
+                "does not change in eval mode: convert in training mode, D.train(), for a norm of 1",
                 stacklevel=4,
             )
 
 
 @torch.no_grad()
 def effective_weight(module: nn.Module) -> Tensor:
-    """The weight that a layer multiplies with in eval mode; no state changes."""
+    """Return the weight that a layer uses in eval mode, without changing its state."""
     training = module.training
     state = {k: v.clone() for k, v in module.state_dict().items()}
     module.eval()
     try:
         hook = norm_hook(module)
         if hook is None:
-            return module.weight.detach().clone()  # type: ignore[union-attr, operator]
+            plain: Any = module.weight
+            weight: Tensor = plain.detach().clone()
+            return weight
         spectral = hasattr(hook, "n_power_iterations")
         weight = hook.compute_weight(module, **({"do_power_iteration": False} if spectral else {}))
         return weight.detach().clone()
@@ -120,29 +121,39 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def weight_from_state(own: Mapping[str, Tensor], settled: bool = False) -> Tensor | None:
-    """The effective weight of a layer's state: plain, under spectral_norm or weight_norm (both interfaces of
-    each).
+    """Return the effective weight of a layer's state: plain, or under spectral_norm or weight_norm.
 
-    settled: with the norm that spectral_norm's power iterations end at. None if it is none of these.
+    Both interfaces of the two are supported.
+
+    Args:
+        own: the layer's entries of the state dict.
+        settled: use the limit of spectral_norm's power iteration as the norm.
+
+    Returns:
+        The weight; None for entries of another kind.
     """
     if "weight" in own:
         return own["weight"]
     for base, u, v in _SPECTRAL_STATES:
         if base in own and u in own and v in own:
             matrix = own[base].flatten(1)
-            norm = torch.linalg.matrix_norm(matrix, 2) if settled else torch.dot(own[u], matrix @ own[v])
+            norm: Tensor = (
+                torch.linalg.matrix_norm(matrix, 2) if settled else torch.dot(own[u], matrix @ own[v])
+            )
             return own[base] / norm
     for gain, direction in _NORM_STATES:
         if gain in own and direction in own:
             g, w = own[gain], own[direction]
-            return w * (g / torch.linalg.vector_norm(w, dim=_summed_axes(g.shape), keepdim=True))
+            length: Tensor = torch.linalg.vector_norm(w, dim=_summed_axes(g.shape), keepdim=True)
+            return w * (g / length)
     return None
 
 
 def direction_from_state(own: Mapping[str, Tensor], stored: Tensor) -> Tensor | None:
-    """The directions in a converted layer's state, in the place of `stored`; None if they are not there.
+    """Return the directions in a converted layer's state, to replace `stored`; None if there are none.
 
-    Where torch.distributed.checkpoint has sharded no entry but the effective weight's, they are made of that.
+    If torch.distributed.checkpoint has sharded only the entry of the effective weight, they are computed from
+    it.
     """
     direction, weight = own.get("direction"), own.get("weight")
     if direction is not None and is_sharded(stored) <= is_sharded(direction):
@@ -151,23 +162,23 @@ def direction_from_state(own: Mapping[str, Tensor], stored: Tensor) -> Tensor | 
         return weight
     norm = widened(weight.flatten(1)).norm(dim=1).view(-1, *(1,) * (weight.ndim - 1))
     if bool(((norm - 1).abs() < UNIT).all()):
-        return weight  # a state that holds the directions under this name
+        return weight  # a state with the directions under this name
     sign = torch.where(own["scale"].flatten() < 0, -1.0, 1.0).view_as(norm)
     return torch.where(norm > 0, sign * unit_directions(weight), stored).to(weight.dtype)
 
 
 def _summed_axes(gain: Sequence[int]) -> list[int] | None:
-    """Axes that weight_norm sums over, from the shape of its gain, which keeps them as 1; None: all."""
+    """Return the axes that weight_norm sums over: those of size 1 in its gain; None = all."""
     return [i for i, size in enumerate(gain) if size == 1] if gain else None
 
 
 def state_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the entries that make a layer's weight in its state."""
+    """Return the names of the entries of a layer's state that determine its weight."""
     return tuple(name for name in module.state_dict() if name.startswith(("weight", _PARAM)))
 
 
 def is_sharded(x: Tensor | None) -> bool:
-    """Whether fully_shard, or the like, has made a DTensor of a parameter."""
+    """Return whether a parameter is a DTensor, as under fully_shard."""
     return x is not None and type(x.data).__name__ == "DTensor"
 
 
@@ -177,12 +188,18 @@ def state_from_weight(
     scale: Tensor,
     gain: tuple[int, ...] | None,
 ) -> dict[str, Tensor]:
-    """The entry `weight`, and those of these names, whose effective weight is scale * direction.
+    """Return state entries with the effective weight scale * direction, which the original layer can load.
 
-    So the original layer loads them. direction: of unit norm. scale: [K, 1...]. gain: the shape of
-    weight_norm's. Where no entries of these names can express any weight (spectral_norm, other
-    parametrizations) the first is
-    empty: load_state_dict refuses its size, also with strict=False.
+    Args:
+        names: names of the original's entries.
+        direction: directions of unit norm.
+        scale: [K, 1...].
+        gain: shape of weight_norm's gain.
+
+    Returns:
+        The entry `weight` and the entries of `names`. If the latter cannot express every weight
+        (spectral_norm, other parametrizations), the first of them is empty, so that load_state_dict refuses
+        its size, also with strict=False.
     """
     weight = scale * direction
     if names in _NORM_STATES and gain is not None:

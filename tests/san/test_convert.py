@@ -158,7 +158,7 @@ CASES = {  # name -> (module, input shape, layers to name)
 WARNINGS = pytest.mark.filterwarnings(
     "ignore:.*weight_norm.*:FutureWarning",
     "ignore:.*spectral_norm.*:FutureWarning",
-    "ignore:spectral_norm has not found the norm:UserWarning",
+    "ignore:spectral_norm's power iteration has not converged:UserWarning",
 )
 pytestmark = WARNINGS
 
@@ -471,9 +471,9 @@ class WithSigmoid(nn.Module):
         (lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())), "ends in Sigmoid"),
         (lambda: san.convert(WithSigmoid())(torch.randn(2, 3)), "'sigmoid' is applied after"),
         (lambda: san.convert(nn.ReLU()), "has no Linear"),
-        (lambda: san.convert(TwoHeads(), "c"), "no layer 'c'; there are: a, b"),
+        (lambda: san.convert(TwoHeads(), "c"), "layer 'c' not found: choose from a, b"),
         (lambda: san.convert(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "1"), "'1' is a ReLU"),
-        (lambda: san.convert(san.convert(nn.Sequential(nn.Linear(3, 1)))), "converted already"),
+        (lambda: san.convert(san.convert(nn.Sequential(nn.Linear(3, 1)))), "already converted"),
         (lambda: san.restore(nn.Linear(3, 1)), "no converted layer"),
         (
             lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1), nn.Softmax(1))),
@@ -516,11 +516,11 @@ class WithSigmoid(nn.Module):
         (lambda: san.convert(patched()), "has a forward set on the object"),
         (
             lambda: san.convert(nn.Sequential(nn.Linear(2, 2), nn.DataParallel(nn.Linear(2, 1)))),
-            "'1' is a DataParallel: convert before wrapping a part in it",
+            "'1' is a DataParallel: convert before wrapping a part of the module",
         ),
         (
             lambda: san.convert(nn.Sequential(nn.ReLU(), torch.compile(nn.Linear(2, 1), backend="eager"))),
-            "'1' is a OptimizedModule: convert before wrapping a part in it",
+            "'1' is a OptimizedModule: convert before wrapping a part of the module",
         ),
         (lambda: san.restore(nn.DataParallel(san.convert(nn.Linear(2, 1)))), "restore the module without it"),
     ],
@@ -529,3 +529,13 @@ def test_mistakes_take_one_line(call, says):
     with pytest.raises(ValueError, match=says) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_slices_of_a_converted_sequential_work():
+    D = san.convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)))
+    x = torch.randn(5, 3)
+    features, rest = D[:-1](x), D[1:]
+    assert isinstance(features, torch.Tensor) and not isinstance(features, san.SANLogits)
+    logits = rest(D[0](x))
+    assert isinstance(logits, san.SANLogits)
+    torch.testing.assert_close(logits.fun, D(x).fun)

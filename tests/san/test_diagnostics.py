@@ -125,9 +125,12 @@ def test_recorder_reads_converted_layers():
         (lambda: diagnostics.Recorder(nn.Linear(2, 1)), "no SAN layer"),
         (
             lambda: diagnostics.Recorder(nn.Sequential(san.SANLinear(2, 1)), {"x": "0"}),
-            "'x', which is no module",
+            "has no module 'x'",
         ),
-        (lambda: diagnostics.mean_features(san.SANEmbedding(2, 2), torch.zeros(1, 2)), "maps no features"),
+        (
+            lambda: diagnostics.mean_features(san.SANEmbedding(2, 2), torch.zeros(1, 2)),
+            "does not map features",
+        ),
     ],
 )
 def test_mistakes(call, says):

@@ -87,7 +87,7 @@ def check_fsdp2(part: slice, expected: list[torch.Tensor]) -> None:
     torch.testing.assert_close(other(x, y).fun, D(x, y).fun)
     with pytest.raises(ValueError, match="convert before wrapping it in FSDPModule"):
         san.convert(D)
-    with pytest.raises(ValueError, match="a FSDPModule prepared itself for the parameters"):
+    with pytest.raises(ValueError, match="a FSDPModule depends on the parameters"):
         san.restore(D)
 
 

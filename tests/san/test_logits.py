@@ -155,7 +155,7 @@ def test_the_first_pass_measures_linearity(function, monkeypatch):
     with torch.no_grad():
         converted.head.bias.fill_(3.0)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"is not linear in its output|random function"):
+        with pytest.raises(ValueError, match=r"are not linear in its output|random function"):
             converted(X)
 
 
@@ -215,12 +215,12 @@ def test_logits_leave_containers_as_sanlogits(wrap, unwrap):
 
 @pytest.mark.parametrize("wrap", [lambda y: collections.deque([y]), lambda y: y.tolist(), lambda y: None])
 def test_logits_that_do_not_leave_are_refused(wrap):
-    with pytest.raises(ValueError, match=r"no logits .* are in the output, a (deque|list|NoneType)"):
+    with pytest.raises(ValueError, match=r"the output, a (deque|list|NoneType), contains no logits"):
         san.convert(Ending(wrap), "head")(X)
 
 
 def test_a_layer_that_makes_no_logits_is_refused():
-    with pytest.raises(ValueError, match="no logits of the converted layers are in the output, a Tensor"):
+    with pytest.raises(ValueError, match="the output, a Tensor, contains no logits of the converted layers"):
         san.convert(Ending(nn.Identity()), "scores")(X)
 
 

@@ -84,7 +84,7 @@ def by_value(self, h):
         (lambda self, h: torch.tanh(self.head(h)), "'tanh' is applied after the converted layer 'head'"),
         (
             lambda self, h: self.body.weight.sum() + h,
-            "no logits of the converted layers are in the output, a Tensor",
+            "the output, a Tensor, contains no logits of the converted layers",
         ),
         (
             lambda self, h: [self.head(h)] * (1 + isinstance(self.head, nn.Linear)),
@@ -112,7 +112,7 @@ def test_a_changed_output_is_refused_and_undone(how, says):
 def test_an_output_that_differs_from_pass_to_pass_is_named():
     module, passes = UsesMore(lambda self, h: self.head(h) + len(passes)), []
     module.register_forward_pre_hook(lambda *args: passes.append(1))
-    with pytest.raises(ValueError, match=r"differs from pass to pass, too: convert it in eval mode"):
+    with pytest.raises(ValueError, match=r"also differs between passes: convert it in eval mode"):
         san.convert(module, "head", example=X)
 
 
@@ -121,26 +121,26 @@ def test_a_module_that_needs_more_of_its_layer_is_named():
         self.head.reset_parameters()
         return self.head(h)
 
-    with pytest.raises(ValueError, match=r"UsesMore once converted, fails on the example: AttributeError"):
+    with pytest.raises(ValueError, match=r"UsesMore fails on the example after conversion: AttributeError"):
         san.convert(UsesMore(reset), "head", example=X)
 
 
 def test_a_layer_without_part_in_the_output_is_refused():
     module = UsesMore(lambda self, h: self.head(h))
     module.spare = nn.Linear(3, 1)
-    with pytest.raises(ValueError, match="'spare' has no part in the output"):
+    with pytest.raises(ValueError, match="'spare' does not contribute to the output"):
         san.convert(module, ["head", "spare"], example=X)
 
 
 def test_an_example_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"Body does not take the example: RuntimeError: mat1") as error:
+    with pytest.raises(ValueError, match=r"Body does not accept the example: RuntimeError: mat1") as error:
         san.convert(Body(), "head", example=torch.randn(4, 5))
     assert "\n" not in str(error.value)
 
 
 def test_lazy_layers_need_an_example():
     make = lambda: nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(1))  # noqa: E731
-    with pytest.raises(ValueError, match=r"'2' is a LazyLinear without a size yet: .* give an example"):
+    with pytest.raises(ValueError, match=r"'2' is a LazyLinear without a size: .* give an example"):
         san.convert(make())
     assert san.convert(make(), example=X)(X).fun.shape == (4, 1)
     module = make()
@@ -201,7 +201,7 @@ class ThinFirst(nn.Module):
         (
             lambda: Reversed(2),
             None,
-            r"show how they are called by an example input, san.convert\(D, example=images\)",
+            r"give an example input to trace the calls, san.convert\(D, example=images\)",
         ),
         (lambda: Reversed(2), X, r"Name them, as in san.convert\(D, 'out'\)"),
         (

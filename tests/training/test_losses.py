@@ -168,7 +168,7 @@ def test_diagnostics_change_nothing():
     ("changes", "says"),
     [
         ({"loss.d_loss": "hing"}, "--d-loss=hing.*choose one of bce, hinge"),
-        ({"loss.g_loss": "d**2"}, r"--g-loss=d\*\*2.*falls at d = -15"),
+        ({"loss.g_loss": "d**2"}, r"--g-loss=d\*\*2.*decreases at d = -15"),
         ({"loss.g_loss": "saturating"}, "--g-loss=saturating.*unknown"),
     ],
 )
