@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images give a class's mean feature, and how many real images a Frechet distance needs.
+"""Measures how many images a class's mean feature needs, and how many real images a Frechet distance needs.
 
-    python -m benchmarks.class_means fashion32.zip           # 1,000 images of each class, about 5 minutes on
-    one CPU core python -m benchmarks.class_means fashion32.zip 200
+    python -m benchmarks.class_means fashion32.zip        # 1,000 images per class; 5 minutes on one CPU core
+    python -m benchmarks.class_means fashion32.zip 200
 
-The first table is behind `images_per_class` (training's class embedding), the second behind
+The first table is the basis of `images_per_class` (training's class embedding), the second of
 `LITE0_REAL_IMAGES` (metrics.registry).
 """
 
@@ -27,7 +27,7 @@ REPEATS = 10
 
 
 def features(dataset: ImageDataset, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """lite0 features [n, D] and labels [n] of `per_class` images of each class, in random order."""
+    """Return lite0 features [n, D] and labels [n] of `per_class` images of each class, in random order."""
     assert dataset.labels is not None
     chosen = np.random.RandomState(0).permutation(
         _choose(dataset.labels, dataset.label_dim, per_class, seed=0)
@@ -41,7 +41,7 @@ def features(dataset: ImageDataset, per_class: int) -> tuple[np.ndarray, np.ndar
 
 
 def class_means(rows: np.ndarray, labels: np.ndarray) -> None:
-    """Prints the error of the spread means of n images a class against those of all."""
+    """Print the error of the spread means of n images per class relative to those of all images."""
     groups = [rows[labels == label] for label in np.unique(labels)]
 
     def table(count: int | None, random: np.random.RandomState) -> np.ndarray:
@@ -50,7 +50,7 @@ def class_means(rows: np.ndarray, labels: np.ndarray) -> None:
 
     full = table(None, np.random.RandomState(0))
     between = scipy.spatial.distance.cdist(full, full) + np.diag(np.full(len(full), np.inf))
-    print("images a class   error / distance to the nearest class   cosine distance   (mean over classes)")
+    print("images per class error / distance to the nearest class   cosine distance   (mean over classes)")
     for count in (20, 50, 100, 200, 500):
         errors, cosines = [], []
         for repeat in range(REPEATS):
@@ -61,8 +61,9 @@ def class_means(rows: np.ndarray, labels: np.ndarray) -> None:
 
 
 def reference_sizes(rows: np.ndarray, generated: int = 2000) -> None:
-    """Prints the distance of `generated` images from n others of the same set, which a perfect generator
-    would have.
+    """Print the distance of `generated` images from n other images of the same set.
+
+    A perfect generator would reach this distance.
     """
 
     def moments(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +84,7 @@ def reference_sizes(rows: np.ndarray, generated: int = 2000) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     if len(sys.argv) not in (2, 3):
         sys.exit(str(__doc__))
     rows, labels = features(

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a newcomer waits: from an empty cache folder to the first image, and what of it is building
-kernels.
+"""Measures the time from an empty cache folder to the first image, and the share of building kernels.
 
-    python benchmarks/cold_start.py                        # a tiny network, and the size of ImageNet at 256
-                                                           pixels (needs 4 GB of memory)
+    python benchmarks/cold_start.py     # a tiny network, and ImageNet's at 256 pixels (needs 4 GB of memory)
     python benchmarks/cold_start.py --networks tiny --device cuda
 
-Each row is a command in a process of its own: seconds on the clock, and CPU seconds of it and its children,
-which a busy machine disturbs less. `first` finds an empty cache folder, `again` the one that `first` has
-filled. The networks have random weights.
+Each row is a command in a separate process, with wall-clock seconds and the CPU seconds of the process and
+its children, which depend less on the load of the machine. `first` starts with an empty cache folder, `again`
+with the one that `first` has filled. The networks have random weights.
 """
 
 import json
@@ -34,8 +32,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_network(name: str) -> generator.Generator:
-    """`tiny`: 16 pixels, 10 classes. `imagenet256`: the published stages from 16 to 256 pixels, 1000 classes,
-    233 M parameters.
+    """Return a network with random weights.
+
+    Args:
+        name: 'tiny' (16 pixels, 10 classes), or 'imagenet256' (the published stages from 16 to 256 pixels,
+            1000 classes, 233 M parameters).
     """
     torch.manual_seed(0)
     if name == "tiny":
@@ -47,8 +48,10 @@ def make_network(name: str) -> generator.Generator:
 
 
 def timed(arguments: list[str], cache: Path) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of a command with a cache folder; ends the program, with its output, if it
-    fails.
+    """Return the wall-clock and CPU seconds of a command with a cache folder.
+
+    Raises:
+        click.ClickException: the command failed. The message has its last line.
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = {key: value for key, value in os.environ.items() if key != extension.FOLDER_VARIABLE} | {
@@ -66,13 +69,14 @@ def timed(arguments: list[str], cache: Path) -> tuple[float, float]:
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--networks", default="tiny,imagenet256", show_default=True)
+@click.option("--networks", default="tiny,imagenet256", show_default=True, help="Names, comma-separated.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file of the results.")
 def main(networks: str, device: str, out: Path | None) -> None:
+    """Run all rows; the help text is the module's docstring."""
     names = networks.split(",")
     if not set(names) <= {"tiny", "imagenet256"}:
-        raise click.ClickException(f"--networks={networks}: there are tiny and imagenet256")
+        raise click.ClickException(f"--networks={networks}: choose from tiny and imagenet256")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the diagnostics of a tick's first step cost, beside the discriminator step that they ride on and the
-tick that they come once in.
+"""Measures the cost of the diagnostics in the first step of each tick.
 
     python benchmarks/diagnostics.py                  one thread, two sizes; about two minutes
     python benchmarks/diagnostics.py --repeats 3
 
-Seconds are CPU time of the process: other work on the machine counts little. Steps with and without
-diagnostics take turns.
+It compares them with a discriminator step, and with all discriminator steps of a tick. Seconds are CPU time
+of the process, which depends little on other work on the machine. Steps with and without diagnostics
+alternate.
 """
 
 import sys
@@ -36,7 +36,7 @@ SIZES = {  # name -> feature_size, channels of projections and heads, batch
 
 
 def make_state(feature_size: int, channels: int) -> TrainState:
-    """A small 16x16 generator of ten classes against one lite0 discriminator in bf16."""
+    """Return a small 16x16 generator with ten classes and a lite0 discriminator in bf16."""
     torch.manual_seed(0)
     G = build_stem(
         "stylegan3-t",
@@ -62,7 +62,7 @@ def make_state(feature_size: int, channels: int) -> TrainState:
 
 
 def step_seconds(state: TrainState, batch: int, diagnostics: bool) -> float:
-    """CPU seconds of one discriminator step, the first of a tick."""
+    """Return the CPU seconds of one discriminator step."""
     labels = torch.arange(batch) % 10
     draws = {timm_weights.LITE0: torch.rand(batch, 7)}
     fake = MicroBatch(torch.randn(batch, state.G.z_dim), labels, draws, range(batch))
@@ -73,7 +73,7 @@ def step_seconds(state: TrainState, batch: int, diagnostics: bool) -> float:
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--repeats", default=15, show_default=True, help="steps of either kind; medians are shown")
+@click.option("--repeats", default=15, show_default=True, help="Steps of each kind; medians are printed.")
 def main(repeats: int) -> None:
     """Print one line per size."""
     torch.set_num_threads(1)

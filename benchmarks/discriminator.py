@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images per second of the projected discriminator at several sizes, and what the frozen network's own tricks
-gain.
+"""Measures the speed of the projected discriminator, and the gain from optimising its frozen network.
 
-    python benchmarks/discriminator.py                     one thread, every configuration, two to three
-                                                           minutes
+    python benchmarks/discriminator.py                     one thread, all configurations; 2 to 3 minutes
     python benchmarks/discriminator.py --quick
-    python benchmarks/discriminator.py --threads 2         on a machine that does nothing else
+    python benchmarks/discriminator.py --threads 2         on an otherwise idle machine
 
-Ratios: against timm's plain network (BatchNorm not folded, torch's own backward pass of depthwise
-convolutions) in the same run. Seconds are the process's CPU time divided by the threads: with one thread,
-other work on the machine counts little (idle threads spin).
+Ratios are relative to timm's original network (BatchNorm not folded, torch's backward pass of depthwise
+convolutions) in the same run. Seconds are the process's CPU time divided by the number of threads. With one
+thread, they depend little on other work on the machine; with more, idle threads spin.
 """
 
 import sys
@@ -28,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from torch_utils import features
 from training.discriminator import ProjectedDiscriminator
 
-# feature_size, head_channels, proj_channels, batch; the first is the published one
+# feature_size, head_channels, proj_channels, batch; the first is the published configuration
 CONFIGURATIONS = (
     (224, 64, 64, 16),
     (128, 64, 64, 32),
@@ -41,7 +39,7 @@ CONFIGURATIONS = (
 
 
 def seconds(call: Callable[[], object], repeats: int = 5) -> float:
-    """Least CPU time of a call over its threads, after one warm-up."""
+    """Return the smallest CPU time of a call divided by the threads, after one warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -52,7 +50,7 @@ def seconds(call: Callable[[], object], repeats: int = 5) -> float:
 
 
 def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, float, float, float]:
-    """Images/s forward, forward + backward to the input, of our network; then the same of plain timm."""
+    """Return images/s (forward; forward and backward to the input) of our frozen network and of timm's."""
     rates = []
     plain_replace = frozen_convolutions.replace_depthwise_
     for ours in (True, False):
@@ -68,11 +66,11 @@ def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, flo
             .requires_grad_()
         )
 
-        def forward(network=network, x=x) -> None:
+        def forward(network: features.FeatureNetwork = network, x: torch.Tensor = x) -> None:
             with torch.no_grad():
                 network(x)
 
-        def both(network=network, x=x) -> None:
+        def both(network: features.FeatureNetwork = network, x: torch.Tensor = x) -> None:
             torch.autograd.grad(sum(y.float().sum() for y in network(x)), x)
 
         rates += [batch / seconds(forward), batch / seconds(both)]
@@ -82,8 +80,9 @@ def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, flo
 def discriminator_rates(
     dtype: torch.dtype, size: int, heads: int, projection: int, batch: int
 ) -> tuple[float, float, float]:
-    """Millions of head parameters; images/s of a discriminator pass and of a generator's pass through it,
-    forward and backward.
+    """Return millions of trained parameters, and images/s of two passes forward and backward.
+
+    The first pass is that of a discriminator step, the second that of a generator step.
     """
     options: dict[str, Any] = {
         "feature_size": size,
@@ -114,7 +113,7 @@ def discriminator_rates(
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--threads", default=1, show_default=True)
-@click.option("--quick", is_flag=True, help="Only the small configurations.")
+@click.option("--quick", is_flag=True, help="Run only the small configurations.")
 def main(threads: int, quick: bool) -> None:
     """Print both tables."""
     torch.set_num_threads(threads)

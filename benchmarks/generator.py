@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the generator draws: its dense modulated convolutions against the published formulation, one
-grouped convolution with N weights; and with superresolution stages: native CPU kernels against matrix
-products.
+"""Measures the speed of the generator.
 
     python benchmarks/generator.py                        # ImageNet size at 16x16: 101.9 M parameters
     python benchmarks/generator.py --cbase 16384 --cmax 256 --layers 7 --batch 16 --backward
-    python benchmarks/generator.py --to 256 --batch 1     # ImageNet at 256x256: stages at 32, 64, 128 and 256
-                                                          on top
+    python benchmarks/generator.py --to 256 --batch 1     # ImageNet at 256x256, with stages at 32 to 256
 
-Prints seconds per image (wall clock, and CPU time of all threads, which a busy machine disturbs less) and the
-ratio to the first form.
+It compares dense modulated convolutions with the published form, a grouped convolution with N weights. With
+superresolution stages (--to), it compares native CPU kernels with matrix products.
+
+It prints seconds per image (wall clock, and the CPU time of all threads, which depends less on the load of
+the machine) and the ratio to the first form.
 """
 
 import itertools
@@ -37,9 +37,7 @@ def grouped_conv2d(
     input_gain: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """`modulated_conv2d` with a weight of its own for each sample (StyleGAN2, equations 1 to 3, as they
-    stand).
-    """
+    """Compute `modulated_conv2d` with a separate weight per sample (StyleGAN2, equations 1 to 3)."""
     w = weight * styles[:, None, :, None, None]  # [N, O, I, k, k]
     if demodulate:
         w = w * (w.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
@@ -56,7 +54,7 @@ def grouped_conv2d(
 
 
 def measure(run: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least wall-clock and CPU seconds of `repeats` runs after one to warm up."""
+    """Return the smallest wall-clock and CPU seconds of `repeats` runs after one warm-up run."""
     run()
     times = []
     for _ in range(repeats):
@@ -78,10 +76,10 @@ def measure(run: Callable[[], object], repeats: int) -> tuple[float, float]:
 @click.option(
     "--to",
     default=0,
-    help="Add superresolution stages up to this resolution, and compare what filtered_lrelu runs through.  "
+    help="Add superresolution stages up to this resolution, and compare implementations of filtered_lrelu.  "
     "[default: none]",
 )
-@click.option("--backward", is_flag=True, help="Measure a gradient step as well.")
+@click.option("--backward", is_flag=True, help="Measure the forward and backward pass.")
 def main(
     config: str,
     resolution: int,
@@ -94,6 +92,7 @@ def main(
     to: int,
     backward: bool,
 ) -> None:
+    """Run all forms; the help text is the module's docstring."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     G = networks.build_stem(config, resolution, 0, syn_layers=layers, cbase=cbase, cmax=cmax)
@@ -115,7 +114,7 @@ def main(
         else [("grouped", grouped_conv2d, True), ("dense", dense, True)]
     )
     for dtype, (name, function, kernels) in itertools.product((None, torch.bfloat16), forms):
-        networks.modulated_conv2d = function  # type: ignore[assignment]
+        networks.modulated_conv2d = function
         cpu_kernels.enabled = kernels
         G.synthesis.reduced_dtype = dtype
         wall, cpu = (seconds / batch for seconds in measure(step, repeats))

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a GPU is needed for, in one command: correctness, the operations, training steps, a short real
-training.
+"""Runs everything that needs a GPU: checks of correctness, operations, training steps, a short training.
 
     python benchmarks/gpu.py --data emoji64.zip                             # everything
-    python benchmarks/gpu.py --parts tests,sanitizer,networks --total-minutes 9   # correctness alone
+    python benchmarks/gpu.py --parts tests,sanitizer,networks --total-minutes 9   # only correctness
     python benchmarks/gpu.py --parts steps --stages 64 --levers compiled --minutes 8
-    python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the very same commands, small
-    and on a CPU
+    python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the same, small, on a CPU
 
-The kernels are built first. Parts, in this order; each has --minutes of time, all together --total-minutes,
-and the record says where that ended one:
+The kernels are built first. The parts run in this order. Each has a limit of --minutes, and all together of
+--total-minutes; the results say if a part reached its limit.
 
     tests      pytest tests/gpu
-    sanitizer  compute-sanitizer (memcheck, racecheck, synccheck) over one small case of every kernel,
-               forwards and backwards; and over a planted
-               mistake, which memcheck must find
-    networks   gradients of a generator and a discriminator step on the device against the same in float32 on
-               the CPU
-    ops        benchmarks/ops.py: every layer of the recipes against a copy and against torch's own operations
-    steps      images per second, peak memory and share of the peak arithmetic of training steps at ImageNet's
-               published sizes, one lever at a time
-    real       train.py on --data, class-conditional, at 16 pixels; its last numbers
+    sanitizer  compute-sanitizer (memcheck, racecheck, synccheck) on a small case of every kernel, forward and
+               backward, and on a deliberate error that memcheck must find
+    networks   gradients of a generator and a discriminator step on the device, compared with float32 on the
+               CPU
+    ops        benchmarks/ops.py: every layer of the recipes compared with a copy and with torch's operations
+    steps      images per second, peak memory and share of peak arithmetic of training steps at ImageNet's
+               published sizes, with one optimisation at a time
+    real       train.py on --data, class-conditional, at 16 pixels; its last statistics
 
-The record is written after every result, and what a command prints goes to a file beside it, so an
-interrupted run leaves what it has measured. A part that fails is recorded, and the next one begins. Networks
-of `networks` and `steps` have random weights, frozen ones too: numbers that are timed do not depend on them.
+The results file is written after every result, and the output of each command goes to a file next to it, so
+an interrupted run keeps its measurements. If a part fails, this is a result, and the next part starts. The
+networks of `networks` and `steps` have random weights, also the frozen ones; the speed does not depend on
+them.
 """
 
 import dataclasses
@@ -65,21 +63,20 @@ from training.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "networks", "ops", "steps", "real")
-# Dense bfloat16 or float16 FLOP/s without sparsity, from the makers' data sheets.
+# Dense bfloat16 or float16 FLOP/s without sparsity, from the manufacturers' data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
 STAGES = (16, 64, 256)
 CLASSES = 1000
 _GRACE_SECONDS = 20.0
-_TOOL_SECONDS = 150.0  # of one run of compute-sanitizer
-# How far gradients of a whole step may be from float32 on the CPU: ||found - wanted|| / ||wanted||. The
-# reduced types' are about five times what they are on a CPU; beyond them something is wrong rather than
-# rounded.
+_TOOL_SECONDS = 150.0  # limit of one run of compute-sanitizer
+# Largest ||found - wanted|| / ||wanted|| of a step's gradients, where wanted is float32 on the CPU. The
+# values of reduced types are about five times those on a CPU; larger differences are errors and not rounding.
 _FAR = {"float32": 1e-2, "tf32": 5e-2, "float16": 5e-2, "bfloat16": 0.4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Levers:
-    """What a measurement of the training step turns on."""
+    """The optimisations that a measurement of the training step uses."""
 
     name: str
     precision: str = "auto"  # float16 on a GPU
@@ -108,31 +105,31 @@ LEVERS = (
 )
 
 
-class Report:
-    """The record of a run on disk, rewritten whole after every result."""
+class Results:
+    """The results of a run, rewritten to disk after every result."""
 
     def __init__(self, path: Path, device: str, small: bool) -> None:
         self.path = path
-        self.record: dict[str, Any] = {**machine.describe(device), "small": small, "results": []}
+        self.content: dict[str, Any] = {**machine.describe(device), "small": small, "results": []}
 
     def add(self, part: str, **result: Any) -> None:
-        """Keep and print a result."""
-        self.record["results"].append({"part": part, **result})
+        """Store and print a result."""
+        self.content["results"].append({"part": part, **result})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with dnnlib.util.atomic_write(self.path, "w") as f:
-            f.write(json.dumps(self.record, indent=1) + "\n")
+            f.write(json.dumps(self.content, indent=1) + "\n")
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items() if k != "output"}
         click.echo(f"{part:10s}" + "  ".join(f"{k}={v}" for k, v in shown.items()))
 
 
-# The line that says how a command ended: pytest's and compute-sanitizer's.
+# The summary line of pytest and compute-sanitizer.
 _VERDICT = re.compile(r"SUMMARY|\d+ (passed|failed|skipped|error)")
-_KEPT_CHARACTERS = 6000  # of a command's output, in the record
+_KEPT_CHARACTERS = 6000  # of a command's output, in the results
 
 
 @dataclasses.dataclass
 class Job:
-    """What every part is given."""
+    """The arguments of every part."""
 
     device: str
     small: bool
@@ -140,11 +137,11 @@ class Job:
     data: str | None
     stages: tuple[int, ...]
     levers: tuple[Levers, ...]
-    report: Report
-    end: float = math.inf  # of all parts, by time.monotonic()
+    results: Results
+    end: float = math.inf  # time limit of all parts, by time.monotonic()
 
     def seconds(self) -> float:
-        """What a part that begins now may take."""
+        """Return the time limit of a part that starts now."""
         return max(min(60 * self.minutes, self.end - time.monotonic()), 0.0)
 
     def command(
@@ -156,15 +153,25 @@ class Job:
         expected: str = "0",
         **facts: Any,
     ) -> bool:
-        """Run a command for at most the part's time, `limit` seconds, and a little to end by itself; record
-        its exit status and what it says.
+        """Run a command, and add its exit status and output to the results.
 
-        Returns True if the exit status is the expected one. Its output goes to
-        <record>-<part>[-<fact>...].log.
+        The output goes to <results>-<part>[-<fact>...].log.
+
+        Args:
+            part: name of the part.
+            arguments: the command.
+            environment: additional environment variables.
+            limit: time limit in seconds, in addition to the part's. The command gets a little more to end by
+                itself.
+            expected: expected exit status.
+            **facts: additional fields of the result.
+
+        Returns:
+            Whether the exit status is the expected one.
         """
         start, limit = time.monotonic(), min(self.seconds(), limit) + _GRACE_SECONDS
-        log = self.report.path.with_name(
-            "-".join([self.report.path.stem, part, *map(str, facts.values())]) + ".log"
+        log = self.results.path.with_name(
+            "-".join([self.results.path.stem, part, *map(str, facts.values())]) + ".log"
         )
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -176,7 +183,7 @@ class Job:
         last = next((line for line in reversed(lines) if _VERDICT.search(line)), lines[-1] if lines else "")
         verdict = {} if expected == "0" else {"expected": expected}
         seconds = time.monotonic() - start
-        self.report.add(
+        self.results.add(
             part,
             **facts,
             status=status,
@@ -189,8 +196,9 @@ class Job:
 
 
 def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, str]) -> str:
-    """Exit status of a command, or 'out of time'. It has a process group of its own, so that what it started
-    ends with it.
+    """Return the exit status of a command, or 'out of time'.
+
+    The command has its own process group, so that its child processes end with it.
     """
     variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
     with open(log, "wb") as output:
@@ -213,14 +221,12 @@ def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, s
 
 
 def run_build(job: Job) -> None:
-    """The kernels, for the devices that are here; what goes wrong is in the record, where the ops would only
-    warn.
-    """
+    """Build the kernels for the available devices. Errors become results, not only warnings."""
     job.command("build", [sys.executable, "-m", "torch_utils.ops", "build", "--verbose"])
 
 
 def run_tests(job: Job) -> None:
-    """tests/gpu; without a device they skip themselves."""
+    """Run tests/gpu, which are skipped without a device."""
     job.command(
         "tests",
         [
@@ -239,7 +245,7 @@ def run_tests(job: Job) -> None:
 
 
 def every_kernel(device: str) -> None:
-    """One small case of each kernel, forwards and backwards: for compute-sanitizer."""
+    """Run one small case of each kernel, forward and backward, for compute-sanitizer."""
     require_kernels(device)
     f, radial = torch.ones(12, device=device) / 12, torch.ones(12, 12, device=device) / 144
     f4 = torch.ones(24, device=device) / 24
@@ -267,37 +273,26 @@ def every_kernel(device: str) -> None:
         first = torch.autograd.grad(
             torch.stack([y.double().square().sum() for y in results]).sum(), (x, b), create_graph=True
         )
-        torch.stack([g.double().square().sum() for g in first]).sum().backward()
+        torch.autograd.backward(torch.stack([g.double().square().sum() for g in first]).sum())
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def require_kernels(device: str) -> None:
-    """Without the kernels there is nothing to check, and everything would pass."""
+    """Raise an error if the kernels cannot be used, because all checks would then pass."""
     if device == "cuda" and not extension.load():
-        raise click.ClickException("the kernels are not in use: python -m torch_utils.ops doctor says why")
+        raise click.ClickException("the kernels cannot be used: run python -m torch_utils.ops doctor")
 
 
 def planted_mistake(device: str) -> None:
-    """A gradient whose codes end after their first row: the kernel reads beyond them. Shows that
-    compute-sanitizer watches the kernels.
+    """Compute a gradient with codes that end after their first row, so that the kernel reads beyond them.
+
+    This shows that compute-sanitizer checks the kernels.
     """
     require_kernels(device)
     f, x = torch.ones(12, device=device) / 12, torch.randn(4, 8, 36, 36, device=device)
-    geometry = [
-        2,
-        2,
-        2,
-        2,
-        9,
-        9,
-        36,
-        36,
-        78,
-        78,
-        34,
-        34,
-    ]  # up, down, padding, input, middle grid, output: (x, y) each
+    # (x, y) each: up, down, padding, input, middle grid, output
+    geometry = [*(2, 2), *(2, 2), *(9, 9), *(36, 36), *(78, 78), *(34, 34)]
     codes = torch.zeros(4, 8, 1, 20, dtype=torch.uint8, device=device)
     torch.ops.stylesan_xl.filtered_lrelu_gated(
         x[..., :34, :34], f, f, codes, None, None, geometry, False, 1.0, 0.2, -1.0, True
@@ -306,15 +301,15 @@ def planted_mistake(device: str) -> None:
 
 
 def run_sanitizer(job: Job) -> None:
-    """`every_kernel` under compute-sanitizer; on a CPU the same script without it."""
+    """Run `every_kernel` under compute-sanitizer; on a CPU, the same script without it."""
     script = [sys.executable, str(Path(__file__).resolve()), "--device", job.device, "--check"]
-    # Without the caching allocator an access beyond a tensor leaves its allocation.
+    # Without the caching allocator, an access beyond a tensor is outside its allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     if job.device == "cpu":
         job.command("sanitizer", [*script, "kernels"], environment, tool="none")
         return
-    # torch asks the driver for things that need not be there; such answers are no errors of ours. Kernels of
-    # others take time and are theirs.
+    # torch queries the driver for optional features, and those errors are harmless. Kernels of other
+    # libraries are not checked, because they take time.
     options = [
         "--error-exitcode",
         "9",
@@ -338,9 +333,7 @@ def run_sanitizer(job: Job) -> None:
 
 
 def published_generator(resolution: int, small: bool) -> generator.Generator:
-    """The ImageNet network of a stage, -t, with fresh weights: stem at 16 pixels, then heads that double the
-    size.
-    """
+    """Return the ImageNet network (-t) of a stage with new weights: a stem at 16 pixels, then heads."""
     sizes = {"syn_layers": 5, "cbase": 256, "cmax": 16} if small else {"syn_layers": 10}
     G = generator.build_stem("stylegan3-t", 16, CLASSES, **sizes)
     while G.img_resolution < resolution:
@@ -351,7 +344,7 @@ def published_generator(resolution: int, small: bool) -> generator.Generator:
 def make_config(
     small: bool, batch: int, levers: Levers, backbones: tuple[str, ...] | None = None
 ) -> TrainConfig:
-    """Published options; `small`: those of a network that a CPU trains in seconds."""
+    """Return the published options; `small`: those of a network that a CPU trains in seconds."""
     cfg = TrainConfig().override(
         {"run.batch": batch, "run.precision": levers.precision, "discriminator.precision": levers.d_precision}
     )
@@ -379,15 +372,15 @@ class Training:
     labels: torch.Tensor
 
     def step(self) -> None:
-        """One training step, as train.py's."""
+        """Run one training step, as train.py does."""
         steps.train_step(self.state, self.inputs, self.cfg, self.pixels, self.labels)
 
     def g_step(self) -> None:
-        """The generator's part alone."""
+        """Run only the generator's part."""
         steps.g_step(self.state, self.inputs.micro_batches("G", 0), self.cfg.loss, self.cfg.blur_init_sigma)
 
     def d_step(self) -> None:
-        """The discriminator's part alone."""
+        """Run only the discriminator's part."""
         reals = self.inputs.real_micro_batches(0, self.pixels, self.labels)
         steps.d_step(
             self.state, self.inputs.micro_batches("D", 0), reals, self.cfg.loss, self.cfg.blur_init_sigma
@@ -395,7 +388,7 @@ class Training:
 
 
 def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -> Training:
-    """Networks from a fixed seed; the frozen ones have random weights."""
+    """Create the networks from a fixed seed; the frozen ones have random weights."""
     torch.manual_seed(0)
     weights = dict.fromkeys(cfg.discriminator.backbones, timm_weights.RANDOM)
     D = build.make_discriminator(
@@ -408,16 +401,17 @@ def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -
 
 
 def run_networks(job: Job) -> None:
-    """Gradients on the device in each precision against float32 on the CPU. Adam with beta1 = 0 keeps the
-    gradient as its first moment.
+    """Compare gradients on the device in each precision with float32 on the CPU.
+
+    They are read from Adam's first moment, which is the gradient for beta1 = 0.
     """
 
     def gradients(device: str, levers: Levers) -> dict[str, torch.Tensor]:
         use_tf32(levers.tf32)
         found = {}
         for which in ("G", "D"):
-            # Each step on weights as they begin: Adam's first update is about the sign of each gradient, and
-            # differs where that is near zero.
+            # Both steps use the initial weights: Adam's first update depends on the signs of the gradients,
+            # which differ where a gradient is near zero.
             training = make_training(make_config(True, 8, levers), 32, device, True)
             (training.g_step if which == "G" else training.d_step)()
             state = training.state
@@ -442,8 +436,8 @@ def run_networks(job: Job) -> None:
         for which, reference in wanted.items():
             error = float((found[which] - reference).norm() / reference.norm())
             cosine = float(torch.nn.functional.cosine_similarity(found[which], reference, dim=0))
-            status = "ok" if error <= _FAR[levers.name] else f"further than {_FAR[levers.name]:g}"
-            job.report.add(
+            status = "ok" if error <= _FAR[levers.name] else f"larger than {_FAR[levers.name]:g}"
+            job.results.add(
                 "networks",
                 step=which,
                 precision=levers.name,
@@ -454,26 +448,26 @@ def run_networks(job: Job) -> None:
 
 
 def run_ops(job: Job) -> None:
-    """benchmarks/ops.py; its table goes to a file beside the record."""
-    # torch.compile takes seconds per case: last, and of one type alone.
+    """Run benchmarks/ops.py; its table goes to a file next to the results."""
+    # torch.compile takes seconds per case: run it last, and for one type only.
     small = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"]
     runs = {"small": small} if job.small else {"eager": [], "compiled": ["--compile", "--dtypes", "float16"]}
     end = time.monotonic() + job.seconds()
     for name, options in runs.items():
-        out = job.report.path.with_name(f"{job.report.path.stem}-ops-{name}.json")
-        out.unlink(missing_ok=True)  # a former run's
+        out = job.results.path.with_name(f"{job.results.path.stem}-ops-{name}.json")
+        out.unlink(missing_ok=True)  # of an earlier run
         command = [sys.executable, "benchmarks/ops.py", "--device", job.device, "--out", str(out), *options]
         if job.command("ops", command, limit=max(end - time.monotonic(), 0), baselines=name) or out.exists():
-            job.report.add("ops", table=out.name, rows=len(json.loads(out.read_text())["rows"]))
+            job.results.add("ops", table=out.name, rows=len(json.loads(out.read_text())["rows"]))
 
 
 def use_tf32(on: bool) -> None:
-    """torch's own default is on for convolutions and off for matrix products; train.py turns both off."""
+    """Enable or disable TF32. torch enables it for convolutions only; train.py disables it for both."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
 
 
 def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
-    """Turns on what the training configuration has no option for."""
+    """Enable the optimisations for which the training configuration has no option."""
     use_tf32(levers.tf32)
     torch.backends.cudnn.benchmark = True
     if levers.channels_last:
@@ -493,8 +487,9 @@ def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
 def time_steps(
     job: Job, resolution: int, levers: Levers, batch: int, flops: int | None, deadline: float
 ) -> dict[str, Any]:
-    """Images per second of whole steps: generator, discriminator, moving average; the median of a few after
-    two to warm up.
+    """Return images per second of whole steps: generator, discriminator and moving average.
+
+    It is the median of a few steps after two warm-up steps.
     """
     on_gpu = job.device == "cuda"
     cfg = make_config(job.small, batch * levers.batch_factor, levers)
@@ -539,7 +534,7 @@ def _one_line(error: Exception) -> str:
 
 
 def run_steps(job: Job) -> None:
-    """Each stage with each lever, until the time is up; what does not run says why."""
+    """Measure each stage with each optimisation until the time limit; errors are results."""
     deadline = time.monotonic() + job.seconds()
     batches = (
         {16: 256, 32: 256, 64: 128, 128: 64, 256: 32}
@@ -550,25 +545,25 @@ def run_steps(job: Job) -> None:
         flops = None
         for levers in job.levers:
             if time.monotonic() > deadline:
-                job.report.add("steps", stage=resolution, levers=levers.name, status="out of time")
+                job.results.add("steps", stage=resolution, levers=levers.name, status="out of time")
                 return
             try:
                 result = time_steps(job, resolution, levers, batches[resolution], flops, deadline)
                 flops = result.get("flops_per_image", flops)
-                job.report.add("steps", stage=resolution, levers=levers.name, **result)
-            except Exception as error:  # out of memory, and all that compilers raise
-                job.report.add("steps", stage=resolution, levers=levers.name, status=_one_line(error))
+                job.results.add("steps", stage=resolution, levers=levers.name, **result)
+            except Exception as error:  # out of memory, or any error of the compiler
+                job.results.add("steps", stage=resolution, levers=levers.name, status=_one_line(error))
             gc.collect()
             if job.device == "cuda":
                 torch.cuda.empty_cache()
 
 
 def run_real(job: Job) -> None:
-    """train.py for the part's minutes; a run that its time ends leaves with status 3."""
+    """Run train.py for the part's time. The exit status is 3 when it reaches the limit."""
     if job.data is None:
-        job.report.add("real", status="no --data")
+        job.results.add("real", status="no --data")
         return
-    outdir = job.report.path.with_name(job.report.path.stem + "-runs")
+    outdir = job.results.path.with_name(job.results.path.stem + "-runs")
     options = [
         "--cfg=stylegan3-t",
         f"--data={job.data}",
@@ -599,9 +594,9 @@ def run_real(job: Job) -> None:
     try:
         timm_weights.check(timm_weights.LITE0)
     except (FileNotFoundError, ValueError) as error:
-        job.report.add(
+        job.results.add(
             "real",
-            backbones="random weights, so that the numbers say nothing of quality",
+            backbones="random weights: the results do not show the quality",
             reason=_one_line(error),
         )
         options.append(f"--backbone-weights={timm_weights.LITE0}={timm_weights.RANDOM}")
@@ -614,18 +609,18 @@ def run_real(job: Job) -> None:
     for _, folder in sorted(run_folder.run_folders(str(outdir)).items())[-1:]:
         last = run_folder.read_jsonl(folder / run_folder.STATS_FILE)[-1]
         numbers = {name: value["mean"] if isinstance(value, dict) else value for name, value in last.items()}
-        job.report.add("real", run=str(folder), last_statistics=numbers)
+        job.results.add("real", run=str(folder), last_statistics=numbers)
 
 
 def run_part(job: Job, name: str, runner: Callable[[Job], None]) -> None:
-    """A part, if there is time left for it; what stops it is recorded."""
+    """Run a part if there is time left. An error is stored as a result."""
     if job.seconds() == 0 and job.end < math.inf:
-        job.report.add(name, status="out of time")
+        job.results.add(name, status="out of time")
         return
     try:
         runner(job)
     except Exception as error:
-        job.report.add(name, status=_one_line(error))
+        job.results.add(name, status=_one_line(error))
 
 
 RUNNERS: dict[str, Callable[[Job], None]] = {
@@ -639,12 +634,12 @@ RUNNERS: dict[str, Callable[[Job], None]] = {
 
 
 def chosen_parts(text: str) -> Iterator[str]:
-    """The parts that a list of names means, in their order."""
+    """Yield the parts in a comma-separated list, in the order in which they run."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise click.ClickException(
-            f"--parts={text}: there is no {unknown[0]}; the parts are {', '.join(PARTS)}"
+            f"--parts={text}: unknown part {unknown[0]}; the parts are {', '.join(PARTS)}"
         )
     yield from (part for part in PARTS if part in names)
 
@@ -652,30 +647,33 @@ def chosen_parts(text: str) -> Iterator[str]:
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--parts", default=",".join(PARTS), show_default=True)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
-@click.option("--small", is_flag=True, help="Tiny networks and few repeats: to try the command.")
-@click.option("--minutes", default=8.0, show_default=True, help="Of each part.")
+@click.option("--small", is_flag=True, help="Use tiny networks and few repeats, to test the command.")
+@click.option("--minutes", default=8.0, show_default=True, help="Time limit of each part.")
 @click.option("--data", type=click.Path(exists=True), help="Labelled data set of the part 'real'.")
 @click.option(
     "--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions of the part 'steps'."
 )
-@click.option("--levers", default="", help="Of the part 'steps': those whose name contains this.")
+@click.option(
+    "--levers", default="", help="Optimisations of the part 'steps': only those whose name contains this."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default=ROOT / "benchmarks" / "results" / "gpu.json",
     show_default=True,
 )
-@click.option("--total-minutes", type=float, help="Of all parts together.  [default: no limit]")
+@click.option("--total-minutes", type=float, help="Time limit of all parts together.  [default: no limit]")
 @click.option("--check", type=click.Choice(["kernels", "mistake"]), hidden=True)
 def main(
     parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str,
     out: Path, total_minutes: float | None,
     check: str | None,
 ) -> None:  # fmt: skip
+    """Run the chosen parts; the help text is the module's docstring."""
     end = math.inf if total_minutes is None else time.monotonic() + 60 * total_minutes
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException(
-            "there is no CUDA device; --device cpu --small tries the same commands on a CPU"
+            "no CUDA device found; --device cpu --small runs the same commands on a CPU"
         )
     if check is not None:
         {"kernels": every_kernel, "mistake": planted_mistake}[check](device)
@@ -694,14 +692,14 @@ def main(
         data,
         resolutions,
         tuple(x for x in LEVERS if levers in x.name),
-        Report(out.resolve(), device, small),
+        Results(out.resolve(), device, small),
         end,
     )
     if device == "cuda":
         run_part(job, "build", run_build)
     for part in chosen:
         run_part(job, part, RUNNERS[part])
-    click.echo(f"{out}: {len(job.report.record['results'])} results")
+    click.echo(f"{out}: {len(job.results.content['results'])} results")
 
 
 if __name__ == "__main__":

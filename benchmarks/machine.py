@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark's numbers were measured on, for its record."""
+"""Describes the machine and the software on which a benchmark was run."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing where it is not installed or fails."""
+    """Return the output of a command; '' if it is not installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -23,8 +23,10 @@ def _output(*command: str) -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Device, versions, commit (empty outside of a git checkout; `kernels` is then still the hash of the
-    kernels' sources and build).
+    """Return the device, the versions and the commit.
+
+    The commit is empty outside a git checkout. `kernels` is the hash of the kernels' sources and build
+    options.
     """
     facts: dict[str, Any] = {
         "device": platform.processor() or platform.machine(),

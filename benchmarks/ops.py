@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and bandwidth of bias_act, upfirdn2d and filtered_lrelu at the layers of the recipes, against a copy
-and against torch's own operations.
+"""Measures time and bandwidth of bias_act, upfirdn2d and filtered_lrelu at the layers of the recipes.
 
     python benchmarks/ops.py --out benchmarks/results/ops.json            # on a GPU
-    python benchmarks/ops.py --device cpu --scale 16 --repeats 1          # dry run of the same code
+    python benchmarks/ops.py --device cpu --scale 16 --repeats 1          # a test run of the same code
 
-Bandwidth counts what an operation must read and write (its floor); `copy` is the share of the bandwidth that
-a copy of a gigabyte reaches in the same run. `eager` and `compiled` say how many times as long impl='ref'
-takes. The layers are read from the tables of the published networks in tests/parity/goldens.
+The bandwidth counts the bytes that an operation must read and write. `copy` is this bandwidth relative to
+that of a copy of a gigabyte in the same run. `eager` and `compiled` are how many times as long impl='ref'
+takes. The layers come from the tables of the published networks in tests/parity/goldens.
 """
 
 import argparse
@@ -40,12 +39,19 @@ Call = Callable[[torch.Tensor, str], torch.Tensor]
 
 
 class Case(NamedTuple):
-    """An operation at a size: call(x, impl) -> y."""
+    """An operation at a size.
+
+    Attributes:
+        name: description.
+        shape: shape of the input.
+        call: (x, impl) -> y.
+        code_bytes: bytes that filtered_lrelu writes for its gradient, and reads in it.
+    """
 
     name: str
     shape: tuple[int, int, int, int]
     call: Call
-    code_bytes: int  # what filtered_lrelu writes for its gradient, and reads in it
+    code_bytes: int
 
 
 class Times(NamedTuple):
@@ -56,7 +62,7 @@ class Times(NamedTuple):
 
 
 def low_pass(taps: int, radial: bool) -> torch.Tensor:
-    """A filter with a layer's number of taps; its values do not change the time."""
+    """Return a filter with a layer's number of taps; its values do not affect the time."""
     if not radial:
         return torch.from_numpy(scipy.signal.firwin(taps, cutoff=0.3, width=0.25)).float()
     position = np.arange(taps) - (taps - 1) / 2
@@ -66,7 +72,7 @@ def low_pass(taps: int, radial: bool) -> torch.Tensor:
 
 
 def layer_cases(batch: int, scale: int, device: str) -> list[Case]:
-    """filtered_lrelu of each different layer in the tables, with channels divided by `scale`."""
+    """Return filtered_lrelu of every distinct layer in the tables, with channels divided by `scale`."""
     layers: dict[tuple[Any, ...], dict[str, Any]] = {}
     for table in TABLES:
         for stage in json.loads((ROOT / "tests" / "parity" / "goldens" / f"{table}.json").read_text())[
@@ -112,7 +118,7 @@ def _layer_case(layer: dict[str, Any], batch: int, scale: int, device: str) -> C
 
 
 def other_cases(batch: int, scale: int, device: str) -> list[Case]:
-    """bias_act of the mapping and of a map, and resampling of images and maps."""
+    """Return cases of bias_act, and of resampling images and feature maps."""
     box = setup_filter([1, 3, 3, 1], device=device)
     blur = torch.exp2(-((torch.arange(-6.0, 7.0, device=device) / 2) ** 2))
     channels = max(128 // scale, 1)
@@ -150,11 +156,11 @@ def other_cases(batch: int, scale: int, device: str) -> list[Case]:
 
 
 def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of a call after two to warm up.
+    """Return the median time of a call after two warm-up calls.
 
-    On a GPU before each call other data fills the cache, and the device is kept busy until the host has sent
-    off all of the call: neither what the call before it left in the cache nor how long Python takes is
-    measured.
+    On a GPU, other data fills the cache before each call, and the device is kept busy until the host has
+    submitted the whole call. The result therefore does not depend on data left in the cache or on Python's
+    speed.
     """
     for _ in range(2):
         call()
@@ -163,13 +169,14 @@ def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
     for _ in range(repeats):
         if device == "cuda":
             others.zero_()
-            torch.cuda._sleep(HEAD_START_CYCLES)
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            cuda: Any = torch.cuda
+            cuda._sleep(HEAD_START_CYCLES)
+            start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
             start.record()
             call()
             end.record()
             end.synchronize()
-            times.append(start.elapsed_time(end) / 1000)
+            times.append(float(start.elapsed_time(end)) / 1000)
         else:
             begin = time.perf_counter()
             call()
@@ -178,14 +185,14 @@ def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def copy_bandwidth(device: str, repeats: int) -> float:
-    """Bytes read and written per second by a copy of a gigabyte (on a CPU: 64 MB)."""
+    """Return the bytes read and written per second by a copy of a gigabyte (on a CPU: 64 MB)."""
     source = torch.empty((1 << 30) if device == "cuda" else (1 << 26), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds(lambda: target.copy_(source), device, repeats)
 
 
 def measure(call: Call, impl: str, x: torch.Tensor, device: str, repeats: int) -> Times:
-    """Times of an implementation."""
+    """Return the times of an implementation."""
     leaf = x.clone().requires_grad_()
     with torch.no_grad():
         gradient = torch.randn_like(call(x, impl))
@@ -196,7 +203,7 @@ def measure(call: Call, impl: str, x: torch.Tensor, device: str, repeats: int) -
 
 
 def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: float) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     x = torch.randn(case.shape, device=args.device).to(dtype)
     with torch.no_grad():
         moved = (x.numel() + case.call(x, "cuda").numel()) * x.element_size()
@@ -224,7 +231,7 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
     for name, call in baselines:
         try:
             times = measure(call, "ref", x, args.device, args.repeats)
-        except Exception as error:  # out of memory, and all that compilers raise
+        except Exception as error:  # out of memory, or any error of the compiler
             row[f"{name}_error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
         row |= {
@@ -235,7 +242,7 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     ratios = {
         name: row.get(name, float("nan"))
         for name in ("eager_forward_ratio", "eager_both_ratio", "compiled_both_ratio")
@@ -251,8 +258,9 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
-        description="the custom operations against a copy and against torch's own operations"
+        description="compare the custom operations with a copy and with torch's own operations"
     )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--batch", type=int, default=8)
@@ -261,15 +269,15 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float16,bfloat16,float32")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument(
-        "--compile", action="store_true", help="also against impl='ref' under torch.compile (slow to start)"
+        "--compile", action="store_true", help="compare with impl='ref' under torch.compile, too (slow start)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device; --device cpu runs the same code on a CPU")
+        parser.error("no CUDA device found; --device cpu runs the same code on a CPU")
     copy = copy_bandwidth(args.device, args.repeats)
-    record = machine.describe(args.device) | {"copy_bytes_per_second": copy}
-    print(json.dumps(record))
+    facts = machine.describe(args.device) | {"copy_bytes_per_second": copy}
+    print(json.dumps(facts))
     print(
         f"{'case':44s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{'eager':>7s}"
         f"{'both us':>10s}{'copy':>6s}{'eager':>7s}{'compiled':>9s}"
@@ -287,7 +295,7 @@ def main() -> None:
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 with dnnlib.util.atomic_write(args.out, "w") as f:
-                    f.write(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+                    f.write(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

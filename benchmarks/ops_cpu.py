@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much faster filtered_lrelu and bias_act run on a CPU through the native kernels than without them.
+"""Compares filtered_lrelu and bias_act on a CPU with and without the native kernels.
 
     python benchmarks/ops_cpu.py                                # all layers, two threads
-    python benchmarks/ops_cpu.py --threads 1 --cpu-time         # on a machine that others use, too
+    python benchmarks/ops_cpu.py --threads 1 --cpu-time         # on a machine with other users
     python benchmarks/ops_cpu.py --op bias_act
 
-All run in this process, taking turns, and the fastest of each counts. bias_act stands beside torch's own
-operations (impl='ref') and beside the copy of a tensor. For filtered_lrelu, matrix products
-(`torch_utils/ops/backend/resampling.py`) take the kernels' place where nothing can be compiled; the baseline
-is the plain implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky ReLU). The
-layers are those of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators with fewer channels: the time per
-plane does not depend on their number.
+All implementations run alternately in this process, and the fastest run of each counts. bias_act is compared
+with torch's own operations (impl='ref') and with the copy of a tensor. filtered_lrelu is compared with matrix
+products (`torch_utils/ops/backend/resampling.py`), which are used without a compiler, and with the plain
+implementation (impl='ref': zero insertion, padding, depthwise convolutions, leaky ReLU). The layers are those
+of StyleGAN-XL's ImageNet (-t) and CIFAR-10 (-r) generators with fewer channels; the time per plane does not
+depend on their number.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 
 class Layer(NamedTuple):
-    """A synthesis layer after its convolution."""
+    """A synthesis layer, after its convolution."""
 
     name: str
     batch: int
@@ -61,7 +61,7 @@ LAYERS = [
 
 
 def make_filters(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kaiser low-pass filters of a layer; the radial one is a jinc function under the same window."""
+    """Return the Kaiser low-pass filters of a layer; a radial one is a jinc function with the same window."""
     taps = 6 * layer.up
     fu = scipy.signal.firwin(taps, cutoff=0.35 / layer.up, width=0.4 / layer.up)
     fd = scipy.signal.firwin(12, cutoff=0.3, width=0.25)
@@ -75,7 +75,7 @@ def make_filters(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fastest(calls: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
-    """Seconds of the fastest of `repeats` runs of each call, taking turns after one run to warm up."""
+    """Return the seconds of the fastest of `repeats` alternating runs of each call, after one warm-up run."""
     best = [float("inf")] * len(calls)
     for repeat in range(repeats + 1):
         for i, call in enumerate(calls):
@@ -86,14 +86,14 @@ def fastest(calls: list[Callable[[], object]], repeats: int, clock: Callable[[],
     return best
 
 
-# Name, implementation, and whether the native kernels may be used.
+# Name, implementation, and whether the native kernels are enabled.
 WAYS = [("plain", "ref", True), ("products", "cuda", False), ("native", "cuda", True)]
 
 
 def measure(
     layer: Layer, dtype: torch.dtype, channels_last: bool, repeats: int, clock: Callable[[], float]
 ) -> list[list[float]]:
-    """Seconds of the `WAYS`: forward, then forward and backward."""
+    """Return the seconds of each of `WAYS`: forward, then forward and backward."""
     fu, fd = make_filters(layer)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = (
@@ -124,8 +124,8 @@ def measure(
     ]
 
 
-def report_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) -> None:
-    """Prints a row of milliseconds and ratios for every layer, type and memory format."""
+def print_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) -> None:
+    """Print a row of milliseconds and ratios for every layer, type and memory format."""
     columns = "".join(f"{name:>9s}" for name, *_ in WAYS) + f"{'plain/n.':>9s}{'prod./n.':>9s}"
     print(f"{'layer':17s}{'N x C':>9s}  {'dtype':9s}{'layout':8s}{columns}  | and backward {columns}")
     for layer in LAYERS:
@@ -144,7 +144,7 @@ def report_filtered_lrelu(args: argparse.Namespace, clock: Callable[[], float]) 
                 print(label + "  |              ".join(parts), flush=True)
 
 
-# N, C, height and width of StyleGAN2's layers and a toRGB layer; activation and clamp.
+# [N, C, height, width] of StyleGAN2's layers and a toRGB layer; activation; clamp.
 ELEMENTWISE = [
     ((4, 512, 16, 16), "lrelu", 256.0),
     ((4, 512, 32, 32), "lrelu", 256.0),
@@ -164,8 +164,9 @@ def measure_bias_act(
     repeats: int,
     clock: Callable[[], float],
 ) -> list[list[float]]:
-    """Seconds of a copy, of torch's own operations and of the kernel: forward, then forward and backward
-    (with the gradient of the bias).
+    """Return the seconds of a copy, of torch's own operations and of the kernel.
+
+    First forward, then forward and backward with the gradient of the bias.
     """
     x = (
         torch.randn(shape)
@@ -193,8 +194,8 @@ def measure_bias_act(
     return [seconds, fastest([functools.partial(both, way) for way in ("torch", "native")], repeats, clock)]
 
 
-def report_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> None:
-    """Prints a row of milliseconds and ratios for every shape, type and memory format."""
+def print_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> None:
+    """Print a row of milliseconds and ratios for every shape, type and memory format."""
     columns = (
         f"{'copy':>9s}{'torch':>9s}{'native':>9s}{'torch/n.':>9s}  | and "
         f"backward{'torch':>9s}{'native':>9s}{'torch/n.':>9s}"
@@ -217,8 +218,9 @@ def report_bias_act(args: argparse.Namespace, clock: Callable[[], float]) -> Non
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
-        description="filtered_lrelu and bias_act on a CPU, with and without native kernels"
+        description="compare filtered_lrelu and bias_act on a CPU with and without native kernels"
     )
     parser.add_argument("--op", choices=["filtered_lrelu", "bias_act", "all"], default="all")
     parser.add_argument("--threads", type=int, default=2)
@@ -226,22 +228,22 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="measure the process's CPU time (sensible with one thread) instead of the wall clock",
+        help="measure the process's CPU time instead of the wall clock (use it with one thread)",
     )
     parser.add_argument("--layers", default="", help="only layers whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
     if not cpu_kernels.ready(torch.float32):
-        raise SystemExit("the native kernels are not in use: python -m torch_utils.ops doctor")
+        raise SystemExit("the native kernels cannot be used: run python -m torch_utils.ops doctor")
     print(
         f"torch {torch.__version__}, {args.threads} threads, milliseconds; plain = depthwise convolutions, "
         "products = matrix products"
     )
     if args.op != "filtered_lrelu":
-        report_bias_act(args, clock)
+        print_bias_act(args, clock)
     if args.op != "bias_act":
-        report_filtered_lrelu(args, clock)
+        print_filtered_lrelu(args, clock)
 
 
 if __name__ == "__main__":

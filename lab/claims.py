@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of docs/method.md from the numbers in docs/lab: no claim without a run, no number typed by
-hand.
+"""Writes the tables of docs/method.md from the numbers in docs/lab, so that every claim is backed by a run.
 
     python -m lab.claims            # after an experiment has written its JSON
-    python -m lab.claims --check    # exit code 1 if the page says something else than the numbers
+    python -m lab.claims --check    # exit status 1 if the page differs from the numbers
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -72,13 +71,13 @@ def _rows(folder: Path) -> Iterator[list[str]]:
 
 
 def comparison(folder: Path) -> str:
-    """GAN against SAN: a row per claim and experiment."""
+    """Return the table of GAN and SAN: a row per claim and experiment."""
     heads = ["SAN's claim", "experiment", "seeds", "GAN", "SAN", "improvement", "holds?"]
     return _table([heads, *_rows(folder)])
 
 
 def monoflow(folder: Path) -> str:
-    """What each h does from a near and from a far start."""
+    """Return the table of the results of each h from a near and from a far start."""
     found = report.read(folder, "monoflow")
     assert found is not None, f"{folder}/monoflow.json is missing: run python -m lab.monoflow"
     heads = [
@@ -110,28 +109,28 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def page(text: str, folder: Path) -> str:
-    """`text` with every table as the numbers in `folder` say. Raises ValueError for a table without its
-    place.
+    """Return `text` with all tables filled from the numbers in `folder`.
+
+    Raises:
+        ValueError: `text` has no place for a table.
     """
     for name, table in (("comparison", comparison), ("monoflow", monoflow)):
         place = re.search(rf"(?<=<!-- begin {name} -->\n).*?(?=\n<!-- end {name} -->)", text, re.DOTALL)
         if place is None:
-            raise ValueError(
-                f"there is no '<!-- begin {name} -->' ... '<!-- end {name} -->' to put the table into"
-            )
+            raise ValueError(f"no '<!-- begin {name} -->' ... '<!-- end {name} -->' found for the table")
         text = text[: place.start()] + table(folder) + text[place.end() :]
     return text
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--check", is_flag=True, help="change nothing")
+@click.option("--check", is_flag=True, help="Compare without changing the page.")
 def main(check: bool) -> None:
-    """Rewrite the page, or compare."""
+    """Write the page, or compare it."""
     before = PAGE.read_text()
     after = page(before, report.RESULTS)
     if check and after != before:
         raise click.ClickException(
-            f"{PAGE} does not say what {report.RESULTS} holds: run python -m lab.claims"
+            f"{PAGE} differs from the numbers in {report.RESULTS}: run python -m lab.claims"
         )
     if after != before:
         with atomic_write(PAGE, "w") as file:

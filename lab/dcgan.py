@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DCGAN on Fashion-MNIST, GAN against SAN, conditional and not: feature distance, classifier accuracy,
-balance of classes.
+"""Compares GAN and SAN in a DCGAN on Fashion-MNIST, conditional and unconditional.
 
-    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz                  # 3 seeds, 4 kinds; a
-    quarter to half an hour of a core python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1
-    --steps=50 --generate=500
+    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz         # 15 to 30 minutes on one core
+    python -m lab.dcgan --data=fashion/train-images-idx3-ubyte.gz --seeds=1 --steps=50 --generate=500
 
-The discriminator is an ordinary one with spectral_norm; its SAN is made by san.convert. Any IDX pair of 28x28
-grey images will do. fd_lite0: Frechet distance between EfficientNet-Lite0 features of generated and of as
-many training images, 500 by default: with 5,000 the features would take longer than the training. accuracy:
-share of generated images that a classifier trained on the data recognises as the class that was asked for
-(conditional only). balance: entropy of the classes that it sees over log(classes). Writes dcgan.json and
-dcgan.png. What is finished is kept: numbers in dcgan.json, generators in --runs.
+There are 4 kinds with 3 seeds each. The discriminator is an ordinary one with spectral_norm; san.convert
+converts it to a SAN. Any pair of IDX files with 28x28 grey images can be used.
+
+fd_lite0 is the Frechet distance between EfficientNet-Lite0 features of generated images and of as many
+training images, by default 500; for 5,000, the features would take longer than the training. accuracy
+(conditional only) is the share of generated images that a classifier, trained on the data, assigns to the
+requested class. balance is the entropy of its predicted classes over log(classes).
+
+Writes dcgan.json and dcgan.png. Finished runs are kept: numbers in dcgan.json, generators in --runs.
 """
 
 from __future__ import annotations
@@ -42,20 +43,29 @@ from torch_utils import images as image_tools
 Z, SIDE = 64, 28
 SETTINGS = ("unconditional", "conditional")
 KINDS = ("GAN", "SAN")
-CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the judge's scores during training
+CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the classifier's scores during training
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Adam with betas (0, 0.9), one generator step per discriminator step, hinge loss.
+    """Settings of the training.
 
-    bf16: convolutions in bfloat16 (up to twice as fast on CPUs that have it); the last layers stay in
-    float32.
+    It uses the hinge loss, Adam with betas (0, 0.9), and one generator step per discriminator step.
+
+    Attributes:
+        steps: number of steps.
+        batch: images per batch.
+        width: channels; the middle of the networks has four times as many.
+        lr: learning rate.
+        ema: decay of the generator's moving average per step.
+        generate: images per measurement.
+        bf16: compute convolutions in bfloat16 (up to twice as fast on CPUs that support it); the last layers
+            stay in float32.
     """
 
     steps: int = 1500
     batch: int = 32
-    width: int = 16  # channels; the middle of the networks has four times as many
+    width: int = 16
     lr: float = 4e-4
     ema: float = 0.995
     generate: int = 500
@@ -63,7 +73,7 @@ class Plan:
 
 
 class Generator(nn.Module):
-    """Latents [N, Z] and, if there are classes, labels int64 [N] -> images [N, 1, 28, 28] in [-1, 1]."""
+    """Maps latents [N, Z] and, with classes, labels int64 [N] to images [N, 1, 28, 28] in [-1, 1]."""
 
     def __init__(self, classes: int, plan: Plan) -> None:
         super().__init__()
@@ -81,15 +91,18 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """Generate images."""
         if c is not None:
             z = torch.cat([z, F.one_hot(c, self.classes).to(z.dtype)], dim=1)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return self.body(self.first(z).view(len(z), self.middle, 7, 7)).float()
+            images: Tensor = self.body(self.first(z).view(len(z), self.middle, 7, 7))
+        return images.float()
 
 
 class Discriminator(nn.Module):
-    """Images [N, 1, 28, 28] -> logits [N, 1]: linear(h), and + <embed(c), h> if there are classes (Miyato &
-    Koyama, ICLR 2018).
+    """Maps images [N, 1, 28, 28] to logits [N, 1]: linear(h), with classes linear(h) + <embed(c), h>.
+
+    The projection is from Miyato & Koyama, ICLR 2018.
     """
 
     def __init__(self, classes: int, plan: Plan) -> None:
@@ -107,6 +120,7 @@ class Discriminator(nn.Module):
         self.embed = nn.Embedding(classes, 4 * width) if classes else None
 
     def forward(self, x: Tensor, c: Tensor | None) -> Any:
+        """Compute the logits."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             h = self.body(x)
         h = h.float().sum((2, 3)) / 7
@@ -115,7 +129,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator(classes: int, is_san: bool, plan: Plan) -> nn.Module:
-    """The discriminator, or its SAN."""
+    """Return the discriminator, converted to a SAN if `is_san`."""
     D = Discriminator(classes, plan)
     return san.convert(D, ["linear", "embed"] if classes else "linear") if is_san else D
 
@@ -129,17 +143,22 @@ def train(
     plan: Plan,
     watch: Callable[[int, Generator], None] = lambda step, G: None,
 ) -> Generator:
-    """The moving average of the generator; `watch` gets it before training and at CURVE_POINTS equally spaced
-    steps.
+    """Train one GAN and return the moving average of its generator.
 
-    pixels: float [N, 1, 28, 28] in [-1, 1]. classes = 0: unconditional.
+    Args:
+        pixels: float [N, 1, 28, 28] in [-1, 1].
+        labels: int64 [N].
+        classes: number of classes; 0 = unconditional.
+        is_san: train a SAN.
+        seed: seed of the run.
+        plan: settings.
+        watch: called with the step and the average before training and at CURVE_POINTS equally spaced steps.
     """
     torch.manual_seed(seed)
     G, D = Generator(classes, plan), discriminator(classes, is_san, plan)
-    average = torch.optim.swa_utils.AveragedModel(
-        G, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(plan.ema), use_buffers=True
-    )
-    averaged: Any = average.module.eval()
+    swa: Any = torch.optim.swa_utils
+    average = swa.AveragedModel(G, multi_avg_fn=swa.get_ema_multi_avg_fn(plan.ema), use_buffers=True)
+    averaged: Generator = average.module.eval()
     g_opt, d_opt = (torch.optim.Adam(m.parameters(), plan.lr, betas=(0.0, 0.9)) for m in (G, D))
     san.normalize_(D)
     watch(0, averaged)
@@ -149,12 +168,12 @@ def train(
         with torch.no_grad():
             fake = G(torch.randn(plan.batch, Z), c)
         real_logits, fake_logits = D(pixels[pick], labels[pick] if classes else None), D(fake, c)
-        san.discriminator_objective(real_logits, fake_logits, "hinge").backward()
+        torch.autograd.backward(san.discriminator_objective(real_logits, fake_logits, "hinge"))
         d_opt.step()
         d_opt.zero_grad()
         san.normalize_(D)
         logits = D(G(torch.randn(plan.batch, Z), c), c)
-        san.generator_terms(logits.fun if is_san else logits, "logit").mean().backward()
+        torch.autograd.backward(san.generator_terms(logits.fun if is_san else logits, "logit").mean())
         g_opt.step()
         g_opt.zero_grad()
         d_opt.zero_grad()
@@ -166,7 +185,7 @@ def train(
 
 @torch.no_grad()
 def generate(G: Generator, n: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
-    """uint8 images [n, 1, 28, 28] and their labels, every class equally often."""
+    """Generate uint8 images [n, 1, 28, 28] and their labels, all classes equally often."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, Z, generator=generator)
     c = torch.arange(n) % classes if classes else None
@@ -178,7 +197,14 @@ def generate(G: Generator, n: int, classes: int, seed: int = 0) -> tuple[Tensor,
 
 
 class Bench:
-    """The data, and what measures a generator against it. raw: uint8 [N, 1, 28, 28]."""
+    """The data, and the evaluation of generators with it.
+
+    Args:
+        raw: uint8 [N, 1, 28, 28].
+        labels: int64 [N].
+        classes: number of classes.
+        plan: settings.
+    """
 
     def __init__(self, raw: Tensor, labels: Tensor, classes: int, plan: Plan) -> None:
         self.pixels, self.labels, self.plan = image_tools.to_float(raw), labels, plan
@@ -186,8 +212,11 @@ class Bench:
         self.distance = FeatureDistance(raw[: plan.generate])
 
     def run(self, classes: int, is_san: bool, seed: int) -> tuple[Generator, dict[str, Any]]:
-        """Train one GAN (classes = 0: unconditional) and measure it: scores at the end, the judge's over
-        steps, seconds of CPU.
+        """Train one GAN (classes = 0: unconditional) and measure it.
+
+        Returns:
+            The generator, and a dict of its final scores, the classifier's scores over steps and the CPU
+            seconds.
         """
         curve: dict[str, list[float]] = {"step": []}
 
@@ -208,8 +237,9 @@ class Bench:
 
 
 def table(runs: dict[str, Any]) -> dict[str, Any]:
-    """Setting -> score -> GAN, SAN, improvement paired by seed (positive = SAN better), verdict; for the
-    seeds that both have.
+    """Return setting -> score -> intervals for GAN and SAN, the improvement and its verdict.
+
+    The improvement is paired by seed, for the seeds that both have; positive = SAN is better.
     """
     rows: dict[str, Any] = {}
     for setting in ("unconditional", "conditional"):
@@ -229,32 +259,36 @@ def table(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Grey images uint8 [N, 28, 28], labels, number of classes. Raises ValueError for others."""
+    """Load grey images uint8 [N, 28, 28], labels and the number of classes.
+
+    Raises:
+        ValueError: the data set has other images or no labels.
+    """
     source = open_source(path)
     count = min(len(source), limit or len(source))
     pixels = np.stack([np.asarray(source.opener.load(source.refs[i])[1]) for i in range(count)])
     if pixels.shape[1:] != (SIDE, SIDE) or source.labels is None:
         raise ValueError(
-            f"--data={path}: labelled grey images of {SIDE}x{SIDE} are needed, these are "
+            f"--data={path}: labelled grey images of {SIDE}x{SIDE} pixels are needed, not "
             f"{list(pixels.shape[1:])}"
         )
     return pixels, np.asarray(source.labels[:count]), source.num_classes
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--data", required=True, help="IDX file of images, its labels beside it")
-@click.option("--limit", type=int, default=None, help="use the first images only")
+@click.option("--data", required=True, help="IDX file of images, next to that of their labels.")
+@click.option("--limit", type=int, default=None, help="Use only the first images.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
-@click.option("--width", default=Plan.width, show_default=True, help="channels of the networks")
-@click.option("--generate", "count", default=Plan.generate, show_default=True, help="images per measurement")
-@click.option("--bf16/--no-bf16", default=Plan.bf16, show_default=True, help="convolutions in bfloat16")
+@click.option("--width", default=Plan.width, show_default=True, help="Channels of the networks.")
+@click.option("--generate", "count", default=Plan.generate, show_default=True, help="Images per measurement.")
+@click.option("--bf16/--no-bf16", default=Plan.bf16, show_default=True, help="Convolutions in bfloat16.")
 @click.option(
     "--runs",
     "folder",
     default="training-runs/lab-dcgan",
     show_default=True,
-    help="where the generators go",
+    help="Folder of the generators.",
     callback=outputs.checked_folder,
 )
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
@@ -269,7 +303,7 @@ def main(
     folder: str,
     out: str,
 ) -> None:
-    """Train every kind that is missing, measure, print the table, draw."""
+    """Train and measure the missing runs, print the table and draw the picture."""
     if seeds < 1 or steps < 1 or count < 2:
         raise click.ClickException(
             f"--seeds={seeds} --steps={steps} --generate={count}: at least 1, 1 and 2 are needed"
@@ -317,7 +351,7 @@ def main(
 
 
 def samples(folder: Path, classes: int, plan: Plan) -> dict[str, np.ndarray]:
-    """Name of each kind -> a sheet of samples of its first seed; with classes, a column per class."""
+    """Return a sheet of samples of the first seed for each kind; with classes, a column per class."""
     sheets = {}
     for setting, kind in itertools.product(SETTINGS, KINDS):
         conditioned = classes if setting == "conditional" else 0
@@ -330,9 +364,7 @@ def samples(folder: Path, classes: int, plan: Plan) -> dict[str, np.ndarray]:
 
 
 def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> None:
-    """Samples of the first seed of each kind above; below the scores with 95% intervals, and the classifier's
-    view during training.
-    """
+    """Draw samples of the first seed of each kind, scores with 95% intervals, and the classifier's curves."""
     import matplotlib
 
     matplotlib.use("Agg")

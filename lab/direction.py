@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The discriminator's direction against the optimal one while GANs and SANs train on the mixture of
-lab.mixture.
+"""Compares the discriminator's direction with the optimal one while GANs and SANs train on lab.mixture.
 
-    python -m lab.direction                        # of the runs in mixture.json, or trains them
+    python -m lab.direction                        # uses the runs in mixture.json, or trains them
     python -m lab.direction --seeds=4 --steps=200
 
-The optimal direction for features h is that of E[h | real] - E[h | generated]: the last layer of a GAN is
-trained by its own loss and need not find it, that of a SAN is trained for nothing else. Also the separability
-of the logits. Writes direction.json and direction.png.
+The optimal direction for features h is E[h | real] - E[h | generated]. The last layer of a GAN is trained by
+the GAN's loss and need not find it; the direction of a SAN is trained only for it. The separability of the
+logits is measured as well. Writes direction.json and direction.png.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ QUANTITIES = {"cosine": "cosine to the optimal direction", "separability": "sepa
 
 
 def summarise(results: dict[str, Any]) -> dict[str, Any]:
-    """Loss -> quantity -> GAN, SAN: interval over seeds of the mean over training, without its first tenth;
-    improvement paired by seed.
+    """Return loss -> quantity -> intervals over seeds for GAN and SAN, and the improvement paired by seed.
+
+    A value is the mean over training without its first tenth.
     """
     rows: dict[str, Any] = {}
     for loss in LOSSES:
@@ -46,7 +46,7 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture(results: dict[str, Any], path: Path) -> None:
-    """A column per loss: mean over seeds with the range of the middle 80% of them."""
+    """Draw a column per loss: the mean over seeds, and the range of their middle 80%."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,7 +77,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
 @click.option("--steps", default=Plan.steps, show_default=True)
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
-    """Take or make the runs, print the table, draw."""
+    """Load or train the runs, print the table and draw the picture."""
     torch.set_num_threads(1)
     results = run(Plan(seeds=seeds, steps=steps), Path(out))
     rows = summarise(results)

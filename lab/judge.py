@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges of small images: which class a generated image is taken for, and how far the features of many are
-from those of the data.
+"""Evaluates small generated images: a classifier, and the distance between features of images and of data.
 
 Shapes: N images, C channels, R pixels a side (a multiple of four).
 """
@@ -18,14 +17,19 @@ from metrics.fid import frechet_distance
 from metrics.statistics import Moments
 from torch_utils import images as image_tools
 
-HELD_OUT = 0.1  # share of the images that tells how good the judge itself is
+HELD_OUT = 0.1  # share of the images on which the classifier's own accuracy is measured
 
 
 class Judge:
-    """A small convolutional network, trained on all but a tenth of the images; `held_out_accuracy` is its
-    share of right answers on that tenth.
+    """A small convolutional classifier. The same data give the same classifier.
 
-    pixels: uint8 [N, C, R, R]. labels: int64 [N] in [0, classes). The same data give the same judge.
+    It is trained on all images except a tenth; `held_out_accuracy` is its accuracy on that tenth.
+
+    Args:
+        pixels: uint8 [N, C, R, R].
+        labels: int64 [N] in [0, classes).
+        classes: number of classes.
+        epochs: passes over the images.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, classes: int, epochs: int = 3) -> None:
@@ -42,9 +46,10 @@ class Judge:
             kept, held_out = order[round(HELD_OUT * len(order)) :], order[: round(HELD_OUT * len(order))]
             optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
             for _ in range(epochs):
-                for part in kept[torch.randperm(len(kept))].split(128):
+                for part in torch.split(kept[torch.randperm(len(kept))], 128):
                     optimizer.zero_grad()
-                    F.cross_entropy(self.network(image_tools.to_float(pixels[part])), labels[part]).backward()
+                    logits = self.network(image_tools.to_float(pixels[part]))
+                    torch.autograd.backward(F.cross_entropy(logits, labels[part]))
                     optimizer.step()
         self.network.eval()
         self.held_out_accuracy = float(
@@ -53,12 +58,15 @@ class Judge:
 
     @torch.no_grad()
     def classes_of(self, pixels: Tensor) -> Tensor:
-        """The class that each image is taken for, int64 [N]. pixels: uint8 [N, C, R, R]."""
-        return torch.cat([self.network(image_tools.to_float(part)).argmax(1) for part in pixels.split(500)])
+        """Return the predicted classes int64 [N] of images uint8 [N, C, R, R]."""
+        parts = torch.split(pixels, 500)
+        return torch.cat([self.network(image_tools.to_float(part)).argmax(1) for part in parts])
 
     def scores(self, pixels: Tensor, asked: Tensor | None) -> dict[str, float]:
-        """balance: entropy of the classes seen over log(classes), 1 = all equally often. accuracy: share
-        taken for the one asked for, if any.
+        """Return balance and, if classes were requested, accuracy.
+
+        Balance is the entropy of the predicted classes over log(classes); 1 = all equally often. Accuracy is
+        the share of images whose predicted class is the requested one.
         """
         seen = self.classes_of(pixels)
         share = torch.bincount(seen, minlength=self.classes).double() / len(seen)
@@ -67,8 +75,10 @@ class Judge:
 
 
 class FeatureDistance:
-    """fd_lite0: Frechet distance between EfficientNet-Lite0 features of images and of `real`, uint8 [N, C, R,
-    R].
+    """fd_lite0: the Frechet distance between EfficientNet-Lite0 features of images and of `real`.
+
+    Args:
+        real: uint8 [N, C, R, R].
     """
 
     def __init__(self, real: Tensor) -> None:
@@ -77,13 +87,14 @@ class FeatureDistance:
 
     def _moments(self, pixels: Tensor) -> Moments:
         store = Moments(self.detector.dims["features"])
-        for part in pixels.split(100):
+        for part in torch.split(pixels, 100):
             store.append(self.detector(part)["features"].numpy())
         return store
 
     def __call__(self, pixels: Tensor) -> float:
-        """The distance of images, uint8 [N, C, R, R]. Few images make it large: compare distances of equally
-        many alone.
+        """Return the distance of images uint8 [N, C, R, R].
+
+        It increases for few images: compare only distances of the same number of images.
         """
         found = self._moments(pixels)
         return float(frechet_distance(found.mean, found.covariance, self.real.mean, self.real.covariance))

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GAN against SAN on a mixture of eight Gaussians, under the losses of the SAN paper: modes covered, share of
-good samples, sliced distance.
+"""Compares GAN and SAN on a mixture of eight Gaussians with the losses of the SAN paper.
 
-    python -m lab.mixture                        # 16 seeds, 3000 steps per kind; a few minutes of one core
-    python -m lab.mixture --seeds=4 --steps=200  # a look
+    python -m lab.mixture                        # 16 seeds, 3000 steps per kind; a few minutes on one core
+    python -m lab.mixture --seeds=4 --steps=200  # a quick test
 
-Writes mixture.json and mixture.png. What is finished is kept: a second call goes on with the kinds that are
-missing.
+It measures covered modes, the share of samples near a mode, and the sliced distance. Writes mixture.json and
+mixture.png. Finished kinds are kept; a second call trains only the missing ones.
 """
 
 from __future__ import annotations
@@ -41,8 +40,10 @@ SCORES = {
 
 
 def run(plan: Plan, out: Path) -> dict[str, Any]:
-    """Train what is missing in OUT/mixture.json for this plan; returns all results, with summaries and paired
-    differences.
+    """Train the kinds that OUT/mixture.json does not have for this plan.
+
+    Returns:
+        All results, with intervals over seeds and paired differences.
     """
     found = report.read(out, "mixture") or {}
     arms = found.get("arms", {}) if found.get("plan") == dataclasses.asdict(plan) else {}
@@ -59,8 +60,9 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def table(arms: dict[str, Any]) -> dict[str, Any]:
-    """Loss -> score -> GAN, SAN (intervals over seeds), improvement (paired by seed, positive = SAN better)
-    and its verdict.
+    """Return loss -> score -> intervals over seeds for GAN and SAN, the improvement and its verdict.
+
+    The improvement is paired by seed; positive = SAN is better.
     """
     rows: dict[str, Any] = {}
     for loss in LOSSES:
@@ -78,7 +80,7 @@ def table(arms: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture(results: dict[str, Any], path: Path) -> None:
-    """Samples of the first seed of each kind above, scores with 95% intervals below."""
+    """Draw samples of the first seed of each kind above, and scores with 95% intervals below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,7 +123,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
 @click.option("--steps", default=Plan.steps, show_default=True)
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
-    """Run, print the table, draw."""
+    """Train, print the table and draw the picture."""
     if seeds < 2 or steps < 1:
         raise click.ClickException(f"--seeds={seeds} --steps={steps}: at least 2 seeds and 1 step are needed")
     torch.set_num_threads(1)

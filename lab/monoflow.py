@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MonoFlow without networks: particles flow along h'(d) grad d, with d = log p/q known; and where `vanilla`
-vanishes.
+"""Runs MonoFlow without networks: particles move along h'(d) grad d with d = log p/q.
 
     python -m lab.monoflow
     python -m lab.monoflow --seeds=3 --steps=50
 
-p is a mixture of three Gaussians, known; q is the density of the particles themselves, estimated by a
-Gaussian kernel in every step. So the discriminator is optimal up to that estimate, and what differs is h
-alone. Particles start away from the data, where d is negative: h' = sigmoid(d + C) of `vanilla` is nothing
-there at C = 0; C = 5 helps as far as d reaches about -5. The same step length for every h. Writes
-monoflow.json, monoflow.png and monoflow.gif.
+p is a known mixture of three Gaussians. q is the density of the particles, estimated with a Gaussian kernel
+in every step. The discriminator is therefore optimal up to this estimate, and the runs differ only in h.
+Particles start away from the data, where d is negative: h' = sigmoid(d + C) of `vanilla` vanishes there for C
+= 0, and C = 5 helps down to d of about -5. All h have the same step length. Writes monoflow.json,
+monoflow.png and monoflow.gif.
 """
 
 from __future__ import annotations
@@ -30,16 +29,20 @@ from lab.toy import sliced_wasserstein
 OBJECTIVES = ("logit", "ns", "vanilla", "vanilla(5)", "mle", "arcsinh")
 CENTRES = torch.tensor([[1.5, 0.9], [1.5, -0.9], [2.6, 0.0]])
 STD, START_STD = 0.5, 0.35
-STARTS = {
-    "near": (0.0, 0.0),
-    "far": (-2.0, 0.0),
-}  # where the cloud of particles begins; pictures are of the first
+STARTS = {"near": (0.0, 0.0), "far": (-2.0, 0.0)}  # initial centre of the particles; pictures show the first
 PARTICLES, BANDWIDTH, STEP_LENGTH, LONGEST = 200, 0.25, 0.02, 0.15
 
 
 def kernel_density(x: Tensor, points: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """Log density at x of equal Gaussians on `points`, and its gradient: [S, N, 2], [S, M, 2] or [M, 2] ->
-    [S, N], [S, N, 2].
+    """Return the log density of equal Gaussians centred at `points`, and its gradient.
+
+    Args:
+        x: [S, N, 2], where to evaluate the density.
+        points: [S, M, 2] or [M, 2].
+        width: standard deviation.
+
+    Returns:
+        [S, N] and [S, N, 2].
     """
     points = points.expand(len(x), -1, -1)
     exponents = -torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * width**2)
@@ -48,7 +51,7 @@ def kernel_density(x: Tensor, points: Tensor, width: float) -> tuple[Tensor, Ten
 
 
 def logit(particles: Tensor) -> tuple[Tensor, Tensor]:
-    """d = log p/q at the particles and its gradient there: [S, N], [S, N, 2]."""
+    """Return the logit log p/q at the particles, and its gradient: [S, N], [S, N, 2]."""
     data, data_gradient = kernel_density(particles, CENTRES, STD)
     own, own_gradient = kernel_density(particles, particles, BANDWIDTH)
     return data - own, data_gradient - own_gradient
@@ -57,9 +60,10 @@ def logit(particles: Tensor) -> tuple[Tensor, Tensor]:
 def flow(
     objective: str, seeds: int, steps: int, record: int, start: str = "near"
 ) -> tuple[Tensor, list[float], list[float]]:
-    """Particles [T, S, N, 2] at every `record`-th step; mean h'(d) over particles and mean d at those steps.
+    """Move particles by STEP_LENGTH h'(d) grad d per step, but at most by LONGEST.
 
-    A particle moves by STEP_LENGTH h'(d) grad d, at most by LONGEST.
+    Returns:
+        The particles [T, S, N, 2] at every `record`-th step, and the mean h'(d) and mean d at these steps.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.tensor(STARTS[start]) + START_STD * torch.randn(seeds, PARTICLES, 2, generator=generator)
@@ -77,7 +81,7 @@ def flow(
 
 
 def reference(n: int) -> Tensor:
-    """[n, 2] samples of the data."""
+    """Draw samples [n, 2] of the data."""
     generator = torch.Generator().manual_seed(1)
     return CENTRES[torch.randint(len(CENTRES), (n,), generator=generator)] + STD * torch.randn(
         n, 2, generator=generator
@@ -85,7 +89,7 @@ def reference(n: int) -> Tensor:
 
 
 def picture(frames: dict[str, Tensor], results: dict[str, Any], path: Path) -> None:
-    """Particles after the last step; h' over d; sliced distance over steps."""
+    """Draw the particles after the last step, h' over d, and the sliced distance over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -126,7 +130,7 @@ def _circle(centre: list[float]) -> Any:
 
 
 def animation(frames: dict[str, Tensor], path: Path) -> None:
-    """A panel per h, a frame per recorded step, few colours."""
+    """Write a GIF with a panel per h and a frame per recorded step, with few colours."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -157,7 +161,7 @@ def animation(frames: dict[str, Tensor], path: Path) -> None:
 
 
 def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Tensor) -> dict[str, Any]:
-    """Numbers of one flow; a particle has arrived within two standard deviations of a centre."""
+    """Measure one flow. A particle has arrived if it is within two standard deviations of a centre."""
     distances = [[float(sliced_wasserstein(x, target)) for x in frame] for frame in frames]
     arrived = (
         (torch.cdist(frames[-1], CENTRES.expand(frames.shape[1], -1, -1)).amin(2) < 2 * STD).double().mean(1)
@@ -176,7 +180,7 @@ def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Te
 @click.option("--steps", default=300, show_default=True)
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
-    """Flow, print the table, draw."""
+    """Run the flows, print the table and draw the pictures."""
     if seeds < 2 or steps < 10:
         raise click.ClickException(
             f"--seeds={seeds} --steps={steps}: at least 2 seeds and 10 steps are needed"
@@ -184,7 +188,7 @@ def main(seeds: int, steps: int, out: str) -> None:
     torch.set_num_threads(1)
     record = max(1, steps // 40)
     frames: dict[str, Tensor] = {}
-    samples = reference(PARTICLES * (seeds + 1)).split(PARTICLES)
+    samples = torch.split(reference(PARTICLES * (seeds + 1)), PARTICLES)
     floor = report.interval([float(sliced_wasserstein(s, samples[0])) for s in samples[1:]])
     results: dict[str, Any] = {
         "seeds": seeds,

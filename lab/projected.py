@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StyleSAN-XL against StyleGAN-XL in the projected setting: train.py with --san=True and with --san=False,
-same budget, same seeds.
+r"""Compares StyleSAN-XL and StyleGAN-XL: train.py with --san=True and --san=False, same budget and seeds.
 
-    python -m lab.projected --seeds=3 -- --data=fashion16.zip --cond=True --kimg=500 --batch=64 --syn_layers=7
-    --cbase=16384 --cmax=256
-    python -m lab.projected --seeds=3 --collect-only                      # the table of runs that are there
+    python -m lab.projected --seeds=3 -- --data=fashion16.zip --cond=True --kimg=500 --batch=64 \
+        --syn_layers=7 --cbase=16384 --cmax=256
+    python -m lab.projected --seeds=3 --collect-only                      # the table of existing runs
 
-What follows `--` goes to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added where they are
-not given. The heads of both kinds are the same networks from the same weights; without SAN their directions
-are trained by the hinge loss like everything else (they are weight-normalised linear layers). Runs lie in
---runs, a folder per kind and seed; finished ones are kept, unfinished ones resumed, and all of them continued
-if --kimg is raised.
+Options after `--` are passed to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added if
+missing. The heads of both kinds are the same networks with the same initial weights. Without SAN, their
+directions are trained by the hinge loss like all other weights (they are weight-normalised linear layers).
+The runs are in --runs, a folder per kind and seed. Finished runs are kept, unfinished ones are resumed, and
+all are continued if --kimg is increased.
 
-Measured at every snapshot, with classes: accuracy (the share of --generate images that a classifier trained
-on the data set takes for the class asked for) and balance (entropy of the classes it sees over log(classes)).
-At the last one: fd_lite0, the Frechet distance between lite0 features of these images and of as many of the
-data set. And the metrics that train.py was told to evaluate. Writes projected.json (values, intervals,
-differences paired by seed) and projected.png.
+At every snapshot it measures, if there are classes, accuracy (the share of --generate images that a
+classifier, trained on the data set, assigns to the requested class) and balance (the entropy of the predicted
+classes over log(classes)). At the last snapshot it measures fd_lite0, the Frechet distance between lite0
+features of these images and of as many images of the data set. The metrics that train.py evaluates are
+included. Writes projected.json (values, intervals, differences paired by seed) and projected.png.
 """
 
 from __future__ import annotations
@@ -47,14 +46,12 @@ KINDS = {"StyleGAN-XL": "False", "StyleSAN-XL": "True"}
 
 
 def run_dirs(runs: Path, kind: str, seed: int) -> list[Path]:
-    """Folders that train.py made for this kind and seed."""
+    """Return the folders that train.py created for this kind and seed."""
     return sorted((runs / f"{kind}-seed{seed}").glob("[0-9]*-*"))
 
 
 def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] | None:
-    """What to run next for this kind and seed; None if it has finished, at no fewer --kimg than the options
-    ask for.
-    """
+    """Return the next command for this kind and seed; None if its run has reached the requested --kimg."""
     train = [sys.executable, str(ROOT / "train.py")]
     given = {o.split("=")[0].lstrip("-").replace("-", "_"): o for o in options}
     for folder in run_dirs(runs, kind, seed):
@@ -78,7 +75,7 @@ def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] |
 
 @torch.no_grad()
 def generate(G: Generator, count: int) -> tuple[Tensor, Tensor | None]:
-    """uint8 images [count, 3, R, R] of fixed latents and their labels, every class equally often."""
+    """Generate uint8 images [count, 3, R, R] of fixed latents and their labels, all classes equally often."""
     z = torch.randn(count, G.z_dim, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % G.c_dim if G.c_dim > 1 else None
     parts = [
@@ -89,7 +86,7 @@ def generate(G: Generator, count: int) -> tuple[Tensor, Tensor | None]:
 
 
 class Bench:
-    """Measures the snapshots of runs on one data set; what has been measured stays in each run's folder."""
+    """Measures the snapshots of runs on one data set, and keeps the results in the run folders."""
 
     def __init__(self, data: str, cond: bool, count: int) -> None:
         dataset = ImageDataset(data, use_labels=cond)
@@ -102,7 +99,7 @@ class Bench:
         )
 
     def measure(self, folder: Path) -> None:
-        """Write FOLDER/lab.json: a line per snapshot."""
+        """Write FOLDER/lab.json with an entry per snapshot."""
         known = report.read(folder, "lab") or {}
         lines = known.get("snapshots", {}) if known.get("images") == self.count else {}
         paths = run_folder.snapshot_files(folder)
@@ -138,7 +135,7 @@ def measure(runs: Path, seeds: int, count: int) -> None:
 
 
 def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
-    """Name -> (kimg, values, lower is better) of everything that was measured on one run."""
+    """Return name -> (kimg, values, lower is better) of all measurements of one run."""
     found: dict[str, tuple[list[float], list[float], bool]] = {}
     lines = list((report.read(folder, "lab") or {}).get("snapshots", {}).values())
     for name in [key for key in (lines[-1] if lines else {}) if key != "kimg"]:
@@ -153,9 +150,14 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
 
 
 def collect(runs: Path, seeds: int) -> dict[str, Any]:
-    """Metric -> kind -> values by seed; and intervals of the last and the best value, and of the improvement
-    paired by seed (positive = StyleSAN-XL better), for the seeds that both kinds have. Runs that went on
-    longer than others are read as far as the shortest.
+    """Collect the measurements of all runs.
+
+    Longer runs are used up to the length of the shortest one.
+
+    Returns:
+        For each metric, the values by kind and seed, and intervals of the last and the best value and of the
+        improvement. The improvement is paired by seed, for the seeds that both kinds have; positive =
+        StyleSAN-XL is better.
     """
     found: dict[str, Any] = {}
     places = [
@@ -194,8 +196,9 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
 
 
 def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
-    """Samples of the first seed of both kinds, and every metric over images shown (mean and 95% interval over
-    seeds).
+    """Draw samples of the first seed of both kinds, and all metrics over images shown.
+
+    Curves are means over seeds with 95% intervals.
     """
     import matplotlib
 
@@ -232,12 +235,12 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
 @click.option(
     "--runs", default="training-runs/lab-projected", show_default=True, callback=outputs.checked_folder
 )
-@click.option("--generate", "count", default=500, show_default=True, help="images per measurement")
+@click.option("--generate", "count", default=500, show_default=True, help="Images per measurement.")
 @click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
-@click.option("--collect-only", is_flag=True, help="train nothing")
+@click.option("--collect-only", is_flag=True, help="Do not train.")
 @click.argument("options", nargs=-1)
 def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, options: tuple[str, ...]) -> None:
-    """Train, one run after the other, then tabulate."""
+    """Train one run after the other, then measure and print the table."""
     for seed in range(0 if collect_only else seeds):
         for kind in KINDS:
             line = command(Path(runs), kind, seed, list(options))
@@ -245,12 +248,14 @@ def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, option
                 click.echo(" ".join(line))
                 code = subprocess.run(line, cwd=ROOT).returncode
                 if code:
-                    raise click.ClickException(f"train.py left with exit code {code}; call again to go on")
+                    raise click.ClickException(
+                        f"train.py failed with exit status {code}; run the command again to resume"
+                    )
     measure(Path(runs), seeds, count)
     found = collect(Path(runs), seeds)
     if not found:
         raise click.ClickException(
-            f"--runs={runs} holds no finished run: train some (without --collect-only)"
+            f"--runs={runs} contains no finished run: train some (without --collect-only)"
         )
     report.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
     picture(Path(runs), found, Path(out) / "projected.png")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the experiments share: intervals over seeds, results on disk."""
+"""Shared by the experiments: intervals over seeds, plots and results on disk."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "lab"
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    """Mean, half width of the t interval of that level, standard deviation and number of independent
-    values.
+    """Return the mean, the half width of the t interval, the standard deviation and the number of values.
+
+    Args:
+        values: independent values.
+        level: level of the interval.
     """
     x = np.asarray(values, dtype=np.float64)
     spread = float(x.std(ddof=1)) if len(x) > 1 else math.nan
@@ -30,12 +33,12 @@ def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
 
 
 def text(summary: dict[str, float], digits: int = 3) -> str:
-    """An interval as "mean ± half width"."""
+    """Format an interval as "mean ± half width"."""
     return f"{summary['mean']:.{digits}f} ± {summary['half_width']:.{digits}f}"
 
 
 def verdict(difference: dict[str, float]) -> str:
-    """What the 95% interval of a paired difference (positive = better) says."""
+    """Interpret the 95% interval of a paired difference (positive = better)."""
     if difference["mean"] - difference["half_width"] > 0:
         return "better"
     return "worse" if difference["mean"] + difference["half_width"] < 0 else "no difference seen"
@@ -44,9 +47,7 @@ def verdict(difference: dict[str, float]) -> str:
 def band(
     axes: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str, label: str
 ) -> None:
-    """Draw the mean of curves (x, y) of equal x, and a band of its 95% interval where there are two curves or
-    more.
-    """
+    """Draw the mean of curves (x, y) with equal x, and the band of its 95% interval for several curves."""
     x = list(curves[0][0])
     at = [interval([y[i] for _, y in curves]) for i in range(len(x))]
     mean = np.array([a["mean"] for a in at])
@@ -57,12 +58,12 @@ def band(
 
 
 def dots(axes: Any, points: Sequence[tuple[float, float]], colour: str) -> None:
-    """Draw single values (x, y), a dot each."""
+    """Draw single values (x, y) as dots."""
     axes.scatter([x for x, _ in points], [y for _, y in points], s=10, color=colour, alpha=0.5)
 
 
 def write(out: Path, name: str, results: dict[str, Any]) -> None:
-    """Write OUT/NAME.json, numbers rounded to six digits."""
+    """Write OUT/NAME.json atomically, with numbers rounded to six digits."""
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f".{name}.json.tmp"
     temporary.write_text(json.dumps(_rounded(results), indent=1) + "\n")
@@ -70,9 +71,10 @@ def write(out: Path, name: str, results: dict[str, Any]) -> None:
 
 
 def read(out: Path, name: str) -> dict[str, Any] | None:
-    """OUT/NAME.json, None if it is not there."""
+    """Read OUT/NAME.json; None if it does not exist."""
     path = out / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return found
 
 
 def _rounded(value: Any) -> Any:

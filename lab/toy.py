@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small GANs on the plane, many seeds at once: every tensor has a leading axis of seeds, and the seeds share
-nothing.
+"""Small 2-D GANs with many seeds at once. All tensors have a leading axis of seeds, which are independent.
 
 Shapes: S seeds, N samples.
 """
@@ -26,7 +25,14 @@ Z, WIDTH = 8, 64
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of GAN. d_loss, g_loss: names in san.objectives."""
+    """One kind of GAN.
+
+    Attributes:
+        name: name of the kind.
+        d_loss: discriminator loss in san.objectives.
+        g_loss: generator objective in san.objectives.
+        is_san: the discriminator is a SAN.
+    """
 
     name: str
     d_loss: str
@@ -36,7 +42,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how large. Adam with betas (0, 0.9); one generator step per discriminator step."""
+    """Settings of the training: Adam with betas (0, 0.9), one generator step per discriminator step."""
 
     seeds: int = 16
     steps: int = 3000
@@ -47,19 +53,19 @@ class Plan:
 
 
 def centres() -> Tensor:
-    """[MODES, 2]"""
+    """Return the centres of the mixture, [MODES, 2]."""
     angle = torch.arange(MODES) * (2 * math.pi / MODES)
     return RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
 def mixture(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Samples [*shape, 2]."""
+    """Draw samples [*shape, 2] of the mixture."""
     which = torch.randint(MODES, shape, generator=generator)
     return centres()[which] + STD * torch.randn(*shape, 2, generator=generator)
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers, leaky ReLU; the last layer has no bias."""
+    """Return a network with two hidden layers and leaky ReLU; the last layer has no bias."""
     return nn.Sequential(
         nn.Linear(inputs, WIDTH),
         nn.LeakyReLU(0.2),
@@ -70,7 +76,7 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Ensemble:
-    """The same network with other weights for each seed."""
+    """The same network with different weights for each seed."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         params, buffers = stack_module_state(modules)
@@ -84,12 +90,12 @@ class Ensemble:
         self._all = vmap(one)
 
     def __call__(self, x: Tensor) -> Any:
-        """[S, N, I] -> what the network returns, with a leading axis of seeds."""
+        """Map x [S, N, I] to the network's output, with a leading axis of seeds."""
         return self._all(self.params, self.buffers, x)
 
 
 class Toy:
-    """S generators against S discriminators, GAN or SAN, from the same initial weights for the same seeds."""
+    """S generators and S discriminators, GAN or SAN; equal seeds give equal initial weights."""
 
     def __init__(self, arm: Arm, plan: Plan) -> None:
         self.arm, self.plan = arm, plan
@@ -106,17 +112,20 @@ class Toy:
         self.rng = torch.Generator().manual_seed(7)
 
     def noise(self, n: int) -> Tensor:
+        """Draw latents [S, n, Z]."""
         return torch.randn(self.plan.seeds, n, Z, generator=self.rng)
 
     def step(self) -> None:
-        """One discriminator step, one generator step. Sums over seeds: each seed's gradient is that of its
-        own mean.
+        """Run one discriminator step and one generator step.
+
+        Losses are summed over seeds, so each seed's gradient is that of its own mean loss.
         """
         plan, arm = self.plan, self.arm
         real = mixture((plan.seeds, plan.batch), self.rng)
         with torch.no_grad():
             fake = self.G(self.noise(plan.batch))
-        (plan.seeds * san.discriminator_objective(self.D(real), self.D(fake), arm.d_loss)).backward()
+        d_loss = plan.seeds * san.discriminator_objective(self.D(real), self.D(fake), arm.d_loss)
+        torch.autograd.backward(d_loss)
         self.d_opt.step()
         self.d_opt.zero_grad()
         if arm.is_san:
@@ -124,14 +133,17 @@ class Toy:
                 self.D.params["4.weight"].copy_(F.normalize(self.D.params["4.weight"], dim=-1))
         logits = self.D(self.G(self.noise(plan.batch)))
         fun = logits.fun if arm.is_san else logits
-        (plan.seeds * san.generator_terms(fun, arm.g_loss).mean()).backward()
+        torch.autograd.backward(plan.seeds * san.generator_terms(fun, arm.g_loss).mean())
         self.g_opt.step()
         self.g_opt.zero_grad()
         self.d_opt.zero_grad()
 
     @torch.no_grad()
     def conditions(self) -> tuple[list[float], list[float]]:
-        """Per seed, on fresh samples: (cosine between the direction and the optimal one, separability)."""
+        """Return the cosine between the direction and the optimal one, and the separability, per seed.
+
+        They are measured on new samples.
+        """
         real = mixture((self.plan.seeds, self.plan.probe), self.rng)
         fake = self.G(self.noise(self.plan.probe))
         h = [self._features(x) for x in (real, fake)]
@@ -143,7 +155,7 @@ class Toy:
         return cosines.tolist(), separable
 
     def _features(self, x: Tensor) -> Tensor:
-        """h of the discriminator, [S, N, WIDTH]."""
+        """Return the discriminator's features h, [S, N, WIDTH]."""
         for layer in ("0", "2"):
             x = F.leaky_relu(
                 torch.baddbmm(
@@ -157,10 +169,16 @@ class Toy:
 
 
 def train(arm: Arm, plan: Plan, progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
-    """Train all seeds of an arm.
+    """Train all seeds of one kind of GAN.
 
-    Returns per-seed numbers after the last step (`scores`), 512 samples of the first seed, and the recorded
-    conditions: lists over steps of lists over seeds.
+    Args:
+        arm: kind of GAN.
+        plan: length and size.
+        progress: called with the step at each measurement.
+
+    Returns:
+        Per-seed `scores` after the last step, 512 `samples` of the first seed, and the `history` of measured
+        conditions: lists over steps of lists over seeds.
     """
     toy = Toy(arm, plan)
     history: dict[str, list[Any]] = {"step": [], "cosine": [], "separability": []}
@@ -180,10 +198,14 @@ def train(arm: Arm, plan: Plan, progress: Callable[[int], None] = lambda step: N
 
 
 def scores(samples: Tensor, reference: Tensor) -> dict[str, list[float]]:
-    """Per seed: modes with at least 1% of the samples within 4 standard deviations, share of samples that
-    near to any mode, sliced distance.
+    """Compute scores per seed.
 
-    samples: [S, N, 2]. reference: [N, 2] of the mixture.
+    `modes` is the number of modes with at least 1% of the samples within 4 standard deviations, `quality` the
+    share of samples within that distance of any mode, and `sliced_wasserstein` the sliced distance.
+
+    Args:
+        samples: [S, N, 2].
+        reference: samples [N, 2] of the mixture.
     """
     distance = torch.cdist(samples, centres().expand(len(samples), -1, -1))
     near = distance < 4 * STD
@@ -195,8 +217,9 @@ def scores(samples: Tensor, reference: Tensor) -> dict[str, list[float]]:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 64) -> Tensor:
-    """Sliced 2-Wasserstein distance between [N, 2] and [N, 2], over equally spaced directions of the plane; a
-    scalar.
+    """Return the sliced 2-Wasserstein distance between x [N, 2] and y [N, 2], a scalar.
+
+    The directions are equally spaced.
     """
     angle = torch.arange(projections) * (math.pi / projections)
     directions = torch.stack([angle.cos(), angle.sin()])

@@ -68,11 +68,11 @@ def test_what_fails_or_runs_out_of_time_is_recorded(gpu, monkeypatch, tmp_path) 
 @pytest.fixture
 def job(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.0)
-    return gpu.Job("cpu", True, 1000, None, (16,), (), gpu.Report(tmp_path / "out.json", "cpu", True))
+    return gpu.Job("cpu", True, 1000, None, (16,), (), gpu.Results(tmp_path / "out.json", "cpu", True))
 
 
 def results(job) -> list[dict]:
-    return json.loads(job.report.path.read_text())["results"]
+    return json.loads(job.results.path.read_text())["results"]
 
 
 def test_commands_are_recorded_with_their_end(job) -> None:
@@ -92,7 +92,9 @@ def test_commands_are_recorded_with_their_end(job) -> None:
         "9",
     ]
     assert [row["last_line"] for row in results(job)] == ["fine", "", "", "ERROR SUMMARY: 1 error"]
-    assert (job.report.path.parent / "out-tests-memcheck.log").read_text() == "ERROR SUMMARY: 1 error\nmore\n"
+    assert (
+        job.results.path.parent / "out-tests-memcheck.log"
+    ).read_text() == "ERROR SUMMARY: 1 error\nmore\n"
 
 
 def test_what_a_command_started_ends_with_it_and_its_output_stays(gpu, job, monkeypatch, tmp_path) -> None:
@@ -100,7 +102,9 @@ def test_what_a_command_started_ends_with_it_and_its_output_stays(gpu, job, monk
         def wait(self, timeout=None):
             if timeout is None:
                 return super().wait()
-            waiting.until(lambda: (job.report.path.parent / "out-tests.log").read_text().endswith("\n"), self)
+            waiting.until(
+                lambda: (job.results.path.parent / "out-tests.log").read_text().endswith("\n"), self
+            )
             raise subprocess.TimeoutExpired(self.args, timeout)
 
     monkeypatch.setattr(gpu.subprocess, "Popen", OutOfTimeOnceItPrinted)
@@ -150,7 +154,7 @@ def test_the_sanitizer_must_find_the_planted_mistake_and_nothing_else(gpu, job, 
 def test_without_kernels_nothing_is_said_to_be_checked(gpu, monkeypatch) -> None:
     monkeypatch.setattr(gpu.extension, "load", lambda: False)
     for check in (gpu.every_kernel, gpu.planted_mistake):
-        with pytest.raises(click.ClickException, match="the kernels are not in use"):
+        with pytest.raises(click.ClickException, match="the kernels cannot be used"):
             check("cuda")
 
 
@@ -163,7 +167,7 @@ def test_the_machine_is_described_without_git(gpu, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--parts", "ops,speed"], "there is no speed; the parts are tests, sanitizer"),
+        (["--parts", "ops,speed"], "unknown part speed; the parts are tests, sanitizer"),
         (["--stages", "16,48"], "the stages are 16, 32"),
         (["--stages", "all"], "give resolutions"),
     ],
@@ -176,4 +180,4 @@ def test_mistakes_are_one_line(gpu, tmp_path, arguments: list[str], words: str) 
 def test_a_missing_device_is_one_line(gpu, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = click.testing.CliRunner().invoke(gpu.main, ["--out", str(tmp_path / "out.json")])
-    assert result.exit_code == 1 and "there is no CUDA device" in result.output
+    assert result.exit_code == 1 and "no CUDA device found" in result.output

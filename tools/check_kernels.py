@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory accesses of the CUDA kernels at the layers of the recipes, checked and counted without a GPU.
+"""Checks and counts the memory accesses of the CUDA kernels at the layers of the recipes, without a GPU.
 
-    python -m tools.check_kernels                                  # exit status 1 if anything is found
-    python -m tools.check_kernels --cases upfirdn2d --lines        # cases whose name contains this; a row per
-    source line
+    python -m tools.check_kernels                               # exit status 1 if an error is found
+    python -m tools.check_kernels --cases upfirdn2d --lines     # some cases, with a row per source line
 
-Runs the layers of benchmarks/ops.py with one plane each, forward, with codes, and backward, through the
-kernels as tests/torch_utils/ops/kernel_checker.py builds them. Prints what is wrong (out of bounds, races,
-unwritten memory, misaligned accesses) and, per kernel: the warp instructions that access shared memory, how
-many times as long they take as without bank conflicts (mean, and the worst one), the same for global memory
-in sectors of 32 bytes against the fewest that hold the bytes, and the share of threads that are active. The
-last number in a fused kernel's name: 0 plain, 1 saves codes, 2 gated by codes.
+It runs the layers of benchmarks/ops.py with one plane each (forward, forward with codes, and backward) in the
+kernels as tests/torch_utils/ops/kernel_checker.py builds them. It prints errors (out of bounds, races, reads
+of unwritten memory, misaligned accesses) and the following numbers per kernel: the warp instructions that
+access shared memory and the factor by which bank conflicts slow them down (mean and maximum); the same for
+reads and writes of global memory, as sectors of 32 bytes relative to the smallest possible number; and the
+share of active threads. The last number in a fused kernel's name is its mode: 0 plain, 1 saves codes, 2 gated
+by codes.
 
-The compiler for the device may join accesses (four taps in one read) or drop some that repeat, so
-instructions are those of the source.
+The device compiler can merge accesses (four taps in one read) or remove repeated ones. The numbers are those
+of the source code.
 """
 
 import sys
@@ -27,11 +27,11 @@ from tests.torch_utils.ops import kernel_checker
 from tests.torch_utils.ops.kernel_checker import Usage
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_ONE_PLANE = 1 << 20  # a divisor of the channels that leaves one
+_ONE_PLANE = 1 << 20  # divisor of the channels for which one remains
 
 
 def run_case(case: benchmark.Case, dtype: torch.dtype) -> None:
-    """The operation without gradient, and forward and backward with one."""
+    """Run an operation without gradient, and then forward and backward with one."""
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     with torch.no_grad():
         case.call(x, "cuda")
@@ -40,7 +40,7 @@ def run_case(case: benchmark.Case, dtype: torch.dtype) -> None:
 
 
 def _share(rows: list[Usage]) -> str:
-    """Mean and worst degree of accesses of one kind of memory, and their number."""
+    """Format the number of accesses to one kind of memory, and their mean and maximum slowdown."""
     if not rows:
         return f"{'-':>9s}{'':14s}"
     shared = rows[0].shared
@@ -50,7 +50,7 @@ def _share(rows: list[Usage]) -> str:
 
 
 def print_table(usage: list[Usage], lines: bool) -> None:
-    """A row per kernel, or per source line of each kernel."""
+    """Print a row per kernel, or per source line of each kernel."""
     groups: dict[tuple[str, str], list[Usage]] = defaultdict(list)
     for u in usage:
         kind = f"{u.place} {'w' if u.write else 'r'}{u.bytes}" if lines else ""
@@ -69,18 +69,19 @@ def print_table(usage: list[Usage], lines: bool) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--cases", default="", help="Only cases whose name contains this.")
+@click.option("--cases", default="", help="Run only cases whose name contains this.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float16", help="Type of the images.")
-@click.option("--lines", is_flag=True, help="A row per source line of each kernel.")
+@click.option("--lines", is_flag=True, help="Print a row per source line of each kernel.")
 def main(cases: str, dtype: str, lines: bool) -> None:
+    """Check the chosen cases; the help text is the module's docstring."""
     if kernel_checker.missing():
-        raise click.ClickException("there is no " + ", no ".join(kernel_checker.missing()))
+        raise click.ClickException("not found: " + ", ".join(kernel_checker.missing()))
     found = 0
     all_cases = benchmark.other_cases(1, _ONE_PLANE, "cpu") + benchmark.layer_cases(1, _ONE_PLANE, "cpu")
     chosen = list({(case.name, case.shape): case for case in all_cases if cases in case.name}.values())
     if not chosen:
         raise click.ClickException(
-            f"no case is named like {cases!r}; there are: " + ", ".join(case.name for case in all_cases)
+            f"--cases={cases}: no such case; known are: " + ", ".join(case.name for case in all_cases)
         )
     with kernel_checker.checked(analyse=True) as checker:
         for case in chosen:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throw hostile and damaged files at the reader of network pickles and count what happens.
+"""Fuzzes the reader of network pickles with malicious and damaged files.
 
-    python -m tools.fuzz_pickles --corpus                # every hostile file of tests/fuzz/hostile.py
+    python -m tools.fuzz_pickles --corpus                # all malicious files of tests/fuzz/hostile.py
     python -m tools.fuzz_pickles --seconds 600           # random damage to network pickles and to those files
     python -m tools.fuzz_pickles --atheris -max_total_time=600   # coverage-guided (pip install atheris)
 
-Prints one line of JSON: inputs; how many were refused, read into inert stubs, or rebuilt as networks;
-executions (audit events of exec, open, import, ... while reading), hangs (more than --limit seconds of the
-processor), errors besides ValueError; the slowest input (in such seconds); and the peak of memory above that
-of an idle process.
+It prints one line of JSON: the number of inputs; how many were refused, read into inert stubs, or rebuilt as
+networks; executions (audit events such as exec, open or import while reading); hangs (more than --limit
+seconds of CPU time); errors other than ValueError; the slowest input (in CPU seconds); and the peak memory
+above that of an idle process.
 """
 
 import argparse
@@ -20,7 +20,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 if "--atheris" in sys.argv:
     import atheris
@@ -28,7 +31,12 @@ if "--atheris" in sys.argv:
     with atheris.instrument_imports(include=["torch_utils.pickle_reader", "torch_utils.pickle_stubs"]):
         import torch_utils.pickle_reader  # noqa: F401
 
-from tests.fuzz.hostile import attempt, corpus, good_files, watch  # after the reader has been instrumented
+from tests.fuzz import hostile  # after the reader has been instrumented
+
+attempt: Callable[[bytes], str] = hostile.attempt
+corpus: Callable[[], Iterable[tuple[str, bytes]]] = hostile.corpus
+good_files: Callable[[], list[bytes]] = hostile.good_files
+watch: Callable[[], AbstractContextManager[list[Any]]] = hostile.watch
 
 INTERESTING = [
     0,
@@ -41,7 +49,7 @@ INTERESTING = [
 
 
 def mutate(random_: random.Random, files: list[bytes]) -> bytes:
-    """A damaged copy of one of the files, or of two of them put together."""
+    """Return a damaged copy of one of the files, or of two of them combined."""
     content = bytearray(random_.choice(files))
     for _ in range(random_.choice([1, 1, 2, 4, 16])):
         kind = random_.randrange(7)
@@ -71,7 +79,7 @@ class Hang(Exception):
 
 
 class Counter:
-    """What happened so far."""
+    """Counts of the results so far."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -81,15 +89,15 @@ class Counter:
         for number in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(number, self._alarm)
 
-    def _alarm(self, number, frame):
+    def _alarm(self, number: int, frame: Any) -> None:
         raise Hang
 
     def take(self, name: str, content: bytes) -> None:
-        """Try one input, and say on stderr what is wrong with the reader if something is."""
+        """Try one input, and print a problem of the reader to stderr."""
         self.counts["inputs"] += 1
         start = time.process_time()
         problem = None
-        signal.setitimer(signal.ITIMER_PROF, self.limit)  # of this process, whatever else the machine does
+        signal.setitimer(signal.ITIMER_PROF, self.limit)  # CPU time, independent of the load on the machine
         signal.setitimer(signal.ITIMER_REAL, 100 * self.limit)
         with watch() as events:
             try:
@@ -105,7 +113,7 @@ class Counter:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         if events:
             self.counts["executions"] += 1
-            problem = f"ran {events[:3]}"
+            problem = f"executed {events[:3]}"
         seconds = time.process_time() - start
         if seconds > self.slowest:
             self.slowest, self.slowest_name = seconds, name
@@ -113,8 +121,8 @@ class Counter:
             print(f"{name}: {problem}\n  {content[:200]!r}", file=sys.stderr)
 
     def report(self) -> dict[str, object]:
-        """All numbers. ru_maxrss is in KiB on Linux, in bytes on macOS."""
-        unit = 2**20 if sys.platform == "darwin" else 2**10
+        """Return all numbers."""
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, KiB on Linux
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.idle) / unit
         return {
             **self.counts,
@@ -124,13 +132,14 @@ class Counter:
         }
 
     def clean(self) -> bool:
-        """Nothing ran, hung or crashed."""
+        """Return whether there were no executions, hangs or errors."""
         return not (self.counts["executions"] or self.counts["hangs"] or self.counts["errors"])
 
 
 def run_atheris(arguments: list[str]) -> None:
-    """Coverage-guided fuzzing, from the small files of the corpus on; stops at the first finding. libFuzzer
-    ends the process itself.
+    """Run coverage-guided fuzzing from the small files of the corpus until the first finding.
+
+    libFuzzer ends the process itself.
     """
     import atheris
 
@@ -154,19 +163,17 @@ def run_atheris(arguments: list[str]) -> None:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", action="store_true", help="every hostile file, once")
-    parser.add_argument("--seconds", type=float, default=0, help="random damage for so long")
-    parser.add_argument("--inputs", type=int, default=10**9, help="... or for so many inputs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", action="store_true", help="read every malicious file once")
+    parser.add_argument("--seconds", type=float, default=0, help="time of random damage")
+    parser.add_argument("--inputs", type=int, default=10**9, help="maximum number of randomly damaged inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random damage")
+    parser.add_argument("--limit", type=float, default=20, help="CPU seconds after which an input hangs")
     parser.add_argument(
-        "--limit", type=float, default=20, help="seconds of the processor that one input may take"
-    )
-    parser.add_argument(
-        "--atheris", action="store_true", help="coverage-guided; further arguments go to libFuzzer"
+        "--atheris", action="store_true", help="coverage-guided; further arguments are passed to libFuzzer"
     )
     args, rest = parser.parse_known_args()
     faulthandler.enable()
@@ -175,7 +182,7 @@ def main() -> int:
         return 0
     files = good_files()
     for content in files:
-        attempt(content)  # imports and caches what good files need
+        attempt(content)  # imports and caches everything that good files need
     counter = Counter(args.limit)
     if args.corpus:
         for name, content in corpus():

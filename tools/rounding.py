@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the tests of rounded numbers, parity and ops, as other processors round them.
+"""Runs the parity and ops tests with the rounding of other processors.
 
-    python -m tools.rounding             # in every environment below (make test-rounding)
-    python -m tools.rounding --short     # in the two that differ most, without the tests marked `once` (part
-                                         of make test)
+    python -m tools.rounding             # in all environments below (make test-rounding)
+    python -m tools.rounding --short     # in the two most different ones, without tests marked `once`
+                                         # (part of make test)
     python -m tools.rounding --only sse -- -k gradients -x
 
-How a sum is rounded depends on the vectors and threads that take part: those of torch (ATEN_CPU_CAPABILITY),
-of oneDNN's convolutions (ONEDNN_MAX_CPU_ISA), of MKL's matrix products (MKL_CBWR) and of the kernels of
-torch_utils/ops (STYLESAN_XL_CPU_KERNELS). Where values differ by rounding, some lie on the other side of a
-kink, and gradients differ by more: the tests must pass all the same (tests/parity/gradients.py).
+The rounding of a sum depends on the vector instructions and threads of torch (ATEN_CPU_CAPABILITY), of
+oneDNN's convolutions (ONEDNN_MAX_CPU_ISA), of MKL's matrix products (MKL_CBWR) and of the kernels of
+torch_utils/ops (STYLESAN_XL_CPU_KERNELS). If rounding moves a value to the other side of a kink, gradients
+differ by more than rounding. The tests must pass anyway (tests/parity/gradients.py).
 """
 
 import os
@@ -27,7 +27,7 @@ import click
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("tests/parity", "tests/torch_utils/ops")
-# They build libraries and count accesses, and round nothing.
+# These build libraries and count accesses; no result depends on rounding.
 _LEFT_OUT = (
     "tests/torch_utils/ops/test_kernel_checker.py",
     "tests/torch_utils/ops/backend/test_extension.py",
@@ -49,15 +49,15 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "PATH": str(Path(sys.executable).parent),
         "CXX": "",
         "STYLESAN_XL_OPS": "",
-    },  # and an empty cache folder
+    },  # with an empty cache folder
 }
-# Measured on the gradients of generators: 6e-7 and 4e-7 from the processor's own results, 5e-7 from each
-# other.
+# Measured relative differences of generator gradients: 6e-7 and 4e-7 from the processor's own results, 5e-7
+# from each other.
 SHORT = ("sse", "reference")
 
 
 class Outcome(NamedTuple):
-    """Exit status and output of pytest in one environment, and the seconds that it took."""
+    """Exit status, output and seconds of pytest in one environment."""
 
     status: int
     output: str
@@ -65,8 +65,11 @@ class Outcome(NamedTuple):
 
 
 def environment(name: str, cache: str) -> dict[str, str]:
-    """The variables of one environment. cache: an empty folder, for where nothing must have been compiled
-    before.
+    """Return the environment variables of one environment.
+
+    Args:
+        name: key of ENVIRONMENTS.
+        cache: an empty folder, for the environment without compiled kernels.
     """
     variables = {
         key: value for key, value in ENVIRONMENTS[name].items() if _X86 or not value.startswith("x86-64")
@@ -82,6 +85,7 @@ def environment(name: str, cache: str) -> dict[str, str]:
 
 
 def run(name: str, short: bool, arguments: tuple[str, ...]) -> Outcome:
+    """Run pytest in one environment."""
     marks = "not slow and not once" if short else "not slow"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks]
     command += [*(f"--ignore={path}" for path in _LEFT_OUT), *arguments, *TESTS]
@@ -100,22 +104,22 @@ def run(name: str, short: bool, arguments: tuple[str, ...]) -> Outcome:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--short", is_flag=True, help=f"{' and '.join(SHORT)} alone, without the tests marked `once`.")
+@click.option("--short", is_flag=True, help=f"Only {' and '.join(SHORT)}, without tests marked `once`.")
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice(list(ENVIRONMENTS)),
-    help="An environment, repeatable.  [default: all]",
+    help="Environment; can be repeated.  [default: all]",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
     default=min(os.cpu_count() or 1, len(SHORT)),
-    help="Environments at a time.",
+    help="Number of environments to run at the same time.",
 )
 @click.argument("arguments", nargs=-1)
 def main(short: bool, only: tuple[str, ...], jobs: int, arguments: tuple[str, ...]) -> None:
-    """Run the parity and ops tests as other processors round. ARGUMENTS (after --) go to pytest."""
+    """Run the parity and ops tests with other rounding. ARGUMENTS (after --) are passed to pytest."""
     names = only or (SHORT if short else tuple(ENVIRONMENTS))
     failed = []
     with ThreadPoolExecutor(jobs) as pool:

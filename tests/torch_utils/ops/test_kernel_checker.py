@@ -211,7 +211,7 @@ def test_command(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "separable_kernel<2, 6, 2, 12, 2> float16 filtered_lrelu.h" in result.output
     result = CliRunner().invoke(check_kernels.main, ["--cases", "nothing"])
     assert result.exit_code == 1 and result.output.startswith(
-        "Error: no case is named like 'nothing'; there are: bias_act"
+        "Error: --cases=nothing: no such case; known are: bias_act"
     )
     monkeypatch.setattr(check_kernels, "run_case", lambda *_: checker.sample(1))
     result = CliRunner().invoke(check_kernels.main, ["--cases", "36 -> 16"])
