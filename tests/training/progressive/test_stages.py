@@ -107,7 +107,7 @@ def test_time_comes_from_measurements_of_this_stage_alone():
     schedule = whole("demo64", Override({"kimg": 1000.0}))
     planned = {p.stage.resolution: p for p in plan.plan(schedule, None)}
     assert plan.time_lines(schedule, planned[32], [row])[0].startswith(
-        "2.0 device-days by 86.4 s/kimg, measured on a CPU x 2"
+        "2.0 device-days at 86.4 s/kimg, measured on a CPU x 2"
     )
     assert plan.time_lines(schedule, planned[64], [row]) == []
     assert "not measured for this stage" in "\n".join(plan.stage_lines(planned[64], []))
