@@ -392,7 +392,7 @@ def _record(
     libraries = (torch, timm, np, scipy)
     whole = {
         "num_gen": metric.num_gen,
-        "num_real": None if reference is None else reference["num_real"],
+        "num_real": (reference or {}).get("num_real"),
         **conditions,
         "versions": {
             "python": platform.python_version(),

@@ -61,6 +61,8 @@ class Record:
             found.append(
                 f"against a random {reference['num_real']:,} of {reference['num_images']:,} real images"
             )
+        if "statistics" in reference and "num_real" not in reference:
+            found.append(f"against the statistics in {reference['dataset']}, whose images are unknown")
         if self.conditions.get("forced"):
             found.append("forced")
         return found

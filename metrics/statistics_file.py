@@ -278,12 +278,19 @@ def write(
         names = {name: f"{i}_{name}" for name in parts}
         entries.append({**entry, "names": names})
         content |= {names[name]: array for name, array in parts.items()}
-        if isinstance(store, statistics.Moments) and entry["detector"]["name"] == registry.INCEPTION:
-            mean, sigma = _ADM.get(entry["output"], ("", ""))
-            if mean and len(store) > 1 and mean not in content:
-                content |= {mean: store.mean, sigma: store.unbiased_covariance}
+    content |= _for_others(stores)
     if label_counts is not None:
         content[_LABELS] = np.asarray(label_counts, np.int64)
     text = json.dumps({"format": FORMAT, "project": "StyleSAN-XL", "entries": entries}, sort_keys=True)
     with dnnlib.util.atomic_write(path) as file:
         np.savez(file, **{_DESCRIPTION: np.asarray(text)}, **content)  # type: ignore[arg-type]
+
+
+def _for_others(stores: Sequence[tuple[statistics.Store, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
+    """Mean and unbiased covariance under ADM's names, of the store with the most images for each."""
+    content: dict[str, np.ndarray] = {}
+    for store, entry in sorted(stores, key=lambda pair: -len(pair[0])):
+        names = _ADM.get(entry["output"]) if entry["detector"]["name"] == registry.INCEPTION else None
+        if names and names[0] not in content and isinstance(store, statistics.Moments) and len(store) > 1:
+            content |= {names[0]: store.mean, names[1]: store.unbiased_covariance}
+    return content

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import evaluate, registry
+from metrics import evaluate, partial, registry, statistics
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
 from metrics.registry import INCEPTION, LITE0
 from tests.support import TinyDetector
@@ -456,3 +456,84 @@ def test_two_processes_share_the_work_and_agree_with_one(make, tmp_path):
     os.rename(tmp_path / "cache", tmp_path / "cache-of-two")
     alone = numbers(make(metrics="fd_lite0_100,is90,kid60_full")(Generated()))
     assert first == pytest.approx(alone, rel=1e-9)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Dying(Generated):
+    """Killed after some batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def __call__(self, z, labels):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return super().__call__(z, labels)
+
+
+def test_a_killed_evaluation_resumes(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "SAVE_SECONDS", -1.0)
+    names, identity = "fd_lite0_100,is100,kid100_full", {"network": "abc"}
+    whole = numbers(make(metrics=names, batch=10)(Generated()))
+    with pytest.raises(Killed):
+        make(metrics=names, batch=10)(Dying(7), identity=identity)
+    generator = Generated()
+    found = make(metrics=names, batch=10)(generator, identity=identity)
+    assert numbers(found) == pytest.approx(whole, rel=1e-12)
+    assert 30 <= len(generator.labels) <= 40, "no more than the batches that were not saved"
+    assert not (tmp_path / "cache" / "partial").exists()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 5}, {"labels": "uniform"}, {"metrics": "is100"}])
+def test_an_evaluation_under_other_conditions_does_not_resume(make, monkeypatch, change):
+    monkeypatch.setattr(partial, "SAVE_SECONDS", -1.0)
+    options = {"metrics": "fd_lite0_100", "batch": 10}
+    with pytest.raises(Killed):
+        make(**options)(Dying(7), identity={"network": "abc"})
+    generator = Generated()
+    make(**{**options, **change})(generator, identity={"network": "abc"})
+    assert len(generator.labels) == 100
+    make(**options)(generator := Generated(), identity={"network": "other"})
+    assert len(generator.labels) == 100
+
+
+def test_a_pass_over_real_images_resumes_and_caches_nothing_before_its_end(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "SAVE_SECONDS", -1.0)
+
+    class Corrupt(Images):
+        def __getitem__(self, index):
+            if index == 50:
+                raise ValueError("img00000050.png: cannot be decoded")
+            return super().__getitem__(index)
+
+    with pytest.raises(ValueError, match=r"img00000050\.png"):
+        make(Corrupt(), batch=8)(Generated())
+    assert not list((tmp_path / "cache").glob("*.npz"))
+    dataset = Images()
+    make(dataset, batch=8)(Generated())
+    assert dataset.reads < 40 and len(list((tmp_path / "cache").glob("*.npz"))) == 1
+
+
+def test_a_full_disk_costs_the_cache_alone(make, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(statistics.np, "savez", full)
+    evaluator = make()
+    with pytest.warns(UserWarning, match="No space left on device"):
+        value = evaluator(Generated())[0].value
+    monkeypatch.undo()
+    assert make()(Generated())[0].value == value and not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_intervals_are_in_the_record(make):
+    (record,) = make(metrics="fd_lite0_100", bootstrap=4, extrapolate=True)(Generated())
+    assert record.value == pytest.approx(make(metrics="fd_lite0_100")(Generated())[0].value, rel=1e-12)
+    assert record.conditions["interval"]["std"]["fd_lite0_100"] > 0
+    assert record.conditions["infinity"]["sizes"][-1] == 100
+    json.dumps(record.as_dict())
