@@ -302,9 +302,7 @@ def check_options(options: dict[str, Any]) -> None:
     if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
     if options["images"] and options["repeats"] > 1:
-        raise ValueError(
-            "--repeats draws other latents: it needs --network; --bootstrap works for --images, too"
-        )
+        raise ValueError("--repeats draws other latents and needs --network: use --bootstrap for --images")
     if options["seed"] + options["repeats"] - 1 > commands.MAX_SEED:
         raise ValueError(f"--seed={options['seed']}: seeds go up to {commands.MAX_SEED}")
     inputs = {"--images": options["images"], "--data": options["data"]}

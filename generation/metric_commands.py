@@ -120,7 +120,7 @@ def statistics(**options: Any) -> None:
     if not metric_sources.is_npz(options["dest"]):
         raise ValueError(f"--dest={options['dest']}: name a file that ends in .npz")
     outputs.check_output("--dest", options["dest"], data={"--images": options["images"]})
-    images = metric_sources.open_image_set(options, None)
+    images = metric_sources.open_image_set(options, None, use_labels=True)
     if not hasattr(images, "__getitem__"):
         raise ValueError(f"--images={options['images']} holds statistics already")
     evaluator = evaluate.Evaluator(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -112,10 +113,13 @@ def open_reference(options: Options, network: render.Network | None, needs_label
     return make_dataset(data, options["seed"])
 
 
-def open_image_set(options: Options, reference: Any) -> Any:
+def open_image_set(options: Options, reference: Any, use_labels: bool = False) -> Any:
     """The images or statistics to measure: a data set as it is, other images in the reference's size."""
     path = options["images"]
     if is_prepared(path) and not is_npz(path):
+        if use_labels:
+            with contextlib.suppress(ValueError):  # without labels, or damaged: the next line says which
+                return ImageDataset(path, use_labels=True)
         return ImageDataset(path)
     size = options["resolution"] or getattr(reference, "resolution", None)
     return open_npz(path, size) if is_npz(path) else evaluate.ImageFiles(path, size)

@@ -18,7 +18,7 @@ from metrics.detectors import Detector
 from metrics.registry import LITE0
 from tests.sources import ROOT
 
-__all__ = ["ROOT", "FolderHub", "TinyDetector", "read_pixels", "run"]
+__all__ = ["ROOT", "FolderHub", "Generated", "Images", "TinyDetector", "read_pixels", "run"]
 
 
 def run(command, *args: object, code: int = 0) -> Result:
@@ -48,6 +48,46 @@ class TinyDetector(Detector):
             torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
         )
         return {"features": features, "probabilities": features.softmax(1)}
+
+
+class Images:
+    """A data set in memory: classes 0, 1, 2 in the ratio 1 : 2 : 5."""
+
+    name, resolution, xflip, has_labels = "toy", 8, False, True
+
+    def __init__(self, n: int = 64, seed: int = 0, **metadata: str) -> None:
+        self.images = np.random.RandomState(seed).randint(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+        self.metadata = metadata
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        self.reads += 1
+        return self.images[index], 0
+
+    def content_hash(self) -> str:
+        return f"hash{self.images.sum()}"
+
+    def label_distribution(self) -> np.ndarray:
+        return np.array([1, 2, 5])
+
+
+class Generated:
+    """z and label to an image that shows both; elementwise, so that batches round alike."""
+
+    z_dim, c_dim = 4, 3
+
+    def __init__(self, size: int = 8) -> None:
+        self.size = size
+        self.labels: list[int] = []
+
+    def __call__(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        assert labels is not None
+        self.labels += labels.tolist()
+        quadrants = torch.nn.functional.interpolate(z[:, :4].view(-1, 1, 2, 2), size=(self.size, self.size))
+        return torch.tanh(quadrants + labels.view(-1, 1, 1, 1) * 0.1).expand(-1, 3, -1, -1).clone()
 
 
 class FolderHub:

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 import avg_spectra
-from tests.test_calc_metrics import write_network
 from tests.toy_data import write_dataset
+from tests.toy_networks import write_network
 
 
 def run(*args, code=0):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 import calc_metrics
@@ -17,9 +16,8 @@ from metrics import detectors
 from tests import waiting
 from tests.support import TinyDetector
 from tests.toy_data import write_dataset
-from torch_utils.persistence import save_network_pickle
+from tests.toy_networks import write_network
 from training.data.dataset import ImageDataset
-from training.generator import build_stem
 
 NAMES = ["a", "b", "c"]
 
@@ -29,14 +27,6 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("DNNLIB_OFFLINE", "1")
     monkeypatch.delenv(detectors.INCEPTION_ENV, raising=False)
-
-
-def write_network(path: Path, trained_on: Path | None, c_dim: int = 3, **provenance: object) -> Path:
-    torch.manual_seed(0)
-    G = build_stem("stylegan3-t", 16, c_dim, syn_layers=6, cbase=256, cmax=8)
-    kwargs = {"path": None if trained_on is None else str(trained_on)}
-    save_network_pickle(path, {"G_ema": G, "training_set_kwargs": kwargs, "provenance": provenance})
-    return path
 
 
 @pytest.fixture
@@ -310,3 +300,148 @@ def test_two_processes_give_the_same_number(network):
     assert both.returncode == 0, both.stderr
     (record,) = (json.loads(line) for line in both.stdout.splitlines())
     assert record["num_gpus"] == 2 and record["value"] == pytest.approx(alone["value"], rel=1e-5)
+
+
+def test_repeats_measure_several_seeds(network, tmp_path, tiny):
+    args = ["--network", network, "--metrics=fd_lite0_8", "--seed=3"]
+    result = run(*args, "--repeats=3", "--outdir", tmp_path / "a")
+    found = lines(result)
+    assert [record["seed"] for record in found] == [3, 4, 5]
+    assert len({record["value"] for record in found}) == 3
+    assert "(3 seeds: minimum " in result.stderr and ", standard deviation " in result.stderr
+    assert lines(run(*args))[0]["value"] == found[0]["value"]
+    compared = run_compare(tmp_path / "a", tmp_path / "a")
+    assert "mean of 3 seeds" in compared.output and "a tie: equal" in compared.output
+    message = run("--images", network.parent / "data.zip", "--repeats=2", code=1).output
+    assert "--repeats draws other latents and needs --network" in message
+
+
+def run_compare(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(calc_metrics.main, ["compare", *(str(arg) for arg in args)])
+    assert result.exit_code == code, result.output
+    assert code == 0 or len(result.output.strip().splitlines()) == 1
+    return result
+
+
+def test_compare_prints_differences_and_refuses_other_conditions(tmp_path, network, tiny):
+    for name, options in {
+        "a": [],
+        "b": ["--seed=1"],
+        "c": ["--covariance=unbiased"],
+        "d": ["--seed=2"],
+    }.items():
+        run(
+            "--network",
+            network,
+            "--metrics=fd_lite0_8",
+            "--outdir",
+            tmp_path / name,
+            "--bootstrap=4",
+            *options,
+        )
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    text = run_compare(a, b, d).output.splitlines()
+    assert text[0] == "fd_lite0_8" and len(text) == 4 and " +- " in text[2]
+    message = run_compare(a, c, code=1).output
+    assert "measured differently: covariance population against unbiased" in message
+    assert "note: measured differently" in run_compare(a, c, "--force").output
+    (line,) = run_compare(a, b, "--json").output.splitlines()
+    assert json.loads(line)["metric"] == "fd_lite0_8"
+    assert "at least two" in run_compare(a, code=1).output
+    assert "no metric records" in run_compare(a, tmp_path / "cache", code=1).output
+
+
+def test_intervals_and_extrapolation_are_shown(network, tiny):
+    result = run("--network", network, "--metrics=fd_lite0_40", "--bootstrap=3", "--extrapolate")
+    assert "under other samples (3 random halves)" in result.stderr
+    assert "extrapolated to infinitely many samples" in result.stderr
+    message = run("--network", network, "--metrics=fd_lite0_39", "--extrapolate", code=1).output
+    assert "4 features: its extrapolation needs at least 40 generated images, got 39" in message
+    assert (
+        "--bootstrap=1" in run("--network", network, "--metrics=fd_lite0_8", "--bootstrap=1", code=1).output
+    )
+
+
+def test_statistics_stand_for_images(network, data, tmp_path, tiny):
+    dest = tmp_path / "new" / "s.npz"
+    args = ["statistics", "--images", data, "--metrics=fd_lite0_8_full,kid8_full", "--dest"]
+    assert run(*args, dest).output.strip() == str(dest)
+    (expected,) = lines(run("--network", network, "--metrics=fd_lite0_8_full"))
+    (found,) = lines(run("--network", network, "--metrics=fd_lite0_8_full", "--data", dest))
+    assert found["value"] == expected["value"] and found["reference"] == expected["reference"]
+    (zero,) = lines(run("--images", dest, "--data", dest, "--metrics=fd_lite0_8_full"))
+    assert zero["value"] == pytest.approx(0, abs=1e-6) and zero["metric"] == "fd_lite0_12_full"
+    message = run("--network", network, "--data", dest, "--metrics=fid8_full", code=1).output
+    assert "s.npz holds inception-2015-12-05 features (array of 12 images), lite0" in message
+    assert "ends in .npz" in run(*args, tmp_path / "s.zip", code=1).output
+    assert (
+        "holds statistics already"
+        in run("statistics", "--images", dest, "--dest", tmp_path / "t.npz", code=1).output
+    )
+
+
+def test_samples_in_adms_layout(network, data, tmp_path, tiny):
+    dataset = ImageDataset(str(data))
+    pixels = np.stack([dataset[i][0].transpose(1, 2, 0) for i in range(len(dataset))])
+    np.savez_compressed(tmp_path / "samples.npz", pixels, np.arange(12) % 3)
+    for sides in (["--images", tmp_path / "samples.npz", "--data", data],
+                  ["--images", data, "--data", tmp_path / "samples.npz"]):  # fmt: skip
+        (same,) = lines(run(*sides, "--metrics=fd_lite0"))
+        assert same["metric"] == "fd_lite0_12" and same["value"] == pytest.approx(0, abs=1e-6)
+    (record,) = lines(run("--network", network, "--metrics=fd_lite0_8", "--data", tmp_path / "samples.npz"))
+    assert record["labels"] == "dataset"
+    np.savez(tmp_path / "float.npz", pixels / 255)
+    message = run("--images", tmp_path / "float.npz", "--data", data, "--metrics=fd_lite0", code=1).output
+    assert "must be arr_0, uint8 [N, H, W, 3], not float64" in message
+
+
+def test_a_run_folder_is_a_network(tmp_path, data, tiny):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training_options.json").write_text("{}")
+    write_network(tmp_path / "run" / "best_model.pkl", data)
+    (record,) = lines(run("--network", tmp_path / "run", "--metrics=fd_lite0_4"))
+    assert record["snapshot_pkl"].endswith("best_model.pkl") and record["num_gen"] == 4
+
+
+def test_a_report_shows_numbers_neighbours_and_classes(network, data, tmp_path, tiny):
+    result = run("--network", network, "--metrics=fd_lite0_30", "--report", tmp_path / "new" / "r.html")
+    page = (tmp_path / "new" / "r.html").read_text()
+    value = lines(result)[0]["value"]
+    assert f"<td>{value:.4f}</td>" in page and "<h2>Nearest real images</h2>" in page
+    assert "Best classes" in page and "class 2 (c)" in page and "<script" not in page
+    assert page.count("data:image/png") == 12 * 6 + 2 * 3 * (8 + 4) + 1
+    run("--images", data, "--data", data, "--metrics=fd_lite0", "--report", tmp_path / "i.html")
+    page = (tmp_path / "i.html").read_text()
+    assert "sample 11" in page and ">0<" in page, "each image is its own nearest neighbour"
+    assert "would be replaced" in run("--network", network, "--report", network, code=1).output
+
+
+@pytest.mark.parametrize(
+    ("count", "metrics", "message"),
+    [
+        (0, "fd_lite0", "no images found"),
+        (1, "fd_lite0", "metrics need at least 2 images, the data set has 1"),
+        (3, "pr_inception", "needs at least 4"),
+    ],
+)
+def test_too_few_images_are_one_line(tmp_path, data, tiny, count, metrics, message):
+    few = write_images(tmp_path / "few", [(16, 16)] * count)
+    for sides in (["--images", few, "--data", data], ["--images", data, "--data", few]):
+        output = run(*sides, f"--metrics={metrics}", code=1).output
+        assert message in output and len(output.strip().splitlines()) == 1
+
+
+def test_fewer_images_than_features_are_measured(tmp_path, tiny):
+    a, b = (write_images(tmp_path / name, [(8, 8)] * count) for name, count in (("a", 2), ("b", 3)))
+    (record,) = lines(run("--images", a, "--data", b, "--metrics=fd_lite0"))
+    assert 0 <= record["value"] < float("inf")
+
+
+def test_a_prepared_data_set_of_mixed_sizes_is_one_line(tmp_path, data, tiny):
+    mixed = write_images(tmp_path / "mixed", [(16, 16), (16, 16), (8, 8)])
+    (mixed / "dataset.json").write_text('{"labels": null}')
+    output = run("--images", mixed, "--data", data, "--metrics=fd_lite0", code=1).output
+    assert "2.png" in output and len([line for line in output.splitlines() if "Error" in line]) == 1
+    assert not list((tmp_path / "cache").rglob("*.npz")) or "mixed" not in str(
+        list((tmp_path / "cache").rglob("*"))
+    )

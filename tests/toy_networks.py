@@ -17,6 +17,14 @@ def network(seed=0):
     return build_superres(build_stem("stylegan3-r", 16, 3, num_embeddings=5, **SMALL), "stylegan3-t", 2, 4)
 
 
+def write_network(path: Path, trained_on: Path | None, c_dim: int = 3, **provenance: object) -> Path:
+    torch.manual_seed(0)
+    G = build_stem("stylegan3-t", 16, c_dim, syn_layers=6, cbase=256, cmax=8)
+    kwargs = {"path": None if trained_on is None else str(trained_on)}
+    save_network_pickle(path, {"G_ema": G, "training_set_kwargs": kwargs, "provenance": provenance})
+    return path
+
+
 def same(a, b):
     """Two network files hold the same, to the bit."""
     assert a.generators.keys() == b.generators.keys() and a.tensors.keys() == b.tensors.keys()

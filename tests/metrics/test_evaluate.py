@@ -14,48 +14,8 @@ import torch
 from metrics import evaluate, partial, registry, statistics
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
 from metrics.registry import INCEPTION, LITE0
-from tests.support import TinyDetector
+from tests.support import Generated, Images, TinyDetector
 from torch_utils import distributed, launcher
-
-
-class Images:
-    """A data set in memory: classes 0, 1, 2 in the ratio 1 : 2 : 5."""
-
-    name, resolution, xflip, has_labels = "toy", 8, False, True
-
-    def __init__(self, n: int = 64, seed: int = 0, **metadata: str) -> None:
-        self.images = np.random.RandomState(seed).randint(0, 256, (n, 3, 8, 8), dtype=np.uint8)
-        self.metadata = metadata
-        self.reads = 0
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        self.reads += 1
-        return self.images[index], 0
-
-    def content_hash(self) -> str:
-        return f"hash{self.images.sum()}"
-
-    def label_distribution(self) -> np.ndarray:
-        return np.array([1, 2, 5])
-
-
-class Generated:
-    """z and label to an image that shows both; elementwise, so that batches round alike."""
-
-    z_dim, c_dim = 4, 3
-
-    def __init__(self, size: int = 8) -> None:
-        self.size = size
-        self.labels: list[int] = []
-
-    def __call__(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        assert labels is not None
-        self.labels += labels.tolist()
-        quadrants = torch.nn.functional.interpolate(z[:, :4].view(-1, 1, 2, 2), size=(self.size, self.size))
-        return torch.tanh(quadrants + labels.view(-1, 1, 1, 1) * 0.1).expand(-1, 3, -1, -1).clone()
 
 
 @pytest.fixture

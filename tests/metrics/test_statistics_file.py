@@ -10,7 +10,7 @@ from metrics import evaluate, export, statistics_file
 from metrics.evaluate import Evaluator
 from metrics.registry import INCEPTION, LITE0
 from metrics.statistics_file import StatisticsFile, open_npz
-from tests.metrics.test_evaluate import Generated, Images, TinyDetector
+from tests.support import Generated, Images, TinyDetector
 
 
 @pytest.fixture
