@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -96,10 +97,22 @@ def make_evaluate(config: TrainConfig, device: torch.device) -> Callable[[Genera
     def evaluate(generator: Generator) -> list[Score]:
         return [
             Score(r.metric, r.value, r.lower_is_better, r.as_dict())
-            for r in evaluator(MeasuredGenerator(generator))
+            for r in evaluator(MeasuredGenerator(generator), identity=identity_of(generator))
         ]
 
     return evaluate
+
+
+def identity_of(generator: Generator) -> dict[str, str]:
+    """What the images of a generator depend on: the hash of its weights and its precision.
+
+    With it, an evaluation that was killed continues after the run is resumed.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in generator.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"weights": digest.hexdigest(), "dtype": str(generator.synthesis.reduced_dtype)}
 
 
 def metrics_of(configs: Iterable[TrainConfig], final: str | None = None) -> list[str]:
