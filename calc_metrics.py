@@ -168,11 +168,10 @@ def _intervals(record: evaluate.Record) -> list[str]:
     """Lines about the interval and the extrapolation of a record."""
     lines = []
     interval = record.conditions.get("interval")
-    for name, deviation in (interval["std"] if interval else {}).items():
-        lines.append(
-            f"{name}: standard deviation {deviation:.4f} under other samples "
-            f"({interval['repeats']} random halves)"
-        )
+    if interval:
+        halves = f"({interval['repeats']} random halves)"
+        for name, deviation in interval["std"].items():
+            lines.append(f"{name}: standard deviation {deviation:.4f} under other samples {halves}")
     infinity = record.conditions.get("infinity")
     if infinity:
         lines.append(f"{record.metric}: {infinity['value']:.4f} extrapolated to infinitely many samples")

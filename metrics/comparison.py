@@ -157,7 +157,9 @@ def _recorded_deviation(record: Mapping[str, Any], name: str) -> float | None:
     interval = record.get("interval")
     stds = interval.get("std") if isinstance(interval, dict) else None
     value = stds.get(name) if isinstance(stds, dict) else None
-    return float(value) if type(value) in (int, float) and math.isfinite(value) and value >= 0 else None
+    if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+        return float(value)
+    return None
 
 
 def measured_differently(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -213,8 +215,7 @@ def _words(first: Measurement, difference: float, noise: float | None, floor: fl
     if noise is not None and abs(difference) <= noise:
         return "a tie: within the sampling noise", True
     if abs(difference) <= floor:
-        share = floor / abs(first.value)
-        return f"a tie: below the {share:.1%} that training again moves it by", True
+        return f"a tie: below the {floor / abs(first.value):.1%} that training again moves it by", True
     lower = bool(first.record.get("lower_is_better", True))
     is_better = (difference < 0) == lower
     share = f" by {abs(difference / first.value):.1%}" if first.value else ""

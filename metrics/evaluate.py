@@ -304,7 +304,7 @@ class Evaluator:
 
     def _measure(
         self,
-        source: ImageSource | StatisticsFile,
+        source: Any,
         what: str,
         metrics: Sequence[registry.Metric],
         about: Mapping[str, Any],
@@ -321,8 +321,9 @@ class Evaluator:
                 store, reference = real.get(metric.name, (None, None))
                 own = {"reference": reference, "seed": self.seed, "forced": self.force}
                 conditions = {**self._conditions(metric), **own, **about, "device": _device_name(self.device)}
+                extra: dict[str, Any] = {}
                 if metric.name in measured:
-                    values, extra = measured[metric.name], {}
+                    values = measured[metric.name]
                 else:
                     rules = self._rules(metric, source)
                     values, extra = self.extras.compute(metric, stores[needs[metric.name]], store, rules)

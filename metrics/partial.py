@@ -130,9 +130,9 @@ class Partial:
     def _save(self, stores: Stores, position: int) -> None:
         if self._rows:
             content = {}
-            for number, parts in self._rows.items():
-                content[f"{number}_rows"] = np.concatenate([rows for rows, _ in parts]).astype(np.float32)
-                content[f"{number}_indices"] = np.concatenate([indices for _, indices in parts])
+            for number, added in self._rows.items():
+                content[f"{number}_rows"] = np.concatenate([rows for rows, _ in added]).astype(np.float32)
+                content[f"{number}_indices"] = np.concatenate([indices for _, indices in added])
             with dnnlib.util.atomic_write(self._part(self._parts)) as file:
                 np.savez(file, **content)  # type: ignore[arg-type]
         parts = self._parts + bool(self._rows)

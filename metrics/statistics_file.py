@@ -272,7 +272,8 @@ def write(
         stores: Each with its entry: {"detector", "output", "keep", "reference"}.
         label_counts: Images of each class, from which the labels of generated images are drawn.
     """
-    entries, content = [], {}
+    entries: list[dict[str, Any]] = []
+    content: dict[str, np.ndarray] = {}
     for i, (store, entry) in enumerate(stores):
         parts = store.arrays()
         names = {name: f"{i}_{name}" for name in parts}
