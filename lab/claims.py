@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from dnnlib.util import atomic_write
-from lab import report
+from lab import shared
 
-PAGE = report.RESULTS.parent / "method.md"
+PAGE = shared.RESULTS.parent / "method.md"
 ANSWERS = {"better": "yes", "worse": "no: worse", "no difference seen": "no difference seen"}
 TOY = {  # experiment, score -> claim, digits
     ("direction", "cosine"): ("SAN's direction is nearer the optimal one (cosine)", 3),
@@ -41,24 +41,24 @@ IMAGES = {  # score -> claim, digits
 def _row(
     claim: str, where: str, cell: dict[str, Any], names: tuple[str, str], verdict: str, digits: int
 ) -> list[str]:
-    gan, own = (report.text(cell[name], digits) for name in names)
+    gan, own = (shared.text(cell[name], digits) for name in names)
     return [
         claim,
         where,
         str(int(cell["improvement"]["n"])),
         gan,
         own,
-        report.text(cell["improvement"], digits),
+        shared.text(cell["improvement"], digits),
         ANSWERS[cell[verdict]],
     ]
 
 
 def _rows(folder: Path) -> Iterator[list[str]]:
     for (experiment, score), (claim, digits) in TOY.items():
-        found = report.read(folder, experiment)
+        found = shared.read(folder, experiment)
         for loss, scores in (found["table"] if found else {}).items():
             yield _row(claim, f"`lab.{experiment}`, {loss}", scores[score], ("GAN", "SAN"), "SAN is", digits)
-    small, large = report.read(folder, "dcgan"), report.read(folder, "projected")
+    small, large = shared.read(folder, "dcgan"), shared.read(folder, "projected")
     for score, (claim, digits) in IMAGES.items():
         for setting, scores in (small["table"] if small else {}).items():
             if score in scores:
@@ -78,7 +78,7 @@ def comparison(folder: Path) -> str:
 
 def monoflow(folder: Path) -> str:
     """Return the table of the results of each h from a near and from a far start."""
-    found = report.read(folder, "monoflow")
+    found = shared.read(folder, "monoflow")
     assert found is not None, f"{folder}/monoflow.json is missing: run python -m lab.monoflow"
     heads = [
         "h",
@@ -94,8 +94,8 @@ def monoflow(folder: Path) -> str:
         parts = [
             (
                 f"{c['mean h' + chr(39) + ' at the start']:.2g}",
-                report.text(c["share of particles that arrived"]),
-                report.text(c["sliced_wasserstein"]),
+                shared.text(c["share of particles that arrived"]),
+                shared.text(c["sliced_wasserstein"]),
             )
             for c in cells
         ]
@@ -127,10 +127,10 @@ def page(text: str, folder: Path) -> str:
 def main(check: bool) -> None:
     """Write the page, or compare it."""
     before = PAGE.read_text()
-    after = page(before, report.RESULTS)
+    after = page(before, shared.RESULTS)
     if check and after != before:
         raise click.ClickException(
-            f"{PAGE} differs from the numbers in {report.RESULTS}: run python -m lab.claims"
+            f"{PAGE} differs from the numbers in {shared.RESULTS}: run python -m lab.claims"
         )
     if after != before:
         with atomic_write(PAGE, "w") as file:

@@ -36,7 +36,7 @@ import san
 from dnnlib import outputs
 from dnnlib.util import atomic_write
 from image_data.sources import open_source
-from lab import report
+from lab import shared
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
 
@@ -248,12 +248,12 @@ def table(runs: dict[str, Any]) -> dict[str, Any]:
         for score in gan[seeds[0]]["scores"] if seeds else ():
             a, b = ([kind[s]["scores"][score] for s in seeds] for kind in (gan, own))
             sign = -1 if score == "fd_lite0" else 1
-            improvement = report.interval([sign * (y - x) for x, y in zip(a, b, strict=True)])
+            improvement = shared.interval([sign * (y - x) for x, y in zip(a, b, strict=True)])
             rows.setdefault(setting, {})[score] = {
-                "GAN": report.interval(a),
-                "SAN": report.interval(b),
+                "GAN": shared.interval(a),
+                "SAN": shared.interval(b),
                 "improvement": improvement,
-                "SAN is": report.verdict(improvement),
+                "SAN is": shared.verdict(improvement),
             }
     return rows
 
@@ -291,7 +291,7 @@ def load(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, int]:
     help="Folder of the generators.",
     callback=outputs.checked_folder,
 )
-@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
+@click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(
     data: str,
     limit: int | None,
@@ -315,7 +315,7 @@ def main(
     plan, results, bench = Plan(steps=steps, width=width, generate=count, bf16=bf16), Path(out), None
     Path(folder).mkdir(parents=True, exist_ok=True)
     settings = {"plan": dataclasses.asdict(plan), "images": len(raw)}
-    found = report.read(results, "dcgan") or {}
+    found = shared.read(results, "dcgan") or {}
     fresh = {k: found.get(k) for k in settings} != settings
     runs: dict[str, Any] = {} if fresh else found.get("runs", {})
     accuracy = None if fresh else found.get("accuracy of the classifier on held-out images")
@@ -330,7 +330,7 @@ def main(
         with atomic_write(network) as file:
             torch.save(G.state_dict(), file)
         runs.setdefault(name, {})[str(seed)] = run
-        report.write(
+        shared.write(
             results,
             "dcgan",
             {
@@ -344,7 +344,7 @@ def main(
     for setting, rows in table(runs).items():
         for score, row in rows.items():
             click.echo(
-                f"{setting:14s} {score:9s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   "
+                f"{setting:14s} {score:9s} GAN {shared.text(row['GAN'])}   SAN {shared.text(row['SAN'])}   "
                 f"SAN is {row['SAN is']}"
             )
     picture(samples(Path(folder), classes, plan), runs, results / "dcgan.png")
@@ -381,7 +381,7 @@ def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> 
     for k, (kind, colour) in enumerate(zip(KINDS, ("tab:blue", "tab:orange"), strict=True)):
         for i, setting in enumerate(SETTINGS):
             values = [run["scores"]["fd_lite0"] for run in runs[f"{kind} {setting}"].values()]
-            summary = report.interval(values)
+            summary = shared.interval(values)
             left.errorbar(
                 [i + 0.2 * (k - 0.5)],
                 [summary["mean"]],
@@ -396,7 +396,7 @@ def picture(sheets: dict[str, np.ndarray], runs: dict[str, Any], path: Path) -> 
             (middle, "unconditional", "balance"),
             (right, "conditional", "accuracy"),
         ):
-            report.band(
+            shared.band(
                 axes,
                 [(run["curve"]["step"], run["curve"][score]) for run in runs[f"{kind} {setting}"].values()],
                 colour,

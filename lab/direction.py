@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dnnlib import outputs
-from lab import report
+from lab import shared
 from lab.mixture import LOSSES, run
 from lab.toy import Plan
 
@@ -39,9 +39,9 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
             for kind in ("GAN", "SAN"):
                 series = np.array(results["arms"][f"{kind} {loss}"]["history"][quantity])
                 means[kind] = series[min(max(1, len(series) // 10), len(series) - 1) :].mean(0)
-            improvement = report.interval(means["SAN"] - means["GAN"])
-            rows[loss][quantity] = {kind: report.interval(values) for kind, values in means.items()}
-            rows[loss][quantity] |= {"improvement": improvement, "SAN is": report.verdict(improvement)}
+            improvement = shared.interval(means["SAN"] - means["GAN"])
+            rows[loss][quantity] = {kind: shared.interval(values) for kind, values in means.items()}
+            rows[loss][quantity] |= {"improvement": improvement, "SAN is": shared.verdict(improvement)}
     return rows
 
 
@@ -75,17 +75,17 @@ def picture(results: dict[str, Any], path: Path) -> None:
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
-@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
+@click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
     """Load or train the runs, print the table and draw the picture."""
     torch.set_num_threads(1)
     results = run(Plan(seeds=seeds, steps=steps), Path(out))
     rows = summarise(results)
-    report.write(Path(out), "direction", {"plan": results["plan"], "table": rows})
+    shared.write(Path(out), "direction", {"plan": results["plan"], "table": rows})
     for loss, quantities in rows.items():
         for quantity, row in quantities.items():
             click.echo(
-                f"{loss:15s} {quantity:13s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   "
+                f"{loss:15s} {quantity:13s} GAN {shared.text(row['GAN'])}   SAN {shared.text(row['SAN'])}   "
                 f"SAN is {row['SAN is']}"
             )
     picture(results, Path(out) / "direction.png")

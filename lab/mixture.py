@@ -19,7 +19,7 @@ import click
 import torch
 
 from dnnlib import outputs
-from lab import report
+from lab import shared
 from lab.toy import Arm, Plan, centres, train
 
 LOSSES = {  # name -> (discriminator loss, generator objective)
@@ -45,7 +45,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     Returns:
         All results, with intervals over seeds and paired differences.
     """
-    found = report.read(out, "mixture") or {}
+    found = shared.read(out, "mixture") or {}
     arms = found.get("arms", {}) if found.get("plan") == dataclasses.asdict(plan) else {}
     for arm in ARMS:
         if arm.name not in arms:
@@ -53,9 +53,9 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
             arms[arm.name] = train(arm, plan)
             arms[arm.name]["cpu_seconds"] = time.process_time() - started
             click.echo(f"{arm.name}: {arms[arm.name]['cpu_seconds']:.0f} s of CPU")
-            report.write(out, "mixture", {"plan": dataclasses.asdict(plan), "arms": arms})
+            shared.write(out, "mixture", {"plan": dataclasses.asdict(plan), "arms": arms})
     results = {"plan": dataclasses.asdict(plan), "table": table(arms), "arms": arms}
-    report.write(out, "mixture", results)
+    shared.write(out, "mixture", results)
     return results
 
 
@@ -69,12 +69,12 @@ def table(arms: dict[str, Any]) -> dict[str, Any]:
         rows[loss] = {}
         for score, (sign, _) in SCORES.items():
             gan, own = (arms[f"{kind} {loss}"]["scores"][score] for kind in ("GAN", "SAN"))
-            improvement = report.interval([sign * (b - a) for a, b in zip(gan, own, strict=True)])
+            improvement = shared.interval([sign * (b - a) for a, b in zip(gan, own, strict=True)])
             rows[loss][score] = {
-                "GAN": report.interval(gan),
-                "SAN": report.interval(own),
+                "GAN": shared.interval(gan),
+                "SAN": shared.interval(own),
                 "improvement": improvement,
-                "SAN is": report.verdict(improvement),
+                "SAN is": shared.verdict(improvement),
             }
     return rows
 
@@ -121,7 +121,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option("--steps", default=Plan.steps, show_default=True)
-@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
+@click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
     """Train, print the table and draw the picture."""
     if seeds < 2 or steps < 1:
@@ -131,7 +131,7 @@ def main(seeds: int, steps: int, out: str) -> None:
     for loss, rows in results["table"].items():
         for score, row in rows.items():
             click.echo(
-                f"{loss:15s} {score:20s} GAN {report.text(row['GAN'])}   SAN {report.text(row['SAN'])}   "
+                f"{loss:15s} {score:20s} GAN {shared.text(row['GAN'])}   SAN {shared.text(row['SAN'])}   "
                 f"SAN is {row['SAN is']}"
             )
     picture(results, Path(out) / "mixture.png")

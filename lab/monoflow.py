@@ -23,7 +23,7 @@ from torch import Tensor
 
 import san
 from dnnlib import outputs
-from lab import report
+from lab import shared
 from lab.toy import sliced_wasserstein
 
 OBJECTIVES = ("logit", "ns", "vanilla", "vanilla(5)", "mle", "arcsinh")
@@ -167,8 +167,8 @@ def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Te
         (torch.cdist(frames[-1], CENTRES.expand(frames.shape[1], -1, -1)).amin(2) < 2 * STD).double().mean(1)
     )
     return {
-        "sliced_wasserstein": report.interval(distances[-1]),
-        "share of particles that arrived": report.interval(arrived.tolist()),
+        "sliced_wasserstein": shared.interval(distances[-1]),
+        "share of particles that arrived": shared.interval(arrived.tolist()),
         "mean h' at the start": slopes[0],
         "mean d at the start": logits[0],
         "sliced_wasserstein over steps": [sum(row) / len(row) for row in distances],
@@ -178,7 +178,7 @@ def measure(frames: Tensor, slopes: list[float], logits: list[float], target: Te
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--seeds", default=10, show_default=True)
 @click.option("--steps", default=300, show_default=True)
-@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
+@click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 def main(seeds: int, steps: int, out: str) -> None:
     """Run the flows, print the table and draw the pictures."""
     if seeds < 2 or steps < 10:
@@ -189,14 +189,14 @@ def main(seeds: int, steps: int, out: str) -> None:
     record = max(1, steps // 40)
     frames: dict[str, Tensor] = {}
     samples = torch.split(reference(PARTICLES * (seeds + 1)), PARTICLES)
-    floor = report.interval([float(sliced_wasserstein(s, samples[0])) for s in samples[1:]])
+    floor = shared.interval([float(sliced_wasserstein(s, samples[0])) for s in samples[1:]])
     results: dict[str, Any] = {
         "seeds": seeds,
         "steps": steps,
         "recorded steps": list(range(0, steps + 1, record)),
         "two samples of the data": floor,
     }
-    click.echo(f"two samples of the data: sliced distance {report.text(floor)}")
+    click.echo(f"two samples of the data: sliced distance {shared.text(floor)}")
     results["starts"] = {start: {} for start in STARTS}
     for start in reversed(STARTS):
         for objective in OBJECTIVES:
@@ -204,10 +204,10 @@ def main(seeds: int, steps: int, out: str) -> None:
             row = results["starts"][start][objective] = measure(frames[objective], slopes, logits, samples[0])
             click.echo(
                 f"{start:5s} {objective:11s} d at the start {logits[0]:6.1f}   h' {slopes[0]:.1e}   "
-                f"arrived {report.text(row['share of particles that arrived'])}   sliced distance "
-                f"{report.text(row['sliced_wasserstein'])}"
+                f"arrived {shared.text(row['share of particles that arrived'])}   sliced distance "
+                f"{shared.text(row['sliced_wasserstein'])}"
             )
-    report.write(Path(out), "monoflow", results)
+    shared.write(Path(out), "monoflow", results)
     picture(frames, results, Path(out) / "monoflow.png")
     animation(frames, Path(out) / "monoflow.gif")
 

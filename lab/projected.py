@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dnnlib import outputs
-from lab import report
+from lab import shared
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
 from training import run_folder
@@ -100,7 +100,7 @@ class Bench:
 
     def measure(self, folder: Path) -> None:
         """Write FOLDER/lab.json with an entry per snapshot."""
-        known = report.read(folder, "lab") or {}
+        known = shared.read(folder, "lab") or {}
         lines = known.get("snapshots", {}) if known.get("images") == self.count else {}
         paths = run_folder.snapshot_files(folder)
         for path in paths:
@@ -111,7 +111,7 @@ class Bench:
                 )
                 lines[path.name] = found | ({"fd_lite0": self.distance(pixels)} if path == paths[-1] else {})
                 accuracy = self.judge.held_out_accuracy if self.judge else None
-                report.write(
+                shared.write(
                     folder,
                     "lab",
                     {
@@ -137,7 +137,7 @@ def measure(runs: Path, seeds: int, count: int) -> None:
 def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     """Return name -> (kimg, values, lower is better) of all measurements of one run."""
     found: dict[str, tuple[list[float], list[float], bool]] = {}
-    lines = list((report.read(folder, "lab") or {}).get("snapshots", {}).values())
+    lines = list((shared.read(folder, "lab") or {}).get("snapshots", {}).values())
     for name in [key for key in (lines[-1] if lines else {}) if key != "kimg"]:
         having = [line for line in lines if name in line]
         found[name] = [line["kimg"] for line in having], [line[name] for line in having], name == "fd_lite0"
@@ -185,12 +185,12 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
         for which in ("last", "best") if both else ():
             gan, own = ([kind[s][which] for s in both] for kind in (gan_runs, own_runs))
             sign = -1 if row["lower is better"] else 1
-            improvement = report.interval([sign * (y - x) for x, y in zip(gan, own, strict=True)])
+            improvement = shared.interval([sign * (y - x) for x, y in zip(gan, own, strict=True)])
             row[which] = {
-                "StyleGAN-XL": report.interval(gan),
-                "StyleSAN-XL": report.interval(own),
+                "StyleGAN-XL": shared.interval(gan),
+                "StyleSAN-XL": shared.interval(own),
                 "improvement": improvement,
-                "StyleSAN-XL is": report.verdict(improvement),
+                "StyleSAN-XL is": shared.verdict(improvement),
             }
     return found
 
@@ -220,8 +220,8 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     ):
         for (kind, by_seed), colour in zip(row["runs"].items(), ("tab:blue", "tab:orange"), strict=True):
             if by_seed:
-                report.band(axes, [(run["kimg"], run["values"]) for run in by_seed.values()], colour, kind)
-                report.dots(axes, [(run["kimg"][-1], run["last"]) for run in by_seed.values()], colour)
+                shared.band(axes, [(run["kimg"], run["values"]) for run in by_seed.values()], colour, kind)
+                shared.dots(axes, [(run["kimg"][-1], run["last"]) for run in by_seed.values()], colour)
         axes.set(title=f"{name} ({'lower' if row['lower is better'] else 'higher'} is better)", xlabel="kimg")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=80)
@@ -236,7 +236,7 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     "--runs", default="training-runs/lab-projected", show_default=True, callback=outputs.checked_folder
 )
 @click.option("--generate", "count", default=500, show_default=True, help="Images per measurement.")
-@click.option("--out", default=str(report.RESULTS), show_default=True, callback=outputs.checked_folder)
+@click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 @click.option("--collect-only", is_flag=True, help="Do not train.")
 @click.argument("options", nargs=-1)
 def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, options: tuple[str, ...]) -> None:
@@ -257,11 +257,11 @@ def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, option
         raise click.ClickException(
             f"--runs={runs} contains no finished run: train some (without --collect-only)"
         )
-    report.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
+    shared.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
     picture(Path(runs), found, Path(out) / "projected.png")
     for name, row in found.items():
         for which in [w for w in ("last", "best") if w in row]:
-            pair = "   ".join(f"{kind} {report.text(row[which][kind])}" for kind in KINDS)
+            pair = "   ".join(f"{kind} {shared.text(row[which][kind])}" for kind in KINDS)
             click.echo(f"{name} ({which}): {pair}   StyleSAN-XL is {row[which]['StyleSAN-XL is']}")
 
 

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
-from lab import claims, dcgan, direction, judge, mixture, monoflow, projected, report, toy
+from lab import claims, dcgan, direction, judge, mixture, monoflow, projected, shared, toy
 from lab.judge import Judge
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
@@ -19,14 +19,14 @@ from training.generator import build_stem
 
 
 def test_interval():
-    summary = report.interval([1.0, 2.0, 3.0, 4.0])
+    summary = shared.interval([1.0, 2.0, 3.0, 4.0])
     assert summary["mean"] == 2.5 and summary["n"] == 4
     assert summary["half_width"] == pytest.approx(
         3.18245 * summary["std"] / 2, rel=1e-4
     )  # t quantile of 3 degrees of freedom
-    assert report.verdict({"mean": 1.0, "half_width": 0.5}) == "better"
-    assert report.verdict({"mean": -1.0, "half_width": 0.5}) == "worse"
-    assert report.verdict({"mean": -1.0, "half_width": 1.5}) == "no difference seen"
+    assert shared.verdict({"mean": 1.0, "half_width": 0.5}) == "better"
+    assert shared.verdict({"mean": -1.0, "half_width": 0.5}) == "worse"
+    assert shared.verdict({"mean": -1.0, "half_width": 1.5}) == "no difference seen"
 
 
 def test_scores_know_the_mixture_and_a_collapse():
@@ -182,7 +182,7 @@ def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
     for name in ("network-snapshot-000001.pkl", "network-snapshot-000002.pkl", "network-snapshot.pkl"):
         save_network_pickle(folder / name, {"G_ema": G, "training_set_kwargs": {"path": str(data)}})
     projected.measure(tmp_path, 1, 6)
-    found = report.read(folder, "lab")["snapshots"]
+    found = shared.read(folder, "lab")["snapshots"]
     assert [line["kimg"] for line in found.values()] == [1, 2]
     assert all({"balance", "accuracy"} < line.keys() for line in found.values())
     assert [name for name, line in found.items() if "fd_lite0" in line] == ["network-snapshot-000002.pkl"], (
@@ -302,15 +302,15 @@ def test_projected_runs_one_flag_apart_and_collects(tmp_path):
 
 def test_the_page_says_what_was_measured():
     """docs/method.md against docs/lab: no number typed by hand, none of an older run."""
-    assert claims.page(claims.PAGE.read_text(), report.RESULTS) == claims.PAGE.read_text()
+    assert claims.page(claims.PAGE.read_text(), shared.RESULTS) == claims.PAGE.read_text()
 
 
 def test_claims_report_both_ways(tmp_path):
     cells = {
-        name: report.interval(values)
+        name: shared.interval(values)
         for name, values in {"GAN": [2.0, 3.0], "SAN": [1.0, 2.0], "improvement": [-1.0, -1.0]}.items()
     }
-    report.write(tmp_path, "dcgan", {"table": {"conditional": {"accuracy": {**cells, "SAN is": "worse"}}}})
+    shared.write(tmp_path, "dcgan", {"table": {"conditional": {"accuracy": {**cells, "SAN is": "worse"}}}})
     assert (
         claims.comparison(tmp_path)
         .splitlines()[-1]
