@@ -145,7 +145,7 @@ class Evaluator:
             "lite0_weights": lite0,
             "weights": weights,
         }
-        self._load_options = {"lite0_dtype": lite0_dtype, "trust": trust}
+        self._load_options: dict[str, Any] = {"lite0_dtype": lite0_dtype, "trust": trust}
         self._detectors: dict[str, detectors.Detector] = {} if loaded is None else loaded
         folder = cache_dir or dnnlib.util.make_cache_dir_path("metrics")
         self.collector = Collector(self._detector, batch, progress, pause, Path(folder))
@@ -350,14 +350,16 @@ class Evaluator:
             for need in needs
         }
 
-    def _rules(self, metric: registry.Metric, source: ImageSource) -> registry.Rules:
+    def _rules(self, metric: registry.Metric, source: ImageSource | StatisticsFile) -> registry.Rules:
         labels = None
         if metric.family.uses_labels and isinstance(source, GeneratedImages | RealImages):
             drawn = source.labels(range(metric.num_gen))
             labels = None if drawn is None else drawn.numpy()
         return registry.Rules(self.seed, self.covariance, labels, self.collector.computing)
 
-    def _measure_network(self, source: ImageSource, metric: registry.Metric) -> dict[str, float]:
+    def _measure_network(
+        self, source: ImageSource | StatisticsFile, metric: registry.Metric
+    ) -> dict[str, float]:
         assert isinstance(source, GeneratedImages) and metric.family.measure is not None
         network = network_metrics.as_network(source.generator, metric.name)
         collector = self.collector

@@ -47,7 +47,8 @@ class VGG16Network(nn.Module):
     Parameters are random until `load_vgg_state`. LPIPS weights of 1 give the unweighted distance.
     """
 
-    lpips: list[Tensor]
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +114,10 @@ def load_vgg_state(network: VGG16Network, state: Mapping[str, Tensor]) -> bool:
             weights["linear"].append((name, tensor.flatten(1)))
         elif "lpips" in name or re.match(r"lin\d", name):
             weights["lpips"].append((name, tensor.flatten()))
-    layers = [*zip(network.convs, weights["conv"]), *zip((network.fc1, network.fc2), weights["linear"])]  # noqa: B905
+    layers: list[tuple[Any, tuple[str, Tensor]]] = [
+        *zip(network.convs, weights["conv"], strict=False),
+        *zip((network.fc1, network.fc2), weights["linear"], strict=False),
+    ]
     if len(weights["conv"]) != len(network.convs) or len(weights["linear"]) < 2:
         found = f"{len(weights['conv'])} convolutions and {len(weights['linear'])} large linear layers"
         raise ValueError(f"not VGG16's weights: {found}, expected 13 and at least 2")
@@ -124,8 +128,8 @@ def load_vgg_state(network: VGG16Network, state: Mapping[str, Tensor]) -> bool:
                 f"not VGG16's weights: {name} has shape {list(tensor.shape)} "
                 f"{'and no bias' if bias is None else ''}, expected {list(layer.weight.shape)} with a bias"
             )
-        layer.weight.copy_(tensor)
-        layer.bias.copy_(bias)
+        layer.weight.data.copy_(tensor)
+        layer.bias.data.copy_(bias)
     fits = [tensor.shape for _, tensor in weights["lpips"]] == [(block[-1],) for block in WIDTHS]
     for index, (_, tensor) in enumerate(weights["lpips"] if fits else ()):
         network.get_buffer(f"lpips{index}").copy_(tensor)

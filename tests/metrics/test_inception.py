@@ -121,11 +121,9 @@ def test_spatial_features_are_seven_channels_of_the_first_branch_of_mixed_6d(net
 
 
 def test_random_weights_keep_the_scale_of_activations_and_repeat():
-    networks = [inception.InceptionV3() for _ in range(3)]
-    for network, seed in zip(networks, (0, 0, 1), strict=True):
+    network, x, features = inception.InceptionV3(), torch.randn(1, 3, 139, 139), []
+    for seed in (0, 0, 1):
         inception.randomize_(network, seed)
-    features = [
-        network.features(torch.randn(1, 3, 139, 139, generator=torch.manual_seed(0))) for network in networks
-    ]
+        features.append(network.features(x))
     assert 0.01 < features[0].std() < 100
     assert features[0].equal(features[1]) and not features[0].equal(features[2])
