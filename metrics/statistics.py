@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of an image set's features: first and second moments (`Moments`) or the rows themselves
-(`FeatureArray`).
+"""What is kept of an image set's features: two moments (`Moments`) or all rows (`FeatureArray`).
 
-Both take rows together with their global sample indices, both merge with another of their kind (several
-processes), and both are saved as one .npz that carries a JSON description of what was measured. Sums are
-float64.
+Both take rows with their global sample indices, both merge with another of their kind (several processes),
+and both are saved as one .npz with a JSON description of what was measured. Sums are float64. Moments need
+memory that does not grow with the number of images; large feature arrays are memory-mapped temporary files.
 
-Legend: n rows (images), D features.
+Shapes: n rows (images), D features.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dnnlib import bounded
 # rows gathered before a covariance update: large enough for a fast product, and independent of the caller's
 # batch size
 _BLOCK_ROWS = 256
+MAX_BYTES_IN_MEMORY = 2**30  # of one FeatureArray; what is beyond lies in temporary files
 
 
 def _as_rows(features: np.ndarray, dim: int | None) -> np.ndarray:
@@ -56,9 +58,7 @@ class Moments:
         return self._count + self._num_pending
 
     def append(self, features: np.ndarray, indices: Sequence[int] | np.ndarray | None = None) -> None:
-        """Add rows [n, D]. `indices` is accepted so that both kinds of store are called alike; the order does
-        not matter here.
-        """
+        """Add rows [n, D]. `indices` has no effect: the order of rows does not matter here."""
         rows = _as_rows(features, self.dim)
         if not len(rows):
             return
@@ -93,7 +93,7 @@ class Moments:
         self._count = total
 
     def merge(self, other: Moments) -> None:
-        """Add another process's rows to this one's. Raises ValueError if the feature widths differ."""
+        """Add another process's rows. Raises ValueError if the feature widths differ."""
         if other.dim != self.dim:
             raise ValueError(f"cannot merge {other.dim}-wide statistics into {self.dim}-wide ones")
         self._flush()
@@ -117,8 +117,10 @@ class Moments:
 
     @property
     def unbiased_covariance(self) -> np.ndarray:
-        """[D, D] float64, divided by n - 1, as torch-fidelity and pytorch-fid do. Raises ValueError below two
-        rows.
+        """[D, D] float64, divided by n - 1, as torch-fidelity and pytorch-fid do.
+
+        Raises:
+            ValueError: there are fewer than two rows.
         """
         self._flush()
         if self._count < 2:
@@ -126,11 +128,13 @@ class Moments:
         return self._scatter / (self._count - 1)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` takes."""
         self._flush()
         return {"count": np.asarray(self._count, np.int64), "mean": self._mean, "scatter": self._scatter}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Moments:
+        """A store from what `arrays` returned. Raises ValueError or KeyError for anything else."""
         stats = cls(len(arrays["mean"]))
         stats._count = int(arrays["count"])
         stats._mean = np.asarray(arrays["mean"], np.float64)
@@ -142,13 +146,42 @@ class Moments:
         return stats
 
 
+def _mapped(count: int, dim: int) -> np.ndarray:
+    """float32 [count, dim] in a temporary file without a name, which disappears with the array.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    size = count * dim * np.dtype(np.float32).itemsize
+    with tempfile.TemporaryFile() as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk fails here, not at a later access
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{tempfile.gettempdir()} has no room for {size / 2**30:.1f} GiB of features "
+                f"({error.strerror}): set TMPDIR to a folder on another disk",
+            ) from None
+        return np.memmap(file, np.float32, "r+", shape=(count, dim)).view(np.ndarray)
+
+
+def _new_rows(count: int, dim: int) -> np.ndarray:
+    """float32 [count, dim], in memory if it is small enough."""
+    if count * dim * np.dtype(np.float32).itemsize > MAX_BYTES_IN_MEMORY:
+        return _mapped(count, dim)
+    return np.empty((count, dim), np.float32)
+
+
 class FeatureArray:
-    """Keeps every feature row in float32 with its sample index, for the metrics that need more than two
-    moments.
+    """Keeps every feature row in float32 with its sample index.
+
+    Rows beyond MAX_BYTES_IN_MEMORY go to temporary files, which the system maps into memory as needed.
     """
 
     def __init__(self, dim: int) -> None:
         self.dim = int(dim)
+        self._num_in_memory = 0  # rows at the end of the list that are not in a file
         self._rows: list[np.ndarray] = []
         self._indices: list[np.ndarray] = []
 
@@ -165,21 +198,35 @@ class FeatureArray:
             raise ValueError(f"{len(rows)} feature rows came with {len(numbers)} sample indices")
         self._rows.append(rows.astype(np.float32))
         self._indices.append(numbers.astype(np.int64))
+        self._num_in_memory += len(rows)
+        if self._num_in_memory * self.dim * self._rows[-1].itemsize > MAX_BYTES_IN_MEMORY:
+            self._move_to_file()
+
+    def _move_to_file(self) -> None:
+        """Move the rows that are in memory to a temporary file."""
+        part, end = _mapped(self._num_in_memory, self.dim), self._num_in_memory
+        while end:
+            rows = self._rows.pop()
+            part[end - len(rows) : end] = rows
+            end -= len(rows)
+        self._rows.append(part)
+        numbers = np.concatenate(self._indices)
+        parts = np.cumsum([len(rows) for rows in self._rows])[:-1]
+        self._indices, self._num_in_memory = np.split(numbers, parts), 0
 
     def merge(self, other: FeatureArray) -> None:
-        """Add another process's rows to this one's. Raises ValueError if the feature widths differ."""
+        """Add another process's rows. Raises ValueError if the feature widths differ."""
         if other.dim != self.dim:
             raise ValueError(f"cannot merge {other.dim}-wide features into {self.dim}-wide ones")
-        self._rows += other._rows
-        self._indices += other._indices
+        for rows, numbers in zip(other._rows, other._indices, strict=True):
+            self.append(rows, numbers)
 
     @property
     def array(self) -> np.ndarray:
-        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them. Not to
-        be written to.
+        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them.
 
-        The parts are put in order once and then kept as this one array, so that a large set is held twice for
-        a moment only.
+        Not to be written to. The parts are put in order once and then kept as this one array, so that a large
+        set is held twice for a moment only.
         """
         if not self._rows:
             return np.zeros((0, self.dim), np.float32)
@@ -188,22 +235,24 @@ class FeatureArray:
             order = np.argsort(numbers, kind="stable")
             place = np.empty_like(order)
             place[order] = np.arange(len(order))
-            rows, start = np.empty((len(order), self.dim), np.float32), 0
+            rows, start = _new_rows(len(order), self.dim), 0
             for part in self._rows:
                 rows[place[start : start + len(part)]] = part
                 start += len(part)
-            self._rows, self._indices = [rows], [numbers[order]]
+            self._rows, self._indices, self._num_in_memory = [rows], [numbers[order]], 0
         elif (np.diff(self._indices[0]) < 0).any():
             order = np.argsort(self._indices[0], kind="stable")
             self._rows, self._indices = [self._rows[0][order]], [self._indices[0][order]]
         return self._rows[0]
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` takes."""
         rows = self.array
         return {"rows": rows, "indices": self._indices[0] if self._indices else np.zeros(0, np.int64)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> FeatureArray:
+        """A store from what `arrays` returned. Raises ValueError or KeyError for anything else."""
         store = cls(arrays["rows"].shape[1])
         store.append(arrays["rows"], arrays["indices"])
         return store
@@ -227,8 +276,10 @@ def save(path: str | Path, store: Store, description: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> tuple[Store, dict[str, Any]]:
-    """Read what `save` wrote: (store, description). Raises ValueError, in one line, for a file that is
-    damaged or not of this kind.
+    """Read what `save` wrote: (store, description).
+
+    Raises:
+        ValueError: the file is damaged or not of this kind; one line.
     """
     try:
         arrays = bounded.read_npz(path)

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import pickle
+import tempfile
 import zipfile
 
 import numpy as np
@@ -120,3 +123,30 @@ def test_no_rows_no_covariance():
         Moments(3).merge(Moments(4))
     with pytest.raises(ValueError, match="2 sample indices"):
         FeatureArray(5).append(rows(3), [0, 1])
+
+
+def test_large_feature_arrays_lie_in_temporary_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(statistics, "MAX_BYTES_IN_MEMORY", 40 * 5 * 4)
+    mapped = []
+    make = statistics._mapped
+    monkeypatch.setattr(statistics, "_mapped", lambda *shape: mapped.append(shape) or make(*shape))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    values, order = rows(300), np.random.RandomState(0).permutation(300)
+    store, other = FeatureArray(5), FeatureArray(5)
+    for start in range(0, 200, 15):
+        part = order[start : min(start + 15, 200)]
+        store.append(values[part], part)
+    other.append(values[order[200:]], order[200:])
+    store.merge(pickle.loads(pickle.dumps(other)))
+    assert len(store) == 300 and (store.array == values).all()
+    assert mapped[-1] == (300, 5) and max(count for count, _ in mapped[:-1]) < 150
+    assert not list(tmp_path.iterdir())  # the files have no names: nothing is left behind
+
+
+def test_a_disk_without_room_for_features_is_one_line(monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(statistics.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="set TMPDIR to a folder on another disk"):
+        statistics._mapped(10, 10)
