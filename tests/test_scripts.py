@@ -4,6 +4,7 @@ out.
 """
 
 import importlib
+import re
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ COMMANDS = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
     for folder in (".", "lab", "benchmarks")
     for path in (ROOT / folder).glob("*.py")
-    if "@click.command" in path.read_text()
+    if re.search(r"@click\.(command|group)", path.read_text())
 )
 
 
