@@ -127,7 +127,7 @@ def main(
 
     network, centroids = common_options.load()
     render.set_transform(network.G, offset, rotate)
-    options = {
+    options: dict[str, Any] = {
         "truncation": common_options.truncation,
         "centroids": centroids,
         "noise_mode": noise_mode,

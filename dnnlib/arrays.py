@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in .npz files, read member by member and row by row: memory does not grow with the file.
+"""Read arrays of .npz files member by member and row by row, so that memory does not grow with the file.
 
-Nothing is unpickled. What a file says of its own size is compared with the file before anything is allocated.
+Nothing is unpickled. The size that a file claims is compared with its actual size before memory is allocated.
 """
 
 import mmap
@@ -17,12 +17,12 @@ import numpy as np
 from dnnlib import bounded
 from dnnlib.util import Damaged
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of its name and extra field
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of name and extra field
 _LOCAL_SIGNATURE = b"PK\3\4"
 
 
 class Member(NamedTuple):
-    """An array of an .npz file, as its header describes it."""
+    """An array of an .npz file, as described by its header."""
 
     path: str
     name: str  # without .npy
@@ -37,9 +37,9 @@ def members(path: str | os.PathLike[str]) -> dict[str, Member]:
     """The arrays of an .npz file by name, without their contents.
 
     Raises:
-        Damaged: It is no .npz file, or an array's header does not match its size.
-        ValueError: It holds objects, or claims to unpack to absurdly more than its size.
-        OSError: It cannot be read.
+        Damaged: not an .npz file, or the header of an array does not match its size.
+        ValueError: an array contains objects, or its unpacked size is implausibly large.
+        OSError: the file cannot be read.
     """
     where = os.fspath(path)
     try:
@@ -61,15 +61,16 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Memb
 
 
 def read(path: str | os.PathLike[str], names: Collection[str], limit: int = 2**32) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file, as far as it has them.
+    """Read the named arrays of an .npz file. Names that it does not contain are ignored.
 
     Args:
-        path: Of the file.
-        names: Of arrays; others are not read.
-        limit: Most bytes of all that are read.
+        path: the file.
+        names: names of the arrays.
+        limit: maximum size of all arrays together in bytes.
 
     Raises:
-        ValueError, OSError: As `bounded.read_npz`.
+        ValueError: see `bounded.read_npz`.
+        OSError: the file cannot be read.
     """
     return bounded.read_npz(path, limit, names)
 
@@ -77,14 +78,14 @@ def read(path: str | os.PathLike[str], names: Collection[str], limit: int = 2**3
 class Rows:
     """The rows of an array in an .npz file: `rows[i]` is a copy of row i.
 
-    A member without compression is mapped into memory. A compressed one is unpacked forwards as rows are
-    read; reading an earlier row starts again, so ascending order is fast.
+    An uncompressed member is mapped into memory. A compressed one is unpacked from its start as rows are
+    read. Reading an earlier row starts again, so rows should be read in ascending order.
 
     Args:
-        member: Of `members`, in C order.
+        member: an item of `members`, in C order.
 
     Raises:
-        ValueError: The array is stored by columns, or has no rows.
+        ValueError: the array is in Fortran order, or has no rows.
     """
 
     def __init__(self, member: Member) -> None:
@@ -96,9 +97,9 @@ class Rows:
         self.row_bytes = int(np.prod(member.shape[1:], dtype=np.int64)) * member.dtype.itemsize
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
-        self._data = 0  # where the array begins in the map
+        self._data = 0  # start of the array in the map
         self._stream: IO[bytes] | None = None
-        self._next = 0  # the row at which the stream stands
+        self._next = 0  # the next row of the stream
 
     def __len__(self) -> int:
         return self.member.shape[0]

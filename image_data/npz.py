@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in an .npz file in ADM's (guided-diffusion's) layout: arr_0 uint8 [N, H, W, 3], labels in arr_1."""
+"""Read images from .npz files of ADM (guided-diffusion): arr_0 uint8 [N, H, W, 3], labels in arr_1."""
 
 import numpy as np
 
@@ -10,31 +10,31 @@ _MAX_LABELS_BYTES = 2**31
 
 
 class Opener:
-    """Refs are indices of rows. Serves any process: the file is opened where it is used."""
+    """Reads refs that are indices of rows. Each process opens the file itself."""
 
     def __init__(self, images: arrays.Rows) -> None:
         self.images = images
 
     def load(self, ref: int) -> tuple[str, np.ndarray]:
-        """Name and uint8 pixels [H, W] or [H, W, 3] of an image."""
+        """(name, uint8 pixels [H, W] or [H, W, 3]) of an image."""
         pixels = self.images[ref]
         return f"image {ref}", pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
     def fingerprint(self) -> str:
-        """What identifies the images, from the directory of the file: size and CRC-32."""
+        """Identify the images by size and CRC-32 from the directory of the file."""
         info = self.images.member.info
         return f"{info.filename}\0{info.file_size}\0{info.CRC}\n"
 
 
 def open_images(path: str) -> tuple[arrays.Rows, np.ndarray | None]:
-    """The images of an .npz file and their labels.
+    """Open the images of an .npz file, and read their labels.
 
     Returns:
         Rows, each uint8 [H, W, 1 or 3], and labels int64 [N]; None without usable ones.
 
     Raises:
-        ValueError: One line that names what the file holds instead.
-        OSError: It cannot be read.
+        ValueError: one line with the actual content of the file.
+        OSError: the file cannot be read.
     """
     found = arrays.members(path)
     expected = f"{path}: images must be {IMAGES}, uint8 [N, H, W, 3]"

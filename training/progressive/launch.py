@@ -169,16 +169,9 @@ def start(
             )
 
     def measure(network: Path, run_dir: Path, metric: str) -> None:
+        arguments = (to_json(last), str(network), str(run_dir), metric, measures.final)
         with ending_logged(run_dir):
-            launcher.launch(
-                measure_process,
-                last.run.gpus,
-                to_json(last),
-                str(network),
-                str(run_dir),
-                metric,
-                measures.final,
-            )
+            launcher.launch(measure_process, last.run.gpus, *arguments)
 
     with stack, terminated_as_interrupted():
         try:
