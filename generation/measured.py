@@ -28,7 +28,8 @@ class MeasuredGenerator:
 
     def __call__(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """Images [N, C, R, R] of latents [N, Z] and labels [N]."""
-        return self.synthesis(self.styles(z, labels))
+        images: Tensor = self.synthesis(self.styles(z, labels))
+        return images
 
     def styles(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """Latents [N, Z] and labels [N] to truncated styles [N, L, W]."""
@@ -36,7 +37,8 @@ class MeasuredGenerator:
 
     def synthesize(self, styles: Tensor) -> Tensor:
         """Styles to float32 images [N, C, R, R], with every layer in float32."""
-        return self.synthesis(styles, noise_mode="const", force_fp32=True)
+        images: Tensor = self.synthesis(styles, noise_mode="const", force_fp32=True)
+        return images
 
     @contextlib.contextmanager
     def transformed(self, matrix: Tensor) -> Iterator[None]:

@@ -14,7 +14,7 @@ import dnnlib.util
 from dnnlib.progress import Stages
 from generation.measured import MeasuredGenerator
 from metrics import collect, detectors
-from metrics.detectors import Detector
+from metrics.detector import Detector
 from metrics.evaluate import Evaluator
 from metrics.registry import detectors_of, parse_list, parse_metric
 from torch_utils import prefetch, timm_weights
