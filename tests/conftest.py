@@ -3,14 +3,20 @@
 tools/rounding.py).
 """
 
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.quick_processes import get_context, real_get_context
+
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
@@ -20,6 +26,51 @@ def cpu_kernels() -> None:
     from torch_utils.ops.backend import cpu_extension
 
     cpu_extension.load()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_processes() -> Iterator[None]:
+    """Processes that need not import everything again (tests/quick_processes.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", get_context)
+        yield
+
+
+@pytest.fixture
+def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that start and import as users' do."""
+    monkeypatch.setattr(multiprocessing, "get_context", real_get_context)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_plots(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Empty curves, in the files and pages where they belong: drawn in full they take seconds per tick.
+
+    Gives the functions that it replaces. The tests of what is drawn have the real ones.
+    """
+    plots = sys.modules.get("training.watch.plots")
+    if plots is None or request.module.__name__.startswith(("tests.training.watch.", "tests.lab.")):
+        yield {}
+        return
+
+    def draw(panels: object, title: str) -> Any:
+        from matplotlib.figure import Figure
+
+        return Figure(figsize=(1, 1))
+
+    quick = {"draw": draw, "panel_svg": lambda panel, kimg: b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
+    with pytest.MonkeyPatch.context() as patch:
+        replaced = {name: getattr(plots, name) for name in quick}
+        for name, function in quick.items():
+            patch.setattr(plots, name, function)
+        yield replaced
+
+
+@pytest.fixture
+def real_plots(quick_plots: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves as users see them."""
+    for name, function in quick_plots.items():
+        monkeypatch.setattr(f"training.watch.plots.{name}", function)
 
 
 @pytest.fixture(scope="session")

@@ -165,10 +165,8 @@ def test_restart_every_goes_on_with_the_same_command(command, whole, tmp_path):
 
 
 def test_two_processes_run_all_stages(command, tmp_path):
-    result = waiting.run(
-        [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008"]
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = invoke(f"--outdir={tmp_path}", *command, "--gpus=2", "--kimg=0.008")
+    assert result.exit_code == 0, result.output
     records = json.loads((tmp_path / "00000-tiny" / "lineage.json").read_text())["stages"]
     assert [(r["resolution"], r["outcome"]) for r in records] == [
         (8, "finished"),

@@ -49,7 +49,7 @@ def data(toy_zip) -> str:
     return toy_zip
 
 
-def test_a_run_leaves_its_files(data, tmp_path):
+def test_a_run_leaves_its_files(data, tmp_path, real_plots):
     result = CliRunner().invoke(
         train.main,
         [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS],
@@ -324,7 +324,7 @@ def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp
     assert result.exit_code == train.RESTART_EXIT_CODE and len(list(tmp_path.iterdir())) == 2
 
 
-def test_one_and_two_processes_agree(data, tmp_path):
+def test_one_and_two_processes_agree(data, tmp_path, monkeypatch):
     """One step of 16 images by 1 x 16 and 2 x 8: the same gradients (with beta1 = 0, Adam's first moment is
     the last gradient) and images shown.
 
@@ -341,18 +341,12 @@ def test_one_and_two_processes_agree(data, tmp_path):
         "--pl-start-kimg=0",
         "--precision=fp32",
     ]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for processes in (1, 2):
-        result = waiting.run(
-            [
-                sys.executable,
-                str(ROOT / "train.py"),
-                f"--outdir={tmp_path / str(processes)}",
-                f"--gpus={processes}",
-                *common,
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        result = CliRunner().invoke(
+            train.main, [f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", *common]
         )
-        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.exit_code == 0, result.output
     one, two = (final_state(next((tmp_path / str(n)).iterdir())) for n in (1, 2))
     assert one["progress"]["nimg"] == two["progress"]["nimg"] == 16
     for part, tolerance in (("g_opt", 2e-2), ("d_opt", 2e-2)):

@@ -67,9 +67,9 @@ def published_reassemble(name: str) -> str:
     return "pretrained." + name.replace(".project.", ".3.").replace(".resample.", ".4.")
 
 
-def fill_deit_(network: FeatureNetwork, projection: RandomProjection) -> None:
+def fill_deit_projection_(network: FeatureNetwork, projection: RandomProjection) -> None:
+    """The projection of the transformer; the network itself is filled already (conftest.py)."""
     prefix = f"feature_networks.{network.name}."
-    fill_(network.body.state_dict(), prefix + "pretrained.model.", "vit")
     for name, tensor in projection.reassemble.state_dict().items():
         fill_({published_reassemble(name): tensor}, prefix, "vit")
     fill_(projection.scratch.state_dict(), prefix + "scratch.", "vit")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from san import SANLogits
-from tests.parity.fill import GOLDENS, close, fill_, fill_deit_, normal
+from tests.parity.fill import GOLDENS, close, fill_, fill_deit_projection_, normal
 from tests.parity.gradients import exact, mostly_exact
 from torch_utils import features
 from training.discriminator import ProjectedDiscriminator
@@ -30,16 +30,6 @@ def advance(module: torch.nn.Module) -> None:
     for conv in module.modules():
         if isinstance(conv, SpectralConv2d):
             conv.advance_spectral_norm()
-
-
-@pytest.fixture(scope="module")
-def lite0() -> features.FeatureNetwork:
-    return features.load(LITE0)
-
-
-@pytest.fixture(scope="module")
-def deit() -> features.FeatureNetwork:
-    return features.load(DEIT, "random")
 
 
 def strided(x: torch.Tensor, expected: np.ndarray) -> torch.Tensor:
@@ -77,7 +67,7 @@ def test_projected_lite0(lite0, case, rel):
 def test_projected_deit(deit):
     file, meta = load("projector_deit")
     projection = RandomProjection(deit.channels, "vit")
-    fill_deit_(deit, projection)
+    fill_deit_projection_(deit, projection)
     tokens = deit(torch.from_numpy(normal("deit.x", (1, 3, 224, 224))))
     maps = projection.reassemble(tokens)
     for level, (feature, out) in enumerate(zip(maps, projection(tokens), strict=True)):
@@ -175,7 +165,7 @@ def build(
     fill_({k: v for k, v in D.discriminators.state_dict().items()}, "discriminators.", "disc")
     for key, projection in D.projections.items():
         if D.feature_networks[key].kind == "vit":
-            fill_deit_(D.feature_networks[key], projection)
+            fill_deit_projection_(D.feature_networks[key], projection)
         else:
             fill_(projection.state_dict(), f"feature_networks.{key}.", "disc")
     return D

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.fill import GOLDENS, close, fill_, fill_deit_, normal
+from tests.parity.fill import GOLDENS, close, fill_, fill_deit_projection_, normal
 from tests.parity.gradients import alike
 from torch_utils import features, frozen_convolutions, rng, training_stats
 from training import losses, schedules, steps
@@ -32,11 +32,6 @@ from training.state import TrainState
 
 LITE0, DEIT = "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
 SAMPLES_PER_ROUND = 4
-
-
-@pytest.fixture(scope="module")
-def lite0() -> features.FeatureNetwork:
-    return features.load(LITE0)
 
 
 class Recorder:
@@ -87,14 +82,13 @@ def generator(name: str) -> Generator:
 
 
 def discriminator(
-    names: list[str], c_dim: int, resolution: int, lite0: features.FeatureNetwork, **options: Any
+    networks: list[features.FeatureNetwork], c_dim: int, resolution: int, **options: Any
 ) -> ProjectedDiscriminator:
-    networks = [lite0 if name == LITE0 else features.load(name, "random") for name in names]
     D = ProjectedDiscriminator(networks, c_dim, resolution, bn_group=None, augment=False, **options)
     fill_(dict(D.discriminators.state_dict()), "discriminators.", "disc")
     for key, projection in D.projections.items():
         if key == DEIT:
-            fill_deit_(D.feature_networks[key], projection)
+            fill_deit_projection_(D.feature_networks[key], projection)
         else:
             fill_(projection.state_dict(), f"feature_networks.{key}.", "disc")
     D.register_forward_pre_hook(lambda module, args: module.advance_spectral_norms())
@@ -157,12 +151,12 @@ def compare_norms(
 
 # name, generator, classes, backbones, blur sigma, guidance
 CASES = {
-    "loss_lite_cond": ("gen_stem_t", 1000, [LITE0], 2.0, 0.0),
-    "loss_lite_cond_pl": ("gen_stem_t", 1000, [LITE0], 0.0, 0.0),
-    "loss_lite_cond_noblur_cls": ("gen_stem_t", 1000, [LITE0], 0.0, 8.0),
-    "loss_lite_uncond_r_halfblur": ("gen_stem_t_uncond", 0, [LITE0], 1.0, 0.0),
-    "loss_superres_headonly_cls": ("gen_sr_t_16to32_h4", 1000, [LITE0], 0.0, 8.0),
-    "loss_both_cond": ("gen_stem_t", 1000, [DEIT, LITE0], 2.0, 0.0),
+    "loss_lite_cond": ("gen_stem_t", 1000, ["lite0"], 2.0, 0.0),
+    "loss_lite_cond_pl": ("gen_stem_t", 1000, ["lite0"], 0.0, 0.0),
+    "loss_lite_cond_noblur_cls": ("gen_stem_t", 1000, ["lite0"], 0.0, 8.0),
+    "loss_lite_uncond_r_halfblur": ("gen_stem_t_uncond", 0, ["lite0"], 1.0, 0.0),
+    "loss_superres_headonly_cls": ("gen_sr_t_16to32_h4", 1000, ["lite0"], 0.0, 8.0),
+    "loss_both_cond": ("gen_stem_t", 1000, ["deit", "lite0"], 2.0, 0.0),
 }
 
 
@@ -174,7 +168,7 @@ AGAIN = {"loss_lite_cond_pl", "loss_superres_headonly_cls"}
 @pytest.mark.parametrize(
     "case", [case if case in AGAIN else pytest.param(case, marks=pytest.mark.once) for case in CASES]
 )
-def test_one_iteration(case, lite0, monkeypatch):
+def test_one_iteration(case, request, monkeypatch):
     gen_name, c_dim, backbones, sigma, cls_weight = CASES[case]
     inputs, file, meta = (
         np.load(GOLDENS / "loss_inputs.npz"),
@@ -182,7 +176,8 @@ def test_one_iteration(case, lite0, monkeypatch):
         json.loads((GOLDENS / f"{case}.json").read_text()),
     )
     G = generator(gen_name)
-    state = recording(make_state(G, discriminator(backbones, c_dim, G.img_resolution, lite0)))
+    networks = [request.getfixturevalue(name) for name in backbones]
+    state = recording(make_state(G, discriminator(networks, c_dim, G.img_resolution)))
     classifier = GoldenClassifier(inputs["cls/fc.weight"], inputs["cls/fc.bias"]) if cls_weight else None
     cfg = LossConfig(adversarial_scale=SAMPLES_PER_ROUND, cls_weight=cls_weight)
     labels = {k: torch.from_numpy(inputs[k]).argmax(1) if c_dim else None for k in ("c_G", "c_D", "real_c")}
@@ -250,7 +245,7 @@ def test_the_generator_step_takes_the_derivative_of_its_loss(lite0, sigma, cls_w
     """
     inputs = np.load(GOLDENS / "loss_inputs.npz")
     G = generator("gen_stem_t").double()
-    D = discriminator([LITE0], 1000, 16, lite0, feature_size=64, compute_dtype=torch.float64).double()
+    D = discriminator([lite0], 1000, 16, feature_size=64, compute_dtype=torch.float64).double()
     D._forward_pre_hooks.clear()  # the power iteration would move the loss from call to call
     state = recording(make_state(G, D))
     classifier = GoldenClassifier(
@@ -324,7 +319,7 @@ def test_train_trace(lite0, monkeypatch):
     monkeypatch.setattr(
         frozen_convolutions, "F", SimpleNamespace(conv2d=depthwise, pad=torch.nn.functional.pad)
     )
-    D = discriminator([LITE0], 1000, 16, lite0, compute_dtype=torch.float64).double()
+    D = discriminator([lite0], 1000, 16, compute_dtype=torch.float64).double()
     state = make_state(generator("gen_stem_t").double(), D)
     g, d = state.g_opt.param_groups[0], state.d_opt.param_groups[0]
     assert (g["lr"], d["lr"]) == pytest.approx((meta["lr_g"], meta["lr_d"]))

@@ -62,7 +62,7 @@ def _collectives(folder):
     sys.exit(3)
 
 
-def test_collectives_and_exit_code(tmp_path):
+def test_collectives_and_exit_code(tmp_path, real_processes):
     with pytest.raises(SystemExit) as e:
         launcher.launch(_collectives, 2, tmp_path)
     assert e.value.code == 3 and len(list(tmp_path.iterdir())) == 2

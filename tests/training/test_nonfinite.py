@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose fault a gradient that is not finite is: the network and the tensor that a step names."""
 
+import copy
+
 import pytest
 import torch
 
@@ -16,13 +18,20 @@ def data(toy_zip) -> str:
     return toy_zip
 
 
-@pytest.fixture
-def run(data):
-    """A state and what trains it for a step, at its fourth."""
+@pytest.fixture(scope="module")
+def fresh(data):
+    """(config, data set, state) of a run at its fourth step."""
     cfg = config(data)
     dataset = build.make_dataset(cfg.data, 0)
     state = restore.fresh_state(cfg, dataset, torch.device("cpu"))
     state.progress.step, state.progress.nimg = 3, 24
+    return cfg, dataset, state
+
+
+@pytest.fixture
+def run(fresh):
+    """A state and what trains it for a step."""
+    cfg, dataset, state = copy.deepcopy(fresh)
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, torch.device("cpu"), 1, 0)
     pixels = torch.stack([torch.from_numpy(dataset[i][0].copy()) for i in range(8)])
     return state, lambda: steps.train_step(
