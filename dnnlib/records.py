@@ -7,17 +7,21 @@ renamed) and disks that are briefly unavailable (reads are retried).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dnnlib import util
+from dnnlib import bounded, util
 from dnnlib.files import names_file, retry_io, temporary_prefix
 from dnnlib.util import atomic_write
 
 _METRIC = "metric-"  # the metric's name follows
 MAX_KIMG = 1e12  # a line with a larger value is damaged
+MAX_LINE_BYTES, MAX_LINES_BYTES = 2**20, 2**28  # of one line, of all lines of a file; more is damage
 
 
 def metric_file(run_dir: str | os.PathLike[str], metric: str) -> Path:
@@ -48,7 +52,11 @@ def read_object(path: Path) -> dict[str, Any]:
         Damaged: the file contains no JSON object.
         OSError: the file does not exist or cannot be read.
     """
-    data = retry_io(path.read_bytes, path)
+    data = retry_io(lambda: _first_bytes(path), path)
+    if len(data) > bounded.MAX_TEXT_BYTES:
+        raise Damaged(path, f"larger than {bounded.MAX_TEXT_BYTES // 2**20} MiB")
+    if data.count(b"[") + data.count(b"{") > bounded.MAX_JSON_CONTAINERS:
+        raise Damaged(path, f"more than {bounded.MAX_JSON_CONTAINERS:,} lists and objects")
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as err:
@@ -56,6 +64,12 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Damaged(path, f"{type(value).__name__} instead of an object")
     return value
+
+
+def _first_bytes(path: Path) -> bytes:
+    """What a JSON file may have, and one byte more where it has more."""
+    with open(path, "rb") as file:
+        return file.read(bounded.MAX_TEXT_BYTES + 1)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -127,13 +141,37 @@ def last_line(path: Path) -> dict[str, Any] | None:
         OSError: the file cannot be read.
     """
     try:
-        lines = [line for line in retry_io(path.read_bytes, path).split(b"\n") if line.strip()]
+        tail, whole = retry_io(lambda: _tail(path), path)
     except FileNotFoundError:
         return None
+    lines = [line for line in tail.split(b"\n")[0 if whole else 1 :] if line.strip()]
     record = _record(lines[-1]) if lines else None
-    if lines and record is None:
+    if record is None and (lines or not whole):
         raise Damaged(path, "the last line is not a JSON object; move or delete the file")
     return record
+
+
+def _tail(path: Path) -> tuple[bytes, bool]:
+    """The end of a file, longer than a line may be, and whether that is all of it."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * MAX_LINE_BYTES))
+        return file.read(2 * MAX_LINE_BYTES), size <= 2 * MAX_LINE_BYTES
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """The lines of a file without their ends, and whether each is complete.
+
+    Of a line longer than MAX_LINE_BYTES only its beginning, which is no JSON object.
+    """
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            ended = line.endswith(b"\n")
+            if not ended and len(line) == MAX_LINE_BYTES:
+                line, ended = line[:100], True
+                while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+            yield line.rstrip(b"\n"), ended
 
 
 def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
@@ -148,23 +186,34 @@ def drop_lines_after(path: Path, kimg: float, and_at: bool = False) -> None:
         and_at: also remove the lines at exactly this progress.
     """
     try:
-        lines = retry_io(path.read_bytes, path).split(b"\n")
+        damaged, lines, kept = retry_io(lambda: _sorted_out(path, kimg, and_at), path)
     except FileNotFoundError:
         return
-    unfinished = lines.pop()  # '' or a line that was cut off when the process died
-    records = [(line, _record(line)) for line in lines if line.strip()]
-    if unfinished.strip() and (last := _record(unfinished)) is not None:
-        records.append((unfinished, last))  # complete, but an editor removed the newline
-    damaged = sum(record is None for _, record in records)
-    kept = [line for line, r in records if r is not None and _is_before(r, kimg, and_at)]
     if damaged:
         print(
-            f"WARNING: {damaged} of {len(records)} lines of {path} are damaged and ignored; the original "
+            f"WARNING: {damaged} of {lines} lines of {path} are damaged and ignored; the original "
             f"file is kept as {_second_name(path).name}",
             flush=True,
         )
     with atomic_write(path) as f:
-        f.write(b"".join(line + b"\n" for line in kept))
+        f.writelines(line + b"\n" for line in kept)
+
+
+def _sorted_out(path: Path, kimg: float, and_at: bool) -> tuple[int, int, list[bytes]]:
+    """Damaged lines, all lines, and those that `drop_lines_after` keeps."""
+    damaged, count, size = 0, 0, 0
+    kept: list[bytes] = []
+    for line, ended in _lines(path):
+        record = _record(line)
+        if not line.strip() or (record is None and not ended):
+            continue  # a line that was being written when the process died, or what an editor left
+        count += 1
+        if record is None or size > MAX_LINES_BYTES:
+            damaged += 1
+        elif _is_before(record, kimg, and_at):
+            size += len(line)
+            kept.append(line)
+    return damaged, count, kept
 
 
 def _is_before(record: dict[str, Any], kimg: float, and_at: bool) -> bool:
@@ -177,11 +226,15 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Lines that are damaged, incomplete or not objects are skipped. A missing file gives an empty list.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError:
-        return []
-    return [record for line in lines if (record := _record(line)) is not None]
+    records, size = [], 0
+    with contextlib.suppress(OSError):
+        for line, _ in _lines(Path(path)):
+            size += len(line)
+            if size > MAX_LINES_BYTES:
+                break
+            if (record := _record(line)) is not None:
+                records.append(record)
+    return records
 
 
 def replace_with_copy(source: Path, target: Path) -> None:
@@ -191,7 +244,7 @@ def replace_with_copy(source: Path, target: Path) -> None:
         os.link(source, linked)
         os.replace(linked, target)
     except OSError:
-        with atomic_write(target) as f:
-            f.write(source.read_bytes())
+        with atomic_write(target) as f, open(source, "rb") as original:
+            shutil.copyfileobj(original, f)
     finally:
         linked.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ import torch
 
 from dnnlib import util
 from dnnlib.files import remove_temporaries, retry_io, temporary_prefix
+from torch_utils import tensor_files
 
 _NAME = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{16})\.pt")
 _SET_ASIDE = ".damaged"  # added to the name of one whose contents do not match its checksum
@@ -261,7 +262,7 @@ def _read(path: Path) -> tuple[Any, str]:
             )
         f.seek(0)
         try:
-            return torch.load(f, map_location="cpu", weights_only=True), digest
+            return tensor_files.load_from(f), digest
         except OSError:
             raise
         except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be

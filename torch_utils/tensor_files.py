@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,13 +23,20 @@ def load(path: str | os.PathLike[str]) -> Any:
         OSError: the file could not be read.
         Exception: torch's errors for files of another kind.
     """
-    size = os.stat(path).st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as file:
+        return load_from(file)
+
+
+def load_from(file: BinaryIO) -> Any:
+    """Load an open file of the disk. As `load`."""
+    size = os.fstat(file.fileno()).st_size
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > size:  # torch.save does not compress
             raise ValueError(f"its {size:,} bytes claim to unpack to {unpacked:,} (zip bomb?)")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    file.seek(0)
+    content = torch.load(file, map_location="cpu", weights_only=True)
     storages: dict[int, int] = {}
     for tensor in _tensors(content):
         if tensor.layout == torch.strided:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dnnlib import bounded
 from dnnlib.records import Damaged as Damaged
 from dnnlib.records import append_jsonl as append_jsonl
 from dnnlib.records import drop_lines_after as drop_lines_after
@@ -131,7 +132,7 @@ def best_network(run_dir: str | os.PathLike[str]) -> Path | None:
 def best_nimg(run_dir: Path) -> int | None:
     """Return the images shown when the best network was written; None if unknown."""
     with contextlib.suppress(OSError, ValueError):
-        return int((run_dir / BEST_NIMG_FILE).read_text())
+        return int(bounded.read_text(run_dir / BEST_NIMG_FILE, 100))
     return None
 
 

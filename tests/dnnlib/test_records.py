@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dnnlib import files, records
+from tests.memory_limit import limited
 
 DAMAGE = [
     b"garbage",
@@ -86,21 +87,21 @@ def test_an_unfinished_line_is_no_damage(tmp_path, capsys):
 def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
     path = tmp_path / "stats.jsonl"
     path.write_text('{"kimg": 1}\n')
-    real, left = Path.read_bytes, iter(range(6))
+    left = iter(range(6))
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
 
-    def read(self):
+    def faulty(*args, **kwargs):
         if next(left, None) is not None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(self)
+        return open(*args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(records, "open", faulty, raising=False)
     records.drop_lines_after(path, 5)
     left = iter(range(100))
     with pytest.raises(OSError, match=r"Input/output error.*stats.jsonl"):
         records.drop_lines_after(path, 0)
     left = iter(())
-    assert real(path) == b'{"kimg": 1}\n' and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b'{"kimg": 1}\n' and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_last_line(tmp_path):
@@ -137,3 +138,42 @@ def test_a_copy_takes_the_place_of_what_was_there(links, tmp_path, monkeypatch):
         assert (tmp_path / "target").read_bytes() == content
     records.replace_with_copy(tmp_path / "source", tmp_path / "target")  # the same file already
     assert {p.name for p in tmp_path.iterdir()} == {"source", "target"}
+
+
+def sparse(path: Path, end: bytes) -> Path:
+    """A file of 512 MiB that takes no disk space: zeros, then `end`."""
+    with open(path, "wb") as file:
+        file.truncate(2**29 - len(end))
+        file.seek(0, os.SEEK_END)
+        file.write(end)
+    return path
+
+
+def test_huge_files_are_damage_like_any_other(tmp_path, capsys):
+    status, stats = (
+        sparse(tmp_path / "status.json", b""),
+        sparse(tmp_path / "stats.jsonl", b'\n{"kimg": 1}\n'),
+    )
+    with limited(150):
+        assert records.read_json(status) == {}
+        records.write_json(status, {"outcome": "finished"})
+        assert records.read_jsonl(stats) == [{"kimg": 1}] == [records.last_line(stats)]
+        records.drop_lines_after(stats, 2)
+    assert records.read_object(status) == {"outcome": "finished"} and stats.read_bytes() == b'{"kimg": 1}\n'
+    told = capsys.readouterr().out
+    assert "status.json is damaged (larger than 16 MiB): kept as status.json.damaged" in told
+    assert f"1 of 2 lines of {stats} are damaged" in told
+    for name in ("status.json.damaged", "stats.jsonl.damaged"):
+        assert (tmp_path / name).stat().st_size == 2**29
+    with limited(150), pytest.raises(records.Damaged, match="the last line is not a JSON object"):
+        records.last_line(sparse(tmp_path / "metric-fid.jsonl", b""))
+
+
+def test_lines_together_are_bounded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "MAX_LINES_BYTES", 50)
+    path = tmp_path / "stats.jsonl"
+    path.write_bytes(b'{"kimg": 1}\n' * 1000)
+    assert len(records.read_jsonl(path)) == 4
+    records.drop_lines_after(path, 2)
+    assert path.read_bytes().count(b"\n") == 5
+    assert "995 of 1000 lines" in capsys.readouterr().out

@@ -2,10 +2,12 @@
 """Checkpoints: bit for bit, whole or absent, whatever happens in between."""
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 
 from dnnlib import files
 from tests import waiting
+from tests.memory_limit import limited
 from torch_utils import checkpoint
 
 DTYPES = [
@@ -299,3 +302,19 @@ def test_temporaries_of_live_processes_stay(tmp_path):
         (tmp_path / name).touch()
     checkpoint.save(tmp_path, 2, {"x": 1})
     assert not (tmp_path / dead).exists() and (tmp_path / live).exists()
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    """Its checksum is right: whoever writes a file chooses its name, too."""
+    path = checkpoint.save(tmp_path, 8, {"a": torch.zeros(2**22)})
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    path.unlink()
+    digest = hashlib.sha256(bomb.read_bytes()).hexdigest()[:16]
+    bomb = bomb.rename(tmp_path / f"checkpoint-{8:012d}-{digest}.pt")
+    assert checkpoint.latest(tmp_path) == bomb
+    with limited(10), pytest.raises(ValueError, match=r"is not a checkpoint \(.*zip bomb") as error:
+        checkpoint.load(bomb)
+    assert "\n" not in str(error.value)
