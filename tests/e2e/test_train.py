@@ -260,7 +260,7 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
         "--cond=True",
         *FLAGS,
         "--kimg=0.4",
-        "--snap=5",
+        "--tick=0.08",
     ]
     broken = tmp_path / "broken"
     process = start_training([f"--outdir={broken}", *common])
