@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests mirror the tree, or docs/testing.md names the files that test a module. No test imports another."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -32,16 +33,21 @@ def listed() -> list[tuple[Path, list[Path]]]:
     ]
 
 
+@functools.cache
+def used(name: str) -> frozenset[str]:
+    """Dotted names of what a module of ours imports, packages included."""
+    imports: frozenset[str] = frozenset()
+    for path in (ROOT / f"{name.replace('.', '/')}.py", ROOT / name.replace(".", "/") / "__init__.py"):
+        if name and path.is_file():
+            imports |= imported_modules(path)
+    return imports | {found.rpartition(".")[0] for found in imports}
+
+
 def reached(test: Path) -> set[str]:
-    """Dotted names of what a test imports, and of what those modules import in turn."""
-    direct = set(imported_modules(ROOT / test))
-    direct |= {name.rpartition(".")[0] for name in direct}
-    found = set(direct)
-    for name in direct:
-        for path in (ROOT / f"{name.replace('.', '/')}.py", ROOT / name.replace(".", "/") / "__init__.py"):
-            if name and path.is_file():
-                imports = imported_modules(path)
-                found |= imports | {used.rpartition(".")[0] for used in imports}
+    """Dotted names of what a test imports, of what that imports, and of what that imports."""
+    found = set(used(".".join(test.with_suffix("").parts)))
+    for _ in range(2):
+        found |= {name for module in found for name in used(module)}
     return found
 
 
