@@ -6,16 +6,21 @@ processes.
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from generation import render
+from generation.measured import MeasuredGenerator
 from metrics import evaluate, partial, registry, statistics
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
 from metrics.registry import INCEPTION, LITE0
 from tests.support import Generated, Images, TinyDetector
 from torch_utils import distributed, launcher
+
+PICKLES = Path(__file__).parents[1] / "parity" / "goldens" / "pickles"
 
 
 @pytest.fixture
@@ -497,3 +502,29 @@ def test_intervals_are_in_the_record(make):
     assert record.conditions["interval"]["std"]["fd_lite0_100"] > 0
     assert record.conditions["infinity"]["sizes"][-1] == 100
     json.dumps(record.as_dict())
+
+
+def test_network_metrics_beside_metrics_of_images(make, tmp_path):
+    network = render.load_network(str(PICKLES / "stem_r_uncond.pkl"))
+    generator = MeasuredGenerator(network.G)
+    one = make(metrics="eqt8_int,vendi_lite0_6", batch=4, force=True)(generator)
+    again = make(metrics="eqt8_int,vendi_lite0_6", batch=1, force=True)(generator)
+    assert numbers(one) == pytest.approx(numbers(again), rel=1e-4)
+    assert list(numbers(one)) == ["eqt8_int", "vendi_lite0_6", "vendi_lite0_6_min", "vendi_lite0_6_max"]
+    record = one[0].as_dict()
+    assert record["detector"] is None and record["reference"] is None and not record["lower_is_better"]
+    write_record(tmp_path, one[0])
+    write_record(tmp_path, again[0])
+
+
+def test_network_metrics_of_images_are_refused_in_one_line(make):
+    with pytest.raises(ValueError, match="metric eqr8 needs a StyleGAN network") as error:
+        make(metrics="eqr8")(Generated())
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="metric eqr8 needs a StyleGAN network"):
+        make(metrics="eqr8").compare(Images())
+
+
+def test_vendi_scores_are_per_class(make):
+    generated = make(metrics="vendi_lite0_60")(Generated())[0]
+    assert 1 <= generated.results["vendi_lite0_60_min"] <= generated.value
