@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image-set metrics: images -> features (detectors) -> statistics -> numbers (pure functions) -> records
-(evaluate).
+"""Metrics: images -> features (detectors) -> statistics -> numbers (pure functions) -> records.
 
-Nothing here knows how a network is trained; `metrics.evaluate` is the way in.
+Nothing here depends on how a network is trained. `metrics.evaluate` is the entry point.
 """

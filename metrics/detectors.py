@@ -70,8 +70,10 @@ class InceptionDetector(Detector):
 
 
 class Lite0Detector(Detector):
-    """EfficientNet-Lite0's last block, averaged over the map, prepared as the projected discriminator
-    prepares images: normalised, then bilinear to 224 pixels without antialiasing.
+    """EfficientNet-Lite0's last block, averaged over the map.
+
+    Images are prepared as for the projected discriminator: normalised, then resized to 224 pixels, bilinear
+    without antialiasing.
     """
 
     name = LITE0
@@ -93,11 +95,15 @@ class Lite0Detector(Detector):
 
 
 def find_inception(path: str | None = None, download: bool = True) -> str:
-    """The verified weights file of Inception, downloaded if need be and allowed.
+    """The verified weights file of Inception.
 
-    path: the file the user names; None looks at $STYLESAN_INCEPTION, then into the cache, then downloads.
-    Raises features.MissingWeights naming the file, its hash and where to put it; ValueError for a file with
-    another hash.
+    Args:
+        path: the file that the user names; None looks at $STYLESAN_INCEPTION, then into the cache.
+        download: download the file if it is in neither place.
+
+    Raises:
+        MissingWeights: there is no file; names it, its hash and where to put it.
+        ValueError: the file has another hash.
     """
     named = path or os.environ.get(INCEPTION_ENV)
     cached = dnnlib.util.make_cache_dir_path("detectors", INCEPTION_FILE)
@@ -147,13 +153,15 @@ def _verified(path: str) -> str:
 def load_inception(
     path: str | None = None, device: torch.device | str = "cpu", seed: int = 0
 ) -> InceptionDetector:
-    """The Inception detector. `path` as for `find_inception`, or 'random' for seeded random weights (records
-    say so: the numbers mean nothing).
+    """The Inception detector.
+
+    Args:
+        path: as for `find_inception`, or 'random' for random weights, which records mark.
+        device: where it runs.
+        seed: of random weights.
     """
     file = None if path == timm_weights.RANDOM else find_inception(path)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initialising layers draws from torch's global generator, which is not ours to move
+    with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
         torch.manual_seed(seed)
         network = inception.InceptionV3()
     if file is None:
@@ -163,10 +171,12 @@ def load_inception(
 
 
 def load_inception_state(network: inception.InceptionV3, state: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into the network. BatchNorm's batch counters, which eval mode never reads, may be
-    there or not.
+    """Copy a state dict into the network.
 
-    Raises ValueError that names the first tensor which is missing, unknown or of another shape.
+    BatchNorm's batch counters may be missing: eval mode never reads them.
+
+    Raises:
+        ValueError: names the first tensor that is missing, unknown or of another shape.
     """
     own = network.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}
@@ -188,8 +198,12 @@ def load_inception_state(network: inception.InceptionV3, state: Mapping[str, Ten
 def load_lite0(
     weights: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Lite0Detector:
-    """The lite0 detector; `weights` as in torch_utils.features.load. bfloat16 is faster and moves the
-    features: records and caches keep the type.
+    """The lite0 detector.
+
+    Args:
+        weights: as for torch_utils.features.load.
+        device: where it runs.
+        dtype: bfloat16 is faster on CPUs and changes the features; records and caches keep the type.
     """
     return Lite0Detector(features.load(timm_weights.LITE0, weights), device, dtype)
 
@@ -197,6 +211,7 @@ def load_lite0(
 def load_random_inception(device: torch.device | str = "cpu", seed: int = 0) -> InceptionDetector:
     """The Inception of rFID: random weights of a fixed seed, comparable with themselves only."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         network = inception.InceptionV3()
     inception.randomize_(network, seed)
     return InceptionDetector(network, f"{timm_weights.RANDOM}:he:{seed}", device, INCEPTION_RANDOM)
@@ -229,7 +244,8 @@ def check(
 
     Args:
         name: of the detector.
-        inception_path, lite0_weights: files of these two detectors, or 'random'.
+        inception_path: file of Inception, or 'random'.
+        lite0_weights: file of EfficientNet-Lite0, or 'random'.
         weights: files of detectors by name, or 'random'.
         download: fetch what is missing.
 
@@ -291,7 +307,8 @@ def load(
     Args:
         name: one of NAMES.
         device: where it runs.
-        inception_path, lite0_weights: files of these two detectors, or 'random'.
+        inception_path: file of Inception, or 'random'.
+        lite0_weights: file of EfficientNet-Lite0, or 'random'.
         lite0_dtype: torch.bfloat16 is faster on CPUs.
         weights: files of detectors by name, or 'random'.
         trust: run a TorchScript archive instead of reading its tensors.

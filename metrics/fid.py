@@ -13,7 +13,7 @@ TRACE_TOLERANCE = 1e-9  # relative error of a trace, above which singular values
 
 
 def trace_sqrt_product(sigma_a: np.ndarray, sigma_b: np.ndarray) -> float:
-    """tr (A B)^(1/2) for symmetric positive semidefinite A, B [D, D].
+    """Trace of (A B)^(1/2) for symmetric positive semidefinite A, B [D, D].
 
     A B has the eigenvalues of F^T B F for any factor F F^T = A. Here F = V diag(w^(1/2)) comes from the
     eigendecomposition of A, and the trace is the sum of the square roots of the eigenvalues of F^T B F.
@@ -47,8 +47,10 @@ def frechet_distance(
     Dowson and Landau 1982; Heusel et al. 2017 (FID). A result that rounding put below zero is returned as 0.
 
     Args:
-        mean_a, mean_b: [D].
-        sigma_a, sigma_b: covariances [D, D].
+        mean_a: mean of one set, [D].
+        sigma_a: its covariance, [D, D].
+        mean_b: mean of the other set.
+        sigma_b: its covariance.
 
     Raises:
         ValueError: shapes do not match, or values are not finite.

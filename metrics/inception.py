@@ -43,6 +43,7 @@ class BasicConv2d(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C', H', W']."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
@@ -62,12 +63,14 @@ def max_pool_half(x: Tensor) -> Tensor:
 
 
 class Mixed(nn.Module):
-    """An Inception block: branches side by side, joined along channels in the order given, then the pooled
-    branch.
+    """An Inception block: branches joined along channels in the order given, then the pooled branch.
 
-    branches: each a list of steps; a step that is a pair of steps splits the branch into both, joined along
-    channels. pool: applied to the input; followed by the 1x1 convolution `branch_pool` where pool_channels is
-    not None. reduce: the last step of each branch has stride 2 and no padding.
+    Args:
+        in_channels: of the input.
+        branches: each a list of steps; a pair of steps splits the branch into both, joined along channels.
+        pool: applied to the input.
+        pool_channels: outputs of the 1x1 convolution `branch_pool` that follows the pool; None for none.
+        reduce: the last step of each branch has stride 2 and no padding.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Mixed(nn.Module):
             self.add_module("branch_pool", BasicConv2d(in_channels, pool_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, out_channels, H', W']."""
         outputs = []
         for names in self.plan:
             y = x
@@ -194,8 +198,9 @@ def _mixed_8(in_channels: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
 
 
 class InceptionV3(nn.Module):
-    """The 2015-12-05 network in eval mode. Parameters are random until `load_state_dict`;
-    detectors.load_inception brings the published ones.
+    """The 2015-12-05 network in eval mode.
+
+    Parameters are random until `load_state_dict`; detectors.load_inception loads the published ones.
     """
 
     def __init__(self) -> None:
@@ -255,8 +260,9 @@ class InceptionV3(nn.Module):
         return x.mean(dim=(2, 3)), mixed_6d
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Class probabilities [N, 1008] of pool3 features: softmax of the logits without the classifier's
-        bias, as the Inception Score takes them.
+        """Class probabilities [N, 1008] of pool3 features.
+
+        As in the published Inception Score, the logits are without the classifier's bias.
         """
         return (features @ self.fc.weight.T).softmax(dim=1)
 
@@ -280,11 +286,10 @@ def randomize_(network: InceptionV3, seed: int) -> None:
 
 
 def resize_tf1(x: Tensor, height: int, width: int) -> Tensor:
-    """TensorFlow 1's resize_bilinear with its defaults: output pixel i reads position i * in / out, without
-    half-pixel offset or antialiasing.
+    """Resize float images [N, C, H, W] as TensorFlow 1's resize_bilinear does by default.
 
-    x is float [N, C, H, W]; so the first row and column are copied, and positions beyond the last pixel
-    repeat it.
+    Output pixel i reads position i * in / out, without half-pixel offset or antialiasing. The first row and
+    column are copied, and positions beyond the last pixel repeat it.
     """
 
     def taps(size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -299,7 +304,8 @@ def resize_tf1(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def prepare(images: Tensor) -> Tensor:
-    """uint8 images [N, 3, H, W] -> network inputs, float32 [N, 3, 299, 299]: TF1 bilinear, then (x - 128) /
-    128.
+    """Images uint8 [N, 3, H, W] to network inputs, float32 [N, 3, 299, 299].
+
+    They are resized as by TensorFlow 1, then mapped by (x - 128) / 128.
     """
     return (resize_tf1(images.float(), INPUT_SIZE, INPUT_SIZE) - 128) / 128

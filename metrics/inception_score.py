@@ -8,11 +8,17 @@ from scipy.special import xlogy
 
 
 def inception_score(probabilities: np.ndarray, num_splits: int = 10) -> tuple[float, float]:
-    """exp E_x KL(p(y|x) || p(y)) over `num_splits` contiguous parts of `probabilities` [N, K]: (mean,
-    population standard deviation).
+    """Compute exp E_x KL(p(y|x) || p(y)) over contiguous parts, where p(y) is the mean over the part.
 
-    p(y) is the mean over the part. The rows must come in random order (the caller shuffles): parts of a
-    sorted set would each hold few classes. Raises ValueError when there are fewer rows than parts.
+    Args:
+        probabilities: [N, K], in random order: parts of a sorted set would each have few classes.
+        num_splits: number of parts.
+
+    Returns:
+        Mean and population standard deviation over the parts.
+
+    Raises:
+        ValueError: there are fewer rows than parts.
     """
     probabilities = np.asarray(probabilities, np.float64)
     num_rows = len(probabilities)

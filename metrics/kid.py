@@ -29,7 +29,8 @@ def kernel_distances(
     """Unbiased squared maximum mean discrepancy under the cubic kernel (Binkowski et al. 2018), per subset.
 
     Args:
-        real, generated: rows [n, D] and [m, D].
+        real: rows [n, D].
+        generated: rows [m, D].
         num_subsets: random subsets of equal size; each draws generated rows first, then real ones, without
             replacement.
         max_subset_size: rows of a subset, or all of the smaller side.
@@ -96,7 +97,8 @@ def cmmd(real: np.ndarray, generated: np.ndarray, progress: Progress | None = No
     Rows are scaled to length 1; sigma is 10. The means include each row with itself, as published.
 
     Args:
-        real, generated: rows [n, D] and [m, D]; computed in blocks.
+        real: rows [n, D].
+        generated: rows [m, D].
         progress: called as (blocks done, blocks in all).
     """
     counts = [len(blocks(len(rows))) for rows in (real, generated)]

@@ -79,7 +79,7 @@ class Task:
         return self.images.device
 
     def latents(self, samples: Sequence[int], purpose: str = "metrics/z") -> tuple[Tensor, Tensor | None]:
-        """z [N, Z] and labels [N] (None without classes) of samples, on the network's device."""
+        """Latents z [N, Z] and labels [N] (None without classes) of samples, on the network's device."""
         labels = self.images.labels(samples)
         z = self.images.latents(samples, purpose)
         return z, None if labels is None else labels.to(self.device)

@@ -26,6 +26,7 @@ class Steps:
         self.total, self.progress, self.done = total, progress, 0
 
     def __call__(self) -> None:
+        """One block is done."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
@@ -115,7 +116,8 @@ def precision_recall(
     0.2 GB is held, however many rows there are. The time grows with (n + m)^2 D.
 
     Args:
-        real, generated: [n, D] and [m, D] of any float type.
+        real: [n, D] of any float type.
+        generated: [m, D].
         neighbours: k.
         progress: called as (blocks done, blocks in all).
         half: round as the published code does; by default distances are float64.
@@ -173,7 +175,8 @@ def closer_than_real(real: np.ndarray, generated: np.ndarray, progress: Progress
     authenticity of Alaa et al. 2022. Compare it with the share of held-out real images, which is not 0.
 
     Args:
-        real, generated: [n, D] and [m, D].
+        real: [n, D].
+        generated: [m, D].
         progress: called as (blocks done, blocks in all).
 
     Raises:

@@ -53,8 +53,13 @@ COVARIANCES = (POPULATION, UNBIASED)
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How numbers are computed, beside the features. seed: of shuffles and subsets. progress: (blocks done,
-    blocks in all). labels: class of each generated image, None where they have none.
+    """How numbers are computed, beside the features.
+
+    Args:
+        seed: of shuffles and subsets.
+        covariance: of Frechet distances, one of COVARIANCES.
+        labels: class of each generated image, None where they have none.
+        progress: called as (blocks done, blocks in all).
     """
 
     seed: int = 0
@@ -316,8 +321,14 @@ def make(family: Family, num_gen: int, full: bool) -> Metric:
 
 
 def parse_metric(name: str, num_gen: int | None = None) -> Metric:
-    """The metric that `name` means; `num_gen` replaces the count in it. Raises ValueError with the nearest
-    known name.
+    """The metric that `name` means.
+
+    Args:
+        name: see the module's docstring.
+        num_gen: replaces the count in the name.
+
+    Raises:
+        ValueError: the name is unknown; the message has the nearest known one.
     """
     for family in sorted(FAMILIES.values(), key=lambda f: -len(f.name)):
         prefix = re.escape(family.prefix or family.name)

@@ -13,7 +13,7 @@ from metrics.precision_recall import blocks
 
 
 def vendi_score(rows: np.ndarray) -> float:
-    """exp of the entropy of the eigenvalues of K / n, where K is the cosine similarity of rows [n, D].
+    """Exponential of the entropy of the eigenvalues of K / n; K has the cosine similarities of rows [n, D].
 
     It lies between 1 (all alike) and n (all orthogonal). Computed from the smaller one of K and its D x D
     counterpart, which has the same eigenvalues beside zeros.
