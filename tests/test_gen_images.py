@@ -391,7 +391,10 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
         (["--network={}/uncond.pkl", "--seeds=0", "--classes=all"], "is unconditional"),
         (["--network={}/nameless.pkl", "--seeds=0", "--class=cat"], "has no class names"),
         (["--network={}/none.pkl", "--seeds=0"], "no such file"),
-        (["--network={}", "--seeds=0"], "the folder holds neither best_model.pkl nor network-snapshot.pkl"),
+        (
+            ["--network={}", "--seeds=0"],
+            "the folder contains neither best_model.pkl nor network-snapshot.pkl",
+        ),
         (["--network={}/cond.pkl", "--seeds=4-2"], "--seeds: range '4-2' in '4-2' is descending"),
         (["--network={}/cond.pkl", "--seeds="], "--seeds: the list is empty"),
         (["--network={}/cond.pkl", "--seeds=4294967296"], "the largest seed is 4294967295"),

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generator: StyleGAN3's alias-free layers at StyleGAN-XL's sizes, as one self-contained file.
+"""The generator: StyleGAN3's alias-free layers at StyleGAN-XL's sizes, in one self-contained file.
 
-A network pickle carries the text of this file, so it imports numpy, scipy, torch and the names that every
-StyleGAN repository has (torch_utils.persistence, torch_utils.ops), and nothing else at import time. It runs
-from Python 3.8 and torch 1.9 on, which is what those repositories ask for (`from_stub` and `load` are for
-this project alone).
+A network pickle contains the source of this file. At import time it therefore uses only numpy, scipy, torch
+and the names that every StyleGAN repository has (torch_utils.persistence, torch_utils.ops). It runs with
+Python 3.8 and torch 1.9 or later, which those repositories require.
 
 A generator is a mapping network and a list of layers (`LayerSpec`). `plan_stem` computes the list of a first
-stage, `plan_superres` the list of a later one: a trimmed stem's layers plus a head's. Both are built by the
-same class.
+stage, `plan_superres` that of a later stage: the layers of a trimmed stem plus those of a head. The same
+class builds both.
 
 Sources: Karras et al., "Alias-Free Generative Adversarial Networks" (StyleGAN3, NeurIPS 2021); Sauer et al.,
 "StyleGAN-XL" (SIGGRAPH 2022).
@@ -32,7 +31,7 @@ import torch
 from torch_utils import persistence
 from torch_utils.ops import bias_act, conv2d_gradfix, filtered_lrelu
 
-__persistent_module__ = "training.generator"  # where this text is installed, for torch_utils.persistence
+__persistent_module__ = "training.generator"  # where torch_utils.persistence finds this source
 
 # Constants of the two published configurations (SIGGRAPH 2022 networks), not doubled by --cbase and --cmax.
 STEM_CONFIGS = {
@@ -46,14 +45,15 @@ MARGIN = 10  # pixels kept around the canvas on each side
 NUM_CRITICAL = 2  # critically sampled layers before toRGB
 NUM_REDUCED_OCTAVES = 4  # the highest octaves that may run in reduced precision
 MAX_SIZE_FACTOR = 16
-MAX_TAPS = 256  # of one filter; published ones have 24
-MAX_LAYERS = 256  # of a network that is read
+MAX_TAPS = 256  # per filter; published filters have 24
+MAX_LAYERS = 256  # per network file
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
-    """Everything that defines one synthesis layer. Frequencies are in cycles per image width, sizes in
-    samples including margins.
+    """The complete definition of one synthesis layer.
+
+    Frequencies are in cycles per image width, sizes in samples including margins.
     """
 
     name: str
@@ -78,7 +78,7 @@ class LayerSpec:
     magnitude_ema_beta: float = 0.999
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no layer has: a network pickle may say anything."""
+        """Reject values that no layer has, because a network pickle may contain anything."""
         counts = (
             self.in_channels,
             self.out_channels,
@@ -107,53 +107,63 @@ class LayerSpec:
         if any(rate != round(rate) for rate in rates) or max(rates) * self.filter_size > MAX_TAPS:
             raise ValueError(
                 f"layer {self.name}: sampling rates {self.in_sampling_rate:g} and "
-                f"{self.out_sampling_rate:g} are no small multiples"
+                f"{self.out_sampling_rate:g} are not small multiples of each other"
             )
 
     @property
     def kernel(self) -> int:
+        """Size of the convolution kernel."""
         return 1 if self.is_torgb else self.conv_kernel
 
     @property
     def tmp_sampling_rate(self) -> float:
-        """Rate at which the nonlinearity runs."""
+        """Sampling rate of the nonlinearity."""
         return max(self.in_sampling_rate, self.out_sampling_rate) * (
             1 if self.is_torgb else self.lrelu_upsampling
         )
 
     @property
     def up_factor(self) -> int:
+        """Upsampling factor before the nonlinearity."""
         return round(self.tmp_sampling_rate / self.in_sampling_rate)
 
     @property
     def down_factor(self) -> int:
+        """Downsampling factor after the nonlinearity."""
         return round(self.tmp_sampling_rate / self.out_sampling_rate)
 
     @property
     def up_taps(self) -> int:
+        """Taps of the upsampling filter; 1 = no filter."""
         return self.filter_size * self.up_factor if self.up_factor > 1 and not self.is_torgb else 1
 
     @property
     def down_taps(self) -> int:
+        """Taps of the downsampling filter; 1 = no filter."""
         return self.filter_size * self.down_factor if self.down_factor > 1 and not self.is_torgb else 1
 
     @property
     def down_radial(self) -> bool:
+        """Whether the downsampling filter is radially symmetric."""
         return self.use_radial_filters and not self.is_critically_sampled
 
     @property
     def padding(self) -> list[int]:
-        """[left, right, top, bottom] at the temporary rate, so that out_size samples come out of
-        filtered_lrelu.
+        """[left, right, top, bottom] at the temporary rate.
+
+        With it, filtered_lrelu returns out_size samples.
         """
         total = (self.out_size - 1) * self.down_factor + 1  # samples needed after the down filter
-        total -= (self.in_size + self.kernel - 1) * self.up_factor  # samples there are
+        total -= (self.in_size + self.kernel - 1) * self.up_factor  # samples available
         total += self.up_taps + self.down_taps - 2
         low = (total + self.up_factor) // 2
         return [low, total - low, low, total - low]
 
     def design_filters(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Up filter [taps] and down filter [taps] or [taps, taps], float64; None where the factor is 1."""
+        """Return the up filter [taps] and the down filter [taps] or [taps, taps], float64.
+
+        They are None for a factor of 1.
+        """
         up = design_lowpass_filter(
             self.up_taps, self.in_cutoff, self.in_half_width * 2, self.tmp_sampling_rate
         )
@@ -163,11 +173,16 @@ class LayerSpec:
         return up, down
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the plain-dict form."""
         return dataclasses.asdict(self)
 
 
 def as_spec(layer: LayerSpec | Mapping[str, Any]) -> LayerSpec:
-    """A LayerSpec from itself or from its plain-dict form. Raises ValueError for unknown or missing keys."""
+    """Return a LayerSpec from itself or from its plain-dict form.
+
+    Raises:
+        ValueError: Keys are unknown or missing.
+    """
     if isinstance(layer, LayerSpec):
         return layer
     try:
@@ -181,28 +196,37 @@ def as_spec(layer: LayerSpec | Mapping[str, Any]) -> LayerSpec:
 def design_lowpass_filter(
     numtaps: int, cutoff: float, width: float, fs: float, radial: bool = False
 ) -> np.ndarray | None:
-    """Kaiser-windowed low-pass filter with unit sum: separable [numtaps], or radially symmetric [numtaps,
-    numtaps] (StyleGAN3, appendix C).
+    """Design a Kaiser-windowed low-pass filter with unit sum (StyleGAN3, appendix C).
 
-    cutoff, width (of the transition band) and fs are in the same unit. Returns None for one tap (no filter).
+    Args:
+        numtaps: Number of taps.
+        cutoff: Cutoff frequency, in the unit of fs.
+        width: Width of the transition band, in the unit of fs.
+        fs: Sampling rate.
+        radial: Radially symmetric instead of separable.
+
+    Returns:
+        [numtaps], or [numtaps, numtaps] if radial; None for one tap (no filter).
     """
     if numtaps < 1:
         raise ValueError(f"a filter needs at least one tap, got {numtaps}")
     if numtaps == 1:
         return None
     if not radial:
-        return scipy.signal.firwin(numtaps=numtaps, cutoff=cutoff, width=width, fs=fs)
+        separable: np.ndarray = scipy.signal.firwin(numtaps=numtaps, cutoff=cutoff, width=width, fs=fs)
+        return separable
     x = (np.arange(numtaps) - (numtaps - 1) / 2) / fs
     r = np.hypot(*np.meshgrid(x, x))
     # jinc: j1(2 pi c r) / (pi r), whose limit at r = 0 is c.
-    # Deviation: the published filter is 0/0 there (an odd number of taps); no published network has one.
+    # Deviation: the published filter is 0/0 there (odd numbers of taps, which no published network uses).
     jinc = np.divide(
         scipy.special.j1(2 * np.pi * cutoff * r), np.pi * r, out=np.full_like(r, cutoff), where=r > 0
     )
     beta = scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(numtaps, width / (fs / 2)))
     window = np.kaiser(numtaps, beta)
-    taps = jinc * np.outer(window, window)
-    return taps / taps.sum()
+    taps: np.ndarray = jinc * np.outer(window, window)
+    taps /= taps.sum()
+    return taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +243,10 @@ class _PlanEntry:
 def _layers_between(
     entries: Sequence[_PlanEntry], first_index: int, img_resolution: int, **layer_kwargs: Any
 ) -> list[LayerSpec]:
-    """Layer i maps plan entry max(i - 1, 0) to entry i; the last is toRGB and the NUM_CRITICAL before it are
-    critically sampled.
+    """Return the layers between plan entries.
+
+    Layer i maps entry max(i - 1, 0) to entry i. The last layer is toRGB, and the NUM_CRITICAL layers before
+    it are critically sampled.
     """
     last = len(entries) - 1
     layers = []
@@ -259,10 +285,10 @@ def _progression(
     margin_size: int,
     first: tuple[float, int] | None = None,
 ) -> list[_PlanEntry]:
-    """Geometric progression of cutoffs and stopbands up to the output resolution (StyleGAN3, section 3.2):
-    num_layers + 1 entries.
+    """Return a geometric progression of cutoffs and stopbands up to the output resolution.
 
-    first = (sampling rate, channels) that entry 0 has to keep, or None.
+    It has num_layers + 1 entries (StyleGAN3, section 3.2). If `first` is given, entry 0 keeps this (sampling
+    rate, channels).
     """
     last_cutoff = img_resolution / 2
     last_stopband = last_cutoff * LAST_STOPBAND_REL
@@ -304,11 +330,22 @@ def plan_stem(
     magnitude_ema_beta: float = 0.999,
     margin_size: int = MARGIN,
 ) -> list[LayerSpec]:
-    """Layers of a first stage with img_resolution output pixels: num_layers layers and toRGB. Channel numbers
-    are the doubled ones.
+    """Return the layers of a first stage: num_layers layers and toRGB.
 
-    Raises ValueError for a resolution that is not a power of two >= 8, fewer than 3 layers, or a negative
-    margin.
+    Args:
+        img_resolution: Output size in pixels.
+        num_layers: Number of layers without toRGB.
+        channel_base: Capacity, including the factor of the configuration.
+        channel_max: Largest number of channels, including that factor.
+        conv_kernel: Kernel size of the convolutions.
+        use_radial_filters: Use radially symmetric downsampling filters.
+        img_channels: Channels of the images.
+        magnitude_ema_beta: Decay of the moving averages of input magnitudes.
+        margin_size: Extra pixels on each side of every feature map.
+
+    Raises:
+        ValueError: The resolution is not a power of two >= 8, there are fewer than 3 layers, or the margin is
+            negative.
     """
     _check_resolution(img_resolution)
     if margin_size < 0:
@@ -345,13 +382,27 @@ def plan_superres(
     use_radial_filters: bool = False,
     magnitude_ema_beta: float = 0.999,
 ) -> tuple[list[LayerSpec], list[LayerSpec]]:
-    """Layers of a superresolution stage on `stem` (a network's layers): (kept stem layers, head_layers + 1
-    new ones).
+    """Return the layers of a superresolution stage.
 
     The stem loses its critically sampled layers and toRGB. The new layers go from the band of its last kept
-    layer to img_resolution pixels by the stem's rules; the first of them repeats that band. Names follow the
-    published numbering, which leaves one index out between the two. channel_base and channel_max are the
-    stem's. Raises ValueError for a resolution that does not fit, or fewer than 3 head layers.
+    layer to img_resolution pixels by the rules of a stem; the first of them repeats that band. Names follow
+    the published numbering, which leaves out one index between the two parts.
+
+    Args:
+        stem: The layers of the stem.
+        img_resolution: Output size in pixels.
+        head_layers: Number of new layers without toRGB.
+        channel_base: The stem's.
+        channel_max: The stem's.
+        conv_kernel: Kernel size of the convolutions.
+        use_radial_filters: Use radially symmetric downsampling filters.
+        magnitude_ema_beta: Decay of the moving averages of input magnitudes.
+
+    Returns:
+        (kept stem layers, head_layers + 1 new layers).
+
+    Raises:
+        ValueError: The resolution does not fit, or there are fewer than 3 head layers.
     """
     _check_resolution(img_resolution)
     if head_layers <= NUM_CRITICAL:
@@ -392,19 +443,20 @@ def plan_superres(
 
 
 def _normalize_rms(x: torch.Tensor) -> torch.Tensor:
-    """X [N, C] divided by its root mean square over C."""
+    """Divide x [N, C] by its root mean square over C."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 def _is_one_image(x: torch.Tensor) -> bool:
-    """Whether the batch has one image. A function, for exports to replace: a graph for any number of images
-    must not ask for the number.
+    """Return whether the batch has one image.
+
+    Exports replace this function, because a graph for any number of images must not depend on the number.
     """
     return len(x) == 1
 
 
 def _full(dtype: torch.dtype) -> torch.dtype:
-    """What is never computed in reduced precision: float32, or float64 in a network of that type."""
+    """Return the type of full-precision values: float32, or float64 in a network of that type."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -417,26 +469,27 @@ def modulated_conv2d(
     input_gain: torch.Tensor | None = None,  # scalar, [I] or [N, I]
     dtype: torch.dtype | None = None,  # of the convolution; None = x's
 ) -> torch.Tensor:
-    """Convolution whose weight is scaled per sample and input channel by `styles` and normalised per output
-    channel: [N, O, H', W'] in x's dtype.
+    """Convolution whose weight is scaled per sample and input channel and normalised per output channel.
 
-    StyleGAN2, equations 1 to 3. The convolution is linear in its input, so the styles scale the input and the
+    StyleGAN2, equations 1 to 3. The convolution is linear in its input, so `styles` scale the input and the
     normalisation scales the output: one dense convolution with one weight for the whole batch, instead of N
-    convolutions with N weights. Every coefficient is computed in float32.
+    convolutions with N weights. All coefficients are computed in float32.
+
+    Returns:
+        [N, O, H', W'] in the type of x.
     """
     dtype = x.dtype if dtype is None else dtype
     if demodulate:
-        # StyleGAN3 divides weight and styles by their RMS first, which demodulation cancels; it keeps float16
-        # in range. Deviation: the styles' RMS is per sample, not over the whole batch, so that an image does
-        # not depend on its batch (same mathematics). The weight's is left out where nothing overflows: it
-        # enters the coefficients alone, and no scaled copy of the weight is made.
+        # StyleGAN3 first divides weight and styles by their RMS to keep float16 in range; demodulation
+        # cancels this. Deviation: the RMS of the styles is per sample, not over the whole batch, so that an
+        # image does not depend on its batch (same mathematics). Where nothing overflows, the RMS of the
+        # weight only enters the coefficients, and no scaled copy of the weight is made.
         styles = styles * styles.square().mean(dim=1, keepdim=True).rsqrt()
         if torch.is_grad_enabled():
             power = weight.square().sum(dim=[2, 3])  # [O, I]
         else:
-            power = torch.linalg.vector_norm(
-                weight, dim=[2, 3]
-            ).square()  # the same in a third of the time, and no differentiable one at zero
+            # the same in a third of the time, but not differentiable at zero
+            power = torch.linalg.vector_norm(weight, dim=[2, 3]).square()
         norm = (power.mean(dim=1) / weight[0, 0].numel()).rsqrt()  # [O]: 1 / RMS of the weight
         scale = ((styles.square() @ power.t()) * norm.square() + 1e-8).rsqrt()  # [N, O]
         if dtype == torch.float16:
@@ -445,12 +498,12 @@ def modulated_conv2d(
             scale = scale * norm
     if input_gain is not None:
         styles = styles * input_gain
-    # float32 convolutions and their gradients are fastest on contiguous images, reduced-precision ones with
-    # channels last.
+    # float32 convolutions and their gradients are fastest with contiguous images, those in reduced precision
+    # with channels-last images.
     layout = torch.contiguous_format if dtype in (torch.float32, torch.float64) else torch.channels_last
     if _is_one_image(x) and not torch.is_grad_enabled():
-        # The weight of a single image may as well take all coefficients, in float32: images are then read and
-        # written by the convolution alone.
+        # For a single image, multiply all coefficients into the weight, in float32, so that only the
+        # convolution reads and writes images.
         factors = styles if not demodulate else styles * scale.t()  # [1 or O, I]
         return conv2d_gradfix.conv2d(
             x.to(dtype, memory_format=layout), (weight * factors[:, :, None, None]).to(dtype), padding=padding
@@ -465,8 +518,9 @@ def modulated_conv2d(
 
 @persistence.persistent_class
 class FullyConnectedLayer(torch.nn.Module):
-    """y = activation(x (weight * gain)^T + bias * m): [N, in_features] -> [N, out_features], with equalised
-    learning rate (m = lr_multiplier).
+    """A fully connected layer with equalised learning rate: [N, in_features] -> [N, out_features].
+
+    y = activation(x (weight * gain)^T + bias * m) with m = lr_multiplier.
     """
 
     def __init__(
@@ -493,22 +547,35 @@ class FullyConnectedLayer(torch.nn.Module):
         self.bias_gain = float(lr_multiplier)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer to x [N, in_features]."""
         bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
         y = torch.nn.functional.linear(x, (self.weight * self.weight_gain).to(x.dtype), bias)
         return y if self.activation == "linear" else bias_act.bias_act(y, act=self.activation)
 
     def extra_repr(self) -> str:
+        """Describe the layer in one line."""
         return f"{self.in_features} -> {self.out_features}, {self.activation}"
 
 
 @persistence.persistent_class
 class MappingNetwork(torch.nn.Module):
-    """Latents and labels to styles: [N, Z], labels [N] -> ws [N, num_ws, W]. See `labels` for the forms a
-    label may have.
+    """Maps latents and labels to styles: z [N, Z], labels [N] -> ws [N, num_ws, W].
 
-    num_embeddings: rows of the class table; None = c_dim. Published networks have 1000 rows whatever c_dim
-    is, even when there are no classes. linear_labels: one layer on one-hot labels instead of a class table,
-    and one average of w for all classes, as in StyleGAN3.
+    `labels` describes the accepted forms of labels.
+
+    Args:
+        z_dim: Z.
+        c_dim: Number of classes, 0 = unconditional.
+        w_dim: W.
+        num_ws: Number of copies of w.
+        num_layers: Number of fully connected layers.
+        lr_multiplier: Learning rate multiplier of these layers.
+        w_avg_beta: Decay of the moving average of w.
+        embed_dim: Width of the class table.
+        num_embeddings: Rows of the class table; None = c_dim. Published networks have 1000 rows for any
+            c_dim, even without classes.
+        linear_labels: As in StyleGAN3, use one layer on one-hot labels instead of a class table, and one
+            average of w for all classes.
     """
 
     embed: torch.nn.Embedding | FullyConnectedLayer
@@ -539,7 +606,7 @@ class MappingNetwork(torch.nn.Module):
         self.linear_labels = linear_labels and c_dim > 0
         rows = c_dim if num_embeddings is None else num_embeddings
         if rows < c_dim and not self.linear_labels:
-            raise ValueError(f"a class table of {rows} rows cannot serve {c_dim} classes")
+            raise ValueError(f"a class table of {rows} rows is too small for {c_dim} classes")
         if self.linear_labels:
             self.embed = FullyConnectedLayer(c_dim, w_dim)
         elif rows > 0:
@@ -547,7 +614,7 @@ class MappingNetwork(torch.nn.Module):
             if c_dim > 0:
                 self.embed_proj = FullyConnectedLayer(embed_dim, z_dim, activation="lrelu")
             else:
-                self.embed.requires_grad_(False)  # carried along, never read
+                self.embed.requires_grad_(False)  # stored but never used
         label_features = w_dim if self.linear_labels else z_dim if c_dim > 0 else 0
         features = [z_dim + label_features] + [w_dim] * num_layers
         for i in range(num_layers):
@@ -563,12 +630,15 @@ class MappingNetwork(torch.nn.Module):
         )
 
     def labels(self, c: torch.Tensor | None, batch: int) -> torch.Tensor | None:
-        """Labels as int64 [batch], or None for an unconditional network. c: int [N], one-hot [N, c_dim], or
-        None.
+        """Return labels as int64 [batch], or None for an unconditional network.
 
-        A row of zeros is class 0, as in published networks: visualizers that know of no classes pass it.
-        Raises ValueError for a wrong shape, a label out of range, a row with several classes, or no label
-        where one is needed.
+        Args:
+            c: int [N], one-hot [N, c_dim], or None. A row of zeros is class 0, as in published networks:
+                visualizers without support for classes pass it.
+            batch: N.
+
+        Raises:
+            ValueError: Wrong shape, a label out of range, a row with several classes, or a missing label.
         """
         if self.c_dim == 0:
             if c is None or (c.ndim == 2 and c.shape[1] == 0):
@@ -576,8 +646,8 @@ class MappingNetwork(torch.nn.Module):
             raise ValueError("this network is unconditional: pass None as its labels")
         if c is None:
             raise ValueError(f"this network has {self.c_dim} classes: pass a label for each latent")
-        # Reading values off an accelerator waits for it, so training there skips this: its labels were
-        # checked with the data set.
+        # Reading values from an accelerator waits for it, so training skips this check there: the data set
+        # has checked its labels.
         checked = c.device.type == "cpu" or (c.device.type != "meta" and not self.training)
         if c.ndim == 2:
             if tuple(c.shape) != (batch, self.c_dim):
@@ -603,19 +673,25 @@ class MappingNetwork(torch.nn.Module):
         return c.long()
 
     def set_class_embedding(self, table: torch.Tensor) -> None:
-        """Take `table` [rows, embed_dim] as the initial content of the trainable class table."""
+        """Copy `table` [rows, embed_dim] to the trainable class table.
+
+        Raises:
+            ValueError: The shape differs, or a value is not finite.
+        """
         target = self.embed.weight if hasattr(self, "embed") and not self.linear_labels else None
         if target is None or table.shape != target.shape:
             have = None if target is None else list(target.shape)
-            raise ValueError(f"the class embedding has shape {list(table.shape)}, the network holds {have}")
+            raise ValueError(f"the class embedding has shape {list(table.shape)}, the network needs {have}")
         if not bool(torch.isfinite(table).all()):
-            raise ValueError("the class embedding holds values that are not finite")
+            raise ValueError("the class embedding has non-finite values")
         with torch.no_grad():
             target.copy_(table)
 
     def class_features(self, labels: torch.Tensor) -> torch.Tensor:
-        """What fc0 reads of checked labels (int64 [N]) beside the latents: [N, Z], or [N, W] of linear
-        labels.
+        """Return the class input of fc0: [N, Z], or [N, W] with linear labels.
+
+        Args:
+            labels: Checked labels, int64 [N].
         """
         if self.linear_labels:
             return _normalize_rms(
@@ -624,7 +700,7 @@ class MappingNetwork(torch.nn.Module):
         return _normalize_rms(self.embed_proj(self.embed(labels)))
 
     def styles(self, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """W [N, W] of latents z [N, Z] and checked labels (int64 [N] or None), without truncation."""
+        """Return w [N, W] for latents z [N, Z] and checked labels (int64 [N] or None), without truncation."""
         x = _normalize_rms(z.to(_full(self.fc0.weight.dtype)))
         if labels is not None:
             x = torch.cat([x, self.class_features(labels)], dim=1)
@@ -634,13 +710,17 @@ class MappingNetwork(torch.nn.Module):
 
     @torch.no_grad()
     def update_w_avg(self, w: torch.Tensor, c: torch.Tensor | None = None) -> None:
-        """Moving average of w with decay w_avg_beta, in place. w: [N, W]; c: labels of the same batch, as in
-        `labels`.
+        """Update the moving average of w in place, with decay w_avg_beta.
 
-        Conditional: each sample moves its class's average, one after the other in batch order; computed at
-        once, class by class, as beta^n avg + (1 - beta) sum_j beta^(n - 1 - j) w_j for the n samples of a
-        class. Unconditional: the batch's mean moves the one average. With several processes, gather w and c
-        of all of them first and call this everywhere with the result: the averages stay equal.
+        Conditional: each sample moves the average of its class, one after the other in batch order. This is
+        computed at once for each class, as beta^n avg + (1 - beta) sum_j beta^(n - 1 - j) w_j for the n
+        samples of the class. Unconditional: the mean of the batch moves the one average. With several
+        processes, gather w and c of all of them first and call this in every process, so that the averages
+        stay equal.
+
+        Args:
+            w: [N, W].
+            c: Labels of the same batch, as for `labels`.
         """
         beta = self.w_avg_beta
         w = w.detach().to(self.w_avg.dtype)
@@ -650,10 +730,9 @@ class MappingNetwork(torch.nn.Module):
         if labels is None or self.linear_labels:
             self.w_avg.copy_(w.mean(dim=0).lerp(self.w_avg, beta))
             return
-        classes, which = labels.unique(return_inverse=True)
-        member = (
-            torch.arange(len(classes), device=w.device)[:, None] == which[None, :]
-        )  # [classes present, N]
+        classes, which = torch.unique(labels, return_inverse=True)
+        # [classes present, N]
+        member = torch.arange(len(classes), device=w.device)[:, None] == which[None, :]
         later = member.flip(1).cumsum(dim=1).flip(1) - 1  # samples of the same class after this one
         weight = torch.where(member, beta ** later.to(w.dtype), 0) * (1 - beta)
         count = member.sum(dim=1, keepdim=True).to(w.dtype)
@@ -667,8 +746,9 @@ class MappingNetwork(torch.nn.Module):
         truncation_cutoff: int | None = None,
         update_emas: bool = False,
     ) -> torch.Tensor:
-        """Ws [N, num_ws, W]; truncated as w_avg[c] + psi (w - w_avg[c]) in the first truncation_cutoff of
-        them (None = all).
+        """Return ws [N, num_ws, W].
+
+        The first truncation_cutoff of them (None = all) are truncated: w_avg[c] + psi (w - w_avg[c]).
         """
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"latents have shape {list(z.shape)}, but this network needs [N, {self.z_dim}]")
@@ -684,16 +764,16 @@ class MappingNetwork(torch.nn.Module):
         return ws
 
     def extra_repr(self) -> str:
+        """Describe the network in one line."""
         return f"{self.z_dim} latents, {self.c_dim} classes -> {self.num_ws} x {self.w_dim}"
 
 
 @persistence.persistent_class
 class SynthesisInput(torch.nn.Module):
-    """Fourier features that w translates and rotates: w [N, W] -> [N, channels, size, size] float32
-    (StyleGAN3, section 3.2 and appendix F).
+    """Fourier features that w translates and rotates: w [N, W] -> [N, channels, size, size] float32.
 
-    `transform` is a user's 3x3 matrix, applied to the canvas of every image (inverse mapping; identity by
-    default).
+    StyleGAN3, section 3.2 and appendix F. `transform` is a 3x3 matrix set by the user and applied to the
+    canvas of every image (inverse mapping; identity by default).
     """
 
     transform: torch.Tensor  # [3, 3]
@@ -715,14 +795,14 @@ class SynthesisInput(torch.nn.Module):
         phases = torch.rand([channels]) - 0.5
         self.weight = torch.nn.Parameter(torch.randn([channels, channels]))
         self.affine = FullyConnectedLayer(w_dim, 4, weight_init=0)
-        self.affine.bias = torch.nn.Parameter(
-            torch.eye(4)[0].clone()
-        )  # [1, 0, 0, 0]: no rotation, no translation
+        # [1, 0, 0, 0]: no rotation, no translation
+        self.affine.bias = torch.nn.Parameter(torch.eye(4)[0].clone())
         self.register_buffer("transform", torch.eye(3))
         self.register_buffer("freqs", freqs)
         self.register_buffer("phases", phases)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
+        """Return the features [N, channels, size, size] for w [N, W]."""
         t = self.affine(w)  # [N, 4]: rotation cos, sin; translation x, y
         t = t / t[:, :2].norm(dim=1, keepdim=True)
         cos, sin, dx, dy = t.unbind(dim=1)
@@ -733,14 +813,13 @@ class SynthesisInput(torch.nn.Module):
         phases = self.phases + (self.freqs @ matrix[:, :2, 2:]).squeeze(2)  # [N, C]
         freqs = self.freqs @ matrix[:, :2, :2]  # [N, C, 2]
 
-        # A rotation or scaling may move a frequency past the band that this sampling rate can hold: fade it
-        # out.
+        # A rotation or scaling may move a frequency beyond the band of this sampling rate: fade it out.
         amplitude = 1 - (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
         amplitude = amplitude.clamp(0, 1)
 
         width, height = self.size
-        # Through torch.full: a tensor made of Python numbers would wait for its copy to the device, and no
-        # CUDA graph could hold it.
+        # torch.full, because a tensor of Python numbers would wait for its copy to the device, and CUDA
+        # graphs could not capture it.
         half = torch.stack(
             [
                 torch.full((), 0.5 * side / self.sampling_rate, dtype=w.dtype, device=w.device)
@@ -754,9 +833,11 @@ class SynthesisInput(torch.nn.Module):
         x = (grid.reshape(1, height * width, 2) @ freqs.transpose(1, 2)) + phases[:, None, :]  # [N, HW, C]
         x = torch.sin(x * (2 * math.pi)) * amplitude[:, None, :]
         x = x @ (self.weight / math.sqrt(self.channels)).t()
-        return x.reshape(-1, height, width, self.channels).permute(0, 3, 1, 2)
+        features: torch.Tensor = x.reshape(-1, height, width, self.channels).permute(0, 3, 1, 2)
+        return features
 
     def extra_repr(self) -> str:
+        """Describe the input in one line."""
         return (
             f"{self.channels}x{self.size[1]}x{self.size[0]}, rate {self.sampling_rate:g}, band "
             f"{self.bandwidth:g}"
@@ -765,11 +846,10 @@ class SynthesisInput(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisLayer(torch.nn.Module):
-    """One alias-free layer: modulated convolution, then leaky ReLU at the temporary sampling rate between an
-    up and a down filter.
+    """One alias-free layer: modulated convolution, upsampling, leaky ReLU, downsampling.
 
-    x [N, in_channels, in_size, in_size], w [N, W] -> [N, out_channels, out_size, out_size] in the dtype it
-    computes in.
+    x [N, in_channels, in_size, in_size], w [N, W] -> [N, out_channels, out_size, out_size], in the type of
+    the computation.
     """
 
     in_channels: int
@@ -789,7 +869,7 @@ class SynthesisLayer(torch.nn.Module):
         for field, value in spec.to_dict().items():
             if field != "name":
                 setattr(self, field, value)
-        # The attributes that tools and readers of network pickles look at; sizes are [width, height] there.
+        # Attributes that readers of network pickles expect; their sizes are [width, height].
         self.in_size, self.out_size = [spec.in_size] * 2, [spec.out_size] * 2
         self.conv_kernel = spec.kernel
         self.tmp_sampling_rate = spec.tmp_sampling_rate
@@ -816,8 +896,9 @@ class SynthesisLayer(torch.nn.Module):
         update_emas: bool = False,
         reduced_dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
+        """Apply the layer to x [N, in_channels, in_size, in_size] with w [N, W]."""
         if noise_mode not in ("random", "const", "none"):
-            raise ValueError(f"noise_mode {noise_mode!r} is none of random, const, none")
+            raise ValueError(f"noise_mode {noise_mode!r}: use random, const or none")
         if update_emas:
             with torch.no_grad():
                 self.magnitude_ema.copy_(
@@ -832,8 +913,8 @@ class SynthesisLayer(torch.nn.Module):
             styles = styles / math.sqrt(self.in_channels)
         full = _full(self.weight.dtype)
         dtype = reduced_dtype if reduced_dtype is not None and self.use_fp16 and not force_fp32 else full
-        # Multiplying by rounded coefficients costs accuracy; a CPU does it in float32, unless a single
-        # image's weight takes them.
+        # Multiplying by rounded coefficients loses accuracy. A CPU uses float32, unless the coefficients are
+        # multiplied into the weight of a single image.
         exact = x.device.type == "cpu" and (
             torch.is_grad_enabled() or not _is_one_image(x) or dtype == torch.float16
         )
@@ -860,6 +941,7 @@ class SynthesisLayer(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Describe the layer in one line."""
         return (
             f"{self.in_channels}x{self.in_size[0]} -> {self.out_channels}x{self.out_size[0]}, "
             f"kernel={self.conv_kernel}, "
@@ -869,11 +951,10 @@ class SynthesisLayer(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisNetwork(torch.nn.Module):
-    """Styles to images: ws [N, num_ws, W] -> [N, img_channels, R, R] float32. ws[:, 0] drives the input, then
-    one each per layer.
+    """Maps styles to images: ws [N, num_ws, W] -> [N, img_channels, R, R] float32.
 
-    reduced_dtype: dtype of the layers that are flagged for reduced precision (torch.bfloat16 or
-    torch.float16); None = float32 everywhere.
+    ws[:, 0] controls the input, and each of the others one layer. `reduced_dtype` is the type of the layers
+    that are marked for reduced precision (torch.bfloat16 or torch.float16); None = float32 everywhere.
     """
 
     def __init__(
@@ -894,9 +975,8 @@ class SynthesisNetwork(torch.nn.Module):
         self.num_layers = len(specs)
         self.num_ws = len(specs) + 1
         self.layer_names = [spec.name for spec in specs]
-        self._reduced_dtype: str | None = (
-            None  # a name, because a pickle of this module should hold plain values
-        )
+        # a name, because a pickle of this module should contain plain values
+        self._reduced_dtype: str | None = None
         first = specs[0]
         self.input = SynthesisInput(
             w_dim, first.in_channels, first.in_size, first.in_sampling_rate, first.in_cutoff
@@ -906,22 +986,23 @@ class SynthesisNetwork(torch.nn.Module):
 
     @property
     def reduced_dtype(self) -> torch.dtype | None:
+        """Type of the layers that are marked for reduced precision."""
         return None if self._reduced_dtype is None else getattr(torch, self._reduced_dtype)
 
     @reduced_dtype.setter
     def reduced_dtype(self, dtype: torch.dtype | None) -> None:
+        """Type of the layers that are marked for reduced precision."""
         if dtype not in (None, torch.float16, torch.bfloat16):
-            raise ValueError(f"reduced_dtype is None, torch.float16 or torch.bfloat16, not {dtype}")
+            raise ValueError(f"reduced_dtype must be None, torch.float16 or torch.bfloat16, not {dtype}")
         self._reduced_dtype = None if dtype is None else str(dtype)[len("torch.") :]
 
     def forward(
         self, ws: torch.Tensor, noise_mode: str = "const", force_fp32: bool = False, update_emas: bool = False
     ) -> torch.Tensor:
-        """Images [N, img_channels, R, R], about [-1, 1]. noise_mode is accepted for its callers: these layers
-        have no noise inputs.
+        """Return images [N, img_channels, R, R], about in [-1, 1].
 
-        update_emas=True also moves every layer's magnitude_ema by this batch; training leaves it False, as
-        the published code does.
+        noise_mode is accepted for compatibility: these layers have no noise inputs. update_emas=True also
+        updates magnitude_ema of every layer with this batch; training uses False, as the published code does.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(
@@ -939,13 +1020,15 @@ class SynthesisNetwork(torch.nn.Module):
                 update_emas=update_emas,
                 reduced_dtype=self.reduced_dtype,
             )
-        return x.to(full) * self.output_scale
+        img: torch.Tensor = x.to(full) * self.output_scale
+        return img
 
     def specs(self) -> list[LayerSpec]:
-        """The list of layers that this network is."""
+        """Return the specifications of the layers."""
         return [layer_spec(name, vars(getattr(self, name))) for name in self.layer_names]
 
     def extra_repr(self) -> str:
+        """Describe the network in one line."""
         return (
             f"w_dim={self.w_dim}, num_ws={self.num_ws}, img_resolution={self.img_resolution}, "
             f"img_channels={self.img_channels}"
@@ -953,7 +1036,11 @@ class SynthesisNetwork(torch.nn.Module):
 
 
 def _check_chain(specs: Sequence[LayerSpec], img_resolution: int, img_channels: int) -> None:
-    """Refuse a list of layers that do not fit one another."""
+    """Check that layers fit one another.
+
+    Raises:
+        ValueError: They do not.
+    """
     if not specs:
         raise ValueError("a generator needs at least one layer")
     names = [spec.name for spec in specs]
@@ -978,13 +1065,22 @@ def _check_chain(specs: Sequence[LayerSpec], img_resolution: int, img_channels: 
 
 @persistence.persistent_class
 class Generator(torch.nn.Module):
-    """Latents and labels to images: z [N, Z], c [N] -> [N, img_channels, R, R] float32.
+    """Maps latents and labels to images: z [N, Z], c [N] -> [N, img_channels, R, R] float32.
 
-    layers: a plan (`plan_stem`, `plan_superres`), as LayerSpec or as plain dicts.
-    num_frozen_layers: leading layers taken from an earlier stage; when it is not 0 the input, these layers
-    and the mapping do not train. mapping_kwargs: num_layers, lr_multiplier, w_avg_beta, embed_dim,
-    num_embeddings of MappingNetwork. channel_base, channel_max: capacity the plan was made with (a
-    superresolution stage goes on with its stem's); None = unknown.
+    Args:
+        z_dim: Z.
+        c_dim: Number of classes, 0 = unconditional.
+        w_dim: Dimensions of w.
+        img_resolution: R, pixels.
+        img_channels: Channels of the images.
+        layers: A plan (`plan_stem`, `plan_superres`), as LayerSpec or as plain dicts.
+        num_frozen_layers: Number of leading layers from an earlier stage. If it is not 0, the input, these
+            layers and the mapping network are not trained.
+        mapping_kwargs: num_layers, lr_multiplier, w_avg_beta, embed_dim, num_embeddings of MappingNetwork.
+        output_scale: Factor on the output of the last layer.
+        channel_base: Capacity that the plan was made with; a superresolution stage uses that of its stem.
+            None = unknown.
+        channel_max: As channel_base.
     """
 
     def __init__(
@@ -1021,8 +1117,9 @@ class Generator(torch.nn.Module):
         return self.synthesis.layer_names[self.num_frozen_layers :]
 
     def set_trainable(self, trainable: bool = True) -> Generator:
-        """requires_grad_(trainable) for all that this stage trains, and False for what is frozen by
-        construction. Returns self.
+        """Switch gradients on (or off) for everything that this stage trains, and off for the rest.
+
+        Returns self.
         """
         self.requires_grad_(False)
         if trainable and self.num_frozen_layers > 0:
@@ -1043,11 +1140,15 @@ class Generator(torch.nn.Module):
         update_emas: bool = False,
         **synthesis_kwargs: Any,
     ) -> torch.Tensor:
-        """Images [N, img_channels, R, R]. c: int64 [N], one-hot [N, c_dim], or None when unconditional."""
+        """Return images [N, img_channels, R, R].
+
+        c: int64 [N], one-hot [N, c_dim], or None if unconditional.
+        """
         ws = self.mapping(
             z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, update_emas=update_emas
         )
-        return self.synthesis(ws, update_emas=update_emas, **synthesis_kwargs)
+        img: torch.Tensor = self.synthesis(ws, update_emas=update_emas, **synthesis_kwargs)
+        return img
 
 
 def _config(config: str) -> dict[str, Any]:
@@ -1073,10 +1174,12 @@ def build_stem(
     magnitude_ema_beta: float = 0.999,
     margin_size: int = MARGIN,
 ) -> Generator:
-    """A first-stage generator with fresh weights from torch's global random state. cbase and cmax are the
-    undoubled --cbase and --cmax.
+    """Build a first-stage generator with fresh weights from torch's global random state.
 
-    Raises ValueError for an unknown configuration, or sizes that cannot be planned.
+    cbase and cmax are those of the command line, without the factor of the configuration.
+
+    Raises:
+        ValueError: Unknown configuration, or sizes that do not give a valid plan.
     """
     settings = _config(config)
     width = settings["width"]
@@ -1114,18 +1217,20 @@ def build_superres(
     cmax: int | None = None,
     magnitude_ema_beta: float = 0.999,
 ) -> Generator:
-    """A superresolution stage on `stem` (a first or a later stage): the stem's weights and buffers are copied
-    and frozen, the head is new.
+    """Build a superresolution stage on `stem`, which is a first or a later stage.
 
-    cbase and cmax are the undoubled --cbase and --cmax of the head; None = the stem's.
-    Raises ValueError for an unknown configuration, or a factor or head that cannot be planned.
+    The weights and buffers of the stem are copied and frozen; the head is new. cbase and cmax are those of
+    the command line, without the factor of the configuration; None = the stem's.
+
+    Raises:
+        ValueError: Unknown configuration, or a factor or head that does not give a valid plan.
     """
     settings = _config(config)
     resolution = stem.img_resolution * up_factor
     channel_base = stem.channel_base if cbase is None else cbase * settings["width"]
     channel_max = stem.channel_max if cmax is None else cmax * settings["width"]
     if channel_base is None or channel_max is None:
-        raise ValueError("the stem does not say its capacity: give cbase and cmax")
+        raise ValueError("the capacity of the stem is unknown: give cbase and cmax")
     kept, head = plan_superres(
         stem.synthesis.specs(),
         resolution,
@@ -1160,7 +1265,7 @@ def build_superres(
 
 
 def _mapping_kwargs(mapping: MappingNetwork) -> dict[str, Any]:
-    """Arguments that rebuild a mapping network like this one, whatever it is called with."""
+    """Return arguments that rebuild a mapping network like this one, whatever its original arguments were."""
     kwargs: dict[str, Any] = dict(
         num_layers=mapping.num_layers, w_avg_beta=mapping.w_avg_beta, lr_multiplier=mapping.fc0.bias_gain
     )
@@ -1172,8 +1277,9 @@ def _mapping_kwargs(mapping: MappingNetwork) -> dict[str, Any]:
 
 
 def generator_kwargs(generator: Generator) -> dict[str, Any]:
-    """Arguments of Generator that build one like this, whatever it was called with: plain values that JSON
-    keeps exactly.
+    """Return arguments of Generator that rebuild this generator, whatever its original arguments were.
+
+    They are plain values that JSON preserves exactly.
     """
     return dict(
         z_dim=generator.z_dim,
@@ -1191,11 +1297,10 @@ def generator_kwargs(generator: Generator) -> dict[str, Any]:
 
 
 def layer_spec(name: str, attributes: Mapping[str, Any]) -> LayerSpec:
-    """The specification of a layer from the attributes of a synthesis layer, ours or a published one (numbers
-    may be numpy scalars).
+    """Return the specification of a layer from the attributes of a synthesis layer, ours or a published one.
 
-    StyleGAN3's layers do not keep filter_size, lrelu_upsampling and use_radial_filters; these follow from
-    what they keep.
+    Numbers may be numpy scalars. StyleGAN3's layers do not store filter_size, lrelu_upsampling and
+    use_radial_filters; these are derived from other attributes.
     """
     attributes = {**_implied(name, attributes), **attributes}
     values: dict[str, Any] = dict(name=name)
@@ -1216,9 +1321,7 @@ def layer_spec(name: str, attributes: Mapping[str, Any]) -> LayerSpec:
 
 
 def _implied(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """filter_size, lrelu_upsampling and use_radial_filters of a layer that has them in its factors, taps and
-    rates.
-    """
+    """Derive filter_size, lrelu_upsampling and use_radial_filters from factors, taps and rates."""
     if "filter_size" in attributes or "down_radial" not in attributes:
         return {}
     names = (
@@ -1244,7 +1347,7 @@ def _implied(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(what: str, value: Any, kind: type) -> int | float:
-    """A finite plain number from one or from a numpy scalar."""
+    """Return a finite plain number from a number or a numpy scalar."""
     number = value.item() if isinstance(value, np.generic) else value
     if not isinstance(number, (int, float)):
         raise ValueError(f"{what} is {type(value).__name__}, not {kind.__name__}")
@@ -1254,7 +1357,10 @@ def _number(what: str, value: Any, kind: type) -> int | float:
 
 
 def _square(layer: str, field: str, value: Any) -> int:
-    """The one size of a square feature map. Looks at two elements only: a file may nest lists without end."""
+    """Return the size of a square feature map.
+
+    Reads at most three elements, because a file may nest lists without end.
+    """
     flat = (
         value.ravel()[:3].tolist()
         if isinstance(value, np.ndarray)
@@ -1265,4 +1371,4 @@ def _square(layer: str, field: str, value: Any) -> int:
     sizes = [item.item() if isinstance(item, np.generic) else item for item in flat]
     if not 1 <= len(sizes) <= 2 or not all(isinstance(size, int) for size in sizes) or len(set(sizes)) != 1:
         raise ValueError(f"layer {layer} is not square: {field}")
-    return sizes[0]
+    return int(sizes[0])

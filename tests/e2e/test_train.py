@@ -733,8 +733,8 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
         (["--backbones=efficientnet_nonsense", "--dry-run"], "efficientnet_nonsense"),
         (
             ["--resume=nowhere.pkl"],
-            "--resume=nowhere.pkl: no such file; give a run folder to go on, or a network pickle's path or "
-            "URL",
+            "--resume=nowhere.pkl: no such file; give a run folder to resume, or the path or URL of a "
+            "network file",
         ),
         (["--map-depth=8"], "--map-depth=8"),
         (["--workers=-1"], "--workers=-1"),

@@ -327,7 +327,7 @@ def test_getattr_chains_do_nothing(tmp_path, monkeypatch):
     chain = Calls(getattr, Calls(getattr, torch.nn.Module, "__init__"), "__globals__")
     data = read({"D": chain, "G_ema": chain})
     assert repr(data["D"]) == "<stub of builtins.getattr>"
-    with pytest.raises(ValueError, match=r"no generator but an object of builtins\.getattr"):
+    with pytest.raises(ValueError, match=r"not a generator but an object of builtins\.getattr"):
         from_stub(data["G_ema"])
     stub = read({"G": Toy(2)})["G"]
     stub.state["_modules"]["child"] = data["D"]

@@ -320,7 +320,7 @@ def test_two_networks():
     D = make(10, networks=(LITE0, "resnet18"))
     y = D(images(2), labels(2, 10), {name: torch.rand(2, 7) for name in (LITE0, "resnet18")})
     assert list(y) == [LITE0, "resnet18"] == list(D.names.values())
-    with pytest.raises(ValueError, match="different feature networks"):
+    with pytest.raises(ValueError, match="distinct backbones"):
         make(0, networks=(LITE0, LITE0))
 
 

@@ -139,7 +139,7 @@ def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
         return None
     images = len(_choose(dataset.labels, dataset.label_dim, count, 0))
     pixels = torch.zeros([8, 3, dataset.resolution, dataset.resolution], dtype=torch.uint8)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         for _ in range(2):  # the second pass is measured
             started = time.monotonic()

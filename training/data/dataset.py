@@ -221,7 +221,7 @@ class ImageDataset:
     def _find_resolution(self, wanted: int | None) -> int:
         entry = self._archive.images[0]
         with self._open(entry) as image:
-            width, height = image.size
+            width, height = (int(pixels) for pixels in image.size)
         if width != height:
             raise ValueError(
                 f"{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with "
@@ -250,7 +250,8 @@ class ImageDataset:
     def _raw_image(self, row: int) -> np.ndarray:
         """Return uint8 [3, R, R], not flipped. Callers must not write to it."""
         if self._cache is not None and self._cache.filled[row]:
-            return self._cache.images[row]
+            cached: np.ndarray = self._cache.images[row]
+            return cached
         image = self._decode(self._archive.images[self._raw_indices[row]])
         if self._cache is not None:
             self._cache.images[row] = image  # two threads may get here; both write the same bytes
@@ -353,7 +354,9 @@ class BalancedClasses:
                 [rng.permutation(seed, f"data_order/class{label}", i, size) for i in passes]
             )
             shown.append(members[order[first - passes.start * size : end - passes.start * size]])
-        return np.concatenate(shown)[rng.permutation(seed, "data_order/balanced", epoch, self.epoch_length)]
+        shuffle = rng.permutation(seed, "data_order/balanced", epoch, self.epoch_length)
+        indices: np.ndarray = np.concatenate(shown)[shuffle]
+        return indices
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network files: pickles as every StyleGAN tool knows them, or weights as weights, that is safetensors beside
-a JSON file. Lossless both ways.
+"""Network files: pickles that every StyleGAN tool can read, or safetensors with a JSON file.
 
-NAME.safetensors holds the tensors, named NETWORK.STATE_DICT_NAME (G_ema.mapping.fc0.weight); NAME.json holds
-what builds the networks (their layers as plain numbers), training_set_kwargs and provenance. In a model
-repository the two are called model.safetensors and config.json.
+The conversion is lossless in both directions. NAME.safetensors contains the tensors, named
+NETWORK.STATE_DICT_NAME (G_ema.mapping.fc0.weight). NAME.json contains what builds the networks (their layers
+as plain numbers), training_set_kwargs and provenance. In a model repository the two files are called
+model.safetensors and config.json.
 """
 
 from __future__ import annotations
@@ -35,26 +35,29 @@ from training.networks.reader import from_stub
 FORMAT = "stylesan-xl network"
 VERSION = 1
 MAX_CONFIG_BYTES = 16 * 2**20
-MAX_PLAIN = 2**21  # characters of the plain values of a pickle; a value counts as 16 of them
-MAX_PLAIN_ELEMENTS = 1024  # of a tensor or array among them
+MAX_PLAIN = 2**21  # characters of the plain values of a pickle; every value counts as 16 more
+MAX_PLAIN_ELEMENTS = 1024  # per tensor or array among the plain values
 GENERATORS = ("G", "G_ema")
 _T = TypeVar("_T")
 
 
 class UnsupportedGenerator(ValueError):
-    """A generator whose parts are understood, and which is none of those that are read: running its file does
-    not change that.
+    """A generator of a known structure that is not one of the supported kinds.
+
+    Running the code in its file does not change that.
     """
 
 
 @dataclasses.dataclass
 class NetworkFile:
-    """What a network file holds.
+    """The content of a network file.
 
-    generators: G and G_ema, or one of them; they may be the same object.
-    tensors: the tensors of other networks (D), by network and name.
-    training_set_kwargs, provenance, extra: plain values; extra is whatever else a pickle says (progress of a
-    published snapshot).
+    Attributes:
+        generators: G and G_ema, or one of them; they may be the same object.
+        tensors: The tensors of other networks (D), by network and name.
+        training_set_kwargs: Plain values that describe the data set.
+        provenance: Plain values that describe the origin of the network.
+        extra: Other plain values of a pickle (progress of a published snapshot).
     """
 
     generators: dict[str, Generator]
@@ -64,48 +67,58 @@ class NetworkFile:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def only(self, key: str) -> NetworkFile:
-        """The same file with one generator and nothing else. Raises ValueError if it is not there."""
+        """Return the same file with one generator and no other networks.
+
+        Raises:
+            ValueError: The generator does not exist.
+        """
         if key not in self.generators:
-            raise ValueError(f"there is no network {key}; there is {', '.join(self.generators) or 'none'}")
+            raise ValueError(f"network {key} not found; available: {', '.join(self.generators) or 'none'}")
         return dataclasses.replace(self, generators={key: self.generators[key]}, tensors={}, extra={})
 
 
 def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = True) -> NetworkFile:
-    """A network file from a local path: NAME.safetensors with its JSON file, or else a network pickle, of
-    which nothing is run.
+    """Load a network file from a local path.
 
-    key: the one generator that is needed (G or G_ema); the rest of a pickle is parsed but not rebuilt. None =
-    everything. strict: refuse a pickle with objects of unknown kinds, as the D of another project may be;
-    False passes over them. Raises FileNotFoundError, and ValueError in one line for a file that cannot be
-    used (UnsupportedGenerator for its generator alone).
+    It is NAME.safetensors with its JSON file, or else a network pickle, in which nothing is executed.
+
+    Args:
+        path: The file.
+        key: The only generator that is needed (G or G_ema); the rest of a pickle is parsed but not rebuilt.
+            None = everything.
+        strict: Reject a pickle with unknown objects, such as the D of another project. False = ignore them.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: One line for a file that cannot be used (UnsupportedGenerator if only its generator
+            cannot).
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"{path}: file not found")
     if os.fspath(path).lower().endswith(".safetensors"):
         return read_safetensors(path)
     return _from_pickle(persistence.read_network_pickle(path, strict=strict), path, key)
 
 
 def fetch(path_or_url: str, num_attempts: int = 3) -> str:
-    """The local path of a network file: of an http(s) address the kept copy, to which a .safetensors file's
-    JSON file comes along.
+    """Return the local path of a network file.
 
-    Raises as `dnnlib.util.fetch`.
+    A file at an http(s) URL is downloaded to the cache, a .safetensors file with its JSON file. Raises as
+    `dnnlib.util.fetch`.
     """
     return dnnlib.util.fetch(path_or_url, num_attempts, _beside(path_or_url))
 
 
 def read_from(path_or_url: str, read: Callable[[str], _T], num_attempts: int = 3) -> _T:
-    """What `read` makes of the network file at a path or an address. A copy that it finds `Damaged` does not
-    stay in the cache.
+    """Return the result of `read` for the network file at a path or URL.
 
-    Raises as `dnnlib.util.read_from`.
+    A copy that `read` finds `Damaged` is removed from the cache. Raises as `dnnlib.util.read_from`.
     """
     return dnnlib.util.read_from(path_or_url, read, num_attempts, _beside(path_or_url))
 
 
 def _beside(path_or_url: str) -> tuple[str, ...]:
-    """Names of the JSON file of a .safetensors address, the likelier one first."""
+    """Return the possible names of the JSON file of a .safetensors URL, the more likely one first."""
     name = (
         urllib.parse.urlsplit(path_or_url).path.rpartition("/")[2] if dnnlib.util.is_url(path_or_url) else ""
     )
@@ -115,10 +128,12 @@ def _beside(path_or_url: str) -> tuple[str, ...]:
 
 
 def read_trusted(path: str | os.PathLike[str]) -> NetworkFile:
-    """A network file from a pickle that is run (`trusted_pickle`): what comes out is written anew, and that
-    is read. Without D.
+    """Load a network file by running a pickle (`trusted_pickle`), without D.
 
-    Raises ValueError in one line.
+    The resulting objects are pickled again, and that pickle is read.
+
+    Raises:
+        ValueError: One line about what failed.
     """
     kept = {
         key: value
@@ -127,9 +142,9 @@ def read_trusted(path: str | os.PathLike[str]) -> NetworkFile:
     }
     try:
         content = pickle.dumps(kept, protocol=4)
-    except Exception as error:  # of objects of somebody else's classes
+    except Exception as error:  # objects of foreign classes may raise anything
         raise ValueError(
-            f"{path}: its networks cannot be written anew: {' '.join(str(error).split())[:300]}"
+            f"{path}: its networks cannot be rewritten: {' '.join(str(error).split())[:300]}"
         ) from None
     return _from_pickle(persistence.read_network_pickle(io.BytesIO(content), strict=False), path, None)
 
@@ -140,7 +155,8 @@ def _from_pickle(data: Mapping[str, Any], path: str | os.PathLike[str], wanted: 
     if wanted is not None:
         if data.get(wanted) is None:
             raise ValueError(
-                f"{path}: holds no network {wanted}; it has {listed(k for k in data if data[k] is not None)}"
+                f"{path}: contains no network {wanted}; it has "
+                f"{listed(k for k in data if data[k] is not None)}"
             )
         data = {key: data.get(key) for key in (wanted, "training_set_kwargs", "provenance")}
     for key, value in data.items():
@@ -159,7 +175,7 @@ def _from_pickle(data: Mapping[str, Any], path: str | os.PathLike[str], wanted: 
             result.extra[key] = plain(value)
     if not result.generators:
         raise ValueError(
-            f"{path}: holds neither G nor G_ema; it has {listed(k for k in data if data[k] is not None)}"
+            f"{path}: contains neither G nor G_ema; it has {listed(k for k in data if data[k] is not None)}"
         )
     return result
 
@@ -175,17 +191,21 @@ def _generator(stub: Any, key: str, path: str | os.PathLike[str]) -> Generator:
 
 
 class _Plain:
-    """Values of a pickle as JSON has them: numbers out of small tensors and arrays, lists for tuples and
-    sets, text for all else.
+    """Converts values of a pickle to JSON values.
 
-    Of bounded size, because a file may say the same list, which holds the same list, again and again.
+    Small tensors and arrays become numbers, tuples and sets become lists, and everything else becomes text.
+    The size is limited, because a file may contain the same nested list again and again.
     """
 
     def __init__(self) -> None:
         self.left = MAX_PLAIN
 
     def __call__(self, value: Any, depth: int = 0) -> Any:
-        """Raises ValueError for values nested too deep, and for too many of them."""
+        """Convert one value.
+
+        Raises:
+            ValueError: There are too many values, or they are nested too deeply.
+        """
         self.left -= 16 + (len(value) if isinstance(value, (str, bytes)) else 0)
         if depth > 32 or self.left < 0:
             raise ValueError(
@@ -231,8 +251,9 @@ class _Plain:
 
 
 def write_pickle(path: str | os.PathLike[str], file: NetworkFile) -> None:
-    """Write a network pickle that StyleGAN tools load. G and G_ema are both there, as those tools insist; one
-    stands for the other if need be.
+    """Write a network pickle that StyleGAN tools can load.
+
+    It has both G and G_ema, which those tools require; if one is missing, the other takes its place.
     """
     G_ema = file.generators.get("G_ema", file.generators.get("G"))
     persistence.save_network_pickle(
@@ -250,7 +271,7 @@ def write_pickle(path: str | os.PathLike[str], file: NetworkFile) -> None:
 
 
 def config_of(file: NetworkFile) -> dict[str, Any]:
-    """The JSON side of a network file."""
+    """Return the JSON part of a network file."""
     networks: dict[str, Any] = {}
     for key, generator in file.generators.items():
         same = next((other for other in networks if file.generators[other] is generator), None)
@@ -271,8 +292,12 @@ def config_of(file: NetworkFile) -> dict[str, Any]:
 def write_safetensors(
     path: str | os.PathLike[str], file: NetworkFile, config_path: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write the tensors to `path` and the rest beside it, by default to NAME.json. Returns the JSON file's
-    path. Both files are atomic.
+    """Write the tensors to `path` and the rest to a JSON file, by default NAME.json.
+
+    Both files are written atomically.
+
+    Returns:
+        The path of the JSON file.
     """
     from safetensors.torch import save
 
@@ -297,38 +322,52 @@ def write_safetensors(
 
 
 def check_free(config_path: Path, path: Path) -> None:
-    """Raises ValueError where the JSON file of a network to be written to `path` would replace another's.
+    """Check that the JSON file of a network to be written to `path` does not replace another file.
 
-    That is another program's (a run's options), or another network's: one whose tensors are not those at
-    `path`.
+    That is a file of another program (such as the options of a run), or that of another network, whose
+    tensors are not those at `path`.
+
+    Raises:
+        ValueError: It would replace such a file.
     """
     if config_path.exists():
         try:
             _read_config(config_path)
         except (ValueError, OSError):
             raise ValueError(
-                f"{config_path} is in the way: it is another program's, and a network's tensors and its "
-                "JSON file share a name"
+                f"{config_path} belongs to another program, and the JSON file of the network would replace "
+                "it: "
+                "write to another name"
             ) from None
         if not path.exists():
             raise ValueError(
-                f"{config_path} is in the way: it describes another network, and {path.name} would take its "
-                "place; write to another name"
+                f"{config_path} describes another network, and the JSON file of {path.name} would replace "
+                "it: "
+                "write to another name"
             )
 
 
 def config_path_of(path: str | os.PathLike[str]) -> Path:
-    """The JSON file of a safetensors file: NAME.json, or config.json beside it. Raises FileNotFoundError."""
+    """Return the JSON file of a safetensors file: NAME.json, or config.json in the same folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
     for candidate in (Path(path).with_suffix(".json"), Path(path).with_name("config.json")):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"{path}: its {Path(path).with_suffix('.json').name} is missing; the two files belong together"
+        f"{path}: {Path(path).with_suffix('.json').name} not found; the two files belong together"
     )
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
-    """A network file from safetensors and JSON. Raises FileNotFoundError, and ValueError in one line."""
+    """Load a network file from safetensors and JSON.
+
+    Raises:
+        FileNotFoundError: One of the files does not exist.
+        ValueError: One line for files that cannot be used.
+    """
     config_path = config_path_of(path)
     config = _read_config(config_path)
     tensors = _read_tensors(path)
@@ -338,7 +377,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
         *config["networks"],
     } & {*(about["extra"] or {})}:
         raise ValueError(
-            f"{config_path}: training_set_kwargs, provenance and extra are tables, and extra has no networks"
+            f"{config_path}: training_set_kwargs, provenance and extra must be objects, extra without "
+            "networks"
         )
     result = NetworkFile({}, {}, about["training_set_kwargs"], about["provenance"], about["extra"] or {})
     for key, network in config["networks"].items():
@@ -354,14 +394,14 @@ def read_safetensors(path: str | os.PathLike[str]) -> NetworkFile:
             twin = network["same_as"]
             if not isinstance(twin, str) or twin not in result.generators or own:
                 raise ValueError(
-                    f"{config_path}: {key} is said to be the same as {str(twin)[:40]!r}, which is not there"
+                    f"{config_path}: {key} is declared the same as {str(twin)[:40]!r}, which does not exist"
                 )
             result.generators[key] = result.generators[twin]
         else:
             result.generators[key] = _build(key, network.get("kwargs"), own, path)
     if tensors or not result.generators:
         raise ValueError(
-            f"{path}: {f'tensors left over: {listed(tensors)}' if tensors else 'it holds no generator'}"
+            f"{path}: {f'unexpected tensors: {listed(tensors)}' if tensors else 'it contains no generator'}"
         )
     return result
 
@@ -373,12 +413,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         or config.get("format") != FORMAT
         or not isinstance(config.get("networks"), dict)
     ):
-        raise ValueError(f"{path}: this does not describe a network: its format is not {FORMAT!r}")
+        raise ValueError(f"{path}: not the description of a network: its format is not {FORMAT!r}")
     if len(config["networks"]) > MAX_NETWORKS:
-        raise ValueError(f"{path}: {len(config['networks'])} networks, and at most {MAX_NETWORKS} are read")
+        raise ValueError(
+            f"{path}: {len(config['networks'])} networks, but at most {MAX_NETWORKS} are supported"
+        )
     if config.get("version") != VERSION:
         raise ValueError(
-            f"{path}: version {str(config.get('version'))[:20]} of the format; this program reads version "
+            f"{path}: version {str(config.get('version'))[:20]} of the format is not supported, only version "
             f"{VERSION}"
         )
     return config
@@ -391,15 +433,13 @@ def _read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     try:
         return load_file(os.fspath(path))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise dnnlib.util.Damaged(
-            f"{path}: this is no safetensors file: {str(error).splitlines()[0]}"
-        ) from None
+        raise dnnlib.util.Damaged(f"{path}: not a safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def _build(
     key: str, kwargs: Any, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> Generator:
-    """A generator from its arguments and tensors, one to one."""
+    """Build a generator from its arguments and tensors, which must match one to one."""
     given = kwargs if isinstance(kwargs, dict) else {}
     layers, mapping = given.get("layers"), given.get("mapping_kwargs")
     counts = (0, 0)
@@ -412,14 +452,14 @@ def _build(
         )
     try:
         with torch.device("meta"), np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of impossible numbers, which are refused below
+            warnings.simplefilter("ignore")  # about impossible sizes, which are rejected below
             generator = Generator(**kwargs)
     except (ValueError, TypeError, RuntimeError, OverflowError, ZeroDivisionError, AttributeError) as error:
         raise ValueError(f"{path}: {key} cannot be built: {str(error).splitlines()[0]}") from None
     expected = generator.state_dict()
     missing, unknown = set(expected) - set(tensors), set(tensors) - set(expected)
     if missing or unknown:
-        raise ValueError(f"{path}: {key}: tensors missing: {listed(missing)}; left over: {listed(unknown)}")
+        raise ValueError(f"{path}: {key}: tensors missing: {listed(missing)}; unexpected: {listed(unknown)}")
     for name, value in tensors.items():
         if value.shape != expected[name].shape or not value.is_floating_point():
             have, want = (
@@ -431,7 +471,7 @@ def _build(
 
 
 class _Absent:
-    """Stands for an object of a class that cannot be imported."""
+    """Placeholder for an object of a class that cannot be imported."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -444,11 +484,13 @@ class _Absent:
 
 
 class _TrustingUnpickler(pickle.Unpickler):
-    """Python's own, except that a class that cannot be imported does no harm: a discriminator's are rarely
-    there, and rarely needed.
+    """Python's unpickler, except that classes that cannot be imported become placeholders.
+
+    The classes of a discriminator are often missing and rarely needed.
     """
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the class, or a placeholder if it cannot be imported."""
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError):
@@ -456,23 +498,28 @@ class _TrustingUnpickler(pickle.Unpickler):
 
 
 def trusted_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The objects of a network pickle, made by running it: its source text, and whatever else it names, with
-    your rights.
+    """Return the objects of a network pickle by running the pickle.
 
-    Only for --trust-pickle. Raises ValueError in one line if that fails.
+    This executes its source code, and anything else it names, with the rights of the user. Only for
+    --trust-pickle.
+
+    Raises:
+        ValueError: One line about what failed.
     """
     try:
         with persistence.trust_pickles(), open(path, "rb") as file:
             data = _TrustingUnpickler(file).load()
-    except Exception as error:  # it is somebody else's program
+    except Exception as error:  # foreign code may raise anything
         raise ValueError(f"{path}: running this pickle failed: {dnnlib.util.reason(error)}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: running this pickle gave {type(data).__name__}, not a table of networks")
+        raise ValueError(
+            f"{path}: running this pickle returned {type(data).__name__}, not a dict of networks"
+        )
     return data
 
 
 class ForeignMapping:
-    """Calls another project's mapping network with int64 labels."""
+    """Calls the mapping network of another project with int64 labels."""
 
     def __init__(self, module: Any, c_dim: int) -> None:
         self.module, self.c_dim = module, c_dim
@@ -480,14 +527,17 @@ class ForeignMapping:
     def __call__(
         self, z: torch.Tensor, labels: torch.Tensor | None = None, truncation_psi: float = 1, **kwargs: Any
     ) -> torch.Tensor:
+        """Return ws for latents [N, Z] and labels, int64 [N] or one-hot."""
         if labels is not None and labels.ndim == 1:
             labels = torch.nn.functional.one_hot(labels, self.c_dim).to(torch.float32)
-        return self.module(z, labels, truncation_psi=truncation_psi, **kwargs)
+        ws: torch.Tensor = self.module(z, labels, truncation_psi=truncation_psi, **kwargs)
+        return ws
 
 
 class ForeignGenerator:
-    """A network that only its own code can run, with what our scripts use of a Generator. Made by
-    `trusted_generator`.
+    """A network that only its own code can run, with the interface of Generator that the scripts use.
+
+    `trusted_generator` makes it.
     """
 
     def __init__(self, module: Any) -> None:
@@ -501,21 +551,25 @@ class ForeignGenerator:
         self.mapping, self.synthesis = ForeignMapping(module.mapping, self.c_dim), module.synthesis
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Of the network, so that its device can be found."""
-        return self.module.parameters()
+        """Return the parameters of the network, from which its device can be found."""
+        return iter(self.module.parameters())
 
     def to(self, device: torch.device | str) -> ForeignGenerator:
-        """Move the network. Returns self."""
+        """Move the network to a device. Returns self."""
         self.module.to(device)
         return self
 
 
 def trusted_generator(path: str | os.PathLike[str], key: str = "G_ema") -> ForeignGenerator:
-    """The network `key` of a pickle, made by running the pickle. Raises ValueError in one line."""
+    """Return the network `key` of a pickle by running the pickle.
+
+    Raises:
+        ValueError: One line about what failed.
+    """
     module = trusted_pickle(path).get(key)
     if not isinstance(module, torch.nn.Module):
-        raise ValueError(f"{path}: holds no network {key}")
+        raise ValueError(f"{path}: contains no network {key}")
     try:
         return ForeignGenerator(module.eval().requires_grad_(False))
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {key} is no generator: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{path}: {key} is not a generator: {' '.join(str(error).split())[:200]}") from None

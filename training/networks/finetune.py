@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--init-from: a run that starts from another network's weights, whatever of them fits, and a report of what
-did.
+"""--init-from: start a run from the weights of another network, as far as they fit, and summarise the result.
 
-What depends on the classes is carried over class by class, by name; a generator gains or loses its class
-input; layers are taken where the plan of the new network has them; the discriminator's heads together with
-the random projection they were trained on. The rest starts anew.
+Weights that depend on the classes are copied class by class, by name. A generator gains or loses its class
+input. Layers are copied where the new architecture has them, and the heads of the discriminator together with
+the random projection they were trained with. Everything else is freshly initialised.
 
-Reads the project's own network files and published pickles (StyleGAN3, StyleGAN-XL, StyleSAN-XL); nothing in
-them is run.
+Reads network files of this project and published pickles (StyleGAN3, StyleGAN-XL, StyleSAN-XL). Nothing in
+them is executed.
 """
 
 from __future__ import annotations
@@ -31,32 +30,31 @@ from training.generator import FullyConnectedLayer, Generator, LayerSpec
 from training.networks import files
 
 KEPT, RESHAPED, REBUILT = "kept", "reshaped", "rebuilt"
-# strength of a class input that an unconditional network is given, against a fresh one's: close to what it
-# was, able to learn
+# Strength of the class input that is added to an unconditional network, relative to a fresh one: small, so
+# that the network changes little, but large enough to learn.
 CLASS_START = 0.1
-LITTLE = 0.5  # a smaller part of the generator taken is worth a warning
+LITTLE = 0.5  # warn if a smaller fraction of a network is copied
 NUM_IMAGENET = 1000
 _VIT_STEPS = {"3": "project", "4": "resample"}  # published names of a transformer's reassemble steps
 
 
 @dataclass
 class Part:
-    """What became of a part of a network: kept as it was, reshaped (part of it taken, or put to another use),
-    or rebuilt (starts anew).
+    """What happened to a part of a network.
+
+    It was kept, reshaped (copied in part, or used differently), or rebuilt (freshly initialised).
     """
 
     name: str
     state: str
-    taken: int  # numbers taken from the pickle
-    total: int  # of the new network's
+    taken: int  # parameters copied from the file
+    total: int  # parameters of the new network
     about: str = ""
 
 
 @dataclass
 class TransferSummary:
-    """Where a run's weights come from: file, its hash, how classes were told, and the parts of both
-    networks.
-    """
+    """The origin of a run's weights: file, hash, how classes were matched, and the parts of both networks."""
 
     file: str
     sha256: str
@@ -65,12 +63,12 @@ class TransferSummary:
     discriminator: list[Part] = field(default_factory=list)
 
     def share(self, network: str) -> float:
-        """The part of a network's numbers that came from the file, 0 to 1."""
+        """Return the fraction of a network's parameters that came from the file, 0 to 1."""
         parts: list[Part] = getattr(self, network)
         return sum(p.taken for p in parts) / max(sum(p.total for p in parts), 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """What init_from.json and the provenance of snapshots say."""
+        """Return the content of init_from.json, which is also in the provenance of snapshots."""
         networks = {
             network: {
                 "share": round(self.share(network), 4),
@@ -81,14 +79,14 @@ class TransferSummary:
         return {"file": self.file, "sha256": self.sha256, "classes": self.classes, **networks}
 
     def table(self) -> str:
-        """The report as text."""
+        """Return the summary as text."""
         lines = [
             f"Starting from {self.file} (sha256 {self.sha256[:12]})"
             + (f", classes {self.classes}" if self.classes else "")
         ]
         for network in ("generator", "discriminator"):
             parts: list[Part] = getattr(self, network)
-            lines.append(f"  {network}: {self.share(network):.1%} of its numbers taken")
+            lines.append(f"  {network}: {self.share(network):.1%} of its parameters copied")
             width = max((len(p.name) for p in parts), default=0)
             lines += [f"    {p.name:{width}s}  {p.state:8s}  {p.about}".rstrip() for p in parts]
         return "\n".join(lines)
@@ -104,22 +102,22 @@ class Source:
 
     @property
     def G(self) -> Generator:
-        """The generator that was trained (its average where a file has no other)."""
+        """The trained generator, or its moving average if the file has no other."""
         return self.file.generators.get("G") or self.file.generators["G_ema"]
 
     @property
     def G_ema(self) -> Generator:
-        """Its moving average."""
+        """The moving average of the generator."""
         return self.file.generators.get("G_ema") or self.G
 
     @property
     def embed_dim(self) -> int | None:
-        """Width of its class table; None if it has none that is in use."""
+        """Width of the class table; None if none is used."""
         mapping = self.G.mapping
         return mapping.embed.weight.shape[1] if mapping.c_dim > 0 and not mapping.linear_labels else None
 
     def class_names(self) -> list[str] | None:
-        """As the file says them."""
+        """Return the class names in the file, or None."""
         names = (self.file.provenance or {}).get("class_names")
         fits = (
             isinstance(names, list)
@@ -130,10 +128,10 @@ class Source:
 
 
 def read(path_or_url: str) -> Source:
-    """A network file: pickle or .safetensors, from a path or an address.
+    """Load a network file (pickle or .safetensors) from a path or URL.
 
     Raises:
-        ValueError, OSError: one line about why it cannot be used.
+        ValueError, OSError: One line about why it cannot be used.
     """
 
     def read_file(path: str) -> Source:
@@ -143,11 +141,18 @@ def read(path_or_url: str) -> Source:
 
 
 def class_rows(source: Source, names: list[str] | None, c_dim: int) -> tuple[np.ndarray, str]:
-    """(for each of c_dim classes its number in the source, -1 for new ones: int64 [c_dim]; how they were
-    told, for the report).
+    """Match the classes of a data set with those of a network.
 
-    names: of the data set's classes, or None. Classes go by name where both sides have names; by number where
-    they do not and are equally many.
+    Classes are matched by name if both sides have names; otherwise by number, if there are equally many.
+
+    Args:
+        source: The network file.
+        names: Class names of the data set, or None.
+        c_dim: Number of classes of the data set.
+
+    Returns:
+        For each class its number in the source, -1 = new, int64 [c_dim]; and how they were matched, for the
+            summary.
     """
     nothing = np.full(c_dim, -1, dtype=np.int64)
     theirs = source.class_names()
@@ -158,20 +163,24 @@ def class_rows(source: Source, names: list[str] | None, c_dim: int) -> tuple[np.
     if has_names(names) and source.G.c_dim == NUM_IMAGENET:
         rows, missing = class_map(names, list(imagenet_descriptions()), imagenet_descriptions())
         if len(missing) < c_dim:
-            return rows, "by name, the pickle's taken for ImageNet's in the usual order"
+            return rows, "by name, assuming that the network has the ImageNet classes in their usual order"
     if c_dim == source.G.c_dim:
-        return np.arange(c_dim), "by number, since one side does not name them"
-    return nothing, "all new: they have no names to go by"
+        return np.arange(c_dim), "by number, because one side has no class names"
+    return nothing, "all new, because there are no names to match"
 
 
 def start_generator(
     source: Generator, target: Generator, rows: np.ndarray, table: torch.Tensor | None
 ) -> list[Part]:
-    """Put into a fresh `target` what fits of `source`. A superresolution stage takes the layers of its head;
-    its stem is what --path_stem says.
+    """Copy the weights of `source` that fit to a fresh `target`.
 
-    rows: from `class_rows`. table: the data set's class embedding [c_dim, E], for new classes; None = there
-    are none.
+    A superresolution stage gets the layers of its head; its stem is that of --path_stem.
+
+    Args:
+        source: The generator to copy from.
+        target: The generator to copy to.
+        rows: As `class_rows` returns them.
+        table: Class embedding of the data set [c_dim, E], for new classes; None = there are none.
     """
     with torch.no_grad():
         parts = [] if target.num_frozen_layers else _start_mapping(source, target, rows, table)
@@ -217,8 +226,9 @@ def _start_mapping(
 def _start_embedding(
     theirs: torch.Tensor | None, ours: torch.Tensor, rows: np.ndarray, table: torch.Tensor | None
 ) -> Part:
-    """Known classes keep their row of the class table; a new one gets the data set's, moved into the range of
-    the old table.
+    """Copy the class table.
+
+    Known classes keep their row. New classes get that of the data set, scaled to the range of the old table.
     """
     fits = table is not None and table.shape == ours.shape
     if table is not None and fits:
@@ -239,8 +249,8 @@ def _start_embedding(
     unchanged = known == len(ours) == len(theirs) and bool(
         (torch.from_numpy(rows) == torch.arange(known)).all()
     )
-    about = "" if unchanged else f"{known} of {len(ours)} classes are the pickle's, {len(ours) - known} new"
-    about += "" if fits or known == len(ours) else ", at random"
+    about = "" if unchanged else f"{known} of {len(ours)} classes copied, {len(ours) - known} new"
+    about += "" if fits or known == len(ours) else " (random)"
     return Part(
         "mapping.embed",
         KEPT if unchanged else RESHAPED if known else REBUILT,
@@ -255,10 +265,10 @@ def _rms(x: torch.Tensor) -> torch.Tensor:
 
 
 def _exchange_class_input(S: Any, T: Any) -> Part:
-    """fc0 of a mapping whose class input comes, goes, or is of another kind: the latents' half is kept.
+    """Copy fc0 of a mapping network whose class input is added, removed, or of another kind.
 
-    An old class input leaves its mean over the classes in the bias; a new one starts at CLASS_START of its
-    usual strength.
+    The weights of the latents are kept. The mean over the classes of a removed class input is added to the
+    bias. A new class input starts with CLASS_START of its usual strength.
     """
     theirs, ours, z = S.fc0, T.fc0, S.z_dim
     bias = theirs.bias * (theirs.bias_gain / ours.bias_gain)
@@ -273,7 +283,7 @@ def _exchange_class_input(S: Any, T: Any) -> Part:
     change = (
         "the class input is new"
         if S.c_dim == 0
-        else "the class input is gone"
+        else "the class input is removed"
         if T.c_dim == 0
         else "the class input is of another kind"
     )
@@ -282,13 +292,13 @@ def _exchange_class_input(S: Any, T: Any) -> Part:
         RESHAPED,
         z * ours.weight.shape[0] + ours.bias.numel(),
         _count(ours),
-        f"the latents' half is kept, {change}",
+        f"the latent input is kept, {change}",
     )
 
 
 def _start_w_avg(theirs: torch.Tensor, ours: torch.Tensor, rows: np.ndarray) -> Part:
     if theirs.shape[-1] != ours.shape[-1]:
-        return Part("mapping.w_avg", REBUILT, 0, 0, "styles of another width")
+        return Part("mapping.w_avg", REBUILT, 0, 0, "w has another width")
     mean = theirs.mean(dim=0) if theirs.ndim == 2 else theirs
     ours.copy_(mean.expand_as(ours))
     if ours.ndim < 2 or theirs.ndim < 2:
@@ -306,7 +316,7 @@ def _start_w_avg(theirs: torch.Tensor, ours: torch.Tensor, rows: np.ndarray) -> 
         KEPT if bool(known.all()) else RESHAPED,
         0,
         0,
-        "" if bool(known.all()) else "new classes begin at the mean",
+        "" if bool(known.all()) else "new classes start from the mean",
     )
 
 
@@ -326,7 +336,7 @@ def _start_synthesis(source: Generator, target: Generator) -> list[Part]:
         parts.append(_part("synthesis.input", T.input, KEPT if same else REBUILT))
     theirs, ours = S.specs(), T.specs()
     twins = (
-        _same_places(theirs, ours, source.num_frozen_layers, target.num_frozen_layers)
+        _match_layers(theirs, ours, source.num_frozen_layers, target.num_frozen_layers)
         if S.w_dim == T.w_dim
         else {}
     )
@@ -342,21 +352,20 @@ def _start_synthesis(source: Generator, target: Generator) -> list[Part]:
         about = (
             ""
             if exact and twin.name == spec.name
-            else f"from {twin.name}" + ("" if exact else ", at another bandwidth")
+            else f"from {twin.name}" + ("" if exact else ", with another bandwidth")
         )
         parts.append(_part(f"synthesis.{spec.name}", layer, KEPT if exact else RESHAPED, about))
     return parts
 
 
-def _same_places(
+def _match_layers(
     theirs: list[LayerSpec], ours: list[LayerSpec], their_frozen: int, our_frozen: int
 ) -> dict[int, int]:
-    """For the layers of the new plan that train, where there is one, the source's layer that stands for them:
-    position -> position.
+    """Match the trained layers of the new architecture with layers of the source: position -> position.
 
-    A layer that is alike in everything, wherever it is; else the one in the same place, counted from the
-    start of the trained layers (toRGB: the last one), if its weights have the same shape and it stands for no
-    other.
+    A layer matches an identical one at any position. Otherwise it matches the layer at the same position,
+    counted from the start of the trained layers (toRGB: the last one), if its weights have the same shape and
+    it has no other match.
     """
     twins: dict[int, int] = {}
     for position in range(our_frozen, len(ours)):
@@ -381,7 +390,7 @@ def _same_places(
 
 
 def _plan(spec: LayerSpec) -> dict[str, Any]:
-    """What a layer computes, without its name and its precision."""
+    """Return what determines the computation of a layer: its specification without name and precision."""
     return {
         key: value
         for key, value in spec.to_dict().items()
@@ -404,8 +413,9 @@ def _part(name: str, module: torch.nn.Module, state: str, about: str = "") -> Pa
 
 
 def published_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A discriminator's tensors under this project's names: published ones keep the projection within their
-    feature networks.
+    """Rename the tensors of a published discriminator to this project's names.
+
+    Published discriminators store the projection inside their feature networks.
     """
     renamed = {}
     for name, tensor in tensors.items():
@@ -424,8 +434,9 @@ def published_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def start_discriminator(source: Source, D: ProjectedDiscriminator, rows: np.ndarray) -> list[Part]:
-    """Put into a fresh discriminator the heads and projections of the source's that fit: per feature network,
-    projection first.
+    """Copy the heads and projections of `source` that fit to a fresh discriminator.
+
+    Per backbone, the projection comes first, because its heads depend on it.
     """
     theirs = published_names(source.file.tensors.get("D", {}))
     hashes = (source.file.provenance or {}).get("backbones")
@@ -435,15 +446,15 @@ def start_discriminator(source: Source, D: ProjectedDiscriminator, rows: np.ndar
             recorded = hashes.get(name) if isinstance(hashes, dict) else None
             projection = {f"projections.{key}.{n}": t for n, t in D.projections[key].state_dict().items()}
             if recorded is not None and recorded != D.feature_networks[key].sha256:
-                reason = "the pickle's was trained on other weights of this network"
+                reason = "trained with other weights of this backbone"
             elif not any(n.startswith(f"discriminators.{key}.") for n in theirs):
-                reason = "the pickle has none for this network"
-            elif not _fit(theirs, projection):
-                reason = "its projection is of another size"
+                reason = "the file has none for this backbone"
+            elif not _shapes_match(theirs, projection):
+                reason = "the projection has another size"
             else:
                 reason = ""
-                _take(theirs, projection)
-            for level, head in enumerate(D.discriminators[key].mini_discs):  # type: ignore[union-attr, arg-type]
+                _copy_tensors(theirs, projection)
+            for level, head in enumerate(D.discriminators[key].mini_discs):  # type: ignore[arg-type]
                 label, prefix = f"{name}, head {level}", f"discriminators.{key}.mini_discs.{level}."
                 parts.append(
                     _part(label, head, REBUILT, reason)
@@ -458,18 +469,18 @@ def _start_head(
 ) -> Part:
     own = {prefix + n: t for n, t in head.state_dict().items() if not n.endswith("num_batches_tracked")}
     main = {n: t for n, t in own.items() if n.startswith(f"{prefix}main.")}
-    if not _fit(theirs, main):
-        return _part(label, head, REBUILT, "of another size")
+    if not _shapes_match(theirs, main):
+        return _part(label, head, REBUILT, "another size")
     parameters = {prefix + n for n, _ in head.named_parameters()}
     taken, fresh = dict(main), []
     for last in ("last_layer", "cls"):
         tensors = {n: t for n, t in own.items() if n.startswith(f"{prefix}{last}.")}
-        if tensors and _fit(theirs, tensors):
+        if tensors and _shapes_match(theirs, tensors):
             taken |= tensors
         elif tensors:
-            fresh.append("its last layer is new")
-    _take(theirs, taken)
-    numbers = sum(t.numel() for n, t in taken.items() if n in parameters)
+            fresh.append("new last layer")
+    _copy_tensors(theirs, taken)
+    copied = sum(t.numel() for n, t in taken.items() if n in parameters)
     embed = {n: t for n, t in own.items() if n.startswith(f"{prefix}embed.")}
     known = torch.from_numpy(rows >= 0)
     carried = all(
@@ -479,18 +490,18 @@ def _start_head(
     if embed and carried and f"{prefix}cls.weight_orig" in taken:
         for n, t in embed.items():
             t[known] = theirs[n][torch.from_numpy(rows)[known]].to(t.device, t.dtype)
-        numbers += sum(t.numel() // len(t) * int(known.sum()) for t in embed.values())
-        fresh += [] if bool(known.all()) else [f"{int((~known).sum())} of {len(known)} classes are new"]
+        copied += sum(t.numel() // len(t) * int(known.sum()) for t in embed.values())
+        fresh += [] if bool(known.all()) else [f"{int((~known).sum())} of {len(known)} classes new"]
     elif embed:
-        fresh.append("its classes are new")
-    return Part(label, RESHAPED if fresh else KEPT, numbers, _count(head), ", ".join(fresh))
+        fresh.append("new classes")
+    return Part(label, RESHAPED if fresh else KEPT, copied, _count(head), ", ".join(fresh))
 
 
-def _fit(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> bool:
+def _shapes_match(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> bool:
     return all(name in theirs and theirs[name].shape == tensor.shape for name, tensor in ours.items())
 
 
-def _take(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> None:
+def _copy_tensors(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in ours.items():
         tensor.copy_(theirs[name])
 
@@ -502,10 +513,17 @@ def start(
     names: list[str] | None,
     table: torch.Tensor | None,
 ) -> tuple[Generator, TransferSummary]:
-    """Start a fresh G and D from a network file, in place. Returns G's moving average, started from the
-    file's, and the report.
+    """Initialise a fresh G and D from a network file, in place.
 
-    names: of the data set's classes. table: its class embedding [c_dim, E], which new classes start from.
+    Args:
+        source: The network file.
+        G: The generator.
+        D: The discriminator.
+        names: Class names of the data set.
+        table: Class embedding of the data set [c_dim, E], for new classes.
+
+    Returns:
+        The moving average of G, initialised from that of the file; and the summary.
     """
     rows, how = class_rows(source, names, G.c_dim)
     G_ema = copy.deepcopy(G)
@@ -516,8 +534,8 @@ def start(
     return G_ema, report
 
 
-# Options that decide what fits, by section of the config; those of a superresolution stage's mapping are its
-# stem's.
+# Options that determine which weights fit, by section of the configuration. A superresolution stage takes
+# those of its mapping network from its stem.
 _DECISIVE = {
     "generator": ("cfg", "syn_layers", "head_layers", "cbase", "cmax", "z_dim", "w_dim", "margin_size"),
     "discriminator": ("backbones", "feature_size", "proj_channels", "head_channels", "cond_channels"),
@@ -525,8 +543,9 @@ _DECISIVE = {
 
 
 def warning(source: Source, report: TransferSummary, cfg: TrainConfig) -> str | None:
-    """A line for a start that keeps little of one of the networks, naming the options that the file's own run
-    had otherwise; or None.
+    """Return a warning if little of one of the networks was copied, else None.
+
+    It names the options that differ from those of the run of the file.
     """
     little = [network for network in _DECISIVE if report.share(network) < LITTLE]
     if not little:
@@ -534,12 +553,12 @@ def warning(source: Source, report: TransferSummary, cfg: TrainConfig) -> str | 
     config = (source.file.provenance or {}).get("config")
     options = []
     for network in little:
-        said = config.get(network) if isinstance(config, dict) else None
+        theirs = config.get(network) if isinstance(config, dict) else None
         ours = to_json(cfg)[network]
         differing = {
-            key: said[key]
+            key: theirs[key]
             for key in _DECISIVE[network]
-            if isinstance(said, dict) and key in said and said[key] != ours[key]
+            if isinstance(theirs, dict) and key in theirs and theirs[key] != ours[key]
         }
         options += [
             f"--{key.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, list) else v}"
@@ -552,8 +571,8 @@ def warning(source: Source, report: TransferSummary, cfg: TrainConfig) -> str | 
         f"{max(s.out_channels for s in specs)} channels"
     )
     remedy = (
-        f"its own run had {' '.join(options)}"
+        f"to copy more, use the options of its run: {' '.join(options)}"
         if options
-        else "use the options of the run that made it to keep more"
+        else "to copy more, use the options of the run that trained it"
     )
-    return f"Warning: only {shares} could start from {source.path} ({plan}): {remedy}"
+    return f"Warning: only {shares} was copied from {source.path} ({plan}): {remedy}"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks on the Hugging Face Hub: model.safetensors, config.json and a model card written from what the
-network file says about itself.
+"""Networks on the Hugging Face Hub: model.safetensors, config.json and a generated model card.
 
-Needs the extra `hub` (huggingface_hub); login and cache are that package's own (`hf auth login`, HF_TOKEN,
+Needs the extra `hub` (huggingface_hub). Login and cache are those of that package (`hf auth login`, HF_TOKEN,
 HF_HOME, HF_HUB_OFFLINE).
 """
 
@@ -27,12 +26,16 @@ _REPOSITORY = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+
 
 
 def is_repository(text: str) -> bool:
-    """Whether `text` is hf://OWNER/NAME."""
+    """Return whether `text` is hf://OWNER/NAME."""
     return text.startswith(SCHEME)
 
 
 def parse_repository(text: str) -> tuple[str, str | None]:
-    """'hf://owner/name@revision' -> ('owner/name', 'revision' or None). Raises ValueError."""
+    """Split 'hf://owner/name@revision' into ('owner/name', 'revision' or None).
+
+    Raises:
+        ValueError: `text` has another form.
+    """
     match = _REPOSITORY.fullmatch(text)
     if match is None or ".." in text:
         raise ValueError(f"{text}: a model repository is named hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
@@ -48,15 +51,17 @@ def _hub() -> Any:
 
 
 def pull(repository: str, hub: Any = None) -> files.NetworkFile:
-    """The network file of a model repository; as `read_from`."""
+    """Load the network file of a model repository. Raises as `read_from`."""
     return read_from(repository, files.read_safetensors, hub)
 
 
 def read_from(repository: str, read: Callable[[str], _T], hub: Any = None) -> _T:
-    """What `read` makes of the weights of a model repository. A copy that it finds damaged does not stay in
-    the hub's cache.
+    """Return the result of `read` for the weights of a model repository.
 
-    Raises ValueError in one line, which names the repository and the copy; as `fetch`.
+    A copy that `read` finds damaged is removed from the hub's cache.
+
+    Raises:
+        ValueError: One line that names the repository and the copy; also as `fetch`.
     """
     path = fetch(repository, hub)
     try:
@@ -68,10 +73,17 @@ def read_from(repository: str, read: Callable[[str], _T], hub: Any = None) -> _T
 
 
 def fetch(repository: str, hub: Any = None) -> str:
-    """The local path of a model repository's weights, beside their JSON file, through the hub's own cache.
+    """Download the weights and the JSON file of a model repository through the hub's own cache.
 
-    hub: what to use instead of the package huggingface_hub.
-    Raises ValueError in one line: the package is missing, or the repository cannot be reached.
+    Args:
+        repository: hf://OWNER/NAME.
+        hub: Replacement for the package huggingface_hub.
+
+    Returns:
+        The local path of the weights; the JSON file is in the same folder.
+
+    Raises:
+        ValueError: One line: the package is missing, or the repository cannot be reached.
     """
     repo_id, revision = parse_repository(repository)
     hub = hub or _hub()
@@ -93,10 +105,22 @@ def push(
     private: bool = False,
     api: Any = None,
 ) -> str:
-    """Upload a network file with its card, in one commit. Returns the address of the commit.
+    """Upload a network file with its card in one commit.
 
-    license: identifier of the weights' licence (the hub's names: apache-2.0, cc-by-nc-4.0, ...); None = not
-    stated. api: what to use instead of huggingface_hub.HfApi(). Raises ValueError in one line.
+    Args:
+        file: The network file.
+        repository: hf://OWNER/NAME.
+        license: Identifier of the weights' licence (the hub's names: apache-2.0, cc-by-nc-4.0, ...); None =
+            not stated.
+        metrics: Metric records.
+        private: Create a private repository.
+        api: Replacement for huggingface_hub.HfApi().
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        ValueError: One line about what failed.
     """
     repo_id, revision = parse_repository(repository)
     api = api or _hub().HfApi()
@@ -120,10 +144,10 @@ def push(
 
 
 def read_metrics(source: str) -> list[dict[str, Any]]:
-    """What the metric-NAME.jsonl files beside a network file say about it: of each metric the last line that
-    names this file.
+    """Return the metric records of a network file from the metric-NAME.jsonl files in its folder.
 
-    best_model.pkl, which no line names, gets each metric's best line. Unreadable lines are skipped.
+    For each metric this is the last record that names the file. No record names best_model.pkl, which gets
+    the best record of each metric. Unreadable lines are skipped.
     """
     path = Path(source)
     found = []
@@ -147,10 +171,15 @@ def model_card(
     license: str | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Markdown with the hub's metadata: data, recipe, lineage, metrics, licence, as far as the file says.
+    """Return a model card: Markdown with the hub's metadata, as far as the network file contains it.
 
-    metrics: records of metric-*.jsonl, as `read_metrics` returns them.
-    Of absolute paths only the last part is shown.
+    It has data, recipe, lineage, metrics and licence. Of absolute paths only the last part is shown.
+
+    Args:
+        file: The network file.
+        repo_id: OWNER/NAME.
+        license: As for `push`.
+        metrics: Metric records, as `read_metrics` returns them.
     """
     G = file.generators.get("G_ema") or next(iter(file.generators.values()))
     provenance = file.provenance or {}
@@ -179,12 +208,12 @@ def model_card(
     body += _section(
         "Training",
         {"images shown": provenance.get("nimg"), **_flat(config)},
-        "The configuration is not known.",
+        "The configuration is unknown.",
     )
     body += _section("Lineage", _lineage(G, config, provenance))
     rows = [f"| {_line(metric)} | {value:.4f} |" for metric, value in results]
     table = ["| metric | value |", "|---|---|", *rows] if rows else ["None are recorded."]
-    terms = f"{_line(license)}." if license else "not stated by whoever uploaded them. Ask before use."
+    terms = f"{_line(license)}." if license else "not stated by the uploader. Ask before use."
     body += ["## Metrics", "", *table, "", "## Licence", "", f"Weights: {terms}", ""]
     metadata = _metadata(name, data_name, license, ours, results)
     return f"---\n{metadata}\n---\n\n" + "\n".join(body)
@@ -197,23 +226,24 @@ def _metadata(
     more_tags: Sequence[str],
     results: Sequence[tuple[str, float]],
 ) -> str:
-    """The card's machine-readable part, YAML."""
+    """Return the machine-readable part of the card, YAML."""
     hub = _hub()
     task, data = "unconditional-image-generation", str(data_name or "unknown")
     about = {"task_type": task, "dataset_type": data, "dataset_name": data}
     found = [hub.EvalResult(metric_type=key, metric_value=value, **about) for key, value in results]
-    return hub.ModelCardData(
+    card = hub.ModelCardData(
         license=license or "unknown",
         library_name="pytorch",
         pipeline_tag=task,
         tags=["gan", "stylegan3", "stylegan-xl", *more_tags],
         model_name=name,
         eval_results=found or None,
-    ).to_yaml()
+    )
+    return str(card.to_yaml())
 
 
 def _results(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    """Name and value of every number in some records of metrics."""
+    """Return the name and value of every number in metric records."""
     tables = [record.get("results") for record in metrics]
     pairs = [pair for table in tables if isinstance(table, Mapping) for pair in table.items()]
     numbers = [(str(key), float(value)) for key, value in pairs if type(value) in (int, float)]
@@ -221,7 +251,7 @@ def _results(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
 
 
 def _parts(G: Any) -> str:
-    """Size of a generator in words."""
+    """Describe the size of a generator."""
     size = f"{G.img_resolution}x{G.img_resolution} pixels"
     classes = f", {G.c_dim} classes" if G.c_dim else ""
     parameters = sum(parameter.numel() for parameter in G.parameters())
@@ -229,12 +259,12 @@ def _parts(G: Any) -> str:
 
 
 def _line(value: Any) -> str:
-    """A value as one line of text that Markdown leaves alone."""
+    """Return a value as one line of text without Markdown markup."""
     text = " ".join(str(_shown(value)).split())[:300]
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
 
 
-def _section(title: str, values: Mapping[str, Any], otherwise: str = "Not known.") -> list[str]:
+def _section(title: str, values: Mapping[str, Any], otherwise: str = "Unknown.") -> list[str]:
     known = [
         f"- {_line(key)}: {_line(value)}" for key, value in values.items() if value not in (None, "", [], {})
     ]
@@ -248,7 +278,7 @@ def _prepared(about_data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as dotted names."""
+    """Flatten a tree of settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat.update(
@@ -264,7 +294,7 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the network comes from: its stage, the stems below it (oldest first), its start, versions."""
+    """Return the origin of the network: its stage, its stems (oldest first), its start, versions."""
     generator, run = _table(config.get("generator")), _table(config.get("run"))
     frozen = G.num_frozen_layers
     below = stems.stem_entries(provenance)
@@ -285,7 +315,7 @@ def _lineage(G: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -
 
 
 def _stem(record: Mapping[str, Any]) -> str:
-    """One stage's record (`stems.stem_entries`) in words."""
+    """Describe one stem entry (`stems.stem_entries`)."""
     metric, size, nimg = record["metric"], record["resolution"], record["nimg"]
     parts = [
         _shown(record["file"] or ""),
@@ -298,7 +328,7 @@ def _stem(record: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """An absolute path as its last part: a card is public, and the rest of the path is about its writer."""
+    """Shorten an absolute path to its last part, because a card is public and paths may be private."""
     kinds = (PurePosixPath, PureWindowsPath)
     is_path = isinstance(value, str) and any(kind(value).is_absolute() for kind in kinds)
     return PureWindowsPath(value).name if is_path else value

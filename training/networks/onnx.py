@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator as two ONNX files, mapping and synthesis, through the reference operations; and the comparison
-with onnxruntime.
+"""Export a generator to two ONNX files, mapping and synthesis, and compare them with onnxruntime.
 
     NAME.mapping.onnx    z [N, z_dim] float32, labels [N] int64 (if there are classes), truncation_psi []
                          float32 -> ws [N, num_ws, w_dim]
-    NAME.synthesis.onnx  ws [N, num_ws, w_dim] float32 -> images [N, img_channels, R, R] float32, about [-1,
-                         1]
+    NAME.synthesis.onnx  ws [N, num_ws, w_dim] float32 -> images [N, img_channels, R, R] float32
 
-N is free. The matrix of synthesis.input.transform is the one that the generator has at the time of the
-export. Needs the extra `onnx` (onnx, onnxscript, onnxruntime).
+N is free. The matrix synthesis.input.transform is stored as it is at the time of the export. The export uses
+the reference operations. It needs the extra `onnx` (onnx, onnxscript, onnxruntime).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import dnnlib
 from training import generator as generator_module
 from training.generator import Generator
 
-OPSET = 20  # the first with the operators that an affine grid needs
+OPSET = 20  # the first opset with the operators of an affine grid
 
 
 class MappingForExport(torch.nn.Module):
@@ -43,6 +41,7 @@ class MappingForExport(torch.nn.Module):
     def forward(
         self, z: torch.Tensor, labels: torch.Tensor | None, truncation_psi: torch.Tensor
     ) -> torch.Tensor:
+        """Return ws [N, num_ws, w_dim] for latents, labels and psi."""
         m = self.mapping
         w = m.styles(z, labels)
         w_avg = m.w_avg if labels is None or m.linear_labels else m.w_avg[labels]
@@ -51,20 +50,23 @@ class MappingForExport(torch.nn.Module):
 
 
 class SynthesisForExport(torch.nn.Module):
-    """G.synthesis as one function of ws."""
+    """G.synthesis as a function of ws only."""
 
     def __init__(self, synthesis: generator_module.SynthesisNetwork) -> None:
         super().__init__()
         self.synthesis = synthesis
 
     def forward(self, ws: torch.Tensor) -> torch.Tensor:
-        return self.synthesis(ws, noise_mode="const", force_fp32=True)
+        """Return images for ws [N, num_ws, w_dim]."""
+        images: torch.Tensor = self.synthesis(ws, noise_mode="const", force_fp32=True)
+        return images
 
 
 @contextlib.contextmanager
 def reference_ops() -> Iterator[None]:
-    """Inside, our generators compute with impl='ref', torch's own operations, which an exporter can follow,
-    and in the same way for any batch.
+    """Context in which generators use impl='ref': torch's own operations, which an exporter can trace.
+
+    The computation is then the same for every batch size.
     """
     names = ("bias_act", "filtered_lrelu")
     saved = {name: getattr(generator_module, name) for name in (*names, "_is_one_image")}
@@ -83,10 +85,15 @@ def reference_ops() -> Iterator[None]:
 
 
 def export(G: Generator, prefix: str | os.PathLike[str]) -> list[Path]:
-    """Write PREFIX.mapping.onnx and PREFIX.synthesis.onnx of a generator on the CPU; returns their paths.
-    Neither appears before it is complete.
+    """Write PREFIX.mapping.onnx and PREFIX.synthesis.onnx for a generator on the CPU.
 
-    Raises ValueError if the extra is not installed, or a network is larger than an ONNX file can be (2 GB).
+    A file gets its name only when it is complete.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ValueError: The extra is not installed, or a network exceeds the size limit of ONNX files (2 GB).
     """
     require_onnx()
     z, ws = torch.randn(2, G.z_dim), torch.randn(2, G.num_ws, G.w_dim)
@@ -114,7 +121,11 @@ def export(G: Generator, prefix: str | os.PathLike[str]) -> list[Path]:
 
 
 def require_onnx() -> None:
-    """Raises ValueError with the remedy unless the extra `onnx` is installed."""
+    """Check that the extra `onnx` is installed.
+
+    Raises:
+        ValueError: It is not; the message has the remedy.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -143,15 +154,18 @@ def _export_one(
     assert program is not None
     proto = program.model_proto
     if proto.ByteSize() >= 2**31:
-        raise ValueError("this network is larger than 2 GB, which one ONNX file cannot hold")
-    return proto.SerializeToString()
+        raise ValueError("this network is larger than 2 GB, the limit of an ONNX file")
+    return bytes(proto.SerializeToString())
 
 
 def compare(G: Generator, paths: list[Path], batch: int = 3, seed: int = 0) -> dict[str, float]:
-    """Largest absolute differences between the files under onnxruntime and the generator: {'ws': ...,
-    'images': ...}.
+    """Compare the files under onnxruntime with the generator.
 
-    Raises ValueError if onnxruntime is not installed.
+    Returns:
+        Largest absolute differences {'ws': ..., 'images': ...}.
+
+    Raises:
+        ValueError: onnxruntime is not installed.
     """
     try:
         import onnxruntime

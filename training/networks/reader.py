@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generators from the stubs that `torch_utils.persistence` reads from network pickles, ours and published
-ones, without running what is in them.
+"""Builds generators from the stubs that `torch_utils.persistence` reads from network pickles.
+
+The pickles are those of this project or published ones. Nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -17,22 +18,27 @@ from torch_utils.pickle_stubs import listed
 from training.generator import MAX_LAYERS, Generator, layer_spec
 
 OWN_CODE = (
-    "pictures of it can be made with --trust-pickle, which runs the file's own code: only if you "
-    "trust its maker"
+    "--trust-pickle can generate images from it by running the code in the file: use it only if you "
+    "trust the author"
 )
 
 
 def from_stub(stub: Any) -> Generator:
-    """Generator from what `torch_utils.persistence.read_network_pickle` says about one: a stem or a
-    superresolution stage, ours or a published one, or a StyleGAN3 generator (t and r).
+    """Build a Generator from the stub of one, as `torch_utils.persistence.read_network_pickle` returns it.
 
-    Rebuilt from the attributes of its layers, never from embedded source; every tensor must have its place
-    and the right shape, and every place its tensor. The result is on the CPU, float32, in eval mode, without
-    gradients (`set_trainable` turns them on). Raises ValueError in one line, naming what does not fit.
+    It can be a stem or a superresolution stage of this project or a published one, or a StyleGAN3 generator
+    (t and r). It is rebuilt from the attributes of its layers, never from embedded source. Tensors and places
+    must match one to one, with the right shapes.
+
+    Returns:
+        The generator on the CPU, float32, in eval mode, without gradients (`set_trainable` switches them on).
+
+    Raises:
+        ValueError: One line that names what does not fit.
     """
     class_name = getattr(stub, "class_name", None)
     if class_name not in ("Generator", "SuperresGenerator") or not stub.persistent:
-        raise ValueError(f"this is no generator but {describe(stub)}")
+        raise ValueError(f"this is not a generator but {describe(stub)}")
     for path, module in stub.named_modules():
         if not module.persistent and module.origin != "torch.nn.modules.sparse.Embedding":
             raise ValueError(
@@ -41,18 +47,15 @@ def from_stub(stub: Any) -> Generator:
     children = stub.modules()
     if set(children) != {"synthesis", "mapping"}:
         raise ValueError(
-            f"a generator has the parts mapping and synthesis, this one has {listed(children)}; {OWN_CODE}"
+            f"a generator has the parts mapping and synthesis, but this one has {listed(children)}; "
+            f"{OWN_CODE}"
         )
     arguments = _recorded_arguments(stub, children["synthesis"], children["mapping"])
     try:
-        with torch.device("meta"):  # shapes alone: the values come from the stub
+        with torch.device("meta"):  # shapes only: the values come from the stub
             generator = Generator(**arguments)
-    except (
-        RuntimeError,
-        OverflowError,
-        ZeroDivisionError,
-        TypeError,
-    ) as err:  # TypeError: torch's word for an integer beyond int64
+    # torch raises TypeError for an integer beyond int64
+    except (RuntimeError, OverflowError, ZeroDivisionError, TypeError) as err:
         raise ValueError(f"its sizes are impossible: {str(err).splitlines()[0]}") from None
     _check_stub(generator, stub)
     _fill(generator, stub.named_tensors())
@@ -60,10 +63,13 @@ def from_stub(stub: Any) -> Generator:
 
 
 def load(path_or_url: str, key: str = "G_ema") -> Generator:
-    """The generator `key` (G or G_ema) of a network pickle, from a file or an http(s) address. Runs nothing
-    that the file contains.
+    """Load the generator `key` (G or G_ema) of a network pickle from a file or an http(s) URL.
 
-    Raises FileNotFoundError, and ValueError in one line for a file that cannot be used.
+    Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: One line for a file that cannot be used.
     """
     return dnnlib.util.read_from(
         str(path_or_url), lambda path: load_from(read_network_pickle(path), path, key)
@@ -71,14 +77,19 @@ def load(path_or_url: str, key: str = "G_ema") -> Generator:
 
 
 def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generator:
-    """The generator `key` of what `torch_utils.persistence.read_network_pickle` returned. name: of the file,
-    for errors.
+    """Load the generator `key` from the result of `torch_utils.persistence.read_network_pickle`.
 
-    Raises ValueError in one line for a network that cannot be used.
+    Args:
+        data: The result.
+        name: Name of the file, for errors.
+        key: G or G_ema.
+
+    Raises:
+        ValueError: One line for a network that cannot be used.
     """
     if data.get(key) is None:
         raise ValueError(
-            f"{name}: holds no network {key}; it has {listed(k for k in data if data[k] is not None)}"
+            f"{name}: contains no network {key}; it has {listed(k for k in data if data[k] is not None)}"
         )
     try:
         return from_stub(data[key])
@@ -87,7 +98,7 @@ def load_from(data: Mapping[str, Any], name: str, key: str = "G_ema") -> Generat
 
 
 def _attribute(stub: Any, name: str, kind: type) -> Any:
-    """A plain number or text among a stub's attributes (numpy scalars count as numbers)."""
+    """Return a plain number or text from a stub's attributes. Numpy scalars count as numbers."""
     value = stub.attributes.get(name)
     value = value.item() if isinstance(value, np.generic) else value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -100,29 +111,29 @@ def _attribute(stub: Any, name: str, kind: type) -> Any:
 
 
 def _recorded_arguments(stub: Any, synthesis: Any, mapping: Any) -> dict[str, Any]:
-    """Arguments of Generator for a stub of one."""
+    """Return the arguments of Generator for the stub of a generator."""
     names = synthesis.attributes.get("layer_names")
     layers = synthesis.modules()
     if "block_resolutions" in synthesis.attributes:
         raise ValueError(
-            "this is a StyleGAN2 generator, and only StyleGAN3, StyleGAN-XL and StyleSAN-XL ones are read; "
+            "StyleGAN2 generators are not supported, only those of StyleGAN3, StyleGAN-XL and StyleSAN-XL; "
             f"{OWN_CODE}"
         )
     if len(layers) > MAX_LAYERS:
-        raise ValueError(f"{len(layers)} layers: at most {MAX_LAYERS} are read")
+        raise ValueError(f"{len(layers)} layers: at most {MAX_LAYERS} are supported")
     if (
         not isinstance(names, list)
         or not all(isinstance(name, str) for name in names)
         or sorted([*names, "input"]) != sorted(layers)
     ):
-        raise ValueError(f"the layers that synthesis lists are not those that it has: {listed(layers)}")
+        raise ValueError(f"layer_names of synthesis do not match its layers: {listed(layers)}")
     head = stub.attributes.get("head_layer_names")
     if head is None:
         num_frozen = stub.attributes.get("num_frozen_layers", 0)
     else:
         num_frozen = len(names) - len(head) if isinstance(head, list) else -1
         if num_frozen < 0 or names[num_frozen:] != head:
-            raise ValueError("head_layer_names are not the last layers of this network")
+            raise ValueError("head_layer_names do not match the last layers of this network")
     if not isinstance(num_frozen, int) or not 0 <= num_frozen < len(names):
         raise ValueError(f"num_frozen_layers does not fit a network of {len(names)} layers")
     return dict(
@@ -144,7 +155,7 @@ def _recorded_mapping(mapping: Any) -> dict[str, Any]:
     parts = mapping.modules()
     num_layers = _attribute(mapping, "num_layers", int)
     if not 1 <= num_layers <= len(parts) or not all(f"fc{i}" in parts for i in range(num_layers)):
-        raise ValueError(f"the mapping network says that it has {num_layers} layers, and has {listed(parts)}")
+        raise ValueError(f"num_layers of the mapping network is {num_layers}, but it has {listed(parts)}")
     kwargs = dict(
         num_layers=num_layers,
         w_avg_beta=_attribute(mapping, "w_avg_beta", float),
@@ -163,7 +174,7 @@ def _recorded_mapping(mapping: Any) -> dict[str, Any]:
 
 
 def _recorded_capacity(name: str, *stubs: Any) -> int | None:
-    """channel_base or channel_max, from wherever the network kept it; None if nowhere."""
+    """Return channel_base or channel_max, from wherever the network stores it; None if nowhere."""
     for stub in stubs:
         for table in (stub.attributes, stub.attributes.get("_init_kwargs")):
             value = table.get(name) if isinstance(table, dict) else None
@@ -173,7 +184,7 @@ def _recorded_capacity(name: str, *stubs: Any) -> int | None:
     return None
 
 
-# Attributes that a rebuilt module derives or fixes, and that a stub must agree with where it has them.
+# Attributes that a rebuilt module derives or fixes. Where a stub has them, they must be equal.
 _DERIVED = (
     *("w_dim", "num_ws", "c_dim", "z_dim", "img_resolution", "img_channels", "num_layers"),
     *(
@@ -202,20 +213,20 @@ _DERIVED = (
 
 
 def _check_stub(generator: Generator, stub: Any) -> None:
-    """Refuse a stub whose modules or numbers are not those that its layers' attributes lead to."""
+    """Reject a stub whose modules or attributes differ from those that its layers determine."""
     recorded = dict(stub.named_modules())
     built = dict(generator.named_modules())
     if set(recorded) != set(built):
-        raise ValueError(f"parts missing or left over: {listed(set(recorded) ^ set(built))}")
+        raise ValueError(f"parts missing or unexpected: {listed(set(recorded) ^ set(built))}")
     for path, module in built.items():
         theirs = recorded[path].attributes
         for name in _DERIVED:
             if name == "num_layers" and path in ("", "synthesis"):
-                continue  # counts toRGB in some networks and not in others
+                continue  # includes toRGB in some networks only
             ours = getattr(module, name, None)
             if name in theirs and ours is not None and not _same(theirs[name], ours):
                 raise ValueError(
-                    f"{path or 'generator'}: {name} is not {ours}, which the rest of the network asks for"
+                    f"{path or 'generator'}: {name} is not {ours}, which the rest of the network requires"
                 )
 
 
@@ -223,7 +234,7 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(b, str) or isinstance(a, str):
         return bool(a == b)
     if isinstance(a, (list, tuple)) and (len(a) > 4 or any(isinstance(item, (list, tuple)) for item in a)):
-        return False  # nothing here is nested, and lists in lists may be without end
+        return False  # expected values are not nested, and nested lists may be endless
     try:
         x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     except (TypeError, ValueError):
@@ -232,16 +243,16 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _fill(generator: Generator, tensors: Mapping[str, Any]) -> None:
-    """Put recorded tensors into a generator that has none yet, one to one."""
+    """Copy the tensors of a stub into a generator without values. They must match one to one."""
     expected = generator.state_dict()
     missing, unknown = set(expected) - set(tensors), set(tensors) - set(expected)
     if missing or unknown:
-        raise ValueError(f"tensors missing: {listed(missing)}; left over: {listed(unknown)}")
+        raise ValueError(f"tensors missing: {listed(missing)}; unexpected: {listed(unknown)}")
     values = {}
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != tuple(expected[name].shape):
             raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
         if not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} holds {str(tensor.dtype)[len('torch.') :]}, not floats")
+            raise ValueError(f"{name} has type {str(tensor.dtype)[len('torch.') :]}, not a float type")
         values[name] = tensor.tensor().to(torch.float32)
     generator.load_state_dict(values, assign=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the frozen part of a superresolution stage comes from: finding and reading stems, and what runs and
-snapshots remember of them.
+"""The frozen part of a superresolution stage: finding and loading stems, and what runs store about them.
+
+A stem entry is a dict {file, sha256, resolution, nimg, metric}. A lineage is a list of entries and more.
 """
 
 from __future__ import annotations
@@ -32,62 +33,73 @@ from training.run_folder import (
     write_json,
 )
 
-MAX_STAGES = 16  # more than any schedule has: what a foreign pickle says of its stages is cut here
+MAX_STAGES = 16  # more than any recipe has; further entries of a pickle are ignored
 
 
 def network_file(flag: str, path_or_url: str) -> str:
-    """The path (also of a file:// address) or URL. Raises ValueError, naming the flag, for a file that is not
-    there.
+    """Return the local path (also for a file:// URL), or the URL.
+
+    Raises:
+        ValueError: The file does not exist. The message names the flag.
     """
     path_or_url = dnnlib.util.plain_path(path_or_url)
     if not dnnlib.util.is_url(path_or_url) and not os.path.isfile(path_or_url):
-        run_folder = "a run folder to go on, or " if flag == "--resume" else ""
+        run_folder = "a run folder to resume, or " if flag == "--resume" else ""
         raise ValueError(
-            f"{flag}={path_or_url}: no such file; give {run_folder}a network pickle's path or URL"
+            f"{flag}={path_or_url}: no such file; give {run_folder}the path or URL of a network file"
         )
     return path_or_url
 
 
 def stem_file(path: str) -> str:
-    """The pickle that --path_stem means: a file or URL as it is; in a run folder its best, else its latest,
-    network.
+    """Return the network file that --path_stem names.
+
+    That is a file or URL itself; in a run folder its best network, or else its newest.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     return network_path("--path_stem", path)
 
 
 def network_path(flag: str, path: str) -> str:
-    """The network that a flag names: a file or URL as it is; in a run folder its best, else its latest,
-    network.
+    """Return the network file that a flag names.
+
+    That is a file or URL itself; in a run folder its best network, or else its newest.
 
     Raises:
-        ValueError: there is none, naming the flag.
+        ValueError: There is none. The message names the flag.
     """
     path = dnnlib.util.plain_path(path)
     return network_in(flag, path) if os.path.isdir(path) else network_file(flag, path)
 
 
 def network_in(flag: str, folder: str) -> str:
-    """A run folder's best, else its latest, network. Raises ValueError, naming the flag, if it has none."""
+    """Return the best network of a run folder, or else its newest.
+
+    Raises:
+        ValueError: There is none. The message names the flag.
+    """
     found = best_network(folder)
     if found is None:
         raise ValueError(
-            f"{flag}={folder}: the folder holds neither {BEST_NETWORK} nor {NEWEST_NETWORK}; name a run "
-            "folder or a network pickle"
+            f"{flag}={folder}: the folder contains neither {BEST_NETWORK} nor {NEWEST_NETWORK}; give a run "
+            "folder or a network file"
         )
     return str(found)
 
 
 def network_summary(file: str, provenance: Mapping[str, Any] | None) -> str:
-    """A network file in a few words: images shown, first metric, and how far its run has got, if it is in a
-    run folder.
+    """Describe a network file in a few words: images shown, first metric, and the progress of its run.
 
-    provenance: of the file. A folder's best network may be from long ago.
+    The progress is shown if the file is in a run folder, because its best network may be old.
+
+    Args:
+        file: The network file.
+        provenance: The provenance in the file.
     """
-    said = (provenance or {}).get("nimg")
-    nimg = said if isinstance(said, int) else None
+    value = (provenance or {}).get("nimg")
+    nimg = value if isinstance(value, int) else None
     folder = os.path.dirname(file)
     shown = read_json(os.path.join(folder, STATUS_FILE)).get("nimg")
     text = describe({"nimg": nimg, "metric": metric_at(folder, nimg)})
@@ -99,29 +111,27 @@ def network_summary(file: str, provenance: Mapping[str, Any] | None) -> str:
     return f"{file} ({text}{later})"
 
 
-def describe(record: Mapping[str, Any]) -> str:
-    """A record's images shown and metric in a few words."""
-    nimg, metric = record.get("nimg"), record.get("metric")
-    shown = (
-        f"{kimg_text(nimg / 1000)} kimg" if isinstance(nimg, int) else "it does not say after how many images"
-    )
+def describe(entry: Mapping[str, Any]) -> str:
+    """Describe the images shown and the metric of a stem entry in a few words."""
+    nimg, metric = entry.get("nimg"), entry.get("metric")
+    shown = f"{kimg_text(nimg / 1000)} kimg" if isinstance(nimg, int) else "images shown: unknown"
     return shown + (f", {metric['name']} {metric['value']:.4g}" if isinstance(metric, dict) else "")
 
 
 class Stem(NamedTuple):
-    """A stem's G_ema and the records of the stages that it consists of, oldest first, itself last."""
+    """G_ema of a stem, and the entries of its stages, oldest first, itself last."""
 
     generator: Generator
     stems: list[dict[str, Any]]
 
 
 def read_stem(path: str) -> Stem:
-    """The network that --path_stem means: a pickle, or .safetensors with its JSON file.
+    """Load the network that --path_stem names: a pickle, or .safetensors with its JSON file.
 
-    Of a pickle hash and weights are of the same bytes, even if a run replaces the file meanwhile.
+    The hash and the weights of a pickle are of the same bytes, even if a run replaces the file meanwhile.
 
     Raises:
-        ValueError, OSError: it is not there or cannot be used.
+        ValueError, OSError: The file does not exist or cannot be used.
     """
     named = stem_file(path)
 
@@ -135,33 +145,33 @@ def read_stem(path: str) -> Stem:
                 f.seek(0)
                 data = persistence.read_network_pickle(f)
             generator, provenance = load_from(data, local), data.get("provenance")
-        return Stem(generator, _records(provenance, named, sha256, generator.img_resolution))
+        return Stem(generator, _entries(provenance, named, sha256, generator.img_resolution))
 
     return files.read_from(named, read_file)
 
 
-def _records(provenance: Any, file: str, sha256: str, resolution: int) -> list[dict[str, Any]]:
-    """Records of a pickle's stages from its provenance; other projects' pickles have none."""
-    said = provenance if isinstance(provenance, dict) else {}
-    nimg = said.get("nimg") if isinstance(said.get("nimg"), int) else None
+def _entries(provenance: Any, file: str, sha256: str, resolution: int) -> list[dict[str, Any]]:
+    """Return the entries of a pickle's stages from its provenance. Pickles of other projects have none."""
+    table = provenance if isinstance(provenance, dict) else {}
+    nimg = table.get("nimg") if isinstance(table.get("nimg"), int) else None
     metric = metric_at(os.path.dirname(file), nimg)
     itself = {"file": file, "sha256": sha256, "resolution": resolution, "nimg": nimg, "metric": metric}
-    return [*stem_entries(said), itself]
+    return [*stem_entries(table), itself]
 
 
 def stem_entries(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Records {file, sha256, resolution, nimg, metric} of the stems in a pickle's provenance, oldest first.
+    """Return the entries {file, sha256, resolution, nimg, metric} of the stems in a provenance, oldest first.
 
-    They are checked, because the pickle may be a stranger's: values of another kind become None, text is cut.
+    The pickle may be untrusted, so values of a wrong type become None and text is truncated.
     """
     lineage = provenance.get("lineage")
     below = lineage.get("stems") if isinstance(lineage, dict) else None
-    return [_checked(record) for record in below[:MAX_STAGES]] if isinstance(below, list) else []
+    return [_checked(entry) for entry in below[:MAX_STAGES]] if isinstance(below, list) else []
 
 
-def _checked(record: Any) -> dict[str, Any]:
-    """A record of a foreign pickle with nothing in it but what a record holds."""
-    given = record if isinstance(record, dict) else {}
+def _checked(entry: Any) -> dict[str, Any]:
+    """Return an entry with the expected keys and types only."""
+    given = entry if isinstance(entry, dict) else {}
     kinds = {"file": str, "sha256": str, "resolution": int, "nimg": int}
     plain: dict[str, Any] = {
         key: value if isinstance(value := given.get(key), kind) else None for key, kind in kinds.items()
@@ -179,12 +189,16 @@ def _checked(record: Any) -> dict[str, Any]:
 
 @dataclass
 class Lineage:
-    """What a run remembers of its stem.
+    """What a run stores about its stem.
 
-    stems: records {file, sha256, resolution, nimg, metric} of the stages that the frozen part consists of,
-    oldest first; none for a stem's own run. changes: {nimg, from, to}: at which image count a better stem
-    (sha256) replaced the one before. plan: the arguments of Generator; options: the flags that made it. With
-    them a run goes on without its stem's file.
+    With `plan` and `options` a run can be resumed without the file of its stem.
+
+    Attributes:
+        stems: Entries {file, sha256, resolution, nimg, metric} of the stages of the frozen part, oldest
+            first; empty for the run of a stem.
+        changes: {nimg, from, to}: after how many images a better stem (sha256) replaced the previous one.
+        plan: The arguments of Generator.
+        options: The flags that determine `plan`.
     """
 
     stems: list[dict[str, Any]] = field(default_factory=list)
@@ -194,32 +208,36 @@ class Lineage:
 
     @property
     def stem(self) -> dict[str, Any] | None:
-        """The record of the stem itself."""
+        """The entry of the stem itself."""
         return self.stems[-1] if self.stems else None
 
     def provenance(self) -> dict[str, Any]:
-        """What a snapshot says."""
+        """Return the part that snapshots contain."""
         return {"stems": self.stems, "changes": self.changes}
 
     @classmethod
     def from_json(cls, tree: Any) -> Lineage:
-        """Inverse of `vars`. Raises ValueError for anything else."""
+        """Inverse of `vars`.
+
+        Raises:
+            ValueError: `tree` is anything else.
+        """
         kinds: dict[str, Any] = {"stems": list, "changes": list, "plan": (dict, type(None)), "options": dict}
         if (
             not isinstance(tree, dict)
             or tree.keys() - kinds.keys()
             or any(not isinstance(value, kinds[key]) for key, value in tree.items())
         ):
-            raise ValueError("no lineage of a run")
-        if any(not isinstance(record, dict) for key in ("stems", "changes") for record in tree.get(key, ())):
-            raise ValueError("no records of stems")
+            raise ValueError("not the lineage of a run")
+        if any(not isinstance(entry, dict) for key in ("stems", "changes") for entry in tree.get(key, ())):
+            raise ValueError("not the entries of stems")
         return cls(**tree)
 
     def write(self, run_dir: str | os.PathLike[str]) -> None:
-        """Keep it as lineage.json. What is damaged there is set aside."""
+        """Write lineage.json. A damaged file there is set aside."""
         path = Path(run_dir) / LINEAGE_FILE
         if _is_damaged(path):
-            set_aside(path, "no lineage of a run")
+            set_aside(path, "not the lineage of a run")
         write_json(path, vars(self))
 
 
@@ -234,10 +252,10 @@ def _is_damaged(path: Path) -> bool:
 
 
 def read(run_dir: str | os.PathLike[str]) -> Lineage | None:
-    """The lineage of a run folder, or None. Where its file is damaged, that of its newest checkpoint.
+    """Read the lineage of a run folder, or return None. If the file is damaged, use the newest checkpoint.
 
     Raises:
-        ValueError, OSError: the file is damaged, and the checkpoints are lost or cannot be read.
+        ValueError, OSError: The file is damaged, and the checkpoints are lost or unreadable.
     """
     try:
         return Lineage.from_json(read_object(Path(run_dir) / LINEAGE_FILE))
@@ -248,19 +266,19 @@ def read(run_dir: str | os.PathLike[str]) -> Lineage | None:
 
 
 def of_checkpoint(run_dir: str | os.PathLike[str]) -> Lineage | None:
-    """The lineage that the newest checkpoint of a run folder remembers. Raises as `newest_checkpoint`."""
+    """Return the lineage in the newest checkpoint of a run folder. Raises as `newest_checkpoint`."""
     path = newest_checkpoint(run_dir)
     saved = checkpoint.load(path).get("lineage") if path is not None else None
     return None if saved is None else Lineage.from_json(saved)
 
 
 def restore_file(lineage: Lineage, run_dir: str | os.PathLike[str]) -> None:
-    """Write the lineage of a checkpoint if its file is missing or damaged."""
+    """Write lineage.json from the lineage of a checkpoint if the file is missing or damaged."""
     path = Path(run_dir) / LINEAGE_FILE
     if not path.exists() or _is_damaged(path):
         lineage.write(run_dir)
 
 
 def resumed_lineage(run_dir: str | Path | None) -> Lineage | None:
-    """The lineage of a run folder that has a checkpoint to go on from."""
+    """Return the lineage of a run folder that has a checkpoint to resume from, else None."""
     return read(run_dir) if run_dir is not None and newest_checkpoint(run_dir) is not None else None

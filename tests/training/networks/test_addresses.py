@@ -123,7 +123,7 @@ def test_the_json_of_safetensors_comes_along(
 def test_half_of_safetensors_is_not_kept(server: FileServer, folder: Path, tmp_path: Path) -> None:
     server.answers["/net.safetensors"] = (folder / "net.safetensors").read_bytes()[:-100]
     server.answers["/net.json"] = (folder / "net.json").read_bytes()
-    with pytest.raises(ValueError, match=rf"^{server.root}/net\.safetensors: this is no safetensors file"):
+    with pytest.raises(ValueError, match=rf"^{server.root}/net\.safetensors: not a safetensors file"):
         render.load_network(f"{server.root}/net.safetensors")
     assert kept(tmp_path) == []
 

@@ -135,7 +135,7 @@ def test_more_classes_than_before(old, tmp_path):
     state = state_of(config(dataset(tmp_path, names), run__init_from=old))
     assert same_images(state.G, files.read(old).generators["G"], torch.tensor([0, 2]), torch.tensor([2, 0]))
     embed = next(part for part in state.started_from["generator"]["parts"] if part["name"] == "mapping.embed")
-    assert embed["about"] == "2 of 7 classes are the pickle's, 5 new"
+    assert embed["about"] == "2 of 7 classes copied, 5 new"
 
 
 def test_an_unconditional_network_learns_classes(tmp_path):
@@ -171,7 +171,7 @@ def test_a_conditional_network_forgets_its_classes(old, tmp_path):
             from_mean < (by_class - by_class.mean(dim=0)).square().mean()
         )  # nearer to the mean over classes than the classes are
     assert states(state.started_from)["mapping.fc0"] == "reshaped"
-    assert "the class input is gone" in json.dumps(state.started_from)
+    assert "the class input is removed" in json.dumps(state.started_from)
 
 
 def test_another_resolution_keeps_what_has_the_same_place(old, tmp_path, capsys):
@@ -185,7 +185,7 @@ def test_another_resolution_keeps_what_has_the_same_place(old, tmp_path, capsys)
             assert torch.equal(
                 state.G.synthesis.get_submodule(part["name"].removeprefix("synthesis.")).weight, theirs.weight
             )
-            assert "at another bandwidth" in part["about"]
+            assert "with another bandwidth" in part["about"]
     assert "reshaped" in found.values()
     assert set(states(state.started_from, "discriminator").values()) == {
         "kept"
@@ -360,11 +360,7 @@ def test_dry_run_says_what_would_be_kept(old, tmp_path):
     cfg = config(data, run__init_from=old, data__resolution=16)
     planned = build.make_dataset(cfg.data, 0, prepare=False)
     text = dry_run.start_report(cfg, planned)
-    assert (
-        "2 of 3 classes are the pickle's, 1 new\n" in text
-        and "Warning" not in text
-        and "discriminator: 9" in text
-    )
+    assert "2 of 3 classes copied, 1 new\n" in text and "Warning" not in text and "discriminator: 9" in text
     assert [p.name for p in tmp_path.iterdir()] == [data.name]
 
 
@@ -400,7 +396,7 @@ def test_a_run_folder_stands_for_its_best_network_which_is_named(old, tmp_path):
     result = CliRunner().invoke(train.main, flags)
     assert (
         result.exit_code == 1
-        and f"--init-from={folder}: the folder holds neither best_model.pkl" in result.output
+        and f"--init-from={folder}: the folder contains neither best_model.pkl" in result.output
     )
 
 

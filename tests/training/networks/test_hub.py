@@ -64,7 +64,7 @@ def test_push_and_pull(tmp_path):
     weights = tmp_path / "me/emoji/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(
-        ValueError, match=rf"^hf://me/emoji: this is no safetensors file.* \(the copy {weights} is removed"
+        ValueError, match=rf"^hf://me/emoji: not a safetensors file.* \(the copy {weights} is removed"
     ):
         sharing.pull("hf://me/emoji", hub)
     assert not weights.exists()
@@ -122,9 +122,7 @@ def test_the_card_of_a_file_that_knows_nothing():
     head = yaml.safe_load(text.split("---\n", 2)[1])
     assert head["license"] == "unknown" and "model-index" not in head
     assert (
-        "None are recorded." in text
-        and "Ask before use" in text
-        and "The configuration is not known." in text
+        "None are recorded." in text and "Ask before use" in text and "The configuration is unknown." in text
     )
     hostile = files.NetworkFile(
         {"G": network()}, {}, {"path": 7}, {"config": [1], "data": "x", "class_names": "y", "backbones": 3}

@@ -28,12 +28,13 @@ def test_a_chosen_network_says_its_age_and_metric(folder):
         == f"{file} (4.5 kimg, fid50k_full 3.25; the run has shown 12.5 kimg)"
     )
     assert stems.network_summary(file, {"nimg": 12500}) == f"{file} (12.5 kimg)"
-    assert stems.network_summary("other.pkl", None) == "other.pkl (it does not say after how many images)"
+    assert stems.network_summary("other.pkl", None) == "other.pkl (images shown: unknown)"
 
 
 def test_flags_are_named_where_there_is_no_network(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^--init-from=.*: the folder holds neither best_model.pkl nor network-snapshot.pkl"
+        ValueError,
+        match=r"^--init-from=.*: the folder contains neither best_model.pkl nor network-snapshot.pkl",
     ):
         stems.network_path("--init-from", str(tmp_path))
     with pytest.raises(ValueError, match=r"^--path_stem=.*x.pkl: no such file"):
