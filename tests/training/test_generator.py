@@ -334,7 +334,7 @@ def test_class_embedding_is_taken_and_trains():
     assert torch.equal(G.mapping.embed.weight, table) and G.mapping.embed.weight.requires_grad
     for bad, message in [
         (torch.zeros(4, 12), "the network needs"),
-        (torch.full([3, 12], torch.nan), "not finite"),
+        (torch.full([3, 12], torch.nan), "non-finite"),
     ]:
         with pytest.raises(ValueError, match=message):
             G.mapping.set_class_embedding(bad)

@@ -203,7 +203,7 @@ def test_little_that_fits_is_said_in_one_line(old, tmp_path, capsys):
     assert (
         len(warnings) == 1
         and "16x16, 4 layers" in warnings[0]
-        and warnings[0].endswith("had --cmax=4 --w-dim=16")
+        and warnings[0].endswith("use the options of its run: --cmax=4 --w-dim=16")
     )
     assert torch.isfinite(state.G(torch.zeros(1, 8), torch.tensor([0]))).all()
 
@@ -215,7 +215,7 @@ def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path, capsys)
         discriminator__backbone_weights={"tf_efficientnet_lite0": "random"},
     )
     report = state_of(cfg).started_from
-    assert "only 0% of the discriminator could start" in capsys.readouterr().out
+    assert "only 0% of the discriminator was copied" in capsys.readouterr().out
     assert report["discriminator"]["share"] == 0 and report["generator"]["share"] == 1
     assert "other weights of this network" in json.dumps(report)
 
