@@ -118,4 +118,10 @@ def compare_layer(layer, shape, dtype, tolerance, clamp=0.8, **options) -> None:
     torch.testing.assert_close(found[4], found[0], rtol=0, atol=0)
     for name, f, w in zip(("y", "dx", "db", "second"), found, wanted, strict=False):
         assert torch.isfinite(f).all(), name
-        close(f, w, (16 if name == "db" else 4) * tolerance)
+        if name != "db":
+            close(f, w, 4 * tolerance)
+    # db sums n terms per channel and can cancel: its error scales with sqrt(n) and the largest term.
+    dx, db = wanted[1:3]
+    terms = dx.numel() // max(dx.shape[1], 1)
+    largest = max(float(dx.abs().max()), 1e-3) if dx.numel() else 0.0
+    torch.testing.assert_close(found[2].double(), db, rtol=0, atol=4 * tolerance * terms**0.5 * largest)
