@@ -16,7 +16,9 @@ import functools
 import hashlib
 import os
 import re
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -49,14 +51,23 @@ class _HashingWriter:
         return self._hash.hexdigest()[:16]
 
 
-def _plain(value: Any, where: str) -> Any:
-    """A copy of `value` with tensors on the CPU, each with a storage of its own; ValueError names the first
-    thing that is not allowed.
+def _plain(value: Any, where: str, own: bool = False) -> Any:
+    """A copy of `value` with tensors on the CPU, each with a storage of its own.
+
+    Args:
+        value: what `save` takes.
+        where: its name in messages.
+        own: also copy tensors that are on the CPU already.
+
+    Raises:
+        ValueError: naming the first thing that cannot be saved.
     """
     if isinstance(value, torch.Tensor):
         x = value.detach()
         if x.layout != torch.strided:
             raise ValueError(f"checkpoint: {where} is a {x.layout} tensor, only dense ones can be saved")
+        if own:
+            return _host_copy(x)
         x = x.cpu()
         # A view would be saved with all of the memory it looks into.
         return x.clone() if x.untyped_storage().nbytes() != x.numel() * x.element_size() else x
@@ -64,9 +75,9 @@ def _plain(value: Any, where: str) -> Any:
         bad = [key for key in value if type(key) not in (str, int)]
         if bad:
             raise ValueError(f"checkpoint: {where} has the key {bad[0]!r}, keys must be strings or integers")
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _plain(item, f"{where}.{key}", own) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        items = [_plain(item, f"{where}[{i}]", own) for i, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -76,10 +87,74 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable. Some file systems and Windows cannot, and then do not need it or offer nothing
-    better.
+def _host_copy(x: torch.Tensor) -> torch.Tensor:
+    """A copy in (pinned) host memory, which may still be on its way from the device."""
+    if x.device.type != "cuda":
+        return x.to("cpu", copy=True).contiguous()
+    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return copy.copy_(x, non_blocking=True)
+
+
+def host_copy(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of what `save` takes, in host memory, which does not change with the original.
+
+    Raises:
+        ValueError: naming the first thing that cannot be saved.
     """
+    copied: dict[str, Any] = _plain(state, "state", own=True)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+class Writer:
+    """Saves checkpoints in a thread, one at a time, while training continues.
+
+    Args:
+        folder: of the checkpoints.
+        keep: as for `save`.
+        written: called in the thread with the images shown, once a checkpoint is durable.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int, written: Callable[[int], None]) -> None:
+        self.folder, self.keep, self.written = folder, keep, written
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None
+
+    def save(self, nimg: int, state: dict[str, Any]) -> None:
+        """Copy the state and begin to write it, once the checkpoint before is written.
+
+        Raises:
+            OSError: the checkpoint before could not be written. ValueError: as `save`.
+        """
+        self.wait()
+        copied = host_copy(state)
+        self.thread = threading.Thread(target=self._write, args=(nimg, copied), name="checkpoint")
+        self.thread.start()
+
+    def _write(self, nimg: int, state: dict[str, Any]) -> None:
+        try:
+            save(self.folder, nimg, state, self.keep)
+            self.written(nimg)
+        except Exception as error:
+            self.error = error
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that could not be written. Does not wait."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def wait(self) -> None:
+        """Wait until the checkpoint is written. Raises as `check`."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.check()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -103,14 +178,24 @@ def _names(folder: Path) -> list[str]:
 
 
 def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Writes `state` as the newest checkpoint of `folder` and returns its path once it is durable; then
-    removes all but the `keep` newest.
+    """Write `state` as the newest checkpoint of `folder`, then remove all but the `keep` newest.
 
-    state: nested dicts (string or integer keys), lists and tuples of tensors (any dtype, kept bit for bit;
-    any device, loaded on the CPU), None, bool, int, float and str; ValueError otherwise. Other checkpoints of
-    `nimg` images or more belong to a line that the run went back from, or are damaged, and are removed too.
-    OSError, with the earlier checkpoints intact, when the disk is full, or when what was written cannot be
-    read back.
+    Other checkpoints of `nimg` images or more are damaged, or were left by a run that went back to an earlier
+    checkpoint: they are removed too.
+
+    Args:
+        folder: of the checkpoints.
+        nimg: images shown.
+        state: nested dicts (string or integer keys), lists and tuples of tensors (any dtype, kept bit for
+            bit; any device, loaded on the CPU), None, bool, int, float and str.
+        keep: number of checkpoints kept.
+
+    Returns:
+        The path, once the file is durable.
+
+    Raises:
+        ValueError: something in `state` cannot be saved.
+        OSError: the disk is full, or the file cannot be read back. Earlier checkpoints are intact.
     """
     if keep < 1 or not 0 <= nimg < 10**12:
         raise ValueError(
@@ -135,7 +220,7 @@ def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int 
 
 
 def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
-    """A new checkpoint, durable. OSError otherwise."""
+    """Write a new, durable checkpoint. Raises OSError if that fails."""
     stem = f"checkpoint-{nimg:012d}"
     partial = directory / f"{temporary_prefix(stem)}x.tmp"
     try:
@@ -159,7 +244,7 @@ def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
 
 
 def _prove(path: Path) -> None:
-    """Reads a new checkpoint back. OSError if that fails; one that is damaged is gone then."""
+    """Read a new checkpoint back. Raises OSError if that fails, and removes a damaged one."""
     if not retry_io(lambda: _is_whole(path), path):
         path.unlink()
         raise OSError(
@@ -184,21 +269,25 @@ def newest_nimg(folder: str | os.PathLike[str]) -> int | None:
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a checkpoint, whole, damaged or set aside. OSError if the folder cannot be
-    read.
+    """Whether a folder holds a checkpoint, whole, damaged or set aside.
+
+    Raises:
+        OSError: the folder cannot be read.
     """
     return any(_NAME.fullmatch(name.removesuffix(_SET_ASIDE)) for name in _names(Path(folder)))
 
 
 def latest(folder: str | os.PathLike[str], set_aside: bool = False) -> Path | None:
-    """Path of the newest whole checkpoint of `folder`, None if there is none. Passes over damaged ones with a
-    warning.
+    """Path of the newest whole checkpoint of `folder`, None if there is none. Warns of damaged ones.
 
-    set_aside: damaged ones beyond it are renamed; the next save() removes them. For the one process that
-    writes there.
+    Args:
+        folder: of the checkpoints.
+        set_aside: rename damaged ones that are newer; the next save() removes them. For the one process that
+            writes there.
 
     Raises:
-        OSError: a checkpoint cannot be read: whether it is whole is not known. Nothing has been changed.
+        OSError: a checkpoint cannot be read, so that it is not known whether it is whole. Nothing has been
+            changed.
     """
     damaged: list[Path] = []
     for _, path in reversed(_entries(Path(folder))):

@@ -30,6 +30,7 @@ _MEET_SECONDS = 0.05  # between two looks into the store while processes meet
 _alone = False  # within alone()
 _waiting = ""  # the collective that the process is in
 _waited = 0.0  # seconds in collectives
+_traffic: dict[str, list[int]] = {}  # by collective: calls, bytes
 _start = ""  # the name of this start of the processes, as they met
 STORE_ERRORS = (dist.DistError, RuntimeError)  # of new_store and its methods, when the store is gone
 
@@ -44,9 +45,7 @@ def under_torchrun() -> bool:
 
 
 def started_processes() -> int | None:
-    """Number of processes that torchrun or the launcher started, on all machines together; None if neither
-    started this one.
-    """
+    """Number of processes that torchrun or the launcher started on all machines; None if neither did."""
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else None
 
 
@@ -76,9 +75,7 @@ def processes_here(world: int) -> int:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process is a group of one: every collective is the identity, and the others need not take
-    part.
-    """
+    """Within, this process is a group of one: every collective is the identity."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -254,12 +251,19 @@ def _comm_device() -> torch.device:
 
 
 @contextlib.contextmanager
-def _collective(name: str) -> Iterator[None]:
+def _collective(name: str, sent: int = 0) -> Iterator[None]:
     """Within, this process waits for the others, and a failure of torch.distributed is one line.
+
+    Args:
+        name: of the collective.
+        sent: bytes of this process, for `traffic`.
 
     Raises:
         PeerLost: another process is gone, or did not take part within the time of `init`.
     """
+    counted = _traffic.setdefault(name, [0, 0])
+    counted[0] += 1
+    counted[1] += sent
     global _waiting, _waited
     _waiting, began = name, time.monotonic()
     try:
@@ -271,6 +275,13 @@ def _collective(name: str) -> Iterator[None]:
         raise PeerLost(f"process {dist.get_rank()} lost another process in {name}: {reason[:300]}") from error
     finally:
         _waiting, _waited = "", _waited + time.monotonic() - began
+
+
+def take_traffic() -> dict[str, tuple[int, int]]:
+    """Calls and bytes of this process by collective, since the last call; bytes of tensors only."""
+    found = {name: (calls, sent) for name, (calls, sent) in _traffic.items()}
+    _traffic.clear()
+    return found
 
 
 def waiting_in() -> str:
@@ -305,7 +316,7 @@ def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
     if world_size() == 1 or not targets:
         return
     flat = torch.cat([_bytes(x) for x in targets])
-    with _collective("broadcast"):
+    with _collective("broadcast", flat.nbytes):
         dist.broadcast(flat, src)
     sizes = [x.numel() * x.element_size() for x in targets]
     for x, data in zip(targets, flat.split(sizes), strict=True):
@@ -341,7 +352,7 @@ def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
         # Half precision travels as float32: the sum must not be rounded at every hop.
         wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         flat = torch.cat([x.reshape(-1) for x in group]).to(_comm_device(), wide)
-        with _collective("all-reduce"):
+        with _collective("all-reduce", flat.nbytes):
             dist.all_reduce(flat)
         flat /= world_size()
         for x, data in zip(group, flat.split([x.numel() for x in group]), strict=True):
@@ -358,7 +369,7 @@ def all_gather_cat(x: torch.Tensor) -> torch.Tensor:
         return x
     mine = _bytes(x)
     parts = [torch.empty_like(mine) for _ in range(world_size())]
-    with _collective("all-gather"):
+    with _collective("all-gather", mine.nbytes):
         dist.all_gather(parts, mine)
     return torch.cat([part.view(x.dtype).reshape(x.shape) for part in parts]).to(x.device)
 

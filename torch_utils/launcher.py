@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -43,11 +43,16 @@ _POLL_SECONDS = 0.1
 # They log every failure with a traceback; launch() raises it instead.
 _TORCH_LOGGERS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
 
+_report_to: tuple[str, int] | None = None  # of a process that the launcher started: folder, rank
 Restart = Callable[[Exception, int], bool]
 
 
 class ProcessDied(ChildProcessError):
     """A process ended without an exception: killed by a signal, or by the system for lack of memory."""
+
+
+class ProcessHung(ProcessDied):
+    """A process makes no progress, and was ended with all others."""
 
 
 class _RemoteTraceback(Exception):
@@ -210,6 +215,8 @@ def _child(folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         os.setpgrp()  # Ctrl-C then reaches this process once, through the parent, instead of twice
     parent = multiprocessing.parent_process()
     assert parent is not None
+    global _report_to
+    _report_to = folder, index
     distributed.leave_after(parent.join)
     util.plain_warnings()
     if "OMP_NUM_THREADS" not in os.environ:
@@ -233,6 +240,15 @@ def _child(folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a regular end could wait for ever in a destructor for processes that are gone
+
+
+def end_process(error: Exception) -> NoReturn:
+    """End this process at once because of `error`, from any of its threads, for `launch` to raise."""
+    if _report_to is not None:
+        _write_report(*_report_to, error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _write_report(folder: str, index: int, error: BaseException) -> None:

@@ -349,6 +349,16 @@ class RunConfig:
         OURS,
         low=0,
     )
+    hang_timeout: float = opt(
+        600.0,
+        "Seconds without progress after which a process counts as hung; the run then restarts or ends. "
+        "0 = never.",
+        OURS,
+        low=0,
+    )
+    collective_timeout: float = opt(
+        120.0, "Minutes that a process waits for the others in one collective before it fails.", OURS, low=0.1
+    )
     device: str = opt("auto", "Device: auto, cuda, cpu or mps.", OURS)
     precision: str = opt(
         "auto",

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run from outside: its folder, the processes that train in it, how they ended. Metrics come from the
-caller.
-"""
+"""Start a run: its folder, the processes that train in it, how they ended. Metrics come from the caller."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 import dnnlib
-from torch_utils import agreement, devices, distributed, launcher, memory
+from torch_utils import agreement, devices, distributed, launcher, memory, watchdog
 from training import build, loop, run_folder
 from training.config import AUTO, TrainConfig, from_json, to_json
 from training.networks.stems import Lineage, resumed_lineage
 from training.run import auto_batch, restart
-from training.run.enter import RunLock, ending_logged, entered
+from training.run.enter import RunLock, append_to_log, ending_logged, entered
 from training.run.periodic import Evaluate
 from training.run.stop import terminated_as_interrupted
 from training.run_folder import OPTIONS_FILE, load_run, new_run_folder, recorded_outcome, write_json
@@ -33,12 +31,15 @@ MakeEvaluate = Callable[[TrainConfig, torch.device], Evaluate | None]
 
 def join(config: TrainConfig) -> torch.device:
     """Make this process one of the run's, and return its device."""
-    return distributed.init(devices.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0))).type)
+    device = devices.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
+    return distributed.init(device.type, config.run.collective_timeout)
 
 
 def check_processes(config: TrainConfig) -> None:
-    """Raises ValueError if torchrun has started another number of processes than --gpus, or no machine would
-    start so many.
+    """Check --gpus.
+
+    Raises:
+        ValueError: torchrun has started another number of processes, or it is too many for one machine.
     """
     started = distributed.started_processes()
     try:
@@ -109,7 +110,7 @@ def start(
             with terminated_as_interrupted():
                 return run_in_folder(config, run_dir, make_evaluate)
         except KeyboardInterrupt:  # outside of the loop, which answers signals itself
-            print(f"Stopped. Go on with --resume={run_dir}", flush=True)
+            print(f"Stopped. Resume with --resume={run_dir}", flush=True)
             return run_folder.INTERRUPTED
 
 
@@ -121,8 +122,11 @@ def enter(stack: ExitStack, run_dir: Path, from_scratch: bool = False) -> None:
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
     """`config` with a number in the place of --batch-gpu=auto.
 
-    existing: the run folder that goes on, whose recorded number is kept if the batch is still a multiple of
-    it, unless the search is wanted `again`.
+    Args:
+        config: the options.
+        existing: the run folder that is resumed, if any. Its recorded number is kept if the batch is still a
+            multiple of it.
+        again: search even so.
     """
     if config.run.batch_gpu != AUTO:
         return config
@@ -130,13 +134,13 @@ def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> Tr
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
     if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
         return auto_batch.settled(config, kept)
-    choice = launcher.launch(rounds_process, config.run.gpus, to_json(config), resumed_lineage(existing))
+    choice = launcher.launch(batch_gpu_process, config.run.gpus, to_json(config), resumed_lineage(existing))
     if distributed.is_main():
         print(choice.line(config), flush=True)
     return auto_batch.settled(config, choice.batch_gpu)
 
 
-def rounds_process(tree: dict[str, Any], run_lineage: Lineage | None) -> auto_batch.Choice:
+def batch_gpu_process(tree: dict[str, Any], run_lineage: Lineage | None) -> auto_batch.Choice:
     """One process of the search for --batch-gpu=auto."""
     config = from_json(tree)
     device = join(config)
@@ -151,10 +155,17 @@ def run_in_folder(
     resume: Path | None = None,
     seconds: float | None = None,
 ) -> str:
-    """Record the options in a run folder that has been `entered`, start the processes. Returns the loop's
-    outcome.
+    """Record the options in a run folder that has been `entered`, and start the processes.
 
-    resume: the folder to go on from; None = this one. seconds: replaces --restart_every for the processes.
+    Args:
+        config: the options.
+        run_dir: the folder.
+        make_evaluate: for the metrics.
+        resume: what to give to --resume, for messages; None = this folder.
+        seconds: replaces --restart_every for the processes.
+
+    Returns:
+        The outcome.
     """
     if distributed.is_main():
         record = {
@@ -181,24 +192,34 @@ def run_in_folder(
 
 
 def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate: MakeEvaluate) -> None:
-    """One process of a run. resume: the folder to go on from, for messages: the run's, or that of the recipe
-    it is a stage of.
+    """One process of a run.
+
+    Args:
+        tree: the options, as `to_json` returns them.
+        run_dir: the run folder.
+        resume: what to give to --resume, for messages: the run folder, or that of its recipe.
+        make_evaluate: for the metrics.
 
     Raises:
-        ValueError: a gradient is not finite, or memory is short: one line that says how to go on.
+        ValueError: a gradient is not finite, the processes disagree, or memory is short: one line that says
+            how to continue.
     """
     config = from_json(tree)
     device = join(config)
     lock = (
         RunLock(Path(run_dir), writer=True) if distributed.is_main() else None
     )  # the launching process may die before this one
-    log = dnnlib.util.Logger(Path(run_dir) / run_folder.LOG_FILE, file_mode="a") if lock else nullcontext()
+    log = dnnlib.util.Logger(log_file(Path(run_dir), distributed.rank()), file_mode="a")
+    dog = watchdog.Watchdog(
+        run_folder.ranks_folder(run_dir), config.run.hang_timeout, lambda line: end_hang(run_dir, line)
+    )
     try:
-        with log, memory.out_of_memory_hint(device, memory_remedy(config, f"; go on with --resume={resume}")):
+        hint = memory_remedy(config, f"; resume with --resume={resume}")
+        with dog, log, memory.out_of_memory_hint(device, hint):
             outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
             if distributed.is_main():
                 saved = {
-                    run_folder.INTERRUPTED: f"Saved. Go on with --resume={resume}",
+                    run_folder.INTERRUPTED: f"Saved. Resume with --resume={resume}",
                     run_folder.RESTART: "Saved for the restart.",
                 }
                 print(saved.get(outcome, "Finished."))
@@ -209,6 +230,22 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
     finally:
         if lock is not None:
             lock.release()
+
+
+def log_file(run_dir: Path, rank: int) -> Path:
+    """Where a process writes what it prints: the first one log.txt, the others ranks/NNN.log."""
+    if rank == 0:
+        return run_dir / run_folder.LOG_FILE
+    run_folder.ranks_folder(run_dir).mkdir(exist_ok=True)
+    return run_folder.ranks_folder(run_dir) / f"{rank:03d}.log"
+
+
+def end_hang(run_dir: str, line: str) -> NoReturn:
+    """End this process because one of them hangs; one of them tells the user."""
+    if distributed.agent() is not None and distributed.rank() == int(line.startswith("process 0 ")):
+        print(f"Error: {line}", file=sys.stderr, flush=True)  # the launcher of --gpus does it itself
+        append_to_log(Path(run_dir), f"Error: {line}")
+    launcher.end_process(launcher.ProcessHung(line))
 
 
 def nan_remedy(run_dir: Path, resume: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch_utils import agreement, distributed, training_stats
+from torch_utils import agreement, distributed, training_stats, watchdog
 from training import build, steps
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset, Loader
@@ -25,14 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]  # of the project
 
 
 def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:
-    """Train until --kimg or --patience end it, a stop request or the restart deadline; go on from the newest
-    checkpoint in `run_dir`.
+    """Train from the newest checkpoint in `run_dir`, or from the start, until the run ends or is stopped.
 
-    Returns "finished", "interrupted" or "restart".
+    Returns:
+        "finished" (--kimg or --patience), "interrupted" (a signal) or "restart" (--restart_every).
 
     Raises:
         steps.NonFiniteError: a gradient is not finite; the last checkpoint is intact.
-        ValueError: data set or options are not those that the checkpoint was made with.
+        ValueError: data set or options differ from those of the checkpoint, or between processes.
     """
     configure(cfg, device)
     stop = StopRequest(cfg.run.restart_every)
@@ -46,6 +46,7 @@ def train_until_stopped(
     cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None, stop: StopRequest
 ) -> str:
     """As `train`, whose arguments these are."""
+    watchdog.phase("build")
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
     check_same_start(cfg, dataset)
     try:
@@ -68,6 +69,9 @@ def train_until_stopped(
             outcome = run(cfg, state, inputs, loader, classifier, periodic, stop, device)
         except Stopped:  # in an evaluation: the checkpoint before it says that the score is missing
             outcome = INTERRUPTED
+        except BaseException:
+            periodic.abandon()
+            raise
     periodic.end(state, outcome)
     distributed.barrier()
     return outcome
@@ -83,12 +87,10 @@ def run(
     stop: StopRequest,
     device: torch.device,
 ) -> str:
-    """Steps and ticks until the run is over or a stop is asked for. Returns the outcome; what has been done
-    is saved.
-    """
+    """Steps and ticks until the run is over or is stopped. Returns the outcome; everything is saved."""
     while not is_over(cfg, state):
         one_step(cfg, state, inputs, loader, classifier)
-        periodic.bar(state)
+        periodic.after_step(state)
         done = state.progress.nimg >= cfg.run.kimg * 1000
         if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
             periodic.tick(state, done)
@@ -140,6 +142,7 @@ def one_step(
 ) -> None:
     """One training step on the loader's next images, and its seconds."""
     started = time.monotonic()
+    watchdog.phase("data", step=state.progress.step + 1)
     pixels, labels = next(loader)
     steps.train_step(state, inputs, cfg, pixels, labels, classifier)
     state.progress.seconds += time.monotonic() - started

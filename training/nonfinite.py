@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a gradient that is not finite comes from: which network, and which of its tensors. Asked once, when a
-run ends of it.
+"""The source of a gradient that is not finite: a network, and one of its tensors.
 
-A step of one network shows the mistakes of the other: a logit that is not finite makes the generator's
-gradients so.
+The step of one network shows faults of the other: a logit of the discriminator that is not finite makes the
+generator's gradients not finite.
 """
 
 from __future__ import annotations
@@ -30,19 +29,21 @@ class Cause(NamedTuple):
 
 
 def find(
-    state: TrainState, rounds: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
+    state: TrainState, micro_batches: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
 ) -> Cause | None:
-    """The first tensor that is not finite on the way from weights to logits and back to the images; None if
-    all are.
+    """The first tensor that is not finite, from the weights to the logits and back to the images.
 
-    The weights are those with which the step began. All processes must call it; they get the same answer.
+    The weights are those of the beginning of the step. All processes must call it.
+
+    Returns:
+        The same in all processes; None if all tensors are finite.
     """
-    here = next(_causes(state, rounds, reals, blur_sigma), None)
+    here = next(_causes(state, micro_batches, reals, blur_sigma), None)
     return next((cause for cause in distributed.all_gather_object(here) if cause is not None), None)
 
 
 def _causes(
-    state: TrainState, rounds: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
+    state: TrainState, micro_batches: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
 ) -> Iterator[Cause]:
     for network, module in ((DISCRIMINATOR, state.D), (GENERATOR, state.G)):
         for name, x in itertools.chain(module.named_parameters(), module.named_buffers()):
@@ -50,7 +51,7 @@ def _causes(
                 yield Cause(network, f"'{name}'")
     for real in reals:
         yield from _in_logits(state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws), "real")
-    for r in rounds:
+    for r in micro_batches:
         with torch.no_grad():
             images = state.G(r.z, r.labels)
         if not _is_finite(images):

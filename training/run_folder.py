@@ -52,6 +52,7 @@ REALS_FILE, FAKES_INIT_FILE = "reals.png", "fakes_init.png"
 NEWEST_NETWORK, BEST_NETWORK = "network-snapshot.pkl", "best_model.pkl"
 BEST_NIMG_FILE = "best_nimg.txt"  # images shown when BEST_NETWORK was written
 CHECKPOINT_FOLDER = "checkpoints"
+RANKS_FOLDER = "ranks"
 CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint
 JOB_FILE = "job.json"  # under torchrun: {"agents"}, the torchrun processes that the run belongs to
 _FAKES, _SNAPSHOT, _STAGE = "fakes", "network-snapshot-", "stage-"  # a number follows
@@ -162,6 +163,11 @@ def metric_at(run_dir: str | os.PathLike[str], nimg: int | None) -> dict[str, An
 def checkpoint_folder(run_dir: str | os.PathLike[str]) -> Path:
     """Return the folder of a run's checkpoints."""
     return Path(run_dir) / CHECKPOINT_FOLDER
+
+
+def ranks_folder(run_dir: str | os.PathLike[str]) -> Path:
+    """What the processes but the first print (NNN.log), and the stacks of all after a hang."""
+    return Path(run_dir) / RANKS_FOLDER
 
 
 def stage_name(resolution: int) -> str:

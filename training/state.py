@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TrainState: everything that a run needs to go on exactly where it stopped."""
+"""TrainState: everything that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ class TrainState:
     def create(
         cls, G: Generator, D: ProjectedDiscriminator, optim: OptimConfig, pl_interval: int
     ) -> TrainState:
-        """Wrap networks that are on their device. Parameters that do not require gradients (a frozen stem)
-        stay out of the optimizers.
+        """Wrap networks that are on their device.
+
+        The optimizers leave out parameters that do not require gradients (a frozen stem).
         """
         g_params = {k: p for k, p in G.named_parameters() if p.requires_grad}
         d_params = D.trainable_parameters()
@@ -92,9 +93,7 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self, beta: float) -> None:
-        """G_ema <- G + beta (G_ema - G) for parameters; buffers (w_avg, magnitude averages) are copied
-        (StyleGAN3).
-        """
+        """G_ema <- G + beta (G_ema - G) for parameters; copy buffers (w_avg, magnitudes; StyleGAN3)."""
         ema = [p.detach() for p in self.G_ema.parameters()]
         torch._foreach_lerp_(ema, [p.detach() for p in self.G.parameters()], 1.0 - beta)
         for b_ema, b in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
@@ -128,8 +127,9 @@ class TrainState:
         return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place; every key must match. Learning rates and betas stay those of this run's config,
-        which may differ by intention.
+        """Restore in place; every key must match.
+
+        Learning rates and betas stay those of this run's config, which may differ by intention.
 
         Raises:
             RuntimeError, ValueError: a tensor is missing, left over or of another shape.

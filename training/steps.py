@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The algorithm: a generator step, a path length step, a discriminator step, and the training step of all
-three (StyleGAN-XL with SAN heads).
+"""The training step: generator, path length, discriminator (StyleGAN-XL with SAN heads).
 
-Each step accumulates gradients over its rounds, averages them over processes, refuses anything non-finite
-before a weight moves, and takes one optimizer step. Loss weights are such that the gradient is that of the
-mean over the step's whole batch.
+Each part accumulates gradients over its micro-batches, averages them over processes, refuses anything
+non-finite before a weight moves, and takes one optimizer step. Loss weights are such that the gradient is
+that of the mean over the whole batch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from san.diagnostics import Recorder
 from san.layers import SANEmbedding, SANLogits
 from san.objectives import is_paired
-from torch_utils import distributed, rng, training_stats
+from torch_utils import distributed, rng, training_stats, watchdog
 from torch_utils.ops import conv2d_gradfix
 from training import losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
@@ -40,20 +39,24 @@ def train_step(
     pixels: torch.Tensor,
     labels: torch.Tensor | None,
     classifier: Classifier | None = None,
-    most_rounds: int | None = None,
+    most: int | None = None,
 ) -> None:
-    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL). Counts the
-    step and its images.
+    """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL).
 
     Args:
-        pixels, labels: this process's real images, uint8 [n, 3, R, R], and classes, int64 [n], in the order
-        of `inputs.real_indices`. most_rounds: of every kind, for trials; None = all.
+        state: networks, optimizers, counters; counts the step and its images.
+        inputs: latents, labels and augmentation draws.
+        cfg: the options.
+        pixels: real images of this process, uint8 [n, 3, R, R], in the order of `inputs.real_indices`.
+        labels: their classes, int64 [n].
+        classifier: for guidance; None = without.
+        most: micro-batches of every part, for trials; None = all.
     """
     p, loss = state.progress, cfg.loss
     reals = inputs.real_micro_batches(p.nimg, pixels, labels)
     sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
-    g_step(state, inputs.micro_batches("G", p.nimg)[:most_rounds], loss, sigma, classifier, reals)
+    g_step(state, inputs.micro_batches("G", p.nimg)[:most], loss, sigma, classifier, reals)
     if (
         loss.pl_weight > 0
         and not cfg.generator.superres
@@ -62,11 +65,11 @@ def train_step(
     ):
         path_length_step(
             state,
-            inputs.micro_batches("path_length", p.nimg, loss.pl_batch_shrink)[:most_rounds],
+            inputs.micro_batches("path_length", p.nimg, loss.pl_batch_shrink)[:most],
             loss,
             cfg.run.seed,
         )
-    d_step(state, inputs.micro_batches("D", p.nimg)[:most_rounds], reals[:most_rounds], loss, sigma)
+    d_step(state, inputs.micro_batches("D", p.nimg)[:most], reals[:most], loss, sigma)
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
     p.nimg += cfg.run.batch
     p.step += 1
@@ -80,12 +83,14 @@ def apply_gradients(
 ) -> None:
     """Average gradients over processes, check them, step, forget them.
 
-    where: the step, for errors: "generator: step 12, at 96 images". cause: finds what made a gradient not
-    finite, in all processes.
+    Args:
+        params: by name.
+        optimizer: of them.
+        where: the step, for errors: "generator: step 12, at 96 images".
+        cause: finds what made a gradient not finite, in all processes.
 
     Raises:
-        NonFiniteError: naming the network, the step and the first tensor concerned; nothing has been updated
-        then.
+        NonFiniteError: naming the network, the step and the first such tensor. Nothing has been updated.
     """
     grads = {name: p.grad for name, p in params.items() if p.grad is not None}
     distributed.all_reduce_mean_(list(grads.values()))
@@ -111,8 +116,9 @@ def _report(kind: str, logits: losses.Logits) -> None:
 
 
 def pairs_generator(cfg: LossConfig) -> bool:
-    """True if the generator's objective needs real images: a paired discriminator loss, and an h to which a
-    constant shift is not invisible.
+    """Whether the generator's objective needs real images.
+
+    It does with a paired discriminator loss, unless a constant shift of the logits does not change h's slope.
     """
     return is_paired(cfg.d_loss) and cfg.g_loss != "logit"
 
@@ -131,7 +137,7 @@ def _trainable(state: TrainState, which: str) -> None:
 
 def g_step(
     state: TrainState,
-    rounds: list[MicroBatch],
+    micro_batches: list[MicroBatch],
     cfg: LossConfig,
     blur_sigma: float,
     classifier: Classifier | None = None,
@@ -139,12 +145,19 @@ def g_step(
 ) -> None:
     """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1).
 
-    reals: real images of each round; read by a relativistic pairing alone, whose h is of the difference of
-    logits.
+    Args:
+        state: networks and optimizers.
+        micro_batches: latents, labels and draws.
+        cfg: of the losses.
+        blur_sigma: of all images, in pixels.
+        classifier: for guidance; None = without.
+        reals: real images of each micro-batch, for relativistic pairing.
     """
+    watchdog.phase("G")
     _trainable(state, "G")
     pairs = pairs_generator(cfg) and reals is not None
-    for i, r in enumerate(rounds):
+    for i, r in enumerate(micro_batches):
+        watchdog.progress()
         images = state.G(r.z, r.labels)
         logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
         logits_real = _no_grad_logits(state, reals[i], blur_sigma) if pairs and reals is not None else None
@@ -155,19 +168,22 @@ def g_step(
             loss = loss + cfg.cls_weight * guidance
         _report("fake", logits)
         training_stats.report("Loss/G/loss", loss)
-        loss.div(len(rounds)).backward()
+        loss.div(len(micro_batches)).backward()
     cause = functools.partial(
-        nonfinite.find, state, rounds, reals if pairs and reals is not None else (), blur_sigma
+        nonfinite.find, state, micro_batches, reals if pairs and reals is not None else (), blur_sigma
     )
     apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause)
 
 
-def path_length_step(state: TrainState, rounds: list[MicroBatch], cfg: LossConfig, seed: int) -> None:
-    """Path length regularisation (StyleGAN2, section 3.2), without the lazy gain and without weight gradients
-    in the first derivative.
+def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: LossConfig, seed: int) -> None:
+    """Path length regularisation (StyleGAN2, section 3.2), without the lazy gain.
+
+    The first derivative has no weight gradients.
     """
+    watchdog.phase("path length")
     _trainable(state, "G")
-    for r in rounds:
+    for r in micro_batches:
+        watchdog.progress()
         ws = state.G.mapping(r.z, r.labels)
         if not ws.requires_grad:  # a frozen mapping network
             ws.requires_grad_(True)
@@ -182,30 +198,34 @@ def path_length_step(state: TrainState, rounds: list[MicroBatch], cfg: LossConfi
         state.pl_mean.copy_(mean)
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", penalty * cfg.pl_weight)
-        surrogate.mul(cfg.pl_weight / len(rounds)).backward()
+        surrogate.mul(cfg.pl_weight / len(micro_batches)).backward()
     apply_gradients(state.g_params, state.g_opt, _where("path length regularisation", state))
 
 
 def d_step(
     state: TrainState,
-    rounds: list[MicroBatch],
+    micro_batches: list[MicroBatch],
     reals: list[RealMicroBatch],
     cfg: LossConfig,
     blur_sigma: float,
 ) -> None:
-    """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then the directions return to the unit
-    sphere.
+    """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then directions of unit norm again.
 
-    Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no return.
+    Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no normalisation.
 
     Args:
-        rounds: latents, labels and draws of the generated images. reals: the real ones with theirs, equally
-        many.
+        state: networks and optimizers.
+        micro_batches: latents, labels and draws of the generated images.
+        reals: as many real images, with labels and draws.
+        cfg: of the losses.
+        blur_sigma: of all images, in pixels.
     """
+    watchdog.phase("D")
     _trainable(state, "D")
     styles = []
     diagnosis = _diagnosis(state, cfg)
-    for fake, real in zip(rounds, reals, strict=True):
+    for fake, real in zip(micro_batches, reals, strict=True):
+        watchdog.progress()
         with torch.no_grad():
             ws = state.G.mapping(fake.z, fake.labels)
             generated = state.G.synthesis(ws)
@@ -218,16 +238,16 @@ def d_step(
             loss = losses.discriminator_pairs(
                 logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san
             )
-            _backward(loss, len(rounds))
+            _backward(loss, len(micro_batches))
             _report("fake", logits_fake)
         else:
             loss_fake = losses.discriminator(logits_fake, False, cfg.d_loss, cfg.adversarial_scale, cfg.san)
-            _backward(loss_fake, len(rounds))  # frees its graph before the next is made
+            _backward(loss_fake, len(micro_batches))  # frees its graph before the next is made
             _report("fake", logits_fake)
             with diagnosis.side("real"):
                 logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
             loss_real = losses.discriminator(logits_real, True, cfg.d_loss, cfg.adversarial_scale, cfg.san)
-            _backward(loss_real, len(rounds))
+            _backward(loss_real, len(micro_batches))
             loss = SANLogits(loss_fake.fun + loss_real.fun, loss_fake.dir + loss_real.dir)
         _report("real", logits_real)
         training_stats.report("Loss/D/fun", loss.fun)
@@ -235,14 +255,14 @@ def d_step(
         training_stats.report("Loss/D/loss", loss.fun + loss.dir)
     diagnosis.finish()
     _update_w_avg(state, styles)
-    cause = functools.partial(nonfinite.find, state, rounds, reals, blur_sigma)
+    cause = functools.partial(nonfinite.find, state, micro_batches, reals, blur_sigma)
     apply_gradients(state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause)
     if cfg.san:
         state.D.normalize_()
 
 
-def _backward(loss: SANLogits, rounds: int) -> None:
-    (loss.fun + loss.dir).div(rounds).backward()
+def _backward(loss: SANLogits, micro_batches: int) -> None:
+    (loss.fun + loss.dir).div(micro_batches).backward()
 
 
 class _Diagnosis:

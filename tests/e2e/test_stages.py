@@ -360,7 +360,7 @@ def test_a_stem_of_another_plan_is_refused_and_a_vanished_one_not_needed(data, h
         resumed(data, stem, run_dir)
     shutil.rmtree(stem)
     state = resumed(data, stem, run_dir)
-    assert "is gone: going on with the stem in the checkpoint" in capsys.readouterr().out
+    assert "is gone: using the stem in the checkpoint" in capsys.readouterr().out
     assert_equal_states(final_state(run_dir)["G"], dict(state.G.state_dict()))
     with pytest.raises(ValueError, match="--head_layers=5: the run started with 4"):
         resumed(data, stem, run_dir, generator__head_layers=5)

@@ -98,7 +98,7 @@ def test_a_run_leaves_its_files(data, tmp_path, real_plots):
     assert all(torch.equal(v, ema[k]) for k, v in G.state_dict().items())
     again = CliRunner().invoke(train.main, [f"--resume={run_dir}", "--kimg=0.048"])
     assert again.exit_code == 0, again.output
-    assert "Going on from" in again.output
+    assert "Resuming from" in again.output
     assert final_state(run_dir)["progress"]["nimg"] == 48
 
 
@@ -270,7 +270,7 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
     assert locked.exit_code == 1 and "in use by another training process" in locked.output
     process.send_signal(signal.SIGTERM)
     ((output, _),) = waiting.finish(process)
-    assert process.returncode == 130 and "Saved. Go on with --resume" in output
+    assert process.returncode == 130 and "Saved. Resume with --resume" in output
     stopped_at = final_state(run_dir)["progress"]["nimg"]
     assert 0 < stopped_at < 400
 
@@ -301,7 +301,7 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
         [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS],
     )
     (run_dir,) = tmp_path.iterdir()
-    assert result.exit_code == 130 and result.output.endswith(f"Stopped. Go on with --resume={run_dir}\n")
+    assert result.exit_code == 130 and result.output.endswith(f"Stopped. Resume with --resume={run_dir}\n")
 
 
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -318,3 +319,46 @@ def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
     with limited(10), pytest.raises(ValueError, match=r"is not a checkpoint \(.*zip bomb") as error:
         checkpoint.load(bomb)
     assert "\n" not in str(error.value)
+
+
+def test_a_writer_saves_the_state_of_the_call_while_it_changes(tmp_path, monkeypatch):
+    """One at a time: the second waits for the first."""
+    real, begun, go, written = checkpoint.save, threading.Event(), threading.Event(), []
+
+    def slow(*args):
+        begun.set()
+        go.wait()
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    writer = checkpoint.Writer(tmp_path, 2, written.append)
+    x, counters = torch.zeros(3), {"nimg": 8}
+    writer.save(8, {"x": x, "counters": counters, "again": x})
+    begun.wait()
+    assert not list(tmp_path.iterdir()) and not written
+    x += 1
+    counters["nimg"] = 16
+    threading.Timer(0.1, go.set).start()
+    writer.save(16, {"x": x, "counters": counters, "again": x})  # returns, so the first is written
+    assert written[0] == 8
+    writer.wait()
+    first, second = (checkpoint.load(path) for path in sorted(tmp_path.iterdir()))
+    assert (first["x"].tolist(), first["counters"]) == ([0, 0, 0], {"nimg": 8})
+    assert (second["x"].tolist(), second["counters"]) == ([1, 1, 1], {"nimg": 16}) and written == [8, 16]
+
+
+def full_disk(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_error_of_a_writer_is_raised_once_in_training(tmp_path, monkeypatch):
+    writer = checkpoint.Writer(tmp_path, 2, lambda nimg: None)
+    with pytest.raises(ValueError, match="can be saved"):
+        writer.save(8, {"x": object()})  # at once: nothing was begun
+    monkeypatch.setattr(os, "fsync", full_disk)
+    writer.save(8, {"x": 1})
+    with pytest.raises(OSError, match="No space left"):
+        writer.wait()
+    writer.wait()
+    writer.check()
+    assert not list(tmp_path.iterdir())

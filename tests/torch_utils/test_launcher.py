@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How groups of processes fail, stop and start again. Two gloo processes, three launches."""
+"""How groups of processes fail, stop and start again. Two gloo processes, four launches."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ import threading
 import click
 import pytest
 
-from torch_utils import distributed, launcher
+from torch_utils import distributed, launcher, watchdog
 
 
 def _one_fails(folder):
@@ -106,6 +106,31 @@ def test_a_killed_process_is_started_again(tmp_path, capfd):
     assert launcher.launch(_dies_once, 2, tmp_path, restart=restart) == (0, 2)
     assert told == [("process 1 of 2 was ended by SIGKILL (out of memory?)", 0)]
     assert capfd.readouterr().err == ""  # neither torch's tracebacks nor those of the other process
+
+
+def _sleeps(folder):
+    distributed.init("cpu")
+    distributed.barrier()
+
+    def end(line):
+        launcher.end_process(launcher.ProcessHung(line))
+
+    with watchdog.Watchdog(folder / "ranks", 5, end):
+        watchdog.phase("G", step=7)
+        distributed.barrier()
+        if distributed.rank() == 1:
+            while not distributed.new_store(5).check(["watchdog/1"]):  # its watchdog has begun
+                pass
+            os.kill(os.getpid(), signal.SIGSTOP)
+        distributed.barrier()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_stopped_process_is_found_and_ended(tmp_path):
+    with pytest.raises(launcher.ProcessHung, match=r"process 1 \(.*\) has not run for .* since step 7, G"):
+        launcher.launch(_sleeps, 2, tmp_path)
+    (stacks,) = (tmp_path / "ranks").iterdir()
+    assert stacks.name == "000-stacks.txt" and "in _sleeps" in stacks.read_text()
 
 
 def test_an_exception_that_cannot_travel_is_described():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.toy_runs import config
+from torch_utils import distributed
 from training import build, steps
 from training.inputs import InputSource
 from training.run import restore
@@ -72,3 +73,25 @@ def test_a_bad_gradient_moves_nothing(bad):
     p["b"].grad = torch.ones(2)
     steps.apply_gradients(p, optimizer, "generator: step 1")
     assert all((q < 1).all() and q.grad is None for q in p.values())
+
+
+def test_collectives_and_bytes_of_a_step(parts, monkeypatch):
+    """docs/scaling.md gives them: a reduction per network, and small gathers for w_avg and path lengths."""
+    cfg, state, inputs, pixels, labels = parts
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.mul_(2))
+    monkeypatch.setattr(
+        distributed.dist, "all_gather", lambda parts, x: [part.copy_(x) for part in parts] and None
+    )
+    distributed.take_traffic()
+    steps.train_step(state, inputs, cfg, pixels, labels)  # without path lengths
+    traffic = distributed.take_traffic()
+    gradients = sum(p.nbytes for params in (state.g_params, state.d_params) for p in params.values())
+    calls, sent = traffic["all-reduce"]
+    assert calls == 2 and 0.9 * gradients < sent <= gradients
+    calls, sent = traffic["all-gather"]
+    assert calls == 4 and sent == 8 * (4 * state.G.w_dim + 8)  # w and label of 8 images, in two micro-batches
+    steps.path_length_step(state, inputs.micro_batches("path_length", 0, 2), cfg.loss, 0)
+    traffic = distributed.take_traffic()
+    assert traffic["all-gather"] == (2, 4 * 4) and traffic["all-reduce"][0] == 1

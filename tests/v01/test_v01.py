@@ -69,7 +69,7 @@ def test_a_run_goes_on(old):
         and run_folder.recorded_outcome(run) == run_folder.FINISHED
     )
     result = invoke(train.main, f"--resume={run}", f"--data={old / 'data.zip'}", "--kimg=0.012")
-    assert "Going on from" in result.output and "WARNING" not in result.output
+    assert "Resuming from" in result.output and "WARNING" not in result.output
     after = checkpoint.load(run_folder.newest_checkpoint(run))["train"]
     assert (before["progress"]["nimg"], after["progress"]["nimg"], after["progress"]["tick"]) == (8, 12, 3)
     assert before["G"].keys() == after["G"].keys() and before["D"].keys() == after["D"].keys()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When and with what a run writes its checkpoints."""
+"""When a run writes its checkpoints, and what is in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch_utils import checkpoint, distributed
+from torch_utils import checkpoint, distributed, training_stats
 from training import run_folder
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
@@ -21,11 +21,21 @@ class Checkpoints:
         self.run_dir, self.folder, self.dataset = run_dir, run_folder.checkpoint_folder(run_dir), dataset
         self.keep, self.seconds = cfg.run.keep_checkpoints, cfg.run.checkpoint_minutes * 60
         self.saved = time.monotonic()
+        self.writer = checkpoint.Writer(
+            self.folder, self.keep, lambda nimg: run_folder.record_first_checkpoint(run_dir, nimg)
+        )
 
     def save(self, state: TrainState, running: dict[str, Any]) -> None:
-        """Write one, atomically. running: statistics and seconds of the tick that has begun. All processes
-        must call it.
+        """Write one, atomically, while training continues (`checkpoint.Writer`). All processes must call it.
+
+        Training stands still while the state is copied to host memory, and until the checkpoint before is
+        written: Timing/checkpoint_stall_sec.
+
+        Args:
+            state: what is saved.
+            running: statistics and seconds of the tick that has begun.
         """
+        began = time.monotonic()
         if distributed.is_main():
             saved = {
                 "train": state.state_dict(),
@@ -33,9 +43,9 @@ class Checkpoints:
                 "data_hash": self.dataset.content_hash(),
             }
             saved["lineage"] = vars(state.lineage)
-            checkpoint.save(self.folder, state.progress.nimg, saved, keep=self.keep)
-            run_folder.record_first_checkpoint(self.run_dir, state.progress.nimg)
+            self.writer.save(state.progress.nimg, saved)
         self.saved = time.monotonic()
+        training_stats.report0("Timing/checkpoint_stall_sec", self.saved - began)
 
     def is_due(self) -> bool:
         """True when --checkpoint-minutes have passed since the last one."""

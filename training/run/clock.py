@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time that a run takes: seconds of a tick and of its maintenance, the time left, the progress bar on a
-terminal.
-"""
+"""Times of a run: seconds per tick and of maintenance, the time left, the progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ class Clock:
         self.pace: Pace | None = None
 
     def begin(self, seconds: float) -> None:
-        """Go on with a tick that has taken `seconds` before a restart."""
+        """Resume a tick that took `seconds` before the restart."""
         self.tick_started -= seconds
 
     def tick_so_far(self, progress: Progress) -> Tick:

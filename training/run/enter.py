@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a process enters a run folder and leaves it: the lock first, then what killed processes left, at the
-end what ended it.
-"""
+"""Enter and leave a run folder: lock it, remove what killed processes left, log what ended the run."""
 
 from __future__ import annotations
 
@@ -57,20 +55,21 @@ class RunLock:
         return lock
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         self.lock.release()
 
 
 @contextlib.contextmanager
 def entered(run_dir: Path, from_scratch: bool = False) -> Iterator[None]:
-    """Within, the run folder is this process's: locked, without what killed processes left, with a usable
-    checkpoint if it ever had one.
+    """Within, the run folder is locked, without temporaries, with a usable checkpoint if it ever had one.
 
-    from_scratch: what the run has made so far is put away into the folder earlier-N, and it begins anew.
+    Args:
+        run_dir: the folder.
+        from_scratch: first move what the run has made so far into the folder earlier-N.
 
     Raises:
         ValueError, OSError: another process is there, or the checkpoints are lost or cannot be read. Nothing
-        has been changed then.
+            has been changed.
     """
     with locked(run_dir):
         with Logger(run_dir / run_folder.LOG_FILE, file_mode="a"):
@@ -103,9 +102,7 @@ def remove_leftovers(run_dir: Path, dead: Collection[str] = (), old: bool = Fals
 
 
 def put_away(run_dir: Path) -> Path:
-    """Move all that a run has made into a new folder in it, but for its log and a copy of its options, which
-    stay.
-    """
+    """Move what a run has made into a new folder in it; its log, and a copy of its options, stay."""
     numbers = (run_dir / f"{run_folder.EARLIER_FOLDER}-{i}" for i in range(1, 10**6))
     target = next(folder for folder in numbers if not folder.exists())
     target.mkdir()
@@ -120,10 +117,11 @@ def put_away(run_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def ending_logged(run_dir: Path, process: str = "") -> Iterator[None]:
-    """Within, what ends the run is also written to its log: a user's mistake, a full disk or a NaN in one
-    line, a fault of the program with its traceback.
+    """Within, what ends the run is also logged: one line for errors that users can mend, else a traceback.
 
-    process: said before the line where there are several.
+    Args:
+        run_dir: the folder.
+        process: begins the line, where there are several processes.
     """
     try:
         yield

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from torch_utils import agreement, distributed
+import torch
+
+from torch_utils import agreement, distributed, watchdog
 from training import run_folder
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
@@ -31,6 +34,24 @@ def check_agreement(state: TrainState) -> None:
     agreement.check_tensors(state.tensors(), f"at {state.progress.nimg} images")
 
 
+def rank_seconds() -> dict[str, Any]:
+    """Ranks/PHASE: seconds of the processes in each phase of the tick, and the slowest process.
+
+    Waiting is a phase of its own: the process that waits least is the one that the others wait for. All
+    processes must call it; nothing in a single process.
+    """
+    everyone = distributed.all_gather_object(watchdog.take_seconds())
+    if len(everyone) == 1:
+        return {}
+    record = {}
+    for name in sorted({name for seconds in everyone for name in seconds}):
+        x = torch.tensor([seconds.get(name, 0.0) for seconds in everyone], dtype=torch.float64)
+        slowest = int(x.argmin() if name == "waiting" else x.argmax())
+        spread = {"std": float(x.std(correction=0)), "max": float(x.max()), "slowest": slowest}
+        record[f"Ranks/{name}"] = {"num": len(x), "mean": float(x.mean()), **spread}
+    return record
+
+
 class Periodic:
     """Everything a run writes, by one process; evaluation and collective counters run in all of them."""
 
@@ -53,10 +74,13 @@ class Periodic:
         self.watch = Watch(cfg, run_dir, dataset, state)
 
     def begin(self, state: TrainState, running: dict[str, Any] | None = None) -> None:
-        """At the start of a run: reals.png and fakes_init.png. At a resume: drop what was written after the
-        checkpoint, make up for a lost score.
+        """Begin a run with reals.png and fakes_init.png, or resume it.
 
-        running: what `running` returned when the checkpoint was written; the tick goes on with it.
+        When it resumes, what was written after the checkpoint is dropped, and a missing score is measured.
+
+        Args:
+            state: of the run.
+            running: what `running` returned when the checkpoint was written: the tick continues with it.
         """
         p = state.progress
         self.clock.begin(running["tick_seconds"] if running else 0.0)
@@ -73,15 +97,15 @@ class Periodic:
         if p.unscored:
             self.score(state)
 
-    def bar(self, state: TrainState) -> None:
-        """Progress within a tick, on a terminal only."""
+    def after_step(self, state: TrainState) -> None:
+        """Progress within a tick, on a terminal only; the error of a checkpoint that could not be written."""
         if self.main:
             self.clock.bar(state.progress)
+            self.checkpoints.writer.check()
 
     def tick(self, state: TrainState, done: bool) -> None:
-        """Called when a tick is complete: status line, statistics, curves and, when it is time, snapshot and
-        evaluation.
-        """
+        """End a tick: status line, statistics, curves and, every --snap ticks, snapshot and evaluation."""
+        watchdog.phase("statistics")
         check_agreement(state)
         p = state.progress
         tick = self.clock.tick_so_far(p)
@@ -89,7 +113,7 @@ class Periodic:
         p.tick_start_nimg = p.nimg
         self.statistics.report(p, tick, self.clock.maintenance)
         self.watch.measure(state.G_ema)
-        record = self.statistics.collect(p)
+        record = self.statistics.collect(p) | rank_seconds()
         if self.main:
             self.clock.learn([*self.watch.stats, record])
             print(self.statistics.status_line(p, tick, self.clock), flush=True)
@@ -100,12 +124,14 @@ class Periodic:
             p.unscored = self.evaluation.evaluate is not None
             self.snapshot(state)
             self.score(state)
+        watchdog.phase("report")
         if self.main:
             self.watch.redraw(page=due)
         self.clock.next_tick(tick)
 
     def snapshot(self, state: TrainState) -> None:
         """Network pickle, fake grid, contact sheet, checkpoint. All processes must call it."""
+        watchdog.phase("snapshot")
         number = self.snapshots.number(state.progress.nimg)
         if self.main:
             about = self.snapshots.save(state)
@@ -115,6 +141,7 @@ class Periodic:
 
     def score(self, state: TrainState) -> None:
         """Evaluate G_ema, and remember in the checkpoint that it is done."""
+        watchdog.phase("evaluation")
         if self.evaluation.score(state):
             self.save_checkpoint(state)
 
@@ -131,6 +158,7 @@ class Periodic:
 
     def save_between_ticks(self, state: TrainState) -> None:
         """As `save_checkpoint`, after a check that all processes agree."""
+        watchdog.phase("checkpoint")
         check_agreement(state)
         self.save_checkpoint(state)
 
@@ -138,9 +166,19 @@ class Periodic:
         """True when --checkpoint-minutes have passed since the last one."""
         return self.checkpoints.is_due()
 
+    def abandon(self) -> None:
+        """The run fails: let the checkpoint that is being written be finished."""
+        if self.main:
+            try:
+                self.checkpoints.writer.wait()
+            except (OSError, ValueError) as error:
+                print(f"WARNING: {error}", file=sys.stderr, flush=True)
+
     def end(self, state: TrainState, outcome: str) -> None:
         """Record how the run ended: finished, interrupted or restart."""
+        watchdog.phase("end")
         if self.main:
+            self.checkpoints.writer.wait()
             run_folder.write_status(self.run_dir, outcome, state.progress.nimg)
             self.watch.redraw(page=True)
             self.statistics.close()

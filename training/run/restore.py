@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config and a run folder to a state: a fresh one, or that of the newest checkpoint, whose stem is
-read again when it has improved.
+"""The state with which a run starts: a fresh one, or that of the newest checkpoint.
+
+A superresolution stage reads its stem again if that has a better network by now.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ from training.state import TrainState
 def make_state(
     cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state with which a run begins or goes on, and what the checkpoint says of the tick that was
-    running.
+    """The state with which a run starts or resumes, and what the checkpoint says of the current tick.
 
     Raises:
         ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be
@@ -53,8 +53,10 @@ def make_state(
 
 
 def newest_checkpoint(run_dir: str) -> Path | None:
-    """The checkpoint that all processes go on from, found by the first one. Raises as
-    `run_folder.newest_checkpoint`.
+    """The checkpoint that all processes resume from, chosen by the first one.
+
+    Raises:
+        ValueError, OSError: as `run_folder.newest_checkpoint`.
     """
     path: Path | None = None
     error: Exception | None = None
@@ -98,10 +100,10 @@ def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -
 def class_table(
     cfg: TrainConfig, dataset: ImageDataset, device: torch.device, source: finetune.Source | None
 ) -> tuple[int, torch.Tensor | None]:
-    """(width of the class embedding, its first values [classes, width]): None where a stem has it, or the
-    source knows all classes.
+    """Width of the class embedding, and its initial values [classes, width].
 
-    The first process computes it for all.
+    The values are None where a stem has them, or the source knows all classes. The first process computes
+    them for all.
     """
     embed_dim = (source and source.embed_dim) or cfg.data.embed_dim
     if dataset.label_dim == 0 or cfg.generator.superres:
@@ -123,8 +125,7 @@ def class_table(
 def saved_state(
     cfg: TrainConfig, dataset: ImageDataset, device: torch.device, run_dir: str, path: str
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state of a checkpoint, with its stem's newest best network, and what it says of the tick that was
-    running.
+    """The state of a checkpoint, with the newest best network of its stem, and what it says of the tick.
 
     Raises:
         ValueError: as `make_state`.
@@ -148,7 +149,7 @@ def saved_state(
             f"{path} is of networks with other options: resume with those of {run_dir} ({reason})"
         ) from None
     if distributed.is_main():
-        print(f"Going on from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
+        print(f"Resuming from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
     if cfg.generator.superres:
         if distributed.is_main():
             restore_file(state.lineage, run_dir)
@@ -194,10 +195,10 @@ def frozen_tensors(G: Generator) -> list[torch.Tensor]:
 
 
 def take_better_stem(state: TrainState, cfg: GeneratorConfig, run_dir: str) -> None:
-    """Bring the stem's newest best network into G and G_ema, if it is another one than the run has
-    (StyleGAN-XL re-reads its stem at every start).
+    """Copy the stem's newest best network into G and G_ema, if it has changed.
 
-    The first process reads; the others receive. Says in one line what it did, and in lineage.json.
+    StyleGAN-XL reads its stem again at every start. The first process reads, and the others receive. A change
+    is printed and recorded in lineage.json.
 
     Raises:
         ValueError: the file is no longer a network of the same plan.
@@ -244,7 +245,7 @@ def find_better_stem(state: TrainState, cfg: GeneratorConfig) -> tuple[Stem | No
     except ValueError:
         return (
             None,
-            f"--path_stem={path} is gone: going on with the stem in the checkpoint (sha256 "
+            f"--path_stem={path} is gone: using the stem in the checkpoint (sha256 "
             f"{str(known['sha256'])[:12]})",
         )
     is_measured = not os.path.isdir(path) or os.path.basename(file) == run_folder.BEST_NETWORK
@@ -268,6 +269,6 @@ def check_same_plan(stem: Generator, G: Generator, file: str) -> None:
 
 @torch.no_grad()
 def copy_tensors(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
-    """target <- source, pair by pair."""
+    """Copy each source into its target."""
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)

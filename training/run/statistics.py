@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics of a run: collected over a tick; at its end printed, appended to stats.jsonl and sent to
-TensorBoard.
-"""
+"""Statistics of a run, per tick: printed, appended to stats.jsonl and sent to TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,17 +26,19 @@ class Statistics:
         self.writer = _tensorboard(run_dir, progress.nimg) if distributed.is_main() else None
 
     def begin(self, progress: Progress, collected: dict[str, Any] | None) -> None:
-        """Go on with what was `collected` of a tick; drop the lines that were written after the
-        checkpoint.
-        """
+        """Resume with what was `collected` of a tick; drop lines that were written after the checkpoint."""
         if collected is not None:
             self.collector.load_state_dict(collected)
         if distributed.is_main():
             run_folder.drop_lines_after(self.run_dir / run_folder.STATS_FILE, progress.nimg / 1000)
 
     def report(self, progress: Progress, tick: Tick, maintenance: float) -> None:
-        """Report what is known of the tick beside its losses. maintenance: seconds after the tick before. All
-        processes.
+        """Report what is known of the tick beside its losses. All processes call it.
+
+        Args:
+            progress: of the run.
+            tick: its time and images.
+            maintenance: seconds after the tick before.
         """
         training_stats.report0("Progress/tick", progress.tick)
         training_stats.report0("Progress/kimg", progress.nimg / 1000)
@@ -59,7 +59,7 @@ class Statistics:
 
     def write(self, record: dict[str, Any], progress: Progress) -> None:
         """Append the tick's record to stats.jsonl and send it to TensorBoard. Main process."""
-        # Before the checkpoint: a run that dies in between goes on from the one before and writes this line
+        # Before the checkpoint: a run that dies in between resumes from the one before and writes this line
         # again.
         run_folder.append_jsonl(self.run_dir / run_folder.STATS_FILE, {**record, "timestamp": time.time()})
         self.scalars(
@@ -111,9 +111,7 @@ class Statistics:
 
 
 def _tensorboard(run_dir: Path, nimg: int) -> Any:
-    """A writer of event files that forgets what a killed run wrote after `nimg` images; None without
-    TensorBoard.
-    """
+    """A writer of event files that drops what a killed run wrote after `nimg` images, if it is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -129,5 +127,5 @@ def _tensorboard(run_dir: Path, nimg: int) -> Any:
 def _warn_without_tensorboard(error: Exception) -> None:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     warnings.warn(
-        f"TensorBoard's event files cannot be written ({reason}); going on without them", stacklevel=3
+        f"TensorBoard's event files cannot be written ({reason}); continuing without them", stacklevel=3
     )

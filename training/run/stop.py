@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to stop: SIGINT, SIGTERM and the restart deadline, agreed upon by all processes and answered
-during long work too.
-"""
+"""Requests to stop (SIGINT, SIGTERM, the restart deadline), on which all processes agree."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from typing import Any
 
 import torch
 
-from torch_utils import distributed
+from torch_utils import distributed, watchdog
 
 _current: StopRequest | None = None  # of this process: signals are the process's, too
 
@@ -23,9 +21,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT, SIGTERM and the --restart_every deadline, so that the run saves itself and leaves
-    between two steps.
-    """
+    """SIGINT, SIGTERM or the --restart_every deadline: the run saves and leaves between two steps."""
 
     GO_ON, SAVE, INTERRUPTED, RESTART = 0, 1, 2, 3
 
@@ -42,7 +38,7 @@ class StopRequest:
         self.signalled = True
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         global _current
         _current = None
         for number, handler in self._previous.items():
@@ -66,12 +62,14 @@ def _highest(answer: int, device: torch.device) -> int:
 
 
 def pause(alone: bool = False) -> None:
-    """To be called between the parts of long work: raises Stopped after SIGINT or SIGTERM. Outside of
-    training it does nothing.
+    """Raise Stopped after SIGINT or SIGTERM; for calls between the parts of long work.
 
     The restart deadline is not answered here: a restart would begin the work again, and might never end it.
-    alone: the other processes wait for this one. Otherwise all of them call it equally often, and all raise.
+
+    Args:
+        alone: the other processes wait for this one. Otherwise all must call it equally often, and all raise.
     """
+    watchdog.progress()
     if _current is not None:
         mine = int(_current.signalled)
         if mine if alone else _highest(mine, torch.device("cpu")):

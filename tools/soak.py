@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random faults in a small run of two processes, and whether it ends with the weights of an undisturbed one.
+
+    python -m tools.soak --outdir=/tmp/soak --faults=100
+
+Each episode trains the same run with FAULTS_INSIDE faults in it: processes killed, stopped and told to leave,
+checkpoints cut and flipped. The launcher restarts the processes; where the command itself ends, it is given
+again with --resume. soak.jsonl gets a line per fault and per episode. A soak that was stopped continues with
+the same command. The table at the end counts the faults, and the seconds until training continued.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import psutil
+import torch
+
+from dnnlib.locks import Lock
+from dnnlib.records import append_jsonl, read_jsonl
+from tests.toy_data import make_zip
+from tests.toy_runs import FLAGS
+from torch_utils import checkpoint
+from training import run_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+FAULTS_INSIDE = 10  # of an episode
+LIMIT = 3600.0  # seconds without a new checkpoint, after which the soak gives up
+OPTIONS = ["--cfg=stylegan3-t", "--gpus=2", "--cond=True", *FLAGS, "--kimg=0.4", "--tick=0.2", "--variety=0"]
+OPTIONS += ["--checkpoint-minutes=0", "--keep-checkpoints=3", "--max-restarts=1000", "--hang-timeout=30"]
+
+
+class Run:
+    """A run of train.py, given again with --resume as often as it ends before its end."""
+
+    def __init__(self, outdir: Path, data: str) -> None:
+        self.outdir, self.data = outdir, data
+        self.process: subprocess.Popen[str] | None = None
+        if not self.finished():
+            self.start()
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, once there is one."""
+        return next(iter(run_folder.run_folders(str(self.outdir)).values()), None)
+
+    def start(self) -> None:
+        """Give the command, again if there is a folder."""
+        self.outdir.mkdir(exist_ok=True, parents=True)
+        resume = [f"--resume={self.folder}"] if self.folder else []
+        command = [sys.executable, "train.py", f"--data={self.data}", f"--outdir={self.outdir}", *OPTIONS]
+        with open(self.outdir / "output.txt", "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [*command, *resume], stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            )
+
+    def finished(self) -> bool:
+        """Whether the run has ended by itself."""
+        return self.folder is not None and run_folder.recorded_outcome(self.folder) == run_folder.FINISHED
+
+    def keep_going(self) -> bool:
+        """Start again if the command has ended too early. False when the run is finished."""
+        if self.process is not None and self.process.poll() is None:
+            return True
+        if self.finished():
+            return False
+        time.sleep(1)  # the processes of a killed launcher may still hold the folder
+        self.start()
+        return True
+
+    def trainers(self) -> list[psutil.Process]:
+        """The two training processes, the writing one first; [] while there are not two."""
+        assert self.process is not None and self.folder is not None
+        holder = Lock(self.folder / run_folder.WRITER_LOCK_FILE).last_holder()
+        try:
+            children = psutil.Process(self.process.pid).children()
+            found = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+        except psutil.Error:
+            return []
+        if holder is None or len(found) != 2 or holder.pid not in [p.pid for p in found]:
+            return []
+        return sorted(found, key=lambda p: p.pid != holder.pid)
+
+    def newest(self) -> tuple[int, float]:
+        """Images shown at the newest checkpoint, and when it was written; zeros without one."""
+        if self.folder is None:
+            return 0, 0.0
+        files = run_folder.checkpoint_folder(self.folder).glob("checkpoint-*.pt")
+        found = [(int(p.name.split("-")[1]), p.stat().st_mtime) for p in files if p.exists()]
+        return max(found, default=(0, 0.0))
+
+    def trains(self, nimg: int = 0, since: float = 0.0) -> bool:
+        """Whether both processes run, and have written a checkpoint of `nimg` images since a time."""
+        shown, written = self.newest()
+        return shown >= nimg and written > since and len(self.trainers()) == 2
+
+
+def _damage(run: Run, how: Callable[[bytearray], bytes]) -> None:
+    """Kill the writing process, and change its newest checkpoint."""
+    run.trainers()[0].kill()
+    assert run.folder is not None
+    path = max(run_folder.checkpoint_folder(run.folder).glob("checkpoint-*.pt"))
+    path.write_bytes(how(bytearray(path.read_bytes())))
+
+
+def _flip(content: bytearray) -> bytes:
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    return bytes(content)
+
+
+def _signal_launcher(run: Run, number: int) -> None:
+    assert run.process is not None
+    run.process.send_signal(number)
+
+
+FAULTS: dict[str, Callable[[Run], None]] = {
+    "SIGKILL of the writing process": lambda run: run.trainers()[0].kill(),
+    "SIGKILL of the other process": lambda run: run.trainers()[1].kill(),
+    "SIGSTOP of the writing process": lambda run: run.trainers()[0].suspend(),
+    "SIGSTOP of the other process": lambda run: run.trainers()[1].suspend(),
+    "SIGTERM to one process": lambda run: run.trainers()[1].terminate(),
+    "SIGTERM to the launcher": lambda run: _signal_launcher(run, signal.SIGTERM),
+    "SIGKILL of the launcher": lambda run: _signal_launcher(run, signal.SIGKILL),
+    "SIGKILL, newest checkpoint cut": lambda run: _damage(run, lambda c: bytes(c[: len(c) // 2])),
+    "SIGKILL, newest checkpoint flipped": lambda run: _damage(run, _flip),
+}
+
+
+def wait(run: Run, ready: Callable[[], bool]) -> bool:
+    """Wait until `ready`; False when the run is finished before."""
+    until = time.monotonic() + LIMIT
+    while not ready():
+        if not run.keep_going():
+            return False
+        if time.monotonic() > until:
+            raise SystemExit(f"no progress for {LIMIT:g} s in {run.outdir}")
+        time.sleep(0.2)
+    return True
+
+
+def episode(outdir: Path, data: str, log: Path, draws: random.Random) -> None:
+    """One run with faults, to its end."""
+    run = Run(outdir, data)
+    for _ in range(FAULTS_INSIDE):
+        wanted = run.newest()[0] + 8 * draws.randint(1, 4)
+        name = draws.choice(list(FAULTS))
+        if not wait(run, functools.partial(run.trains, nimg=wanted)):
+            break
+        (before, _), began = run.newest(), time.time()
+        FAULTS[name](run)
+        if not wait(run, functools.partial(run.trains, since=began + 1)):
+            break
+        seconds = time.time() - began
+        append_jsonl(log, {"fault": name, "at": before, "seconds": round(seconds, 1)})
+        print(f"{name} at {before} images: training again after {seconds:.0f} s", flush=True)
+    wait(run, lambda: False)
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Whether two runs ended with the same state, bit for bit."""
+
+    def same(x: object, y: object) -> bool:
+        if isinstance(x, dict) and isinstance(y, dict):
+            return x.keys() == y.keys() and all(same(x[k], y[k]) for k in x if k != "seconds")
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.equal(x, y)
+        if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
+            return len(x) == len(y) and all(map(same, x, y))
+        return x == y
+
+    paths = [
+        run_folder.newest_checkpoint(next(iter(run_folder.run_folders(str(d)).values()))) for d in (a, b)
+    ]
+    states = [checkpoint.load(path)["train"] for path in paths if path is not None]
+    return len(states) == 2 and same(*states)
+
+
+def table(lines: list[dict[str, object]]) -> str:
+    """The faults: times, seconds until training went on (median, longest); the episodes."""
+    seconds = defaultdict(list)
+    for line in lines:
+        if "fault" in line:
+            seconds[str(line["fault"])].append(float(str(line["seconds"])))
+    rows = ["| fault | times | seconds, median | longest |", "|---|---|---|---|"]
+    for name, values in sorted(seconds.items()):
+        rows.append(f"| {name} | {len(values)} | {statistics.median(values):.0f} | {max(values):.0f} |")
+    ends = [line["equal"] for line in lines if "equal" in line]
+    total = sum(map(len, seconds.values()))
+    return "\n".join([*rows, "", f"{total} faults; {ends.count(True)} of {len(ends)} runs ended bit-equal"])
+
+
+@click.command(help=str(__doc__))
+@click.option("--outdir", required=True, type=click.Path(path_type=Path), help="for runs and soak.jsonl")
+@click.option("--faults", default=100, help="how many, at least")
+@click.option("--seed", default=0, help="of the faults and their times")
+def main(outdir: Path, faults: int, seed: int) -> None:
+    """Run episodes until there were enough faults."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    outdir.mkdir(parents=True, exist_ok=True)
+    log = outdir / "soak.jsonl"
+    data = outdir / "toy.zip"
+    if not data.exists():
+        make_zip(outdir, "toy", classes=3, count=24)
+    reference = outdir / "undisturbed"
+    wait(Run(reference, str(data)), lambda: False)
+    while True:
+        lines = read_jsonl(log) if log.exists() else []
+        if sum("fault" in line for line in lines) >= faults:
+            break
+        number = sum("equal" in line for line in lines)
+        episode(outdir / f"episode-{number}", str(data), log, random.Random(f"{seed}-{number}-{len(lines)}"))
+        same = equal(reference, outdir / f"episode-{number}")
+        append_jsonl(log, {"episode": number, "equal": same})
+        print(f"episode {number}: {'bit-equal' if same else 'DIFFERENT'}", flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
