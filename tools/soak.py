@@ -100,10 +100,17 @@ class Run:
         found = [(int(p.name.split("-")[1]), p.stat().st_mtime) for p in files if p.exists()]
         return max(found, default=(0, 0.0))
 
-    def trains(self, nimg: int = 0, since: float = 0.0) -> bool:
-        """Whether both processes run, and have written a checkpoint of `nimg` images since a time."""
+    def trains(self, nimg: int = 0, since: float = 0.0, without: frozenset[int] = frozenset()) -> bool:
+        """Whether both processes run, and have written a checkpoint of `nimg` images since a time.
+
+        Args:
+            nimg: images shown.
+            since: of time.time().
+            without: ids of earlier processes, which do not count.
+        """
         shown, written = self.newest()
-        return shown >= nimg and written > since and len(self.trainers()) == 2
+        found = {p.pid for p in self.trainers()}
+        return shown >= nimg and written > since and len(found) == 2 and not found & without
 
 
 def _damage(run: Run, how: Callable[[bytearray], bytes]) -> None:
@@ -111,7 +118,9 @@ def _damage(run: Run, how: Callable[[bytearray], bytes]) -> None:
     run.trainers()[0].kill()
     assert run.folder is not None
     path = max(run_folder.checkpoint_folder(run.folder).glob("checkpoint-*.pt"))
+    written = path.stat()
     path.write_bytes(how(bytearray(path.read_bytes())))
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is no new one
 
 
 def _flip(content: bytearray) -> bytes:
@@ -158,8 +167,9 @@ def episode(outdir: Path, data: str, log: Path, draws: random.Random) -> None:
         if not wait(run, functools.partial(run.trains, nimg=wanted)):
             break
         (before, _), began = run.newest(), time.time()
+        earlier = frozenset(p.pid for p in run.trainers())
         FAULTS[name](run)
-        if not wait(run, functools.partial(run.trains, since=began + 1)):
+        if not wait(run, functools.partial(run.trains, since=began, without=earlier)):
             break
         seconds = time.time() - began
         append_jsonl(log, {"fault": name, "at": before, "seconds": round(seconds, 1)})

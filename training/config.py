@@ -349,6 +349,13 @@ class RunConfig:
         OURS,
         low=0,
     )
+    elastic: bool = opt(
+        False,
+        "Under torchrun --nnodes=N:M: train with as many processes as it starts, whatever --gpus says. The "
+        "batch stays.",
+        OURS,
+        switch=True,
+    )
     hang_timeout: float = opt(
         600.0,
         "Seconds without progress after which a process counts as hung; the run then restarts or ends. "

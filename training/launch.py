@@ -46,11 +46,36 @@ def check_processes(config: TrainConfig) -> None:
         launcher.check_local(config.run.gpus)
     except ValueError as error:
         raise ValueError(f"--gpus={config.run.gpus}: {error}") from None
-    if started not in (None, config.run.gpus):
+    if fit_processes(config).run.gpus != (started or config.run.gpus):
         raise ValueError(
             f"--gpus={config.run.gpus}, but torchrun started {started} processes on all machines together: "
             f"use --gpus={started}"
         )
+
+
+def fit_processes(config: TrainConfig) -> TrainConfig:
+    """`config` for the number of processes that torchrun started, with --elastic. The batch stays.
+
+    Raises:
+        ValueError: the batch cannot be divided among them; names the numbers of processes that can do it.
+    """
+    started, run = distributed.started_processes(), config.run
+    if not run.elastic or started in (None, run.gpus):
+        return config
+    assert started is not None
+    if run.batch % started:
+        possible = [n for n in range(1, run.batch + 1) if run.batch % n == 0]
+        raise ValueError(
+            f"--batch={run.batch} cannot be divided among the {started} processes that torchrun started; "
+            f"numbers of processes that divide it: {', '.join(map(str, possible))}"
+        )
+    changes: dict[str, Any] = {"run.gpus": started}
+    if isinstance(run.batch_gpu, int) and run.batch_gpu:
+        share = run.batch // started
+        changes["run.batch_gpu"] = max(
+            n for n in range(1, share + 1) if share % n == 0 and n <= run.batch_gpu
+        )
+    return config.override(changes)
 
 
 def memory_remedy(config: TrainConfig, then: str = "") -> str:
@@ -91,6 +116,7 @@ def start(
         ValueError, OSError: in one line; a folder that another process uses, or whose checkpoints cannot be
             used, is as it was.
     """
+    config = fit_processes(config)
     if distributed.under_torchrun():
         join(config)
     existing = distributed.broadcast_object(existing) or restart.folder_of_job(outdir, desc)

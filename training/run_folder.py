@@ -248,6 +248,9 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
         if recorded_outcome(path) == FINISHED:
             return None
         recorded = load_run(str(path))
+        if config.run.elastic:  # the number of processes may change
+            ours = {"run.gpus": config.run.gpus, "run.batch_gpu": config.run.batch_gpu}
+            recorded = recorded.override(ours)
         same = recorded.override({"run.batch_gpu": AUTO}) if config.run.batch_gpu == AUTO else recorded
         return path if same == config else None
     return None

@@ -22,7 +22,7 @@ class Calls:
         self.calls: list[tuple] = []
         self.due_at = due_at
 
-    def bar(self, state) -> None:
+    def after_step(self, state) -> None:
         self.now = state.progress.nimg
 
     def tick(self, state, done: bool) -> None:
@@ -32,7 +32,7 @@ class Calls:
     def checkpoint_is_due(self) -> bool:
         return self.now == self.due_at
 
-    def save_checkpoint(self, state) -> None:
+    def save_between_ticks(self, state) -> None:
         self.calls.append(("save", state.progress.nimg))
 
 

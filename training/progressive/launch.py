@@ -163,7 +163,7 @@ def start(
             if distributed.is_main():
                 run_dir.mkdir(exist_ok=True)
                 inner.enter_context(entered(run_dir, from_scratch))
-            config = launch.settle_rounds(config, run_dir, again)
+            config = launch.settle_rounds(launch.fit_processes(config), run_dir, again)
             return launch.run_in_folder(
                 config, run_dir, measures.evaluate, folder, deadline - time.monotonic()
             )
@@ -171,7 +171,7 @@ def start(
     def measure(network: Path, run_dir: Path, metric: str) -> None:
         arguments = (to_json(last), str(network), str(run_dir), metric, measures.final)
         with ending_logged(run_dir):
-            launcher.launch(measure_process, last.run.gpus, *arguments)
+            launcher.launch(measure_process, launch.fit_processes(last).run.gpus, *arguments)
 
     with stack, terminated_as_interrupted():
         try:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many processes a run has under torchrun. Runs are started in e2e tests."""
+
+import pytest
+
+from tests.toy_runs import config
+from training import launch
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Pretend that torchrun has started so many processes."""
+
+    def start(number):
+        for name in ("RANK", "MASTER_PORT", "MASTER_ADDR"):
+            monkeypatch.setenv(name, "0")
+        monkeypatch.setenv("WORLD_SIZE", str(number))
+
+    return start
+
+
+def test_without_elastic_the_number_of_processes_must_agree(torchrun):
+    torchrun(4)
+    with pytest.raises(ValueError, match="--gpus=2, but torchrun started 4 processes"):
+        launch.check_processes(config("x", run__gpus=2))
+
+
+def test_elastic_runs_take_what_torchrun_starts_and_keep_the_batch(torchrun):
+    cfg = config("x", run__gpus=4, run__batch=24, run__batch_gpu=6, run__elastic=True)
+    assert launch.fit_processes(cfg) == cfg  # without torchrun
+    for number, micro_batch in ((4, 6), (3, 4), (2, 6), (8, 3)):
+        torchrun(number)
+        launch.check_processes(cfg)
+        run = launch.fit_processes(cfg).run
+        assert (run.gpus, run.batch, run.batch_gpu) == (number, 24, micro_batch)
+    whole = cfg.override({"run.batch_gpu": 0})
+    assert launch.fit_processes(whole).run.batch_gpu == 0
+
+
+def test_a_batch_that_cannot_be_divided_names_the_numbers_that_can(torchrun):
+    torchrun(5)
+    with pytest.raises(ValueError, match=r"--batch=8 cannot be divided among the 5 .* 1, 2, 4, 8$"):
+        launch.check_processes(config("x", run__gpus=4, run__elastic=True))
