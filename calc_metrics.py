@@ -277,7 +277,7 @@ def _intervals(record: evaluate.Record) -> list[str]:
 @click.pass_context
 @commands.one_line_errors
 def main(context: click.Context, **options: Any) -> None:
-    # The module's docstring is the help of the command.
+    """The command line; its help is the module's docstring."""
     if context.invoked_subcommand is not None:
         return
     check_options(options)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image sets that metrics read: a generator's images, a data set's, and image files of any size and kind.
+"""Image sets that metrics read: generated images, a data set's images, image files of any size and kind.
 
-Every set is called with sample indices and returns uint8 images [N, 3, R, R].
+A source is called with sample indices and returns uint8 images [N, 3, R, R].
 """
 
 from __future__ import annotations
@@ -22,15 +22,10 @@ from dnnlib.progress import Progress
 from image_data import archives, labels, sources, transforms
 from torch_utils import images, rng
 
-# one subset per data set and size, whatever the seed of the latents: numbers of different seeds share it
+# Not the seed of the latents: numbers of different seeds share one subset of the real images.
 REAL_SUBSET_SEED = 0
-_PREPARATION_KEYS = (
-    "crop",
-    "filter",
-    "background",
-    "resolution",
-)  # what must agree before two image sets are compared
-_SNIFFED_FILES = 64  # of a set, whose first bytes tell how it is encoded
+_PREPARATION_KEYS = ("crop", "filter", "background", "resolution")  # must agree to compare two sets
+_SNIFFED_FILES = 64  # files of a set whose first bytes are read to find its encodings
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
@@ -46,12 +41,23 @@ LOSSY = ("JPEG", "WebP")
 class ImageSource(Protocol):
     """uint8 images by sample index."""
 
-    def __call__(self, indices: Sequence[int]) -> Tensor: ...
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        """Images [N, 3, R, R] of N samples."""
+        ...
 
 
 class GeneratedImages:
-    """A generator's images, quantised as all images of the project are. Latent and label of sample i depend
-    on (seed, i) alone.
+    """Images of a generator, quantised to 8 bits. Latent and label of sample i depend on (seed, i) alone.
+
+    Args:
+        generator: (z, labels) -> images in [-1, 1], with z_dim and c_dim.
+        seed: Of latents and labels.
+        device: Of the generator.
+        label_counts: Images of each class of the data set, from which labels are drawn; None = evenly.
+        resolution: Images of another one are refused; None = any.
+
+    Raises:
+        ValueError: The generator and the counts have different numbers of classes.
     """
 
     def __init__(
@@ -65,14 +71,14 @@ class GeneratedImages:
         self.generator = generator
         self.seed = seed
         self.device = device
-        self.resolution = resolution  # refuse images of another one; None = take any
+        self.resolution = resolution
         self.num_classes = int(getattr(generator, "c_dim", 0))
         self._cumulative: np.ndarray | None = None
         if self.num_classes and label_counts is not None:
             if len(label_counts) != self.num_classes:
                 raise ValueError(
-                    f"the generator knows {self.num_classes} classes, the data set {len(label_counts)}; use "
-                    "labels 'uniform'"
+                    f"the generator has {self.num_classes} classes, the data set {len(label_counts)}: use "
+                    "--labels=uniform"
                 )
             self._cumulative = np.cumsum(label_counts, dtype=np.float64)
 
@@ -103,6 +109,7 @@ class GeneratedImages:
         }
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
+        """Images [N, 3, R, R]. Raises ValueError for NaN, Inf and images of another resolution."""
         z = self.latents(indices)
         labels = self.labels(indices)
         with torch.no_grad():
@@ -121,7 +128,15 @@ class GeneratedImages:
 
 
 class RealImages:
-    """A data set's images, unflipped: all of them, or a seeded random subset in the order of the set."""
+    """Images of a data set without flips: all of them, or a seeded random subset in the order of the set.
+
+    Args:
+        dataset: [i] -> (uint8 [3, R, R], label), with len() and name.
+        count: Size of the subset; None = all.
+
+    Raises:
+        ValueError: The data set has fewer than 2 images.
+    """
 
     def __init__(self, dataset: Any, count: int | None = None) -> None:
         self.dataset = dataset
@@ -138,6 +153,7 @@ class RealImages:
         return len(self.indices)
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
+        """Images [N, 3, R, R]."""
         return torch.from_numpy(np.stack([self.dataset[int(self.indices[i])][0] for i in indices]))
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
@@ -161,18 +177,18 @@ class RealImages:
 
 
 class ImageFiles:
-    """Images of any size and kind as an image set: whatever dataset_tool.py reads (folder, zip, IDX, CIFAR,
-    LMDB, .npz).
+    """Images of any size and kind as an image set, from any source of dataset_tool.py.
 
     Each image is turned upright and made 8-bit RGB: grey values in all three channels, transparency laid on
     white. An image that is not resolution x resolution becomes its largest centred square, resized with
-    Lanczos, as `dataset_tool.py
-    --transform=center-crop` makes it. `adapted` counts what was done to the images that were read.
+    Lanczos, as by `dataset_tool.py --transform=center-crop`. `adapted` counts the images that were changed.
 
     Args:
-        path: of the images. resolution: their size; None = the shorter side of the first image.
+        path: Of the images.
+        resolution: Of the images that are returned; None = the shorter side of the first image.
 
-    Raises ValueError in one line; while reading, it names the image.
+    Raises:
+        ValueError: One line; while reading, it names the image.
     """
 
     TRANSFORM = "upright 8-bit RGB, transparency on white; other sizes: largest centred square, lanczos"
@@ -227,8 +243,9 @@ class ImageFiles:
             raise ValueError(f"{self.path}: {reason}") from None
 
     def content_hash(self) -> str:
-        """sha256 (hex) over every image's name, size and CRC-32. A zip answers from its directory; others are
-        read through, once.
+        """sha256 (hex) over every image's name, size and CRC-32.
+
+        A zip or .npz has them in its directory; other sources are read once.
         """
         if self._hash is None:
             digest = hashlib.sha256()
@@ -250,18 +267,14 @@ class ImageFiles:
         return self._hash
 
     def first_bytes(self, count: int) -> list[bytes]:
-        """The beginnings of at most `count` files, evenly spaced over the set; of pixels in memory there are
-        none.
-        """
+        """The first bytes of at most `count` files, evenly spaced over the set; none for raw pixels."""
         places = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
         payloads = (self._source.opener.load(self._source.refs[i])[1] for i in places)
         return [payload[:16] for payload in payloads if isinstance(payload, bytes)]
 
 
 def encodings(dataset: Any) -> list[str]:
-    """How a set's files are encoded (["JPEG", "PNG"]), by the first bytes of a sample of them; empty where it
-    cannot be told.
-    """
+    """The encodings of a set's files (["JPEG", "PNG"]), by the first bytes of some; empty if unknown."""
     first_bytes = getattr(dataset, "first_bytes", None)
     found = [] if first_bytes is None else first_bytes(_SNIFFED_FILES)
     known = {kind for data in found for magic, kind in _MAGIC.items() if data.startswith(magic)}
@@ -269,9 +282,7 @@ def encodings(dataset: Any) -> list[str]:
 
 
 def lossy_difference(a: Any, b: Any) -> str | None:
-    """A warning where one image set went through a lossy encoding and the other did not, which alone moves
-    the numbers.
-    """
+    """A warning if one of two image sets has a lossy encoding and the other has not; None otherwise."""
     lossy = [{kind for kind in encodings(dataset) if kind in LOSSY} for dataset in (a, b)]
     known = [bool(encodings(dataset)) for dataset in (a, b)]
     if not all(known) or bool(lossy[0]) == bool(lossy[1]):
@@ -279,13 +290,12 @@ def lossy_difference(a: Any, b: Any) -> str | None:
     compressed, other = (a, b) if lossy[0] else (b, a)
     return (
         f"{compressed.name} holds {', '.join(sorted(lossy[0] | lossy[1]))} files, {other.name} does not: "
-        "what the compression "
-        "loses moves the numbers; save both without loss (PNG)"
+        "the loss of the compression moves the numbers; save both without loss (PNG)"
     )
 
 
 def preparation(dataset: Any) -> dict[str, Any]:
-    """How a data set's images were made, as far as its metadata says, and the resolution they have."""
+    """How a data set's images were prepared, as far as it is known, and their resolution."""
     found = preparation_from(getattr(dataset, "metadata", None) or {}, dataset.resolution)
     if kinds := encodings(dataset):
         found["encodings"] = kinds
@@ -294,15 +304,13 @@ def preparation(dataset: Any) -> dict[str, Any]:
 
 
 def preparation_from(metadata: Mapping[str, Any], resolution: int | None) -> dict[str, Any]:
-    """Crop, filter, background (what transparent images were laid on) and source from a data set's
-    metadata.
-    """
+    """Crop, filter, background (below transparent images) and source, from a data set's metadata."""
     known = {key: metadata.get(key) for key in ("filter", "background", "source")}
     return {"crop": metadata.get("crop", metadata.get("transform")), **known, "resolution": resolution}
 
 
 def preparation_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """['filter lanczos against box', ...] for what both sides state and state differently."""
+    """['filter lanczos against box', ...] for what both sides have and have differently."""
     pairs = ((key, a.get(key), b.get(key)) for key in _PREPARATION_KEYS)
     return [f"{key} {x} against {y}" for key, x, y in pairs if x is not None and y is not None and x != y]
 
@@ -310,13 +318,14 @@ def preparation_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[
 def require_same_preparation(
     what: str, a: Mapping[str, Any], b: Mapping[str, Any], force: bool = False
 ) -> None:
-    """Raises ValueError if two image sets were made differently: that moves FID by more than methods differ
-    by.
+    """Raises ValueError if two image sets were prepared differently.
+
+    A difference in preparation moves FID by more than methods differ.
     """
     differences = preparation_differences(a, b)
     if differences and not force:
         reasons = "; ".join(differences)
         raise ValueError(
-            f"{what} were prepared differently ({reasons}), which moves the number; use --force to have it "
-            "anyway"
+            f"{what} were prepared differently ({reasons}), which moves the number: prepare both alike, or "
+            "use --force"
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric records: a number with what it was measured on, one line of metric-NAME.jsonl each, and which of
-them may stand side by side.
+"""Metric records: numbers with the conditions of their measurement, and which may be compared.
+
+A record is one line of metric-NAME.jsonl.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ FORMAT = 1  # of the records; a change that older readers would misread must rai
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A number and what it was measured on.
+    """A number and the conditions of its measurement.
 
-    results is keyed as in published files: {'fid50k_full': 2.1}, {'is50k_mean': 274.2, 'is50k_std': 4.0}.
-    conditions: images generated and real, detector, reference, truncation, labels, seed, device, versions,
-    time; JSON values.
+    Attributes:
+        metric: Name of the metric.
+        value: The first of the results.
+        lower_is_better: The good end of every result (of a standard deviation there is none).
+        results: Keyed as in published files: {'fid50k_full': 2.1}, {'is50k_mean': 274.2, 'is50k_std': 4.0}.
+        conditions: JSON values: numbers of images, detector, reference, truncation, labels, seed, device,
+            versions, time.
     """
 
     metric: str
@@ -35,9 +40,7 @@ class Record:
     conditions: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON line. `lower_is_better` is the good end of every number in it (of a standard deviation
-        there is none).
-        """
+        """The JSON line."""
         head = {
             "results": self.results,
             "metric": self.metric,
@@ -49,9 +52,7 @@ class Record:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the bare number must know: random weights, another covariance, a subset of the
-        real images.
-        """
+        """What a reader of the number must know: random weights, another covariance, a subset, ..."""
         found, reference = [], self.conditions.get("reference") or {}
         if (self.conditions["detector"] or {}).get("weights") == "random":
             found.append("random weights: comparable with numbers of these very weights alone")
@@ -74,9 +75,7 @@ def numbers(records: Sequence[Record]) -> dict[str, float]:
 
 
 def differences_between(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
-    """In words, what two record dicts of a metric were measured on differently: reference, detector or
-    covariance.
-    """
+    """In words, in which of reference, detector and covariance two record dicts of a metric differ."""
     a, b = earlier.get("reference") or {}, later.get("reference") or {}
     differences = preparation_differences(a, b)
     for key in ("content_hash", "view"):
@@ -102,15 +101,24 @@ def check_comparable(later: Mapping[str, Any], earlier: Mapping[str, Any], force
     if differences and not force:
         reasons = "; ".join(differences)
         raise ValueError(
-            f"this {later['metric']} cannot stand beside the recorded one: {reasons}; write it elsewhere, "
-            "or use --force"
+            f"this {later['metric']} cannot be compared with the recorded one: {reasons}; use another "
+            "--outdir, or --force"
         )
 
 
 def write_record(folder: str | os.PathLike[str], record: Record, force: bool = False) -> Path:
-    """Append a record to the metric's JSONL file and return its path; only process 0 should.
+    """Append a record to the metric's JSONL file; for process 0.
 
-    Raises ValueError if the file's last record has another reference, detector or covariance, unless `force`.
+    Args:
+        folder: Of the file.
+        record: The record.
+        force: Also after a record with another reference, detector or covariance.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: The last record of the file has other conditions.
     """
     path = record_path(folder, record.metric)
     line = record.as_dict()
@@ -121,7 +129,7 @@ def write_record(folder: str | os.PathLike[str], record: Record, force: bool = F
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
-    """The last line of a metric's file; None without one. Raises ValueError if it is no record."""
+    """The last record of a metric's file; None without one. Raises ValueError if it is damaged."""
     try:
         return last_line(path)
     except Damaged:
@@ -129,9 +137,7 @@ def last_record(path: Path) -> dict[str, Any] | None:
 
 
 def check_against_last(path: Path, line: Mapping[str, Any], force: bool) -> None:
-    """Raises ValueError if `line` may not stand below the last one of a metric's file, or if that is
-    damaged.
-    """
+    """Raises ValueError if `line` is not comparable with the last one of a file, or if that is damaged."""
     earlier = last_record(path)
     if earlier is not None:
         check_comparable(line, earlier, force)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of the real images that metrics compare with: computed once, kept in memory and in a cache
-folder.
+"""Statistics of real images: computed once, kept in memory and in a cache folder, or read from a file.
 
-The cache is a convenience: where it cannot be written, a warning says so and the statistics are computed
+The cache is a convenience: where it cannot be written, there is a warning, and the statistics are computed
 again next time.
 """
 
@@ -34,9 +33,12 @@ Found = tuple[
 
 
 class References:
-    """What is kept of a data set's images for each metric.
+    """The statistics of a data set's images, for each metric.
 
-    dataset: None if no metric needs one. cache_dir: None = `metrics` in dnnlib's cache folder.
+    Args:
+        dataset: Images or a `StatisticsFile`; None if no metric needs one.
+        collector: Runs images through detectors.
+        cache_dir: None = `metrics` in dnnlib's cache folder.
     """
 
     def __init__(self, dataset: Any, collector: Collector, cache_dir: str | None) -> None:
@@ -60,8 +62,7 @@ class References:
                 place = getattr(self.dataset, "path", self.dataset.name)
                 raise ValueError(
                     f"metric {metric.name} needs at least {metric.family.min_images} real images, {place} "
-                    f"has {total}: "
-                    "leave the metric out of --metrics, or take more images"
+                    f"has {total}: leave the metric out of --metrics, or use more images"
                 )
 
     def check_cache(self) -> None:
@@ -76,9 +77,7 @@ class References:
     def _warn(self, error: OSError) -> None:
         warnings.warn(
             f"the metrics cache {self.cache_dir} cannot be written ({error.strerror or error}): statistics "
-            "of real images are "
-            "computed again by every process that needs them; set DNNLIB_CACHE_DIR to a folder that can be "
-            "written",
+            "of real images are computed again next time; set DNNLIB_CACHE_DIR to a writable folder",
             stacklevel=3,
         )
 
@@ -118,10 +117,9 @@ class References:
         }
 
     def __call__(self, metrics: Sequence[registry.Metric]) -> dict[str, Found]:
-        """By metric: from memory, the cache, or the images, which one pass reads for all metrics that take as
-        many of them.
+        """The statistics by metric: from memory, the cache, or one pass over the images.
 
-        The stores are whole on process 0 only.
+        The stores are complete on process 0 only. All processes must call it.
         """
         found = {
             metric.name: self._load_given(metric) for metric in metrics if self._given(metric) is not None
@@ -155,8 +153,11 @@ class References:
     def missing(
         self, metrics: Sequence[registry.Metric], anew: bool = False
     ) -> dict[tuple[str, int], list[str]]:
-        """What the first evaluation must compute: (detector, real images) -> names of the metrics that need
-        it. anew: all.
+        """What the first evaluation must compute: (detector, real images) -> names of metrics.
+
+        Args:
+            metrics: To be measured.
+            anew: Ignore what is cached.
         """
         found: dict[tuple[str, int], list[str]] = {}
         for metric in metrics:
@@ -196,9 +197,7 @@ class References:
 
 
 def _load_cached(path: Path, key: Mapping[str, Any]) -> statistics.Store | None:
-    """The cached statistics, or None if there are none or they are damaged or of something else (they are
-    then made again).
-    """
+    """The cached statistics; None if there are none, or they are damaged or those of other images."""
     try:
         if not os.path.isfile(path):
             return None

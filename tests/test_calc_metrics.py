@@ -99,7 +99,7 @@ def test_records_go_to_the_run_folder(tmp_path, data):
     assert (tmp_path / "run" / "metric-fd_lite0_4.jsonl").is_file()
     other = write_dataset(tmp_path / "other.zip", class_names=NAMES, seed=1)
     result = run("--network", network, "--metrics=fd_lite0_4", "--data", other, code=1)
-    assert "cannot stand beside the recorded one: content_hash" in result.output
+    assert "cannot be compared with the recorded one: content_hash" in result.output
     run("--network", network, "--metrics=fd_lite0_4", "--data", other, "--force")
     assert len((tmp_path / "run" / "metric-fd_lite0_4.jsonl").read_text().splitlines()) == 2
 
