@@ -190,7 +190,7 @@ def find(path: str | None = None) -> Path:
     cached = Path(dnnlib.util.make_cache_dir_path("detectors", FILE))
     place = path or os.environ.get(ENV) or cached
     if not Path(place).is_file():
-        raise timm_weights.MissingWeights(
+        raise FileNotFoundError(
             f"VGG16 weights: there is no file {place}; put metrics/vgg16.pt of StyleGAN2-ADA at {cached}, or "
             f"name it with --detector={VGG16}=PATH or ${ENV}; metrics with vgg16 in their name use "
             "torchvision's weights instead"

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import calc_metrics
 import dnnlib.util
-from metrics import detectors
+from metrics import detectors, vgg16
 from tests.support import TinyDetector
 from tests.toy_data import write_dataset
 from tests.toy_networks import write_network
@@ -432,3 +432,20 @@ def test_a_prepared_data_set_of_mixed_sizes_is_one_line(tmp_path, data, tiny):
     assert not list((tmp_path / "cache").rglob("*.npz")) or "mixed" not in str(
         list((tmp_path / "cache").rglob("*"))
     )
+
+
+def test_metrics_of_the_network_and_weights_by_name(network, data, monkeypatch):
+    monkeypatch.setattr(vgg16, "WIDTHS", tuple(tuple(width // 16 for width in b) for b in vgg16.WIDTHS))
+    monkeypatch.setattr(vgg16, "HIDDEN", 64)
+    result = run(
+        "--network", network, "--metrics=eqr4,ppl2_wend_3", "--detector=vgg16-stylegan=random"
+    )  # fmt: skip
+    eqr, ppl = lines(result)
+    assert eqr["detector"] is None and ppl["detector"]["weights"] == "random" and ppl["value"] > 0
+    message = run("--images", data, "--data", data, "--metrics=eqr4", code=1).output
+    assert "metric eqr4 needs a StyleGAN network" in message and message.count("\n") == 1
+    message = run("--network", network, "--metrics=ppl2_wend_3", "--detector=vgg=x", code=1).output
+    assert "--detector=vgg=x: expected NAME=PATH" in message
+    monkeypatch.delenv(vgg16.ENV, raising=False)
+    message = run("--network", network, "--metrics=ppl2_wend_3", code=1).output
+    assert "put metrics/vgg16.pt of StyleGAN2-ADA at" in message and message.count("\n") == 1
