@@ -3,6 +3,8 @@
 tools/rounding.py).
 """
 
+import copy
+import functools
 import multiprocessing
 import os
 import sys
@@ -64,6 +66,39 @@ def quick_plots(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         for name, function in quick.items():
             patch.setattr(plots, name, function)
         yield replaced
+
+
+# Whose subject is training, and not how its frozen networks are loaded.
+SHARE_NETWORKS = (
+    *(
+        "tests.e2e.test_train",
+        "tests.e2e.test_stages",
+        "tests.e2e.test_faults",
+        "tests.e2e.test_conveniences",
+    ),
+    *("tests.training.run.", "tests.training.networks.test_finetune", "tests.training.test_state"),
+    *("tests.training.test_steps", "tests.training.test_nonfinite"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_networks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Copies of one EfficientNet-Lite0 in the place of loading it for every run."""
+    if not request.module.__name__.startswith(SHARE_NETWORKS):
+        yield
+        return
+    from torch_utils import features, timm_weights
+
+    real, original = features.load, functools.cache(features.load)
+
+    def load(name: str = timm_weights.LITE0, weights: str | None = None, **options: Any) -> Any:
+        if name != timm_weights.LITE0 or weights is not None or set(options) - {"seed"}:
+            return real(name, weights, **options)
+        return copy.deepcopy(original())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "load", load)
+        yield
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def test_all_in_order():
     assert torch.equal(augment.diff_augment(x, u), step)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_distributions(size):
     """Moments over many draws: those of the published code within their sampling error."""
@@ -70,6 +71,7 @@ def test_distributions(size):
     assert abs(col.float().var() / expected["col_var"] - 1) < 0.08
 
 
+@pytest.mark.once
 def test_colour_distributions():
     u = torch.rand(20000, 1, generator=torch.Generator().manual_seed(1)).squeeze(1)
     x = torch.tensor([0.5, -0.5, 0.3]).view(1, 3, 1, 1).expand(20000, 3, 1, 1)

@@ -212,6 +212,7 @@ def test_whole_both(lite0, deit):
     check(D, file, "both_cond", torch.from_numpy(file["x"]), torch.from_numpy(file["c"]).argmax(1))
 
 
+@pytest.mark.once
 def test_no_resizing_above_224(lite0):
     file, _ = load("projected_disc")
     D = build([lite0], 1000, 256)

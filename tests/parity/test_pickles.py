@@ -39,6 +39,7 @@ def test_images(path):
             np.testing.assert_allclose(image, expected[key], atol=1e-5)
 
 
+@pytest.mark.once
 def test_content_and_every_tensor(path):
     data = read_network_pickle(path)
     assert list(data)[:5] == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs"]
@@ -54,6 +55,7 @@ def test_content_and_every_tensor(path):
         assert data["progress"]["cur_nimg"].tensor().shape == (1,)
 
 
+@pytest.mark.once
 def test_a_published_network_is_a_stem_to_build_on(path):
     stem = load(str(path))
     stage = build_superres(stem, "stylegan3-t", 2, 4)
@@ -62,6 +64,7 @@ def test_a_published_network_is_a_stem_to_build_on(path):
     assert stage.channel_base == 512
 
 
+@pytest.mark.once
 def test_the_command_line_describes_it(path, capsys):
     assert main([str(path)]) == 0
     text = capsys.readouterr().out
