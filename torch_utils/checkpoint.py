@@ -88,10 +88,11 @@ def _plain(value: Any, where: str, own: bool = False) -> Any:
 
 
 def _host_copy(x: torch.Tensor) -> torch.Tensor:
-    """A copy in (pinned) host memory, which may still be on its way from the device."""
-    if x.device.type != "cuda":
-        return x.to("cpu", copy=True).contiguous()
-    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    """A copy in (pinned) host memory, which may still be on its way from the device.
+
+    The order of the elements in memory stays: Adam's fused step needs its moments laid out as the weights.
+    """
+    copy = torch.empty_like(x, device="cpu", pin_memory=x.device.type == "cuda")
     return copy.copy_(x, non_blocking=True)
 
 

@@ -347,6 +347,15 @@ def test_a_writer_saves_the_state_of_the_call_while_it_changes(tmp_path, monkeyp
     assert (second["x"].tolist(), second["counters"]) == ([1, 1, 1], {"nimg": 16}) and written == [8, 16]
 
 
+def test_a_copy_keeps_the_layout_in_memory_and_has_a_storage_of_its_own():
+    """Adam's fused step reads moments in the order in memory of the weights."""
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    part = torch.randn(100)[10:20]
+    copied = checkpoint.host_copy({"x": x, "part": part})
+    assert copied["x"].stride() == x.stride() and torch.equal(copied["x"], x)
+    assert copied["part"].untyped_storage().nbytes() == 40 and torch.equal(copied["part"], part)
+
+
 def full_disk(descriptor):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
