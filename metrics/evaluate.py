@@ -324,6 +324,7 @@ class Evaluator:
                 extra: dict[str, Any] = {}
                 if metric.name in measured:
                     values = measured[metric.name]
+                    extra["generator_dtype"] = "float32"  # whatever the network uses otherwise
                 else:
                     rules = self._rules(metric, source)
                     values, extra = self.extras.compute(metric, stores[needs[metric.name]], store, rules)

@@ -15,7 +15,10 @@ CMMD_SCALE = 1000.0
 
 def _cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """k(a, b) = (a . b / D + 1)^3 for rows of x [n, D] and y [m, D]: [n, m]."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    kernel = x @ y.T
+    kernel /= x.shape[1]
+    kernel += 1
+    return kernel * kernel * kernel  # numpy's power takes ten times as long
 
 
 def kernel_distances(
