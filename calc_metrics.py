@@ -46,7 +46,7 @@ from generation import commands, metric_commands, metric_report, metric_sources,
 from metrics import evaluate
 from metrics.detectors import INCEPTION_FILE
 from metrics.registry import COVARIANCES
-from torch_utils import distributed, launcher, timm_weights
+from torch_utils import distributed, launcher, memory, timm_weights
 from torch_utils.devices import pick_device
 from training import run_folder
 
@@ -89,6 +89,7 @@ def measure(options: dict[str, Any]) -> None:
 
 
 def _measure(options: dict[str, Any]) -> None:
+    memory.keep_freed_memory()
     device = distributed.init(pick_device(options["device"]).type)
     network = metric_sources.load_network(options, device)
     evaluator = metric_sources.make_evaluator(options, network, device)

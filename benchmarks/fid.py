@@ -24,6 +24,8 @@ import PIL.Image
 OURS = """
 import sys
 from metrics import detectors, evaluate
+from torch_utils import memory
+memory.keep_freed_memory()  # as calc_metrics.py does
 detector = detectors.load("inception-2015-12-05", inception_path="random")
 sets = [evaluate.ImageFiles(path) for path in sys.argv[1:3]]
 evaluator = evaluate.Evaluator(sets[1], "fid50k_full", batch=32, covariance="unbiased", cache_dir=sys.argv[4],

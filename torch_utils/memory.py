@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,28 @@ from dnnlib import util
 # Out-of-memory messages of libraries, the CUDA runtime, torch's CPU allocator and Metal, which raise other
 # errors than torch.OutOfMemoryError.
 _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+
+
+# Parameters of glibc's mallopt, and a size that no tensor of a detector reaches.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGE = -1, -3, 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse freed memory for large tensors on the CPU, for the rest of this process.
+
+    By default it maps each large block and unmaps it when freed, and the kernel clears its pages at each
+    use: half of the CPU time of lite0 on batches of 32. The process keeps its peak memory instead.
+
+    Returns:
+        False where the C library is another one; nothing changes there.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

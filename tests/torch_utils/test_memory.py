@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Free memory within control groups; running out of it in one line."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -101,3 +103,17 @@ def test_the_allocator_of_this_torch_is_recognised():
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"), memory.out_of_memory_hint("cpu", "x"):
         raise RuntimeError("shapes do not fit")
+
+
+def test_freed_memory_is_kept_with_glibc_alone(monkeypatch):
+    calls = []
+    glibc = SimpleNamespace(mallopt=lambda name, value: calls.append((name, value)) or 1)
+    for library, platform, kept in (
+        (glibc, "linux", True),
+        (SimpleNamespace(), "linux", False),
+        (glibc, "darwin", False),
+    ):
+        monkeypatch.setattr(memory.ctypes, "CDLL", lambda name, library=library: library)
+        monkeypatch.setattr(memory.sys, "platform", platform)
+        assert memory.keep_freed_memory() is kept
+    assert calls == [(-3, 2**30), (-1, 2**30)]
