@@ -196,12 +196,12 @@ def test_a_second_process_is_kept_out_while_the_first_starts_others(run_dir, mon
     real = launch.launcher.launch
     seen = []
 
-    def slow(fn, *args):
+    def slow(fn, *args, **options_of_launch):
         monkeypatch.setattr(launch.launcher, "launch", real)
         options = (run_dir / run_folder.OPTIONS_FILE).read_bytes()
         seen.append(the_error(invoke(f"--resume={run_dir}", "--kimg=5")))
         assert (run_dir / run_folder.OPTIONS_FILE).read_bytes() == options
-        return real(fn, *args)
+        return real(fn, *args, **options_of_launch)
 
     monkeypatch.setattr(launch.launcher, "launch", slow)
     result = invoke(f"--resume={run_dir}", "--kimg=0.04")
