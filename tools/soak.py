@@ -81,7 +81,8 @@ class Run:
 
     def trainers(self) -> list[psutil.Process]:
         """The two training processes, the writing one first; [] while there are not two."""
-        assert self.process is not None and self.folder is not None
+        if self.process is None or self.folder is None:
+            return []
         holder = Lock(self.folder / run_folder.WRITER_LOCK_FILE).last_holder()
         try:
             children = psutil.Process(self.process.pid).children()
