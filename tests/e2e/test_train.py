@@ -276,13 +276,7 @@ def test_sigterm_saves_and_sigkill_loses_only_what_came_after(data, tmp_path):
 
     process = start_training([f"--resume={run_dir}"])
     checkpoints = run_dir / "checkpoints"
-    waiting.until(
-        lambda: (
-            checkpoint.latest(checkpoints) is not None
-            and final_state(run_dir)["progress"]["nimg"] > stopped_at
-        ),
-        process,
-    )
+    waiting.until(lambda: (checkpoint.newest_nimg(checkpoints) or 0) > stopped_at, process)
     process.send_signal(signal.SIGKILL)
     waiting.finish(process)
     assert CliRunner().invoke(train.main, [f"--resume={run_dir}"]).exit_code == 0
