@@ -44,7 +44,7 @@ import torch
 import dnnlib
 from dnnlib import outputs
 from generation import measures
-from metrics.detectors import Detector
+from metrics.detector import Detector
 from metrics.evaluate import Evaluator
 from metrics.registry import parse_metric
 from torch_utils import distributed, prefetch, timm_weights
@@ -373,7 +373,7 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
         return None
     has_state = resumed is not None and has_checkpoint(resumed)
     lineage = stems.read(resumed) if resumed and has_state else None
-    run_plan.check(config, dataset, lineage=lineage, goes_on=has_state)
+    run_plan.check(config, dataset, lineage=lineage, resuming=has_state)
     evaluator = measures.make_evaluator(config, dataset)
     evaluator.check()
     warn_of_changes(evaluator, resumed)

@@ -679,9 +679,12 @@ class MappingNetwork(torch.nn.Module):
             ValueError: The shape differs, or a value is not finite.
         """
         target = self.embed.weight if hasattr(self, "embed") and not self.linear_labels else None
-        if target is None or table.shape != target.shape:
-            have = None if target is None else list(target.shape)
-            raise ValueError(f"the class embedding has shape {list(table.shape)}, the network needs {have}")
+        if target is None:
+            raise ValueError("the network has no class embedding")
+        if table.shape != target.shape:
+            raise ValueError(
+                f"the class embedding has shape {list(table.shape)}, the network needs {list(target.shape)}"
+            )
         if not bool(torch.isfinite(table).all()):
             raise ValueError("the class embedding has non-finite values")
         with torch.no_grad():

@@ -445,7 +445,7 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
         )
         assert result.exit_code == 0, result.output
         assert (
-            "--batch-gpu=auto: 4 of a process's 8 images per round (tried on 1 x cpu; 8 ran out"
+            "--batch-gpu=auto: 4 of a process's 8 images per micro-batch (tried on 1 x cpu; 8 ran out"
             in result.output
         ) == (word == "auto")
     found, given = (next((tmp_path / word).iterdir()) for word in ("auto", "4"))
@@ -514,7 +514,7 @@ def test_out_of_memory_names_the_flags_and_no_folder_is_left_by_a_failed_search(
 
 @pytest.mark.parametrize(
     ("word", "rounds_line"),
-    [("auto", "--batch-gpu=auto: 8 of a process's 8 images per round (estimated"), ("none", None)],
+    [("auto", "--batch-gpu=auto: 8 of a process's 8 images per micro-batch (estimated"), ("none", None)],
 )
 def test_the_plan_says_how_many_images_a_round_has(word, rounds_line, data, tmp_path):
     command = [
@@ -528,7 +528,7 @@ def test_the_plan_says_how_many_images_a_round_has(word, rounds_line, data, tmp_
         "--dry-run",
     ]
     result = CliRunner().invoke(train.main, command)
-    assert result.exit_code == 0 and "at 8 images per round (estimate)" in result.output, result.output
+    assert result.exit_code == 0 and "at 8 images per micro-batch (estimate)" in result.output, result.output
     assert rounds_line is None or rounds_line in result.output
     assert re.search(
         rf"^Labels: {re.escape(str(data))}: \d+ classes, from dataset\.json; left out: nothing$",

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images a round can have: what --batch-gpu=auto decides before a run begins.
+"""The size of a micro-batch for --batch-gpu=auto, chosen before a run begins.
 
-On a GPU by trial: rounds of networks of the run's plan, from the largest down, until they fit in every
-process. Elsewhere, where a process that asks for too much is killed without an error, and in plans, by the
-estimate and the memory that is free. The number goes into the run's options, so that a run which goes on asks
-no more.
+On a GPU by trial: training steps of the run's networks, from the largest micro-batch down, until one fits in
+every process. On a CPU, where the system kills a process that uses too much memory, and for --dry-run: from
+the memory estimate and the free memory. The result is stored in the run's options; a resumed run reuses it.
 """
 
 from __future__ import annotations
@@ -25,43 +24,41 @@ from training.networks.stems import Lineage
 from training.run import plan
 from training.state import TrainState
 
-TRIAL_ROUNDS = 2  # of each step: the second meets the gradients of the first
-MARGIN, MIN_MARGIN_BYTES = (
-    0.05,
-    2**29,
-)  # of a GPU's memory, that a trial leaves free: for fragmentation, metrics, pictures
-HOST_MARGIN = 0.1  # of the free memory; the estimate is a rough one
+TRIAL_MICRO_BATCHES = 2  # per step: the second one runs beside the gradients of the first
+# Share of a GPU's memory, and bytes, that a trial leaves free for fragmentation, metrics and pictures.
+MARGIN, MIN_MARGIN_BYTES = 0.05, 2**29
+HOST_MARGIN = 0.1  # of the free memory: the estimate is rough
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Images per round and process, and why."""
+    """Images per micro-batch and process, and the reason."""
 
     batch_gpu: int
     why: str
 
     def line(self, cfg: TrainConfig) -> str:
-        """What the user is told."""
+        """The line that is printed."""
         share = cfg.run.batch // cfg.run.gpus
         return (
-            f"--batch-gpu=auto: {self.batch_gpu} of a process's {share} images per round "
+            f"--batch-gpu=auto: {self.batch_gpu} of a process's {share} images per micro-batch "
             f"({self.why}{_statistics_note(cfg, self.batch_gpu)})"
         )
 
 
 def settled(cfg: TrainConfig, batch_gpu: int) -> TrainConfig:
-    """The configuration with its number in place of `auto`."""
+    """The configuration with `auto` replaced by its value."""
     return cfg.override({"run.batch_gpu": batch_gpu})
 
 
 def candidates(share: int, group: int) -> list[int]:
-    """Divisors of a process's share of the batch, the largest first: before others, multiples of the heads'
-    group, which give the same results.
+    """Divisors of a process's share of the batch, in the order in which they are tried.
+
+    Multiples of the heads' group for batch statistics come first, because they give the same results; within
+    both parts the largest comes first.
     """
     divisors = [n for n in range(share, 0, -1) if share % n == 0]
-    return sorted(
-        divisors, key=lambda n: bool(group) and n % group != 0
-    )  # sorted() keeps the order among equals
+    return sorted(divisors, key=lambda n: bool(group) and n % group != 0)  # sorted() is stable
 
 
 def _statistics_note(cfg: TrainConfig, n: int) -> str:
@@ -70,15 +67,15 @@ def _statistics_note(cfg: TrainConfig, n: int) -> str:
     return (
         ""
         if same
-        else f"; the heads' batch statistics are over these {n}, so another number is another result"
+        else f"; the heads' batch statistics are computed over these {n}, so other values give other results"
     )
 
 
 def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | None]:
-    """(the first candidate that fits, the one before it that did not or None).
+    """The first candidate that fits, and the last one that did not (None if the first one fits).
 
     Raises:
-        ValueError: none fits.
+        ValueError: None fits.
     """
     refused = None
     for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group):
@@ -86,18 +83,18 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
             return n, refused
         refused = n
     raise ValueError(
-        "--batch-gpu=auto: not even one image per round fits into memory: lower --cbase or --cmax, or use a "
-        "device with more memory"
+        "--batch-gpu=auto: not even one image per micro-batch fits into memory: lower --cbase or --cmax, or "
+        "use a device with more memory"
     )
 
 
 def by_estimate(
     cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int, device: torch.device
 ) -> Choice:
-    """The largest rounds whose estimated memory is free now. G, d_params and backbone_params: as for
-    `plan.estimate_memory_gb`.
+    """The largest micro-batch whose estimated memory is free now.
 
-    Under torchrun every process asks, and that with the least memory decides.
+    Takes the networks' sizes as `plan.estimate_memory_gb`. With several processes the one with the least free
+    memory decides; all of them must call this.
     """
     sharing = 1 if device.type == "cuda" else distributed.processes_here(cfg.run.gpus)
     free = min(distributed.all_gather_object(memory.free_bytes(device) / sharing / 2**30))
@@ -107,11 +104,11 @@ def by_estimate(
 
     n, refused = largest(cfg, lambda n: need(n) <= free * (1 - HOST_MARGIN))
     more = f", {refused} would need {need(refused):.2f}" if refused else ""
-    return Choice(n, f"estimated {need(n):.2f} GiB of {free:.2f} GiB that are free per process{more}")
+    return Choice(n, f"estimated {need(n):.2f} GiB of {free:.2f} GiB free per process{more}")
 
 
 def planned(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> Choice:
-    """What --dry-run shows: the estimate on this machine, which need not be the one that trains."""
+    """The choice for --dry-run: by the estimate on this machine, which may not be the one that trains."""
     try:
         device = devices.pick_device(cfg.run.device)
     except ValueError:
@@ -119,18 +116,19 @@ def planned(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int)
     try:
         choice = by_estimate(cfg, G, d_params, backbone_params, device)
     except ValueError:
-        choice = Choice(1, "by the estimate, not even one fits into what is free")
-    return Choice(choice.batch_gpu, f"{choice.why} here and now; on a GPU the run will try for itself")
+        choice = Choice(1, "by the estimate not even one image fits into the free memory")
+    return Choice(choice.batch_gpu, f"{choice.why} on this machine; on a GPU the run decides by trial")
 
 
 def by_trial(
     cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None
 ) -> Choice:
-    """The largest rounds that every process can train on its device. The networks of the trial are its own,
-    and are gone when it ends.
+    """The largest micro-batch that every process can train on its device.
+
+    The trial builds its own networks and frees them at the end.
 
     Raises:
-        ValueError: none fits. Whatever else stops a training step.
+        ValueError: None fits. Errors of a training step other than a lack of memory are passed on.
     """
     trial = Trial(cfg, dataset, device, lineage)
     n, refused = largest(cfg, trial.fits)
@@ -143,15 +141,12 @@ def by_trial(
 
 
 class Trial:
-    """Training steps on networks of the run's plan, which belong to nobody else. Leaves random states and
-    statistics of the process as they were.
-    """
+    """Training steps on networks of its own; leaves random states and statistics of the process unchanged."""
 
     def __init__(
         self, cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None
     ) -> None:
-        # Path length regularisation in every step: it takes the most memory. What the weights are makes no
-        # difference.
+        # Path length regularisation in every step: it takes the most memory. The weights do not matter.
         self.cfg = cfg.override({"loss.pl_start_kimg": 0, "loss.pl_interval": 1})
         self.dataset, self.device, self.lineage = dataset, device, lineage
         self.state: TrainState | None = None
@@ -159,17 +154,16 @@ class Trial:
         self.world, self.rank = distributed.world_size(), distributed.rank()
 
     def fits(self, n: int) -> bool:
-        """Whether rounds of n images fit in all processes, which must all ask."""
+        """Whether micro-batches of n images fit in all processes. All of them must call this."""
         devices = [self.device] if self.device.type == "cuda" else []
         fitted = True
-        # Each process by itself: one that runs out of memory in the middle of a step must not leave the
-        # others waiting in a collective.
+        # Without collectives: a process that runs out of memory must not leave the others waiting in one.
         with distributed.alone(), training_stats.unrecorded(), torch.random.fork_rng(devices=devices):
             try:
                 self._train(n)
             except steps.NonFiniteError as error:
                 raise ValueError(
-                    f"--batch-gpu=auto: the trial failed ({error}): give a number, or try --precision=fp32"
+                    f"--batch-gpu=auto: the trial failed ({error}): set --batch-gpu, or try --precision=fp32"
                 ) from None
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
@@ -182,9 +176,7 @@ class Trial:
         return all(distributed.all_gather_object(fitted))
 
     def _train(self, n: int) -> None:
-        """Two rounds of every kind of step, twice: in the second pass the optimizers have their moments. With
-        memory held back as a margin.
-        """
+        """Every kind of step twice, with a margin kept free: the second pass has the optimizers' moments."""
         cfg = self.cfg
         if self.state is None:
             networks = build.make_networks(cfg, self.dataset, cfg.data.embed_dim, self.lineage)
@@ -199,13 +191,13 @@ class Trial:
         inputs = InputSource.of(
             settled(cfg, n), self.dataset.labels, state.G.z_dim, self.device, self.world, self.rank
         )
-        pixels, chosen = self._images()  # all of a step's, as in training
+        pixels, chosen = self._images()  # for a whole step, as in training
         for _ in range(2):
-            steps.train_step(state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_ROUNDS)
+            steps.train_step(state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_MICRO_BATCHES)
         del margin
 
     def _images(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Noise in the place of this process's real images, with labels."""
+        """Noise in place of this process's real images, with labels."""
         share, size = self.cfg.run.batch // self.world, self.dataset.resolution
         generator = rng.torch_generator(self.cfg.run.seed, "trial/images")
         pixels = torch.randint(0, 256, (share, 3, size, size), dtype=torch.uint8, generator=generator)
@@ -213,7 +205,7 @@ class Trial:
         return pixels, labels
 
     def _margin_bytes(self, state: TrainState) -> int:
-        """What must stay free on a GPU; where processes average gradients, a flat copy of them more."""
+        """Bytes to keep free on a GPU, with a flat copy of the gradients if there are several processes."""
         if self.device.type != "cuda":
             return 0
         margin = max(
@@ -228,7 +220,7 @@ class Trial:
 
 
 def _free_cached(device: torch.device) -> None:
-    gc.collect()  # a step that failed leaves cycles of frames and graphs
+    gc.collect()  # a failed step leaves reference cycles of frames and graphs
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -236,11 +228,12 @@ def _free_cached(device: torch.device) -> None:
 def choose(
     cfg: TrainConfig, dataset: ImageDataset, device: torch.device, lineage: Lineage | None = None
 ) -> Choice:
-    """Trial on a GPU, estimate elsewhere. All processes call it and get the same number. lineage: of a run
-    that goes on, as for `plan.plan`.
+    """The micro-batch of a run: by trial on a GPU, by estimate elsewhere.
+
+    All processes must call this and get the same result. lineage: as for `plan.plan`.
 
     Raises:
-        ValueError: none fits.
+        ValueError: None fits.
     """
     if device.type == "cuda":
         return by_trial(cfg, dataset, device, lineage)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What --dry-run shows of a run: every option with its origin, the data, the layers, parameters and
-memory.
-"""
+"""The plan that --dry-run prints: options with origin, data, layers, parameters, memory and disk space."""
 
 from __future__ import annotations
 
@@ -25,8 +23,13 @@ from training.watch import estimate
 
 
 def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: Path | None) -> list[str]:
-    """The plan as text. given: names of the options that the command line set. run_dir: of the run that goes
-    on; None = a new one.
+    """The plan as lines of text.
+
+    Args:
+        config: Configuration of the run.
+        given: Names of the options that the command line sets.
+        dataset: Data set of the run.
+        run_dir: Folder of a run that resumes; None = a new run.
     """
     G, D = plan.plan(config, dataset, lineage=stems.resumed_lineage(run_dir))
     heads, backbones = plan.parameter_counts(D)
@@ -37,21 +40,21 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
         text.append(choice.line(config))
         config = auto_batch.settled(config, choice.batch_gpu)
     derived = (
-        ("images per round", f"{config.batch_gpu:d}", "batch / gpus unless --batch-gpu is given"),
+        ("images per micro-batch", f"{config.batch_gpu:d}", "batch / gpus unless --batch-gpu is given"),
         ("blur at the start, pixels", f"{config.blur_init_sigma:g}", "unless --blur-init-sigma is given"),
         ("EMA ramp-up", f"{config.ema_rampup:g}", "unless --ema-rampup is given"),
         ("EMA half-life, kimg", f"{config.ema_kimg:g}", "batch * 10 / 32 unless --ema-kimg is given"),
     )
     text += [f"  {f'derived: {name}':34s} {value:44s} {origin}" for name, value, origin in derived]
     memory = plan.estimate_memory_gb(config, G, heads, backbones)
-    numbers = sum(p.numel() for p in G.parameters())
+    total = sum(p.numel() for p in G.parameters())
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
     text += [
         "\n" + data_line("Data", config, dataset),
         "\nGenerator\n" + layer_table(G),
-        f"\nParameters: generator {numbers:,} ({trained:,} trained), heads {heads:,}, backbones "
+        f"\nParameters: generator {total:,} ({trained:,} trained), heads {heads:,}, backbones "
         f"{backbones:,} (frozen)",
-        f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per round (estimate)",
+        f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per micro-batch (estimate)",
     ]
     text.append(f"Disk: {plan.disk_text(plan.estimate_disk(config, G, D, dataset))}")
     left = estimate.seconds_left(
@@ -59,7 +62,7 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
     )
     if math.isfinite(left):
         text.append(
-            f"Time: about {format_time(left)} to go by the run's own pace, evaluations and snapshots included"
+            f"Time: about {format_time(left)} left at the run's own speed, with evaluations and snapshots"
         )
     if (
         config.run.init_from
@@ -71,7 +74,7 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
 
 
 def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> list[str]:
-    """What a run computes before its first step, with the time that it takes here."""
+    """Lines on what a run computes once before its first step, with the time it takes on this machine."""
     embedded = (
         dataset.label_dim > 0 and config.data.class_embedding == "auto" and not config.generator.superres
     )
@@ -83,7 +86,7 @@ def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> li
 
 
 def data_line(what: str, config: TrainConfig, dataset: ImageDataset) -> str:
-    """A data set in a line."""
+    """One line about a data set."""
     flips = " (half of them flipped copies)" if config.data.mirror else ""
     size = f"{dataset.resolution}x{dataset.resolution}"
     return (
@@ -92,7 +95,7 @@ def data_line(what: str, config: TrainConfig, dataset: ImageDataset) -> str:
 
 
 def layer_table(G: Generator) -> str:
-    """The layer plan as text: names, channels, sizes, rates, filters, parameters."""
+    """The layers as a table: names, channels, sizes, rates, filters, parameters."""
     rows: list[tuple[str, ...]] = [
         ("layer", "in", "out", "size", "rate", "cutoff", "up", "down", "reduced", "trained", "parameters")
     ]
@@ -112,20 +115,8 @@ def layer_table(G: Generator) -> str:
                 f"{s.down_factor}x{s.down_taps}{'r' if s.down_radial else ''}",
             )
             reduced = "yes" if s.use_fp16 else "no"
-            rows.append(
-                (
-                    name,
-                    str(s.in_channels),
-                    str(s.out_channels),
-                    size,
-                    rate,
-                    band,
-                    *filters,
-                    reduced,
-                    trained,
-                    count,
-                )
-            )
+            channels = str(s.in_channels), str(s.out_channels)
+            rows.append((name, *channels, size, rate, band, *filters, reduced, trained, count))
         else:
             rows.append((name, *[""] * 8, trained, count))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
@@ -135,11 +126,10 @@ def layer_table(G: Generator) -> str:
 
 
 def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
-    """What --init-from would keep, reshape and rebuild, for --dry-run: the table and, if little is kept, the
-    warning.
+    """The table of what --init-from would keep, reshape and rebuild; a warning if little is kept.
 
     Raises:
-        ValueError, OSError: the file cannot be used, or a backbone's weights are missing.
+        ValueError, OSError: The file cannot be used, or a backbone's weights are missing.
     """
     source = finetune.read(str(cfg.run.init_from))
     begins = f"Starts from {stems.network_summary(source.path, source.file.provenance)}"

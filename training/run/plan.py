@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a run: its networks without their numbers, their sizes and memory, and what would stop the run
-at its start.
-"""
+"""The plan of a run: networks on the meta device, memory and disk space, and checks before the run starts."""
 
 from __future__ import annotations
 
@@ -29,13 +27,16 @@ SURELY_TOO_MUCH = 3.0  # times the free memory
 def plan(
     cfg: TrainConfig, dataset: ImageDataset, stem: Generator | None = None, lineage: Lineage | None = None
 ) -> tuple[Generator, ProjectedDiscriminator]:
-    """Generator and discriminator of a run without their numbers, for --dry-run and for checks.
+    """Generator and discriminator of a run on the meta device, for --dry-run and for checks.
 
-    stem: the plan of a superresolution stage's stem; None = read what --path_stem names. lineage: of a run
-    that goes on, whose stem is then not read.
+    Args:
+        cfg: Configuration of the run.
+        dataset: Data set of the run.
+        stem: Stem of a superresolution stage; None = load the file that --path_stem names.
+        lineage: Lineage of a run that resumes; its stem is then not loaded.
 
     Raises:
-        ValueError, OSError: as `make_generator` and `make_discriminator`.
+        ValueError, OSError: As `make_generator` and `make_discriminator`.
     """
     restored = lineage is not None and lineage.plan is not None
     if cfg.generator.superres and not restored:
@@ -49,14 +50,14 @@ def plan(
 
 
 def plan_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int) -> ProjectedDiscriminator:
-    """The discriminator without its numbers."""
+    """The discriminator on the meta device."""
     random = dataclasses.replace(cfg, backbone_weights=dict.fromkeys(cfg.backbones, timm_weights.RANDOM))
     with torch.device("meta"):
         return build.make_discriminator(random, c_dim, resolution, seed=0)
 
 
 def parameter_counts(D: ProjectedDiscriminator) -> tuple[int, int]:
-    """Numbers in the heads that train and in the frozen backbones."""
+    """Parameters of the trained heads, and elements of the frozen backbones' state."""
     return sum(p.numel() for p in D.parameters() if p.requires_grad), sum(
         t.numel() for t in D.feature_networks.state_dict().values()
     )
@@ -67,31 +68,38 @@ def check(
     dataset: ImageDataset,
     stem: Generator | None = None,
     lineage: Lineage | None = None,
-    goes_on: bool = False,
+    resuming: bool = False,
 ) -> None:
-    """Find before a run folder exists what would stop the run at its start: device, weights, plan, files that
-    options name.
+    """Check device, weights, networks and named files before a run folder exists.
 
-    stem, lineage: as for `plan`. goes_on: there is a checkpoint, so that the network of --init-from is not
-    needed any more.
+    Args:
+        cfg: Configuration of the run.
+        dataset: Data set of the run.
+        stem: As for `plan`.
+        lineage: As for `plan`.
+        resuming: The run has a checkpoint, so the network of --init-from is no longer needed.
 
     Raises:
-        ValueError, OSError: one line.
+        ValueError, OSError: The run could not start; one line says why.
     """
     device = pick_device(cfg.run.device)
     grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
     frozen.check_weights(cfg)
     check_memory(cfg, device, *plan(cfg, dataset, stem, lineage))
     build.make_classifier(cfg.loss, dataset, quiet=True)
-    if cfg.run.init_from and not goes_on:
+    if cfg.run.init_from and not resuming:
         finetune.read(cfg.run.init_from)
     if cfg.data.class_embedding not in ("auto", "random"):
         build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
 
 
 def check_memory(cfg: TrainConfig, device: torch.device, G: Generator, D: ProjectedDiscriminator) -> None:
-    """Raises ValueError for a run that the system would kill for its memory, by far: the estimate is a rough
-    one. Only a GPU says so itself.
+    """Refuse a run on a CPU whose estimated memory is far above what is free: the system would kill it.
+
+    A GPU raises an error by itself. The estimate is rough, hence the factor `SURELY_TOO_MUCH`.
+
+    Raises:
+        ValueError: The estimate is more than SURELY_TOO_MUCH times the free memory.
     """
     if device.type != "cpu" or cfg.run.batch_gpu == AUTO:
         return
@@ -99,18 +107,17 @@ def check_memory(cfg: TrainConfig, device: torch.device, G: Generator, D: Projec
     free = memory.free_bytes(device) / 2**30
     if need > SURELY_TOO_MUCH * free:
         raise ValueError(
-            f"--batch={cfg.run.batch}: {cfg.batch_gpu:,} images per round take about {need:,.0f} GiB of "
-            "memory, "
-            f"and {free:.1f} GiB are free: lower --batch-gpu or let --batch-gpu=auto find it, else lower "
+            f"--batch={cfg.run.batch}: {cfg.batch_gpu:,} images per micro-batch need about {need:,.0f} GiB "
+            f"of memory, and {free:.1f} GiB are free: lower --batch-gpu or use --batch-gpu=auto, else lower "
             "--cbase and --cmax"
         )
 
 
 def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_params: int) -> float:
-    """Rough peak memory of a process, GiB: weights, gradients, Adam and EMA, plus the activations that a
-    generator step keeps.
+    """Rough peak memory of a process in GiB.
 
-    A frozen stem keeps neither gradients nor activations; of its layers the largest is alive at a time.
+    Counts weights, gradients, Adam's moments and EMA, and the activations of a generator step. A frozen stem
+    has no gradients and keeps no activations; only its largest layer counts.
     """
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
     state = 4 * (2 * sum(p.numel() for p in G.parameters()) + 3 * trained + 4 * d_params + backbone_params)
@@ -129,7 +136,7 @@ def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_p
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that a run needs at most. copy: of the data set, made at its start if it is not there yet."""
+    """Upper bound of a run's disk space in bytes; copy: downscaled copy of the data set, if it is missing."""
 
     run: int
     copy: int
@@ -138,11 +145,10 @@ class Disk:
 def estimate_disk(
     cfg: TrainConfig, G: Generator, D: ProjectedDiscriminator, dataset: ImageDataset | None
 ) -> Disk:
-    """Numbered snapshots and checkpoints of a run folder, and the smaller copy of the data set. Pictures and
-    records are small beside them.
+    """Disk space of snapshots, checkpoints and the downscaled copy of the data set.
 
-    G, D: the networks or their plan. A snapshot holds G, G_ema and D's own tensors; a checkpoint Adam's two
-    moments of what is trained more.
+    A snapshot has G, G_ema and D's own tensors; a checkpoint adds Adam's two moments of all trained
+    parameters. Pictures and logs are small and are not counted. G and D may be on the meta device.
     """
     generator = sum(t.numel() for t in G.state_dict().values())
     saved = 2 * generator + sum(t.numel() for t in D.saved_state_dict().values())
@@ -159,9 +165,9 @@ def estimate_disk(
 
 
 def disk_text(disk: Disk) -> str:
-    """As --dry-run says it."""
+    """The line of --dry-run."""
     copy = (
-        f", and at most {format_bytes(disk.copy)} for smaller copies of the data that are not there yet"
+        f", and at most {format_bytes(disk.copy)} for downscaled copies of the data that do not exist yet"
         if disk.copy
         else ""
     )
@@ -169,5 +175,5 @@ def disk_text(disk: Disk) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """In GiB or MiB."""
+    """Bytes as text, in GiB or MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

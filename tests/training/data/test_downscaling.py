@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
-import calc_metrics
 import dataset_tool
 import train
+from generation import metric_sources
 from metrics import image_sets
 from tests import waiting
 from tests.toy_data import write_dataset
@@ -217,10 +218,12 @@ def test_metrics_take_the_copy_as_reference(source, tmp_path):
         "seed": 0,
     }
     options |= {"inception": None, "force": False, "verbose": False, "covariance": "population"}
+    options |= {"report": None, "bootstrap": 0, "extrapolate": False, "detector": (), "trust_pickle": False}
     evaluators = [
-        calc_metrics.make_evaluator(options | {"data": str(d)}, None, "cpu") for d in (source, small)
+        metric_sources.make_evaluator(options | {"data": str(d)}, None, torch.device("cpu"))
+        for d in (source, small)
     ]
-    references = [e._references.describe(image_sets.RealImages(e.dataset)) for e in evaluators]
+    references = [e.references.describe(image_sets.RealImages(e.dataset)) for e in evaluators]
     assert {**references[0], "dataset": ""} == {**references[1], "dataset": ""} and references[0][
         "resolution"
     ] == 8

@@ -145,7 +145,7 @@ def test_a_whole_file_that_is_refused_stays(server: FileServer, tmp_path: Path) 
     server.answers["/other.pkl"] = (tmp_path / "other.pkl").read_bytes()
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=rf"^{server.root}/other\.pkl: .*no generator.* \(the copy is {tmp_path}"
+            ValueError, match=rf"^{server.root}/other\.pkl: .*not a generator.* \(the copy is {tmp_path}"
         ):
             render.load_network(f"{server.root}/other.pkl")
     assert server.requests == ["/other.pkl"]

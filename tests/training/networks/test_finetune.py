@@ -217,7 +217,7 @@ def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path, capsys)
     report = state_of(cfg).started_from
     assert "only 0% of the discriminator was copied" in capsys.readouterr().out
     assert report["discriminator"]["share"] == 0 and report["generator"]["share"] == 1
-    assert "other weights of this network" in json.dumps(report)
+    assert "other weights of this backbone" in json.dumps(report)
 
 
 def test_a_superresolution_stage_takes_the_head(old, tmp_path):
@@ -344,7 +344,7 @@ def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
     assert loop.train(cfg, str(tmp_path / "whole"), torch.device("cpu")) == run_folder.FINISHED
     loop.train(cfg.override({"run.kimg": 0.016}), str(tmp_path / "parts"), torch.device("cpu"))
     copied.unlink()
-    plan.check(cfg, ImageDataset(data, use_labels=True), goes_on=True)
+    plan.check(cfg, ImageDataset(data, use_labels=True), resuming=True)
     loop.train(cfg, str(tmp_path / "parts"), torch.device("cpu"))
     report = json.loads((tmp_path / "parts" / "init_from.json").read_text())
     assert report["file"] == str(copied) and states(report)["mapping.embed"] == "reshaped"

@@ -62,7 +62,7 @@ def test_the_line_says_when_another_number_would_be_another_result(data):
     cfg = auto(data, run__batch=32)
     assert (
         auto_batch.Choice(8, "because").line(cfg)
-        == "--batch-gpu=auto: 8 of a process's 32 images per round (because)"
+        == "--batch-gpu=auto: 8 of a process's 32 images per micro-batch (because)"
     )
     assert "batch statistics are over these 4" in auto_batch.Choice(4, "because").line(cfg)
     assert "batch statistics" in auto_batch.Choice(8, "because").line(
@@ -85,7 +85,7 @@ def test_the_estimate_is_held_against_the_free_memory(data, monkeypatch):
     monkeypatch.setattr(auto_batch.memory, "free_bytes", lambda device: 0)
     with pytest.raises(ValueError, match="not even one image"):
         auto_batch.choose(cfg, dataset_of(cfg), CPU)
-    assert "not even one fits" in auto_batch.planned(cfg, G, *counts).why
+    assert "not even one image fits" in auto_batch.planned(cfg, G, *counts).why
 
 
 def test_a_run_that_the_system_would_kill_is_refused_before_it_begins(data, monkeypatch):
@@ -96,7 +96,8 @@ def test_a_run_that_the_system_would_kill_is_refused_before_it_begins(data, monk
     plan.check_memory(cfg, CPU, G, D)
     monkeypatch.setattr(plan.memory, "free_bytes", lambda device: 2 * need / plan.SURELY_TOO_MUCH * 0.99)
     with pytest.raises(
-        ValueError, match=r"^--batch=64: 32 images per round take about .* GiB are free: lower --batch-gpu"
+        ValueError,
+        match=r"^--batch=64: 32 images per micro-batch need about .* GiB are free: lower",
     ):
         plan.check_memory(cfg, CPU, G, D)
     plan.check_memory(cfg, torch.device("cuda"), G, D)  # which says so itself
