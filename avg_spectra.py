@@ -145,7 +145,7 @@ def calc(**options: Any) -> None:
     )
     Path(options["dest"]).parent.mkdir(parents=True, exist_ok=True)
     with dnnlib.util.atomic_write(options["dest"]) as file:
-        np.savez(file, spectrum=spectrum, image_size=size)  # type: ignore[arg-type]
+        np.savez(file, spectrum=spectrum, image_size=size)
     click.echo(options["dest"])
 
 

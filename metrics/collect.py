@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metrics import detectors, statistics
+from metrics.detector import Detector
 from metrics.image_sets import ImageSource
 from metrics.partial import Partial
 from torch_utils import distributed
@@ -35,7 +36,7 @@ Progress = Callable[[str, int, int], None]  # stage, images done, images in all
 Pause = Callable[[bool], None]  # may raise to end the work; its argument: this process is alone in calling it
 
 
-_speeds: dict[detectors.Detector, float] = {}  # seconds per image
+_speeds: dict[Detector, float] = {}  # seconds per image
 
 
 class Need(NamedTuple):
@@ -61,7 +62,7 @@ class Collector:
 
     def __init__(
         self,
-        detector: Callable[[str], detectors.Detector],
+        detector: Callable[[str], Detector],
         batch: int,
         progress: Progress | None = None,
         pause: Pause | None = None,

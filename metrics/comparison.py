@@ -128,7 +128,7 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
     numbers = [value for value in results.values() if type(value) in (int, float) and math.isfinite(value)]
     if len(numbers) != len(results):
         raise ValueError(f"{where}: a result is not a finite number")
-    return record
+    return dict(record)
 
 
 def _measurements(path: str, records: Sequence[dict[str, Any]], best: bool) -> dict[str, Measurement]:

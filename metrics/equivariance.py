@@ -87,7 +87,7 @@ def _turned(grid: np.ndarray, angle: float, response: Callable[[np.ndarray], np.
     """A separable response on a square grid, turned by `angle`: [len(grid), len(grid)]."""
     x, y = np.meshgrid(grid, grid)
     along, across = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
-    return response(along) * response(across)
+    return np.asarray(response(along) * response(across))
 
 
 def bandlimit_filter(angle: float, oversampling: int) -> Tensor:

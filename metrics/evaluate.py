@@ -36,8 +36,10 @@ import timm
 import torch
 
 import dnnlib.util
+from dnnlib.records import metric_file as record_path
 from metrics import detectors, network_metrics, registry
 from metrics.collect import Collector, Need, Pause, Progress
+from metrics.detector import Detector
 from metrics.image_sets import (
     GeneratedImages,
     ImageFiles,
@@ -56,7 +58,6 @@ from metrics.records import (
     differences_between,
     last_record,
     numbers,
-    record_path,
     write_record,
 )
 from metrics.reference import References
@@ -128,7 +129,7 @@ class Evaluator:
         progress: Progress | None = None,
         pause: Pause | None = None,
         force: bool = False,
-        loaded: dict[str, detectors.Detector] | None = None,
+        loaded: dict[str, Detector] | None = None,
     ) -> None:
         self.metrics = registry.parse_list(metrics, num_gen)
         _check_options(self.metrics, dataset, labels, covariance, batch, seed)
@@ -146,7 +147,7 @@ class Evaluator:
             "weights": weights,
         }
         self._load_options: dict[str, Any] = {"lite0_dtype": lite0_dtype, "trust": trust}
-        self._detectors: dict[str, detectors.Detector] = {} if loaded is None else loaded
+        self._detectors: dict[str, Detector] = {} if loaded is None else loaded
         folder = cache_dir or dnnlib.util.make_cache_dir_path("metrics")
         self.collector = Collector(self._detector, batch, progress, pause, Path(folder))
         self.references = References(dataset, self.collector, folder)
@@ -381,7 +382,7 @@ class Evaluator:
         name = metric.family.detector
         return {"detector": self._detector(name).description if name else None, **rules}
 
-    def _detector(self, name: str) -> detectors.Detector:
+    def _detector(self, name: str) -> Detector:
         if name not in self._detectors:
             self._detectors[name] = detectors.load(name, self.device, **self._load_options, **self._weights)
         return self._detectors[name]

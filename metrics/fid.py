@@ -36,7 +36,7 @@ def _factor(sigma: np.ndarray) -> np.ndarray:
     """F [D, D] with F F^T = sigma. Eigenvalues that are rounding errors, or negative, count as 0."""
     eigenvalues, vectors = scipy.linalg.eigh(sigma)
     smallest = np.finfo(np.float64).eps * len(sigma) * max(eigenvalues[-1], 0)
-    return vectors * np.sqrt(np.where(eigenvalues > smallest, eigenvalues, 0))
+    return np.asarray(vectors * np.sqrt(np.where(eigenvalues > smallest, eigenvalues, 0)))
 
 
 def frechet_distance(

@@ -89,7 +89,7 @@ class Mixed(nn.Module):
             width = in_channels
             names: list[tuple[str, ...]] = []
             for position, step in enumerate(branch):
-                parts: list[Step] = list(step) if isinstance(step[0], tuple) else [step]  # type: ignore[list-item, arg-type]
+                parts: list[Step] = list(step) if isinstance(step[0], tuple) else [step]
                 last = reduce and position == len(branch) - 1
                 for name, channels, kernel in parts:
                     size = (kernel, kernel) if isinstance(kernel, int) else kernel

@@ -18,7 +18,7 @@ def _cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     kernel = x @ y.T
     kernel /= x.shape[1]
     kernel += 1
-    return kernel * kernel * kernel  # numpy's power takes ten times as long
+    return np.asarray(kernel * kernel * kernel)  # numpy's power takes ten times as long
 
 
 def kernel_distances(
@@ -79,7 +79,8 @@ def kernel_distance(
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows in float64, each of length 1."""
     rows = rows.astype(np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
 def _mean_gaussian(x: np.ndarray, y: np.ndarray, step: Callable[[], None]) -> float:

@@ -54,6 +54,6 @@ def path_length(task: Task, detector: str, need_lpips: bool) -> dict[str, float]
         moved = start.lerp(task.network.styles(other, labels), EPSILON)
         features = [network.perceptual(_prepared(task.network.synthesize(ws))) for ws in (start, moved)]
         distances = (features[0] - features[1]).square().sum(dim=1) / EPSILON**2
-        return distances.double().cpu().numpy()[:, None]
+        return np.asarray(distances.double().cpu())[:, None]
 
     return {"": trimmed_mean(task.rows(task.batch, work)[:, 0])}

@@ -64,7 +64,7 @@ class _Distances:
         squared += np.einsum("nd,nd->n", a, a)[:, None]
         squared += np.einsum("nd,nd->n", b, b)
         np.maximum(squared, 0, out=squared)
-        return np.sqrt(squared).astype(np.float32) if self.half else squared
+        return np.asarray(np.sqrt(squared), np.float32) if self.half else squared
 
     def radii(self, points: np.ndarray, neighbours: int, step: Callable[[], None]) -> np.ndarray:
         """Distance from each point to its k-th nearest other point: [n].
@@ -80,7 +80,7 @@ class _Distances:
                 nearest[columns] = _keep_smallest(nearest[columns], distances.T)
             step()
         radii = nearest.max(axis=1)
-        return radii.astype(np.float16) if self.half else radii
+        return np.asarray(radii, np.float16) if self.half else radii
 
 
 def _keep_smallest(nearest: np.ndarray, distances: np.ndarray) -> np.ndarray:

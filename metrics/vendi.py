@@ -39,7 +39,8 @@ def vendi_score(rows: np.ndarray) -> float:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
 def per_class(rows: np.ndarray, labels: np.ndarray | None) -> dict[int, float]:

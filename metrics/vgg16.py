@@ -163,7 +163,8 @@ class VGG16Detector(Detector):
     def perceptual(self, images: Tensor) -> Tensor:
         """LPIPS features [N, D] of float images [N, 3, H, W] in [0, 255], on the device."""
         with full_float32():
-            return self.network.perceptual(images.to(self.device))
+            features: Tensor = self.network.perceptual(images.to(self.device))
+        return features
 
 
 class ScriptedVGG16Detector(VGG16Detector):
@@ -178,7 +179,8 @@ class ScriptedVGG16Detector(VGG16Detector):
     def perceptual(self, images: Tensor) -> Tensor:
         """LPIPS features of the archive itself."""
         with full_float32():
-            return self.network(images.to(self.device), resize_images=False, return_lpips=True)
+            features: Tensor = self.network(images.to(self.device), resize_images=False, return_lpips=True)
+        return features
 
 
 def find(path: str | None = None) -> Path:

@@ -96,7 +96,7 @@ class Record:
 
 def _can_probe() -> bool:
     """Return whether values can be read: not under torch.compile, tracing or CUDA graph capture."""
-    if torch.compiler.is_compiling() or is_tracing():  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or is_tracing():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 

@@ -178,7 +178,7 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def save(folder: str | os.PathLike, nimg: int, state: dict[str, Any], keep: int = 2) -> Path:
+def save(folder: str | os.PathLike[str], nimg: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Write `state` as the newest checkpoint of `folder`, then remove all but the `keep` newest.
 
     Other checkpoints of `nimg` images or more are damaged, or were left by a run that went back to an earlier

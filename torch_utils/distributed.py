@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 # Limit of one collective: the others wait in it while process 0 writes files or computes class embeddings. A
 # process that died is noticed at once, by the launcher, torchrun or the lost connection.
@@ -119,7 +120,7 @@ def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> 
         _start = _meet(store, index, world, timeout)
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
-            store=dist.PrefixStore(_start, store),
+            store=PrefixStore(_start, store),
             rank=index,
             world_size=world,
             timeout=timeout,
@@ -127,10 +128,10 @@ def init(device_type: str = "cpu", timeout_minutes: float = TIMEOUT_MINUTES) -> 
     return torch.device(device_type, local_rank()) if device_type == "cuda" else torch.device(device_type)
 
 
-def _store(index: int, timeout: datetime.timedelta) -> dist.Store:
+def _store(index: int, timeout: datetime.timedelta) -> Store:
     """The store at MASTER_ADDR: of the agent or launcher if it keeps one, else of process 0."""
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    return dist.TCPStore(
+    return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=index == 0 and not kept,
@@ -140,23 +141,23 @@ def _store(index: int, timeout: datetime.timedelta) -> dist.Store:
     )
 
 
-def new_store(seconds: float) -> dist.Store:
+def new_store(seconds: float) -> Store:
     """A connection of its own, for a thread, to what the processes of this start share. After `init`.
 
     It has set(), get(), check(), compare_set(). seconds: limit of one of them.
     """
     timeout = datetime.timedelta(seconds=max(seconds, 1.0))
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
         timeout=timeout,
         wait_for_workers=False,
     )
-    return dist.PrefixStore(_start, store)
+    return PrefixStore(_start, store)
 
 
-def _meet(store: dist.Store, index: int, world: int, timeout: datetime.timedelta) -> str:
+def _meet(store: Store, index: int, world: int, timeout: datetime.timedelta) -> str:
     """A name, for the part of the store that belongs to this start of the processes alone.
 
     An agent keeps its store when it starts the processes again, and torch (2.14) leaves the addresses of the

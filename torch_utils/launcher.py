@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.multiprocessing import (
     DefaultLogsSpecs,
     PContext,
@@ -141,7 +141,7 @@ class _Attempt:
     def run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """As `launch`."""
         # The store lives here, with a port that the system chose: it is bound before anyone is told of it.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared = {
             "WORLD_SIZE": str(self.world),
             "LOCAL_WORLD_SIZE": str(self.world),

@@ -125,7 +125,8 @@ def pairs_generator(cfg: LossConfig) -> bool:
 
 @torch.no_grad()
 def _no_grad_logits(state: TrainState, reals: RealMicroBatch, blur_sigma: float) -> losses.Logits:
-    return state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
+    logits: losses.Logits = state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
+    return logits
 
 
 def _trainable(state: TrainState, which: str) -> None:

@@ -395,7 +395,7 @@ def load() -> bool:
     try:
         architectures = device_architectures()
         path = find(architectures) or build(folders()[-1], architectures)
-        torch.ops.load_library(trust.trusted_path(path))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(trust.trusted_path(path))
     except (BuildError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             warnings.warn(

@@ -333,7 +333,7 @@ def define(
     def ops() -> Any:
         return getattr(torch.ops, namespace)
 
-    library: Any = torch.library.Library(namespace, "DEF")  # type: ignore[no-untyped-call]
+    library: Any = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
     fakes, rules = _fakes(codes_shape), _batching_rules(ops)
     autograd = {
