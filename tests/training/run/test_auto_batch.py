@@ -64,7 +64,7 @@ def test_the_line_says_when_another_number_would_be_another_result(data):
         auto_batch.Choice(8, "because").line(cfg)
         == "--batch-gpu=auto: 8 of a process's 32 images per micro-batch (because)"
     )
-    assert "batch statistics are over these 4" in auto_batch.Choice(4, "because").line(cfg)
+    assert "batch statistics are computed over these 4" in auto_batch.Choice(4, "because").line(cfg)
     assert "batch statistics" in auto_batch.Choice(8, "because").line(
         auto(data, run__batch=32, discriminator__bn_group=0)
     )
