@@ -155,8 +155,8 @@ def _class_entry(
         "distance": f"{distance:.4g}",
         "generated": len(chosen[0]),
         "real": len(chosen[1]),
-        "fakes": pictures[0],
-        "reals": pictures[1],
+        "generated_images": pictures[0],
+        "real_images": pictures[1],
     }
 
 

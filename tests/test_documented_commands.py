@@ -52,7 +52,7 @@ def words_of(line: str) -> list[str]:
         words = shlex.split(line, comments=True)
     except ValueError:
         return []  # prose
-    return words[: next((i for i, word in enumerate(words) if word in ("&&", "|", ";")), len(words))]
+    return words[: next((i for i, word in enumerate(words) if word in ("&&", "|", ";", "&")), len(words))]
 
 
 def commands() -> list[tuple[str, str]]:

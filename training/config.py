@@ -33,6 +33,7 @@ SAN = "SAN"
 OURS = PROJECT
 
 AUTO = "auto"
+SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 MAX_RESOLUTION = 8192  # largest power of two within image_data.archives.MAX_PIXELS
@@ -640,7 +641,7 @@ def describe(config: TrainConfig, given: set[str]) -> list[tuple[str, str, str, 
             if name in given
             else f"default ({option.source})"
             if value == option.default
-            else "saved in the run"
+            else SAVED_IN_RUN
         )
         rows.append((name, str(value), origin, option.about))
     return rows

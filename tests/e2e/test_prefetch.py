@@ -191,7 +191,7 @@ def test_a_damaged_file_is_refused_and_the_rest_is_fetched(weights, tmp_path):
         .splitlines()[-1]
         .startswith(f"Error: 1 of 2 downloads failed: {NETWORK} (backbone)")
     )
-    assert "tf_efficientnet_lite0 (backbone): here" in result.stdout and "1 file" in result.stdout
+    assert "tf_efficientnet_lite0 (backbone): available" in result.stdout and "1 file" in result.stdout
 
 
 @pytest.fixture

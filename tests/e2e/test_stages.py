@@ -212,7 +212,7 @@ def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tm
     rest = [c for c in command if not c.startswith("--recipe")]
     base = [f"--recipe={tmp_path / 'auto.yaml'}", f"--outdir={tmp_path / 'out'}", *rest, "--stages=8,16"]
     result = invoke(*base, "--dry-run")
-    assert result.output.count("rounds       --batch-gpu=auto: 8 of a process's 8 images") == 2, result.output
+    assert result.output.count("micro-batch  --batch-gpu=auto: 8 of a process's 8 images") == 2, result.output
     chosen = {8: 4, 16: 2}
     monkeypatch.setattr(
         auto_batch, "choose", lambda cfg, dataset, *_: auto_batch.Choice(chosen[dataset.resolution], "test")
@@ -463,4 +463,4 @@ def test_a_changed_recipe_and_a_damaged_folder_are_named(command, recipe_file, w
     (tmp_path / "00000-x").mkdir()
     (tmp_path / "00000-x" / "recipe.json").write_text("{")
     result = invoke(f"--resume={tmp_path / '00000-x'}")
-    assert result.exit_code == 1 and "recipe.json cannot be used" in result.output
+    assert result.exit_code == 1 and "recipe.json cannot be read" in result.output

@@ -344,7 +344,7 @@ def test_broken_generators_are_named(make):
     class Classes(Generated):
         c_dim = 5
 
-    with pytest.raises(ValueError, match="knows 5 classes, the data set 3"):
+    with pytest.raises(ValueError, match="has 5 classes, the data set 3"):
         make()(Classes())
 
 

@@ -112,9 +112,9 @@ def test_other_weights_are_refused(make, ours):
             {"stylesan_xl": np.asarray(json.dumps({"format": 2}))},
             "statistics in format 2, and format 1 is read",
         ),
-        ({"stylesan_xl": np.asarray("{")}, "this is no JSON"),
+        ({"stylesan_xl": np.asarray("{")}, "not valid JSON"),
         ({"stylesan_xl": np.asarray(json.dumps({"format": 1, "entries": [{}]}))}, "damaged statistics"),
-        ({"other": np.zeros(3)}, r"images must be arr_0, uint8 \[N, H, W, 3\]; the file holds other"),
+        ({"other": np.zeros(3)}, r"images must be arr_0, uint8 \[N, H, W, 3\]; the file contains other"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, content, message):

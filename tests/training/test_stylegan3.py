@@ -133,7 +133,7 @@ def test_a_superresolution_stage_can_be_built_on_one():
     stage = g.build_superres(network("stylegan3-t", c_dim=3), "stylegan3-t", 2, 4)
     assert stage.img_resolution == 64 and stage.mapping.linear_labels
     assert stage(torch.randn(1, 16), torch.tensor([1])).shape == (1, 3, 64, 64)
-    with pytest.raises(ValueError, match="the network needs None"):
+    with pytest.raises(ValueError, match="the network has no class embedding"):
         stage.mapping.set_class_embedding(torch.zeros(3, 4))
 
 

@@ -35,7 +35,7 @@ from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time, reason
 from torch_utils import images
 from training import run_folder
-from training.config import TrainConfig, describe, from_json
+from training.config import SAVED_IN_RUN, TrainConfig, describe, from_json
 from training.run_folder import better_direction, kimg_text, read_json, read_jsonl
 from training.watch import estimate, plots, sheets, ticks
 from training.watch.ticks import number
@@ -382,7 +382,7 @@ def _options(run: Run) -> list[tuple[str, str, str]]:
     if run.config is None:
         return []
     rows = describe(run.config, set())
-    return [(name, value, about) for name, value, origin, about in rows if origin == "the run's own"]
+    return [(name, value, about) for name, value, origin, about in rows if origin == SAVED_IN_RUN]
 
 
 def _metrics(run: Run) -> list[tuple[Any, ...]]:
