@@ -72,9 +72,8 @@ def batches(source: GeneratedImages | RealImages, count: int, size: int) -> Iter
 
 def source_options(function: Any) -> Any:
     """The options of the commands that read images."""
-    devices = click.Choice(["auto", "cpu", "cuda", "mps"])
     for option in (
-        click.option("--device", type=devices, default="auto", show_default=True, help="where to compute"),
+        commands.device_option,
         click.option(
             "--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time"
         ),

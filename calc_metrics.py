@@ -219,13 +219,7 @@ def _intervals(record: evaluate.Record) -> list[str]:
     metavar="PATH|URL",
     help="truncate towards the nearest of these centres in W, a .npy file",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="where to compute",
-)
+@commands.device_option
 @commands.precision_option
 @click.option(
     "--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time, per process"

@@ -108,6 +108,13 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Device to compute on.",
+)
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", *PRECISION_NAMES]),
@@ -127,13 +134,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="ZIP|DIR",
             help="Data set that provides class names, if the network file has none.",
         ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-            default="auto",
-            show_default=True,
-            help="Device to compute on.",
-        ),
+        device_option,
         precision_option,
         click.option(
             "--centroids-path",

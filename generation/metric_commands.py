@@ -103,13 +103,7 @@ detector_option = click.option(
 @click.option("--resolution", type=int, metavar="N", help="bring images to this size")
 @click.option("--inception", metavar="PATH|random", help="as for calc_metrics.py")
 @detector_option
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="where to compute",
-)
+@commands.device_option
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time")
 @commands.one_line_errors
 def statistics(**options: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from metrics.precision_recall import Progress, Steps, blocks
+from metrics.precision_recall import Progress, Steps, blocks, unit_rows
 
 GAUSSIAN_SIGMA = 10.0  # of CMMD, on features of unit length
 CMMD_SCALE = 1000.0
@@ -76,20 +76,13 @@ def kernel_distance(
     return float(values.mean())
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows in float64, each of length 1."""
-    rows = rows.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, np.finfo(np.float64).tiny))
-
-
 def _mean_gaussian(x: np.ndarray, y: np.ndarray, step: Callable[[], None]) -> float:
     """Mean of exp(-|a - b|^2 / (2 sigma^2)) over all pairs of rows, in blocks."""
     total = 0.0
     for rows in blocks(len(x)):
-        left = _unit(x[rows])
+        left = unit_rows(x[rows])
         for columns in blocks(len(y)):
-            squared = 2 - 2 * (left @ _unit(y[columns]).T)  # rows have length 1
+            squared = 2 - 2 * (left @ unit_rows(y[columns]).T)  # rows have length 1
             total += float(np.exp(squared / (-2 * GAUSSIAN_SIGMA**2)).sum())
             step()
     return total / (len(x) * len(y))

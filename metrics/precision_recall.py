@@ -37,6 +37,13 @@ def blocks(count: int) -> list[slice]:
     return [slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS)]
 
 
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows in float64, each divided by its length."""
+    rows = rows.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, np.finfo(np.float64).tiny))
+
+
 def _pairs(count: int) -> Iterator[tuple[slice, slice]]:
     """Every block with itself and with each block after it."""
     parts = blocks(count)

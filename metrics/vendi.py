@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from metrics.precision_recall import blocks
+from metrics.precision_recall import blocks, unit_rows
 
 
 def vendi_score(rows: np.ndarray) -> float:
@@ -26,21 +26,15 @@ def vendi_score(rows: np.ndarray) -> float:
     count, dim = rows.shape
     gram = np.zeros((min(count, dim),) * 2)
     if count <= dim:
-        unit = _unit(rows)
+        unit = unit_rows(rows)
         gram = unit @ unit.T
     else:
         for part in blocks(count):
-            unit = _unit(rows[part])
+            unit = unit_rows(rows[part])
             gram += unit.T @ unit
     eigenvalues = scipy.linalg.eigvalsh(gram / count)
     eigenvalues = eigenvalues[eigenvalues > np.finfo(np.float64).eps]
     return float(np.exp(-(eigenvalues * np.log(eigenvalues)).sum()))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
 def per_class(rows: np.ndarray, labels: np.ndarray | None) -> dict[int, float]:
