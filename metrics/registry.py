@@ -92,7 +92,8 @@ class Family:
         count_separator: between prefix and count.
         real_images: of a name without `_full`, if more than are generated.
         bare_is_full: the name without a count compares with every real image, and takes no `_full`.
-        prefix, suffix: what stands before and after the count; the prefix is the name unless given.
+        prefix: text before the count; the name unless given.
+        suffix: text after the count.
         default_count: images to generate where a name has no count.
         bare_full: the name without a count compares with every real image; otherwise with a subset.
         max_real: real images at most, a seeded random subset of more.
