@@ -20,6 +20,25 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * scale)
 
 
+def close_sum(found: torch.Tensor, wanted: torch.Tensor, terms: torch.Tensor, tolerance: float) -> None:
+    """`found`, sums of some of the `terms` each, is within `tolerance` times the Euclidean norm of those.
+
+    A sum can cancel: its error scales with its terms, not with its value.
+    """
+    norm = float((terms.square().sum() / max(wanted.numel(), 1)).sqrt())
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * max(norm, 1e-3))
+
+
+def close_gradients(found: list[torch.Tensor], wanted: list[torch.Tensor], tolerance: float) -> None:
+    """Gradients by x and b, then second derivatives by dy, x and b; without a bias those by b are missing."""
+    sums = {1: 0, 4: 3} if len(wanted) == 5 else {}  # gradients by b sum those by x
+    for i, (f, w) in enumerate(zip(found, wanted, strict=True)):
+        if i in sums:
+            close_sum(f, w, wanted[sums[i]], tolerance)
+        else:
+            close(f, w, tolerance)
+
+
 def radial(taps: int) -> torch.Tensor:
     """A filter [taps, taps] that is no outer product."""
     position = np.arange(taps) - (taps - 1) / 2
@@ -120,8 +139,4 @@ def compare_layer(layer, shape, dtype, tolerance, clamp=0.8, **options) -> None:
         assert torch.isfinite(f).all(), name
         if name != "db":
             close(f, w, 4 * tolerance)
-    # db sums n terms per channel and can cancel: its error scales with sqrt(n) and the largest term.
-    dx, db = wanted[1:3]
-    terms = dx.numel() // max(dx.shape[1], 1)
-    largest = max(float(dx.abs().max()), 1e-3) if dx.numel() else 0.0
-    torch.testing.assert_close(found[2].double(), db, rtol=0, atol=4 * tolerance * terms**0.5 * largest)
+    close_sum(found[2], wanted[2], wanted[1], 16 * tolerance)

@@ -21,6 +21,7 @@ from tests.torch_utils.ops.references import (
     OTHERS,
     check_gradient_on_the_kinks,
     close,
+    close_gradients,
     compare_layer,
     normal,
     radial,
@@ -73,8 +74,7 @@ def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last,
     found, wanted = both("cuda", dtype), both("ref", torch.float64)
     close(found[0], wanted[0], max(TOLERANCES[dtype], 1e-10) * (10 if dtype == torch.float32 else 1))
     if dtype in (torch.float32, torch.float64):
-        for f, w in zip(found[1:], wanted[1:], strict=True):
-            close(f, w, max(TOLERANCES[dtype] * 10, 1e-10))
+        close_gradients(found[1:], wanted[1:], max(TOLERANCES[dtype] * 10, 1e-10))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
