@@ -18,7 +18,7 @@ from metrics.detectors import Detector
 from metrics.registry import LITE0
 from tests.sources import ROOT
 
-__all__ = ["ROOT", "FolderHub", "Generated", "Images", "TinyDetector", "read_pixels", "run"]
+__all__ = ["ROOT", "FolderHub", "TinyDetector", "enter_torchrun", "read_pixels", "run"]
 
 
 def run(command, *args: object, code: int = 0) -> Result:
@@ -27,6 +27,19 @@ def run(command, *args: object, code: int = 0) -> Result:
     if code:
         assert "Traceback" not in result.output
     return result
+
+
+def enter_torchrun(monkeypatch) -> None:
+    """Set the variables of the first of four processes that torchrun started on two machines."""
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
 
 
 def read_pixels(path: Path) -> np.ndarray:

@@ -46,6 +46,19 @@ FLAGS = [
 ]
 
 
+def command_line(outdir: object, data: object, *more: str) -> list[str]:
+    """Arguments of train.py for a class-conditional toy run in one process."""
+    return [
+        f"--outdir={outdir}",
+        f"--data={data}",
+        "--cfg=stylegan3-t",
+        "--gpus=1",
+        "--cond=True",
+        *FLAGS,
+        *more,
+    ]
+
+
 def config(data: str, **changes) -> TrainConfig:
     cfg = TrainConfig().override(
         {

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import train
 from dnnlib import files
 from tests.toy_data import make_zip
-from tests.toy_runs import FLAGS, assert_equal_states, config, final_state, train_here
+from tests.toy_runs import FLAGS, assert_equal_states, command_line, config, final_state, train_here
 from torch_utils import checkpoint
 from training import launch, loop, run_folder
 from training.networks import stems
@@ -38,9 +38,7 @@ def data(toy_zip) -> str:
 def finished(data, tmp_path_factory) -> Path:
     """A finished run of two ticks with two checkpoints."""
     outdir = tmp_path_factory.mktemp("runs")
-    result = invoke(
-        f"--outdir={outdir}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS
-    )
+    result = invoke(*command_line(outdir, data))
     assert result.exit_code == 0, result.output
     return next(outdir.iterdir())
 
@@ -297,14 +295,7 @@ def test_what_ends_a_run_is_in_its_log(name, ending, saved, data, tmp_path, monk
         }.get(name, ZeroDivisionError("of the program"))
 
     monkeypatch.setattr(loop, "one_step", second_step)
-    command = [
-        f"--outdir={tmp_path}",
-        f"--data={data}",
-        "--cfg=stylegan3-t",
-        "--gpus=1",
-        "--cond=True",
-        *FLAGS,
-    ]
+    command = command_line(tmp_path, data)
     result = CliRunner().invoke(
         train.main, [*command, "--checkpoint-minutes=0", "--snap=1"] if saved else command
     )

@@ -21,12 +21,13 @@ import dataset_tool
 import train
 from dnnlib.util import sha256_file
 from tests import waiting
-from tests.support import ROOT
+from tests.support import ROOT, enter_torchrun
 from tests.toy_data import make_zip, write_images
 from tests.toy_runs import (
     FLAGS,
     Killed,
     assert_equal_states,
+    command_line,
     config,
     final_state,
     start_training,
@@ -52,7 +53,7 @@ def data(toy_zip) -> str:
 def test_a_run_leaves_its_files(data, tmp_path, real_plots):
     result = CliRunner().invoke(
         train.main,
-        [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS],
+        command_line(tmp_path, data),
     )
     assert result.exit_code == 0, result.output
     (run_dir,) = tmp_path.iterdir()
@@ -292,22 +293,14 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
     monkeypatch.setattr(launch, "train_process", interrupted)
     result = CliRunner().invoke(
         train.main,
-        [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *FLAGS],
+        command_line(tmp_path, data),
     )
     (run_dir,) = tmp_path.iterdir()
     assert result.exit_code == 130 and result.output.endswith(f"Stopped. Resume with --resume={run_dir}\n")
 
 
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
-    command = [
-        f"--outdir={tmp_path}",
-        f"--data={data}",
-        "--cfg=stylegan3-t",
-        "--gpus=1",
-        "--cond=True",
-        *FLAGS,
-        "--restart-every=0",
-    ]
+    command = command_line(tmp_path, data, "--restart-every=0")
     for expected in (8, 16, 24):
         result = CliRunner().invoke(train.main, command)
         assert result.exit_code == train.RESTART_EXIT_CODE, result.output
@@ -394,15 +387,7 @@ def test_two_machines_of_torchrun_train_together(data, tmp_path):
 
 
 def test_torchrun_and_gpus_must_agree(data, tmp_path, monkeypatch):
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "4",
-        "LOCAL_WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    enter_torchrun(monkeypatch)
     arguments = [f"--outdir={tmp_path}", f"--data={data}", "--cfg=stylegan3-t", "--cond=True", *FLAGS]
     result = CliRunner().invoke(train.main, [*arguments, "--gpus=2"])
     assert (
@@ -467,14 +452,7 @@ def test_a_search_for_the_rounds_leaves_the_run_as_it_is_without_one(data, tmp_p
 
 
 def test_a_requeued_command_keeps_its_rounds(data, tmp_path, monkeypatch):
-    command = [
-        f"--outdir={tmp_path}",
-        f"--data={data}",
-        "--cfg=stylegan3-t",
-        "--gpus=1",
-        "--cond=True",
-        *FLAGS,
-    ]
+    command = command_line(tmp_path, data)
     command += ["--batch-gpu=auto", "--restart_every=0"]
     monkeypatch.setattr(auto_batch, "choose", lambda *args: auto_batch.Choice(4, "one search"))
     assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
@@ -488,14 +466,7 @@ def test_out_of_memory_names_the_flags_and_no_folder_is_left_by_a_failed_search(
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    command = [
-        f"--outdir={tmp_path}",
-        f"--data={data}",
-        "--cfg=stylegan3-t",
-        "--gpus=1",
-        "--cond=True",
-        *FLAGS,
-    ]
+    command = command_line(tmp_path, data)
     monkeypatch.setattr(steps, "g_step", exhausted)
     monkeypatch.setattr(auto_batch, "choose", auto_batch.by_trial)
     result = CliRunner().invoke(train.main, [*command, "--batch-gpu=auto"])
@@ -517,16 +488,7 @@ def test_out_of_memory_names_the_flags_and_no_folder_is_left_by_a_failed_search(
     [("auto", "--batch-gpu=auto: 8 of a process's 8 images per micro-batch (estimated"), ("none", None)],
 )
 def test_the_plan_says_how_many_images_a_round_has(word, rounds_line, data, tmp_path):
-    command = [
-        f"--outdir={tmp_path}",
-        f"--data={data}",
-        "--cfg=stylegan3-t",
-        "--gpus=1",
-        "--cond=True",
-        *FLAGS,
-        f"--batch-gpu={word}",
-        "--dry-run",
-    ]
+    command = command_line(tmp_path, data, f"--batch-gpu={word}", "--dry-run")
     result = CliRunner().invoke(train.main, command)
     assert result.exit_code == 0 and "at 8 images per micro-batch (estimate)" in result.output, result.output
     assert rounds_line is None or rounds_line in result.output

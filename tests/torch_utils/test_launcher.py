@@ -9,6 +9,7 @@ import threading
 import click
 import pytest
 
+from tests.support import enter_torchrun
 from torch_utils import distributed, launcher, watchdog
 
 
@@ -142,15 +143,7 @@ def test_an_exception_that_cannot_travel_is_described():
 
 
 def test_torchrun_is_recognised(monkeypatch):
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "4",
-        "LOCAL_WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    enter_torchrun(monkeypatch)
     calls = []
     for n in (1, 2, 4):
         launcher.launch(calls.append, n, n)

@@ -53,7 +53,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, 
     slice_size=st.sampled_from([0, 16, 23]),
     blocks=st.sampled_from([0, 1]),
 )
-def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last, slice_size, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last, slice_size, blocks) -> None:  # noqa: F811
     dim = data.draw(st.integers(0, len(shape) - 1))
     x, dy, v = (normal(*shape, seed=s).to(dtype) for s in range(3))
     if last and len(shape) == 4:
@@ -79,7 +79,7 @@ def test_bias_act(host, data, act, dtype, shape, clamp, gain, alpha, bias, last,
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("act", range(9))
-def test_bias_act_derivatives_in_half_precision(host, act: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_bias_act_derivatives_in_half_precision(host, act: int, dtype: torch.dtype) -> None:  # noqa: F811
     """From the same saved tensors as the float64 formulas: whole gradients would differ where rounding
     crosses a kink or the clamp.
     """
@@ -97,7 +97,7 @@ def test_bias_act_derivatives_in_half_precision(host, act: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_bias_act_passes_no_gradient_on_a_clamp_that_rounding_moved(host, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_bias_act_passes_no_gradient_on_a_clamp_that_rounding_moved(host, dtype: torch.dtype) -> None:  # noqa: F811
     for clamp in (0.7, 0.3):  # one of them rounds up, one down, in either type
         x = torch.full((40,), 5.0, dtype=dtype).requires_grad_()
         y = bias_act(x, act="linear", clamp=clamp)
@@ -108,7 +108,7 @@ def test_bias_act_passes_no_gradient_on_a_clamp_that_rounding_moved(host, dtype:
 
 
 @pytest.mark.parametrize("slice_size", [16, 35, 48])
-def test_bias_act_in_slices_of_long_channels(host, slice_size: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_bias_act_in_slices_of_long_channels(host, slice_size: int) -> None:  # noqa: F811
     x, b = normal(2, 3, 35), normal(3, seed=1)
     host.set_limits(slice=slice_size)
     close(bias_act(x, b), bias_act(x, b, impl="ref"), 1e-12)
@@ -139,7 +139,7 @@ def test_bias_act_saves_nothing_it_does_not_need() -> None:
     last=st.booleans(),
     blocks=st.sampled_from([0, 2]),
 )
-def test_upfirdn2d(host, data, dtype, size, up, down, padding, rank, flip_filter, last, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_upfirdn2d(host, data, dtype, size, up, down, padding, rank, flip_filter, last, blocks) -> None:  # noqa: F811
     shape = [data.draw(st.integers(1, 14)) for _ in range(rank)]
     f = normal(*shape, seed=1) if rank else None
     x = normal(1, 3, *size, seed=2).to(dtype)
@@ -208,7 +208,7 @@ def test_options(name: str, options) -> None:
     clamp=st.sampled_from([None, 0.5]),
     blocks=st.sampled_from([0, 1, 3]),
 )
-def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  # noqa: F811
     layer = (*LAYERS[name][:4], list(pads), LAYERS[name][5])
     host.set_limits(blocks=blocks)
     try:
@@ -226,7 +226,7 @@ def test_any_padding_and_grid(host, name, size, pads, clamp, blocks) -> None:  #
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  # noqa: F811
     up, down, taps_up, taps_down, padding, full = LAYERS[name]
     fu, fd = (
         normal(taps_up, seed=5).float(),
@@ -251,7 +251,7 @@ def test_fused_kernels_save_the_codes_of_the_passes(host, name: str) -> None:  #
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fuse", [False, True])
-def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, full: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, full: bool) -> None:  # noqa: F811
     host.set_limits(fuse=fuse)
     check_gradient_on_the_kinks(dtype, full, channels=1)
 
@@ -285,7 +285,7 @@ def huge(corner: torch.Tensor, last: bool = False, size: int = HUGE) -> torch.Te
     return x
 
 
-def test_bias_act_counts_beyond_32_bits(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_bias_act_counts_beyond_32_bits(host) -> None:  # noqa: F811
     corner, b = normal(1, 2, 3000).half(), torch.tensor([5.0, -0.5]).half()
     host.set_limits(tail=3000)
     y = bias_act(huge(corner), b, 0, "swish")
@@ -299,7 +299,7 @@ def test_bias_act_counts_beyond_32_bits(host) -> None:  # type: ignore[no-untype
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("taps", [(3,), (3, 3)])
-def test_upfirdn2d_counts_beyond_32_bits(host, taps: tuple[int, ...], last: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_upfirdn2d_counts_beyond_32_bits(host, taps: tuple[int, ...], last: bool) -> None:  # noqa: F811
     corner, f = normal(2 if last else 1, 20, 20, seed=1).half(), normal(*taps, seed=2).float()
     host.set_limits(tail=2 if taps == (3,) and not last else 40)
     y = upfirdn2d(huge(corner, last), f, padding=1)
@@ -307,7 +307,7 @@ def test_upfirdn2d_counts_beyond_32_bits(host, taps: tuple[int, ...], last: bool
     torch.testing.assert_close(y[1, :, -1, -19:].double(), wanted[0, :, -1, -19:], rtol=0, atol=1e-2)
 
 
-def test_upfirdn2d_counts_rows_beyond_32_bits(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_upfirdn2d_counts_rows_beyond_32_bits(host) -> None:  # noqa: F811
     """With the channels last a single row may have more than 2^31 elements."""
     channels = HUGE
     corner, f = normal(1, channels, 1, 4, seed=1).half(), normal(1, 3, seed=2).float()
@@ -320,7 +320,7 @@ def test_upfirdn2d_counts_rows_beyond_32_bits(host) -> None:  # type: ignore[no-
 
 
 @pytest.mark.parametrize("name", ["same", "same radial"])
-def test_filtered_lrelu_counts_beyond_32_bits(host, name: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_filtered_lrelu_counts_beyond_32_bits(host, name: str) -> None:  # noqa: F811
     up, down, taps_up, taps_down, padding, full = LAYERS[name]
     fu, fd = (
         normal(taps_up, seed=5).float() / 3,
@@ -343,7 +343,7 @@ def test_filtered_lrelu_counts_beyond_32_bits(host, name: str) -> None:  # type:
     close(dx[1, 0, -8:, -8:], wanted_dx[0, 0, -8:, -8:], 4 * TOLERANCES[torch.half])
 
 
-def test_passes_count_beyond_32_bits(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_passes_count_beyond_32_bits(host) -> None:  # noqa: F811
     corner = normal(1, 40, 40, seed=1).half()
     host.set_limits(tail=100)
     x = huge(corner).requires_grad_()

@@ -143,7 +143,7 @@ def test_gradients_per_sample(kernels: bool, request) -> None:
         torch.testing.assert_close(found[i], wanted, rtol=0, atol=1e-9)
 
 
-def test_autocast_keeps_the_input_dtype(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_autocast_keeps_the_input_dtype(host) -> None:  # noqa: F811
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 3))
         y = bias_act(x, torch.zeros(4, requires_grad=True), act="lrelu")
@@ -172,7 +172,7 @@ def test_third_derivative_of_bias_act(ops, act: int) -> None:
     torch.testing.assert_close(third(lambda x, b: ops.bias_act(x, b, 1, act, 0.3, 1.5, -1.0)), wanted)
 
 
-def test_filters_that_learn_use_torchs_own_operations(host) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_filters_that_learn_use_torchs_own_operations(host) -> None:  # noqa: F811
     f = normal(4).requires_grad_()
     assert library.namespace_for(normal(1, 1, 4, 4), f) is None
     assert library.namespace_for(normal(1, 1, 4, 4), f.detach()) == NAMESPACE
