@@ -165,4 +165,4 @@ def test_status_line_report_and_dry_run_tell_the_same_time(tmp_path, monkeypatch
         (folder / "stats.jsonl").write_text("".join(lines[:count]))
         assert format_time(report.Run.read(folder).seconds_left) == etas[count - 1].strip()
     (folder / "stats.jsonl").write_text("".join(lines[:7]))
-    assert f"Time: about {etas[6].strip()} to go" in run(f"--resume={folder}", "-n")
+    assert f"Time: about {etas[6].strip()} left" in run(f"--resume={folder}", "-n")
