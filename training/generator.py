@@ -24,8 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.signal
-import scipy.special
 import torch
 
 from torch_utils import persistence
@@ -212,9 +210,18 @@ def design_lowpass_filter(
         raise ValueError(f"a filter needs at least one tap, got {numtaps}")
     if numtaps == 1:
         return None
+    window = np.kaiser(numtaps, _kaiser_beta(numtaps, width / (fs / 2)))
     if not radial:
-        separable: np.ndarray = scipy.signal.firwin(numtaps=numtaps, cutoff=cutoff, width=width, fs=fs)
-        return separable
+        if not 0 < cutoff < fs / 2:
+            raise ValueError(f"the cutoff of a filter must be between 0 and {fs / 2:g}, not {cutoff:g}")
+        # To the last bit scipy.signal.firwin(numtaps, cutoff, width=width, fs=fs), whose import takes longer
+        # than a small picture.
+        relative = cutoff / (0.5 * fs)
+        taps: np.ndarray = relative * np.sinc(relative * (np.arange(numtaps) - 0.5 * (numtaps - 1)))
+        taps *= window
+        return taps / taps.sum()
+    import scipy.special
+
     x = (np.arange(numtaps) - (numtaps - 1) / 2) / fs
     r = np.hypot(*np.meshgrid(x, x))
     # jinc: j1(2 pi c r) / (pi r), whose limit at r = 0 is c.
@@ -222,11 +229,19 @@ def design_lowpass_filter(
     jinc = np.divide(
         scipy.special.j1(2 * np.pi * cutoff * r), np.pi * r, out=np.full_like(r, cutoff), where=r > 0
     )
-    beta = scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(numtaps, width / (fs / 2)))
-    window = np.kaiser(numtaps, beta)
-    taps: np.ndarray = jinc * np.outer(window, window)
+    taps = jinc * np.outer(window, window)
     taps /= taps.sum()
     return taps
+
+
+def _kaiser_beta(numtaps: int, width: float) -> float:
+    """The shape of the Kaiser window for a transition band of `width` half sampling rates (Kaiser, 1974)."""
+    attenuation = 2.285 * (numtaps - 1) * np.pi * width + 7.95  # of the stop band, in dB
+    if attenuation > 50:
+        return 0.1102 * (attenuation - 8.7)
+    if attenuation > 21:
+        return float(0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21))
+    return 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -516,6 +531,16 @@ def modulated_conv2d(
     return y
 
 
+def _normal(shape: Sequence[int], scale: float = 1) -> torch.Tensor:
+    """Draw initial weights from N(0, scale^2).
+
+    On the meta device the result has only its shape: there torch's random numbers and arithmetic import its
+    compiler and sympy, which takes longer than a small picture.
+    """
+    values = torch.empty(shape)
+    return values if values.is_meta else torch.randn(shape) * scale
+
+
 @persistence.persistent_class
 class FullyConnectedLayer(torch.nn.Module):
     """A fully connected layer with equalised learning rate: [N, in_features] -> [N, out_features].
@@ -537,9 +562,7 @@ class FullyConnectedLayer(torch.nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
-        self.weight = torch.nn.Parameter(
-            torch.randn([out_features, in_features]) * (weight_init / lr_multiplier)
-        )
+        self.weight = torch.nn.Parameter(_normal([out_features, in_features], weight_init / lr_multiplier))
         self.bias = (
             torch.nn.Parameter(torch.full([out_features], float(bias_init / lr_multiplier))) if bias else None
         )
@@ -610,7 +633,7 @@ class MappingNetwork(torch.nn.Module):
         if self.linear_labels:
             self.embed = FullyConnectedLayer(c_dim, w_dim)
         elif rows > 0:
-            self.embed = torch.nn.Embedding(rows, embed_dim)
+            self.embed = torch.nn.Embedding(rows, embed_dim, _weight=_normal([rows, embed_dim]))
             if c_dim > 0:
                 self.embed_proj = FullyConnectedLayer(embed_dim, z_dim, activation="lrelu")
             else:
@@ -792,15 +815,16 @@ class SynthesisInput(torch.nn.Module):
         self.size = [int(v) for v in np.broadcast_to(np.asarray(size), [2])]  # width, height
         self.sampling_rate = float(sampling_rate)
         self.bandwidth = float(bandwidth)
-        freqs = torch.randn([channels, 2])
-        radii = freqs.square().sum(dim=1, keepdim=True).sqrt()
-        freqs = freqs / (radii * radii.square().exp().pow(0.25)) * self.bandwidth
-        phases = torch.rand([channels]) - 0.5
-        self.weight = torch.nn.Parameter(torch.randn([channels, channels]))
+        freqs, phases = _normal([channels, 2]), torch.empty([channels])
+        if not freqs.is_meta:  # see _normal
+            radii = freqs.square().sum(dim=1, keepdim=True).sqrt()
+            freqs = freqs / (radii * radii.square().exp().pow(0.25)) * self.bandwidth
+            phases = torch.rand([channels]) - 0.5
+        self.weight = torch.nn.Parameter(_normal([channels, channels]))
         self.affine = FullyConnectedLayer(w_dim, 4, weight_init=0)
         # [1, 0, 0, 0]: no rotation, no translation
-        self.affine.bias = torch.nn.Parameter(torch.eye(4)[0].clone())
-        self.register_buffer("transform", torch.eye(3))
+        self.affine.bias = torch.nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        self.register_buffer("transform", torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         self.register_buffer("freqs", freqs)
         self.register_buffer("phases", phases)
 
@@ -883,7 +907,7 @@ class SynthesisLayer(torch.nn.Module):
 
         self.affine = FullyConnectedLayer(w_dim, spec.in_channels, bias_init=1)
         self.weight = torch.nn.Parameter(
-            torch.randn([spec.out_channels, spec.in_channels, spec.kernel, spec.kernel])
+            _normal([spec.out_channels, spec.in_channels, spec.kernel, spec.kernel])
         )
         self.bias = torch.nn.Parameter(torch.zeros([spec.out_channels]))
         self.register_buffer("magnitude_ema", torch.ones([]))

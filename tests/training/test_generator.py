@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,15 @@ def test_filters_have_unit_sum_and_an_odd_radial_one_is_finite():
         np.testing.assert_allclose(taps, np.flip(taps), atol=1e-15)
     odd, even = (g.design_lowpass_filter(n, 3, 2, 32, radial=True) for n in (13, 12))
     assert even.max() < odd.max() == odd[6, 6]
+
+
+def test_separable_filters_are_scipys_to_the_last_bit():
+    for taps, cutoff, width, fs in [(12, 2, 12.1, 64), (6, 4.7, 3, 32), (24, 20, 40, 512), (7, 3, 0.4, 9)]:
+        expected = scipy.signal.firwin(taps, cutoff, width=width, fs=fs)
+        assert np.array_equal(g.design_lowpass_filter(taps, cutoff, width, fs), expected)
+    for cutoff in (0, 4, 5):
+        with pytest.raises(ValueError, match="cutoff of a filter must be between 0 and 4"):
+            g.design_lowpass_filter(12, cutoff, 2, 8)
 
 
 @pytest.mark.parametrize("config", ["stylegan3-t", "stylegan3-r"])

@@ -381,11 +381,14 @@ def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool =
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cuda_ready() -> bool:
     from torch_utils.ops.backend import extension
 
     return extension.load()
+
+
+# This is all that torch.compiler.assume_constant_result does, which also imports torch's compiler: seconds.
+_cuda_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_device(b: torch.Tensor | None, x: torch.Tensor) -> None:
