@@ -10,6 +10,9 @@
     # one picture of 8 x 4 images
     python gen_images.py --network=network.pkl --seeds=0-31 --grid=8x4 --outdir=out
 
+    # 50,000 images with four processes, as a data set; the same command resumes after a kill
+    python gen_images.py --network=network.pkl --seeds=0-49999 --gpus=4 --to=fakes.zip
+
     # a sheet with one labelled row per class; every column is one seed
     python gen_images.py --network=network.pkl --seeds=0 --classes=0-8 --samples-per-class=8 --outdir=out
 
@@ -24,7 +27,7 @@ grey level.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,11 +35,20 @@ import dnnlib.util
 from dnnlib import outputs
 from generation import commands
 
+if TYPE_CHECKING:
+    from generation.render import Network
+
 
 def _check_together(
-    grid: str | None, classes: str | None, class_name: str | None, samples_per_class: int | None
+    grid: str | None, classes: str | None, class_name: str | None, samples_per_class: int | None, **more: Any
 ) -> None:
     """Raise ValueError for options that exclude or require each other."""
+    if bool(more["to"]) == bool(more["outdir"]):
+        raise ValueError("give either --outdir=DIR, or --to=DIR, x.zip, x.npz or x-{000000..000099}.tar")
+    if more["to"] and (grid or classes or more["batch_sz"] > 1 or more["scale"] > 1):
+        raise ValueError("--to writes one image per seed: remove --grid, --classes, --batch-sz and --scale")
+    if more["outdir"] and more["gpus"] > 1:
+        raise ValueError(f"--gpus={more['gpus']} needs --to in place of --outdir")
     if classes and (class_name or grid):
         raise ValueError("--classes makes a sheet of several classes: remove --class and --grid")
     if samples_per_class and not classes:
@@ -46,7 +58,27 @@ def _check_together(
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @commands.common_options
 @click.option("--seeds", required=True, metavar="LIST", help="Seeds and ranges, for example 0,1,4-6.")
-@click.option("--outdir", required=True, metavar="DIR", help="Folder for the PNG files.")
+@click.option("--outdir", metavar="DIR", help="Folder for the PNG files. Existing ones are replaced.")
+@click.option(
+    "--to",
+    metavar="DIR|ZIP|NPZ|TAR",
+    help="Write one image per seed into a new folder, x.zip (a data set), x.npz (ADM's layout) or "
+    "x-{000000..000099}.tar (webdataset). The same command resumes after a kill.",
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes for --to: one per GPU, or with one thread each on a CPU.",
+)
+@click.option(
+    "--scale",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Magnify the PNG files of --outdir by repeating every pixel.",
+)
 @click.option(
     "--batch-sz",
     type=click.IntRange(min=1),
@@ -98,7 +130,10 @@ def _check_together(
 @commands.one_line_errors
 def main(
     seeds: str,
-    outdir: str,
+    outdir: str | None,
+    to: str | None,
+    gpus: int,
+    scale: int,
     batch_sz: int,
     class_name: str | None,
     classes: str | None,
@@ -111,9 +146,11 @@ def main(
     **common: Any,
 ) -> None:
     """Generate images with a trained network."""
-    common_options = commands.NetworkOptions(**common)
-    _check_together(grid, classes, class_name, samples_per_class)
-    outputs.check_output("--outdir", outdir, data={"--data": common_options.data}, folder=True)
+    options = commands.NetworkOptions(**common)
+    more = {"to": to, "outdir": outdir, "gpus": gpus, "batch_sz": batch_sz, "scale": scale}
+    _check_together(grid, classes, class_name, samples_per_class, **more)
+    if outdir:
+        outputs.check_output("--outdir", outdir, data={"--data": options.data}, folder=True)
     commands.check_finite("--rotate", rotate)
     seed_list, offset = commands.parse_seeds(seeds), dnnlib.util.parse_vec2(translate)
     shape = commands.parse_grid(grid) if grid else None
@@ -122,42 +159,60 @@ def main(
             f"--grid={grid} has {shape[0] * shape[1]} cells, but --seeds and --batch-sz make "
             f"{len(seed_list) * batch_sz} images"
         )
-    from generation import pictures, render
-    from torch_utils import images
+    moved = {"translate": translate if any(offset) else None, "rotate": rotate or None}
+    if to:
+        from generation import bulk, containers
 
-    network, centroids = common_options.load()
+        target = containers.parse_target(to)
+        job = bulk.Job(options, tuple(seed_list), class_name, offset, rotate, batch, target, moved)
+        bulk.generate(job, gpus)
+        return
+    from generation import pictures, render
+
+    network, centroids = options.load()
     render.set_transform(network.G, offset, rotate)
-    options: dict[str, Any] = {
-        "truncation": common_options.truncation,
+    about = {**options.description(), **moved, "scale": scale if scale > 1 else None}
+    settings: dict[str, Any] = {
+        "truncation": options.truncation,
         "centroids": centroids,
         "noise_mode": noise_mode,
         "batch": batch,
+        "scale": scale,
     }
-    about: dict[str, Any] = {
-        **common_options.description(),
-        "translate": translate if any(offset) else None,
-        "rotate": rotate or None,
-    }
-    folder = Path(outdir)
+    folder = Path(str(outdir))
     if classes:
         columns = commands.sheet_seeds(seed_list, samples_per_class)
-        rows = render.class_indices(network, classes)
-        what = f"--classes={classes[:40]} with {len(columns)} images of each"
-        images.check_picture(what, len(rows) * len(columns), network.G.img_resolution)
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures.write_sheet(network, rows, columns, folder / "classes.png", about, **options)
+        _write_sheet(network, classes, columns, folder, about, settings)
         return
     about["images_per_seed"] = batch_sz if batch_sz > 1 else None
     index = None if class_name is None else render.class_index(network, class_name)
-    pictures.check_size(network, grid, shape, batch_sz)
+    pictures.check_size(network, grid, shape, batch_sz, scale)
     folder.mkdir(parents=True, exist_ok=True)
     if shape:
         about["grid"] = grid
-        pictures.write_grid(
-            network, seed_list, folder / "grid.png", shape[0], batch_sz, index, about, **options
-        )
+        path = folder / "grid.png"
+        pictures.write_grid(network, seed_list, path, shape[0], batch_sz, index, about, **settings)
     else:
-        pictures.write_seeds(network, seed_list, folder, batch_sz, index, about, **options)
+        pictures.write_seeds(network, seed_list, folder, batch_sz, index, about, **settings)
+
+
+def _write_sheet(
+    network: Network,
+    classes: str,
+    columns: list[int],
+    folder: Path,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Write classes.png."""
+    from generation import pictures, render
+    from torch_utils import images
+
+    rows = render.class_indices(network, classes)
+    what = f"--classes={classes[:40]} with {len(columns)} images of each"
+    images.check_picture(what, len(rows) * len(columns), network.G.img_resolution * settings["scale"])
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures.write_sheet(network, rows, columns, folder / "classes.png", about, **settings)
 
 
 if __name__ == "__main__":

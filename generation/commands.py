@@ -176,8 +176,11 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         check_finite("--trunc", self.truncation)
 
-    def load(self) -> tuple[Network, Tensor | None]:
+    def load(self, local_rank: int = 0) -> tuple[Network, Tensor | None]:
         """Load the network and, if given, the centroids.
+
+        Args:
+            local_rank: Index of the GPU.
 
         Raises:
             ValueError: one line about the file.
@@ -188,7 +191,7 @@ class NetworkOptions:
 
         network = render.load_network(
             self.network,
-            pick_device(self.device),
+            pick_device(self.device, local_rank),
             self.data,
             trust_pickle=self.trust_pickle,
             precision=self.precision,

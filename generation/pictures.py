@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,13 @@ from generation.render import Network
 from torch_utils import images
 
 
-def check_size(network: Network, grid: str | None, shape: tuple[int, int] | None, batch_sz: int) -> None:
+def check_size(
+    network: Network, grid: str | None, shape: tuple[int, int] | None, batch_sz: int, scale: int = 1
+) -> None:
     """Raise ValueError if one PNG would be too large: a grid, or the tiled images of one seed."""
     in_one_picture = shape[0] * shape[1] if shape else math.ceil(math.sqrt(batch_sz)) ** 2
     flag = f"--grid={grid}" if shape else f"--batch-sz={batch_sz}"
-    images.check_picture(flag, in_one_picture, network.G.img_resolution)
+    images.check_picture(flag, in_one_picture, network.G.img_resolution * scale)
 
 
 def write_seeds(
@@ -33,6 +36,7 @@ def write_seeds(
     index: int | None,
     about: dict[str, Any],
     batch: int,
+    scale: int = 1,
     **render_kwargs: Any,
 ) -> None:
     """Write seedNNNN.png for each seed, with `batch_sz` images tiled in it.
@@ -45,6 +49,7 @@ def write_seeds(
         index: class of all images; None = the class drawn by each seed.
         about: entries of the files' metadata (see `render.about`).
         batch: images computed at a time on a GPU.
+        scale: magnify the pictures by repeating every pixel.
         render_kwargs: see `render.render`.
     """
     # Use no more memory than one picture of the maximum size.
@@ -57,7 +62,9 @@ def write_seeds(
             pixels = render_seeds(network, chunk, batch_sz, index, batch=batch, done=done, **render_kwargs)
             for seed, group in zip(chunk, torch.split(pixels, batch_sz), strict=True):
                 text = render.about(network, [seed], _classes(network, [seed], batch_sz, index), **about)
-                images.save_png(images.grid(group, columns), folder / f"seed{seed:04d}.png", text)
+                images.save_png(
+                    magnified(images.grid(group, columns), scale), folder / f"seed{seed:04d}.png", text
+                )
     click.echo(f"{len(seeds)} PNG files in {folder}")
 
 
@@ -69,13 +76,14 @@ def write_grid(
     batch_sz: int,
     index: int | None,
     about: dict[str, Any],
+    scale: int = 1,
     **render_kwargs: Any,
 ) -> None:
     """Write the images of all seeds as one picture. The arguments are those of `write_seeds`."""
     with progress_bar(len(seeds) * batch_sz, "Images") as done:
         pixels = render_seeds(network, seeds, batch_sz, index, done=done, **render_kwargs)
     text = render.about(network, seeds, _classes(network, seeds, batch_sz, index), **about)
-    images.save_png(images.grid(pixels, columns), path, text)
+    images.save_png(magnified(images.grid(pixels, columns), scale), path, text)
     click.echo(f"{len(pixels)} images: {path}")
 
 
@@ -86,13 +94,19 @@ def write_sheet(
     path: Path,
     about: dict[str, Any],
     columns: int | None = None,
+    scale: int = 1,
     **render_kwargs: Any,
 ) -> None:
     """Write a class sheet (see `render.class_sheet`)."""
     with progress_bar(len(classes) * len(seeds), "Images") as done:
-        sheet = render.class_sheet(network, classes, seeds, columns=columns, done=done, **render_kwargs)
+        sheet = render.class_sheet(network, classes, seeds, columns, scale, done=done, **render_kwargs)
     images.save_png(sheet, path, render.about(network, seeds, classes, **about))
     click.echo(f"{len(classes)} classes, {len(seeds)} images each: {path}")
+
+
+def magnified(picture: np.ndarray, scale: int) -> np.ndarray:
+    """Repeat every pixel of uint8 [H, W, C] in both directions."""
+    return picture if scale == 1 else picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def render_seeds(

@@ -390,6 +390,7 @@ def class_sheet(
     classes: Sequence[int],
     seeds: Sequence[int],
     columns: int | None = None,
+    scale: int = 1,
     **render_kwargs: Any,
 ) -> Any:
     """Generate len(seeds) images of each class as a PIL image, with the classes of each row as its label.
@@ -401,6 +402,7 @@ def class_sheet(
         classes: the classes.
         seeds: the seeds.
         columns: images per row; None = one class per row.
+        scale: magnify the images by this factor. Small ones are magnified anyway, for the labels.
         render_kwargs: see `render`.
     """
     z = torch.cat([latents(seed, 1, network.G.z_dim) for seed in seeds]).repeat(len(classes), 1)
@@ -408,7 +410,9 @@ def class_sheet(
     pixels = render(network, z, labels, **render_kwargs)
     columns = columns or len(seeds)
     rows = [torch.unique_consecutive(row).tolist() for row in torch.split(labels, columns)]
-    return images.labelled_grid(pixels, [_row_label(network, inside) for inside in rows], columns)
+    labels_of_rows = [_row_label(network, inside) for inside in rows]
+    smallest = 24 if scale == 1 else network.G.img_resolution * scale
+    return images.labelled_grid(pixels, labels_of_rows, columns, smallest)
 
 
 def _row_label(network: Network, classes: Sequence[int]) -> str:
