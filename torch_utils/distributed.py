@@ -243,7 +243,8 @@ def _leave_with_agent() -> None:
 # Communication.
 
 
-def _comm_device() -> torch.device:
+def comm_device() -> torch.device:
+    """Where tensors must be for a collective."""
     return (
         torch.device("cuda", torch.cuda.current_device())
         if dist.get_backend() == "nccl"
@@ -251,20 +252,21 @@ def _comm_device() -> torch.device:
     )
 
 
-@contextlib.contextmanager
-def _collective(name: str, sent: int = 0) -> Iterator[None]:
-    """Within, this process waits for the others, and a failure of torch.distributed is one line.
+def _count(name: str, sent: int = 0) -> str:
+    """Count a collective for `take_traffic`, with the bytes of this process. Returns its name."""
+    counted = _traffic.setdefault(name, [0, 0])
+    counted[0] += 1
+    counted[1] += sent
+    return name
 
-    Args:
-        name: of the collective.
-        sent: bytes of this process, for `traffic`.
+
+@contextlib.contextmanager
+def _collective(name: str) -> Iterator[None]:
+    """Within, this process waits for the others, and a failure of torch.distributed is one line.
 
     Raises:
         PeerLost: another process is gone, or did not take part within the time of `init`.
     """
-    counted = _traffic.setdefault(name, [0, 0])
-    counted[0] += 1
-    counted[1] += sent
     global _waiting, _waited
     _waiting, began = name, time.monotonic()
     try:
@@ -276,6 +278,21 @@ def _collective(name: str, sent: int = 0) -> Iterator[None]:
         raise PeerLost(f"process {dist.get_rank()} lost another process in {name}: {reason[:300]}") from error
     finally:
         _waiting, _waited = "", _waited + time.monotonic() - began
+
+
+class Pending:
+    """A collective that has begun. All processes must begin the same ones, in the same order."""
+
+    def __init__(self, name: str, begin: Callable[[], dist.Work | None]) -> None:
+        self.name = name
+        with _collective(name):
+            self.work = begin()
+
+    def wait(self) -> None:
+        """Wait until the result is there: in this process with gloo, on the GPU with NCCL."""
+        if self.work is not None:
+            with _collective(self.name):
+                self.work.wait()
 
 
 def take_traffic() -> dict[str, tuple[int, int]]:
@@ -298,13 +315,13 @@ def seconds_waited() -> float:
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
-        with _collective("barrier"):
+        with _collective(_count("barrier")):
             dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def _bytes(x: torch.Tensor) -> torch.Tensor:
     """The memory of x as uint8 [bytes] on the device that communicates."""
-    return x.detach().to(_comm_device()).contiguous().reshape(-1).view(torch.uint8)
+    return x.detach().to(comm_device()).contiguous().reshape(-1).view(torch.uint8)
 
 
 @torch.no_grad()
@@ -317,7 +334,7 @@ def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
     if world_size() == 1 or not targets:
         return
     flat = torch.cat([_bytes(x) for x in targets])
-    with _collective("broadcast", flat.nbytes):
+    with _collective(_count("broadcast", flat.nbytes)):
         dist.broadcast(flat, src)
     sizes = [x.numel() * x.element_size() for x in targets]
     for x, data in zip(targets, flat.split(sizes), strict=True):
@@ -331,48 +348,69 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
     if world_size() == 1:
         return obj
     box = [obj]
-    with _collective("broadcast"):
+    with _collective(_count("broadcast")):
         dist.broadcast_object_list(box, src)
     return box[0]
 
 
-@torch.no_grad()
-def all_reduce_mean_(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite each tensor with its mean over processes; same order everywhere.
+def start_sum_(x: torch.Tensor) -> Pending:
+    """Begin to overwrite x, which lies on `comm_device`, with its sum over processes."""
+    return Pending(_count("all-reduce", x.nbytes), lambda: dist.all_reduce(x, async_op=True))
 
-    One flat buffer and one collective per (dtype, device).
+
+@torch.no_grad()
+def start_all_gather(tensors: Iterable[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Begin one collective that gathers tensors; what it returns waits, and returns them.
+
+    Each [n, ...] of every process becomes [world * n, ...] in the order of ranks, bit for bit. The number of
+    tensors and their shapes must be the same everywhere.
     """
-    groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-    for x in tensors:
-        if not x.is_floating_point():
-            raise ValueError(f"the mean over processes needs floating-point tensors, got {x.dtype}")
-        groups.setdefault((x.dtype, x.device), []).append(x)
-    if world_size() == 1:
-        return
-    for (dtype, _), group in groups.items():
-        # Half precision travels as float32: the sum must not be rounded at every hop.
-        wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-        flat = torch.cat([x.reshape(-1) for x in group]).to(_comm_device(), wide)
-        with _collective("all-reduce", flat.nbytes):
-            dist.all_reduce(flat)
-        flat /= world_size()
-        for x, data in zip(group, flat.split([x.numel() for x in group]), strict=True):
-            x.copy_(data.reshape(x.shape))
+    mine = list(tensors)
+    if world_size() == 1 or not mine:
+        return lambda: mine
+    flat = torch.cat([_bytes(x) for x in mine])
+    parts = [torch.empty_like(flat) for _ in range(world_size())]
+    pending = Pending(_count("all-gather", flat.nbytes), lambda: dist.all_gather(parts, flat, async_op=True))
+
+    def finish() -> list[torch.Tensor]:
+        pending.wait()
+        columns = zip(*(part.split([x.nbytes for x in mine]) for part in parts), strict=True)
+        return [
+            torch.cat([data.clone().view(x.dtype).reshape(x.shape) for data in column]).to(x.device)
+            for x, column in zip(mine, columns, strict=True)
+        ]
+
+    return finish
 
 
-@torch.no_grad()
 def all_gather_cat(x: torch.Tensor) -> torch.Tensor:
-    """[n, ...] of every process -> [world * n, ...] in the order of ranks, bit for bit.
+    """As `start_all_gather`, of one tensor, and waits."""
+    return start_all_gather([x])()[0]
 
-    The shape must be the same everywhere.
+
+def start_highest(number: int) -> Callable[[], int]:
+    """Begin to compare a number over processes; what it returns waits, and returns the highest.
+
+    With NCCL the answer is copied to the host by then, if the host has waited for the GPU in between.
     """
     if world_size() == 1:
-        return x
-    mine = _bytes(x)
-    parts = [torch.empty_like(mine) for _ in range(world_size())]
-    with _collective("all-gather", mine.nbytes):
-        dist.all_gather(parts, mine)
-    return torch.cat([part.view(x.dtype).reshape(x.shape) for part in parts]).to(x.device)
+        return lambda: number
+    x = torch.tensor([number], device=comm_device())
+    pending = Pending(
+        _count("all-reduce", x.nbytes), lambda: dist.all_reduce(x, dist.ReduceOp.MAX, async_op=True)
+    )
+    if x.is_cuda:  # the copy follows the collective on the GPU's own stream
+        pending.wait()
+        host = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+        wait = torch.cuda.current_stream().record_event().synchronize
+    else:
+        host, wait = x, pending.wait
+
+    def finish() -> int:
+        wait()
+        return int(host)
+
+    return finish
 
 
 def all_gather_object(obj: Any) -> list[Any]:
@@ -380,7 +418,7 @@ def all_gather_object(obj: Any) -> list[Any]:
     if world_size() == 1:
         return [obj]
     objects: list[Any] = [None] * world_size()
-    with _collective("all-gather"):
+    with _collective(_count("all-gather")):
         dist.all_gather_object(objects, obj)
     return objects
 

@@ -66,7 +66,7 @@ def train_until_stopped(
     with Loader(dataset, indices, workers=cfg.data.workers, cache_mb=cfg.data.cache_mb) as loader:
         try:
             periodic.begin(state, running)
-            outcome = run(cfg, state, inputs, loader, classifier, periodic, stop, device)
+            outcome = run(cfg, state, inputs, loader, classifier, periodic, stop)
         except Stopped:  # in an evaluation: the checkpoint before it says that the score is missing
             outcome = INTERRUPTED
         except BaseException:
@@ -85,16 +85,16 @@ def run(
     classifier: steps.Classifier | None,
     periodic: Periodic,
     stop: StopRequest,
-    device: torch.device,
 ) -> str:
     """Steps and ticks until the run is over or is stopped. Returns the outcome; everything is saved."""
     while not is_over(cfg, state):
+        agreed = stop.ask(periodic.checkpoint_is_due)
         one_step(cfg, state, inputs, loader, classifier)
         periodic.after_step(state)
         done = state.progress.nimg >= cfg.run.kimg * 1000
         if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
             periodic.tick(state, done)
-        request = stop.agreed(device, periodic.checkpoint_is_due())
+        request = agreed()
         if request != stop.GO_ON and not is_over(cfg, state):
             periodic.save_between_ticks(state)
             if request != stop.SAVE:

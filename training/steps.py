@@ -20,12 +20,14 @@ from san.layers import SANEmbedding, SANLogits
 from san.objectives import is_paired
 from torch_utils import distributed, rng, training_stats, watchdog
 from torch_utils.ops import conv2d_gradfix
+from torch_utils.reduction import Reduction
 from training import losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
 from training.inputs import InputSource, MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
+_Styles = list[tuple[torch.Tensor, torch.Tensor | None]]  # w and labels of each micro-batch
 
 
 class NonFiniteError(RuntimeError):
@@ -80,6 +82,7 @@ def apply_gradients(
     optimizer: torch.optim.Optimizer,
     where: str,
     cause: Callable[[], nonfinite.Cause | None] = lambda: None,
+    reduction: Reduction | None = None,
 ) -> None:
     """Average gradients over processes, check them, step, forget them.
 
@@ -88,12 +91,13 @@ def apply_gradients(
         optimizer: of them.
         where: the step, for errors: "generator: step 12, at 96 images".
         cause: finds what made a gradient not finite, in all processes.
+        reduction: the averages, which the last backward pass has begun; None = begin them now.
 
     Raises:
         NonFiniteError: naming the network, the step and the first such tensor. Nothing has been updated.
     """
+    (reduction or Reduction(params.values())).finish()
     grads = {name: p.grad for name, p in params.items() if p.grad is not None}
-    distributed.all_reduce_mean_(list(grads.values()))
     norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
     if not bool(torch.isfinite(norms).all()):
         name = next(n for n, norm in zip(grads, norms, strict=True) if not torch.isfinite(norm))
@@ -103,6 +107,12 @@ def apply_gradients(
         raise NonFiniteError(f"{found.network}: {where.partition(': ')[2]}: {found.what} is not finite")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def reduction_of(params: dict[str, torch.nn.Parameter]) -> Reduction:
+    """The reduction of a network: its layers from the last to the first, at the end the mapping network."""
+    layers = sorted(params, key=lambda name: not name.startswith("mapping."))
+    return Reduction(params[name] for name in reversed(layers))
 
 
 def _where(network: str, state: TrainState) -> str:
@@ -157,6 +167,7 @@ def g_step(
     watchdog.phase("G")
     _trainable(state, "G")
     pairs = pairs_generator(cfg) and reals is not None
+    reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
         images = state.G(r.z, r.labels)
@@ -169,11 +180,12 @@ def g_step(
             loss = loss + cfg.cls_weight * guidance
         _report("fake", logits)
         training_stats.report("Loss/G/loss", loss)
-        loss.div(len(micro_batches)).backward()
+        with reduction.during(last=i == len(micro_batches) - 1):
+            loss.div(len(micro_batches)).backward()
     cause = functools.partial(
         nonfinite.find, state, micro_batches, reals if pairs and reals is not None else (), blur_sigma
     )
-    apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause)
+    apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause, reduction)
 
 
 def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: LossConfig, seed: int) -> None:
@@ -183,7 +195,8 @@ def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: Lo
     """
     watchdog.phase("path length")
     _trainable(state, "G")
-    for r in micro_batches:
+    reduction = reduction_of(state.g_params)
+    for i, r in enumerate(micro_batches):
         watchdog.progress()
         ws = state.G.mapping(r.z, r.labels)
         if not ws.requires_grad:  # a frozen mapping network
@@ -199,8 +212,10 @@ def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: Lo
         state.pl_mean.copy_(mean)
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", penalty * cfg.pl_weight)
-        surrogate.mul(cfg.pl_weight / len(micro_batches)).backward()
-    apply_gradients(state.g_params, state.g_opt, _where("path length regularisation", state))
+        with reduction.during(last=i == len(micro_batches) - 1):
+            surrogate.mul(cfg.pl_weight / len(micro_batches)).backward()
+    where = _where("path length regularisation", state)
+    apply_gradients(state.g_params, state.g_opt, where, lambda: None, reduction)
 
 
 def d_step(
@@ -223,14 +238,19 @@ def d_step(
     """
     watchdog.phase("D")
     _trainable(state, "D")
-    styles = []
+    styles: _Styles = []
+    gathered: Callable[[], _Styles] = list
     diagnosis = _diagnosis(state, cfg)
+    reduction = reduction_of(state.d_params)
     for fake, real in zip(micro_batches, reals, strict=True):
         watchdog.progress()
         with torch.no_grad():
             ws = state.G.mapping(fake.z, fake.labels)
             generated = state.G.synthesis(ws)
         styles.append((ws[:, 0], fake.labels))
+        last = len(styles) == len(micro_batches)
+        if last:
+            gathered = _start_gathering(state, styles)
         with diagnosis.side("fake"):
             logits_fake = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
         if is_paired(cfg.d_loss):
@@ -239,7 +259,8 @@ def d_step(
             loss = losses.discriminator_pairs(
                 logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san
             )
-            _backward(loss, len(micro_batches))
+            with reduction.during(last):
+                _backward(loss, len(micro_batches))
             _report("fake", logits_fake)
         else:
             loss_fake = losses.discriminator(logits_fake, False, cfg.d_loss, cfg.adversarial_scale, cfg.san)
@@ -248,16 +269,17 @@ def d_step(
             with diagnosis.side("real"):
                 logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
             loss_real = losses.discriminator(logits_real, True, cfg.d_loss, cfg.adversarial_scale, cfg.san)
-            _backward(loss_real, len(micro_batches))
+            with reduction.during(last):
+                _backward(loss_real, len(micro_batches))
             loss = SANLogits(loss_fake.fun + loss_real.fun, loss_fake.dir + loss_real.dir)
         _report("real", logits_real)
         training_stats.report("Loss/D/fun", loss.fun)
         training_stats.report("Loss/D/dir", loss.dir)
         training_stats.report("Loss/D/loss", loss.fun + loss.dir)
     diagnosis.finish()
-    _update_w_avg(state, styles)
     cause = functools.partial(nonfinite.find, state, micro_batches, reals, blur_sigma)
-    apply_gradients(state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause)
+    apply_gradients(state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause, reduction)
+    _update_w_avg(state, gathered())
     if cfg.san:
         state.D.normalize_()
 
@@ -301,10 +323,23 @@ def _diagnosis(state: TrainState, cfg: LossConfig) -> _Diagnosis:
     )
 
 
-def _update_w_avg(state: TrainState, styles: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
-    """Feed the average styles in the order of the global samples, whatever the number of processes."""
+def _start_gathering(state: TrainState, styles: _Styles) -> Callable[[], _Styles]:
+    """Begin to gather the styles of each micro-batch, and their labels, over processes: one collective.
+
+    Gathered, a micro-batch is a contiguous run of global samples, whatever the number of processes.
+    """
     if not any(p is q for p in state.G.mapping.parameters() for q in state.g_params.values()):
-        return  # a frozen mapping network keeps its average
-    for w, labels in styles:  # round by round: gathered, a round is a contiguous run of global samples
-        everyone = distributed.all_gather_cat(w)
-        state.G.mapping.update_w_avg(everyone, None if labels is None else distributed.all_gather_cat(labels))
+        return list  # a frozen mapping network keeps its average
+    gathered = distributed.start_all_gather([x for pair in styles for x in pair if x is not None])
+
+    def finish() -> _Styles:
+        tensors = iter(gathered())
+        return [(next(tensors), None if labels is None else next(tensors)) for _, labels in styles]
+
+    return finish
+
+
+def _update_w_avg(state: TrainState, styles: _Styles) -> None:
+    """Feed the average styles in the order of the global samples."""
+    for w, labels in styles:
+        state.G.mapping.update_w_avg(w, labels)

@@ -4,7 +4,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from training import loop
 from training.config import TrainConfig
@@ -49,8 +48,8 @@ class Answers:
     def __init__(self, state, answers: dict[int, int]) -> None:
         self.state, self.answers = state, answers
 
-    def agreed(self, device, due: bool) -> int:
-        return self.answers.get(self.state.progress.nimg, self.SAVE if due else self.GO_ON)
+    def ask(self, due):
+        return lambda: self.answers.get(self.state.progress.nimg, self.SAVE if due() else self.GO_ON)
 
 
 def run(monkeypatch, answers=None, due_at: int = -1, **options):
@@ -64,7 +63,7 @@ def run(monkeypatch, answers=None, due_at: int = -1, **options):
     monkeypatch.setattr(loop, "one_step", one_step)
     periodic = Calls(due_at)
     stop = Answers(state, answers or {})
-    outcome = loop.run(cfg, state, None, None, None, periodic, stop, torch.device("cpu"))
+    outcome = loop.run(cfg, state, None, None, None, periodic, stop)
     return outcome, state.progress.nimg, periodic.calls
 
 

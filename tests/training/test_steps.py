@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: which tensors each part moves, and that a bad gradient moves nothing."""
 
+import functools
+
 import pytest
 import torch
 
 from tests.toy_runs import config
-from torch_utils import distributed
+from torch_utils import distributed, launcher
 from training import build, steps
+from training.config import from_json, to_json
 from training.inputs import InputSource
 from training.run import restore
+from training.run.stop import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +79,75 @@ def test_a_bad_gradient_moves_nothing(bad):
     assert all((q < 1).all() and q.grad is None for q in p.values())
 
 
+class Done:
+    """A collective that has ended."""
+
+    def wait(self) -> None:
+        pass
+
+
 def test_collectives_and_bytes_of_a_step(parts, monkeypatch):
     """docs/scaling.md gives them: a reduction per network, and small gathers for w_avg and path lengths."""
     cfg, state, inputs, pixels, labels = parts
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "get_backend", lambda: "gloo")
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.mul_(2))
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x, *op, async_op: x.mul_(2) is x and Done())
     monkeypatch.setattr(
-        distributed.dist, "all_gather", lambda parts, x: [part.copy_(x) for part in parts] and None
+        distributed.dist, "all_gather", lambda parts, x, async_op: [p.copy_(x) for p in parts] and Done()
     )
     distributed.take_traffic()
     steps.train_step(state, inputs, cfg, pixels, labels)  # without path lengths
     traffic = distributed.take_traffic()
-    gradients = sum(p.nbytes for params in (state.g_params, state.d_params) for p in params.values())
-    calls, sent = traffic["all-reduce"]
-    assert calls == 2 and 0.9 * gradients < sent <= gradients
-    calls, sent = traffic["all-gather"]
-    assert calls == 4 and sent == 8 * (4 * state.G.w_dim + 8)  # w and label of 8 images, in two micro-batches
+    g, d = (sum(p.nbytes + 4 for p in params.values()) for params in (state.g_params, state.d_params))
+    assert traffic["all-reduce"] == (2, g + d)  # gradients, and whether there is one
+    assert traffic["all-gather"] == (1, 8 * (4 * state.G.w_dim + 8))  # w and label of 8 images
     steps.path_length_step(state, inputs.micro_batches("path_length", 0, 2), cfg.loss, 0)
-    traffic = distributed.take_traffic()
-    assert traffic["all-gather"] == (2, 4 * 4) and traffic["all-reduce"][0] == 1
+    assert distributed.take_traffic() == {"all-gather": (2, 4 * 4), "all-reduce": (1, g)}
+    stop = StopRequest(restart_every=1e9)
+    try:
+        monkeypatch.setattr(distributed.dist, "all_reduce", lambda x, *op, async_op: Done())
+        assert stop.ask(lambda: True)() == stop.SAVE and distributed.take_traffic() == {"all-reduce": (1, 8)}
+    finally:
+        stop.close()
+
+
+def _gradients(tree, batch_gpu: int) -> list[torch.Tensor]:
+    """Gradients of path lengths, G and D in one step, after their mean over processes."""
+    cfg, device = from_json(tree), distributed.init("cpu")
+    dataset = build.make_dataset(cfg.data, 0)
+    state = restore.fresh_state(cfg, dataset, device)
+    world, rank = distributed.world_size(), distributed.rank()
+    inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, world, rank)
+    mine = next(iter(inputs.real_indices(0, len(dataset))))
+    images = [dataset[i] for i in mine]
+    pixels = torch.stack([torch.from_numpy(x.copy()) for x, _ in images])
+    found: list[torch.Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for optimizer in (state.g_opt, state.d_opt):
+            step = functools.partial(_note, optimizer, found)
+            patch.setattr(optimizer, "step", step)
+        steps.train_step(state, inputs, cfg, pixels, torch.tensor([label for _, label in images]))
+    return found
+
+
+def _note(optimizer: torch.optim.Optimizer, found: list[torch.Tensor]) -> None:
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    found.append(torch.cat([p.grad.flatten().clone() for p in params if p.grad is not None]))
+
+
+@pytest.fixture(scope="module")
+def gradients(toy_zip):
+    """Gradients of a step of 8 images in micro-batches of 2, by the number of processes."""
+    cfg = config(toy_zip, run__batch_gpu=2, loss__pl_start_kimg=0, loss__pl_decay=0.0)
+    return {n: launcher.launch(_gradients, n, to_json(cfg), 2) for n in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_gradients_are_those_of_one_process_with_accumulation(gradients, processes):
+    """Of G, of path lengths and of D: the same micro-batches, added in another order.
+
+    The running mean of path lengths is 0 here: it moves with every micro-batch of all processes.
+    """
+    assert len(gradients[processes]) == 3
+    for one, many in zip(gradients[1], gradients[processes], strict=True):
+        assert len(one) == len(many) and float((one - many).norm() / one.norm()) < 1e-5

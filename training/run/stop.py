@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import torch
 
 from torch_utils import distributed, watchdog
 
@@ -44,21 +42,25 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self, device: torch.device, checkpoint_is_due: bool) -> int:
-        """What all processes do now: the highest of their answers."""
-        mine = self.SAVE if checkpoint_is_due else self.GO_ON
+    def ask(self, checkpoint_is_due: Callable[[], bool]) -> Callable[[], int]:
+        """Ask all processes what to do after the step that begins: the highest of their answers.
+
+        All processes call it. They compare their answers during the step, so that none waits: what happens in
+        the step is answered after the next. A single process answers after the step.
+
+        Returns:
+            A function that returns the answer, for the end of the step.
+        """
+        if distributed.world_size() == 1:
+            return lambda: self._mine(checkpoint_is_due())
+        return distributed.start_highest(self._mine(checkpoint_is_due()))
+
+    def _mine(self, checkpoint_is_due: bool) -> int:
         if self.signalled:
-            mine = self.INTERRUPTED
-        elif time.monotonic() > self.deadline:
-            mine = self.RESTART
-        return _highest(mine, device)
-
-
-def _highest(answer: int, device: torch.device) -> int:
-    """Of all processes."""
-    if distributed.world_size() == 1:
-        return answer
-    return int(distributed.all_gather_cat(torch.tensor([answer], device=device)).max())
+            return self.INTERRUPTED
+        if time.monotonic() > self.deadline:
+            return self.RESTART
+        return self.SAVE if checkpoint_is_due else self.GO_ON
 
 
 def pause(alone: bool = False) -> None:
@@ -72,7 +74,7 @@ def pause(alone: bool = False) -> None:
     watchdog.progress()
     if _current is not None:
         mine = int(_current.signalled)
-        if mine if alone else _highest(mine, torch.device("cpu")):
+        if mine if alone else distributed.start_highest(mine)():
             raise Stopped
 
 
