@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures a training step beside the published algorithm (benchmarks/published.py).
+
+    python benchmarks/train_step.py                                   # every row, one thread
+    python benchmarks/train_step.py --rows lite0-128 --repeats 5
+    python benchmarks/train_step.py --out benchmarks/results/train_step.json
+    python benchmarks/train_step.py --smoke                           # tiny networks, a few seconds
+
+A step trains the generator, then the discriminator, and averages the weights, all with the default options
+of train.py for this machine. The small generator is that of demo.py. Frozen networks other than lite0 have
+random weights, which take the same time.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import interleaved
+from benchmarks.published import Published
+from torch_utils import timm_weights
+from training import build, generator, loop, steps
+from training.config import TrainConfig
+from training.inputs import InputSource
+from training.networks.stems import Lineage
+
+DEIT = "deit_base_distilled_patch16_224"
+CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The sizes of one measured step."""
+
+    title: str
+    batch: int
+    feature_size: int = 224
+    backbones: tuple[str, ...] = (timm_weights.LITE0,)
+    large: bool = False  # the generator of ImageNet's first stage
+    tiny: bool = False
+    resolution: int = 16
+
+
+ROWS = {
+    "lite0-224": Row("small G, lite0 at 224, batch 16", 16),
+    "lite0-128": Row("small G, lite0 at 128, batch 16", 16, 128),
+    "both": Row("small G, both backbones, batch 4", 4, backbones=(DEIT, timm_weights.LITE0)),
+    "imagenet": Row("ImageNet-size G at 16 pixels, lite0 at 224, batch 2", 2, large=True),
+}
+SMOKE = {"smoke": Row("tiny networks, batch 4", 4, 32, tiny=True)}
+
+
+def make_generator(row: Row) -> generator.Generator:
+    """Return the generator of a row, with new weights."""
+    torch.manual_seed(0)
+    if row.large:
+        return generator.build_stem("stylegan3-t", row.resolution, CLASSES, syn_layers=10)
+    sizes = {"cbase": 256, "cmax": 4} if row.tiny else {"cmax": 16}
+    return generator.build_stem(
+        "stylegan3-t", row.resolution, CLASSES, syn_layers=5, w_dim=128, margin_size=4, **sizes
+    )
+
+
+def make_config(row: Row, precision: str = "auto") -> TrainConfig:
+    """Return the options of a row."""
+    weights = {name: timm_weights.RANDOM for name in row.backbones if name != timm_weights.LITE0}
+    narrow = {f"discriminator.{name}": 4 for name in ("proj_channels", "head_channels", "cond_channels")}
+    return TrainConfig().override(
+        {
+            "run.batch": row.batch,
+            "run.precision": precision,
+            "discriminator.precision": precision,
+            "discriminator.backbones": list(row.backbones),
+            "discriminator.backbone_weights": weights,
+            "discriminator.feature_size": row.feature_size,
+            "loss.diagnostics": False,
+            **(narrow if row.tiny else {}),
+        }
+    )
+
+
+@dataclasses.dataclass
+class Data:
+    """Inputs of a step: draws, and random images of all classes."""
+
+    inputs: InputSource
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def of(cls, cfg: TrainConfig, z_dim: int, resolution: int = 16) -> "Data":
+        """Return the inputs of a run in one process."""
+        device = torch.device("cpu")
+        shape = (cfg.run.batch, 3, resolution, resolution)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        inputs = InputSource.of(cfg, np.arange(CLASSES), z_dim, device, processes=1, rank=0)
+        return cls(inputs, pixels, torch.arange(cfg.run.batch) % CLASSES)
+
+
+def published(row: Row) -> interleaved.Work:
+    """Return a step of the published algorithm."""
+    cfg, G = make_config(row, "fp32"), make_generator(row)
+    D = build.make_discriminator(cfg.discriminator, CLASSES, row.resolution, 0)
+    data, step = Data.of(cfg, G.z_dim, row.resolution), Published(G, D, cfg)
+    return lambda: step.step(data.inputs, data.pixels, data.labels)
+
+
+def here(row: Row, precision: str = "auto") -> interleaved.Work:
+    """Return a step as train.py runs it."""
+    cfg, G = make_config(row, precision), make_generator(row)
+    loop.configure(cfg, torch.device("cpu"))
+    D = build.make_discriminator(cfg.discriminator, CLASSES, row.resolution, 0)
+    state = build.assemble(cfg, G, D, Lineage(), torch.device("cpu"))
+    data = Data.of(cfg, G.z_dim, row.resolution)
+
+    def step() -> None:
+        state.progress.nimg = 0  # the same blur in every step
+        steps.train_step(state, data.inputs, cfg, data.pixels, data.labels)
+
+    return step
+
+
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+@click.option("--rows", default=",".join(ROWS), show_default=True, help="Rows, separated by commas.")
+@click.option("--repeats", default=3, show_default=True, help="Measured steps of each implementation.")
+@click.option("--threads", default=1, show_default=True, help="Threads of each process.")
+@click.option("--parts/--no-parts", default=True, show_default=True, help="Print the share of each part.")
+@click.option("--smoke", is_flag=True, help="Run tiny networks only, to check the benchmark itself.")
+@click.option("--out", help="JSON file for the results.")
+def main(rows: str, repeats: int, threads: int, parts: bool, smoke: bool, out: str | None) -> None:
+    """Measure the rows; the help text is the module's docstring."""
+    chosen = SMOKE if smoke else interleaved.chosen(rows, ROWS)
+    torch.set_num_threads(threads)
+    rates, found = interleaved.floors(8 if smoke else 1), {}
+    for row in chosen.values():
+        found[row.title] = interleaved.compare(
+            {"published": published, "here": here}, (row,), 1 if smoke else repeats, threads, parts
+        )
+        click.echo(interleaved.table({row.title: found[row.title]}, rates).splitlines()[-1])
+    interleaved.show(found, rates, out, threads)
+
+
+if __name__ == "__main__":
+    main()
