@@ -198,7 +198,10 @@ class NetworkOptions:
         )
         if not self.centroids_path:
             return network, None
-        return network, render.load_centroids(self.centroids_path, network.G.w_dim)
+        found = render.load_centroids(self.centroids_path, network.G.w_dim)
+        if not dnnlib.util.is_url(self.centroids_path):
+            render.check_centroids(self.centroids_path, network.G)
+        return network, found
 
     def description(self) -> dict[str, Any]:
         """The options that `render.about` writes into a picture's file."""

@@ -76,8 +76,8 @@ def parse_target(text: str) -> Target:
         raise ValueError(f"--to={text}: give a folder, NAME.zip, NAME.npz or NAME-{{000000..000099}}.tar")
     else:
         target = Target(text.rstrip("/") or text, "folder", (Path(text),))
-    first = target.paths[0] if len(target.paths) > 1 else text
-    outputs.check_output("--to", first, folder=target.kind == "folder")
+    path = text if len(target.paths) == 1 else str(target.paths[0])
+    outputs.check_output("--to", path, folder=target.kind == "folder")
     return target
 
 

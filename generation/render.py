@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import os
 import re
 import unicodedata
@@ -20,6 +21,7 @@ from torch import Tensor
 
 import dnnlib.util
 from dnnlib import bounded
+from dnnlib.records import read_json
 from torch_utils import images
 from torch_utils.devices import PRECISIONS
 from training.data import class_names
@@ -256,6 +258,24 @@ def load_centroids(path: str, w_dim: int) -> Tensor:
     if not np.isfinite(centroids).all():
         raise ValueError(f"--centroids-path={path}: contains NaN or Inf")
     return torch.from_numpy(centroids.astype(np.float32))
+
+
+def mapping_sha256(G: Any) -> str:
+    """A hash of the weights of the mapping network, which all stages of a network share."""
+    digest = hashlib.sha256()
+    for name, value in sorted(G.mapping.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_centroids(path: str, G: Any) -> None:
+    """Warn about centres that are of another mapping network, as far as a NAME.json beside them says so."""
+    found = read_json(Path(path).with_suffix(".json")).get("mapping_sha256")
+    if isinstance(found, str) and found != mapping_sha256(G):
+        click.echo(
+            f"warning: --centroids-path={path} was computed with the mapping network of another network",
+            err=True,
+        )
 
 
 def styles(

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("convert", "dataset_tool", "gen_class_samplesheet", "gen_images", "gen_video")
+SCRIPTS = (
+    *("convert", "dataset_tool", "gen_class_samplesheet", "gen_images", "gen_video"),
+    "generation.centroids",
+)
 # What --help may load, besides the standard library and this project.
 ALLOWED = {"click", "filelock", "numpy", "PIL"}
 PROGRAM = """

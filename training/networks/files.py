@@ -18,7 +18,7 @@ import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -98,6 +98,19 @@ def read(path: str | os.PathLike[str], key: str | None = None, strict: bool = Tr
     if os.fspath(path).lower().endswith(".safetensors"):
         return read_safetensors(path)
     return _from_pickle(persistence.read_network_pickle(path, strict=strict), path, key)
+
+
+def read_stream(stream: BinaryIO, name: str) -> NetworkFile:
+    """Load a network pickle from an open file, without networks of other projects (`strict` of `read`).
+
+    Args:
+        stream: The file.
+        name: For messages.
+
+    Raises:
+        ValueError: One line.
+    """
+    return _from_pickle(persistence.read_network_pickle(stream, strict=False), name, None)
 
 
 def fetch(path_or_url: str, num_attempts: int = 3) -> str:
