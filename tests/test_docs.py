@@ -2,10 +2,15 @@
 """The pages: links and anchors resolve, prose keeps to 110 columns, Python examples run."""
 
 import ast
+import collections
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from training.progressive import recipe
+from training.progressive.stages import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "san" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,6 +83,43 @@ def test_messages_that_are_explained_are_messages_of_the_code():
     parts = {part.strip(" :;()") for quote in quoted for part in quote.split("...")}
     parts = {part.removeprefix("WARNING: ").removeprefix("discriminator: ") for part in parts}
     assert sorted(part for part in parts if len(part) > 4 and part not in code) == []
+
+
+def test_every_module_is_in_the_list_of_files():
+    """The tree in docs/architecture.md names every module, and a name of two files at least twice."""
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Every file")[1]
+    ops = re.search(r"one op per file: (.*)", tree)[1].split(", ")
+    listed = collections.Counter(re.findall(r"\w+\.py", tree.split("```")[1]) + [f"{op}.py" for op in ops])
+    folders = ("dnnlib", "generation", "image_data", "metrics", "san", "torch_utils", "training")
+    paths = [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    modules = collections.Counter(path.name for path in paths if path.name != "__init__.py")
+    assert modules - listed == collections.Counter()
+
+
+def recipe_rows() -> list[str]:
+    """A table row for each stage of every recipe, without the stages that `extends` brings."""
+    rows = []
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.name == recipe.SPEED_TABLE:
+            continue
+        schedule = Schedule(recipe.load(path.stem), "")
+        own = {stage["resolution"] for stage in text["stages"]}
+        for stage in (stage for stage in schedule.recipe.stages if stage.resolution in own):
+            config = schedule.config(stage)
+            gen, run = config.generator, config.run
+            layers = f"head {gen.head_layers}" if gen.superres else f"stem {gen.syn_layers}"
+            cells = [f"`{path.stem}`", stage.resolution, gen.cfg[-1], layers, run.batch, f"{run.kimg:g}"]
+            cells += [f"{config.loss.cls_weight:g}", f"{run.tick * run.snap:g}", run.metrics[0]]
+            rows.append("| " + " | ".join(map(str, [*cells, run.patience or "none"])) + " |")
+    return rows
+
+
+def test_the_table_of_recipes_is_that_of_the_files():
+    lines = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").splitlines()
+    names = tuple(f"| `{path.stem}` | " for path in (ROOT / "recipes").glob("*.yaml"))
+    found = [line for line in lines if line.startswith(names) and line.count("|") == 11]
+    assert sorted(found) == sorted(recipe_rows())
 
 
 def test_faults_are_found(tmp_path):
