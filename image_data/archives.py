@@ -83,6 +83,8 @@ class Entry(NamedTuple):
 class ZipReader:
     """Reads entries of one zip file. Can be shared between threads, forked and pickled."""
 
+    checks_content = True  # with the CRC-32 in the zip's directory
+
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self._fd: int | None = None
@@ -140,6 +142,8 @@ class ZipReader:
 
 class FolderReader:
     """Reads files in a folder. Can be shared between threads and processes."""
+
+    checks_content = False
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)

@@ -23,7 +23,7 @@ import torch
 
 from dnnlib import util
 from dnnlib.progress import Progress
-from image_data import archives, labels
+from image_data import archives, labels, png
 from torch_utils import rng
 
 NUM_CHANNELS = 3
@@ -128,9 +128,8 @@ class ImageDataset:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Return (uint8 [3, R, R], class index or -1)."""
-        details = self.get_details(index)
-        image = self._raw_image(int(index) % len(self._raw_indices))
-        return (image[:, :, ::-1].copy() if details.xflip else image.copy()), details.raw_label
+        label = self.get_details(index).raw_label
+        return self.load(np.array([index]))[0], label
 
     def get_details(self, index: int) -> ImageDetails:
         """Return the name, position in the archive, flip and label of image `index`."""
@@ -159,8 +158,8 @@ class ImageDataset:
         for position, index in enumerate(np.asarray(indices).tolist()):
             if not 0 <= index < len(self):
                 raise IndexError(f"image {index} of {len(self)}")
-            image = self._raw_image(index % num_rows)
-            out[position] = image[:, :, ::-1] if index >= num_rows else image
+            target = out[position]
+            self._load_row(index % num_rows, target[:, :, ::-1] if index >= num_rows else target)
         return out
 
     def use_cache(self, limit_mb: float) -> bool:
@@ -220,7 +219,7 @@ class ImageDataset:
 
     def _find_resolution(self, wanted: int | None) -> int:
         entry = self._archive.images[0]
-        with self._open(entry) as image:
+        with self._open(entry, self._read(entry)) as image:
             width, height = (int(pixels) for pixels in image.size)
         if width != height:
             raise ValueError(
@@ -237,29 +236,34 @@ class ImageDataset:
             raise ValueError(f"{self.path}: images are {width}x{width}, expected {wanted}x{wanted}")
         return width
 
-    def _open(self, entry: archives.Entry) -> Any:
+    def _read(self, entry: archives.Entry) -> bytes:
         try:
-            data = self._archive.reader.read(entry)
+            return self._archive.reader.read(entry)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+
+    def _open(self, entry: archives.Entry, data: bytes) -> Any:
         try:
             return archives.open_image(data)
         except ValueError as error:
             raise ValueError(f"{self.path}: {entry.name}: {error}") from None
 
-    def _raw_image(self, row: int) -> np.ndarray:
-        """Return uint8 [3, R, R], not flipped. Callers must not write to it."""
+    def _load_row(self, row: int, out: np.ndarray) -> None:
+        """Write an image, not flipped, to `out`, uint8 [3, R, R] of any strides."""
         if self._cache is not None and self._cache.filled[row]:
-            cached: np.ndarray = self._cache.images[row]
-            return cached
-        image = self._decode(self._archive.images[self._raw_indices[row]])
+            out[...] = self._cache.images[row]
+            return
+        entry = self._archive.images[self._raw_indices[row]]
+        data = self._read(entry)
+        if not png.decode_into(data, out, is_checked=self._archive.reader.checks_content):
+            out[...] = self._decode(entry, data)
         if self._cache is not None:
-            self._cache.images[row] = image  # two threads may get here; both write the same bytes
+            self._cache.images[row] = out  # two threads may get here; both write the same bytes
             self._cache.filled[row] = True
-        return image
 
-    def _decode(self, entry: archives.Entry) -> np.ndarray:
-        with self._open(entry) as image:
+    def _decode(self, entry: archives.Entry, data: bytes) -> np.ndarray:
+        """Decode a file that dataset_tool.py does not write by default. Returns uint8 [3, R, R]."""
+        with self._open(entry, data) as image:
             if image.size != (self.resolution, self.resolution):
                 raise ValueError(
                     f"{self.path}: {entry.name} is {image.width}x{image.height}, but the first image is "

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import dataset_tool
 from image_data import archives
+from image_data import png as png_format
 from tests import waiting
 from training.data import dataset as data
 
@@ -309,6 +311,36 @@ def test_damaged_bytes_inside_a_zip_are_noticed(small: Path) -> None:
         dataset[5]
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_sets_of_any_png_encoder_have_the_same_pixels(tmp_path: Path, is_zip: bool) -> None:
+    images, seen = np.stack([pixels(i, 16) for i in range(5)]), []
+    for level in (0, 6):
+        path = tmp_path / (f"level{level}.zip" if is_zip else f"level{level}")
+        dataset_tool.convert(dataset_tool.array_source("a", images), path, workers=1, compress_level=level)
+        dataset = data.ImageDataset(path, xflip=True)
+        batch = np.full([4, 3, 16, 16], 7, dtype=np.uint8)
+        assert dataset.load(np.array([3, 8, 0, 5]), out=batch) is batch
+        seen.append(batch)
+    expected = images.transpose(0, 3, 1, 2)
+    expected = np.stack([expected[3], expected[3][:, :, ::-1], expected[0], expected[0][:, :, ::-1]])
+    assert np.array_equal(seen[0], expected) and np.array_equal(seen[1], expected)
+
+
+def test_damaged_files_of_a_folder_are_noticed(tmp_path: Path) -> None:
+    images = np.stack([pixels(i, 16) for i in range(2)])
+    dataset_tool.convert(dataset_tool.array_source("a", images), tmp_path / "set", workers=1)
+    dataset = data.ImageDataset(tmp_path / "set")
+    file = tmp_path / "set" / name(1)
+    content = bytearray(file.read_bytes())
+    content[200] ^= 1
+    file.write_bytes(content)
+    assert not png_format.decode_into(bytes(content), np.empty([3, 16, 16], np.uint8))
+    file.write_bytes(content[:400])
+    dataset[0]
+    with pytest.raises(ValueError, match=f"{name(1)} cannot be decoded"):
+        dataset[1]
+
+
 def test_grey_images_become_rgb(tmp_path: Path) -> None:
     grey = pixels(0)[:, :, 0]
     dataset = data.ImageDataset(write(tmp_path / "x.zip", files={"a.png": png(grey)}, labels=None))
@@ -448,13 +480,13 @@ def test_loader_gives_the_batches_in_order(
 def test_loader_decodes_a_cached_set_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = data.ImageDataset(small, xflip=True)
     decoded: list[str] = []
-    original = data.ImageDataset._decode
+    original = data.ImageDataset._read
 
-    def counted(self: data.ImageDataset, entry: archives.Entry) -> np.ndarray:
+    def counted(self: data.ImageDataset, entry: archives.Entry) -> bytes:
         decoded.append(entry.name)
         return original(self, entry)
 
-    monkeypatch.setattr(data.ImageDataset, "_decode", counted)
+    monkeypatch.setattr(data.ImageDataset, "_read", counted)
     batches = [np.arange(20)] * 4
     with data.Loader(dataset, batches, workers=0, cache_mb=1) as loader:
         assert all(labels is None for _, labels in loader)
