@@ -60,7 +60,7 @@ class InceptionDetector(Detector):
         device: torch.device | str = "cpu",
         name: str = INCEPTION,
     ) -> None:
-        super().__init__(network, device, torch.float32)
+        super().__init__(network.fold(), device, torch.float32)
         self.sha256, self.name = sha256, name
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:

@@ -15,28 +15,34 @@ TRACE_TOLERANCE = 1e-9  # relative error of a trace, above which singular values
 def trace_sqrt_product(sigma_a: np.ndarray, sigma_b: np.ndarray) -> float:
     """Trace of (A B)^(1/2) for symmetric positive semidefinite A, B [D, D].
 
-    A B has the eigenvalues of F^T B F for any factor F F^T = A. Here F = V diag(w^(1/2)) comes from the
-    eigendecomposition of A, and the trace is the sum of the square roots of the eigenvalues of F^T B F.
+    A B has the eigenvalues of F^T B F for any factor F F^T = A, and the trace is the sum of their square
+    roots. F is a Cholesky factor with pivoting, which has as many columns as A's rank.
 
     A rounding error e of an eigenvalue becomes sqrt(e) where the eigenvalue is 0. Singular or nearly singular
     matrices (fewer images than features) therefore use the singular values of F_A^T F_B, which are these
-    square roots, exact to rounding but take twice the time.
+    square roots, exact to rounding. They are few where the rank is low.
     """
     factor = _factor(sigma_a)
-    eigenvalues = np.clip(scipy.linalg.eigvalsh(factor.T @ sigma_b @ factor), 0, None)
-    roots = np.sqrt(eigenvalues)
-    rounding = np.finfo(np.float64).eps * eigenvalues.max(initial=0)
-    error = rounding / (2 * np.maximum(roots, np.sqrt(rounding)) + np.finfo(np.float64).tiny)
-    if error.sum() <= TRACE_TOLERANCE * roots.sum():
-        return float(roots.sum())
+    if factor.shape[1] == len(sigma_a):
+        eigenvalues = np.clip(scipy.linalg.eigvalsh(factor.T @ sigma_b @ factor), 0, None)
+        roots = np.sqrt(eigenvalues)
+        rounding = np.finfo(np.float64).eps * eigenvalues.max(initial=0)
+        error = rounding / (2 * np.maximum(roots, np.sqrt(rounding)) + np.finfo(np.float64).tiny)
+        if error.sum() <= TRACE_TOLERANCE * roots.sum():
+            return float(roots.sum())
     return float(scipy.linalg.svdvals(factor.T @ _factor(sigma_b)).sum())
 
 
 def _factor(sigma: np.ndarray) -> np.ndarray:
-    """F [D, D] with F F^T = sigma. Eigenvalues that are rounding errors, or negative, count as 0."""
-    eigenvalues, vectors = scipy.linalg.eigh(sigma)
-    smallest = np.finfo(np.float64).eps * len(sigma) * max(eigenvalues[-1], 0)
-    return np.asarray(vectors * np.sqrt(np.where(eigenvalues > smallest, eigenvalues, 0)))
+    """F [D, rank] with F F^T = sigma. Pivots that are rounding errors, or negative, count as 0.
+
+    LAPACK's pivoted Cholesky decomposition takes a tenth of the time of an eigendecomposition.
+    """
+    lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma, lower=1)
+    rank = rank if sigma.diagonal().max(initial=0) > 0 else 0
+    factor = np.empty((len(sigma), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor
 
 
 def frechet_distance(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metrics import detectors, inception
+from metrics import detector, detectors, inception
 from metrics.registry import INCEPTION, LITE0
 from torch_utils import timm_weights
 
@@ -166,6 +166,21 @@ def test_tf32_is_off_while_a_detector_runs_and_restored_after():
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_images_pass_a_cpu_in_small_groups():
+    sizes = []
+
+    class Counting(detectors.Detector):
+        def _run(self, images):
+            sizes.append(len(images))
+            return {"features": images.float().flatten(1)}
+
+    counting = Counting(torch.nn.Identity(), "cpu", torch.float32)
+    group = max(detector.CPU_GROUP, torch.get_num_threads())
+    pixels = torch.randint(0, 256, (2 * group + 1, 3, 2, 2), dtype=torch.uint8)
+    assert counting(pixels)["features"].equal(pixels.float().flatten(1))
+    assert sizes == [group, group, 1]
 
 
 def test_loading_leaves_the_global_generator_alone():

@@ -52,6 +52,23 @@ def test_everything_but_the_poolings_is_torchvisions(reference):
         )
 
 
+def test_folding_batch_norm_moves_features_by_rounding_alone(reference):
+    network = inception.InceptionV3()
+    network.load_state_dict(reference.state_dict())
+    random = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low in ((module.running_mean, -0.1), (module.running_var, 0.5), (module.weight, 0.5)):
+                values.copy_(torch.rand(values.shape, generator=random) + low)
+    x = torch.randn(2, 3, 139, 139, generator=random)
+    with torch.no_grad():
+        before = network.features(x)
+        after = network.fold().features(x)
+        assert network.fold().features(x).equal(after), "folding again changes nothing"
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert before.std() > 0 and (after - before).norm() / before.norm() < 2e-6
+
+
 def test_poolings_of_the_2015_graph(network):
     pools = {name: network.get_submodule(name).pool for name in network.block_names}
     averages = {
