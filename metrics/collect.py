@@ -138,14 +138,20 @@ class Collector:
         return _speeds[network]
 
     def _partial(self, key: Mapping[str, Any] | None, needs: Sequence[Need]) -> Partial | None:
-        if key is None or self.cache_dir is None:
+        if key is None:
             return None
-        whole = {
-            "images": key,
-            "needs": [[*need, self.detector(need.detector).description] for need in needs],
-            "batch": self.batch,
-            "processes": distributed.world_size(),
-        }
+        described = [[*need, self.detector(need.detector).description] for need in needs]
+        return self.open_partial({"images": key, "needs": described})
+
+    def open_partial(self, key: Mapping[str, Any]) -> Partial | None:
+        """Where the state of a pass is saved; None if it cannot be, or if another process uses the place.
+
+        Args:
+            key: JSON values: what the result depends on, beside batch and number of processes.
+        """
+        if self.cache_dir is None:
+            return None
+        whole = {**key, "batch": self.batch, "processes": distributed.world_size()}
         partial = Partial(self.cache_dir, whole, distributed.rank())
         if not partial.open():
             return None

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.network_metrics import Task
+from metrics.network_metrics import Measured, Task
 from torch_utils import rng
 
 MAX_TRANSLATION = 1 / 8  # of the image's size, along each axis
@@ -208,8 +208,10 @@ COMPARISONS: dict[str, _Comparison] = {
 }
 
 
-def equivariance(task: Task, kind: str) -> dict[str, float]:
+def equivariance(task: Task, kind: str) -> Measured:
     """PSNR in decibels over all samples of `kind`, a key of COMPARISONS; the higher, the better.
+
+    A row has the squared error and the mask's sum of a group of images that share a transform.
 
     Raises ValueError for images so small that no pixel is comparable.
     """
@@ -224,7 +226,14 @@ def equivariance(task: Task, kind: str) -> dict[str, float]:
         area = mask.sum(dtype=torch.float64) * wanted.shape[0] * wanted.shape[1]
         return np.array([[float(error), float(area)]])
 
-    error, area = task.rows(GROUP, work).sum(axis=0)
-    if not area:
+    rows = task.rows(GROUP, 2, work)
+    rows = rows[rows[:, 1] > 0]
+    if not len(rows):
         raise ValueError(f"{kind}: these images are too small, no pixel is far enough from the border")
+    return Measured(rows, _ratio)
+
+
+def _ratio(rows: np.ndarray) -> dict[str, float]:
+    """The ratio of the sums, in decibels."""
+    error, area = rows.sum(axis=0)
     return {"": psnr(error, area)}

@@ -22,6 +22,7 @@ computes, and all get the records.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import time
@@ -316,7 +317,7 @@ class Evaluator:
             real = self.references([metric for metric in metrics if metric.family.needs_real])
             needs = {m.name: self._need(m) for m in metrics if not m.family.of_network}
             stores = self._stores(source, what, list(dict.fromkeys(needs.values())), key)
-            measured = {m.name: self._measure_network(source, m) for m in metrics if m.family.of_network}
+            measured = {m.name: self._measure_network(source, m, key) for m in metrics if m.family.of_network}
 
             def record(metric: registry.Metric) -> Record:
                 store, reference = real.get(metric.name, (None, None))
@@ -324,7 +325,7 @@ class Evaluator:
                 conditions = {**self._conditions(metric), **own, **about, "device": _device_name(self.device)}
                 extra: dict[str, Any] = {}
                 if metric.name in measured:
-                    values = measured[metric.name]
+                    values, extra = self.extras.compute_network(metric, measured[metric.name], self.seed)
                     extra["generator_dtype"] = "float32"  # whatever the network uses otherwise
                 else:
                     rules = self._rules(metric, source)
@@ -360,11 +361,20 @@ class Evaluator:
         return registry.Rules(self.seed, self.covariance, labels, self.collector.computing)
 
     def _measure_network(
-        self, source: ImageSource | StatisticsFile, metric: registry.Metric
-    ) -> dict[str, float]:
+        self,
+        source: ImageSource | StatisticsFile,
+        metric: registry.Metric,
+        key: Mapping[str, Any] | None,
+    ) -> network_metrics.Measured:
         assert isinstance(source, GeneratedImages) and metric.family.measure is not None
         network = network_metrics.as_network(source.generator, metric.name)
         collector = self.collector
+        name = metric.family.detector
+        whole = {
+            "images": key,
+            "network metric": metric.name,
+            "detector": self._detector(name).description if name else None,
+        }
         task = network_metrics.Task(
             network,
             source,
@@ -373,6 +383,7 @@ class Evaluator:
             self._detector,
             collector.progress,
             collector.pause,
+            None if key is None else functools.partial(collector.open_partial, whole),
         )
         return metric.family.measure(task)
 

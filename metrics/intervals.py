@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from metrics import statistics
+from metrics.network_metrics import Measured
 from metrics.registry import Family, Metric, Rules
 
 POINTS = 15  # sizes of the extrapolation, as Chong and Forsyth chose
@@ -49,7 +50,9 @@ class Extras:
             )
 
     def check(self, metrics: Sequence[Metric]) -> None:
-        """Raises ValueError if there is nothing to extrapolate."""
+        """Raises ValueError if there is nothing to extrapolate, or half of the samples are too few."""
+        for metric in metrics if self.bootstrap else ():
+            _check_halves(metric.family, metric.num_gen)
         if self.extrapolate and not any(metric.family.has_covariance for metric in metrics):
             names = ", ".join(metric.name for metric in metrics)
             raise ValueError(
@@ -73,11 +76,39 @@ class Extras:
         found: dict[str, Any] = {}
         if self.bootstrap:
             spread = deviations(family, rows, real, rules, self.bootstrap)
-            std = {metric.name + suffix: value for suffix, value in spread.items()}
-            found["interval"] = {"method": METHOD, "repeats": self.bootstrap, "std": std}
+            found["interval"] = self._interval(metric, spread)
         if self.extrapolate and family.has_covariance:
             found["infinity"] = extrapolate(family, rows, real, rules)
         return values, found
+
+    def compute_network(
+        self, metric: Metric, measured: Measured, seed: int
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """As `compute`, of a network metric."""
+        values = measured.compute(measured.rows)
+        if not self.bootstrap:
+            return values, {}
+        if len(measured.rows) < 2:
+            raise ValueError(
+                f"metric {metric.name}: one group of images has comparable pixels, an interval needs two"
+            )
+        spread = half_deviations(
+            lambda chosen: measured.compute(measured.rows[chosen]), len(measured.rows), seed, self.bootstrap
+        )
+        return values, {"interval": self._interval(metric, spread)}
+
+    def _interval(self, metric: Metric, spread: dict[str, float]) -> dict[str, Any]:
+        std = {metric.name + suffix: value for suffix, value in spread.items()}
+        return {"method": METHOD, "repeats": self.bootstrap, "std": std}
+
+
+def _check_halves(family: Family, count: int) -> None:
+    """Raises ValueError if half of `count` samples are too few for the metric."""
+    if count // 2 < family.min_images:
+        raise ValueError(
+            f"metric {family.name} needs at least {2 * family.min_images} generated images for an interval, "
+            f"got {count}"
+        )
 
 
 def store_of(family: Family, rows: np.ndarray) -> statistics.Store:
@@ -117,18 +148,35 @@ def deviations(
     Raises:
         ValueError: Half of the samples are too few for the metric.
     """
-    count = len(rows)
+    _check_halves(family, len(rows))
+
+    def compute(chosen: np.ndarray) -> dict[str, float]:
+        return family.compute(store_of(family, rows[chosen]), real, _rules_of(rules, chosen))
+
+    return half_deviations(compute, len(rows), rules.seed, repeats, step)
+
+
+def half_deviations(
+    compute: Callable[[np.ndarray], dict[str, float]],
+    count: int,
+    seed: int,
+    repeats: int,
+    step: Step = _nothing,
+) -> dict[str, float]:
+    """The deviations of `deviations` for numbers that are computed from chosen samples.
+
+    Args:
+        compute: Indices of the chosen samples, sorted, to numbers.
+        count: Samples in all, at least 2.
+        seed: Chooses the halves.
+        repeats: Number of halves.
+        step: Called after each half.
+    """
     half = count // 2
-    if half < family.min_images:
-        raise ValueError(
-            f"metric {family.name} needs at least {2 * family.min_images} generated images for an interval, "
-            f"got {count}"
-        )
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
-        chosen = np.sort(np.random.RandomState([rules.seed, repeat]).permutation(count)[:half])
-        values = family.compute(store_of(family, rows[chosen]), real, _rules_of(rules, chosen))
-        for suffix, value in values.items():
+        chosen = np.sort(np.random.RandomState([seed, repeat]).permutation(count)[:half])
+        for suffix, value in compute(chosen).items():
             found.setdefault(suffix, []).append(value)
         step()
     scale = math.sqrt(half / (count - half))

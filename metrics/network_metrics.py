@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from metrics.image_sets import GeneratedImages
+from metrics.partial import Partial
+from metrics.statistics import FeatureArray
 from torch_utils import distributed
 
 
@@ -58,6 +60,7 @@ class Task:
         detector: a detector by its name.
         progress: called as ("network", done, total) on process 0.
         pause: called as (False) in every process before each of its batches, equally often in all.
+        open_partial: returns where the rows of an unfinished measurement are saved, None for nowhere.
     """
 
     network: StyleNetwork
@@ -67,6 +70,7 @@ class Task:
     detector: Callable[[str], Any]
     progress: Callable[[str, int, int], None] | None = None
     pause: Callable[[bool], None] | None = None
+    open_partial: Callable[[], Partial | None] | None = None
 
     @property
     def seed(self) -> int:
@@ -84,24 +88,52 @@ class Task:
         z = self.images.latents(samples, purpose)
         return z, None if labels is None else labels.to(self.device)
 
-    def rows(self, group: int, work: Callable[[range], np.ndarray]) -> np.ndarray:
+    def rows(self, group: int, width: int, work: Callable[[range], np.ndarray]) -> np.ndarray:
         """What `work` returns for each group of samples, in their order: float64 [rows, K], in every process.
 
-        group: samples per call; the last call may get fewer. Groups go to processes in turn.
+        A measurement that was killed resumes where it was saved last.
+
+        Args:
+            group: Samples per call; the last call may get fewer. Groups go to processes in turn.
+            width: K.
+            work: Samples to float64 [n, K], n at most the number of samples.
         """
         groups = [range(i, min(i + group, self.num_gen)) for i in range(0, self.num_gen, group)]
         rank, world = distributed.rank(), distributed.world_size()
-        mine: list[np.ndarray] = []
-        for turn in range(-(-len(groups) // world)):
+        mine, store = groups[rank::world], FeatureArray(width, np.float64)
+        stores = {"rows": store}
+        partial = None if self.open_partial is None else self.open_partial()
+        begin = 0 if partial is None else min(partial.restore(stores), len(mine))
+        for turn in range(min(distributed.all_gather_object(begin)), -(-len(groups) // world)):
             if self.pause is not None:
                 self.pause(False)
-            if turn * world + rank < len(groups):
+            if begin <= turn < len(mine):
                 with torch.no_grad():
-                    mine.append(np.asarray(work(groups[turn * world + rank]), np.float64))
-                if self.progress is not None and distributed.is_main():
-                    self.progress("network", min((turn + 1) * world * group, self.num_gen), self.num_gen)
-        parts = distributed.all_gather_object(mine)
-        return np.concatenate([parts[i % world][i // world] for i in range(len(groups))])
+                    found = np.asarray(work(mine[turn]), np.float64)
+                indices = range(mine[turn].start, mine[turn].start + len(found))
+                store.append(found, indices)
+                if partial is not None:
+                    partial.add(0, found, indices)
+                    partial.save_if_due(stores, turn + 1)
+            if self.progress is not None and distributed.is_main():
+                self.progress("network", min((turn + 1) * world * group, self.num_gen), self.num_gen)
+        for other_rank, other in enumerate(distributed.all_gather_object(store)):
+            if other_rank != rank:
+                store.merge(other)
+        return store.array
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a network metric found.
+
+    Attributes:
+        rows: Float64 [n, K], one for each independent draw: a pair of images, or a group with one transform.
+        compute: Rows to numbers by what follows the metric's name in the results.
+    """
+
+    rows: np.ndarray
+    compute: Callable[[np.ndarray], dict[str, float]]
 
 
 def as_network(generator: Any, metric: str) -> StyleNetwork:

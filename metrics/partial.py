@@ -131,7 +131,7 @@ class Partial:
         if self._rows:
             content = {}
             for number, added in self._rows.items():
-                content[f"{number}_rows"] = np.concatenate([rows for rows, _ in added]).astype(np.float32)
+                content[f"{number}_rows"] = np.concatenate([rows for rows, _ in added])
                 content[f"{number}_indices"] = np.concatenate([indices for _, indices in added])
             with dnnlib.util.atomic_write(self._part(self._parts)) as file:
                 np.savez(file, **content)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ class Partial:
                 content = {name: state[f"{number}_{name}"] for name in ("count", "mean", "scatter")}
                 found.append(statistics.Moments.from_arrays(content))
             else:
-                array = statistics.FeatureArray(store.dim)
+                array = statistics.FeatureArray(store.dim, store.dtype)
                 for part in rows:
                     if f"{number}_rows" in part:
                         array.append(part[f"{number}_rows"], part[f"{number}_indices"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from metrics.network_metrics import Task
+from metrics.network_metrics import Measured, Task
 
 EPSILON = 1e-4  # length of the step, as a share of the way between two latents
 RESOLUTION = 256  # larger images are averaged down to it
@@ -30,7 +30,7 @@ def trimmed_mean(distances: np.ndarray) -> float:
     return float(distances[(distances >= low) & (distances <= high)].mean())
 
 
-def path_length(task: Task, detector: str, need_lpips: bool) -> dict[str, float]:
+def path_length(task: Task, detector: str, need_lpips: bool) -> Measured:
     """PPL in w at one end of the path, whole images: squared LPIPS features' difference / epsilon^2.
 
     Args:
@@ -56,4 +56,4 @@ def path_length(task: Task, detector: str, need_lpips: bool) -> dict[str, float]
         distances = (features[0] - features[1]).square().sum(dim=1) / EPSILON**2
         return np.asarray(distances.double().cpu())[:, None]
 
-    return {"": trimmed_mean(task.rows(task.batch, work)[:, 0])}
+    return Measured(task.rows(task.batch, 1, work), lambda rows: {"": trimmed_mean(rows[:, 0])})

@@ -35,7 +35,7 @@ from typing import Literal
 import numpy as np
 
 from metrics import equivariance, fid, inception_score, kid, path_length, precision_recall, vendi
-from metrics.network_metrics import Task
+from metrics.network_metrics import Measured, Task
 from metrics.statistics import FeatureArray, Moments, Store
 
 DEFAULT_NUM_GEN = 50_000
@@ -69,7 +69,7 @@ class Rules:
 
 
 Compute = Callable[[Store, Store | None, Rules], dict[str, float]]
-Measure = Callable[[Task], dict[str, float]]
+Measure = Callable[[Task], Measured]
 
 
 def _not_of_images(generated: Store, real: Store | None, rules: Rules) -> dict[str, float]:
@@ -98,7 +98,7 @@ class Family:
         bare_full: the name without a count compares with every real image; otherwise with a subset.
         max_real: real images at most, a seeded random subset of more.
         uses_labels: Rules.labels is read.
-        measure: the numbers of a network metric.
+        measure: what a network metric finds.
     """
 
     name: str

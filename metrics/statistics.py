@@ -146,13 +146,13 @@ class Moments:
         return stats
 
 
-def _mapped(count: int, dim: int) -> np.ndarray:
-    """float32 [count, dim] in a temporary file without a name, which disappears with the array.
+def _mapped(count: int, dim: int, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """[count, dim] in a temporary file without a name, which disappears with the array.
 
     Raises:
         OSError: the disk has no room for it.
     """
-    size = count * dim * np.dtype(np.float32).itemsize
+    size = count * dim * np.dtype(dtype).itemsize
     with tempfile.TemporaryFile() as file:
         try:
             if hasattr(os, "posix_fallocate"):
@@ -163,24 +163,28 @@ def _mapped(count: int, dim: int) -> np.ndarray:
                 f"{tempfile.gettempdir()} has no room for {size / 2**30:.1f} GiB of features "
                 f"({error.strerror}): set TMPDIR to a folder on another disk",
             ) from None
-        return np.memmap(file, np.float32, "r+", shape=(count, dim)).view(np.ndarray)
+        return np.memmap(file, dtype, "r+", shape=(count, dim)).view(np.ndarray)
 
 
-def _new_rows(count: int, dim: int) -> np.ndarray:
-    """float32 [count, dim], in memory if it is small enough."""
-    if count * dim * np.dtype(np.float32).itemsize > MAX_BYTES_IN_MEMORY:
-        return _mapped(count, dim)
-    return np.empty((count, dim), np.float32)
+def _new_rows(count: int, dim: int, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """[count, dim], in memory if it is small enough."""
+    if count * dim * np.dtype(dtype).itemsize > MAX_BYTES_IN_MEMORY:
+        return _mapped(count, dim, dtype)
+    return np.empty((count, dim), dtype)
 
 
 class FeatureArray:
-    """Keeps every feature row in float32 with its sample index.
+    """Keeps every feature row with its sample index.
 
     Rows beyond MAX_BYTES_IN_MEMORY go to temporary files, which the system maps into memory as needed.
+
+    Args:
+        dim: D.
+        dtype: Of the rows.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.dim = int(dim)
+    def __init__(self, dim: int, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self.dim, self.dtype = int(dim), dtype
         self._num_in_memory = 0  # rows at the end of the list that are not in a file
         self._rows: list[np.ndarray] = []
         self._indices: list[np.ndarray] = []
@@ -196,7 +200,7 @@ class FeatureArray:
         )
         if len(numbers) != len(rows):
             raise ValueError(f"{len(rows)} feature rows came with {len(numbers)} sample indices")
-        self._rows.append(rows.astype(np.float32))
+        self._rows.append(rows.astype(self.dtype))
         self._indices.append(numbers.astype(np.int64))
         self._num_in_memory += len(rows)
         if self._num_in_memory * self.dim * self._rows[-1].itemsize > MAX_BYTES_IN_MEMORY:
@@ -204,7 +208,7 @@ class FeatureArray:
 
     def _move_to_file(self) -> None:
         """Move the rows that are in memory to a temporary file."""
-        part, end = _mapped(self._num_in_memory, self.dim), self._num_in_memory
+        part, end = _mapped(self._num_in_memory, self.dim, self.dtype), self._num_in_memory
         while end:
             rows = self._rows.pop()
             part[end - len(rows) : end] = rows
@@ -223,19 +227,19 @@ class FeatureArray:
 
     @property
     def array(self) -> np.ndarray:
-        """[n, D] float32 in the order of the sample indices, whichever process or batch computed them.
+        """[n, D] in the order of the sample indices, whichever process or batch computed them.
 
         Not to be written to. The parts are put in order once and then kept as this one array, so that a large
         set is held twice for a moment only.
         """
         if not self._rows:
-            return np.zeros((0, self.dim), np.float32)
+            return np.zeros((0, self.dim), self.dtype)
         if len(self._rows) > 1:
             numbers = np.concatenate(self._indices)
             order = np.argsort(numbers, kind="stable")
             place = np.empty_like(order)
             place[order] = np.arange(len(order))
-            rows, start = _new_rows(len(order), self.dim), 0
+            rows, start = _new_rows(len(order), self.dim, self.dtype), 0
             for part in self._rows:
                 rows[place[start : start + len(part)]] = part
                 start += len(part)

@@ -441,9 +441,14 @@ def test_metrics_of_the_network_and_weights_by_name(network, data, monkeypatch):
     monkeypatch.setattr(vgg16, "WIDTHS", tuple(tuple(width // 16 for width in b) for b in vgg16.WIDTHS))
     monkeypatch.setattr(vgg16, "HIDDEN", 64)
     result = run(
-        "--network", network, "--metrics=eqr4,ppl2_wend_3", "--detector=vgg16-stylegan=random"
+        "--network", network, "--metrics=eqr16,ppl2_wend_4", "--detector=vgg16-stylegan=random",
+        "--repeats=2", "--bootstrap=6",
     )  # fmt: skip
-    eqr, ppl = lines(result)
+    eqr, ppl, *_, again = lines(result)
+    assert again["seed"] == 1 and again["value"] != ppl["value"] and "(2 seeds: minimum" in result.stderr
+    assert eqr["interval"]["std"]["eqr16"] > 0 and ppl["interval"]["std"]["ppl2_wend_4"] > 0
+    message = run("--network", network, "--metrics=eqr4", "--bootstrap=2", code=1).output
+    assert "metric eqr needs at least 8 generated images for an interval, got 4" in message
     assert eqr["detector"] is None and ppl["detector"]["weights"] == "random" and ppl["value"] > 0
     message = run("--images", data, "--data", data, "--metrics=eqr4", code=1).output
     assert "metric eqr4 needs a StyleGAN network" in message and message.count("\n") == 1

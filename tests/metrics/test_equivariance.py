@@ -20,7 +20,8 @@ def measured(name: str, kind: str, samples: int = 8) -> float:
     images = GeneratedImages(generator, 0, torch.device("cpu"), None, None)
     task = network_metrics.Task(generator, images, samples, 4, lambda name: pytest.fail(name))
     before = generator.synthesis.input.transform.clone()
-    value = equivariance.equivariance(task, kind)[""]
+    found = equivariance.equivariance(task, kind)
+    value = found.compute(found.rows)[""]
     assert generator.synthesis.input.transform.equal(before)
     return value
 

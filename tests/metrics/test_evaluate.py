@@ -395,6 +395,18 @@ def test_progress_reaches_the_end(make):
     ]
 
 
+NETWORK_METRICS = "eqt8_int,eqt12_frac,eqr9"
+
+
+def r_network():
+    return MeasuredGenerator(render.load_network(str(PICKLES / "stem_r_uncond.pkl")).G)
+
+
+def measured_by(records):
+    """Numbers and intervals of network metrics."""
+    return [[record.value, *record.conditions["interval"]["std"].values()] for record in records]
+
+
 def _measure_in_processes(folder: str) -> None:
     distributed.init("cpu")
     loaded = {LITE0: TinyDetector(), INCEPTION: TinyDetector(INCEPTION)}
@@ -406,14 +418,18 @@ def _measure_in_processes(folder: str) -> None:
     options = {"loaded": loaded, "cache_dir": f"{folder}/cache", "batch": 7, "pause": meet}
     evaluator = Evaluator(Images(), "fd_lite0_100,is90,kid60_full", **options)
     result = numbers(evaluator(Generated()))
+    evaluator = Evaluator(
+        None, NETWORK_METRICS, cache_dir=f"{folder}/cache", batch=7, pause=meet, bootstrap=4
+    )
+    of_network = measured_by(evaluator(r_network()))
     with open(f"{folder}/{distributed.rank()}.json", "w") as f:
-        json.dump([result, loaded[LITE0].seen], f)
+        json.dump([result, loaded[LITE0].seen, of_network], f)
     distributed.shutdown()
 
 
 def test_two_processes_share_the_work_and_agree_with_one(make, tmp_path):
     launcher.launch(_measure_in_processes, 2, str(tmp_path))
-    (first, seen), (second, seen_by_second) = (
+    (first, seen, of_network), (second, seen_by_second, of_network_by_second) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)
     )
     assert first == second
@@ -421,6 +437,10 @@ def test_two_processes_share_the_work_and_agree_with_one(make, tmp_path):
     os.rename(tmp_path / "cache", tmp_path / "cache-of-two")
     alone = numbers(make(metrics="fd_lite0_100,is90,kid60_full")(Generated()))
     assert first == pytest.approx(alone, rel=1e-9)
+    assert of_network == of_network_by_second
+    for batch in (1, 7):
+        records = Evaluator(None, NETWORK_METRICS, batch=batch, bootstrap=4)(r_network())
+        assert np.array(measured_by(records)) == pytest.approx(np.array(of_network), rel=1e-6)
 
 
 class Killed(BaseException):
@@ -452,6 +472,33 @@ def test_a_killed_evaluation_resumes(make, tmp_path, monkeypatch):
     assert numbers(found) == pytest.approx(whole, rel=1e-12)
     assert 30 <= len(generator.labels) <= 40, "no more than the batches that were not saved"
     assert not (tmp_path / "cache" / "partial").exists()
+
+
+def test_a_killed_measurement_of_a_network_resumes(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "SAVE_SECONDS", -1.0)
+
+    class Mortal(MeasuredGenerator):
+        def __init__(self, calls):
+            super().__init__(render.load_network(str(PICKLES / "stem_r_uncond.pkl")).G)
+            self.calls, self.left = 0, calls
+
+        def synthesize(self, styles):
+            if self.calls == self.left:
+                raise Killed
+            self.calls += 1
+            return super().synthesize(styles)
+
+    options = {"metrics": "eqt12_int,eqt12_frac", "bootstrap": 2, "force": True}
+    identity = {"network": "abc"}
+    whole = measured_by(make(**options)(Mortal(-1)))
+    with pytest.raises(Killed):  # 3 groups of 2 images for each metric
+        make(**options)(Mortal(9), identity=identity)
+    found = make(**options)(resumed := Mortal(-1), identity=identity)
+    assert measured_by(found) == whole
+    assert resumed.calls == 4, "the first metric, and a group of the second, were saved"
+    assert not (tmp_path / "cache" / "partial").exists()
+    make(**options)(other := Mortal(-1), identity={"network": "other"})
+    assert other.calls == 12
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 5}, {"labels": "uniform"}, {"metrics": "is100"}])
