@@ -146,7 +146,7 @@ class Moments:
         return stats
 
 
-def _mapped(count: int, dim: int, dtype: type[np.floating[Any]]) -> np.ndarray:
+def _mapped(count: int, dim: int, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
     """[count, dim] in a temporary file without a name, which disappears with the array.
 
     Raises:
