@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.quick_processes import get_context, real_get_context
+from tests.quick_processes import empty_curves, get_context, real_get_context
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
@@ -55,12 +55,7 @@ def quick_plots(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         yield {}
         return
 
-    def draw(panels: object, title: str) -> Any:
-        from matplotlib.figure import Figure
-
-        return Figure(figsize=(1, 1))
-
-    quick = {"draw": draw, "panel_svg": lambda panel, kimg: b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
+    quick = empty_curves()
     with pytest.MonkeyPatch.context() as patch:
         replaced = {name: getattr(plots, name) for name in quick}
         for name, function in quick.items():
@@ -90,11 +85,15 @@ def quick_networks(request: pytest.FixtureRequest) -> Iterator[None]:
     from torch_utils import features, timm_weights
 
     real, original = features.load, functools.cache(features.load)
+    planned = functools.cache(lambda: real(timm_weights.LITE0, timm_weights.RANDOM))  # on the meta device
 
     def load(name: str = timm_weights.LITE0, weights: str | None = None, **options: Any) -> Any:
-        if name != timm_weights.LITE0 or weights is not None or set(options) - {"seed"}:
-            return real(name, weights, **options)
-        return copy.deepcopy(original())
+        if name == timm_weights.LITE0 and not set(options) - {"seed"}:
+            if weights is None:
+                return copy.deepcopy(original())
+            if weights == timm_weights.RANDOM and torch.get_default_device().type == "meta":
+                return copy.deepcopy(planned())
+        return real(name, weights, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "load", load)

@@ -2,12 +2,11 @@
 """Training runs of a few steps on the smallest networks that have every part."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from tests.quick_processes import Script
 from tests.support import ROOT
 from torch_utils import checkpoint
 from training import loop
@@ -104,9 +103,5 @@ class Killed(BaseException):
     """In the place of SIGKILL: nothing gets to clean up after it in the loop's own code."""
 
 
-def start_training(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def start_training(arguments: list[str]) -> Script:
+    return Script(ROOT / "train.py", arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})

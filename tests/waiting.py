@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests.quick_processes import Script
+
 IDLE_SECONDS = 600.0
 _LOOK_SECONDS = 1.0  # between two looks at the processes
 
 T = TypeVar("T")
-Process = subprocess.Popen | multiprocessing.process.BaseProcess | int  # or a process id
+Process = subprocess.Popen | Script | multiprocessing.process.BaseProcess | int  # or a process id
 Outputs = list[tuple[Any, Any]]
 
 
@@ -79,7 +81,7 @@ def _status(process: Process) -> int | None:
     """Exit status; None of a process that runs or is known by its id alone."""
     if isinstance(process, int):
         return None
-    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+    return process.poll() if hasattr(process, "poll") else process.exitcode
 
 
 def until(
@@ -126,7 +128,7 @@ def join(*processes: multiprocessing.process.BaseProcess, idle: float = IDLE_SEC
             process.join()
 
 
-def kill(*processes: subprocess.Popen) -> None:
+def kill(*processes: subprocess.Popen | Script) -> None:
     """Kills processes and their descendants."""
     for process in processes:
         try:
@@ -141,7 +143,7 @@ def kill(*processes: subprocess.Popen) -> None:
                 continue
 
 
-def finish(*processes: subprocess.Popen, idle: float = IDLE_SECONDS) -> Outputs:
+def finish(*processes: subprocess.Popen | Script, idle: float = IDLE_SECONDS) -> Outputs:
     """Reads the pipes of all to their ends and waits: (stdout, stderr) of each, as `Popen.communicate`.
 
     If they make no progress, or this wait is interrupted, they and their descendants are killed;

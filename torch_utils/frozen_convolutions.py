@@ -43,6 +43,9 @@ def fold_batchnorm_(body: nn.Module) -> int:
 
 def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
     assert bn.running_mean is not None and bn.running_var is not None
+    if conv.weight.is_meta:  # there is nothing to compute
+        conv.bias = nn.Parameter(torch.empty_like(bn.weight))
+        return
     with torch.no_grad():
         gain = bn.weight.double() * torch.rsqrt(bn.running_var.double() + bn.eps)
         offset = bn.bias.double() - bn.running_mean.double() * gain

@@ -56,8 +56,9 @@ class SpectralConv2d(nn.Module):
             "weight_u", F.normalize(torch.empty(out_channels).normal_(generator=generator), dim=0)
         )
         self.register_buffer("weight_v", F.normalize(torch.empty(fan_in).normal_(generator=generator), dim=0))
-        for _ in range(POWER_ITERATIONS_AT_START):
-            self.advance_spectral_norm()
+        if not self.weight_orig.is_meta:  # a plan needs shapes only
+            for _ in range(POWER_ITERATIONS_AT_START):
+                self.advance_spectral_norm()
 
     @torch.no_grad()
     def advance_spectral_norm(self) -> None:
