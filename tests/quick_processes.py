@@ -43,6 +43,13 @@ def empty_curves() -> dict[str, Callable[..., Any]]:
     return {"draw": draw, "panel_svg": lambda panel, kimg: b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
 
 
+def quick_environment(**more: str) -> dict[str, str]:
+    """Environment of real processes of a test: one thread, empty curves in them and in those they start."""
+    here = Path(__file__).resolve().parent
+    paths = [str(here / "startup"), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
 class _Adopted:
     """A target that takes over environment, outputs and curves of the process that starts it.
 

@@ -2,7 +2,6 @@
 """gen_video.py on small networks."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import gen_video
 from generation import render
 from generation import video as videos
 from tests import waiting
+from tests.quick_processes import Script
 from tests.support import read_pixels as pixels
 from tests.support import run
 
@@ -133,16 +133,16 @@ def delays(path: Path) -> list[int]:
 def test_pictures_last_as_long_as_is_printed(folder, tmp_path, ending, fps):
     """Browsers show a GIF's delays below 20 ms, and others below 11 ms, for 100 ms; files round delays."""
     path = tmp_path / f"v.{ending}"
-    result = video(folder, path, "--seeds=0-2", "--w-frames=20", "--fps", fps, network="uncond")
+    result = video(folder, path, "--seeds=0-2", "--w-frames=6", "--fps", fps, network="uncond")
     found = delays(path)
     shortest, unit = (20, 10) if ending == "gif" else (11, 1)
-    assert abs(sum(found) - 60_000 / fps) <= unit / 2 and min(found) >= shortest
+    assert abs(sum(found) - 18_000 / fps) <= unit / 2 and min(found) >= shortest
     every = {60: 2, 100: 2, 120: 3}.get(fps, 1) if ending == "gif" else {100: 2, 120: 2}.get(fps, 1)
-    printed = f"{60 // every} frames, {sum(found) / 1000:g} seconds"
+    printed = f"{18 // every} frames, {sum(found) / 1000:g} seconds"
     assert printed.removesuffix(" seconds") in result.output
     assert ("browsers slow down" in result.output) == (every > 1)
     if ending != "webp":  # whose encoder makes one frame of two that look alike
-        assert len(found) == 60 // every and max(found) - min(found) <= unit
+        assert len(found) == 18 // every and max(found) - min(found) <= unit
 
 
 def test_of_a_fast_video_every_second_frame_is_shown(folder, tmp_path):
@@ -269,15 +269,9 @@ def test_a_failure_on_the_way_leaves_no_file(folder, tmp_path, monkeypatch):
 def test_a_stopped_video_leaves_no_file(folder, tmp_path, name):
     if name.endswith("mp4"):
         pytest.importorskip("av")
-    script = [
-        sys.executable,
-        gen_video.__file__,
-        f"--network={folder / 'uncond.pkl'}",
-        "--seeds=0-15",
-        "--w-frames=100000",
-        "--device=cpu",
-    ]
-    process = subprocess.Popen([*script, f"--output={tmp_path / name}"], stderr=subprocess.PIPE, text=True)
+    network = f"--network={folder / 'uncond.pkl'}"
+    arguments = [network, "--seeds=0-15", "--w-frames=100000", "--device=cpu", f"--output={tmp_path / name}"]
+    process = Script(gen_video.__file__, arguments, split=True)
     waiting.until(lambda: any(tmp_path.iterdir()), process)
     assert process.poll() is None and [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     process.send_signal(signal.SIGTERM)

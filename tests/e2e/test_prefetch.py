@@ -20,6 +20,7 @@ import train
 from dnnlib.util import make_cache_dir_path
 from metrics import detectors
 from tests import waiting
+from tests.quick_processes import quick_environment
 from tests.support import ROOT
 from tests.toy_data import make_zip
 from tests.toy_runs import FLAGS
@@ -95,8 +96,8 @@ def hub(weights):
 
 def environment(**more: str) -> dict[str, str]:
     ours = {"HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "DNNLIB_CACHE_DIR"}
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    return {**{k: v for k, v in os.environ.items() if k not in ours}, **quiet, **more}
+    quick = quick_environment(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1")
+    return {**{k: v for k, v in quick.items() if k not in ours}, **more}
 
 
 def run_train(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kills in a run of two processes: restarts resume the same folder and end with the same weights."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from dnnlib.locks import Lock
 from tests import waiting
+from tests.quick_processes import quick_environment
 from tests.sources import ROOT
 from tests.toy_data import make_zip
 from tests.toy_runs import FLAGS, assert_equal_states, final_state
@@ -31,7 +31,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=quick_environment(),
     )
 
 

@@ -4,7 +4,6 @@ lines.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import dataset_tool
 import train
 from dnnlib.util import sha256_file
 from tests import waiting
+from tests.quick_processes import quick_environment
 from tests.support import ROOT, enter_torchrun
 from tests.toy_data import make_zip, write_images
 from tests.toy_runs import (
@@ -373,10 +373,9 @@ def test_two_machines_of_torchrun_train_together(data, tmp_path):
         "--cfg=stylegan3-t",
     ]
     command += ["--cond=True", *FLAGS, "--kimg=0.008", "--gpus=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     machines = [
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quick_environment()
         )
         for _ in range(2)
     ]
