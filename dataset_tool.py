@@ -4,7 +4,7 @@
 The result is a zip file or folder of square PNGs, with a power-of-two side, and a dataset.json with labels.
 
     python dataset_tool.py --source=photos/ --dest=photos64.zip --resolution=64x64 --transform=center-crop
-    python dataset_tool.py --source=emoji.zip --dest=emoji{res}.zip --resolution=16,32,64
+    python dataset_tool.py --source=photos.zip --dest=photos{res}.zip --resolution=16,32,64
     python dataset_tool.py --source=train-images-idx3-ubyte.gz --dest=fashion32.zip --resolution=32
     python dataset_tool.py --source=cifar-10-python.tar.gz --dest=cifar10_16.zip --resolution=16x16
     python dataset_tool.py --source=ILSVRC/ --dest=in{res}.zip --resolution=16,32,64 --transform=center-crop
@@ -337,7 +337,9 @@ def _print_report(report: ConvertReport) -> None:
     "--transform",
     type=click.Choice(TRANSFORMS),
     default="none",
-    help="How to make images square. none: only accept square images.",
+    help="How to make images square. none: accept square images only. center-crop: cut out the largest "
+    "centred square. center-crop-wide: crop to a wide size such as 256x192 and add black bars. "
+    "center-crop-dhariwal: as ADM for ImageNet.",
 )
 @click.option(
     "--filter",
@@ -359,7 +361,9 @@ def _print_report(report: ConvertReport) -> None:
 @click.option(
     "--subfolder", default="", show_default="all", help="Use only this folder of the source.", metavar="NAME"
 )
-@click.option("--follow-links", is_flag=True, help="Follow links in a folder, including links out of it.")
+@click.option(
+    "--follow-links", is_flag=True, help="Follow symbolic links in a folder, including links out of it."
+)
 @click.option(
     "--class-names",
     help="Class names that replace those of the source: a,b,c or @FILE with one per line.",

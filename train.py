@@ -2,28 +2,30 @@
 r"""Train StyleSAN-XL.
 
 Examples:
-    # train a stem at 16x16 on labelled images
-    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji16.zip --gpus=1 --batch=64 \
+    # train all stages of a recipe, or some (--stages=64,128); --dry-run prints the plan
+    python train.py --outdir=training-runs --recipe=small --data=photos256.zip --cond=True --gpus=1 --dry-run
+    python train.py --outdir=training-runs --recipe=imagenet256 --data=imagenet256.zip --gpus=8
+
+    # resume a run or a recipe from its checkpoint
+    python train.py --resume=training-runs/00000-imagenet256
+
+    # train a single stage: a stem at 16x16 on labelled images
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=photos16.zip --gpus=1 --batch=64 \
         --cond=True --syn_layers=7
 
     # the next stage: train a superresolution head on that stem
-    python train.py --outdir=training-runs --cfg=stylegan3-t --data=emoji32.zip --gpus=1 --batch=64 \
+    python train.py --outdir=training-runs --cfg=stylegan3-t --data=photos32.zip --gpus=1 --batch=64 \
         --cond=True --superres --up_factor=2 --head_layers=4 \
-        --path_stem=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
-
-    # train all stages of a recipe, or some (--stages=64,128); --dry-run prints the plan
-    python train.py --outdir=training-runs --recipe=imagenet256 --data=imagenet256.zip --gpus=8
-    python train.py --resume=training-runs/00000-imagenet256
+        --path_stem=training-runs/00000-stylegan3-t-photos16-gpus1-batch64
 
     # download all pretrained weights of a run, for machines without internet access
     python train.py --prefetch --recipe=imagenet256
 
-    # resume a run from its checkpoint
-    python train.py --resume=training-runs/00000-stylegan3-t-emoji16-gpus1-batch64
-
     # several GPUs: --gpus=8 starts 8 processes; on several machines, torchrun starts them
     torchrun --nproc-per-node=8 train.py --outdir=training-runs --cfg=stylegan3-t --data=imagenet16.zip \
         --gpus=8 --batch=2048 --cond=True
+
+docs/training.md explains the recipes and which flags matter.
 """
 
 from __future__ import annotations
@@ -112,6 +114,8 @@ HEADINGS = {
     "optim": "Optimizers",
     "run": "Training and output",
 }
+COMPATIBILITY = ("fp32", "freezed", "map_depth", "stem")  # flags that are listed last
+HELP_COLUMN = 20  # leaves 54 of 80 columns for the texts, so that no default is broken in two
 
 
 class TrainCommand(click.Command):
@@ -129,15 +133,17 @@ class TrainCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of --help under one heading per section of the configuration."""
-        groups: dict[str, list[tuple[str, str]]] = {"Options": [], **{h: [] for h in HEADINGS.values()}}
+        names = ("Options", *HEADINGS.values(), "Compatibility")
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
         for param in self.get_params(ctx):
             option = FLAGS.get(param.name or "")
             row = param.get_help_record(ctx)
             if row is not None:
-                groups[HEADINGS[option.section] if option else "Options"].append(row)
+                other = "Compatibility" if param.name in COMPATIBILITY else "Options"
+                groups[HEADINGS[option.section] if option else other].append(row)
         for heading, rows in groups.items():
             with formatter.section(heading):
-                formatter.write_dl(rows)
+                formatter.write_dl(rows, col_max=HELP_COLUMN)
 
 
 @click.command(

@@ -60,8 +60,8 @@ class DataConfig:
     mirror: bool = opt(False, "Add a horizontally flipped copy of every image.", SG3)
     balanced: bool = opt(
         False,
-        "Draw all classes equally often, for real and generated images. Otherwise as often as in the data "
-        "set.",
+        "Draw all classes equally often, for real and generated images. Otherwise in proportion to their "
+        "size.",
         OURS,
     )
     max_images: int | None = opt(
@@ -203,8 +203,8 @@ class LossConfig:
     g_loss: str = opt(
         "logit",
         "Generator objective, an increasing function h(d) of the logit: "
-        f"{', '.join(GENERATOR_OBJECTIVES)}, vanilla(C), or an expression in d. These are accepted although "
-        f"they do not increase everywhere: {', '.join(FALLING_OBJECTIVES)}.",
+        f"{', '.join(GENERATOR_OBJECTIVES)}, vanilla(C), or an expression in d. Also accepted, although "
+        f"not increasing everywhere: {', '.join(FALLING_OBJECTIVES)}.",
         XL,
     )
     san: bool = opt(
