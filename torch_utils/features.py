@@ -18,6 +18,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from torch_utils.frozen_convolutions import fold_batchnorm_, replace_depthwise_
+from torch_utils.frozen_linear import choose_attention_, replace_linear_
 from torch_utils.timm_weights import LITE0, RANDOM, class_count, lite0_to_timm, read_resolved, resolve
 
 CNN_REDUCTIONS = (4, 8, 16, 32)  # strides of the four levels of a convolutional network
@@ -95,6 +96,7 @@ class FeatureNetwork(_Frozen):
         if fold_batchnorm:
             fold_batchnorm_(body)
         replace_depthwise_(body)
+        replace_linear_(body)
         super().__init__(body, cfg["mean"], cfg["std"])
         self.name = name
         self.sha256 = sha256
@@ -120,9 +122,9 @@ class FeatureNetwork(_Frozen):
                 f"{x.shape[2]}x{x.shape[3]}"
             )
         body: Any = self.body
-        maps: list[Tensor] = body.forward_intermediates(
-            x.to(self.dtype), indices=self.indices, intermediates_only=True
-        )
+        x = x.to(self.dtype)
+        choose_attention_(body, x)
+        maps: list[Tensor] = body.forward_intermediates(x, indices=self.indices, intermediates_only=True)
         return maps
 
     def pooled(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from san.layers import SANConv2d, SANEmbedding, SANLogits
+from torch_utils.ops import conv2d_gradfix
 
 LAST_SIZE = 8  # a head halves its map until it is at most this wide
 KERNEL = 4
@@ -87,7 +88,7 @@ class SpectralConv2d(nn.Module):
         The weight is stored and divided in float32.
         """
         weight = self.weight_orig * self.sigma().reciprocal()  # cheaper to differentiate than a division
-        return F.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding)
+        return conv2d_gradfix.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding)
 
 
 class GroupedBatchNorm2d(nn.Module):

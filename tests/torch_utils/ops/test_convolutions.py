@@ -5,7 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from torch_utils import cpu_speed
 from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops.backend import weight_gradient
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter
 
@@ -123,3 +125,35 @@ def test_conv2d_resample_second_derivatives(kernel: int, arguments: dict[str, in
 def test_conv2d_resample_mistakes(arguments, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         conv2d_resample(**{"x": torch.zeros(1, 3, 8, 8), "w": torch.zeros(2, 3, 3, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding", "layout"),
+    [
+        ((3, 64, 9, 12), (4, 4), 2, 1, torch.channels_last),
+        ((2, 128, 6, 5), (3, 3), 1, 2, torch.contiguous_format),
+        ((2, 64, 4, 4), (4, 4), 1, 0, torch.channels_last),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_weight_gradients_by_products_are_those_of_torch(
+    monkeypatch, shape, kernel, stride, padding, layout, chunk
+):
+    """Values, gradients and second derivatives; the input gradient alone where weight gradients are off."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    w = torch.randn((128, shape[1], *kernel), generator=generator).requires_grad_()
+    monkeypatch.setattr(weight_gradient, "_CHUNK", chunk)
+    found = []
+    for products in (True, False):
+        choices = cpu_speed.Choices(product_gradients=products)
+        monkeypatch.setattr(cpu_speed, "choices", lambda choices=choices: choices)
+        y = conv2d_gradfix.conv2d(x, w, stride=stride, padding=padding)
+        assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) == products
+        first = torch.autograd.grad(y.square().mean(), [x, w])
+        y = conv2d_gradfix.conv2d(x, w, stride=stride, padding=padding)
+        with conv2d_gradfix.no_weight_gradients():
+            (dx,) = torch.autograd.grad(y.square().mean(), [x], create_graph=True)
+        found.append((y, *first, *torch.autograd.grad(dx.square().sum(), [x, w])))
+    for ours, theirs in zip(*found, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5

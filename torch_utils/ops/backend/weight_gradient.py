@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight gradients of convolutions on CPUs as matrix products.
+
+oneDNN computes weight gradients at half the speed of the forward pass. The product of all windows of the
+input, laid out with the channels last, with the gradient of the output is as fast as the forward pass for
+wide layers. The second derivative is torch's own.
+
+Shapes: N batch, I O input and output channels, H W height and width, h w those of the output, k kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils import cpu_speed
+
+Pair = tuple[int, int]
+
+_MIN_OUT, _MIN_WINDOW = 128, 1024  # O and I k k from which products win
+_CHUNK = 1 << 22  # elements of the windows that are copied at once: they stay in the caches
+
+
+def by_torch(
+    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    """Return the gradient [O, I, k, k] by torch's convolution."""
+    found: torch.Tensor = _backward(grad, x, weight, stride, padding, [False, True])[1]
+    return found
+
+
+def by_products(
+    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    """Return the gradient [O, I, k, k] by products, with the channels last.
+
+    Args:
+        x: input [N, I, H, W].
+        weight: [O, I, k, k], for its shape.
+        grad: gradient of the output [N, O, h, w].
+        stride: (y, x).
+        padding: zeros around the input, (y, x).
+    """
+    (count, outputs, rows, columns), (channels, high, wide) = grad.shape, weight.shape[1:]
+    padded = _channels_last(x, padding)
+    of_sample, of_row, of_pixel, _ = padded.stride()
+    windows = padded.as_strided(
+        (count, rows, columns, high, wide * channels),
+        (of_sample, of_row * stride[0], of_pixel * stride[1], of_row, 1),
+    )
+    grads = grad.permute(0, 2, 3, 1).reshape(count, rows * columns, outputs)
+    size = high * wide * channels
+    # Sums over chunks would round reduced types after each of them.
+    step = max(1, _CHUNK // (rows * columns * size)) if x.dtype == torch.float32 else count
+    found: torch.Tensor | None = None
+    for i in range(0, count, step):
+        left, right = grads[i : i + step].reshape(-1, outputs).t(), windows[i : i + step].reshape(-1, size)
+        found = left @ right if found is None else found.addmm_(left, right)
+    assert found is not None
+    return found.view(outputs, high, wide, channels).permute(0, 3, 1, 2)
+
+
+def _channels_last(x: torch.Tensor, padding: Pair) -> torch.Tensor:
+    """Return x as [N, H + 2 y, W + 2 x, I] with zeros around it, contiguous."""
+    images = x.permute(0, 2, 3, 1)
+    if padding == (0, 0):
+        return images.contiguous()
+    (count, height, width, channels), (top, left) = images.shape, padding
+    padded = x.new_empty(count, height + 2 * top, width + 2 * left, channels)
+    for dim, pad in ((1, top), (2, left)):
+        padded.narrow(dim, 0, pad).zero_()
+        padded.narrow(dim, padded.shape[dim] - pad, pad).zero_()
+    padded[:, top : top + height, left : left + width] = images
+    return padded
+
+
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, wanted: list[bool]
+) -> Any:
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*wanted, False]
+    )
+
+
+def wins(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether products are faster for this convolution, which records a gradient of its weight."""
+    if (
+        x.device.type != "cpu"
+        or x.ndim != 4
+        or weight.shape[0] < _MIN_OUT
+        or weight[0].numel() < _MIN_WINDOW
+        or weight.shape[2] * weight.shape[3] == 1
+        or x.numel() == 0
+        or torch.compiler.is_compiling()
+    ):
+        return False
+    if x.dtype == torch.float32:
+        return cpu_speed.choices().product_gradients
+    return x.dtype == torch.bfloat16 and cpu_speed.choices().product_gradients_bf16
+
+
+class Convolution(torch.autograd.Function):
+    """A convolution without bias and dilation, in one group, whose weight gradient is a product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        stride: Pair,
+        padding: Pair,
+        unwanted: Callable[[], bool],
+    ) -> torch.Tensor:
+        """Compute F.conv2d. `unwanted`: whether weight gradients are off at the time of a backward pass."""
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.unwanted = stride, padding, unwanted
+        return F.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        """Compute the gradients of x and weight."""
+        x, weight = ctx.saved_tensors
+        geometry, of_x, of_weight = (ctx.stride, ctx.padding), *ctx.needs_input_grad[:2]
+        of_weight = of_weight and not ctx.unwanted()
+        if torch.is_grad_enabled():  # the result is differentiated again
+            dx, dw = _backward(grad, x, weight, *geometry, [of_x, of_weight])[:2]
+            return dx, dw, None, None, None
+        dx = _backward(grad, x, weight, *geometry, [True, False])[0] if of_x else None
+        dw = by_products(x, weight, grad, *geometry) if of_weight else None
+        return dx, dw, None, None, None
