@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 from dnnlib import trust
 from dnnlib.util import atomic_write, code_cache_path, file_lock
+from torch_utils.ops.backend import weight_gradient
 
 MARGIN = 1.25
 _LOCK_SECONDS = 60.0
@@ -95,8 +96,6 @@ def _faster(new: float, old: float) -> bool:
 
 def _convolution(dtype: torch.dtype) -> tuple[Work, Work]:
     """Return a convolution's weight gradient by torch and by products; heads have such shapes."""
-    from torch_utils.ops.backend import weight_gradient
-
     x, weight, grad = torch.ones(4, 256, 16, 16), torch.ones(256, 256, 4, 4), torch.ones(4, 256, 8, 8)
     operands = [t.to(dtype, memory_format=torch.channels_last) for t in (x, weight, grad)]
     return (
@@ -144,17 +143,26 @@ def measure() -> Choices:
         torch.set_num_threads(threads)
 
 
+def has_onednn() -> bool:
+    """Return whether this torch has oneDNN's linear layer."""
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Compute F.linear through oneDNN."""
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
 def _onednn_is_faster() -> bool:
     """Return whether oneDNN's linear layer, forward and input gradient, is faster than the default."""
-    from torch_utils import frozen_linear
-
-    if not frozen_linear.available():
+    if not has_onednn():
         return False
     x, weight, bias = torch.ones(256, 512), torch.ones(1024, 512), torch.ones(1024)
     grad = torch.ones(256, 1024)
     default, onednn = _seconds(
         lambda: (F.linear(x, weight, bias), grad @ weight),
-        lambda: (frozen_linear.product(x, weight, bias), frozen_linear.product(grad, weight.t(), None)),
+        lambda: (onednn_linear(x, weight, bias), onednn_linear(grad, weight.t(), None)),
     )
     return _faster(onednn, default)
 

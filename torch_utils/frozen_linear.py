@@ -13,29 +13,18 @@ from torch.nn import functional as F
 from torch_utils import cpu_speed
 
 
-def available() -> bool:
-    """Return whether this torch has oneDNN's linear layer."""
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute F.linear through oneDNN."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
-
-
 class _LinearFunction(torch.autograd.Function):
     """A linear layer with constant parameters."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return product(x, weight, bias)
+        return cpu_speed.onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return product(grad.contiguous(), weight.t(), None), None, None
+        return cpu_speed.onednn_linear(grad.contiguous(), weight.t(), None), None, None
 
 
 class FrozenLinear(nn.Module):

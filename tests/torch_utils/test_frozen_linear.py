@@ -15,7 +15,7 @@ def network() -> torch.nn.Module:
     return made.eval().requires_grad_(False)
 
 
-@pytest.mark.skipif(not frozen_linear.available(), reason="this torch has no oneDNN")
+@pytest.mark.skipif(not cpu_speed.has_onednn(), reason="this torch has no oneDNN")
 def test_features_and_their_gradient_are_the_same_through_onednn(monkeypatch):
     body = network()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()

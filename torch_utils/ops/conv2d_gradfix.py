@@ -14,10 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from torch_utils import cpu_speed
 from torch_utils.ops.backend import library, weight_gradient
 
 # For callers that set it. False = torch's own convolutions, on which no_weight_gradients() has no effect.
 enabled = True
+
+_MIN_OUT, _MIN_WINDOW = 128, 1024  # O and I k k from which products win
 
 _weight_gradients_disabled = False
 
@@ -67,7 +70,7 @@ def conv2d(
         weight.requires_grad
         and torch.is_grad_enabled()
         and (bias, groups, _pair(dilation)) == (None, 1, (1, 1))
-        and weight_gradient.wins(input, weight)
+        and _products_win(input, weight)
         and not library.transforms()
     ):
         geometry = _pair(stride), _pair(padding)
@@ -99,6 +102,23 @@ def conv_transpose2d(
         dilation: as in torch.
     """
     return F.conv_transpose2d(input, _gated(weight), bias, stride, padding, output_padding, groups, dilation)
+
+
+def _products_win(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether the gradient of this weight is faster as matrix products."""
+    if (
+        x.device.type != "cpu"
+        or x.ndim != 4
+        or weight.shape[0] < _MIN_OUT
+        or weight[0].numel() < _MIN_WINDOW
+        or weight.shape[2] * weight.shape[3] == 1
+        or x.numel() == 0
+        or torch.compiler.is_compiling()
+    ):
+        return False
+    if x.dtype == torch.float32:
+        return cpu_speed.choices().product_gradients
+    return x.dtype == torch.bfloat16 and cpu_speed.choices().product_gradients_bf16
 
 
 def _gradients_are_off() -> bool:

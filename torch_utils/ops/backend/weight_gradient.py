@@ -16,11 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from torch_utils import cpu_speed
-
 Pair = tuple[int, int]
 
-_MIN_OUT, _MIN_WINDOW = 128, 1024  # O and I k k from which products win
 _CHUNK = 1 << 22  # elements of the windows that are copied at once: they stay in the caches
 
 
@@ -83,23 +80,6 @@ def _backward(
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*wanted, False]
     )
-
-
-def wins(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether products are faster for this convolution, which records a gradient of its weight."""
-    if (
-        x.device.type != "cpu"
-        or x.ndim != 4
-        or weight.shape[0] < _MIN_OUT
-        or weight[0].numel() < _MIN_WINDOW
-        or weight.shape[2] * weight.shape[3] == 1
-        or x.numel() == 0
-        or torch.compiler.is_compiling()
-    ):
-        return False
-    if x.dtype == torch.float32:
-        return cpu_speed.choices().product_gradients
-    return x.dtype == torch.bfloat16 and cpu_speed.choices().product_gradients_bf16
 
 
 class Convolution(torch.autograd.Function):
