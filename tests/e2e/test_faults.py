@@ -7,11 +7,11 @@ import errno
 import fcntl
 import fnmatch
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import train
 from dnnlib import files
+from tests import waiting
 from tests.toy_data import make_zip
 from tests.toy_runs import FLAGS, assert_equal_states, command_line, config, final_state, train_here
 from torch_utils import checkpoint
@@ -166,25 +167,28 @@ def test_damaged_bookkeeping_is_set_aside_and_the_run_goes_on(run_dir, tmp_path)
     assert [x["kimg"] for x in run_folder.read_jsonl(metric)] == [0.016]
 
 
+def hold(run_dir: Path, writer: bool, held: Any, over: Any) -> None:
+    lock = RunLock(run_dir, writer=writer)
+    held.set()
+    over.wait()
+    lock.release()
+
+
 @pytest.mark.parametrize("writer", [False, True])
 def test_a_second_process_touches_nothing(writer, run_dir):
     """The first may be the launching process, or the one that writes and has outlived it."""
-    code = "import sys; from pathlib import Path; from training.run.enter import RunLock\n"
-    code += f"lock = RunLock(Path(sys.argv[1]), writer={writer}); print(flush=True); sys.stdin.read()"
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, str(run_dir)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(train.__file__).parent,
-    )
-    first.stdout.readline()
+    context = multiprocessing.get_context("spawn")
+    held, over = context.Event(), context.Event()
+    first = context.Process(target=hold, args=(run_dir, writer, held, over))
+    first.start()
+    waiting.until(held.is_set, first)
     before = contents(run_dir)
     log = (run_dir / run_folder.LOG_FILE).read_bytes()
     line = the_error(invoke(f"--resume={run_dir}", "--kimg=0.5", "--glr=0.1"))
     assert "in use by another training process" in line and f"process {first.pid} on " in line
     assert contents(run_dir) == before and (run_dir / run_folder.LOG_FILE).read_bytes() == log
-    first.communicate("")
+    over.set()
+    waiting.join(first)
 
 
 def test_a_second_process_is_kept_out_while_the_first_starts_others(run_dir, monkeypatch):

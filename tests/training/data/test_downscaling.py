@@ -2,12 +2,14 @@
 """One data set for every stage: the copy against dataset_tool.py, its place, several processes, mistakes."""
 
 import collections
-import os
+import contextlib
+import io
+import json
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,6 @@ from training.config import DataConfig, TrainConfig
 from training.data import downscaling
 from training.data.dataset import ImageDataset
 
-ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 Usage = collections.namedtuple("Usage", "total used free")
 
@@ -156,28 +157,25 @@ def test_an_unreadable_image_leaves_nothing(source, tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".zip", ".tmp") and p != source]
 
 
+def prepare(source: Path, start: Any, result: Path) -> None:
+    start.wait()
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        copy = downscaling.downscaled(ImageDataset(str(source)), 8, 1)
+    result.write_text(json.dumps([str(copy), errors.getvalue()]))
+
+
 def test_processes_that_start_together_share_one_copy(source, tmp_path):
-    program = (
-        "import pathlib, sys; from training.data import downscaling; from training.data.dataset import "
-        "ImageDataset; "
-        "pathlib.Path(sys.argv[2]).touch(); sys.stdin.read(); "
-        "print(downscaling.downscaled(ImageDataset(sys.argv[1]), 8, 1))"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    ready = [tmp_path / f"ready{i}" for i in range(3)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    commands = [[sys.executable, "-c", program, str(source), str(path)] for path in ready]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) for command in commands
-    ]
-    waiting.until(lambda: all(path.exists() for path in ready), *running)
-    outputs = waiting.finish(*running)  # ends what they read, and so they start
-    assert [process.returncode for process in running] == [0] * 3, outputs
-    assert len({path for path, _ in outputs}) == 1
-    assert sum("Preparing" in errors for _, errors in outputs) == 1, outputs
-    assert (
-        Path(outputs[0][0].strip()).read_bytes() == prepared(source, 8, tmp_path / "small.zip").read_bytes()
-    )
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    results = [tmp_path / f"result{i}" for i in range(3)]
+    running = [context.Process(target=prepare, args=(source, start, path)) for path in results]
+    for process in running:
+        process.start()
+    waiting.join(*running)
+    assert [process.exitcode for process in running] == [0] * 3
+    copies, errors = zip(*(json.loads(path.read_text()) for path in results), strict=True)
+    assert len(set(copies)) == 1 and sum("Preparing" in text for text in errors) == 1, errors
+    assert Path(copies[0]).read_bytes() == prepared(source, 8, tmp_path / "small.zip").read_bytes()
 
 
 def test_dry_run_makes_no_copy(source, tmp_path):
