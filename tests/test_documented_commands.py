@@ -25,6 +25,7 @@ SCRIPTS = (
     "avg_spectra",
     "convert",
     "demo",
+    "viewer",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 INLINE = re.compile(r"`((?:python (?:-m )?|torchrun |make |(?:" + "|".join(SCRIPTS) + r")\.py )[^`]+)`")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (
-    *("convert", "dataset_tool", "gen_class_samplesheet", "gen_images", "gen_video"),
+    *("convert", "dataset_tool", "gen_class_samplesheet", "gen_images", "gen_video", "viewer"),
     "generation.centroids",
 )
 # What --help may load, besides the standard library and this project.

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the viewer, the style codes that they stand for, and the command that makes the picture."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from generation.network import Network
+from training.networks import hub
+
+GROUPS = ("coarse", "middle", "fine")  # thirds of the layers, as in StyleGAN's style mixing
+
+
+@dataclass(frozen=True)
+class State:
+    """What the controls of the viewer say.
+
+    Attributes:
+        seed: Seed of the latents.
+        label: Class; None = the class that gen_images.py draws for the seed.
+        label_b: Class to mix in.
+        mix: Share of `label_b` in the style code.
+        truncation: psi; 1 = none.
+        centroids: Truncate towards the nearest centroid in place of the class's mean.
+        translate_x: Shift right, in image widths.
+        translate_y: Shift down, in image widths.
+        rotate: Degrees anticlockwise.
+        style_seed: Seed of the styles that `groups` take; None = no style mixing.
+        groups: Some of GROUPS.
+    """
+
+    seed: int = 0
+    label: int | None = None
+    label_b: int | None = None
+    mix: float = 0.0
+    truncation: float = 1.0
+    centroids: bool = False
+    translate_x: float = 0.0
+    translate_y: float = 0.0
+    rotate: float = 0.0
+    style_seed: int | None = None
+    groups: tuple[str, ...] = ()
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether gen_images.py has no flags for this picture."""
+        return self._mixes_classes or self._mixes_styles
+
+    @property
+    def _mixes_classes(self) -> bool:
+        return self.label_b is not None and self.mix != 0
+
+    @property
+    def _mixes_styles(self) -> bool:
+        return self.style_seed is not None and bool(self.groups)
+
+    def styles(self, network: Network, centroids: Tensor | None) -> Tensor:
+        """Return the style codes [1, num_ws, W]. Raises ValueError."""
+        centres = centroids if self.centroids else None
+
+        def of(seed: int) -> Tensor:
+            ws = network.styles(seed, self.label, self.truncation, centres)
+            if self._mixes_classes:
+                ws = ws.lerp(network.styles(seed, self.label_b, self.truncation, centres), self.mix)
+            return ws
+
+        ws = of(self.seed)
+        if self._mixes_styles:
+            other, rows = of(int(self.style_seed or 0)), group_rows(network.G.num_ws)
+            for group in self.groups:
+                ws[:, rows[group]] = other[:, rows[group]]
+        return ws
+
+    def for_network(self, network: Network) -> State:
+        """The same settings, without classes that the network does not have."""
+
+        def fits(label: int | None) -> bool:
+            return label is not None and label < network.num_classes
+
+        return replace(
+            self,
+            label=self.label if fits(self.label) else None,
+            label_b=self.label_b if fits(self.label_b) else None,
+        )
+
+    def command(self, network: Network, centroids_path: str | None) -> str:
+        """Return the command that makes this picture, or Python lines if gen_images.py has no such flags."""
+        centres = centroids_path if self.centroids else None
+        return self._python(network, centres) if self.is_mixed else self._shell(network, centres)
+
+    def _shell(self, network: Network, centroids_path: str | None) -> str:
+        words = ["python", "gen_images.py", f"--network={network.path}", f"--seeds={self.seed}"]
+        if self.label is not None:
+            words.append(f"--class={self.label}")
+        if self.truncation != 1:
+            words.append(f"--trunc={self.truncation:g}")
+        if centroids_path:
+            words.append(f"--centroids-path={centroids_path}")
+        if self.translate_x or self.translate_y:
+            words.append(f"--translate={self.translate_x:g},{self.translate_y:g}")
+        if self.rotate:
+            words.append(f"--rotate={self.rotate:g}")
+        return shlex.join([*words, "--outdir=out"])
+
+    def _python(self, network: Network, centroids_path: str | None) -> str:
+        centres = f", centroids={centroids_path!r}" if centroids_path else ""
+
+        def call(seed: int | None, label: int | None) -> str:
+            return f"net.styles({seed}, {label}, {self.truncation:g}{centres})"
+
+        lines = ["from generation import Network", f"net = Network.from_pretrained({network.path!r})"]
+
+        def add(name: str, seed: int | None) -> None:
+            lines.append(f"{name} = {call(seed, self.label)}")
+            if self._mixes_classes:
+                lines.append(f"{name} = {name}.lerp({call(seed, self.label_b)}, {self.mix:g})")
+
+        add("ws", self.seed)
+        if self._mixes_styles:
+            add("other", self.style_seed)
+            for group in self.groups:
+                rows = group_rows(network.G.num_ws)[group]
+                lines.append(f"ws[:, {rows.start}:{rows.stop}] = other[:, {rows.start}:{rows.stop}]")
+        moved = f", translate=({self.translate_x:g}, {self.translate_y:g}), rotate={self.rotate:g}"
+        still = not (self.translate_x or self.translate_y or self.rotate)
+        return "\n".join([*lines, f"images = net.render(ws{'' if still else moved})  # uint8 [1, H, W, 3]"])
+
+
+def group_rows(num_ws: int) -> dict[str, slice]:
+    """The rows of ws that coarse, middle and fine styles have: thirds."""
+    bounds = [round(i * num_ws / len(GROUPS)) for i in range(len(GROUPS) + 1)]
+    return {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(GROUPS)}
+
+
+def find_classes(network: Network, text: str, most: int = 20) -> list[tuple[str, int]]:
+    """Return the classes whose label contains a text: (label, index), those that start with it first."""
+    wanted = text.strip().casefold()
+    labels = [(network.label_text(index), index) for index in range(network.num_classes)]
+    found = [(label, index) for label, index in labels if wanted in label.casefold()]
+    name_starts = [
+        item for item in found if item[0].casefold().partition(" ")[2].startswith(wanted) or item[0] == wanted
+    ]
+    return list(dict.fromkeys([*name_starts, *found]))[:most]
+
+
+def source_name(path: str) -> str:
+    """A short name of a network file for lists."""
+    return path if hub.is_repository(path) else "/".join(str(path).rstrip("/").split("/")[-2:])
+
+
+def stacked(codes: Sequence[Tensor]) -> Any:
+    """Style codes of several states, float32 numpy [N, num_ws, W]."""
+    return torch.cat(list(codes)).float().cpu().numpy()
