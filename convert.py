@@ -16,6 +16,9 @@
     python convert.py --source=best_model.pkl --dest=hf://me/emoji64 --license=cc-by-4.0
     python convert.py --source=hf://me/emoji64 --dest=emoji64.pkl
 
+    # a Hugging Face Space with the viewer of the network (docs/viewer.md)
+    python convert.py --source=best_model.pkl --space=emoji64-space --license=cc-by-4.0
+
 The pickles that this writes open in every tool that reads StyleGAN3's pickles. Weights and settings are
 preserved exactly. Source code in a pickle is not preserved, a discriminator is stored as named tensors, and
 ONNX files contain only G_ema.
@@ -24,6 +27,7 @@ ONNX files contain only G_ema.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +110,42 @@ def read(source: str, trust_pickle: bool) -> files.NetworkFile:
     return files.read_from(source, lambda path: read_file(path, source, trust_pickle))
 
 
+def chosen(source: str, trust_pickle: bool) -> tuple[str, files.NetworkFile]:
+    """The path and content of --source. Names the network that was chosen in a run folder."""
+    from training.networks import stems
+
+    if not os.path.isdir(source):
+        return source, read(source, trust_pickle)
+    path = stems.network_in("--source", source)
+    file = read(path, trust_pickle)
+    click.echo(f"Network: {stems.network_summary(path, file.provenance)}", err=True)
+    return path, file
+
+
+def write_space(
+    source: str,
+    dest: str | None,
+    space: str | None,
+    unused: Sequence[object],
+    license: str | None,
+    trust_pickle: bool,
+) -> None:
+    """Write a Space. Raises ValueError for options that do not fit."""
+    from generation import space as spaces
+    from training.networks import hub
+
+    if not space or dest:
+        raise ValueError("give either --dest=FILE, or --space=DIR")
+    if any(unused):
+        raise ValueError("--space has G_ema only: remove --format, --networks and --private")
+    outputs.check_output("--space", space, inputs={"--source": source}, folder=True)
+    path, file = chosen(source, trust_pickle)
+    name = path if hub.is_repository(path) else Path(path).stem
+    key = "G_ema" if "G_ema" in file.generators else "G"
+    spaces.write(Path(space), file.only(key), f"Viewer of {name}", license)
+    click.echo(f"wrote a Space: {space}")
+
+
 def read_file(path: str, source: str, trust_pickle: bool) -> files.NetworkFile:
     """Read a local network file.
 
@@ -168,9 +208,11 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
 )
 @click.option(
     "--dest",
-    required=True,
     metavar="PATH|hf://OWNER/NAME",
     help="File or repository to write. The extension selects the format.",
+)
+@click.option(
+    "--space", metavar="DIR", help="Write a Hugging Face Space with the viewer, in place of --dest."
 )
 @click.option(
     "--format",
@@ -191,7 +233,8 @@ def write_onnx(file: files.NetworkFile, dest: str) -> None:
 @commands.one_line_errors
 def main(
     source: str,
-    dest: str,
+    dest: str | None,
+    space: str | None,
     asked: str | None,
     networks: str | None,
     license: str | None,
@@ -199,9 +242,13 @@ def main(
     trust_pickle: bool,
 ) -> None:
     """Convert network files between formats."""
-    from training.networks import files, hub, onnx, stems
+    from training.networks import files, hub, onnx
 
-    source, form = dnnlib.util.plain_path(source), format_of(dest, asked)
+    source = dnnlib.util.plain_path(source)
+    if space or not dest:
+        write_space(source, dest, space, [asked, networks, private], license, trust_pickle)
+        return
+    form = format_of(dest, asked)
     if form != "hub" and (license or private):
         raise ValueError("--license and --private are only for a model repository (--dest=hf://OWNER/NAME)")
     if form == "hub":
@@ -210,11 +257,7 @@ def main(
         check_dest(dest, form, source)
     if form == "onnx":
         onnx.require_onnx()
-    is_choice = os.path.isdir(source)
-    source = stems.network_in("--source", source) if is_choice else source
-    file = read(source, trust_pickle)
-    if is_choice:
-        click.echo(f"Network: {stems.network_summary(source, file.provenance)}", err=True)
+    source, file = chosen(source, trust_pickle)
     networks = networks or ("G_ema" if form == "hub" and "G_ema" in file.generators else "all")
     if networks != "all":
         file = file.only(networks)
