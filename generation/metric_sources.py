@@ -86,6 +86,29 @@ def trained_on(network: render.Network) -> dict[str, Any] | None:
     return evaluate.preparation_from(metadata, network.G.img_resolution)
 
 
+class NoDataset:
+    """Stands for the data set of a network that draws its labels evenly, or has none."""
+
+    name, has_labels = "no data set", False
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return 0
+
+
+def labels_source(options: Options, network: render.Network) -> Any:
+    """The data set that labels of generated images are drawn from.
+
+    Raises:
+        ValueError, OSError: It is needed, and is missing or cannot be read.
+    """
+    if network.G.c_dim and options["labels"] == "dataset":
+        return open_reference(options, network, needs_labels=True)
+    return NoDataset(network.G.img_resolution)
+
+
 def is_prepared(path: str) -> bool:
     """Whether a folder or zip has a dataset.json; its images are then taken as they are."""
     if not os.path.isdir(path) and not zipfile.is_zipfile(path):

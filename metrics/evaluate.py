@@ -163,10 +163,14 @@ class Evaluator:
             FileNotFoundError, ValueError: As `detectors.check`; the data set is too small.
         """
         self.check_data()
-        for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
-            detectors.check(name, **self._weights, download=download)
+        self.check_weights(download)
         if self._needing():
             self.references.check_cache()
+
+    def check_weights(self, download: bool = True) -> None:
+        """Make sure that the detectors' weights are there, as `check` does."""
+        for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
+            detectors.check(name, **self._weights, download=download)
 
     def check_data(self) -> None:
         """Raises ValueError if the data set has too few images for a metric."""
