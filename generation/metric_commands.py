@@ -154,7 +154,7 @@ def statistics(**options: Any) -> None:
         dest.parent.mkdir(parents=True, exist_ok=True)
         export.write_statistics(evaluator, options["dest"], generator=generator, details=details)
     else:
-        images = metric_sources.open_image_set(options, None, use_labels=True)
+        images = metric_sources.open_image_set(options, None)
         if not hasattr(images, "__getitem__"):
             raise ValueError(f"--images={options['images']} holds statistics already")
         evaluator = _statistics_evaluator(options, images)
