@@ -20,22 +20,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-import torch
-from torch import Tensor
 
 import dnnlib.util
 from dnnlib import bounded, outputs
 from dnnlib.progress import Progress
-from generation import commands, render
-from metrics import spectra
-from metrics.image_sets import GeneratedImages, ImageFiles, RealImages
-from torch_utils.devices import pick_device
-from training import run_folder
-from training.networks import hub
+from generation import commands
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics.image_sets import GeneratedImages, RealImages
 
 _NETWORKS = (".pkl", ".safetensors")
 _LEVELS = (-40, 20)  # dB of the colours of a heatmap
@@ -50,6 +48,12 @@ def open_source(
         ValueError: The source is of neither kind, or a network comes without --num.
         OSError: It cannot be read.
     """
+    from generation import render
+    from metrics.image_sets import GeneratedImages, ImageFiles, RealImages
+    from torch_utils.devices import pick_device
+    from training import run_folder
+    from training.networks import hub
+
     is_network = path.endswith(_NETWORKS) or hub.is_repository(path) or run_folder.is_run_folder(path)
     if not is_network:
         images = RealImages(ImageFiles(path), num)
@@ -109,6 +113,8 @@ def main() -> None:
 @commands.one_line_errors
 def stats(**options: Any) -> None:
     """Print mean and standard deviation of the pixels, for calc's --mean and --std."""
+    from metrics import spectra
+
     source, count = open_source(options["source"], options["num"], options["seed"], options)
     found = spectra.pixel_statistics(batches(source, count, options["batch"]))
     click.echo(f"{found.num_images:,} images: --mean={found.mean:.6g} --std={found.std:.6g}")
@@ -132,6 +138,8 @@ def stats(**options: Any) -> None:
 @commands.one_line_errors
 def calc(**options: Any) -> None:
     """Calculate the average power spectrum of a set of images."""
+    from metrics import spectra
+
     for flag in ("mean", "std", "beta"):
         commands.check_finite(f"--{flag}", options[flag])
     if options["std"] <= 0:
@@ -188,6 +196,8 @@ def _save(figure: Any, path: str, dpi: int) -> None:
 
 def draw_heatmap(path: str, save: str, dpi: int, smooth: float) -> None:
     """Draw one spectrum as an image in dB."""
+    from metrics import spectra
+
     spectrum, size = read_spectrum(path)
     levels = spectra.decibels(spectrum, smooth)
     figure, axes = _figure(6, 5)
@@ -205,6 +215,8 @@ def draw_slices(paths: Sequence[str], save: str, dpi: int, smooth: float) -> Non
     Raises:
         ValueError: The images differ in size.
     """
+    from metrics import spectra
+
     found = {path: read_spectrum(path) for path in paths}
     sizes = {size for _, size in found.values()}
     if len(sizes) > 1:
@@ -269,5 +281,4 @@ def slices_command(npz_files: tuple[str, ...], save: str | None, dpi: int, smoot
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

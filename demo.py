@@ -22,22 +22,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-import torch
-from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
 from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time, sha256_file
-from torch_utils import images
-from torch_utils.devices import pick_device, pick_precision
-from training import run_folder
-from training.data.dataset import ImageDataset
-from training.generator import Generator
-from training.networks.reader import load as load_generator
+
+if TYPE_CHECKING:
+    from training.data.dataset import ImageDataset
+    from training.generator import Generator
 
 ROOT = Path(__file__).resolve().parent
 GENERATED = 1000
@@ -72,12 +67,17 @@ TRAIN_OPTIONS = {
 
 def train_options(kimg: float) -> dict[str, object]:
     """The options of train.py. Without bf16 units, bf16 is much slower than float32 on a CPU."""
+    from torch_utils.devices import pick_device, pick_precision
+
     fast = pick_precision("auto", pick_device("auto")) is not None
     return {**TRAIN_OPTIONS, "d-precision": "bf16" if fast else "fp32", "kimg": kimg}
 
 
 def write_digits(folder: Path) -> None:
     """Write scikit-learn's digits as PNG files, in one folder per class."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         target = folder / str(label)
@@ -95,6 +95,11 @@ def run(script: str, *arguments: str) -> None:
 
 def class_accuracy(G: Generator, dataset: ImageDataset) -> float:
     """The fraction of generated images that a classifier of real pixels assigns to the requested class."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
+
+    from torch_utils import images
+
     real = np.stack([np.asarray(dataset[i][0]) for i in range(len(dataset))])
     judge = LogisticRegression(max_iter=2000).fit(real.reshape(len(real), -1) / 255, dataset.labels)
     labels = torch.arange(GENERATED) % G.c_dim
@@ -138,6 +143,10 @@ def main(outdir: str, kimg: float) -> None:
     run("dataset_tool.py", f"--source={out / 'digits'}", f"--dest={data}", "--resolution=16x16")
     options = [f"--{name}={value}" for name, value in train_options(kimg).items()]
     run("train.py", f"--outdir={out / 'runs'}", f"--data={data}", *options)
+    from training import run_folder
+    from training.data.dataset import ImageDataset
+    from training.networks.reader import load as load_generator
+
     (run_dir,) = (out / "runs").iterdir()
     network = run_dir / run_folder.NEWEST_NETWORK
     sheet = [

@@ -83,7 +83,7 @@ def encode(pixels: np.ndarray) -> bytes | None:
         return None
     layout, rows = _layout(width, height), pixels.reshape(height, 3 * width)
     data = np.zeros(layout.size, dtype=np.uint8)
-    view = memoryview(data)
+    view = data.data
     view[: len(layout.before)] = layout.before
     adler = 1
     for block in layout.blocks:

@@ -15,10 +15,9 @@ import numpy as np
 
 from dnnlib import bounded
 from dnnlib.records import metric_files
+from metrics.names import RETRAINING
 from metrics.records import FORMAT, differences_between
 
-# Training again with another seed moves FID by 1 to 2%: three times more than drawing other samples.
-RETRAINING = 0.02
 QUANTILE = 1.96  # of the normal distribution: 95% lie within
 # What every record of ours says; without it, nothing is known about how a number was measured.
 _REQUIRED = ("detector", "num_gen")

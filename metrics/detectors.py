@@ -28,10 +28,19 @@ import dnnlib.util
 from metrics import inception, vgg16, vit
 from metrics.detector import Detector
 from metrics.detector import full_float32 as full_float32
-from metrics.registry import CLIP, DINOV2, INCEPTION, INCEPTION_RANDOM, LITE0, VGG16, VGG16_TORCHVISION
+from metrics.names import (
+    CLIP,
+    DETECTORS,
+    DINOV2,
+    INCEPTION,
+    INCEPTION_RANDOM,
+    LITE0,
+    VGG16,
+    VGG16_TORCHVISION,
+)
+from metrics.names import INCEPTION_FILE as INCEPTION_FILE
 from torch_utils import features, tensor_files, timm_weights
 
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_BYTES = 95_628_359
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_URLS = (
@@ -41,7 +50,7 @@ INCEPTION_URLS = (
 INCEPTION_ENV = "STYLESAN_INCEPTION"
 LITE0_INPUT = 224
 TIMM_MODELS = {LITE0: timm_weights.LITE0, VGG16_TORCHVISION: vgg16.TIMM_MODEL, **vit.MODELS}
-NAMES = (INCEPTION, INCEPTION_RANDOM, LITE0, DINOV2, CLIP, VGG16, VGG16_TORCHVISION)
+NAMES = DETECTORS
 
 
 class InceptionDetector(Detector):

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import platform
 import time
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import scipy
+import timm
 import torch
 
 import dnnlib.util
@@ -52,6 +52,7 @@ from metrics.image_sets import (
     require_same_preparation,
 )
 from metrics.intervals import Extras
+from metrics.names import LABEL_RULES
 from metrics.records import (
     Record,
     check_against_last,
@@ -73,7 +74,6 @@ __all__ = [
     "require_same_preparation", "write_record",
 ]  # fmt: skip
 
-LABEL_RULES = ("dataset", "uniform")
 MAX_BATCH = 4096  # images at a time
 MAX_BOOTSTRAP = 1000
 
@@ -163,14 +163,10 @@ class Evaluator:
             FileNotFoundError, ValueError: As `detectors.check`; the data set is too small.
         """
         self.check_data()
-        self.check_weights(download)
-        if self._needing():
-            self.references.check_cache()
-
-    def check_weights(self, download: bool = True) -> None:
-        """Make sure that the detectors' weights are there, as `check` does."""
         for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
             detectors.check(name, **self._weights, download=download)
+        if self._needing():
+            self.references.check_cache()
 
     def check_data(self) -> None:
         """Raises ValueError if the data set has too few images for a metric."""
@@ -409,14 +405,13 @@ def _record(
     """The record of a metric's values, with what they were measured under and the time since `started`."""
     seconds = time.time() - started
     reference = conditions["reference"]
-    libraries = (torch, np, scipy)
+    libraries = (torch, timm, np, scipy)
     whole = {
         "num_gen": metric.num_gen,
         "num_real": (reference or {}).get("num_real"),
         **conditions,
         "versions": {
             "python": platform.python_version(),
-            "timm": importlib.metadata.version("timm"),  # not imported by every detector
             **{module.__name__: str(module.__version__) for module in libraries},
         },
         "num_gpus": distributed.world_size(),

@@ -35,20 +35,23 @@ from typing import Literal
 import numpy as np
 
 from metrics import equivariance, fid, inception_score, kid, path_length, precision_recall, vendi
+from metrics.names import CLIP as CLIP
+from metrics.names import COVARIANCES as COVARIANCES
+from metrics.names import DINOV2 as DINOV2
+from metrics.names import INCEPTION as INCEPTION
+from metrics.names import INCEPTION_RANDOM as INCEPTION_RANDOM
+from metrics.names import LITE0 as LITE0
+from metrics.names import POPULATION as POPULATION
+from metrics.names import UNBIASED as UNBIASED
+from metrics.names import VGG16 as VGG16
+from metrics.names import VGG16_TORCHVISION as VGG16_TORCHVISION
 from metrics.network_metrics import Measured, Task
 from metrics.statistics import FeatureArray, Moments, Store
 
 DEFAULT_NUM_GEN = 50_000
 MAX_NUM_GEN = 10_000_000
-INCEPTION = "inception-2015-12-05"
-INCEPTION_RANDOM = "inception-random"
-LITE0 = "lite0"
-DINOV2, CLIP = "dinov2-vitl14", "clip-vitl14-336"
-VGG16, VGG16_TORCHVISION = "vgg16-stylegan", "vgg16-torchvision"
 MAX_PR_REAL = 200_000  # real images of pr50k3_full, as published
 LITE0_REAL_IMAGES = 10_000  # of fd_lite0_<count>; docs/metrics.md has the measurement
-POPULATION, UNBIASED = "population", "unbiased"  # covariance over n, as published, or over n - 1
-COVARIANCES = (POPULATION, UNBIASED)
 
 
 @dataclasses.dataclass(frozen=True)

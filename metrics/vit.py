@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,8 +110,6 @@ def load(
         FileNotFoundError: the weights are missing.
         ValueError: the weights do not fit.
     """
-    import timm  # imported here because it takes as long as torch to import
-
     model = MODELS[name]
     path = timm_weights.resolve(model, weights)
     options: dict[str, Any] = {"img_size": DINOV2_INPUT} if name == DINOV2 else {}

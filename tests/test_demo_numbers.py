@@ -26,5 +26,5 @@ def test_pages_say_the_same_accuracy():
 )
 def test_bf16_is_for_machines_that_have_it(monkeypatch, fast, precision):
     """On a CPU without such units it takes many times as long as float32."""
-    monkeypatch.setattr(demo, "pick_precision", lambda name, device: fast)
+    monkeypatch.setattr("torch_utils.devices.pick_precision", lambda name, device: fast)
     assert demo.train_options(3.0) == {**demo.TRAIN_OPTIONS, "d-precision": precision, "kimg": 3.0}

@@ -27,12 +27,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
+USAGE = "usage: python -m torch_utils.persistence FILE"
+if __name__ == "__main__" and sys.argv[1:] in (["--help"], ["-h"]):  # does not wait for torch
+    sys.exit(print(f"{USAGE}\n\nPrint the contents of a network pickle. Nothing in it is executed."))
 
-import dnnlib
-from torch_utils.pickle_reader import LAYOUT_VERSION, read_network_pickle
-from torch_utils.pickle_stubs import (
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import dnnlib  # noqa: E402
+from torch_utils.pickle_reader import LAYOUT_VERSION, read_network_pickle  # noqa: E402
+from torch_utils.pickle_stubs import (  # noqa: E402
     GlobalName,
     NetworkPickle,
     ObjectStub,
@@ -359,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m torch_utils.persistence FILE", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     if hasattr(sys.stdout, "reconfigure"):
         # A name can contain characters that the terminal's encoding does not have.

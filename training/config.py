@@ -17,13 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from san.objectives import (
-    DISCRIMINATOR_LOSSES,
-    FALLING_OBJECTIVES,
-    GENERATOR_OBJECTIVES,
-    discriminator_loss,
-    generator_objective,
-)
 from training.options import PROJECT, opt, options_of
 
 XL = "StyleGAN-XL"
@@ -36,6 +29,10 @@ AUTO = "auto"
 SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
+# The names of san's tables, for --help: san imports torch.
+DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic")
+GENERATOR_OBJECTIVES = ("logit", "ns", "vanilla", "mle", "arcsinh")
+FALLING_OBJECTIVES = ("ls01",)
 MAX_RESOLUTION = 8192  # largest power of two within image_data.archives.MAX_PIXELS
 MAX_LAYERS = 256  # per network; published networks have up to 42
 STEM_CBASE, STEM_CMAX = 32768, 512  # --cbase and --cmax of a stem, if not given
@@ -544,6 +541,8 @@ def _check_discriminator(disc: DiscriminatorConfig) -> None:
 
 
 def _check_loss(loss: LossConfig, cond: bool) -> None:
+    from san.objectives import discriminator_loss, generator_objective
+
     for flag, value, find in (
         ("--d-loss", loss.d_loss, discriminator_loss),
         ("--g-loss", loss.g_loss, generator_objective),

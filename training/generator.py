@@ -219,7 +219,8 @@ def design_lowpass_filter(
         relative = cutoff / (0.5 * fs)
         taps: np.ndarray = relative * np.sinc(relative * (np.arange(numtaps) - 0.5 * (numtaps - 1)))
         taps *= window
-        return taps / taps.sum()
+        taps /= taps.sum()
+        return taps
     import scipy.special
 
     x = (np.arange(numtaps) - (numtaps - 1) / 2) / fs

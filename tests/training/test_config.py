@@ -8,9 +8,10 @@ import re
 import pytest
 from click.testing import CliRunner
 
+import san
 import train
 from image_data import archives
-from training import generator, losses, schedules
+from training import config, generator, losses, schedules
 from training.config import (
     FLAGS,
     MAX_LAYERS,
@@ -247,3 +248,9 @@ def test_limits_agree_with_those_of_what_they_limit():
         MAX_LAYERS == generator.MAX_LAYERS
         and MAX_RESOLUTION**2 <= archives.MAX_PIXELS < (2 * MAX_RESOLUTION) ** 2
     )
+
+
+def test_help_names_the_objectives_of_san():
+    assert list(config.DISCRIMINATOR_LOSSES) == list(san.DISCRIMINATOR_LOSSES)
+    assert list(config.GENERATOR_OBJECTIVES) == list(san.GENERATOR_OBJECTIVES)
+    assert list(config.FALLING_OBJECTIVES) == list(san.FALLING_OBJECTIVES)

@@ -13,11 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-import torch
 
 from dnnlib import trust
 from dnnlib.util import make_cache_dir_path
-from torch_utils.ops.backend import cpu_extension, extension
 
 _ARCH_HELP = (
     "sm_XY or compute_XY (PTX); can be repeated.  [default: this machine's GPUs; with --out, or without "
@@ -41,6 +39,8 @@ def main() -> None:
 @click.option("--verbose", is_flag=True, help="Print the commands.")
 def build(out: Path | None, architectures: tuple[str, ...], cpu_only: bool, verbose: bool) -> None:
     """Compile the kernels for this machine's CPU and for GPUs. No GPU is needed."""
+    from torch_utils.ops.backend import cpu_extension, extension
+
     folder = out or extension.folders()[-1]
     if out is not None:
         trust.make_private(out, 0o755)  # readable by other nodes, and by other users if root builds
@@ -71,6 +71,10 @@ def doctor() -> None:
 
     The exit status is 1 if the CUDA kernels cannot be used.
     """
+    import torch
+
+    from torch_utils.ops.backend import cpu_extension, extension
+
     toolkit = extension.find_toolkit()
     devices = extension.device_architectures()
     click.echo(f"torch         {torch.__version__}, CUDA {torch.version.cuda or 'none'}")
