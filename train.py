@@ -99,6 +99,7 @@ class TrainCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line. An unsupported flag of StyleGAN raises an error with a remedy."""
+        ctx.meta["arguments"] = [*args]
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as err:
@@ -170,6 +171,12 @@ class TrainCommand(click.Command):
     metavar="[=DIR]",
     help="Download and list all weights files that the run needs, then exit. DIR = folder to use instead of "
     "the caches.",
+)
+@click.option(
+    "--slurm",
+    metavar="KEY=VALUE,...",
+    help="Submit this command as a Slurm job that requeues itself until the run is finished: nodes, time "
+    "(minutes), partition, account, or any other option of sbatch. Needs submitit.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan of the run and exit.")
 def main(**values: Any) -> None:

@@ -33,7 +33,7 @@ from training.networks import stems
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
 from training.progressive.stages import Schedule
-from training.run import dry_run
+from training.run import dry_run, slurm
 from training.run import plan as run_plan
 from training.run_folder import description, has_checkpoint, load_run, run_folders, unfinished_run
 
@@ -56,6 +56,9 @@ def run(values: dict[str, Any]) -> None:
         if values["prefetch"] is not None:
             prefetch_all(values)
             return
+        if values["slurm"] is not None and not values["dry_run"]:
+            print(submit_job(values, click.get_current_context().meta["arguments"]))
+            return
         outcome = run_main(values)
     except timm_weights.MissingWeights as err:
         raise click.ClickException(
@@ -68,6 +71,19 @@ def run(values: dict[str, Any]) -> None:
         sys.exit(RESTART_EXIT_CODE)
     if outcome == run_folder.INTERRUPTED:
         sys.exit(130)
+
+
+def submit_job(values: dict[str, Any], arguments: list[str]) -> str:
+    """Submit the command line as a Slurm job, but for --slurm itself.
+
+    Raises:
+        ValueError: One line.
+    """
+    for flag in ("outdir", "gpus"):
+        if values[flag] is None:
+            raise ValueError(f"--slurm needs --{flag}; a requeued job resumes its run by itself")
+    rest = [a for i, a in enumerate(arguments) if "--slurm" not in (a.partition("=")[0], arguments[i - 1])]
+    return slurm.submit(values["slurm"], rest, values["outdir"], values["gpus"])
 
 
 def check_outputs(values: dict[str, Any]) -> None:
