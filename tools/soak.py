@@ -5,13 +5,16 @@
 
 Each episode trains the same run with FAULTS_INSIDE faults in it: processes killed, stopped and told to leave,
 checkpoints cut and flipped. The launcher restarts the processes; where the command itself ends, it is given
-again with --resume. soak.jsonl gets a line per fault and per episode. A soak that was stopped continues with
-the same command. The table at the end counts the faults, and the seconds until training continued.
+again with --resume. With --quick, processes are forked from one that has imported torch, which saves most of
+the time of a restart. soak.jsonl gets a line per fault and per episode. A soak that was stopped continues
+with the same command. The table at the end counts the faults, and the seconds until training continued.
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -22,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import click
 import psutil
@@ -29,6 +33,7 @@ import torch
 
 from dnnlib.locks import Lock
 from dnnlib.records import append_jsonl, read_jsonl
+from tests import quick_processes
 from tests.toy_data import make_zip
 from tests.toy_runs import FLAGS
 from torch_utils import checkpoint
@@ -38,15 +43,81 @@ ROOT = Path(__file__).resolve().parent.parent
 FAULTS_INSIDE = 10  # of an episode
 LIMIT = 3600.0  # seconds without a new checkpoint, after which the soak gives up
 OPTIONS = ["--cfg=stylegan3-t", "--gpus=2", "--cond=True", *FLAGS, "--kimg=0.4", "--tick=0.2", "--variety=0"]
-OPTIONS += ["--checkpoint-minutes=0", "--keep-checkpoints=3", "--max-restarts=1000", "--hang-timeout=30"]
+OPTIONS += ["--checkpoint-minutes=0", "--keep-checkpoints=3", "--max-restarts=1000", "--hang-timeout=15"]
+
+
+class Started:
+    """A command that runs, as a program."""
+
+    def __init__(self, arguments: list[str], output: Path) -> None:
+        with open(output, "a", encoding="utf-8") as log:
+            command = [sys.executable, "train.py", *arguments]
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The training processes."""
+        children = psutil.Process(self.process.pid).children()
+        return [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+
+
+class Forked:
+    """As `Started`, without the imports."""
+
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    commands: ClassVar[set[int]] = set()
+
+    def __init__(self, arguments: list[str], output: Path) -> None:
+        multiprocessing.set_forkserver_preload(quick_processes._PRELOADED)
+        self.server.ensure_running()
+        address = self.server._forkserver_address
+        context = quick_processes.get_context("spawn")
+        self.process = context.Process(target=_command, args=(arguments, str(output), address))
+        self.process.start()
+        self.commands.add(self.process.pid)
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return bool(self.process.is_alive())
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The training processes: the server's children but for the commands."""
+        children = psutil.Process(self.server._forkserver_pid).children()
+        return [p for p in children if p.pid not in self.commands and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _command(arguments: list[str], output: str, address: str) -> None:
+    """train.py in a forked process, whose own processes are forked by the same server."""
+    import train
+
+    Forked.server._forkserver_address, Forked.server.ensure_running = address, lambda: None
+
+    with open(output, "a", encoding="utf-8") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    multiprocessing.get_context = quick_processes.get_context  # type: ignore[assignment]
+    train.main(arguments)
 
 
 class Run:
     """A run of train.py, given again with --resume as often as it ends before its end."""
 
+    command: ClassVar[type[Started] | type[Forked]] = Started
+
     def __init__(self, outdir: Path, data: str) -> None:
         self.outdir, self.data = outdir, data
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Started | Forked | None = None
         if not self.finished():
             self.start()
 
@@ -59,11 +130,8 @@ class Run:
         """Give the command, again if there is a folder."""
         self.outdir.mkdir(exist_ok=True, parents=True)
         resume = [f"--resume={self.folder}"] if self.folder else []
-        command = [sys.executable, "train.py", f"--data={self.data}", f"--outdir={self.outdir}", *OPTIONS]
-        with open(self.outdir / "output.txt", "a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [*command, *resume], stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-            )
+        arguments = [f"--data={self.data}", f"--outdir={self.outdir}", *OPTIONS, *resume]
+        self.process = self.command(arguments, self.outdir / "output.txt")
 
     def finished(self) -> bool:
         """Whether the run has ended by itself."""
@@ -71,7 +139,7 @@ class Run:
 
     def keep_going(self) -> bool:
         """Start again if the command has ended too early. False when the run is finished."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self.process.runs():
             return True
         if self.finished():
             return False
@@ -85,8 +153,7 @@ class Run:
             return []
         holder = Lock(self.folder / run_folder.WRITER_LOCK_FILE).last_holder()
         try:
-            children = psutil.Process(self.process.pid).children()
-            found = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+            found = self.process.ranks()
         except psutil.Error:
             return []
         if holder is None or len(found) != 2 or holder.pid not in [p.pid for p in found]:
@@ -102,7 +169,7 @@ class Run:
         return max(found, default=(0, 0.0))
 
     def trains(self, nimg: int = 0, since: float = 0.0, without: frozenset[int] = frozenset()) -> bool:
-        """Whether both processes run, and have written a checkpoint of `nimg` images since a time.
+        """Whether both processes run, and have written a checkpoint of `nimg` images after a time.
 
         Args:
             nimg: images shown.
@@ -110,8 +177,13 @@ class Run:
             without: ids of earlier processes, which do not count.
         """
         shown, written = self.newest()
-        found = {p.pid for p in self.trainers()}
-        return shown >= nimg and written > since and len(found) == 2 and not found & without
+        found = self.trainers()
+        try:
+            began = max((p.create_time() for p in found), default=0.0)
+        except psutil.Error:
+            return False
+        new = len(found) == 2 and not {p.pid for p in found} & without
+        return new and shown >= nimg and written > max(since, began)
 
 
 def _damage(run: Run, how: Callable[[bytearray], bytes]) -> None:
@@ -131,7 +203,7 @@ def _flip(content: bytearray) -> bytes:
 
 def _signal_launcher(run: Run, number: int) -> None:
     assert run.process is not None
-    run.process.send_signal(number)
+    run.process.signal(number)
 
 
 FAULTS: dict[str, Callable[[Run], None]] = {
@@ -159,6 +231,14 @@ def wait(run: Run, ready: Callable[[], bool]) -> bool:
     return True
 
 
+def resumed_at(run: Run) -> int:
+    """Images shown where the run was last resumed."""
+    assert run.folder is not None
+    lines = (run.folder / run_folder.LOG_FILE).read_text(encoding="utf-8").splitlines()
+    last = next(line for line in reversed(lines) if "Resuming from" in line)
+    return int(last.rpartition("checkpoint-")[2].split("-")[0])
+
+
 def episode(outdir: Path, data: str, log: Path, draws: random.Random) -> None:
     """One run with faults, to its end."""
     run = Run(outdir, data)
@@ -172,8 +252,8 @@ def episode(outdir: Path, data: str, log: Path, draws: random.Random) -> None:
         FAULTS[name](run)
         if not wait(run, functools.partial(run.trains, since=began, without=earlier)):
             break
-        seconds = time.time() - began
-        append_jsonl(log, {"fault": name, "at": before, "seconds": round(seconds, 1)})
+        seconds, lost = time.time() - began, max(before - resumed_at(run), 0)
+        append_jsonl(log, {"fault": name, "at": before, "seconds": round(seconds, 1), "lost": lost})
         print(f"{name} at {before} images: training again after {seconds:.0f} s", flush=True)
     wait(run, lambda: False)
 
@@ -198,14 +278,19 @@ def equal(a: Path, b: Path) -> bool:
 
 
 def table(lines: list[dict[str, object]]) -> str:
-    """The faults: times, seconds until training went on (median, longest); the episodes."""
-    seconds = defaultdict(list)
+    """The faults: times, saved images lost, seconds until training continued; the episodes."""
+    seconds, lost = defaultdict(list), defaultdict(list)
     for line in lines:
         if "fault" in line:
             seconds[str(line["fault"])].append(float(str(line["seconds"])))
-    rows = ["| fault | times | seconds, median | longest |", "|---|---|---|---|"]
+            lost[str(line["fault"])].append(int(str(line["lost"])))
+    rows = [
+        "| fault | times | saved images lost, at most | seconds, median | longest |",
+        "|---|---|---|---|---|",
+    ]
     for name, values in sorted(seconds.items()):
-        rows.append(f"| {name} | {len(values)} | {statistics.median(values):.0f} | {max(values):.0f} |")
+        middle = statistics.median(values)
+        rows.append(f"| {name} | {len(values)} | {max(lost[name])} | {middle:.0f} | {max(values):.0f} |")
     ends = [line["equal"] for line in lines if "equal" in line]
     total = sum(map(len, seconds.values()))
     return "\n".join([*rows, "", f"{total} faults; {ends.count(True)} of {len(ends)} runs ended bit-equal"])
@@ -215,9 +300,11 @@ def table(lines: list[dict[str, object]]) -> str:
 @click.option("--outdir", required=True, type=click.Path(path_type=Path), help="for runs and soak.jsonl")
 @click.option("--faults", default=100, help="how many, at least")
 @click.option("--seed", default=0, help="of the faults and their times")
-def main(outdir: Path, faults: int, seed: int) -> None:
+@click.option("--quick", is_flag=True, help="fork processes that have imported torch")
+def main(outdir: Path, faults: int, seed: int, quick: bool) -> None:
     """Run episodes until there were enough faults."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    Run.command = Forked if quick else Started
     outdir.mkdir(parents=True, exist_ok=True)
     log = outdir / "soak.jsonl"
     data = outdir / "toy.zip"
