@@ -55,9 +55,9 @@ ROWS = {
 SMOKE = {"smoke": Row("tiny networks, batch 4", 4, 32, tiny=True)}
 
 
-def make_generator(row: Row) -> generator.Generator:
+def make_generator(row: Row, seed: int = 0) -> generator.Generator:
     """Return the generator of a row, with new weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     if row.large:
         return generator.build_stem("stylegan3-t", row.resolution, CLASSES, syn_layers=10)
     sizes = {"cbase": 256, "cmax": 4} if row.tiny else {"cmax": 16}
@@ -114,7 +114,7 @@ def here(row: Row, precision: str = "auto") -> interleaved.Work:
     """Return a step as train.py runs it."""
     cfg, G = make_config(row, precision), make_generator(row)
     loop.configure(cfg, torch.device("cpu"))
-    D = build.make_discriminator(cfg.discriminator, CLASSES, row.resolution, 0)
+    D = build.make_discriminator(cfg.discriminator, CLASSES, row.resolution, 0, torch.device("cpu"))
     state = build.assemble(cfg, G, D, Lineage(), torch.device("cpu"))
     data = Data.of(cfg, G.z_dim, row.resolution)
 

@@ -121,7 +121,7 @@ precision_option = click.option(
     default="auto",
     show_default=True,
     help="Number format of the large layers. auto: as in training, but fp16 only on GPUs. bf16 is fastest "
-    "on CPUs with bf16 matrix units.",
+    "on CPUs with bf16 units.",
 )
 batch_help = "Images computed at a time on a GPU. A CPU computes one at a time."
 

@@ -26,6 +26,7 @@ TINY = {
     "discriminator.proj_channels": 4,
     "discriminator.head_channels": 4,
     "discriminator.cond_channels": 8,
+    "discriminator.precision": "fp32",
     "data.class_embedding": "random",
     "data.embed_dim": 8,
     "run.batch": 8,

@@ -97,10 +97,10 @@ def _faster(new: float, old: float) -> bool:
 def _convolution(dtype: torch.dtype) -> tuple[Work, Work]:
     """Return a convolution's weight gradient by torch and by products; heads have such shapes."""
     x, weight, grad = torch.ones(4, 256, 16, 16), torch.ones(256, 256, 4, 4), torch.ones(4, 256, 8, 8)
-    operands = [t.to(dtype, memory_format=torch.channels_last) for t in (x, weight, grad)]
+    x, weight, grad = (t.to(dtype, memory_format=torch.channels_last) for t in (x, weight, grad))
     return (
-        lambda: weight_gradient.by_torch(*operands, (2, 2), (1, 1)),
-        lambda: weight_gradient.by_products(*operands, (2, 2), (1, 1)),
+        lambda: weight_gradient.by_torch(x, weight, grad, (2, 2), (1, 1)),
+        lambda: weight_gradient.by_products(x, weight, grad, (2, 2), (1, 1)),
     )
 
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+
+from torch_utils import cpu_speed
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -30,11 +30,6 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
-def _cpu_has_bf16_matrix_units() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
-
-
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -42,13 +37,27 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """Return the type of the generator's reduced-precision layers; None = float32 everywhere.
 
     Args:
-        name: 'auto', 'fp32', 'fp16' or 'bf16'. 'auto' is fp16 on CUDA, bf16 on CPUs with matrix units for it,
-            and fp32 elsewhere.
+        name: 'auto', 'fp32', 'fp16' or 'bf16'. 'auto' is fp16 on CUDA, bf16 on CPUs where it is measured to
+            be faster than float32, and fp32 elsewhere.
         device: device that the layers run on.
     """
-    if name == "auto":
-        if device.type == "cuda":
-            name = "fp16"
-        else:
-            name = "bf16" if device.type == "cpu" and _cpu_has_bf16_matrix_units() else "fp32"
-    return PRECISIONS[name]
+    if name == "auto" and device.type == "cuda":
+        name = "fp16"
+    return PRECISIONS[_measured(name, device)]
+
+
+def pick_discriminator_precision(name: str, device: torch.device | None) -> torch.dtype:
+    """Return the type of the discriminator's backbones, projection and head convolutions.
+
+    Args:
+        name: 'auto', 'fp32' or 'bf16'. 'auto' is bf16 on CPUs where it is measured to be faster than
+            float32, and fp32 elsewhere.
+        device: device that it runs on; None = unknown, and 'auto' is fp32.
+    """
+    return PRECISIONS[_measured(name, device)] or torch.float32
+
+
+def _measured(name: str, device: torch.device | None) -> str:
+    if name != "auto":
+        return name
+    return "bf16" if device is not None and device.type == "cpu" and cpu_speed.choices().bf16 else "fp32"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from dnnlib import bounded
-from torch_utils import distributed, features, rng
-from torch_utils.devices import pick_precision
+from torch_utils import cpu_speed, distributed, features, rng
+from torch_utils.devices import pick_discriminator_precision, pick_precision
 from training.config import (
     EMBEDDING_NETWORK,
     STEM_CBASE,
@@ -208,8 +208,13 @@ def restored_generator(cfg: GeneratorConfig, lineage: Lineage) -> Generator:
     return Generator(**(lineage.plan or {}))
 
 
-def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
-    """Return the arguments of ProjectedDiscriminator besides backbones, classes and resolution."""
+def discriminator_options(cfg: DiscriminatorConfig, device: torch.device | None = None) -> dict[str, Any]:
+    """Return the arguments of ProjectedDiscriminator besides backbones, classes and resolution.
+
+    Args:
+        cfg: Options of the discriminator.
+        device: Device that it will run on; None = unknown, and automatic precision is float32.
+    """
     return {
         "feature_size": cfg.feature_size,
         "proj_channels": cfg.proj_channels,
@@ -217,25 +222,33 @@ def discriminator_options(cfg: DiscriminatorConfig) -> dict[str, Any]:
         "cond_channels": cfg.cond_channels,
         "bn_group": cfg.bn_group,
         "augment": cfg.augment,
-        "compute_dtype": torch.bfloat16 if cfg.precision == "bf16" else torch.float32,
+        "compute_dtype": pick_discriminator_precision(cfg.precision, device),
     }
 
 
 def make_discriminator(
-    cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int
+    cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int, device: torch.device | None = None
 ) -> ProjectedDiscriminator:
     """Build the discriminator (frozen backbones, random projection, heads) on the CPU, from `seed` alone.
+
+    `device` is that of `discriminator_options`.
 
     Raises:
         FileNotFoundError: The weights of a backbone are missing (names the file and where to put it).
         ValueError: Options do not fit.
     """
     backbones = [features.load(name, cfg.backbone_weights.get(name), seed=seed) for name in cfg.backbones]
-    return ProjectedDiscriminator(backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg))
+    return ProjectedDiscriminator(
+        backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg, device)
+    )
 
 
 def make_networks(
-    cfg: TrainConfig, dataset: ImageDataset, embed_dim: int, lineage: Lineage | None = None
+    cfg: TrainConfig,
+    dataset: ImageDataset,
+    embed_dim: int,
+    lineage: Lineage | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Generator, ProjectedDiscriminator, Lineage]:
     """Build fresh networks for a run.
 
@@ -244,6 +257,7 @@ def make_networks(
         dataset: The training set.
         embed_dim: Width of the class embedding.
         lineage: The lineage of a resumed run. If it contains the architecture, the stem is not loaded.
+        device: Device that they will run on; None = unknown, and automatic precision is float32.
 
     Returns:
         Generator and discriminator, float32 on the CPU, and the lineage of the run.
@@ -263,7 +277,7 @@ def make_networks(
         )
     else:
         G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
-    D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed)
+    D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed, device)
     return G, D, lineage or Lineage()
 
 
@@ -276,6 +290,13 @@ def assemble(
     state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
     state.lineage = lineage
     return state
+
+
+def describe_precision(cfg: TrainConfig, device: torch.device) -> str | None:
+    """Return a line on what automatic precision chooses on a CPU, or None where nothing is measured."""
+    if device.type != "cpu" or "auto" not in (cfg.run.precision, cfg.discriminator.precision):
+        return None
+    return f"Precision: {cpu_speed.describe()}"
 
 
 def make_classifier(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch_utils import agreement, distributed, training_stats, watchdog
+from torch_utils import agreement, devices, distributed, memory, training_stats, watchdog
 from training import build, steps
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset, Loader
@@ -48,7 +48,7 @@ def train_until_stopped(
     """As `train`, whose arguments these are."""
     watchdog.phase("build")
     dataset = build.make_dataset(cfg.data, cfg.run.seed)
-    check_same_start(cfg, dataset)
+    check_same_start(cfg, dataset, device)
     try:
         state, running = restore.make_state(cfg, dataset, device, run_dir)
     except Stopped:  # in the class embeddings: there is nothing to save
@@ -56,6 +56,9 @@ def train_until_stopped(
             write_status(Path(run_dir), INTERRUPTED, 0)
         return INTERRUPTED
     check_agreement(state)
+    chosen = build.describe_precision(cfg, device)
+    if chosen is not None and distributed.is_main():
+        print(chosen)
     classifier = build.make_classifier(cfg.loss, dataset)
     classifier = classifier.to(device) if classifier is not None else None
     inputs = InputSource.of(
@@ -105,13 +108,15 @@ def run(
 def configure(cfg: TrainConfig, device: torch.device) -> None:
     """Process-wide switches."""
     training_stats.init_multiprocessing(distributed.rank(), device if distributed.world_size() > 1 else None)
+    if device.type == "cpu":
+        memory.keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not cfg.run.nobench
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
 
 
-def check_same_start(cfg: TrainConfig, dataset: ImageDataset) -> None:
+def check_same_start(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> None:
     """Check that all processes train with the same options, data and code.
 
     Raises:
@@ -124,6 +129,10 @@ def check_same_start(cfg: TrainConfig, dataset: ImageDataset) -> None:
         values = {f"option {s}.{key}": x for s, section in options.items() for key, x in section.items()}
         values["the content of --data"] = dataset.content_hash()
         values["the code"] = agreement.code_version(ROOT, ("dnnlib", "torch_utils", "training", "san"))
+        values["option run.precision, as measured"] = str(devices.pick_precision(cfg.run.precision, device))
+        values["option discriminator.precision, as measured"] = str(
+            devices.pick_discriminator_precision(cfg.discriminator.precision, device)
+        )
         values["the version of torch"] = str(torch.__version__)
         agreement.check_values(values)
 

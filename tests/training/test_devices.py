@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_utils import devices, features, timm_weights, training_stats
+from torch_utils import cpu_speed, devices, features, timm_weights, training_stats
 from torch_utils.ops.backend import library
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from training import build, generator, steps
-from training.config import TrainConfig
+from training.config import DiscriminatorConfig, TrainConfig
 from training.inputs import InputSource
 from training.state import TrainState
 
@@ -173,3 +173,20 @@ def test_a_bias_of_another_device_is_refused(cuda_paths) -> None:
         bias_act(x, torch.zeros(4))
     with pytest.raises(ValueError, match="the bias is on cpu, x on meta"):
         filtered_lrelu(x, f, f, torch.zeros(4), up=2, down=2, padding=9)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_automatic_precision_follows_the_measurement_on_cpus_alone(monkeypatch, faster):
+    monkeypatch.setattr(cpu_speed, "choices", lambda: cpu_speed.Choices(bf16=faster, bf16_ratio=2.0))
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    assert devices.pick_precision("auto", cpu) == (torch.bfloat16 if faster else None)
+    assert [devices.pick_precision("auto", device) for device in (cuda, mps)] == [torch.float16, None]
+    expected = torch.bfloat16 if faster else torch.float32
+    assert devices.pick_discriminator_precision("auto", cpu) == expected
+    assert all(
+        devices.pick_discriminator_precision("auto", device) == torch.float32 for device in (cuda, mps, None)
+    )
+    assert devices.pick_discriminator_precision("bf16", None) == torch.bfloat16
+    assert build.discriminator_options(DiscriminatorConfig(), cpu)["compute_dtype"] == expected
+    assert build.describe_precision(TrainConfig(), cuda) is None
+    assert "2 times as fast" in str(build.describe_precision(TrainConfig(), cpu))

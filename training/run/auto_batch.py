@@ -179,7 +179,7 @@ class Trial:
         """Every kind of step twice, with a margin kept free: the second pass has the optimizers' moments."""
         cfg = self.cfg
         if self.state is None:
-            networks = build.make_networks(cfg, self.dataset, cfg.data.embed_dim, self.lineage)
+            networks = build.make_networks(cfg, self.dataset, cfg.data.embed_dim, self.lineage, self.device)
             self.state = build.assemble(cfg, *networks, self.device)
         state = self.state
         if (

@@ -81,7 +81,7 @@ def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -
     if source is not None and distributed.is_main():
         print(f"Starting from {stems.network_summary(source.path, source.file.provenance)}")
     embed_dim, table = class_table(cfg, dataset, device, source)
-    G, D, lineage = build.make_networks(cfg, dataset, embed_dim)
+    G, D, lineage = build.make_networks(cfg, dataset, embed_dim, device=device)
     if lineage.stem is not None and distributed.is_main():
         print(f"Stem: {lineage.stem['file']} ({stems.describe(lineage.stem)})")
     if source is None:
@@ -139,7 +139,9 @@ def saved_state(
     embedding = saved["train"]["G"].get("mapping.embed.weight")
     embed_dim = cfg.data.embed_dim if embedding is None else embedding.shape[1]
     state = build.assemble(
-        cfg, *build.make_networks(cfg, dataset, embed_dim, Lineage(**saved.get("lineage", {}))), device
+        cfg,
+        *build.make_networks(cfg, dataset, embed_dim, Lineage(**saved.get("lineage", {})), device),
+        device,
     )
     try:
         state.load_state_dict(saved["train"])

@@ -103,11 +103,11 @@ class Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         """Compute the gradients of x and weight."""
         x, weight = ctx.saved_tensors
-        geometry, of_x, of_weight = (ctx.stride, ctx.padding), *ctx.needs_input_grad[:2]
-        of_weight = of_weight and not ctx.unwanted()
+        stride, padding = ctx.stride, ctx.padding
+        of_x, of_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not ctx.unwanted()
         if torch.is_grad_enabled():  # the result is differentiated again
-            dx, dw = _backward(grad, x, weight, *geometry, [of_x, of_weight])[:2]
+            dx, dw = _backward(grad, x, weight, stride, padding, [of_x, of_weight])[:2]
             return dx, dw, None, None, None
-        dx = _backward(grad, x, weight, *geometry, [True, False])[0] if of_x else None
-        dw = by_products(x, weight, grad, *geometry) if of_weight else None
+        dx = _backward(grad, x, weight, stride, padding, [True, False])[0] if of_x else None
+        dw = by_products(x, weight, grad, stride, padding) if of_weight else None
         return dx, dw, None, None, None
