@@ -16,6 +16,7 @@ from metrics import names
 
 if TYPE_CHECKING:
     from metrics.comparison import Measurement, Verdict
+    from metrics.evaluate import Evaluator
 
 
 def _number(value: float) -> str:
@@ -98,11 +99,30 @@ detector_option = click.option(
 
 
 @click.command()
-@click.option("--images", required=True, metavar="DIR|ZIP|NPZ", help="data set or images")
+@click.option("--images", metavar="DIR|ZIP|NPZ", help="data set or images")
+@click.option("--network", metavar="PATH|URL", help="network file, run folder or hf://OWNER/NAME, instead")
+@click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
 @click.option("--dest", required=True, metavar="NPZ", help="file to write")
 @click.option(
     "--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="metrics to prepare for"
 )
+@click.option(
+    "--data",
+    metavar="ZIP|DIR|NPZ",
+    help="labels of a conditional network are drawn as this set's are  [default: the data set named in the "
+    "network file]",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(names.LABEL_RULES),
+    default="dataset",
+    show_default=True,
+    help="of generated images: drawn as the data set's are, or evenly",
+)
+@click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images")
+@click.option("--seed", type=click.IntRange(0, commands.MAX_SEED), default=0, show_default=True)
+@click.option("--truncation", type=float, default=1.0, show_default=True, help="truncation psi")
+@commands.precision_option
 @click.option("--resolution", type=int, metavar="N", help="bring images to this size")
 @click.option("--inception", metavar="PATH|random", help="as for calc_metrics.py")
 @detector_option
@@ -110,32 +130,67 @@ detector_option = click.option(
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="images at a time")
 @commands.one_line_errors
 def statistics(**options: Any) -> None:
-    """Write statistics of images, which can stand for the images in --data and --images.
+    """Write statistics of images or of a network's images, which can stand for them in --data and --images.
 
     The file also has mu and sigma, by which ADM's evaluator and pytorch-fid read it.
     """
     from generation import metric_sources
-    from metrics import detectors, evaluate, export
+    from metrics import export
     from torch_utils.devices import pick_device
 
+    if bool(options["network"]) == bool(options["images"]):
+        raise ValueError("give either --network or --images")
+    if options["images"] and (options["data"] or options["truncation"] != 1):
+        raise ValueError("--data and --truncation are for --network, not for --images")
     if not metric_sources.is_npz(options["dest"]):
         raise ValueError(f"--dest={options['dest']}: name a file that ends in .npz")
-    outputs.check_output("--dest", options["dest"], data={"--images": options["images"]})
-    images = metric_sources.open_image_set(options, None, use_labels=True)
-    if not hasattr(images, "__getitem__"):
-        raise ValueError(f"--images={options['images']} holds statistics already")
+    outputs.check_output(
+        "--dest",
+        options["dest"],
+        data={"--images": options["images"], "--data": options["data"]},
+        inputs={"--network": options["network"]},
+    )
+    dest = Path(options["dest"])
+    if options["network"]:
+        options = {**options, "centroids_path": None}
+        network = metric_sources.load_network(options, pick_device(options["device"]))
+        assert network is not None
+        evaluator = _statistics_evaluator(options, metric_sources.labels_source(options, network))
+        generator = metric_sources.generator_of(network, options)
+        identity = metric_sources.identity_of(network, options)
+        details = {"dataset": Path(network.path).name, "label_rule": options["labels"], **identity}
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        export.write_statistics(evaluator, options["dest"], generator=generator, details=details)
+    else:
+        images = metric_sources.open_image_set(options, None)
+        if not hasattr(images, "__getitem__"):
+            raise ValueError(f"--images={options['images']} holds statistics already")
+        evaluator = _statistics_evaluator(options, images)
+        evaluator.check_data()
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        export.write_statistics(evaluator, options["dest"], images)
+    click.echo(options["dest"])
+
+
+def _statistics_evaluator(options: dict[str, Any], dataset: Any) -> Evaluator:
+    """The evaluator of the command `statistics`; its detectors' weights are there."""
+    from metrics import detectors, evaluate
+    from torch_utils.devices import pick_device
+
     evaluator = evaluate.Evaluator(
-        images,
+        dataset,
         options["metrics"],
+        num_gen=options["num_gen"],
         device=pick_device(options["device"]),
         batch=options["batch"],
+        seed=options["seed"],
+        labels=options["labels"],
         inception=options["inception"],
         weights=detectors.parse_weights(options["detector"]),
+        trust=options["trust_pickle"],
     )
-    evaluator.check()
-    Path(options["dest"]).parent.mkdir(parents=True, exist_ok=True)
-    export.write_statistics(evaluator, options["dest"], images)
-    click.echo(options["dest"])
+    evaluator.check_weights()
+    return evaluator
 
 
 SUBCOMMANDS = (compare, statistics)

@@ -86,6 +86,29 @@ def trained_on(network: render.Network) -> dict[str, Any] | None:
     return evaluate.preparation_from(metadata, network.G.img_resolution)
 
 
+class NoDataset:
+    """Stands for the data set of a network that draws its labels evenly, or has none."""
+
+    name, has_labels = "no data set", False
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return 0
+
+
+def labels_source(options: Options, network: render.Network) -> Any:
+    """The data set that labels of generated images are drawn from.
+
+    Raises:
+        ValueError, OSError: It is needed, and is missing or cannot be read.
+    """
+    if network.G.c_dim and options["labels"] == "dataset":
+        return open_reference(options, network, needs_labels=True)
+    return NoDataset(network.G.img_resolution)
+
+
 def is_prepared(path: str) -> bool:
     """Whether a folder or zip has a dataset.json; its images are then taken as they are."""
     if not os.path.isdir(path) and not zipfile.is_zipfile(path):
@@ -109,17 +132,19 @@ def open_reference(options: Options, network: render.Network | None, needs_label
         return open_npz(path, options["resolution"])
     if network is None and not is_prepared(path):
         return evaluate.ImageFiles(path, options["resolution"])
+    if not needs_labels and options.get("report"):
+        with contextlib.suppress(ValueError):  # the page has classes, if there are some
+            return open_reference({**options, "report": None}, network, True)
     data = DataConfig(path=path, cond=needs_labels, resolution=options["resolution"])
     return make_dataset(data, options["seed"])
 
 
-def open_image_set(options: Options, reference: Any, use_labels: bool = False) -> Any:
+def open_image_set(options: Options, reference: Any) -> Any:
     """The images or statistics to measure: a data set as it is, other images in the reference's size."""
     path = options["images"]
     if is_prepared(path) and not is_npz(path):
-        if use_labels:
-            with contextlib.suppress(ValueError):  # without labels, or damaged: the next line says which
-                return ImageDataset(path, use_labels=True)
+        with contextlib.suppress(ValueError):  # without labels, or damaged: the next line says which
+            return ImageDataset(path, use_labels=True)
         return ImageDataset(path)
     size = options["resolution"] or getattr(reference, "resolution", None)
     return open_npz(path, size) if is_npz(path) else evaluate.ImageFiles(path, size)

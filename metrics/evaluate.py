@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import platform
 import time
@@ -33,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import scipy
-import timm
 import torch
 
 import dnnlib.util
@@ -163,10 +163,14 @@ class Evaluator:
             FileNotFoundError, ValueError: As `detectors.check`; the data set is too small.
         """
         self.check_data()
-        for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
-            detectors.check(name, **self._weights, download=download)
+        self.check_weights(download)
         if self._needing():
             self.references.check_cache()
+
+    def check_weights(self, download: bool = True) -> None:
+        """Make sure that the detectors' weights are there, as `check` does."""
+        for name in [n for n in registry.detectors_of(self.metrics) if n not in self._detectors]:
+            detectors.check(name, **self._weights, download=download)
 
     def check_data(self) -> None:
         """Raises ValueError if the data set has too few images for a metric."""
@@ -405,13 +409,14 @@ def _record(
     """The record of a metric's values, with what they were measured under and the time since `started`."""
     seconds = time.time() - started
     reference = conditions["reference"]
-    libraries = (torch, timm, np, scipy)
+    libraries = (torch, np, scipy)
     whole = {
         "num_gen": metric.num_gen,
         "num_real": (reference or {}).get("num_real"),
         **conditions,
         "versions": {
             "python": platform.python_version(),
+            "timm": importlib.metadata.version("timm"),  # not imported by every detector
             **{module.__name__: str(module.__version__) for module in libraries},
         },
         "num_gpus": distributed.world_size(),

@@ -3,17 +3,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
-from metrics import statistics_file
+import numpy as np
+
+from metrics import registry, statistics_file
 from metrics.collect import Need
 from metrics.evaluate import Evaluator, label_counts
-from metrics.image_sets import ImageSource, RealImages
+from metrics.image_sets import GeneratedImages, ImageSource, RealImages
 from metrics.reference import References
 from torch_utils import distributed
 
 
-def write_statistics(evaluator: Evaluator, path: str, image_set: Any = None, generator: Any = None) -> None:
+def write_statistics(
+    evaluator: Evaluator,
+    path: str,
+    image_set: Any = None,
+    generator: Any = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
     """Write what the evaluator's metrics keep of an image set or of a generator's images.
 
     All processes must call it; process 0 writes.
@@ -23,6 +34,7 @@ def write_statistics(evaluator: Evaluator, path: str, image_set: Any = None, gen
         path: Of the .npz file.
         image_set: Of any kind with images.
         generator: Instead of an image set.
+        details: JSON values that records have of the generator's images.
 
     Raises:
         ValueError: No metric keeps statistics of images.
@@ -44,12 +56,22 @@ def write_statistics(evaluator: Evaluator, path: str, image_set: Any = None, gen
         else:
             assert count is not None
             source, size = evaluator.generated(generator), count
-            reference = {"dataset": "generated", "num_images": size, "num_real": size, "seed": evaluator.seed}
+            own = {"num_images": size, "num_real": size, "seed": evaluator.seed, **source.identity()}
+            reference = {"dataset": "generated", **own, **(details or {})}
+            text = json.dumps(reference, sort_keys=True)
+            reference["content_hash"] = hashlib.sha256(text.encode()).hexdigest()
         need = Need(detector, output, keep, size)
         store = evaluator.collector(source, "compared", [need])[need]
         description = evaluator.collector.detector(detector).description
         entry = {"detector": description, "output": output, "keep": keep, "reference": reference}
         saved.append((store, entry))
     if distributed.is_main():
-        has_labels = image_set is not None and getattr(image_set, "has_labels", False)
-        statistics_file.write(path, saved, label_counts(image_set) if has_labels else None)
+        statistics_file.write(path, saved, _label_counts(source, image_set))
+
+
+def _label_counts(source: ImageSource, image_set: Any) -> np.ndarray | None:
+    """Images of each class; None without classes."""
+    if isinstance(source, GeneratedImages):
+        drawn = source.labels(range(registry.DEFAULT_NUM_GEN))
+        return None if drawn is None else np.bincount(drawn.numpy(), minlength=source.num_classes)
+    return label_counts(image_set) if getattr(image_set, "has_labels", False) else None

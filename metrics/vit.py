@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,6 +109,8 @@ def load(
         FileNotFoundError: the weights are missing.
         ValueError: the weights do not fit.
     """
+    import timm  # imported here because it takes as long as torch to import
+
     model = MODELS[name]
     path = timm_weights.resolve(model, weights)
     options: dict[str, Any] = {"img_size": DINOV2_INPUT} if name == DINOV2 else {}

@@ -2,6 +2,9 @@
 """calc_metrics.py with EfficientNet-Lite0's real weights on small data and networks."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from click.testing import CliRunner, Result
 import calc_metrics
 import dnnlib.util
 from generation import measure_command
+from generation.measured import MeasuredGenerator
 from metrics import detectors, vgg16
 from tests.support import TinyDetector
 from tests.toy_data import write_dataset
@@ -366,6 +370,69 @@ def test_statistics_stand_for_images(network, data, tmp_path, tiny):
         "holds statistics already"
         in run("statistics", "--images", dest, "--dest", tmp_path / "t.npz", code=1).output
     )
+
+
+def test_statistics_of_a_network_stand_for_its_images(network, data, tmp_path, tiny):
+    dest, metrics = tmp_path / "fakes.npz", "--metrics=fd_lite0_8_full"
+    args = ["statistics", "--network", network, metrics, "--dest"]
+    run(*args, dest, "--seed=2")
+    (expected,) = lines(run("--network", network, metrics, "--seed=2"))
+    (found,) = lines(run("--images", dest, "--data", data, metrics))
+    assert found["value"] == pytest.approx(expected["value"], rel=1e-12) and found["num_gen"] == 8
+    assert found["images"]["seed"] == 2 and found["images"]["dataset"] == "n.pkl"
+    unconditional = write_network(tmp_path / "u.pkl", tmp_path / "gone.zip", c_dim=0)
+    run("statistics", "--network", unconditional, metrics, "--dest", tmp_path / "u.npz")
+    both = run(*args, dest, "--images", data, code=1).output
+    assert "give either --network or --images" in both
+    gone = write_network(tmp_path / "g.pkl", tmp_path / "gone.zip")
+    message = run("statistics", "--network", gone, metrics, "--dest", tmp_path / "g.npz", code=1).output
+    assert "is not here: name the data set" in message
+    run("statistics", "--network", gone, metrics, "--labels=uniform", "--dest", tmp_path / "g.npz")
+
+
+KILLED = """
+import os, signal, sys
+import calc_metrics
+from metrics import detectors, partial
+from tests.support import TinyDetector
+
+saves, save = [], partial.Partial._save
+
+def save_and_die(self, stores, position):
+    save(self, stores, position)
+    saves.append(position)
+    if "network" in self.key["images"] and position >= 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+partial.SAVE_SECONDS = -1.0
+partial.Partial._save = save_and_die
+detectors.load = lambda name, device="cpu", **options: TinyDetector(name, "tiny")
+detectors.check = lambda name, **options: None
+calc_metrics.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.e2e
+def test_a_killed_process_resumes_to_the_same_number(network, data, tmp_path, tiny, monkeypatch):
+    args = ["--network", network, "--metrics=fd_lite0_40,vendi_lite0_40", "--batch=5"]
+    command = [sys.executable, "-c", KILLED, *map(str, args), "--device=cpu"]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stdout == "" and list((tmp_path / "cache").rglob("partial/*/rank0.npz"))
+    made, generate = [], MeasuredGenerator.__call__
+
+    def counted(self, z, labels):
+        made.append(len(z))
+        return generate(self, z, labels)
+
+    monkeypatch.setattr(MeasuredGenerator, "__call__", counted)
+    resumed = lines(run(*args))
+    assert sum(made) == 25, "15 of 40 images were saved"
+    assert not list((tmp_path / "cache").rglob("partial"))
+    whole = lines(run(*args, "--outdir", tmp_path / "whole"))
+    assert sum(made) == 65
+    for a, b in zip(resumed, whole, strict=True):
+        assert a["results"] == pytest.approx(b["results"], rel=1e-9)
 
 
 def test_samples_in_adms_layout(network, data, tmp_path, tiny):

@@ -9,12 +9,11 @@ internet access. Other networks use a file that the user names, or timm's hub.
 Shapes: N batch, C channels, H W height and width, F feature width.
 """
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from torch_utils.frozen_convolutions import fold_batchnorm_, replace_depthwise_
@@ -153,7 +152,7 @@ class Classifier(_Frozen):
         self.input_size = int(cfg["input_size"][-1])
         self.num_classes: int = body.num_classes  # type: ignore[assignment]
         # WordNet ids in ImageNet's order. The names of other class lists are not known here.
-        self.class_names = _imagenet_names(ImageNetInfo()) if self.num_classes == 1000 else None
+        self.class_names = list(imagenet_descriptions()) if self.num_classes == 1000 else None
         self.register_buffer("class_map", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,17 +195,17 @@ def classifier(
 
 def imagenet_descriptions() -> dict[str, str]:
     """Return ImageNet's 1000 classes: {WordNet id: description}, e.g. {'n01440764': 'tench, Tinca tinca'}."""
+    from timm.data.imagenet_info import ImageNetInfo
+
     info = ImageNetInfo()
-    return {name: info.label_name_to_description(name) for name in _imagenet_names(info)}
-
-
-def _imagenet_names(info: ImageNetInfo) -> list[str]:
-    """Return the WordNet ids of ImageNet's 1000 classes, in its order."""
-    return list(info.label_names())  # type: ignore[no-untyped-call]
+    names: list[str] = list(info.label_names())  # type: ignore[no-untyped-call]
+    return {name: info.label_name_to_description(name) for name in names}
 
 
 def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -> tuple[nn.Module, str]:
     """Return the timm model with its weights, and their hash. The global random state does not change."""
+    import timm  # imported here because it takes as long as torch to import
+
     path = resolve(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -234,7 +233,7 @@ def _feature_levels(body: nn.Module, name: str, kind: str) -> list[tuple[int, di
     if not infos or not hasattr(body, "forward_intermediates"):
         raise ValueError(
             f"feature network '{name}' has no feature_info and forward_intermediates in timm "
-            f"{timm.__version__}: choose another"
+            f"{importlib.metadata.version('timm')}: choose another"
         )
     if kind == "vit":
         if len(infos) < 4:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor
 
 from dnnlib.util import discard_copy, reason, sha256_file
@@ -89,6 +88,8 @@ def hub_cache() -> str:
 
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
+    import timm  # imported here because it takes as long as torch to import
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
