@@ -160,16 +160,22 @@ def _class_entry(
     }
 
 
-def _plot(distances: dict[int, float]) -> Markup:
+def _class_name(label: int, names: list[str] | None) -> str:
+    return names[label] if names and label < len(names) else f"class {label}"
+
+
+def _plot(distances: dict[int, float], names: list[str] | None) -> Markup:
     """A bar for each class, sorted."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(distances)), list(distances.values()), width=0.9)
     if len(distances) <= 40:
-        axes.set_xticks(range(len(distances)), [str(label) for label in distances], fontsize=8)
-    axes.set(xlabel="class, from the best to the worst", ylabel="distance")
+        ticks = [_class_name(label, names)[:20] for label in distances]
+        axes.set_xticks(range(len(distances)), ticks, rotation=30, ha="right", rotation_mode="anchor")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(title="from the best class to the worst", ylabel="distance")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return Markup(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
@@ -179,8 +185,7 @@ def _row(record: Record, name: str, value: float) -> tuple[str, ...]:
     conditions = record.conditions
     notes = list(record.notes)
     interval = conditions.get("interval")
-    if interval and name in interval["std"]:
-        notes.append(f"standard deviation {interval['std'][name]:.4g} under other samples")
+    spread = f"{interval['std'][name]:.4f}" if interval and name in interval["std"] else ""
     if "infinity" in conditions:
         notes.append(f"{conditions['infinity']['value']:.4f} extrapolated to infinitely many samples")
     real = conditions.get("num_real")
@@ -188,6 +193,7 @@ def _row(record: Record, name: str, value: float) -> tuple[str, ...]:
     return (
         name,
         f"{value:.4f}",
+        spread,
         "low" if record.lower_is_better else "high",
         f"{conditions['num_gen']:,}" if conditions["num_gen"] else "unknown",
         f"{real:,}" if real else "",
@@ -226,7 +232,7 @@ def pictures_of(evaluator: Evaluator, measured: Any, metric: Metric) -> dict[str
         "neighbours": rows,
         "detector": detector,
         "classes": groups if len(found) > 1 else [],
-        "plot": _plot(found) if len(found) > 1 else "",
+        "plot": _plot(found, names) if len(found) > 1 else "",
         "samples": len(generated.rows),
     }
 
@@ -270,6 +276,8 @@ def page(evaluator: Evaluator, measured: Any, records: Sequence[Record]) -> str:
         reference=getattr(evaluator.dataset, "name", "nothing"),
         rows=[_row(record, name, value) for record in records for name, value in record.results.items()],
         size=PIXELS,
+        columns=1 + NEIGHBOURS,
+        per_class=PER_CLASS,
         **parts,
     )  # fmt: skip
 
