@@ -28,6 +28,13 @@ CSS = """
 FONTS = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none from servers
 BY_SEED = -1  # in the lists of classes: no class chosen
 NOTHING = ""  # in the list of second networks
+PICTURE: dict[str, Any] = dict(  # without a label, which would hide a corner
+    format="png",
+    interactive=False,
+    show_label=False,
+    elem_classes="pixels",
+    buttons=["download", "fullscreen"],
+)
 FAILURES = (ValueError, OSError, RuntimeError, KeyError, IndexError, MemoryError)
 CONCURRENT = 16  # requests; all but the newest of each page end at the next layer
 
@@ -63,12 +70,9 @@ class Page:
             self._connect()
 
     def _pictures(self) -> None:
-        shared: dict[str, Any] = dict(
-            format="png", interactive=False, elem_classes="pixels", buttons=["download", "fullscreen"]
-        )
         with gr.Row():
-            self.picture = gr.Image(label="Picture", elem_id="picture", **shared)
-            self.second_picture = gr.Image(label="Second network", elem_id="second", visible=False, **shared)
+            self.picture = gr.Image(label="Picture", elem_id="picture", **PICTURE)
+            self.second_picture = gr.Image(label="Second network", elem_id="second", visible=False, **PICTURE)
         self.status = gr.Markdown("", elem_id="status")
         self.command = gr.Textbox(
             label="Command that makes this picture",
@@ -133,10 +137,12 @@ class Page:
             self.channel = gr.Number(
                 0, label=f"First of up to {layers.MAX_CHANNELS} channels", precision=0, minimum=0
             )
-            shared: dict[str, Any] = dict(format="png", interactive=False, elem_classes="pixels")
+            gr.Markdown(
+                f"Left: activations. Right: power spectrum, {layers.DYNAMIC_RANGE:g} dB from white to black."
+            )
             with gr.Row():
-                self.activations = gr.Image(label="Activations", elem_id="activations", **shared)
-                self.spectrum = gr.Image(label=f"Power spectrum ({layers.DYNAMIC_RANGE:g} dB)", **shared)
+                self.activations = gr.Image(label="Activations", elem_id="activations", **PICTURE)
+                self.spectrum = gr.Image(label="Power spectrum", elem_id="spectrum", **PICTURE)
             self.show_layer = gr.Button("Show layer", elem_id="show-layer")
 
     def _keyframes_tab(self) -> None:
@@ -149,7 +155,7 @@ class Page:
             self.form = gr.Dropdown(list(path.FORMATS), value="GIF", label="Format", elem_id="format")
             self.steps = gr.Slider(1, 240, 30, step=1, label="Frames from one keyframe to the next")
             self.export = gr.Button("Export", variant="primary", elem_id="export")
-            self.exported = gr.File(label="File", elem_id="file")
+            self.exported = gr.File(label="File", elem_id="file", visible=False)
 
     def _time_tab(self) -> None:
         visible = len(training_order(self.viewer.choices)) > 1
@@ -242,7 +248,8 @@ class Page:
             found = self.viewer.layer(source, state, layer, int(first or 0))
         except FAILURES as error:
             return gr.skip(), gr.skip(), failure(error)
-        return [magnified(np.repeat(picture[..., None], 3, axis=2)) for picture in found] + [""]
+        pictures = [magnified(np.repeat(picture[..., None], 3, axis=2)) for picture in found]
+        return [*pictures, f"layer {layer} of {summary(state)}"]
 
     def add_keyframe(self, keyframes: list[State], *values: Any) -> Any:
         """Append the settings shown to the path."""
@@ -273,7 +280,7 @@ class Page:
             path.export(self.viewer, source, states, output, int(steps), done=advance)
         except FAILURES as error:
             return gr.skip(), failure(error)
-        return str(output), f"{len(keyframes)} keyframes: {output.name}"
+        return gr.update(value=str(output), visible=True), f"{len(keyframes)} keyframes: {output.name}"
 
     def play_training(self, request: gr.Request, source: str, *values: Any) -> Iterator[Any]:
         """Yield the picture of every snapshot."""
