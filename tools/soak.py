@@ -25,7 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import click
 import psutil
@@ -71,7 +71,7 @@ class Started:
 class Forked:
     """As `Started`, without the imports."""
 
-    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server: ClassVar[Any] = multiprocessing.forkserver._forkserver
     commands: ClassVar[set[int]] = set()
 
     def __init__(self, arguments: list[str], output: Path) -> None:
@@ -106,7 +106,7 @@ def _command(arguments: list[str], output: str, address: str) -> None:
     with open(output, "a", encoding="utf-8") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
-    multiprocessing.get_context = quick_processes.get_context  # type: ignore[assignment]
+    multiprocessing.get_context = quick_processes.get_context
     train.main(arguments)
 
 

@@ -204,7 +204,7 @@ def save(folder: str | os.PathLike[str], nimg: int, state: dict[str, Any], keep:
         )
     record = {"version": _VERSION, "nimg": int(nimg), "state": _plain(state, "state")}
     directory = Path(folder)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     remove_temporaries(directory)
     path = _write(directory, nimg, record)
     _prove(path)

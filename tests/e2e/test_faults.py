@@ -6,10 +6,13 @@ locks, NaN, no memory.
 import errno
 import fcntl
 import fnmatch
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +343,48 @@ def test_a_damaged_lineage_is_that_of_the_checkpoint(data, tmp_path):
             and path.with_name(f"{path.name}.damaged").read_bytes() == damage
         )
         assert_equal_states(final_state(tmp_path / "hurt"), final_state(tmp_path / "whole"))
+
+
+def test_a_vanished_run_folder_is_not_made_anew(data, tmp_path, monkeypatch):
+    real, away = loop.one_step, tmp_path / "away"
+
+    def second_step(cfg, state, *rest):
+        if state.progress.step == 1:
+            next((tmp_path / "runs").iterdir()).rename(away)
+        return real(cfg, state, *rest)
+
+    monkeypatch.setattr(loop, "one_step", second_step)
+    line = the_error(invoke(*command_line(tmp_path / "runs", data), "--checkpoint-minutes=0"))
+    assert "is gone (moved, removed, or its disk is not mounted)" in line and "at 16 images" in line
+    assert not list((tmp_path / "runs").iterdir()) and (away / run_folder.OPTIONS_FILE).exists()
+
+
+def test_jumps_of_the_clock_change_nothing(finished, data, tmp_path, monkeypatch):
+    jumps = itertools.cycle((0.0, -1e9, 1e9))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    result = invoke(*command_line(tmp_path / "runs", data))
+    assert result.exit_code == 0, result.output
+    assert_equal_states(final_state(next((tmp_path / "runs").iterdir())), final_state(finished))
+
+
+def test_a_slow_disk_delays_the_next_checkpoint_alone(data, tmp_path, monkeypatch):
+    """The first checkpoint is not written before the second step is done."""
+    real, fsync, trained = loop.one_step, os.fsync, threading.Event()
+
+    def step(cfg, state, *rest):
+        real(cfg, state, *rest)
+        if state.progress.step == 2:
+            trained.set()
+
+    def slow(descriptor: int) -> None:
+        if threading.current_thread().name == "checkpoint":
+            trained.wait()
+        fsync(descriptor)
+
+    monkeypatch.setattr(loop, "one_step", step)
+    monkeypatch.setattr(os, "fsync", slow)
+    result = invoke(*command_line(tmp_path, data), "--checkpoint-minutes=0", "--kimg=0.016", "--tick=1")
+    (run_dir,) = tmp_path.iterdir()
+    assert result.exit_code == 0 and trained.is_set(), result.output
+    assert final_state(run_dir)["progress"]["nimg"] == 16

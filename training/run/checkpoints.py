@@ -34,9 +34,14 @@ class Checkpoints:
         Args:
             state: what is saved.
             running: statistics and seconds of the tick that has begun.
+
+        Raises:
+            FileNotFoundError: the run folder is gone. It is not made anew: what else was in it would be
+                missing.
         """
         began = time.monotonic()
         if distributed.is_main():
+            self.check_folder(state.progress.nimg)
             saved = {
                 "train": state.state_dict(),
                 "running": running,
@@ -46,6 +51,14 @@ class Checkpoints:
             self.writer.save(state.progress.nimg, saved)
         self.saved = time.monotonic()
         training_stats.report0("Timing/checkpoint_stall_sec", self.saved - began)
+
+    def check_folder(self, nimg: int) -> None:
+        """Raise FileNotFoundError if the run folder is gone. nimg: images shown, for the message."""
+        if not self.run_dir.is_dir():
+            raise FileNotFoundError(
+                f"the run folder {self.run_dir} is gone (moved, removed, or its disk is not mounted); the "
+                f"run ends at {nimg} images; resume it from its last checkpoint"
+            )
 
     def is_due(self) -> bool:
         """True when --checkpoint-minutes have passed since the last one."""

@@ -98,9 +98,14 @@ class Periodic:
             self.score(state)
 
     def after_step(self, state: TrainState) -> None:
-        """Progress within a tick, on a terminal only; the error of a checkpoint that could not be written."""
+        """Progress within a tick, on a terminal only.
+
+        Raises:
+            OSError: the run folder is gone, or a checkpoint could not be written.
+        """
         if self.main:
             self.clock.bar(state.progress)
+            self.checkpoints.check_folder(state.progress.nimg)
             self.checkpoints.writer.check()
 
     def tick(self, state: TrainState, done: bool) -> None:

@@ -26,7 +26,7 @@ class Restarts:
     def __call__(self, error: Exception, attempt: int) -> bool:
         """Whether to start again; says so on the terminal and in the log. attempt: restarts so far."""
         newest = self._newest()
-        passing = isinstance(error, launcher.ProcessDied) or newest != self.began
+        passing = isinstance(error, launcher.ProcessDied) or newest not in (None, self.began)
         mistake = isinstance(error, ValueError) or hasattr(error, "format_message")
         if attempt >= self.most or mistake or not passing:
             return False
