@@ -220,9 +220,11 @@ class Page:
             yield magnified(picture), gr.skip() if second else gr.update(visible=False), command, text
             if second:
                 other = self.viewer.open(second)
-                picture = self.viewer.picture(second, state.for_network(other), client, number)
+                own = state.for_network(other)
+                picture = self.viewer.picture(second, own, client, number)
                 update = gr.update(value=magnified(picture), visible=True)
-                yield gr.skip(), update, command, f"{text}; beside it {describe(other, state)}"
+                parts = [text, f"beside it {describe(other, own)}", state.missing_classes(other)]
+                yield gr.skip(), update, command, "; ".join(part for part in parts if part)
         except Superseded:
             yield [gr.skip()] * 4
         except FAILURES as error:

@@ -61,7 +61,10 @@ class State:
         return self.style_seed is not None and bool(self.groups)
 
     def styles(self, network: Network, centroids: Tensor | None) -> Tensor:
-        """Return the style codes [1, num_ws, W]. Raises ValueError."""
+        """Return the style codes [1, num_ws, W]. Raises ValueError.
+
+        Pictures, layers and keyframes all start from this result, so a change of styles belongs at its end.
+        """
         centres = centroids if self.centroids else None
 
         def of(seed: int) -> Tensor:
@@ -88,6 +91,14 @@ class State:
             label=self.label if fits(self.label) else None,
             label_b=self.label_b if fits(self.label_b) else None,
         )
+
+    def missing_classes(self, network: Network) -> str:
+        """What `for_network` drops, for a message: 'no class 7 in NAME', or ''."""
+        own = self.for_network(network)
+        labels = [self.label] if own.label != self.label else []
+        labels += [self.label_b] if self._mixes_classes and own.label_b != self.label_b else []
+        name = source_name(network.path)
+        return f"no class {' and '.join(map(str, labels))} in {name}" if labels else ""
 
     def command(self, network: Network, centroids_path: str | None) -> str:
         """Return the command that makes this picture, or Python lines if gen_images.py has no such flags."""

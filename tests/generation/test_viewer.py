@@ -89,6 +89,8 @@ def test_mixing_takes_what_it_should(viewer, source):
         for name, row in rows.items():
             assert torch.equal(mixed[:, row], (other if name == group else ws)[:, row])
     assert replace(base, label=9).for_network(network).label is None
+    text = replace(base, label=9, label_b=8, mix=0.5).missing_classes(network)
+    assert text.startswith("no class 9 and 8 in ") and base.missing_classes(network) == ""
     assert find_classes(network, "FACE") == [("1 grinning face", 1)]
     assert [index for _, index in find_classes(network, "r")] == [2, 1]  # those that start with it come first
 
