@@ -334,6 +334,7 @@ class Evaluator:
                 else:
                     rules = self._rules(metric, source)
                     values, extra = self.extras.compute(metric, stores[needs[metric.name]], store, rules)
+                    extra |= self._rank(metric, reference)
                 return _record(metric, values, {**conditions, **extra}, started)
 
             records: list[Record] = distributed.on_main(lambda: [record(metric) for metric in metrics])
@@ -363,6 +364,15 @@ class Evaluator:
             drawn = source.labels(range(metric.num_gen))
             labels = None if drawn is None else drawn.numpy()
         return registry.Rules(self.seed, self.covariance, labels, self.collector.computing)
+
+    def _rank(self, metric: registry.Metric, reference: Mapping[str, Any] | None) -> dict[str, Any]:
+        """{"singular": True} for a covariance of fewer images than features."""
+        family = metric.family
+        counts = (metric.num_gen, (reference or {}).get("num_real") or metric.num_gen)
+        is_singular = (
+            family.has_covariance and min(counts) <= self._detector(family.detector).dims[family.output]
+        )
+        return {"singular": True} if is_singular else {}
 
     def _measure_network(
         self,

@@ -40,7 +40,7 @@ class BasicConv2d(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False
         )
-        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C', H', W']."""

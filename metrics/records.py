@@ -64,6 +64,8 @@ class Record:
             )
         if "statistics" in reference and "num_real" not in reference:
             found.append(f"against the statistics in {reference['dataset']}, whose images are unknown")
+        if self.conditions.get("singular"):
+            found.append("fewer images than features: the covariance is singular, use more images")
         if self.conditions.get("forced"):
             found.append("forced")
         return found

@@ -491,8 +491,10 @@ def test_too_few_images_are_one_line(tmp_path, data, tiny, count, metrics, messa
 
 def test_fewer_images_than_features_are_measured(tmp_path, tiny):
     a, b = (write_images(tmp_path / name, [(8, 8)] * count) for name, count in (("a", 2), ("b", 3)))
-    (record,) = lines(run("--images", a, "--data", b, "--metrics=fd_lite0"))
-    assert 0 <= record["value"] < float("inf")
+    result = run("--images", a, "--data", b, "--metrics=fd_lite0")
+    (record,) = lines(result)
+    assert 0 <= record["value"] < float("inf") and record["singular"]
+    assert "fewer images than features: the covariance is singular, use more images" in result.stderr
 
 
 def test_a_prepared_data_set_of_mixed_sizes_is_one_line(tmp_path, data, tiny):

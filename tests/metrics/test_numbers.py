@@ -135,6 +135,18 @@ def test_the_trace_is_exact_by_either_way():
     assert trace_sqrt_product(x.T @ x, y.T @ y) == pytest.approx(exact, rel=1e-12)
 
 
+def test_singular_covariances_are_exact_where_eigenvalues_of_their_product_are_not():
+    random = np.random.RandomState(0)
+    x, y = (random.randn(40, 120) * np.arange(1.0, 121) ** -0.5 for _ in range(2))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    exact = np.linalg.svd(x @ y.T, compute_uv=False).sum() / 39
+    a, b = (np.cov(rows, rowvar=False) for rows in (x, y))
+    assert trace_sqrt_product(a, b) == pytest.approx(exact, rel=1e-12)
+    # torch-fidelity sums the roots of the eigenvalues of A B, of which 81 should be 0 and are not
+    eigenvalues = np.linalg.eigvals(a @ b).astype(complex)
+    assert np.sqrt(eigenvalues).real.sum() > exact * (1 + 1e-10)
+
+
 def test_kernel_distances_have_a_spread():
     x, y = np.random.RandomState(0).randn(2, 50, 4)
     values = kernel_distances(x, y, num_subsets=5, max_subset_size=10, rng=np.random.RandomState(0))
