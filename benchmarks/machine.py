@@ -22,6 +22,16 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def describe(device: str) -> dict[str, Any]:
     """Return the device, the versions and the commit.
 
@@ -29,7 +39,7 @@ def describe(device: str) -> dict[str, Any]:
     options.
     """
     facts: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
+        "device": processor(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),

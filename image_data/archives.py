@@ -774,7 +774,7 @@ def without_large_text(data: bytes) -> bytes:
     The removed data are not used. Small chunks stay, because they may contain the orientation. Nothing is
     unpacked beyond Pillow's own limit. Other bytes are returned unchanged.
     """
-    if not data.startswith(PNG_SIGNATURE) or not any(kind in data for kind in PNG_TEXTS):
+    if not data.startswith(PNG_SIGNATURE):
         return data
     parts, kept, start, left = [], 0, len(PNG_SIGNATURE), PngImagePlugin.MAX_TEXT_MEMORY // 2
     while start + 12 <= len(data):

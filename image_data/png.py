@@ -130,3 +130,14 @@ def decode_into(data: bytes, out: np.ndarray, is_checked: bool = False) -> bool:
             out[channel, first:end] = rows[:, 1 + channel :: 3]
     crc = int.from_bytes(data[tail + 4 : tail + 8], "big")
     return is_checked or zlib.crc32(memoryview(data)[_IDAT : tail + 4]) == crc
+
+
+def decode(data: bytes) -> np.ndarray | None:
+    """The pixels [H, W, 3] of a file that `encode` has written; None for all others."""
+    if len(data) < _BEFORE_DATA or not data.startswith(SIGNATURE):
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    if len(data) != file_size(width, height):
+        return None
+    pixels = np.empty([height, width, 3], dtype=np.uint8)
+    return pixels if decode_into(data, pixels.transpose(2, 0, 1)) else None

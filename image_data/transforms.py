@@ -57,6 +57,9 @@ def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255,
     """
     if isinstance(payload, np.ndarray):
         return Image.fromarray(payload).convert("RGB")
+    pixels = png.decode(payload)
+    if pixels is not None:
+        return Image.fromarray(pixels)
     image = archives.open_image(payload)
     try:
         image.load()
@@ -93,7 +96,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return _composite(rgba.convert("RGB"), rgba.getchannel("A"), background)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

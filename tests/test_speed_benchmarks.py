@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """benchmarks/published.py computes what the project computes; the benchmarks measure both in turns."""
 
+import json
+
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 
-from benchmarks import generate, interleaved, published, train_step
+from benchmarks import generate, interleaved, loader, published, train_step
 from training import build, steps
 from training.networks.stems import Lineage
 
@@ -78,3 +81,11 @@ def test_tables_have_a_line_per_row_and_implementation(tmp_path):
     assert '"gflop_per_second"' in (tmp_path / "r.json").read_text()
     with pytest.raises(click.ClickException, match=r"^--rows=5: unknown row '5'; use 16, 16x4, 64x4, 256$"):
         interleaved.chosen("5", generate.ROWS)
+
+
+def test_the_loader_is_measured_beside_bare_loops(tmp_path):
+    result = CliRunner().invoke(loader.main, ["--smoke", f"--out={tmp_path / 'r.json'}"])
+    assert result.exit_code == 0, result.output
+    rates = json.loads((tmp_path / "r.json").read_text())["images_per_cpu_second"]
+    assert len(rates) == 8 and all(rate > 0 for rate in rates.values())
+    assert all(title in result.output for title in rates)

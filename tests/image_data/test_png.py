@@ -47,6 +47,7 @@ def test_pillow_and_the_decoder_read_the_pixels(height, width):
         assert image.mode == "RGB" and not image.info
         assert np.array_equal(np.asarray(image), pixels)
     assert np.array_equal(decoded(data, pixels.shape), pixels)
+    assert np.array_equal(png.decode(data), pixels)
     mirrored = np.empty([3, height, width], dtype=np.uint8)
     assert png.decode_into(data, mirrored[:, :, ::-1])
     assert np.array_equal(mirrored.transpose(1, 2, 0)[:, ::-1], pixels)
@@ -95,7 +96,7 @@ def test_damaged_files_are_refused_and_never_written_outside_the_image(is_checke
         elif found is not None:  # of these bytes only pixels and checksums are not in the layout
             assert (found != pixels).sum() <= 1
     for cut in (0, 7, 8, 24, 43, 60, len(data) - 1):
-        assert decoded(data[:cut], pixels.shape, is_checked) is None
+        assert decoded(data[:cut], pixels.shape, is_checked) is None and png.decode(data[:cut]) is None
     assert decoded(data + b"\0", pixels.shape, is_checked) is None
 
 
@@ -104,6 +105,7 @@ def test_headers_that_lie_are_refused():
     for width, height in ((4, 16), (2**31, 2**31), (0, 0), (8, 9), (2**32 - 1, 1)):
         lying = data[:16] + struct.pack(">II", width, height) + data[24:]
         assert decoded(lying, (8, 8), is_checked=True) is None
+        assert png.decode(lying) is None
         if 0 < width * height < 100:
             assert decoded(lying, (height, width), is_checked=True) is None
 

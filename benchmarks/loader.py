@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures the loader and dataset_tool.py beside bare Pillow loops over the same images.
+
+    python benchmarks/loader.py                    # 500 images of 256 pixels, about a minute
+    python benchmarks/loader.py --out benchmarks/results/loader.json
+    python benchmarks/loader.py --smoke            # eight small images
+
+All numbers are images per CPU second of one process, the medians of rounds in which every row runs once.
+"filtered" sets have the PNGs that Pillow writes at level 0, as the published tool and version 0.1 do.
+"plain" sets have those that dataset_tool.py writes by default.
+"""
+
+import io
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import machine
+from dnnlib.records import write_json
+from image_data import conversion, sources
+from training.data.dataset import ImageDataset, Loader
+
+BATCH = 64
+
+
+def make_images(count: int, size: int) -> np.ndarray:
+    """Return smooth random images with a little noise, uint8 [count, size, size, 3]."""
+    rng = np.random.RandomState(0)
+    images = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.randint(0, 256, (12, 12, 3)).astype(np.uint8))
+        smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+        images.append((smooth + rng.randint(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def write_filtered(path: Path, images: np.ndarray) -> None:
+    """Write a zip of the PNGs that Pillow writes without compression."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, pixels in enumerate(images):
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "PNG", compress_level=0)
+            archive.writestr(f"{i // 1000:05d}/img{i:08d}.png", stream.getvalue())
+
+
+def pillow_loop(path: Path, size: int | None = None) -> int:
+    """Decode every image of a zip, and resize it to `size` if given. Returns the number of images."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+        for name in names:
+            image = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+            if size is None:
+                np.asarray(image).transpose(2, 0, 1).copy()
+            else:
+                image.resize((size, size), Image.Resampling.LANCZOS)
+    return len(names)
+
+
+def load(path: Path) -> int:
+    """Read every image of a data set with the loader of training. Returns the number of images."""
+    dataset = ImageDataset(path)
+    batches = [np.arange(start, min(start + BATCH, len(dataset))) for start in range(0, len(dataset), BATCH)]
+    with Loader(dataset, batches, cache_mb=0) as loader:
+        return sum(len(images) for images, _ in loader)
+
+
+def prepare(path: Path, size: int) -> int:
+    """Resize a data set with dataset_tool.py's engine. Returns the number of images."""
+    return conversion.convert(path, path.with_name("out.zip"), [size], workers=1, overwrite=True).num_images
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Return the images per CPU second of this process."""
+    started = time.process_time()
+    count = work()
+    return count / (time.process_time() - started)
+
+
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
+@click.option("--images", "count", default=500, show_default=True, help="Number of images.")
+@click.option("--repeats", default=5, show_default=True, help="Rounds.")
+@click.option("--smoke", is_flag=True, help="Use eight small images, to check the benchmark itself.")
+@click.option("--out", help="JSON file for the results.")
+def main(count: int, repeats: int, smoke: bool, out: str | None) -> None:
+    """Measure all rows; the help text is the module's docstring."""
+    count, repeats, size = (8, 1, 32) if smoke else (count, repeats, 256)
+    with tempfile.TemporaryDirectory() as folder:
+        filtered, plain = Path(folder, "filtered.zip"), Path(folder, "plain.zip")
+        pixels = make_images(count, size)
+        write_filtered(filtered, pixels)
+        conversion.convert(sources.array_source("images", pixels), plain, workers=1)
+        rows: dict[str, Callable[[], int]] = {
+            "decode, filtered: Pillow": lambda: pillow_loop(filtered),
+            "decode, filtered: loader": lambda: load(filtered),
+            "decode, plain: Pillow": lambda: pillow_loop(plain),
+            "decode, plain: loader": lambda: load(plain),
+            f"resize to {size // 4}, filtered: Pillow": lambda: pillow_loop(filtered, size // 4),
+            f"resize to {size // 4}, filtered: dataset_tool": lambda: prepare(filtered, size // 4),
+            f"resize to {size // 4}, plain: Pillow": lambda: pillow_loop(plain, size // 4),
+            f"resize to {size // 4}, plain: dataset_tool": lambda: prepare(plain, size // 4),
+        }
+        rates: dict[str, list[float]] = {title: [] for title in rows}
+        for _ in range(repeats):
+            for title, work in rows.items():
+                rates[title].append(rate(work))
+    medians = {title: median(values) for title, values in rates.items()}
+    click.echo(f"{machine.processor()}, {count} images of {size} pixels, images per CPU second")
+    for title, value in medians.items():
+        click.echo(f"{title:44s}{value:8.0f}")
+    if out is not None:
+        facts = {**machine.describe("cpu"), "images": count, "size": size, "repeats": repeats}
+        write_json(Path(out), {**facts, "images_per_cpu_second": medians})
+
+
+if __name__ == "__main__":
+    main()
