@@ -27,6 +27,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 TIMEOUT_MINUTES = 120
 LEAVE_SECONDS = 120  # to save and leave after the launching process is gone
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_RECORDER_SIZES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 _MEET_SECONDS = 0.05  # between two looks into the store while processes meet
 _alone = False  # within alone()
 _waiting = ""  # the collective that the process is in
@@ -238,6 +239,17 @@ def _leave_with_agent() -> None:
             time.sleep(1.0)
 
     leave_after(wait)
+
+
+def flight_recorder() -> bytes:
+    """What torch's flight recorder has recorded, for `torchfrtrace`; empty if it is disabled.
+
+    TORCH_FR_BUFFER_SIZE enables it (TORCH_NCCL_TRACE_BUFFER_SIZE in older versions of torch). It records
+    collectives of NCCL. Not tested with NCCL.
+    """
+    sizes = [os.environ.get(name, "") for name in _RECORDER_SIZES]
+    dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace", None)
+    return bytes(dump()) if dump is not None and any(size.strip("0") for size in sizes) else b""
 
 
 # Communication.

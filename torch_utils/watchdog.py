@@ -16,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dnnlib.util import atomic_write
 from torch_utils import distributed
 
+RECORDER_PREFIX = "flight-recorder-"  # the rank follows: torchfrtrace expects it at the end
+RECORDER_SECONDS = 10.0  # to write it
 FIRST_PATIENCE = 6  # times the limit, until the first full step: kernels are compiled and caches are filled
 
 Fail = Callable[[str], None]
@@ -68,7 +71,8 @@ class Watchdog:
 
     Every process looks at its own work, and at the process after it, which may not run at all (stopped, or
     its machine is gone). A process that waits in a collective does not hang: another one does. Who finds a
-    hang tells all; each writes the stacks of its threads to `folder`/NNN-stacks.txt and calls `fail`.
+    hang tells all; each writes the stacks of its threads to `folder`/NNN-stacks.txt, and torch's flight
+    recorder, if it is enabled, to `folder`/flight-recorder-N, and calls `fail`.
 
     Args:
         folder: for the stacks.
@@ -157,7 +161,16 @@ class Watchdog:
                 f.write(f"process {self.rank}, {_doing()}. {verdict}\n\n")
                 f.flush()
                 faulthandler.dump_traceback(f, all_threads=True)
+        recorder = threading.Thread(target=self._dump_recorder, daemon=True, name="flight-recorder")
+        recorder.start()
+        recorder.join(RECORDER_SECONDS)  # it may hang too
         self.fail(f"{verdict}; stacks of the others are in {self.folder}")
+
+    def _dump_recorder(self) -> None:
+        with contextlib.suppress(Exception):  # whatever torch raises: the hang is the message
+            if record := distributed.flight_recorder():
+                with atomic_write(self.folder / f"{RECORDER_PREFIX}{self.rank}", "wb") as f:
+                    f.write(record)
 
 
 class _Seen:

@@ -2,6 +2,7 @@
 """Phases and their seconds; which process the watchdog names. The loop of its thread runs in e2e tests."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -89,3 +90,41 @@ def test_the_next_process_is_missed_when_it_does_not_run(dog):
     assert dog._next_hangs(store, 2) == "process 2 (host2, pid 7) has not run for 61 s, since step 3, D"
     store.set("watchdog/2", "{}")  # it has finished
     assert [dog._next_hangs(store, 61) for _ in range(3)] == [""] * 3
+
+
+@pytest.mark.parametrize("variable", ["TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"])
+def test_the_flight_recorder_is_written_next_to_the_stacks_if_enabled(variable, dog, monkeypatch):
+    """With a stand-in for torch's function, which records collectives of NCCL only."""
+    said: list[str] = []
+    dog.fail = said.append
+    monkeypatch.setattr(torch._C._distributed_c10d, "_dump_nccl_trace", lambda: b"trace", raising=False)
+    for value in ("", "0"):
+        monkeypatch.setenv(variable, value)
+        dog._end("process 2 hangs")
+    assert [path.name for path in dog.folder.iterdir()] == ["001-stacks.txt"]
+    monkeypatch.setenv(variable, "2000")
+    dog._end("process 2 hangs")
+    assert (dog.folder / "flight-recorder-1").read_bytes() == b"trace" and len(said) == 3
+    assert len(list(dog.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("failure", ["raises", "hangs", "absent"])
+def test_a_flight_recorder_that_fails_does_not_hide_the_hang(failure, dog, monkeypatch):
+    over = threading.Event()
+
+    def dump() -> bytes:
+        if failure == "hangs":
+            over.wait()
+        raise RuntimeError("no recorder")
+
+    monkeypatch.setattr(watchdog, "RECORDER_SECONDS", 0.01)
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "2000")
+    monkeypatch.setattr(torch._C._distributed_c10d, "_dump_nccl_trace", dump, raising=False)
+    if failure == "absent":
+        monkeypatch.delattr(torch._C._distributed_c10d, "_dump_nccl_trace")
+    said: list[str] = []
+    dog.fail = said.append
+    dog._end("process 2 hangs")
+    over.set()
+    assert said == [f"process 2 hangs; stacks of the others are in {dog.folder}"]
+    assert [path.name for path in dog.folder.iterdir()] == ["001-stacks.txt"]

@@ -97,7 +97,8 @@ def locked(run_dir: Path) -> Iterator[RunLock]:
 
 def remove_leftovers(run_dir: Path, dead: Collection[str] = (), old: bool = False) -> None:
     """Remove the temporaries of processes that are gone. dead, old: as for `remove_temporaries`."""
-    for folder in (run_dir, run_folder.checkpoint_folder(run_dir), run_dir / run_folder.CONTACT_FOLDER):
+    parts = (run_folder.checkpoint_folder(run_dir), run_folder.ranks_folder(run_dir))
+    for folder in (run_dir, *parts, run_dir / run_folder.CONTACT_FOLDER):
         remove_temporaries(folder, dead, old)
 
 

@@ -54,7 +54,7 @@ class Job:
         ended = outcomes(folder) & {INTERRUPTED, RESTART}
         if group.rank == 0 and ended and (self.warned or RESTART in ended):
             print(f"job {job}: requeued, its run in {folder} is saved", flush=True)
-            subprocess.run(["scontrol", "requeue", job], check=True)
+            requeue(job)
         elif code not in (0, 130):
             raise SystemExit(code)
         return code
@@ -77,6 +77,19 @@ class Job:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def requeue(job: str) -> None:
+    """Requeue this job: scontrol queues it again, and the controller of a local one looks at the exit code.
+
+    Raises:
+        SystemExit: the job is local.
+    """
+    from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+    if "SLURM_JOB_ID" not in os.environ:
+        raise SystemExit(LOCAL_REQUEUE_RETURN_CODE)
+    subprocess.run(["scontrol", "requeue", job], check=True)
 
 
 def outcomes(folder: Path) -> set[str | None]:
@@ -116,7 +129,8 @@ def submit(text: str, arguments: Sequence[str], outdir: str, gpus: int, cluster:
         arguments: of train.py, without --slurm.
         outdir: --outdir.
         gpus: processes on all nodes.
-        cluster: for submitit: None = Slurm, "local" = processes of this machine, for tests.
+        cluster: for submitit: None = Slurm, "local" = processes of this machine, for tests; without `time`
+            these end after two minutes.
 
     Returns:
         One line about the job.

@@ -65,3 +65,29 @@ def test_a_restarted_job_finds_its_folder_and_a_new_command_does_not(tmp_path, m
     restart.note_job(tmp_path / "00000-run")
     assert not (tmp_path / "00000-run" / run_folder.JOB_FILE).exists()
     assert restart.folder_of_job(str(tmp_path), "run") is None
+
+
+def test_a_job_whose_machines_are_replaced_one_after_another_keeps_its_folder(tmp_path, monkeypatch):
+    """With --nnodes=2:4, torchrun admits a machine that comes back, or a new one, at each restart."""
+    ours = tmp_path / "00000-run"
+    ours.mkdir()
+
+    def start(*agents: str) -> bool:
+        """Whether every process finds the folder, whichever agent started it."""
+        found = set()
+        for agent in agents:
+            monkeypatch.setattr(distributed, "agent", lambda agent=agent: agent)
+            monkeypatch.setattr(distributed, "all_gather_object", lambda _: list(agents))
+            found.add(restart.folder_of_job(str(tmp_path), "run"))
+            found.add(ours if restart.is_of_job(ours) else None)
+        if found == {ours}:
+            restart.note_job(ours)
+        return found == {ours}
+
+    run_folder.write_job(ours, {"a:1", "b:1"})
+    assert start("a:1")  # b is gone
+    assert start("a:1", "b:2")  # it comes back, with a new torchrun
+    assert start("b:2", "c:1")  # a is gone, c joins
+    assert start("c:1", "a:2", "b:2")
+    assert not start("a:1", "b:1")  # a command with none of those that remain
+    assert run_folder.job_agents(ours) == {"a:2", "b:2", "c:1"}

@@ -143,6 +143,32 @@ def test_slurm_submits_a_job_that_requeues_itself(cluster):
     assert (cluster / "requeued").read_text() == "77\n"
 
 
+def test_a_job_of_submitits_local_executor_is_preempted_requeued_and_finishes_in_its_folder(
+    cluster, monkeypatch
+):
+    """submitit starts the tasks, and starts them again for its exit code. train.py is the stand-in above:
+
+    a real one, killed and resumed, is in tests/e2e/test_restarts.py, and would cost 20 s of CPU here.
+    """
+    pytest.importorskip("submitit")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    runs = cluster / "runs"
+    other_run(runs)
+    line = slurm.submit("nodes=1,time=60", ["--batch=8"], str(runs), gpus=1, cluster="local")
+    job = line.split()[2].rstrip(":")
+    run = runs / f"job-{job}"
+    assert line == f"Submitted job {job}: run in {run}, output in {runs}/slurm-{job}"
+    waiting.until((run / "arguments").exists, int(job))
+    first = waiting.psutil.Process(int((run / "pid").read_text())).ppid()
+    os.kill(first, signal.SIGUSR2)  # as submitit's controller does before the time limit
+    waiting.until(lambda: outcome(run) == "finished", int(job))
+    waiting.until(lambda: not waiting.psutil.pid_exists(int(job)) or is_zombie(int(job)))
+    output = next((runs / f"slurm-{job}").glob("*.out")).read_text()
+    assert output.count(f"job {job}: requeued, its run in {run} is saved") == 1
+    assert [path.name for path in run.glob("0*")] == ["00000-toy"]
+    assert outcome(runs / "job-76") == "restart" and not (cluster / "requeued").exists()
+
+
 def test_a_requeue_after_the_end_and_a_cancelled_job(cluster, monkeypatch, capsys):
     submitit_helpers = pytest.importorskip("submitit.helpers")
 
