@@ -16,7 +16,7 @@ def test_pages_say_the_same_accuracy():
     said = {}
     for page in ("README.md", "docs/reproduce.md"):
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
-        said[page] = re.findall(rf"([\d.]+)% of {demo.GENERATED:,} (?:such )?digits", text)
+        said[page] = re.findall(rf"([\d.]+)% of {demo.GENERATED:,} (?:such |generated )?digits", text)
     assert said["README.md"] == said["docs/reproduce.md"] and len(said["README.md"]) == 1
     assert float(said["README.md"][0]) / 100 >= demo.EXPECTED["accuracy"]
 
