@@ -33,7 +33,7 @@ from training.networks import stems
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
 from training.progressive.stages import Schedule
-from training.run import dry_run, slurm
+from training.run import dry_run, local_copies, slurm
 from training.run import plan as run_plan
 from training.run_folder import description, has_checkpoint, load_run, run_folders, unfinished_run
 
@@ -240,7 +240,8 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
         print_preparation([] if missing else measures.work_before(config, dataset, resumed, evaluator))
         click.echo(f"Run folder: {target}")
         return None
-    has_state = resumed is not None and has_checkpoint(resumed)
+    local = config.run.local_checkpoint
+    has_state = resumed is not None and (local_copies.exists(local, resumed) or has_checkpoint(resumed))
     lineage = stems.read(resumed) if resumed and has_state else None
     run_plan.check(config, dataset, lineage=lineage, resuming=has_state)
     evaluator = measures.make_evaluator(config, dataset)

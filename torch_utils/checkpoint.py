@@ -16,6 +16,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -115,10 +116,18 @@ class Writer:
         folder: of the checkpoints.
         keep: as for `save`.
         written: called in the thread with the images shown, once a checkpoint is durable.
+        local: a folder on another disk for a copy of the newest checkpoint, which is written first. If that
+            fails, there is a warning. The folder that it is in must exist.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int, written: Callable[[int], None]) -> None:
-        self.folder, self.keep, self.written = folder, keep, written
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: int,
+        written: Callable[[int], None],
+        local: Path | None = None,
+    ) -> None:
+        self.folder, self.keep, self.written, self.local = folder, keep, written, local
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -135,10 +144,18 @@ class Writer:
 
     def _write(self, nimg: int, state: dict[str, Any]) -> None:
         try:
+            self._write_locally(nimg, state)
             save(self.folder, nimg, state, self.keep)
             self.written(nimg)
         except Exception as error:
             self.error = error
+
+    def _write_locally(self, nimg: int, state: dict[str, Any]) -> None:
+        if self.local is not None:
+            try:
+                save(self.local, nimg, state, keep=1)
+            except OSError as error:
+                warnings.warn(f"no local copy of the checkpoint: {error}", stacklevel=2)
 
     def check(self) -> None:
         """Raise the error of a checkpoint that could not be written. Does not wait."""
@@ -261,6 +278,33 @@ def _is_whole(path: Path) -> bool:
 def _fits_name(path: Path, digest: str) -> bool:
     match = _NAME.fullmatch(path.name)
     return match is None or digest.startswith(match[2])  # renamed by the user: nothing to compare with
+
+
+def copy(path: Path, folder: str | os.PathLike[str]) -> Path:
+    """Copy a checkpoint into another folder of checkpoints.
+
+    Returns:
+        The path of the copy, once it is durable.
+
+    Raises:
+        OSError: it cannot be read or written, or does not read back.
+    """
+    directory = Path(folder)
+    directory.mkdir(exist_ok=True)
+    target = directory / path.name
+    with util.atomic_write(target) as f, open(path, "rb") as source:
+        shutil.copyfileobj(source, f, 2**20)
+    _sync_folder(directory)
+    _prove(target)
+    return target
+
+
+def nimg_of(path: Path) -> int:
+    """Images shown at a checkpoint, from its name. Raises ValueError for another name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named as a checkpoint")
+    return int(match[1])
 
 
 def newest_nimg(folder: str | os.PathLike[str]) -> int | None:

@@ -337,6 +337,12 @@ class RunConfig:
         low=0,
     )
     keep_checkpoints: int = opt(2, "Number of checkpoints to keep.", OURS, low=1)
+    local_checkpoint: str | None = opt(
+        None,
+        "Also write each checkpoint to this folder, on a local disk of the node; only the newest is kept. A "
+        "run that resumes uses it if it is newer than those of the run folder. The folder must exist.",
+        OURS,
+    )
     keep_snapshots: int = opt(0, "Number of numbered snapshots to keep. 0 = all.", OURS, low=0)
     restart_every: float = opt(
         999999999.0, "Write a checkpoint and exit with code 3 after this many seconds.", XL, low=0

@@ -123,12 +123,12 @@ def start(
     from_scratch = from_scratch and not (existing and restart.is_of_job(existing))
     with ExitStack() as stack:
         if existing is not None:
-            enter(stack, existing, from_scratch)
+            enter(stack, existing, config, from_scratch)
         config = settle_rounds(config, existing, again)
         run_dir = existing
         if run_dir is None:
             run_dir = distributed.on_main(lambda: new_run_folder(outdir, desc))
-            enter(stack, run_dir)
+            enter(stack, run_dir, config)
         restart.note_job(run_dir)
         if distributed.is_main():
             print(f"Run folder: {run_dir}")
@@ -140,9 +140,10 @@ def start(
             return run_folder.INTERRUPTED
 
 
-def enter(stack: ExitStack, run_dir: Path, from_scratch: bool = False) -> None:
+def enter(stack: ExitStack, run_dir: Path, config: TrainConfig, from_scratch: bool = False) -> None:
     """Enter a run folder until `stack` is closed: process 0 does, and all raise its error."""
-    distributed.on_main(lambda: stack.enter_context(entered(run_dir, from_scratch)), share=False)
+    local = config.run.local_checkpoint
+    distributed.on_main(lambda: stack.enter_context(entered(run_dir, from_scratch, local)), share=False)
 
 
 def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:

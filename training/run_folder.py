@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 RANKS_FOLDER = "ranks"
 CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint
 JOB_FILE = "job.json"  # under torchrun: {"agents"}, the torchrun processes that the run belongs to
+IDENTITY_FILE = "identity.json"  # with --local-checkpoint: {"id"}, in the name of the local folder
 _FAKES, _SNAPSHOT, _STAGE = "fakes", "network-snapshot-", "stage-"  # a number follows
 LOCK_FILE, WRITER_LOCK_FILE = ".lock", ".lock-writer"
 EARLIER_FOLDER = "earlier"  # followed by a number: files that --from-scratch moved aside
@@ -247,7 +249,7 @@ def unfinished_run(outdir: str, desc: str, config: TrainConfig) -> Path | None:
             continue
         if recorded_outcome(path) == FINISHED:
             return None
-        recorded = load_run(str(path))
+        recorded = load_run(str(path)).override({"run.local_checkpoint": config.run.local_checkpoint})
         if config.run.elastic:  # the number of processes may change
             ours = {"run.gpus": config.run.gpus, "run.batch_gpu": config.run.batch_gpu}
             recorded = recorded.override(ours)
@@ -314,6 +316,15 @@ def job_agents(run_dir: Path) -> set[str]:
 def write_job(run_dir: Path, agents: set[str]) -> None:
     """Record the agents that a run or recipe belongs to."""
     write_json(run_dir / JOB_FILE, {"agents": sorted(agents)})
+
+
+def identity(run_dir: Path) -> str:
+    """Return a random name of a run, and store it if there is none. For the process that writes there."""
+    known = read_json(run_dir / IDENTITY_FILE).get("id")
+    if not isinstance(known, str):
+        known = uuid.uuid4().hex
+        write_json(run_dir / IDENTITY_FILE, {"id": known})
+    return known
 
 
 def clear_status(run_dir: Path) -> None:

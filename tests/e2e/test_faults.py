@@ -263,6 +263,10 @@ def full_disk(descriptor):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def read_only_disk(descriptor):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
 NAN = "Error: discriminator: step 1, at 8 images: 'discriminators.*' is not finite. "
 
 
@@ -276,6 +280,7 @@ NAN = "Error: discriminator: step 1, at 8 images: 'discriminators.*' is not fini
             True,
         ),
         ("full disk", "Error: *No space left on device*", False),
+        ("read-only disk", "Error: *Read-only file system*", False),
         ("memory", "Error: out of memory on cpu: lower --batch-gpu*", False),
         ("timeout", "Error: the others did not answer", False),
         ("interrupt", "Stopped by the user (KeyboardInterrupt)", False),
@@ -294,6 +299,9 @@ def test_what_ends_a_run_is_in_its_log(name, ending, saved, data, tmp_path, monk
             return real(cfg, state, *rest)
         if name == "full disk":
             monkeypatch.setattr(os, "fsync", full_disk)
+            return real(cfg, state, *rest)
+        if name == "read-only disk":
+            monkeypatch.setattr(os, "fsync", read_only_disk)
             return real(cfg, state, *rest)
         raise {
             "memory": MemoryError(),
@@ -388,3 +396,18 @@ def test_a_slow_disk_delays_the_next_checkpoint_alone(data, tmp_path, monkeypatc
     (run_dir,) = tmp_path.iterdir()
     assert result.exit_code == 0 and trained.is_set(), result.output
     assert final_state(run_dir)["progress"]["nimg"] == 16
+
+
+def test_a_run_resumes_from_the_local_copy_of_a_lost_checkpoint(finished, data, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*command_line(tmp_path / "runs", data), f"--local-checkpoint={disk}"]
+    assert invoke(*command, "--restart_every=0").exit_code == 3
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    (copy,), (lost,) = disk.glob("*/*"), run_folder.checkpoint_folder(run_dir).iterdir()
+    assert copy.name == lost.name and copy.read_bytes() == lost.read_bytes()
+    lost.write_bytes(b"cut")
+    result = invoke(f"--resume={run_dir}", "--restart_every=1e9")
+    assert result.exit_code == 0 and "Copied the newer checkpoint" in result.output, result.output
+    assert_equal_states(final_state(run_dir), final_state(finished))
+    assert not list(disk.iterdir())  # the run is finished

@@ -371,3 +371,19 @@ def test_the_error_of_a_writer_is_raised_once_in_training(tmp_path, monkeypatch)
     writer.wait()
     writer.check()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_is_checked_and_replaces_a_damaged_file(tmp_path):
+    path = checkpoint.save(tmp_path / "local", 8, {"x": 1})
+    shared = tmp_path / "shared"
+    copied = checkpoint.copy(path, shared)
+    assert copied == shared / path.name and copied.read_bytes() == path.read_bytes()
+    copied.write_bytes(b"cut")
+    assert checkpoint.copy(path, shared).read_bytes() == path.read_bytes()
+    assert checkpoint.nimg_of(copied) == 8 and os.listdir(shared) == [path.name]
+    path.write_bytes(b"cut")
+    with pytest.raises(OSError, match="does not read back"):
+        checkpoint.copy(path, tmp_path / "other")
+    assert not os.listdir(tmp_path / "other")
+    with pytest.raises(ValueError, match="is not named as a checkpoint"):
+        checkpoint.nimg_of(tmp_path / "mine.pt")

@@ -11,6 +11,7 @@ from torch_utils import checkpoint, distributed, training_stats
 from training import run_folder
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
+from training.run import local_copies
 from training.state import TrainState
 
 
@@ -21,8 +22,12 @@ class Checkpoints:
         self.run_dir, self.folder, self.dataset = run_dir, run_folder.checkpoint_folder(run_dir), dataset
         self.keep, self.seconds = cfg.run.keep_checkpoints, cfg.run.checkpoint_minutes * 60
         self.saved = time.monotonic()
+        self.local = local_copies.folder(cfg.run.local_checkpoint, run_dir)
         self.writer = checkpoint.Writer(
-            self.folder, self.keep, lambda nimg: run_folder.record_first_checkpoint(run_dir, nimg)
+            self.folder,
+            self.keep,
+            lambda nimg: run_folder.record_first_checkpoint(run_dir, nimg),
+            self.local,
         )
 
     def save(self, state: TrainState, running: dict[str, Any]) -> None:
@@ -51,6 +56,13 @@ class Checkpoints:
             self.writer.save(state.progress.nimg, saved)
         self.saved = time.monotonic()
         training_stats.report0("Timing/checkpoint_stall_sec", self.saved - began)
+
+    def end(self, outcome: str) -> None:
+        """Wait for the last one. The local copy of a finished run is removed. All processes call it."""
+        if distributed.is_main():
+            self.writer.wait()
+        if outcome == run_folder.FINISHED:
+            local_copies.remove(self.local)
 
     def check_folder(self, nimg: int) -> None:
         """Raise FileNotFoundError if the run folder is gone. nimg: images shown, for the message."""

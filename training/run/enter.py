@@ -14,7 +14,9 @@ from pathlib import Path
 from dnnlib.files import owner_name, remove_temporaries
 from dnnlib.locks import Lock
 from dnnlib.util import Logger
+from torch_utils import distributed
 from training import run_folder
+from training.run import local_copies
 
 
 class RunLock:
@@ -60,12 +62,13 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def entered(run_dir: Path, from_scratch: bool = False) -> Iterator[None]:
+def entered(run_dir: Path, from_scratch: bool = False, local: str | None = None) -> Iterator[None]:
     """Within, the run folder is locked, without temporaries, with a usable checkpoint if it ever had one.
 
     Args:
         run_dir: the folder.
         from_scratch: first move what the run has made so far into the folder earlier-N.
+        local: --local-checkpoint; a newer copy on this node is used.
 
     Raises:
         ValueError, OSError: another process is there, or the checkpoints are lost or cannot be read. Nothing
@@ -73,8 +76,11 @@ def entered(run_dir: Path, from_scratch: bool = False) -> Iterator[None]:
     """
     with locked(run_dir):
         with Logger(run_dir / run_folder.LOG_FILE, file_mode="a"):
-            if from_scratch:
-                print(f"Starting anew; what was there is in {put_away(run_dir)}", flush=True)
+            with distributed.alone():  # the other processes are not here
+                if from_scratch:
+                    local_copies.remove(local_copies.folder(local, run_dir))
+                    print(f"Starting anew; what was there is in {put_away(run_dir)}", flush=True)
+                local_copies.restore_newest(local, run_dir)
             run_folder.newest_checkpoint(run_dir, set_aside=True)
             run_folder.clear_status(run_dir)
         yield

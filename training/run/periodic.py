@@ -182,8 +182,8 @@ class Periodic:
     def end(self, state: TrainState, outcome: str) -> None:
         """Record how the run ended: finished, interrupted or restart."""
         watchdog.phase("end")
+        self.checkpoints.end(outcome)
         if self.main:
-            self.checkpoints.writer.wait()
             run_folder.write_status(self.run_dir, outcome, state.progress.nimg)
             self.watch.redraw(page=True)
             self.statistics.close()

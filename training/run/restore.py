@@ -24,7 +24,7 @@ from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import finetune, stems
 from training.networks.stems import Lineage, Stem, read_stem, restore_file, stem_file
-from training.run import stop
+from training.run import local_copies, stop
 from training.run_folder import kimg_text
 from training.state import TrainState
 
@@ -38,6 +38,7 @@ def make_state(
         ValueError: data set or options are not those that the checkpoint was made with, or the stem cannot be
         used.
     """
+    local_copies.restore_newest(cfg.run.local_checkpoint, Path(run_dir))
     path = newest_checkpoint(run_dir)
     if path is not None:
         return saved_state(cfg, dataset, device, run_dir, str(path))

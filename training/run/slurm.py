@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from training.run_folder import FINISHED, INTERRUPTED, RESTART, recorded_outcome, run_folders
+from training.run_folder import FINISHED, INTERRUPTED, RESTART, STATUS_FILE, recorded_outcome, run_folders
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
 SCRIPT = ROOT / "train.py"
@@ -96,7 +96,7 @@ def outcomes(folder: Path) -> set[str | None]:
     """Outcomes of the runs in a job's folder, those of a recipe's stages included."""
     runs = run_folders(str(folder)).values() if folder.is_dir() else ()
     stages = [stage for run in runs for stage in (run, *run.iterdir()) if stage.is_dir()]
-    return {recorded_outcome(stage) for stage in stages if (stage / "status.json").is_file()}
+    return {recorded_outcome(stage) for stage in stages if (stage / STATUS_FILE).is_file()}
 
 
 def parse(text: str) -> dict[str, Any]:
