@@ -21,6 +21,7 @@ from torch_utils import distributed
 
 RECORDER_PREFIX = "flight-recorder-"  # the rank follows: torchfrtrace expects it at the end
 RECORDER_SECONDS = 10.0  # to write it
+EXIT_SECONDS = 10.0  # to leave; the thread waits much longer for a store whose machine cannot be reached
 FIRST_PATIENCE = 6  # times the limit, until the first full step: kernels are compiled and caches are filled
 
 Fail = Callable[[str], None]
@@ -97,7 +98,7 @@ class Watchdog:
     def __exit__(self, *exception: object) -> None:
         self.over.set()
         if self.thread.is_alive():
-            self.thread.join()
+            self.thread.join(EXIT_SECONDS)
 
     def _watch(self) -> None:
         looked = time.monotonic()

@@ -128,3 +128,24 @@ def test_a_flight_recorder_that_fails_does_not_hide_the_hang(failure, dog, monke
     over.set()
     assert said == [f"process 2 hangs; stacks of the others are in {dog.folder}"]
     assert [path.name for path in dog.folder.iterdir()] == ["001-stacks.txt"]
+
+
+def test_a_store_that_cannot_be_reached_does_not_delay_the_end_of_a_process(dog, monkeypatch):
+    """As when the link to another machine is lost: an operation of the store waits for its time-out."""
+    waits, over = threading.Event(), threading.Event()
+
+    class Unreachable:
+        def set(self, key: str, value: str) -> None:
+            waits.set()
+            over.wait()
+            raise RuntimeError("timed out")
+
+    monkeypatch.setattr(watchdog, "EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(distributed, "new_store", lambda seconds: Unreachable())
+    dog.interval = 0.0
+    with dog:
+        waits.wait()
+    alive = dog.thread.is_alive()
+    over.set()
+    dog.thread.join()
+    assert alive
