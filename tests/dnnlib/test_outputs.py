@@ -104,6 +104,7 @@ def test_signals_remove_temporary_files(tmp_path: Path, sent: str) -> None:
     code = f"""
 import os, signal, sys
 from dnnlib import outputs, util
+signal.signal(signal.{sent}, signal.SIG_DFL)  # nohup ignores SIGHUP
 try:
     with outputs.interruptible(), util.atomic_write({str(tmp_path / "x")!r}) as file:
         file.write(b"half")
