@@ -171,6 +171,23 @@ def test_a_damaged_status_is_that_of_an_unfinished_run(content, tmp_path):
     assert run_folder.unfinished_run(str(tmp_path), "x", config) is None
 
 
+def test_a_requeued_job_may_have_another_local_disk(tmp_path):
+    run_dir = run_folder.new_run_folder(str(tmp_path), "x")
+    config = TrainConfig().override({"run.local_checkpoint": "/scratch/job-1"})
+    run_folder.write_json(run_dir / run_folder.OPTIONS_FILE, {"config": to_json(config)})
+    moved = config.override({"run.local_checkpoint": "/scratch/job-2"})
+    assert run_folder.unfinished_run(str(tmp_path), "x", moved) == run_dir
+    other = moved.override({"run.batch": 2 * moved.run.batch})
+    assert run_folder.unfinished_run(str(tmp_path), "x", other) is None
+
+
+def test_the_identity_of_a_run_stays(tmp_path):
+    identity = run_folder.identity(tmp_path)
+    assert run_folder.identity(tmp_path) == identity and len(identity) == 32
+    (tmp_path / run_folder.IDENTITY_FILE).write_text("damaged")
+    assert run_folder.identity(tmp_path) != identity
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"null", b"5", b"[" * 100_000, b'{"config": 3}', b"{}"])
 def test_damaged_options_are_named_in_one_line(content, tmp_path):
     (tmp_path / run_folder.OPTIONS_FILE).write_bytes(content)
