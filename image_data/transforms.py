@@ -96,7 +96,10 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return _composite(rgba.convert("RGB"), rgba.getchannel("A"), background)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "RGB":
+        image.load()  # the result needs no open file
+        return image
+    return image.convert("RGB")
 
 
 def _high_byte(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

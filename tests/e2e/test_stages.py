@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 import train
-from generation import measures
+from generation import measures, train_command
 from metrics import detectors
 from tests import waiting
 from tests.support import ROOT
@@ -156,7 +156,7 @@ def test_killed_in_every_stage_and_resumed_to_the_same_bits(command, whole, tmp_
 
 def test_restart_every_goes_on_with_the_same_command(command, whole, tmp_path):
     codes = []
-    while not codes or codes[-1] == train.RESTART_EXIT_CODE:
+    while not codes or codes[-1] == train_command.RESTART_EXIT_CODE:
         codes.append(invoke(f"--outdir={tmp_path}", *command, "--restart-every=0").exit_code)
     assert codes[-1] == 0 and 4 <= len(codes) <= 9
     assert [p.name for p in tmp_path.iterdir()] == ["00000-tiny"]

@@ -19,6 +19,7 @@ from PIL import Image
 import dataset_tool
 import train
 from dnnlib.util import sha256_file
+from generation import train_command
 from tests import waiting
 from tests.quick_processes import quick_environment
 from tests.support import ROOT, enter_torchrun
@@ -303,12 +304,12 @@ def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp
     command = command_line(tmp_path, data, "--restart-every=0")
     for expected in (8, 16, 24):
         result = CliRunner().invoke(train.main, command)
-        assert result.exit_code == train.RESTART_EXIT_CODE, result.output
+        assert result.exit_code == train_command.RESTART_EXIT_CODE, result.output
         (run_dir,) = tmp_path.iterdir()
         assert final_state(run_dir)["progress"]["nimg"] == expected
     assert CliRunner().invoke(train.main, command).exit_code == 0
     result = CliRunner().invoke(train.main, command)  # finished: a new folder
-    assert result.exit_code == train.RESTART_EXIT_CODE and len(list(tmp_path.iterdir())) == 2
+    assert result.exit_code == train_command.RESTART_EXIT_CODE and len(list(tmp_path.iterdir())) == 2
 
 
 def test_one_and_two_processes_agree(data, tmp_path, monkeypatch):
@@ -454,9 +455,9 @@ def test_a_requeued_command_keeps_its_rounds(data, tmp_path, monkeypatch):
     command = command_line(tmp_path, data)
     command += ["--batch-gpu=auto", "--restart_every=0"]
     monkeypatch.setattr(auto_batch, "choose", lambda *args: auto_batch.Choice(4, "one search"))
-    assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
+    assert CliRunner().invoke(train.main, command).exit_code == train_command.RESTART_EXIT_CODE
     monkeypatch.setattr(auto_batch, "choose", lambda *args: pytest.fail("another search"))
-    assert CliRunner().invoke(train.main, command).exit_code == train.RESTART_EXIT_CODE
+    assert CliRunner().invoke(train.main, command).exit_code == train_command.RESTART_EXIT_CODE
     (run_dir,) = tmp_path.iterdir()
     assert recorded_rounds(run_dir) == 4 and final_state(run_dir)["progress"]["nimg"] == 16
 

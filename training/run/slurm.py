@@ -145,7 +145,7 @@ def submit(text: str, arguments: Sequence[str], outdir: str, gpus: int, cluster:
     try:
         import submitit
     except ImportError:
-        raise ValueError("--slurm needs submitit: pip install stylesan-xl[slurm]") from None
+        raise ValueError("--slurm needs submitit: pip install submitit") from None
     if cluster is None and shutil.which("sbatch") is None:
         raise ValueError("--slurm: sbatch is not on PATH; give the command on a login node of the cluster")
     parameters |= {"tasks_per_node": gpus // nodes, "name": "stylesan-xl"}
