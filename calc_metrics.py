@@ -97,13 +97,7 @@ from metrics import names
     metavar="N",
     help="generated images, instead of the count in the names",
 )
-@click.option(
-    "--labels",
-    type=click.Choice(names.LABEL_RULES),
-    default="dataset",
-    show_default=True,
-    help="of generated images: drawn as the data set's are, or evenly",
-)
+@metric_commands.labels_option
 @click.option(
     "--inception",
     metavar="PATH|random",

@@ -17,7 +17,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
-from generation import commands, metric_report, metric_sources, render
+from generation import commands, metric_commands, metric_report, metric_sources, render
 from metrics import evaluate
 from torch_utils import distributed, launcher, memory, timm_weights
 from torch_utils.devices import pick_device
@@ -49,8 +49,7 @@ def run(options: dict[str, Any]) -> None:
 
 def check_options(options: dict[str, Any]) -> None:
     """Raises ValueError for options that do not go together."""
-    if bool(options["network"]) == bool(options["images"]):
-        raise ValueError("give either --network or --images")
+    metric_commands.check_one_source(options)
     if options["images"] and (options["truncation"] != 1 or options["centroids_path"]):
         raise ValueError("--truncation and --centroids-path are for networks, not for --images")
     if options["images"] and options["repeats"] > 1:

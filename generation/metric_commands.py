@@ -98,6 +98,21 @@ detector_option = click.option(
 )
 
 
+labels_option = click.option(
+    "--labels",
+    type=click.Choice(names.LABEL_RULES),
+    default="dataset",
+    show_default=True,
+    help="of generated images: drawn as the data set's are, or evenly",
+)
+
+
+def check_one_source(options: dict[str, Any]) -> None:
+    """Raise ValueError unless exactly one of --network and --images is given."""
+    if bool(options["network"]) == bool(options["images"]):
+        raise ValueError("give either --network or --images")
+
+
 @click.command()
 @click.option("--images", metavar="DIR|ZIP|NPZ", help="data set or images")
 @click.option("--network", metavar="PATH|URL", help="network file, run folder or hf://OWNER/NAME, instead")
@@ -112,13 +127,7 @@ detector_option = click.option(
     help="labels of a conditional network are drawn as this set's are  [default: the data set named in the "
     "network file]",
 )
-@click.option(
-    "--labels",
-    type=click.Choice(names.LABEL_RULES),
-    default="dataset",
-    show_default=True,
-    help="of generated images: drawn as the data set's are, or evenly",
-)
+@labels_option
 @click.option("--num-gen", type=click.IntRange(min=2), metavar="N", help="generated images")
 @click.option("--seed", type=click.IntRange(0, commands.MAX_SEED), default=0, show_default=True)
 @click.option("--truncation", type=float, default=1.0, show_default=True, help="truncation psi")
@@ -138,8 +147,7 @@ def statistics(**options: Any) -> None:
     from metrics import export
     from torch_utils.devices import pick_device
 
-    if bool(options["network"]) == bool(options["images"]):
-        raise ValueError("give either --network or --images")
+    check_one_source(options)
     if options["images"] and (options["data"] or options["truncation"] != 1):
         raise ValueError("--data and --truncation are for --network, not for --images")
     if not metric_sources.is_npz(options["dest"]):
@@ -150,25 +158,24 @@ def statistics(**options: Any) -> None:
         data={"--images": options["images"], "--data": options["data"]},
         inputs={"--network": options["network"]},
     )
-    dest = Path(options["dest"])
+    written: dict[str, Any]
     if options["network"]:
         options = {**options, "centroids_path": None}
         network = metric_sources.load_network(options, pick_device(options["device"]))
         assert network is not None
         evaluator = _statistics_evaluator(options, metric_sources.labels_source(options, network))
-        generator = metric_sources.generator_of(network, options)
         identity = metric_sources.identity_of(network, options)
         details = {"dataset": Path(network.path).name, "label_rule": options["labels"], **identity}
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        export.write_statistics(evaluator, options["dest"], generator=generator, details=details)
+        written = {"generator": metric_sources.generator_of(network, options), "details": details}
     else:
         images = metric_sources.open_image_set(options, None)
         if not hasattr(images, "__getitem__"):
             raise ValueError(f"--images={options['images']} holds statistics already")
         evaluator = _statistics_evaluator(options, images)
         evaluator.check_data()
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        export.write_statistics(evaluator, options["dest"], images)
+        written = {"image_set": images}
+    Path(options["dest"]).parent.mkdir(parents=True, exist_ok=True)
+    export.write_statistics(evaluator, options["dest"], **written)
     click.echo(options["dest"])
 
 
