@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import PIL.Image
 
 from dnnlib import outputs
 from dnnlib.util import MAX_LIST, atomic_write
@@ -89,8 +88,7 @@ def image_name(seed: int) -> str:
 def png(pixels: np.ndarray, about: dict[str, Any]) -> bytes:
     """Encode uint8 [H, W, C] as `images.save_png` does."""
     stream = io.BytesIO()
-    picture = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
-    picture.save(stream, format="PNG", pnginfo=images.png_text(about))
+    images.write_png(pixels, stream, about)
     return stream.getvalue()
 
 

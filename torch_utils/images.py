@@ -8,7 +8,7 @@ Shapes: N images, C channels (1 or 3), H W height and width.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
@@ -187,9 +187,16 @@ def save_png(
         path: path of the file.
         about: metadata about the picture (docs/run-folder.md lists the keys), written by `png_text`.
     """
-    picture = image if isinstance(image, PIL.Image.Image) else _to_pil(image)
     with util.atomic_write(path) as f:
-        picture.save(f, format="PNG", pnginfo=png_text(about or {}))
+        write_png(image, f, about)
+
+
+def write_png(
+    image: np.ndarray | PIL.Image.Image, file: IO[bytes], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a PNG to an open file. The other arguments are those of `save_png`."""
+    picture = image if isinstance(image, PIL.Image.Image) else _to_pil(image)
+    picture.save(file, format="PNG", pnginfo=png_text(about or {}))
 
 
 def png_text(about: Mapping[str, Any]) -> PIL.PngImagePlugin.PngInfo:
