@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.frozen_convolutions import fold_batchnorm_, replace_depthwise_
-from torch_utils.frozen_linear import choose_attention_, replace_linear_
+from torch_utils.frozen_linear import attention_layers, choose_attention_, replace_linear_
 from torch_utils.timm_weights import LITE0, RANDOM, class_count, lite0_to_timm, read_resolved, resolve
 
 CNN_REDUCTIONS = (4, 8, 16, 32)  # strides of the four levels of a convolutional network
@@ -82,6 +82,7 @@ class FeatureNetwork(_Frozen):
         indices: timm's indices of the four feature maps.
         channels: channels of each feature map.
         reductions: stride of each feature map.
+        attention: the attention layers of the network.
     """
 
     def __init__(self, body: nn.Module, name: str, sha256: str, fold_batchnorm: bool = True) -> None:
@@ -97,6 +98,7 @@ class FeatureNetwork(_Frozen):
         replace_depthwise_(body)
         replace_linear_(body)
         super().__init__(body, cfg["mean"], cfg["std"])
+        self.attention = attention_layers(body)
         self.name = name
         self.sha256 = sha256
         self.input_size = int(cfg["input_size"][-1])
@@ -122,7 +124,7 @@ class FeatureNetwork(_Frozen):
             )
         body: Any = self.body
         x = x.to(self.dtype)
-        choose_attention_(body, x)
+        choose_attention_(self.attention, x)
         maps: list[Tensor] = body.forward_intermediates(x, indices=self.indices, intermediates_only=True)
         return maps
 

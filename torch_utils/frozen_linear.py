@@ -4,6 +4,7 @@
 On AMD processors with AVX-512, MKL's float32 products run at half the speed of oneDNN's.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,9 +55,13 @@ def replace_linear_(body: nn.Module) -> None:
                 setattr(parent, name, FrozenLinear(child))
 
 
-def choose_attention_(body: nn.Module, x: Tensor) -> None:
-    """Let timm's attention layers use plain operations for these images where they are faster."""
+def attention_layers(body: nn.Module) -> list[nn.Module]:
+    """Return timm's attention layers below `body`."""
+    return [module for module in body.modules() if isinstance(getattr(module, "fused_attn", None), bool)]
+
+
+def choose_attention_(layers: Iterable[nn.Module], x: Tensor) -> None:
+    """Let attention layers use plain operations for these images where they are faster."""
     plain = x.device.type == "cpu" and x.dtype == torch.bfloat16 and cpu_speed.choices().plain_attention
-    for module in body.modules():
-        if isinstance(getattr(module, "fused_attn", None), bool):
-            module.fused_attn = not plain  # type: ignore[assignment]
+    for layer in layers:
+        layer.fused_attn = not plain  # type: ignore[assignment]

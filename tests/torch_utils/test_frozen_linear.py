@@ -39,9 +39,10 @@ def test_attention_is_plain_for_bfloat16_on_cpus_that_gain_from_it(monkeypatch):
     body = network()
     x = torch.randn(2, 3, 32, 32)
     monkeypatch.setattr(cpu_speed, "choices", lambda: cpu_speed.Choices(plain_attention=True))
-    frozen_linear.choose_attention_(body, x.bfloat16())
+    layers = frozen_linear.attention_layers(body)
+    frozen_linear.choose_attention_(layers, x.bfloat16())
     assert body.blocks[0].attn.fused_attn is False
     plain = body(x)
-    frozen_linear.choose_attention_(body, x)
+    frozen_linear.choose_attention_(layers, x)
     assert body.blocks[0].attn.fused_attn is True
     torch.testing.assert_close(plain, body(x), rtol=1e-4, atol=1e-4)
