@@ -26,7 +26,7 @@ from metrics import fid, inception, inception_score, kid, precision_recall, vgg1
 from metrics.detector import Detector
 from metrics.detectors import load_random_inception
 from metrics.image_sets import ImageFiles, RealImages
-from metrics.registry import VGG16_TORCHVISION
+from metrics.names import VGG16_TORCHVISION
 
 BATCH, SEED = 25, 2020  # torch-fidelity's seed of subsets and shuffles
 

@@ -33,12 +33,12 @@ from metrics.names import (
     DETECTORS,
     DINOV2,
     INCEPTION,
+    INCEPTION_FILE,
     INCEPTION_RANDOM,
     LITE0,
     VGG16,
     VGG16_TORCHVISION,
 )
-from metrics.names import INCEPTION_FILE as INCEPTION_FILE
 from torch_utils import features, tensor_files, timm_weights
 
 INCEPTION_BYTES = 95_628_359
@@ -50,7 +50,6 @@ INCEPTION_URLS = (
 INCEPTION_ENV = "STYLESAN_INCEPTION"
 LITE0_INPUT = 224
 TIMM_MODELS = {LITE0: timm_weights.LITE0, VGG16_TORCHVISION: vgg16.TIMM_MODEL, **vit.MODELS}
-NAMES = DETECTORS
 
 
 class InceptionDetector(Detector):
@@ -262,8 +261,8 @@ def check(
         FileNotFoundError, ValueError: one line that says what is missing and where to put it.
     """
     file = _named(name, inception_path, lite0_weights, weights)
-    if name not in NAMES:
-        raise ValueError(f"unknown detector {name!r}; known: {', '.join(NAMES)}")
+    if name not in DETECTORS:
+        raise ValueError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")
     if name == INCEPTION_RANDOM or file == timm_weights.RANDOM:
         return
     if name == INCEPTION:
@@ -291,9 +290,9 @@ def parse_weights(texts: Iterable[str]) -> dict[str, str]:
     found = {}
     for text in texts:
         name, equals, path = text.partition("=")
-        if not equals or not path or name not in NAMES:
+        if not equals or not path or name not in DETECTORS:
             raise ValueError(
-                f"--detector={text}: expected NAME=PATH or NAME=random; NAME is one of {', '.join(NAMES)}"
+                f"--detector={text}: expected NAME=PATH or NAME=random; NAME is one of {', '.join(DETECTORS)}"
             )
         if name == INCEPTION_RANDOM:
             raise ValueError(f"--detector={text}: this detector has fixed random weights")
@@ -314,7 +313,7 @@ def load(
     """The detector of a name.
 
     Args:
-        name: one of NAMES.
+        name: one of DETECTORS.
         device: where it runs.
         inception_path: file of Inception, or 'random'.
         lite0_weights: file of EfficientNet-Lite0, or 'random'.
@@ -336,4 +335,4 @@ def load(
         return vit.load(name, file, device)
     if name in (VGG16, VGG16_TORCHVISION):
         return vgg16.load(name, file, device, trust)
-    raise ValueError(f"unknown detector {name!r}; known: {', '.join(NAMES)}")
+    raise ValueError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")

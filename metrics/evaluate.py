@@ -52,7 +52,7 @@ from metrics.image_sets import (
     require_same_preparation,
 )
 from metrics.intervals import Extras
-from metrics.names import LABEL_RULES
+from metrics.names import COVARIANCES, LABEL_RULES, POPULATION, UNBIASED
 from metrics.records import (
     Record,
     check_against_last,
@@ -118,7 +118,7 @@ class Evaluator:
         seed: int = 0,
         num_gen: int | None = None,
         labels: str = "dataset",
-        covariance: str = registry.POPULATION,
+        covariance: str = POPULATION,
         bootstrap: int = 0,
         extrapolate: bool = False,
         inception: str | None = None,
@@ -468,9 +468,9 @@ def _check_options(
         raise ValueError(
             f"labels {labels!r}: say 'dataset' (drawn as the data set's are) or 'uniform' (over the classes)"
         )
-    if covariance not in registry.COVARIANCES:
-        raise ValueError(f"covariance {covariance!r}: say {' or '.join(map(repr, registry.COVARIANCES))}")
-    if covariance == registry.UNBIASED and not any(metric.family.has_covariance for metric in metrics):
+    if covariance not in COVARIANCES:
+        raise ValueError(f"covariance {covariance!r}: say {' or '.join(map(repr, COVARIANCES))}")
+    if covariance == UNBIASED and not any(metric.family.has_covariance for metric in metrics):
         raise ValueError(
             f"--covariance={covariance} has no effect on {', '.join(m.name for m in metrics)}: leave it "
             "out, or add a Frechet distance"

@@ -15,7 +15,7 @@ from typing import Any
 from dnnlib.records import Damaged, append_jsonl, last_line
 from dnnlib.records import metric_file as record_path
 from metrics.image_sets import preparation_differences
-from metrics.registry import POPULATION, UNBIASED
+from metrics.names import POPULATION, UNBIASED
 
 FORMAT = 1  # of the records; a change that older readers would misread must raise it
 

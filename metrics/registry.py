@@ -35,16 +35,17 @@ from typing import Literal
 import numpy as np
 
 from metrics import equivariance, fid, inception_score, kid, path_length, precision_recall, vendi
-from metrics.names import CLIP as CLIP
-from metrics.names import COVARIANCES as COVARIANCES
-from metrics.names import DINOV2 as DINOV2
-from metrics.names import INCEPTION as INCEPTION
-from metrics.names import INCEPTION_RANDOM as INCEPTION_RANDOM
-from metrics.names import LITE0 as LITE0
-from metrics.names import POPULATION as POPULATION
-from metrics.names import UNBIASED as UNBIASED
-from metrics.names import VGG16 as VGG16
-from metrics.names import VGG16_TORCHVISION as VGG16_TORCHVISION
+from metrics.names import (
+    CLIP,
+    DINOV2,
+    INCEPTION,
+    INCEPTION_RANDOM,
+    LITE0,
+    POPULATION,
+    UNBIASED,
+    VGG16,
+    VGG16_TORCHVISION,
+)
 from metrics.network_metrics import Measured, Task
 from metrics.statistics import FeatureArray, Moments, Store
 

@@ -25,8 +25,9 @@ import numpy as np
 import dnnlib.util
 from dnnlib import arrays, bounded
 from image_data import npz
-from metrics import registry, statistics
+from metrics import statistics
 from metrics.image_sets import ImageFiles
+from metrics.names import INCEPTION
 
 FORMAT = 1
 _DESCRIPTION, _LABELS = "stylesan_xl", "label_counts"
@@ -231,7 +232,7 @@ class StatisticsFile:
                     f"{self.path}: {mean} and {sigma} must be floats [D] and [D, D], not {kinds} {shapes}"
                 )
             reference = {"dataset": self.name, "content_hash": self._hash, "statistics": f"{mean}, {sigma}"}
-            detector = {"name": registry.INCEPTION}
+            detector = {"name": INCEPTION}
             entries.append(Entry(detector, output, "moments", reference, {"mean": mean, "sigma": sigma}))
         if not entries:
             npz.open_images(self.path)  # which says what the file holds
@@ -291,7 +292,7 @@ def _for_others(stores: Sequence[tuple[statistics.Store, Mapping[str, Any]]]) ->
     """Mean and unbiased covariance under ADM's names, of the store with the most images for each."""
     content: dict[str, np.ndarray] = {}
     for store, entry in sorted(stores, key=lambda pair: -len(pair[0])):
-        names = _ADM.get(entry["output"]) if entry["detector"]["name"] == registry.INCEPTION else None
+        names = _ADM.get(entry["output"]) if entry["detector"]["name"] == INCEPTION else None
         if names and names[0] not in content and isinstance(store, statistics.Moments) and len(store) > 1:
             content |= {names[0]: store.mean, names[1]: store.unbiased_covariance}
     return content

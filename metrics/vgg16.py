@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import dnnlib.util
 from metrics import inception
 from metrics.detector import Detector, full_float32
-from metrics.registry import VGG16
+from metrics.names import VGG16
 from torch_utils import timm_weights, torchscript
 
 TIMM_MODEL = "vgg16.tv_in1k"

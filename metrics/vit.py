@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.detector import Detector
-from metrics.registry import CLIP, DINOV2
+from metrics.names import CLIP, DINOV2
 from torch_utils import timm_weights
 
 DINOV2_MODEL, DINOV2_INPUT = "vit_large_patch14_dinov2", 224

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from metrics.detectors import Detector
-from metrics.registry import LITE0
+from metrics.names import LITE0
 from tests.sources import ROOT
 
 __all__ = ["ROOT", "FolderHub", "TinyDetector", "enter_torchrun", "read_pixels", "run"]

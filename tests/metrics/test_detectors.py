@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from metrics import detector, detectors, inception
-from metrics.registry import INCEPTION, LITE0
+from metrics.names import INCEPTION, LITE0
 from torch_utils import timm_weights
 
 

@@ -16,7 +16,7 @@ from generation import render
 from generation.measured import MeasuredGenerator
 from metrics import evaluate, partial, registry, statistics
 from metrics.evaluate import Evaluator, check_comparable, numbers, write_record
-from metrics.registry import INCEPTION, LITE0
+from metrics.names import COVARIANCES, INCEPTION, LITE0
 from tests.support import Generated, Images, TinyDetector
 from torch_utils import distributed, launcher
 
@@ -126,7 +126,7 @@ def test_every_record_says_its_good_end(make):
 
 def test_unbiased_covariance_is_larger_said_and_not_mixed(make, tmp_path):
     published, unbiased = (
-        make(metrics="fd_lite0_40", covariance=rule)(Generated())[0] for rule in registry.COVARIANCES
+        make(metrics="fd_lite0_40", covariance=rule)(Generated())[0] for rule in COVARIANCES
     )
     assert published.value != unbiased.value and unbiased.conditions["covariance"] == "unbiased"
     assert "n - 1" in " ".join(unbiased.notes) and not published.notes

@@ -8,7 +8,7 @@ import pytest
 
 from metrics import evaluate, export, statistics_file
 from metrics.evaluate import Evaluator
-from metrics.registry import INCEPTION, LITE0
+from metrics.names import INCEPTION, LITE0
 from metrics.statistics_file import StatisticsFile, open_npz
 from tests.support import Generated, Images, TinyDetector
 

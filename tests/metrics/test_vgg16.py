@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from metrics import detectors, vgg16
-from metrics.registry import VGG16, VGG16_TORCHVISION
+from metrics.names import VGG16, VGG16_TORCHVISION
 
 
 @pytest.fixture(scope="module", autouse=True)

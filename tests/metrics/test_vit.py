@@ -8,7 +8,7 @@ import timm
 import torch
 
 from metrics import detectors, vit
-from metrics.registry import CLIP, DINOV2
+from metrics.names import CLIP, DINOV2
 from torch_utils import timm_weights
 
 

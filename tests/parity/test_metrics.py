@@ -11,6 +11,7 @@ import scipy.linalg
 from metrics import kid, precision_recall, registry
 from metrics.fid import frechet_distance
 from metrics.inception_score import inception_score
+from metrics.names import UNBIASED
 from metrics.statistics import Moments
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -50,7 +51,7 @@ def test_unbiased_fid_is_that_of_torch_fidelity_and_pytorch_fid(name):
     stores = [Moments(ARRAYS[f"{name}/{side}"].shape[1]) for side in ("real", "gen")]
     for store, side in zip(stores, ("real", "gen"), strict=True):
         store.append(ARRAYS[f"{name}/{side}"])
-    rules = registry.Rules(covariance=registry.UNBIASED)
+    rules = registry.Rules(covariance=UNBIASED)
     value = registry.FAMILIES["fid"].compute(stores[1], stores[0], rules)[""]
     assert value == pytest.approx(EXPECTED[name]["fid_unbiased_cov(ddof=1)_for_comparison"], rel=1e-4)
 
