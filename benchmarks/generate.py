@@ -13,6 +13,7 @@ and 256 pixels, in the default precision of gen_images.py for this machine.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -77,24 +78,12 @@ def here(row: Row) -> interleaved.Work:
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--rows", default="16,16x4,64x4", show_default=True, help=f"Of {', '.join(ROWS)}.")
-@click.option("--repeats", default=3, show_default=True, help="Measured batches of each implementation.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each process.")
-@click.option("--parts/--no-parts", default=True, show_default=True, help="Print the share of each part.")
-@click.option("--smoke", is_flag=True, help="Run a tiny network only, to check the benchmark itself.")
-@click.option("--out", help="JSON file for the results.")
-def main(rows: str, repeats: int, threads: int, parts: bool, smoke: bool, out: str | None) -> None:
+@interleaved.options(ROWS, "16,16x4,64x4")
+def main(rows: str, smoke: bool, **options: Any) -> None:
     """Measure the rows; the help text is the module's docstring."""
     chosen = SMOKE if smoke else interleaved.chosen(rows, ROWS)
-    torch.set_num_threads(threads)
-    rates = interleaved.floors(8 if smoke else 1)
-    found = {}
-    for row in chosen.values():
-        found[row.title] = interleaved.compare(
-            {"published": published, "here": here}, (row,), 1 if smoke else repeats, threads, parts, row.batch
-        )
-        click.echo(interleaved.table({row.title: found[row.title]}, rates).splitlines()[-1])
-    interleaved.show(found, rates, out, threads)
+    makers = {"published": published, "here": here}
+    interleaved.run(makers, chosen, smoke=smoke, unit=lambda row: row.batch, **options)
 
 
 if __name__ == "__main__":

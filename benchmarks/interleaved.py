@@ -6,14 +6,13 @@ seconds count the work of all threads and depend little on other work on the mac
 """
 
 import functools
-import json
 import multiprocessing
 import re
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import click
@@ -21,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
-from dnnlib.util import atomic_write
+from dnnlib.records import write_json
 
 Work = Callable[[], object]
 Maker = Callable[..., Work]
@@ -64,11 +63,6 @@ def chosen(names: str, rows: Mapping[str, Any]) -> dict[str, Any]:
         if name not in rows:
             raise click.ClickException(f"--rows={names}: unknown row {name!r}; use {', '.join(rows)}")
     return {name: rows[name] for name in names.split(",")}
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the median."""
-    return float(statistics.median(values))
 
 
 def peak_gib() -> float:
@@ -280,8 +274,62 @@ def save(
         "rows": {row: {name: m._asdict() for name, m in found.items()} for row, found in rows.items()},
     }
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(Path(out), "w") as f:
-        f.write(json.dumps(content, indent=1) + "\n")
+    write_json(Path(out), content)
+
+
+def options(rows: Mapping[str, Any], default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds the options of a benchmark, which `run` takes.
+
+    Args:
+        rows: All rows by name.
+        default: Names of those that run without --rows, separated by commas.
+    """
+    added = (
+        click.option("--rows", default=default, show_default=True, help=f"Of {', '.join(rows)}."),
+        click.option("--repeats", default=3, show_default=True, help="Measured runs of each implementation."),
+        click.option("--threads", default=1, show_default=True, help="Threads of each process."),
+        click.option("--parts/--no-parts", default=True, show_default=True, help="Print shares of parts."),
+        click.option("--smoke", is_flag=True, help="Run tiny networks only, to check the benchmark itself."),
+        click.option("--out", help="JSON file for the results."),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(added):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def run(
+    makers: Mapping[str, Maker],
+    rows: Mapping[str, Any],
+    *,
+    repeats: int,
+    threads: int,
+    parts: bool,
+    smoke: bool,
+    out: str | None,
+    unit: Callable[[Any], int] = lambda row: 1,
+) -> None:
+    """Compare implementations on rows, print the tables and write the JSON file.
+
+    Args:
+        makers: As for `compare`, of one row.
+        rows: Have a `title`.
+        repeats: Runs of each; one with `smoke`.
+        threads: Of each process.
+        parts: Also print the share of each part.
+        smoke: Check the benchmark itself with small floors.
+        out: JSON file, or None.
+        unit: Divisor of the times of a row.
+    """
+    torch.set_num_threads(threads)
+    rates, found = floors(8 if smoke else 1), {}
+    for row in rows.values():
+        found[row.title] = compare(makers, (row,), 1 if smoke else repeats, threads, parts, unit(row))
+        click.echo(table({row.title: found[row.title]}, rates).splitlines()[-1])
+    show(found, rates, out, threads)
 
 
 def show(

@@ -17,7 +17,6 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import click
 import numpy as np
@@ -25,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine
+from benchmarks import machine, rounds
 from dnnlib.records import write_json
 from image_data import conversion, sources
 from training.data.dataset import ImageDataset, Loader
@@ -109,17 +108,13 @@ def main(count: int, repeats: int, smoke: bool, out: str | None) -> None:
             f"resize to {size // 4}, plain: Pillow": lambda: pillow_loop(plain, size // 4),
             f"resize to {size // 4}, plain: dataset_tool": lambda: prepare(plain, size // 4),
         }
-        rates: dict[str, list[float]] = {title: [] for title in rows}
-        for _ in range(repeats):
-            for title, work in rows.items():
-                rates[title].append(rate(work))
-    medians = {title: median(values) for title, values in rates.items()}
+        found = rounds.medians(rows, rate, repeats)
     click.echo(f"{machine.processor()}, {count} images of {size} pixels, images per CPU second")
-    for title, value in medians.items():
+    for title, value in found.items():
         click.echo(f"{title:44s}{value:8.0f}")
     if out is not None:
         facts = {**machine.describe("cpu"), "images": count, "size": size, "repeats": repeats}
-        write_json(Path(out), {**facts, "images_per_cpu_second": medians})
+        write_json(Path(out), {**facts, "images_per_cpu_second": found})
 
 
 if __name__ == "__main__":

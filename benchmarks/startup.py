@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine
+from benchmarks import machine, rounds
 from dnnlib.records import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,18 +74,14 @@ def main(repeats: int, smoke: bool, out: str | None) -> None:
         }
         if smoke:
             rows, repeats = {"gen_images.py --help": rows["gen_images.py --help"], TORCH: rows[TORCH]}, 1
-        seconds: dict[str, list[float]] = {title: [] for title in rows}
-        for _ in range(repeats):
-            for title, arguments in rows.items():
-                seconds[title].append(cpu_seconds(arguments))
-    medians = {title: median(values) for title, values in seconds.items()}
+        found = rounds.medians(rows, cpu_seconds, repeats)
     click.echo(f"{machine.processor()}, CPU seconds")
-    for title, value in medians.items():
-        above = f"{value - medians[TORCH]:+8.2f} above importing torch" if value > medians[TORCH] else ""
+    for title, value in found.items():
+        above = f"{value - found[TORCH]:+8.2f} above importing torch" if value > found[TORCH] else ""
         click.echo(f"{title:40s}{value:7.2f}{above}")
     if out is not None:
         facts = {**machine.describe("cpu"), "repeats": repeats}
-        write_json(Path(out), {**facts, "cpu_seconds": medians})
+        write_json(Path(out), {**facts, "cpu_seconds": found})
 
 
 if __name__ == "__main__":

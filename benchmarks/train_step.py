@@ -14,6 +14,7 @@ random weights, which take the same time.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -126,23 +127,11 @@ def here(row: Row, precision: str = "auto") -> interleaved.Work:
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--rows", default=",".join(ROWS), show_default=True, help="Rows, separated by commas.")
-@click.option("--repeats", default=3, show_default=True, help="Measured steps of each implementation.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each process.")
-@click.option("--parts/--no-parts", default=True, show_default=True, help="Print the share of each part.")
-@click.option("--smoke", is_flag=True, help="Run tiny networks only, to check the benchmark itself.")
-@click.option("--out", help="JSON file for the results.")
-def main(rows: str, repeats: int, threads: int, parts: bool, smoke: bool, out: str | None) -> None:
+@interleaved.options(ROWS, ",".join(ROWS))
+def main(rows: str, smoke: bool, **options: Any) -> None:
     """Measure the rows; the help text is the module's docstring."""
     chosen = SMOKE if smoke else interleaved.chosen(rows, ROWS)
-    torch.set_num_threads(threads)
-    rates, found = interleaved.floors(8 if smoke else 1), {}
-    for row in chosen.values():
-        found[row.title] = interleaved.compare(
-            {"published": published, "here": here}, (row,), 1 if smoke else repeats, threads, parts
-        )
-        click.echo(interleaved.table({row.title: found[row.title]}, rates).splitlines()[-1])
-    interleaved.show(found, rates, out, threads)
+    interleaved.run({"published": published, "here": here}, chosen, smoke=smoke, **options)
 
 
 if __name__ == "__main__":
