@@ -10,6 +10,7 @@ convolutions) in the same run. Seconds are the process's CPU time divided by the
 thread, they depend little on other work on the machine; with more, idle threads spin.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -19,11 +20,10 @@ from typing import Any
 import click
 import torch
 
-from torch_utils import frozen_convolutions, timm_weights
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch_utils import features
+from benchmarks.published import plain_layers
+from torch_utils import features, timm_weights
 from training.discriminator import ProjectedDiscriminator
 
 # feature_size, head_channels, proj_channels, batch; the first is the published configuration
@@ -52,13 +52,9 @@ def seconds(call: Callable[[], object], repeats: int = 5) -> float:
 def network_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, float, float, float]:
     """Return images/s (forward; forward and backward to the input) of our frozen network and of timm's."""
     rates = []
-    plain_replace = frozen_convolutions.replace_depthwise_
     for ours in (True, False):
-        try:
-            frozen_convolutions.replace_depthwise_ = plain_replace if ours else lambda body: None
+        with contextlib.nullcontext() if ours else plain_layers():
             network = features.load(fold_batchnorm=ours).to(dtype).to(memory_format=torch.channels_last)
-        finally:
-            frozen_convolutions.replace_depthwise_ = plain_replace
         x = (
             torch.randn(batch, 3, size, size)
             .to(dtype)

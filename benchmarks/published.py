@@ -10,9 +10,10 @@ project.
 Shapes: N batch, C channels, R image resolution, I O input and output channels.
 """
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from unittest import mock
 
 import torch
@@ -155,6 +156,17 @@ def project(projection: RandomProjection, maps: list[Tensor]) -> list[Tensor]:
     return mixed
 
 
+@contextlib.contextmanager
+def plain_layers() -> Iterator[None]:
+    """Within, feature networks are loaded with timm's own convolutions and linear layers."""
+    patch = mock.patch.object
+    with (
+        patch(features, "replace_depthwise_", lambda body: None),
+        patch(features, "replace_linear_", lambda body: None),
+    ):
+        yield
+
+
 class Published:
     """Networks with the parameters of others, and the published training step on them.
 
@@ -175,7 +187,7 @@ class Published:
         self.heads = copy.deepcopy(D.discriminators).to(memory_format=torch.contiguous_format)
         self.projections = copy.deepcopy(D.projections).to(memory_format=torch.contiguous_format)
         self.sizes, self.names = D.feature_sizes, D.names
-        with mock.patch.object(features, "replace_depthwise_", lambda body: None):
+        with plain_layers():
             self.backbones = {
                 key: features.load(
                     name, cfg.discriminator.backbone_weights.get(name), cfg.run.seed, fold_batchnorm=False

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import generate, interleaved, loader, published, train_step
+from torch_utils import features
 from training import build, steps
 from training.networks.stems import Lineage
 
@@ -81,6 +82,17 @@ def test_tables_have_a_line_per_row_and_implementation(tmp_path):
     assert '"gflop_per_second"' in (tmp_path / "r.json").read_text()
     with pytest.raises(click.ClickException, match=r"^--rows=5: unknown row '5'; use 16, 16x4, 64x4, 256$"):
         interleaved.chosen("5", generate.ROWS)
+
+
+def test_the_published_backbones_have_timms_own_layers():
+    def layers(network: torch.nn.Module) -> set[str]:
+        return {type(module).__module__ for module in network.modules()}
+
+    ours = features.load(weights="random")
+    with published.plain_layers():
+        plain = features.load(weights="random")
+    assert "torch_utils.frozen_convolutions" in layers(ours) - layers(plain)
+    assert not {"torch_utils.frozen_convolutions", "torch_utils.frozen_linear"} & layers(plain)
 
 
 def test_the_loader_is_measured_beside_bare_loops(tmp_path):
