@@ -17,6 +17,7 @@ from dnnlib import util
 from generation import video
 from generation.viewer.session import Viewer
 from generation.viewer.state import State, stacked
+from generation.w_files import save_w
 from image_data.archives import StoredZipWriter
 
 FORMATS = {"mp4": ".mp4", "GIF": ".gif", "PNG frames": ".zip", "npz": ".npz"}
@@ -74,8 +75,7 @@ def export(
     if ending == ".npz":
         settings = json.dumps([asdict(state) for state in states])
         codes = keyframe_codes(viewer, source, states)
-        with util.atomic_write(output) as file:
-            np.savez(file, w=codes, settings=np.array(settings))
+        save_w(output, codes, viewer.open(source), settings=settings)
         return
     if ending == ".zip":
         with util.atomic_write(output) as file:
