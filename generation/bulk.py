@@ -84,6 +84,9 @@ class Job:
         centroids = self.options.centroids_path
         if centroids and os.path.isfile(centroids):
             options["centroids_path"] = sha256_file(centroids)
+        specs = self.options.specs()
+        edits = [[sha256_file(spec.path), spec.index, *spec.strengths] for spec in specs]
+        options["edit"] = edits or None
         return {
             "network": network.sha256,
             "device": network.device.type,

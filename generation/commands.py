@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import click
 import dnnlib.util
 from dnnlib import outputs
 from dnnlib.progress import Progress
+from generation import edits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +131,7 @@ batch_help = "Images computed at a time on a GPU. A CPU computes one at a time."
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a command with the options of `NetworkOptions`."""
     for option in (
+        click.option("--edit", multiple=True, metavar=edits.METAVAR, help=edits.HELP),
         click.option(
             "--data",
             metavar="ZIP|DIR",
@@ -172,15 +175,22 @@ class NetworkOptions:
     precision: str
     device: str
     data: str | None
+    edit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_finite("--trunc", self.truncation)
+        self.specs(several=True)
 
-    def load(self, local_rank: int = 0) -> tuple[Network, Tensor | None]:
-        """Load the network and, if given, the centroids.
+    def specs(self, several: bool = False) -> list[edits.Spec]:
+        """The values of --edit, parsed. `several`: allow lists of strengths. Raises ValueError."""
+        return [edits.parse(text, several) for text in self.edit]
+
+    def load(self, local_rank: int = 0, several: bool = False) -> tuple[Network, Tensor | None]:
+        """Load the network with its edits and, if given, the centroids.
 
         Args:
             local_rank: Index of the GPU.
+            several: Allow lists of strengths in --edit.
 
         Raises:
             ValueError: one line about the file.
@@ -189,6 +199,7 @@ class NetworkOptions:
         from generation import render
         from torch_utils.devices import pick_device
 
+        specs = self.specs(several)
         network = render.load_network(
             self.network,
             pick_device(self.device, local_rank),
@@ -196,6 +207,9 @@ class NetworkOptions:
             trust_pickle=self.trust_pickle,
             precision=self.precision,
         )
+        if specs:
+            network.edits = edits.load(specs, network)
+            network.edits.attach()
         if not self.centroids_path:
             return network, None
         found = render.load_centroids(self.centroids_path, network.G.w_dim)
@@ -205,7 +219,12 @@ class NetworkOptions:
 
     def description(self) -> dict[str, Any]:
         """The options that `render.about` writes into a picture's file."""
-        return {"truncation": self.truncation, "centroids_path": self.centroids_path}
+        texts = ", ".join(os.path.basename(text) for text in self.edit)
+        return {
+            "truncation": self.truncation,
+            "centroids_path": self.centroids_path,
+            "edits": texts or None,
+        }
 
 
 def sheet_seeds(seeds: Sequence[int], samples_per_class: int | None) -> list[int]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
-from generation import commands, render
+from generation import commands, edits, render
 from torch_utils.devices import pick_device
 from training.networks import files, hub
 
@@ -178,6 +178,20 @@ class Network(render.Network):
             yield
         finally:
             transform.copy_(before)
+
+    @contextlib.contextmanager
+    def edited(self, *texts: str) -> Iterator[None]:
+        """Within, images are edited: `with network.edited("sefa.safetensors#2:-1.5"):`.
+
+        Args:
+            texts: Values of --edit.
+
+        Raises:
+            FileNotFoundError: A direction file does not exist.
+            ValueError: It is not one, or of another network. One line.
+        """
+        with edits.load([edits.parse(text) for text in texts], self).attached():
+            yield
 
     def load_centroids(self, centroids: str | np.ndarray | Tensor | None) -> Tensor | None:
         """Return cluster centres float32 [K, W] from an array or a .npy file. Raises ValueError."""

@@ -43,6 +43,7 @@ class Network:
     provenance: dict[str, Any]
     class_names: list[str] | None
     sha256: str | None = None  # of the file
+    edits: Any = None  # the attached generation.edits.Edits
 
     @property
     def device(self) -> torch.device:

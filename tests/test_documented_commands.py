@@ -26,6 +26,7 @@ SCRIPTS = (
     "convert",
     "demo",
     "viewer",
+    "directions",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 INLINE = re.compile(r"`((?:python (?:-m )?|torchrun |make |(?:" + "|".join(SCRIPTS) + r")\.py )[^`]+)`")
@@ -50,7 +51,7 @@ def printed(path: Path) -> list[str]:
 def words_of(line: str) -> list[str]:
     """The words of a line up to a comment or another command."""
     try:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(re.sub(r"(^|\s)#.*", "", line))
     except ValueError:
         return []  # prose
     return words[: next((i for i, word in enumerate(words) if word in ("&&", "|", ";", "&")), len(words))]
@@ -100,8 +101,11 @@ def test_a_printed_command_parses(where, line):
         assert importlib.util.find_spec(name) is not None
         return
     given = [word for word in arguments if word != "..."]
+    command = importlib.import_module(name).main
+    if isinstance(command, click.Group) and given[:1] and given[0] in command.commands:
+        command, given = command.commands[given[0]], given[1:]
     try:
-        context = importlib.import_module(name).main.make_context(f"{name}.py", list(given))
+        context = command.make_context(f"{name}.py", list(given))
     except click.exceptions.Exit:
         assert "--help" in given
         return
