@@ -31,6 +31,7 @@ TRAINING_ORDER = [
         "losses",
         "schedules",
         "bundle",
+        "guard",
         "data",
         "inputs",
         "run_folder",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from torch_utils import cpu_speed
@@ -61,3 +63,29 @@ def _measured(name: str, device: torch.device | None) -> str:
     if name != "auto":
         return name
     return "bf16" if device is not None and device.type == "cpu" and cpu_speed.choices().bf16 else "fp32"
+
+
+def read_later(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Start to copy a tensor to the host, without waiting for the device.
+
+    Returns:
+        A function that waits for the copy alone, and returns it: x as it is now.
+    """
+    if x.device.type != "cuda":
+        copy = x.detach().clone()
+        return lambda: copy
+    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    pinned.copy_(x.detach(), non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(x.device))
+
+    def read() -> torch.Tensor:
+        done.synchronize()
+        return pinned
+
+    return read
+
+
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to a device; to CUDA, through pinned memory and without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

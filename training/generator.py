@@ -757,13 +757,16 @@ class MappingNetwork(torch.nn.Module):
         if labels is None or self.linear_labels:
             self.w_avg.copy_(w.mean(dim=0).lerp(self.w_avg, beta))
             return
-        classes, which = torch.unique(labels, return_inverse=True)
-        # [classes present, N]
-        member = torch.arange(len(classes), device=w.device)[:, None] == which[None, :]
+        # Not torch.unique, whose number of rows an accelerator must be asked for. Every sample has a row, and
+        # those of a class are copies of its first one.
+        order = torch.arange(len(labels), device=w.device)
+        first = torch.where(labels[:, None] == labels[None, :], order, len(labels)).amin(dim=1)  # [N]
+        member = first[None, :] == order[:, None]  # [N, N]: row i has the samples whose class begins with i
         later = member.flip(1).cumsum(dim=1).flip(1) - 1  # samples of the same class after this one
         weight = torch.where(member, beta ** later.to(w.dtype), 0) * (1 - beta)
         count = member.sum(dim=1, keepdim=True).to(w.dtype)
-        self.w_avg[classes] = self.w_avg[classes] * beta**count + weight @ w
+        rows = self.w_avg[labels] * beta ** count[first] + (weight @ w)[first]
+        self.w_avg.index_copy_(0, labels, rows)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_utils import images, rng
+from torch_utils import devices, images, rng
 from training.config import TrainConfig
 from training.data.dataset import BalancedClasses, sample_indices
 from training.discriminator.augment import NUM_DRAWS
@@ -108,8 +108,8 @@ class InputSource:
         if not self.backbones:
             return None
         return {
-            name: rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (NUM_DRAWS,)).to(
-                self.device, non_blocking=True
+            name: devices.upload(
+                rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (NUM_DRAWS,)), self.device
             )
             for name in self.backbones
         }
@@ -118,14 +118,12 @@ class InputSource:
         self, purpose: str, nimg: int, samples: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw latents z [b, Z] and labels [b]: from the data set, or evenly from its classes."""
-        z = rng.normal(self.seed, f"z/{purpose}", nimg, samples, (self.z_dim,)).to(
-            self.device, non_blocking=True
-        )
+        z = devices.upload(rng.normal(self.seed, f"z/{purpose}", nimg, samples, (self.z_dim,)), self.device)
         if self.labels is None:
             return z, None
         choice = self.labels if self.balanced is None else self.balanced.classes
         picks = rng.integers(self.seed, f"label/{purpose}", nimg, samples, len(choice))
-        return z, torch.from_numpy(choice[picks.numpy()]).to(self.device, non_blocking=True)
+        return z, devices.upload(torch.from_numpy(choice[picks.numpy()]), self.device)
 
     def micro_batches(self, purpose: str, nimg: int, shrink: int = 1) -> list[MicroBatch]:
         """Return the micro-batches of generated samples for one phase.
@@ -161,9 +159,9 @@ class InputSource:
             micro_batch_samples(self.batch, self.processes, self.rank, self.batch_gpu)
         ):
             part = slice(i * self.batch_gpu, (i + 1) * self.batch_gpu)
-            x = images.to_float(pixels[part].to(self.device, non_blocking=True))
+            x = images.to_float(devices.upload(pixels[part], self.device))
             c = (
-                labels[part].to(self.device, non_blocking=True)
+                devices.upload(labels[part], self.device)
                 if self.labels is not None and labels is not None
                 else None
             )

@@ -16,13 +16,13 @@ import dnnlib
 from torch_utils import agreement, devices, distributed, launcher, memory, watchdog
 from training import build, loop, run_folder
 from training.config import AUTO, TrainConfig, from_json, to_json
+from training.guard import NonFiniteError
 from training.networks.stems import Lineage, resumed_lineage
 from training.run import auto_batch, restart
 from training.run.enter import RunLock, append_to_log, ending_logged, entered
 from training.run.periodic import Evaluate
 from training.run.stop import terminated_as_interrupted
 from training.run_folder import OPTIONS_FILE, load_run, new_run_folder, recorded_outcome, write_json
-from training.steps import NonFiniteError
 
 # What measures G_ema in a process of the run, or None. A function of a module or script, since other
 # processes receive it.

@@ -31,7 +31,7 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
         "finished" (--kimg or --patience), "interrupted" (a signal) or "restart" (--restart_every).
 
     Raises:
-        steps.NonFiniteError: a gradient is not finite; the last checkpoint is intact.
+        guard.NonFiniteError: a gradient is not finite; the last checkpoint is intact.
         ValueError: data set or options differ from those of the checkpoint, or between processes.
     """
     configure(cfg, device)
@@ -66,7 +66,8 @@ def train_until_stopped(
     )
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
     indices = inputs.real_indices(state.progress.nimg, len(dataset))
-    with Loader(dataset, indices, workers=cfg.data.workers, cache_mb=cfg.data.cache_mb) as loader:
+    workers, cache_mb, pinned = cfg.data.workers, cfg.data.cache_mb, device.type == "cuda"
+    with Loader(dataset, indices, workers=workers, cache_mb=cache_mb, pinned=pinned) as loader:
         try:
             periodic.begin(state, running)
             outcome = run(cfg, state, inputs, loader, classifier, periodic, stop)
@@ -96,9 +97,11 @@ def run(
         periodic.after_step(state)
         done = state.progress.nimg >= cfg.run.kimg * 1000
         if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
+            wait_for_device(state)
             periodic.tick(state, done)
         request = agreed()
         if request != stop.GO_ON and not is_over(cfg, state):
+            wait_for_device(state)
             periodic.save_between_ticks(state)
             if request != stop.SAVE:
                 return INTERRUPTED if request == stop.INTERRUPTED else RESTART
@@ -154,4 +157,15 @@ def one_step(
     watchdog.phase("data", step=state.progress.step + 1)
     pixels, labels = next(loader)
     steps.train_step(state, inputs, cfg, pixels, labels, classifier)
+    state.progress.seconds += time.monotonic() - started
+
+
+def wait_for_device(state: TrainState) -> None:
+    """Wait until the steps so far are computed, and count the seconds as theirs.
+
+    Raises:
+        guard.NonFiniteError: one of them had a gradient that is not finite.
+    """
+    started = time.monotonic()
+    state.guard.check()
     state.progress.seconds += time.monotonic() - started

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 
 from torch_utils import distributed
 from training import losses
+from training.guard import Cause
 from training.inputs import MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
-
-
-class Cause(NamedTuple):
-    """What is not finite, and whose it is."""
-
-    network: str
-    what: str
 
 
 def find(

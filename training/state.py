@@ -12,6 +12,7 @@ import torch
 from training.config import OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
+from training.guard import Guard
 from training.networks.stems import Lineage
 from training.schedules import lazy_adam
 
@@ -54,6 +55,7 @@ class TrainState:
     g_opt: torch.optim.Optimizer
     d_opt: torch.optim.Optimizer
     pl_mean: torch.Tensor
+    guard: Guard
     progress: Progress = field(default_factory=Progress)
     started_from: dict[str, Any] | None = None  # the report of --init-from
     lineage: Lineage = field(
@@ -89,6 +91,7 @@ class TrainState:
                 list(d_params.values()), lr=d_lr, betas=d_betas, eps=optim.eps, fused=device.type != "mps"
             ),
             pl_mean=torch.zeros([], device=device),
+            guard=Guard(device),
         )
 
     @torch.no_grad()

@@ -18,20 +18,17 @@ import torch
 from san.diagnostics import Recorder
 from san.layers import SANEmbedding, SANLogits
 from san.objectives import is_paired
-from torch_utils import distributed, rng, training_stats, watchdog
+from torch_utils import devices, distributed, rng, training_stats, watchdog
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.reduction import Reduction
 from training import losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
+from training.guard import Cause, Guard
 from training.inputs import InputSource, MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
 _Styles = list[tuple[torch.Tensor, torch.Tensor | None]]  # w and labels of each micro-batch
-
-
-class NonFiniteError(RuntimeError):
-    """A gradient is NaN or infinite. The weights and the last checkpoint are intact."""
 
 
 def train_step(
@@ -75,14 +72,16 @@ def train_step(
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
     p.nimg += cfg.run.batch
     p.step += 1
+    state.guard.end_step()
 
 
 def apply_gradients(
     params: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     where: str,
-    cause: Callable[[], nonfinite.Cause | None] = lambda: None,
+    cause: Callable[[], Cause | None] = lambda: None,
     reduction: Reduction | None = None,
+    guard: Guard | None = None,
 ) -> None:
     """Average gradients over processes, check them, step, forget them.
 
@@ -92,20 +91,17 @@ def apply_gradients(
         where: the step, for errors: "generator: step 12, at 96 images".
         cause: finds what made a gradient not finite, in all processes.
         reduction: the averages, which the last backward pass has begun; None = begin them now.
+        guard: checks the gradients; None = read them at once.
 
     Raises:
-        NonFiniteError: naming the network, the step and the first such tensor. Nothing has been updated.
+        guard.NonFiniteError: naming the network, the step and the first such tensor. Nothing has been
+            updated.
     """
     (reduction or Reduction(params.values())).finish()
     grads = {name: p.grad for name, p in params.items() if p.grad is not None}
-    norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
-    if not bool(torch.isfinite(norms).all()):
-        name = next(n for n, norm in zip(grads, norms, strict=True) if not torch.isfinite(norm))
-        found = cause()
-        if found is None:
-            raise NonFiniteError(f"{where}: the gradient of '{name}' is not finite")
-        raise NonFiniteError(f"{found.network}: {where.partition(': ')[2]}: {found.what} is not finite")
-    optimizer.step()
+    if guard is None:
+        guard = Guard(torch.device("cpu"))
+    guard.step(optimizer, grads, where, cause)
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -185,7 +181,9 @@ def g_step(
     cause = functools.partial(
         nonfinite.find, state, micro_batches, reals if pairs and reals is not None else (), blur_sigma
     )
-    apply_gradients(state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause, reduction)
+    apply_gradients(
+        state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause, reduction, state.guard
+    )
 
 
 def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: LossConfig, seed: int) -> None:
@@ -202,8 +200,9 @@ def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: Lo
         if not ws.requires_grad:  # a frozen mapping network
             ws.requires_grad_(True)
         images = state.G.synthesis(ws)
-        noise = rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])).to(
-            images.device
+        noise = devices.upload(
+            rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])),
+            images.device,
         )
         with conv2d_gradfix.no_weight_gradients():
             lengths = losses.path_lengths(images, ws, noise)
@@ -215,7 +214,7 @@ def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: Lo
         with reduction.during(last=i == len(micro_batches) - 1):
             surrogate.mul(cfg.pl_weight / len(micro_batches)).backward()
     where = _where("path length regularisation", state)
-    apply_gradients(state.g_params, state.g_opt, where, lambda: None, reduction)
+    apply_gradients(state.g_params, state.g_opt, where, lambda: None, reduction, state.guard)
 
 
 def d_step(
@@ -278,7 +277,9 @@ def d_step(
         training_stats.report("Loss/D/loss", loss.fun + loss.dir)
     diagnosis.finish()
     cause = functools.partial(nonfinite.find, state, micro_batches, reals, blur_sigma)
-    apply_gradients(state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause, reduction)
+    apply_gradients(
+        state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause, reduction, state.guard
+    )
     _update_w_avg(state, gathered())
     if cfg.san:
         state.D.normalize_()

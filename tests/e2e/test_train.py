@@ -35,7 +35,7 @@ from tests.toy_runs import (
     train_here,
 )
 from torch_utils import checkpoint, persistence
-from training import build, launch, loop, run_folder, steps
+from training import build, guard, launch, loop, run_folder, steps
 from training.config import TrainConfig, to_json
 from training.generator import build_stem
 from training.networks.reader import load as load_generator
@@ -619,7 +619,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(data, tmp_path):
     before = {k: p.detach().clone() for k, p in state.g_params.items()}
     name = next(iter(state.g_params))
     state.g_params[name].grad = torch.full_like(state.g_params[name], float("nan"))
-    with pytest.raises(steps.NonFiniteError, match=rf"here: the gradient of '{name}'"):
+    with pytest.raises(guard.NonFiniteError, match=rf"here: the gradient of '{name}'"):
         steps.apply_gradients(state.g_params, state.g_opt, "here")
     assert all(torch.equal(p, before[k]) for k, p in state.g_params.items())
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole training steps with every tensor on one device that is not the CPU: nothing is left behind, or made,
-on another.
+on another, and no value is read, for which the host would wait.
 
 The device is torch's "meta" under FakeTensorMode: shapes, types and devices are those of real tensors, an
 operation on tensors of two devices raises, as on a GPU, and there are no values. Its tensors go through the
@@ -9,12 +9,14 @@ operators that CUDA tensors take.
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_utils import cpu_speed, devices, features, timm_weights, training_stats
 from torch_utils.ops.backend import library
@@ -73,27 +75,33 @@ def moved_round(r: Any) -> Any:
     return dataclasses.replace(r, **fields)
 
 
-def step_without_values(
-    params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *rest: Any
-) -> None:
-    """steps.apply_gradients but for the look at the values, and for one kernel over all weights, which is
-    CUDA's.
-    """
-    grads = [p.grad for p in params.values() if p.grad is not None]
-    assert grads and all(g.device == DEVICE for g in grads)
-    torch.stack(torch._foreach_norm(grads))
+class Waits(TorchDispatchMode):
+    """Refuses copies to the host. Operations whose result depends on values raise under FakeTensorMode."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if isinstance(result, torch.Tensor) and result.device.type == "cpu":
+            assert all(x.device.type == "cpu" for x in tensors), f"{func} waits for the device"
+        return result
+
+
+def masked_step(optimizer: torch.optim.Optimizer) -> None:
+    """A step without CUDA's single kernel over all weights, which takes the guard's flag."""
+    flag = optimizer.found_inf  # type: ignore[attr-defined]
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    assert flag.device == DEVICE and params and all(p.grad.device == DEVICE for p in params)
+    del optimizer.found_inf  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
-        group.update(fused=False, foreach=True)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+        group.update(fused=False, foreach=True, capturable=False)
+    type(optimizer).step(optimizer)
+    optimizer.found_inf = flag  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def cuda_paths(monkeypatch) -> None:
-    """Tensors of DEVICE go through the operators as CUDA tensors do; what needs values is left out."""
+    """Tensors of DEVICE go through the operators as CUDA tensors do."""
     monkeypatch.setattr(library, "namespace_for", lambda x, *filters, opaque=True: library.NAMESPACE)
-    monkeypatch.setattr(steps, "apply_gradients", step_without_values)
-    monkeypatch.setattr(steps, "_update_w_avg", lambda state, styles: None)  # which classes are in a batch
 
 
 def stem(family: str) -> generator.Generator:
@@ -105,8 +113,8 @@ def stem(family: str) -> generator.Generator:
     ("family", "superres", "precision", "d_precision"),
     [("stylegan3-t", True, "fp16", "bf16"), ("stylegan3-r", False, "bf16", "fp32")],
 )
-def test_a_training_step_stays_on_its_device(
-    cuda_paths, family: str, superres: bool, precision: str, d_precision: str
+def test_a_training_step_stays_on_its_device_and_never_waits_for_it(
+    cuda_paths, monkeypatch, family: str, superres: bool, precision: str, d_precision: str
 ) -> None:
     cfg = TrainConfig().override(
         {
@@ -139,9 +147,12 @@ def test_a_training_step_stays_on_its_device(
         cpu_inputs.micro_batches("path_length", 0, 2),
         cpu_inputs.real_micro_batches(0, pixels, torch.arange(4)),
     ]
-    with FakeTensorMode(), training_stats.unrecorded():
+    with FakeTensorMode(), Waits(), training_stats.unrecorded():
         state = TrainState.create(moved(G).train(), moved(D).train(), cfg.optim, 0)
         state.G_ema = moved(G_ema)  # the copy of a fake tensor has a mode of its own
+        state.guard.deferred = True  # as on CUDA
+        for optimizer in (state.g_opt, state.d_opt):
+            monkeypatch.setattr(optimizer, "step", functools.partial(masked_step, optimizer))
         rounds, pl_rounds, reals = ([moved_round(r) for r in part] for part in drawn)
         state.D.advance_spectral_norms()
         steps.g_step(state, rounds, cfg.loss, 2.0, moved(classifier))
@@ -149,6 +160,7 @@ def test_a_training_step_stays_on_its_device(
             steps.path_length_step(state, pl_rounds, cfg.loss, 0)
         steps.d_step(state, rounds, reals, cfg.loss, 2.0)
         state.update_ema(0.99)
+        state.guard.end_step()
 
 
 def test_a_tensor_left_on_the_cpu_is_noticed(cuda_paths) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from san.layers import SANLogits
 from tests.toy_runs import config
-from training import build, nonfinite, steps
+from training import build, guard, nonfinite, steps
 from training.inputs import InputSource
 from training.run import restore
 
@@ -44,7 +44,7 @@ def first(params) -> tuple[str, torch.nn.Parameter]:
 
 
 def refused(train) -> str:
-    with pytest.raises(steps.NonFiniteError) as caught:
+    with pytest.raises(guard.NonFiniteError) as caught:
         train()
     return str(caught.value)
 
@@ -135,3 +135,82 @@ def test_a_fault_of_the_discriminators_own_step_is_named_there(run, monkeypatch)
     monkeypatch.setattr(state.D, "forward", of_reals)
     message = refused(train)
     assert message.startswith("discriminator: step 3, at 24 images: ") and message.endswith("is not finite")
+
+
+@pytest.fixture
+def deferred(run):
+    """As on CUDA: faults are read one step later."""
+    state, train = run
+    state.guard.deferred = True
+    return state, train
+
+
+def updated(state) -> dict[str, torch.Tensor]:
+    """What optimizers write: weights, moments and step counts."""
+    weights = {f"G.{name}" for name in state.g_params} | {f"D.{name}" for name in state.d_params}
+    chosen = {
+        name: x
+        for name, x in state.tensors().items()
+        if name in weights or name.startswith(("g_opt.", "d_opt."))
+    }
+    assert len(chosen) > 3 * len(weights)
+    return chosen
+
+
+def spoil_once(state, monkeypatch, network: str) -> None:
+    """Make the logits of one pass of a network's next step not finite."""
+    real = state.D.forward
+
+    def once(img, c=None, draws=None):
+        logits = real(img, c, draws)
+        if img.requires_grad == (network == nonfinite.GENERATOR):
+            monkeypatch.setattr(state.D, "forward", real)
+            return {k: SANLogits(x.fun * float("nan"), x.dir) for k, x in logits.items()}
+        return logits
+
+    monkeypatch.setattr(state.D, "forward", once)
+
+
+@pytest.mark.parametrize("network", [nonfinite.DISCRIMINATOR, nonfinite.GENERATOR])
+def test_a_deferred_guard_keeps_all_weights_from_the_fault_on(deferred, network, monkeypatch):
+    state, train = deferred
+    train()
+    spoil_once(state, monkeypatch, network)
+    before: dict[str, torch.Tensor] = {}
+    real = steps.apply_gradients
+
+    def noting(params, optimizer, where, *rest):
+        if not before and where.startswith(network):
+            before.update({name: x.clone() for name, x in updated(state).items()})
+        real(params, optimizer, where, *rest)
+
+    monkeypatch.setattr(steps, "apply_gradients", noting)
+    train()  # the fault, which is not yet known
+    assert state.progress.step == 5
+    message = refused(train)
+    assert message.startswith(f"{network}: step 4, at 32 images: the gradient of '")
+    # Directions are normalised again, which rounds.
+    torch.testing.assert_close(updated(state), before, rtol=1e-6, atol=0)
+
+
+def test_a_deferred_guard_is_asked_before_anything_is_written(deferred, monkeypatch):
+    state, train = deferred
+    spoil_once(state, monkeypatch, nonfinite.GENERATOR)
+    train()
+    assert refused(state.guard.check).startswith("generator: step 3, at 24 images: ")
+    state.guard.check()  # nothing is left to read
+
+
+def test_a_deferred_guard_changes_no_result(fresh):
+    results = []
+    for deferred in (False, True):
+        cfg, dataset, state = copy.deepcopy(fresh)
+        state.guard.deferred = deferred
+        inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, torch.device("cpu"), 1, 0)
+        pixels = torch.stack([torch.from_numpy(dataset[i][0].copy()) for i in range(8)])
+        labels = torch.tensor([dataset[i][1] for i in range(8)])
+        for _ in range(2):
+            steps.train_step(state, inputs, cfg, pixels, labels)
+        state.guard.check()
+        results.append(state.tensors())
+    assert all(torch.equal(x, results[1][name]) for name, x in results[0].items())

@@ -8,7 +8,7 @@ import torch
 
 from tests.toy_runs import config
 from torch_utils import distributed, launcher
-from training import build, steps
+from training import build, guard, steps
 from training.config import from_json, to_json
 from training.inputs import InputSource
 from training.run import restore
@@ -71,7 +71,7 @@ def test_a_bad_gradient_moves_nothing(bad):
     p = {"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.Adam(p.values())
     p["a"].grad, p["b"].grad = torch.ones(3), torch.tensor([1.0, bad])
-    with pytest.raises(steps.NonFiniteError, match=r"^generator: step 1: the gradient of 'b' is not finite$"):
+    with pytest.raises(guard.NonFiniteError, match=r"^generator: step 1: the gradient of 'b' is not finite$"):
         steps.apply_gradients(p, optimizer, "generator: step 1")
     assert all((q == 1).all() for q in p.values()) and not optimizer.state
     p["b"].grad = torch.ones(2)

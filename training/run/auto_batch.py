@@ -19,6 +19,7 @@ from training import build, steps
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
+from training.guard import NonFiniteError
 from training.inputs import InputSource
 from training.networks.stems import Lineage
 from training.run import plan
@@ -161,7 +162,7 @@ class Trial:
         with distributed.alone(), training_stats.unrecorded(), torch.random.fork_rng(devices=devices):
             try:
                 self._train(n)
-            except steps.NonFiniteError as error:
+            except NonFiniteError as error:
                 raise ValueError(
                     f"--batch-gpu=auto: the trial failed ({error}): set --batch-gpu, or try --precision=fp32"
                 ) from None
@@ -194,6 +195,7 @@ class Trial:
         pixels, chosen = self._images()  # for a whole step, as in training
         for _ in range(2):
             steps.train_step(state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_MICRO_BATCHES)
+        state.guard.check()
         del margin
 
     def _images(self) -> tuple[torch.Tensor, torch.Tensor | None]:
