@@ -1,10 +1,10 @@
-# make setup | demo | test | test-rounding | docs: each sets up .venv by itself.
+# make setup | demo | test | test-all | test-rounding | docs: each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-rounding lint docs clean
+.PHONY: setup demo test test-all test-rounding lint docs clean
 
 setup: $(STAMP)
 
@@ -23,9 +23,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
+# Byte code is kept, whatever the environment says: half of the time to collect the tests goes into compiling them.
+test test-all: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m tools.rounding --short
+
+# With tests marked `exhaustive`, and all examples of hypothesis.
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --hypothesis-profile=default
+	$(BIN)/python -m tools.rounding
 
 # The parity and ops tests as other processors round: instruction sets, threads, without kernels, without a compiler.
 test-rounding: $(STAMP)

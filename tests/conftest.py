@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.quick_processes import empty_curves, get_context, real_get_context
 
+settings.register_profile("short", max_examples=40)  # see tests/example_counts.py
+settings.load_profile("short")
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 

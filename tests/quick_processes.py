@@ -17,13 +17,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import context, reduction
+from multiprocessing import context, forkserver, reduction
 from pathlib import Path
 from typing import Any, TextIO
 
 _PRELOADED = [
     "torch",
     "torch.utils.tensorboard",
+    "timm",
+    "matplotlib.figure",
     "training.launch",
     "training.progressive.launch",
     "metrics.evaluate",
@@ -34,13 +36,19 @@ real_get_context = multiprocessing.get_context
 
 def empty_curves() -> dict[str, Callable[..., Any]]:
     """What takes the place of functions of training.watch.plots, which take seconds per tick."""
+    return {
+        "draw": lambda panels, title: _EmptyFigure(),
+        "panel_svg": lambda panel, kimg: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    }
 
-    def draw(panels: object, title: str) -> Any:
-        from matplotlib.figure import Figure
 
-        return Figure(figsize=(1, 1))
+class _EmptyFigure:
+    """By the part of matplotlib's Figure that we use; importing that takes a second."""
 
-    return {"draw": draw, "panel_svg": lambda panel, kimg: b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
+    def savefig(self, file: Any, format: str) -> None:
+        import PIL.Image
+
+        PIL.Image.new("L", (1, 1)).save(file, format)
 
 
 def quick_environment(**more: str) -> dict[str, str]:
@@ -107,14 +115,15 @@ def get_context(method: str | None = None) -> Any:
     return forked
 
 
-def _run(script: str, arguments: Sequence[str], folder: str) -> None:
+def _run(script: str, arguments: Sequence[str], folder: str, fork: bool) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     os.chdir(folder)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
-    multiprocessing.get_context = real_get_context
+    multiprocessing.get_context = get_context if fork else real_get_context
+    forkserver._forkserver.ensure_running = lambda: None  # our parent: no second one
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
@@ -124,7 +133,8 @@ def _run(script: str, arguments: Sequence[str], folder: str) -> None:
 class Script:
     """A script in a forked process, by the part of subprocess.Popen that tests use.
 
-    Standard input is empty; both outputs are one text, unless `split` is given.
+    Standard input is empty; both outputs are one text, unless `split` is given. With `fork`, the processes
+    that it starts by the spawn method are forked from the same server, which is then their parent.
     """
 
     def __init__(
@@ -135,6 +145,7 @@ class Script:
         env: Mapping[str, str] | None = None,
         cwd: str | Path = ".",
         split: bool = False,
+        fork: bool = False,
     ) -> None:
         forked = real_get_context("forkserver")
         forked.set_forkserver_preload(_PRELOADED)
@@ -143,7 +154,7 @@ class Script:
         with open(os.devnull) as nothing:
             target = _Adopted(_run, {0: nothing.fileno(), 1: ends[0], 2: ends[-1]}, env)
             self._process = forked.Process(
-                target=target, args=(str(script), list(arguments), str(Path(cwd).resolve()))
+                target=target, args=(str(script), list(arguments), str(Path(cwd).resolve()), fork)
             )
             self._process.start()
         for end in ends:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import waiting
+from tests.example_counts import examples
 from tests.fuzz import hostile
 from tools.fuzz_pickles import mutate
 
@@ -99,7 +100,7 @@ def test_sizes_beyond_int64_are_refused(name, files):
         hostile.from_stub(G)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.integers(0, 2**64))
 def test_any_damage(files, seed):
     content = mutate(random.Random(seed), files)
@@ -108,7 +109,7 @@ def test_any_damage(files, seed):
     assert not events
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.binary(max_size=200))
 def test_any_bytes(files, content):
     with hostile.watch() as events:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import waiting
+from tests.example_counts import examples
 from torch_utils import persistence
 from torch_utils.persistence import read_network_pickle, save_network_pickle
 
@@ -489,13 +490,13 @@ def sample():
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.data())
 def test_any_cut_is_one_line(sample, data):
     refuse(sample[: data.draw(st.integers(0, len(sample) - 1))], "is truncated")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.data())
 def test_any_damage_is_a_value_error_or_none(sample, data):
     damaged = bytearray(sample)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from dnnlib.util import make_cache_dir_path
 from tests import waiting
+from tests.example_counts import examples
 from tests.torch_utils.ops.references import (
     LAYERS,
     OTHERS,
@@ -38,7 +39,7 @@ from torch_utils.ops.upfirdn2d import upfirdn2d
 
 ROOT = Path(__file__).resolve().parents[4]
 relaxed = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 pytestmark = pytest.mark.once
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -295,8 +296,8 @@ def test_options(kernels, name: str, options) -> None:
 @relaxed
 @given(
     name=st.sampled_from(list(LAYERS | OTHERS)),
-    shape=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(8, 50), st.integers(8, 50)),
-    pads=st.tuples(*[st.integers(-20, 40)] * 4),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(8, 28), st.integers(8, 28)),
+    pads=st.tuples(*[st.integers(-12, 24)] * 4),
     clamp=st.sampled_from([None, 0.5]),
     layout=st.sampled_from(["first", "last"]),
 )

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.example_counts import examples
 from tests.parity import golden_ops as goldens
 from tests.torch_utils.ops.host_kernels import NAMESPACE, host  # noqa: F401
 from tests.torch_utils.ops.references import (
@@ -34,7 +35,7 @@ from torch_utils.ops.upfirdn2d import upfirdn2d
 
 pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.once]
 relaxed = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 

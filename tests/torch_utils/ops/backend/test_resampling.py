@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.example_counts import examples
 from torch_utils.ops.backend import resampling
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
@@ -31,7 +32,7 @@ def radial(taps: int = 12) -> torch.Tensor:
     return torch.from_numpy(f / f.sum())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     data=st.data(),
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
