@@ -13,6 +13,9 @@
     # 50,000 images with four processes, as a data set; the same command resumes after a kill
     python gen_images.py --network=network.pkl --seeds=0-49999 --gpus=4 --to=fakes.zip
 
+    # the images of style codes in a file, for example of run_inversion.py; --save-w writes such files
+    python gen_images.py --network=network.pkl --projected-w=projected_w.npz --outdir=out
+
     # a sheet with one labelled row per class; every column is one seed
     python gen_images.py --network=network.pkl --seeds=0 --classes=0-8 --samples-per-class=8 --outdir=out
 
@@ -43,6 +46,13 @@ def _check_together(
     grid: str | None, classes: str | None, class_name: str | None, samples_per_class: int | None, **more: Any
 ) -> None:
     """Raise ValueError for options that exclude or require each other."""
+    if more["seeds"] is None and not more["projected_w"]:
+        raise ValueError("give --seeds=LIST, or --projected-w=FILE")
+    if (more["projected_w"] or more["save_w"]) and (more["to"] or classes):
+        flag = "--projected-w" if more["projected_w"] else "--save-w"
+        raise ValueError(f"{flag} makes PNG files in --outdir: remove --to and --classes")
+    if more["projected_w"] and (more["save_w"] or more["batch_sz"] > 1):
+        raise ValueError("--projected-w has one image per style code: remove --save-w and --batch-sz")
     if bool(more["to"]) == bool(more["outdir"]):
         raise ValueError("give either --outdir=DIR, or --to=DIR, x.zip, x.npz or x-{000000..000099}.tar")
     if more["to"] and (grid or classes or more["batch_sz"] > 1 or more["scale"] > 1):
@@ -57,7 +67,9 @@ def _check_together(
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @commands.common_options
-@click.option("--seeds", required=True, metavar="LIST", help="Seeds and ranges, for example 0,1,4-6.")
+@click.option("--seeds", metavar="LIST", help="Seeds and ranges, for example 0,1,4-6.")
+@commands.projected_w_option()
+@commands.save_w_option
 @click.option("--outdir", metavar="DIR", help="Folder for the PNG files. Existing ones are replaced.")
 @click.option(
     "--to",
@@ -129,7 +141,9 @@ def _check_together(
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help=commands.batch_help)
 @commands.one_line_errors
 def main(
-    seeds: str,
+    seeds: str | None,
+    projected_w: str | None,
+    save_w: str | None,
     outdir: str | None,
     to: str | None,
     gpus: int,
@@ -148,17 +162,18 @@ def main(
     """Generate images with a trained network."""
     options = commands.NetworkOptions(**common)
     more = {"to": to, "outdir": outdir, "gpus": gpus, "batch_sz": batch_sz, "scale": scale}
+    more |= {"seeds": seeds, "projected_w": projected_w, "save_w": save_w}
     _check_together(grid, classes, class_name, samples_per_class, **more)
+    inputs = {"--network": options.network, "--projected-w": projected_w}
     if outdir:
         outputs.check_output("--outdir", outdir, data={"--data": options.data}, folder=True)
+    commands.check_save_w(save_w, inputs)
     commands.check_finite("--rotate", rotate)
-    seed_list, offset = commands.parse_seeds(seeds), dnnlib.util.parse_vec2(translate)
+    seed_list = [] if projected_w else commands.parse_seeds(str(seeds))
+    offset = dnnlib.util.parse_vec2(translate)
     shape = commands.parse_grid(grid) if grid else None
-    if shape and shape[0] * shape[1] != len(seed_list) * batch_sz:
-        raise ValueError(
-            f"--grid={grid} has {shape[0] * shape[1]} cells, but --seeds and --batch-sz make "
-            f"{len(seed_list) * batch_sz} images"
-        )
+    if shape and not projected_w:
+        _check_cells(str(grid), shape, len(seed_list) * batch_sz, "--seeds and --batch-sz make")
     moved = {"translate": translate if any(offset) else None, "rotate": rotate or None}
     if to:
         from generation import bulk, containers
@@ -180,6 +195,11 @@ def main(
         "scale": scale,
     }
     folder = Path(str(outdir))
+    if projected_w:
+        ignored = {"--seeds": seeds, "--class": class_name, "--trunc": options.truncation != 1}
+        commands.note_ignored("--projected-w", ignored)
+        _write_projected(network, projected_w, folder, grid, about, settings)
+        return
     if classes:
         columns = commands.sheet_seeds(seed_list, samples_per_class)
         _write_sheet(network, classes, columns, folder, about, settings)
@@ -188,12 +208,42 @@ def main(
     index = None if class_name is None else render.class_index(network, class_name)
     pictures.check_size(network, grid, shape, batch_sz, scale)
     folder.mkdir(parents=True, exist_ok=True)
+    if save_w:
+        pictures.save_codes(network, seed_list, save_w, batch_sz, index, options.truncation, centroids)
     if shape:
         about["grid"] = grid
         path = folder / "grid.png"
         pictures.write_grid(network, seed_list, path, shape[0], batch_sz, index, about, **settings)
     else:
         pictures.write_seeds(network, seed_list, folder, batch_sz, index, about, **settings)
+
+
+def _check_cells(grid: str, shape: tuple[int, int], count: int, who: str) -> None:
+    """Raise ValueError for a grid with another number of cells than images."""
+    if shape[0] * shape[1] != count:
+        raise ValueError(f"--grid={grid} has {shape[0] * shape[1]} cells, but {who} {count} images")
+
+
+def _write_projected(
+    network: Network,
+    path: str,
+    folder: Path,
+    grid: str | None,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Write proj00.png, ... or grid.png of the style codes in a file."""
+    from generation import pictures, w_files
+
+    ws = w_files.load_w(path, network)
+    shape = commands.parse_grid(grid) if grid else None
+    if shape:
+        _check_cells(str(grid), shape, len(ws), f"--projected-w={path} has")
+        pictures.check_size(network, grid, shape, 1, settings["scale"])
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {key: settings[key] for key in ("noise_mode", "batch", "scale")}
+    about = {**about, "w_file": Path(path).name, "grid": grid}
+    pictures.write_codes(network, ws, folder, shape[0] if shape else None, about, **given)
 
 
 def _write_sheet(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,14 +43,14 @@ def parse_grid(text: str) -> tuple[int, int]:
         raise ValueError(f"--grid={text[:40]}: {error}") from None
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Parse --seeds: '0,1,4-6' -> [0, 1, 4, 5, 6]. Raises ValueError."""
+def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
+    """Parse a list of seeds: '0,1,4-6' -> [0, 1, 4, 5, 6]. Raises ValueError."""
     try:
         seeds = dnnlib.util.parse_int_list(text)
     except ValueError as error:
-        raise ValueError(f"--seeds: {error}") from None
+        raise ValueError(f"{flag}: {error}") from None
     if max(seeds) > MAX_SEED:
-        raise ValueError(f"--seeds: {max(seeds)} is too large, the largest seed is {MAX_SEED}")
+        raise ValueError(f"{flag}: {max(seeds)} is too large, the largest seed is {MAX_SEED}")
     return seeds
 
 
@@ -225,6 +225,39 @@ class NetworkOptions:
             "centroids_path": self.centroids_path,
             "edits": texts or None,
         }
+
+
+def projected_w_option(multiple: bool = False) -> Callable[..., Any]:
+    """The option --projected-w. `multiple`: it may be repeated."""
+    again = " May be repeated." if multiple else ""
+    return click.option(
+        "--projected-w",
+        multiple=multiple,
+        metavar="NPZ",
+        help=f"File of style codes w, such as projected_w.npz, in place of seeds.{again}",
+    )
+
+
+save_w_option = click.option(
+    "--save-w", metavar="NPZ", help="Also write the style codes of the seeds, for --projected-w."
+)
+
+
+def check_save_w(path: str | None, inputs: outputs.Inputs) -> None:
+    """Refuse a value of --save-w that is a mistake. Raises ValueError."""
+    if path is None:
+        return
+    outputs.check_output("--save-w", path, inputs=inputs)
+    if not path.lower().endswith(".npz"):
+        raise ValueError(f"--save-w={path}: end the name with .npz")
+
+
+def note_ignored(flag: str, others: Mapping[str, object]) -> None:
+    """Print a note about the given ones of other options, which have no effect with `flag`."""
+    given = [name for name, value in others.items() if value]
+    if given:
+        verb = "has" if len(given) == 1 else "have"
+        click.echo(f"note: {', '.join(given)} {verb} no effect with {flag}", err=True)
 
 
 def sheet_seeds(seeds: Sequence[int], samples_per_class: int | None) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generation import render
+from generation import render, w_files
 from generation.commands import progress_bar
 from generation.render import Network
 from torch_utils import images
@@ -66,6 +66,87 @@ def write_seeds(
                     magnified(images.grid(group, columns), scale), folder / f"seed{seed:04d}.png", text
                 )
     click.echo(f"{len(seeds)} PNG files in {folder}")
+
+
+def write_codes(
+    network: Network,
+    ws: Tensor,
+    folder: Path,
+    columns: int | None,
+    about: dict[str, Any],
+    batch: int,
+    scale: int = 1,
+    noise_mode: str = "const",
+) -> None:
+    """Write the images of style codes: projNN.png for each, or one grid.png.
+
+    Args:
+        network: the network.
+        ws: style codes [N, num_ws, W].
+        folder: existing folder for the files.
+        columns: columns of grid.png; None = single files.
+        about: entries of the files' metadata (see `render.about`). Those of latents are removed.
+        batch: images computed at a time on a GPU.
+        scale: magnify the pictures by repeating every pixel.
+        noise_mode: passed to the network.
+    """
+    text = {**render.about(network, [], None, **about), "truncation": None, "centroids": None}
+    size = 1 if network.device.type == "cpu" else batch
+    parts = []
+    with progress_bar(len(ws), "Images") as done:
+        for start in range(0, len(ws), size):
+            pixels = render.synthesize(network, ws[start : start + size], noise_mode)
+            done(len(pixels))
+            if columns is not None:
+                parts.append(pixels)
+                continue
+            for row, picture in enumerate(pixels, start):
+                shown = magnified(images.grid(picture[None], 1), scale)
+                images.save_png(shown, folder / f"proj{row:02d}.png", {**text, "w_row": row})
+    if columns is not None:
+        picture = magnified(images.grid(torch.cat(parts), columns), scale)
+        images.save_png(picture, folder / "grid.png", text)
+    click.echo(f"{len(ws)} images: {folder / 'grid.png'}" if parts else f"{len(ws)} PNG files in {folder}")
+
+
+@torch.no_grad()
+def save_codes(
+    network: Network,
+    seeds: Sequence[int],
+    path: str,
+    batch_sz: int,
+    index: int | None,
+    truncation: float,
+    centroids: Tensor | None,
+) -> None:
+    """Write the style codes of seeds with truncation and edits in W: the `w` of --projected-w.
+
+    Args:
+        network: the network.
+        seeds: the seeds.
+        path: .npz file to write.
+        batch_sz: images per seed.
+        index: class of all images; None = the class drawn by each seed.
+        truncation: psi.
+        centroids: see `render.styles`.
+    """
+    codes = []
+    for seed in seeds:
+        labels = render.seed_labels(network, seed, batch_sz, index)
+        for row, z in enumerate(render.latents(seed, batch_sz, network.G.z_dim).to(network.device)):
+            c = None if labels is None else labels[row : row + 1].to(network.device)
+            codes.append(render.styles(network.G, z[None], c, truncation, centroids))
+    write_codes_file(network, torch.cat(codes), path)
+
+
+def write_codes_file(network: Network, ws: Tensor, path: str) -> None:
+    """Write style codes [N, num_ws, W] with the edits in W. Edits in style space are not part of w."""
+    if network.edits is not None:
+        ws = network.edits.on_w(ws)
+        if not all(edit.in_w for edit in network.edits.edits):
+            click.echo(f"note: --save-w={path}: edits in style space are not part of w", err=True)
+    w_files.save_w(path, ws, network)
+    click.echo(f"{len(ws)} style codes: {path}")
 
 
 def write_grid(

@@ -14,11 +14,10 @@ from typing import IO, Any
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
 
 import dnnlib.util
 from dnnlib import outputs
-from generation import render
+from generation import render, walk
 from torch_utils import images, memory
 
 H264 = ("libx264", "libopenh264", "mpeg4")
@@ -36,98 +35,71 @@ SPLINE_BYTES = 64
 DELAYS = {".gif": (10, 20), ".webp": (1, 11), ".png": (1, 11)}
 
 
-def arrange(
-    seeds: Sequence[int], cells: int, num_keyframes: int | None, shuffle_seed: int | None
-) -> np.ndarray:
-    """Distribute the seeds among the cells of the grid and their keyframes. Too short a list repeats.
+def arrange(count: int, cells: int, num_keyframes: int | None, shuffle_seed: int | None) -> np.ndarray:
+    """Distribute the keyframes among the cells of the grid. Too short a list repeats.
 
     Args:
-        seeds: the seeds.
+        count: number of keyframes.
         cells: number of cells.
-        num_keyframes: keyframes per cell; None = seeds / cells.
+        num_keyframes: keyframes per cell; None = count / cells.
         shuffle_seed: seed for shuffling; None = in order.
 
     Returns:
-        Positions in `seeds`, int [cells, keyframes].
+        Indices of keyframes, int [cells, keyframes].
 
     Raises:
-        ValueError: the seeds do not fill the grid and `num_keyframes` is None, or too many keyframes.
+        ValueError: they do not fill the grid and `num_keyframes` is None, or too many keyframes.
     """
     if num_keyframes is None:
-        if len(seeds) % cells:
+        if count % cells:
             raise ValueError(
-                f"--seeds: {len(seeds)} seeds cannot be divided evenly among {cells} grid cells: change "
-                "--seeds "
-                "or give --num-keyframes"
+                f"--seeds: {count} keyframes cannot be divided evenly among {cells} grid cells: change "
+                "--seeds or give --num-keyframes"
             )
-        num_keyframes = len(seeds) // cells
+        num_keyframes = count // cells
     if cells * num_keyframes > dnnlib.util.MAX_LIST:
         raise ValueError(
             f"--num-keyframes={num_keyframes}: {cells} cells would have more than {dnnlib.util.MAX_LIST:,} "
             "keyframes together"
         )
-    order = np.resize(np.arange(len(seeds)), cells * num_keyframes)
+    order = np.resize(np.arange(count), cells * num_keyframes)
     if shuffle_seed is not None:
         np.random.RandomState(shuffle_seed).shuffle(order)
     return order.reshape(cells, num_keyframes)
 
 
-def check_memory(network: render.Network, order: np.ndarray, num_frames: int, output: Path) -> None:
+def check_memory(network: render.Network, order: np.ndarray, num_frames: int, output: Path | None) -> None:
     """Raise ValueError for a video that needs more memory than is free.
 
     Args:
         network: the network.
         order: result of `arrange`.
         num_frames: frames of the whole video. WebP and PNG writers keep all of them in memory.
-        output: the file to write.
+        output: the file to write; None = one file per frame.
     """
     cells, keyframes = order.shape
     held = order.size * network.G.num_ws * network.G.w_dim * SPLINE_BYTES
-    if PICTURES.get(output.suffix.lower(), "GIF") != "GIF":
+    if output is not None and PICTURES.get(output.suffix.lower(), "GIF") != "GIF":
         held += 3 * num_frames * cells * network.G.img_resolution**2
     free = memory.host_free_bytes()
+    flag = "--frames" if output is None else f"--output={output}"
     if held > free:
         raise ValueError(
-            f"--output={output}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take "
+            f"{flag}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take "
             f"{held / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free: reduce them, or "
             "write "
             ".mp4 or .gif"
         )
 
 
-@torch.no_grad()
-def keyframe_styles(
-    network: render.Network,
-    seeds: Sequence[int],
-    classes: Sequence[int] | None,
-    truncation: float,
-    centroids: Tensor | None,
-) -> np.ndarray:
-    """The style codes of the seeds, float32 [seeds, num_ws, W].
-
-    Seed i has class i of `classes`, which repeats. Without `classes` it has the class that gen_images.py
-    gives it.
-    """
-    ws = []
-    for i, seed in enumerate(seeds):
-        labels = render.seed_labels(network, seed, 1, None if classes is None else classes[i % len(classes)])
-        z = render.latents(seed, 1, network.G.z_dim).to(network.device)
-        ws.append(
-            render.styles(
-                network.G, z, None if labels is None else labels.to(network.device), truncation, centroids
-            )
-        )
-    return torch.cat(ws).float().cpu().numpy()
-
-
 def splines(ws: np.ndarray) -> Callable[[float], np.ndarray]:
     """Interpolate keyframes with periodic cubic splines (C2).
 
     Args:
-        ws: [cells, keyframes, num_ws, W].
+        ws: [cells, keyframes, ...], such as [cells, keyframes, num_ws, W].
 
     Returns:
-        A function of time with values [cells, num_ws, W] and the number of keyframes as its period.
+        A function of time with values [cells, ...] and the number of keyframes as its period.
     """
     import scipy.interpolate
 
@@ -147,6 +119,7 @@ def frames(
     batch: int,
     done: Callable[[int], None],
     shown: Sequence[int] | None = None,
+    motion: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the frames of the loop, uint8 [H, W, 3].
 
@@ -158,13 +131,19 @@ def frames(
         batch: images computed at a time on a GPU.
         done: called with 1 after each frame.
         shown: indices of the frames to yield; None = all.
+        motion: of the keyframes, if they differ: [cells, keyframes, 3 + edits] (`walk.Keyframes`).
     """
     at = splines(ws)
-    size = 1 if network.device.type == "cpu" else batch
+    moved = None if motion is None else splines(motion)
+    size = 1 if network.device.type == "cpu" or moved is not None else batch
     for frame in range(ws.shape[1] * frames_per_keyframe) if shown is None else shown:
         now = torch.from_numpy(at(frame / frames_per_keyframe)).to(network.device)
-        cells = torch.cat([render.synthesize(network, part) for part in torch.split(now, size)])
-        picture = images.grid(cells, columns)
+        parts = []
+        for index, part in enumerate(torch.split(now, size)):
+            if moved is not None:
+                walk.move(network, moved(frame / frames_per_keyframe)[index])
+            parts.append(render.synthesize(network, part))
+        picture = images.grid(torch.cat(parts), columns)
         yield np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
         done(1)
 
@@ -293,6 +272,26 @@ def _write_video(
             )
             outputs.raise_if_stopped()  # av swallows interrupts while it writes
         container.mux(stream.encode())
+
+
+def check_frames(folder: Path, total: int) -> None:
+    """Raise ValueError for a folder with frames of a longer video, which this one would not replace."""
+    names = {frame_name(index) for index in range(total)} if folder.is_dir() else set()
+    others = sorted(path.name for path in folder.glob("frame*.png") if path.name not in names)
+    if others:
+        raise ValueError(f"--frames={folder}: contains {others[0]} of another video: choose another folder")
+
+
+def frame_name(index: int) -> str:
+    """The file name of a frame."""
+    return f"frame{index:06d}.png"
+
+
+def write_frames(folder: Path, pictures: Iterator[np.ndarray], about: Mapping[str, Any]) -> None:
+    """Write frames [H, W, 3] as numbered PNG files. Existing ones of the same number are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        images.save_png(picture, folder / frame_name(index), about)
 
 
 def length_text(plan: Timing, total: int, fps: int, ending: str) -> str:

@@ -27,6 +27,7 @@ SCRIPTS = (
     "demo",
     "viewer",
     "directions",
+    "style_mixing",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 INLINE = re.compile(r"`((?:python (?:-m )?|torchrun |make |(?:" + "|".join(SCRIPTS) + r")\.py )[^`]+)`")

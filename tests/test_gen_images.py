@@ -440,3 +440,40 @@ def test_a_file_that_is_no_network_is_one_line(tmp_path):
         code=1,
     )
     assert "n.pkl" in result.output and len(result.output.strip().splitlines()) == 1
+
+
+def test_style_codes_are_written_and_read(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = generate(folder, tmp_path / "a", "--seeds=7,12", "--trunc=0.7", "--save-w=w.npz")
+    stored = np.load("w.npz")["w"]
+    network = render.load_network(str(folder / "cond.pkl"))
+    assert stored.shape == (2, network.G.num_ws, network.G.w_dim) and stored.dtype == np.float32
+    flags = ["--network", folder / "cond.pkl", "--device=cpu", "--outdir", "b", "--projected-w=w.npz"]
+    result = run(gen_images.main, *flags, "--seeds=1", "--trunc=0.5")
+    assert "note: --seeds, --trunc have no effect with --projected-w" in result.output
+    assert sorted(path.name for path in Path("b").iterdir()) == ["proj00.png", "proj01.png"]
+    for row, seed in enumerate((7, 12)):
+        assert (pixels(tmp_path / "b" / f"proj{row:02d}.png") == pixels(out / f"seed{seed:04d}.png")).all()
+    text = PIL.Image.open("b/proj01.png").text
+    assert (
+        (text["w_file"], text["w_row"]) == ("w.npz", "1") and "truncation" not in text and "seed" not in text
+    )
+    run(gen_images.main, *flags, "--grid=1x2", "--scale=2")
+    assert pixels(tmp_path / "b" / "grid.png").shape == (64, 32, 3)
+    np.savez("plain.npz", w=stored[:, 0])  # of another tool: one code for all layers
+    run(gen_images.main, *flags[:-1], "--projected-w=plain.npz")
+    for args, message in (
+        (["--projected-w=w.npz", "--to=x"], "--projected-w makes PNG files in --outdir"),
+        (["--projected-w=w.npz", "--batch-sz=2"], "--projected-w has one image per style code"),
+        (
+            ["--projected-w=w.npz", "--grid=3x3"],
+            "--grid=3x3 has 9 cells, but --projected-w=w.npz has 2 images",
+        ),
+        (["--projected-w=none.npz"], "--projected-w=none.npz: no such file"),
+        ([], "give --seeds=LIST, or --projected-w=FILE"),
+        (["--seeds=0", "--classes=0", "--save-w=x.npz"], "remove --to and --classes"),
+        (["--seeds=0", "--save-w=x.json"], "--save-w=x.json: end the name with .npz"),
+    ):
+        output = run(gen_images.main, *flags[:4], "new", *args, code=1).output
+        assert message in output and output.count("\n") == 1, output
+    assert not Path("new").exists()

@@ -199,17 +199,17 @@ def test_mp4(folder, tmp_path):
 
 
 def test_arrangement():
-    assert videos.arrange([5, 6, 7, 8], 2, None, None).tolist() == [[0, 1], [2, 3]]
-    assert videos.arrange([5, 6, 7], 2, 2, None).tolist() == [[0, 1], [2, 0]]
-    shuffled = videos.arrange(list(range(20)), 2, None, 1)
+    assert videos.arrange(4, 2, None, None).tolist() == [[0, 1], [2, 3]]
+    assert videos.arrange(3, 2, 2, None).tolist() == [[0, 1], [2, 0]]
+    shuffled = videos.arrange(20, 2, None, 1)
     assert sorted(shuffled.ravel()) == list(range(20)) and shuffled.ravel().tolist() != list(range(20))
-    assert (shuffled == videos.arrange(list(range(20)), 2, None, 1)).all()
+    assert (shuffled == videos.arrange(20, 2, None, 1)).all()
 
 
 @pytest.mark.parametrize(
     ("args", "name", "message"),
     [
-        (["--seeds=0-4", "--grid=2x1"], "v.gif", "5 seeds cannot be divided evenly among 2 grid cells"),
+        (["--seeds=0-4", "--grid=2x1"], "v.gif", "5 keyframes cannot be divided evenly among 2 grid cells"),
         (["--seeds=0"], "v.avi", "supported extensions are .mp4"),
         (["--seeds=0", "--class=9"], "v.gif", "class 9: the network's classes are 0 to 2"),
         (["--seeds=0", "--trunc=inf"], "v.gif", "--trunc=inf is not a finite number"),
@@ -240,7 +240,7 @@ def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):
             ["--seeds=0-3", "--grid=1000x1200", "--num-keyframes=1"],
             "--grid=1000x1200: 1,200,000 images of 16x16 pixels",
         ),
-        ("a.gif", ["--seeds=0-3", "--grid=100000x100000"], "--seeds: 4 seeds cannot be divided"),
+        ("a.gif", ["--seeds=0-3", "--grid=100000x100000"], "--seeds: 4 keyframes cannot be divided"),
     ):
         result = run(gen_video.main, *network, tmp_path / name, *args, code=1)
         assert message in result.output and list(tmp_path.iterdir()) == []
