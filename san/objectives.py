@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objectives of SAN discriminators and of generators.
 
-A SAN discriminator minimises its GAN's discriminator loss of `fun` plus the Wasserstein form of `dir`. A
-generator minimises -h(d).
+A SAN discriminator minimises its GAN's discriminator loss of `fun` plus a loss of `dir`: the Wasserstein
+form, or the one that its entry in the table names. A generator minimises -h(d).
 
 There are two tables. DISCRIMINATOR_LOSSES contains the losses of logits d of real and of generated samples;
 for SANLogits, the same entry gives the SAN form. GENERATOR_OBJECTIVES contains increasing functions h: a
@@ -39,6 +39,22 @@ LONGEST_EXPRESSION = 200  # characters; limits malicious input
 LARGEST_POWER = 16.0
 
 
+class DirectionLoss(NamedTuple):
+    """An elementwise loss of `dir`, which trains the direction alone.
+
+    Attributes:
+        real: term of the logits of real samples.
+        fake: term of the logits of generated samples.
+    """
+
+    real: Elementwise
+    fake: Elementwise
+
+
+# -d and d: its optimum is the direction along which real and generated features differ most (SAN)
+WASSERSTEIN_DIRECTION = DirectionLoss(real=lambda d: -d, fake=lambda d: d)
+
+
 class DiscriminatorLoss(NamedTuple):
     """An elementwise loss of the discriminator.
 
@@ -46,11 +62,18 @@ class DiscriminatorLoss(NamedTuple):
         real: term of the logits of real samples.
         fake: term of the logits of generated samples.
         pair: replaces both: term of the differences d(real) - d(generated) of pairs.
+        direction: terms of `dir` in the SAN form.
     """
 
     real: Elementwise | None = None
     fake: Elementwise | None = None
     pair: Elementwise | None = None
+    direction: DirectionLoss = WASSERSTEIN_DIRECTION
+
+
+def _softplus_square(d: Tensor) -> Tensor:
+    """Return softplus(1 - d)^2: a least-squares term with target 1 that decreases everywhere."""
+    return F.softplus(1 - d).square()
 
 
 # max(0, 1 - d) and max(0, 1 + d): Lim & Ye, "Geometric GAN", 2017
@@ -73,10 +96,15 @@ DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     # -log sigmoid(d(real) - d(generated)): the paired loss of Huang et al., "R3GAN", NeurIPS 2024 (without
     # its gradient penalties). At its optimum d = log p_data / p_gen + constant, so every h below can be used.
     "relativistic": DiscriminatorLoss(pair=lambda gap: F.softplus(-gap)),
+    # softplus(1 - d)^2 and softplus(d)^2: Shibuya, Takida & Mitsufuji, "BigVSAN", ICASSP 2024. ls01 with
+    # softplus in place of the identity, which makes both terms monotonic. The direction is trained by the
+    # difference of the term of real samples.
+    "ls_softplus": DiscriminatorLoss(
+        real=_softplus_square,
+        fake=lambda d: F.softplus(d).square(),
+        direction=DirectionLoss(real=_softplus_square, fake=lambda d: -_softplus_square(d)),
+    ),
 }
-
-# The Wasserstein form: its optimum is the direction along which real and generated features differ most (SAN)
-DIRECTION_LOSS = DISCRIMINATOR_LOSSES["wasserstein"]
 
 
 def _vanilla(shift: float) -> Elementwise:
@@ -98,6 +126,8 @@ GENERATOR_OBJECTIVES: dict[str, Elementwise] = {
     "vanilla": _vanilla(0),  # -log(1 - sigmoid(d)), h' = sigmoid(d); vanilla(C) shifts d by C
     "mle": torch.exp,  # exp(d), h' = exp(d)
     "arcsinh": torch.asinh,  # h' = 1 / sqrt(1 + d^2)
+    # BigVSAN's -softplus(1 - d)^2, h' = 2 softplus(1 - d) sigmoid(1 - d)
+    "ls_softplus": lambda d: -_softplus_square(d),
 }
 
 
@@ -220,11 +250,11 @@ def discriminator_terms(logits: Logits, real: bool, loss: str = "hinge") -> SANL
         ValueError: the loss is unknown, or needs pairs of samples (`discriminator_pair_terms`).
     """
     chosen = discriminator_loss(loss)
-    on_fun, on_dir = (chosen.real, DIRECTION_LOSS.real) if real else (chosen.fake, DIRECTION_LOSS.fake)
+    direction = chosen.direction
+    on_fun, on_dir = (chosen.real, direction.real) if real else (chosen.fake, direction.fake)
     if on_fun is None:
         what = "compares pairs of real and generated samples: use discriminator_pair_terms"
         raise ValueError(f"the discriminator loss '{loss}' {what}")
-    assert on_dir is not None
     return _summed([SANLogits(on_fun(head.fun), on_dir(head.dir)) for (head,) in _san_heads(logits)], logits)
 
 
@@ -242,12 +272,15 @@ def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativist
     Raises:
         ValueError: the loss is unknown, or the heads do not match.
     """
-    on_pair = discriminator_loss(loss).pair
+    on_pair, direction = discriminator_loss(loss).pair, discriminator_loss(loss).direction
     heads = _san_heads(real, fake)
     if on_pair is None:
         sides = [(discriminator_terms(r, True, loss), discriminator_terms(f, False, loss)) for r, f in heads]
         return _summed([SANLogits(a.fun + b.fun, a.dir + b.dir) for a, b in sides], real)
-    return _summed([SANLogits(on_pair(r.fun - f.fun), f.dir - r.dir) for r, f in heads], real)
+    terms = [
+        SANLogits(on_pair(r.fun - f.fun), direction.real(r.dir) + direction.fake(f.dir)) for r, f in heads
+    ]
+    return _summed(terms, real)
 
 
 def discriminator_objective(real: Logits | Tensor, fake: Logits | Tensor, loss: str = "hinge") -> Tensor:

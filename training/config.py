@@ -30,8 +30,8 @@ SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 # The names of san's tables, for --help: san imports torch.
-DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic")
-GENERATOR_OBJECTIVES = ("logit", "ns", "vanilla", "mle", "arcsinh")
+DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic", "ls_softplus")
+GENERATOR_OBJECTIVES = ("logit", "ns", "vanilla", "mle", "arcsinh", "ls_softplus")
 FALLING_OBJECTIVES = ("ls01",)
 MAX_RESOLUTION = 8192  # largest power of two within image_data.archives.MAX_PIXELS
 MAX_LAYERS = 256  # per network; published networks have up to 42
@@ -207,8 +207,8 @@ class LossConfig:
     )
     san: bool = opt(
         True,
-        "Train the directions of the discriminator with the Wasserstein loss (SAN). "
-        "False = a plain GAN with the same heads.",
+        "Train the directions of the discriminator with a loss of their own: Wasserstein, or that of "
+        "--d-loss=ls_softplus (SAN). False = a plain GAN with the same heads.",
         SAN,
     )
     diagnostics: bool = opt(

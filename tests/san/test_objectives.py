@@ -81,6 +81,10 @@ BY_HAND = {  # loss -> (terms of real, terms of generated), in the papers' words
     "ls": (lambda d: 0.5 * (d - 1) ** 2, lambda d: 0.5 * (d + 1) ** 2),
     "ls01": (lambda d: (1 - d) ** 2, lambda d: d**2),
     "wasserstein": (lambda d: -d, lambda d: d),
+    "ls_softplus": (
+        lambda d: torch.log1p(torch.exp(1 - d)) ** 2,
+        lambda d: torch.log1p(torch.exp(d)) ** 2,
+    ),
 }
 POINTS = torch.tensor([-3.3, -1.2, -0.4, 0.3, 0.9, 2.7], dtype=torch.float64)
 
@@ -114,10 +118,19 @@ def test_relativistic_pairs():
         san.discriminator_terms(san.SANLogits(real, real), real=True, loss="relativistic")
 
 
+def s_squared_slope(d):
+    """The derivative of softplus(1 - d)^2, by hand."""
+    return -2 * torch.log1p(torch.exp(1 - d)) * torch.sigmoid(1 - d)
+
+
+# loss -> gradients of its terms of dir, real and generated; for all others -1 and +1 (Wasserstein)
+DIRECTION_SLOPES = {"ls_softplus": (s_squared_slope, lambda d: -s_squared_slope(d))}
+
+
 @pytest.mark.parametrize("name", [*BY_HAND, "relativistic"])
-def test_san_form_adds_the_wasserstein_form_on_dir(name):
-    """On fun the gradient is the GAN's own; on dir it is -1/n on real and +1/n on generated samples, whatever
-    the loss.
+def test_san_form_adds_the_loss_of_the_direction_on_dir(name):
+    """On fun the gradient is the GAN's own; on dir it is that of the direction's loss: -1/n on real and +1/n
+    on generated samples, unless the table has another.
     """
     parts = [POINTS.clone().requires_grad_() for _ in range(4)]
     real, fake = san.SANLogits(*parts[:2]), san.SANLogits(*parts[2:])
@@ -126,8 +139,14 @@ def test_san_form_adds_the_wasserstein_form_on_dir(name):
     expected = torch.autograd.grad(san.discriminator_objective(*plain, name), plain)
     torch.testing.assert_close(grads[0], expected[0])
     torch.testing.assert_close(grads[2], expected[1])
-    torch.testing.assert_close(grads[1], torch.full_like(POINTS, -1 / len(POINTS)))
-    torch.testing.assert_close(grads[3], torch.full_like(POINTS, 1 / len(POINTS)))
+    wasserstein = (lambda d: -torch.ones_like(d), torch.ones_like)
+    on_real, on_fake = DIRECTION_SLOPES.get(name, wasserstein)
+    torch.testing.assert_close(grads[1], on_real(POINTS) / len(POINTS))
+    torch.testing.assert_close(grads[3], on_fake(POINTS) / len(POINTS))
+    for is_real, index in ((True, 1), (False, 3)):
+        if not san.is_paired(name):
+            terms = san.discriminator_terms((real, fake)[not is_real], is_real, name)
+            torch.testing.assert_close(torch.autograd.grad(terms.dir.mean(), parts[index])[0], grads[index])
     pairs = san.discriminator_pair_terms(real, fake, name)
     torch.testing.assert_close(
         pairs.fun.mean() + pairs.dir.mean(), san.discriminator_objective(real, fake, name)
@@ -163,6 +182,7 @@ FIELDS = {  # objective -> h' by hand
     "d + 0.1*exp(d)": lambda d: 1 + 0.1 * torch.exp(d),
     "-(2 - d)/3": lambda d: torch.full_like(d, 1 / 3),
     "d**3 + d": lambda d: 3 * d**2 + 1,
+    "ls_softplus": lambda d: -s_squared_slope(d),
     "arctan(d)": lambda d: 1 / (1 + d**2),
     "tanh(d)": lambda d: 1 - torch.tanh(d) ** 2,
 }
@@ -285,6 +305,19 @@ def test_ls01_is_hifigans_and_outside_of_the_check():
             san.check_increasing(objective) if callable(objective) else san.generator_objective(objective)
     with pytest.raises(ValueError, match="choose one of arcsinh, logit, ls01"):
         san.generator_objective("hinge")
+
+
+def test_ls_softplus_is_a_game_that_ends_at_equal_densities():
+    """Where p = q its optimal logit is 1/2, it increases with p/q, and a direction's two terms cancel."""
+    loss, ratio = san.discriminator_loss("ls_softplus"), torch.logspace(-2, 2, 9, dtype=torch.float64)
+    low, high = torch.full_like(ratio, -20), torch.full_like(ratio, 20)
+    for _ in range(60):  # the slope of p real(d) + q fake(d) in d increases: bisection
+        d = ((low + high) / 2).requires_grad_()
+        (slope,) = torch.autograd.grad((ratio * loss.real(d) + loss.fake(d)).sum(), d)
+        low, high = torch.where(slope < 0, d, low).detach(), torch.where(slope < 0, high, d).detach()
+    assert (low.diff() > 0).all()
+    torch.testing.assert_close(low[4], torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(loss.direction.real(POINTS), -loss.direction.fake(POINTS))
 
 
 def heads(kind, seed: int):
