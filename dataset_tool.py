@@ -10,10 +10,10 @@ The result is a zip file or folder of square PNGs, with a power-of-two side, and
     python dataset_tool.py --source=ILSVRC/ --dest=in{res}.zip --resolution=16,32,64 --transform=center-crop
     python dataset_tool.py --check photos64.zip
 
-Sources: folders and zips of images, IDX pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB
-folders.
+Sources: folders and zips of images, Hugging Face image folders, tar shards (webdataset), Parquet, .npz and
+HDF5 files, IDX pairs, CIFAR-10/100 python tarballs, the ILSVRC tree, LSUN LMDB folders.
 
-Labels come from dataset.json if there is one, otherwise sub-folders are classes; docs/datasets.md has the
+Labels come from dataset.json, from the labels of the format, or from sub-folders; docs/datasets.md has the
 exact rule.
 
 From Python, `convert` does the same, also for arrays in memory. The engine is image_data/conversion.py.
@@ -43,7 +43,8 @@ from image_data.conversion import (
     ordered_map,
     parse_resolutions,
 )
-from image_data.sources import array_source
+from image_data.selection import Subset
+from image_data.sources import Columns, array_source
 from image_data.transforms import FILTERS, TRANSFORMS
 
 __all__ = [
@@ -320,7 +321,8 @@ def _print_report(report: ConvertReport) -> None:
 )
 @click.option(
     "--source",
-    help="Folder or zip of images, IDX file of images, CIFAR tarball, ILSVRC tree or LSUN LMDB folder.",
+    help="Folder or zip of images, tar shards, Parquet, .npz or HDF5 files, IDX file of images, CIFAR "
+    "tarball, ILSVRC tree or LSUN LMDB folder. Several files: train-{000..009}.tar.",
     metavar="PATH",
 )
 @click.option(
@@ -380,6 +382,22 @@ def _print_report(report: ConvertReport) -> None:
     metavar="SEED",
 )
 @click.option(
+    "--subset",
+    help="Use only the images that a file lists: one name or index per line.",
+    metavar="FILE",
+)
+@click.option(
+    "--image-column",
+    help="Parquet, .npz, HDF5: the column or array of images.  [default: found by name and type]",
+    metavar="NAME",
+)
+@click.option(
+    "--label-column",
+    help="Parquet, .npz, HDF5, metadata.csv, .json in tar shards: the column of labels.  [default: found by "
+    "name and type]",
+    metavar="NAME",
+)
+@click.option(
     "--on-error",
     type=click.Choice(["fail", "skip"]),
     default="fail",
@@ -434,6 +452,9 @@ def _run_convert(
     resolution: str | None,
     class_names: str | None,
     classes: str | None,
+    subset: str | None,
+    image_column: str | None,
+    label_column: str | None,
     **options: Any,
 ) -> bool:
     """Convert --source to --dest."""
@@ -445,6 +466,8 @@ def _run_convert(
         parse_resolutions(resolution) if resolution is not None else None,
         class_names=_parse_class_names(class_names),
         classes=_parse_class_names(classes),
+        subset=None if subset is None else Subset.read(subset),
+        columns=Columns(image_column, label_column),
         workers=workers,
         progress=Progress(sys.stderr),
         **options,

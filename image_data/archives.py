@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image archives: a zip file or a folder of images, with an optional dataset.json. Without torch.
+"""Image archives: a zip, a folder or tar shards of images, with an optional dataset.json. Without torch.
 
 The training data set, dataset_tool.py and its checker all read archives through this module. `Archive` is the
 listing, which is made once. A reader is a small picklable object that reads the bytes of one entry, from any
@@ -27,8 +27,14 @@ from typing import IO, Any, NamedTuple
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dnnlib import util
+from image_data import shards
+from image_data.classes import MAX_NAMELESS_CLASSES
+from image_data.classes import parse_label as parse_label
+from image_data.entries import Entry as Entry
+from image_data.entries import check_name, pread_all
 
 INDEX_NAME = "dataset.json"
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl")  # of Hugging Face image folders
 SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's file with the class names of its n######## folders
 # Formats that Pillow registers but that are not accepted: EPS runs an external program, IPTC opens any
 # embedded format, FITS unpacks without a size limit, WMF works on Windows only, and the others are recognised
@@ -40,9 +46,6 @@ MAX_ENTRY_BYTES = 256 * 2**20  # one image file, unpacked
 # pair per image and a few in the metadata.
 INDEX_BYTES, INDEX_BYTES_PER_IMAGE, MAX_INDEX_BYTES = 4 * 2**20, 8 * 2**10, 2**30
 INDEX_CONTAINERS, INDEX_CONTAINERS_PER_IMAGE = 100_000, 4
-MAX_CLASSES = 2**24  # a larger label is a mistake, for which memory would be allocated
-# Classes that an unnamed list may have if there are fewer images than classes; ImageNet-21k has 21,841.
-MAX_NAMELESS_CLASSES = 2**15
 MAX_ENTRY_RATIO = (
     200  # unpacked : packed size, for entries above RATIO_FLOOR_BYTES; photographs stay below 10
 )
@@ -58,26 +61,16 @@ SYSTEM_FOLDERS = frozenset(
 _MAYBE_HIDDEN = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, sorted(SYSTEM_FOLDERS))]))
 
 # Reasons why files of an archive are skipped: the words after the count.
-ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL = (
+ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL, SECOND_IMAGE = (
     "with an unsupported extension",
     "hidden or system files",
     "links to folders (use --follow-links to read them)",
     "links to a folder that contains them",
     "neither files nor folders",
+    "further images of a sample",
 )
-LISTED = (ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL)
+LISTED = (ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL, SECOND_IMAGE)
 SHOWN = 4  # examples per reason
-
-
-class Entry(NamedTuple):
-    """One file of an archive. In a folder only the name is known; zip files list the rest."""
-
-    name: str
-    size: int = -1  # bytes, unpacked
-    crc: int = -1
-    offset: int = 0  # of the local header
-    stored_size: int = 0
-    method: int = zipfile.ZIP_STORED
 
 
 class ZipReader:
@@ -128,7 +121,7 @@ class ZipReader:
         if len(header) < 30 or header[:4] != b"PK\3\4":
             raise ValueError(f"{entry.name}: damaged zip entry (no local header)")
         name_size, extra_size = struct.unpack("<HH", header[26:30])
-        data = _pread_all(fd, entry.stored_size, entry.offset + 30 + name_size + extra_size)
+        data = pread_all(fd, entry.stored_size, entry.offset + 30 + name_size + extra_size)
         if entry.method == zipfile.ZIP_DEFLATED:
             try:
                 # At most one byte more than the declared size, which may be wrong.
@@ -173,7 +166,7 @@ class FolderReader:
         return data
 
 
-Reader = ZipReader | FolderReader
+Reader = ZipReader | FolderReader | shards.ShardReader
 
 
 class StoredZipWriter:
@@ -267,7 +260,7 @@ class LeftOut:
 
 @dataclass
 class Archive:
-    """The listing of a zip file or folder.
+    """The listing of a zip file, a folder or tar shards.
 
     `images` are sorted by name. `directories` are all that exist, including empty ones.
     """
@@ -282,6 +275,8 @@ class Archive:
     others: list[Entry] = field(default_factory=list)  # files that are not images, hidden or dataset.json
     left_out: LeftOut = field(default_factory=LeftOut)
     synset_names: Entry | None = None
+    tables: list[Entry] = field(default_factory=list)  # metadata.csv and metadata.jsonl
+    sample_labels: dict[str, Any] = field(default_factory=dict)  # of shards, by sample key
     prefix: str = ""  # for a part of an archive, its folder with '/' at the end; names are relative to it
 
     @property
@@ -291,9 +286,9 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The base name without .zip."""
+        """The base name without .zip or .tar."""
         base = os.path.basename(os.path.abspath(self.path))
-        return base[:-4] if base.lower().endswith(".zip") else base
+        return base[:-4] if base.lower().endswith((".zip", shards.ENDING)) else base
 
 
 class Index(NamedTuple):
@@ -304,19 +299,6 @@ class Index(NamedTuple):
     class_names: list[str] | None
     metadata: dict[str, Any]
     raw: bytes
-
-
-def _pread_all(fd: int, count: int, offset: int) -> bytes:
-    """Read `count` bytes at a position. One system call reads at most 2 GiB and may return fewer bytes."""
-    parts = []
-    while count > 0:
-        part = os.pread(fd, min(count, 2**30), offset)
-        if not part:
-            break
-        parts.append(part)
-        offset += len(part)
-        count -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def check_entry_size(entry: Entry, limit: int) -> None:
@@ -339,21 +321,6 @@ def check_entry_size(entry: Entry, limit: int) -> None:
         entry.size if entry.method == zipfile.ZIP_STORED else entry.size + entry.size // 4 + 1024
     ):
         raise ValueError(f"{entry.name}: damaged zip entry (size or CRC does not match the directory)")
-
-
-def check_name(name: str, where: str) -> str:
-    """Return a name with forward slashes. ValueError if it is absolute or leads out of the archive."""
-    clean = name.replace("\\", "/")
-    if (
-        clean.startswith("/")
-        or (".." in clean and ".." in clean.split("/"))
-        or clean[1:2] == ":"
-        or "\0" in clean
-    ):
-        raise ValueError(
-            f'{where}: entry {name!r} leads out of the folder: absolute paths and ".." are not allowed'
-        )
-    return clean
 
 
 @functools.cache
@@ -382,21 +349,36 @@ def hidden_part(name: str) -> str:
     return next((part for part in name.split("/") if part.startswith(".") or part in SYSTEM_FOLDERS), "")
 
 
-def open_archive(path: str | os.PathLike[str], follow_links: bool = False) -> Archive:
-    """List a zip file or a folder.
+def open_archive(
+    path: str | os.PathLike[str],
+    follow_links: bool = False,
+    index: bool = False,
+    label_column: str | None = None,
+) -> Archive:
+    """List a zip file, a folder or tar shards.
 
     Args:
-        path: the zip file or folder.
+        path: the zip file or folder; a .tar file, a brace pattern of such files, or a folder with some and
+            without images.
         follow_links: follow links to folders, wherever they lead. Without it, a link out of the folder is an
             error.
+        index: use the index of tar shards, and make it if it does not exist. Without it, their contents are
+            not checked.
+        label_column: the key of the labels in .json files of tar shards, if there is no index.
 
     Raises:
-        ValueError: not found, not a zip file, an entry or link that leads out of the folder, or an encrypted
-            or unsupported zip entry.
+        ValueError: not found, not a zip file, an entry or link that leads out of the folder, an encrypted or
+            unsupported zip entry, or damaged shards.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        return _list_folder(path, follow_links)
+        archive = _list_folder(path, follow_links)
+        has_shards = not archive.images and any(e.name.endswith(shards.ENDING) for e in archive.others)
+        return (_list_shards(path, index, label_column) if has_shards else None) or archive
+    if path.endswith(shards.ENDING):
+        found = _list_shards(path, index, label_column)
+        if found is not None:
+            return found
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isfile(path):
@@ -451,6 +433,56 @@ def _list_zip(path: str) -> Archive:
     return archive
 
 
+def _list_shards(path: str, index: bool, label_column: str | None) -> Archive | None:
+    """The files of tar shards; None if there are none."""
+    paths, others = shards.find(path)
+    if not paths:
+        return None
+    found = shards.indexed(path, paths) if index else shards.listing(path, paths, label_column=label_column)
+    reader = shards.ShardReader(path, paths, MAX_ENTRY_BYTES, checks_content=index)
+    archive = Archive(path, reader, sample_labels=found.labels)
+    for other in others:
+        archive.left_out.add("shards of other splits", os.path.basename(other))
+    seen: dict[str, int] = {}
+    keys = {shards.sample_key(entry.name)[0] for entry in found.entries if _is_plain_image(entry.name)}
+    for entry in found.entries:
+        _sort_in_sample(archive, entry, keys)
+        if entry.name not in seen:
+            seen[entry.name] = entry.shard
+        elif seen[entry.name] == entry.shard:
+            archive.duplicates.append(entry.name)
+        else:
+            names = " and ".join(os.path.basename(paths[shard]) for shard in (seen[entry.name], entry.shard))
+            raise ValueError(
+                f"{path}: {entry.name} exists twice, in {names}: give one of the shards, or write them with "
+                "keys that are unique"
+            )
+    archive.images.sort()
+    return archive
+
+
+def _is_plain_image(name: str) -> bool:
+    return is_image_name(name) and "." not in shards.sample_key(name)[1]
+
+
+def _sort_in_sample(archive: Archive, entry: Entry, keys: set[str]) -> None:
+    """Add a file of a shard to the archive. `keys` are the samples with an image."""
+    if hidden := hidden_part(entry.name):
+        archive.left_out.add(HIDDEN, hidden)
+        return
+    folder = entry.name.rpartition("/")[0]
+    while folder and folder not in archive.directories:
+        archive.directories.add(folder)
+        folder = folder.rpartition("/")[0]
+    key, ending = shards.sample_key(entry.name)
+    if ending in (shards.LABEL, shards.RECORD) and key in archive.sample_labels:
+        return
+    if is_image_name(entry.name) and "." in ending and key in keys:
+        archive.left_out.add(SECOND_IMAGE, ending)
+        return
+    _sort_in(archive, entry)
+
+
 def _check_entry(info: zipfile.ZipInfo, name: str, path: str) -> None:
     """Raise ValueError for an entry that cannot be read."""
     if info.flag_bits & 1:
@@ -502,6 +534,8 @@ def _sort_in(archive: Archive, entry: Entry) -> None:
         archive.inner_indices.append(entry)
     elif entry.name.rpartition("/")[2] == SYNSET_NAMES:
         archive.synset_names = min(entry, archive.synset_names or entry, key=lambda found: len(found.name))
+    elif entry.name.rpartition("/")[2] in TABLE_NAMES:
+        archive.tables.append(entry)
     else:
         archive.others.append(entry)
         archive.left_out.add(ENDING, os.path.splitext(entry.name)[1].lower() or "none")
@@ -586,6 +620,12 @@ def below(archive: Archive, prefix: str) -> Archive:
         [entry for entry in indices if entry.name != INDEX_NAME],
         inner(archive.others),
         synset_names=archive.synset_names,
+        tables=inner(archive.tables),
+        sample_labels={
+            key[len(prefix) :]: value
+            for key, value in archive.sample_labels.items()
+            if key.startswith(prefix)
+        },
         prefix=archive.prefix + prefix,
     )
     part.left_out.merge(archive.left_out)
@@ -699,34 +739,6 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
         labels[name] = parse_label(pair[1], f"{where}: label of {name}")
         num_classes = max(num_classes, len(pair[1]) if isinstance(pair[1], list) else labels[name] + 1)
     return labels, num_classes
-
-
-def parse_label(value: Any, where: str) -> int:
-    """Convert an int, an integral float or a one-hot list to a class index.
-
-    Raises:
-        ValueError: -1, 2.5, an all-zero or a soft label.
-    """
-    if isinstance(value, list):
-        if (
-            not all(isinstance(item, int | float) for item in value)
-            or sorted(value)[:-1] != [0] * (len(value) - 1)
-            or max(value, default=0) != 1
-        ):
-            raise ValueError(
-                f"{where} is {str(value)[:60]}, a list that is not one-hot; expected a class index"
-            )
-        return value.index(1)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or abs(value) >= MAX_CLASSES
-        or not float(value).is_integer()
-    ):
-        raise ValueError(f"{where} is {value!r}; expected a class index (0, 1, ...)")
-    if value < 0:
-        raise ValueError(f'{where} is {value}, which means "unknown", but every image needs a class index')
-    return int(value)
 
 
 def open_image(data: bytes) -> Image.Image:

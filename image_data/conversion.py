@@ -7,7 +7,6 @@ when it is complete.
 """
 
 import contextlib
-import difflib
 import hashlib
 import json
 import math
@@ -18,14 +17,13 @@ import signal
 import sys
 import threading
 import time
-import unicodedata
 import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -37,6 +35,7 @@ from dnnlib.progress import Progress as Progress  # scripts pass it to `convert`
 from dnnlib.util import atomic_write
 from image_data import archives, sources, transforms
 from image_data import labels as label_rule
+from image_data.selection import Subset, select
 from image_data.sources import Source
 from image_data.transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
 
@@ -323,63 +322,6 @@ def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
     return paths
 
 
-def _select(
-    source: Source, max_images: int | None, subset_seed: int | None, classes: Sequence[str] | None
-) -> tuple[np.ndarray, Source]:
-    """Choose the images to use.
-
-    Returns:
-        (their indices in source order; the source, with labels renumbered if classes are chosen, and with
-        updated counts of what is left out).
-    """
-    left_out = archives.LeftOut()
-    left_out.merge(source.left_out)
-    source = replace(source, left_out=left_out)
-    indices = np.arange(len(source), dtype=np.int64)
-    if classes is not None:
-        indices, source = _select_classes(source, classes)
-    if subset_seed is not None and max_images is None:
-        raise ValueError("--subset-seed chooses which images --max-images keeps; pass --max-images too")
-    if max_images is not None:
-        if max_images < 1:
-            raise ValueError(f"--max-images={max_images} must be at least 1")
-        chosen = (
-            np.arange(len(indices))
-            if subset_seed is None
-            else np.random.RandomState(subset_seed % 2**32).permutation(len(indices))
-        )
-        if max_images < len(indices):
-            left_out.add("beyond --max-images", count=len(indices) - max_images)
-        indices = indices[np.sort(chosen[:max_images])]
-    return indices, source
-
-
-def _select_classes(source: Source, classes: Sequence[str]) -> tuple[np.ndarray, Source]:
-    """(indices of the images of these classes; the source, with labels in the order of `classes`)."""
-    if source.labels is None:
-        raise ValueError(f"{source.name}: --classes given, but the images have no labels")
-    given = source.class_names or map(str, range(source.num_classes))
-    names = [unicodedata.normalize("NFC", name) for name in given]
-    classes = [unicodedata.normalize("NFC", name) for name in classes]
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near and len(names) > 20 else ""
-        raise ValueError(
-            f"{source.name}: --classes: unknown class {unknown[0]!r}; the classes are {', '.join(names[:20])}"
-            f"{', ...' if names[20:] else ''}{hint}"
-        )
-    if len(set(classes)) < len(classes):
-        raise ValueError("--classes contains a class twice")
-    renumbered = np.full(len(names), -1, dtype=np.int64)
-    renumbered[[names.index(name) for name in classes]] = np.arange(len(classes))
-    labels = renumbered[source.labels]  # -1 for images of other classes
-    indices = np.flatnonzero(labels >= 0)
-    if len(indices) < len(source):
-        source.left_out.add("of other classes (--classes)", count=len(source) - len(indices))
-    return indices, replace(source, labels=labels, class_names=list(classes))
-
-
 def _image_name(index: int) -> str:
     return f"{index // 1000:05d}/img{index:08d}.png"
 
@@ -493,6 +435,8 @@ def convert(
     follow_links: bool = False,
     max_images: int | None = None,
     subset_seed: int | None = None,
+    subset: Subset | None = None,
+    columns: sources.Columns = sources.Columns(),  # noqa: B008 immutable
     workers: int | None = None,
     on_error: str = "fail",
     overwrite: bool = False,
@@ -517,6 +461,8 @@ def convert(
         follow_links: follow links inside a folder.
         max_images: use this many images: the first ones, or a random choice with `subset_seed`.
         subset_seed: seed of the random choice.
+        subset: use only these images, in the order of the source.
+        columns: the columns or arrays with images and labels.
         workers: number of processes; None = one per core.
         on_error: 'fail' stops at an unreadable image, 'skip' skips it and lists it in the result.
         overwrite: replace an existing data set.
@@ -536,11 +482,12 @@ def convert(
     for path in paths:
         _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
     if not isinstance(source, Source):
-        source = sources.open_source(source, labels, class_names, subfolder, follow_links)
-    indices, source = _select(source, max_images, subset_seed, classes)
+        source = sources.open_source(source, labels, class_names, subfolder, follow_links, columns)
+    indices, source = select(source, max_images, subset_seed, classes, subset)
     options = {
         "max_images": max_images,
         "subset_seed": subset_seed,
+        "subset": None if subset is None else subset.describe(),
         "classes": None if classes is None else list(classes),
     }
     selection = {key: value for key, value in options.items() if value is not None}

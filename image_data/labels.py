@@ -3,7 +3,8 @@
 
 docs/datasets.md describes it for users.
 
-1. A dataset.json defines the labels. It is at the root, or in the one folder that contains all images.
+1. A dataset.json defines the labels. It is at the root, or in the one folder that contains all images. So
+   does a metadata.csv or metadata.jsonl with a column of labels, and the .cls or .json files in tar shards.
 2. In an ILSVRC tree, the n######## folders are the classes. If there are several splits, those of the
    training split.
 3. Otherwise sub-folders are classes, below any single folders around them.
@@ -27,8 +28,12 @@ from typing import Any
 import numpy as np
 
 from dnnlib import bounded
-from image_data import archives
+from image_data import archives, shards, tables
 from image_data.archives import Archive, Index
+from image_data.classes import SHOWN, classes_of, sorted_classes
+from image_data.classes import check_distinct as check_distinct
+from image_data.classes import listed as listed
+from image_data.parts import split_of
 
 MODES = ("auto", "json", "folders", "none")
 NO_INDEX = f"no {archives.INDEX_NAME}"
@@ -36,19 +41,11 @@ ASK = "use --labels=folders to treat them as classes, or --labels=none to ignore
 SYNSET = re.compile(r"n\d{8}")
 STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z0-9]+", re.IGNORECASE)
 FFHQ_IMAGE = re.compile(r"(\d{5})/(\d{5})\.[a-z0-9]+", re.IGNORECASE)
-# 'train', 'Training_set', 'seg_test', 'val2017', 'trainA'; the matching group is the kind of split.
-SPLIT = re.compile(
-    r"(?:[a-z0-9]+[-_ ])?"
-    r"(?:(train)(?:ing)?|(val)(?:id|idation)?|(test)(?:ing)?|(dev)|(eval)(?:uation)?|(unlabell?ed))"
-    r"(?:[-_ ]?(?:set|data|images|imgs|split|[ab]|\d+))*",
-    re.IGNORECASE,
-)
 # If all images are in one folder with such a name, it is a container, not a class.
 CONTAINER = re.compile(
     r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files",
     re.IGNORECASE,
 )
-SHOWN = 4  # names in a message
 
 
 class Undecided(ValueError):
@@ -83,14 +80,15 @@ def summary(num_classes: int, origin: str, left_out: archives.LeftOut) -> str:
     return f"{num_classes:,} class{'' if num_classes == 1 else 'es'}, from {origin}; left out: {left_out}"
 
 
-def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labelling:
+def label(archive: Archive, mode: str = "auto", subfolder: str = "", column: str | None = None) -> Labelling:
     """Apply the rule.
 
     Args:
-        archive: a whole zip or folder.
+        archive: a whole zip or folder, or tar shards.
         mode: 'auto' = the rule; 'json' = only dataset.json; 'folders' = sub-folders, whatever their names and
             whatever dataset.json contains; 'none' = no classes.
         subfolder: use only this folder of the archive.
+        column: the column of metadata.csv or metadata.jsonl with labels.
 
     Raises:
         Undecided: the images are readable, but their classes are ambiguous. One line with the remedy.
@@ -106,10 +104,14 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "") -> Labellin
     if mode in ("auto", "json"):
         archive = _unwrap_index(archive)
         found = _from_dataset_json(archive, mode)
+        if found is None and mode == "auto":
+            found = _from_table(archive, column) or _from_samples(archive)
         if found is not None:
             return found
     elif archive.index is not None:
         archive.left_out.add(f"{archives.INDEX_NAME}, as requested")
+    if column is not None:
+        raise ValueError(f"{archive.where}: --label-column={column}: no table with this column is used")
     _count_unused_indices(archive)
     tree = _synset_tree(archive)
     if tree is None:
@@ -160,6 +162,8 @@ def _subfolder(archive: Archive, prefix: str) -> Archive:
 def _count_unused_indices(archive: Archive) -> None:
     for entry in archive.inner_indices:
         archive.left_out.add(f"{archives.INDEX_NAME} in subfolders", entry.name)
+    for entry in archive.tables:
+        archive.left_out.add("tables that define no labels", entry.name)
 
 
 # dataset.json.
@@ -198,7 +202,7 @@ def unwrapped(archive: Archive) -> Archive:
         return archive
 
 
-def match_names(archive: Archive, labels: dict[str, int]) -> dict[str, int]:
+def match_names(archive: Archive, labels: dict[str, Any]) -> dict[str, Any]:
     """Replace the names of labels by the equivalent names of files.
 
     Accented letters have two encodings in Unicode: NFC, and NFD on macOS.
@@ -241,6 +245,52 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
         raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
     values = np.array([labels[name] for name in names], dtype=np.int64)
     return Labelling(archive, origin, values, index.num_classes, index.class_names, index.metadata)
+
+
+def _from_table(archive: Archive, column: str | None) -> Labelling | None:
+    """The labels of metadata.csv or metadata.jsonl; None if there is no such table with labels."""
+    folders = {entry.name.rpartition("/")[0] for entry in archive.tables}
+    around = [f"{folder}/" if folder else "" for folder in sorted(folders, key=len)]
+    prefix = next(
+        (p for p in around if all(entry.name.startswith(p) for entry in archive.images)),
+        None,
+    )
+    if prefix is None:
+        return None
+    part = archives.below(archive, prefix)
+    inside = [entry for entry in part.tables if "/" not in entry.name]
+    if len(inside) > 1:
+        what = " and ".join(entry.name for entry in inside)
+        raise Undecided(f"{part.where}: {what} both define labels: remove one; {ASK}")
+    table = tables.read(part, inside[0], column)
+    if table is None:
+        return None
+    part.tables.remove(inside[0])
+    return _from_values(part, table.values, f"{part.prefix}{inside[0].name}, column {table.column}")
+
+
+def _from_samples(archive: Archive) -> Labelling | None:
+    """The labels in the .cls or .json files of tar shards; None without any."""
+    if not archive.sample_labels:
+        return None
+    keys = {entry.name: shards.sample_key(entry.name)[0] for entry in archive.images}
+    values = {name: archive.sample_labels[key] for name, key in keys.items() if key in archive.sample_labels}
+    return _from_values(archive, values, "the .cls and .json files of the shards")
+
+
+def _from_values(archive: Archive, values: dict[str, Any], origin: str) -> Labelling:
+    """Classes from one value per image."""
+    _count_unused_indices(archive)
+    values = match_names(archive, values)
+    names = [entry.name for entry in archive.images]
+    unlabelled = [name for name in names if name not in values]
+    if unlabelled:
+        what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
+        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
+    if len(values) > len(names):
+        raise Undecided(f"{archive.where}: {origin} {missing_images(archive, values)}")
+    found = classes_of([values[name] for name in names], f"{archive.where}: {origin}", names)
+    return Labelling(archive, origin, found.labels, found.num_classes, found.class_names)
 
 
 def missing_images(archive: Archive, labels: Iterable[str]) -> str:
@@ -300,7 +350,7 @@ def _synset_names(archive: Archive) -> dict[str, str]:
 
 def _synset_text(archive: Archive) -> str:
     """The content of LOC_synset_mapping.txt in a zip, or in or above a folder; '' if not found."""
-    if isinstance(archive.reader, archives.ZipReader):
+    if not isinstance(archive.reader, archives.FolderReader):
         entry = archive.synset_names
         text = archive.reader.read(entry, bounded.MAX_TEXT_BYTES) if entry is not None else b""
         return text.decode("utf-8", "replace")
@@ -373,12 +423,6 @@ def wrapper(archive: Archive) -> str:
     return prefix
 
 
-def split_of(name: str) -> str | None:
-    """The kind of a split: 'train' for 'Training', 'val' for 'val2017'; None for other names."""
-    match = SPLIT.fullmatch(name)
-    return next(group.lower() for group in match.groups() if group) if match else None
-
-
 def _check_splits(archive: Archive, prefix: str, below: Sequence[str]) -> None:
     """Raise Undecided if the folders are splits of a data set and not its classes."""
     inside: dict[str, set[str]] = defaultdict(set)
@@ -449,25 +493,3 @@ def _folders_in(archive: Archive, prefix: str) -> set[str]:
     """The names of the folders directly below `prefix` ('' or ending in '/'), including empty ones."""
     inside = (name[len(prefix) :] for name in archive.directories if name.startswith(prefix))
     return {name for name in inside if "/" not in name}
-
-
-def sorted_classes(names: set[str]) -> list[str]:
-    """Sort class names: by number if all are numbers ('2' before '10'), otherwise by name."""
-    numbered = all(re.fullmatch("[0-9]+", name) for name in names)
-    numbered = numbered and len({int(name) for name in names}) == len(names)
-    return sorted(names, key=int) if numbered else sorted(names)
-
-
-def check_distinct(names: Sequence[str], what: str) -> None:
-    """Raise ValueError if two classes have the same name, or if a name is empty."""
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"{what} contain the name {twice!r} twice: class names must be unique")
-    nameless = next((i for i, name in enumerate(names) if not name.strip()), None)
-    if nameless is not None:
-        raise ValueError(f"{what} have no name for class {nameless}")
-
-
-def listed(names: Sequence[str]) -> str:
-    """'a, b, c, d, ...'."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,12 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read images from .npz files of ADM (guided-diffusion): arr_0 uint8 [N, H, W, 3], labels in arr_1."""
+"""Images in .npz files: those of ADM (guided-diffusion) with arr_0 and arr_1, or with other names.
+
+Images are uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], labels integers [N], one-hot rows or names.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 
 from dnnlib import arrays
+from image_data import array_layout
+from image_data.array_layout import IMAGE_ARRAYS, LABEL_ARRAYS, Shape
+from image_data.classes import Classes
 
-IMAGES, LABELS = "arr_0", "arr_1"
+IMAGES, LABELS = IMAGE_ARRAYS[0], LABEL_ARRAYS[0]
 _MAX_LABELS_BYTES = 2**31
+
+
+class Found(NamedTuple):
+    """The images of a file, their classes, and the name of the array of labels; None without labels."""
+
+    rows: arrays.Rows
+    classes: Classes | None
+    label_array: str | None
 
 
 class Opener:
@@ -17,8 +33,7 @@ class Opener:
 
     def load(self, ref: int) -> tuple[str, np.ndarray]:
         """(name, uint8 pixels [H, W] or [H, W, 3]) of an image."""
-        pixels = self.images[ref]
-        return f"image {ref}", pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        return f"image {ref}", array_layout.pixels_of(self.images[ref])
 
     def fingerprint(self) -> str:
         """Identify the images by size and CRC-32 from the directory of the file."""
@@ -30,32 +45,39 @@ def open_images(path: str) -> tuple[arrays.Rows, np.ndarray | None]:
     """Open the images of an .npz file, and read their labels.
 
     Returns:
-        Rows, each uint8 [H, W, 1 or 3], and labels int64 [N]; None without usable ones.
+        Rows, each uint8 [H, W], [H, W, 1] or [H, W, 3], and labels int64 [N]; None without usable ones.
 
     Raises:
         ValueError: one line with the actual content of the file.
         OSError: the file cannot be read.
     """
-    found = arrays.members(path)
-    expected = f"{path}: images must be {IMAGES}, uint8 [N, H, W, 3]"
-    if IMAGES not in found:
-        holds = ", ".join(f"{m.name} {m.dtype} {list(m.shape)}" for m in list(found.values())[:6])
-        raise ValueError(f"{expected}; the file contains {holds or 'nothing'}")
-    images = found[IMAGES]
-    shape = f"{images.dtype} {list(images.shape)}"
-    if images.dtype != np.uint8 or len(images.shape) != 4:
-        raise ValueError(f"{expected}, not {shape}")
-    if images.shape[3] not in (1, 3):
-        channels_first = images.shape[1] in (1, 3)
-        remedy = ": move the channels to the end (transpose(0, 2, 3, 1))" if channels_first else ""
-        raise ValueError(f"{expected}, not {shape}{remedy}")
-    if 0 in images.shape:
-        raise ValueError(f"{path}: {IMAGES} {shape} contains no images")
-    return arrays.Rows(images), _labels(path, found.get(LABELS), images.shape[0])
+    found = find(path)
+    return found.rows, None if found.classes is None else found.classes.labels
 
 
-def _labels(path: str, member: arrays.Member | None, count: int) -> np.ndarray | None:
-    if member is None or member.dtype.kind not in "iu" or member.shape != (count,):
-        return None
-    labels = arrays.read(path, [LABELS], _MAX_LABELS_BYTES)[LABELS].astype(np.int64)
-    return labels if labels.min() >= 0 and labels.max() < 2**31 else None
+def find(path: str, image_column: str | None = None, label_column: str | None = None) -> Found:
+    """Like `open_images`, with arrays of any name.
+
+    Args:
+        path: the file.
+        image_column: the name of the images; None = the first of IMAGE_ARRAYS that exists.
+        label_column: the name of the labels; None = the first of LABEL_ARRAYS that exists.
+
+    Raises:
+        ValueError: one line with the actual content of the file.
+        OSError: the file cannot be read.
+    """
+    members = arrays.members(path)
+    shapes = {name: Shape(member.shape, member.dtype) for name, member in members.items()}
+    images, labels = array_layout.choose(path, shapes, image_column, label_column)
+    rows = arrays.Rows(members[images])
+    if labels is None:
+        return Found(rows, None, None)
+    try:
+        values = arrays.read(path, [labels], _MAX_LABELS_BYTES)[labels]
+        return Found(rows, array_layout.classes(path, labels, values, len(rows)), labels)
+    except ValueError:
+        # arr_1 is the second array of any file; only ADM's has labels.
+        if labels == LABELS and label_column is None:
+            return Found(rows, None, None)
+        raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of training images: folders, zips, ILSVRC trees, IDX pairs, CIFAR tarballs, LSUN LMDBs, arrays.
+"""Sources of training images: folders, zips, tar shards, Parquet, arrays, and the files of known data sets.
 
 A source lists its images and labels once, in the calling process. Each `refs[i]` is a small picklable value.
 The source's `opener`, which is small and picklable too, turns it into the image's name and its bytes or
@@ -20,8 +20,10 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from image_data import archives, cifar, npz
+from image_data import archives, cifar, hdf5, npz, parquet, parts, shards
 from image_data import labels as label_rule
+from image_data.classes import Classes
+from image_data.streams import StreamOpener
 
 IDX_IMAGES_MAGIC = 0x00000803
 IDX_LABELS_MAGIC = 0x00000801
@@ -103,6 +105,7 @@ class Source:
     origin: str = ""  # where the labels come from; without labels, why there are none
     left_out: archives.LeftOut = field(default_factory=archives.LeftOut)
     remark: str = ""  # with labels='none': the ambiguity that the rule would have refused
+    names: Sequence[str] | None = None  # of the images, if the refs do not have them
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -169,21 +172,31 @@ def array_source(
     return Source(name, kind, ArrayOpener(), _ArrayRefs(images), labels, class_names, origin=origin)
 
 
+class Columns(NamedTuple):
+    """The names of the columns or arrays with images and labels; None = found by the format."""
+
+    images: str | None = None
+    labels: str | None = None
+
+
 def open_source(
     path: str | os.PathLike[str],
     labels: str = "auto",
     class_names: list[str] | None = None,
     subfolder: str = "",
     follow_links: bool = False,
+    columns: Columns = Columns(),  # noqa: B008 immutable
 ) -> Source:
     """Detect the format of a source and list its images.
 
     Args:
-        path: folder, zip, .npz, IDX image file, CIFAR tarball, LMDB folder or ILSVRC tree.
+        path: folder, zip, tar shards, Parquet or HDF5 files, .npz, IDX image file, CIFAR tarball, LMDB folder
+            or ILSVRC tree.
         labels: where the classes come from, one of `label_rule.MODES`.
         class_names: replaces the source's class names.
         subfolder: use only this folder of a folder or zip.
         follow_links: follow links inside a folder.
+        columns: the columns or arrays to use.
 
     Raises:
         ValueError: one line about the problem.
@@ -191,7 +204,8 @@ def open_source(
     path = os.fspath(path)
     if labels not in label_rule.MODES:
         raise ValueError(f"--labels={labels}: choose one of {', '.join(label_rule.MODES)}")
-    source = _recognise(path, labels, subfolder, follow_links)
+    source = _recognise(_Request(path, labels, subfolder, follow_links, columns))
+    _check_columns(source, columns)
     if len(source) == 0:
         raise ValueError(
             f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and others are supported, .heic "
@@ -216,25 +230,63 @@ def open_source(
     return source
 
 
-def _recognise(path: str, mode: str, subfolder: str, follow_links: bool) -> Source:
+class _Request(NamedTuple):
+    """The arguments of `open_source` that a format may use."""
+
+    path: str
+    mode: str
+    subfolder: str
+    follow_links: bool
+    columns: Columns
+
+
+def _check_columns(source: Source, columns: Columns) -> None:
+    """Refuse columns of formats that have none."""
+    if columns.images is not None and source.kind not in ("parquet", "hdf5", "npz"):
+        raise ValueError(
+            f"{source.name}: --image-column={columns.images}: the source has no columns of images"
+        )
+    if columns.labels is not None and source.kind not in ("parquet", "hdf5", "npz", "folder", "zip", "tar"):
+        raise ValueError(
+            f"{source.name}: --label-column={columns.labels}: the source has no columns of labels"
+        )
+
+
+def _recognise(request: _Request) -> Source:
     """Detect the format by looking at the path and the first bytes."""
+    path = request.path
     if os.path.isfile(os.path.join(path, "data.mdb")):
         return _lmdb_source(path)
     if os.path.isdir(path):
-        return _archive_source(path, "folder", mode, subfolder, follow_links)
+        return _archive_source(request, "folder")
+    if parts.is_pattern(path, shards.ENDING):
+        return _archive_source(request, "tar")
+    if parts.is_pattern(path, parquet.ENDING):
+        return _parquet_source(request)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isfile(path):
         raise ValueError(f"{path}: neither a file nor a folder")  # reading a pipe would block
-    if path.lower().endswith(".npz"):
-        return _npz_source(path)
+    return _recognise_file(request)
+
+
+def _recognise_file(request: _Request) -> Source:
+    path, ending = request.path, os.path.splitext(request.path)[1].lower()
+    if ending == ".npz":
+        return _npz_source(request)
+    if ending == parquet.ENDING:
+        return _parquet_source(request)
+    if ending in hdf5.ENDINGS:
+        return _hdf5_source(request)
     if zipfile.is_zipfile(path):
-        return _archive_source(path, "zip", mode, subfolder)
-    if path.lower().endswith(".zip"):
+        return _archive_source(request, "zip")
+    if ending == ".zip":
         raise ValueError(f"{path}: not a readable zip file")
-    if subfolder:
-        raise ValueError(f"--subfolder={subfolder}: {path} is neither a folder nor a zip")
-    return _packed_file_source(path, mode)
+    if shards.find(path)[0] and len(source := _archive_source(request, "tar")):
+        return source
+    if request.subfolder:
+        raise ValueError(f"--subfolder={request.subfolder}: {path} is neither a folder nor a zip")
+    return _packed_file_source(path, request.mode)
 
 
 def _packed_file_source(path: str, mode: str) -> Source:
@@ -255,50 +307,85 @@ def _packed_file_source(path: str, mode: str) -> Source:
     )
 
 
-def _npz_source(path: str) -> Source:
-    images, labels = npz.open_images(path)
-    origin = "arr_1" if labels is not None else "the file has no arr_1"
-    name = os.path.basename(os.path.abspath(path))
-    return Source(name, "npz", npz.Opener(images), range(len(images)), labels, origin=origin)
+def _npz_source(request: _Request) -> Source:
+    found = npz.find(request.path, *request.columns)
+    count = len(found.rows)
+    origin = found.label_array or f"the file has no {npz.LABELS}"
+    source = Source(_base_name(request.path), "npz", npz.Opener(found.rows), range(count), origin=origin)
+    return _with_classes(source, found.classes)
+
+
+def _hdf5_source(request: _Request) -> Source:
+    found = hdf5.open_images(request.path, *request.columns)
+    origin = found.label_array or "the file has no labels"
+    source = Source(_base_name(request.path), "hdf5", StreamOpener(), found.refs, origin=origin)
+    return _with_classes(source, found.classes)
+
+
+def _parquet_source(request: _Request) -> Source:
+    images, labels = request.columns
+    found = parquet.open_images(request.path, images, labels, use_labels=request.mode != "none")
+    origin = f"the column {found.label_column}" if found.label_column else "there is no column of labels"
+    source = Source(_base_name(request.path), "parquet", StreamOpener(), found.refs, origin=origin)
+    source.names = found.names
+    for name in found.others:
+        source.left_out.add("files of other splits", os.path.basename(name))
+    return _with_classes(source, found.classes)
+
+
+def _with_classes(source: Source, found: Classes | None) -> Source:
+    if found is None:
+        return source
+    source.labels, source.class_names = found.labels, found.class_names
+    if found.class_names is None and found.num_classes > found.labels.max(initial=-1) + 1:
+        # One-hot labels also count classes without images.
+        source.class_names = [str(label) for label in range(found.num_classes)]
+    return source
+
+
+def _base_name(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))
 
 
 # Folders and zips of images.
 
 
-def _archive_source(path: str, kind: str, mode: str, subfolder: str, follow_links: bool = False) -> Source:
-    archive = archives.open_archive(path, follow_links)
+def _archive_source(request: _Request, kind: str) -> Source:
+    path = request.path
+    archive = archives.open_archive(path, request.follow_links, label_column=request.columns.labels)
     if archive.duplicates:
-        raise ValueError(f"{path}: {archive.duplicates[0]} occurs twice in the zip")
-    packed = _packed_source(archive, mode) if not archive.images else None
-    if packed is not None:
-        return packed
+        container = "shard" if isinstance(archive.reader, shards.ShardReader) else "zip"
+        raise ValueError(f"{path}: {archive.duplicates[0]} occurs twice in the {container}")
     if not archive.images:
-        return Source(archive.name, kind, ArchiveOpener(archive.reader), [], left_out=archive.left_out)
-    found = label_rule.label(archive, mode, subfolder)
+        packed = _packed_source(archive, request)
+        return packed or Source(
+            archive.name, kind, ArchiveOpener(archive.reader), [], left_out=archive.left_out
+        )
+    found = label_rule.label(archive, request.mode, request.subfolder, request.columns.labels)
     part = found.archive
-    source = Source(
-        os.path.basename(os.path.abspath(path)), found.kind or kind, ArchiveOpener(part.reader), part.images
-    )
-    source.labels, source.class_names, source.metadata = found.labels, found.class_names, found.metadata
-    if found.labels is not None and found.class_names is None and found.num_classes > found.labels.max() + 1:
-        # One-hot labels also count classes without images.
-        source.class_names = [str(label) for label in range(found.num_classes)]
+    if isinstance(archive.reader, shards.ShardReader):
+        kind = "tar"
+    source = Source(_base_name(path), found.kind or kind, ArchiveOpener(part.reader), part.images)
+    classes = None if found.labels is None else Classes(found.labels, found.num_classes, found.class_names)
+    source = _with_classes(source, classes)
+    source.metadata = found.metadata
     source.origin, source.left_out, source.remark = found.origin, part.left_out, found.remark
     return source
 
 
-def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
-    """The source in a folder or zip without image files: CIFAR's batches or tarball, an IDX pair, an LMDB.
+def _packed_source(archive: archives.Archive, request: _Request) -> Source | None:
+    """The source in a folder or zip without images: CIFAR's batches or tarball, IDX, an LMDB, Parquet.
 
     None if nothing is recognised.
     """
     members = {entry.name: entry for entry in archive.others}
-    path, read = archive.path, archive.reader.read
+    path = archive.path
     databases = sorted(os.path.dirname(name) for name in members if name.endswith("/data.mdb"))
-    if databases and isinstance(archive.reader, archives.ZipReader):
+    if databases and not isinstance(archive.reader, archives.FolderReader):
+        kind = "zip" if isinstance(archive.reader, archives.ZipReader) else "shard"
         raise ValueError(
-            f"{path}: contains the LMDB {databases[0]}, which cannot be read from a zip: unpack it and give "
-            "the folder"
+            f"{path}: contains the LMDB {databases[0]}, which cannot be read from a {kind}: unpack it "
+            "and give the folder"
         )
     if len(databases) > 1:
         raise ValueError(
@@ -307,6 +394,15 @@ def _packed_source(archive: archives.Archive, mode: str) -> Source | None:
         )
     if databases:
         return _lmdb_source(os.path.join(path, databases[0]))
+    if isinstance(archive.reader, archives.FolderReader) and parquet.find(path)[0]:
+        return _parquet_source(request)
+    return _known_set(archive, request.mode)
+
+
+def _known_set(archive: archives.Archive, mode: str) -> Source | None:
+    """CIFAR or an IDX pair in a folder or zip; None if nothing is recognised."""
+    members = {entry.name: entry for entry in archive.others}
+    path, read = archive.path, archive.reader.read
     tarball = next(
         (name for name in members if re.fullmatch(r"cifar-100?-python\.tar\.gz", name.rpartition("/")[2])),
         None,

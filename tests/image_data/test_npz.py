@@ -34,7 +34,7 @@ def test_images_and_labels(tmp_path, channels):
         ({"arr_0": pixels().transpose(0, 3, 1, 2).copy()}, r"not uint8 \[4, 3, 6, 6\]: move the channels"),
         ({"arr_0": pixels()[0]}, r"not uint8 \[6, 6, 3\]"),
         ({"arr_0": pixels(n=0)}, "contains no images"),
-        ({"images": pixels()}, r"the file contains images uint8 \[4, 6, 6, 3\]"),
+        ({"pictures": pixels()}, r"the file contains pictures uint8 \[4, 6, 6, 3\]"),
         ({}, "the file contains nothing"),
     ],
 )

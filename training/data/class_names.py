@@ -12,7 +12,7 @@ from typing import TypeGuard
 import numpy as np
 
 from dnnlib import bounded
-from image_data.archives import MAX_CLASSES
+from image_data.classes import MAX_CLASSES
 
 SHOWN = 3  # largest number of names in an error message
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")

@@ -66,7 +66,7 @@ class ImageDataset:
         random_seed: int = 0,
     ):
         self.path = os.fspath(path)
-        whole = archives.open_archive(self.path)
+        whole = archives.open_archive(self.path, index=True)
         if whole.duplicates:
             raise ValueError(f"{self.path}: {whole.duplicates[0]} exists twice in the zip")
         if not whole.images:

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class indices of label values, as tables, shards and Parquet files store them; checks of class names."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Names of label columns, in order of preference, if --label-column is not given.
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "class_id", "class_name", "fine_label", "category")
+MAX_CLASSES = 2**24  # a larger label is a mistake, for which memory would be allocated
+# Classes that an unnamed list may have if there are fewer images than classes; ImageNet-21k has 21,841.
+MAX_NAMELESS_CLASSES = 2**15
+SHOWN = 4  # names in a message
+ONE_CLASS = "only one class per image is supported"
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+
+
+class Classes(NamedTuple):
+    """Class indices int64 [N], the number of classes, and their names if known."""
+
+    labels: np.ndarray
+    num_classes: int
+    class_names: list[str] | None
+
+
+def classes_of(
+    values: Sequence[Any], where: str, names: Sequence[str], class_names: list[str] | None = None
+) -> Classes:
+    """Convert label values to class indices.
+
+    Integers, also as text or floats, and one-hot lists are indices. Texts are names of classes, numbered in
+    the order of `sorted_classes`.
+
+    Args:
+        values: one value per image.
+        where: the file and column, for messages.
+        names: names of the images, for messages.
+        class_names: names of the indices, if the file has them.
+
+    Raises:
+        ValueError: a value is missing, negative or no class; numbers and names are mixed; an index has no
+            name.
+    """
+    texts = [value for value in values if isinstance(value, str) and value.strip()]
+    named = next((text for text in texts if not _INTEGER.fullmatch(text.strip())), None)
+    if named is not None:
+        known = class_names is not None and set(texts) <= set(class_names)
+        number = None if known else next((value for value in values if _is_number(value)), None)
+        if number is not None:
+            raise ValueError(f"{where} mixes names ({named!r}) and numbers ({number!r}): use one of them")
+        return _from_names(values, where, names, class_names if known else None)
+    labels = np.array(
+        [_index(value, f"{where}: label of {name}") for value, name in zip(values, names, strict=True)],
+        dtype=np.int64,
+    )
+    return with_names(labels, where, class_names, max(map(_one_hot_length, values), default=0))
+
+
+def with_names(labels: np.ndarray, where: str, class_names: list[str] | None, least: int = 0) -> Classes:
+    """Check class indices against the names of the classes.
+
+    Args:
+        labels: int64 [N].
+        where: the file and column, for messages.
+        class_names: names of the indices, if known.
+        least: the least number of classes.
+
+    Raises:
+        ValueError: an index is negative, too large or without a name.
+    """
+    if labels.min(initial=0) < 0:
+        raise ValueError(f"{where}: {_unknown(int(labels.min()))}")
+    count = max(int(labels.max(initial=-1)) + 1, least)
+    if class_names is not None:
+        if count > len(class_names):
+            raise ValueError(f"{where}: label {count - 1} has no name: there are {len(class_names)} names")
+        return Classes(labels, len(class_names), class_names)
+    if count > max(MAX_NAMELESS_CLASSES, len(labels)):
+        raise ValueError(
+            f"{where}: label {count - 1} is too large: {len(labels):,} images without class names can have "
+            f"at most {MAX_NAMELESS_CLASSES:,} classes"
+        )
+    return Classes(labels, count, None)
+
+
+def _from_names(
+    values: Sequence[Any], where: str, names: Sequence[str], class_names: list[str] | None
+) -> Classes:
+    texts = []
+    for value, name in zip(values, names, strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: {name} has no label")
+        texts.append(unicodedata.normalize("NFC", value.strip()))
+    known = class_names if class_names is not None else sorted_classes(set(texts))
+    places = {text: index for index, text in enumerate(known)}
+    return Classes(np.array([places[text] for text in texts], dtype=np.int64), len(known), known)
+
+
+def _is_number(value: Any) -> bool:
+    return bool(_INTEGER.fullmatch(value.strip())) if isinstance(value, str) else value is not None
+
+
+def _index(value: Any, where: str) -> int:
+    """The class index of a value that is not a name."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"{where} is missing")
+    if isinstance(value, str):
+        value = int(value)
+    elif isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    return parse_label(value, where)
+
+
+def _one_hot_length(value: Any) -> int:
+    return len(value) if isinstance(value, list | np.ndarray) else 0
+
+
+def _unknown(value: float) -> str:
+    return f'{value} means "unknown", but every image needs a class index'
+
+
+def parse_label(value: Any, where: str) -> int:
+    """Convert an int, an integral float or a one-hot list to a class index.
+
+    Raises:
+        ValueError: -1, 2.5, an all-zero or a soft label, or several labels.
+    """
+    if isinstance(value, list):
+        if (
+            not all(isinstance(item, int | float) for item in value)
+            or sorted(value)[:-1] != [0] * (len(value) - 1)
+            or max(value, default=0) != 1
+        ):
+            raise ValueError(
+                f"{where} is {str(value)[:60]}, a list that is not one-hot; expected a class index "
+                f"({ONE_CLASS})"
+            )
+        return value.index(1)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or abs(value) >= MAX_CLASSES
+        or not float(value).is_integer()
+    ):
+        raise ValueError(f"{where} is {str(repr(value))[:60]}; expected a class index (0, 1, ...)")
+    if value < 0:
+        raise ValueError(f'{where} is {value}, which means "unknown", but every image needs a class index')
+    return int(value)
+
+
+def sorted_classes(names: set[str]) -> list[str]:
+    """Sort class names: by number if all are numbers ('2' before '10'), otherwise by name."""
+    numbered = all(re.fullmatch("[0-9]+", name) for name in names)
+    numbered = numbered and len({int(name) for name in names}) == len(names)
+    return sorted(names, key=int) if numbered else sorted(names)
+
+
+def check_distinct(names: Sequence[str], what: str) -> None:
+    """Raise ValueError if two classes have the same name, or if a name is empty."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{what} contain the name {twice!r} twice: class names must be unique")
+    nameless = next((i for i, name in enumerate(names) if not name.strip()), None)
+    if nameless is not None:
+        raise ValueError(f"{what} have no name for class {nameless}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """'a, b, c, d, ...'."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def pick_column(
+    where: str, found: Sequence[str], wanted: str | None, known: Sequence[str], flag: str
+) -> str | None:
+    """Choose a column or array by name.
+
+    Args:
+        where: the file, for messages.
+        found: the names that the file has.
+        wanted: the value of the flag.
+        known: names to look for without it, in order of preference.
+        flag: the flag, for messages.
+
+    Returns:
+        The name; None if `wanted` is not given and no known name exists.
+
+    Raises:
+        ValueError: the file has no column `wanted`.
+    """
+    if wanted is None:
+        return next((name for name in known if name in found), None)
+    if wanted not in found:
+        raise ValueError(
+            f"{where}: {flag}={wanted}: no such column; the columns are {listed(sorted(found)) or 'none'}"
+        )
+    return wanted

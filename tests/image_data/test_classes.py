@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class indices of label values."""
+
+from typing import Any
+
+import pytest
+
+from image_data.classes import classes_of
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "names"),
+    [
+        ([2, 0, 1], [2, 0, 1], None),
+        (["2", " 0", "1"], [2, 0, 1], None),
+        ([2.0, 0.0, 1.0], [2, 0, 1], None),
+        ([[0, 1], [1, 0], [0, 1]], [1, 0, 1], None),
+        (["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"]),
+        (["x10", "x2", "x2"], [0, 1, 1], ["x10", "x2"]),
+    ],
+)
+def test_values(values: list[Any], labels: list[int], names: list[str] | None) -> None:
+    found = classes_of(values, "file", ["a", "b", "c"])
+    assert found.labels.tolist() == labels and found.class_names == names
+    assert found.num_classes == max(labels) + 1
+
+
+@pytest.mark.parametrize(
+    ("values", "class_names", "message"),
+    [
+        ([0, None], None, "label of b is missing"),
+        (["cat", ""], None, "b has no label"),
+        (["cat", None], None, "b has no label"),
+        (["cat", 3], None, r"mixes names \('cat'\) and numbers \(3\)"),
+        (["cat", "3"], None, r"mixes names \('cat'\) and numbers \('3'\)"),
+        ([0, -1], None, 'label of b is -1, which means "unknown"'),
+        ([0, 0.5], None, "label of b is 0.5; expected a class index"),
+        ([0, True], None, "label of b is True"),
+        ([[0, 1], [1, 1]], None, r"label of b is \[1, 1\].*only one class per image is supported"),
+        ([{"a": 1}, 0], None, "label of a is {'a': 1}"),
+        ([0, 2], ["x", "y"], "label 2 has no name: there are 2 names"),
+        ([0, 2**20], None, "label 1048576 is too large"),
+    ],
+)
+def test_mistakes(values: list[Any], class_names: list[str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^file.*{message}") as error:
+        classes_of(values, "file", ["a", "b"], class_names)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tar shards: samples, damage, and the index that training keeps."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image_data import archives, shards
+from image_data.sources import Columns, open_source
+from tests.image_data import formats
+from tests.toy_data import png
+
+
+def names(path: Path) -> list[str]:
+    return [entry.name for entry in archives.open_archive(path).images]
+
+
+def test_the_files_of_a_sample(tmp_path: Path) -> None:
+    """Further images of a sample are counted; a dot in the name of a single image changes nothing."""
+    files = {
+        "a/1.jpg": png(0),
+        "a/1.seg.png": png(1),
+        "a/1.cls": b"0",
+        "a/2.v1.png": png(2),
+        "a/2.cls": b"1\n",
+        "a/2.txt": b"caption",
+        "a/.hidden.png": b"",
+    }
+    source = open_source(formats.write_tar(tmp_path / "x.tar", files))
+    assert [ref.name for ref in source.refs] == ["a/1.jpg", "a/2.v1.png"]
+    assert source.labels is not None and source.labels.tolist() == [0, 1]
+    assert str(source.left_out) == (
+        "1 with an unsupported extension (.txt), 1 hidden or system files (.hidden.png), "
+        "1 further images of a sample (seg.png)"
+    )
+
+
+def test_a_key_of_the_records_is_chosen(tmp_path: Path) -> None:
+    records = [{"label": 0, "kind": kind} for kind in "xyxyx"]
+    folder = formats.write_shards(tmp_path, record=True, values=records)
+    for shard in folder.iterdir():  # records as they are, not below "label"
+        shard.unlink()
+    files = {}
+    for name, record in zip(formats.NAMES, records, strict=True):
+        files |= {name: formats.images()[name], name.replace("png", "json"): json.dumps(record).encode()}
+    path = formats.write_tar(folder / "x.tar", files)
+    assert open_source(path).num_classes == 1
+    assert open_source(path, columns=Columns(labels="kind")).class_names == ["x", "y"]
+    with pytest.raises(ValueError, match="--label-column=colour"):
+        open_source(path, columns=Columns(labels="colour"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 1, "cat", 1, 0], r"mixes names \('cat'\) and numbers \('0'\)"),
+        ([0, -1, 0, 1, 0], "label of 001.png is -1"),
+        ([0, "1 2", 0, 1, 0], "mixes names"),
+    ],
+)
+def test_labels_that_are_no_classes(values: list[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_source(formats.write_shards(tmp_path, values=values))
+
+
+@pytest.mark.parametrize("kept", [-1024, -10240, 700, 512, 100, 0])
+def test_a_shard_that_ends_early(kept: int, tmp_path: Path) -> None:
+    """In the middle of a file, after one, in a header, or without the blocks of zeros at the end."""
+    folder = formats.write_shards(tmp_path)
+    shard = folder / "train-001.tar"
+    data = shard.read_bytes().rstrip(b"\0")
+    data += bytes(-len(data) % 512)
+    shard.write_bytes({-1024: data, -10240: data[:-512]}.get(kept, data[:kept]))
+    for index in (False, True):
+        with pytest.raises(ValueError, match=r"train-001\.tar: the shard is damaged or ends early") as error:
+            archives.open_archive(folder, index=index)
+        assert "\n" not in str(error.value)
+    assert not list(folder.glob("*.index.npz"))
+
+
+def test_patterns_splits_and_duplicates(tmp_path: Path) -> None:
+    folder = formats.write_shards(tmp_path / "s")
+    shutil.copy(folder / "train-000.tar", folder / "val-000.tar")
+    source = open_source(folder)
+    assert len(source) == 5 and "1 shards of other splits (val-000.tar)" in str(source.left_out)
+    with pytest.raises(ValueError, match=r"train-002\.tar does not exist"):
+        open_source(folder / "train-{000..002}.tar")
+    with pytest.raises(ValueError, match=r"000\.png exists twice, in train-000\.tar and val-000\.tar"):
+        open_source(folder / "{train,val}-000.tar")
+
+
+def test_the_index_is_made_once_and_checks_what_is_read(tmp_path: Path) -> None:
+    folder = formats.write_shards(tmp_path / "s")
+    archive = archives.open_archive(folder, index=True)
+    (index,) = folder.glob("*.index.npz")
+    assert index.name == "train-000--train-001.index.npz" and not list(folder.glob("*.lock"))
+    stamp = os.stat(index).st_mtime_ns
+    again = archives.open_archive(folder, index=True)
+    assert os.stat(index).st_mtime_ns == stamp and again.images == archive.images
+    assert again.sample_labels == archive.sample_labels
+    reader = pickle.loads(pickle.dumps(again.reader))
+    assert reader.checks_content
+    assert {entry.name: reader.read(entry) for entry in again.images} == formats.images()
+    # the same size, start, middle and end, but other pixels
+    entry = again.images[1]
+    with open(folder / "train-000.tar", "r+b") as file:
+        file.seek(entry.offset + 60)
+        file.write(b"xx")
+    with pytest.raises(ValueError, match=rf"{entry.name}: .*has changed since it was listed, or is damaged"):
+        reader.read(entry)
+
+
+def test_an_index_of_other_shards_is_refused(tmp_path: Path) -> None:
+    folder = formats.write_shards(tmp_path / "s")
+    archives.open_archive(folder, index=True)
+    index = next(folder.glob("*.index.npz"))
+    shutil.copy(folder / "train-000.tar", folder / "train-001.tar")
+    message = (
+        rf"^{re.escape(str(index))} is the index of other shards \(train-001\.tar has changed\): delete "
+    )
+    with pytest.raises(ValueError, match=message):
+        archives.open_archive(folder, index=True)
+    formats.write_shards(folder)
+    shutil.copy(folder / "train-000.tar", folder / "train-0005.tar")
+    with pytest.raises(ValueError, match="is the index of other shards"):
+        archives.open_archive(folder, index=True)
+    for damage in (b"", b"PK", index.read_bytes()[:-40]):
+        index.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"index\.npz: not a readable index of shards .*: delete "):
+            archives.open_archive(folder / "train-{000..001}.tar", index=True)
+
+
+def test_the_index_of_a_folder_that_is_not_writable_is_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    folder = formats.write_shards(tmp_path / "s")
+    real = shards._save
+
+    def save(path: Path, *args: Any) -> None:
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        real(path, *args)
+
+    monkeypatch.setattr(shards, "_save", save)
+    archives.open_archive(folder, index=True)
+    assert len(list((tmp_path / "cache").rglob("*.index.npz"))) == 1 and not list(folder.glob("*.npz"))
+    monkeypatch.setattr(shards, "_save", None)
+    assert len(archives.open_archive(folder, index=True).images) == 5
