@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,27 @@ def full_float32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+LPIPS_EPS = 1e-10
 CPU_GROUP = 8  # images at a time on a CPU: larger groups need more memory, and no less time
+
+
+def lpips_features(maps: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> Tensor:
+    """Features [N, D] of maps [N, C, H, W]: the squared distance of two rows is the distance of LPIPS.
+
+    Zhang et al. 2018: activations of unit length over channels, weighted, averaged over positions.
+
+    Args:
+        maps: Feature maps.
+        weights: For each map the weights of its channels, not negative; None = 1.
+    """
+    parts = []
+    for index, y in enumerate(maps):
+        # the epsilon inside of the root keeps the gradient finite where all channels are 0
+        unit = y * (y.square().sum(dim=1, keepdim=True) + LPIPS_EPS**2).rsqrt()
+        if weights is not None:
+            unit = unit * weights[index].sqrt().view(1, -1, 1, 1)
+        parts.append((unit / (y.shape[2] * y.shape[3]) ** 0.5).flatten(1))
+    return torch.cat(parts, dim=1)
 
 
 class Detector:
@@ -70,6 +90,20 @@ class Detector:
                 outputs = self._run(group.to(self.device).expand(-1, 3, -1, -1))
                 found.append({key: value.float().cpu() for key, value in outputs.items()})
             return {key: torch.cat([part[key] for part in found]) for key in found[0]}
+
+    def perceptual(self, images: Tensor) -> Tensor:
+        """Return features of which the squared distance is a perceptual distance; differentiable.
+
+        Args:
+            images: Float [N, 3, H, W] in [0, 255].
+
+        Returns:
+            [N, D] on the device.
+
+        Raises:
+            NotImplementedError: The detector has no such features.
+        """
+        raise NotImplementedError(f"{self.name} has no perceptual distance")
 
     def _group(self, count: int) -> int:
         """Images of `count` that pass the network at a time."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import dnnlib.util
 from metrics import inception, vgg16, vit
-from metrics.detector import Detector
+from metrics.detector import Detector, lpips_features
 from metrics.detector import full_float32 as full_float32
 from metrics.names import (
     CLIP,
@@ -49,6 +49,7 @@ INCEPTION_URLS = (
 )
 INCEPTION_ENV = "STYLESAN_INCEPTION"
 LITE0_INPUT = 224
+LITE0_PERCEPTUAL = 128  # pixels: as good as 224 for small images, in a third of the time
 TIMM_MODELS = {LITE0: timm_weights.LITE0, VGG16_TORCHVISION: vgg16.TIMM_MODEL, **vit.MODELS}
 
 
@@ -100,6 +101,15 @@ class Lite0Detector(Detector):
         x = self.network.normalize(images.float() / 255).contiguous(memory_format=torch.channels_last)
         x = F.interpolate(x, size=(LITE0_INPUT, LITE0_INPUT), mode="bilinear", align_corners=False)
         return {"features": self.network.pooled(x.to(self.dtype))}
+
+    def perceptual(self, images: Tensor) -> Tensor:
+        """LPIPS features of the four maps, without weights. Images below 128 pixels are enlarged to that."""
+        x = self.network.normalize(images.to(self.device) / 255).contiguous(memory_format=torch.channels_last)
+        if min(x.shape[2:]) < LITE0_PERCEPTUAL:
+            size = (LITE0_PERCEPTUAL, LITE0_PERCEPTUAL)
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        with full_float32():
+            return lpips_features([y.float() for y in self.network(x.to(self.dtype))])
 
 
 def find_inception(path: str | None = None, download: bool = True) -> str:

@@ -13,7 +13,7 @@ RESOLUTION = 256  # larger images are averaged down to it
 PERCENTILES = (1, 99)  # distances outside of them do not count
 
 
-def _prepared(images: Tensor) -> Tensor:
+def prepared(images: Tensor) -> Tensor:
     """Images [N, C, R, R] in [-1, 1] to [N, 3, r, r] in [0, 255], averaged down to at most 256 pixels."""
     factor = images.shape[-1] // RESOLUTION
     if factor > 1:
@@ -52,7 +52,7 @@ def path_length(task: Task, detector: str, need_lpips: bool) -> Measured:
         other, _ = task.latents(samples, "metrics/z of the other end")
         start = task.network.styles(z, labels)
         moved = start.lerp(task.network.styles(other, labels), EPSILON)
-        features = [network.perceptual(_prepared(task.network.synthesize(ws))) for ws in (start, moved)]
+        features = [network.perceptual(prepared(task.network.synthesize(ws))) for ws in (start, moved)]
         distances = (features[0] - features[1]).square().sum(dim=1) / EPSILON**2
         return np.asarray(distances.double().cpu())[:, None]
 

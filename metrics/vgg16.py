@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import dnnlib.util
 from metrics import inception
-from metrics.detector import Detector, full_float32
+from metrics.detector import Detector, full_float32, lpips_features
 from metrics.names import VGG16
 from torch_utils import timm_weights, torchscript
 
@@ -38,7 +38,6 @@ INPUT_SIZE = 224
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # of the five blocks
 HIDDEN = 4096
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LPIPS_EPS = 1e-10
 
 
 class VGG16Network(nn.Module):
@@ -80,16 +79,9 @@ class VGG16Network(nn.Module):
         return F.relu(self.fc2(F.relu(self.fc1(x))))
 
     def perceptual(self, x: Tensor) -> Tensor:
-        """LPIPS features [N, D]: the squared distance of two rows is the LPIPS distance of two images.
-
-        Zhang et al. 2018: activations of unit length over channels, weighted, averaged over positions.
-        """
-        parts = []
-        for index, y in enumerate(self.blocks(x)):
-            unit = y / (y.square().sum(dim=1, keepdim=True).sqrt() + LPIPS_EPS)
-            weight = self.get_buffer(f"lpips{index}").clamp(min=0).sqrt().view(1, -1, 1, 1)
-            parts.append((unit * weight / (y.shape[2] * y.shape[3]) ** 0.5).flatten(1))
-        return torch.cat(parts, dim=1)
+        """LPIPS features [N, D]: the squared distance of two rows is the LPIPS distance of two images."""
+        weights = [self.get_buffer(f"lpips{index}").clamp(min=0) for index in range(len(WIDTHS))]
+        return lpips_features(self.blocks(x), weights)
 
 
 def load_vgg_state(network: VGG16Network, state: Mapping[str, Tensor]) -> bool:

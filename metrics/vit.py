@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.detector import Detector
+from metrics.detector import Detector, full_float32, lpips_features
 from metrics.names import CLIP, DINOV2
 from torch_utils import timm_weights
 
@@ -69,6 +69,23 @@ class DinoDetector(Detector):
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         x = (resize_pil(images, DINOV2_INPUT) / 255 - self._mean) / self._std
         return {"features": self.network.forward_features(x)[:, 0]}
+
+    def perceptual(self, images: Tensor) -> Tensor:
+        """LPIPS features of the patches after the last block of each quarter, without weights."""
+        x = F.interpolate(
+            images.to(self.device),
+            (DINOV2_INPUT, DINOV2_INPUT),
+            mode="bicubic",
+            antialias=True,
+            align_corners=False,
+        )
+        depth = len(self.network.blocks)
+        blocks = [round(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4)]
+        with full_float32():
+            maps = self.network.forward_intermediates(
+                (x / 255 - self._mean) / self._std, indices=blocks, intermediates_only=True
+            )
+            return lpips_features(maps)
 
 
 class ClipDetector(Detector):
