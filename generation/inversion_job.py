@@ -230,8 +230,8 @@ class _Inversion:
         self.seconds = {"projection": 0.0, "tuning": 0.0}
         self.saved = time.monotonic()
         self.save_cost = 0.0
-        self.parts: dict[str, Any] = {}  # the start, and the states of the phases
-        self.phase: Any = None  # the current one
+        self.parts: dict[str, Any] = {}  # the start, and the states of phases in the checkpoint
+        self.phases: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         finished = records.read_json(self.folder / FINISHED)
@@ -245,7 +245,7 @@ class _Inversion:
         try:
             return self._phases()
         except KeyboardInterrupt:
-            if self.parts and (self.phase is None or self.phase.is_whole):
+            if self.parts and all(phase.is_whole for phase in self.phases.values()):
                 self._save()
             click.echo(f"Interrupted: the same command resumes from {self.folder}", err=True)
             raise
@@ -269,16 +269,15 @@ class _Inversion:
 
     def _advance(self, phase: Any, name: str, frames: _Frames) -> None:
         """Make the remaining steps of a phase."""
-        self.phase = phase
         if name in self.parts:
             phase.restore(self.parts[name])
+        self.phases[name] = phase
         left = phase.steps - phase.step
         with progress_bar(left, f"{self.target.name}: {name}") as done:
             for _ in range(left):
                 begun, step = time.monotonic(), phase.step
                 picture = phase.advance()
                 frames.add(step, picture)
-                self.parts[name] = phase.state()
                 self.seconds[name] += time.monotonic() - begun
                 done(1)
                 if time.monotonic() - self.saved > max(SAVE_SECONDS, 20 * self.save_cost):
@@ -293,7 +292,8 @@ class _Inversion:
 
     def _save(self) -> None:
         begun = time.monotonic()
-        step = sum(int(part["step"]) for part in self.parts.values() if isinstance(part, dict))
+        self.parts.update((name, phase.state()) for name, phase in self.phases.items())
+        step = sum(phase.step for phase in self.phases.values())
         frames = [torch.stack(kept.pictures) if kept.pictures else None for kept in self.frames]
         state = {
             "settings": json.dumps(self.settings),

@@ -69,7 +69,10 @@ def _images(path: str) -> Iterator[tuple[archives.Reader, archives.Entry]]:
         folder, name = os.path.split(path)
         yield archives.FolderReader(folder or "."), archives.Entry(name)
         return
-    archive = archives.open_archive(path)
+    try:
+        archive = archives.open_archive(path)
+    except ValueError as error:
+        raise ValueError(f"--target={error}") from None
     if not archive.images:
         raise ValueError(f"--target={path}: contains no images")
     for entry in archive.images:

@@ -53,6 +53,7 @@ class TinyDetector(Detector):
 
     def __init__(self, name: str = LITE0, sha256: str = "tiny") -> None:
         self.name, self.sha256, self.dtype = name, sha256, torch.float32
+        self.device = torch.device("cpu")
         self.seen = 0
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -61,6 +62,12 @@ class TinyDetector(Detector):
             torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1) / 10
         )
         return {"features": features, "probabilities": features.softmax(1)}
+
+    def perceptual(self, images: torch.Tensor) -> torch.Tensor:
+        """Means of 2x2 pixels: the squared distance of two images is about their mean squared difference."""
+        assert images.shape[1] == 3 and not images.max() <= 2, "images in [0, 255]"
+        small = torch.nn.functional.avg_pool2d(images / 255, 2).flatten(1)
+        return small / small.shape[1] ** 0.5
 
 
 class Images:
