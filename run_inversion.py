@@ -2,8 +2,7 @@
 """Find the style code of an image, and adapt the network to it.
 
     # 1,000 steps of projection, then 350 steps of pivotal tuning
-    python run_inversion.py --outdir=inversion_out --target=media/jay.png --inv-steps=1000 --run-pti
-    --pti-steps=350 --network=network.pkl
+    python run_inversion.py --outdir=out --target=jay.png --run-pti --network=network.pkl
 
     # all images of a folder, one style per layer, features that need no download
     python run_inversion.py --outdir=out --target=photos/ --space=w+ --feature=lite0 --network=network.pkl
