@@ -33,6 +33,7 @@ import numpy as np
 from dnnlib import bounded, outputs, util
 from image_data import archives
 from image_data import labels as label_rule
+from image_data.classes import balance
 from image_data.conversion import (
     MAX_CHUNK_IMAGES,
     ConvertReport,
@@ -97,6 +98,9 @@ class CheckReport:
                 f"{str(self.metadata['source'].get('sha256'))[:12]})"
             )
         width = max((len(name) for _, name, _ in self.classes), default=0)
+        counts = [count for _, _, count in self.classes]
+        if found := balance(counts, [name for _, name, _ in self.classes]):
+            lines.append(f"balance   {found}")
         lines += [f"  {index:5d}  {name:{width}s}  {count:8,}" for index, name, count in self.classes]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines + ([] if self.problems else ["no problems found"]))
@@ -311,6 +315,8 @@ def _print_report(report: ConvertReport) -> None:
         )
         click.echo(f"warning: {len(report.empty_classes):,} classes have no images: {names}", err=True)
     click.echo(f"labels: {report.summary}")
+    if report.balance:
+        click.echo(f"balance: {report.balance}")
     for path in report.paths:
         click.echo(f"{path}: {report.num_images:,} images")
 

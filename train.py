@@ -74,7 +74,7 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 # Flags of StyleGAN's train.py that a projected discriminator does not need, with the remedy.
 UNSUPPORTED = {
     "gamma": "a projected discriminator has no R1 penalty; remove the flag",
-    "aug": "DiffAugment replaces ADA and is on by default; remove the flag, or see --augment",
+    "aug": "DiffAugment replaces ADA and is on by default; remove the flag, or see --augment and --diffaug",
     "target": "DiffAugment replaces ADA and is on by default; remove the flag",
     "p": "DiffAugment replaces ADA and is on by default; remove the flag",
     "mbstd-group": "a projected discriminator has no minibatch statistics; remove the flag",

@@ -169,6 +169,28 @@ def check_distinct(names: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} have no name for class {nameless}")
 
 
+def balance(counts: Sequence[int], names: Sequence[str] | None = None) -> str:
+    """One line about the sizes of classes: smallest, median, largest. '' for fewer than two with images.
+
+    Args:
+        counts: images per class.
+        names: names of the classes; None = their indices.
+    """
+    sizes = {label: count for label, count in enumerate(counts) if count}
+    if len(sizes) < 2:
+        return ""
+    few, many = min(sizes, key=lambda label: sizes[label]), max(sizes, key=lambda label: sizes[label])
+    if sizes[few] == sizes[many]:
+        return f"{sizes[few]:,} images in every class"
+    shown = [names[label] if names and names[label] else f"class {label}" for label in (few, many)]
+    ratio = sizes[many] / sizes[few]
+    remedy = " (train.py --balanced=True draws all classes equally often)" if ratio >= 2 else ""
+    return (
+        f"{sizes[few]:,} ({shown[0]}) to {sizes[many]:,} ({shown[1]}) images per class, median "
+        f"{int(np.median(list(sizes.values()))):,}, ratio {ratio:.1f}{remedy}"
+    )
+
+
 def listed(names: Sequence[str]) -> str:
     """'a, b, c, d, ...'."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

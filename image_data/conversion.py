@@ -35,6 +35,7 @@ from dnnlib.progress import Progress as Progress  # scripts pass it to `convert`
 from dnnlib.util import atomic_write
 from image_data import archives, sources, transforms
 from image_data import labels as label_rule
+from image_data.classes import balance
 from image_data.selection import Subset, select
 from image_data.sources import Source
 from image_data.transforms import DHARIWAL_FILTER, FILTERS, TRANSFORMS, Preparation
@@ -64,6 +65,7 @@ class ConvertReport:
     empty_classes: list[str]
     seconds: float
     summary: str = ""  # the number of classes, where they come from, and what was left out
+    balance: str = ""  # the sizes of the classes, in one line
 
 
 class _Item(NamedTuple):
@@ -506,8 +508,16 @@ def _report(job: _Job, consumer: _Consumer, seconds: float) -> ConvertReport:
         if count:
             source.left_out.add(reason, count=count)
     summary = label_rule.summary(source.num_classes, source.origin, source.left_out)
+    sizes = [consumer.counts[label] for label in range(source.num_classes)]
     return ConvertReport(
-        job.paths, consumer.num_images, consumer.skipped, consumer.dropped, empty, seconds, summary
+        job.paths,
+        consumer.num_images,
+        consumer.skipped,
+        consumer.dropped,
+        empty,
+        seconds,
+        summary,
+        balance(sizes, names),
     )
 
 

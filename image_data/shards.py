@@ -195,7 +195,7 @@ def _list_shard(
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # which would keep every header in memory
+                tar.members.clear()  # which would keep every header in memory
                 if info.isreg() and not info.issparse():
                     name = check_name(info.name.removeprefix("./"), shard)
                     crc = _checksum(file, info) if checked else -1

@@ -128,7 +128,7 @@ class GeneratedImages:
 
 
 class RealImages:
-    """Images of a data set without flips: all of them, or a seeded random subset in the order of the set.
+    """Images of a data set without copies: all of them, or a seeded random subset in the order of the set.
 
     Args:
         dataset: [i] -> (uint8 [3, R, R], label), with len() and name.
@@ -140,7 +140,8 @@ class RealImages:
 
     def __init__(self, dataset: Any, count: int | None = None) -> None:
         self.dataset = dataset
-        total = len(dataset) // 2 if getattr(dataset, "xflip", False) else len(dataset)
+        flips = 2 if getattr(dataset, "xflip", False) else 1
+        total = getattr(dataset, "num_originals", len(dataset) // flips)
         self.num_images = total
         if total < 2:
             raise ValueError(f"{dataset.name}: metrics need at least 2 images, the data set has {total}")

@@ -50,7 +50,13 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
 
     def open_dataset(path: str) -> ImageDataset:
         return ImageDataset(
-            path, use_labels=cfg.cond, xflip=cfg.mirror, max_size=cfg.max_images, random_seed=seed
+            path,
+            use_labels=cfg.cond,
+            xflip=cfg.mirror,
+            max_size=cfg.max_images,
+            random_seed=seed,
+            yflip=cfg.mirrory,
+            quarter_turns=cfg.quarter_turns,
         )
 
     dataset = open_dataset(cfg.path)
@@ -64,7 +70,7 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
 
 
 def plain_dataset(dataset: ImageDataset) -> ImageDataset:
-    """Return the whole data set without flips, with labels if it has any.
+    """Return the whole data set without copies, with labels if it has any.
 
     Class embeddings and metrics refer to it.
     """
@@ -222,6 +228,7 @@ def discriminator_options(cfg: DiscriminatorConfig, device: torch.device | None 
         "cond_channels": cfg.cond_channels,
         "bn_group": cfg.bn_group,
         "augment": cfg.augment,
+        "diffaug": cfg.diffaug,
         "compute_dtype": pick_discriminator_precision(cfg.precision, device),
     }
 
@@ -386,7 +393,7 @@ def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, An
         "class_name": "training.dataset.ImageFolderDataset",
         "path": dataset.path,
         "use_labels": cfg.data.cond,
-        "max_size": len(dataset) // (2 if cfg.data.mirror else 1),
+        "max_size": dataset.num_originals,
         "xflip": cfg.data.mirror,
         "resolution": dataset.resolution,
         "random_seed": cfg.run.seed,

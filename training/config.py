@@ -27,6 +27,7 @@ OURS = PROJECT
 
 AUTO = "auto"
 SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
+DIFFAUG = ("color", "translation", "cutout")
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 # The names of san's tables, for --help: san imports torch.
@@ -55,6 +56,16 @@ class DataConfig:
     )
     cond: bool = opt(False, "Train a class-conditional model. Needs a data set with labels.", SG3)
     mirror: bool = opt(False, "Add a horizontally flipped copy of every image.", SG3)
+    mirrory: bool = opt(
+        False,
+        "Add a vertically flipped copy of every image, and with --mirror of its flipped copy.",
+        OURS,
+    )
+    quarter_turns: bool = opt(
+        False,
+        "Add copies of every image, and of its flipped copies, turned by 90, 180 and 270 degrees.",
+        OURS,
+    )
     balanced: bool = opt(
         False,
         "Draw all classes equally often, for real and generated images. Otherwise in proportion to their "
@@ -182,6 +193,9 @@ class DiscriminatorConfig:
         8, "Samples that share batch statistics in the heads. 0 = the whole micro-batch.", XL, low=0
     )
     augment: bool = opt(True, "Apply DiffAugment before each backbone.", PG)
+    diffaug: tuple[str, ...] = opt(
+        DIFFAUG, "The operations of DiffAugment, separated by commas: color, translation, cutout.", PG
+    )
     precision: str = opt(
         "auto",
         "Precision of the discriminator: fp32, or bf16 for backbones, projection and head convolutions. "
@@ -536,6 +550,12 @@ def _check_discriminator(disc: DiscriminatorConfig) -> None:
     _require(
         disc.precision in ("auto", "fp32", "bf16"), f"--d-precision={disc.precision}: use auto, fp32 or bf16"
     )
+    unknown = [name for name in disc.diffaug if name not in DIFFAUG]
+    _require(
+        not unknown and len(set(disc.diffaug)) == len(disc.diffaug),
+        f"--diffaug={','.join(disc.diffaug)}: use some of {','.join(DIFFAUG)}, each once",
+    )
+    _require(len(disc.diffaug) > 0, "--diffaug is empty: use --augment=False for no augmentation")
     _require(len(disc.backbones) > 0, "--backbones is empty: give at least one timm model name")
     names = ",".join(disc.backbones)
     _require(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from image_data.classes import classes_of
+from image_data.classes import balance, classes_of
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,22 @@ def test_mistakes(values: list[Any], class_names: list[str] | None, message: str
     with pytest.raises(ValueError, match=f"^file.*{message}") as error:
         classes_of(values, "file", ["a", "b"], class_names)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ([], ""),
+        ([5], ""),
+        ([4, 4, 0], "4 images in every class"),
+        ([10, 15], "10 (a) to 15 (b) images per class, median 12, ratio 1.5"),
+        (
+            [10, 1000, 20],
+            "10 (a) to 1,000 (b) images per class, median 20, ratio 100.0 "
+            "(train.py --balanced=True draws all classes equally often)",
+        ),
+    ],
+)
+def test_balance(counts: list[int], text: str) -> None:
+    assert balance(counts, ["a", "b", ""]) == text
+    assert balance([3, 1], ["", ""]).startswith("1 (class 1) to 3 (class 0)")

@@ -78,3 +78,11 @@ def test_gradient_reaches_what_remains_visible():
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"draws of shape \(2, 7\)"):
         augment.diff_augment(images(2, 16), torch.rand(2, 5))
+
+
+def test_a_policy_applies_its_operations_with_the_draws_of_the_whole():
+    x, u = images(3, 16), draws(3)
+    color = augment.diff_augment(x, u, ["color"])
+    assert torch.equal(augment.diff_augment(color, u, ["translation", "cutout"]), augment.diff_augment(x, u))
+    assert torch.equal(augment.diff_augment(x, u, ["cutout"]), augment.cutout(x, u[:, 5], u[:, 6]))
+    assert torch.equal(augment.diff_augment(x, u, []), x)

@@ -5,7 +5,7 @@ The format is what dataset_tool.py writes and stylegan3's tools read: square pow
 00000/img00000000.png folders, and a dataset.json with {"labels": [["00000/img00000000.png", 3], ...],
 "metadata": {"class_names": [...], ...}}.
 
-Shapes: N images (flipped copies included), B batch, R resolution.
+Shapes: N images (flipped and turned copies included), B batch, R resolution.
 """
 
 import functools
@@ -25,6 +25,7 @@ from dnnlib import util
 from dnnlib.progress import Progress
 from image_data import archives, labels, png
 from torch_utils import rng
+from training.data.views import views
 
 NUM_CHANNELS = 3
 CHUNK_IMAGES = 64  # images that a thread decodes per task
@@ -45,12 +46,17 @@ class ImageDataset:
     image_data/labels.py determines the label of each image.
 
     Args:
-        path: Zip file or folder in StyleGAN's format.
+        path: Zip file, folder or tar shards with images in StyleGAN's format.
         resolution: Resolution that the images must have; None = any.
         use_labels: Use the class labels. Otherwise the data set is unconditional.
-        xflip: Double the data set virtually; index i + N/2 is the mirrored copy of image i.
-        max_size: Keep a random subset of this many images (before flips) in archive order.
+        xflip: Double the data set virtually: add the horizontally flipped copy of every image.
+        max_size: Keep a random subset of this many images (without copies) in archive order.
         random_seed: Seed of the subset.
+        yflip: Double it again: add the vertically flipped copy of every image and of its copies.
+        quarter_turns: Add the copies of all of these that are turned by 90, 180 and 270 degrees.
+
+    Attributes:
+        views: The copies. With n images and V views, index i + k n is copy `views[k]` of image i.
 
     Raises:
         ValueError: One line about what is wrong with the path, the images or the labels.
@@ -64,6 +70,8 @@ class ImageDataset:
         xflip: bool = False,
         max_size: int | None = None,
         random_seed: int = 0,
+        yflip: bool = False,
+        quarter_turns: bool = False,
     ):
         self.path = os.fspath(path)
         whole = archives.open_archive(self.path, index=True)
@@ -82,7 +90,7 @@ class ImageDataset:
         self.resolution = self._find_resolution(resolution)
         self.num_channels = NUM_CHANNELS
         self.image_shape = [NUM_CHANNELS, self.resolution, self.resolution]
-        self.xflip = xflip
+        self.views = views(xflip, yflip, quarter_turns)
 
         num_raw = len(self._archive.images)
         self._raw_indices = np.arange(num_raw, dtype=np.int64)
@@ -98,7 +106,7 @@ class ImageDataset:
         self.labels: np.ndarray | None = None  # int64 [N]
         if use_labels:
             assert found.labels is not None
-            self.labels = np.tile(found.labels[self._raw_indices], 2 if xflip else 1)
+            self.labels = np.tile(found.labels[self._raw_indices], len(self.views))
             self.label_dim = found.num_classes
             self.class_names = found.class_names
         self.is_planned = False  # its images do not exist yet (training.data.downscaling.planned)
@@ -106,10 +114,15 @@ class ImageDataset:
         self._content_hash: str | None = None
 
     def __len__(self) -> int:
-        return len(self._raw_indices) * (2 if self.xflip else 1)
+        return len(self._raw_indices) * len(self.views)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
+
+    @property
+    def num_originals(self) -> int:
+        """Number of images without copies."""
+        return len(self._raw_indices)
 
     @property
     def num_archived(self) -> int:
@@ -135,12 +148,10 @@ class ImageDataset:
         """Return the name, position in the archive, flip and label of image `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        row = int(index) % len(self._raw_indices)
+        copy, row = divmod(int(index), len(self._raw_indices))
         raw_index = int(self._raw_indices[row])
         label = -1 if self.labels is None else int(self.labels[row])
-        return ImageDetails(
-            self._archive.images[raw_index].name, raw_index, int(index) >= len(self._raw_indices), label
-        )
+        return ImageDetails(self._archive.images[raw_index].name, raw_index, self.views[copy].xflip, label)
 
     def load(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Load images.
@@ -158,8 +169,8 @@ class ImageDataset:
         for position, index in enumerate(np.asarray(indices).tolist()):
             if not 0 <= index < len(self):
                 raise IndexError(f"image {index} of {len(self)}")
-            target = out[position]
-            self._load_row(index % num_rows, target[:, :, ::-1] if index >= num_rows else target)
+            copy, row = divmod(index, num_rows)
+            self._load_row(row, self.views[copy].target(out[position]))
         return out
 
     def use_cache(self, limit_mb: float) -> bool:
@@ -186,8 +197,8 @@ class ImageDataset:
     def content_hash(self) -> str:
         """Return a sha256 (hex) of dataset.json and the name, size and CRC-32 of every image.
 
-        It identifies the archive, not the view (subset, flips, labels). For a zip the values come from its
-        directory. A folder is read completely, once, and has the same hash as a zip of the same files.
+        It identifies the archive, not how it is used (subset, copies, labels). For a zip the values come from
+        its directory. A folder is read completely, once, and has the same hash as a zip of the same files.
         """
         if self._content_hash is not None:
             return self._content_hash

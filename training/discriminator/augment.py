@@ -8,6 +8,8 @@ Every operation takes one draw per sample, so the augmentation of a sample depen
 Shapes: N batch, C channels, H W height and width. Images are in [-1, 1] and padded with 0 (mid-grey).
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,17 @@ TRANSLATION = 1 / 8  # largest shift, as a fraction of the image's side
 CUTOUT = 1 / 5  # side of the square, as a fraction of the image's side
 
 
-def diff_augment(x: Tensor, u: Tensor) -> Tensor:
-    """Apply brightness, saturation, contrast, translation and cutout, in this order.
+POLICY = ("color", "translation", "cutout")  # the published default, in the order of application
+
+
+def diff_augment(x: Tensor, u: Tensor, policy: Collection[str] = POLICY) -> Tensor:
+    """Apply brightness, saturation, contrast ("color"), translation and cutout, in this order.
 
     Args:
         x: Images [N, C, H, W].
-        u: Uniform draws in [0, 1), [N, 7], in the order of NUM_DRAWS.
+        u: Uniform draws in [0, 1), [N, 7], in the order of NUM_DRAWS. An operation has the same draws with
+            every policy.
+        policy: The operations to apply.
 
     Returns:
         [N, C, H, W], differentiable in x.
@@ -33,11 +40,13 @@ def diff_augment(x: Tensor, u: Tensor) -> Tensor:
     if u.shape != (x.shape[0], NUM_DRAWS):
         raise ValueError(f"DiffAugment needs draws of shape {(x.shape[0], NUM_DRAWS)}, got {tuple(u.shape)}")
     u = u.to(device=x.device)
-    x = brightness(x, u[:, 0])
-    x = saturation(x, u[:, 1])
-    x = contrast(x, u[:, 2])
-    x = translation(x, u[:, 3], u[:, 4])
-    return cutout(x, u[:, 5], u[:, 6])
+    if "color" in policy:
+        x = brightness(x, u[:, 0])
+        x = saturation(x, u[:, 1])
+        x = contrast(x, u[:, 2])
+    if "translation" in policy:
+        x = translation(x, u[:, 3], u[:, 4])
+    return cutout(x, u[:, 5], u[:, 6]) if "cutout" in policy else x
 
 
 def brightness(x: Tensor, u: Tensor) -> Tensor:

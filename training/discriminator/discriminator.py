@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import san
 from san.layers import SANLogits
 from torch_utils.features import FeatureNetwork
-from training.discriminator.augment import diff_augment
+from training.discriminator.augment import POLICY, diff_augment
 from training.discriminator.heads import KERNEL, HeadSet, SpectralConv2d
 from training.discriminator.projection import RandomProjection
 
@@ -46,6 +46,7 @@ class ProjectedDiscriminator(nn.Module):
             is smaller than 4x4 pixels has no head.
         bn_group: Consecutive samples that share batch statistics in the heads; None or 0 = the whole batch.
         augment: Whether to apply DiffAugment when draws are given.
+        diffaug: The operations of DiffAugment.
         compute_dtype: torch.bfloat16 = run backbones, projection and head convolutions in it; statistics and
             logits stay float32.
         seed: Seed of the projection and of the heads' initial weights.
@@ -72,6 +73,7 @@ class ProjectedDiscriminator(nn.Module):
         num_levels: int | None = None,
         bn_group: int | None = 8,
         augment: bool = True,
+        diffaug: Sequence[str] = POLICY,
         compute_dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
@@ -82,7 +84,7 @@ class ProjectedDiscriminator(nn.Module):
         if num_levels is not None and not 1 <= num_levels <= 4:
             raise ValueError(f"num_levels={num_levels}: backbones have 4 levels, use 1 to 4 or None for all")
         self.c_dim, self.img_resolution = c_dim, img_resolution
-        self.augment, self.compute_dtype = augment, compute_dtype
+        self.augment, self.diffaug, self.compute_dtype = augment, tuple(diffaug), compute_dtype
         self.names = {_key(name): name for name in names}
         self.feature_networks = nn.ModuleDict()
         self.projections = nn.ModuleDict()
@@ -140,7 +142,7 @@ class ProjectedDiscriminator(nn.Module):
             if draws is not None and self.augment:
                 if name not in draws:
                     raise ValueError(f"no augmentation draws for {name}: got {sorted(draws)}")
-                x = diff_augment(x, draws[name])
+                x = diff_augment(x, draws[name], self.diffaug)
             logits[name] = self.discriminators[key](self._features(key, x), c)
         return logits
 

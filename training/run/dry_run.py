@@ -87,7 +87,8 @@ def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> li
 
 def data_line(what: str, config: TrainConfig, dataset: ImageDataset) -> str:
     """One line about a data set."""
-    flips = " (half of them flipped copies)" if config.data.mirror else ""
+    copies = len(dataset.views)
+    flips = "" if copies == 1 else f" ({dataset.num_originals} and their flipped or turned copies)"
     size = f"{dataset.resolution}x{dataset.resolution}"
     return (
         f"{what}: {dataset.path}: {len(dataset)} images{flips}, {size}, {dataset.label_dim or 'no'} classes"

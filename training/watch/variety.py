@@ -179,7 +179,7 @@ def _choose(dataset: ImageDataset, count: int, seed: int) -> tuple[list[int], in
     Returns:
         (classes, samples per class, indices of real images).
     """
-    n = len(dataset) // (2 if dataset.xflip else 1)  # mirrored copies would reduce the variety
+    n = dataset.num_originals  # copies would reduce the variety
     order = rng.permutation(seed, "variety/reals", 0, n)
     if dataset.labels is None:
         return [0], count, order[: REALS_PER_FAKE * count]
