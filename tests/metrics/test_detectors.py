@@ -187,3 +187,34 @@ def test_loading_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
     detectors.load(INCEPTION, inception_path="random")
     assert torch.random.get_rng_state().equal(before)
+
+
+def test_perceptual_features_have_a_finite_gradient_where_nothing_is_active():
+    maps = torch.zeros(1, 3, 2, 2)
+    maps[0, :, 0, 0] = torch.tensor([3.0, 0.0, 4.0])
+    maps.requires_grad_(True)
+    found = detector.lpips_features([maps], [torch.tensor([1.0, 1.0, 4.0])])
+    torch.testing.assert_close(found.reshape(3, 4)[:, 0], torch.tensor([0.6, 0.0, 1.6]) / 2)
+    found.square().sum().backward()
+    assert torch.isfinite(maps.grad).all()
+
+
+def test_lite0_has_a_differentiable_perceptual_distance(lite0):
+    pictures = (images(2).float()).requires_grad_(True)
+    found = lite0.perceptual(pictures)
+    sides = [detectors.LITE0_PERCEPTUAL // stride for stride in (4, 8, 16, 32)]
+    widths = lite0.network.channels
+    assert found.shape == (2, sum(c * s * s for c, s in zip(widths, sides, strict=True)))
+    distance = (found[0] - found[1]).square().sum()
+    (gradient,) = torch.autograd.grad(distance, [pictures])
+    assert 0.1 < distance.item() < 4 and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+    with torch.no_grad():
+        nearer = lite0.perceptual(pictures[:1].lerp(pictures[1:], 0.9))[0]
+    assert (nearer - found[1]).square().sum() < distance / 2
+
+
+def test_detectors_without_a_perceptual_distance_say_so():
+    plain = detector.Detector(torch.nn.Identity(), "cpu", torch.float32)
+    plain.name = INCEPTION
+    with pytest.raises(NotImplementedError, match="inception-2015-12-05 has no perceptual distance"):
+        plain.perceptual(torch.zeros(1, 3, 16, 16))

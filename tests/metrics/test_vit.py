@@ -63,6 +63,12 @@ def test_dinov2_reads_a_file_and_returns_the_normalised_class_token(small, tmp_p
     assert features.shape == (2, 384) and detector.dims == {"features": 384}
     torch.testing.assert_close(features.mean(dim=1), torch.zeros(2), atol=1e-4, rtol=0)  # the last norm
     assert "weights" not in detector.description
+    pictures = images.float().requires_grad_(True)
+    perceptual = detector.perceptual(pictures)
+    assert perceptual.shape == (2, 4 * 384 * 16 * 16)  # four blocks of 16x16 patches, each of unit length
+    torch.testing.assert_close(perceptual.square().sum(dim=1), torch.full([2], 4.0))
+    (gradient,) = torch.autograd.grad((perceptual[0] - perceptual[1]).square().sum(), [pictures])
+    assert gradient.abs().sum() > 0
     torch.save({**network.state_dict(), "cls_token": torch.zeros(1, 1, 3)}, path)
     with pytest.raises(ValueError, match="does not fit vit_small_patch14_dinov2") as error:
         detectors.load(DINOV2, weights={DINOV2: str(path)})
