@@ -65,7 +65,7 @@ def probabilities(classifier: features.Classifier, target: np.ndarray) -> np.nda
     x = torch.from_numpy(target).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).to(classifier.mean.device)
     size = (classifier.input_size, classifier.input_size)
     x = F.interpolate(x.float() / 255, size, mode="bicubic", antialias=True, align_corners=False)
-    logits = classifier(classifier.normalize(x.clamp(0, 1)))[0].double().cpu()
+    logits = classifier(classifier.normalize(x.clamp(0, 1)))[0].cpu().double()
     if classifier.class_map is not None:
         logits = logits[classifier.class_map.cpu()]
     found: np.ndarray = logits.softmax(dim=0).numpy()

@@ -94,7 +94,7 @@ def mean_style(network: Network, probabilities: np.ndarray | None, count: int = 
         rows = slice(start, start + _Z_GROUP)
         c = None if labels is None else torch.from_numpy(labels[rows].astype(np.int64)).to(network.device)
         ws = network.G.mapping(torch.from_numpy(z[rows]).to(network.device), c)
-        total += ws[:, 0].double().cpu().sum(dim=0)
+        total += ws[:, 0].cpu().double().sum(dim=0)
     return (total / count).float().to(network.device).reshape(1, 1, -1)
 
 

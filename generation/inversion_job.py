@@ -326,7 +326,7 @@ class _Inversion:
     def _write(self, ws: Tensor, tuned: tuning.Tuning | None, results: dict[str, Any]) -> dict[str, Any]:
         """Write all files of the target, and remove its checkpoints."""
         network, folder = self.network, self.folder
-        text = {**render.about(network, [], None), "target": self.target.name}
+        text = {**render.about(network, [], None), "truncation": None, "target": self.target.name}
         images.save_png(self.target.pixels, folder / "target.png", {"target": self.target.name})
         images.save_png(results["projected"]["pixels"], folder / "proj.png", text)
         w_files.save_w(folder / "projected_w.npz", ws, network, target=self.target.name)
