@@ -2,12 +2,11 @@
 """Kills in a run of two processes: restarts resume the same folder and end with the same weights."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed.run
 
 from dnnlib.locks import Lock
 from tests import waiting
@@ -19,20 +18,14 @@ from torch_utils import checkpoint
 from training import run_folder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.once]
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--max-restarts=1"]
+TORCHRUN = ["--nproc-per-node=2", "--standalone", "--max-restarts=1"]
 NAME = "00000-stylegan3-t-three16-gpus2-batch8"
 TRAIN = [str(ROOT / "train.py"), "--cfg=stylegan3-t", "--gpus=2", "--cond=True", *FLAGS]
 TRAIN += ["--kimg=0.16", "--tick=0.16", "--checkpoint-minutes=0", "--variety=0"]
 
 
-def torchrun(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *TORCHRUN, *TRAIN, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=quick_environment(),
-    )
+def torchrun(arguments: list[str]) -> Script:
+    return Script(torch.distributed.run.__file__, [*TORCHRUN, *TRAIN, *arguments], env=quick_environment())
 
 
 def train(*arguments: str) -> Script:
@@ -47,7 +40,7 @@ def first_rank(run_dir: Path) -> psutil.Process:
     return psutil.Process(holder.pid)
 
 
-def ranks(process: subprocess.Popen, run_dir: Path) -> list[psutil.Process]:
+def ranks(process: Script, run_dir: Path) -> list[psutil.Process]:
     """The two training processes of torchrun."""
     children = psutil.Process(process.pid).children()
     trainers = [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
@@ -55,7 +48,7 @@ def ranks(process: subprocess.Popen, run_dir: Path) -> list[psutil.Process]:
     return sorted(trainers, key=lambda p: p != first_rank(run_dir))
 
 
-def after_checkpoint(run_dir: Path, process: subprocess.Popen | Script, nimg: int = 0) -> None:
+def after_checkpoint(run_dir: Path, process: Script, nimg: int = 0) -> None:
     """Wait for a checkpoint of more than `nimg` images."""
     folder = run_folder.checkpoint_folder(run_dir)
     waiting.until(lambda: (checkpoint.newest_nimg(folder) or 0) > nimg, process)

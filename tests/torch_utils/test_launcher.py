@@ -24,7 +24,8 @@ def _one_fails(folder):
         threading.Event().wait()  # until it is stopped
 
 
-def test_one_failure_stops_all_and_keeps_its_type(tmp_path, capfd):
+def test_one_failure_stops_all_and_keeps_its_type(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(launcher, "_FAILURE_GRACE", 1)  # the other process waits for ever
     with pytest.raises(click.ClickException, match="--batch 7") as e:
         launcher.launch(_one_fails, 2, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -120,8 +121,9 @@ def _sleeps(folder):
         watchdog.phase("G", step=7)
         distributed.barrier()
         if distributed.rank() == 1:
-            while not distributed.new_store(5).check(["watchdog/1"]):  # its watchdog has begun
-                pass
+            store = distributed.new_store(60)
+            while not store.check(["watchdog/1"]):  # its watchdog has begun
+                threading.Event().wait(0.02)
             os.kill(os.getpid(), signal.SIGSTOP)
         distributed.barrier()
 

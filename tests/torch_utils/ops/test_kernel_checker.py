@@ -4,6 +4,7 @@ mistake.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -83,8 +84,18 @@ def test_warp_instructions_are_counted(checker: Checker) -> None:
     assert degrees[SCATTERED] == dict.fromkeys(kinds, 1.0) | {(False, False): 2.0}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [64, 61])
+def sweep(first: object, second: object, dtypes: list[torch.dtype], again: set[torch.dtype]) -> list[Any]:
+    """Every dtype with `first`; with `second` those of `again` alone in make test."""
+    repeats = {dtype: () if dtype in again else pytest.mark.exhaustive for dtype in dtypes}
+    return [(first, dtype) for dtype in dtypes] + [
+        pytest.param(second, dtype, marks=marks) for dtype, marks in repeats.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    sweep(64, 61, [torch.float16, torch.bfloat16, torch.float32, torch.float64], {torch.float16}),
+)
 def test_bias_act(checker: Checker, size: int, dtype: torch.dtype) -> None:
     """All orders; whole and broken packs; slices; one block for all; a tensor that starts in the middle of a
     pack.
@@ -105,8 +116,9 @@ def test_bias_act(checker: Checker, size: int, dtype: torch.dtype) -> None:
     clean(checker, {f"bias_act bias_act_kernel<{kind}, {order}> {str(dtype)[6:]}" for order in range(3)})
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize(
+    ("blocks", "dtype"), sweep(0, 2, [torch.float16, torch.float32, torch.float64], {torch.float32})
+)
 def test_upfirdn2d(checker: Checker, blocks: int, dtype: torch.dtype) -> None:
     checker.ops.set_limits(blocks=blocks)
     kind, name = (
