@@ -13,7 +13,16 @@ with Discriminative Normalized Linear Layer", ICLR 2024.
 
 from san import diagnostics
 from san.convert import convert, restore
-from san.layers import SANConv1d, SANConv2d, SANConv3d, SANEmbedding, SANLinear, SANLogits, normalize_
+from san.layers import (
+    SANConv1d,
+    SANConv2d,
+    SANConv3d,
+    SANEmbedding,
+    SANLinear,
+    SANLogits,
+    SONALogits,
+    normalize_,
+)
 from san.objectives import (
     DISCRIMINATOR_LOSSES,
     FALLING_OBJECTIVES,
@@ -29,6 +38,14 @@ from san.objectives import (
     is_paired,
     vector_field,
 )
+from san.sona import (
+    SONAGeneratorTerms,
+    SONAHead,
+    SONATerms,
+    SONAWeights,
+    sona_discriminator_terms,
+    sona_generator_terms,
+)
 
 __version__ = "0.2.0"
 
@@ -42,6 +59,11 @@ __all__ = [
     "SANEmbedding",
     "SANLinear",
     "SANLogits",
+    "SONAGeneratorTerms",
+    "SONAHead",
+    "SONALogits",
+    "SONATerms",
+    "SONAWeights",
     "check_increasing",
     "convert",
     "diagnostics",
@@ -55,5 +77,7 @@ __all__ = [
     "is_paired",
     "normalize_",
     "restore",
+    "sona_discriminator_terms",
+    "sona_generator_terms",
     "vector_field",
 ]

@@ -29,6 +29,22 @@ class SANLogits(NamedTuple):
     dir: Tensor
 
 
+class SONALogits(NamedTuple):
+    """The outputs of a SONAHead (san/sona.py).
+
+    Attributes:
+        fun: naturalness, trains the features: [N, ...].
+        dir: naturalness, trains the direction: [N, ...].
+        align: alignment with the sample's own condition: [N].
+        crossed: alignment with the conditions of the samples of its group: [N, g].
+    """
+
+    fun: Tensor
+    dir: Tensor
+    align: Tensor
+    crossed: Tensor
+
+
 def widened(x: Tensor) -> Tensor:
     """Convert float16 and bfloat16, which cannot represent EPS or large norms, to float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

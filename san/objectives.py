@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from san.layers import SANLogits
+from san.layers import SANLogits, SONALogits
 from san.logits import DualLogits
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -170,6 +170,10 @@ def _heads(*sides: Any, at: str = "") -> Iterator[tuple[Any, ...]]:
         ValueError: another type, no logits, or sides that do not match. One line.
     """
     one, where = sides[0], f" at {at.lstrip('.')}" if at else ""
+    if any(isinstance(side, SONALogits) for side in sides):
+        raise ValueError(
+            f"logits{where} are SONALogits: use sona_discriminator_terms and sona_generator_terms"
+        )
     if all(_is_head(side) for side in sides):
         yield tuple(SANLogits(x.fun, x.dir) if isinstance(x, DualLogits) else x for x in sides)
     elif all(isinstance(side, (list, tuple)) and not _is_head(side) for side in sides):

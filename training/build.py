@@ -226,6 +226,7 @@ def discriminator_options(cfg: DiscriminatorConfig, device: torch.device | None 
         "proj_channels": cfg.proj_channels,
         "head_channels": cfg.head_channels,
         "cond_channels": cfg.cond_channels,
+        "heads": cfg.heads,
         "bn_group": cfg.bn_group,
         "augment": cfg.augment,
         "diffaug": cfg.diffaug,

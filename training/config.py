@@ -34,6 +34,7 @@ EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic", "ls_softplus")
 GENERATOR_OBJECTIVES = ("logit", "ns", "vanilla", "mle", "arcsinh", "ls_softplus")
 FALLING_OBJECTIVES = ("ls01",)
+HEADS = ("projection", "sona")
 MAX_RESOLUTION = 8192  # largest power of two within image_data.archives.MAX_PIXELS
 MAX_LAYERS = 256  # per network; published networks have up to 42
 STEM_CBASE, STEM_CMAX = 32768, 512  # --cbase and --cmax of a stem, if not given
@@ -189,6 +190,12 @@ class DiscriminatorConfig:
         high=4096,
     )
     cond_channels: int = opt(64, "Channels of the class projection in the heads.", XL, low=1, high=4096)
+    heads: str = opt(
+        "projection",
+        "Class-conditional heads: projection, or sona = naturalness plus alignment with the class, balanced "
+        "by learnt weights (published with --d-loss=bce).",
+        "SONA",
+    )
     bn_group: int = opt(
         8, "Samples that share batch statistics in the heads. 0 = the whole micro-batch.", XL, low=0
     )
@@ -487,6 +494,7 @@ class TrainConfig:
         _check_generator(self.generator)
         _check_discriminator(self.discriminator)
         _check_loss(self.loss, self.data.cond)
+        _check_heads(self)
         _check_batch(self.run, self.batch_gpu)
         _check_run(self.run)
         _require(
@@ -580,6 +588,27 @@ def _check_loss(loss: LossConfig, cond: bool) -> None:
         except ValueError as err:
             raise ValueError(f"{flag}={value}: {err}") from None
     _require(loss.cls_weight == 0 or cond, "--cls_weight needs --cond True: the guidance needs class labels")
+
+
+def _check_heads(config: TrainConfig) -> None:
+    from san.objectives import is_paired
+
+    heads, loss, size = config.discriminator.heads, config.loss, config.batch_gpu
+    _require(heads in HEADS, f"--heads={heads} is not supported: use {' or '.join(HEADS)}")
+    if heads != "sona":
+        return
+    _require(config.data.cond, "--heads=sona needs --cond True: it compares images by class")
+    _require(loss.san, "--san=False: --heads=sona has no plain GAN; use --heads=projection")
+    _require(
+        not is_paired(loss.d_loss),
+        f"--d-loss={loss.d_loss} compares pairs: use another one with --heads=sona, such as bce",
+    )
+    group = config.discriminator.bn_group
+    _require(
+        size > 1 and group != 1,
+        f"--heads=sona compares images within groups of --bn-group={group} in a micro-batch of {size}: both "
+        "must be at least 2",
+    )
 
 
 def _check_batch(run: RunConfig, batch_gpu: int) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 
-from san.layers import SANLogits
+from san.layers import SANLogits, SONALogits
 from san.objectives import discriminator_pair_terms, discriminator_terms, gan_logits, generator_terms
+from san.sona import SONAGeneratorTerms, SONATerms, sona_discriminator_terms, sona_generator_terms
 from torch_utils.ops import upfirdn2d
 
 Logits = Mapping[str, SANLogits]  # backbone -> fun, dir [N, K]
+SONA = Mapping[str, SONALogits]  # the same with align [N] and crossed [N, g]
 
 # The published code sums the adversarial term of each backbone over the samples of one micro-batch and
 # averages over logits only. Its micro-batches have 8 samples, so the term is 8 times a mean. This code uses 8
@@ -113,6 +115,41 @@ def _plain(logits: SANLogits) -> SANLogits:
 def _scalars(terms: list[SANLogits], scale: float, san: bool) -> SANLogits:
     total = SANLogits(*(scale * torch.stack([t[part].mean() for t in terms]).sum() for part in (0, 1)))
     return total if san else SANLogits(total.fun, torch.zeros_like(total.fun))
+
+
+def sona_discriminator(
+    real: SONA,
+    fake: SONA,
+    weights: Mapping[str, torch.Tensor],
+    objective: str = "bce",
+    scale: float = ADVERSARIAL_SCALE,
+) -> SONATerms:
+    """Discriminator loss of SONA heads: scale * sum over backbones of each term (san/sona.py).
+
+    Args:
+        real: Logits of real samples.
+        fake: Logits of samples generated for the classes of the real ones, in the same order.
+        weights: The three s of each backbone.
+        objective: Name of the GAN loss of the naturalness.
+        scale: Factor on the loss.
+
+    Raises:
+        ValueError: Unknown objective, one that needs pairs, or no two samples to compare.
+    """
+    terms = [sona_discriminator_terms(real[name], fake[name], weights[name], objective) for name in real]
+    return SONATerms(*(scale * torch.stack(parts).sum() for parts in zip(*terms, strict=True)))
+
+
+def sona_generator(
+    fake: SONA, real: SONA, objective: str = "logit", scale: float = ADVERSARIAL_SCALE
+) -> SONAGeneratorTerms:
+    """Adversarial loss of the generator against SONA heads; arguments are as above.
+
+    Raises:
+        ValueError: Unknown objective.
+    """
+    terms = [sona_generator_terms(fake[name], real[name], objective) for name in fake]
+    return SONAGeneratorTerms(*(scale * torch.stack(parts).sum() for parts in zip(*terms, strict=True)))
 
 
 def guidance(

@@ -59,9 +59,9 @@ def _causes(
                 yield Cause(DISCRIMINATOR, f"the gradient of {name}'s logits with respect to the images")
 
 
-def _in_logits(logits: losses.Logits, kind: str) -> Iterator[Cause]:
+def _in_logits(logits: losses.Logits | losses.SONA, kind: str) -> Iterator[Cause]:
     for name, x in logits.items():
-        if not (_is_finite(x.fun) and _is_finite(x.dir)):
+        if not all(_is_finite(part) for part in x):
             yield Cause(DISCRIMINATOR, f"a logit of {name} for {kind} images")
 
 

@@ -8,16 +8,20 @@ that of the mean over the whole batch.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from san.diagnostics import Recorder
 from san.layers import SANEmbedding, SANLogits
 from san.objectives import is_paired
+from san.sona import TERMS
 from torch_utils import devices, distributed, rng, training_stats, watchdog
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.reduction import Reduction
@@ -28,6 +32,7 @@ from training.inputs import InputSource, MicroBatch, RealMicroBatch
 from training.state import TrainState
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
+_LAST_LAYER = re.compile(r"\.(last_layer|embed|sona\.omega)$")  # in names of heads
 _Styles = list[tuple[torch.Tensor, torch.Tensor | None]]  # w and labels of each micro-batch
 
 
@@ -115,7 +120,7 @@ def _where(network: str, state: TrainState) -> str:
     return f"{network}: step {state.progress.step}, at {state.progress.nimg} images"
 
 
-def _report(kind: str, logits: losses.Logits) -> None:
+def _report(kind: str, logits: losses.Logits | losses.SONA) -> None:
     fun = torch.cat([x.fun.detach().flatten() for x in logits.values()])
     training_stats.report(f"Loss/scores/{kind}", fun)
     training_stats.report(f"Loss/signs/{kind}", fun.sign())
@@ -129,10 +134,35 @@ def pairs_generator(cfg: LossConfig) -> bool:
     return is_paired(cfg.d_loss) and cfg.g_loss != "logit"
 
 
+def _conditioned(
+    state: TrainState, micro_batches: list[MicroBatch], reals: Sequence[RealMicroBatch] | None
+) -> list[MicroBatch]:
+    """With SONA heads, images are generated for the classes of the real ones: they are compared by class."""
+    if not state.D.sona:
+        return micro_batches
+    assert reals is not None
+    return [dataclasses.replace(r, labels=x.labels) for r, x in zip(micro_batches, reals, strict=True)]
+
+
 @torch.no_grad()
-def _no_grad_logits(state: TrainState, reals: RealMicroBatch, blur_sigma: float) -> losses.Logits:
-    logits: losses.Logits = state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
-    return logits
+def _no_grad_logits(state: TrainState, reals: RealMicroBatch, blur_sigma: float) -> Any:
+    return state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
+
+
+def _adversarial(
+    state: TrainState, images: torch.Tensor, r: MicroBatch, real: RealMicroBatch | None, cfg: LossConfig,
+    blur_sigma: float,
+) -> torch.Tensor:  # fmt: skip
+    """Return the adversarial loss of generated images; `real` is None unless it is needed."""
+    logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
+    logits_real = None if real is None else _no_grad_logits(state, real, blur_sigma)
+    _report("fake", logits)
+    if not state.D.sona:
+        return losses.generator_adversarial(logits, cfg.g_loss, cfg.adversarial_scale, logits_real)
+    assert logits_real is not None, "SONA heads compare with real images"
+    terms = losses.sona_generator(logits, logits_real, cfg.g_loss, cfg.adversarial_scale)
+    training_stats.report("Loss/G/conditional", terms.conditional)
+    return terms.total()
 
 
 def _trainable(state: TrainState, which: str) -> None:
@@ -158,23 +188,22 @@ def g_step(
         cfg: of the losses.
         blur_sigma: of all images, in pixels.
         classifier: for guidance; None = without.
-        reals: real images of each micro-batch, for relativistic pairing.
+        reals: real images of each micro-batch, for relativistic pairing and SONA heads.
     """
     watchdog.phase("G")
     _trainable(state, "G")
-    pairs = pairs_generator(cfg) and reals is not None
+    pairs = (pairs_generator(cfg) or state.D.sona) and reals is not None
+    micro_batches = _conditioned(state, micro_batches, reals)
     reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
         images = state.G(r.z, r.labels)
-        logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
-        logits_real = _no_grad_logits(state, reals[i], blur_sigma) if pairs and reals is not None else None
-        loss = losses.generator_adversarial(logits, cfg.g_loss, cfg.adversarial_scale, logits_real)
+        real = reals[i] if pairs and reals is not None else None
+        loss = _adversarial(state, images, r, real, cfg, blur_sigma)
         if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
             guidance = losses.guidance(classifier, images, r.labels)
             training_stats.report("Loss/G/guidance_loss", guidance)
             loss = loss + cfg.cls_weight * guidance
-        _report("fake", logits)
         training_stats.report("Loss/G/loss", loss)
         with reduction.during(last=i == len(micro_batches) - 1):
             loss.div(len(micro_batches)).backward()
@@ -224,7 +253,7 @@ def d_step(
     cfg: LossConfig,
     blur_sigma: float,
 ) -> None:
-    """Discriminator: its own loss on fun, Wasserstein on dir (SAN), then directions of unit norm again.
+    """Discriminator: its own loss on fun, that of the direction on dir (SAN), then unit directions again.
 
     Without cfg.san: its own loss alone, on the ordinary logits of the same heads, and no normalisation.
 
@@ -241,6 +270,7 @@ def d_step(
     gathered: Callable[[], _Styles] = list
     diagnosis = _diagnosis(state, cfg)
     reduction = reduction_of(state.d_params)
+    micro_batches = _conditioned(state, micro_batches, reals)
     for fake, real in zip(micro_batches, reals, strict=True):
         watchdog.progress()
         with torch.no_grad():
@@ -252,29 +282,19 @@ def d_step(
             gathered = _start_gathering(state, styles)
         with diagnosis.side("fake"):
             logits_fake = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
-        if is_paired(cfg.d_loss):
+
+        def real_logits(real: RealMicroBatch = real) -> Any:
             with diagnosis.side("real"):
-                logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
-            loss = losses.discriminator_pairs(
-                logits_real, logits_fake, cfg.d_loss, cfg.adversarial_scale, cfg.san
-            )
+                return state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
+
+        def backward(loss: torch.Tensor, last: bool = last) -> None:
             with reduction.during(last):
-                _backward(loss, len(micro_batches))
-            _report("fake", logits_fake)
+                loss.div(len(micro_batches)).backward()
+
+        if state.D.sona:
+            _sona_backward(state, logits_fake, real_logits, backward, cfg)
         else:
-            loss_fake = losses.discriminator(logits_fake, False, cfg.d_loss, cfg.adversarial_scale, cfg.san)
-            _backward(loss_fake, len(micro_batches))  # frees its graph before the next is made
-            _report("fake", logits_fake)
-            with diagnosis.side("real"):
-                logits_real = state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
-            loss_real = losses.discriminator(logits_real, True, cfg.d_loss, cfg.adversarial_scale, cfg.san)
-            with reduction.during(last):
-                _backward(loss_real, len(micro_batches))
-            loss = SANLogits(loss_fake.fun + loss_real.fun, loss_fake.dir + loss_real.dir)
-        _report("real", logits_real)
-        training_stats.report("Loss/D/fun", loss.fun)
-        training_stats.report("Loss/D/dir", loss.dir)
-        training_stats.report("Loss/D/loss", loss.fun + loss.dir)
+            _san_backward(logits_fake, real_logits, backward, cfg)
     diagnosis.finish()
     cause = functools.partial(nonfinite.find, state, micro_batches, reals, blur_sigma)
     apply_gradients(
@@ -285,8 +305,54 @@ def d_step(
         state.D.normalize_()
 
 
-def _backward(loss: SANLogits, micro_batches: int) -> None:
-    (loss.fun + loss.dir).div(micro_batches).backward()
+def _san_backward(
+    fake: losses.Logits,
+    real_logits: Callable[[], losses.Logits],
+    backward: Callable[..., None],
+    cfg: LossConfig,
+) -> None:
+    """Backward passes of the discriminator's loss for one micro-batch, and their reports."""
+    options = (cfg.d_loss, cfg.adversarial_scale, cfg.san)
+    if is_paired(cfg.d_loss):
+        real = real_logits()
+        loss = losses.discriminator_pairs(real, fake, *options)
+        backward(loss.fun + loss.dir)
+    else:
+        on_fake = losses.discriminator(fake, False, *options)
+        backward(on_fake.fun + on_fake.dir, last=False)  # frees its graph before the next is made
+        real = real_logits()
+        on_real = losses.discriminator(real, True, *options)
+        backward(on_real.fun + on_real.dir)
+        loss = SANLogits(on_fake.fun + on_real.fun, on_fake.dir + on_real.dir)
+    _report("fake", fake)
+    _report("real", real)
+    _report_d(loss.fun, loss.dir, loss.fun + loss.dir)
+
+
+def _sona_backward(
+    state: TrainState,
+    fake: losses.SONA,
+    real_logits: Callable[[], losses.SONA],
+    backward: Callable[[torch.Tensor], None],
+    cfg: LossConfig,
+) -> None:
+    """The same for SONA heads."""
+    real, weights = real_logits(), state.D.sona_weights()
+    terms = losses.sona_discriminator(real, fake, weights, cfg.d_loss, cfg.adversarial_scale)
+    backward(terms.total())
+    _report("fake", fake)
+    _report("real", real)
+    _report_d(terms.fun, terms.dir, terms.total())
+    training_stats.report("Loss/D/conditional", terms.conditional)
+    training_stats.report("Loss/D/matching", terms.matching)
+    for term, s in zip(TERMS, torch.stack(list(weights.values())).detach().unbind(1), strict=True):
+        training_stats.report(f"SONA/weight/{term}", s)
+
+
+def _report_d(fun: torch.Tensor, direction: torch.Tensor, total: torch.Tensor) -> None:
+    training_stats.report("Loss/D/fun", fun)
+    training_stats.report("Loss/D/dir", direction)
+    training_stats.report("Loss/D/loss", total)
 
 
 class _Diagnosis:
@@ -307,10 +373,7 @@ class _Diagnosis:
             for quantity, value in head._asdict().items():
                 if math.isfinite(value):
                     training_stats.report(f"Diagnostics/{quantity}", value)
-                    training_stats.report(
-                        f"Diagnostics/{quantity}/{name.removesuffix('.last_layer').removesuffix('.embed')}",
-                        value,
-                    )
+                    training_stats.report(f"Diagnostics/{quantity}/{_LAST_LAYER.sub('', name)}", value)
 
 
 def _diagnosis(state: TrainState, cfg: LossConfig) -> _Diagnosis:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import san
-from san.layers import SANLogits
+from san.layers import SANLogits, SONALogits
 from torch_utils.features import FeatureNetwork
 from training.discriminator.augment import POLICY, diff_augment
 from training.discriminator.heads import KERNEL, HeadSet, SpectralConv2d
@@ -42,6 +42,7 @@ class ProjectedDiscriminator(nn.Module):
         proj_channels: Channels of the finest level of the projection.
         head_channels: Channels of the heads at 64 pixels.
         cond_channels: Width of the class embedding.
+        heads: "projection" or "sona" (conditional only).
         num_levels: Number of levels with a head, counted from the finest (None: all four). A level whose map
             is smaller than 4x4 pixels has no head.
         bn_group: Consecutive samples that share batch statistics in the heads; None or 0 = the whole batch.
@@ -55,6 +56,7 @@ class ProjectedDiscriminator(nn.Module):
         feature_networks: The backbones by key.
         feature_sizes: Input size of each backbone in pixels, by key.
         names: Key -> timm name of each backbone.
+        sona: Whether the heads are SONA heads.
 
     Raises:
         ValueError: The arguments do not fit each other.
@@ -70,6 +72,7 @@ class ProjectedDiscriminator(nn.Module):
         proj_channels: int = 64,
         head_channels: int = 64,
         cond_channels: int = 64,
+        heads: str = "projection",
         num_levels: int | None = None,
         bn_group: int | None = 8,
         augment: bool = True,
@@ -85,6 +88,7 @@ class ProjectedDiscriminator(nn.Module):
             raise ValueError(f"num_levels={num_levels}: backbones have 4 levels, use 1 to 4 or None for all")
         self.c_dim, self.img_resolution = c_dim, img_resolution
         self.augment, self.diffaug, self.compute_dtype = augment, tuple(diffaug), compute_dtype
+        self.sona = heads == "sona"
         self.names = {_key(name): name for name in names}
         self.feature_networks = nn.ModuleDict()
         self.projections = nn.ModuleDict()
@@ -103,7 +107,7 @@ class ProjectedDiscriminator(nn.Module):
                     "pixels: "
                     "use at least 32"
                 )
-            heads = HeadSet(
+            head_set = HeadSet(
                 projection.out_channels[: len(sizes)],
                 sizes,
                 c_dim,
@@ -111,17 +115,18 @@ class ProjectedDiscriminator(nn.Module):
                 cond_channels,
                 bn_group,
                 generator,
+                self.sona,
             )
             self.feature_sizes[key] = size
             self.feature_networks[key] = _prepared(network, compute_dtype)
             self.projections[key] = projection
-            self.discriminators[key] = heads
+            self.discriminators[key] = head_set
         self.to(memory_format=torch.channels_last)
         self.normalize_()
 
     def forward(
         self, img: Tensor, c: Tensor | None = None, draws: Mapping[str, Tensor] | None = None
-    ) -> dict[str, SANLogits]:
+    ) -> Mapping[str, SANLogits | SONALogits]:
         """Compute the logits per backbone. Changes no state.
 
         Args:
@@ -130,7 +135,7 @@ class ProjectedDiscriminator(nn.Module):
             draws: Uniform draws [N, 7] for DiffAugment, by backbone name; None = no augmentation.
 
         Returns:
-            Backbone name -> SANLogits of float32 [N, K].
+            Backbone name -> SANLogits of float32 [N, K], or SONALogits of SONA heads.
 
         Raises:
             ValueError: Images, labels or draws do not fit.
@@ -196,6 +201,16 @@ class ProjectedDiscriminator(nn.Module):
         for module in self.discriminators.modules():
             if isinstance(module, SpectralConv2d):
                 module.advance_spectral_norm()
+
+    def sona_weights(self) -> dict[str, Tensor]:
+        """Return the weights of the terms of SONA heads by backbone name; empty for projection heads."""
+        found = {}
+        for key, name in self.names.items():
+            heads = self.discriminators[key]
+            assert isinstance(heads, HeadSet)
+            if heads.weights is not None:
+                found[name] = heads.weights()
+        return found
 
     def normalize_(self) -> None:
         """Project the SAN directions of the heads to unit norm. Call it after each discriminator step."""

@@ -2,7 +2,8 @@
 """The trained part of the discriminator: one small SAN head per projected level, conditional or not.
 
 Parameters and buffers have the published names: `main.{i}.main.0` (spectrally normalised convolution),
-`main.{i}.main.1` (batch normalisation), `last_layer` (unconditional), `cls` and `embed` (conditional).
+`main.{i}.main.1` (batch normalisation), `last_layer` (unconditional), `cls` and `embed` (conditional). SONA
+heads have `cls`, `sona.omega` and `sona.embed`, and one `weights` per backbone.
 
 Shapes: N batch, C channels, H W height and width, K logits of a head.
 """
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from san.layers import SANConv2d, SANEmbedding, SANLogits
+from san.layers import SANConv2d, SANEmbedding, SANLogits, SONALogits
+from san.sona import SONAHead, SONAWeights, concatenated
 from torch_utils.ops import conv2d_gradfix
 
 LAST_SIZE = 8  # a head halves its map until it is at most this wide
@@ -233,8 +235,45 @@ def head_channels(in_channels: int, size: int, width: int = 64) -> list[int]:
     return channels
 
 
+class SONAProjectedHead(nn.Module):
+    """A conditional head whose last layer is a SONAHead on the output of the 4x4 convolution.
+
+    Arguments are those of `Head`; c_dim must be positive.
+
+    Deviation: the published method has no factor on its unit directions, because it belongs to the features.
+    These features are spectrally normalised, so a trained scale of omega takes its place.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        c_dim: int,
+        cond_channels: int = 64,
+        bn_group: int | None = 8,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if c_dim < 1:
+            raise ValueError("SONA heads need classes: use projection heads for unconditional training")
+        self.bn_group = bn_group
+        self.main = nn.Sequential(*(DownBlock(a, b, bn_group, generator) for a, b in pairwise(channels)))
+        self.cls = SpectralConv2d(channels[-1], cond_channels, generator=generator)
+        self.sona = SONAHead(cond_channels, c_dim, bias=False, generator=generator)
+
+    def forward(self, x: Tensor, c: Tensor) -> SONALogits:
+        """Compute logits in float32, whatever the type of x, from [N, C, H, W] and labels [N].
+
+        Conditions are compared within the groups of the batch normalisation.
+        """
+        logits: SONALogits = self.sona(_full(self.cls(self.main(x))), c, self.bn_group)
+        return logits
+
+
 class HeadSet(nn.Module):
-    """The heads of one backbone, one per level. Their logits are concatenated."""
+    """The heads of one backbone, one per level. Their logits are concatenated.
+
+    SONA heads share one set of `weights`, and their alignment is averaged over all logit maps.
+    """
 
     def __init__(
         self,
@@ -245,14 +284,17 @@ class HeadSet(nn.Module):
         cond_channels: int = 64,
         bn_group: int | None = 8,
         generator: torch.Generator | None = None,
+        sona: bool = False,
     ) -> None:
         super().__init__()
+        head = SONAProjectedHead if sona else Head
         self.mini_discs = nn.ModuleList(
-            Head(head_channels(channels, size, width), c_dim, cond_channels, bn_group, generator)
+            head(head_channels(channels, size, width), c_dim, cond_channels, bn_group, generator)
             for channels, size in zip(in_channels, sizes, strict=True)
         )
+        self.weights = SONAWeights() if sona else None
 
-    def forward(self, maps: Sequence[Tensor], c: Tensor | None = None) -> SANLogits:
+    def forward(self, maps: Sequence[Tensor], c: Tensor | None = None) -> SANLogits | SONALogits:
         """Compute the logits of all levels.
 
         Args:
@@ -260,9 +302,11 @@ class HeadSet(nn.Module):
             c: Labels, int64 [N]; None if unconditional.
 
         Returns:
-            SANLogits [N, K] in float32, ordered by level.
+            SANLogits, or SONALogits of SONA heads: [N, K] in float32, ordered by level.
         """
         logits = [head(x, c) for head, x in zip(self.mini_discs, maps, strict=True)]
+        if self.weights is not None:
+            return concatenated(logits)
         return SANLogits(
             *(torch.cat([part.flatten(1) for part in parts], dim=1) for parts in zip(*logits, strict=True))
         )

@@ -454,6 +454,10 @@ def start_discriminator(source: Source, D: ProjectedDiscriminator, rows: np.ndar
             else:
                 reason = ""
                 _copy_tensors(theirs, projection)
+            weights = D.discriminators[key].state_dict(prefix=f"discriminators.{key}.")
+            sona = {n: t for n, t in weights.items() if n.startswith(f"discriminators.{key}.weights.")}
+            if not reason and _shapes_match(theirs, sona):
+                _copy_tensors(theirs, sona)
             for level, head in enumerate(D.discriminators[key].mini_discs):  # type: ignore[arg-type]
                 label, prefix = f"{name}, head {level}", f"discriminators.{key}.mini_discs.{level}."
                 parts.append(
@@ -473,7 +477,7 @@ def _start_head(
         return _part(label, head, REBUILT, "another size")
     parameters = {prefix + n for n, _ in head.named_parameters()}
     taken, fresh = dict(main), []
-    for last in ("last_layer", "cls"):
+    for last in ("last_layer", "cls", "sona.omega"):
         tensors = {n: t for n, t in own.items() if n.startswith(f"{prefix}{last}.")}
         if tensors and _shapes_match(theirs, tensors):
             taken |= tensors
@@ -481,7 +485,7 @@ def _start_head(
             fresh.append("new last layer")
     _copy_tensors(theirs, taken)
     copied = sum(t.numel() for n, t in taken.items() if n in parameters)
-    embed = {n: t for n, t in own.items() if n.startswith(f"{prefix}embed.")}
+    embed = {n: t for n, t in own.items() if n.startswith((f"{prefix}embed.", f"{prefix}sona.embed."))}
     known = torch.from_numpy(rows >= 0)
     carried = all(
         n in theirs and theirs[n].shape[1:] == t.shape[1:] and len(theirs[n]) > int(rows.max(initial=-1))
@@ -538,7 +542,14 @@ def start(
 # those of its mapping network from its stem.
 _DECISIVE = {
     "generator": ("cfg", "syn_layers", "head_layers", "cbase", "cmax", "z_dim", "w_dim", "margin_size"),
-    "discriminator": ("backbones", "feature_size", "proj_channels", "head_channels", "cond_channels"),
+    "discriminator": (
+        "backbones",
+        "feature_size",
+        "proj_channels",
+        "head_channels",
+        "cond_channels",
+        "heads",
+    ),
 }
 
 

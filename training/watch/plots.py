@@ -68,7 +68,20 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
         "Discriminator loss",
         None,
         True,
-        (("Loss/D/fun", "fun (the selected loss)", _BLUE), ("Loss/D/dir", "dir (Wasserstein)", _ORANGE)),
+        (
+            ("Loss/D/fun", "fun (the selected loss)", _BLUE),
+            ("Loss/D/dir", "dir (the loss of the direction)", _ORANGE),
+        ),
+    ),
+    (
+        "SONA: weights of the terms",
+        (0, 1),
+        False,
+        (
+            ("SONA/weight/san", "naturalness", _BLUE),
+            ("SONA/weight/conditional", "real against generated", _ORANGE),
+            ("SONA/weight/matching", "matching class", _GREEN),
+        ),
     ),
     (
         "Generator loss",
