@@ -7,6 +7,9 @@
     # a run folder: its snapshots can be switched and played; a second network for comparison
     python viewer.py --network=training-runs/00000-emoji --network=other.pkl
 
+    # sliders for the directions in a file (directions.py)
+    python viewer.py --network=network.pkl --edit=sefa.safetensors --edit=smile.safetensors:1.5
+
     # on a server without a screen: open http://127.0.0.1:7860 on your machine after
     # ssh -L 7860:127.0.0.1:7860 SERVER
     python viewer.py --network=network.pkl --port=7860
@@ -43,9 +46,23 @@ from generation import commands
 @click.option(
     "--data", metavar="ZIP|DIR", help="Data set that provides class names, if the network file has none."
 )
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    metavar="FILE[#INDEX][:STRENGTH]",
+    help="Direction file of directions.py or run_stylemc.py: a slider for each direction, or for one. May be "
+    "repeated.",
+)
 @commands.one_line_errors
 def main(
-    networks: tuple[str, ...], host: str, port: int, device: str, centroids_path: str | None, data: str | None
+    networks: tuple[str, ...],
+    host: str,
+    port: int,
+    device: str,
+    centroids_path: str | None,
+    data: str | None,
+    edits: tuple[str, ...],
 ) -> None:
     """Show and steer a trained network in the browser."""
     if importlib.util.find_spec("gradio") is None:  # the extra viewer
@@ -55,7 +72,7 @@ def main(
     session.check_port(host, port)
     from generation.viewer import page
 
-    page.serve(session.Viewer(networks, device, centroids_path, data), host, port)
+    page.serve(session.Viewer(networks, device, centroids_path, data, edits), host, port)
 
 
 if __name__ == "__main__":

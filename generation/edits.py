@@ -67,6 +67,22 @@ def parse(text: str, several: bool = False) -> Spec:
     return Spec(text, os.path.expanduser(match[1] if match else path), index, strengths)
 
 
+def parse_slider(text: str) -> tuple[str, int | None, float]:
+    """Parse a value of the viewer's --edit: 'FILE', 'FILE#2' or 'FILE#2:1.5'.
+
+    Returns:
+        The file, the index (None = all directions), and the strength to start with.
+
+    Raises:
+        ValueError: One line.
+    """
+    _, colon, end = text.rpartition(":")
+    start = text if colon and not os.path.exists(text) and not end.startswith(("/", "\\")) else f"{text}:0"
+    spec = parse(start)
+    given = re.search(r"#\d{1,9}$", start.rpartition(":")[0])
+    return spec.path, spec.index if given else None, spec.strengths[0]
+
+
 def numbers(what: str, text: str) -> tuple[float, ...]:
     """Parse finite numbers separated by commas.
 

@@ -54,12 +54,16 @@ def folder(toy_networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def shown(folder):
     """The viewer, a browser and the address of the page."""
+    import torch
     from playwright.sync_api import sync_playwright
 
+    from generation import Network, direction_files
     from generation.viewer import page
     from generation.viewer.session import Viewer
 
-    found = Viewer([str(folder)], "cpu")
+    network, file = Network.from_pretrained(folder / "best_model.pkl", device="cpu"), folder / "d.safetensors"
+    direction_files.write(str(file), network, {"name": "smile"}, torch.ones([1, network.G.w_dim]))
+    found = Viewer([str(folder)], "cpu", edits=[str(file)])
     blocks, address = page.serve(found, port=0, block=False)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -117,6 +121,13 @@ def test_the_page_shows_and_steers(shown, folder):
     page.fill("#truncation input[type=number]", "0.5")
     page.press("#truncation input[type=number]", "Enter")
     wait_for_status(page, "psi 0.5")
+    page.get_by_role("tab", name="Edit").click()
+    page.fill("#edit-0 input[type=number]", "2")
+    page.press("#edit-0 input[type=number]", "Enter")
+    wait_for_status(page, "psi 0.5, 1 edit")
+    edits = ((f"{folder / 'd.safetensors'}#0", 2.0),)
+    expected = found.picture(source, State(seed=1, label=2, truncation=0.5, edits=edits))
+    assert (pixels(page) == expected).all()
     page.get_by_role("tab", name="Keyframes").click()
     page.click("#add")
     page.wait_for_function("document.querySelector('#keyframes').innerText.includes('psi 0.5')")

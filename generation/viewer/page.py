@@ -64,6 +64,7 @@ class Page:
                         self._image_tab()
                         self._motion_tab()
                         self._styles_tab()
+                        self._edit_tab()
                         self._layers_tab()
                         self._keyframes_tab()
                         self._time_tab()
@@ -131,6 +132,14 @@ class Page:
                 list(GROUPS), label="Layers that take the other styles", elem_id="groups"
             )
 
+    def _edit_tab(self) -> None:
+        with gr.Tab("Edit", visible=bool(self.viewer.sliders)):
+            gr.Markdown("Strength 1 is one standard deviation of w along the direction.")
+            self.strengths = [
+                gr.Slider(-10, 10, slider.strength, step=0.1, label=slider.label, elem_id=f"edit-{number}")
+                for number, slider in enumerate(self.viewer.sliders)
+            ]
+
     def _layers_tab(self) -> None:
         with gr.Tab("Layers"):
             self.layer = gr.Dropdown(layers.layer_names(self.first), label="Layer", elem_id="layer")
@@ -167,7 +176,11 @@ class Page:
     def controls(self) -> list[Any]:
         """The components that `state_of` reads, after the network."""
         first = [self.seed, self.label, self.label_b, self.mix, self.truncation, self.centroids]
-        return [*first, self.x, self.y, self.rotate, self.style_seed, self.groups]
+        return [*first, self.x, self.y, self.rotate, self.style_seed, self.groups, *self.strengths]
+
+    def state_of(self, values: Sequence[Any]) -> State:
+        """The state that the values of `controls` stand for."""
+        return state_of(values, [slider.name for slider in self.viewer.sliders])
 
     def _connect(self) -> None:
         inputs = [self.network, self.second, *self.controls]
@@ -179,7 +192,7 @@ class Page:
             api_visibility="private",
         )
         slow: dict[str, Any] = dict(concurrency_limit=2, api_visibility="private")
-        sliders = [self.mix, self.truncation, self.x, self.y, self.rotate]
+        sliders = [self.mix, self.truncation, self.x, self.y, self.rotate, *self.strengths]
         changes = [
             component.input for component in [*sliders, self.label, self.label_b, self.centroids, self.groups]
         ]
@@ -210,7 +223,7 @@ class Page:
         number = self.viewer.requests.start(client)
         try:
             network = self.viewer.open(source)
-            state = state_of(values).for_network(network)
+            state = self.state_of(values).for_network(network)
             command = state.command(network, self.viewer.centroids_path)
             if self.viewer.fast_precision is not None:
                 picture = self.viewer.picture(source, state, client, number, preview=True)
@@ -246,7 +259,7 @@ class Page:
     def show_activations(self, source: str, layer: str, first: int | None, *values: Any) -> Any:
         """Return pictures of a layer."""
         try:
-            state = state_of(values).for_network(self.viewer.open(source))
+            state = self.state_of(values).for_network(self.viewer.open(source))
             found = self.viewer.layer(source, state, layer, int(first or 0))
         except FAILURES as error:
             return gr.skip(), gr.skip(), failure(error)
@@ -255,7 +268,7 @@ class Page:
 
     def add_keyframe(self, keyframes: list[State], *values: Any) -> Any:
         """Append the settings shown to the path."""
-        keyframes = [*keyframes, state_of(values)][: path.MAX_KEYFRAMES]
+        keyframes = [*keyframes, self.state_of(values)][: path.MAX_KEYFRAMES]
         lines = [f"{number}. {summary(state)}" for number, state in enumerate(keyframes, 1)]
         return keyframes, "\n".join(lines)
 
@@ -291,7 +304,7 @@ class Page:
         for choice in training_order(self.viewer.choices):
             try:
                 network = self.viewer.open(choice.source)
-                state = state_of(values).for_network(network)
+                state = self.state_of(values).for_network(network)
                 picture = self.viewer.picture(choice.source, state, client, number)
                 yield magnified(picture), choice.name
             except Superseded:
@@ -300,9 +313,14 @@ class Page:
                 yield gr.skip(), failure(error)
 
 
-def state_of(values: Sequence[Any]) -> State:
-    """The state that the values of `Page.controls` stand for. Empty fields take their defaults."""
-    seed, label, label_b, mix, truncation, centroids, x, y, rotate, style_seed, groups = values
+def state_of(values: Sequence[Any], directions: Sequence[str] = ()) -> State:
+    """The state that the values of `Page.controls` stand for. Empty fields take their defaults.
+
+    Args:
+        values: The values.
+        directions: Names of the directions, for the strengths at the end of the values.
+    """
+    seed, label, label_b, mix, truncation, centroids, x, y, rotate, style_seed, groups, *strengths = values
 
     def index(value: Any) -> int | None:
         return None if value in (None, BY_SEED) else int(value)
@@ -319,6 +337,7 @@ def state_of(values: Sequence[Any]) -> State:
         rotate=float(rotate or 0),
         style_seed=None if style_seed is None else int(style_seed),
         groups=tuple(groups or ()),
+        edits=tuple((name, float(value or 0)) for name, value in zip(directions, strengths, strict=True)),
     )
 
 
@@ -342,7 +361,9 @@ def summary(state: State, network: Network | None = None) -> str:
     label = "" if state.label is None else f", class {name(state.label)}"
     mixed = "" if state.label_b is None or not state.mix else f", {state.mix:.0%} {name(state.label_b)}"
     styles = f", {' and '.join(state.groups)} from seed {state.style_seed}" if state.groups else ""
-    return f"seed {state.seed}{label}{mixed}, psi {state.truncation:g}{styles}"
+    count = len(state.edit_texts)
+    edited = f", {count} {'edit' if count == 1 else 'edits'}" if count else ""
+    return f"seed {state.seed}{label}{mixed}, psi {state.truncation:g}{styles}{edited}"
 
 
 def failure(error: BaseException) -> str:

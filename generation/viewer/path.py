@@ -14,7 +14,8 @@ import PIL.Image
 import torch
 
 from dnnlib import util
-from generation import video
+from generation import edits, video
+from generation.network import Network
 from generation.viewer.session import Viewer
 from generation.viewer.state import State, stacked
 from generation.w_files import save_w
@@ -37,12 +38,25 @@ def frames(
     motion = np.zeros((len(states), 1, codes.shape[2]), np.float32)
     motion[:, 0, :3] = [(state.translate_x, state.translate_y, state.rotate) for state in states]
     at = video.splines(np.concatenate([codes, motion], axis=1)[None])
+    found, strengths = style_edits(network, states)
     for frame in range(len(states) * per_keyframe):
         now = at(frame / per_keyframe)
         x, y, angle = (float(value) for value in now[0, -1, :3])
-        with viewer.requests.working:
-            yield network.render(torch.from_numpy(now[:, :-1]), translate=(x, y), rotate=angle)[0]
+        found.strengths = strengths(frame / per_keyframe)[0].tolist()
+        with viewer.requests.working, found.attached(in_w=False):
+            image = network.render(torch.from_numpy(now[:, :-1]), translate=(x, y), rotate=angle)[0]
+        yield image
         done(1)
+
+
+def style_edits(
+    network: Network, states: Sequence[State]
+) -> tuple[edits.Edits, Callable[[float], np.ndarray]]:
+    """The edits of all keyframes, and their strengths [1, E] as a function of time."""
+    names = list(dict.fromkeys(name for state in states for name, strength in state.edits if strength))
+    found = edits.load([edits.parse(f"{name}:0") for name in names], network)
+    values = [[dict(state.edits).get(name, 0.0) for name in names] for state in states]
+    return found, video.splines(np.asarray(values, np.float32).reshape(1, len(states), len(names)))
 
 
 def keyframe_codes(viewer: Viewer, source: str, states: Sequence[State]) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import dnnlib.util
+from generation import edits as editing
 from generation.network import Network
 from generation.viewer import layers
 from generation.viewer.state import State, source_name
@@ -26,6 +27,7 @@ from training import run_folder
 from training.networks import hub
 
 MAX_LOADED = 3  # networks in memory
+MAX_SLIDERS = 10  # of one direction file
 MIN_SIDE = 512  # small pictures are magnified to at least this
 
 
@@ -67,6 +69,28 @@ def choices_of(source: str) -> list[Choice]:
             f"--network={source}: the folder has no network; give a run folder or a network file"
         )
     return found
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A direction with a slider: its name as FILE#INDEX, a label, and the strength to start with."""
+
+    name: str
+    label: str
+    strength: float
+
+
+def sliders_of(text: str, network: Network) -> list[Slider]:
+    """The directions behind a value of --edit: one, or the first MAX_SLIDERS of a file.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It has no such direction, or its directions are of another network. One line.
+    """
+    file, index, strength = editing.parse_slider(text)
+    found = editing.load([editing.Spec(text, file, index or 0, (strength,))], network).edits[0].directions
+    indices = range(min(len(found), MAX_SLIDERS)) if index is None else [index]
+    return [Slider(f"{file}#{number}", found.label(number), strength) for number in indices]
 
 
 def training_order(choices: Sequence[Choice]) -> list[Choice]:
@@ -127,10 +151,11 @@ class Viewer:
         device: See `pick_device`.
         centroids_path: A .npy file of cluster centres.
         data: Data set that provides class names.
+        edits: Direction files with a slider for each direction: FILE, FILE#INDEX or FILE#INDEX:STRENGTH.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: The first network, or the centroids, cannot be used. One line.
+        ValueError: The first network, the centroids or a direction cannot be used. One line.
     """
 
     def __init__(
@@ -139,6 +164,7 @@ class Viewer:
         device: str = "auto",
         centroids_path: str | None = None,
         data: str | None = None,
+        edits: Sequence[str] = (),
     ) -> None:
         self.device, self.centroids_path, self.data = pick_device(device), centroids_path, data
         self.choices = [choice for source in sources for choice in choices_of(source)]
@@ -147,6 +173,7 @@ class Viewer:
         self._loading = threading.Lock()
         first = self.open(self.choices[0].source)
         self.centroids = first.load_centroids(centroids_path)
+        self.sliders = [slider for text in edits for slider in sliders_of(text, first)]
         fast = pick_precision("auto", self.device)
         self.fast_precision = fast if self.device.type == "cpu" else None  # a GPU needs no preview
 
@@ -196,14 +223,16 @@ class Viewer:
         with self.requests.turn(client, network, number), self._precision(network, preview):
             ws = state.styles(network, self.centres_for(network))
             moved = (state.translate_x, state.translate_y)
-            image: np.ndarray = network.render(ws, translate=moved, rotate=state.rotate)[0]
+            with state.load_edits(network).attached(in_w=False):
+                image: np.ndarray = network.render(ws, translate=moved, rotate=state.rotate)[0]
             return image
 
     @torch.no_grad()
     def layer(self, source: str, state: State, name: str, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return pictures of a layer's activations and of their spectrum, uint8 [H, W] each."""
         network = self.open(source)
-        with self.requests.working, network.transformed((state.translate_x, state.translate_y), state.rotate):
+        moved = network.transformed((state.translate_x, state.translate_y), state.rotate)
+        with self.requests.working, moved, state.load_edits(network).attached(in_w=False):
             found = layers.capture(network, state.styles(network, self.centres_for(network)), name)
         return layers.activation_picture(found, first), layers.spectrum_picture(found)
 

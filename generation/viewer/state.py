@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from generation import edits as editing
 from generation.network import Network
 from training.networks import hub
 
@@ -33,6 +34,7 @@ class State:
         rotate: Degrees anticlockwise.
         style_seed: Seed of the styles that `groups` take; None = no style mixing.
         groups: Some of GROUPS.
+        edits: Directions, as FILE#INDEX, and their strengths.
     """
 
     seed: int = 0
@@ -46,6 +48,7 @@ class State:
     rotate: float = 0.0
     style_seed: int | None = None
     groups: tuple[str, ...] = ()
+    edits: tuple[tuple[str, float], ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -78,7 +81,16 @@ class State:
             other, rows = of(int(self.style_seed or 0)), group_rows(network.G.num_ws)
             for group in self.groups:
                 ws[:, rows[group]] = other[:, rows[group]]
-        return ws
+        return self.load_edits(network).on_w(ws)
+
+    @property
+    def edit_texts(self) -> list[str]:
+        """The edits that do something, as values of --edit."""
+        return [f"{name}:{strength:g}" for name, strength in self.edits if strength]
+
+    def load_edits(self, network: Network) -> editing.Edits:
+        """Read the edits. `styles` applies those in W; the others act while attached. Raises ValueError."""
+        return editing.load([editing.parse(text) for text in self.edit_texts], network)
 
     def for_network(self, network: Network) -> State:
         """The same settings, without classes that the network does not have."""
@@ -90,15 +102,26 @@ class State:
             self,
             label=self.label if fits(self.label) else None,
             label_b=self.label_b if fits(self.label_b) else None,
+            edits=tuple(edit for edit in self.edits if edit[1] and self._fits(edit, network)),
         )
 
+    @staticmethod
+    def _fits(edit: tuple[str, float], network: Network) -> bool:
+        try:
+            return bool(editing.load([editing.parse(f"{edit[0]}:{edit[1]:g}")], network).edits)
+        except (ValueError, OSError):
+            return False
+
     def missing_classes(self, network: Network) -> str:
-        """What `for_network` drops, for a message: 'no class 7 in NAME', or ''."""
+        """What `for_network` drops, for a message: 'no class 7 in NAME', '2 edits do not fit NAME', or ''."""
         own = self.for_network(network)
         labels = [self.label] if own.label != self.label else []
         labels += [self.label_b] if self._mixes_classes and own.label_b != self.label_b else []
         name = source_name(network.path)
-        return f"no class {' and '.join(map(str, labels))} in {name}" if labels else ""
+        parts = [f"no class {' and '.join(map(str, labels))} in {name}"] if labels else []
+        if len(own.edit_texts) < len(self.edit_texts):
+            parts.append(f"{len(self.edit_texts) - len(own.edit_texts)} edits do not fit {name}")
+        return "; ".join(parts)
 
     def command(self, network: Network, centroids_path: str | None) -> str:
         """Return the command that makes this picture, or Python lines if gen_images.py has no such flags."""
@@ -117,6 +140,7 @@ class State:
             words.append(f"--translate={self.translate_x:g},{self.translate_y:g}")
         if self.rotate:
             words.append(f"--rotate={self.rotate:g}")
+        words += [f"--edit={text}" for text in self.edit_texts]
         return shlex.join([*words, "--outdir=out"])
 
     def _python(self, network: Network, centroids_path: str | None) -> str:
@@ -140,7 +164,12 @@ class State:
                 lines.append(f"ws[:, {rows.start}:{rows.stop}] = other[:, {rows.start}:{rows.stop}]")
         moved = f", translate=({self.translate_x:g}, {self.translate_y:g}), rotate={self.rotate:g}"
         still = not (self.translate_x or self.translate_y or self.rotate)
-        return "\n".join([*lines, f"images = net.render(ws{'' if still else moved})  # uint8 [1, H, W, 3]"])
+        last = f"images = net.render(ws{'' if still else moved})  # uint8 [1, H, W, 3]"
+        if not self.edit_texts:
+            return "\n".join([*lines, last])
+        return "\n".join(
+            [*lines, f"with net.edited({', '.join(map(repr, self.edit_texts))}):", f"    {last}"]
+        )
 
 
 def group_rows(num_ws: int) -> dict[str, slice]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gen_images
-from generation import Network
+from generation import Network, direction_files
 from generation.viewer import layers, path
 from generation.viewer.session import Superseded, Viewer, choices_of, magnified, training_order
 from generation.viewer.state import GROUPS, State, find_classes, group_rows
@@ -227,3 +227,59 @@ def test_a_network_that_turns_bad_while_it_is_open(toy_networks, tmp_path, forei
 def test_small_pictures_are_magnified():
     assert magnified(np.zeros((16, 16, 3), np.uint8)).shape == (512, 512, 3)
     assert magnified(np.zeros((600, 600), np.uint8)).shape == (600, 600)
+
+
+@pytest.fixture(scope="module")
+def edited(source: str, toy_networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Viewer:
+    """A viewer with sliders: two directions in W, and one in style space that starts at 1.5."""
+    folder = tmp_path_factory.mktemp("directions")
+    network, random = Network.from_pretrained(source, device="cpu"), torch.Generator().manual_seed(0)
+    w = torch.randn([2, network.G.w_dim], generator=random)
+    direction_files.write(str(folder / "w.safetensors"), network, {"method": "sefa"}, w, [1, 2])
+    sizes = direction_files.layer_sizes(network.G)
+    styles = {name: torch.randn([1, size], generator=random) for name, size in sizes.items()}
+    direction_files.write(str(folder / "s.safetensors"), network, {"name": "smile"}, styles=styles)
+    files = [f"{folder}/w.safetensors", f"{folder}/s.safetensors:1.5"]
+    return Viewer([source, str(toy_networks / "uncond.pkl")], "cpu", edits=files)
+
+
+def test_edits_are_in_the_picture_its_command_and_its_layers(edited, source, tmp_path):
+    assert [(slider.label, slider.strength) for slider in edited.sliders] == [
+        ("sefa 0", 0),
+        ("sefa 1", 0),
+        ("smile", 1.5),
+    ]
+    names = [slider.name for slider in edited.sliders]
+    state = State(seed=5, label=1, edits=((names[0], 0.0), (names[1], -2.0), (names[2], 1.5)))
+    picture, network = edited.picture(source, state), edited.open(source)
+    assert (picture != edited.picture(source, replace(state, edits=()))).any()
+    command = state.command(network, None)
+    assert f"--edit={names[1]}:-2" in command and names[0] not in command
+    run(gen_images.main, *shlex.split(command)[2:], "--device=cpu", "--outdir", tmp_path)
+    assert (read_pixels(tmp_path / "seed0005.png") == picture).all()
+    mixed = replace(state, style_seed=6, groups=("fine",))
+    code: dict = {}
+    exec(mixed.command(network, None).replace(f"({source!r})", f"({source!r}, device='cpu')"), code)
+    assert (code["images"][0] == edited.picture(source, mixed)).all()
+    last = layers.layer_names(network)[-1]
+    plain = edited.layer(source, replace(state, edits=((names[1], -2.0),)), last)[0]
+    assert (edited.layer(source, state, last)[0] != plain).any()
+    states = [state, replace(state, edits=((names[2], -1.0),))]
+    path.export(edited, source, states, tmp_path / "path.zip", per_keyframe=2)
+    with zipfile.ZipFile(tmp_path / "path.zip") as archive:
+        frames = [np.asarray(PIL.Image.open(archive.open(name))) for name in archive.namelist()]
+    assert (frames[0] == picture).all() and (frames[2] == edited.picture(source, states[1])).all()
+
+
+def test_edits_of_another_network_are_left_out_and_named(edited, source, toy_networks):
+    other = str(toy_networks / "uncond.pkl")
+    state = State(seed=5, edits=((edited.sliders[0].name, 2.0),))
+    network = edited.open(other)
+    assert state.for_network(network).edits == () and state.for_network(edited.open(source)) == state
+    assert state.missing_classes(network).startswith("1 edits do not fit ")
+    with pytest.raises(ValueError, match="the directions belong to another network"):
+        Viewer([other], "cpu", edits=[edited.sliders[0].name])
+    with pytest.raises(ValueError, match="no direction 7"):
+        Viewer([source], "cpu", edits=[edited.sliders[0].name.replace("#0", "#7:1")])
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Viewer([source], "cpu", edits=["none.safetensors"])
