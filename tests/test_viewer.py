@@ -121,7 +121,7 @@ def test_the_page_shows_and_steers(shown, folder):
     page.fill("#truncation input[type=number]", "0.5")
     page.press("#truncation input[type=number]", "Enter")
     wait_for_status(page, "psi 0.5")
-    page.get_by_role("tab", name="Edit").click()
+    page.get_by_role("tab", name="Styles").click()
     page.fill("#edit-0 input[type=number]", "2")
     page.press("#edit-0 input[type=number]", "Enter")
     wait_for_status(page, "psi 0.5, 1 edit")

@@ -64,7 +64,6 @@ class Page:
                         self._image_tab()
                         self._motion_tab()
                         self._styles_tab()
-                        self._edit_tab()
                         self._layers_tab()
                         self._keyframes_tab()
                         self._time_tab()
@@ -131,10 +130,6 @@ class Page:
             self.groups = gr.CheckboxGroup(
                 list(GROUPS), label="Layers that take the other styles", elem_id="groups"
             )
-
-    def _edit_tab(self) -> None:
-        with gr.Tab("Edit", visible=bool(self.viewer.sliders)):
-            gr.Markdown("Strength 1 is one standard deviation of w along the direction.")
             self.strengths = [
                 gr.Slider(-10, 10, slider.strength, step=0.1, label=slider.label, elem_id=f"edit-{number}")
                 for number, slider in enumerate(self.viewer.sliders)
