@@ -28,6 +28,7 @@ SCRIPTS = (
     "viewer",
     "directions",
     "style_mixing",
+    "run_stylemc",
     "run_inversion",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]

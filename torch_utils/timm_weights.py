@@ -71,13 +71,35 @@ def fetch(
     """
     path = resolve(name, weights, True, cache, say)
     if path is not None:
-        known = Path(os.path.realpath(path)).name  # the hub's cache names large files after their SHA-256
-        if re.fullmatch("[0-9a-f]{64}", known) and sha256_file(path) != known:
-            raise ValueError(
-                f"weights of {name}: {path} is damaged (its sha256 is not {known}): delete "
-                f"{os.path.realpath(path)} and fetch it again"
-            )
+        _check_hash(name, path)
     return path
+
+
+def from_hub(name: str, repo: str, file: str) -> Path:
+    """Return a file of a repository on the Hugging Face Hub, downloaded to its cache if it is missing there.
+
+    Args:
+        name: what the file contains, for messages.
+        repo: OWNER/NAME of the repository.
+        file: its name there.
+
+    Raises:
+        FileNotFoundError: it is not in the cache and cannot be downloaded. The message gives the remedy.
+        ValueError: the file's hash differs from the hub's.
+    """
+    path = _hub_file(name, {"hf_hub_id": repo, "hf_hub_filename": file}, True, {}, None)
+    _check_hash(name, path)
+    return path
+
+
+def _check_hash(name: str, path: Path) -> None:
+    """Raise ValueError for a file of the hub's cache with another hash than its name says."""
+    known = Path(os.path.realpath(path)).name  # the hub's cache names large files after their SHA-256
+    if re.fullmatch("[0-9a-f]{64}", known) and sha256_file(path) != known:
+        raise ValueError(
+            f"weights of {name}: {path} is damaged (its sha256 is not {known}): delete "
+            f"{os.path.realpath(path)} and fetch it again"
+        )
 
 
 def hub_cache() -> str:
