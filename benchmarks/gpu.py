@@ -55,7 +55,7 @@ from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
-from training import build, generator, run_folder, steps
+from training import build, compiled, generator, run_folder, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
 from training.networks.stems import Lineage
@@ -80,28 +80,26 @@ class Levers:
 
     name: str
     precision: str = "auto"  # float16 on a GPU
-    d_precision: str = "fp32"
+    d_precision: str = "auto"  # bfloat16 on a GPU
     channels_last: bool = False
-    compiled: str = ""  # mode of torch.compile; 'reduce-overhead' uses CUDA graphs
-    tf32: bool = False
+    compiled: str = "off"  # as --compile
+    tf32: bool = True
     fused: bool = True
     batch_factor: int = 1
 
 
 LEVERS = (
     Levers("as train.py does it"),
+    Levers("discriminator in fp32, without TF32, as published", d_precision="fp32", tf32=False),
+    Levers("discriminator in fp32", d_precision="fp32"),
+    Levers("compiled", compiled="regions"),
+    Levers("compiled with CUDA graphs", compiled="graphs"),
     Levers("float32 generator", precision="fp32"),
     Levers("bfloat16 generator", precision="bf16"),
-    Levers("bfloat16 discriminator", d_precision="bf16"),
-    Levers("tf32", tf32=True),
-    Levers("bfloat16 discriminator, channels_last", d_precision="bf16", channels_last=True),
-    Levers("bfloat16 discriminator, twice the batch", d_precision="bf16", batch_factor=2),
-    Levers("bfloat16 discriminator, four times the batch", d_precision="bf16", batch_factor=4),
+    Levers("channels_last", channels_last=True),
+    Levers("twice the batch", batch_factor=2),
+    Levers("four times the batch", batch_factor=4),
     Levers("Adam in separate kernels", fused=False),
-    Levers("bfloat16 discriminator, compiled", d_precision="bf16", compiled="default"),
-    Levers(
-        "bfloat16 discriminator, compiled with CUDA graphs", d_precision="bf16", compiled="reduce-overhead"
-    ),
 )
 
 
@@ -425,12 +423,13 @@ def run_networks(job: Job) -> None:
             found[which] = torch.cat([part.detach().double().cpu().flatten() for part in parts])
         return found
 
-    wanted = gradients("cpu", Levers("reference", precision="fp32"))
+    exact = Levers("float32", precision="fp32", d_precision="fp32", tf32=False)
+    wanted = gradients("cpu", exact)
     for levers in (
-        Levers("float32", precision="fp32"),
-        Levers("tf32", precision="fp32", tf32=True),
-        Levers("float16", precision="fp16"),
-        Levers("bfloat16", precision="bf16", d_precision="bf16"),
+        exact,
+        dataclasses.replace(exact, name="tf32", tf32=True),
+        dataclasses.replace(exact, name="float16", precision="fp16"),
+        dataclasses.replace(exact, name="bfloat16", precision="bf16", d_precision="bf16"),
     ):
         found = gradients(job.device, levers)
         for which, reference in wanted.items():
@@ -462,7 +461,7 @@ def run_ops(job: Job) -> None:
 
 
 def use_tf32(on: bool) -> None:
-    """Enable or disable TF32. torch enables it for convolutions only; train.py disables it for both."""
+    """Enable or disable TF32. torch enables it for convolutions only."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
 
 
@@ -477,11 +476,10 @@ def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
         for optimizer in (state.g_opt, state.d_opt):
             for group in optimizer.param_groups:
                 group.update(fused=False, foreach=False)
-    if levers.compiled:
+        state.guard.deferred = False  # which needs fused optimizers
+    if levers.compiled != "off":
         torch._dynamo.reset()
-        mode = None if levers.compiled == "default" else levers.compiled
-        state.G.synthesis.forward = torch.compile(state.G.synthesis.forward, mode=mode)  # type: ignore[method-assign]
-        state.D.forward = torch.compile(state.D.forward, mode=mode)  # type: ignore[method-assign]
+        compiled.compile_networks(state, levers.compiled)
 
 
 def time_steps(
@@ -515,6 +513,7 @@ def time_steps(
         times.append(time.perf_counter() - start)
         if time.monotonic() > deadline and i >= 2:
             break
+    training.state.guard.check()
     seconds = float(np.median(times[2:] if len(times) > 2 else times[-1:]))
     result |= {
         "images_per_second": cfg.run.batch / seconds,

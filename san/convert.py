@@ -272,6 +272,17 @@ def convert(module: nn.Module, layers: str | Iterable[str] | None = None, exampl
         ValueError: one line, for unknown names, unsupported layers, layers with a forward method of their
             own, hooks or shared weights, wrapped or already converted modules, and an output that changes.
             The module is unchanged in this case.
+
+    Examples:
+        >>> import san, torch
+        >>> D = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> D = san.convert(D, example=torch.zeros(4, 2))
+        >>> D(torch.zeros(4, 2)).fun.shape
+        torch.Size([4, 1])
+        >>> san.convert(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Sigmoid()))
+        Traceback (most recent call last):
+        ...
+        ValueError: the discriminator ends in Sigmoid, but a SAN needs logits: remove it first
     """
     wrapper = type(module).__name__
     _check_unwrapped(module, "")
@@ -484,6 +495,11 @@ def restore(module: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: the module has no converted layer, or is inside a wrapper.
+
+    Examples:
+        >>> import san, torch
+        >>> san.restore(san.convert(torch.nn.Linear(2, 1)))
+        Linear(in_features=2, out_features=1, bias=True)
     """
     made: dict[int, nn.Module] = {}
     for layer in module.modules():

@@ -51,6 +51,11 @@ def direction_optimality(direction: Tensor, delta: Tensor, scale: Tensor | None 
         direction: [K, ...], one direction per row.
         delta: [K, ...], one difference of mean features (real - generated) per row.
         scale: [K]; None = 1.
+
+    Examples:
+        >>> import torch
+        >>> direction_optimality(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor(0.6000)
     """
     delta = delta.flatten(1)
     weight = torch.ones_like(delta[:, 0]) if scale is None else scale.flatten().abs()
@@ -142,6 +147,16 @@ class Recorder:
 
     Raises:
         ValueError: a name in `projections` does not exist, or the module has no SAN layer.
+
+    Examples:
+        >>> import san, torch
+        >>> D = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), san.SANLinear(8, 1))
+        >>> with san.diagnostics.Recorder(D) as recorder:
+        ...     for side in ("real", "fake"):
+        ...         with recorder.side(side):
+        ...             _ = D(torch.randn(16, 2))
+        >>> [(name, type(report).__name__) for name, report in recorder.report().items()]
+        [('2', 'HeadReport')]
     """
 
     def __init__(

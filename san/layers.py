@@ -153,6 +153,16 @@ class SANLinear(_SANWeighted):
         out_features: number of directions.
         bias: add a trained bias to the input.
         generator: source of the initial weights; None = torch's global generator.
+
+    Examples:
+        >>> import san, torch
+        >>> layer = san.SANLinear(8, 1)
+        >>> logits = layer(torch.ones(4, 8))
+        >>> torch.equal(logits.fun, logits.dir)
+        True
+        >>> logits.dir.sum().backward()  # trains the direction alone
+        >>> [name for name, p in layer.named_parameters() if p.grad is not None]
+        ['weight']
     """
 
     def __init__(
@@ -216,6 +226,13 @@ class SANEmbedding(_SANLayer):
 
     The inner product with features h gives class-conditional logits. The caller must separate the gradients:
     `fun` = <h, embedding.fun> and `dir` = <h.detach(), embedding.dir>.
+
+    Examples:
+        >>> import san, torch
+        >>> row, h = san.SANEmbedding(10, 8)(torch.tensor([3, 5])), torch.ones(2, 8)
+        >>> logits = san.SANLogits((h * row.fun).sum(1), (h.detach() * row.dir).sum(1))
+        >>> logits.fun.shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -244,6 +261,14 @@ def normalize_(module: nn.Module) -> None:
     """Project all SAN directions inside `module` to unit norm, in place.
 
     Call it before the first and after each optimizer step of the discriminator.
+
+    Examples:
+        >>> import san, torch
+        >>> layer = san.SANConv1d(4, 1, 3)
+        >>> _ = layer.weight.data.mul_(5)
+        >>> san.normalize_(layer)
+        >>> round(float(layer.weight.detach().norm()), 4)
+        1.0
     """
     for layer in module.modules():
         if isinstance(layer, _SANLayer):

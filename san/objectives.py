@@ -233,6 +233,13 @@ def gan_logits(logits: SANLogits) -> Tensor:
     """Return the ordinary logit of the same layer: a GAN instead of a SAN.
 
     It has the same value, and gradients for direction, scale, bias and features.
+
+    Examples:
+        >>> import san, torch
+        >>> layer = san.SANLinear(8, 1, bias=False)
+        >>> san.gan_logits(layer(torch.ones(4, 8))).sum().backward()
+        >>> sorted(name for name, p in layer.named_parameters() if p.grad is not None)
+        ['scale', 'weight']
     """
     return logits.fun + (logits.dir - logits.dir.detach())
 
@@ -300,6 +307,15 @@ def discriminator_objective(real: Logits | Tensor, fake: Logits | Tensor, loss: 
 
     Raises:
         ValueError: the loss is unknown, the logits have different kinds, or the heads do not match.
+
+    Examples:
+        >>> import san, torch
+        >>> real, fake = torch.tensor([2.0]), torch.tensor([-1.0])
+        >>> san.discriminator_objective(real, fake, "ls01")  # (2 - 1)^2 + (-1)^2
+        tensor(2.)
+        >>> heads = [san.SANLogits(real, real), san.SANLogits(real, real)]  # adds -dir of real samples
+        >>> san.discriminator_objective(heads, heads, "wasserstein")
+        tensor(0.)
     """
     discriminator_loss(loss)
     heads = list(_heads(real, fake))
@@ -337,6 +353,15 @@ def generator_objective(objective: Objective = "logit") -> Elementwise:
 
     Raises:
         ValueError: the objective is unknown, or h does not increase. One line, with the logit.
+
+    Examples:
+        >>> import san, torch
+        >>> san.generator_objective("d + d**3")(torch.tensor(2.0))
+        tensor(10.)
+        >>> san.generator_objective("-d")
+        Traceback (most recent call last):
+        ...
+        ValueError: '-d': h must increase, but it decreases at d = -15 (h' = -1)
     """
     if not isinstance(objective, str):
         check_increasing(objective, getattr(objective, "__name__", "the given h"))
@@ -406,6 +431,11 @@ def vector_field(objective: Objective, d: Tensor) -> Tensor:
 
     Raises:
         ValueError: as `generator_objective`.
+
+    Examples:
+        >>> import san, torch
+        >>> san.vector_field("ns", torch.tensor([-20.0, 0.0, 20.0])).round(decimals=3)
+        tensor([1.0000, 0.5000, 0.0000])
     """
     return _slope(generator_objective(objective), d)
 

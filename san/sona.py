@@ -68,6 +68,13 @@ class SONAHead(nn.Module):
         num_classes: C; None = conditions are given as vectors [N, I], such as frozen embeddings of a text.
         bias: add a trained bias to the features.
         generator: source of the initial weights; None = torch's global generator.
+
+    Examples:
+        >>> import san, torch
+        >>> head = san.SONAHead(16, num_classes=3)
+        >>> logits = head(torch.randn(6, 16, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
+        >>> [tuple(part.shape) for part in logits]  # fun, dir, align, crossed
+        [(6, 4, 4), (6, 4, 4), (6,), (6, 6)]
     """
 
     def __init__(
@@ -144,6 +151,12 @@ class SONAWeights(nn.Module):
 
     They are trained by the discriminator's objective itself. Each of its terms decreases as its s increases,
     so the sphere makes them compete.
+
+    Examples:
+        >>> import san
+        >>> s = san.SONAWeights()()
+        >>> s.detach().square().sum().round(decimals=4)
+        tensor(1.)
     """
 
     def __init__(self) -> None:

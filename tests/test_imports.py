@@ -37,7 +37,7 @@ TRAINING_ORDER = [
         "run_folder",
         "networks",
     ),
-    *("state", "nonfinite", "steps", "build", "watch", "run", "loop", "launch", "progressive"),
+    *("state", "compiled", "nonfinite", "steps", "build", "watch", "run", "loop", "launch", "progressive"),
 ]
 NO_TORCH = ("dnnlib", "image_data")
 

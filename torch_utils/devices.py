@@ -52,10 +52,12 @@ def pick_discriminator_precision(name: str, device: torch.device | None) -> torc
     """Return the type of the discriminator's backbones, projection and head convolutions.
 
     Args:
-        name: 'auto', 'fp32' or 'bf16'. 'auto' is bf16 on CPUs where it is measured to be faster than
-            float32, and fp32 elsewhere.
+        name: 'auto', 'fp32' or 'bf16'. 'auto' is bf16 on CUDA devices with units for it, and on CPUs where it
+            is measured to be faster than float32, and fp32 elsewhere.
         device: device that it runs on; None = unknown, and 'auto' is fp32.
     """
+    if name == "auto" and device is not None and device.type == "cuda":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return PRECISIONS[_measured(name, device)] or torch.float32
 
 

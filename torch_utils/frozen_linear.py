@@ -41,7 +41,7 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., in_features]."""
-        if x.device.type == "cpu" and x.dtype == torch.float32 and cpu_speed.choices().onednn_linear:
+        if _eager_cpu(x, torch.float32) and cpu_speed.choices().onednn_linear:
             y: Tensor = _LinearFunction.apply(x, self.weight, self.bias)
             return y
         return F.linear(x, self.weight, self.bias)
@@ -61,7 +61,16 @@ def attention_layers(body: nn.Module) -> list[nn.Module]:
 
 
 def choose_attention_(layers: Iterable[nn.Module], x: Tensor) -> None:
-    """Let attention layers use plain operations for these images where they are faster."""
-    plain = x.device.type == "cpu" and x.dtype == torch.bfloat16 and cpu_speed.choices().plain_attention
+    """Let attention layers use plain operations for these images where they are faster.
+
+    torch.compile chooses its own.
+    """
+    if torch.compiler.is_compiling():
+        return
+    plain = _eager_cpu(x, torch.bfloat16) and cpu_speed.choices().plain_attention
     for layer in layers:
         layer.fused_attn = not plain  # type: ignore[assignment]
+
+
+def _eager_cpu(x: Tensor, dtype: torch.dtype) -> bool:
+    return x.device.type == "cpu" and x.dtype == dtype and not torch.compiler.is_compiling()

@@ -104,7 +104,8 @@ def persistent_class(cls: _Class) -> _Class:
             version=LAYOUT_VERSION,
             module_src=source,
             class_name=cls.__name__,
-            state=self.__dict__,
+            # as torch's modules do: graphs of torch.compile stay here
+            state={name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"},
         )
         return _reconstruct_persistent_obj, (meta,)
 

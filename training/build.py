@@ -307,6 +307,17 @@ def describe_precision(cfg: TrainConfig, device: torch.device) -> str | None:
     return f"Precision: {cpu_speed.describe()}"
 
 
+def classifier_on(
+    device: torch.device, cfg: TrainConfig, dataset: ImageDataset, quiet: bool = False
+) -> features.Classifier | None:
+    """Return `make_classifier`'s result on its device, in the precision of the discriminator."""
+    classifier = make_classifier(cfg.loss, dataset, quiet)
+    if classifier is None:
+        return None
+    dtype = pick_discriminator_precision(cfg.discriminator.precision, device)
+    return classifier.to(device=device, dtype=dtype)
+
+
 def make_classifier(
     cfg: LossConfig, dataset: ImageDataset, quiet: bool = False
 ) -> features.Classifier | None:

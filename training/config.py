@@ -29,6 +29,7 @@ AUTO = "auto"
 SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
 DIFFAUG = ("color", "translation", "cutout")
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
+COMPILE_MODES = ("off", "regions", "graphs")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 # The names of san's tables, for --help: san imports torch.
 DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic", "ls_softplus")
@@ -206,8 +207,9 @@ class DiscriminatorConfig:
     precision: str = opt(
         "auto",
         "Precision of the discriminator: fp32, or bf16 for backbones, projection and head convolutions. "
-        "auto = bf16 on CPUs where it is measured to be faster, otherwise fp32.",
-        XL,
+        "The guidance classifier has the same. auto = bf16 on GPUs that compute in it, and on CPUs where it "
+        "is measured to be faster, otherwise fp32.",
+        OURS,
         flag="d_precision",
     )
 
@@ -400,6 +402,15 @@ class RunConfig:
         SG3,
     )
     nobench: bool = opt(False, "Disable cuDNN benchmarking.", SG3)
+    allow_tf32: bool = opt(
+        True, "Let what stays in float32 use TF32 on GPUs. Metrics are always computed without it.", OURS
+    )
+    compile: str = opt(
+        "off",
+        "Compile generator and discriminator with torch.compile: off, regions (each as one graph) or graphs "
+        "(in CUDA graphs, too). What cannot be compiled runs as it is.",
+        OURS,
+    )
     init_from: str | None = opt(
         None,
         "Start from the weights of another network, as far as they fit: a network file, a URL or a run "
@@ -637,6 +648,7 @@ def _check_run(run: RunConfig) -> None:
     _require(
         run.device in ("auto", "cuda", "cpu", "mps"), f"--device={run.device}: use auto, cuda, cpu or mps"
     )
+    _require(run.compile in COMPILE_MODES, f"--compile={run.compile}: use {', '.join(COMPILE_MODES)}")
     _require(
         run.precision in ("auto", "fp32", "fp16", "bf16"),
         f"--precision={run.precision}: use auto, fp32, fp16 or bf16",

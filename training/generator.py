@@ -670,9 +670,10 @@ class MappingNetwork(torch.nn.Module):
             raise ValueError("this network is unconditional: pass None as its labels")
         if c is None:
             raise ValueError(f"this network has {self.c_dim} classes: pass a label for each latent")
-        # Reading values from an accelerator waits for it, so training skips this check there: the data set
-        # has checked its labels.
+        # Reading values waits for an accelerator, and torch.compile cannot trace it, so training skips this
+        # check there: the data set has checked its labels.
         checked = c.device.type == "cpu" or (c.device.type != "meta" and not self.training)
+        checked = checked and not torch.compiler.is_compiling()
         if c.ndim == 2:
             if tuple(c.shape) != (batch, self.c_dim):
                 raise ValueError(

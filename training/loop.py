@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torch_utils import agreement, devices, distributed, memory, training_stats, watchdog
-from training import build, steps
+from training import build, compiled, steps
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset, Loader
 from training.inputs import InputSource
@@ -59,8 +59,8 @@ def train_until_stopped(
     chosen = build.describe_precision(cfg, device)
     if chosen is not None and distributed.is_main():
         print(chosen)
-    classifier = build.make_classifier(cfg.loss, dataset)
-    classifier = classifier.to(device) if classifier is not None else None
+    compiled.compile_networks(state, cfg.run.compile)
+    classifier = build.classifier_on(device, cfg, dataset)
     inputs = InputSource.of(
         cfg, dataset.labels, state.G.z_dim, device, distributed.world_size(), distributed.rank()
     )
@@ -115,8 +115,8 @@ def configure(cfg: TrainConfig, device: torch.device) -> None:
         memory.keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not cfg.run.nobench
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = cfg.run.allow_tf32
+        torch.backends.cudnn.allow_tf32 = cfg.run.allow_tf32
 
 
 def check_same_start(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from torch_utils import distributed
-from training import losses
+from training import compiled, losses
 from training.guard import Cause
 from training.inputs import MicroBatch, RealMicroBatch
 from training.state import TrainState
@@ -31,7 +31,8 @@ def find(
     Returns:
         The same in all processes; None if all tensors are finite.
     """
-    here = next(_causes(state, micro_batches, reals, blur_sigma), None)
+    with compiled.eager(state.D), compiled.eager(state.G.synthesis):
+        here = next(_causes(state, micro_batches, reals, blur_sigma), None)
     return next((cause for cause in distributed.all_gather_object(here) if cause is not None), None)
 
 

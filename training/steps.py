@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from san.sona import TERMS
 from torch_utils import devices, distributed, rng, training_stats, watchdog
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.reduction import Reduction
-from training import losses, nonfinite, schedules
+from training import compiled, losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
+from training.discriminator import ProjectedDiscriminator
 from training.guard import Cause, Guard
 from training.inputs import InputSource, MicroBatch, RealMicroBatch
 from training.state import TrainState
@@ -192,6 +193,7 @@ def g_step(
     """
     watchdog.phase("G")
     _trainable(state, "G")
+    compiled.begin(state.D)
     pairs = (pairs_generator(cfg) or state.D.sona) and reals is not None
     micro_batches = _conditioned(state, micro_batches, reals)
     reduction = reduction_of(state.g_params)
@@ -228,7 +230,8 @@ def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: Lo
         ws = state.G.mapping(r.z, r.labels)
         if not ws.requires_grad:  # a frozen mapping network
             ws.requires_grad_(True)
-        images = state.G.synthesis(ws)
+        with compiled.eager(state.G.synthesis):  # no second derivatives in compiled graphs
+            images = state.G.synthesis(ws)
         noise = devices.upload(
             rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])),
             images.device,
@@ -266,6 +269,7 @@ def d_step(
     """
     watchdog.phase("D")
     _trainable(state, "D")
+    compiled.begin(state.D)
     styles: _Styles = []
     gathered: Callable[[], _Styles] = list
     diagnosis = _diagnosis(state, cfg)
@@ -358,11 +362,17 @@ def _report_d(fun: torch.Tensor, direction: torch.Tensor, total: torch.Tensor) -
 class _Diagnosis:
     """Reads the heads during the passes of one discriminator step; with no recorder, nothing."""
 
-    def __init__(self, recorder: Recorder | None) -> None:
-        self.recorder = recorder
+    def __init__(self, D: ProjectedDiscriminator, recorder: Recorder | None) -> None:
+        self.D, self.recorder = D, recorder
 
-    def side(self, kind: str) -> AbstractContextManager[None]:
-        return nullcontext() if self.recorder is None else self.recorder.side(kind)
+    @contextmanager
+    def side(self, kind: str) -> Iterator[None]:
+        """Within, D sees images of a kind."""
+        if self.recorder is None:
+            yield
+            return
+        with self.recorder.side(kind), compiled.eager(self.D):  # a compiled network calls no hooks
+            yield
 
     def finish(self) -> None:
         """Report Diagnostics/<quantity> (mean and spread over heads) and Diagnostics/<quantity>/<head>."""
@@ -379,11 +389,12 @@ class _Diagnosis:
 def _diagnosis(state: TrainState, cfg: LossConfig) -> _Diagnosis:
     """Once per tick, in its first step: SAN's three conditions, head by head."""
     if not cfg.diagnostics or state.progress.nimg != state.progress.tick_start_nimg:
-        return _Diagnosis(None)
+        return _Diagnosis(state.D, None)
     heads = state.D.discriminators
     embeddings = [name for name, module in heads.named_modules() if isinstance(module, SANEmbedding)]
     return _Diagnosis(
-        Recorder(heads, projections={name: f"{name.removesuffix('embed')}cls" for name in embeddings})
+        state.D,
+        Recorder(heads, projections={name: f"{name.removesuffix('embed')}cls" for name in embeddings}),
     )
 
 

@@ -188,15 +188,16 @@ def test_a_bias_of_another_device_is_refused(cuda_paths) -> None:
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_automatic_precision_follows_the_measurement_on_cpus_alone(monkeypatch, faster):
+def test_automatic_precision_follows_a_measurement_on_cpus_and_the_units_of_gpus(monkeypatch, faster):
     monkeypatch.setattr(cpu_speed, "choices", lambda: cpu_speed.Choices(bf16=faster, bf16_ratio=2.0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: faster)
     cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
     assert devices.pick_precision("auto", cpu) == (torch.bfloat16 if faster else None)
     assert [devices.pick_precision("auto", device) for device in (cuda, mps)] == [torch.float16, None]
     expected = torch.bfloat16 if faster else torch.float32
-    assert devices.pick_discriminator_precision("auto", cpu) == expected
+    assert all(devices.pick_discriminator_precision("auto", device) == expected for device in (cpu, cuda))
     assert all(
-        devices.pick_discriminator_precision("auto", device) == torch.float32 for device in (cuda, mps, None)
+        devices.pick_discriminator_precision("auto", device) == torch.float32 for device in (mps, None)
     )
     assert devices.pick_discriminator_precision("bf16", None) == torch.bfloat16
     assert build.discriminator_options(DiscriminatorConfig(), cpu)["compute_dtype"] == expected

@@ -189,7 +189,8 @@ class ProjectedDiscriminator(nn.Module):
                 f"the conditional discriminator takes int64 labels of shape [{img.shape[0]}], got {found}"
             )
         # only on the CPU: reading values from another device would wait for it
-        if c.device.type == "cpu" and c.numel() and not 0 <= int(c.min()) <= int(c.max()) < self.c_dim:
+        checked = c.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and c.numel() and not 0 <= int(c.min()) <= int(c.max()) < self.c_dim:
             raise ValueError(f"labels must be in 0..{self.c_dim - 1}, got {int(c.min())}..{int(c.max())}")
         return c
 

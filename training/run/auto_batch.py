@@ -183,11 +183,8 @@ class Trial:
             networks = build.make_networks(cfg, self.dataset, cfg.data.embed_dim, self.lineage, self.device)
             self.state = build.assemble(cfg, *networks, self.device)
         state = self.state
-        if (
-            self.classifier is None
-            and (classifier := build.make_classifier(cfg.loss, self.dataset, quiet=True)) is not None
-        ):
-            self.classifier = classifier.to(self.device)
+        if self.classifier is None:
+            self.classifier = build.classifier_on(self.device, cfg, self.dataset, quiet=True)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
         inputs = InputSource.of(
             settled(cfg, n), self.dataset.labels, state.G.z_dim, self.device, self.world, self.rank

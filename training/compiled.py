@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile for the networks of a training step.
+
+The generator's synthesis and the discriminator are one graph each, without breaks. The mapping network and
+the step around them stay as they are. A network that the compiler refuses runs without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from torch_utils import distributed
+from training.config import COMPILE_MODES
+from training.state import TrainState
+
+OFF, REGIONS, GRAPHS = COMPILE_MODES
+BACKEND = "inductor"
+
+
+def compile_networks(state: TrainState, mode: str) -> None:
+    """Compile at the first use. Names in state dicts do not change, and copies are not compiled.
+
+    Args:
+        state: on its device.
+        mode: 'off', 'regions', or 'graphs': in CUDA graphs, on other devices as 'regions'.
+    """
+    if mode == OFF:
+        return
+    if mode == GRAPHS and state.pl_mean.device.type != "cuda":
+        _say(f"--compile={GRAPHS} needs CUDA: using --compile={REGIONS}")
+        mode = REGIONS
+    functorch = torch._functorch.config
+    if hasattr(functorch, "force_non_lazy_backward_lowering"):
+        functorch.force_non_lazy_backward_lowering = True  # so that the first forward pass shows all errors
+    options: dict[str, Any] = {"mode": "reduce-overhead"} if mode == GRAPHS else {}
+    for name, module in (("generator", state.G.synthesis), ("discriminator", state.D)):
+        module.compile(backend=BACKEND, fullgraph=True, dynamic=False, **options)
+        compiled: Callable[..., Any] = module._compiled_call_impl  # type: ignore[assignment]
+        module._compiled_call_impl = functools.partial(_call, module, name, compiled)
+
+
+def _call(module: torch.nn.Module, name: str, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return compiled(*args, **kwargs)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        module._compiled_call_impl = None
+        reason = " ".join(str(error).split())[:200]
+        _say(f"--compile: the {name} runs without torch.compile, which failed: {reason}")
+        return module(*args, **kwargs)
+
+
+def _say(line: str) -> None:
+    if distributed.is_main():
+        print(f"Warning: {line}", flush=True)
+
+
+@contextlib.contextmanager
+def eager(module: torch.nn.Module) -> Iterator[None]:
+    """Within, calls of the module are not compiled: for second derivatives and for hooks."""
+    compiled = module._compiled_call_impl
+    if compiled is None:
+        yield
+        return
+    module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled
+
+
+def begin(module: torch.nn.Module) -> None:
+    """Begin an optimizer step: CUDA graphs may overwrite the tensors of the one before."""
+    if module._compiled_call_impl is not None:
+        torch.compiler.cudagraph_mark_step_begin()
