@@ -145,6 +145,33 @@ def test_the_page_shows_and_steers(shown, folder):
 
 
 @needs_browser
+def test_a_dropped_image_is_inverted(shown, folder, tmp_path):
+    from generation.viewer.state import State
+
+    found, browser, address = shown
+    source = str(folder / "best_model.pkl")
+    PIL.Image.fromarray(found.picture(source, State(seed=4, label=1))).save(tmp_path / "face.png")
+    page = open_page(browser, address)
+    page.get_by_role("tab", name="Invert").click()
+    page.click("#invert")
+    page.wait_for_function("document.querySelector('#inverted').innerText.includes('drop an image first')")
+    page.set_input_files("#target input[type=file]", tmp_path / "face.png")
+    page.wait_for_selector("#target img")
+    page.fill("#invert-steps input[type=number]", "10")
+    page.press("#invert-steps input[type=number]", "Enter")
+    page.click("#invert")
+    page.wait_for_function("document.querySelector('#inverted').innerText.includes('10 steps, class')")
+    wait_for_status(page, "inverted image")
+    command = page.input_value("#command textarea")
+    path = re.search(r"--projected-w=(\S+)", command)[1]
+    assert (pixels(page) == found.picture(source, State(projected=path))).all()
+    page.click("#seeds")
+    wait_for_status(page, "seed 0")
+    assert page.errors == []
+    page.close()
+
+
+@needs_browser
 def test_training_is_played_and_networks_are_compared(shown, folder):
     _, browser, address = shown
     page = open_page(browser, address)

@@ -16,6 +16,7 @@ import numpy as np
 
 from generation.network import Network
 from generation.viewer import layers, path
+from generation.viewer.inverting import MAX_STEPS, Inverter
 from generation.viewer.session import Superseded, Viewer, check_port, magnified, training_order
 from generation.viewer.state import GROUPS, State
 
@@ -49,6 +50,7 @@ class Page:
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.folder = tempfile.TemporaryDirectory(prefix="viewer-")  # of exported files
+        self.inverter = Inverter(viewer, self.folder.name)
         self.names = [(choice.name, choice.source) for choice in viewer.choices]
         self.first = viewer.open(viewer.choices[0].source)
         theme_args: dict[str, Any] = dict(title="Viewer", delete_cache=(600, 3600), fill_width=True)
@@ -65,6 +67,7 @@ class Page:
                         self._motion_tab()
                         self._styles_tab()
                         self._layers_tab()
+                        self.inversion = InversionTab(self.inverter)
                         self._keyframes_tab()
                         self._time_tab()
             self._connect()
@@ -171,7 +174,8 @@ class Page:
     def controls(self) -> list[Any]:
         """The components that `state_of` reads, after the network."""
         first = [self.seed, self.label, self.label_b, self.mix, self.truncation, self.centroids]
-        return [*first, self.x, self.y, self.rotate, self.style_seed, self.groups, *self.strengths]
+        moved = [self.x, self.y, self.rotate, self.style_seed, self.groups]
+        return [*first, *moved, self.inversion.projected, *self.strengths]
 
     def state_of(self, values: Sequence[Any]) -> State:
         """The state that the values of `controls` stand for."""
@@ -208,6 +212,8 @@ class Page:
         self.clear.click(lambda: ([], "No keyframes."), None, listed, **quick)
         export_inputs = [self.network, self.keyframes, self.form, self.steps]
         self.export.click(self.write, export_inputs, [self.exported, self.status], **slow)
+        for changed in self.inversion.connect(self.network, self.label, slow):
+            changed.then(self.show, inputs, shown, **quick)
         self.play.click(
             self.play_training, [self.network, *self.controls], [self.picture, self.status], **quick
         )
@@ -308,6 +314,68 @@ class Page:
                 yield gr.skip(), failure(error)
 
 
+class InversionTab:
+    """The tab in which a dropped image becomes the style code that the page shows.
+
+    Args:
+        inverter: Finds the code.
+    """
+
+    def __init__(self, inverter: Inverter) -> None:
+        self.inverter = inverter
+        with gr.Tab("Invert"):
+            self.projected = gr.State(None)  # path of the file with the code
+            self.image = gr.Image(
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                label="Drop an image",
+                height=200,
+                elem_id="target",
+            )
+            self.steps = gr.Slider(10, MAX_STEPS, 200, step=10, label="Steps", elem_id="invert-steps")
+            with gr.Row():
+                self.invert = gr.Button("Invert", variant="primary", elem_id="invert")
+                self.release = gr.Button("Back to seeds", elem_id="seeds")
+            self.text = gr.Markdown(
+                "Finds the style code whose image is nearest, of the class chosen in Image or else guessed.",
+                elem_id="inverted",
+            )
+            self.file = gr.File(label="Style code, for --projected-w", visible=False)
+
+    def connect(self, network: Any, label: Any, slow: dict[str, Any]) -> list[Any]:
+        """Connect the buttons. Returns the events after which the picture changes."""
+        outputs = [self.projected, self.text, self.file]
+        found = self.invert.click(self.run, [network, self.image, self.steps, label], outputs, **slow)
+        released = self.release.click(lambda: (None, ""), None, [self.projected, self.text], **slow)
+        return [found, released]
+
+    def run(
+        self,
+        request: gr.Request,
+        source: str,
+        image: str | None,
+        steps: float,
+        label: Any,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Any:
+        """Invert the image."""
+
+        def done(step: int, total: int) -> None:
+            progress((step, total), unit="steps")
+
+        chosen = None if label in (None, BY_SEED) else int(label)
+        try:
+            found, text = self.inverter.invert(
+                source, image, int(steps), chosen, str(request.session_hash), done
+            )
+        except Superseded:
+            return [gr.skip()] * 3
+        except FAILURES as error:
+            return gr.skip(), failure(error), gr.skip()
+        return found, text, gr.update(value=found, visible=True)
+
+
 def state_of(values: Sequence[Any], directions: Sequence[str] = ()) -> State:
     """The state that the values of `Page.controls` stand for. Empty fields take their defaults.
 
@@ -315,7 +383,8 @@ def state_of(values: Sequence[Any], directions: Sequence[str] = ()) -> State:
         values: The values.
         directions: Names of the directions, for the strengths at the end of the values.
     """
-    seed, label, label_b, mix, truncation, centroids, x, y, rotate, style_seed, groups, *strengths = values
+    seed, label, label_b, mix, truncation, centroids, x, y, rotate, style_seed, groups, *more = values
+    projected, *strengths = more
 
     def index(value: Any) -> int | None:
         return None if value in (None, BY_SEED) else int(value)
@@ -333,6 +402,7 @@ def state_of(values: Sequence[Any], directions: Sequence[str] = ()) -> State:
         style_seed=None if style_seed is None else int(style_seed),
         groups=tuple(groups or ()),
         edits=tuple((name, float(value or 0)) for name, value in zip(directions, strengths, strict=True)),
+        projected=projected,
     )
 
 
@@ -358,7 +428,10 @@ def summary(state: State, network: Network | None = None) -> str:
     styles = f", {' and '.join(state.groups)} from seed {state.style_seed}" if state.groups else ""
     count = len(state.edit_texts)
     edited = f", {count} {'edit' if count == 1 else 'edits'}" if count else ""
-    return f"seed {state.seed}{label}{mixed}, psi {state.truncation:g}{styles}{edited}"
+    start, psi = f"seed {state.seed}{label}", f", psi {state.truncation:g}"
+    if state.projected is not None:
+        start, psi = "inverted image", ""
+    return f"{start}{mixed}{psi}{styles}{edited}"
 
 
 def failure(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from generation import edits as editing
+from generation import w_files
 from generation.network import Network
 from training.networks import hub
 
@@ -35,6 +36,7 @@ class State:
         style_seed: Seed of the styles that `groups` take; None = no style mixing.
         groups: Some of GROUPS.
         edits: Directions, as FILE#INDEX, and their strengths.
+        projected: File with a style code that takes the place of seed, class, truncation and centroids.
     """
 
     seed: int = 0
@@ -49,6 +51,7 @@ class State:
     style_seed: int | None = None
     groups: tuple[str, ...] = ()
     edits: tuple[tuple[str, float], ...] = ()
+    projected: str | None = None
 
     @property
     def is_mixed(self) -> bool:
@@ -70,13 +73,16 @@ class State:
         """
         centres = centroids if self.centroids else None
 
-        def of(seed: int) -> Tensor:
-            ws = network.styles(seed, self.label, self.truncation, centres)
+        def of(seed: int, file: str | None = None) -> Tensor:
+            if file is None:
+                ws = network.styles(seed, self.label, self.truncation, centres)
+            else:
+                ws = w_files.load_w(file, network)[:1]
             if self._mixes_classes:
                 ws = ws.lerp(network.styles(seed, self.label_b, self.truncation, centres), self.mix)
             return ws
 
-        ws = of(self.seed)
+        ws = of(self.seed, self.projected)
         if self._mixes_styles:
             other, rows = of(int(self.style_seed or 0)), group_rows(network.G.num_ws)
             for group in self.groups:
@@ -103,7 +109,16 @@ class State:
             label=self.label if fits(self.label) else None,
             label_b=self.label_b if fits(self.label_b) else None,
             edits=tuple(edit for edit in self.edits if edit[1] and self._fits(edit, network)),
+            projected=self.projected if self._has_code_for(network) else None,
         )
+
+    def _has_code_for(self, network: Network) -> bool:
+        if self.projected is None:
+            return False
+        try:
+            return bool(len(w_files.load_w(self.projected, network)))
+        except (ValueError, OSError):
+            return False
 
     @staticmethod
     def _fits(edit: tuple[str, float], network: Network) -> bool:
@@ -121,6 +136,8 @@ class State:
         parts = [f"no class {' and '.join(map(str, labels))} in {name}"] if labels else []
         if len(own.edit_texts) < len(self.edit_texts):
             parts.append(f"{len(self.edit_texts) - len(own.edit_texts)} edits do not fit {name}")
+        if own.projected != self.projected:
+            parts.append(f"the inverted image does not fit {name}")
         return "; ".join(parts)
 
     def command(self, network: Network, centroids_path: str | None) -> str:
@@ -129,13 +146,7 @@ class State:
         return self._python(network, centres) if self.is_mixed else self._shell(network, centres)
 
     def _shell(self, network: Network, centroids_path: str | None) -> str:
-        words = ["python", "gen_images.py", f"--network={network.path}", f"--seeds={self.seed}"]
-        if self.label is not None:
-            words.append(f"--class={self.label}")
-        if self.truncation != 1:
-            words.append(f"--trunc={self.truncation:g}")
-        if centroids_path:
-            words.append(f"--centroids-path={centroids_path}")
+        words = ["python", "gen_images.py", f"--network={network.path}", *self._source_flags(centroids_path)]
         if self.translate_x or self.translate_y:
             words.append(f"--translate={self.translate_x:g},{self.translate_y:g}")
         if self.rotate:
@@ -143,20 +154,34 @@ class State:
         words += [f"--edit={text}" for text in self.edit_texts]
         return shlex.join([*words, "--outdir=out"])
 
+    def _source_flags(self, centroids_path: str | None) -> list[str]:
+        """The flags for the style code."""
+        if self.projected is not None:
+            return [f"--projected-w={self.projected}"]
+        words = [f"--seeds={self.seed}"]
+        if self.label is not None:
+            words.append(f"--class={self.label}")
+        if self.truncation != 1:
+            words.append(f"--trunc={self.truncation:g}")
+        return [*words, f"--centroids-path={centroids_path}"] if centroids_path else words
+
     def _python(self, network: Network, centroids_path: str | None) -> str:
         centres = f", centroids={centroids_path!r}" if centroids_path else ""
 
         def call(seed: int | None, label: int | None) -> str:
             return f"net.styles({seed}, {label}, {self.truncation:g}{centres})"
 
-        lines = ["from generation import Network", f"net = Network.from_pretrained({network.path!r})"]
+        imports = ["from generation import Network"]
+        imports += [] if self.projected is None else ["from generation.w_files import load_w"]
+        lines = [*imports, f"net = Network.from_pretrained({network.path!r})"]
 
-        def add(name: str, seed: int | None) -> None:
-            lines.append(f"{name} = {call(seed, self.label)}")
+        def add(name: str, seed: int | None, file: str | None = None) -> None:
+            code = call(seed, self.label) if file is None else f"load_w({file!r}, net)[:1]"
+            lines.append(f"{name} = {code}")
             if self._mixes_classes:
                 lines.append(f"{name} = {name}.lerp({call(seed, self.label_b)}, {self.mix:g})")
 
-        add("ws", self.seed)
+        add("ws", self.seed, self.projected)
         if self._mixes_styles:
             add("other", self.style_seed)
             for group in self.groups:

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inversion in the viewer, without a page."""
 
+import shlex
 import threading
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
+import gen_images
 from generation import inversion
 from generation.viewer.inverting import Inverter
 from generation.viewer.session import Superseded, Viewer
-from generation.viewer.state import State
+from generation.viewer.state import State, group_rows
 from generation.w_files import load_w
 from metrics import detectors
-from tests.support import TinyDetector
+from tests.support import TinyDetector, read_pixels, run
 
 
 @pytest.fixture
@@ -49,6 +52,32 @@ def test_a_dropped_image_becomes_a_style_code_and_steps_are_reported(inverter, p
     assert other != path and "class 0 cat" in text
     _, text = inverter.invert(inverter.viewer.choices[1].source, picture, 1)
     assert "class" not in text
+
+
+def test_an_inverted_image_is_steered_as_that_of_a_seed(inverter, picture, tmp_path):
+    viewer, source = inverter.viewer, inverter.viewer.choices[0].source
+    network = viewer.open(source)
+    path, _ = inverter.invert(source, picture, 2, label=2)
+    state = State(projected=path, rotate=30)
+    words = shlex.split(state.command(network, None))
+    assert words[2:] == [f"--network={source}", f"--projected-w={path}", "--rotate=30", "--outdir=out"]
+    run(gen_images.main, *words[2:-1], "--device=cpu", "--outdir", tmp_path / "out")
+    assert (read_pixels(tmp_path / "out" / "proj00.png") == viewer.picture(source, state)).all()
+    mixed = State(projected=path, style_seed=6, groups=("coarse",), label_b=1, mix=0.25)
+    code = mixed.command(network, None)
+    names: dict = {}
+    exec(code.replace(f"({source!r})", f"({source!r}, device='cpu')"), names)
+    assert (names["images"][0] == viewer.picture(source, mixed)).all()
+    ws = mixed.styles(network, None)
+    other = State(seed=6, label_b=1, mix=0.25).styles(network, None)
+    rows = group_rows(network.G.num_ws)
+    assert torch.equal(ws[:, rows["coarse"]], other[:, rows["coarse"]])
+    base = load_w(path, network).lerp(network.styles(0, 1), 0.25)
+    torch.testing.assert_close(ws[:, rows["fine"]], base[:, rows["fine"]], atol=0, rtol=0)
+    another = viewer.open(viewer.choices[1].source)
+    assert state.for_network(another) == State(rotate=30)
+    assert state.missing_classes(another).startswith("the inverted image does not fit ")
+    assert state.for_network(network) == state
 
 
 def test_other_requests_are_served_between_steps(inverter, picture):
