@@ -152,7 +152,7 @@ def test_a_dropped_image_is_inverted(shown, folder, tmp_path):
     source = str(folder / "best_model.pkl")
     PIL.Image.fromarray(found.picture(source, State(seed=4, label=1))).save(tmp_path / "face.png")
     page = open_page(browser, address)
-    page.get_by_role("tab", name="Invert").click()
+    page.locator("#inversion button").first.click()
     page.click("#invert")
     page.wait_for_function("document.querySelector('#inverted').innerText.includes('drop an image first')")
     page.set_input_files("#target input[type=file]", tmp_path / "face.png")

@@ -50,7 +50,6 @@ class Page:
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.folder = tempfile.TemporaryDirectory(prefix="viewer-")  # of exported files
-        self.inverter = Inverter(viewer, self.folder.name)
         self.names = [(choice.name, choice.source) for choice in viewer.choices]
         self.first = viewer.open(viewer.choices[0].source)
         theme_args: dict[str, Any] = dict(title="Viewer", delete_cache=(600, 3600), fill_width=True)
@@ -67,7 +66,6 @@ class Page:
                         self._motion_tab()
                         self._styles_tab()
                         self._layers_tab()
-                        self.inversion = InversionTab(self.inverter)
                         self._keyframes_tab()
                         self._time_tab()
             self._connect()
@@ -120,6 +118,7 @@ class Page:
                 visible=len(self.names) > 1,
                 elem_id="compare",
             )
+            self.inversion = Inversion(Inverter(self.viewer, self.folder.name))
 
     def _motion_tab(self) -> None:
         with gr.Tab("Move"):
@@ -314,8 +313,8 @@ class Page:
                 yield gr.skip(), failure(error)
 
 
-class InversionTab:
-    """The tab in which a dropped image becomes the style code that the page shows.
+class Inversion:
+    """The part of the page in which a dropped image becomes the style code that it shows.
 
     Args:
         inverter: Finds the code.
@@ -323,7 +322,7 @@ class InversionTab:
 
     def __init__(self, inverter: Inverter) -> None:
         self.inverter = inverter
-        with gr.Tab("Invert"):
+        with gr.Accordion("Invert an image", open=False, elem_id="inversion"):
             self.projected = gr.State(None)  # path of the file with the code
             self.image = gr.Image(
                 type="filepath",
@@ -338,7 +337,7 @@ class InversionTab:
                 self.invert = gr.Button("Invert", variant="primary", elem_id="invert")
                 self.release = gr.Button("Back to seeds", elem_id="seeds")
             self.text = gr.Markdown(
-                "Finds the style code whose image is nearest, of the class chosen in Image or else guessed.",
+                "Finds the style code whose image is nearest, of the class chosen above, or else guessed.",
                 elem_id="inverted",
             )
             self.file = gr.File(label="Style code, for --projected-w", visible=False)
