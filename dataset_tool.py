@@ -202,7 +202,8 @@ def _size_problems(report: CheckReport) -> list[str]:
         width, height = map(int, size.split("x"))
         if width != height or width & (width - 1):
             problems.append(f"{report.sizes[size]:,} images are {size}, not a power-of-two square")
-    unusual = {mode: count for mode, count in report.modes.items() if mode not in ("RGB", "L")}
+    usual = ("RGBA",) if report.metadata.get("channels") == 4 else ("RGB", "L")
+    unusual = {mode: count for mode, count in report.modes.items() if mode not in usual}
     problems += [
         f"{count:,} images have mode {mode} instead of RGB or L: convert them by using this data set as "
         "--source"
@@ -361,6 +362,12 @@ def _print_report(report: ConvertReport) -> None:
     metavar="COLOUR",
 )
 @click.option(
+    "--channels",
+    type=click.Choice(["1", "3", "4"]),
+    default="3",
+    help="1: grey. 3: RGB. 4: RGB and alpha, not premultiplied.",
+)
+@click.option(
     "--labels",
     type=click.Choice(label_rule.MODES),
     default="auto",
@@ -461,6 +468,7 @@ def _run_convert(
     subset: str | None,
     image_column: str | None,
     label_column: str | None,
+    channels: str,
     **options: Any,
 ) -> bool:
     """Convert --source to --dest."""
@@ -474,6 +482,7 @@ def _run_convert(
         classes=_parse_class_names(classes),
         subset=None if subset is None else Subset.read(subset),
         columns=Columns(image_column, label_column),
+        channels=int(channels),
         workers=workers,
         progress=Progress(sys.stderr),
         **options,

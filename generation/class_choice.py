@@ -62,7 +62,7 @@ def probabilities(classifier: features.Classifier, target: np.ndarray) -> np.nda
 
     The image uint8 [R, R, 1 or 3] is resized to the classifier's input and normalised as it was trained.
     """
-    x = torch.from_numpy(target).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).to(classifier.mean.device)
+    x = images.to_rgb(torch.from_numpy(target).permute(2, 0, 1)[None]).to(classifier.mean.device)
     size = (classifier.input_size, classifier.input_size)
     x = F.interpolate(x.float() / 255, size, mode="bicubic", antialias=True, align_corners=False)
     logits = classifier(classifier.normalize(x.clamp(0, 1)))[0].cpu().double()

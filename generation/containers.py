@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from dnnlib import outputs
 from dnnlib.util import MAX_LIST, atomic_write
@@ -135,7 +136,8 @@ class Parts:
             about: Metadata of each PNG.
         """
         if self.target.kind == "npz":
-            colour = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+            planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            colour = images.to_rgb(planes).permute(0, 2, 3, 1).contiguous().numpy()
             with atomic_write(self.path(index)) as file:
                 np.save(file, colour)
             return

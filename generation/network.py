@@ -27,6 +27,7 @@ from torch import Tensor
 import dnnlib.util
 from generation import commands, edits, render
 from torch_utils.devices import pick_device
+from torch_utils.images import to_rgb
 from training.networks import files, hub
 
 Class = int | str
@@ -237,8 +238,9 @@ class Network(render.Network):
 
 
 def pixels(images: Tensor) -> np.ndarray:
-    """Turn uint8 images [N, 1 or 3, H, W] into uint8 [N, H, W, 3]."""
-    array: np.ndarray = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+    """Turn uint8 images [N, C, H, W] into uint8 [N, H, W, 3], or [N, H, W, 4] if they have alpha."""
+    colour = images if images.shape[1] == 4 else to_rgb(images)
+    array: np.ndarray = colour.permute(0, 2, 3, 1).contiguous().numpy()
     return array
 
 

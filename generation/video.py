@@ -143,8 +143,7 @@ def frames(
             if moved is not None:
                 walk.move(network, moved(frame / frames_per_keyframe)[index])
             parts.append(render.synthesize(network, part))
-        picture = images.grid(torch.cat(parts), columns)
-        yield np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+        yield images.grid(images.to_rgb(torch.cat(parts)), columns)
         done(1)
 
 

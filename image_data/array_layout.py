@@ -46,7 +46,7 @@ def choose(
     grey = len(images.shape) == 3 and images.shape[2] > 4
     if images.dtype != np.uint8 or not (len(images.shape) == 4 or grey):
         raise ValueError(f"{expected}, not {images}")
-    if not grey and images.shape[3] not in (1, 3):
+    if not grey and images.shape[3] not in (1, 3, 4):
         channels_first = images.shape[1] in (1, 3)
         remedy = ": move the channels to the end (transpose(0, 2, 3, 1))" if channels_first else ""
         raise ValueError(f"{expected}, not {images}{remedy}")
@@ -56,7 +56,7 @@ def choose(
 
 
 def pixels_of(row: np.ndarray) -> np.ndarray:
-    """A row of the images as uint8 [H, W] or [H, W, 3]."""
+    """A row of the images as uint8 [H, W], [H, W, 3] or [H, W, 4]."""
     return row[..., 0] if row.ndim == 3 and row.shape[-1] == 1 else row
 
 

@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -408,6 +408,8 @@ class _Job:
             "dropped": consumer.dropped,
             "pillow": PIL.__version__,
         }
+        if preparation.channels != 3:
+            result["channels"] = preparation.channels
         if size and size[0] != size[1]:
             result["picture"] = list(size)
         known = {
@@ -430,6 +432,7 @@ def convert(
     transform: str = "none",
     filter: str | None = None,
     background: str = "white",
+    channels: int = 3,
     labels: str = "auto",
     class_names: list[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -456,6 +459,7 @@ def convert(
         filter: resize filter: nearest, box, bilinear, hamming, bicubic, lanczos. None = lanczos, or that of
             center-crop-dhariwal.
         background: CSS colour under transparent pixels.
+        channels: 1 = grey, 3 = RGB, 4 = RGB and alpha (not premultiplied).
         labels: auto | json | folders | none (see image_data.labels).
         class_names: replaces the source's class names.
         classes: use only these classes, numbered in this order.
@@ -479,7 +483,10 @@ def convert(
         raise ValueError(f"--on-error={on_error}: must be skip or fail")
     workers = count_workers(workers)
     sizes = [(size, size) if isinstance(size, int) else size for size in resolutions or []]
+    if channels not in (1, 3, 4):
+        raise ValueError(f"--channels={channels}: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     preparation = _plan(sizes, transform, filter, background, compress_level)
+    preparation = replace(preparation, channels=channels)
     paths = _dest_paths(os.fspath(dest), sizes)
     for path in paths:
         _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
@@ -542,7 +549,11 @@ def _plan(
             f"--background={background} is not a colour; write white, black, #rrggbb, ..."
         ) from None
     return Preparation(
-        tuple(sizes) or (None,), transform, filter or "lanczos", (red, green, blue), compress_level
+        tuple(sizes) or (None,),
+        transform,
+        filter or "lanczos",
+        (red, green, blue),
+        compress_level=compress_level,
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNGs that are written and read at the speed of memory: RGB, filter 0, not compressed.
+"""PNGs that are written and read at the speed of memory: grey, RGB or RGBA, filter 0, not compressed.
 
 Such a file is a valid PNG with a fixed layout: everything but the pixels and the checksums follows from width
 and height. Its rows lie in stored zlib blocks of whole rows, so that a reader copies pixels from the file's
@@ -24,6 +24,8 @@ _IDAT = 8 + 25 + 4  # signature, IHDR, size of IDAT; its CRC-32 starts at its na
 _BEFORE_DATA = _IDAT + 4 + 2  # and the head of the zlib stream
 _BLOCK_HEAD = 5
 _AFTER_DATA = 4 + 4 + 12  # Adler-32, CRC-32, IEND
+_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> colour type in the header
+_CHANNELS = {colour_type: channels for channels, colour_type in _COLOUR_TYPES.items()}
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -50,21 +52,22 @@ class _Layout(NamedTuple):
     blocks: list[_Block]
 
 
-def file_size(width: int, height: int) -> int | None:
+def file_size(width: int, height: int, channels: int = 3) -> int | None:
     """The bytes of a file of this size in pixels; None if the format does not fit it."""
-    rows = MAX_BLOCK_BYTES // (1 + 3 * width)
+    rows = MAX_BLOCK_BYTES // (1 + channels * width)
     if width < 1 or height < 1 or rows < 1:
         return None
-    size = _BEFORE_DATA + height * (1 + 3 * width) + -(-height // rows) * _BLOCK_HEAD + _AFTER_DATA
+    size = _BEFORE_DATA + height * (1 + channels * width) + -(-height // rows) * _BLOCK_HEAD + _AFTER_DATA
     return size if size <= MAX_CHUNK_BYTES else None
 
 
 @functools.lru_cache(maxsize=8)
-def _layout(width: int, height: int) -> _Layout:
+def _layout(width: int, height: int, channels: int) -> _Layout:
     """The layout of a size that `file_size` accepts."""
-    size, row_bytes = file_size(width, height), 1 + 3 * width
+    size, row_bytes = file_size(width, height, channels), 1 + channels * width
     assert size is not None
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    colour_type = _COLOUR_TYPES[channels]
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0))
     idat = struct.pack(">I", size - _IDAT - 8 - len(_END)) + b"IDAT"
     rows, start, blocks = MAX_BLOCK_BYTES // row_bytes, _BEFORE_DATA, []
     for first in range(0, height, rows):
@@ -77,18 +80,23 @@ def _layout(width: int, height: int) -> _Layout:
 
 
 def encode(pixels: np.ndarray) -> bytes | None:
-    """Encode uint8 pixels [H, W, 3]; None if they are too wide or too many for the format."""
+    """Encode uint8 pixels [H, W], [H, W, 3] or [H, W, 4]; None if they do not fit the format."""
     height, width = pixels.shape[:2]
-    if file_size(width, height) is None:
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if (
+        pixels.dtype != np.uint8
+        or channels not in _COLOUR_TYPES
+        or file_size(width, height, channels) is None
+    ):
         return None
-    layout, rows = _layout(width, height), pixels.reshape(height, 3 * width)
+    layout, rows = _layout(width, height, channels), pixels.reshape(height, channels * width)
     data = np.zeros(layout.size, dtype=np.uint8)
     view = data.data
     view[: len(layout.before)] = layout.before
     adler = 1
     for block in layout.blocks:
         start, count = block.start + _BLOCK_HEAD, block.end_row - block.first_row
-        end = start + count * (1 + 3 * width)
+        end = start + count * (1 + channels * width)
         view[block.start : start] = block.head
         data[start:end].reshape(count, -1)[:, 1:] = rows[block.first_row : block.end_row]
         adler = zlib.adler32(view[start:end], adler)
@@ -104,17 +112,17 @@ def decode_into(data: bytes, out: np.ndarray, is_checked: bool = False) -> bool:
 
     Args:
         data: the file.
-        out: uint8 array [3, H, W], of any strides, for the pixels.
+        out: uint8 array [1, 3 or 4, H, W], of any strides, for the pixels.
         is_checked: the caller has compared the whole file with a checksum, as readers of zips do. Otherwise
             the CRC-32 of the pixels is compared with the file's.
 
     Returns:
-        Whether the file has that size and layout. If not, `out` has any contents.
+        Whether the file has that size, layout and number of channels. If not, `out` has any contents.
     """
-    height, width = out.shape[1:]
-    if len(data) != file_size(width, height):
+    channels, height, width = out.shape
+    if len(data) != file_size(width, height, channels):
         return False
-    layout, row_bytes = _layout(width, height), 1 + 3 * width
+    layout, row_bytes = _layout(width, height, channels), 1 + channels * width
     tail = layout.size - _AFTER_DATA
     if not data.startswith(layout.before) or data[tail + 8 :] != _END:
         return False
@@ -126,18 +134,21 @@ def decode_into(data: bytes, out: np.ndarray, is_checked: bool = False) -> bool:
         rows = content[start : start + (end - first) * row_bytes].reshape(end - first, row_bytes)
         if rows[:, 0].any():  # another filter than 0
             return False
-        for channel in range(3):
-            out[channel, first:end] = rows[:, 1 + channel :: 3]
+        for channel in range(channels):
+            out[channel, first:end] = rows[:, 1 + channel :: channels]
     crc = int.from_bytes(data[tail + 4 : tail + 8], "big")
     return is_checked or zlib.crc32(memoryview(data)[_IDAT : tail + 4]) == crc
 
 
 def decode(data: bytes) -> np.ndarray | None:
-    """The pixels [H, W, 3] of a file that `encode` has written; None for all others."""
+    """The pixels [H, W], [H, W, 3] or [H, W, 4] of a file that `encode` has written; None for all others."""
     if len(data) < _BEFORE_DATA or not data.startswith(SIGNATURE):
         return None
     width, height = struct.unpack(">II", data[16:24])
-    if len(data) != file_size(width, height):
+    channels = _CHANNELS.get(data[25], 0)
+    if channels == 0 or len(data) != file_size(width, height, channels):
         return None
-    pixels = np.empty([height, width, 3], dtype=np.uint8)
-    return pixels if decode_into(data, pixels.transpose(2, 0, 1)) else None
+    pixels = np.empty([height, width, channels], dtype=np.uint8)
+    if not decode_into(data, pixels.transpose(2, 0, 1)):
+        return None
+    return pixels[:, :, 0] if channels == 1 else pixels

@@ -143,7 +143,7 @@ def array_source(
 
     Args:
         name: name of the source.
-        images: uint8 [N, H, W] or [N, H, W, 3].
+        images: uint8 [N, H, W], [N, H, W, 3] or [N, H, W, 4] (RGBA).
         labels: optional class indices [N].
         class_names: optional names of the classes.
         kind: see `Source`.
@@ -153,7 +153,7 @@ def array_source(
         ValueError: other shapes or labels.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (3, 4))):
         raise ValueError(
             f"{name}: images must be uint8 [N, H, W] or [N, H, W, 3], not {images.dtype} {list(images.shape)}"
         )

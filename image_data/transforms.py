@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert one source image to one square RGB training image: decode, crop, resize, encode as PNG.
+"""Convert one source image to one square training image: decode, crop, resize, encode as PNG.
 
 All functions depend only on their arguments. So an image has the same bytes if it is prepared alone, with
 others, or at several resolutions.
@@ -40,34 +40,50 @@ class Preparation:
     transform: str = "none"
     filter: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
+    channels: int = 3  # 1 = grey, 3 = RGB, 4 = RGB and alpha
     compress_level: int = (
         0  # zlib level of the PNGs; 0 = stored, like StyleGAN's data sets: large, but fast to read
     )
 
 
-def decode(payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Decode an image to upright 8-bit RGB.
+def decode(
+    payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255), channels: int = 3
+) -> Image.Image:
+    """Decode an image to upright 8-bit RGB, grey or RGBA.
 
     Args:
-        payload: an encoded image, or uint8 pixels [H, W] or [H, W, 3].
+        payload: an encoded image, or uint8 pixels [H, W], [H, W, 3] or [H, W, 4].
         background: RGB colour under transparent pixels.
+        channels: 1 = grey (luminance of the RGB image), 3 = RGB, 4 = RGBA, not premultiplied.
 
     Raises:
         ValueError: the image cannot be decoded.
     """
-    if isinstance(payload, np.ndarray):
-        return Image.fromarray(payload).convert("RGB")
-    pixels = png.decode(payload)
+    pixels = payload if isinstance(payload, np.ndarray) else png.decode(payload)
     if pixels is not None:
-        return Image.fromarray(pixels)
+        return _in_channels(Image.fromarray(pixels), background, channels)
+    assert isinstance(payload, bytes)
     image = archives.open_image(payload)
     try:
         image.load()
         orientation = _orientation(image)
-        rgb = to_rgb(image, background)
+        rgb = _in_channels(image, background, channels)
     except Exception as error:  # Pillow's decoders can raise any exception on damaged data
         raise ValueError(f"cannot be decoded ({util.reason(error)})") from None
     return rgb if orientation not in TRANSPOSES else rgb.transpose(TRANSPOSES[orientation])
+
+
+def _in_channels(image: Image.Image, background: tuple[int, int, int], channels: int) -> Image.Image:
+    """Convert any Pillow mode to L, RGB or RGBA."""
+    if channels != 4:
+        rgb = to_rgb(image, background)
+        return rgb.convert("L") if channels == 1 else rgb
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    if has_alpha and not image.mode.startswith("I"):
+        return image.convert("RGBA")
+    return to_rgb(image, background).convert("RGBA")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -127,7 +143,7 @@ def _composite(rgb: Image.Image, alpha: Image.Image | None, background: tuple[in
 def transform(
     image: Image.Image, size: tuple[int, int] | None, preparation: Preparation
 ) -> Image.Image | None:
-    """Crop and resize an RGB image to a square.
+    """Crop and resize an image to a square.
 
     Returns:
         The image, or None if center-crop-wide omits it because it is too small.
@@ -191,7 +207,7 @@ def _center_crop_wide(
         return None
     top = (height - crop_height) // 2
     picture = _resize(image.crop((0, top, width, top + crop_height)), size, resample)
-    canvas = Image.new("RGB", (target_width, target_width))
+    canvas = Image.new(image.mode, (target_width, target_width))
     canvas.paste(picture, (0, (target_width - target_height) // 2))
     return canvas
 
@@ -222,7 +238,7 @@ def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
 
     Level 0 gives the files that `png.decode_into` reads.
     """
-    fast = png.encode(np.asarray(image)) if compress_level == 0 and image.mode == "RGB" else None
+    fast = png.encode(np.asarray(image)) if compress_level == 0 else None
     if fast is not None:
         return fast
     bare = Image.new(image.mode, image.size)
@@ -241,7 +257,7 @@ def prepare(payload: bytes | np.ndarray, preparation: Preparation) -> list[bytes
     Raises:
         ValueError: the image cannot be decoded, or does not have the required shape.
     """
-    image = decode(payload, preparation.background)
+    image = decode(payload, preparation.background, preparation.channels)
     results = [transform(image, size, preparation) for size in preparation.sizes]
     # An image that is omitted at one size is omitted at all, so that the data sets of one call contain the
     # same images.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_utils import timm_weights
+from torch_utils.images import to_rgb
 
 
 @contextlib.contextmanager
@@ -75,19 +76,21 @@ class Detector:
         }
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 [N, 1 or 3, H, W] on any device -> {'features': float32 [N, D], ...} on the CPU.
+        """uint8 [N, 1, 3 or 4, H, W] on any device -> {'features': float32 [N, D], ...} on the CPU.
+
+        Grey values are repeated, and transparent pixels are composited on white.
 
         Raises:
             ValueError: the images have another type or shape.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
             raise ValueError(
-                f"detectors take uint8 images [N, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
+                f"detectors take uint8 images [N, 1, 3 or 4, H, W], got {images.dtype} {list(images.shape)}"
             )
         with torch.inference_mode(), full_float32():
             found: list[dict[str, Tensor]] = []
             for group in images.split(self._group(len(images))):
-                outputs = self._run(group.to(self.device).expand(-1, 3, -1, -1))
+                outputs = self._run(to_rgb(group.to(self.device)))
                 found.append({key: value.float().cpu() for key, value in outputs.items()})
             return {key: torch.cat([part[key] for part in found]) for key in found[0]}
 

@@ -298,6 +298,8 @@ def lossy_difference(a: Any, b: Any) -> str | None:
 def preparation(dataset: Any) -> dict[str, Any]:
     """How a data set's images were prepared, as far as it is known, and their resolution."""
     found = preparation_from(getattr(dataset, "metadata", None) or {}, dataset.resolution)
+    if (channels := getattr(dataset, "num_channels", 3)) != 3:
+        found["channels"] = channels
     if kinds := encodings(dataset):
         found["encodings"] = kinds
     transform = getattr(dataset, "TRANSFORM", None)

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from metrics.network_metrics import Measured, Task
+from torch_utils.images import to_rgb
 
 EPSILON = 1e-4  # length of the step, as a share of the way between two latents
 RESOLUTION = 256  # larger images are averaged down to it
@@ -15,12 +16,12 @@ PERCENTILES = (1, 99)  # distances outside of them do not count
 
 def prepared(images: Tensor) -> Tensor:
     """Images [N, C, R, R] in [-1, 1] to [N, 3, r, r] in [0, 255], averaged down to at most 256 pixels."""
+    images = to_rgb(images)
     factor = images.shape[-1] // RESOLUTION
     if factor > 1:
         size = images.shape[-1] // factor
         images = images.unflatten(3, (size, factor)).unflatten(2, (size, factor)).mean(dim=(3, 5))
-    images = (images + 1) * (255 / 2)
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    return (images + 1) * (255 / 2)
 
 
 def trimmed_mean(distances: np.ndarray) -> float:

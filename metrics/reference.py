@@ -177,6 +177,7 @@ class References:
         description = self.describe(source)
         key = {
             **{name: description[name] for name in ("content_hash", "view", "resolution")},
+            **({"channels": description["channels"]} if "channels" in description else {}),
             "detector": self.collector.detector(need.detector).description,
             "kept": [need.output, need.keep],
             "version": _CACHE_VERSION,

@@ -3,7 +3,7 @@
 
 No other module of the project converts pixels.
 
-Shapes: N images, C channels (1 or 3), H W height and width.
+Shapes: N images, C channels (1 grey, 3 RGB, 4 RGB and alpha), H W height and width.
 """
 
 import os
@@ -38,6 +38,28 @@ def to_float(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.float32) / 127.5 - 1
 
 
+def to_rgb(x: torch.Tensor, background: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """Convert images of 1, 3 or 4 channels to RGB, as networks that know only RGB see them.
+
+    A grey value is repeated. With alpha, colours are composited on a background; they are not premultiplied.
+
+    Args:
+        x: [N, C, H, W], float in [-1, 1] or uint8.
+        background: colour in [-1, 1], a number or [N, 3, 1, 1]; white by default.
+
+    Returns:
+        [N, 3, H, W] of the same type.
+    """
+    if x.shape[1] == 1:
+        return x.expand(-1, 3, -1, -1)
+    if x.shape[1] != 4:
+        return x
+    if x.dtype == torch.uint8:
+        return to_uint8(to_rgb(to_float(x), background))
+    alpha = (x[:, 3:] + 1) / 2
+    return background + (x[:, :3] - background) * alpha
+
+
 def check_picture(flag: str, cells: int, resolution: int) -> None:
     """Check that a grid does not exceed `MAX_PICTURE_PIXELS`.
 
@@ -66,9 +88,9 @@ def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
         ValueError: the images have another shape or type, or `columns` is less than 1.
     """
     array = np.asarray(images.detach().cpu() if isinstance(images, torch.Tensor) else images)
-    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3) or array.shape[0] == 0:
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3, 4) or not len(array):
         raise ValueError(
-            f"images must be uint8 [N, 1 or 3, H, W] with N > 0, got {array.dtype} {list(array.shape)}"
+            f"images must be uint8 [N, 1, 3 or 4, H, W] with N > 0, got {array.dtype} {list(array.shape)}"
         )
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
@@ -80,7 +102,7 @@ def grid(images: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
 
 
 def _to_pil(array: np.ndarray) -> PIL.Image.Image:
-    """Convert uint8 [H, W], [H, W, 1] or [H, W, 3] to a PIL image."""
+    """Convert uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] to a PIL image."""
     if array.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8, got {array.dtype}")
     return PIL.Image.fromarray(
@@ -127,7 +149,7 @@ def labelled_grid(
     Raises:
         ValueError: the number of labels does not match the grid.
     """
-    pixels = grid(images, columns)
+    pixels = grid(to_rgb(torch.as_tensor(images)), columns)
     rows = -(-len(images) // columns)
     if len(row_labels) != rows:
         raise ValueError(

@@ -55,6 +55,7 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
             xflip=cfg.mirror,
             max_size=cfg.max_images,
             random_seed=seed,
+            channels=cfg.channels,
             yflip=cfg.mirrory,
             quarter_turns=cfg.quarter_turns,
         )
@@ -74,11 +75,16 @@ def plain_dataset(dataset: ImageDataset) -> ImageDataset:
 
     Class embeddings and metrics refer to it.
     """
-    return ImageDataset(dataset.path, use_labels=dataset.has_labels)
+    return ImageDataset(dataset.path, use_labels=dataset.has_labels, channels=dataset.num_channels)
 
 
 def fresh_generator(
-    cfg: GeneratorConfig, resolution: int, c_dim: int, embed_dim: int, stem: Generator | None = None
+    cfg: GeneratorConfig,
+    resolution: int,
+    c_dim: int,
+    embed_dim: int,
+    stem: Generator | None = None,
+    img_channels: int = 3,
 ) -> Generator:
     """Build a generator with weights from torch's global random state.
 
@@ -88,6 +94,7 @@ def fresh_generator(
         c_dim: Number of classes of a stem.
         embed_dim: Width of the class embedding of a stem.
         stem: The stem of a superresolution stage; None = load it from --path_stem.
+        img_channels: Channels of the images of a stem.
 
     Raises:
         ValueError: The options do not give a valid architecture.
@@ -98,7 +105,7 @@ def fresh_generator(
     return build_stem(
         cfg.cfg, resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or STEM_CBASE,
         cmax=cfg.cmax or STEM_CMAX, embed_dim=embed_dim,
-        z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size,
+        z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size, img_channels=img_channels,
     )  # fmt: skip
 
 
@@ -123,13 +130,18 @@ def make_generator(
     c_dim = dataset.label_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_generator(seed, "init/G").initial_seed())
-        G = fresh_generator(cfg, dataset.resolution, c_dim, embed_dim, stem)
+        G = fresh_generator(cfg, dataset.resolution, c_dim, embed_dim, stem, dataset.num_channels)
     if G.img_resolution != dataset.resolution:
         raise ValueError(
             f"--data={dataset.path} has {dataset.resolution}x{dataset.resolution} images, but "
             f"--up_factor={cfg.up_factor} on this stem gives "
             f"{G.img_resolution}x{G.img_resolution}: give --resolution={G.img_resolution} with a data set "
             "of at least that size"
+        )
+    if G.img_channels != dataset.num_channels:
+        raise ValueError(
+            f"--path_stem={cfg.path_stem} makes images of {G.img_channels} channels, but "
+            f"--data={dataset.path} is used with {dataset.num_channels}: give --channels={G.img_channels}"
         )
     if G.c_dim != c_dim:
         raise ValueError(
@@ -235,7 +247,12 @@ def discriminator_options(cfg: DiscriminatorConfig, device: torch.device | None 
 
 
 def make_discriminator(
-    cfg: DiscriminatorConfig, c_dim: int, resolution: int, seed: int, device: torch.device | None = None
+    cfg: DiscriminatorConfig,
+    c_dim: int,
+    resolution: int,
+    seed: int,
+    device: torch.device | None = None,
+    img_channels: int = 3,
 ) -> ProjectedDiscriminator:
     """Build the discriminator (frozen backbones, random projection, heads) on the CPU, from `seed` alone.
 
@@ -247,7 +264,12 @@ def make_discriminator(
     """
     backbones = [features.load(name, cfg.backbone_weights.get(name), seed=seed) for name in cfg.backbones]
     return ProjectedDiscriminator(
-        backbones, c_dim, resolution, seed=seed, **discriminator_options(cfg, device)
+        backbones,
+        c_dim,
+        resolution,
+        seed=seed,
+        img_channels=img_channels,
+        **discriminator_options(cfg, device),
     )
 
 
@@ -285,7 +307,9 @@ def make_networks(
         )
     else:
         G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
-    D = make_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed, device)
+    D = make_discriminator(
+        cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed, device, dataset.num_channels
+    )
     return G, D, lineage or Lineage()
 
 

@@ -56,6 +56,14 @@ class DataConfig:
         low=4,
         high=MAX_RESOLUTION,
     )
+    channels: int | None = opt(
+        None,
+        "Channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha. If not set: those that the data set "
+        "was prepared with (dataset_tool.py --channels).",
+        OURS,
+        low=1,
+        high=4,
+    )
     cond: bool = opt(False, "Train a class-conditional model. Needs a data set with labels.", SG3)
     mirror: bool = opt(False, "Add a horizontally flipped copy of every image.", SG3)
     mirrory: bool = opt(
@@ -546,6 +554,7 @@ def _check_data(data: DataConfig) -> None:
         pixels is None or pixels & (pixels - 1) == 0,
         f"--resolution={pixels}: must be a power of two (16, 32, 64, ...)",
     )
+    _require(data.channels != 2, "--channels=2: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     _require(not data.balanced or data.cond, "--balanced needs --cond True: it balances classes")
 
 

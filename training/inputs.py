@@ -18,6 +18,7 @@ from torch_utils import devices, images, rng
 from training.config import TrainConfig
 from training.data.dataset import BalancedClasses, sample_indices
 from training.discriminator.augment import NUM_DRAWS
+from training.discriminator.discriminator import BACKGROUND
 
 
 @dataclass
@@ -26,7 +27,7 @@ class MicroBatch:
 
     z: torch.Tensor  # [b, Z]
     labels: torch.Tensor | None  # int64 [b]
-    draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]
+    draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]; BACKGROUND -> uniform [b, 3]
     samples: Sequence[int]  # global sample indices within the step
 
 
@@ -34,9 +35,9 @@ class MicroBatch:
 class RealMicroBatch:
     """The real samples of one micro-batch of one process."""
 
-    images: torch.Tensor  # [b, 3, R, R] in [-1, 1]
+    images: torch.Tensor  # [b, C, R, R] in [-1, 1]
     labels: torch.Tensor | None  # int64 [b]
-    draws: dict[str, torch.Tensor] | None  # backbone -> uniform [b, 7]
+    draws: dict[str, torch.Tensor] | None  # as in MicroBatch
 
 
 def micro_batch_samples(batch: int, processes: int, rank: int, batch_gpu: int) -> list[list[int]]:
@@ -55,6 +56,7 @@ class InputSource:
         backbones: Names of the backbones that get augmentation draws. Empty = no augmentation.
         balanced: Draw real images and the labels of generated images evenly over these classes. None = as
             often as the data set has them.
+        alpha: Images have an alpha channel: draw a background colour for each.
     """
 
     seed: int
@@ -67,6 +69,7 @@ class InputSource:
     rank: int
     batch_gpu: int
     balanced: BalancedClasses | None = None
+    alpha: bool = False
 
     @classmethod
     def of(
@@ -77,6 +80,7 @@ class InputSource:
         device: torch.device,
         processes: int,
         rank: int,
+        alpha: bool = False,
     ) -> InputSource:
         """Return the inputs of a run in process `rank`.
 
@@ -87,6 +91,7 @@ class InputSource:
             device: Device of this process.
             processes: Number of processes.
             rank: Index of this process.
+            alpha: The images have an alpha channel.
         """
         return cls(
             seed=cfg.run.seed,
@@ -99,19 +104,21 @@ class InputSource:
             rank=rank,
             batch_gpu=cfg.batch_gpu,
             balanced=BalancedClasses(labels) if cfg.data.balanced and labels is not None else None,
+            alpha=alpha,
         )
 
     def augment_draws(
         self, purpose: str, nimg: int, samples: Sequence[int]
     ) -> dict[str, torch.Tensor] | None:
-        """Return uniform draws [b, 7] per backbone, or None without augmentation."""
-        if not self.backbones:
+        """Return uniform draws [b, 7] per backbone, and [b, 3] for backgrounds; None without any."""
+        if not self.backbones and not self.alpha:
             return None
+        widths = dict.fromkeys(self.backbones, NUM_DRAWS) | ({BACKGROUND: 3} if self.alpha else {})
         return {
             name: devices.upload(
-                rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (NUM_DRAWS,)), self.device
+                rng.uniform(self.seed, f"augment/{purpose}/{name}", nimg, samples, (width,)), self.device
             )
-            for name in self.backbones
+            for name, width in widths.items()
         }
 
     def latents(
@@ -151,7 +158,7 @@ class InputSource:
 
         Args:
             nimg: Images shown before the step.
-            pixels: Images of this process, uint8 [n, 3, R, R], in the order of `real_indices`.
+            pixels: Images of this process, uint8 [n, C, R, R], in the order of `real_indices`.
             labels: Their labels, int64 [n], or None.
         """
         micro_batches = []

@@ -61,9 +61,8 @@ def train_until_stopped(
         print(chosen)
     compiled.compile_networks(state, cfg.run.compile)
     classifier = build.classifier_on(device, cfg, dataset)
-    inputs = InputSource.of(
-        cfg, dataset.labels, state.G.z_dim, device, distributed.world_size(), distributed.rank()
-    )
+    world, rank, alpha = distributed.world_size(), distributed.rank(), dataset.num_channels == 4
+    inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, world, rank, alpha)
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
     indices = inputs.real_indices(state.progress.nimg, len(dataset))
     workers, cache_mb, pinned = cfg.data.workers, cfg.data.cache_mb, device.type == "cuda"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from san.layers import SANLogits, SONALogits
 from san.objectives import discriminator_pair_terms, discriminator_terms, gan_logits, generator_terms
 from san.sona import SONAGeneratorTerms, SONATerms, sona_discriminator_terms, sona_generator_terms
+from torch_utils.images import to_rgb
 from torch_utils.ops import upfirdn2d
 
 Logits = Mapping[str, SANLogits]  # backbone -> fun, dir [N, K]
@@ -161,11 +162,11 @@ def guidance(
         classifier: Callable from normalised images to class logits, with the attributes `mean` and `std` ([1,
             3, 1, 1]) and `input_size`. If it also has `class_map` (int64 [c_dim]), that is its class for each
             class of the data set.
-        images: [N, 3, R, R] in [-1, 1].
+        images: [N, C, R, R] in [-1, 1].
         labels: int64 [N].
     """
     mean, std, size = classifier.mean, classifier.std, classifier.input_size  # type: ignore[attr-defined]
-    normalised = ((images + 1) / 2 - mean) / std
+    normalised = ((to_rgb(images) + 1) / 2 - mean) / std
     resized = F.interpolate(normalised, (size, size), mode="bilinear", align_corners=False)
     class_map = getattr(classifier, "class_map", None)
     return F.cross_entropy(classifier(resized), labels if class_map is None else class_map[labels])

@@ -125,3 +125,17 @@ def test_other_pngs_are_refused():
     filtered = bytearray(encoded(pixels))
     filtered[48] = 1
     assert decoded(bytes(filtered), pixels.shape, is_checked=True) is None
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_grey_and_transparent_images(channels, mode):
+    """The decoder refuses an array of another number of channels."""
+    pixels = np.random.RandomState(0).randint(0, 256, [300, 256, channels]).astype(np.uint8)
+    pixels = pixels[:, :, 0] if channels == 1 else pixels
+    data = encoded(pixels)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == mode and np.array_equal(np.asarray(image), pixels)
+    assert np.array_equal(png.decode(data), pixels)
+    assert not png.decode_into(data, np.empty([3, 300, 256], np.uint8))
+    out = np.empty([channels, 300, 256], np.uint8)
+    assert png.decode_into(data, out) and np.array_equal(out.transpose(1, 2, 0).reshape(pixels.shape), pixels)

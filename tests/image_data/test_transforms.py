@@ -296,3 +296,23 @@ def test_every_size_is_made_from_the_original() -> None:
     assert together == [pngs[0] for pngs in alone if pngs]
     wide = it.Preparation(((16, 12), (64, 48)), "center-crop-wide")
     assert it.prepare(data, wide) is None, "too small for one size: left out at all"
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_channels(channels: int, mode: str) -> None:
+    """Alpha survives only with four channels; a grey image keeps its values with one."""
+    pixels = np.random.RandomState(0).randint(0, 256, (8, 8, 4), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    image = it.decode(buffer.getvalue(), channels=channels)
+    assert image.mode == mode
+    if channels == 4:
+        assert (np.asarray(image) == pixels).all()
+    grey = it.decode(pixels[..., 0], channels=channels)
+    expected = np.stack([pixels[..., 0]] * 3, axis=2)
+    assert (np.asarray(grey.convert("RGB")) == expected).all()
+    if channels == 4:
+        assert (np.asarray(grey)[..., 3] == 255).all()
+    (encoded,) = it.prepare(buffer.getvalue(), it.Preparation(((4, 4),), channels=channels))
+    with Image.open(io.BytesIO(encoded)) as small:
+        assert small.mode == mode and small.size == (4, 4)

@@ -133,3 +133,18 @@ def test_lists_of_numbers_read_back(numbers):
     text = images.number_list(numbers)
     assert (dnnlib.util.parse_int_list(text) if numbers else []) == numbers
     assert len(text) < 20
+
+
+def test_networks_that_know_only_rgb_see_grey_and_transparent_images():
+    grey = torch.rand(2, 1, 4, 4)
+    assert torch.equal(images.to_rgb(grey), torch.cat([grey] * 3, dim=1))
+    rgb = torch.rand(2, 3, 4, 4)
+    assert images.to_rgb(rgb) is rgb
+    opaque, clear = torch.ones(2, 1, 4, 4), -torch.ones(2, 1, 4, 4)
+    torch.testing.assert_close(images.to_rgb(torch.cat([rgb, opaque], dim=1)), rgb)
+    below = torch.tensor([[0.5, 0.0, -1.0], [1.0, 1.0, 1.0]])[:, :, None, None]
+    shown = images.to_rgb(torch.cat([rgb, clear], dim=1), below)
+    torch.testing.assert_close(shown, below.expand(2, 3, 4, 4))
+    whole = torch.randint(0, 256, (1, 4, 4, 4), dtype=torch.uint8)
+    alpha, colour = whole[:, 3:] / 255, whole[:, :3].float()
+    assert (images.to_rgb(whole).float() - (255 + (colour - 255) * alpha)).abs().max() <= 1

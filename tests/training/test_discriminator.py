@@ -371,3 +371,25 @@ def test_projection_commutes_convolution_and_upsampling():
 def test_wrong_input_is_refused(x, c, match):
     with pytest.raises(ValueError, match=match):
         make()(x, c)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_backbones_see_grey_and_transparent_images_as_rgb(channels):
+    D, like = make(img_channels=channels), make()
+    rgb = images(4)
+    x = torch.cat([rgb, torch.ones(4, 1, 16, 16)], dim=1) if channels == 4 else rgb[:, :1]
+    seen = rgb if channels == 4 else rgb[:, :1].expand(-1, 3, -1, -1)
+    c = labels(4, 10)
+    torch.testing.assert_close(D(x, c)[LITE0].fun, like(seen, c)[LITE0].fun)
+    with pytest.raises(ValueError, match=rf"shape \[N, {channels}, 16, 16\], got \[4, 3, 16, 16\]"):
+        D(rgb, c)
+
+
+def test_transparent_images_lie_on_a_colour_of_their_own():
+    """So that the generator cannot paint the background in place of being transparent."""
+    D, like = make(img_channels=4, augment=False), make(augment=False)
+    x, c = torch.cat([images(2), torch.zeros(2, 1, 16, 16)], dim=1), labels(2, 10)
+    colours = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.5, 1.0]])
+    seen = (images(2) + colours[:, :, None, None] * 2 - 1) / 2
+    torch.testing.assert_close(D(x, c, {"background": colours})[LITE0].fun, like(seen, c)[LITE0].fun)
+    torch.testing.assert_close(D(x, c)[LITE0].fun, like((images(2) + 1) / 2, c)[LITE0].fun)

@@ -22,6 +22,7 @@ from dnnlib.progress import Progress, format_time
 from dnnlib.util import atomic_write, make_cache_dir_path
 from torch_utils import rng
 from torch_utils.features import FeatureNetwork
+from torch_utils.images import to_rgb
 from training.data.dataset import ImageDataset, Loader
 
 # part of the cache key: change it whenever the computation changes
@@ -138,7 +139,7 @@ def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
     if any(path.is_file() for path in _cache_paths(dataset, network, count, 0)):
         return None
     images = len(_choose(dataset.labels, dataset.label_dim, count, 0))
-    pixels = torch.zeros([8, 3, dataset.resolution, dataset.resolution], dtype=torch.uint8)
+    pixels = torch.zeros([8, *dataset.image_shape], dtype=torch.uint8)
     network = network.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         for _ in range(2):  # the second pass is measured
@@ -210,8 +211,8 @@ def _class_means(
 
 
 def _features(network: FeatureNetwork, images: torch.Tensor) -> torch.Tensor:
-    """Map uint8 [B, 3, R, R] to pooled features, float32 [B, F]."""
-    x = network.normalize(images.to(network.mean.device).float() / 255)
+    """Map uint8 [B, C, R, R] to pooled features, float32 [B, F]."""
+    x = network.normalize(to_rgb(images.to(network.mean.device)).float() / 255)
     size = network.input_size
     return network.pooled(F.interpolate(x, (size, size), mode="bilinear", align_corners=False))
 
@@ -230,6 +231,7 @@ def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: 
         network.sha256,
         max_per_class,
         seed,
+        *([] if dataset.num_channels == 3 else [dataset.num_channels]),
     )
     key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:16]
     data = Path(dataset.path).absolute()

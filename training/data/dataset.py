@@ -5,7 +5,7 @@ The format is what dataset_tool.py writes and stylegan3's tools read: square pow
 00000/img00000000.png folders, and a dataset.json with {"labels": [["00000/img00000000.png", 3], ...],
 "metadata": {"class_names": [...], ...}}.
 
-Shapes: N images (flipped and turned copies included), B batch, R resolution.
+Shapes: N images (flipped and turned copies included), B batch, C channels, R resolution.
 """
 
 import functools
@@ -27,7 +27,7 @@ from image_data import archives, labels, png
 from torch_utils import rng
 from training.data.views import views
 
-NUM_CHANNELS = 3
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 CHUNK_IMAGES = 64  # images that a thread decodes per task
 
 
@@ -54,6 +54,8 @@ class ImageDataset:
         random_seed: Seed of the subset.
         yflip: Double it again: add the vertically flipped copy of every image and of its copies.
         quarter_turns: Add the copies of all of these that are turned by 90, 180 and 270 degrees.
+        channels: Channels C of the images: 1 (grey), 3 (RGB) or 4 (RGB and alpha, not premultiplied). None =
+            those in the metadata of the data set, or else 3.
 
     Attributes:
         views: The copies. With n images and V views, index i + k n is copy `views[k]` of image i.
@@ -72,6 +74,7 @@ class ImageDataset:
         random_seed: int = 0,
         yflip: bool = False,
         quarter_turns: bool = False,
+        channels: int | None = None,
     ):
         self.path = os.fspath(path)
         whole = archives.open_archive(self.path, index=True)
@@ -88,8 +91,8 @@ class ImageDataset:
         self.name = self._archive.name
         self.metadata: dict[str, Any] = self._index.metadata
         self.resolution = self._find_resolution(resolution)
-        self.num_channels = NUM_CHANNELS
-        self.image_shape = [NUM_CHANNELS, self.resolution, self.resolution]
+        self.num_channels = self._find_channels(channels)
+        self.image_shape = [self.num_channels, self.resolution, self.resolution]
         self.views = views(xflip, yflip, quarter_turns)
 
         num_raw = len(self._archive.images)
@@ -140,7 +143,7 @@ class ImageDataset:
         return self.labels is not None
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Return (uint8 [3, R, R], class index or -1)."""
+        """Return (uint8 [C, R, R], class index or -1)."""
         label = self.get_details(index).raw_label
         return self.load(np.array([index]))[0], label
 
@@ -161,7 +164,7 @@ class ImageDataset:
             out: Array to write to, or None.
 
         Returns:
-            uint8 [B, 3, R, R].
+            uint8 [B, C, R, R].
         """
         if out is None:
             out = np.empty([len(indices), *self.image_shape], dtype=np.uint8)
@@ -247,6 +250,14 @@ class ImageDataset:
             raise ValueError(f"{self.path}: images are {width}x{width}, expected {wanted}x{wanted}")
         return width
 
+    def _find_channels(self, wanted: int | None) -> int:
+        """The number of channels: `wanted`, or that of the metadata."""
+        found = self.metadata.get("channels", 3) if wanted is None else wanted
+        if not isinstance(found, int) or found not in MODES:
+            where = "channels" if wanted is not None else f'{self.path}: "channels" of {archives.INDEX_NAME}'
+            raise ValueError(f"{where} is {str(found)[:40]}: 1, 3 and 4 are supported")
+        return int(found)
+
     def _read(self, entry: archives.Entry) -> bytes:
         try:
             return self._archive.reader.read(entry)
@@ -260,7 +271,7 @@ class ImageDataset:
             raise ValueError(f"{self.path}: {entry.name}: {error}") from None
 
     def _load_row(self, row: int, out: np.ndarray) -> None:
-        """Write an image, not flipped, to `out`, uint8 [3, R, R] of any strides."""
+        """Write an image, not flipped, to `out`, uint8 [C, R, R] of any strides."""
         if self._cache is not None and self._cache.filled[row]:
             out[...] = self._cache.images[row]
             return
@@ -273,25 +284,27 @@ class ImageDataset:
             self._cache.filled[row] = True
 
     def _decode(self, entry: archives.Entry, data: bytes) -> np.ndarray:
-        """Decode a file that dataset_tool.py does not write by default. Returns uint8 [3, R, R]."""
+        """Decode a file that dataset_tool.py does not write by default. Returns uint8 [C, R, R]."""
         with self._open(entry, data) as image:
             if image.size != (self.resolution, self.resolution):
                 raise ValueError(
                     f"{self.path}: {entry.name} is {image.width}x{image.height}, but the first image is "
                     f"{self.resolution}x{self.resolution}"
                 )
-            if image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info:
+            transparent = image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info
+            if transparent and not (self.num_channels == 4 and image.mode in ("RGBA", "LA", "P", "L", "RGB")):
                 raise ValueError(
                     f"{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images "
                     "with dataset_tool.py"
                 )
             try:
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+                mode = MODES[self.num_channels]
+                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
             except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(
                     f"{self.path}: {entry.name} cannot be decoded ({util.reason(error)})"
                 ) from None
-        return pixels.transpose(2, 0, 1)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Labelling, str, str]:
@@ -415,12 +428,12 @@ def sample_indices(
 
 class _Batch(NamedTuple):
     indices: np.ndarray
-    images: torch.Tensor  # uint8 [B, 3, R, R]
+    images: torch.Tensor  # uint8 [B, C, R, R]
     parts: list[Future[None]]
 
 
 class Loader:
-    """Iterates over (uint8 tensor [B, 3, R, R], int64 tensor [B] or None) in the order of `index_batches`.
+    """Iterates over (uint8 tensor [B, C, R, R], int64 tensor [B] or None) in the order of `index_batches`.
 
     Threads decode images ahead of time. An image that cannot be read raises its ValueError when its batch is
     due. Use it as a context manager, or call close().

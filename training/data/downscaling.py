@@ -118,7 +118,8 @@ def cached_paths(dataset: ImageDataset, resolution: int) -> list[Path]:
 
     They are in the folder of the data set, in the cache folder, and in this user's temporary folder.
     """
-    identity = (dataset.content_hash(), FILTER, METADATA_VERSION)
+    identity = [dataset.content_hash(), FILTER, METADATA_VERSION]
+    identity += [dataset.num_channels] if dataset.num_channels != 3 else []
     key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:12]
     folder = f"{dataset.name}-downscaled-{key}"
     file = f"{_name(dataset, resolution)}.zip"
@@ -182,6 +183,7 @@ def _make(dataset: ImageDataset, path: Path, resolution: int, workers: int | Non
             [resolution],
             labels=dataset.label_mode,
             filter=FILTER,
+            channels=dataset.num_channels,
             workers=workers,
             overwrite=True,
             progress=Progress(sys.stderr),

@@ -17,11 +17,13 @@ from torch.nn import functional as F
 import san
 from san.layers import SANLogits, SONALogits
 from torch_utils.features import FeatureNetwork
+from torch_utils.images import to_rgb
 from training.discriminator.augment import POLICY, diff_augment
 from training.discriminator.heads import KERNEL, HeadSet, SpectralConv2d
 from training.discriminator.projection import RandomProjection
 
 # Saved state; the frozen networks are identified by their hash instead.
+BACKGROUND = "background"  # the draws of colours below transparent pixels
 SAVED = ("discriminators.", "projections.")
 
 
@@ -36,6 +38,7 @@ class ProjectedDiscriminator(nn.Module):
             converted to channels-last order.
         c_dim: Number of classes, 0 = unconditional.
         img_resolution: R, pixels.
+        img_channels: C, 1 (grey), 3 (RGB) or 4 (RGB and alpha). The backbones see RGB (images.to_rgb).
         feature_size: Smaller images are resized to this many pixels before a convolutional backbone (None:
             its native size). Larger images are not resized. Transformers and other networks of a fixed size
             always get that size.
@@ -79,6 +82,7 @@ class ProjectedDiscriminator(nn.Module):
         diffaug: Sequence[str] = POLICY,
         compute_dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        img_channels: int = 3,
     ) -> None:
         super().__init__()
         names = [network.name for network in backbones]
@@ -86,7 +90,7 @@ class ProjectedDiscriminator(nn.Module):
             raise ValueError(f"the discriminator needs one or more distinct backbones, got {names}")
         if num_levels is not None and not 1 <= num_levels <= 4:
             raise ValueError(f"num_levels={num_levels}: backbones have 4 levels, use 1 to 4 or None for all")
-        self.c_dim, self.img_resolution = c_dim, img_resolution
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.augment, self.diffaug, self.compute_dtype = augment, tuple(diffaug), compute_dtype
         self.sona = heads == "sona"
         self.names = {_key(name): name for name in names}
@@ -130,9 +134,10 @@ class ProjectedDiscriminator(nn.Module):
         """Compute the logits per backbone. Changes no state.
 
         Args:
-            img: [N, 3, R, R] in [-1, 1].
+            img: [N, C, R, R] in [-1, 1].
             c: int64 [N] in 0..c_dim-1. Required if the network is conditional, otherwise ignored.
-            draws: Uniform draws [N, 7] for DiffAugment, by backbone name; None = no augmentation.
+            draws: Uniform draws [N, 7] for DiffAugment, by backbone name; None = no augmentation. With four
+                channels also [N, 3] by BACKGROUND: the colours below transparent pixels; white without.
 
         Returns:
             Backbone name -> SANLogits of float32 [N, K], or SONALogits of SONA heads.
@@ -141,6 +146,7 @@ class ProjectedDiscriminator(nn.Module):
             ValueError: Images, labels or draws do not fit.
         """
         c = self._check(img, c)
+        img = to_rgb(img, _background(draws))
         logits = {}
         for key, name in self.names.items():
             x = img
@@ -156,11 +162,11 @@ class ProjectedDiscriminator(nn.Module):
 
         Args:
             key: Key of the backbone.
-            img: [N, 3, H, W] in [-1, 1].
+            img: [N, C, H, W] in [-1, 1].
         """
         network, size = self.feature_networks[key], self.feature_sizes[key]
         assert isinstance(network, FeatureNetwork)
-        x = network.normalize((img + 1) / 2)
+        x = network.normalize((to_rgb(img) + 1) / 2)
         if x.shape[2:] != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
         return x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
@@ -176,9 +182,9 @@ class ProjectedDiscriminator(nn.Module):
         return maps[: len(heads.mini_discs)]
 
     def _check(self, img: Tensor, c: Tensor | None) -> Tensor | None:
-        if img.ndim != 4 or img.shape[1:] != (3, self.img_resolution, self.img_resolution):
+        if img.ndim != 4 or img.shape[1:] != (self.img_channels, self.img_resolution, self.img_resolution):
             raise ValueError(
-                f"the discriminator takes images of shape [N, 3, {self.img_resolution}, "
+                f"the discriminator takes images of shape [N, {self.img_channels}, {self.img_resolution}, "
                 f"{self.img_resolution}], got {list(img.shape)}"
             )
         if self.c_dim == 0:
@@ -256,6 +262,17 @@ class ProjectedDiscriminator(nn.Module):
                     f"not {list(tensor.shape)}"
                 )
         self.load_state_dict(dict(state), strict=False)
+
+
+def _background(draws: Mapping[str, Tensor] | None) -> Tensor | float:
+    """The colours below transparent pixels, [N, 3, 1, 1] in [-1, 1]; white without draws.
+
+    With a random colour per image, an image with wrong alpha differs from a real one. With a fixed one, the
+    generator could paint that colour instead of being transparent.
+    """
+    if draws is None or BACKGROUND not in draws:
+        return 1.0
+    return draws[BACKGROUND][:, :, None, None] * 2 - 1
 
 
 def _key(name: str) -> str:

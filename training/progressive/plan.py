@@ -57,7 +57,12 @@ def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
             try:
                 generators.append(
                     build.fresh_generator(
-                        config.generator, stage.resolution, c_dim, config.data.embed_dim, *generators[-1:]
+                        config.generator,
+                        stage.resolution,
+                        c_dim,
+                        config.data.embed_dim,
+                        generators[-1] if generators else None,
+                        config.data.channels or 3,
                     )
                 )
             except ValueError as err:

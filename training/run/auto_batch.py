@@ -187,7 +187,13 @@ class Trial:
             self.classifier = build.classifier_on(self.device, cfg, self.dataset, quiet=True)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
         inputs = InputSource.of(
-            settled(cfg, n), self.dataset.labels, state.G.z_dim, self.device, self.world, self.rank
+            settled(cfg, n),
+            self.dataset.labels,
+            state.G.z_dim,
+            self.device,
+            self.world,
+            self.rank,
+            self.dataset.num_channels == 4,
         )
         pixels, chosen = self._images()  # for a whole step, as in training
         for _ in range(2):
@@ -197,9 +203,10 @@ class Trial:
 
     def _images(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Noise in place of this process's real images, with labels."""
-        share, size = self.cfg.run.batch // self.world, self.dataset.resolution
+        share = self.cfg.run.batch // self.world
         generator = rng.torch_generator(self.cfg.run.seed, "trial/images")
-        pixels = torch.randint(0, 256, (share, 3, size, size), dtype=torch.uint8, generator=generator)
+        shape = (share, *self.dataset.image_shape)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         labels = torch.arange(share) % self.dataset.label_dim if self.dataset.label_dim > 0 else None
         return pixels, labels
 

@@ -46,14 +46,17 @@ def plan(
             G = build.restored_generator(cfg.generator, lineage)
         else:
             G = build.make_generator(cfg.generator, dataset, cfg.data.embed_dim, cfg.run.seed, stem)
-    return G, plan_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution)
+    D = plan_discriminator(cfg.discriminator, dataset.label_dim, dataset.resolution, dataset.num_channels)
+    return G, D
 
 
-def plan_discriminator(cfg: DiscriminatorConfig, c_dim: int, resolution: int) -> ProjectedDiscriminator:
+def plan_discriminator(
+    cfg: DiscriminatorConfig, c_dim: int, resolution: int, img_channels: int = 3
+) -> ProjectedDiscriminator:
     """The discriminator on the meta device."""
     random = dataclasses.replace(cfg, backbone_weights=dict.fromkeys(cfg.backbones, timm_weights.RANDOM))
     with torch.device("meta"):
-        return build.make_discriminator(random, c_dim, resolution, seed=0)
+        return build.make_discriminator(random, c_dim, resolution, seed=0, img_channels=img_channels)
 
 
 def parameter_counts(D: ProjectedDiscriminator) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from markupsafe import Markup
 
 from dnnlib import outputs
 from dnnlib.util import atomic_write, format_time, reason
+from image_data.transforms import to_rgb
 from torch_utils import images
 from training import run_folder
 from training.config import SAVED_IN_RUN, TrainConfig, describe, from_json
@@ -178,7 +179,7 @@ def inlined(path: Path, width: int = MAX_WIDTH, budget: int = BUDGET) -> Picture
     """Read an image with at most `budget` bytes and `width` pixels; None if it cannot be read."""
     try:
         with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = to_rgb(opened, (255, 255, 255))
         content = path.read_bytes()
     except OSError:
         return None

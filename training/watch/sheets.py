@@ -51,11 +51,13 @@ class ContactSheet:
         folder = self.run_dir / CONTACT_FOLDER
         folder.mkdir(exist_ok=True)
         if not (folder / DATA_FILE).exists():
-            reals = images.grid(_shrink(self._reals()), 1)
+            reals = images.grid(_shrink(images.to_rgb(self._reals())), 1)
             images.save_png(reals, folder / DATA_FILE, self._about(data=True))
         # The file's hash is left out, so that a resumed run draws a column with the same bytes.
         text = {"nimg": nimg, "network": network, "truncation": 1, **self._about()}
-        images.save_png(images.grid(_shrink(self._draw(G)), 1), folder / f"{nimg:09d}.png", text)
+        images.save_png(
+            images.grid(_shrink(images.to_rgb(self._draw(G))), 1), folder / f"{nimg:09d}.png", text
+        )
         while len(columns := _column_files(self.run_dir)) > MAX_COLUMNS:
             at = [shown for shown, _ in columns]
             gaps = [

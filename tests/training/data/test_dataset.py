@@ -602,3 +602,20 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
         ValueError, match=r"no labels: no dataset\.json and no class folders; train without --cond"
     ):
         data.ImageDataset(tmp_path, use_labels=True)
+
+
+def test_channels_are_those_of_the_metadata_or_chosen(small: Path, tmp_path: Path) -> None:
+    rgb = data.ImageDataset(small)
+    grey = data.ImageDataset(small, channels=1)
+    assert grey.image_shape == [1, 8, 8]
+    luminance = np.asarray(Image.fromarray(pixels(2)).convert("L"))
+    np.testing.assert_array_equal(grey[2][0][0], luminance)
+    alpha = data.ImageDataset(small, channels=4)
+    assert (alpha[2][0][3] == 255).all() and (alpha[2][0][:3] == rgb[2][0]).all()
+    stored = write(tmp_path / "grey.zip", 3, metadata={"channels": 1}, files={name(0): png(luminance)})
+    assert data.ImageDataset(stored)[0][0].shape == (1, 8, 8)
+    assert data.ImageDataset(stored, channels=3)[0][0].shape == (3, 8, 8)
+    for channels in (2, "3", None, [1]):
+        bad = write(tmp_path / "bad.zip", 1, metadata={"channels": channels})
+        with pytest.raises(ValueError, match=r'"channels" of dataset\.json is .*: 1, 3 and 4 are supported'):
+            data.ImageDataset(bad)
