@@ -186,13 +186,13 @@ class StoredZipWriter:
         self._count = 0
 
     def write(self, name: str, data: bytes) -> None:
-        """Append one file. The caller ensures that names are ASCII, unique and relative."""
+        """Append one file. The caller ensures that names are unique and relative."""
         if len(data) >= 2**32:
             raise ValueError(f"{name}: {len(data)} bytes do not fit into a zip entry")
-        encoded = name.encode("ascii")
+        encoded = name.encode("utf-8")
         shared = struct.pack(
             "<HHHHIIIH",
-            0,
+            0 if name.isascii() else 0x800,  # the name is UTF-8
             zipfile.ZIP_STORED,
             0,
             ZIP_DATE,

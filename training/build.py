@@ -37,12 +37,12 @@ from training.state import TrainState
 
 
 def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDataset:
-    """Open the data set, or its downscaled copy if --resolution is smaller.
+    """Open the data set, or its downscaled copy if --resolution is smaller, or a copy on the node's disk.
 
     Args:
         cfg: Data options.
         seed: Seed of a random subset.
-        prepare: Make the copy if it does not exist. False = return a description of it that has no images.
+        prepare: Make the copies if they do not exist. False = return a description that may have no images.
 
     Raises:
         ValueError, FileNotFoundError: One line about what is wrong with the data set.
@@ -61,13 +61,13 @@ def make_dataset(cfg: DataConfig, seed: int, prepare: bool = True) -> ImageDatas
         )
 
     dataset = open_dataset(cfg.path)
-    if cfg.resolution is None or cfg.resolution == dataset.resolution:
-        return dataset
-    return (
-        open_dataset(downscaling.downscaled(dataset, cfg.resolution))
-        if prepare
-        else downscaling.planned(dataset, cfg.resolution)
-    )
+    if cfg.resolution is not None and cfg.resolution != dataset.resolution:
+        if not prepare:
+            return downscaling.planned(dataset, cfg.resolution)
+        dataset = open_dataset(downscaling.downscaled(dataset, cfg.resolution))
+    if cfg.data_cache and prepare:
+        dataset.use_local_copy(cfg.data_cache)
+    return dataset
 
 
 def plain_dataset(dataset: ImageDataset) -> ImageDataset:
@@ -75,7 +75,10 @@ def plain_dataset(dataset: ImageDataset) -> ImageDataset:
 
     Class embeddings and metrics refer to it.
     """
-    return ImageDataset(dataset.path, use_labels=dataset.has_labels, channels=dataset.num_channels)
+    plain = ImageDataset(dataset.path, use_labels=dataset.has_labels, channels=dataset.num_channels)
+    if dataset.local_copies is not None:
+        plain.use_local_copy(dataset.local_copies)
+    return plain
 
 
 def fresh_generator(

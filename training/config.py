@@ -99,6 +99,12 @@ class DataConfig:
         low=0,
         high=2**24,
     )
+    data_cache: str | None = opt(
+        None,
+        "Copy the data set to this folder, on a local disk of the node, once per node, and read it from "
+        "there. The copy is compared with the original and stays for later runs.",
+        OURS,
+    )
     class_embedding: str = opt(
         "auto",
         "Initial class embedding: auto (computed from the data set with EfficientNet-Lite0), random, or a "

@@ -23,7 +23,7 @@ import torch
 
 from dnnlib import util
 from dnnlib.progress import Progress
-from image_data import archives, labels, png
+from image_data import archives, labels, local_copy, png
 from torch_utils import rng
 from training.data.views import views
 
@@ -112,6 +112,7 @@ class ImageDataset:
             self.labels = np.tile(found.labels[self._raw_indices], len(self.views))
             self.label_dim = found.num_classes
             self.class_names = found.class_names
+        self.local_copies: str | None = None  # the folder of `use_local_copy`
         self.is_planned = False  # its images do not exist yet (training.data.downscaling.planned)
         self._cache: _ImageCache | None = None
         self._content_hash: str | None = None
@@ -226,6 +227,15 @@ class ImageDataset:
         entries = self._archive.images
         places = np.unique(np.linspace(0, len(entries) - 1, min(count, len(entries))).astype(int))
         return [self._archive.reader.read(entries[i])[:16] for i in places]
+
+    def use_local_copy(self, folder: str) -> None:
+        """Read the images from a copy in `folder`, which is made if it does not exist.
+
+        Raises:
+            ValueError: The copy cannot be made.
+        """
+        self._archive = local_copy.local_copy(self._archive, folder, "--data-cache")
+        self.local_copies = folder
 
     def close(self) -> None:
         """Release the file handle. The next read opens it again."""
