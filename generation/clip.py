@@ -141,7 +141,7 @@ def _find(open_clip: Any, name: str, weights: str | None) -> Path | None:
     try:
         return timm_weights.from_hub(f"CLIP {name}", repo, file or HUB_FILE)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, with --clip-weights=FILE") from None
+        raise FileNotFoundError(f"{error} with --clip-weights=FILE") from None
 
 
 @contextlib.contextmanager

@@ -20,6 +20,13 @@ def test_the_published_command_line_parses():
     assert style_mixing.DEFAULT_STYLES == "0-6"
 
 
+def test_the_published_command_line_runs(toy_networks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(style_mixing.main, *PUBLISHED[:-1], "--network", toy_networks / "uncond.pkl", "--device=cpu")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"grid.png", "85-55.png", "1500-293.png", "821-821.png"} < names and len(names) == 1 + 9 + 20
+
+
 @pytest.mark.parametrize("styles", [None, "0,3"])
 def test_layers_come_from_the_columns(toy_networks, tmp_path, styles):
     flags = ["--network", toy_networks / "cond.pkl", "--device=cpu", "--trunc=0.8", "--class=cat"]

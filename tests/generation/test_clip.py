@@ -61,7 +61,7 @@ def test_missing_weights_and_a_missing_package_are_one_line(name, monkeypatch):
         raise timm_weights.MissingWeights(f"weights of {what}: cannot fetch {file}; name its path")
 
     monkeypatch.setattr(timm_weights, "from_hub", offline)
-    with pytest.raises(FileNotFoundError, match=r"weights of CLIP .*name its path, with --clip-weights=FILE"):
+    with pytest.raises(FileNotFoundError, match=r"weights of CLIP .*name its path with --clip-weights=FILE"):
         clip.load(clip.MODEL, None, "cpu")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package open_clip: pip install"):

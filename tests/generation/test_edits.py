@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import gen_class_samplesheet
 import gen_images
 from generation import Network, direction_files, edits
 from tests.support import read_pixels, run
@@ -91,6 +92,13 @@ def test_the_commands_take_edits(network, files, toy_networks, tmp_path):
         assert (read_pixels(tmp_path / "a" / f"seed{seed:04d}.png") == image).all()
     with PIL.Image.open(tmp_path / "a" / "seed0000.png") as image:
         assert image.info["edits"] == "all.safetensors:1, style.safetensors:-1"
+    sheet = ["--classes=1", "--seed=0", "--samples-per-class=2", "--outdir", tmp_path / "sheet"]
+    run(gen_class_samplesheet.main, *flags[:3], *sheet, *edit)
+    with network.edited(*(text.removeprefix("--edit=") for text in edit)):
+        pair = np.concatenate(list(network.generate([0, 1], 1)), axis=1)
+    shown = read_pixels(tmp_path / "sheet" / "sheet.png")
+    factor = shown.shape[0] // 16  # magnified for the labels
+    assert (shown[::factor, -32 * factor :: factor] == pair).all()
     run(gen_images.main, *flags, *edit, "--to", tmp_path / "b.npz")
     assert (np.load(tmp_path / "b.npz")["arr_0"] == expected).all()
     parts = tmp_path / "c.npz.partial"
