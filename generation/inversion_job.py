@@ -385,7 +385,7 @@ def _write_video(
     def frames() -> Iterator[np.ndarray]:
         for picture in shown:
             both = np.concatenate([target.pixels, picture], axis=1).repeat(factor, 0).repeat(factor, 1)
-            yield both.repeat(3, axis=2) if both.shape[2] == 1 else both
+            yield images.rgb_frame(both)
 
     plan = video.timing(len(shown), FPS, Path(name).suffix)
     video.write(folder / name, frames(), FPS, plan.milliseconds, {})

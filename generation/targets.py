@@ -23,7 +23,7 @@ class Target:
 
     Attributes:
         name: File name without its extension, which names the folder of its results.
-        pixels: uint8 [R, R, 1 or 3].
+        pixels: uint8 [R, R, C].
         notes: What was done to the image, besides resizing, for the user.
     """
 
@@ -107,7 +107,7 @@ def from_bytes(name: str, data: bytes, resolution: int, channels: int = 3) -> Ta
         name: Of the results.
         data: Content of the file.
         resolution: Height and width of the network's images.
-        channels: Channels of the network's images, 1 or 3.
+        channels: Channels of the network's images, 1, 3 or 4 (opaque).
 
     Raises:
         ValueError: It is not an image, or has no defined range of values.
@@ -129,8 +129,8 @@ def from_picture(
     preparation = transforms.Preparation(transform="center-crop")
     square = transforms.transform(picture, (resolution, resolution), preparation)
     assert square is not None  # center-crop omits no image
-    pixels = np.asarray(square.convert("L"))[:, :, None] if channels == 1 else np.asarray(square)
-    return Target(name, pixels.copy(), notes)
+    pixels = np.asarray(square.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    return Target(name, pixels.reshape(resolution, resolution, channels).copy(), notes)
 
 
 def _notes(opened: PIL.Image.Image) -> tuple[str, ...]:

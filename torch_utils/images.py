@@ -60,6 +60,12 @@ def to_rgb(x: torch.Tensor, background: torch.Tensor | float = 1.0) -> torch.Ten
     return background + (x[:, :3] - background) * alpha
 
 
+def rgb_frame(picture: np.ndarray) -> np.ndarray:
+    """Convert a picture uint8 [H, W, 1, 3 or 4] to [H, W, 3], as videos need it (see `to_rgb`)."""
+    planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    return to_rgb(planes)[0].permute(1, 2, 0).contiguous().numpy()
+
+
 def check_picture(flag: str, cells: int, resolution: int) -> None:
     """Check that a grid does not exceed `MAX_PICTURE_PIXELS`.
 

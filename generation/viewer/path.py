@@ -20,6 +20,7 @@ from generation.viewer.session import Viewer
 from generation.viewer.state import State, stacked
 from generation.w_files import save_w
 from image_data.archives import StoredZipWriter
+from torch_utils import images
 
 FORMATS = {"mp4": ".mp4", "GIF": ".gif", "PNG frames": ".zip", "npz": ".npz"}
 FPS = {".gif": 25}
@@ -45,7 +46,7 @@ def frames(
         found.strengths = strengths(frame / per_keyframe)[0].tolist()
         with viewer.requests.working, found.attached(in_w=False):
             image = network.render(torch.from_numpy(now[:, :-1]), translate=(x, y), rotate=angle)[0]
-        yield image
+        yield images.rgb_frame(image)
         done(1)
 
 

@@ -43,6 +43,8 @@ def test_grey_transparent_and_animated_images_say_what_is_done(tmp_path):
     grey = read(tmp_path / "grey.png")
     assert (grey.pixels == np.asarray(picture(mode="L"))[:, :, None]).all() and grey.notes == ()
     assert read(tmp_path / "grey.png", channels=1).pixels.shape == (16, 16, 1)
+    opaque = read(tmp_path / "grey.png", channels=4).pixels
+    assert opaque.shape == (16, 16, 4) and (opaque[..., 3] == 255).all()
     clear = picture(mode="RGBA")
     clear.putalpha(0)
     clear.save(tmp_path / "clear.png")

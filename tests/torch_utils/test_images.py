@@ -148,3 +148,11 @@ def test_networks_that_know_only_rgb_see_grey_and_transparent_images():
     whole = torch.randint(0, 256, (1, 4, 4, 4), dtype=torch.uint8)
     alpha, colour = whole[:, 3:] / 255, whole[:, :3].float()
     assert (images.to_rgb(whole).float() - (255 + (colour - 255) * alpha)).abs().max() <= 1
+
+
+def test_frames_of_videos_are_rgb():
+    picture = np.random.RandomState(0).randint(0, 256, (4, 6, 4), dtype=np.uint8)
+    assert (images.rgb_frame(picture[..., :1]) == np.repeat(picture[..., :1], 3, axis=2)).all()
+    assert (images.rgb_frame(picture[..., :3]) == picture[..., :3]).all()
+    picture[..., 3] = 0
+    assert (images.rgb_frame(picture) == 255).all()

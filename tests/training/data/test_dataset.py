@@ -23,7 +23,9 @@ import dataset_tool
 from image_data import archives
 from image_data import png as png_format
 from tests import waiting
+from tests.image_data import formats
 from training.data import dataset as data
+from training.data import downscaling
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -619,3 +621,31 @@ def test_channels_are_those_of_the_metadata_or_chosen(small: Path, tmp_path: Pat
         bad = write(tmp_path / "bad.zip", 1, metadata={"channels": channels})
         with pytest.raises(ValueError, match=r'"channels" of dataset\.json is .*: 1, 3 and 4 are supported'):
             data.ImageDataset(bad)
+
+
+def test_shards_are_the_same_data_set_as_a_zip(small: Path, tmp_path: Path) -> None:
+    """The same images at the same indices, the same labels, hash and order, also downscaled."""
+    with zipfile.ZipFile(small) as archive:
+        labels = dict(json.loads(archive.read("dataset.json"))["labels"])
+        contents = {key: archive.read(key) for key in labels}
+    keys = sorted(labels)
+    for shard, part in enumerate((keys[:4], keys[4:])):
+        files = {key: contents[key] for key in part}
+        files |= {key.replace(".png", ".cls"): str(labels[key]).encode() for key in part}
+        formats.write_tar(tmp_path / "shards" / f"train-{shard:03d}.tar", files)
+    zipped = data.ImageDataset(small, use_labels=True)
+    for path in (tmp_path / "shards", tmp_path / "shards" / "train-{000..001}.tar"):
+        dataset = data.ImageDataset(path, use_labels=True)
+        indices = data.sample_indices(0, 0, 25, len(dataset))
+        np.testing.assert_array_equal(dataset.load(indices), zipped.load(indices))
+        assert dataset.labels is not None and zipped.labels is not None
+        assert dataset.labels.tolist() == zipped.labels.tolist()
+    with data.Loader(dataset, [np.array([3, 9])], workers=1) as loader:
+        assert (next(iter(loader))[0].numpy() == zipped.load(np.array([3, 9]))).all()
+    smaller = downscaling.downscaled(dataset, 4, workers=1)
+    expected = downscaling.downscaled(zipped, 4, workers=1)
+    indices = np.arange(len(dataset))
+    loaded = [data.ImageDataset(p, use_labels=True).load(indices) for p in (smaller, expected)]
+    np.testing.assert_array_equal(*loaded)
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy.load(indices), zipped.load(indices))
