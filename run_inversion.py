@@ -121,6 +121,11 @@ def main(**options: Any) -> None:
         outputs.check_output("--outdir", options["outdir"], inputs=inputs, data=sources, folder=True)
     if options["classifier_weights"] and not options["classifier"]:
         raise ValueError("--classifier-weights needs --classifier")
+    if options["class_name"] and options["classifier"]:
+        raise ValueError("--class names the class that --classifier would find: remove one of them")
+    if options["w_init"]:
+        start = {"--class": options["class_name"], "--classifier": options["classifier"]}
+        commands.note_ignored("--w-init", start)
     from generation import inversion_job, render
     from metrics import detectors
     from torch_utils.devices import pick_device

@@ -128,6 +128,8 @@ class Inverter:
     def _classifier(self) -> Any:
         """The classifier of the network's classes, if one is needed and known."""
         job, classes = self.job, self.network.G.c_dim
+        if job.classifier is not None and not classes:
+            raise ValueError(f"--classifier={job.classifier}: {self.network.path} has no classes: remove it")
         if self.index is not None or self.start is not None or not classes:
             return None
         if job.classifier is not None:
@@ -311,6 +313,8 @@ class _Inversion:
         if path is None:
             return
         state = checkpoint.load(path)
+        if not isinstance(state.get("settings"), str):
+            raise ValueError(f"{path} is a checkpoint of another program: choose another --outdir")
         before = json.loads(state["settings"])
         other = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if other:
