@@ -47,7 +47,7 @@ def target(network: Network, tmp_path: Path) -> str:
 
 def invert(source: str, target: object, out: object, *args: object, code: int = 0):
     flags = ["--network", source, "--target", target, "--outdir", out, "--device=cpu", "--inv-steps=3"]
-    return run(run_inversion.main, *flags, *args, code=code)
+    return run(run_inversion.main, *flags, "--save-video=False", *args, code=code)
 
 
 def test_the_published_command_line_runs_with_the_features_that_need_no_download(
@@ -119,7 +119,7 @@ def test_several_targets_have_folders_and_complete_ones_are_kept(quick, source, 
     picture = PIL.Image.new("RGBA", (20, 16))
     picture.save(Path(target).with_name("other.png"))
     folder, out = Path(target).parent, tmp_path / "out"
-    shown = invert(source, folder, out, "--save-video=False")
+    shown = invert(source, folder, out)
     assert "note: other: 20x16, its centre of 16x16 is used" not in shown.output.partition("Class")[2]
     assert "note: other: transparency is laid on white" in shown.output
     for name in ("face", "other"):
@@ -128,7 +128,7 @@ def test_several_targets_have_folders_and_complete_ones_are_kept(quick, source, 
         }
     (out / "other" / "proj.png").unlink()
     before = (out / "face" / "inversion.json").stat().st_mtime_ns
-    shown = invert(source, folder, out, "--save-video=False")
+    shown = invert(source, folder, out)
     assert f"{out / 'face'}: complete" in shown.output and (out / "other" / "proj.png").is_file()
     assert (out / "face" / "inversion.json").stat().st_mtime_ns == before
 

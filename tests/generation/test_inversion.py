@@ -48,12 +48,12 @@ def test_an_image_of_the_network_comes_back(network, target):
     start = inversion.mean_style(network, np.eye(3)[1], 1000)
     seen = []
     ws = inversion.project(
-        network, distance(target), start, 60, done=lambda projection: seen.append(projection.value)
+        network, distance(target), start, 40, done=lambda projection: seen.append(projection.value)
     )
     before = network.render(start.repeat(1, network.G.num_ws, 1))[0]
     after = network.render(ws)[0]
     assert inversion.psnr(after, target) > inversion.psnr(before, target) + 4
-    assert len(seen) == 60 and seen[-1] < seen[0] / 3
+    assert len(seen) == 40 and seen[-1] < seen[0] / 3
     assert (ws == ws[:, :1]).all()
 
 
