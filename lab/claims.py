@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from dnnlib.util import atomic_write
-from lab import shared
+from lab import power, shared
 
 PAGE = shared.RESULTS.parent / "method.md"
 ANSWERS = {"better": "yes", "worse": "no: worse", "no difference seen": "no difference seen"}
@@ -42,14 +42,16 @@ def _row(
     claim: str, where: str, cell: dict[str, Any], names: tuple[str, str], verdict: str, digits: int
 ) -> list[str]:
     gan, own = (shared.text(cell[name], digits) for name in names)
+    seeds, std = int(cell["improvement"]["n"]), cell["improvement"]["std"]
     return [
         claim,
         where,
-        str(int(cell["improvement"]["n"])),
+        str(seeds),
         gan,
         own,
         shared.text(cell["improvement"], digits),
         ANSWERS[cell[verdict]],
+        f"{power.detectable(std, seeds):.{digits}f}",
     ]
 
 
@@ -72,7 +74,7 @@ def _rows(folder: Path) -> Iterator[list[str]]:
 
 def comparison(folder: Path) -> str:
     """Return the table of GAN and SAN: a row per claim and experiment."""
-    heads = ["SAN's claim", "experiment", "seeds", "GAN", "SAN", "improvement", "holds?"]
+    heads = ["SAN's claim", "experiment", "seeds", "GAN", "SAN", "improvement", "holds?", "shown from"]
     return _table([heads, *_rows(folder)])
 
 

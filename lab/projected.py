@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dnnlib import outputs
-from lab import shared
+from lab import power, shared
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
 from training import run_folder
@@ -157,7 +157,7 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
     Returns:
         For each metric, the values by kind and seed, and intervals of the last and the best value and of the
         improvement. The improvement is paired by seed, for the seeds that both kinds have; positive =
-        StyleSAN-XL is better.
+        StyleSAN-XL is better. "power" has the smallest difference that so many seeds can show (lab/power.py).
     """
     found: dict[str, Any] = {}
     places = [
@@ -191,8 +191,20 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
                 "StyleSAN-XL": shared.interval(own),
                 "improvement": improvement,
                 "StyleSAN-XL is": shared.verdict(improvement),
+                "power": power.statement(improvement["std"], len(both)),
             }
     return found
+
+
+def still_rises(row: dict[str, Any]) -> float:
+    """Return the mean change between the last two measurements of all runs, over their std between seeds.
+
+    Above about 1 the seeds differ mostly in when they began to improve, and longer runs differ less.
+    """
+    values = [run["values"] for by_seed in row["runs"].values() for run in by_seed.values()]
+    spread = np.mean([row["last"][kind]["std"] for kind in KINDS])
+    changes = [abs(v[-1] - v[-2]) for v in values if len(v) > 1]
+    return float(np.mean(changes) / spread) if changes and spread > 0 else 0.0
 
 
 def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
@@ -262,7 +274,16 @@ def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, option
     for name, row in found.items():
         for which in [w for w in ("last", "best") if w in row]:
             pair = "   ".join(f"{kind} {shared.text(row[which][kind])}" for kind in KINDS)
-            click.echo(f"{name} ({which}): {pair}   StyleSAN-XL is {row[which]['StyleSAN-XL is']}")
+            smallest = row[which]["power"]["detectable"]
+            click.echo(
+                f"{name} ({which}): {pair}   StyleSAN-XL is {row[which]['StyleSAN-XL is']} "
+                f"(so many seeds show differences from {smallest:.3g})"
+            )
+        if "last" in row and (rise := still_rises(row)) > 1:
+            click.echo(
+                f"{name}: the last two measurements differ by {rise:.1f} times the std between seeds: the "
+                "runs end during the rise; continue them with a larger --kimg"
+            )
 
 
 if __name__ == "__main__":

@@ -248,6 +248,12 @@ class LossConfig:
         "--d-loss=ls_softplus (SAN). False = a plain GAN with the same heads.",
         SAN,
     )
+    match_classes: bool = opt(
+        False,
+        "In discriminator steps, generate images for the classes of the real ones. With few images per "
+        "class in a batch, the directions of the classes then get a less noisy gradient.",
+        OURS,
+    )
     diagnostics: bool = opt(
         True, "Log direction optimality, separability and injectivity of every head once per tick.", OURS
     )
@@ -613,6 +619,9 @@ def _check_loss(loss: LossConfig, cond: bool) -> None:
             find(value)
         except ValueError as err:
             raise ValueError(f"{flag}={value}: {err}") from None
+    _require(
+        not loss.match_classes or cond, "--match-classes needs --cond True: without classes it has no effect"
+    )
     _require(loss.cls_weight == 0 or cond, "--cls_weight needs --cond True: the guidance needs class labels")
 
 

@@ -136,10 +136,15 @@ def pairs_generator(cfg: LossConfig) -> bool:
 
 
 def _conditioned(
-    state: TrainState, micro_batches: list[MicroBatch], reals: Sequence[RealMicroBatch] | None
+    wanted: bool, micro_batches: list[MicroBatch], reals: Sequence[RealMicroBatch] | None
 ) -> list[MicroBatch]:
-    """With SONA heads, images are generated for the classes of the real ones: they are compared by class."""
-    if not state.D.sona:
+    """Replace the classes of generated images by those of the real ones, if they are to be the same.
+
+    SONA heads compare images by class. With --match-classes, the numbers of real and generated images of a
+    class are equal in every discriminator step. If they differ, the gradient of the class's direction
+    contains their difference times the mean feature, which is larger than the difference that it is for.
+    """
+    if not wanted:
         return micro_batches
     assert reals is not None
     return [dataclasses.replace(r, labels=x.labels) for r, x in zip(micro_batches, reals, strict=True)]
@@ -195,7 +200,7 @@ def g_step(
     _trainable(state, "G")
     compiled.begin(state.D)
     pairs = (pairs_generator(cfg) or state.D.sona) and reals is not None
-    micro_batches = _conditioned(state, micro_batches, reals)
+    micro_batches = _conditioned(state.D.sona, micro_batches, reals)
     reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
@@ -274,7 +279,7 @@ def d_step(
     gathered: Callable[[], _Styles] = list
     diagnosis = _diagnosis(state, cfg)
     reduction = reduction_of(state.d_params)
-    micro_batches = _conditioned(state, micro_batches, reals)
+    micro_batches = _conditioned(state.D.sona or cfg.match_classes, micro_batches, reals)
     for fake, real in zip(micro_batches, reals, strict=True):
         watchdog.progress()
         with torch.no_grad():

@@ -284,6 +284,8 @@ def test_projected_runs_one_flag_apart_and_collects(tmp_path):
         "values": [6.0, 4.0, 5.0],
     }
     assert found["fd"]["best"]["improvement"]["mean"] == 1
+    assert found["fd"]["best"]["power"]["detectable"] == 0, "both seeds improve by the same"
+    assert projected.still_rises(found["fd"]) == pytest.approx(2**0.5), "1 in the last tick, std 1/sqrt(2)"
     assert found["accuracy"]["last"]["improvement"]["mean"] == pytest.approx(0.05), "more accuracy is better"
     (tmp_path / "StyleGAN-XL-seed1" / "00000-x" / "metric-fd.jsonl").write_text(
         json.dumps({"results": {"fd": 7.0}, "kimg": 1}) + "\n"
@@ -315,7 +317,8 @@ def test_claims_report_both_ways(tmp_path):
         claims.comparison(tmp_path)
         .splitlines()[-1]
         .endswith(
-            "| `lab.dcgan`, conditional | 2 | 2.500 ± 6.353 | 1.500 ± 6.353 | -1.000 ± 0.000 | no: worse |"
+            "| `lab.dcgan`, conditional | 2 | 2.500 ± 6.353 | 1.500 ± 6.353 | -1.000 ± 0.000 | no: worse "
+            "| 0.000 |"
         )
     )
     with pytest.raises(ValueError, match="begin comparison"):

@@ -210,3 +210,36 @@ def test_training_finds_the_direction_and_the_classes():
             san.normalize_(head)
     assert (out.crossed[:C, :C].argmax(1) == torch.arange(C)).all()
     assert recorder.report()["omega"].direction > 0.9
+
+
+class Critic(torch.nn.Module):
+    """A conditional discriminator of points in the plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.LeakyReLU(0.2))
+        self.head = san.SONAHead(16, C)
+
+    def forward(self, x, y):
+        return self.head(self.body(x), y)
+
+
+def test_a_generator_learns_its_classes():
+    """Each class finds its own Gaussian; all start at one point. The loop is that of the module's page."""
+    torch.manual_seed(0)
+    centres = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
+    G, D, weights = torch.nn.Embedding(C, 2), Critic(), san.SONAWeights()
+    torch.nn.init.zeros_(G.weight)
+    d_opt = torch.optim.Adam([*D.parameters(), *weights.parameters()], 0.01, betas=(0.0, 0.9))
+    g_opt = torch.optim.Adam(G.parameters(), 0.05, betas=(0.0, 0.9))
+    y = torch.arange(C).repeat(8)
+    for _ in range(120):
+        real, fake = (x + 0.3 * torch.randn(len(y), 2) for x in (centres[y], G(y)))
+        d_opt.zero_grad()
+        san.sona_discriminator_terms(D(real, y), D(fake.detach(), y), weights()).total().backward()
+        d_opt.step()
+        san.normalize_(D)
+        g_opt.zero_grad()
+        san.sona_generator_terms(D(fake, y), D(real, y), "ns").total().backward()
+        g_opt.step()
+    assert (G.weight.detach() - centres).norm(dim=1).max() < 1.0  # 2 at the start

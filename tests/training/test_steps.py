@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: which tensors each part moves, and that a bad gradient moves nothing."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -48,6 +49,21 @@ def test_each_step_moves_its_own_network_alone(parts):
     assert len(moved(state.d_params, d)) > len(d) / 2 and not moved(state.g_params, g)
     assert all(torch.equal(state.D.state_dict()[k], v) for k, v in frozen.items())
     assert all(p.grad is None for p in [*state.g_params.values(), *state.d_params.values()])
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_matched_classes_are_those_of_the_real_images(parts, matched, monkeypatch):
+    cfg, state, inputs, pixels, labels = parts
+    asked = []
+    forward = state.G.mapping.forward
+    monkeypatch.setattr(
+        state.G.mapping, "forward", lambda z, c, **more: asked.append(c.tolist()) or forward(z, c, **more)
+    )
+    loss = dataclasses.replace(cfg.loss, match_classes=matched)
+    steps.d_step(state, inputs.micro_batches("D", 0), inputs.real_micro_batches(0, pixels, labels), loss, 0.0)
+    drawn = [r.labels.tolist() for r in inputs.micro_batches("D", 0)]
+    assert asked == ([labels[:4].tolist(), labels[4:].tolist()] if matched else drawn)
+    assert drawn != [labels[:4].tolist(), labels[4:].tolist()]
 
 
 def test_path_length_step_moves_the_generator_and_its_mean(parts):
