@@ -13,8 +13,7 @@ r"""Find directions in the styles of a network, for --edit of the other commands
     python directions.py attribute --network=network.pkl --labels=labels.csv --dest=smile.safetensors
 
     # a picture of directions: a row for each, a column per strength
-    python directions.py sheet --network=network.pkl --edit=sefa.safetensors#0 --edit=sefa.safetensors#1 \
-        --seeds=0-2 --output=sheet.png
+    python directions.py sheet --network=network.pkl --edit=sefa.safetensors --seeds=0-2 --output=sheet.png
 
     # move the images of gen_images.py along the second direction
     python gen_images.py --network=network.pkl --seeds=0-7 --edit=sefa.safetensors#1:-2 --outdir=out
@@ -146,16 +145,16 @@ def attribute(**options: Any) -> None:
 def sheet(seeds: str, class_name: str | None, strengths: str, output: str, scale: int, **common: Any) -> None:
     """Draw directions: a row for each direction and seed, a column per strength.
 
-    --edit names directions without a strength here: FILE[#INDEX].
+    --edit names directions without a strength here: FILE#INDEX, or FILE for all directions of the file.
     """
     outputs.check_output("--output", output, inputs={"--network": common["network"]})
     if Path(output).suffix.lower() != ".png":
         raise ValueError(f"--output={output}: end the name with .png")
     if not common["edit"]:
-        raise ValueError("give at least one direction: --edit=FILE[#INDEX]")
+        raise ValueError("give at least one direction: --edit=FILE or --edit=FILE#INDEX")
     from generation import direction_command
 
-    names = [text if text.rpartition(":")[1] else f"{text}:0" for text in common.pop("edit")]
+    names = direction_command.named(common.pop("edit"))
     options = commands.NetworkOptions(**common, edit=tuple(names))
     direction_command.sheet(options, commands.parse_seeds(seeds), class_name, strengths, Path(output), scale)
 

@@ -158,6 +158,16 @@ def _samples(network: render.Network, options: dict[str, Any]) -> list[direction
     return direction_labels.of_classes(first, second, options["per_class"], options["seed"], options["trunc"])
 
 
+def named(texts: Sequence[str]) -> list[str]:
+    """Turn FILE and FILE#INDEX of --edit into values with an index and strength 0; FILE is all directions."""
+    found = []
+    for text in texts:
+        path, index, _ = edits.parse_slider(text)
+        indices = range(len(direction_files.read(path))) if index is None else [index]
+        found += [f"{path}#{number}:0" for number in indices]
+    return found
+
+
 def sheet(
     options: commands.NetworkOptions,
     seeds: Sequence[int],

@@ -56,9 +56,8 @@ class Directions:
         name = str(self.about.get("name") or self.about.get("method", "direction"))[:40]
         number = f" {index}" if len(self) > 1 else ""
         shares = self.about.get("shares")
-        if not isinstance(shares, list) or len(shares) != len(self):
-            return f"{name}{number}"
-        return f"{name}{number} ({shares[index]:.0%})"
+        share = shares[index] if isinstance(shares, list) and len(shares) == len(self) else None
+        return f"{name}{number} ({share:.0%})" if isinstance(share, int | float) else f"{name}{number}"
 
 
 def layer_sizes(G: Generator) -> dict[str, int]:

@@ -77,11 +77,13 @@ def test_labels_come_from_a_list_from_folders_or_from_classes(toy_networks, tmp_
 
 def test_a_sheet_has_a_row_per_direction_and_seed(made, toy_networks, tmp_path):
     flags = ["--network", toy_networks / "cond.pkl", "--device=cpu", "--seeds=0,1", "--strengths=-2,0,2"]
-    edits = [f"--edit={made / 'sefa.safetensors'}#1", f"--edit={made / 'pca.safetensors'}"]
+    edits = [f"--edit={made / 'sefa.safetensors'}#1", f"--edit={made / 'pca.safetensors'}#0"]
     output = run(directions.main, "sheet", *flags, *edits, "--scale=2", "--output", tmp_path / "s.png").output
     assert "4 rows of 3 strengths" in output
     with PIL.Image.open(tmp_path / "s.png") as image:
         pixels = np.asarray(image.convert("RGB"))
+    everything = [f"--edit={made / 'pca.safetensors'}", "--output", tmp_path / "all.png"]
+    assert "6 rows of 3 strengths" in run(directions.main, "sheet", *flags, *everything).output
     cells = pixels[-4 * 32 :, -3 * 32 :].reshape(4, 32, 3, 32, 3).swapaxes(1, 2)[:, :, ::2, ::2]
     network = Network.from_pretrained(toy_networks / "cond.pkl", device="cpu")
     for row, (file, seed) in enumerate((name, seed) for name in ("sefa", "pca") for seed in (0, 1)):

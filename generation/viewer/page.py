@@ -133,7 +133,14 @@ class Page:
                 list(GROUPS), label="Layers that take the other styles", elem_id="groups"
             )
             self.strengths = [
-                gr.Slider(-10, 10, slider.strength, step=0.1, label=slider.label, elem_id=f"edit-{number}")
+                gr.Slider(
+                    min(-10, slider.strength),
+                    max(10, slider.strength),
+                    slider.strength,
+                    step=0.1,
+                    label=slider.label,
+                    elem_id=f"edit-{number}",
+                )
                 for number, slider in enumerate(self.viewer.sliders)
             ]
 

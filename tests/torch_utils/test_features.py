@@ -3,6 +3,7 @@
 each.
 """
 
+import hashlib
 import sys
 
 import pytest
@@ -229,6 +230,18 @@ def test_damaged_file_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a state dict") as error:
         features.load("resnet18", str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_of_the_hub_has_the_hash_in_its_name(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    path = tmp_path / hashlib.sha256(b"weights").hexdigest()
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: str(path))
+    assert timm_weights.from_hub("CLIP", "o/n", "w.safetensors") == path
+    path.write_bytes(b"changed")
+    with pytest.raises(ValueError, match=r"weights of CLIP: .* is damaged"):
+        timm_weights.from_hub("CLIP", "o/n", "w.safetensors")
 
 
 def test_missing_file():
