@@ -20,7 +20,7 @@ from training.networks import stems
 from training.progressive import recipe, stages
 from training.progressive.recipe import Stage
 from training.progressive.stages import Schedule
-from training.run import auto_batch
+from training.run import auto_batch, roofline
 from training.run import plan as run_plan
 from training.run.dry_run import data_line
 from training.run_folder import best_network
@@ -202,6 +202,7 @@ def stage_lines(p: Planned, speeds: Sequence[str]) -> list[str]:
         f"  snapshots    {ticks_and_snapshots(run)[1]}, metrics: {', '.join(run.metrics) or 'none'}",
         f"  disk         {run_plan.disk_text(p.disk)}",
         *(f"  time         {line}" for line in speeds or [NOT_MEASURED]),
+        *(f"  on a GPU     {line}" for line in roofline.lines(size, G)),
     ]
 
 

@@ -17,7 +17,7 @@ from training.data import class_embedding
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks import finetune, frozen, stems
-from training.run import auto_batch, plan
+from training.run import auto_batch, plan, roofline
 from training.run_folder import has_checkpoint
 from training.watch import estimate
 
@@ -56,6 +56,7 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
         f"{backbones:,} (frozen)",
         f"Memory: about {memory:.1f} GiB per process at {config.batch_gpu} images per micro-batch (estimate)",
     ]
+    text += [f"Time: {line}" for line in roofline.lines(config, G)]
     text.append(f"Disk: {plan.disk_text(plan.estimate_disk(config, G, D, dataset))}")
     left = estimate.seconds_left(
         run_folder.read_jsonl(run_dir / run_folder.STATS_FILE) if run_dir else [], config.run

@@ -20,6 +20,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # Namespace of the operators that all CPU tensors use; set by tests of the CUDA kernels on the host.
 cpu_namespace: str | None = None
+# The same for tensors on the meta device; set while the operations of a GPU are counted.
+meta_namespace: str | None = None
 
 _BIAS_ACT_TAIL = "int dim, int act, float alpha, float gain, float clamp) -> Tensor"
 _LRELU_TAIL = "int[] geometry, bool flip, float gain, float slope, float clamp"
@@ -378,7 +380,7 @@ def namespace_for(x: torch.Tensor, *filters: torch.Tensor | None, opaque: bool =
             torch.compiler.is_compiling() or transforms() == "vmap" or cpu_kernels.ready(x.dtype)
         )
         return cpu_namespace or (NAMESPACE if wanted else None)
-    return None
+    return meta_namespace if x.device.type == "meta" else None
 
 
 def _cuda_ready() -> bool:
