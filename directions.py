@@ -47,7 +47,7 @@ LAYERS = click.option(
 NUM = click.option("--num", type=click.IntRange(1, 4096), default=10, show_default=True, help="Directions.")
 SAMPLES = click.option(
     "--samples",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 1_000_000),
     default=10_000,
     show_default=True,
     help="Random style codes of which spreads are computed.",

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_utils import timm_weights
+from torch_utils import images, timm_weights
 
 MODEL = "ViT-B-32-quickgelu"
 TAG = "openai"  # the published weights of a model, if it has some
@@ -49,10 +49,10 @@ class Clip:
     sha256: str
 
     def images(self, x: Tensor) -> Tensor:
-        """Normalised embeddings [N, D] of images [N, 1 or 3, H, W] in [-1, 1], with gradients."""
+        """Normalised embeddings [N, D] of images [N, 1, 3 or 4, H, W] in [-1, 1], with gradients."""
         size = self.network.visual.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
-        x = ((x.float().expand(-1, 3, -1, -1) + 1) / 2).clamp(0, 1)
+        x = ((images.to_rgb(x.float()) + 1) / 2).clamp(0, 1)
         if tuple(x.shape[2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
         x = (x - self.mean) / self.std

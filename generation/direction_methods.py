@@ -71,7 +71,7 @@ def sample(
     for start in range(0, count, 1024):
         chosen = torch.from_numpy(labels[start : start + 1024]).to(network.device)
         z = torch.from_numpy(random.randn(len(chosen), G.z_dim).astype(np.float32)).to(network.device)
-        parts.append(render.styles(G, z, chosen if G.c_dim else None)[:, 0].double().cpu().numpy())
+        parts.append(render.styles(G, z, chosen if G.c_dim else None)[:, 0].cpu().double().numpy())
         done(len(chosen))
     return np.concatenate(parts), labels
 
@@ -102,7 +102,7 @@ def affine_weights(network: render.Network, layers: Sequence[int] | None) -> np.
     names = ["input", *synthesis.layer_names]
     rows = range(len(names)) if layers is None else layers
     weights = [getattr(synthesis, names[row]).affine.weight for row in rows]
-    return np.concatenate([weight.detach().double().cpu().numpy() for weight in weights])
+    return np.concatenate([weight.detach().cpu().double().numpy() for weight in weights])
 
 
 def sefa(network: render.Network, layers: Sequence[int] | None, num: int, centred: np.ndarray) -> Found:
@@ -226,4 +226,4 @@ def codes_of(network: render.Network, samples: Sequence[Sample]) -> np.ndarray:
         z = render.latents(item.seed, 1, network.G.z_dim).to(network.device)
         labels = None if labels is None else labels.to(network.device)
         codes.append(render.styles(network.G, z, labels, item.truncation)[:, 0])
-    return torch.cat(codes).double().cpu().numpy()
+    return torch.cat(codes).cpu().double().numpy()

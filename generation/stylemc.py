@@ -89,7 +89,8 @@ def find(
         for number, seed in enumerate(seeds, 1):
             with torch.no_grad():
                 ws = walk.seed_styles(network, seed, label, truncation, None)[None]
-            loss = distance(encoder.images(network.G.synthesis(ws, noise_mode="const")), targets).sum()
+            image = network.G.synthesis(ws, noise_mode="const", force_fp32=True)
+            loss = distance(encoder.images(image), targets).sum()
             gradients = torch.autograd.grad(loss, parameters)
             _collect(parameters, gradients, signs, changes)
             if number % STEP_SEEDS == 0 or number == len(seeds):

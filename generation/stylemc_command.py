@@ -50,7 +50,7 @@ def run(
         "class": label,
         "clip": encoder.name,
         "clip_sha256": encoder.sha256,
-        "kept": float(torch.cat(list(styles.values()), dim=1).ne(0).double().mean()),
+        "kept": float(torch.cat(list(styles.values()), dim=1).ne(0).float().mean()),
         "command": command_line(
             "run_stylemc.py", **options, trunc=truncation, edit_strength=strength, outdir=outdir
         ),

@@ -37,6 +37,8 @@ def test_embeddings_of_both_towers(name, tmp_path, capsys):
     x = torch.rand([2, 1, 16, 16], generator=torch.Generator().manual_seed(0)).mul(2).sub(1).requires_grad_()
     (gradient,) = torch.autograd.grad(found.images(x)[:, 0].sum(), x)
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+    opaque = torch.cat([x.expand(-1, 3, -1, -1), torch.ones_like(x)], dim=1)  # alpha
+    torch.testing.assert_close(found.images(opaque), found.images(x))
     with pytest.raises(ValueError, match="has 100 tokens, but tiny-for-tests reads 75"):
         found.texts(["cat " * 100])
     path = tmp_path / "w.safetensors"
