@@ -286,8 +286,10 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The base name without .zip or .tar."""
+        """The base name without .zip or .tar, and without the braces of a pattern of shards."""
         base = os.path.basename(os.path.abspath(self.path))
+        if isinstance(self.reader, shards.ShardReader):
+            base = re.sub("[{}]", "", base)
         return base[:-4] if base.lower().endswith((".zip", shards.ENDING)) else base
 
 

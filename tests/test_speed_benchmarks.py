@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import generate, interleaved, loader, published, train_step
+from benchmarks import generate, interleaved, loader, published, sources, train_step
 from torch_utils import features
 from training import build, steps
 from training.networks.stems import Lineage
@@ -101,3 +101,10 @@ def test_the_loader_is_measured_beside_bare_loops(tmp_path):
     rates = json.loads((tmp_path / "r.json").read_text())["images_per_cpu_second"]
     assert len(rates) == 8 and all(rate > 0 for rate in rates.values())
     assert all(title in result.output for title in rates)
+
+
+def test_every_format_of_data_sets_is_measured(tmp_path):
+    result = CliRunner().invoke(sources.main, ["--smoke", f"--out={tmp_path / 'r.json'}"])
+    assert result.exit_code == 0, result.output
+    rates = json.loads((tmp_path / "r.json").read_text())["images_per_cpu_second"]
+    assert len(rates) >= 7 and all(rate > 0 for rate in rates.values())

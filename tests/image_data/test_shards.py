@@ -89,6 +89,7 @@ def test_patterns_splits_and_duplicates(tmp_path: Path) -> None:
     shutil.copy(folder / "train-000.tar", folder / "val-000.tar")
     source = open_source(folder)
     assert len(source) == 5 and "1 shards of other splits (val-000.tar)" in str(source.left_out)
+    assert archives.open_archive(folder / "train-{000..001}.tar").name == "train-000..001"
     with pytest.raises(ValueError, match=r"train-002\.tar does not exist"):
         open_source(folder / "train-{000..002}.tar")
     with pytest.raises(ValueError, match=r"000\.png exists twice, in train-000\.tar and val-000\.tar"):
