@@ -262,9 +262,12 @@ def load_centroids(path: str, w_dim: int) -> Tensor:
 
 
 def mapping_sha256(G: Any) -> str:
-    """A hash of the weights of the mapping network, which all stages of a network share."""
+    """A hash of the weights of the mapping network, which all stages of a network share.
+
+    The average of w is not part of it: other code updates it in later stages, too.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(G.mapping.state_dict().items()):
+    for name, value in sorted(G.mapping.named_parameters()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -272,7 +275,8 @@ def mapping_sha256(G: Any) -> str:
 def check_centroids(path: str, G: Any) -> None:
     """Warn about centres that are of another mapping network, as far as a NAME.json beside them says so."""
     found = read_json(Path(path).with_suffix(".json")).get("mapping_sha256")
-    if isinstance(found, str) and found != mapping_sha256(G):
+    readable = hasattr(G.mapping, "named_parameters")  # not of a network that runs its own code
+    if isinstance(found, str) and readable and found != mapping_sha256(G):
         click.echo(
             f"warning: --centroids-path={path} was computed with the mapping network of another network",
             err=True,

@@ -167,6 +167,15 @@ def test_mistakes_are_one_line_before_anything_is_written(files, toy_networks, t
     assert not (tmp_path / "out").exists()
 
 
+def test_the_average_of_w_does_not_make_another_network(network, files):
+    before = network.G.mapping.w_avg.clone()
+    try:
+        network.G.mapping.w_avg += 1
+        assert edits.load([edits.parse(f"{files / 'w.safetensors'}:1")], network).edits
+    finally:
+        network.G.mapping.w_avg.copy_(before)
+
+
 def test_directions_that_are_not_finite_are_not_written(network, tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(ValueError, match="contains NaN or Inf, so it was not written"):
