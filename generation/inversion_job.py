@@ -133,7 +133,10 @@ class Inverter:
         if self.index is not None or self.start is not None or not classes:
             return None
         if job.classifier is not None:
-            return class_choice.load_classifier(self.network, job.classifier, job.classifier_weights)
+            try:
+                return class_choice.load_classifier(self.network, job.classifier, job.classifier_weights)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"--classifier={job.classifier}: {error}") from None
         if classes != class_choice.IMAGENET_CLASSES:
             return None
         try:

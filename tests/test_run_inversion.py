@@ -4,6 +4,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -12,11 +13,11 @@ import torch
 
 import gen_images
 import run_inversion
-from generation import Network, inversion_job, render
+from generation import Network, class_choice, inversion, inversion_job, render
 from generation.w_files import load_w, save_w
 from metrics import detectors
 from tests.support import TinyDetector, read_pixels, run
-from torch_utils import checkpoint
+from torch_utils import checkpoint, timm_weights
 
 FILES = ["inversion.json", "proj.mp4", "proj.png", "projected_w.npz", "target.png", "tuned.pkl", "tuned.png"]
 
@@ -148,6 +149,29 @@ def test_a_network_without_classes(quick, toy_networks, target, tmp_path):
     assert "has no classes: remove it" in invert(uncond, target, tmp_path, "--classifier=x", code=1).output
     shown = invert(uncond, target, tmp_path / "out")
     assert "class" not in shown.output.replace("classes", "") and (tmp_path / "out" / "proj.png").is_file()
+
+
+def test_the_published_classifier_finds_the_class_if_its_weights_are_there(
+    quick, source, target, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(class_choice, "IMAGENET_CLASSES", 3)
+
+    def missing(name: str) -> None:
+        raise FileNotFoundError(f"weights of {name}:\nnot here")
+
+    monkeypatch.setattr(timm_weights, "check", missing)
+    shown = invert(source, target, tmp_path / "a")
+    assert "note: no classifier of ImageNet (weights of deit_base_distilled_patch16_224: not" in shown.output
+    assert "class 1 grinning face (nearest class mean)" in shown.output
+    monkeypatch.setattr(timm_weights, "check", lambda name: None)
+    monkeypatch.setattr(class_choice, "load_classifier", lambda network, name: SimpleNamespace(name=name))
+    chances = np.array([0.25, 0.0, 0.75])
+    monkeypatch.setattr(class_choice, "probabilities", lambda classifier, pixels: chances)
+    shown = invert(source, target, tmp_path / "b", "--inv-steps=1")
+    assert "class 2 red-panda (deit_base_distilled_patch16_224, 0.75)" in shown.output
+    network = Network.from_pretrained(source, device="cpu")
+    expected = inversion.mean_style(network, chances)[0, 0]
+    assert torch.equal(load_w(tmp_path / "b" / "projected_w.npz", network)[0, 0], expected)  # a rate of 0
 
 
 @pytest.mark.parametrize(
