@@ -34,6 +34,7 @@ from image_data.entries import Entry as Entry
 from image_data.entries import check_name, pread_all
 
 INDEX_NAME = "dataset.json"
+CONVERTIBLE = (".parquet", ".h5", ".hdf5", ".he5", ".npz")  # sources of dataset_tool.py, not data sets
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl")  # of Hugging Face image folders
 SYNSET_NAMES = "LOC_synset_mapping.txt"  # ImageNet's file with the class names of its n######## folders
 # Formats that Pillow registers but that are not accepted: EPS runs an external program, IPTC opens any
@@ -385,6 +386,12 @@ def open_archive(
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isfile(path):
         raise ValueError(f"{path}: neither a file nor a folder")  # reading a pipe would block
+    ending = os.path.splitext(path)[1].lower()
+    if ending in CONVERTIBLE:
+        raise ValueError(
+            f"{path}: {ending} files cannot be used directly: convert it, "
+            f"dataset_tool.py --source={path} --dest=NAME.zip"
+        )
     return _list_zip(path)
 
 

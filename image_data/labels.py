@@ -262,7 +262,10 @@ def _from_table(archive: Archive, column: str | None) -> Labelling | None:
     if len(inside) > 1:
         what = " and ".join(entry.name for entry in inside)
         raise Undecided(f"{part.where}: {what} both define labels: remove one; {ASK}")
-    table = tables.read(part, inside[0], column)
+    try:
+        table = tables.read(part, inside[0], column)
+    except ValueError as error:
+        raise Undecided(str(error)) from None  # the images are readable without it
     if table is None:
         return None
     part.tables.remove(inside[0])
@@ -289,7 +292,10 @@ def _from_values(archive: Archive, values: dict[str, Any], origin: str) -> Label
         raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
     if len(values) > len(names):
         raise Undecided(f"{archive.where}: {origin} {missing_images(archive, values)}")
-    found = classes_of([values[name] for name in names], f"{archive.where}: {origin}", names)
+    try:
+        found = classes_of([values[name] for name in names], f"{archive.where}: {origin}", names)
+    except ValueError as error:
+        raise Undecided(str(error)) from None
     return Labelling(archive, origin, found.labels, found.num_classes, found.class_names)
 
 

@@ -235,8 +235,9 @@ def _cache_paths(dataset: ImageDataset, network: FeatureNetwork, max_per_class: 
     )
     key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()[:16]
     data = Path(dataset.path).absolute()
-    name = f"{data.stem if data.is_file() else data.name}-class-embedding-{network.name}-{key}.npy"
-    return [data.parent / name, Path(make_cache_dir_path("class-embeddings")) / name]
+    stem = data.stem if data.is_file() else data.name if data.exists() else dataset.name
+    name = f"{stem}-class-embedding-{network.name}-{key}.npy"
+    return [dataset.parent_folder / name, Path(make_cache_dir_path("class-embeddings")) / name]
 
 
 def _read(path: Path, c_dim: int) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 
 from dnnlib import util
 from dnnlib.progress import Progress
-from image_data import archives, labels, local_copy, png
+from image_data import archives, labels, local_copy, png, shards
 from torch_utils import rng
 from training.data.views import views
 
@@ -122,6 +123,14 @@ class ImageDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
+
+    @property
+    def parent_folder(self) -> Path:
+        """The folder of the zip, folder or shards, for files that are made from the data set."""
+        reader = self._archive.reader
+        if isinstance(reader, shards.ShardReader) and not os.path.exists(self.path):  # a pattern
+            return Path(reader.shards[0]).absolute().parent
+        return Path(self.path).absolute().parent
 
     @property
     def num_originals(self) -> int:

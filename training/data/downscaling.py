@@ -126,7 +126,7 @@ def cached_paths(dataset: ImageDataset, resolution: int) -> list[Path]:
     temporary = temporary_cache_path("data-sets")
     caches = [make_cache_dir_path("data-sets"), *([] if trust.untrusted_reason(temporary) else [temporary])]
     return [
-        Path(dataset.path).absolute().parent / folder / file,
+        dataset.parent_folder / folder / file,
         *(Path(cache) / folder / file for cache in caches),
     ]
 
