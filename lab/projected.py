@@ -5,9 +5,13 @@ r"""Compares StyleSAN-XL and StyleGAN-XL: train.py with --san=True and --san=Fal
         --syn_layers=7 --cbase=16384 --cmax=256
     python -m lab.projected --seeds=3 --collect-only                      # the table of existing runs
 
+    python -m lab.projected --arm="SONA=--heads=sona --d-loss=bce" --seeds=5 -- ...    # a third method
+
 Options after `--` are passed to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added if
 missing. The heads of both kinds are the same networks with the same initial weights. Without SAN, their
 directions are trained by the hinge loss like all other weights (they are weight-normalised linear layers).
+Each --arm adds a method with options of its own; all are compared with StyleGAN-XL, seed by seed: the runs of
+a seed have the same order of the data and the same latents.
 The runs are in --runs, a folder per kind and seed. Finished runs are kept, unfinished ones are resumed, and
 all are continued if --kimg is increased.
 
@@ -20,8 +24,11 @@ included. Writes projected.json (values, intervals, differences paired by seed) 
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +49,8 @@ from training.run_folder import better_direction
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
-KINDS = {"StyleGAN-XL": "False", "StyleSAN-XL": "True"}
+Kinds = Mapping[str, tuple[str, ...]]  # method -> its options of train.py; the first one is the reference
+KINDS: Kinds = {"StyleGAN-XL": ("--san=False",), "StyleSAN-XL": ("--san=True",)}
 
 
 def run_dirs(runs: Path, kind: str, seed: int) -> list[Path]:
@@ -50,7 +58,24 @@ def run_dirs(runs: Path, kind: str, seed: int) -> list[Path]:
     return sorted((runs / f"{kind}-seed{seed}").glob("[0-9]*-*"))
 
 
-def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] | None:
+def arms(texts: Sequence[str]) -> Kinds:
+    """Return KINDS and the methods of --arm, "NAME=FLAGS".
+
+    Raises:
+        ValueError: a text has another form, or a name is taken or cannot be part of a folder name.
+    """
+    found = dict(KINDS)
+    for text in texts:
+        name, _, flags = text.partition("=")
+        if not re.fullmatch(r"[\w.+ -]+", name) or not flags.startswith("--"):
+            raise ValueError(f"--arm={text}: write NAME=FLAGS, such as SONA=--heads=sona")
+        if name in found:
+            raise ValueError(f"--arm={text}: there is a method {name} already; choose another name")
+        found[name] = tuple(shlex.split(flags))
+    return found
+
+
+def command(runs: Path, kind: str, seed: int, options: list[str], kinds: Kinds = KINDS) -> list[str] | None:
     """Return the next command for this kind and seed; None if its run has reached the requested --kimg."""
     train = [sys.executable, str(ROOT / "train.py")]
     given = {o.split("=")[0].lstrip("-").replace("-", "_"): o for o in options}
@@ -69,7 +94,7 @@ def command(runs: Path, kind: str, seed: int, options: list[str]) -> list[str] |
         *added,
         *options,
         f"--seed={seed}",
-        f"--san={KINDS[kind]}",
+        *kinds[kind],
     ]
 
 
@@ -122,13 +147,13 @@ class Bench:
                 )
 
 
-def measure(runs: Path, seeds: int, count: int) -> None:
+def measure(runs: Path, seeds: int, count: int, kinds: Kinds = KINDS) -> None:
     """Measure the snapshots of all finished runs."""
     bench = None
-    for kind in KINDS:
+    for kind in kinds:
         for seed in range(seeds):
             for folder in run_dirs(runs, kind, seed)[:1]:
-                if command(runs, kind, seed, []) is None:
+                if command(runs, kind, seed, [], kinds) is None:
                     data = run_folder.load_run(str(folder)).data
                     bench = bench or Bench(data.path, data.cond, count)
                     bench.measure(folder)
@@ -149,7 +174,7 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     return found
 
 
-def collect(runs: Path, seeds: int) -> dict[str, Any]:
+def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
     """Collect the measurements of all runs.
 
     Longer runs are used up to the length of the shortest one.
@@ -158,11 +183,12 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
         For each metric, the values by kind and seed, and intervals of the last and the best value and of the
         improvement. The improvement is paired by seed, for the seeds that both kinds have; positive =
         StyleSAN-XL is better. "power" has the smallest difference that so many seeds can show (lab/power.py).
+        "others" has the same for the methods of --arm.
     """
     found: dict[str, Any] = {}
     places = [
         (kind, seed, folder)
-        for kind in KINDS
+        for kind in kinds
         for seed in range(seeds)
         for folder in run_dirs(runs, kind, seed)[:1]
     ]
@@ -171,7 +197,7 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
         for name, (kimg, values, lower) in one.items():
             shortest = min(other[name][0][-1] for _, _, other in measured if name in other)
             values = [v for k, v in zip(kimg, values, strict=True) if k <= shortest]
-            row = found.setdefault(name, {"lower is better": lower, "runs": {k: {} for k in KINDS}})
+            row = found.setdefault(name, {"lower is better": lower, "runs": {k: {} for k in kinds}})
             best = min(values) if lower else max(values)
             row["runs"][kind][str(seed)] = {
                 "last": values[-1],
@@ -179,21 +205,33 @@ def collect(runs: Path, seeds: int) -> dict[str, Any]:
                 "kimg": kimg[: len(values)],
                 "values": values,
             }
+    first, second, *others = kinds
     for row in found.values():
-        gan_runs, own_runs = row["runs"].values()
-        both = sorted(gan_runs.keys() & own_runs.keys())
-        for which in ("last", "best") if both else ():
-            gan, own = ([kind[s][which] for s in both] for kind in (gan_runs, own_runs))
-            sign = -1 if row["lower is better"] else 1
-            improvement = shared.interval([sign * (y - x) for x, y in zip(gan, own, strict=True)])
-            row[which] = {
-                "StyleGAN-XL": shared.interval(gan),
-                "StyleSAN-XL": shared.interval(own),
-                "improvement": improvement,
-                "StyleSAN-XL is": shared.verdict(improvement),
-                "power": power.statement(improvement["std"], len(both)),
-            }
+        for which in ("last", "best"):
+            cell = _paired(row, which, first, second)
+            others_found = {kind: _paired(row, which, first, kind) for kind in others}
+            if cell:
+                row[which] = cell
+                if others:
+                    row[which]["others"] = {kind: one for kind, one in others_found.items() if one}
     return found
+
+
+def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[str, Any]:
+    """Compare two methods over the seeds that both have; empty without any."""
+    runs, sign = row["runs"], -1 if row["lower is better"] else 1
+    both = sorted(runs[first].keys() & runs[second].keys())
+    if not both:
+        return {}
+    values = [[runs[kind][seed][which] for seed in both] for kind in (first, second)]
+    improvement = shared.interval([sign * (y - x) for x, y in zip(*values, strict=True)])
+    return {
+        first: shared.interval(values[0]),
+        second: shared.interval(values[1]),
+        "improvement": improvement,
+        f"{second} is": shared.verdict(improvement),
+        "power": power.statement(improvement["std"], len(both)),
+    }
 
 
 def still_rises(row: dict[str, Any]) -> float:
@@ -208,7 +246,7 @@ def still_rises(row: dict[str, Any]) -> float:
 
 
 def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
-    """Draw samples of the first seed of both kinds, and all metrics over images shown.
+    """Draw samples of the first seed of every method, and all metrics over images shown.
 
     Curves are means over seeds with 95% intervals.
     """
@@ -217,9 +255,10 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(4 + 3.2 * len(found), 4.6), layout="constrained")
+    kinds = list(next(iter(found.values()))["runs"])
+    figure = plt.figure(figsize=(4 + 3.2 * len(found), 2.3 * len(kinds)), layout="constrained")
     panels: Any = figure.subfigures(1, 2, width_ratios=(2.2, 1.6 * len(found)))
-    for axes, kind in zip(panels[0].subplots(2, 1), KINDS, strict=True):
+    for axes, kind in zip(panels[0].subplots(len(kinds), 1), kinds, strict=True):
         folders = run_dirs(runs, kind, 0)
         if folders and (folders[0] / run_folder.NEWEST_NETWORK).is_file():
             G = load_generator(str(folders[0] / run_folder.NEWEST_NETWORK))
@@ -230,7 +269,8 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     for axes, (name, row) in zip(
         np.atleast_1d(panels[1].subplots(1, len(found))), found.items(), strict=True
     ):
-        for (kind, by_seed), colour in zip(row["runs"].items(), ("tab:blue", "tab:orange"), strict=True):
+        for number, (kind, by_seed) in enumerate(row["runs"].items()):
+            colour = f"C{number}"
             if by_seed:
                 shared.band(axes, [(run["kimg"], run["values"]) for run in by_seed.values()], colour, kind)
                 shared.dots(axes, [(run["kimg"][-1], run["last"]) for run in by_seed.values()], colour)
@@ -248,39 +288,54 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
     "--runs", default="training-runs/lab-projected", show_default=True, callback=outputs.checked_folder
 )
 @click.option("--generate", "count", default=500, show_default=True, help="Images per measurement.")
+@click.option("--arm", "arm", multiple=True, help='A further method: NAME="train.py flags".')
 @click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 @click.option("--collect-only", is_flag=True, help="Do not train.")
 @click.argument("options", nargs=-1)
-def main(seeds: int, runs: str, count: int, out: str, collect_only: bool, options: tuple[str, ...]) -> None:
+def main(
+    seeds: int, runs: str, count: int, arm: tuple[str, ...], out: str, collect_only: bool,
+    options: tuple[str, ...],
+) -> None:  # fmt: skip
     """Train one run after the other, then measure and print the table."""
+    try:
+        kinds = arms(arm)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     for seed in range(0 if collect_only else seeds):
-        for kind in KINDS:
-            line = command(Path(runs), kind, seed, list(options))
+        for kind in kinds:
+            line = command(Path(runs), kind, seed, list(options), kinds)
             if line is not None:
-                click.echo(" ".join(line))
+                click.echo(shlex.join(line))
                 code = subprocess.run(line, cwd=ROOT).returncode
                 if code:
                     raise click.ClickException(
                         f"train.py failed with exit status {code}; run the command again to resume"
                     )
-    measure(Path(runs), seeds, count)
-    found = collect(Path(runs), seeds)
+    measure(Path(runs), seeds, count, kinds)
+    found = collect(Path(runs), seeds, kinds)
     if not found:
         raise click.ClickException(
             f"--runs={runs} contains no finished run: train some (without --collect-only)"
         )
     shared.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
     picture(Path(runs), found, Path(out) / "projected.png")
+    for text in lines_of(found):
+        click.echo(text)
+
+
+def lines_of(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines to print about the results of `collect`."""
+    first, second = KINDS
     for name, row in found.items():
         for which in [w for w in ("last", "best") if w in row]:
-            pair = "   ".join(f"{kind} {shared.text(row[which][kind])}" for kind in KINDS)
-            smallest = row[which]["power"]["detectable"]
-            click.echo(
-                f"{name} ({which}): {pair}   StyleSAN-XL is {row[which]['StyleSAN-XL is']} "
-                f"(so many seeds show differences from {smallest:.3g})"
-            )
+            for other, cell in {second: row[which], **row[which].get("others", {})}.items():
+                pair = "   ".join(f"{kind} {shared.text(cell[kind])}" for kind in (first, other))
+                yield (
+                    f"{name} ({which}): {pair}   {other} is {cell[f'{other} is']} "
+                    f"(so many seeds show differences from {cell['power']['detectable']:.3g})"
+                )
         if "last" in row and (rise := still_rises(row)) > 1:
-            click.echo(
+            yield (
                 f"{name}: the last two measurements differ by {rise:.1f} times the std between seeds: the "
                 "runs end during the rise; continue them with a larger --kimg"
             )

@@ -302,6 +302,35 @@ def test_projected_runs_one_flag_apart_and_collects(tmp_path):
     assert projected.command(tmp_path, "StyleSAN-XL", 1, options)[-1].startswith("--resume=")
 
 
+def test_projected_compares_further_methods(tmp_path):
+    kinds = projected.arms(["SONA=--heads=sona --d-loss=bce"])
+    assert list(kinds) == [*projected.KINDS, "SONA"]
+    line = projected.command(tmp_path, "SONA", 1, ["--data=x.zip"], kinds)
+    assert line[-4:] == ["--data=x.zip", "--seed=1", "--heads=sona", "--d-loss=bce"]
+    for number, kind in enumerate(kinds):
+        for seed in range(2):
+            folder = tmp_path / f"{kind}-seed{seed}" / "00000-x"
+            folder.mkdir(parents=True)
+            snapshots = {f"{k}.pkl": {"kimg": k, "accuracy": 0.1 * (k + seed + number)} for k in (1, 2)}
+            (folder / "lab.json").write_text(json.dumps({"images": 4, "snapshots": snapshots}))
+    found = projected.collect(tmp_path, 2, kinds)
+    assert found["accuracy"]["last"]["others"]["SONA"]["improvement"]["mean"] == pytest.approx(0.2)
+    assert found["accuracy"]["last"]["others"]["SONA"]["SONA is"] == "better"
+    lines = list(projected.lines_of(found))
+    assert lines[1].startswith(
+        "accuracy (last): StyleGAN-XL 0.250 ± 0.635   SONA 0.450 ± 0.635   SONA is better"
+    )
+    assert any("the runs end during the rise" in line for line in lines)
+    projected.picture(tmp_path, found, tmp_path / "projected.png")
+    for text, says in (
+        ("SONA", "write NAME=FLAGS"),
+        ("a/b=--x", "write NAME"),
+        ("StyleGAN-XL=--x", "already"),
+    ):
+        result = CliRunner().invoke(projected.main, [f"--arm={text}"])
+        assert result.exit_code == 1 and says in result.output
+
+
 def test_the_page_says_what_was_measured():
     """docs/method.md against docs/lab: no number typed by hand, none of an older run."""
     assert claims.page(claims.PAGE.read_text(), shared.RESULTS) == claims.PAGE.read_text()
