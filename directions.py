@@ -163,7 +163,7 @@ def sheet(seeds: str, class_name: str | None, strengths: str, output: str, scale
 @click.argument("file")
 @commands.one_line_errors
 def info(file: str) -> None:
-    """Print what a direction file says about itself, as JSON."""
+    """Print the metadata of a direction file as JSON."""
     import json
 
     from generation import direction_files

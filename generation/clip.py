@@ -109,7 +109,7 @@ def load(name: str, weights: str | None, device: torch.device | str, seed: int =
         tokenizer = open_clip.get_tokenizer(name)
     sha256 = f"{timm_weights.RANDOM}:{seed}"
     if path is None:
-        click.echo("note: --clip-weights=random: CLIP understands nothing, for tests only", err=True)
+        click.echo("note: --clip-weights=random: its embeddings have no meaning; for tests only", err=True)
     else:
         state, sha256 = timm_weights.read_state(path)
         try:

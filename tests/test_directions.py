@@ -25,7 +25,7 @@ def made(toy_networks, tmp_path_factory) -> Path:
     return folder
 
 
-def test_files_say_where_they_come_from(made, toy_networks):
+def test_files_contain_their_provenance(made, toy_networks):
     network = Network.from_pretrained(toy_networks / "cond.pkl", device="cpu")
     found = direction_files.read(str(made / "sefa.safetensors"))
     about = found.about

@@ -58,7 +58,7 @@ def test_principal_components_find_the_axes_of_a_cloud():
     np.testing.assert_allclose(found.shares, np.square(spreads[:2]) / np.square(spreads).sum(), rtol=0.1)
 
 
-def test_logistic_regression_finds_the_attribute_and_says_how_well():
+def test_logistic_regression_finds_the_attribute_and_its_accuracy():
     random = np.random.RandomState(0)
     normal = random.randn(8)
     codes = random.randn(400, 8)
