@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from san.layers import EPS, SANLinear, SONALogits, _SANLayer, tied, unit_directions, widened
+from san.layers import EPS, SANLinear, SONALogits, _SANLayer, unit_directions, widened
 from san.objectives import Objective, discriminator_loss, generator_terms
 
 TERMS = ("san", "conditional", "matching")  # the order of the three s
@@ -120,8 +120,7 @@ class SONAHead(nn.Module):
     def _rows(self, condition: Tensor) -> Tensor:
         if condition.is_floating_point() == (self.embed is None):
             if self.embed is not None:
-                rows = self.embed(condition)
-                return widened(tied(rows, self.embed.weight))
+                return widened(self.embed(condition))
             return F.normalize(widened(condition), dim=-1, eps=EPS)
         wanted = (
             "vectors [N, I], as the head has no classes" if self.embed is None else "labels of type int64"

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """SONA: the formulas, what each term trains, and that alignment can be learnt."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import san
@@ -16,8 +19,8 @@ def make(shape: tuple[int, ...] = (), seed: int = 0) -> tuple[san.SONAHead, torc
     """A head with a bias and a scale other than 1, and its input."""
     generator = torch.Generator().manual_seed(seed)
     head = san.SONAHead(I, C, generator=generator)
-    torch.nn.init.normal_(head.omega.bias, generator=generator)
-    torch.nn.init.constant_(head.omega.scale, 1.5)
+    nn.init.normal_(head.omega.bias, generator=generator)
+    nn.init.constant_(head.omega.scale, 1.5)
     return head, torch.randn(N, I, *shape, generator=generator).requires_grad_()
 
 
@@ -212,12 +215,12 @@ def test_training_finds_the_direction_and_the_classes():
     assert recorder.report()["omega"].direction > 0.9
 
 
-class Critic(torch.nn.Module):
+class Critic(nn.Module):
     """A conditional discriminator of points in the plane."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.LeakyReLU(0.2))
+        self.body = nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2))
         self.head = san.SONAHead(16, C)
 
     def forward(self, x, y):
@@ -228,8 +231,8 @@ def test_a_generator_learns_its_classes():
     """Each class finds its own Gaussian; all start at one point. The loop is that of the module's page."""
     torch.manual_seed(0)
     centres = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
-    G, D, weights = torch.nn.Embedding(C, 2), Critic(), san.SONAWeights()
-    torch.nn.init.zeros_(G.weight)
+    G, D, weights = nn.Embedding(C, 2), Critic(), san.SONAWeights()
+    nn.init.zeros_(G.weight)
     d_opt = torch.optim.Adam([*D.parameters(), *weights.parameters()], 0.01, betas=(0.0, 0.9))
     g_opt = torch.optim.Adam(G.parameters(), 0.05, betas=(0.0, 0.9))
     y = torch.arange(C).repeat(8)
@@ -243,3 +246,31 @@ def test_a_generator_learns_its_classes():
         san.sona_generator_terms(D(fake, y), D(real, y), "ns").total().backward()
         g_opt.step()
     assert (G.weight.detach() - centres).norm(dim=1).max() < 1.0  # 2 at the start
+
+
+def test_distributed_data_parallel(tmp_path):
+    """As the README has it: the weights are wrapped as well, and D is frozen in the generator's step."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, N, 2, generator=generator).unbind()
+    torch.manual_seed(0)
+    D, weights = Critic(), san.SONAWeights()
+    alone = copy.deepcopy((D, weights))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        wrapped = [nn.parallel.DistributedDataParallel(m) for m in (D, weights)]
+        for critic, s in (wrapped, alone):
+            for _ in range(2):  # the second step fails if a parameter of the first one got no gradient
+                terms = san.sona_discriminator_terms(critic(real, LABELS), critic(fake, LABELS), s())
+                terms.total().backward()
+                critic.requires_grad_(False)
+                x = fake.clone().requires_grad_()
+                san.sona_generator_terms(critic(x, LABELS), critic(real, LABELS)).total().backward()
+                assert x.grad.any()
+                critic.requires_grad_(True)
+    finally:
+        torch.distributed.destroy_process_group()
+    for ours, theirs in zip((D, weights), alone, strict=True):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
