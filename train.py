@@ -67,8 +67,18 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
         if option.switch:
             command = click.option(*names, flag, is_flag=True, default=None, help=text)(command)
         else:
-            command = click.option(*names, flag, type=OptionType(option), default=None, help=text)(command)
+            repeated = option.kind is tuple  # lists may be given in parts
+            command = click.option(
+                *names, flag, type=OptionType(option), default=None, help=text,
+                multiple=repeated, callback=_joined if repeated else None,
+            )(command)  # fmt: skip
     return command
+
+
+def _joined(
+    context: click.Context, parameter: click.Parameter, lists: tuple[tuple[str, ...], ...] | None
+) -> tuple[str, ...] | None:
+    return None if not lists else tuple(dict.fromkeys(item for items in lists for item in items))
 
 
 # Flags of StyleGAN's train.py that a projected discriminator does not need, with the remedy.

@@ -28,6 +28,7 @@ _ZERO: _Moments = (0.0, (), ())
 _host: dict[str, _Moments] = {}  # CPU values since the last synchronisation
 _device: dict[torch.device, dict[str, torch.Tensor]] = {}  # the same for tensors on other devices
 _names: set[str] = set()  # all names ever reported, after a synchronisation those of all processes
+_samples: dict[str, torch.Tensor] = {}  # the newest values of `sample`
 _collectors: "weakref.WeakSet[Collector]" = weakref.WeakSet()
 _process: tuple[int, bool] | None = None  # (rank, whether to synchronise), set by init_multiprocessing()
 
@@ -81,10 +82,21 @@ def report(name: str, value: Any) -> Any:
     return value
 
 
+def sample(name: str, value: torch.Tensor) -> None:
+    """Keep a tensor, in place of the one before, for a histogram of `samples`."""
+    _samples[name] = value.detach()
+
+
+def samples() -> dict[str, torch.Tensor]:
+    """Return the newest tensor of every name in this process, flat, on its device."""
+    return {name: x.flatten() for name, x in _samples.items()}
+
+
 @contextmanager
 def unrecorded() -> Iterator[None]:
     """Discard values and new names that are reported in this context."""
     host, device, names = dict(_host), {device: dict(sums) for device, sums in _device.items()}, set(_names)
+    kept = dict(_samples)
     try:
         yield
     finally:
@@ -93,6 +105,8 @@ def unrecorded() -> Iterator[None]:
         _device.clear()
         _device.update(device)
         _names.intersection_update(names)
+        _samples.clear()
+        _samples.update(kept)
 
 
 def report0(name: str, value: Any) -> Any:

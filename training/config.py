@@ -29,6 +29,7 @@ AUTO = "auto"
 SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
 DIFFAUG = ("color", "translation", "cutout")
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
+TRACKERS = ("tensorboard", "wandb", "trackio", "prometheus")
 COMPILE_MODES = ("off", "regions", "graphs")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 # The names of san's tables, for --help: san imports torch.
@@ -359,6 +360,12 @@ class RunConfig:
         "network.",
         SG3,
     )
+    tracker: tuple[str, ...] = opt(
+        ("tensorboard",),
+        f"Also send measurements to {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]} (a text file); separated by "
+        "commas or repeated, or none. The run folder has all of them in any case.",
+        OURS,
+    )
     metric_share: float = opt(
         1.0,
         "Skip an evaluation while metrics have taken more than this fraction of the run's time. The last "
@@ -672,6 +679,8 @@ def _check_run(run: RunConfig) -> None:
     _require(
         run.device in ("auto", "cuda", "cpu", "mps"), f"--device={run.device}: use auto, cuda, cpu or mps"
     )
+    unknown = [name for name in run.tracker if name not in TRACKERS]
+    _require(not unknown, f"--tracker={','.join(unknown)}: use {', '.join(TRACKERS)} or none")
     _require(run.compile in COMPILE_MODES, f"--compile={run.compile}: use {', '.join(COMPILE_MODES)}")
     _require(
         run.precision in ("auto", "fp32", "fp16", "bf16"),

@@ -56,6 +56,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 RANKS_FOLDER = "ranks"
 CHECKPOINTED_FILE = "checkpointed.txt"  # images shown at the first checkpoint
 JOB_FILE = "job.json"  # under torchrun: {"agents"}, the torchrun processes that the run belongs to
+TRACKER_FILE, PROMETHEUS_FILE = "tracker.json", "metrics.prom"  # --tracker: {"id"} of the run; its values
 IDENTITY_FILE = "identity.json"  # with --local-checkpoint: {"id"}, in the name of the local folder
 _FAKES, _SNAPSHOT, _STAGE = "fakes", "network-snapshot-", "stage-"  # a number follows
 LOCK_FILE, WRITER_LOCK_FILE = ".lock", ".lock-writer"

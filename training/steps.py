@@ -124,6 +124,7 @@ def _where(network: str, state: TrainState) -> str:
 def _report(kind: str, logits: losses.Logits | losses.SONA) -> None:
     fun = torch.cat([x.fun.detach().flatten() for x in logits.values()])
     training_stats.report(f"Loss/scores/{kind}", fun)
+    training_stats.sample(f"Logits/{kind}", fun)
     training_stats.report(f"Loss/signs/{kind}", fun.sign())
 
 

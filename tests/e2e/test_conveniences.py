@@ -21,8 +21,6 @@ from tests.toy_data import write_dataset
 from tests.toy_runs import FLAGS
 from torch_utils import images
 from training import run_folder
-from training.run.statistics import Statistics
-from training.state import Progress
 from training.watch import plots, report, watch
 
 pytestmark = pytest.mark.e2e
@@ -122,28 +120,12 @@ def test_nothing_that_is_convenient_ends_a_run(tmp_path, monkeypatch):
     for name in ("network-snapshot.pkl", "best_model.pkl"):
         assert f"{name} cannot be written" in text
     assert (
-        "TensorBoard's event files cannot be written (TensorBoard's own trouble)" in text
+        "--tracker=tensorboard failed (TensorBoard's own trouble)" in text
         and "curves.png cannot be drawn" in text
     )
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["outcome"] == "finished"
     assert (folder / "metric-fd_lite0_8.jsonl").is_file() and list(folder.glob("network-snapshot-*.pkl"))
-
-
-def test_tensorboard_may_fail_later(tmp_path, monkeypatch):
-    class Writer:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def add_scalar(self, *args, **kwargs):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", Writer)
-    statistics = Statistics(tmp_path, Progress(), torch.device("cpu"))
-    with pytest.warns(UserWarning, match="TensorBoard's event files cannot be written .*No space left"):
-        statistics.scalars({"a": 1.0}, 8)
-    statistics.scalars({"a": 1.0}, 16)
-    statistics.close()
 
 
 def test_status_line_report_and_dry_run_tell_the_same_time(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from training import run_folder
 from training.config import RunConfig
 from training.generator import Generator
 from training.run.snapshots import Snapshots
-from training.run.statistics import Statistics
+from training.run.trackers import Trackers
 from training.state import Progress, TrainState
 
 
@@ -38,7 +38,7 @@ class Evaluation:
         run_dir: Run folder.
         evaluate: Called in all processes; None without metrics.
         snapshots: Marks the best network of each metric.
-        statistics: Receives the values for TensorBoard.
+        trackers: Receive the values; None in all processes but the main one.
         run: Options of the run; `metric_share` limits the time spent on metrics.
         now: Clock in seconds.
     """
@@ -48,12 +48,12 @@ class Evaluation:
         run_dir: Path,
         evaluate: Evaluate | None,
         snapshots: Snapshots,
-        statistics: Statistics,
+        trackers: Trackers | None,
         run: RunConfig,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_dir, self.evaluate, self.run, self.now = run_dir, evaluate, run, now
-        self.snapshots, self.statistics = snapshots, statistics
+        self.snapshots, self.trackers = snapshots, trackers
 
     def begin(self, progress: Progress) -> None:
         """Drop the lines written after the checkpoint, and those of an evaluation that it does not include.
@@ -111,7 +111,8 @@ class Evaluation:
             "snapshot_pkl": self.snapshots.path(progress.nimg).name,
         }
         run_folder.append_jsonl(run_folder.metric_file(self.run_dir, score.name), line)
-        self.statistics.scalars({f"Metrics/{score.name}": score.value}, progress.nimg)
+        if self.trackers is not None:
+            self.trackers.scalars({f"Metrics/{score.name}": score.value}, progress.nimg)
         if improved:
             self.snapshots.mark_best(progress, None if is_first else score.name)
 

@@ -11,13 +11,14 @@ import torch
 
 from torch_utils import agreement, distributed, watchdog
 from training import run_folder
-from training.config import TrainConfig
+from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
 from training.run.checkpoints import Checkpoints
 from training.run.clock import Clock
 from training.run.evaluation import Evaluate, Evaluation, Score
 from training.run.snapshots import Snapshots
 from training.run.statistics import Statistics
+from training.run.trackers import Trackers
 from training.state import TrainState
 from training.watch.grids import Grids
 from training.watch.watch import Watch
@@ -66,10 +67,12 @@ class Periodic:
         folder, device = Path(run_dir), state.pl_mean.device
         self.cfg, self.run_dir, self.main = cfg, folder, distributed.is_main()
         self.clock = Clock(cfg)
-        self.statistics = Statistics(folder, state.progress, device)
+        nimg, options = state.progress.nimg, {**to_json(cfg), "lineage": state.lineage.stems}
+        self.trackers = Trackers(cfg.run.tracker, folder, options, nimg) if self.main else None
+        self.statistics = Statistics(folder, device, self.trackers)
         self.grids = Grids(cfg, folder, dataset, device)
         self.snapshots = Snapshots(cfg, folder, dataset)
-        self.evaluation = Evaluation(folder, evaluate, self.snapshots, self.statistics, cfg.run)
+        self.evaluation = Evaluation(folder, evaluate, self.snapshots, self.trackers, cfg.run)
         self.checkpoints = Checkpoints(cfg, folder, dataset)
         self.watch = Watch(cfg, run_dir, dataset, state)
 
@@ -123,7 +126,9 @@ class Periodic:
             self.clock.learn([*self.watch.stats, record])
             print(self.statistics.status_line(p, tick, self.clock), flush=True)
             self.statistics.write(record, p)
-            self.watch.alarm(record)
+            for line in self.watch.alarm(record):
+                if self.trackers is not None:
+                    self.trackers.alarm(line, p.nimg)
         due = done or p.tick % self.cfg.run.snap == 0
         if due:
             p.unscored = self.evaluation.evaluate is not None
@@ -141,6 +146,9 @@ class Periodic:
         if self.main:
             about = self.snapshots.save(state)
             self.grids.fakes(state.G_ema, number, about)
+            if self.trackers is not None:
+                grid = run_folder.fakes_file(self.run_dir, number)
+                self.trackers.image("fakes", grid, state.progress.nimg)
             self.watch.column(state, about["network"])
         self.save_checkpoint(state)
 
@@ -186,4 +194,5 @@ class Periodic:
         if self.main:
             run_folder.write_status(self.run_dir, outcome, state.progress.nimg)
             self.watch.redraw(page=True)
-            self.statistics.close()
+            if self.trackers is not None:
+                self.trackers.close()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of a run, per tick: printed, appended to stats.jsonl and sent to TensorBoard."""
+"""Statistics of a run, per tick: printed, appended to stats.jsonl and sent to the trackers."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ from dnnlib.util import format_time
 from torch_utils import distributed, training_stats
 from training import run_folder
 from training.run.clock import Clock, Tick
+from training.run.trackers import Trackers
 from training.state import Progress
 
 
 class Statistics:
     """Every process collects; the first one writes."""
 
-    def __init__(self, run_dir: Path, progress: Progress, device: torch.device) -> None:
-        self.run_dir, self.device = run_dir, device
+    def __init__(self, run_dir: Path, device: torch.device, trackers: Trackers | None) -> None:
+        self.run_dir, self.device, self.trackers = run_dir, device, trackers
         self.collector = training_stats.Collector()
-        self.writer = _tensorboard(run_dir, progress.nimg) if distributed.is_main() else None
 
     def begin(self, progress: Progress, collected: dict[str, Any] | None) -> None:
         """Resume with what was `collected` of a tick; drop lines that were written after the checkpoint."""
@@ -58,25 +57,15 @@ class Statistics:
         return {"kimg": progress.nimg / 1000, **self.collector.as_dict()}
 
     def write(self, record: dict[str, Any], progress: Progress) -> None:
-        """Append the tick's record to stats.jsonl and send it to TensorBoard. Main process."""
+        """Append the tick's record to stats.jsonl and send it to the trackers. Main process."""
         # Before the checkpoint: a run that dies in between resumes from the one before and writes this line
         # again.
         run_folder.append_jsonl(self.run_dir / run_folder.STATS_FILE, {**record, "timestamp": time.time()})
-        self.scalars(
-            {name: value["mean"] for name, value in record.items() if isinstance(value, dict)}, progress.nimg
-        )
-
-    def scalars(self, values: dict[str, float], nimg: int) -> None:
-        """Send values to TensorBoard, if it is there. Main process."""
-        if self.writer is None:
-            return
-        try:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, global_step=run_folder.tensorboard_step(nimg))
-            self.writer.flush()
-        except Exception as error:  # of its own thread, its file, or one of the packages that it consists of
-            self.writer = None
-            _warn_without_tensorboard(error)
+        if self.trackers is not None:
+            means = {name: value["mean"] for name, value in record.items() if isinstance(value, dict)}
+            self.trackers.scalars(means, progress.nimg)
+            for name, x in training_stats.samples().items():
+                self.trackers.histogram(name, x.float().cpu().numpy(), progress.nimg)
 
     def status_line(self, progress: Progress, tick: Tick, clock: Clock) -> str:
         """The line that a tick prints."""
@@ -99,33 +88,3 @@ class Statistics:
         if self.device.type == "cuda":
             fields.append(f"gpumem {mean('Resources/peak_gpu_mem_gb'):<6.2f}")
         return " ".join(fields)
-
-    def close(self) -> None:
-        """Finish TensorBoard's file."""
-        if self.writer is not None:
-            try:
-                self.writer.close()
-            except Exception as error:
-                self.writer = None
-                _warn_without_tensorboard(error)
-
-
-def _tensorboard(run_dir: Path, nimg: int) -> Any:
-    """A writer of event files that drops what a killed run wrote after `nimg` images, if it is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(run_dir), purge_step=run_folder.tensorboard_step(nimg) + 1 if nimg else None)
-    except ImportError:
-        print("TensorBoard is not installed: no event files (pip install tensorboard)")
-        return None
-    except Exception as error:
-        _warn_without_tensorboard(error)
-        return None
-
-
-def _warn_without_tensorboard(error: Exception) -> None:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    warnings.warn(
-        f"TensorBoard's event files cannot be written ({reason}); continuing without them", stacklevel=3
-    )

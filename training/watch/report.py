@@ -3,11 +3,15 @@
 
     python -m training.watch.report training-runs/00000-stylegan3-t-emoji16-gpus1-batch64      # a run folder
     python -m training.watch.report training-runs/00000-demo64      # a recipe: its stages side by side
+    python -m training.watch.report training-runs/00000-demo64 --bundle      # 00000-demo64-report.zip, too
 
 A run writes its page at every snapshot and at its end. All content is read from the folder. Images are scaled
 and inlined, so that the page stays below a few megabytes and can be sent to others. Templates are in
 templates/ and use jinja2's autoescape: class names and other untrusted text are shortened and escaped, and
 the page contains no script.
+
+--bundle also packs page, logs, statistics, metric records, options, lineage and pictures into one zip beside
+the folder, to publish with a model. Weights are left out; their SHA-256 are in it.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from torch_utils import images
 from training import run_folder
 from training.config import SAVED_IN_RUN, TrainConfig, describe, from_json
 from training.run_folder import better_direction, kimg_text, read_json, read_jsonl
-from training.watch import estimate, plots, sheets, ticks
+from training.watch import estimate, plots, release, sheets, ticks
 from training.watch.ticks import number
 
 BUDGET = 450_000  # maximum bytes of an inlined image
@@ -496,7 +500,8 @@ def write(folder: str | Path) -> Path | None:
 
 def main() -> int:
     """The command line."""
-    folders = sys.argv[1:]
+    arguments = sys.argv[1:]
+    folders = [argument for argument in arguments if argument != "--bundle"]
     if not folders or folders[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if folders else 2
@@ -511,8 +516,14 @@ def main() -> int:
         try:
             with outputs.interruptible():
                 print(write(folder))
+                if "--bundle" in arguments:
+                    bundle = release.write(Path(folder))
+                    print(f"{bundle}: log.txt and the options in it name folders of this machine")
         except KeyboardInterrupt:
             return 130
+        except OSError as error:
+            print(f"Error: {reason(error)}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -91,8 +91,8 @@ class Watch:
         if found.between is not None:
             training_stats.report0("Variety/between", found.between)
 
-    def alarm(self, stats: dict[str, Any]) -> None:
-        """Check the statistics after a tick; print and store new alarms. Main process only."""
+    def alarm(self, stats: dict[str, Any]) -> list[str]:
+        """Check the statistics after a tick; print, store and return new alarms. Main process only."""
         self.stats.append(_excerpt(stats))
         alarms_file = self.run_dir / ALARMS_FILE
         name = next(iter(self.cfg.run.metrics), "")
@@ -101,10 +101,12 @@ class Watch:
         points = [(ticks.number(r.get("kimg")), ticks.number(v)) for r, v in zip(scores, values, strict=True)]
         end = better_direction(next(reversed(scores), {"metric": name})) or "min"
         found = alarms.find(self.stats, points, self.cfg, name, end)
-        for alarm in alarms.new_alarms(found, read_jsonl(alarms_file)):
+        new = alarms.new_alarms(found, read_jsonl(alarms_file))
+        for alarm in new:
             with warn_if_unwritable(alarms_file.name):
                 append_jsonl(alarms_file, asdict(alarm))
             print(f"WARNING: {alarm.line}", flush=True)
+        return [alarm.line for alarm in new]
 
     def _scores(self, name: str) -> list[dict[str, Any]]:
         return [

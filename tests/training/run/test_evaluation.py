@@ -20,11 +20,8 @@ class Run:
         self.folder, self.values, self.cost, self.time = folder, iter(values), cost, 0.0
         self.state = SimpleNamespace(progress=Progress(), G_ema=None)
         self.snapshots = Snapshots(None, folder, None)
-        statistics = SimpleNamespace(scalars=lambda values, nimg: None)
         run = RunConfig(kimg=8.0, **options)
-        self.evaluation = Evaluation(
-            folder, self.evaluate, self.snapshots, statistics, run, lambda: self.time
-        )
+        self.evaluation = Evaluation(folder, self.evaluate, self.snapshots, None, run, lambda: self.time)
         self.evaluated = []
 
     def evaluate(self, generator):
