@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -293,7 +294,8 @@ class _Inversion:
         with torch.no_grad(), inversion.full_precision(network):
             value = float(distance(network.G.synthesis(ws, noise_mode="const")))
             pixels = render.synthesize(network, ws)[0].permute(1, 2, 0).numpy()
-        return {"pixels": pixels, "psnr": inversion.psnr(pixels, self.target.pixels), "distance": value}
+        found = inversion.psnr(pixels, self.target.pixels)
+        return {"pixels": pixels, "psnr": found if math.isfinite(found) else None, "distance": value}
 
     def _save(self) -> None:
         begun = time.monotonic()
@@ -359,7 +361,7 @@ class _Inversion:
             "settings": self.settings,
         }
         with dnnlib.util.atomic_write(folder / FINISHED, "w") as file:
-            file.write(json.dumps(finished, indent=1) + "\n")
+            file.write(json.dumps(finished, indent=1, allow_nan=False) + "\n")
         while (path := checkpoint.latest(folder)) is not None:
             path.unlink()
         return finished
@@ -404,7 +406,9 @@ def summary(found: dict[str, Any]) -> str:
     parts = [found["target"]]
     for name in ("projected", "tuned"):
         if name in found:
-            parts.append(f"{name}: PSNR {found[name]['psnr']:.1f} dB, distance {found[name]['distance']:.4f}")
+            psnr, distance = found[name]["psnr"], found[name]["distance"]
+            near = "every pixel equal" if psnr is None else f"PSNR {psnr:.1f} dB"
+            parts.append(f"{name}: {near}, distance {distance:.4f}")
     rates = [f"{name} {value:.2g} s" for name, value in found["seconds_per_step"].items()]
     return f"{'; '.join(parts)}; {sum(found['seconds'].values()):.0f} s (per step: {', '.join(rates)})"
 

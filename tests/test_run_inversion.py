@@ -116,6 +116,25 @@ def test_an_interrupted_command_resumes_with_the_same_result(quick, source, targ
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+def test_a_killed_command_resumes_from_the_last_checkpoint(quick, source, target, tmp_path, monkeypatch):
+    invert(source, target, tmp_path / "whole", "--class=1")
+
+    def killed(self, step: int, picture: torch.Tensor) -> None:
+        if step == 2:
+            raise RuntimeError  # nothing is saved after it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inversion_job, "SAVE_SECONDS", 0)
+        patch.setattr(inversion_job._Frames, "add", killed)
+        assert invert(source, target, tmp_path / "part", "--class=1", code=1).exception.args == ()
+    (path,) = (tmp_path / "part").iterdir()
+    assert checkpoint.nimg_of(path) in (1, 2)
+    invert(source, target, tmp_path / "part", "--class=1")
+    assert not checkpoint.exists(tmp_path / "part")
+    codes = [(tmp_path / name / "projected_w.npz").read_bytes() for name in ("part", "whole")]
+    assert codes[0] == codes[1]
+
+
 def test_several_targets_have_folders_and_complete_ones_are_kept(quick, source, target, tmp_path):
     picture = PIL.Image.new("RGBA", (20, 16))
     picture.save(Path(target).with_name("other.png"))
@@ -137,7 +156,9 @@ def test_several_targets_have_folders_and_complete_ones_are_kept(quick, source, 
 def test_another_start_and_one_style_per_layer(quick, source, network, target, tmp_path):
     start = tmp_path / "start.npz"
     save_w(start, network.styles(5, 1), network)
-    invert(source, target, tmp_path / "a", "--w-init", start, "--inv-steps=1")
+    shown = invert(source, target, tmp_path / "a", "--w-init", start, "--inv-steps=1")
+    assert "projected: every pixel equal" in shown.output
+    assert json.loads((tmp_path / "a" / "inversion.json").read_text())["projected"]["psnr"] is None
     assert (read_pixels(tmp_path / "a" / "proj.png") == read_pixels(Path(target))).all()  # a rate of 0
     invert(source, target, tmp_path / "b", "--space=w+", "--class=grinning face")
     ws = load_w(tmp_path / "b" / "projected_w.npz", network)
