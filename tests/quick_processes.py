@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import context, forkserver, reduction
+from multiprocessing import context, reduction
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -115,15 +115,14 @@ def get_context(method: str | None = None) -> Any:
     return forked
 
 
-def _run(script: str, arguments: Sequence[str], folder: str, fork: bool) -> None:
+def _run(script: str, arguments: Sequence[str], folder: str) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     os.chdir(folder)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
-    multiprocessing.get_context = get_context if fork else real_get_context
-    forkserver._forkserver.ensure_running = lambda: None  # our parent: no second one
+    multiprocessing.get_context = real_get_context
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
@@ -133,8 +132,7 @@ def _run(script: str, arguments: Sequence[str], folder: str, fork: bool) -> None
 class Script:
     """A script in a forked process, by the part of subprocess.Popen that tests use.
 
-    Standard input is empty; both outputs are one text, unless `split` is given. With `fork`, the processes
-    that it starts by the spawn method are forked from the same server, which is then their parent.
+    Standard input is empty; both outputs are one text, unless `split` is given.
     """
 
     def __init__(
@@ -145,7 +143,6 @@ class Script:
         env: Mapping[str, str] | None = None,
         cwd: str | Path = ".",
         split: bool = False,
-        fork: bool = False,
     ) -> None:
         forked = real_get_context("forkserver")
         forked.set_forkserver_preload(_PRELOADED)
@@ -154,7 +151,7 @@ class Script:
         with open(os.devnull) as nothing:
             target = _Adopted(_run, {0: nothing.fileno(), 1: ends[0], 2: ends[-1]}, env)
             self._process = forked.Process(
-                target=target, args=(str(script), list(arguments), str(Path(cwd).resolve()), fork)
+                target=target, args=(str(script), list(arguments), str(Path(cwd).resolve()))
             )
             self._process.start()
         for end in ends:

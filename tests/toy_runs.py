@@ -13,6 +13,12 @@ from training import loop
 from training.config import FLAGS as FLAGS_OF_OPTIONS
 from training.config import TrainConfig
 
+# timm's own network for tests, in the place of Lite0 with its tenfold number of layers.
+BACKBONE = "test_efficientnet"
+LITE0_BACKBONE = {
+    "discriminator__backbones": ["tf_efficientnet_lite0"],
+    "discriminator__backbone_weights": {},
+}
 # The smallest network that still has every part.
 TINY = {
     "generator.syn_layers": 4,
@@ -21,7 +27,8 @@ TINY = {
     "generator.z_dim": 8,
     "generator.w_dim": 16,
     "generator.margin_size": 2,
-    "discriminator.backbones": ["tf_efficientnet_lite0"],
+    "discriminator.backbones": [BACKBONE],
+    "discriminator.backbone_weights": {BACKBONE: "random"},
     "discriminator.feature_size": 32,
     "discriminator.proj_channels": 4,
     "discriminator.head_channels": 4,
@@ -39,10 +46,16 @@ TINY = {
 }
 
 
+def _text(value: object) -> object:
+    if isinstance(value, dict):
+        return ",".join(f"{k}={v}" for k, v in value.items())
+    return ",".join(value) or "none" if isinstance(value, list) else value
+
+
 FLAGS = [
-    f"--{flag.replace('_', '-')}={','.join(v) or 'none' if isinstance(v, list) else v}"
+    f"--{flag.replace('_', '-')}={_text(value)}"
     for flag, option in FLAGS_OF_OPTIONS.items()
-    if (v := TINY.get(option.name)) is not None
+    if (value := TINY.get(option.name)) is not None
 ]
 
 

@@ -34,7 +34,7 @@ if "--atheris" in sys.argv:
 from tests.fuzz import hostile  # after the reader has been instrumented
 
 attempt: Callable[[bytes], str] = hostile.attempt
-corpus: Callable[[], Iterable[tuple[str, bytes]]] = hostile.corpus
+corpus: Callable[..., Iterable[tuple[str, bytes]]] = hostile.corpus
 good_files: Callable[[], list[bytes]] = hostile.good_files
 watch: Callable[[], AbstractContextManager[list[Any]]] = hostile.watch
 
@@ -168,6 +168,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpus", action="store_true", help="read every malicious file once")
+    parser.add_argument("--short", action="store_true", help="leave out the slowest files of the corpus")
     parser.add_argument("--seconds", type=float, default=0, help="time of random damage")
     parser.add_argument("--inputs", type=int, default=10**9, help="maximum number of randomly damaged inputs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random damage")
@@ -185,7 +186,7 @@ def main() -> int:
         attempt(content)  # imports and caches everything that good files need
     counter = Counter(args.limit)
     if args.corpus:
-        for name, content in corpus():
+        for name, content in corpus(args.short):
             counter.take(name, content)
     if args.seconds:
         files += [content for _, content in corpus() if len(content) < 2000]

@@ -110,7 +110,7 @@ def data(tmp_path_factory) -> str:
 
 
 def training_flags(data, outdir) -> list[str]:
-    rest = [f for f in FLAGS if not f.startswith(("--backbones", "--kimg", "--class-embedding"))]
+    rest = [f for f in FLAGS if not f.startswith(("--backbone", "--kimg", "--class-embedding"))]
     base = [f"--outdir={outdir}", f"--data={data}", "--cfg=stylegan3-t", "--gpus=1", "--cond=True", *rest]
     return [*base, "--kimg=0.008", f"--backbones={NETWORK}"]
 

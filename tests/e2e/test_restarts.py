@@ -2,15 +2,18 @@
 """Kills in a run of two processes: restarts resume the same folder and end with the same weights."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
-import torch.distributed.run
+from click.testing import CliRunner
 
+import train
 from dnnlib.locks import Lock
 from tests import waiting
-from tests.quick_processes import Script, quick_environment
+from tests.quick_processes import quick_environment
 from tests.sources import ROOT
 from tests.toy_data import make_zip
 from tests.toy_runs import FLAGS, assert_equal_states, final_state
@@ -18,37 +21,32 @@ from torch_utils import checkpoint
 from training import run_folder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.once]
-TORCHRUN = ["--nproc-per-node=2", "--standalone", "--max-restarts=1"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--max-restarts=1"]
 NAME = "00000-stylegan3-t-three16-gpus2-batch8"
 TRAIN = [str(ROOT / "train.py"), "--cfg=stylegan3-t", "--gpus=2", "--cond=True", *FLAGS]
-TRAIN += ["--kimg=0.16", "--tick=0.16", "--checkpoint-minutes=0", "--variety=0"]
+TRAIN += ["--kimg=0.2", "--tick=0.2", "--checkpoint-minutes=0", "--variety=0"]
 
 
-def torchrun(arguments: list[str]) -> Script:
-    return Script(torch.distributed.run.__file__, [*TORCHRUN, *TRAIN, *arguments], env=quick_environment())
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=quick_environment(),
+    )
 
 
-def train(*arguments: str) -> Script:
-    """The same without torchrun."""
-    return Script(TRAIN[0], [*TRAIN[1:], *arguments], env=quick_environment(), fork=True)
-
-
-def first_rank(run_dir: Path) -> psutil.Process:
-    """The training process that holds the folder."""
+def ranks(process: subprocess.Popen, run_dir: Path) -> list[psutil.Process]:
+    """The two training processes; the first one holds the folder."""
     holder = Lock(run_dir / run_folder.WRITER_LOCK_FILE).last_holder()
-    assert holder is not None
-    return psutil.Process(holder.pid)
-
-
-def ranks(process: Script, run_dir: Path) -> list[psutil.Process]:
-    """The two training processes of torchrun."""
     children = psutil.Process(process.pid).children()
     trainers = [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
-    assert len(trainers) == 2, children
-    return sorted(trainers, key=lambda p: p != first_rank(run_dir))
+    assert holder is not None and len(trainers) == 2, children
+    return sorted(trainers, key=lambda p: p.pid != holder.pid)
 
 
-def after_checkpoint(run_dir: Path, process: Script, nimg: int = 0) -> None:
+def after_checkpoint(run_dir: Path, process: subprocess.Popen, nimg: int = 0) -> None:
     """Wait for a checkpoint of more than `nimg` images."""
     folder = run_folder.checkpoint_folder(run_dir)
     waiting.until(lambda: (checkpoint.newest_nimg(folder) or 0) > nimg, process)
@@ -63,9 +61,9 @@ def data(tmp_path_factory) -> str:
 def restarted(data, tmp_path_factory) -> Path:
     """A run by --gpus=2 whose process 0 was killed once."""
     outdir = tmp_path_factory.mktemp("restarted")
-    process = train(f"--data={data}", f"--outdir={outdir}")
+    process = start([*TRAIN, f"--data={data}", f"--outdir={outdir}"])
     after_checkpoint(outdir / NAME, process)
-    first_rank(outdir / NAME).send_signal(signal.SIGKILL)
+    ranks(process, outdir / NAME)[0].send_signal(signal.SIGKILL)
     ((output, _),) = waiting.finish(process)
     assert process.returncode == 0, output
     line = "process 0 of 2 was ended by SIGKILL (out of memory?); restart 1 of 3 from the checkpoint of"
@@ -76,7 +74,8 @@ def restarted(data, tmp_path_factory) -> Path:
 
 def test_restarts_by_the_launcher_and_by_torchrun_end_with_the_same_weights(restarted, data, tmp_path):
     """Kill a rank of torchrun, then torchrun itself: its ranks save and leave, and the launcher resumes."""
-    process = torchrun([f"--data={data}", f"--outdir={tmp_path}"])
+    command = [*TORCHRUN, *TRAIN, f"--data={data}"]
+    process = start([*command, f"--outdir={tmp_path}"])
     run_dir = tmp_path / NAME
     after_checkpoint(run_dir, process)
     before = checkpoint.newest_nimg(run_folder.checkpoint_folder(run_dir)) or 0
@@ -88,7 +87,6 @@ def test_restarts_by_the_launcher_and_by_torchrun_end_with_the_same_weights(rest
     waiting.finish(process)
     assert run_folder.recorded_outcome(run_dir) == run_folder.INTERRUPTED
     assert [p.name for p in tmp_path.iterdir()] == [NAME]  # the restart made no other folder
-    process = train(f"--data={data}", f"--outdir={tmp_path}", f"--resume={run_dir}")
-    ((output, _),) = waiting.finish(process)
-    assert process.returncode == 0, output
+    result = CliRunner().invoke(train.main, ["--gpus=2", f"--resume={run_dir}"])
+    assert result.exit_code == 0, result.output
     assert_equal_states(final_state(restarted), final_state(run_dir))

@@ -75,8 +75,7 @@ def invoke(*arguments: str):
 
 @pytest.fixture(scope="module")
 def command(data, recipe_file) -> list[str]:
-    weights = "--backbone-weights=tf_efficientnet_lite0=random"
-    return [f"--recipe={recipe_file}", f"--data={data}", *TINY_FLAGS, weights, "--workers=0"]
+    return [f"--recipe={recipe_file}", f"--data={data}", *TINY_FLAGS, "--workers=0"]
 
 
 @pytest.fixture(scope="module")

@@ -48,10 +48,11 @@ def test_the_watch_sees_executions(tmp_path, monkeypatch):
     assert not events
 
 
-def test_corpus(tmp_path):
+@pytest.mark.parametrize("options", [["--short"], pytest.param([], marks=pytest.mark.exhaustive)])
+def test_corpus(options, tmp_path):
     """In a process of its own, whose memory is measured."""
     result = waiting.run(
-        [sys.executable, "-m", "tools.fuzz_pickles", "--corpus"],
+        [sys.executable, "-m", "tools.fuzz_pickles", "--corpus", *options],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )

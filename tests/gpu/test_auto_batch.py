@@ -26,6 +26,7 @@ def test_what_fits_is_found_and_all_memory_given_back(tmp_path):
         run__batch_gpu="auto",
         run__device="cuda",
         discriminator__feature_size=224,
+        discriminator__backbones=list(weights),
         discriminator__backbone_weights=weights,
     )
     dataset, device = build.make_dataset(cfg.data, cfg.run.seed), torch.device("cuda", 0)

@@ -76,7 +76,7 @@ def test_logits_that_overflow_are_the_discriminators(run, monkeypatch):
     monkeypatch.setattr(state.D, "forward", overflowing)
     message = refused(train)
     assert (
-        message.startswith("discriminator: step 3, at 24 images: a logit of tf_efficientnet_lite0")
+        message.startswith("discriminator: step 3, at 24 images: a logit of test_efficientnet")
         and "not finite" in message
     )
 
@@ -92,7 +92,7 @@ def test_a_gradient_through_the_discriminator_is_its_own(run, monkeypatch):
 
     monkeypatch.setattr(state.D, "forward", steep)
     assert refused(train).startswith(
-        "discriminator: step 3, at 24 images: the gradient of tf_efficientnet_lite0's logits"
+        "discriminator: step 3, at 24 images: the gradient of test_efficientnet's logits"
     )
 
 

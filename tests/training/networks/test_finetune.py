@@ -32,7 +32,9 @@ OLD, NEW = ["ant", "bee", "cow", "dog", "elk"], ["cow", "Fox", "ant"]
 
 
 def config(data: Path, **changes) -> TrainConfig:
-    return toy_runs.config(str(data), **{"run__kimg": 0.016, "run__precision": "fp32", **changes})
+    return toy_runs.config(
+        str(data), **toy_runs.LITE0_BACKBONE | {"run__kimg": 0.016, "run__precision": "fp32"} | changes
+    )
 
 
 def state_of(cfg: TrainConfig):

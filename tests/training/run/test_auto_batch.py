@@ -25,7 +25,6 @@ def auto(data, **changes):
     return config(
         data,
         run__batch_gpu="auto",
-        discriminator__backbone_weights={"tf_efficientnet_lite0": "random"},
         **changes,
     )
 
