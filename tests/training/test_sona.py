@@ -19,7 +19,7 @@ from training.config import TrainConfig
 from training.inputs import InputSource
 from training.networks import files
 from training.progressive import recipe
-from training.run import restore
+from training.run import auto_batch, restore
 
 SONA = {"discriminator__heads": "sona", "loss__d_loss": "bce", "run__variety": 0}
 KEY = "discriminators.tf_efficientnet_lite0"
@@ -147,6 +147,14 @@ def test_the_command_line_and_recipes(toy_zip, tmp_path):
     )
     stages = recipe.load(str(tmp_path / "two.yaml")).stages
     assert [stage.flags["heads"] for stage in stages] == ["sona", "projection"]
+
+
+def test_automatic_micro_batches_have_images_to_compare(toy_zip):
+    tried = []
+    cfg = config(toy_zip, run__batch_gpu="auto", **SONA)
+    with pytest.raises(ValueError, match="--batch-gpu=auto"):
+        auto_batch.largest(cfg, lambda n: tried.append(n) or n == 1)
+    assert tried == [8, 4, 2]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,10 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
         ValueError: None fits.
     """
     refused = None
+    smallest = 2 if cfg.discriminator.heads == "sona" else 1  # SONA heads compare images of a micro-batch
     for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group):
+        if n < smallest:
+            continue
         if fits(n):
             return n, refused
         refused = n
