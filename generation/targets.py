@@ -113,7 +113,7 @@ def from_bytes(name: str, data: bytes, resolution: int, channels: int = 3) -> Ta
         ValueError: It is not an image, or has no defined range of values.
     """
     with archives.open_image(data) as opened:
-        notes = _notes(opened)
+        notes = _notes(opened, channels)
     return from_picture(name, transforms.decode(data), resolution, channels, notes)
 
 
@@ -133,12 +133,15 @@ def from_picture(
     return Target(name, pixels.reshape(resolution, resolution, channels).copy(), notes)
 
 
-def _notes(opened: PIL.Image.Image) -> tuple[str, ...]:
+def _notes(opened: PIL.Image.Image, channels: int) -> tuple[str, ...]:
     """What decoding changes."""
+    is_grey = opened.mode in ("1", "L", "LA", "La", "I") or opened.mode.startswith("I;16")
     notes = []
     frames = getattr(opened, "n_frames", 1)
     if frames > 1:
         notes.append(f"an animation of {frames} frames, its first one is used")
+    if is_grey and channels > 1:
+        notes.append("grey values are used in all channels")
     if opened.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in opened.info:
         notes.append("transparency is laid on white")
     return tuple(notes)

@@ -41,8 +41,10 @@ def test_the_centre_is_cropped_and_resized(tmp_path):
 def test_grey_transparent_and_animated_images_say_what_is_done(tmp_path):
     picture(mode="L").save(tmp_path / "grey.png")
     grey = read(tmp_path / "grey.png")
-    assert (grey.pixels == np.asarray(picture(mode="L"))[:, :, None]).all() and grey.notes == ()
-    assert read(tmp_path / "grey.png", channels=1).pixels.shape == (16, 16, 1)
+    assert (grey.pixels == np.asarray(picture(mode="L"))[:, :, None]).all()
+    assert grey.notes == ("grey values are used in all channels",)
+    single = read(tmp_path / "grey.png", channels=1)
+    assert single.pixels.shape == (16, 16, 1) and single.notes == ()
     opaque = read(tmp_path / "grey.png", channels=4).pixels
     assert opaque.shape == (16, 16, 4) and (opaque[..., 3] == 255).all()
     clear = picture(mode="RGBA")
