@@ -61,11 +61,12 @@ def _open(path: str) -> Any:
 
 
 def _arrays(file: Any) -> dict[str, Any]:
-    """The arrays of a file by name, without links to other files."""
+    """The arrays of a file by name. Links and arrays that lead to other files are left out."""
     found: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> None:
-        if hasattr(item, "dtype") and getattr(item, "shape", None):
+        is_array = hasattr(item, "dtype") and bool(getattr(item, "shape", None))
+        if is_array and not item.external and not item.is_virtual:
             found[name] = item
 
     file.visititems(visit)

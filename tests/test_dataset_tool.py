@@ -1162,3 +1162,22 @@ def test_help_lists_the_published_flags() -> None:
     assert all(
         flag in output for flag in ("--source", "--dest", "--max-images", "--transform", "--resolution")
     )
+
+
+def test_a_subset_columns_and_channels_of_the_command_line(tmp_path: Path) -> None:
+    stack = np.stack([pixels(i) for i in range(6)])
+    np.savez(tmp_path / "x.npz", pictures=stack, kinds=np.array([0, 1, 1, 1, 1, 0]))
+    (tmp_path / "list.txt").write_text("4\n0\n2\n1\n")
+    flags = ["--image-column=pictures", "--label-column=kinds", f"--subset={tmp_path / 'list.txt'}"]
+    result = run("--source", tmp_path / "x.npz", "--dest", tmp_path / "o.zip", *flags, "--channels=1")
+    assert result.exit_code == 0, result.output
+    assert "labels: 2 classes, from kinds; left out: 2 outside of --subset" in result.output
+    assert "balance: 1 (0) to 3 (1) images per class, median 2, ratio 3.0" in result.output
+    images, labels, metadata = read(tmp_path / "o.zip")
+    assert labels == [0, 1, 1, 1] and metadata["channels"] == 1
+    assert metadata["selection"]["subset"]["entries"] == 4
+    for image, index in zip(images, (0, 1, 2, 4), strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.fromarray(pixels(index)).convert("L")))
+    assert "1 (L)" in run("--check", tmp_path / "o.zip", "--workers=1").output
+    result = run("--source", tmp_path / "x.npz", "--dest", tmp_path / "p.zip", "--subset=missing.txt")
+    assert result.exit_code == 1 and "--subset=missing.txt: No such file" in result.output

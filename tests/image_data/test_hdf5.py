@@ -59,3 +59,19 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.h5: not a readable HDF5 file") as error:
         open_source(tmp_path / "x.h5")
     assert "\n" not in str(error.value)
+
+
+def test_arrays_in_other_files_are_not_read(tmp_path: Path) -> None:
+    """A file from elsewhere could make any file of the machine part of the images."""
+    (tmp_path / "secret").write_bytes(IMAGES.tobytes())
+    write(tmp_path / "other.h5", images=IMAGES)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset(
+            "images", IMAGES.shape, np.uint8, external=[(str(tmp_path / "secret"), 0, IMAGES.size)]
+        )
+        file["x"] = h5py.ExternalLink("other.h5", "images")
+        layout = h5py.VirtualLayout(IMAGES.shape, np.uint8)
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "images", IMAGES.shape)
+        file.create_virtual_dataset("data", layout)
+    with pytest.raises(ValueError, match="the file contains nothing"):
+        open_source(tmp_path / "x.h5")

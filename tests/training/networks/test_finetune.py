@@ -408,3 +408,17 @@ def test_check_refuses_a_file_that_is_no_network(tmp_path):
     data = dataset(tmp_path, OLD)
     with pytest.raises(ValueError, match=r"bad\.pkl"):
         plan.check(config(data, run__init_from=str(bad)), ImageDataset(data, use_labels=True))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_another_number_of_channels_makes_the_output_layer_anew(channels):
+    options = {"syn_layers": 4, "cbase": 64, "cmax": 4, "z_dim": 4, "w_dim": 8, "embed_dim": 4}
+    old = build_stem("stylegan3-t", 16, 0, **options)
+    target = build_stem("stylegan3-t", 16, 0, **options, img_channels=channels)
+    parts = finetune.start_generator(old, target, None, None)
+    states = {part.state for part in parts}
+    assert "kept" in states and states - {"kept", "reshaped"}
+    (torgb,) = [spec.name for spec in target.synthesis.specs() if spec.is_torgb]
+    for name, tensor in target.synthesis.state_dict().items():
+        kept = old.synthesis.state_dict().get(name)
+        assert name.startswith(torgb) or (kept is not None and torch.equal(tensor, kept)), name
