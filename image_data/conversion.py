@@ -479,29 +479,35 @@ def convert(
         ValueError: one line about the arguments or the source. No incomplete data set remains.
     """
     started = time.monotonic()
+    if channels not in transforms.MODES:
+        raise ValueError(f"--channels={channels}: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     if on_error not in ("skip", "fail"):
         raise ValueError(f"--on-error={on_error}: must be skip or fail")
     workers = count_workers(workers)
     sizes = [(size, size) if isinstance(size, int) else size for size in resolutions or []]
-    if channels not in (1, 3, 4):
-        raise ValueError(f"--channels={channels}: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
-    preparation = _plan(sizes, transform, filter, background, compress_level)
-    preparation = replace(preparation, channels=channels)
+    preparation = replace(_plan(sizes, transform, filter, background, compress_level), channels=channels)
     paths = _dest_paths(os.fspath(dest), sizes)
     for path in paths:
         _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
     if not isinstance(source, Source):
         source = sources.open_source(source, labels, class_names, subfolder, follow_links, columns)
     indices, source = select(source, max_images, subset_seed, classes, subset)
+    selection = _selection(max_images, subset_seed, subset, classes)
+    job = _Job(source, indices, preparation, paths, selection)
+    return _report(job, _run(job, workers, on_error == "fail", progress), time.monotonic() - started)
+
+
+def _selection(
+    max_images: int | None, subset_seed: int | None, subset: Subset | None, classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """What the metadata says about the selection of images."""
     options = {
         "max_images": max_images,
         "subset_seed": subset_seed,
         "subset": None if subset is None else subset.describe(),
         "classes": None if classes is None else list(classes),
     }
-    selection = {key: value for key, value in options.items() if value is not None}
-    job = _Job(source, indices, preparation, paths, selection)
-    return _report(job, _run(job, workers, on_error == "fail", progress), time.monotonic() - started)
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _report(job: _Job, consumer: _Consumer, seconds: float) -> ConvertReport:

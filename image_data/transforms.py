@@ -20,6 +20,7 @@ FILTERS = {
 }
 TRANSFORMS = ("none", "center-crop", "center-crop-wide", "center-crop-dhariwal")
 DHARIWAL_FILTER = "box+bicubic"
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 EXIF_ORIENTATION = 0x0112
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -47,7 +47,11 @@ class DataConfig:
     """The training data."""
 
     path: str = opt(
-        "", "Data set: a zip file or folder made by dataset_tool.py.", OURS, flag="data", required=True
+        "",
+        "Data set made by dataset_tool.py: a zip file, a folder, or tar shards (train-{000..009}.tar).",
+        OURS,
+        flag="data",
+        required=True,
     )
     resolution: int | None = opt(
         None,

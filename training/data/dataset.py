@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 
 from dnnlib import util
 from dnnlib.progress import Progress
 from image_data import archives, labels, local_copy, png, shards
+from image_data.transforms import MODES
 from torch_utils import rng
 from training.data.views import views
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 CHUNK_IMAGES = 64  # images that a thread decodes per task
 
 
@@ -91,8 +92,10 @@ class ImageDataset:
         self._index = archives.read_index(self._archive)
         self.name = self._archive.name
         self.metadata: dict[str, Any] = self._index.metadata
-        self.resolution = self._find_resolution(resolution)
-        self.num_channels = self._find_channels(channels)
+        first = self._archive.images[0]
+        with self._open(first, self._read(first)) as image:
+            self.resolution = _find_resolution(f"{self.path}: {first.name}", image.size, resolution)
+        self.num_channels = _find_channels(self.path, self.metadata, channels)
         self.image_shape = [self.num_channels, self.resolution, self.resolution]
         self.views = views(xflip, yflip, quarter_turns)
 
@@ -250,33 +253,6 @@ class ImageDataset:
         """Release the file handle. The next read opens it again."""
         self._archive.reader.close()
 
-    def _find_resolution(self, wanted: int | None) -> int:
-        entry = self._archive.images[0]
-        with self._open(entry, self._read(entry)) as image:
-            width, height = (int(pixels) for pixels in image.size)
-        if width != height:
-            raise ValueError(
-                f"{self.path}: {entry.name} is {width}x{height}; images must be square, prepare them with "
-                "dataset_tool.py"
-            )
-        if width & (width - 1):
-            raise ValueError(
-                f"{self.path}: {entry.name} is {width}x{height}; the size must be a power of two, prepare "
-                "the images with "
-                "dataset_tool.py --resolution"
-            )
-        if wanted is not None and wanted != width:
-            raise ValueError(f"{self.path}: images are {width}x{width}, expected {wanted}x{wanted}")
-        return width
-
-    def _find_channels(self, wanted: int | None) -> int:
-        """The number of channels: `wanted`, or that of the metadata."""
-        found = self.metadata.get("channels", 3) if wanted is None else wanted
-        if not isinstance(found, int) or found not in MODES:
-            where = "channels" if wanted is not None else f'{self.path}: "channels" of {archives.INDEX_NAME}'
-            raise ValueError(f"{where} is {str(found)[:40]}: 1, 3 and 4 are supported")
-        return int(found)
-
     def _read(self, entry: archives.Entry) -> bytes:
         try:
             return self._archive.reader.read(entry)
@@ -297,33 +273,57 @@ class ImageDataset:
         entry = self._archive.images[self._raw_indices[row]]
         data = self._read(entry)
         if not png.decode_into(data, out, is_checked=self._archive.reader.checks_content):
-            out[...] = self._decode(entry, data)
+            with self._open(entry, data) as image:
+                where = f"{self.path}: {entry.name}"
+                out[...] = _decode(where, image, self.resolution, self.num_channels)
         if self._cache is not None:
             self._cache.images[row] = out  # two threads may get here; both write the same bytes
             self._cache.filled[row] = True
 
-    def _decode(self, entry: archives.Entry, data: bytes) -> np.ndarray:
-        """Decode a file that dataset_tool.py does not write by default. Returns uint8 [C, R, R]."""
-        with self._open(entry, data) as image:
-            if image.size != (self.resolution, self.resolution):
-                raise ValueError(
-                    f"{self.path}: {entry.name} is {image.width}x{image.height}, but the first image is "
-                    f"{self.resolution}x{self.resolution}"
-                )
-            transparent = image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info
-            if transparent and not (self.num_channels == 4 and image.mode in ("RGBA", "LA", "P", "L", "RGB")):
-                raise ValueError(
-                    f"{self.path}: {entry.name} has mode {image.mode} or transparency; prepare the images "
-                    "with dataset_tool.py"
-                )
-            try:
-                mode = MODES[self.num_channels]
-                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(
-                    f"{self.path}: {entry.name} cannot be decoded ({util.reason(error)})"
-                ) from None
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+def _find_resolution(where: str, size: tuple[int, int], wanted: int | None) -> int:
+    """The resolution of a data set, from the size of its first image."""
+    width, height = size
+    if width != height:
+        raise ValueError(
+            f"{where} is {width}x{height}; images must be square, prepare them with dataset_tool.py"
+        )
+    if width & (width - 1):
+        raise ValueError(
+            f"{where} is {width}x{height}; the size must be a power of two, prepare the images with "
+            "dataset_tool.py --resolution"
+        )
+    if wanted is not None and wanted != width:
+        raise ValueError(f"{where}: images are {width}x{width}, expected {wanted}x{wanted}")
+    return width
+
+
+def _find_channels(path: str, metadata: dict[str, Any], wanted: int | None) -> int:
+    """The number of channels: `wanted`, or that of the metadata."""
+    found = metadata.get("channels", 3) if wanted is None else wanted
+    if not isinstance(found, int) or found not in MODES:
+        where = "channels" if wanted is not None else f'{path}: "channels" of {archives.INDEX_NAME}'
+        raise ValueError(f"{where} is {str(found)[:40]}: 1, 3 and 4 are supported")
+    return int(found)
+
+
+def _decode(where: str, image: PIL.Image.Image, resolution: int, channels: int) -> np.ndarray:
+    """Decode a file that dataset_tool.py does not write by default. Returns uint8 [C, R, R]."""
+    if image.size != (resolution, resolution):
+        raise ValueError(
+            f"{where} is {image.width}x{image.height}, but the first image is {resolution}x{resolution}"
+        )
+    transparent = image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info
+    if transparent and not (channels == 4 and image.mode in ("RGBA", "LA", "P", "L", "RGB")):
+        raise ValueError(
+            f"{where} has mode {image.mode} or transparency; prepare the images with dataset_tool.py"
+        )
+    mode = MODES[channels]
+    try:
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{where} cannot be decoded ({util.reason(error)})") from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Labelling, str, str]:
