@@ -313,7 +313,13 @@ def test_autocast():
     assert all(torch.isfinite(p.grad).all() for p in D.parameters())
 
 
-@pytest.mark.parametrize("case", ["sequential", "conv2d deep", "patches, spectral_norm", "projection"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("sequential", marks=pytest.mark.exhaustive),
+        *("conv2d deep", "patches, spectral_norm", "projection"),
+    ],
+)
 def test_compile(case):
     """Through dynamo and autograd capture; the code generator of the machine is not what is tested."""
     module, inputs, layers = build(case)
