@@ -30,6 +30,7 @@ SCRIPTS = (
     "style_mixing",
     "run_stylemc",
     "run_inversion",
+    "train_classifier",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 INLINE = re.compile(r"`((?:python (?:-m )?|torchrun |make |(?:" + "|".join(SCRIPTS) + r")\.py )[^`]+)`")

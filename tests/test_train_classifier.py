@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train_classifier.py: a classifier that train.py's guidance takes for a data set's own classes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import train_classifier
+from torch_utils import features, timm_weights
+from training import build
+from training.config import TrainConfig
+from training.data.dataset import ImageDataset
+from training.networks import classifier
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(train_classifier.main, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def trained(toy_zip, tmp_path_factory):
+    dest = tmp_path_factory.mktemp("classifier") / "toy.safetensors"
+    result = invoke(f"--data={toy_zip}", f"--dest={dest}", "--workers=0")
+    assert result.exit_code == 0, result.output
+    return dest, result.output
+
+
+def test_the_guidance_takes_it(trained, toy_zip):
+    """Its classes are those of the data set, by name, and it recognises the images it was fitted to."""
+    dest, output = trained
+    assert f"--cls_weights={dest}" in output and "held-out images recognised" in output
+    dataset = ImageDataset(toy_zip, use_labels=True)
+    assert json.loads((dest.parent / f"{dest.name}.classes.json").read_text()) == dataset.class_names
+    cfg = TrainConfig().override(
+        {"loss.cls_weight": 8.0, "loss.cls_model": timm_weights.LITE0, "loss.cls_weights": str(dest)}
+    )
+    network = build.make_classifier(cfg.loss, dataset)
+    assert network is not None and network.class_map.tolist() == [0, 1, 2]
+    images = torch.stack([torch.from_numpy(dataset[i][0].copy()) for i in range(0, len(dataset), 4)])
+    x = network.normalize(images.float() / 255)
+    x = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        predicted = network(x).argmax(dim=1)
+    assert predicted.tolist() == [dataset[i][1] for i in range(0, len(dataset), 4)]
+
+
+def test_the_layer_is_a_logistic_regression():
+    """On classes that overlap: no better solution is near, and the penalty is chosen by held-out images."""
+    draw = np.random.RandomState(0)
+    x = torch.from_numpy(draw.randn(200, 5) * [1, 10, 0.1, 1, 1]).float()
+    labels = (x[:, 0] + 0.3 * torch.from_numpy(draw.randn(200)).float() > 0).long()
+    weight, bias = classifier.fit(x, labels, 2, 1e-3)
+    z = (x - x.mean(dim=0)) / x.std(dim=0, correction=0)
+    w = (weight * x.std(dim=0, correction=0)).double().requires_grad_(True)
+    b = (bias + weight @ x.mean(dim=0)).double().requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(z.double() @ w.T + b, labels) + 1e-3 / 2 * w.square().sum()
+    for gradient in torch.autograd.grad(loss, [w, b]):
+        assert gradient.abs().max() < 1e-4
+    head = classifier.fit_head(x[:150], labels[:150], x[150:], labels[150:], 2)
+    assert head.penalty in classifier.PENALTIES and head.accuracy > 0.8 and len(head.per_class) == 2
+
+
+def test_images_are_held_out_of_every_class():
+    labels = np.array([0] * 12 + [1] * 3 + [2] * 40)
+    fit, held_out = classifier.chosen(labels, 3, 20, seed=0)
+    assert not set(fit) & set(held_out)
+    assert np.bincount(labels[held_out]).tolist() == [2, 1, 4]
+    assert np.bincount(labels[fit]).tolist() == [10, 2, 16]
+    with pytest.raises(ValueError, match="class 3 has 0 images"):
+        classifier.chosen(labels, 4, 20, seed=0)
+
+
+def test_bad_input_is_one_line(toy_zip, tmp_path, monkeypatch):
+    for arguments, message in (
+        ([f"--data={toy_zip}", f"--dest={tmp_path / 'c.pth'}"], "end the name with .safetensors"),
+        ([f"--data={tmp_path / 'no.zip'}", f"--dest={tmp_path / 'c.safetensors'}"], "no.zip"),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 1 and message in result.output and result.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    network = features.classifier(timm_weights.LITE0, timm_weights.RANDOM)
+    monkeypatch.setattr(network.body, "get_classifier", lambda: (1, 2))
+    with pytest.raises(ValueError, match="does not end with one linear layer"):
+        classifier.layer_name(network)
