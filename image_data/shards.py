@@ -15,9 +15,10 @@ import os
 import tarfile
 import threading
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ _SAMPLE_BYTES = 2**16  # of a shard, read to recognise it
 _MAX_HEADER_BYTES = 2**20
 _MAX_LABEL_BYTES, _MAX_RECORD_BYTES = 4096, 2**20
 _MAX_INDEX_BYTES = 2**34
+_T = TypeVar("_T")
 
 
 class Listing(NamedTuple):
@@ -121,14 +123,20 @@ def find(path: str) -> tuple[list[str], list[str]]:
         (paths of the shards; paths of the shards of other splits); two empty lists if there are none.
 
     Raises:
-        ValueError: a shard of the pattern is missing, or the folder has several sets.
+        ValueError: a shard of the pattern is missing, two have the same name, or the folder has several sets.
     """
     if parts.is_pattern(path, ENDING):
         found = parts.expand(path)
         missing = next((name for name in found if not os.path.isfile(name)), None)
         if missing is not None:
             raise ValueError(f"{path}: {missing} does not exist")
-        return found, []
+        names = Counter(map(os.path.basename, found))
+        twice = next((name for name, count in names.items() if count > 1), None)
+        if twice is not None:  # the index and copies know shards by their names
+            raise ValueError(
+                f"{path}: several shards are named {twice}: rename them, or give those of one folder"
+            )
+        return sorted(found), []
     if os.path.isfile(path):
         return ([path], []) if path.endswith(ENDING) and not _is_packed(path) else ([], [])
     found = parts.in_folder(path, ENDING) if os.path.isdir(path) else []
@@ -193,8 +201,8 @@ def _list_shard(
 ) -> None:
     before, end = len(found.entries), 0
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
-            while (info := tar.next()) is not None:
+        with _headers(lambda: tarfile.open(fileobj=_Headers(file), mode="r:")) as tar:  # type: ignore[call-overload]
+            while (info := _headers(tar.next)) is not None:
                 tar.members.clear()  # which would keep every header in memory
                 if info.isreg() and not info.issparse():
                     name = check_name(info.name.removeprefix("./"), shard)
@@ -203,11 +211,19 @@ def _list_shard(
                     found.entries.append(entry)
                     labels.take(file, shard, entry)
             end = tar.offset
-    except (tarfile.TarError, EOFError, OverflowError) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{shard}: {_ends_early(len(found.entries) - before)} ({error})") from None
     file.seek(end)
     if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
         raise ValueError(f"{shard}: {_ends_early(len(found.entries) - before)} (no end-of-archive block)")
+
+
+def _headers(read: Callable[[], _T]) -> _T:
+    """Read headers. A damaged one raises TarError, whatever tarfile raises."""
+    try:
+        return read()
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _ends_early(count: int) -> str:
@@ -352,14 +368,15 @@ def _load(path: Path, shards: Sequence[str], identity: dict[str, str]) -> Listin
         arrays = bounded.read_npz(path, _MAX_INDEX_BYTES)
         text = json.loads(arrays["text"].tobytes().decode("utf-8", "surrogatepass"))
         names, labels, known, version = (text[key] for key in ("names", "labels", "shards", "version"))
-        columns = [arrays[key].tolist() for key in ("size", "crc", "offset", "shard")]
+        known = dict(known)
+        columns = [arrays[key].astype(np.int64).tolist() for key in ("size", "crc", "offset", "shard")]
         entries = [
             Entry(check_name(name, str(path)), size, crc, offset, size, shard=shard)
             for name, size, crc, offset, shard in zip(names, *columns, strict=True)
         ]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path}: not a readable index of shards ({util.reason(error)}): {remedy}") from None
-    if any(entry.size < 0 or not 0 <= entry.shard < len(known) for entry in entries):
+    if not isinstance(labels, dict) or any(e.size < 0 or not 0 <= e.shard < len(known) for e in entries):
         raise ValueError(f"{path}: not a readable index of shards (impossible values): {remedy}")
     if version != INDEX_VERSION or known != identity:
         other = [name for name in identity if known.get(name) != identity[name]]

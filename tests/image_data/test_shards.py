@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,32 @@ def test_a_shard_that_ends_early(kept: int, tmp_path: Path) -> None:
     assert not list(folder.glob("*.index.npz"))
 
 
+def header(fields: dict[str, str]) -> bytes:
+    info = tarfile.TarInfo("1.png")
+    info.pax_headers = fields
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+LONG_NAME = tarfile.TarInfo("././@LongLink")
+LONG_NAME.type, LONG_NAME.size = tarfile.GNUTYPE_LONGNAME, 5
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (LONG_NAME.tobuf(tarfile.GNU_FORMAT) + b"abcd".ljust(512, b"\0")) * 2000,  # read recursively
+        header({"GNU.sparse.size": "abc"}),
+        header({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "12"}) + b"z" * 512,
+        header({"size": "9" * 26}),
+    ],
+)
+def test_hostile_headers(headers: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(headers + bytes(1024))
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: the shard is damaged or ends early, "):
+        archives.open_archive(path)
+
+
 def test_patterns_splits_and_duplicates(tmp_path: Path) -> None:
     folder = formats.write_shards(tmp_path / "s")
     shutil.copy(folder / "train-000.tar", folder / "val-000.tar")
@@ -94,6 +121,9 @@ def test_patterns_splits_and_duplicates(tmp_path: Path) -> None:
         open_source(folder / "train-{000..002}.tar")
     with pytest.raises(ValueError, match=r"000\.png exists twice, in train-000\.tar and val-000\.tar"):
         open_source(folder / "{train,val}-000.tar")
+    shutil.copytree(folder, tmp_path / "t")
+    with pytest.raises(ValueError, match=r"several shards are named train-000\.tar"):
+        open_source(tmp_path / "{s,t}" / "train-000.tar")
 
 
 def test_the_index_is_made_once_and_checks_what_is_read(tmp_path: Path) -> None:
@@ -105,6 +135,8 @@ def test_the_index_is_made_once_and_checks_what_is_read(tmp_path: Path) -> None:
     again = archives.open_archive(folder, index=True)
     assert os.stat(index).st_mtime_ns == stamp and again.images == archive.images
     assert again.sample_labels == archive.sample_labels
+    reversed_order = archives.open_archive(folder / "train-{001,000}.tar", index=True)
+    assert reversed_order.images == archive.images and len(list(folder.glob("*.index.npz"))) == 1
     reader = pickle.loads(pickle.dumps(again.reader))
     assert reader.checks_content
     assert {entry.name: reader.read(entry) for entry in again.images} == formats.images()
