@@ -11,6 +11,7 @@ from image_data.classes import ONE_CLASS, Classes, classes_of, pick_column, with
 # In order of preference; the first of each are those of ADM (guided-diffusion).
 IMAGE_ARRAYS = ("arr_0", "images", "image", "x_train", "x", "X", "data")
 LABEL_ARRAYS = ("arr_1", "labels", "label", "y_train", "y", "Y", "targets", "cls")
+MAX_BYTES = 2**31  # read at once: all labels, or a block of images
 IMAGE_FLAG, LABEL_FLAG = "--image-column", "--label-column"
 
 

@@ -38,8 +38,10 @@ def open_images(path: str, image_column: str | None = None, label_column: str | 
         shapes = {name: Shape(array.shape, array.dtype) for name, array in arrays.items()}
         images, labels = array_layout.choose(path, shapes, image_column, label_column)
         count, rows = len(arrays[images]), _block_rows(arrays[images])
+        _check_size(f"{path}: a block of {images}", rows * _row_bytes(arrays[images]))
         found = None
         if labels is not None:
+            _check_size(f"{path}: {labels}", arrays[labels].nbytes)
             try:
                 values = arrays[labels][()]
             except Exception as error:  # h5py raises OSError, RuntimeError and others for damaged data
@@ -73,11 +75,23 @@ def _arrays(file: Any) -> dict[str, Any]:
     return found
 
 
+def _check_size(where: str, size: int) -> None:
+    """Raise ValueError for data that is read at once and would take too much memory."""
+    if size > array_layout.MAX_BYTES:
+        raise ValueError(
+            f"{where} needs {size / 2**30:,.1f} GiB of memory at once, over the limit of "
+            f"{array_layout.MAX_BYTES / 2**30:.0f} GiB"
+        )
+
+
+def _row_bytes(array: Any) -> int:
+    return max(array.dtype.itemsize * array.size // len(array), 1)
+
+
 def _block_rows(array: Any) -> int:
     """Images per block: whole chunks of the file, so that each is unpacked once."""
-    row_bytes = max(array.dtype.itemsize * array.size // len(array), 1)
     chunk = array.chunks[0] if array.chunks else 1
-    return int(max(_BLOCK_BYTES // row_bytes // chunk, 1) * chunk)
+    return int(max(_BLOCK_BYTES // _row_bytes(array) // chunk, 1) * chunk)
 
 
 class _Blocks:

@@ -14,7 +14,6 @@ from image_data.array_layout import IMAGE_ARRAYS, LABEL_ARRAYS, Shape
 from image_data.classes import Classes
 
 IMAGES, LABELS = IMAGE_ARRAYS[0], LABEL_ARRAYS[0]
-_MAX_LABELS_BYTES = 2**31
 
 
 class Found(NamedTuple):
@@ -74,7 +73,7 @@ def find(path: str, image_column: str | None = None, label_column: str | None = 
     if labels is None:
         return Found(rows, None, None)
     try:
-        values = arrays.read(path, [labels], _MAX_LABELS_BYTES)[labels]
+        values = arrays.read(path, [labels], array_layout.MAX_BYTES)[labels]
         return Found(rows, array_layout.classes(path, labels, values, len(rows)), labels)
     except ValueError:
         # arr_1 is the second array of any file; only ADM's has labels.

@@ -245,11 +245,17 @@ class _Blocks:
             first += len(payloads)
 
 
-def _payload(file: str, name: str, value: Any) -> bytes | None:
-    """The bytes of an image; those of the file beside the Parquet file if only its path is stored."""
+def _payload(file: str, name: str, value: Any) -> bytes | ValueError | None:
+    """The bytes of an image; those of the file beside the Parquet file if only its path is stored.
+
+    The error of such a file is that of its image alone.
+    """
     data = value.get("bytes") if isinstance(value, dict) else value
     path = value.get("path") if isinstance(value, dict) else None
     if data is None and path:
         beside = archives.FolderReader(os.path.dirname(os.path.abspath(file)))
-        return beside.read(archives.Entry(check_name(path, f"{file}: {name}")))
+        try:
+            return beside.read(archives.Entry(check_name(path, f"{file}: {name}")))
+        except ValueError as error:
+            return error
     return data if data is None else bytes(data)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Item = tuple[str, bytes | np.ndarray | None]
+Item = tuple[str, bytes | np.ndarray | ValueError | None]
 Blocks = Iterator[tuple[int, list[Item]]]
 
 
 class Streamed(Sequence[Item]):
-    """Refs that contain one image each: its name, and its bytes or pixels (None if it is missing).
+    """Refs that contain one image each: its name, and its bytes or pixels.
+
+    An image that is missing has None instead, and one that cannot be read has its error.
 
     Args:
         where: the file, for messages.
@@ -51,6 +53,8 @@ class StreamOpener(NamedTuple):
     def load(self, ref: Item) -> tuple[str, bytes | np.ndarray]:
         """(name, bytes or pixels) of an image. Raises ValueError if it is missing."""
         name, payload = ref
+        if isinstance(payload, ValueError):
+            raise payload
         if payload is None:
             raise ValueError(f"{name}: the row has no image")
         return name, payload

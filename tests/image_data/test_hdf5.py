@@ -54,6 +54,17 @@ def test_mistakes(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
+def test_a_small_file_that_needs_much_memory(tmp_path: Path) -> None:
+    for name, shape in (("images", (7, 2**16, 2**15, 3)), ("labels", (7, 2**30))):
+        path = tmp_path / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset(name, shape, "u1", chunks=(1, *(min(n, 64) for n in shape[1:])))
+            if name == "labels":
+                file["images"] = IMAGES
+        with pytest.raises(ValueError, match=rf"{name} needs [6-7].0 GiB of memory at once, over the limit"):
+            open_source(path)
+
+
 def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "x.h5").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"x\.h5: not a readable HDF5 file") as error:

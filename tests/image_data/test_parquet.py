@@ -49,14 +49,14 @@ def test_images_beside_the_file_and_rows_without_one(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(3))
     structs = [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}]
     path = tmp_path / "x.parquet"
-    structs.append({"bytes": png(1), "path": "b.png"})
-    formats.write_parquet(path, {"image": structs, "label": [0, 1, 1]}, formats.FEATURES)
+    structs += [{"bytes": png(1), "path": "b.png"}, {"bytes": None, "path": "missing.png"}]
+    formats.write_parquet(path, {"image": structs, "label": [0, 1, 1, 0]}, formats.FEATURES)
     with pytest.raises(ValueError, match=r"x\.parquet row 1: the row has no image"):
         convert(path, tmp_path / "out.zip", workers=1)
     report = convert(path, tmp_path / "out.zip", workers=1, on_error="skip")
-    assert report.num_images == 2
+    assert report.num_images == 2 and report.skipped[1] == "missing.png: No such file or directory"
     structs[0]["path"] = "../a.png"
-    formats.write_parquet(path, {"image": structs, "label": [0, 1, 1]})
+    formats.write_parquet(path, {"image": structs, "label": [0, 1, 1, 0]})
     with pytest.raises(ValueError, match="leads out of the folder"):
         convert(path, tmp_path / "other.zip", workers=1)
     assert not (tmp_path / "other.zip").exists()
