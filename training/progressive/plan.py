@@ -44,8 +44,13 @@ class Planned:
         return run_plan.estimate_disk(self.config, self.generator, self.discriminator, self.dataset)
 
 
-def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
+def plan_generators(schedule: Schedule, c_dim: int, channels: int | None = None) -> list[Generator]:
     """Build the generators of all stages on the meta device, each on the previous one. Reads no file.
+
+    Args:
+        schedule: the recipe and its overrides.
+        c_dim: classes.
+        channels: channels of the images; None = those of the options, or else 3.
 
     Raises:
         ValueError: a stage cannot be built. The message names it.
@@ -62,7 +67,7 @@ def plan_generators(schedule: Schedule, c_dim: int) -> list[Generator]:
                         c_dim,
                         config.data.embed_dim,
                         generators[-1] if generators else None,
-                        config.data.channels or 3,
+                        channels or config.data.channels or 3,
                     )
                 )
             except ValueError as err:
@@ -131,15 +136,14 @@ def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
     datasets = {r: _stage_data(r, c) for r, c in configs.items() if schedule.data}
     first = datasets[schedule.stages[0].resolution] if datasets else None
     c_dim = first.label_dim if first else schedule.recipe.classes or 0
-    generators = {
-        s.resolution: G for s, G in zip(schedule.recipe.stages, plan_generators(schedule, c_dim), strict=True)
-    }
+    built = plan_generators(schedule, c_dim, first.num_channels if first else None)
+    generators = {s.resolution: G for s, G in zip(schedule.recipe.stages, built, strict=True)}
     planned = []
     for stage in schedule.stages:
         below = schedule.below(stage)
         stem = generators[below.resolution] if below else None
         r = stage.resolution
-        D = run_plan.plan_discriminator(configs[r].discriminator, c_dim, r)
+        D = run_plan.plan_discriminator(configs[r].discriminator, c_dim, r, generators[r].img_channels)
         planned.append(Planned(stage, configs[r], datasets.get(r), generators[r], D, stem))
     if datasets:
         check_data(planned)

@@ -226,7 +226,7 @@ def count(cfg: TrainConfig, G: Generator) -> Step:
         G: on the meta device; it is copied.
     """
     cfg, G = on_cuda(cfg), copy.deepcopy(G)
-    D = plan.plan_discriminator(cfg.discriminator, G.c_dim, G.img_resolution)
+    D = plan.plan_discriminator(cfg.discriminator, G.c_dim, G.img_resolution, G.img_channels)
     share, n = cfg.run.batch // cfg.run.gpus, cfg.batch_gpu
     G.synthesis.reduced_dtype = devices.pick_precision(cfg.run.precision, META)
     small = cfg.override({"run.batch": n, "run.gpus": 1, "run.batch_gpu": n, "loss.diagnostics": False})
@@ -242,8 +242,8 @@ def count(cfg: TrainConfig, G: Generator) -> Step:
         state.guard.deferred = True
         for optimizer in (state.g_opt, state.d_opt):
             optimizer.step = lambda: None  # type: ignore[assignment]
-        inputs = InputSource.of(small, classes, G.z_dim, META, 1, 0)
-        shape = (n, 3, G.img_resolution, G.img_resolution)
+        inputs = InputSource.of(small, classes, G.z_dim, META, 1, 0, alpha=G.img_channels == 4)
+        shape = (n, G.img_channels, G.img_resolution, G.img_resolution)
         pixels = torch.empty(shape, dtype=torch.uint8, device=META)
         labels = None if classes is None else torch.zeros(n, dtype=torch.int64, device=META)
         counter.ops.clear()

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from benchmarks import gpu
 from benchmarks import roofline as table
 from torch_utils.ops.backend import library
+from training.generator import build_stem
 from training.run import roofline
 
 
@@ -63,6 +64,13 @@ def test_only_large_networks_are_predicted(monkeypatch):
     (line,) = roofline.lines(cfg, G)
     assert line.startswith("at least ") and line.endswith("predicted from operations and bytes, not measured")
     assert all(f" on {g.name}" in line for g in roofline.GPUS)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_images_and_images_with_alpha(channels):
+    with torch.device("meta"):
+        G = build_stem("stylegan3-t", 16, 0, syn_layers=6, cbase=1024, cmax=32, img_channels=channels)
+    assert roofline.count(table.config(16, 8, small=True), G).ops
 
 
 def test_the_tables_are_printed():
