@@ -243,7 +243,7 @@ class Page:
                 own = state.for_network(other)
                 picture = self.viewer.picture(second, own, client, number)
                 update = gr.update(value=magnified(picture), visible=True)
-                parts = [text, f"beside it {describe(other, own)}", state.missing_classes(other)]
+                parts = [text, f"beside it {describe(other, own)}", state.misfits(other)]
                 yield gr.skip(), update, command, "; ".join(part for part in parts if part)
         except Superseded:
             yield [gr.skip()] * 4

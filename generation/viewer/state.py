@@ -99,7 +99,7 @@ class State:
         return editing.load([editing.parse(text) for text in self.edit_texts], network)
 
     def for_network(self, network: Network) -> State:
-        """The same settings, without classes that the network does not have."""
+        """The same settings, without classes, edits and an inverted image that do not fit the network."""
 
         def fits(label: int | None) -> bool:
             return label is not None and label < network.num_classes
@@ -127,15 +127,16 @@ class State:
         except (ValueError, OSError):
             return False
 
-    def missing_classes(self, network: Network) -> str:
+    def misfits(self, network: Network) -> str:
         """What `for_network` drops, for a message: 'no class 7 in NAME', '2 edits do not fit NAME', or ''."""
         own = self.for_network(network)
         labels = [self.label] if own.label != self.label else []
         labels += [self.label_b] if self._mixes_classes and own.label_b != self.label_b else []
         name = source_name(network.path)
         parts = [f"no class {' and '.join(map(str, labels))} in {name}"] if labels else []
-        if len(own.edit_texts) < len(self.edit_texts):
-            parts.append(f"{len(self.edit_texts) - len(own.edit_texts)} edits do not fit {name}")
+        count = len(self.edit_texts) - len(own.edit_texts)
+        if count:
+            parts.append(f"{count} {'edit does' if count == 1 else 'edits do'} not fit {name}")
         if own.projected != self.projected:
             parts.append(f"the inverted image does not fit {name}")
         return "; ".join(parts)

@@ -89,8 +89,8 @@ def test_mixing_takes_what_it_should(viewer, source):
         for name, row in rows.items():
             assert torch.equal(mixed[:, row], (other if name == group else ws)[:, row])
     assert replace(base, label=9).for_network(network).label is None
-    text = replace(base, label=9, label_b=8, mix=0.5).missing_classes(network)
-    assert text.startswith("no class 9 and 8 in ") and base.missing_classes(network) == ""
+    text = replace(base, label=9, label_b=8, mix=0.5).misfits(network)
+    assert text.startswith("no class 9 and 8 in ") and base.misfits(network) == ""
     assert find_classes(network, "FACE") == [("1 grinning face", 1)]
     assert [index for _, index in find_classes(network, "r")] == [2, 1]  # those that start with it come first
 
@@ -276,7 +276,7 @@ def test_edits_of_another_network_are_left_out_and_named(edited, source, toy_net
     state = State(seed=5, edits=((edited.sliders[0].name, 2.0),))
     network = edited.open(other)
     assert state.for_network(network).edits == () and state.for_network(edited.open(source)) == state
-    assert state.missing_classes(network).startswith("1 edits do not fit ")
+    assert state.misfits(network).startswith("1 edit does not fit ")
     with pytest.raises(ValueError, match="the directions belong to another network"):
         Viewer([other], "cpu", edits=[edited.sliders[0].name])
     with pytest.raises(ValueError, match="no direction 7"):
