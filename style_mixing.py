@@ -21,7 +21,7 @@ import click
 from dnnlib import outputs
 from generation import commands
 
-DEFAULT_STYLES = "0-6"
+DEFAULT_STYLES = range(7)
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
@@ -31,7 +31,7 @@ DEFAULT_STYLES = "0-6"
 @click.option(
     "--styles",
     metavar="LIST",
-    help=f"Layers that come from the columns.  [default: {DEFAULT_STYLES}, as far as the network has them]",
+    help="Layers that come from the columns.  [default: 0-6, as far as the network has them]",
 )
 @click.option(
     "--class", "class_name", metavar="CLASS", help="Class index or name of all images.  [default: random]"
@@ -73,7 +73,10 @@ def main(
 
     network, centroids = options.load()
     G = network.G
-    layers = mixing.layers_of(styles, G.num_ws, DEFAULT_STYLES)
+    if styles is None:
+        layers = [row for row in DEFAULT_STYLES if row < G.num_ws]
+    else:
+        layers = commands.parse_layers("--styles", styles, G.num_ws, network.path)
     index = None if class_name is None else render.class_index(network, class_name)
     cells = (len(rows) + 1) * (len(cols) + 1)
     images.check_picture("--rows and --cols", cells, G.img_resolution * scale)

@@ -243,6 +243,17 @@ save_w_option = click.option(
 )
 
 
+def parse_layers(flag: str, text: str, num_ws: int, path: str) -> list[int]:
+    """Parse a list of rows of w: 0 is the input, i synthesis layer i. Raises ValueError."""
+    try:
+        rows = dnnlib.util.parse_int_list(text)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+    if max(rows) >= num_ws:
+        raise ValueError(f"{flag}={text}: {path} has layers 0 to {num_ws - 1}")
+    return list(dict.fromkeys(rows))
+
+
 def check_save_w(path: str | None, inputs: outputs.Inputs) -> None:
     """Refuse a value of --save-w that is a mistake. Raises ValueError."""
     if path is None:

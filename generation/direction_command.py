@@ -12,7 +12,6 @@ from typing import Any
 import click
 import torch
 
-import dnnlib.util
 from dnnlib import outputs
 from generation import commands, direction_files, direction_labels, direction_methods, edits, render
 from torch_utils import images
@@ -50,30 +49,19 @@ def check_dest(dest: str, network: str, **inputs: str | None) -> None:
         raise ValueError(f"--dest={dest}: end the name with {direction_files.ENDING}")
 
 
-def parse_layers(text: str | None, num_ws: int, path: str) -> list[int] | None:
-    """Parse --layers: rows of ws. Raises ValueError."""
-    if text is None:
-        return None
-    try:
-        rows = dnnlib.util.parse_int_list(text)
-    except ValueError as error:
-        raise ValueError(f"--layers: {error}") from None
-    if max(rows) >= num_ws:
-        raise ValueError(f"--layers={text}: {path} has layers 0 to {num_ws - 1}")
-    return list(dict.fromkeys(rows))
-
-
 def closed_form(method: str, *, network: str, dest: str, layers: str | None, **options: Any) -> None:
     """`directions.py sefa` and `directions.py pca`."""
     check_dest(dest, network)
     loaded = render.load_network(network, pick_device(options["device"]))
     G = direction_files.check_generator(loaded, f"--network={network}")
-    rows = parse_layers(layers, G.num_ws, network)
+    rows = None if layers is None else commands.parse_layers("--layers", layers, G.num_ws, network)
     num = int(options["num"])
     if num > G.w_dim:
         raise ValueError(f"--num={num}: w has {G.w_dim} dimensions")
     classes = render.class_indices(loaded, options["classes"]) if options["classes"] else None
-    samples = int(options["samples"])
+    samples, drawn = int(options["samples"]), len(classes) if classes else max(G.c_dim, 1)
+    if samples < 2 * drawn:
+        raise ValueError(f"--samples={samples}: give at least {2 * drawn}, that is two for each class")
     with commands.progress_bar(samples, "Style codes") as done:
         codes, labels = direction_methods.sample(loaded, samples, options["seed"], classes, done)
     centred = direction_methods.within_classes(codes, labels)
@@ -99,7 +87,7 @@ def attribute(*, network: str, dest: str, layers: str | None, **options: Any) ->
     _check_source(options)
     loaded = render.load_network(network, pick_device(options["device"]))
     G = direction_files.check_generator(loaded, f"--network={network}")
-    rows = parse_layers(layers, G.num_ws, network)
+    rows = None if layers is None else commands.parse_layers("--layers", layers, G.num_ws, network)
     samples = _samples(loaded, options)
     codes = direction_methods.codes_of(loaded, samples)
     labels = torch.tensor([item.label for item in samples]).numpy()

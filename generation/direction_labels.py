@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
 from dnnlib import bounded
-from generation import commands, render
+from generation import commands, edits, render
 from generation.direction_methods import Sample
+from image_data import archives
 
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
@@ -49,12 +49,15 @@ def read_list(path: str, network: render.Network, truncation: float) -> list[Sam
 
 
 def _csv_rows(path: str, text: str) -> list[Mapping[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text))
-    if not {"seed", "label"} <= set(reader.fieldnames or ()):
-        raise ValueError(
-            f"--labels={path}: its first line must name the columns seed,label or seed,label,class"
-        )
-    return list(reader)
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))  # the mark that spreadsheets write
+    try:
+        if not {"seed", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(
+                f"--labels={path}: its first line must name the columns seed,label or seed,label,class"
+            )
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(f"--labels={path}: not a CSV file ({error})") from None
 
 
 def _json_rows(path: str, text: str) -> list[Mapping[str, Any]]:
@@ -92,12 +95,11 @@ def read_folder(flag: str, folder: str, label: bool, network: render.Network) ->
 
 def _sample(where: str, path: Path, label: bool, network: render.Network) -> Sample:
     try:
-        with PIL.Image.open(path) as image:
+        data = archives.FolderReader(path.parent).read(archives.Entry(path.name))
+        with archives.open_image(data) as image:
             text = {key: str(value) for key, value in image.info.items()}
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{where} cannot be read as an image ({' '.join(str(error).split())[:100]})"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     seed, index = text.get("seed", ""), text.get("class")
     if not seed.isdecimal() or "images_per_seed" in text or "grid" in text:
         raise ValueError(f"{where} does not name its one seed: use the PNG files of gen_images.py")
@@ -106,14 +108,8 @@ def _sample(where: str, path: Path, label: bool, network: render.Network) -> Sam
     if "edits" in text or "centroids" in text:
         raise ValueError(f"{where} was made with --edit or --centroids-path: make it without them")
     chosen = None if index is None else render.class_index(network, index)
-    (truncation,) = _numbers(where, text.get("truncation", "1"))
+    truncation = edits.numbers(f"{where}: truncation", text.get("truncation", "1"))[0]
     return Sample(int(seed), label, chosen, truncation)
-
-
-def _numbers(where: str, text: str) -> tuple[float, ...]:
-    from generation import edits
-
-    return edits.numbers(f"{where}: truncation", text)[:1]
 
 
 def of_classes(positive: int, negative: int, count: int, seed: int, truncation: float) -> list[Sample]:

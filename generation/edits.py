@@ -162,6 +162,8 @@ class Edits:
 
     def attach(self, in_w: bool = True) -> list[Any]:
         """Edit every later image of the network. Returns the handles of the hooks."""
+        from generation import direction_files
+
         synthesis = self.network.G.synthesis
         handles: list[Any] = []
         if in_w and any(edit.in_w for edit in self.edits):
@@ -170,11 +172,13 @@ class Edits:
                 return (self.on_w(inputs[0]), *inputs[1:])
 
             handles.append(synthesis.register_forward_pre_hook(move))
-        for number, edit in enumerate(self.edits):
+        in_styles = [(number, edit) for number, edit in enumerate(self.edits) if not edit.in_w]
+        sizes = direction_files.layer_sizes(self.network.G) if in_styles else {}
+        for number, edit in in_styles:
             for name, values in edit.directions.styles.items():
-                layer = getattr(synthesis, name, None)
-                if layer is not None and layer.affine.bias.numel() == values.shape[1]:
-                    handles.append(layer.affine.register_forward_hook(self._style_hook(number, name)))
+                if sizes.get(name) == values.shape[1]:
+                    affine = getattr(synthesis, name).affine
+                    handles.append(affine.register_forward_hook(self._style_hook(number, name)))
         return handles
 
     def _style_hook(self, number: int, name: str) -> Any:

@@ -11,24 +11,10 @@ import click
 import torch
 from torch import Tensor
 
-import dnnlib.util
 from generation import render, walk
 from generation.commands import progress_bar
 from generation.pictures import magnified
 from torch_utils import images
-
-
-def layers_of(text: str | None, num_ws: int, default: str) -> list[int]:
-    """Parse --styles: rows of ws. The default is cut to the rows of the network. Raises ValueError."""
-    if text is None:
-        return [row for row in dnnlib.util.parse_int_list(default) if row < num_ws]
-    try:
-        rows = dnnlib.util.parse_int_list(text)
-    except ValueError as error:
-        raise ValueError(f"--styles: {error}") from None
-    if max(rows) >= num_ws:
-        raise ValueError(f"--styles={text}: the network has layers 0 to {num_ws - 1}")
-    return rows
 
 
 def mixed(row: Tensor, column: Tensor, layers: Sequence[int]) -> Tensor:

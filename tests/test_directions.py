@@ -45,7 +45,7 @@ def test_files_contain_their_provenance(made, toy_networks):
 
 def test_labels_come_from_a_list_from_folders_or_from_classes(toy_networks, tmp_path):
     network = Network.from_pretrained(toy_networks / "cond.pkl", device="cpu")
-    (tmp_path / "l.csv").write_text("seed,label,class\n3,1,cat\n4,no,2\n5,0,\n")
+    (tmp_path / "l.csv").write_text("\ufeffseed,label,class\n3,1,cat\n4,no,2\n5,0,\n")
     (tmp_path / "l.json").write_text(
         '[{"seed": 3, "label": true, "class": 0}, {"seed": 4, "label": 0, "class": 2}]'
     )
@@ -96,17 +96,21 @@ def test_mistakes_are_one_line(made, toy_networks, tmp_path):
     (tmp_path / "label.csv").write_text("seed,label\n1,maybe\n")
     (tmp_path / "seed.csv").write_text("seed,label\n-1,1\n")
     (tmp_path / "columns.csv").write_text("1,1\n")
+    (tmp_path / "long.csv").write_text(f"seed,label\n1,{'0' * 2**18}\n")
     (tmp_path / "few.json").write_text('{"1": 1, "2": 0}')
     (tmp_path / "text.json").write_text('"x"')
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "mixed" / "x.png")
+    (tmp_path / "bomb").mkdir()
+    PIL.Image.new("1", (2**14, 2**14)).save(tmp_path / "bomb" / "x.png")
     dest = ["--dest", tmp_path / "d.safetensors"]
     for args, message in (
         (["sefa", "--dest=d.pt"], "--dest=d.pt: end the name with .safetensors"),
         (["sefa", *dest, "--layers=0-99"], "--layers=0-99: "),
         (["sefa", *dest, "--layers=x"], "--layers: cannot parse"),
         (["pca", *dest, "--num=4000"], "--num=4000: w has 512 dimensions"),
+        (["pca", *dest, "--samples=5"], "--samples=5: give at least 6, that is two for each class"),
         (["pca", *dest, "--class=7"], "class 7: the network's classes are 0 to 2"),
         (["attribute", *dest], "give the labelled images by one of --labels"),
         (["attribute", *dest, "--positive=a"], "--positive and --negative belong together"),
@@ -115,7 +119,9 @@ def test_mistakes_are_one_line(made, toy_networks, tmp_path):
         (["attribute", *dest, f"--labels={tmp_path / 'columns.csv'}"], "must name the columns seed,label"),
         (["attribute", *dest, f"--labels={tmp_path / 'text.json'}"], "or a list of objects"),
         (["attribute", *dest, f"--labels={tmp_path / 'few.json'}"], "give at least 5 of each"),
+        (["attribute", *dest, f"--labels={tmp_path / 'long.csv'}"], "not a CSV file (field larger than"),
         (["attribute", *dest, f"--labels={tmp_path / 'no.csv'}"], "No such file"),
+        (["attribute", *dest, "--positive", tmp_path / "bomb", "--negative=x"], "decompression bomb?"),
         (["attribute", *dest, "--positive", tmp_path / "empty", "--negative=x"], "contains no PNG files"),
         (
             ["attribute", *dest, "--positive", tmp_path / "mixed", "--negative=x"],

@@ -17,7 +17,7 @@ def test_the_published_command_line_parses():
     given = style_mixing.main.make_context("style_mixing.py", [*PUBLISHED]).params
     assert (given["row_seeds"], given["col_seeds"]) == ("85,100,75,458,1500", "55,821,1789,293")
     assert (given["truncation"], given["noise_mode"]) == (1, "const")
-    assert style_mixing.DEFAULT_STYLES == "0-6"
+    assert list(style_mixing.DEFAULT_STYLES) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_the_published_command_line_runs(toy_networks, tmp_path, monkeypatch):
@@ -61,7 +61,7 @@ def test_mistakes_are_one_line(toy_networks, tmp_path):
     for args, message in (
         (["--rows=x", "--cols=1"], "--rows: cannot parse 'x'"),
         (["--rows=1", "--cols=5000000000"], "--cols: 5000000000 is too large"),
-        (["--rows=1", "--cols=1", "--styles=0-99"], "--styles=0-99: the network has layers 0 to 7"),
+        (["--rows=1", "--cols=1", "--styles=0-99"], "cond.pkl has layers 0 to 7"),
         (["--rows=1", "--cols=1", "--styles=a"], "--styles: cannot parse"),
         (["--rows=0-9999", "--cols=0-9999"], "--rows and --cols: 100,020,001 images of 16x16 pixels"),
         (["--rows=1", "--cols=1", "--class=9"], "class 9: the network's classes are 0 to 2"),

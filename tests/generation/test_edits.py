@@ -82,6 +82,18 @@ def test_an_edit_in_style_space_moves_the_output_of_affine_layers(network, files
     assert (network.render(ws) == before).all()
 
 
+def test_names_that_are_no_layers_are_left_alone(network, files, tmp_path):
+    path, good = tmp_path / "x.safetensors", files / "style.safetensors"
+    with safetensors.safe_open(good, "pt") as file:
+        metadata = file.metadata()
+    others = {f"style.{name}": torch.ones([1, 4]) for name in ("w_dim", "forward", "input", "training")}
+    safetensors.torch.save_file({**safetensors.torch.load_file(good), **others}, path, metadata)
+    with network.edited(f"{good}:1"):
+        expected = network.generate(0)
+    with network.edited(f"{path}:1"):
+        assert (network.generate(0) == expected).all()
+
+
 def test_the_commands_take_edits(network, files, toy_networks, tmp_path):
     flags = ["--network", toy_networks / "cond.pkl", "--device=cpu", "--seeds=0-2"]
     edit = [f"--edit={files / 'all.safetensors'}:1", f"--edit={files / 'style.safetensors'}:-1"]
