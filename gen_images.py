@@ -182,7 +182,7 @@ def main(
         job = bulk.Job(options, tuple(seed_list), class_name, offset, rotate, batch, target, moved)
         bulk.generate(job, gpus)
         return
-    from generation import pictures, render
+    from generation import render
 
     network, centroids = options.load()
     render.set_transform(network.G, offset, rotate)
@@ -197,31 +197,49 @@ def main(
     folder = Path(str(outdir))
     if projected_w:
         ignored = {"--seeds": seeds, "--class": class_name, "--trunc": options.truncation != 1}
-        commands.note_ignored("--projected-w", ignored)
+        commands.note_ignored("--projected-w", {**ignored, "--centroids-path": options.centroids_path})
         _write_projected(network, projected_w, folder, grid, about, settings)
         return
     if classes:
         columns = commands.sheet_seeds(seed_list, samples_per_class)
         _write_sheet(network, classes, columns, folder, about, settings)
         return
-    about["images_per_seed"] = batch_sz if batch_sz > 1 else None
     index = None if class_name is None else render.class_index(network, class_name)
-    pictures.check_size(network, grid, shape, batch_sz, scale)
-    folder.mkdir(parents=True, exist_ok=True)
-    if save_w:
-        pictures.save_codes(network, seed_list, save_w, batch_sz, index, options.truncation, centroids)
-    if shape:
-        about["grid"] = grid
-        path = folder / "grid.png"
-        pictures.write_grid(network, seed_list, path, shape[0], batch_sz, index, about, **settings)
-    else:
-        pictures.write_seeds(network, seed_list, folder, batch_sz, index, about, **settings)
+    _write_seeds(network, seed_list, folder, batch_sz, index, grid, save_w, about, settings)
 
 
 def _check_cells(grid: str, shape: tuple[int, int], count: int, who: str) -> None:
     """Raise ValueError for a grid with another number of cells than images."""
     if shape[0] * shape[1] != count:
         raise ValueError(f"--grid={grid} has {shape[0] * shape[1]} cells, but {who} {count} images")
+
+
+def _write_seeds(
+    network: Network,
+    seeds: list[int],
+    folder: Path,
+    batch_sz: int,
+    index: int | None,
+    grid: str | None,
+    save_w: str | None,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Write seed0000.png, ... or grid.png, and the style codes of --save-w."""
+    from generation import pictures
+
+    shape = commands.parse_grid(grid) if grid else None
+    about = {**about, "images_per_seed": batch_sz if batch_sz > 1 else None, "grid": grid}
+    pictures.check_size(network, grid, shape, batch_sz, settings["scale"])
+    folder.mkdir(parents=True, exist_ok=True)
+    if save_w:
+        truncation = settings["truncation"], settings["centroids"]
+        pictures.save_codes(network, seeds, save_w, batch_sz, index, *truncation)
+    if shape:
+        path = folder / "grid.png"
+        pictures.write_grid(network, seeds, path, shape[0], batch_sz, index, about, **settings)
+    else:
+        pictures.write_seeds(network, seeds, folder, batch_sz, index, about, **settings)
 
 
 def _write_projected(

@@ -125,7 +125,8 @@ def main(
     columns, rows = commands.parse_grid(grid)
     _check_outputs(options, projected_w, output, frames, save_w)
     path = Path(output) if output else None
-    walk = _walk(seeds, projected_w, classes, truncs, translate, rotate, options.truncation)
+    settings = options.truncation, options.centroids_path
+    walk = _walk(seeds, projected_w, classes, truncs, translate, rotate, *settings)
     from generation import render, video
     from generation import walk as walks
     from torch_utils import images
@@ -133,8 +134,8 @@ def main(
     if path is not None:
         video.check_output(path)
     network, centroids = options.load(several=True)
-    keyframes = walks.keyframes(walk, network, centroids)
-    order = video.arrange(len(keyframes), columns * rows, num_keyframes, shuffle_seed)
+    lists = walks.lists_of(walk, network)
+    order = video.arrange(len(lists), columns * rows, num_keyframes, shuffle_seed)
     images.check_picture(f"--grid={grid}", order.shape[0], network.G.img_resolution)
     total = order.shape[1] * w_frames
     if total > video.MAX_FRAMES:
@@ -142,12 +143,16 @@ def main(
             f"--w-frames={w_frames}: {total:,} frames, but at most {video.MAX_FRAMES:,} are allowed"
         )
     video.check_memory(network, order, total, path)
+    if path is None:
+        video.check_frames(Path(str(frames)), total)
+    keyframes = walks.keyframes(lists, network, centroids)
     if order.shape[1] == 1:
         click.echo("note: with one keyframe per cell the video does not move: give more seeds", err=True)
     walks.move(network, keyframes.motion[0])
     motion = keyframes.motion[order] if keyframes.is_moving else None
     about = render.about(network, keyframes.seeds, keyframes.classes, **options.description())
-    about |= {"truncations": truncs, "w_files": ", ".join(Path(name).name for name in projected_w) or None}
+    about["w_files"] = ", ".join(Path(name).name for name in projected_w) or None
+    about |= {"truncations": truncs} if seeds is not None else {"truncation": None, "centroids": None}
     if save_w:
         walks.save(keyframes, network, save_w)
 
@@ -182,6 +187,7 @@ def _walk(
     translate: Sequence[str],
     rotate: str | None,
     truncation: float,
+    centroids_path: str | None,
 ) -> Walk:
     """Parse the lists of the keyframes. Raises ValueError."""
     from generation import walk
@@ -191,9 +197,8 @@ def _walk(
     if truncs and truncation != 1:
         raise ValueError("--truncs takes the place of --trunc: give one of them")
     if seeds is None:
-        commands.note_ignored(
-            "--projected-w", {"--class": classes, "--truncs": truncs, "--trunc": truncation != 1}
-        )
+        others = {"--class": classes, "--truncs": truncs, "--trunc": truncation != 1}
+        commands.note_ignored("--projected-w", {**others, "--centroids-path": centroids_path})
         classes = truncs = None
     return walk.Walk(
         seeds=[] if seeds is None else commands.parse_seeds(seeds),
@@ -217,7 +222,6 @@ def _write(
     from generation import video
 
     if as_frames:
-        video.check_frames(path, total)
         with commands.progress_bar(total, "Frames") as done:
             video.write_frames(path, make(done, range(total)), about)
         click.echo(f"{total} PNG files in {path}")

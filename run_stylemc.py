@@ -70,6 +70,8 @@ def main(outdir: str, truncation: float, edit_strength: float, **options: Any) -
     commands.check_finite("--trunc", truncation)
     commands.check_finite("--edit-strength", edit_strength)
     seeds = commands.parse_seeds(options["seeds"])
+    if options["w_path"]:
+        commands.note_ignored("--w-path", {"--init-seed": options["init_seed"] is not None})
     from generation import stylemc_command
 
     stylemc_command.run(seeds, outdir, truncation, edit_strength, options)

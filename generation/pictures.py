@@ -136,17 +136,8 @@ def save_codes(
         for row, z in enumerate(render.latents(seed, batch_sz, network.G.z_dim).to(network.device)):
             c = None if labels is None else labels[row : row + 1].to(network.device)
             codes.append(render.styles(network.G, z[None], c, truncation, centroids))
-    write_codes_file(network, torch.cat(codes), path)
-
-
-def write_codes_file(network: Network, ws: Tensor, path: str) -> None:
-    """Write style codes [N, num_ws, W] with the edits in W. Edits in style space are not part of w."""
-    if network.edits is not None:
-        ws = network.edits.on_w(ws)
-        if not all(edit.in_w for edit in network.edits.edits):
-            click.echo(f"note: --save-w={path}: edits in style space are not part of w", err=True)
-    w_files.save_w(path, ws, network)
-    click.echo(f"{len(ws)} style codes: {path}")
+    ws = torch.cat(codes)
+    w_files.save_shown(path, ws if network.edits is None else network.edits.on_w(ws), network)
 
 
 def write_grid(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,12 +107,7 @@ def _start(
 ) -> Tensor:
     """The style codes [1, num_ws, W] of the image to edit."""
     if options["w_path"]:
-        codes = w_files.load_w(options["w_path"], network, "--w-path")
-        if len(codes) != 1:
-            raise ValueError(
-                f"--w-path={options['w_path']}: has {len(codes)} style codes, give a file with one"
-            )
-        return codes
+        return w_files.load_one(options["w_path"], network, "--w-path")
     seed = seeds[0] if options["init_seed"] is None else options["init_seed"]
     with torch.no_grad():
         return walk.seed_styles(network, seed, label, truncation, None)[None]
@@ -132,7 +126,7 @@ def _show(network: render.Network, ws: Tensor, path: Path, strength: float, save
     click.echo(f"strength {strength:g}: {path.parent / AFTER}")
     if not save_video:
         return
-    ending = ".mp4" if importlib.util.find_spec("av") else ".webp"
+    ending = video.default_ending()
     output = path.parent / f"video{ending}"
     codes = ws.float().cpu().numpy()[None].repeat(2, axis=1)  # two keyframes of one cell
     motion = np.asarray([[[0, 0, 0, 0], [0, 0, 0, strength]]], np.float32)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,8 +88,7 @@ def check_memory(network: render.Network, order: np.ndarray, num_frames: int, ou
         raise ValueError(
             f"{flag}: {num_frames:,} frames of {cells:,} cells with {keyframes:,} keyframes take "
             f"{held / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free: reduce them, or "
-            "write "
-            ".mp4 or .gif"
+            "write .mp4 or .gif"
         )
 
 
@@ -145,6 +145,11 @@ def frames(
             parts.append(render.synthesize(network, part))
         yield images.grid(images.to_rgb(torch.cat(parts)), columns)
         done(1)
+
+
+def default_ending() -> str:
+    """The extension of videos of which the user names no file: .webp without the package av."""
+    return ".mp4" if importlib.util.find_spec("av") else ".webp"
 
 
 def check_output(output: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ import dnnlib.util
 from dnnlib import bounded
 from generation import render
 
-MAX_BYTES = 2**30  # of an array in a file
+MAX_BYTES = 2**30  # of the arrays in a file, and of the codes for all layers
 
 
 def save_w(
@@ -39,6 +40,22 @@ def save_w(
     arrays: dict[str, Any] = {**own, **{key: np.asarray(value) for key, value in more.items()}}
     with dnnlib.util.atomic_write(path) as file:
         np.savez(file, **arrays)
+
+
+def save_shown(path: str, ws: Tensor, network: render.Network) -> None:
+    """Write the style codes [N, num_ws, W] of images for --save-w, and print how many."""
+    if network.edits is not None and not all(edit.in_w for edit in network.edits.edits):
+        click.echo(f"note: --save-w={path}: edits in style space are not part of w", err=True)
+    save_w(path, ws, network)
+    click.echo(f"{len(ws)} style codes: {path}")
+
+
+def load_one(path: str, network: render.Network, flag: str) -> Tensor:
+    """Read a file with a single style code, float32 [1, num_ws, W]. Raises as `load_w`."""
+    codes = load_w(path, network, flag)
+    if len(codes) != 1:
+        raise ValueError(f"{flag}={path}: contains {len(codes)} style codes: give a file with one")
+    return codes
 
 
 def load_w(path: str | os.PathLike[str], network: render.Network, flag: str = "--projected-w") -> Tensor:
@@ -97,6 +114,11 @@ def _broadcast(w: np.ndarray, network: render.Network, where: str) -> np.ndarray
         raise ValueError(
             f"{where}: w is {w.dtype} {list(w.shape)}, but {network.path} needs numbers [N, {num_ws}, "
             f"{w_dim}]"
+        )
+    if len(codes) * num_ws * w_dim * 4 > MAX_BYTES:
+        raise ValueError(
+            f"{where}: {len(codes):,} style codes take more than {MAX_BYTES // 2**20:,} MiB of memory: give "
+            "files with fewer"
         )
     return np.array(np.broadcast_to(codes, (len(codes), num_ws, w_dim)), dtype=np.float32)
 

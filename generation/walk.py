@@ -45,6 +45,41 @@ class Walk:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """The lists of a walk for a network: sources (style codes and seeds), classes and numbers.
+
+    Attributes:
+        walk: The lists on the command line.
+        sources: Style codes [num_ws, W] of files, then seeds.
+        classes: Indices of the classes; None = drawn by the seeds.
+        strengths: Of each edit.
+    """
+
+    walk: Walk
+    sources: list[Tensor | int]
+    classes: list[int] | None
+    strengths: list[tuple[float, ...]]
+
+    def __len__(self) -> int:
+        """Number of keyframes: the longest list."""
+        walk = self.walk
+        moved = [walk.truncations, walk.shifts, walk.rotations]
+        return max(map(len, [self.sources, self.classes or [], *moved, *self.strengths]))
+
+
+def lists_of(walk: Walk, network: render.Network) -> Lists:
+    """Read the files of a walk and find its classes.
+
+    Raises:
+        ValueError: A file or class does not fit the network. One line.
+    """
+    classes = render.class_indices(network, walk.classes) if walk.classes else None
+    stored = [code for path in walk.files for code in w_files.load_w(path, network)]
+    edits = [] if network.edits is None else network.edits.edits
+    return Lists(walk, [*stored, *walk.seeds], classes, [edit.spec.strengths for edit in edits])
+
+
+@dataclass(frozen=True)
 class Keyframes:
     """Keyframes of a network.
 
@@ -76,27 +111,18 @@ def at(values: Sequence[T], index: int) -> T:
 
 
 @torch.no_grad()
-def keyframes(walk: Walk, network: render.Network, centroids: Tensor | None) -> Keyframes:
+def keyframes(lists: Lists, network: render.Network, centroids: Tensor | None) -> Keyframes:
     """Compute the keyframes of a walk.
 
     Args:
-        walk: The lists.
+        lists: Result of `lists_of`.
         network: The network with its edits.
         centroids: See `render.styles`.
-
-    Raises:
-        ValueError: A file or class does not fit the network. One line.
     """
-    classes = render.class_indices(network, walk.classes) if walk.classes else None
-    stored = [code for path in walk.files for code in w_files.load_w(path, network)]
-    edits = [] if network.edits is None else network.edits.edits
-    strengths = [edit.spec.strengths for edit in edits]
-    sources: list[Tensor | int] = [*stored, *walk.seeds]
-    lists = [sources, classes or [], walk.truncations, walk.shifts, walk.rotations, *strengths]
-    count = max(map(len, lists))
-    ws, motion = [], np.zeros([count, FIXED + len(edits)], np.float32)
-    for index in range(count):
-        source = at(sources, index)
+    walk, classes, strengths = lists.walk, lists.classes, lists.strengths
+    ws, motion = [], np.zeros([len(lists), FIXED + len(strengths)], np.float32)
+    for index in range(len(lists)):
+        source = at(lists.sources, index)
         if isinstance(source, int):
             label = None if classes is None else at(classes, index)
             ws.append(seed_styles(network, source, label, at(walk.truncations, index), centroids))
@@ -118,7 +144,7 @@ def save(frames: Keyframes, network: render.Network, path: str) -> None:
         if network.edits is not None:
             network.edits.strengths = motion[FIXED:].tolist()
         codes.append(code if network.edits is None else network.edits.on_w(code))
-    w_files.save_w(path, torch.cat(codes), network)
+    w_files.save_shown(path, torch.cat(codes), network)
 
 
 def seed_styles(

@@ -11,7 +11,7 @@ import pytest
 
 import gen_images
 import gen_video
-from generation import render
+from generation import render, walk
 from generation import video as videos
 from tests import waiting
 from tests.quick_processes import Script
@@ -244,6 +244,7 @@ def test_videos_beyond_memory_are_refused(folder, tmp_path, monkeypatch):
     ):
         result = run(gen_video.main, *network, tmp_path / name, *args, code=1)
         assert message in result.output and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(walk, "seed_styles", lambda *args: pytest.fail("keyframes before the check"))
     monkeypatch.setattr(videos.memory, "host_free_bytes", lambda: 2**20)
     result = run(gen_video.main, *network, tmp_path / "a.webp", "--seeds=0-3", "--w-frames=1000", code=1)
     assert (

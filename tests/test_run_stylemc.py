@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(stages, tmp_path, fake, monkeypatch):
         ({"--class-idx": "500"}, "class 500: the network's classes are 0 to 399"),
         ({"--bigger-network": stages / "other.pkl"}, "other.pkl is not a stage of the network"),
         ({"--w-path": tmp_path / "other.npz"}, "belong to another network"),
-        ({"--w-path": tmp_path / "two.npz"}, "has 2 style codes, give a file with one"),
+        ({"--w-path": tmp_path / "two.npz"}, "contains 2 style codes: give a file with one"),
         ({"--network": stages / "none.pkl"}, "no such file"),
         ({"--outdir": stages / "small.pkl"}, "small.pkl"),
     ):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from generation import Network
+from generation import Network, w_files
 from generation.w_files import load_w, save_w
 from tests.toy_networks import network as two_stages
 
@@ -54,6 +54,15 @@ def test_codes_fit_other_stages_of_the_network(tmp_path):
     save_w(path, torch.randn(1, stem.G.num_ws, later.G.w_dim), stem)
     with pytest.raises(ValueError, match=r"--projected-w=.*w is float32 \[1, 6, 8\], but later.pkl needs"):
         load_w(path, later)
+
+
+def test_few_bytes_in_a_file_do_not_become_many(network, tmp_path, monkeypatch):
+    path, count = tmp_path / "w.npz", 100
+    np.savez_compressed(path, w=np.zeros((count, network.G.w_dim), np.float16))
+    assert len(load_w(path, network)) == count
+    monkeypatch.setattr(w_files, "MAX_BYTES", 4 * count * network.G.w_dim * (network.G.num_ws - 1))
+    with pytest.raises(ValueError, match=r"w\.npz: 100 style codes take more than .* give files with fewer"):
+        load_w(path, network)
 
 
 def test_mistakes_are_one_line(network, other, tmp_path):

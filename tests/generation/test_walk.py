@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -73,7 +74,9 @@ def test_style_codes_of_files_come_before_seeds(network, tmp_path):
     files = [f"--projected-w={tmp_path / name}.npz" for name in ("a", "b")]
     found = walked(network, tmp_path / "f", *files, "--seeds=9", "--class=1")
     assert close(found, network.render(torch.cat([codes, network.styles(9, 1)])))
-    assert close(walked(network, tmp_path / "g", *files, "--class=1"), network.render(codes))
+    assert close(walked(network, tmp_path / "g", *files, "--class=1", "--truncs=0"), network.render(codes))
+    with PIL.Image.open(tmp_path / "g" / "frame000000.png") as image:
+        assert image.info["w_files"] == "a.npz, b.npz" and not {"truncation", "truncations"} & set(image.info)
 
 
 def test_mistakes_are_one_line(network, toy_networks, tmp_path):
