@@ -11,8 +11,9 @@
     python run_inversion.py --outdir=out --target=cat.jpg --class=cat --network=network.pkl
     python run_inversion.py --outdir=out2 --target=cat.jpg --w-init=out/projected_w.npz --network=network.pkl
 
-The largest centred square of a target is resized to the network. Transparency is laid on white; of an
-animation the first frame is used. The search starts at the mean style code of the target's class.
+The largest centred square of a target is resized to the network's resolution. Transparent pixels become
+white, and only the first frame of an animation is used. The search starts at the mean style code of the
+target's class.
 
 --outdir gets target.png, proj.png, projected_w.npz, a video and inversion.json with the distances; with
 --run-pti also tuned.png and the tuned network tuned.pkl, in which projected_w.npz gives tuned.png. Each of

@@ -60,7 +60,7 @@ class FeatureDistance:
 def perceptual(detector: Detector, pictures: Tensor) -> Tensor:
     """Return features [N, D] of images [N, C, R, R] in [-1, 1], averaged down to at most 256 pixels."""
     small = prepared(pictures)
-    if small.shape[-1] < MIN_SIDE:
+    while small.shape[-1] < MIN_SIDE:
         small = small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     return detector.perceptual(small)
 

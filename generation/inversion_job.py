@@ -9,7 +9,6 @@ it also has a checkpoint (torch_utils/checkpoint.py).
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -35,10 +34,8 @@ from torch_utils import checkpoint, images, timm_weights
 from training.networks import files
 
 FINISHED = "inversion.json"
-OUTPUTS = (
-    *("target.png", "proj.png", "projected_w.npz", "tuned.png", "tuned.pkl", "proj.mp4", "proj.webp"),
-    FINISHED,
-)
+VIDEOS = ("proj.mp4", "proj.webp")
+OUTPUTS = ("target.png", "proj.png", "projected_w.npz", "tuned.png", "tuned.pkl", *VIDEOS)
 SAVE_SECONDS = 60  # between two checkpoints, and at least 20 times as long as writing one takes
 MAX_FRAMES, MAX_FRAME_BYTES, FPS, SMALLEST_SIDE = 120, 2**28, 20, 256  # of the video, per phase
 AUTO = "auto"
@@ -119,9 +116,9 @@ class Inverter:
     def __init__(self, job: Job, network: Network, detector: Detector) -> None:
         self.job, self.network, self.detector = job, network, detector
         self.index = None if job.class_name is None else render.class_index(network, job.class_name)
-        self.start = None if job.w_init is None else _one_code(job.w_init, network)
+        self.start = None if job.w_init is None else w_files.load_one(job.w_init, network, "--w-init")
         if job.run_pti:
-            tuning.tunable(network)  # refuses a network that cannot be tuned
+            tuning.check(network)
         self.classifier = self._classifier()
         conditional = network.G.c_dim > 0
         self.means = class_choice.ClassMeans(network, detector) if conditional else None
@@ -158,7 +155,7 @@ class Inverter:
 
     def settings(self, target: targets.Target) -> dict[str, Any]:
         """The settings that the result depends on."""
-        job = self.job
+        job, classifier = self.job, self.classifier
         tuned = {"pti_steps": job.pti_steps, "seed": job.seed} if job.run_pti else {}
         return {
             "network_sha256": self.network.sha256,
@@ -168,7 +165,7 @@ class Inverter:
             "feature": self.detector.description,
             "class": self.index,
             "w_init": None if job.w_init is None else dnnlib.util.sha256_file(job.w_init),
-            "classifier": None if self.classifier is None else self.classifier.name,
+            "classifier": None if classifier is None else f"{classifier.name} {classifier.sha256}",
             "run_pti": job.run_pti,
             **tuned,
         }
@@ -198,13 +195,6 @@ class Inverter:
             with progress_bar(self.network.G.c_dim, "Class means") as done:
                 self.means.compute(done)
         return self.means.nearest(target.pixels), "nearest class mean"
-
-
-def _one_code(path: str, network: Network) -> Tensor:
-    codes = w_files.load_w(path, network, "--w-init")
-    if len(codes) != 1:
-        raise ValueError(f"--w-init={path}: contains {len(codes)} style codes: give a file with one")
-    return codes
 
 
 class _Frames:
@@ -244,7 +234,10 @@ class _Inversion:
         if finished.get("settings") == self.settings and all(
             (self.folder / name).is_file() for name in finished.get("files", [])
         ):
-            click.echo(f"{self.folder}: complete, made by the same command before", err=True)
+            note = f"{self.folder}: complete, made by the same command before"
+            if self.job.save_video and not set(VIDEOS) & set(finished["files"]):
+                note += f", without a video: remove {FINISHED} to start again"
+            click.echo(note, err=True)
             return finished
         self.folder.mkdir(parents=True, exist_ok=True)
         self._restore()
@@ -300,7 +293,7 @@ class _Inversion:
     def _save(self) -> None:
         begun = time.monotonic()
         self.parts.update((name, phase.state()) for name, phase in self.phases.items())
-        step = sum(phase.step for phase in self.phases.values())
+        step = sum(part["step"] for name, part in self.parts.items() if name != "start")
         frames = [torch.stack(kept.pictures) if kept.pictures else None for kept in self.frames]
         state = {
             "settings": json.dumps(self.settings),
@@ -323,8 +316,9 @@ class _Inversion:
         before = json.loads(state["settings"])
         other = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if other:
+            named = " and ".join(key.removesuffix("_sha256") for key in other)
             raise ValueError(
-                f"{path}: an interrupted inversion with another {' and '.join(other)}: give its options to "
+                f"{path}: an interrupted inversion with another {named}: give its options to "
                 "resume it, remove this file to start again, or choose another --outdir"
             )
         self.about, self.seconds, self.parts = state["about"], state["seconds"], state["parts"]
@@ -335,6 +329,7 @@ class _Inversion:
     def _write(self, ws: Tensor, tuned: tuning.Tuning | None, results: dict[str, Any]) -> dict[str, Any]:
         """Write all files of the target, and remove its checkpoints."""
         network, folder = self.network, self.folder
+        (folder / FINISHED).unlink(missing_ok=True)  # of an earlier inversion, until all files are replaced
         text = {**render.about(network, [], None), "truncation": None, "target": self.target.name}
         images.save_png(self.target.pixels, folder / "target.png", {"target": self.target.name})
         images.save_png(results["projected"]["pixels"], folder / "proj.png", text)
@@ -364,6 +359,9 @@ class _Inversion:
             file.write(json.dumps(finished, indent=1, allow_nan=False) + "\n")
         while (path := checkpoint.latest(folder)) is not None:
             path.unlink()
+        old = [name for name in OUTPUTS if name not in names and (folder / name).is_file()]
+        if old:
+            click.echo(f"note: {folder}: kept from an earlier inversion: {', '.join(old)}", err=True)
         return finished
 
 
@@ -385,7 +383,7 @@ def _write_video(
     folder: Path, target: targets.Target, phases: Sequence[Sequence[Tensor]], results: dict[str, Any]
 ) -> str:
     """Write the target beside the images of the steps. Returns the name of the file."""
-    name = "proj.mp4" if importlib.util.find_spec("av") else "proj.webp"
+    name = f"proj{video.default_ending()}"
     last = [results[key]["pixels"] for key in ("projected", "tuned") if key in results][-1]
     shown = [picture.permute(1, 2, 0).numpy() for phase in phases for picture in phase]
     shown += [last] * FPS  # one second of the result
@@ -427,12 +425,13 @@ def run(job: Job, load: Callable[[], Network], device: Any) -> None:
     """
     found = targets.find(job.targets)
     folders = [Path(job.outdir, place[0] if len(found) > 1 else "") for place in found]
-    for (_, reader, entry), folder in zip(found, folders, strict=True):
-        inputs = {"--target": os.path.join(reader.path, entry.name), "--w-init": job.w_init}
-        for name in OUTPUTS:
-            outputs.check_output("--outdir", folder / name, inputs=inputs)
     detector = pick_detector(job.feature, job.weights)
     network = load()
+    named = {"--network": network.path, "--w-init": job.w_init}
+    for (_, reader, entry), folder in zip(found, folders, strict=True):
+        inputs = {**named, "--target": os.path.join(reader.path, entry.name)}
+        for name in (*OUTPUTS, FINISHED):
+            outputs.check_output("--outdir", folder / name, inputs=inputs)
     size = network.G.img_resolution, network.G.img_channels
     for place in found:  # all of them before the first step
         target = targets.read(*place, *size)

@@ -53,7 +53,8 @@ def find(paths: Sequence[str]) -> list[tuple[str, archives.Reader, archives.Entr
         if not os.path.exists(path):
             raise FileNotFoundError(f"--target={path}: no such file or folder")
         for reader, entry in _images(path):
-            stem = name = Path(entry.name).with_suffix("").as_posix().replace("/", "-") or "image"
+            plain = Path(entry.name).with_suffix("").as_posix().replace("/", "-")
+            stem = name = plain.strip(". ") or "image"  # never "..", the folder above --outdir
             number = 2
             while name in taken:
                 name, number = f"{stem}-{number}", number + 1
@@ -99,9 +100,9 @@ def read(
 def from_bytes(name: str, data: bytes, resolution: int, channels: int = 3) -> Target:
     """Make a target of an encoded image.
 
-    The image is turned upright, made 8-bit RGB with grey values in all channels and transparency on white (as
-    dataset_tool.py does), and its largest centred square is resized with Lanczos. Of an animation the first
-    frame is used.
+    The image is turned upright and converted to 8-bit RGB as dataset_tool.py does it: grey values are copied
+    to all channels, and transparent pixels become white. Its largest centred square is resized with Lanczos.
+    Only the first frame of an animation is used.
 
     Args:
         name: Of the results.
@@ -123,7 +124,7 @@ def from_picture(
     """Make a target of an RGB picture: its largest centred square at the network's resolution."""
     side = min(picture.size)
     if picture.width != picture.height:
-        notes += (f"{picture.width}x{picture.height}, its centre of {side}x{side} is used",)
+        notes += (f"{picture.width}x{picture.height} is cropped to its centre of {side}x{side}",)
     if side < resolution:
         notes += (f"{side}x{side} pixels are enlarged to {resolution}x{resolution}",)
     preparation = transforms.Preparation(transform="center-crop")
@@ -139,9 +140,9 @@ def _notes(opened: PIL.Image.Image, channels: int) -> tuple[str, ...]:
     notes = []
     frames = getattr(opened, "n_frames", 1)
     if frames > 1:
-        notes.append(f"an animation of {frames} frames, its first one is used")
+        notes.append(f"only the first of {frames} frames is used")
     if is_grey and channels > 1:
-        notes.append("grey values are used in all channels")
+        notes.append("grey values are copied to all channels")
     if opened.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in opened.info:
-        notes.append("transparency is laid on white")
+        notes.append("transparent pixels become white")
     return tuple(notes)

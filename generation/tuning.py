@@ -27,16 +27,16 @@ LOCALITY_PSI = 0.5
 LOCALITY_DISTANCE, PUBLISHED_W = 30.0, 512  # from the pivot, at this W
 
 
-def tunable(network: Network) -> Network:
-    """Return the network with its own copy of the generator, of which all synthesis weights are trainable.
-
-    Raises:
-        ValueError: The network runs its own code, so that no file could be written.
-    """
+def check(network: Network) -> None:
+    """Raise ValueError for a network that runs its own code: no file could be written of a tuned copy."""
     if not isinstance(network.G, torch.nn.Module):
         raise ValueError(
             f"{network.path} runs its own code, and a tuned copy of it could not be written: remove --run-pti"
         )
+
+
+def trainable_copy(network: Network) -> Network:
+    """Return the network with its own copy of the generator, of which all synthesis weights are trainable."""
     tuned = copy.copy(network)
     tuned.G = copy.deepcopy(network.G)
     tuned.G.synthesis.requires_grad_(True)
@@ -59,7 +59,7 @@ class Tuning:
     ) -> None:
         self.network, self.distance, self.pivot = network, distance, pivot.detach()
         self.steps, self.seed, self.step = steps, seed, 0
-        self.tuned = tunable(network)
+        self.tuned = trainable_copy(network)
         self.parameters = list(self.tuned.G.synthesis.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=LEARNING_RATE)
         self.value = math.nan  # loss before the last step

@@ -62,9 +62,9 @@ class Lists:
 
     def __len__(self) -> int:
         """Number of keyframes: the longest list."""
-        walk = self.walk
-        moved = [walk.truncations, walk.shifts, walk.rotations]
-        return max(map(len, [self.sources, self.classes or [], *moved, *self.strengths]))
+        walk, classes = self.walk, self.classes or []
+        moved = len(walk.truncations), len(walk.shifts), len(walk.rotations)
+        return max(len(self.sources), len(classes), *moved, *(len(values) for values in self.strengths))
 
 
 def lists_of(walk: Walk, network: render.Network) -> Lists:

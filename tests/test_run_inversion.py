@@ -140,16 +140,19 @@ def test_several_targets_have_folders_and_complete_ones_are_kept(quick, source, 
     picture.save(Path(target).with_name("other.png"))
     folder, out = Path(target).parent, tmp_path / "out"
     shown = invert(source, folder, out)
-    assert "note: other: 20x16, its centre of 16x16 is used" not in shown.output.partition("Class")[2]
-    assert "note: other: transparency is laid on white" in shown.output
+    assert "note: other: 20x16 is cropped to its centre of 16x16" in shown.output.partition("Class")[0]
+    assert "note: other: transparent pixels become white" in shown.output
     for name in ("face", "other"):
         assert {path.name for path in (out / name).iterdir()} == {
             *("target.png", "proj.png", "projected_w.npz", "inversion.json")
         }
     (out / "other" / "proj.png").unlink()
+    (out / "other" / "tuned.pkl").write_text("of another command")
     before = (out / "face" / "inversion.json").stat().st_mtime_ns
-    shown = invert(source, folder, out)
+    shown = invert(source, folder, out, "--save-video=True")
     assert f"{out / 'face'}: complete" in shown.output and (out / "other" / "proj.png").is_file()
+    assert "without a video: remove inversion.json to start again" in shown.output
+    assert f"note: {out / 'other'}: kept from an earlier inversion: tuned.pkl" in shown.output
     assert (out / "face" / "inversion.json").stat().st_mtime_ns == before
 
 
@@ -185,7 +188,9 @@ def test_the_published_classifier_finds_the_class_if_its_weights_are_there(
     assert "note: no classifier of ImageNet (weights of deit_base_distilled_patch16_224: not" in shown.output
     assert "class 1 grinning face (nearest class mean)" in shown.output
     monkeypatch.setattr(timm_weights, "check", lambda name: None)
-    monkeypatch.setattr(class_choice, "load_classifier", lambda network, name: SimpleNamespace(name=name))
+    monkeypatch.setattr(
+        class_choice, "load_classifier", lambda network, name: SimpleNamespace(name=name, sha256="0")
+    )
     chances = np.array([0.25, 0.0, 0.75])
     monkeypatch.setattr(class_choice, "probabilities", lambda classifier, pixels: chances)
     shown = invert(source, target, tmp_path / "b", "--inv-steps=1")
@@ -233,6 +238,9 @@ def test_outputs_do_not_replace_inputs(quick, source, target, tmp_path):
     shown = invert(source, folder / "target.png", tmp_path / "run", code=1)
     assert "is a checkpoint of another program: choose another --outdir" in shown.output
     assert checkpoint.exists(tmp_path / "run")
+    (tmp_path / "run" / "tuned.pkl").write_bytes(Path(source).read_bytes())
+    shown = invert(tmp_path / "run" / "tuned.pkl", folder / "target.png", tmp_path / "run", code=1)
+    assert f"tuned.pkl is --network={tmp_path / 'run' / 'tuned.pkl'}, which would be replaced" in shown.output
     shown = invert(source, folder, folder / "out", code=1)
     assert "lies inside --target=" in shown.output
     assert np.asarray(PIL.Image.open(folder / "target.png")).shape == (16, 16, 3)

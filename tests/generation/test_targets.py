@@ -33,7 +33,7 @@ def test_the_centre_is_cropped_and_resized(tmp_path):
     target = read(tmp_path / "a.png")
     expected = picture(40, 32).crop((4, 0, 36, 32)).resize((16, 16), PIL.Image.Resampling.LANCZOS)
     assert (target.pixels == np.asarray(expected)).all()
-    assert target.notes == ("40x32, its centre of 32x32 is used",)
+    assert target.notes == ("40x32 is cropped to its centre of 32x32",)
     picture(8, 8).save(tmp_path / "b.png")
     assert read(tmp_path / "b.png").notes == ("8x8 pixels are enlarged to 16x16",)
 
@@ -42,7 +42,7 @@ def test_grey_transparent_and_animated_images_say_what_is_done(tmp_path):
     picture(mode="L").save(tmp_path / "grey.png")
     grey = read(tmp_path / "grey.png")
     assert (grey.pixels == np.asarray(picture(mode="L"))[:, :, None]).all()
-    assert grey.notes == ("grey values are used in all channels",)
+    assert grey.notes == ("grey values are copied to all channels",)
     single = read(tmp_path / "grey.png", channels=1)
     assert single.pixels.shape == (16, 16, 1) and single.notes == ()
     opaque = read(tmp_path / "grey.png", channels=4).pixels
@@ -51,12 +51,12 @@ def test_grey_transparent_and_animated_images_say_what_is_done(tmp_path):
     clear.putalpha(0)
     clear.save(tmp_path / "clear.png")
     found = read(tmp_path / "clear.png")
-    assert (found.pixels == 255).all() and found.notes == ("transparency is laid on white",)
+    assert (found.pixels == 255).all() and found.notes == ("transparent pixels become white",)
     frames = [picture(), PIL.Image.new("RGB", (16, 16))]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
     moving = read(tmp_path / "a.webp")
     assert (moving.pixels == np.asarray(picture())).all()
-    assert moving.notes == ("an animation of 2 frames, its first one is used",)
+    assert moving.notes == ("only the first of 2 frames is used",)
 
 
 def test_folders_and_zips_give_all_their_images_under_different_names(tmp_path):
@@ -67,8 +67,9 @@ def test_folders_and_zips_give_all_their_images_under_different_names(tmp_path):
     (folder / "notes.txt").write_text("")
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         archive.write(folder / "a.png", "a.png")
-    found = targets.find([str(folder), str(tmp_path / "c.zip")])
-    assert [name for name, _, _ in found] == ["a", "a-2", "cats-b", "a-3"]
+    picture().save(folder / "...png", "PNG")  # hidden, and without its extension the folder above
+    found = targets.find([str(folder), str(tmp_path / "c.zip"), str(folder / "...png")])
+    assert [name for name, _, _ in found] == ["a", "a-2", "cats-b", "a-3", "image"]
     assert all(targets.read(*place, 16).pixels.shape == (16, 16, 3) for place in found)
 
 

@@ -88,4 +88,4 @@ def test_a_resumed_tuning_is_the_same(network):
 def test_a_network_that_runs_its_own_code_is_refused():
     foreign = Network("foreign.pkl", object(), {}, {}, None)
     with pytest.raises(ValueError, match=r"foreign\.pkl runs its own code, .*remove --run-pti"):
-        tuning.tunable(foreign)
+        tuning.check(foreign)

@@ -47,7 +47,7 @@ def test_a_dropped_image_becomes_a_style_code_and_steps_are_reported(inverter, p
     assert load_w(path, inverter.viewer.open(source)).shape == (1, 8, 512)
     assert done == [(1, 3), (2, 3), (3, 3)]
     assert text.startswith("3 steps, class 2 red-panda, PSNR ")
-    assert text.endswith(" dB; 40x32, its centre of 32x32 is used")
+    assert text.endswith(" dB; 40x32 is cropped to its centre of 32x32")
     other, text = inverter.invert(source, picture, 1, label=0)
     assert other != path and "class 0 cat" in text
     _, text = inverter.invert(inverter.viewer.choices[1].source, picture, 1)
@@ -76,7 +76,7 @@ def test_an_inverted_image_is_steered_as_that_of_a_seed(inverter, picture, tmp_p
     torch.testing.assert_close(ws[:, rows["fine"]], base[:, rows["fine"]], atol=0, rtol=0)
     another = viewer.open(viewer.choices[1].source)
     assert state.for_network(another) == State(rotate=30)
-    assert state.missing_classes(another).startswith("the inverted image does not fit ")
+    assert state.misfits(another).startswith("the inverted image does not fit ")
     assert state.for_network(network) == state
 
 
