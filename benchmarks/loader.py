@@ -3,14 +3,17 @@
 
     python benchmarks/loader.py                    # 500 images of 256 pixels, about a minute
     python benchmarks/loader.py --out benchmarks/results/loader.json
+    python benchmarks/loader.py --files 100000     # also a folder of so many small files
     python benchmarks/loader.py --smoke            # eight small images
 
 All numbers are images per CPU second of one process, the medians of rounds in which every row runs once.
 "filtered" sets have the PNGs that Pillow writes at level 0, as the published tool and version 0.1 do.
-"plain" sets have those that dataset_tool.py writes by default.
+"plain" sets have those that dataset_tool.py writes by default. Rows with threads are images per second of the
+clock, and the time of a batch of 64 when none is ready; they need idle cores.
 """
 
 import io
+import statistics
 import sys
 import tempfile
 import time
@@ -73,6 +76,41 @@ def load(path: Path) -> int:
         return sum(len(images) for images, _ in loader)
 
 
+def threaded(path: Path, workers: int) -> tuple[float, float]:
+    """Read a data set with decoding threads. Returns images per second, and seconds of the first batch."""
+    dataset = ImageDataset(path)
+    batches = [np.arange(start, min(start + BATCH, len(dataset))) for start in range(0, len(dataset), BATCH)]
+    started = time.perf_counter()
+    with Loader(dataset, batches, workers=workers, cache_mb=0) as loader:
+        next(loader)
+        first = time.perf_counter() - started
+        for _ in loader:
+            pass
+    return len(dataset) / (time.perf_counter() - started), first
+
+
+def small_files(folder: Path, count: int) -> dict[str, float]:
+    """Open a folder of `count` images of 16 pixels, and read a thousand of them at random."""
+    target = folder / "small"
+    pixels = make_images(64, 16)
+    pngs = []
+    for image in pixels:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_level=0)
+        pngs.append(stream.getvalue())
+    for i in range(count):
+        path = target / f"{i // 1000:05d}" / f"img{i:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pngs[i % len(pngs)])
+    started = time.process_time()
+    dataset = ImageDataset(target)
+    opened = time.process_time() - started
+    indices = np.random.RandomState(0).randint(0, count, (16, BATCH))
+    with Loader(dataset, indices, workers=0, cache_mb=0) as loader:
+        speed = rate(lambda: sum(len(images) for images, _ in loader))
+    return {f"open a folder of {count:,} files, CPU s": opened, "images of it, per CPU s": speed}
+
+
 def prepare(path: Path, size: int) -> int:
     """Resize a data set with dataset_tool.py's engine. Returns the number of images."""
     return conversion.convert(path, path.with_name("out.zip"), [size], workers=1, overwrite=True).num_images
@@ -88,9 +126,10 @@ def rate(work: Callable[[], int]) -> float:
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--images", "count", default=500, show_default=True, help="Number of images.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds.")
+@click.option("--files", default=0, help="Also measure a folder of this many small files; 0 = none.")
 @click.option("--smoke", is_flag=True, help="Use eight small images, to check the benchmark itself.")
 @click.option("--out", help="JSON file for the results.")
-def main(count: int, repeats: int, smoke: bool, out: str | None) -> None:
+def main(count: int, repeats: int, files: int, smoke: bool, out: str | None) -> None:
     """Measure all rows; the help text is the module's docstring."""
     count, repeats, size = (8, 1, 32) if smoke else (count, repeats, 256)
     with tempfile.TemporaryDirectory() as folder:
@@ -109,12 +148,20 @@ def main(count: int, repeats: int, smoke: bool, out: str | None) -> None:
             f"resize to {size // 4}, plain: dataset_tool": lambda: prepare(plain, size // 4),
         }
         found = rounds.medians(rows, rate, repeats)
+        other: dict[str, float] = {}
+        for workers in (1, 2):
+            speeds, firsts = zip(*(threaded(plain, workers) for _ in range(repeats)), strict=True)
+            title = f"plain: loader, {workers} thread{'s' * (workers > 1)}"
+            other[f"{title}, per s"] = statistics.median(speeds)
+            other[f"{title}, first batch, ms"] = 1000 * statistics.median(firsts)
+        if files:
+            other |= small_files(Path(folder), files)
     click.echo(f"{machine.processor()}, {count} images of {size} pixels, images per CPU second")
-    for title, value in found.items():
-        click.echo(f"{title:44s}{value:8.0f}")
+    for title, value in {**found, **other}.items():
+        click.echo(f"{title:52s}{value:10.4g}")
     if out is not None:
         facts = {**machine.describe("cpu"), "images": count, "size": size, "repeats": repeats}
-        write_json(Path(out), {**facts, "images_per_cpu_second": found})
+        write_json(Path(out), {**facts, "images_per_cpu_second": found, "other": other})
 
 
 if __name__ == "__main__":

@@ -96,11 +96,12 @@ def test_the_published_backbones_have_timms_own_layers():
 
 
 def test_the_loader_is_measured_beside_bare_loops(tmp_path):
-    result = CliRunner().invoke(loader.main, ["--smoke", f"--out={tmp_path / 'r.json'}"])
+    result = CliRunner().invoke(loader.main, ["--smoke", "--files=70", f"--out={tmp_path / 'r.json'}"])
     assert result.exit_code == 0, result.output
-    rates = json.loads((tmp_path / "r.json").read_text())["images_per_cpu_second"]
-    assert len(rates) == 8 and all(rate > 0 for rate in rates.values())
-    assert all(title in result.output for title in rates)
+    written = json.loads((tmp_path / "r.json").read_text())
+    rates, other = written["images_per_cpu_second"], written["other"]
+    assert len(rates) == 8 and len(other) == 6 and all(v > 0 for v in (*rates.values(), *other.values()))
+    assert all(title in result.output for title in (*rates, *other))
 
 
 def test_every_format_of_data_sets_is_measured(tmp_path):

@@ -155,6 +155,7 @@ def one_step(
     started = time.monotonic()
     watchdog.phase("data", step=state.progress.step + 1)
     pixels, labels = next(loader)
+    training_stats.report("Timing/data_wait_sec", time.monotonic() - started)
     steps.train_step(state, inputs, cfg, pixels, labels, classifier)
     state.progress.seconds += time.monotonic() - started
 

@@ -117,3 +117,11 @@ def test_freed_memory_is_kept_with_glibc_alone(monkeypatch):
         monkeypatch.setattr(memory.sys, "platform", platform)
         assert memory.keep_freed_memory() is kept
     assert calls == [(-3, 2**30), (-1, 2**30)]
+
+
+def test_peak_memory_contains_what_was_allocated():
+    before = memory.peak_bytes()
+    if before is None:
+        pytest.skip("needs getrusage")
+    block = torch.ones(2**23)  # 32 MiB, touched
+    assert memory.peak_bytes() >= max(before, block.nbytes)

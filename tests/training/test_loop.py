@@ -19,12 +19,13 @@ class Calls:
 
     def __init__(self, due_at: int = -1) -> None:
         self.calls: list[tuple] = []
-        self.due_at = due_at
+        self.due_at, self.checked = due_at, []
 
     def after_step(self, state) -> None:
         self.now = state.progress.nimg
 
     def tick(self, state, done: bool) -> None:
+        assert self.checked[-1] == state.progress.nimg  # before anything is written
         self.calls.append(("tick", state.progress.nimg, done))
         state.progress.tick_start_nimg = state.progress.nimg
 
@@ -32,6 +33,7 @@ class Calls:
         return self.now == self.due_at
 
     def save_between_ticks(self, state) -> None:
+        assert self.checked[-1] == state.progress.nimg
         self.calls.append(("save", state.progress.nimg))
 
 
@@ -55,13 +57,13 @@ class Answers:
 def run(monkeypatch, answers=None, due_at: int = -1, **options):
     """(outcome, images shown, calls) of a run of 40 images in ticks of 16."""
     cfg = TrainConfig().override({"run.batch": BATCH, "run.kimg": 0.04, "run.tick": 0.016, **options})
-    state = SimpleNamespace(progress=Progress())
+    state, periodic = SimpleNamespace(progress=Progress()), Calls(due_at)
+    state.guard = SimpleNamespace(check=lambda: periodic.checked.append(state.progress.nimg))
 
     def one_step(cfg, state, *rest) -> None:
         state.progress.nimg += BATCH
 
     monkeypatch.setattr(loop, "one_step", one_step)
-    periodic = Calls(due_at)
     stop = Answers(state, answers or {})
     outcome = loop.run(cfg, state, None, None, None, periodic, stop)
     return outcome, state.progress.nimg, periodic.calls

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dnnlib.util import format_time
-from torch_utils import distributed, training_stats
+from torch_utils import distributed, memory, training_stats
 from training import run_folder
 from training.run.clock import Clock, Tick
 from training.run.trackers import Trackers
@@ -46,6 +46,8 @@ class Statistics:
         training_stats.report0("Timing/images_per_sec", tick.images_per_sec)
         training_stats.report0("Timing/maintenance_sec", maintenance)
         training_stats.report0("Timing/total_sec", progress.seconds)
+        if (resident := memory.peak_bytes()) is not None:
+            training_stats.report("Resources/peak_cpu_mem_gb", resident / 2**30)
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             training_stats.report0("Resources/peak_gpu_mem_gb", peak)

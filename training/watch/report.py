@@ -289,7 +289,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
         _card("state", run.outcome, f"last tick: {when}" if when else ""),
         _card("images shown", f"{_kimg(run.kimg)} kimg", f"of {_kimg(target)}", share),
         _card("trained", _duration(run.last("Timing/total_sec")), to_go),
-        _card("speed", f"{_short(run.speed)} img/s", f"{_short(1000 / run.speed)} s per kimg"),
+        _card("speed", f"{_short(run.speed)} img/s", _speed_note(run)),
     ]
     if (best := run.best()) is not None:
         name, value, kimg, snapshot = best
@@ -301,6 +301,21 @@ def _cards(run: Run) -> list[dict[str, Any]]:
         if math.isfinite(run.last(name)):
             cards.append(_card(title, f"{run.last(name):.2f}", "1 = as varied as the data"))
     return cards
+
+
+def _speed_note(run: Run) -> str:
+    """Seconds per kimg, the share of them in which steps waited for images, and memory of a process."""
+    parts = [f"{_short(1000 / run.speed)} s per kimg"]
+    steps = number(run.stats[-1].get("Timing/data_wait_sec"), "num") if run.stats else math.nan
+    shown = run.last("Timing/sec_per_tick")
+    if math.isfinite(steps) and shown > 0:
+        processes = max(number(run.config.run.gpus) if run.config else 1, 1)
+        waited = run.last("Timing/data_wait_sec") * steps / processes / shown
+        parts.append(f"{waited:.0%} waiting for images")
+    for name, title in (("Resources/peak_gpu_mem_gb", "GPU"), ("Resources/peak_cpu_mem_gb", "memory")):
+        if math.isfinite(run.last(name)):
+            parts.append(f"{title} {run.last(name):.1f} GiB")
+    return ", ".join(parts)
 
 
 def _alarms(run: Run) -> dict[str, Any]:
