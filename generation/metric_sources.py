@@ -111,7 +111,7 @@ def labels_source(options: Options, network: render.Network) -> Any:
 
 def is_prepared(path: str) -> bool:
     """Whether a folder or zip has a dataset.json; its images are then taken as they are."""
-    if not os.path.isdir(path) and not zipfile.is_zipfile(path):
+    if is_npz(path) or (not os.path.isdir(path) and not zipfile.is_zipfile(path)):
         return False
     return labels.unwrapped(archives.open_archive(path)).index is not None
 
@@ -142,7 +142,7 @@ def open_reference(options: Options, network: render.Network | None, needs_label
 def open_image_set(options: Options, reference: Any) -> Any:
     """The images or statistics to measure: a data set as it is, other images in the reference's size."""
     path = options["images"]
-    if is_prepared(path) and not is_npz(path):
+    if is_prepared(path):
         with contextlib.suppress(ValueError):  # without labels, or damaged: the next line says which
             return ImageDataset(path, use_labels=True)
         return ImageDataset(path)

@@ -85,6 +85,10 @@ class _Adopted:
         self.target, environment, streams, quick = state
         os.environ.clear()
         os.environ.update(environment)
+        if threads := environment.get("OMP_NUM_THREADS"):  # which torch has read in the server, long ago
+            import torch
+
+            torch.set_num_threads(int(threads))
         for number, stream in streams.items():
             descriptor = stream.detach()
             os.dup2(descriptor, number)

@@ -148,7 +148,7 @@ def test_only_uint8_images(lite0):
     with pytest.raises(ValueError, match="uint8 images"):
         lite0(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="uint8 images"):
-        lite0(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+        lite0(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="unknown detector 'vgg'"):
         detectors.load("vgg")
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import san
 import train
 from san.sona import TERMS
-from tests.toy_runs import assert_equal_states, command_line, config, final_state, train_here
+from tests.toy_runs import BACKBONE, assert_equal_states, command_line, config, final_state, train_here
 from torch_utils import training_stats
 from training import build, steps
 from training.config import TrainConfig
@@ -22,7 +22,7 @@ from training.progressive import recipe
 from training.run import auto_batch, restore
 
 SONA = {"discriminator__heads": "sona", "loss__d_loss": "bce", "run__variety": 0}
-KEY = "discriminators.tf_efficientnet_lite0"
+KEY = f"discriminators.{BACKBONE}"
 
 
 def fresh(cfg: TrainConfig):
@@ -46,11 +46,11 @@ def test_the_heads_of_a_backbone_share_their_weights_and_average_their_alignment
     _, state, inputs, pixels, labels = parts
     images = inputs.real_micro_batches(0, pixels, labels)[0].images
     (logits,) = state.D(images, labels[:4]).values()
-    heads = state.D.discriminators["tf_efficientnet_lite0"]
+    heads = state.D.discriminators[BACKBONE]
     assert logits.fun.shape == logits.dir.shape and logits.fun.shape[0] == 4
     torch.testing.assert_close(logits.fun, logits.dir)
     torch.testing.assert_close(logits.crossed.diagonal(), logits.align)
-    maps = state.D._features("tf_efficientnet_lite0", images)
+    maps = state.D._features(BACKBONE, images)
     alone = [head(x, labels[:4]) for head, x in zip(heads.mini_discs, maps, strict=True)]
     sizes = torch.tensor([float(x.fun[0].numel()) for x in alone])
     mean = sum(n * x.align for n, x in zip(sizes, alone, strict=True)) / sizes.sum()
@@ -84,7 +84,7 @@ def test_steps_train_everything_and_compare_images_of_the_same_class(parts, monk
     assert sum(squares) == pytest.approx(1, abs=1e-5)
     for name in ("Loss/D/conditional", "Loss/D/matching", "Loss/G/conditional", "Diagnostics/direction"):
         assert np.isfinite(collector[name]), name
-    assert np.isfinite(collector["Diagnostics/direction/tf_efficientnet_lite0.mini_discs.0"])
+    assert np.isfinite(collector[f"Diagnostics/direction/{BACKBONE}.mini_discs.0"])
 
 
 def test_micro_batches_of_whole_groups_give_the_same_gradients(parts, toy_zip):
