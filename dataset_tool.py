@@ -170,7 +170,7 @@ def check(
     report.num_images = len(archive.images)
     if not archive.images:
         report.problems.append("no images")
-    report.problems += _abridge([f"{name} occurs twice in the zip" for name in archive.duplicates])
+    report.problems += _abridge(list(map(archive.twice, archive.duplicates)))
     chunks = (
         archive.images[positions.start : positions.stop]
         for positions in chunked(len(archive.images), MAX_CHUNK_IMAGES)
@@ -205,8 +205,8 @@ def _size_problems(report: CheckReport) -> list[str]:
     usual = ("RGBA",) if report.metadata.get("channels") == 4 else ("RGB", "L")
     unusual = {mode: count for mode, count in report.modes.items() if mode not in usual}
     problems += [
-        f"{count:,} images have mode {mode} instead of RGB or L: convert them by using this data set as "
-        "--source"
+        f"{count:,} images have mode {mode} instead of {' or '.join(usual)}: prepare them again, with this "
+        "data set as --source"
         for mode, count in unusual.items()
     ]
     return _abridge(problems)

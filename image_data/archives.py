@@ -293,6 +293,15 @@ class Archive:
             base = re.sub("[{}]", "", base)
         return base[:-4] if base.lower().endswith((".zip", shards.ENDING)) else base
 
+    @property
+    def container(self) -> str:
+        """What the files are in, for messages."""
+        return {ZipReader: "zip", FolderReader: "folder", shards.ShardReader: "shard"}[type(self.reader)]
+
+    def twice(self, name: str) -> str:
+        """The message about one of the `duplicates`."""
+        return f"{name} exists twice in the {self.container}"
+
 
 class Index(NamedTuple):
     """A parsed dataset.json. `labels` is None if the file has none."""
@@ -389,7 +398,7 @@ def open_archive(
     ending = os.path.splitext(path)[1].lower()
     if ending in CONVERTIBLE:
         raise ValueError(
-            f"{path}: {ending} files cannot be used directly: convert it, "
+            f"{path}: {ending} files cannot be used directly: prepare a data set, "
             f"dataset_tool.py --source={path} --dest=NAME.zip"
         )
     return _list_zip(path)

@@ -2,10 +2,11 @@
 """Copies of data sets on a disk of the node, made once per node and compared with the original by hash.
 
 The copy of photos256.zip is FOLDER/photos256-KEY/photos256.zip. KEY identifies the content: for zips and tar
-shards a hash of the names, sizes and CRC-32 of all images, for folders of their names, sizes and times. A
-folder becomes a zip, which is one file instead of millions.
+shards a hash of the names, positions, sizes and CRC-32 of all images, for folders of their names, sizes and
+times. A folder becomes a zip, which is one file instead of millions.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -39,8 +40,8 @@ def local_copy(archive: Archive, folder: str, flag: str) -> Archive:
         ValueError: the disk is full, the copy differs from the original, or the folder cannot be written. No
             incomplete copy remains.
     """
-    target = Path(os.path.abspath(folder)) / f"{archive.name}-{_key(archive)}"
     try:
+        target = Path(os.path.abspath(folder)) / f"{archive.name}-{_key(archive)}"
         trust.make_private(target.parent)
         with (
             outputs.interruptible(),
@@ -68,7 +69,7 @@ def _key(archive: Archive) -> str:
         if isinstance(archive.reader, FolderReader):
             stat = os.stat(os.path.join(archive.reader.path, entry.name))
             size, mark = stat.st_size, stat.st_mtime_ns
-        digest.update(f"{entry.name}\0{size}\0{mark}\n".encode(errors="surrogateescape"))
+        digest.update(f"{entry.name}\0{entry.offset}\0{size}\0{mark}\n".encode(errors="surrogateescape"))
     for path in _files(archive):
         digest.update(f"{os.path.basename(path)}\0{os.path.getsize(path)}\n".encode())
     return digest.hexdigest()[:16]
@@ -138,7 +139,7 @@ def _opened_zip(archive: Archive, target: Path) -> Archive | None:
 
 def _make(archive: Archive, target: Path) -> None:
     """Make the copy. It gets its name when it is complete and compared with the original."""
-    for remains in target.parent.glob(f".{target.name}.*.tmp"):  # of killed processes
+    for remains in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # of killed processes
         shutil.rmtree(remains, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)  # a damaged copy
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

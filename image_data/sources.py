@@ -354,8 +354,7 @@ def _archive_source(request: _Request, kind: str) -> Source:
     path = request.path
     archive = archives.open_archive(path, request.follow_links, label_column=request.columns.labels)
     if archive.duplicates:
-        container = "shard" if isinstance(archive.reader, shards.ShardReader) else "zip"
-        raise ValueError(f"{path}: {archive.duplicates[0]} occurs twice in the {container}")
+        raise ValueError(f"{path}: {archive.twice(archive.duplicates[0])}")
     if not archive.images:
         packed = _packed_source(archive, request)
         return packed or Source(
@@ -382,9 +381,9 @@ def _packed_source(archive: archives.Archive, request: _Request) -> Source | Non
     path = archive.path
     databases = sorted(os.path.dirname(name) for name in members if name.endswith("/data.mdb"))
     if databases and not isinstance(archive.reader, archives.FolderReader):
-        kind = "zip" if isinstance(archive.reader, archives.ZipReader) else "shard"
         raise ValueError(
-            f"{path}: contains the LMDB {databases[0]}, which cannot be read from a {kind}: unpack it "
+            f"{path}: contains the LMDB {databases[0]}, which cannot be read from a {archive.container}: "
+            "unpack it "
             "and give the folder"
         )
     if len(databases) > 1:

@@ -53,7 +53,7 @@ class Source:
         """Draw an image of each class, [N, 3, R, R] in [-1, 1]."""
         chosen = [self.random.choice(np.flatnonzero(self.labels == c)) for c in classes]
         pixels = torch.stack([torch.from_numpy(self.dataset[i][0].copy()) for i in chosen])
-        x = images.to_float(pixels.expand(-1, 3, -1, -1))
+        x = images.to_rgb(images.to_float(pixels))
         added = torch.from_numpy(self.random.standard_normal(x.shape)).float()
         return (x + noise * added).clamp(-1, 1)
 

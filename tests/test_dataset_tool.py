@@ -1098,7 +1098,8 @@ def labelled(files: dict[str, bytes], labels: Any, **metadata: Any) -> dict[str,
         ({"a.png": png(0), "b.png": png(0, 8)}, "different sizes: 16x16: 1, 8x8: 1"),
         ({"a.png": png(0, 24)}, "24x24, not a power-of-two square"),
         ({"a.png": png(np.zeros([8, 16, 3], np.uint8))}, "16x8, not a power-of-two square"),
-        ({"a.png": png(np.zeros([8, 8, 4], np.uint8))}, "mode RGBA"),
+        ({"a.png": png(np.zeros([8, 8, 4], np.uint8))}, "mode RGBA instead of RGB or L"),
+        (labelled(GOOD, LABELS, channels=4), "mode RGB instead of RGBA"),
         ({"a.png": png(0), "dataset.json": b"[]"}, "must be an object"),
     ],
 )
@@ -1118,11 +1119,11 @@ def test_check_finds_duplicates_and_abridges(tmp_path: Path) -> None:
     result = run("--check", tmp_path / "x.zip", "--workers=1")
     assert (
         result.exit_code == 1
-        and "00.png occurs twice" in result.output
+        and "00.png exists twice" in result.output
         and "... and 10 more like this" in result.output
     )
     assert_mistake(
-        run("--source", tmp_path / "x.zip", "--dest", tmp_path / "out.zip"), "occurs twice", tmp_path
+        run("--source", tmp_path / "x.zip", "--dest", tmp_path / "out.zip"), "exists twice", tmp_path
     )
 
 

@@ -4,13 +4,14 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
 
 import train_classifier
 from torch_utils import features, timm_weights
-from training import build
+from training import build, losses
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
 from training.networks import classifier
@@ -71,6 +72,18 @@ def test_images_are_held_out_of_every_class():
     assert np.bincount(labels[fit]).tolist() == [10, 2, 16]
     with pytest.raises(ValueError, match="class 3 has 0 images"):
         classifier.chosen(labels, 4, 20, seed=0)
+
+
+def test_images_with_alpha_are_on_white(tmp_path):
+    (tmp_path / "images").mkdir()
+    PIL.Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "images" / "clear.png")
+    network = features.classifier(timm_weights.LITE0, timm_weights.RANDOM)
+    dataset = ImageDataset(tmp_path / "images", channels=4)
+    found = classifier.compute_features(network, dataset, np.arange(1), 1, 0)
+    white = losses.classifier_input(network, torch.ones(1, 3, 16, 16))
+    with torch.no_grad():
+        expected = network.body.forward_head(network.body.forward_features(white), pre_logits=True)
+    torch.testing.assert_close(found, expected)
 
 
 def test_bad_input_is_one_line(toy_zip, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ Shapes: N samples, K logits of one backbone's heads, L layers that take a style,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,11 +166,16 @@ def guidance(
         images: [N, C, R, R] in [-1, 1].
         labels: int64 [N].
     """
-    mean, std, size = classifier.mean, classifier.std, classifier.input_size  # type: ignore[attr-defined]
-    normalised = ((to_rgb(images) + 1) / 2 - mean) / std
-    resized = F.interpolate(normalised, (size, size), mode="bilinear", align_corners=False)
     class_map = getattr(classifier, "class_map", None)
-    return F.cross_entropy(classifier(resized), labels if class_map is None else class_map[labels])
+    logits = classifier(classifier_input(classifier, images))
+    return F.cross_entropy(logits, labels if class_map is None else class_map[labels])
+
+
+def classifier_input(classifier: Any, images: torch.Tensor) -> torch.Tensor:
+    """Prepare images [N, C, R, R] in [-1, 1] for a classifier: RGB, normalised, at its size."""
+    size = classifier.input_size
+    normalised = ((to_rgb(images) + 1) / 2 - classifier.mean) / classifier.std
+    return F.interpolate(normalised, (size, size), mode="bilinear", align_corners=False)
 
 
 def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,10 @@
 """Copies of data sets on the disk of a node: --data-cache."""
 
 import os
+import re
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +66,21 @@ def test_a_copy_is_made_once_and_read_in_place_of_the_original(source: Path, tmp
     assert {path: os.stat(path).st_mtime_ns for path in stamps if path.suffix != ".lock"} == {
         path: stamp for path, stamp in stamps.items() if path.suffix != ".lock"
     }
+    for path in stamps:
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ValueError, match=re.escape(str(cache))):  # the copy is damaged, not the original
+        again.load(np.arange(1))
+
+
+def test_zips_with_the_same_images_in_another_order_are_not_mixed_up(tmp_path: Path) -> None:
+    keys = set()
+    for names in ("ab", "ba"):
+        (tmp_path / names).mkdir()
+        with zipfile.ZipFile(tmp_path / names / "x.zip", "w") as file:
+            for name in names:
+                file.writestr(f"{name}.png", png(ord(name)))
+        keys.add(local_copy._key(archives.open_archive(tmp_path / names / "x.zip")))
+    assert len(keys) == 2
 
 
 def test_a_changed_original_gets_its_own_copy_and_a_damaged_copy_is_made_again(

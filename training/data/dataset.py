@@ -79,9 +79,10 @@ class ImageDataset:
         channels: int | None = None,
     ):
         self.path = os.fspath(path)
+        self.local_copies: str | None = None  # the folder of `use_local_copy`
         whole = archives.open_archive(self.path, index=True)
         if whole.duplicates:
-            raise ValueError(f"{self.path}: {whole.duplicates[0]} exists twice in the zip")
+            raise ValueError(f"{self.path}: {whole.twice(whole.duplicates[0])}")
         if not whole.images:
             raise ValueError(
                 f"{self.path}: no images found (left out: {whole.left_out}); prepare a data set with "
@@ -116,7 +117,6 @@ class ImageDataset:
             self.labels = np.tile(found.labels[self._raw_indices], len(self.views))
             self.label_dim = found.num_classes
             self.class_names = found.class_names
-        self.local_copies: str | None = None  # the folder of `use_local_copy`
         self.is_planned = False  # its images do not exist yet (training.data.downscaling.planned)
         self._cache: _ImageCache | None = None
         self._content_hash: str | None = None
@@ -257,7 +257,8 @@ class ImageDataset:
         try:
             return self._archive.reader.read(entry)
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
+            path = self.path if self.local_copies is None else self._archive.reader.path
+            raise ValueError(f"{path}: {error}") from None
 
     def _open(self, entry: archives.Entry, data: bytes) -> Any:
         try:

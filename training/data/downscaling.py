@@ -157,7 +157,7 @@ def _remove_leftovers(path: Path) -> None:
 
 def copy_bytes(dataset: ImageDataset, resolution: int) -> int:
     """Return an upper bound of the copy's size in bytes. Its PNGs are not compressed."""
-    return dataset.num_archived * (resolution * (3 * resolution + 1) + ENTRY_BYTES)
+    return dataset.num_archived * (resolution * (dataset.num_channels * resolution + 1) + ENTRY_BYTES)
 
 
 def _check_space(dataset: ImageDataset, path: Path, resolution: int) -> None:

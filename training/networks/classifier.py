@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib.util import atomic_write
-from torch_utils import features, rng
+from torch_utils import features, images, rng
+from training import losses
 from training.data.dataset import ImageDataset, Loader
 
 HELD_OUT = 5  # every fifth image of a class measures the accuracy
@@ -84,8 +85,7 @@ def compute_features(
     batches = (indices[i : i + batch] for i in range(0, len(indices), batch))
     with Loader(dataset, batches, workers=workers, cache_mb=0) as loader:
         for pixels, _ in loader:
-            x = network.normalize(pixels.to(network.mean.device).float() / 255)  # as guidance() does
-            x = F.interpolate(x, (network.input_size,) * 2, mode="bilinear", align_corners=False)
+            x = losses.classifier_input(network, images.to_float(pixels.to(network.mean.device)))
             maps = network.body.forward_features(x.to(network.dtype))  # type: ignore[operator]
             pooled = network.body.forward_head(maps, pre_logits=True)  # type: ignore[operator]
             found.append(pooled.float().cpu())
