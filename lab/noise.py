@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib import util
 from torch_utils import features, images
 from training import losses
 from training.data.dataset import ImageDataset
@@ -78,11 +79,9 @@ def gradient(D: ProjectedDiscriminator, source: Source, batch: int, matched: boo
 def main(data: str, batches: int, sizes: str, seed: int) -> None:
     """Print a line per batch size and way to draw the classes."""
     try:
-        dataset, counts = ImageDataset(data, use_labels=True), [int(size) for size in sizes.split(",")]
+        dataset, counts = ImageDataset(data, use_labels=True), util.parse_int_list(sizes)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    if dataset.labels is None:
-        raise click.ClickException(f"--data={data} has no labels: this is about classes")
     D = ProjectedDiscriminator(
         [features.load()], dataset.label_dim, dataset.resolution, feature_size=64, proj_channels=16,
         head_channels=16, seed=seed,

@@ -52,13 +52,13 @@ def train_step(
         state: networks, optimizers, counters; counts the step and its images.
         inputs: latents, labels and augmentation draws.
         cfg: the options.
-        pixels: real images of this process, uint8 [n, 3, R, R], in the order of `inputs.real_indices`.
+        pixels: real images of this process, uint8 [n, C, R, R], in the order of `inputs.real_indices`.
         labels: their classes, int64 [n].
         classifier: for guidance; None = without.
         most: micro-batches of every part, for trials; None = all.
     """
     p, loss = state.progress, cfg.loss
-    reals = inputs.real_micro_batches(p.nimg, pixels, labels)
+    reals = inputs.real_micro_batches(p.nimg, pixels, labels)[:most]
     sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
     g_step(state, inputs.micro_batches("G", p.nimg)[:most], loss, sigma, classifier, reals)
@@ -74,7 +74,7 @@ def train_step(
             loss,
             cfg.run.seed,
         )
-    d_step(state, inputs.micro_batches("D", p.nimg)[:most], reals[:most], loss, sigma)
+    d_step(state, inputs.micro_batches("D", p.nimg)[:most], reals, loss, sigma)
     state.update_ema(schedules.ema_beta(p.nimg, cfg.run.batch, cfg.ema_kimg, cfg.ema_rampup))
     p.nimg += cfg.run.batch
     p.step += 1

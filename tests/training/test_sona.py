@@ -85,6 +85,9 @@ def test_steps_train_everything_and_compare_images_of_the_same_class(parts, monk
     for name in ("Loss/D/conditional", "Loss/D/matching", "Loss/G/conditional", "Diagnostics/direction"):
         assert np.isfinite(collector[name]), name
     assert np.isfinite(collector[f"Diagnostics/direction/{BACKBONE}.mini_discs.0"])
+    asked.clear()
+    steps.train_step(state, inputs, cfg, pixels, labels, most=1)  # as the trials of --batch-gpu=auto
+    assert asked == classes[:1] * 2
 
 
 def test_micro_batches_of_whole_groups_give_the_same_gradients(parts, toy_zip):

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dnnlib.util import atomic_write
+from image_data.transforms import to_rgb
 from training import run_folder
 from training.config import TRACKERS
 
@@ -73,7 +74,7 @@ class TensorBoard:
         from PIL import Image
 
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+            pixels = np.asarray(to_rgb(picture, (255, 255, 255)))
         step = run_folder.tensorboard_step(nimg)
         self.writer.add_image(name, pixels, global_step=step, dataformats="HWC")
 
@@ -209,7 +210,7 @@ class Trackers:
             try:
                 self.active[name] = _MAKERS[name](run_dir, config, nimg)
             except ImportError:
-                print(f"{name} is not installed: this run has none (pip install {_PACKAGES[name]})")
+                print(f"{name} is not installed: this run does not use it (pip install {_PACKAGES[name]})")
             except Exception as error:
                 _warn(name, error)
 

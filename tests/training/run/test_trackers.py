@@ -86,7 +86,7 @@ def test_a_resumed_run_continues_its_board(board, folder):
     assert (started[2].get("id"), started[2]["name"]) != identities[0]
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(folder, monkeypatch):
+def test_a_tracker_that_fails_is_left_out_and_the_others_continue(folder, monkeypatch):
     def no_connection(**kwargs):
         raise ConnectionError("no route\nto host")
 
@@ -108,7 +108,10 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(folder, monkeypat
 def test_a_package_that_is_missing_is_named(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "trackio", None)
     assert not Trackers(["trackio"], folder, CONFIG, 0).active
-    assert capsys.readouterr().out == "trackio is not installed: this run has none (pip install trackio)\n"
+    assert (
+        capsys.readouterr().out
+        == "trackio is not installed: this run does not use it (pip install trackio)\n"
+    )
 
 
 def test_prometheus_reads_the_newest_values(folder):
