@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,8 +147,12 @@ def frames(
 
 
 def default_ending() -> str:
-    """The extension of videos of which the user names no file: .webp without the package av."""
-    return ".mp4" if importlib.util.find_spec("av") else ".webp"
+    """The extension of videos that the user does not name: .webp if .mp4 cannot be written."""
+    try:
+        import av
+    except ImportError:
+        return ".webp"
+    return ".mp4" if any(name in av.codecs_available for name in H264) else ".webp"
 
 
 def check_output(output: Path) -> None:

@@ -4,6 +4,7 @@
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -65,32 +66,6 @@ def test_keyframes_are_the_images_of_gen_images_and_the_loop_closes(folder, tmp_
         assert np.abs(found[4 * keyframe].astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
     steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(found, found[1:] + found[:1], strict=True)]
     assert 0 < max(steps) < 4 * np.mean(steps)  # also from the last frame to the first
-
-
-def test_without_class_a_seed_keeps_the_class_that_gen_images_gives_it(folder, tmp_path):
-    video(folder, tmp_path / "v.png", "--seeds=1,2", "--w-frames=1")
-    run(
-        gen_images.main, "--network", folder / "cond.pkl", "--seeds=1,2", "--device=cpu", "--outdir", tmp_path
-    )
-    for frame, seed in zip(read(tmp_path / "v.png"), (1, 2), strict=True):
-        assert np.abs(frame.astype(int) - pixels(tmp_path / f"seed{seed:04d}.png")).max() <= 1
-
-
-def test_classes_go_along_the_seeds(folder, tmp_path):
-    video(folder, tmp_path / "v.png", "--seeds=4,4", "--class=cat,red-panda", "--w-frames=1")
-    for frame, index in zip(read(tmp_path / "v.png"), (0, 2), strict=True):
-        out = tmp_path / str(index)
-        run(
-            gen_images.main,
-            "--network",
-            folder / "cond.pkl",
-            "--seeds=4",
-            f"--class={index}",
-            "--device=cpu",
-            "--outdir",
-            out,
-        )
-        assert np.abs(frame.astype(int) - pixels(out / "seed0004.png")).max() <= 1
 
 
 def test_a_range_of_classes_and_a_grid_with_a_comma_are_those_of_the_published_commands(folder, tmp_path):
@@ -196,6 +171,16 @@ def test_mp4(folder, tmp_path):
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (32, 16, 25)
         assert len(list(container.decode(video=0))) == 10
+
+
+def test_a_video_that_the_user_does_not_name_can_be_written(monkeypatch):
+    for av, ending in (
+        (None, ".webp"),  # not installed, or cannot be imported
+        (SimpleNamespace(codecs_available={"gif"}), ".webp"),
+        (SimpleNamespace(codecs_available={"mpeg4"}), ".mp4"),
+    ):
+        monkeypatch.setitem(sys.modules, "av", av)
+        assert videos.default_ending() == ending
 
 
 def test_arrangement():
