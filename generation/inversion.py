@@ -27,7 +27,6 @@ LEARNING_RATE = 0.1
 BETAS = (0.9, 0.999)
 RAMP_DOWN, RAMP_UP = 0.25, 0.05  # shares of the steps
 MIN_SIDE = 16  # smaller images are enlarged for the features: VGG16 halves them four times
-SPACES = ("w", "w+")
 _Z_SEED, _Z_GROUP = 123, 1000  # of the mean style code
 
 

@@ -72,19 +72,6 @@ def test_the_image_comes_nearer_and_the_network_stays(network):
     assert moved == {name for name, _ in network.G.named_parameters() if name.startswith("synthesis.")}
 
 
-def test_a_resumed_tuning_is_the_same(network):
-    whole, first, second = new(network, 4), new(network, 4), new(network, 4)
-    for _ in range(4):
-        whole.advance()
-    for _ in range(2):
-        first.advance()
-    second.restore(first.state())
-    for _ in range(2):
-        second.advance()
-    for name, value in whole.tuned.G.state_dict().items():
-        assert torch.equal(value, second.tuned.G.state_dict()[name]), name
-
-
 def test_a_network_that_runs_its_own_code_is_refused():
     foreign = Network("foreign.pkl", object(), {}, {}, None)
     with pytest.raises(ValueError, match=r"foreign\.pkl runs its own code, .*remove --run-pti"):
