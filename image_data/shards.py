@@ -33,6 +33,7 @@ ENDING = ".tar"
 LABEL, RECORD = "cls", "json"  # extensions of the files with labels
 DATA_SET = "dataset.json"  # labels of all images: no record of a sample
 INDEX_VERSION = 1
+MAX_OPEN = 256  # shards that a reader keeps open; a process may often have only 1,024 files
 _BLOCK_BYTES = 512  # of the tar format
 _READ_BYTES = 2**20
 _SAMPLE_BYTES = 2**16  # of a shard, read to recognise it
@@ -80,12 +81,17 @@ class ShardReader:
             os.close(fd)
         self._fds = {}
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._fds:
+    def _pread(self, entry: Entry) -> bytes:
+        fd = self._fds.get(entry.shard)
+        if fd is None:
             with self._lock:
-                if shard not in self._fds:
-                    self._fds[shard] = os.open(self.shards[shard], os.O_RDONLY)
-        return self._fds[shard]
+                if entry.shard not in self._fds and len(self._fds) < MAX_OPEN:
+                    self._fds[entry.shard] = os.open(self.shards[entry.shard], os.O_RDONLY)
+                fd = self._fds.get(entry.shard)
+        if fd is not None:
+            return pread_all(fd, entry.size, entry.offset)
+        with open(self.shards[entry.shard], "rb", buffering=0) as file:
+            return pread_all(file.fileno(), entry.size, entry.offset)
 
     def read(self, entry: Entry, limit: int | None = None) -> bytes:
         """Read the bytes of an entry, and compare them with its CRC-32 if the index has one.
@@ -102,7 +108,7 @@ class ShardReader:
             raise ValueError(f"{entry.name}: larger than {limit / 2**20:.0f} MiB")
         shard = self.shards[entry.shard]
         try:
-            data = pread_all(self._descriptor(entry.shard), entry.size, entry.offset)
+            data = self._pread(entry)
         except OSError as error:
             raise ValueError(f"{entry.name}: {shard}: {error.strerror or error}") from None
         if len(data) != entry.size or (entry.crc >= 0 and zlib.crc32(data) != entry.crc):

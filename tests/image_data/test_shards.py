@@ -126,7 +126,9 @@ def test_patterns_splits_and_duplicates(tmp_path: Path) -> None:
         open_source(tmp_path / "{s,t}" / "train-000.tar")
 
 
-def test_the_index_is_made_once_and_checks_what_is_read(tmp_path: Path) -> None:
+def test_the_index_is_made_once_and_checks_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = formats.write_shards(tmp_path / "s")
     archive = archives.open_archive(folder, index=True)
     (index,) = folder.glob("*.index.npz")
@@ -140,6 +142,10 @@ def test_the_index_is_made_once_and_checks_what_is_read(tmp_path: Path) -> None:
     reader = pickle.loads(pickle.dumps(again.reader))
     assert reader.checks_content
     assert {entry.name: reader.read(entry) for entry in again.images} == formats.images()
+    monkeypatch.setattr(shards, "MAX_OPEN", 1)
+    reader.close()
+    assert {entry.name: reader.read(entry) for entry in again.images} == formats.images()
+    assert len(reader._fds) == 1
     # the same size, start, middle and end, but other pixels
     entry = again.images[1]
     with open(folder / "train-000.tar", "r+b") as file:
