@@ -58,7 +58,9 @@ def test_seconds_are_those_of_the_slower_limit():
 
 
 def test_only_large_networks_are_predicted(monkeypatch):
-    cfg, G = table.config(16, 8, small=True), network(16)
+    cfg = table.config(16, 8, small=True)
+    with torch.device("meta"):  # RGB and alpha
+        G = build_stem("stylegan3-t", 16, 0, syn_layers=5, cbase=256, cmax=16, img_channels=4)
     assert roofline.lines(cfg, G) == []
     monkeypatch.setattr(roofline, "SMALLEST", 0)
     (line,) = roofline.lines(cfg, G)
@@ -66,14 +68,8 @@ def test_only_large_networks_are_predicted(monkeypatch):
     assert all(f" on {g.name}" in line for g in roofline.GPUS)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_grey_images_and_images_with_alpha(channels):
-    with torch.device("meta"):
-        G = build_stem("stylegan3-t", 16, 0, syn_layers=6, cbase=1024, cmax=32, img_channels=channels)
-    assert roofline.count(table.config(16, 8, small=True), G).ops
-
-
-def test_the_tables_are_printed():
+def test_the_tables_are_printed(monkeypatch):
+    monkeypatch.setattr(table, "MICRO_BATCHES", (8,))
     result = CliRunner().invoke(table.main, ["--small", "--stages=16"])
     assert result.exit_code == 0, result.output
-    assert "| 16 | synthesis | " in result.output and "| 16 | 32 | defaults, CUDA graphs | " in result.output
+    assert "| 16 | synthesis | " in result.output and "| 16 | 8 | defaults, CUDA graphs | " in result.output
