@@ -67,6 +67,8 @@ def closed_form(method: str, *, network: str, dest: str, layers: str | None, **o
     centred = direction_methods.within_classes(codes, labels)
     if method == "sefa":
         found = direction_methods.sefa(loaded, rows, num, centred)
+        if not any(found.shares):
+            raise ValueError(f"--layers={layers}: the affine weights of these layers are 0: choose others")
     else:
         found = direction_methods.principal(num, centred)
     options = {"layers": layers, **{key: value for key, value in options.items() if key != "device"}}
@@ -143,6 +145,8 @@ def _samples(network: render.Network, options: dict[str, Any]) -> list[direction
     first, second = (
         render.class_index(network, options[f"{name}_class"]) for name in ("positive", "negative")
     )
+    if first == second:
+        raise ValueError("--positive-class and --negative-class are the same class: give two")
     return direction_labels.of_classes(first, second, options["per_class"], options["seed"], options["trunc"])
 
 

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ def write(
     meta = {"version": VERSION, "space": "w" if w is not None else "style", "layers": chosen}
     text = json.dumps({**meta, **source, **about})
     data = safetensors.torch.save(tensors, {"format": FORMAT, "about": text})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with dnnlib.util.atomic_write(path) as file:
         file.write(data)
 

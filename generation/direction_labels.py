@@ -43,9 +43,16 @@ def read_list(path: str, network: render.Network, truncation: float) -> list[Sam
         if label not in (*TRUE, *FALSE):
             raise ValueError(f"{where[:200]}: the label must be 0 or 1")
         chosen = row.get("class")
-        index = None if chosen in (None, "") else render.class_index(network, str(chosen))
+        index = None if chosen in (None, "") else _class(where[:200], str(chosen), network)
         found.append(Sample(int(seed), label in TRUE, index, truncation))
     return found
+
+
+def _class(where: str, text: str, network: render.Network) -> int:
+    try:
+        return render.class_index(network, text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _csv_rows(path: str, text: str) -> list[Mapping[str, Any]]:
@@ -107,7 +114,7 @@ def _sample(where: str, path: Path, label: bool, network: render.Network) -> Sam
         raise ValueError(f"{where} was made by another network than {network.path}")
     if "edits" in text or "centroids" in text:
         raise ValueError(f"{where} was made with --edit or --centroids-path: make it without them")
-    chosen = None if index is None else render.class_index(network, index)
+    chosen = None if index is None else _class(where, index, network)
     truncation = edits.numbers(f"{where}: truncation", text.get("truncation", "1"))[0]
     return Sample(int(seed), label, chosen, truncation)
 

@@ -9,7 +9,6 @@ image, so the commands need no other change. Importing this module does not impo
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ HELP = (
     "-1.5. #INDEX selects one of several directions of the file.  [default: #0]  May be repeated."
 )
 METAVAR = "FILE[#INDEX]:STRENGTH"
+MAX_NUMBER = 1e38  # float32, which networks compute in, ends at 3e38
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def numbers(what: str, text: str) -> tuple[float, ...]:
             found.append(float(part))
         except ValueError:
             raise ValueError(f"{what} {part.strip()[:40]!r} is not a number") from None
-        if not math.isfinite(found[-1]):
+        if not abs(found[-1]) <= MAX_NUMBER:  # also NaN
             raise ValueError(f"{what} {part.strip()} is not a finite number")
     return tuple(found)
 

@@ -133,8 +133,9 @@ class Inverter:
         if job.classifier is not None:
             try:
                 return class_choice.load_classifier(self.network, job.classifier, job.classifier_weights)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"--classifier={job.classifier}: {error}") from None
+            except (FileNotFoundError, ValueError) as error:
+                flag, text = f"--classifier={job.classifier}: ", str(error)
+                raise ValueError(text if text.startswith(flag) else flag + text) from None
         if classes != class_choice.IMAGENET_CLASSES:
             return None
         try:

@@ -9,6 +9,7 @@ tuning share it.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,7 @@ def save_shown(path: str, ws: Tensor, network: render.Network) -> None:
     """Write the style codes [N, num_ws, W] of images for --save-w, and print how many."""
     if network.edits is not None and not all(edit.in_w for edit in network.edits.edits):
         click.echo(f"note: --save-w={path}: edits in style space are not part of w", err=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_w(path, ws, network)
     click.echo(f"{len(ws)} style codes: {path}")
 
@@ -120,7 +122,8 @@ def _broadcast(w: np.ndarray, network: render.Network, where: str) -> np.ndarray
             f"{where}: {len(codes):,} style codes take more than {MAX_BYTES // 2**20:,} MiB of memory: give "
             "files with fewer"
         )
-    return np.array(np.broadcast_to(codes, (len(codes), num_ws, w_dim)), dtype=np.float32)
+    with np.errstate(over="ignore"):  # Inf is refused later
+        return np.array(np.broadcast_to(codes, (len(codes), num_ws, w_dim)), dtype=np.float32)
 
 
 def _mapping_sha256(network: render.Network) -> str | None:

@@ -97,6 +97,7 @@ def test_mistakes_are_one_line(made, toy_networks, tmp_path):
     (tmp_path / "seed.csv").write_text("seed,label\n-1,1\n")
     (tmp_path / "columns.csv").write_text("1,1\n")
     (tmp_path / "long.csv").write_text(f"seed,label\n1,{'0' * 2**18}\n")
+    (tmp_path / "class.json").write_text('[{"seed": 1, "label": 1, "class": 7}]')
     (tmp_path / "few.json").write_text('{"1": 1, "2": 0}')
     (tmp_path / "text.json").write_text('"x"')
     (tmp_path / "empty").mkdir()
@@ -110,6 +111,9 @@ def test_mistakes_are_one_line(made, toy_networks, tmp_path):
         (["sefa", *dest, "--layers=0-99"], "--layers=0-99: "),
         (["sefa", *dest, "--layers=x"], "--layers: cannot parse"),
         (["pca", *dest, "--num=4000"], "--num=4000: w has 512 dimensions"),
+        (["sefa", *dest, "--layers=0"], "--layers=0: the affine weights of these layers are 0"),
+        (["attribute", *dest, "--positive-class=0", "--negative-class=cat"], "are the same class: give two"),
+        (["attribute", *dest, f"--labels={tmp_path / 'class.json'}"], "'class': 7}: class 7: the network's"),
         (["pca", *dest, "--samples=5"], "--samples=5: give at least 6, that is two for each class"),
         (["pca", *dest, "--class=7"], "class 7: the network's classes are 0 to 2"),
         (["attribute", *dest], "give the labelled images by one of --labels"),

@@ -206,6 +206,7 @@ def test_the_published_classifier_finds_the_class_if_its_weights_are_there(
         (["--target=gone.png"], "--target=gone.png: no such file or folder"),
         (["--class=dragon"], "unknown class 'dragon'"),
         (["--w-init=gone.npz"], "--w-init=gone.npz: no such file"),
+        (["--classifier=x"], "Error: --classifier=x: .*timm .* has no such model"),
         (["--classifier-weights=x"], "--classifier-weights needs --classifier"),
         (["--class=1", "--classifier=x"], "--class names the class that --classifier would find"),
         (["--detector=vgg16-stylegan=gone.pt"], "VGG16 weights: there is no file gone.pt"),

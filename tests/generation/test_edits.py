@@ -48,6 +48,7 @@ def test_values_are_parsed():
         ("x:", "the strength '' is not a number"),
         ("x:much", "the strength 'much' is not a number"),
         ("x:nan", "the strength nan is not a finite number"),
+        ("x:1e39", "the strength 1e39 is not a finite number"),
         ("x:1,2", "give one strength, not 2"),
     ):
         with pytest.raises(ValueError, match=message):
