@@ -148,7 +148,7 @@ class Periodic:
             self.grids.fakes(state.G_ema, number, about)
             if self.trackers is not None:
                 grid = run_folder.fakes_file(self.run_dir, number)
-                self.trackers.image("fakes", grid, state.progress.nimg)
+                self.trackers.image("Images/generated", grid, state.progress.nimg)
             self.watch.column(state, about["network"])
         self.save_checkpoint(state)
 

@@ -34,7 +34,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # so that equal content gives equal files
 
 def contents(folder: Path) -> Iterator[Path]:
     """Yield the files of a run folder that a bundle has; links are left out."""
-    metrics = sorted(map(Path, run_folder.metric_files(folder)))
+    metrics = run_folder.metric_files(folder)
     newest = run_folder.fakes_files(folder)[-1:]
     for path in (*(folder / name for name in _FILES), *metrics, *newest):
         if path.is_file() and not path.is_symlink():

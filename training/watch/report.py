@@ -533,9 +533,7 @@ def main() -> int:
                 print(write(folder))
                 if "--bundle" in arguments:
                     bundle = release.write(Path(folder))
-                    print(
-                        f"{bundle}: {run_folder.LOG_FILE} and the options in it name folders of this machine"
-                    )
+                    print(f"{bundle}: its {run_folder.LOG_FILE} and options name folders of this machine")
         except KeyboardInterrupt:
             return 130
         except OSError as error:

@@ -61,7 +61,7 @@ def test_a_recipe_has_its_stages(run):
 def test_the_command_writes_it_and_says_what_to_check(run, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["report", str(run), "--bundle"])
     assert report.main() == 0
-    assert "00000-run-report.zip: log.txt and the options in it name folders" in capsys.readouterr().out
+    assert "00000-run-report.zip: its log.txt and options name folders" in capsys.readouterr().out
 
     def full(folder):
         raise OSError(28, "No space left on device")
