@@ -85,7 +85,7 @@ def _check_size(where: str, size: int) -> None:
 
 
 def _row_bytes(array: Any) -> int:
-    return max(array.dtype.itemsize * array.size // len(array), 1)
+    return max(int(array.dtype.itemsize * array.size // len(array)), 1)
 
 
 def _block_rows(array: Any) -> int:

@@ -263,7 +263,10 @@ def test_failures_are_warnings(tmp_path, monkeypatch):
     assert (tmp_path / "report.html").read_text() == "the old one"
 
 
-HOSTILE = (EVIL + " $\\frac{$ {{ 7 * 7 }}{% raw %} </style><script>x()</script> \x00\u202e", "a" * 100_000)
+HOSTILE = (
+    EVIL + " $\\frac{$ {{ 7919 * 7907 }}{% raw %} </style><script>x()</script> \x00\u202e",
+    "a" * 100_000,
+)
 
 
 @pytest.mark.filterwarnings("error")
@@ -289,7 +292,7 @@ def test_texts_of_strangers_stay_texts(tmp_path, evil):
         assert report.write(path) is not None
         parser, words = checked(path / "report.html")
         assert parser.tags.count("style") == 1
-        assert path.name in words and "49" not in words
+        assert path.name in words and "62615533" not in words
         assert re.sub(r"[\x00\u202e]", "\ufffd", evil)[:300] in words and not set("\x00\u202e") & set(words)
         assert (path / "report.html").stat().st_size < 500_000
 
