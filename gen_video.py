@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option(
     "--shuffle-seed",
     type=click.IntRange(0, commands.MAX_SEED),
-    help="Shuffle the seeds with this random seed.  [default: keep the order]",
+    help="Shuffle the keyframes with this random seed.  [default: keep the order]",
 )
 @click.option(
     "--grid",
@@ -72,14 +72,14 @@ if TYPE_CHECKING:
 @click.option(
     "--num-keyframes",
     type=click.IntRange(min=1),
-    help="Seeds per grid cell.  [default: number of seeds / cells]",
+    help="Keyframes per grid cell.  [default: number of keyframes / cells]",
 )
 @click.option(
     "--w-frames",
     type=click.IntRange(min=1),
     default=120,
     show_default=True,
-    help="Frames from one seed to the next.",
+    help="Frames from one keyframe to the next.",
 )
 @click.option("--fps", type=click.IntRange(1, 120), default=60, show_default=True, help="Frames per second.")
 @click.option(
@@ -147,7 +147,7 @@ def main(
         video.check_frames(Path(str(frames)), total)
     keyframes = walks.keyframes(lists, network, centroids)
     if order.shape[1] == 1:
-        click.echo("note: with one keyframe per cell the video does not move: give more seeds", err=True)
+        click.echo("note: with one keyframe per cell the video does not move: give more keyframes", err=True)
     walks.move(network, keyframes.motion[0])
     motion = keyframes.motion[order] if keyframes.is_moving else None
     about = render.about(network, keyframes.seeds, keyframes.classes, **options.description())
