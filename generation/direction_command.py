@@ -14,7 +14,7 @@ import torch
 
 from dnnlib import outputs
 from generation import commands, direction_files, direction_labels, direction_methods, edits, render
-from torch_utils import images
+from torch_utils import images, memory
 from torch_utils.devices import pick_device
 
 PATHS = (
@@ -49,6 +49,18 @@ def check_dest(dest: str, network: str, **inputs: str | None) -> None:
         raise ValueError(f"--dest={dest}: end the name with {direction_files.ENDING}")
 
 
+def _check_samples(samples: int, classes: int, w_dim: int) -> None:
+    """Raise ValueError for too few random style codes, or more than fit into memory."""
+    if samples < 2 * classes:
+        raise ValueError(f"--samples={samples}: give at least {2 * classes}, that is two for each class")
+    held, free = 4 * 8 * samples * w_dim, memory.host_free_bytes()  # codes, centred codes, and copies
+    if held > free:
+        raise ValueError(
+            f"--samples={samples}: they take {held / 2**30:.1f} GiB of memory, but only "
+            f"{free / 2**30:.1f} GiB are free: give fewer"
+        )
+
+
 def closed_form(method: str, *, network: str, dest: str, layers: str | None, **options: Any) -> None:
     """`directions.py sefa` and `directions.py pca`."""
     check_dest(dest, network)
@@ -59,9 +71,8 @@ def closed_form(method: str, *, network: str, dest: str, layers: str | None, **o
     if num > G.w_dim:
         raise ValueError(f"--num={num}: w has {G.w_dim} dimensions")
     classes = render.class_indices(loaded, options["classes"]) if options["classes"] else None
-    samples, drawn = int(options["samples"]), len(classes) if classes else max(G.c_dim, 1)
-    if samples < 2 * drawn:
-        raise ValueError(f"--samples={samples}: give at least {2 * drawn}, that is two for each class")
+    samples = int(options["samples"])
+    _check_samples(samples, len(classes) if classes else max(G.c_dim, 1), G.w_dim)
     with commands.progress_bar(samples, "Style codes") as done:
         codes, labels = direction_methods.sample(loaded, samples, options["seed"], classes, done)
     centred = direction_methods.within_classes(codes, labels)

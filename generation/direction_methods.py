@@ -77,10 +77,15 @@ def sample(
 
 
 def within_classes(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Subtract from each code [N, W] the mean of its class."""
-    centred = codes.copy()
+    """Subtract from each code [N, W] the mean of its class.
+
+    The mean of n codes takes a share 1 / n of their variance with it, which the scale makes up for.
+    """
+    centred = np.empty_like(codes)
     for label in np.unique(labels):
-        centred[labels == label] -= codes[labels == label].mean(axis=0)
+        rows = labels == label
+        count = int(rows.sum())
+        centred[rows] = (codes[rows] - codes[rows].mean(axis=0)) * (count / max(count - 1, 1)) ** 0.5
     return centred
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import directions
 import gen_images
-from generation import Network, direction_files, direction_labels, direction_methods
+from generation import Network, direction_command, direction_files, direction_labels, direction_methods
 from tests.support import run
 
 
@@ -90,6 +90,13 @@ def test_a_sheet_has_a_row_per_direction_and_seed(made, toy_networks, tmp_path):
         for column, strength in enumerate((-2, 0, 2)):
             with network.edited(f"{made / file}.safetensors#{1 if file == 'sefa' else 0}:{strength}"):
                 assert (cells[row, column] == network.generate(seed)[0]).all(), (file, seed, strength)
+
+
+def test_samples_beyond_memory_are_refused(toy_networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(direction_command.memory, "host_free_bytes", lambda: 2**30)
+    flags = [f"--network={toy_networks / 'cond.pkl'}", "--device=cpu", "--dest", tmp_path / "d.safetensors"]
+    output = run(directions.main, "pca", *flags, "--samples=1000000", code=1).output
+    assert "--samples=1000000: they take 15.3 GiB of memory, but only 1.0 GiB are free" in output
 
 
 def test_mistakes_are_one_line(made, toy_networks, tmp_path):

@@ -53,6 +53,8 @@ def test_principal_components_find_the_axes_of_a_cloud():
     labels = np.arange(4000) % 2
     codes = random.randn(4000, 6) * spreads @ axes.T + 100 * labels[:, None]  # classes far apart
     found = direction_methods.principal(2, direction_methods.within_classes(codes, labels))
+    few = direction_methods.within_classes(random.randn(4000, 6), np.arange(4000) // 4)  # four of each class
+    assert few.std() == pytest.approx(1, rel=0.03)
     for row, (direction, spread) in enumerate(zip(found.directions, spreads, strict=False)):
         np.testing.assert_allclose(abs(direction @ axes[:, row]), spread, rtol=0.05)
     np.testing.assert_allclose(found.shares, np.square(spreads[:2]) / np.square(spreads).sum(), rtol=0.1)
