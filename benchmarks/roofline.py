@@ -38,17 +38,31 @@ def seconds(step: roofline.Step, graphs: bool = False) -> str:
     return " | ".join(f"{step.sec_per_kimg(g, graphs) / PROCESSES:.2f}" for g in roofline.GPUS)
 
 
+def _resolutions(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+    known = {str(resolution): resolution for resolution in STAGES}
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(known):
+        raise click.BadParameter(f"{text}: use some of {', '.join(known)}")
+    return [known[name] for name in names]
+
+
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions.")
+@click.option(
+    "--stages",
+    default=",".join(map(str, STAGES)),
+    show_default=True,
+    callback=_resolutions,
+    help="Resolutions.",
+)
 @click.option("--small", is_flag=True, help="Networks that are counted in a second, to try the command.")
-def main(stages: str, small: bool) -> None:
+def main(stages: list[int], small: bool) -> None:
     """Print the tables; the help text is the module's docstring."""
     names = [g.name for g in roofline.GPUS]
     parts = [f"| stage | part | GFLOP per image | MB | operations | ms on {' | ms on '.join(names)} |"]
     parts.append("|---" * (5 + len(names)) + "|")
     rows = [f"| stage | images per micro-batch | options | s/kimg on 8 x {' | 8 x '.join(names)} |"]
     rows.append("|---" * (3 + len(names)) + "|")
-    for resolution in map(int, stages.split(",")):
+    for resolution in stages:
         with torch.device("meta"):
             G = gpu.published_generator(resolution, small)
         for micro_batch in MICRO_BATCHES:

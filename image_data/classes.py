@@ -51,7 +51,9 @@ def classes_of(
         known = class_names is not None and set(texts) <= set(class_names)
         number = None if known else next((value for value in values if _is_number(value)), None)
         if number is not None:
-            raise ValueError(f"{where} mixes names ({named!r}) and numbers ({number!r}): use one of them")
+            raise ValueError(
+                f"{where}: names ({named!r}) and numbers ({number!r}) are mixed: use one of them"
+            )
         return _from_names(values, where, names, class_names if known else None)
     labels = np.array(
         [_index(value, f"{where}: label of {name}") for value, name in zip(values, names, strict=True)],

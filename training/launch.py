@@ -106,7 +106,7 @@ def start(
         outdir: where run folders are made.
         desc: the folder's name, after its number.
         make_evaluate: for the metrics.
-        again: as for `settle_rounds`.
+        again: as for `settle_batch_gpu`.
         from_scratch: as for `entered`.
 
     Returns:
@@ -124,7 +124,7 @@ def start(
     with ExitStack() as stack:
         if existing is not None:
             enter(stack, existing, config, from_scratch)
-        config = settle_rounds(config, existing, again)
+        config = settle_batch_gpu(config, existing, again)
         run_dir = existing
         if run_dir is None:
             run_dir = distributed.on_main(lambda: new_run_folder(outdir, desc))
@@ -146,7 +146,7 @@ def enter(stack: ExitStack, run_dir: Path, config: TrainConfig, from_scratch: bo
     distributed.on_main(lambda: stack.enter_context(entered(run_dir, from_scratch, local)), share=False)
 
 
-def settle_rounds(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
+def settle_batch_gpu(config: TrainConfig, existing: Path | None, again: bool) -> TrainConfig:
     """`config` with a number in the place of --batch-gpu=auto.
 
     Args:

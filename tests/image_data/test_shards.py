@@ -60,9 +60,9 @@ def test_a_key_of_the_records_is_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0, 1, "cat", 1, 0], r"mixes names \('cat'\) and numbers \('0'\)"),
+        ([0, 1, "cat", 1, 0], r"names \('cat'\) and numbers \('0'\) are mixed"),
         ([0, -1, 0, 1, 0], "label of 001.png is -1"),
-        ([0, "1 2", 0, 1, 0], "mixes names"),
+        ([0, "1 2", 0, 1, 0], "are mixed"),
     ],
 )
 def test_labels_that_are_no_classes(values: list[Any], message: str, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_another_column(tmp_path: Path) -> None:
         (b"file_name,label\na.png,0\nb.png,0\nc.png,0\n", r"are missing, the first is c\.png"),
         (b"file_name,label\na.png,0\na.png,1\n", "row 2 is a second row for a.png"),
         (b"file_name,label\na.png,0\nb.png\n", "row 2 has fewer columns than the header"),
-        (b"file_name,label\na.png,0\nb.png,cat\n", "mixes names"),
+        (b"file_name,label\na.png,0\nb.png,cat\n", "are mixed"),
         (b"file_name,label\na.png,0\nb.png,\n", "label of b.png is missing"),
         (b"file_name,label\n/etc/x.png,0\n", "leads out of the folder"),
         (b"\xff\xfe", "not UTF-8"),

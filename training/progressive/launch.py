@@ -163,7 +163,7 @@ def start(
             if distributed.is_main():
                 run_dir.mkdir(exist_ok=True)
                 inner.enter_context(entered(run_dir, from_scratch, config.run.local_checkpoint))
-            config = launch.settle_rounds(launch.fit_processes(config), run_dir, again)
+            config = launch.settle_batch_gpu(launch.fit_processes(config), run_dir, again)
             return launch.run_in_folder(
                 config, run_dir, measures.evaluate, folder, deadline - time.monotonic()
             )

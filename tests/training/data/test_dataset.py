@@ -657,23 +657,18 @@ def test_a_table_that_gives_no_labels_does_not_hinder_training_without_them(tmp_
     for i in range(2):
         (folder / f"{i}.png").write_bytes(png(pixels(i)))
     (folder / "metadata.csv").write_text("file_name,label\n0.png,a\n1.png,3\n")
-    assert "mixes names" in data.ImageDataset(folder).labels_summary
-    with pytest.raises(ValueError, match="mixes names"):
+    assert "are mixed" in data.ImageDataset(folder).labels_summary
+    with pytest.raises(ValueError, match="are mixed"):
         data.ImageDataset(folder, use_labels=True)
 
 
 def test_files_made_from_shards_lie_beside_them(tmp_path: Path) -> None:
     formats.write_shards(tmp_path / "a")
-    formats.write_shards(tmp_path / "b", values=list(range(5)))
-    (tmp_path / "b" / "train-000.tar").unlink()
     for path, folder in (
         (tmp_path / "a", tmp_path),
         (tmp_path / "a" / "train-{000..001}.tar", tmp_path / "a"),
     ):
         assert data.ImageDataset(path).parent_folder == folder
-    pattern = tmp_path / "{a,b}" / "train-001.tar"
-    with pytest.raises(ValueError, match="exists twice"):
-        data.ImageDataset(pattern)
 
 
 def test_sources_that_are_no_data_sets_name_the_tool(tmp_path: Path) -> None:

@@ -72,4 +72,6 @@ def test_the_tables_are_printed(monkeypatch):
     monkeypatch.setattr(table, "MICRO_BATCHES", (8,))
     result = CliRunner().invoke(table.main, ["--small", "--stages=16"])
     assert result.exit_code == 0, result.output
+    mistake = CliRunner().invoke(table.main, ["--stages=16,20"])
+    assert mistake.exit_code == 2 and "16,20: use some of 16, 32, 64, 128, 256" in mistake.output
     assert "| 16 | synthesis | " in result.output and "| 16 | 8 | defaults, CUDA graphs | " in result.output
