@@ -100,6 +100,8 @@ class Inverter:
         """The class of the start as probabilities; None without classes."""
         if not network.num_classes:
             return None
+        if label is not None and label >= network.num_classes:
+            raise ValueError(f"class {label}: the network's classes are 0 to {network.num_classes - 1}")
         if label is None and network.num_classes > MAX_CLASSES:
             raise ValueError(f"the network has {network.num_classes} classes: choose that of the image first")
         if label is None:

@@ -112,13 +112,14 @@ def test_the_newest_inversion_of_a_page_wins(inverter, picture):
 def test_mistakes_are_one_line(inverter, picture, tmp_path, monkeypatch):
     source = inverter.viewer.choices[0].source
 
-    def fails(match: str, path: str | None = picture, steps: int = 1) -> None:
+    def fails(match: str, path: str | None = picture, steps: int = 1, label: int | None = None) -> None:
         with pytest.raises(ValueError, match=match) as caught:
-            inverter.invert(source, path, steps)
+            inverter.invert(source, path, steps, label)
         assert "\n" not in str(caught.value)
 
     fails("drop an image first", path=None)
     fails("0 steps: give 1 to 2000", steps=0)
+    fails("class 3: the network's classes are 0 to 2", label=3)  # chosen for another network
     broken = tmp_path / "broken.png"
     broken.write_bytes(np.zeros(9, np.uint8).tobytes())
     fails("not a readable image", path=str(broken))
