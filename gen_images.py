@@ -116,13 +116,7 @@ def _check_together(
 @click.option(
     "--grid", metavar="WxH|W,H", help="One picture of W columns and H rows instead of one PNG per seed."
 )
-@click.option(
-    "--noise-mode",
-    type=click.Choice(["const", "random", "none"]),
-    default="const",
-    show_default=True,
-    help="No effect: the layers have no noise. Accepted for compatibility.",
-)
+@commands.noise_mode_option
 @click.option(
     "--translate",
     default="0,0",

@@ -39,13 +39,7 @@ DEFAULT_STYLES = range(7)
 @click.option(
     "--outdir", required=True, metavar="DIR", help="Folder for the PNG files. Existing ones are replaced."
 )
-@click.option(
-    "--noise-mode",
-    type=click.Choice(["const", "random", "none"]),
-    default="const",
-    show_default=True,
-    help="No effect: the layers have no noise. Accepted for compatibility.",
-)
+@commands.noise_mode_option
 @click.option(
     "--scale",
     type=click.IntRange(1, 64),

@@ -116,6 +116,13 @@ device_option = click.option(
     show_default=True,
     help="Device to compute on.",
 )
+noise_mode_option = click.option(
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    show_default=True,
+    help="No effect: the layers have no noise. Accepted for compatibility.",
+)
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", *PRECISION_NAMES]),
