@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from generation.render import Network
-from metrics.detector import Detector
+from metrics.detector import Detector, full_float32
 from metrics.path_length import prepared
 from torch_utils import images
 
@@ -99,13 +99,14 @@ def mean_style(network: Network, probabilities: np.ndarray | None, count: int = 
 
 @contextlib.contextmanager
 def full_precision(network: Network) -> Iterator[None]:
-    """Within, all layers of the network compute in float32."""
+    """Within, all layers of the network compute in float32, without TF32."""
     synthesis = network.G.synthesis
     before = getattr(synthesis, "reduced_dtype", None)
     if before is not None:
         synthesis.reduced_dtype = None
     try:
-        yield
+        with full_float32():
+            yield
     finally:
         if before is not None:
             synthesis.reduced_dtype = before
