@@ -141,7 +141,7 @@ def labelled_grid(
     """Draw a class sheet: `grid(images, columns)` on white with a label to the left of each row.
 
     Args:
-        images: uint8 [N, 1 or 3, H, W].
+        images: uint8 [N, 1, 3 or 4, H, W].
         row_labels: one label per row of the grid.
         columns: images per row.
         min_cell: smaller images are magnified by an integer factor (repeating pixels) to at least this
@@ -211,7 +211,7 @@ def save_png(
     """Write a PNG atomically: a partial file never appears under `path`.
 
     Args:
-        image: uint8 [H, W] or [H, W, 1 or 3], or a PIL image.
+        image: uint8 [H, W] or [H, W, 1, 3 or 4], or a PIL image.
         path: path of the file.
         about: metadata about the picture (docs/run-folder.md lists the keys), written by `png_text`.
     """

@@ -31,7 +31,7 @@ def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Blur images with the kernel 2^-(x/sigma)^2 of radius floor(3 sigma) (StyleGAN-XL, section 3.2).
 
     Args:
-        images: [N, 3, R, R].
+        images: [N, C, R, R].
         sigma: Width of the kernel in pixels.
     """
     radius = int(sigma * 3)
@@ -185,7 +185,7 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
     sum of squares.
 
     Args:
-        images: [N, 3, R, R], computed from `ws`.
+        images: [N, C, R, R], computed from `ws`.
         ws: [N, L, W].
         noise: Standard normal, with the shape of the images.
 
