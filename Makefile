@@ -26,12 +26,12 @@ lint: $(STAMP)
 # Byte code is kept, whatever the environment says: half of the time to collect the tests goes into compiling them.
 test test-all: export PYTHONDONTWRITEBYTECODE =
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 	$(BIN)/python -m tools.rounding --short
 
 # With tests marked `exhaustive`, and all examples of hypothesis.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --hypothesis-profile=default
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" --hypothesis-profile=default
 	$(BIN)/python -m tools.rounding
 
 # The parity and ops tests as other processors round: instruction sets, threads, without kernels, without a compiler.
