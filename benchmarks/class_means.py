@@ -29,9 +29,7 @@ REPEATS = 10
 def features(dataset: ImageDataset, per_class: int) -> tuple[np.ndarray, np.ndarray]:
     """Return lite0 features [n, D] and labels [n] of `per_class` images of each class, in random order."""
     assert dataset.labels is not None
-    chosen = np.random.RandomState(0).permutation(
-        _choose(dataset.labels, dataset.label_dim, per_class, seed=0)
-    )
+    chosen = np.random.RandomState(0).permutation(_choose(dataset.labels, per_class, seed=0))
     detector, progress, rows = load_lite0(), Progress(label="Features", unit=""), []
     for start in range(0, len(chosen), 16):
         part = chosen[start : start + 16]

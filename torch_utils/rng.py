@@ -235,6 +235,25 @@ def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
+def ranks_within(groups: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """Draw a random order of the items of every group.
+
+    Args:
+        groups: Group of each item, int64 [n].
+        seed: Seed of the order.
+        purpose: As for `permutation`.
+
+    Returns:
+        The place of each item among those of its group, int64 [n]: those below k are a random choice of k
+        items per group.
+    """
+    order = permutation(seed, purpose, 0, len(groups))
+    by_group = order[np.argsort(groups[order], kind="stable")]
+    ranks = np.empty(len(groups), np.int64)
+    ranks[by_group] = np.arange(len(groups)) - np.searchsorted(groups[by_group], groups[by_group])
+    return ranks
+
+
 def torch_generator(seed: int, purpose: str) -> torch.Generator:
     """Return a CPU torch.Generator for initial weights.
 

@@ -127,6 +127,17 @@ def test_permutation():
     assert stats.chisquare(first).pvalue > 1e-3
 
 
+def test_ranks_within_groups():
+    groups = np.random.RandomState(0).randint(0, 4, 1000)
+    ranks = rng.ranks_within(groups, 0, "choice")
+    for group in range(4):
+        found = ranks[groups == group]
+        assert sorted(found) == list(range(len(found))) and (np.diff(found) < 0).any()
+    assert ranks.dtype == np.int64 and rng.ranks_within(groups[:0], 0, "choice").tolist() == []
+    assert np.array_equal(ranks, rng.ranks_within(groups, 0, "choice"))
+    assert not np.array_equal(ranks, rng.ranks_within(groups, 1, "choice"))
+
+
 def test_empty_and_scalar_shapes():
     assert rng.normal(0, "p", 0, [], (3,)).shape == (0, 3)
     assert rng.normal(0, "p", 0, [1, 2]).shape == (2,)

@@ -106,7 +106,7 @@ def compute_class_embedding(
             return cached
     network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch_size = batch_size or (16 if network.mean.device.type == "cpu" else 64)
-    chosen = _choose(dataset.labels, dataset.label_dim, max_per_class, seed)
+    chosen = _choose(dataset.labels, max_per_class, seed)
     table = _class_means(dataset, network, chosen, batch_size, workers, pause)
     _write(paths, table.numpy())
     return table
@@ -138,7 +138,7 @@ def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
     count = images_per_class(dataset.label_dim)
     if any(path.is_file() for path in _cache_paths(dataset, network, count, 0)):
         return None
-    images = len(_choose(dataset.labels, dataset.label_dim, count, 0))
+    images = len(_choose(dataset.labels, count, 0))
     pixels = torch.zeros([8, *dataset.image_shape], dtype=torch.uint8)
     network = network.to(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -153,15 +153,11 @@ def announce(dataset: ImageDataset, network: FeatureNetwork) -> str | None:
     )
 
 
-def _choose(labels: np.ndarray, c_dim: int, max_per_class: int, seed: int) -> np.ndarray:
+def _choose(labels: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
     """Return the indices of at most max_per_class images of every class (0: of all images), ascending."""
     if max_per_class == 0:
         return np.arange(len(labels), dtype=np.int64)
-    order = rng.permutation(seed, "class_embedding/choice", 0, len(labels))
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    first = np.searchsorted(labels[by_class], np.arange(c_dim))
-    place = np.arange(len(labels)) - first[labels[by_class]]  # among the images of its class, in random order
-    return np.sort(by_class[place < max_per_class])
+    return np.flatnonzero(rng.ranks_within(labels, seed, "class_embedding/choice") < max_per_class)
 
 
 @torch.inference_mode()

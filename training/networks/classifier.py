@@ -43,16 +43,13 @@ def chosen(labels: np.ndarray, classes: int, most: int, seed: int) -> tuple[np.n
     Raises:
         ValueError: A class has fewer than two images.
     """
-    fit, held_out = [], []
-    order = rng.permutation(seed, "classifier/choice", 0, len(labels))
-    for c in range(classes):
-        mine = order[labels[order] == c][:most]
-        if len(mine) < 2:
-            raise ValueError(f"class {c} has {len(mine)} images; a classifier needs two of every class")
-        size = max(1, len(mine) // HELD_OUT)
-        held_out.append(mine[:size])
-        fit.append(mine[size:])
-    return np.sort(np.concatenate(fit)), np.sort(np.concatenate(held_out))
+    counts = np.minimum(np.bincount(labels, minlength=classes), most)
+    few = np.flatnonzero(counts < 2)
+    if few.size:
+        raise ValueError(f"class {few[0]} has {counts[few[0]]} images; a classifier needs two of every class")
+    held = np.maximum(1, counts // HELD_OUT)[labels]  # images held out of the class of each image
+    ranks = rng.ranks_within(labels, seed, "classifier/choice")
+    return np.flatnonzero((ranks >= held) & (ranks < most)), np.flatnonzero(ranks < held)
 
 
 def layer_name(network: features.Classifier) -> str:

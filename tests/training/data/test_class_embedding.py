@@ -197,15 +197,15 @@ def test_one_class_and_many(tmp_path):
 def test_choice_of_images():
     labels = np.random.RandomState(0).choice(5, size=1000, p=[0.5, 0.3, 0.15, 0.05, 0])
     counts = np.bincount(labels, minlength=5)
-    chosen = class_embedding._choose(labels, 5, 100, seed=0)
+    chosen = class_embedding._choose(labels, 100, seed=0)
     assert (np.diff(chosen) > 0).all() and np.array_equal(
         np.bincount(labels[chosen], minlength=5), np.minimum(counts, 100)
     )
-    assert np.array_equal(chosen, class_embedding._choose(labels, 5, 100, seed=0))
-    assert not np.array_equal(chosen, class_embedding._choose(labels, 5, 100, seed=1))
+    assert np.array_equal(chosen, class_embedding._choose(labels, 100, seed=0))
+    assert not np.array_equal(chosen, class_embedding._choose(labels, 100, seed=1))
     of_first = chosen[labels[chosen] == 0]
     assert of_first.max() > 700  # random, not the first hundred of the class
-    assert len(class_embedding._choose(labels, 5, 0, seed=0)) == 1000
+    assert len(class_embedding._choose(labels, 0, seed=0)) == 1000
 
 
 def test_images_per_class():
