@@ -279,6 +279,11 @@ def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
     return call_func_by_name(*args, func_name=class_name, **kwargs)
 
 
+def format_bytes(count: int) -> str:
+    """Bytes as text, in GiB or MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 hash of a file, in hexadecimal."""
     with open(path, "rb") as file:

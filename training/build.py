@@ -276,6 +276,15 @@ def make_discriminator(
     )
 
 
+def fresh_discriminator(
+    cfg: TrainConfig, dataset: ImageDataset, device: torch.device | None = None
+) -> ProjectedDiscriminator:
+    """Build a run's discriminator as it is before the first step. As `make_discriminator`."""
+    return make_discriminator(
+        cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed, device, dataset.num_channels
+    )
+
+
 def make_networks(
     cfg: TrainConfig,
     dataset: ImageDataset,
@@ -310,10 +319,7 @@ def make_networks(
         )
     else:
         G = make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
-    D = make_discriminator(
-        cfg.discriminator, dataset.label_dim, dataset.resolution, cfg.run.seed, device, dataset.num_channels
-    )
-    return G, D, lineage or Lineage()
+    return G, fresh_discriminator(cfg, dataset, device), lineage or Lineage()
 
 
 def assemble(

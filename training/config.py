@@ -27,7 +27,7 @@ OURS = PROJECT
 
 AUTO = "auto"
 SAVED_IN_RUN = "saved in the run"  # an option's origin, see `describe`
-DIFFAUG = ("color", "translation", "cutout")
+DIFFAUG = ("color", "translation", "cutout")  # the published default, in the order of application
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 TRACKERS = ("tensorboard", "wandb", "trackio", "prometheus")
 COMPILE_MODES = ("off", "regions", "graphs")

@@ -319,12 +319,15 @@ def write_job(run_dir: Path, agents: set[str]) -> None:
     write_json(run_dir / JOB_FILE, {"agents": sorted(agents)})
 
 
-def identity(run_dir: Path) -> str:
-    """Return a random name of a run, and store it if there is none. For the process that writes there."""
-    known = read_json(run_dir / IDENTITY_FILE).get("id")
-    if not isinstance(known, str):
-        known = uuid.uuid4().hex
-        write_json(run_dir / IDENTITY_FILE, {"id": known})
+def identity(run_dir: Path, file: str = IDENTITY_FILE, digits: int = 32) -> str:
+    """Return a random hexadecimal name that a run keeps when it resumes or its folder moves.
+
+    It is stored in `file`. For the process that writes there.
+    """
+    known = read_json(run_dir / file).get("id")
+    if not isinstance(known, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", known):
+        known = uuid.uuid4().hex[:digits]
+        write_json(run_dir / file, {"id": known})
     return known
 
 

@@ -13,16 +13,15 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from training.config import DIFFAUG
+
 # brightness, saturation, contrast, translation row, translation column, cutout row, cutout column
 NUM_DRAWS = 7
 TRANSLATION = 1 / 8  # largest shift, as a fraction of the image's side
 CUTOUT = 1 / 5  # side of the square, as a fraction of the image's side
 
 
-POLICY = ("color", "translation", "cutout")  # the published default, in the order of application
-
-
-def diff_augment(x: Tensor, u: Tensor, policy: Collection[str] = POLICY) -> Tensor:
+def diff_augment(x: Tensor, u: Tensor, policy: Collection[str] = DIFFAUG) -> Tensor:
     """Apply brightness, saturation, contrast ("color"), translation and cutout, in this order.
 
     Args:

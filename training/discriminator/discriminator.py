@@ -18,12 +18,13 @@ import san
 from san.layers import SANLogits, SONALogits
 from torch_utils.features import FeatureNetwork
 from torch_utils.images import to_rgb
-from training.discriminator.augment import POLICY, diff_augment
+from training.config import DIFFAUG
+from training.discriminator.augment import diff_augment
 from training.discriminator.heads import KERNEL, HeadSet, SpectralConv2d
 from training.discriminator.projection import RandomProjection
 
-# Saved state; the frozen networks are identified by their hash instead.
 BACKGROUND = "background"  # the draws of colours below transparent pixels
+# Saved state; the frozen networks are identified by their hash instead.
 SAVED = ("discriminators.", "projections.")
 
 
@@ -79,7 +80,7 @@ class ProjectedDiscriminator(nn.Module):
         num_levels: int | None = None,
         bn_group: int | None = 8,
         augment: bool = True,
-        diffaug: Sequence[str] = POLICY,
+        diffaug: Sequence[str] = DIFFAUG,
         compute_dtype: torch.dtype = torch.float32,
         seed: int = 0,
         img_channels: int = 3,

@@ -137,12 +137,6 @@ def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
     begins = f"Starts from {stems.network_summary(source.path, source.file.provenance)}"
     embed_dim = source.embed_dim or cfg.data.embed_dim
     G = build.make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
-    D = build.make_discriminator(
-        cfg.discriminator,
-        dataset.label_dim,
-        dataset.resolution,
-        cfg.run.seed,
-        img_channels=dataset.num_channels,
-    )
+    D = build.fresh_discriminator(cfg, dataset)
     _, report = finetune.start(source, G, D, dataset.class_names, torch.zeros(dataset.label_dim, embed_dim))
     return "\n".join(filter(None, (begins, report.table(), finetune.warning(source, report, cfg))))

@@ -38,7 +38,7 @@ class Evaluation:
         run_dir: Run folder.
         evaluate: Called in all processes; None without metrics.
         snapshots: Marks the best network of each metric.
-        trackers: Receive the values; None in all processes but the main one.
+        trackers: Receive the values.
         run: Options of the run; `metric_share` limits the time spent on metrics.
         now: Clock in seconds.
     """
@@ -48,7 +48,7 @@ class Evaluation:
         run_dir: Path,
         evaluate: Evaluate | None,
         snapshots: Snapshots,
-        trackers: Trackers | None,
+        trackers: Trackers,
         run: RunConfig,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,8 +111,7 @@ class Evaluation:
             "snapshot_pkl": self.snapshots.path(progress.nimg).name,
         }
         run_folder.append_jsonl(run_folder.metric_file(self.run_dir, score.name), line)
-        if self.trackers is not None:
-            self.trackers.scalars({f"Metrics/{score.name}": score.value}, progress.nimg)
+        self.trackers.scalars({f"Metrics/{score.name}": score.value}, progress.nimg)
         if improved:
             self.snapshots.mark_best(progress, None if is_first else score.name)
 

@@ -68,7 +68,7 @@ class Periodic:
         self.cfg, self.run_dir, self.main = cfg, folder, distributed.is_main()
         self.clock = Clock(cfg)
         nimg, options = state.progress.nimg, {**to_json(cfg), "lineage": state.lineage.stems}
-        self.trackers = Trackers(cfg.run.tracker, folder, options, nimg) if self.main else None
+        self.trackers = Trackers(cfg.run.tracker if self.main else (), folder, options, nimg)
         self.statistics = Statistics(folder, device, self.trackers)
         self.grids = Grids(cfg, folder, dataset, device)
         self.snapshots = Snapshots(cfg, folder, dataset)
@@ -127,8 +127,7 @@ class Periodic:
             print(self.statistics.status_line(p, tick, self.clock), flush=True)
             self.statistics.write(record, p)
             for line in self.watch.alarm(record):
-                if self.trackers is not None:
-                    self.trackers.alarm(line, p.nimg)
+                self.trackers.alarm(line, p.nimg)
         due = done or p.tick % self.cfg.run.snap == 0
         if due:
             p.unscored = self.evaluation.evaluate is not None
@@ -146,9 +145,8 @@ class Periodic:
         if self.main:
             about = self.snapshots.save(state)
             self.grids.fakes(state.G_ema, number, about)
-            if self.trackers is not None:
-                grid = run_folder.fakes_file(self.run_dir, number)
-                self.trackers.image("Images/generated", grid, state.progress.nimg)
+            grid = run_folder.fakes_file(self.run_dir, number)
+            self.trackers.image("Images/generated", grid, state.progress.nimg)
             self.watch.column(state, about["network"])
         self.save_checkpoint(state)
 
@@ -194,5 +192,4 @@ class Periodic:
         if self.main:
             run_folder.write_status(self.run_dir, outcome, state.progress.nimg)
             self.watch.redraw(page=True)
-            if self.trackers is not None:
-                self.trackers.close()
+            self.trackers.close()

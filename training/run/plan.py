@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dnnlib.util import format_bytes
 from torch_utils import distributed, memory, timm_weights
 from torch_utils.devices import pick_device
 from training import build
@@ -175,8 +176,3 @@ def disk_text(disk: Disk) -> str:
         else ""
     )
     return f"at most {format_bytes(disk.run)} for snapshots and checkpoints{copy} (estimate)"
-
-
-def format_bytes(count: int) -> str:
-    """Bytes as text, in GiB or MiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

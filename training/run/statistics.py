@@ -20,7 +20,7 @@ from training.state import Progress
 class Statistics:
     """Every process collects; the first one writes."""
 
-    def __init__(self, run_dir: Path, device: torch.device, trackers: Trackers | None) -> None:
+    def __init__(self, run_dir: Path, device: torch.device, trackers: Trackers) -> None:
         self.run_dir, self.device, self.trackers = run_dir, device, trackers
         self.collector = training_stats.Collector()
 
@@ -63,11 +63,10 @@ class Statistics:
         # Before the checkpoint: a run that dies in between resumes from the one before and writes this line
         # again.
         run_folder.append_jsonl(self.run_dir / run_folder.STATS_FILE, {**record, "timestamp": time.time()})
-        if self.trackers is not None:
-            means = {name: value["mean"] for name, value in record.items() if isinstance(value, dict)}
-            self.trackers.scalars(means, progress.nimg)
-            for name, x in training_stats.samples().items():
-                self.trackers.histogram(name, x.float().cpu().numpy(), progress.nimg)
+        means = {name: value["mean"] for name, value in record.items() if isinstance(value, dict)}
+        self.trackers.scalars(means, progress.nimg)
+        for name, x in training_stats.samples().items():
+            self.trackers.histogram(name, x.float().cpu().numpy(), progress.nimg)
 
     def status_line(self, progress: Progress, tick: Tick, clock: Clock) -> str:
         """The line that a tick prints."""

@@ -11,8 +11,6 @@ import importlib
 import json
 import math
 import os
-import re
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,12 +100,13 @@ class Board:
         self.run_dir = run_dir
         project = os.environ.get(f"{module.upper()}_PROJECT", _PROJECT)
         shared = {"project": project, "config": dict(config), "resume": "allow"}
+        identity = run_folder.identity(run_dir, run_folder.TRACKER_FILE, digits=12)
         if module == "wandb":
-            self.run = self.module.init(name=run_dir.name, id=_identity(run_dir), dir=str(run_dir), **shared)
+            self.run = self.module.init(name=run_dir.name, id=identity, dir=str(run_dir), **shared)
             self.run.define_metric("images")
             self.run.define_metric("*", step_metric="images")
         else:  # trackio finds a run by its name
-            self.run = self.module.init(name=f"{run_dir.name}-{_identity(run_dir)}", **shared)
+            self.run = self.module.init(name=f"{run_dir.name}-{identity}", **shared)
 
     def _log(self, values: Mapping[str, Any], nimg: int) -> None:
         if self.module.__name__ == "wandb":  # its own step only rises; that of a resumed run does not
@@ -174,17 +173,6 @@ def _prometheus_number(value: float) -> str:
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
-def _identity(run_dir: Path) -> str:
-    """Return a short name that the run keeps when it resumes or its folder moves."""
-    path = run_dir / run_folder.TRACKER_FILE
-    identity = run_folder.read_json(path).get("id")
-    if not isinstance(identity, str) or not re.fullmatch(r"[0-9a-f]{12}", identity):
-        identity = uuid.uuid4().hex[:12]
-        run_folder.write_json(path, {"id": identity})
-    return identity
-
-
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 _MAKERS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": lambda *args: Board("wandb", *args),
@@ -195,10 +183,10 @@ assert tuple(_MAKERS) == TRACKERS
 
 
 class Trackers:
-    """All trackers of a run, in its main process; those that fail are left out.
+    """All trackers of a run; those that fail are left out.
 
     Args:
-        names: of the trackers, as --tracker has them.
+        names: of the trackers, as --tracker has them; none in all processes but the main one.
         run_dir: the run folder.
         config: options and lineage, as JSON values.
         nimg: images shown so far.
@@ -210,7 +198,7 @@ class Trackers:
             try:
                 self.active[name] = _MAKERS[name](run_dir, config, nimg)
             except ImportError:
-                print(f"{name} is not installed: this run does not use it (pip install {_PACKAGES[name]})")
+                print(f"{name} is not installed: this run does not use it (pip install {name})")
             except Exception as error:
                 _warn(name, error)
 

@@ -205,13 +205,7 @@ def main() -> int:
         psi = float(sys.argv[2]) if len(sys.argv) == 3 else 1.0
         cfg = load_run(str(folder))
         dataset = build.make_dataset(cfg.data, cfg.run.seed)
-        D = build.make_discriminator(
-            cfg.discriminator,
-            dataset.label_dim,
-            dataset.resolution,
-            cfg.run.seed,
-            img_channels=dataset.num_channels,
-        )
+        D = build.fresh_discriminator(cfg, dataset)
         variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)
         for path in snapshot_files(folder):
             within, between = variety.measure(load(str(path)).eval(), psi)

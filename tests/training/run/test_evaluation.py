@@ -10,6 +10,7 @@ from training import run_folder
 from training.config import RunConfig
 from training.run.evaluation import Evaluation, Score, metric_share
 from training.run.snapshots import Snapshots
+from training.run.trackers import Trackers
 from training.state import Progress
 
 
@@ -21,7 +22,8 @@ class Run:
         self.state = SimpleNamespace(progress=Progress(), G_ema=None)
         self.snapshots = Snapshots(None, folder, None)
         run = RunConfig(kimg=8.0, **options)
-        self.evaluation = Evaluation(folder, self.evaluate, self.snapshots, None, run, lambda: self.time)
+        trackers = Trackers((), folder, {}, 0)
+        self.evaluation = Evaluation(folder, self.evaluate, self.snapshots, trackers, run, lambda: self.time)
         self.evaluated = []
 
     def evaluate(self, generator):
