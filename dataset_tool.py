@@ -33,7 +33,7 @@ import numpy as np
 from dnnlib import bounded, outputs, util
 from image_data import archives
 from image_data import labels as label_rule
-from image_data.classes import balance
+from image_data.classes import balance, check_distinct
 from image_data.conversion import (
     MAX_CHUNK_IMAGES,
     ConvertReport,
@@ -268,7 +268,7 @@ def _count_classes(report: CheckReport, names: Sequence[str], counts: Sequence[i
     problems = [f"class {label}{name} has no images" for (label, _), name in zip(empty, named, strict=True)]
     if any(names):
         try:
-            label_rule.check_distinct(names, "the classes")
+            check_distinct(names, "the classes")
         except ValueError as error:
             problems.append(str(error))
     return _abridge(problems)

@@ -28,8 +28,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dnnlib import util
 from image_data import shards
-from image_data.classes import MAX_NAMELESS_CLASSES
-from image_data.classes import parse_label as parse_label
+from image_data.classes import MAX_NAMELESS_CLASSES, parse_label
 from image_data.entries import Entry as Entry
 from image_data.entries import check_name, pread_all
 

@@ -75,7 +75,7 @@ def with_names(labels: np.ndarray, where: str, class_names: list[str] | None, le
         ValueError: an index is negative, too large or without a name.
     """
     if labels.min(initial=0) < 0:
-        raise ValueError(f"{where}: {_unknown(int(labels.min()))}")
+        raise ValueError(f'{where}: {labels.min()} means "unknown", but every image needs a class index')
     count = max(int(labels.max(initial=-1)) + 1, least)
     if class_names is not None:
         if count > len(class_names):
@@ -119,10 +119,6 @@ def _index(value: Any, where: str) -> int:
 
 def _one_hot_length(value: Any) -> int:
     return len(value) if isinstance(value, list | np.ndarray) else 0
-
-
-def _unknown(value: float) -> str:
-    return f'{value} means "unknown", but every image needs a class index'
 
 
 def parse_label(value: Any, where: str) -> int:

@@ -30,9 +30,7 @@ import numpy as np
 from dnnlib import bounded
 from image_data import archives, shards, tables
 from image_data.archives import Archive, Index
-from image_data.classes import SHOWN, classes_of, sorted_classes
-from image_data.classes import check_distinct as check_distinct
-from image_data.classes import listed as listed
+from image_data.classes import SHOWN, check_distinct, classes_of, listed, sorted_classes
 from image_data.parts import split_of
 
 MODES = ("auto", "json", "folders", "none")
@@ -235,15 +233,7 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
             f"; use --labels=folders to treat the folders {listed(folders)} as classes" if folders else ""
         )
         return Labelling(archive, f"{origin} has no labels{unused}", metadata=index.metadata)
-    labels = match_names(archive, index.labels)
-    names = [entry.name for entry in archive.images]
-    unlabelled = [name for name in names if name not in labels]
-    if unlabelled:
-        what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
-        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
-    if len(labels) > len(names):
-        raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
-    values = np.array([labels[name] for name in names], dtype=np.int64)
+    values = np.array(_in_order(archive, index.labels, origin), dtype=np.int64)
     return Labelling(archive, origin, values, index.num_classes, index.class_names, index.metadata)
 
 
@@ -284,19 +274,30 @@ def _from_samples(archive: Archive) -> Labelling | None:
 def _from_values(archive: Archive, values: dict[str, Any], origin: str) -> Labelling:
     """Classes from one value per image."""
     _count_unused_indices(archive)
-    values = match_names(archive, values)
+    ordered = _in_order(archive, values, origin)
     names = [entry.name for entry in archive.images]
-    unlabelled = [name for name in names if name not in values]
-    if unlabelled:
-        what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
-        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
-    if len(values) > len(names):
-        raise Undecided(f"{archive.where}: {origin} {missing_images(archive, values)}")
     try:
-        found = classes_of([values[name] for name in names], f"{archive.where}: {origin}", names)
+        found = classes_of(ordered, f"{archive.where}: {origin}", names)
     except ValueError as error:
         raise Undecided(str(error)) from None
     return Labelling(archive, origin, found.labels, found.num_classes, found.class_names)
+
+
+def _in_order(archive: Archive, labels: dict[str, Any], origin: str) -> list[Any]:
+    """The labels of all images, in the order of the archive.
+
+    Raises:
+        Undecided: an image has no label, or a label has no image.
+    """
+    labels = match_names(archive, labels)
+    names = [entry.name for entry in archive.images]
+    unlabelled = [name for name in names if name not in labels]
+    if unlabelled:
+        what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
+        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
+    if len(labels) > len(names):
+        raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
+    return [labels[name] for name in names]
 
 
 def missing_images(archive: Archive, labels: Iterable[str]) -> str:

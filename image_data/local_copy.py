@@ -17,6 +17,7 @@ from typing import IO
 from dnnlib import outputs, trust
 from dnnlib.locks import file_lock
 from dnnlib.progress import Progress
+from dnnlib.util import format_bytes, sha256_file
 from image_data import archives
 from image_data.archives import Archive, Entry, FolderReader, ZipReader
 from image_data.shards import ShardReader
@@ -55,7 +56,7 @@ def local_copy(archive: Archive, folder: str, flag: str) -> Archive:
     except OSError as error:
         raise ValueError(
             f"{flag}={folder}: cannot copy {archive.path} ({error.strerror or error}): choose a folder with "
-            f"at least {_size(needed_bytes(archive))} of free space, or remove the flag"
+            f"at least {format_bytes(needed_bytes(archive))} of free space, or remove the flag"
         ) from None
     if found is None:
         raise ValueError(f"{flag}={folder}: the copy in {target} differs from {archive.path}: delete it")
@@ -95,13 +96,9 @@ def _check_space(archive: Archive, target: Path, flag: str) -> None:
     needed, free = needed_bytes(archive) + _SPARE_BYTES, shutil.disk_usage(target.parent).free
     if needed > free:
         raise ValueError(
-            f"{flag}={target.parent}: the copy of {archive.path} needs {_size(needed)}, and {_size(free)} "
-            "are free: choose another folder, or remove the flag"
+            f"{flag}={target.parent}: the copy of {archive.path} needs {format_bytes(needed)}, and "
+            f"{format_bytes(free)} are free: choose another folder, or remove the flag"
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _opened(archive: Archive, target: Path) -> Archive | None:
@@ -168,9 +165,8 @@ def _copy(path: str, copy: Path, progress: Progress, done: int, total: int) -> i
             done += len(block)
             progress(done, total)
         _flush(target)
-    with open(copy, "rb") as target:
-        if hashlib.file_digest(target, "sha256").digest() != digest.digest():
-            raise OSError(f"{copy} differs from what was written: the disk may be damaged")
+    if sha256_file(copy) != digest.hexdigest():
+        raise OSError(f"{copy} differs from what was written: the disk may be damaged")
     return done
 
 

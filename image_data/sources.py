@@ -22,7 +22,7 @@ import numpy as np
 
 from image_data import archives, cifar, hdf5, npz, parquet, parts, shards
 from image_data import labels as label_rule
-from image_data.classes import Classes
+from image_data.classes import Classes, check_distinct, listed
 from image_data.streams import StreamOpener
 
 IDX_IMAGES_MAGIC = 0x00000803
@@ -224,9 +224,9 @@ def open_source(
             raise ValueError(
                 f"{path}: {len(class_names)} class names are given, but the largest label is {largest}"
             )
-        label_rule.check_distinct(class_names, "--class-names")
+        check_distinct(class_names, "--class-names")
         source.class_names = class_names
-    label_rule.check_distinct(source.class_names or [], f"{path}: the classes of {source.origin}")
+    check_distinct(source.class_names or [], f"{path}: the classes of {source.origin}")
     return source
 
 
@@ -388,7 +388,7 @@ def _packed_source(archive: archives.Archive, request: _Request) -> Source | Non
         )
     if len(databases) > 1:
         raise ValueError(
-            f"{path}: contains {len(databases)} LMDBs ({label_rule.listed(databases)}): select one, "
+            f"{path}: contains {len(databases)} LMDBs ({listed(databases)}): select one, "
             f"--source={os.path.join(path, databases[0])}"
         )
     if databases:
@@ -417,7 +417,7 @@ def _known_set(archive: archives.Archive, mode: str) -> Source | None:
         return None
     if len(training) > 1:
         raise ValueError(
-            f"{path}: contains {len(training)} IDX files of images ({label_rule.listed(sorted(training))}): "
+            f"{path}: contains {len(training)} IDX files of images ({listed(sorted(training))}): "
             "give one of them"
         )
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from image_data import archives
+from image_data.classes import parse_label
 
 
 def write(path: Path, files: dict[str, bytes], start: int = 0) -> Path:
@@ -80,7 +81,7 @@ def test_reader_reads_a_zip_with_a_prefix_and_extra_fields(tmp_path: Path) -> No
 
 
 def test_label_forms() -> None:
-    assert [archives.parse_label(value, "x") for value in (3, 3.0, [0, 0, 0, 1], [0.0, 1.0])] == [3, 3, 3, 1]
+    assert [parse_label(value, "x") for value in (3, 3.0, [0, 0, 0, 1], [0.0, 1.0])] == [3, 3, 3, 1]
     for bad in (
         -1,
         1.5,
@@ -101,7 +102,7 @@ def test_label_forms() -> None:
         [[1]],
     ):
         with pytest.raises(ValueError, match=r"^x is "):
-            archives.parse_label(bad, "x")
+            parse_label(bad, "x")
 
 
 # What is listed, and what is left out.
