@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from generation import render
+from generation import render, walk
 
-SAMPLES = 10_000  # style codes of which spreads and principal components are computed
 FOLDS = 5  # of cross-validation
 MIN_OF_EACH = FOLDS  # labelled images of each kind
 
@@ -225,10 +224,7 @@ def logistic(codes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
 @torch.no_grad()
 def codes_of(network: render.Network, samples: Sequence[Sample]) -> np.ndarray:
     """The style codes float64 [N, W] of labelled images."""
-    codes = []
-    for item in samples:
-        labels = render.seed_labels(network, item.seed, 1, item.class_index)
-        z = render.latents(item.seed, 1, network.G.z_dim).to(network.device)
-        labels = None if labels is None else labels.to(network.device)
-        codes.append(render.styles(network.G, z, labels, item.truncation)[:, 0])
-    return torch.cat(codes).cpu().double().numpy()
+    codes = [
+        walk.seed_styles(network, item.seed, item.class_index, item.truncation, None)[0] for item in samples
+    ]
+    return torch.stack(codes).cpu().double().numpy()

@@ -130,7 +130,7 @@ def from_picture(
     preparation = transforms.Preparation(transform="center-crop")
     square = transforms.transform(picture, (resolution, resolution), preparation)
     assert square is not None  # center-crop omits no image
-    pixels = np.asarray(square.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    pixels = np.asarray(square.convert(transforms.MODES[channels]))
     return Target(name, pixels.reshape(resolution, resolution, channels).copy(), notes)
 
 
