@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is imported, and for the processes that tests start: threads that wait for each other on a busy
+# machine use many times the CPU time of the work.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 from hypothesis import settings
 
