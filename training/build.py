@@ -13,6 +13,7 @@ import torch
 from dnnlib import bounded
 from torch_utils import cpu_speed, distributed, features, rng
 from torch_utils.devices import pick_discriminator_precision, pick_precision
+from training import compiled
 from training.config import (
     EMBEDDING_NETWORK,
     STEM_CBASE,
@@ -330,6 +331,8 @@ def assemble(
     D.normalize_()  # SAN: once before the first discriminator step
     state = TrainState.create(G.train().to(device), D.train().to(device), cfg.optim, cfg.loss.pl_interval)
     state.lineage = lineage
+    if cfg.run.checkpoint_activations:
+        compiled.checkpoint_activations(state.G)
     return state
 
 

@@ -442,6 +442,12 @@ class RunConfig:
         "(in CUDA graphs, too). What cannot be compiled runs as it is.",
         OURS,
     )
+    checkpoint_activations: bool = opt(
+        False,
+        "Keep only the inputs of the generator's layers, and compute the rest again in the backward pass. "
+        "Needs less memory and more time; the results are the same.",
+        OURS,
+    )
     init_from: str | None = opt(
         None,
         "Start from the weights of another network, as far as they fit: a network file, a URL or a run "
@@ -686,6 +692,10 @@ def _check_run(run: RunConfig) -> None:
     unknown = [name for name in run.tracker if name not in TRACKERS]
     _require(not unknown, f"--tracker={','.join(unknown)}: use {', '.join(TRACKERS)} or none")
     _require(run.compile in COMPILE_MODES, f"--compile={run.compile}: use {', '.join(COMPILE_MODES)}")
+    _require(
+        run.compile == "off" or not run.checkpoint_activations,
+        f"--checkpoint-activations=True: not supported with --compile={run.compile}; use one of them",
+    )
     _require(
         run.precision in ("auto", "fp32", "fp16", "bf16"),
         f"--precision={run.precision}: use auto, fp32, fp16 or bf16",

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.compile: every network is one graph, steps stay the same, and a refused network runs without it."""
+"""torch.compile: every network is one graph, steps stay the same, and a refused network runs without it.
+Activation checkpointing: the same steps to the bit.
+"""
 
 import copy
 
@@ -77,8 +79,41 @@ def test_a_network_that_cannot_be_compiled_runs_without(fresh, monkeypatch, caps
     assert state.G.synthesis._compiled_call_impl is not None
 
 
+def test_checkpointed_activations_change_no_bit_and_keep_less(fresh):
+    """In a step with path lengths, whose second derivatives go through the layers, too."""
+    kept, states = [], []
+    for checkpointed in (False, True):
+        cfg, state, inputs, pixels, labels = copy.deepcopy(fresh)
+        if checkpointed:
+            compiled.checkpoint_activations(state.G)
+        (r,) = inputs.micro_batches("G", 0)
+        sizes = []
+
+        def pack(x, sizes=sizes):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            state.G(r.z, r.labels).sum().backward()
+        state.g_opt.zero_grad(set_to_none=True)
+        kept.append(sum(sizes))
+        steps.train_step(state, inputs, cfg, pixels, labels)
+        states.append(state)
+    torch.testing.assert_close(states[1].tensors(), states[0].tensors(), rtol=0, atol=0)
+    assert kept[1] < kept[0] / 2
+    copied = copy.deepcopy(states[1].G.synthesis)
+    assert all(layer._compiled_call_impl is None for layer in copied.modules())
+
+
 def test_errors_of_the_network_are_not_errors_of_the_compiler(fresh):
     _, state, *_ = copy.deepcopy(fresh)
     compiled.compile_networks(state, compiled.REGIONS)
     with pytest.raises(ValueError, match="images of shape"):
         state.D(torch.zeros(8, 3, 4, 4))
+
+
+def test_compiled_networks_keep_their_activations():
+    with pytest.raises(
+        ValueError, match="--checkpoint-activations=True: not supported with --compile=regions"
+    ):
+        config("x.zip", run__compile="regions", run__checkpoint_activations=True).validate()

@@ -121,17 +121,22 @@ def estimate_memory_gb(cfg: TrainConfig, G: Generator, d_params: int, backbone_p
     """Rough peak memory of a process in GiB.
 
     Counts weights, gradients, Adam's moments and EMA, and the activations of a generator step. A frozen stem
-    has no gradients and keeps no activations; only its largest layer counts.
+    has no gradients and keeps no activations; only its largest layer counts. With --checkpoint-activations,
+    all but the inputs of the other layers count for one layer only.
     """
     trained = sum(p.numel() for p in G.parameters() if p.requires_grad)
     state = 4 * (2 * sum(p.numel() for p in G.parameters()) + 3 * trained + 4 * d_params + backbone_params)
     width = 4 if cfg.run.precision == "fp32" else 2
-    sizes = []
+    sizes, inputs = [], []
     for layer in G.synthesis.specs():
         conv = layer.in_channels * layer.in_size**2 + layer.out_channels * (layer.in_size + 2) ** 2
         rise = layer.out_channels * (layer.in_size * layer.up_factor) ** 2
         sizes.append(width * (conv + 2 * rise))
-    activations = max(sum(sizes[G.num_frozen_layers :]), max(sizes))
+        inputs.append(width * layer.in_channels * layer.in_size**2)
+    if cfg.run.checkpoint_activations:
+        activations = sum(inputs[G.num_frozen_layers :]) + max(sizes)
+    else:
+        activations = max(sum(sizes[G.num_frozen_layers :]), max(sizes))
     per_feature = sum(
         32 * (cfg.discriminator.feature_size // 2) ** 2 * 12 * 4 for _ in cfg.discriminator.backbones
     )
