@@ -59,12 +59,11 @@ from training import build, compiled, generator, run_folder, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
 from training.networks.stems import Lineage
+from training.run import roofline
 from training.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "networks", "ops", "steps", "real")
-# Dense bfloat16 or float16 FLOP/s without sparsity, from the manufacturers' data sheets.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
 STAGES = (16, 64, 256)
 CLASSES = 1000
 _GRACE_SECONDS = 20.0
@@ -522,9 +521,9 @@ def time_steps(
     }
     if on_gpu:
         result["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+        peak = roofline.peak(torch.cuda.get_device_name())
         if peak is not None:
-            result["share_of_peak"] = flops * cfg.run.batch / seconds / peak
+            result["share_of_peak"] = flops * cfg.run.batch / seconds / peak.half
     return result
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class _Work:
         self.since = time.monotonic()
         self.waited = 0.0  # seconds in collectives when the phase began
         self.seconds: dict[str, float] = {}
+        self.fixed = False  # within one_phase()
 
     def enter(self, name: str, step: int | None) -> None:
         now, waited = time.monotonic(), distributed.seconds_waited()
@@ -44,7 +45,8 @@ class _Work:
         ):
             self.seconds[key] = self.seconds.get(key, 0.0) + seconds
         self.since, self.waited, self.count = now, waited, self.count + 1
-        self.name, self.step = name, self.step if step is None else step
+        if not self.fixed:
+            self.name, self.step = name, self.step if step is None else step
 
 
 _work = _Work()
@@ -58,6 +60,17 @@ def phase(name: str, step: int | None = None) -> None:
 def progress() -> None:
     """The present phase makes progress."""
     _work.enter(_work.name, None)
+
+
+@contextlib.contextmanager
+def one_phase() -> Iterator[None]:
+    """Within, new phases are progress of the present one, which their seconds belong to."""
+    _work.fixed = True
+    try:
+        yield
+    finally:
+        progress()
+        _work.fixed = False
 
 
 def take_seconds() -> dict[str, float]:

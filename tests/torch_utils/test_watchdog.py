@@ -42,6 +42,17 @@ def test_seconds_of_phases_are_without_those_that_the_process_waits(clock, monke
     assert sum(watchdog.take_seconds().values()) == 0
 
 
+def test_seconds_of_parts_of_one_phase_are_its_own(clock):
+    watchdog.phase("statistics")
+    with watchdog.one_phase():
+        clock[0] += 2
+        watchdog.phase("G")
+        clock[0] += 3
+    clock[0] += 1
+    watchdog.phase("report")
+    assert watchdog.take_seconds()["statistics"] == 6
+
+
 def test_a_process_without_progress_names_itself(dog):
     store = torch.distributed.HashStore()
     watchdog.phase("G", step=7)

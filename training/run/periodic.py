@@ -13,6 +13,7 @@ from torch_utils import agreement, distributed, watchdog
 from training import run_folder
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
+from training.run import roofline
 from training.run.checkpoints import Checkpoints
 from training.run.clock import Clock
 from training.run.evaluation import Evaluate, Evaluation, Score
@@ -70,6 +71,7 @@ class Periodic:
         nimg, options = state.progress.nimg, {**to_json(cfg), "lineage": state.lineage.stems}
         self.trackers = Trackers(cfg.run.tracker if self.main else (), folder, options, nimg)
         self.statistics = Statistics(folder, device, self.trackers)
+        self.utilization = roofline.Utilization(cfg, dataset, device)
         self.grids = Grids(cfg, folder, dataset, device)
         self.snapshots = Snapshots(cfg, folder, dataset)
         self.evaluation = Evaluation(folder, evaluate, self.snapshots, self.trackers, cfg.run)
@@ -119,7 +121,9 @@ class Periodic:
         tick = self.clock.tick_so_far(p)
         p.tick += 1
         p.tick_start_nimg = p.nimg
-        self.statistics.report(p, tick, self.clock.maintenance)
+        speed = tick.images_per_sec / distributed.world_size()
+        mfu = self.utilization.of(speed, state.lineage) if self.main else None
+        self.statistics.report(p, tick, self.clock.maintenance, mfu)
         self.watch.measure(state.G_ema)
         record = self.statistics.collect(p) | rank_seconds()
         if self.main:

@@ -6,6 +6,8 @@ Each operation counts its FLOPs, the bytes of its inputs and outputs, and one ke
 long as the slower of arithmetic and memory; the host needs a fixed time per operation, and the step takes as
 long as the slower of device and host (the roofline model: Williams, Waterman and Patterson, 2009). The result
 is a lower bound for these operations: no kernel reaches both limits.
+
+The same counts and the peak of a run's GPU give its model FLOPs utilisation (MFU; Chowdhery et al., 2022).
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torch_utils import devices, features, timm_weights, training_stats
+from dnnlib.util import reason
+from torch_utils import devices, distributed, features, timm_weights, training_stats, watchdog
 from torch_utils.ops.backend import library
 from training import steps
 from training.config import TrainConfig
+from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.inputs import InputSource
+from training.networks.stems import Lineage
 from training.run import plan
 from training.state import TrainState
 
@@ -64,6 +71,22 @@ GPUS = (
     Gpu("H200", 790e12, 395e12, 67e12, 4.3e12),
 )
 
+# Peaks in the manufacturer's data sheets, without sparsity, by the whole name of the device: other variants
+# (PCIe, NVL, Ti, laptops, slices of a GPU) have other peaks.
+PEAKS = {
+    r"NVIDIA H200": Gpu("H200", 989e12, 494e12, 67e12, math.inf),
+    r"NVIDIA H100 80GB HBM3": Gpu("H100", 989e12, 494e12, 67e12, math.inf),
+    r"(NVIDIA )?A100-\S+": Gpu("A100", 312e12, 156e12, 19.5e12, math.inf),
+    r"NVIDIA L40S": Gpu("L40S", 362e12, 183e12, 91.6e12, math.inf),
+    r"NVIDIA GeForce RTX 4090": Gpu("RTX 4090", 165e12, 82.6e12, 82.6e12, math.inf),
+    r"NVIDIA GeForce RTX 3090": Gpu("RTX 3090", 71e12, 35.6e12, 35.6e12, math.inf),
+}
+
+
+def peak(device_name: str) -> Gpu | None:
+    """The peak of a CUDA device by its name; None = unknown. Its memory counts as infinitely fast."""
+    return next((gpu for pattern, gpu in PEAKS.items() if re.fullmatch(pattern, device_name)), None)
+
 
 @dataclass(frozen=True)
 class Op:
@@ -84,7 +107,10 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self, modules: Iterable[tuple[str, torch.nn.Module]]) -> None:
+        from torch.utils.flop_counter import flop_registry  # imported here because it imports triton
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self.formulas = flop_registry
         self.ops: list[Op] = []
         self.part = REST
         self._hooked = WeakTensorKeyDictionary()
@@ -119,7 +145,7 @@ class Counter(TorchDispatchMode):
         inputs, outputs = _tensors((args, kwargs)), _tensors(out)
         if not outputs or any(x.device != META for x in outputs):
             return out
-        count = flop_registry.get(func._overloadpacket)
+        count = self.formulas.get(func._overloadpacket)
         flops = count(*args, **(kwargs or {}), out_val=out) if count is not None else 0
         size = sum(x.numel() * x.element_size() for x in {id(x): x for x in (*inputs, *outputs)}.values())
         half = outputs[0].dtype in (torch.float16, torch.bfloat16)
@@ -216,6 +242,43 @@ def lines(cfg: TrainConfig, G: Generator) -> list[str]:
         f"at least {', '.join(found)} seconds per kimg of a process, in brackets with --compile=graphs: "
         "predicted from operations and bytes, not measured"
     ]
+
+
+class Utilization:
+    """MFU: the share of the time in which the GPU could have done the FLOPs of the steps at its peak.
+
+    The FLOPs are those of `count`, of matrix products and convolutions. The peak is that of each one's type.
+
+    Args:
+        cfg: settled options.
+        dataset: of the run.
+        device: of this process; only CUDA devices with a known peak have an MFU.
+    """
+
+    def __init__(self, cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> None:
+        self.cfg, self.dataset = cfg, dataset
+        self.gpu = peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self.seconds = math.nan  # per image, at the peak
+
+    def of(self, images_per_sec: float, lineage: Lineage) -> float | None:
+        """The MFU; None = unknown. The first call counts a step, which takes seconds.
+
+        Args:
+            images_per_sec: of this process.
+            lineage: of the run.
+        """
+        if self.gpu is None:
+            return None
+        if math.isnan(self.seconds):
+            try:
+                with distributed.alone(), watchdog.one_phase():
+                    G, _ = plan.plan(self.cfg, self.dataset, lineage=lineage)
+                    self.seconds = count(self.cfg, G).device_seconds(self.gpu)
+            except Exception as error:  # an estimate must not stop a run
+                self.gpu = None
+                warnings.warn(f"no Timing/mfu: a step cannot be counted ({reason(error)})", stacklevel=2)
+                return None
+        return self.seconds * images_per_sec
 
 
 def count(cfg: TrainConfig, G: Generator) -> Step:

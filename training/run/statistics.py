@@ -31,13 +31,14 @@ class Statistics:
         if distributed.is_main():
             run_folder.drop_lines_after(self.run_dir / run_folder.STATS_FILE, progress.nimg / 1000)
 
-    def report(self, progress: Progress, tick: Tick, maintenance: float) -> None:
+    def report(self, progress: Progress, tick: Tick, maintenance: float, mfu: float | None) -> None:
         """Report what is known of the tick beside its losses. All processes call it.
 
         Args:
             progress: of the run.
             tick: its time and images.
             maintenance: seconds after the tick before.
+            mfu: share of the GPU's peak arithmetic, of process 0; None = unknown.
         """
         training_stats.report0("Progress/tick", progress.tick)
         training_stats.report0("Progress/kimg", progress.nimg / 1000)
@@ -46,6 +47,8 @@ class Statistics:
         training_stats.report0("Timing/images_per_sec", tick.images_per_sec)
         training_stats.report0("Timing/maintenance_sec", maintenance)
         training_stats.report0("Timing/total_sec", progress.seconds)
+        if mfu is not None:
+            training_stats.report0("Timing/mfu", mfu)
         if (resident := memory.peak_bytes()) is not None:
             training_stats.report("Resources/peak_cpu_mem_gb", resident / 2**30)
         if self.device.type == "cuda":

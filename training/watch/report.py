@@ -304,7 +304,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
 
 
 def _speed_note(run: Run) -> str:
-    """Seconds per kimg, the share of them in which steps waited for images, and memory of a process."""
+    """Seconds per kimg, the share in which steps waited for images, MFU, and memory of a process."""
     parts = [f"{_short(1000 / run.speed)} s per kimg"]
     steps = number(run.stats[-1].get("Timing/data_wait_sec"), "num") if run.stats else math.nan
     shown = run.last("Timing/sec_per_tick")
@@ -312,6 +312,9 @@ def _speed_note(run: Run) -> str:
         processes = max(number(run.config.run.gpus) if run.config else 1, 1)
         waited = run.last("Timing/data_wait_sec") * steps / processes / shown
         parts.append(f"{waited:.0%} waiting for images")
+    mfu = run.last("Timing/mfu") * run.speed / run.last("Timing/images_per_sec")  # of the newest whole tick
+    if math.isfinite(mfu):
+        parts.append(f"{mfu:.1%} of the GPU's peak arithmetic")
     for name, title in (("Resources/peak_gpu_mem_gb", "GPU"), ("Resources/peak_cpu_mem_gb", "memory")):
         if math.isfinite(run.last(name)):
             parts.append(f"{title} {run.last(name):.1f} GiB")

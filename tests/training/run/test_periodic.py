@@ -28,16 +28,21 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_ticks_snapshots_checkpoints_and_scores(made):
+def test_ticks_snapshots_checkpoints_and_scores(made, monkeypatch):
     periodic, state, folder, scores = made
     periodic.begin(state)
     assert (folder / "reals.png").exists() and (folder / "fakes_init.png").exists()
     for nimg, done in ((16, False), (32, False), (48, True)):
         state.progress.nimg = nimg
+        if done:  # the GPU is known
+            monkeypatch.setattr(periodic.utilization, "of", lambda images_per_sec, lineage: 0.25)
         periodic.tick(state, done)
         assert (state.progress.tick_start_nimg, state.progress.unscored) == (nimg, False)
     periodic.end(state, run_folder.FINISHED)
-    assert [line["kimg"] for line in lines(folder / "stats.jsonl")] == [0.016, 0.032, 0.048]
+    stats = lines(folder / "stats.jsonl")
+    assert [line["kimg"] for line in stats] == [0.016, 0.032, 0.048]
+    assert ["Timing/mfu" in line for line in stats] == [False, False, True]
+    assert stats[-1]["Timing/mfu"]["mean"] == 0.25
     assert [line["kimg"] for line in lines(folder / "metric-fd_lite0_10.jsonl")] == [0.032, 0.048]
     assert (len(scores), state.progress.best_metric, state.progress.best_nimg) == (1, 2.0, 48)
     newest = checkpoint.latest(run_folder.checkpoint_folder(folder))

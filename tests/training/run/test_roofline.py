@@ -57,6 +57,51 @@ def test_seconds_are_those_of_the_slower_limit():
     assert slow_host.sec_per_kimg(fast, graphs=True) == 0
 
 
+def test_an_unknown_variant_of_a_gpu_has_no_peak():
+    known = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "A100-SXM4-40GB", "NVIDIA A100-PCIE-80GB")
+    assert [roofline.peak(name).half for name in known] == [989e12, 989e12, 312e12, 312e12]
+    for name in (
+        "NVIDIA H100 PCIe",
+        "NVIDIA GH200 480GB",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ):
+        assert roofline.peak(name) is None
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """MFU of a GPU with a peak of 1e12 in 16 bits and 1e11 in float32, and how often a step was counted."""
+    counted = []
+
+    def count(cfg, G):
+        counted.append((cfg, G))
+        ops = roofline.Op("heads", 2e9, 1e15, True), roofline.Op("heads", 1e8, 1.0, False)
+        return roofline.Step(4, 8, False, ops, (roofline.Op(roofline.UPDATE, 0.0, 1e9, False),))
+
+    monkeypatch.setattr(roofline, "count", count)
+    monkeypatch.setattr(roofline.plan, "plan", lambda cfg, dataset, lineage: ("G", "D"))
+    made = roofline.Utilization("cfg", "dataset", torch.device("cpu"))
+    assert made.of(100.0, None) is None and not counted  # a CPU has no known peak
+    made.gpu = roofline.Gpu("known", half=1e12, tf32=5e11, single=1e11, bandwidth=float("inf"))
+    return made, counted
+
+
+def test_mfu_is_the_seconds_at_the_peak_in_a_second(made):
+    mfu, counted = made
+    # (2e9 / 1e12 + 1e8 / 1e11) seconds for 4 images: 0.75 ms each. Bytes do not count.
+    assert mfu.of(400.0, None) == pytest.approx(0.3) and mfu.of(800.0, None) == pytest.approx(0.6)
+    assert counted == [("cfg", "G")]
+
+
+def test_a_step_that_cannot_be_counted_has_no_mfu(made, monkeypatch):
+    mfu, _ = made
+    monkeypatch.setattr(roofline, "count", lambda cfg, G: [].pop())
+    with pytest.warns(UserWarning, match=r"no Timing/mfu: .*pop from empty list"):
+        assert mfu.of(400.0, None) is None
+    assert mfu.of(400.0, None) is None  # and is not tried again
+
+
 def test_only_large_networks_are_predicted(monkeypatch):
     cfg = table.config(16, 8, small=True)
     with torch.device("meta"):  # RGB and alpha

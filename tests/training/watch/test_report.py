@@ -3,6 +3,7 @@
 a run.
 """
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -353,19 +354,21 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch):
     assert "8 stages; 2 more are not shown" in checked(tmp_path / "recipe" / "report.html")[1]
 
 
-def test_the_speed_card_has_the_wait_for_images_and_memory(tmp_path):
+def test_the_speed_card_has_the_wait_for_images_mfu_and_memory(tmp_path):
     run = make_run(tmp_path / "run")
     line = {
         "kimg": 9.0,
         "Timing/images_per_sec": {"num": 1, "mean": 10.0},
         "Timing/sec_per_tick": {"num": 1, "mean": 100.0},
         "Timing/data_wait_sec": {"num": 125, "mean": 0.2},
+        "Timing/mfu": {"num": 1, "mean": 0.125},
         "Resources/peak_cpu_mem_gb": {"num": 1, "mean": 3.25},
     }
     with (run / "stats.jsonl").open("a") as f:
         f.write(json.dumps(line) + "\n")
     report.write(run)
-    assert "s per kimg, 25% waiting for images, memory 3.2 GiB" in checked(run / "report.html")[1]
+    found = "s per kimg, 25% waiting for images, 12.5% of the GPU's peak arithmetic, memory 3.2 GiB"
+    assert found in html.unescape(checked(run / "report.html")[1])
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
