@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the cost of the diagnostics in the first step of each tick.
 
-    python benchmarks/diagnostics.py                  one thread, two sizes; about two minutes
+    python benchmarks/diagnostics.py                  # one thread, two sizes; about two minutes
     python benchmarks/diagnostics.py --repeats 3
 
 It compares them with a discriminator step, and with all discriminator steps of a tick. Seconds are CPU time

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the speed of the projected discriminator, and the gain from optimising its frozen network.
 
-    python benchmarks/discriminator.py                     one thread, all configurations; 2 to 3 minutes
+    python benchmarks/discriminator.py                     # one thread, all configurations; 2 to 3 minutes
     python benchmarks/discriminator.py --quick
-    python benchmarks/discriminator.py --threads 2         on an otherwise idle machine
+    python benchmarks/discriminator.py --threads 2         # on an otherwise idle machine
 
 Ratios are relative to timm's original network (BatchNorm not folded, torch's backward pass of depthwise
 convolutions) in the same run. Seconds are the process's CPU time divided by the number of threads. With one

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs everything that needs a GPU: checks of correctness, operations, training steps, a short training.
+"""Runs everything that needs a GPU: checks of correctness, operations, training steps, a real training.
 
-    python benchmarks/gpu.py --data emoji64.zip                             # everything
+    python benchmarks/gpu.py --data emoji64.zip                                   # everything
     python benchmarks/gpu.py --parts tests,sanitizer,networks --total-minutes 9   # only correctness
     python benchmarks/gpu.py --parts steps --stages 64 --levers compiled --minutes 8
-    python benchmarks/gpu.py --device cpu --small --data emoji64.zip        # the same, small, on a CPU
+    python benchmarks/gpu.py --device cpu --small --data emoji64.zip              # the same, small, on a CPU
 
-The kernels are built first. The parts run in this order. Each has a limit of --minutes, and all together of
---total-minutes; the results say if a part reached its limit.
+The kernels are built first. The parts run in this order. Each has a time limit of its own (--minutes: another
+one for each), and all together one of --total-minutes; the results say if a part reached its limit.
 
     tests      pytest tests/gpu
     sanitizer  compute-sanitizer (memcheck, racecheck, synccheck) on a small case of every kernel, forward and
@@ -17,108 +17,64 @@ The kernels are built first. The parts run in this order. Each has a limit of --
     ops        benchmarks/ops.py: every layer of the recipes compared with a copy and with torch's operations
     steps      images per second, peak memory and share of peak arithmetic of training steps at ImageNet's
                published sizes, with one optimisation at a time
-    real       train.py on --data, class-conditional, at 16 pixels; its last statistics
+    real       train.py on --data, class-conditional, at 16, 32 and 64 pixels; statistics, curves, images
 
-The results file is written after every result, and the output of each command goes to a file next to it, so
-an interrupted run keeps its measurements. If a part fails, this is a result, and the next part starts. The
-networks of `networks` and `steps` have random weights, also the frozen ones; the speed does not depend on
-them.
+Results go to benchmarks/results/gpu.json (with --parts: gpu-PARTS.json), with predictions beside what was
+measured, and as tables to the .md file next to it. The .json is written after every result, so an interrupted
+run keeps its measurements. Output of commands, and pictures of the training, go to the folder next to it. A
+part that fails is a result, and the next part starts. The networks of `networks` and `steps` have random
+weights, also the frozen ones; the speed does not depend on them.
 """
 
 import dataclasses
-import gc
 import json
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from torch_utils import timm_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dnnlib
-from benchmarks import machine
+from benchmarks import gpu_results, gpu_training, machine
+from benchmarks.gpu_results import Results, one_line
+from dnnlib.util import atomic_write
+from torch_utils import timm_weights
 from torch_utils.ops.backend import extension
 from torch_utils.ops.backend.activations import activation_funcs
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
-from training import build, compiled, generator, run_folder, steps
-from training.config import TrainConfig
-from training.inputs import InputSource
-from training.networks.stems import Lineage
-from training.run import roofline
-from training.state import TrainState
+from training import build, run_folder
+from training.run import plan, roofline
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("tests", "sanitizer", "networks", "ops", "steps", "real")
+MINUTES = {
+    "build": 2.0,
+    "tests": 3.0,
+    "sanitizer": 4.0,
+    "networks": 2.0,
+    "ops": 4.5,
+    "steps": 4.5,
+    "real": 8.0,
+}
+PARTS = tuple(name for name in MINUTES if name != "build")
 STAGES = (16, 64, 256)
-CLASSES = 1000
-_GRACE_SECONDS = 20.0
+REAL_STAGES = {16: 0.5, 32: 0.3, 64: 0.2}  # resolution -> share of the part's time
+METRIC = "fd_lite0_500"
+OUT_OF_TIME = "out of time"
+_OVERHEAD_SECONDS = 20.0  # of the first stage, to start and to end
 _TOOL_SECONDS = 150.0  # limit of one run of compute-sanitizer
-# Largest ||found - wanted|| / ||wanted|| of a step's gradients, where wanted is float32 on the CPU. The
-# values of reduced types are about five times those on a CPU; larger differences are errors and not rounding.
-_FAR = {"float32": 1e-2, "tf32": 5e-2, "float16": 5e-2, "bfloat16": 0.4}
-
-
-@dataclasses.dataclass(frozen=True)
-class Levers:
-    """The optimisations that a measurement of the training step uses."""
-
-    name: str
-    precision: str = "auto"  # float16 on a GPU
-    d_precision: str = "auto"  # bfloat16 on a GPU
-    channels_last: bool = False
-    compiled: str = "off"  # as --compile
-    tf32: bool = True
-    fused: bool = True
-    batch_factor: int = 1
-
-
-LEVERS = (
-    Levers("as train.py does it"),
-    Levers("discriminator in fp32, without TF32, as published", d_precision="fp32", tf32=False),
-    Levers("discriminator in fp32", d_precision="fp32"),
-    Levers("compiled", compiled="regions"),
-    Levers("compiled with CUDA graphs", compiled="graphs"),
-    Levers("float32 generator", precision="fp32"),
-    Levers("bfloat16 generator", precision="bf16"),
-    Levers("channels_last", channels_last=True),
-    Levers("twice the batch", batch_factor=2),
-    Levers("four times the batch", batch_factor=4),
-    Levers("Adam in separate kernels", fused=False),
-)
-
-
-class Results:
-    """The results of a run, rewritten to disk after every result."""
-
-    def __init__(self, path: Path, device: str, small: bool) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {**machine.describe(device), "small": small, "results": []}
-
-    def add(self, part: str, **result: Any) -> None:
-        """Store and print a result."""
-        self.content["results"].append({"part": part, **result})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with dnnlib.util.atomic_write(self.path, "w") as f:
-            f.write(json.dumps(self.content, indent=1) + "\n")
-        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items() if k != "output"}
-        click.echo(f"{part:10s}" + "  ".join(f"{k}={v}" for k, v in shown.items()))
-
-
 # The summary line of pytest and compute-sanitizer.
 _VERDICT = re.compile(r"SUMMARY|\d+ (passed|failed|skipped|error)")
 _KEPT_CHARACTERS = 6000  # of a command's output, in the results
@@ -126,78 +82,88 @@ _KEPT_CHARACTERS = 6000  # of a command's output, in the results
 
 @dataclasses.dataclass
 class Job:
-    """The arguments of every part."""
+    """The arguments of every part.
+
+    Attributes:
+        minutes: Time limit of each part.
+        end: Time limit of all parts together, by time.monotonic().
+        part_end: Time limit of the part that runs.
+    """
 
     device: str
     small: bool
-    minutes: float
+    minutes: Mapping[str, float]
     data: str | None
     stages: tuple[int, ...]
-    levers: tuple[Levers, ...]
+    levers: str
     results: Results
-    end: float = math.inf  # time limit of all parts, by time.monotonic()
+    end: float = math.inf
+    part_end: float = math.inf
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of logs and pictures."""
+        return self.results.path.with_suffix("")
+
+    def begin(self, part: str) -> None:
+        """Begin a part: its time runs from here."""
+        self.part_end = time.monotonic() + 60 * self.minutes[part]
 
     def seconds(self) -> float:
-        """Return the time limit of a part that starts now."""
-        return max(min(60 * self.minutes, self.end - time.monotonic()), 0.0)
+        """Return the time that is left for the part."""
+        return max(min(self.part_end, self.end) - time.monotonic(), 0.0)
 
-    def command(
+    def run(
         self,
-        part: str,
+        name: str,
         arguments: list[str],
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         limit: float = math.inf,
-        expected: str = "0",
-        **facts: Any,
-    ) -> bool:
-        """Run a command, and add its exit status and output to the results.
-
-        The output goes to <results>-<part>[-<fact>...].log.
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Run a command.
 
         Args:
-            part: name of the part.
-            arguments: the command.
-            environment: additional environment variables.
-            limit: time limit in seconds, in addition to the part's. The command gets a little more to end by
-                itself.
-            expected: expected exit status.
-            **facts: additional fields of the result.
+            name: Of the file in `folder` that gets the output.
+            arguments: The command.
+            environment: Additional environment variables.
+            limit: Time limit in seconds; the part's, if that is less.
+            meanwhile: Is called while the command runs.
 
         Returns:
-            Whether the exit status is the expected one.
+            The fields of its result: status (the exit status, 'out of time', or that it is not installed),
+            last_line, seconds and output.
         """
-        start, limit = time.monotonic(), min(self.seconds(), limit) + _GRACE_SECONDS
-        log = self.results.path.with_name(
-            "-".join([self.results.path.stem, part, *map(str, facts.values())]) + ".log"
-        )
+        start, log = time.monotonic(), self.folder / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            status = _run(arguments, log, limit, environment or {})
+            status = _run(arguments, log, min(self.seconds(), limit), environment or {}, meanwhile)
         except FileNotFoundError:
             status = f"{arguments[0]} is not installed"
         text = log.read_text(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         last = next((line for line in reversed(lines) if _VERDICT.search(line)), lines[-1] if lines else "")
-        verdict = {} if expected == "0" else {"expected": expected}
         seconds = time.monotonic() - start
-        self.results.add(
-            part,
-            **facts,
-            status=status,
-            **verdict,
-            last_line=last,
-            seconds=seconds,
-            output=text[-_KEPT_CHARACTERS:],
-        )
-        return status == expected
+        return {"status": status, "last_line": last, "seconds": seconds, "output": text[-_KEPT_CHARACTERS:]}
+
+    def command(self, part: str, *arguments: str) -> None:
+        """Run a command and add its result to those of the part."""
+        self.results.add(part, **self.run(part, list(arguments)))
 
 
-def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, str]) -> str:
+def _run(
+    arguments: list[str],
+    log: Path,
+    limit: float,
+    environment: Mapping[str, str],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> str:
     """Return the exit status of a command, or 'out of time'.
 
     The command has its own process group, so that its child processes end with it.
     """
-    variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    end = time.monotonic() + limit
     with open(log, "wb") as output:
         process = subprocess.Popen(
             arguments,
@@ -208,9 +174,10 @@ def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, s
             start_new_session=True,
         )
         try:
-            return str(process.wait(limit))
+            meanwhile()
+            return str(process.wait(max(end - time.monotonic(), 0.0)))
         except subprocess.TimeoutExpired:
-            return "out of time"
+            return OUT_OF_TIME
         finally:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -219,26 +186,13 @@ def _run(arguments: list[str], log: Path, limit: float, environment: dict[str, s
 
 def run_build(job: Job) -> None:
     """Build the kernels for the available devices. Errors become results, not only warnings."""
-    job.command("build", [sys.executable, "-m", "torch_utils.ops", "build", "--verbose"])
+    job.command("build", sys.executable, "-m", "torch_utils.ops", "build", "--verbose")
 
 
 def run_tests(job: Job) -> None:
     """Run tests/gpu, which are skipped without a device."""
-    job.command(
-        "tests",
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-rs",
-            "--tb=short",
-            "--durations=8",
-            "tests/gpu",
-        ],
-    )
+    options = ["-q", "-p", "no:cacheprovider", "-rs", "--tb=short", "--durations=8"]
+    job.command("tests", sys.executable, "-m", "pytest", *options, "tests/gpu")
 
 
 def every_kernel(device: str) -> None:
@@ -302,323 +256,160 @@ def run_sanitizer(job: Job) -> None:
     script = [sys.executable, str(Path(__file__).resolve()), "--device", job.device, "--check"]
     # Without the caching allocator, an access beyond a tensor is outside its allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    if job.device == "cpu":
-        job.command("sanitizer", [*script, "kernels"], environment, tool="none")
-        return
     # torch queries the driver for optional features, and those errors are harmless. Kernels of other
     # libraries are not checked, because they take time.
-    options = [
-        "--error-exitcode",
-        "9",
-        "--report-api-errors",
-        "no",
-        "--kernel-name",
-        "kns=_ZN3ops",
-        "--print-limit",
-        "20",
-    ]
-    for tool, what, expected in (
+    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--kernel-name", "kns=_ZN3ops"]
+    options += ["--print-limit", "20"]
+    runs = [
         ("memcheck", "kernels", "0"),
         ("memcheck", "mistake", "9"),
         ("racecheck", "kernels", "0"),
         ("synccheck", "kernels", "0"),
-    ):
-        command = ["compute-sanitizer", "--tool", tool, *options, *script, what]
-        job.command(
-            "sanitizer", command, environment, limit=_TOOL_SECONDS, expected=expected, tool=tool, over=what
-        )
+    ]
+    for tool, what, expected in runs if job.device == "cuda" else [("none", "kernels", "0")]:
+        checked = ["compute-sanitizer", "--tool", tool, *options] if tool != "none" else []
+        ended = job.run(f"sanitizer-{tool}-{what}", [*checked, *script, what], environment, _TOOL_SECONDS)
+        job.results.add("sanitizer", tool=tool, over=what, expected=expected, **ended)
 
 
-def published_generator(resolution: int, small: bool) -> generator.Generator:
-    """Return the ImageNet network (-t) of a stage with new weights: a stem at 16 pixels, then heads."""
-    sizes = {"syn_layers": 5, "cbase": 256, "cmax": 16} if small else {"syn_layers": 10}
-    G = generator.build_stem("stylegan3-t", 16, CLASSES, **sizes)
-    while G.img_resolution < resolution:
-        G = generator.build_superres(G, "stylegan3-t", 2, 4 if small else 7)
-    return G
+def run_cases(job: Job, part: str, predict: Callable[[gpu_training.Case], dict[str, Any]]) -> None:
+    """Run benchmarks/gpu_training.py until every case of a part has a result, or the time is over.
 
+    A process that a kernel's error ends is followed by another one, for the cases that are left.
 
-def make_config(
-    small: bool, batch: int, levers: Levers, backbones: tuple[str, ...] | None = None
-) -> TrainConfig:
-    """Return the published options; `small`: those of a network that a CPU trains in seconds."""
-    cfg = TrainConfig().override(
-        {"run.batch": batch, "run.precision": levers.precision, "discriminator.precision": levers.d_precision}
-    )
-    cfg = cfg.override({"loss.pl_weight": 0, "loss.diagnostics": False})
-    if small:
-        tiny = {
-            "feature_size": 32,
-            "proj_channels": 8,
-            "head_channels": 8,
-            "cond_channels": 8,
-            "backbones": [timm_weights.LITE0],
-        }
-        cfg = cfg.override({f"discriminator.{k}": v for k, v in tiny.items()})
-    return cfg if backbones is None else cfg.override({"discriminator.backbones": list(backbones)})
+    Args:
+        job: The arguments.
+        part: The part.
+        predict: Returns what is predicted for a case. It runs beside the measurements.
+    """
+    cases = gpu_training.cases(part, job.stages, job.levers)
+    predictions: list[dict[str, Any]] = []
 
+    def fill() -> None:
+        while len(predictions) < len(cases) and job.seconds() > 0:
+            try:
+                predictions.append(predict(cases[len(predictions)]))
+            except Exception as error:  # the measurement goes on
+                predictions.append({"prediction": one_line(error)})
 
-@dataclasses.dataclass
-class Training:
-    """A training state on random images of all classes."""
-
-    cfg: TrainConfig
-    state: TrainState
-    inputs: InputSource
-    pixels: torch.Tensor
-    labels: torch.Tensor
-
-    def step(self) -> None:
-        """Run one training step, as train.py does."""
-        steps.train_step(self.state, self.inputs, self.cfg, self.pixels, self.labels)
-
-    def g_step(self) -> None:
-        """Run only the generator's part."""
-        steps.g_step(self.state, self.inputs.micro_batches("G", 0), self.cfg.loss, self.cfg.blur_init_sigma)
-
-    def d_step(self) -> None:
-        """Run only the discriminator's part."""
-        reals = self.inputs.real_micro_batches(0, self.pixels, self.labels)
-        steps.d_step(
-            self.state, self.inputs.micro_batches("D", 0), reals, self.cfg.loss, self.cfg.blur_init_sigma
-        )
-
-
-def make_training(cfg: TrainConfig, resolution: int, device: str, small: bool) -> Training:
-    """Create the networks from a fixed seed; the frozen ones have random weights."""
-    torch.manual_seed(0)
-    weights = dict.fromkeys(cfg.discriminator.backbones, timm_weights.RANDOM)
-    D = build.make_discriminator(
-        dataclasses.replace(cfg.discriminator, backbone_weights=weights), CLASSES, resolution, 0
-    )
-    state = build.assemble(cfg, published_generator(resolution, small), D, Lineage(), torch.device(device))
-    inputs = InputSource.of(cfg, np.arange(CLASSES), state.G.z_dim, torch.device(device), processes=1, rank=0)
-    pixels = torch.randint(0, 256, (cfg.run.batch, 3, resolution, resolution), dtype=torch.uint8)
-    return Training(cfg, state, inputs, pixels, torch.arange(cfg.run.batch) % CLASSES)
+    command = [sys.executable, "benchmarks/gpu_training.py", f"--part={part}", f"--device={job.device}"]
+    command += [f"--results={job.results.path}", f"--levers={job.levers}"]
+    command += [f"--stages={','.join(map(str, job.stages))}", *(["--small"] if job.small else [])]
+    while (done := len(job.results.rows(part))) < len(cases):
+        ended = job.run(f"{part}-{done}", [*command, f"--skip={done}"], meanwhile=fill)
+        left = cases[len(job.results.rows(part)) :]
+        if left and ended["status"] == OUT_OF_TIME:
+            job.results.add(part, **left[0].facts(), status=OUT_OF_TIME)
+            break
+        if len(left) == len(cases) - done:  # it ended in the middle of the first case
+            status = f"ended with status {ended['status']}"
+            job.results.add(part, **left[0].facts(), **ended | {"status": status})
+    job.results.complete(part, predictions)
 
 
 def run_networks(job: Job) -> None:
-    """Compare gradients on the device in each precision with float32 on the CPU.
-
-    They are read from Adam's first moment, which is the gradient for beta1 = 0.
-    """
-
-    def gradients(device: str, levers: Levers) -> dict[str, torch.Tensor]:
-        use_tf32(levers.tf32)
-        found = {}
-        for which in ("G", "D"):
-            # Both steps use the initial weights: Adam's first update depends on the signs of the gradients,
-            # which differ where a gradient is near zero.
-            training = make_training(make_config(True, 8, levers), 32, device, True)
-            (training.g_step if which == "G" else training.d_step)()
-            state = training.state
-            params, optimizer = (
-                (state.g_params, state.g_opt) if which == "G" else (state.d_params, state.d_opt)
-            )
-            parts = [
-                optimizer.state[p]["exp_avg"] if p in optimizer.state else torch.zeros_like(p)
-                for p in params.values()
-            ]
-            found[which] = torch.cat([part.detach().double().cpu().flatten() for part in parts])
-        return found
-
-    exact = Levers("float32", precision="fp32", d_precision="fp32", tf32=False)
-    wanted = gradients("cpu", exact)
-    for levers in (
-        exact,
-        dataclasses.replace(exact, name="tf32", tf32=True),
-        dataclasses.replace(exact, name="float16", precision="fp16"),
-        dataclasses.replace(exact, name="bfloat16", precision="bf16", d_precision="bf16"),
-    ):
-        found = gradients(job.device, levers)
-        for which, reference in wanted.items():
-            error = float((found[which] - reference).norm() / reference.norm())
-            cosine = float(torch.nn.functional.cosine_similarity(found[which], reference, dim=0))
-            status = "ok" if error <= _FAR[levers.name] else f"larger than {_FAR[levers.name]:g}"
-            job.results.add(
-                "networks",
-                step=which,
-                precision=levers.name,
-                relative_error=error,
-                cosine=cosine,
-                status=status,
-            )
-
-
-def run_ops(job: Job) -> None:
-    """Run benchmarks/ops.py; its table goes to a file next to the results."""
-    # torch.compile takes seconds per case: run it last, and for one type only.
-    small = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"]
-    runs = {"small": small} if job.small else {"eager": [], "compiled": ["--compile", "--dtypes", "float16"]}
-    end = time.monotonic() + job.seconds()
-    for name, options in runs.items():
-        out = job.results.path.with_name(f"{job.results.path.stem}-ops-{name}.json")
-        out.unlink(missing_ok=True)  # of an earlier run
-        command = [sys.executable, "benchmarks/ops.py", "--device", job.device, "--out", str(out), *options]
-        if job.command("ops", command, limit=max(end - time.monotonic(), 0), baselines=name) or out.exists():
-            job.results.add("ops", table=out.name, rows=len(json.loads(out.read_text())["rows"]))
-
-
-def use_tf32(on: bool) -> None:
-    """Enable or disable TF32. torch enables it for convolutions only."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
-
-
-def apply_levers(state: TrainState, levers: Levers, device: str) -> None:
-    """Enable the optimisations for which the training configuration has no option."""
-    use_tf32(levers.tf32)
-    torch.backends.cudnn.benchmark = True
-    if levers.channels_last:
-        for module in (state.G.synthesis, state.D):
-            module.to(memory_format=torch.channels_last)
-    if not levers.fused:
-        for optimizer in (state.g_opt, state.d_opt):
-            for group in optimizer.param_groups:
-                group.update(fused=False, foreach=False)
-        state.guard.deferred = False  # which needs fused optimizers
-    if levers.compiled != "off":
-        torch._dynamo.reset()
-        compiled.compile_networks(state, levers.compiled)
-
-
-def time_steps(
-    job: Job, resolution: int, levers: Levers, batch: int, flops: int | None, deadline: float
-) -> dict[str, Any]:
-    """Return images per second of whole steps: generator, discriminator and moving average.
-
-    It is the median of a few steps after two warm-up steps.
-    """
-    on_gpu = job.device == "cuda"
-    cfg = make_config(job.small, batch * levers.batch_factor, levers)
-    training = make_training(cfg, resolution, job.device, job.small)
-    apply_levers(training.state, levers, job.device)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-
-    def step() -> None:
-        training.step()
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    result: dict[str, Any] = {"batch": cfg.run.batch}
-    if flops is None:
-        with FlopCounterMode(display=False) as counter:
-            training.step()
-        result["flops_per_image"] = flops = counter.get_total_flops() // cfg.run.batch
-    times = []
-    for i in range(2 if job.small else 10):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-        if time.monotonic() > deadline and i >= 2:
-            break
-    training.state.guard.check()
-    seconds = float(np.median(times[2:] if len(times) > 2 else times[-1:]))
-    result |= {
-        "images_per_second": cfg.run.batch / seconds,
-        "seconds": seconds,
-        "timed_steps": max(len(times) - 2, 1),
-    }
-    if on_gpu:
-        result["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        peak = roofline.peak(torch.cuda.get_device_name())
-        if peak is not None:
-            result["share_of_peak"] = flops * cfg.run.batch / seconds / peak.half
-    return result
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """Compare gradients on the device in each precision with float32 on the CPU."""
+    run_cases(job, "networks", lambda case: {})
 
 
 def run_steps(job: Job) -> None:
-    """Measure each stage with each optimisation until the time limit; errors are results."""
-    deadline = time.monotonic() + job.seconds()
-    batches = (
-        {16: 256, 32: 256, 64: 128, 128: 64, 256: 32}
-        if not job.small
-        else dict.fromkeys((16, 32, 64, 128, 256), 8)
-    )
-    for resolution in job.stages:
-        flops = None
-        for levers in job.levers:
-            if time.monotonic() > deadline:
-                job.results.add("steps", stage=resolution, levers=levers.name, status="out of time")
-                return
-            try:
-                result = time_steps(job, resolution, levers, batches[resolution], flops, deadline)
-                flops = result.get("flops_per_image", flops)
-                job.results.add("steps", stage=resolution, levers=levers.name, **result)
-            except Exception as error:  # out of memory, or any error of the compiler
-                job.results.add("steps", stage=resolution, levers=levers.name, status=_one_line(error))
-            gc.collect()
-            if job.device == "cuda":
-                torch.cuda.empty_cache()
+    """Measure each stage with each optimisation."""
+    run_cases(job, "steps", lambda case: gpu_training.predict(job.small, case.stage, case.levers))
+
+
+def run_ops(job: Job) -> None:
+    """Run benchmarks/ops.py."""
+    # torch.compile takes seconds per case: run it last, and for one type only.
+    small = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"]
+    runs = {"small": small} if job.small else {"eager": [], "compiled": ["--compile", "--dtypes", "float16"]}
+    for name, options in runs.items():
+        out = job.folder / f"ops-{name}.json"
+        out.unlink(missing_ok=True)  # of an earlier run
+        command = [sys.executable, "benchmarks/ops.py", "--device", job.device, "--out", str(out), *options]
+        ended = job.run(f"ops-{name}", command)
+        measured = json.loads(out.read_text()) if out.exists() else {"rows": []}
+        for row in measured["rows"]:
+            row["predicted_forward_copy_share"] = gpu_results.predicted_share(row["case"], row["dtype"])
+        copy = measured.get("copy_bytes_per_second")
+        job.results.add("ops", baselines=name, copy_bytes_per_second=copy, **ended, rows=measured["rows"])
+
+
+def real_options(job: Job, resolution: int, stem: Path | None) -> list[str]:
+    """Return the options of train.py for a stage of the part 'real'."""
+    options = ["--cfg=stylegan3-t", f"--data={job.data}", f"--resolution={resolution}", "--cond=True"]
+    options += ["--gpus=1", f"--device={job.device}", f"--backbones={timm_weights.LITE0}", "--kimg=100000"]
+    if stem is None:
+        options += ["--syn_layers=5" if job.small else "--syn_layers=7", "--class-embedding=random"]
+    else:
+        options += ["--superres", "--up_factor=2", "--head_layers=4", f"--path_stem={stem}"]
+    if job.small:
+        options += ["--batch=8", "--cbase=256", "--cmax=16", "--feature-size=32", "--proj-channels=8"]
+        return [*options, "--head-channels=8", "--tick=0.016", "--snap=1", "--metrics=none"]
+    options += ["--batch=256", "--d-precision=bf16", "--tick=5", "--snap=4", "--keep-snapshots=1"]
+    try:
+        timm_weights.check(timm_weights.LITE0)
+        return [*options, f"--metrics={METRIC}"]
+    except (FileNotFoundError, ValueError):
+        # The results do not show the quality then.
+        weights = f"{timm_weights.LITE0}={timm_weights.RANDOM}"
+        return [*options, f"--backbone-weights={weights}", "--metrics=none"]
 
 
 def run_real(job: Job) -> None:
-    """Run train.py for the part's time. The exit status is 3 when it reaches the limit."""
+    """Run train.py at 16, 32 and 64 pixels. Its exit status is 3 when it reaches the time of a stage."""
     if job.data is None:
         job.results.add("real", status="no --data")
         return
-    outdir = job.results.path.with_name(job.results.path.stem + "-runs")
-    options = [
-        "--cfg=stylegan3-t",
-        f"--data={job.data}",
-        "--resolution=16",
-        "--cond=True",
-        "--gpus=1",
-        "--metrics=none",
-        f"--device={job.device}",
-    ]
-    options += [
-        f"--backbones={timm_weights.LITE0}",
-        "--class-embedding=random",
-        "--syn_layers=7",
-        "--kimg=100000",
-    ]
-    if job.small:
-        options += [
-            "--batch=8",
-            "--cbase=256",
-            "--cmax=16",
-            "--feature-size=32",
-            "--proj-channels=8",
-            "--head-channels=8",
-            "--tick=0.016",
-        ]
-    else:
-        options += ["--batch=256", "--d-precision=bf16", "--tick=10", "--snap=5"]
-    try:
-        timm_weights.check(timm_weights.LITE0)
-    except (FileNotFoundError, ValueError) as error:
-        job.results.add(
-            "real",
-            backbones="random weights: the results do not show the quality",
-            reason=_one_line(error),
-        )
-        options.append(f"--backbone-weights={timm_weights.LITE0}={timm_weights.RANDOM}")
-    seconds = job.seconds()
-    job.command(
-        "real",
-        [sys.executable, "train.py", f"--outdir={outdir}", f"--restart_every={seconds:g}", *options],
-        expected="3",
-    )
-    for _, folder in sorted(run_folder.run_folders(str(outdir)).items())[-1:]:
-        last = run_folder.read_jsonl(folder / run_folder.STATS_FILE)[-1]
-        numbers = {name: value["mean"] if isinstance(value, dict) else value for name, value in last.items()}
-        job.results.add("real", run=str(folder), last_statistics=numbers)
+    overhead, stem = _OVERHEAD_SECONDS, None
+    for i, (resolution, share) in enumerate(REAL_STAGES.items()):
+        own = job.seconds() * share / sum([*REAL_STAGES.values()][i:])
+        trains = max(own - overhead, 1.0)
+        outdir = job.folder / f"runs-{resolution}"
+        shutil.rmtree(outdir, ignore_errors=True)  # of an earlier run, which would be resumed
+        limit = ["--restart_every", f"{trains:g}", "--outdir", str(outdir)]
+        command = [sys.executable, "train.py", *limit, *real_options(job, resolution, stem)]
+        ended = job.run(f"real-{resolution}", command)
+        overhead = ended["seconds"] - trains
+        found = sorted(run_folder.run_folders(str(outdir)).items()) if outdir.exists() else []
+        stem = found[-1][1] if found else None
+        more = trained(stem) if stem is not None else {}
+        job.results.add("real", stage=resolution, expected="3", **ended, **more)
+        if stem is None or run_folder.best_network(stem) is None:
+            return
+        pictures = [stem / run_folder.CURVES_FILE, *run_folder.fakes_files(stem)[-1:]]
+        for picture in filter(Path.exists, pictures):
+            shutil.copyfile(picture, job.folder / f"real-{resolution}-{picture.name}")
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """Return what a run folder says: its statistics, its metric, and what was predicted for it."""
+    config = run_folder.load_run(str(folder))
+    dataset = build.make_dataset(config.data, config.run.seed)
+    step = roofline.count(config, plan.plan(config, dataset)[0])
+    found: dict[str, Any] = {
+        "run": str(folder),
+        "predicted_sec_per_kimg": {gpu.name: step.sec_per_kimg(gpu) for gpu in roofline.GPUS},
+    }
+    lines = run_folder.read_jsonl(folder / run_folder.STATS_FILE)
+    if lines:
+        numbers = {name: x["mean"] if isinstance(x, dict) else x for name, x in lines[-1].items()}
+        found["last_statistics"] = numbers
+    records = run_folder.metric_file(folder, METRIC)
+    if records.exists():
+        found["fd_lite0"] = [record["value"] for record in run_folder.read_jsonl(records)]
+    return found
 
 
 def run_part(job: Job, name: str, runner: Callable[[Job], None]) -> None:
     """Run a part if there is time left. An error is stored as a result."""
-    if job.seconds() == 0 and job.end < math.inf:
-        job.results.add(name, status="out of time")
+    job.begin(name)
+    if job.seconds() == 0:
+        job.results.add(name, status=OUT_OF_TIME)
         return
     try:
         runner(job)
     except Exception as error:
-        job.results.add(name, status=_one_line(error))
+        job.results.add(name, status=one_line(error))
 
 
 RUNNERS: dict[str, Callable[[Job], None]] = {
@@ -631,73 +422,93 @@ RUNNERS: dict[str, Callable[[Job], None]] = {
 }
 
 
-def chosen_parts(text: str) -> Iterator[str]:
-    """Yield the parts in a comma-separated list, in the order in which they run."""
+def _parts(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    """Return the parts in a comma-separated list, in the order in which they run."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        raise click.ClickException(
-            f"--parts={text}: unknown part {unknown[0]}; the parts are {', '.join(PARTS)}"
-        )
-    yield from (part for part in PARTS if part in names)
+        raise click.BadParameter(f"{text}: unknown part {unknown[0]}; the parts are {', '.join(PARTS)}")
+    return [part for part in PARTS if part in names]
+
+
+def _stages(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    known = [str(stage) for stage in gpu_training.BATCHES]
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(known):
+        raise click.BadParameter(f"{text}: the stages are {', '.join(known)}")
+    return tuple(int(name) for name in names)
+
+
+def _levers(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    if not gpu_training.chosen_levers(text):
+        names = ", ".join(f"'{levers.name}'" for levers in gpu_training.LEVERS)
+        raise click.BadParameter(f"{text}: no name contains this; the names are {names}")
+    return text
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--parts", default=",".join(PARTS), show_default=True)
+@click.option("--parts", default=",".join(PARTS), show_default=True, callback=_parts)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--small", is_flag=True, help="Use tiny networks and few repeats, to test the command.")
-@click.option("--minutes", default=8.0, show_default=True, help="Time limit of each part.")
-@click.option("--data", type=click.Path(exists=True), help="Labelled data set of the part 'real'.")
 @click.option(
-    "--stages", default=",".join(map(str, STAGES)), show_default=True, help="Resolutions of the part 'steps'."
+    "--minutes",
+    type=click.FloatRange(min=0),
+    help=f"Time limit of each part.  [default: {', '.join(f'{k} {v:g}' for k, v in MINUTES.items())}]",
 )
+@click.option("--data", type=click.Path(resolve_path=True), help="Data set of the part 'real'.")
 @click.option(
-    "--levers", default="", help="Optimisations of the part 'steps': only those whose name contains this."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=ROOT / "benchmarks" / "results" / "gpu.json",
+    "--stages",
+    default=",".join(map(str, STAGES)),
     show_default=True,
+    callback=_stages,
+    help="Resolutions of the part 'steps'.",
 )
+@click.option(
+    "--levers",
+    default="",
+    callback=_levers,
+    help="Optimisations of the part 'steps': only those whose name contains this.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The .json file of the results.")
 @click.option("--total-minutes", type=float, help="Time limit of all parts together.  [default: no limit]")
 @click.option("--check", type=click.Choice(["kernels", "mistake"]), hidden=True)
 def main(
-    parts: str, device: str, small: bool, minutes: float, data: str | None, stages: str, levers: str,
-    out: Path, total_minutes: float | None,
+    parts: list[str],
+    device: str,
+    small: bool,
+    minutes: float | None,
+    data: str | None,
+    stages: tuple[int, ...],
+    levers: str,
+    out: Path | None,
+    total_minutes: float | None,
     check: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Run the chosen parts; the help text is the module's docstring."""
     end = math.inf if total_minutes is None else time.monotonic() + 60 * total_minutes
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException(
             "no CUDA device found; --device cpu --small runs the same commands on a CPU"
         )
+    if data is not None and not Path(data).exists():
+        raise click.ClickException(f"--data={data} does not exist")
     if check is not None:
         {"kernels": every_kernel, "mistake": planted_mistake}[check](device)
         return
-    chosen = list(chosen_parts(parts))
-    try:
-        resolutions = tuple(int(stage) for stage in stages.split(","))
-    except ValueError:
-        raise click.ClickException(f"--stages={stages}: give resolutions, such as 16,64,256") from None
-    if not set(resolutions) <= {16, 32, 64, 128, 256}:
-        raise click.ClickException(f"--stages={stages}: the stages are 16, 32, 64, 128 and 256")
-    job = Job(
-        device,
-        small,
-        minutes,
-        data,
-        resolutions,
-        tuple(x for x in LEVERS if levers in x.name),
-        Results(out.resolve(), device, small),
-        end,
-    )
+    name = "gpu" if parts == list(PARTS) else f"gpu-{'-'.join(parts)}"
+    path = (out or ROOT / "benchmarks" / "results" / f"{name}.json").resolve()
+    command = " ".join(["python benchmarks/gpu.py", *map(shlex.quote, sys.argv[1:])])
+    results = Results(path, machine.describe(device) | {"small": small, "command": command})
+    limits = MINUTES if minutes is None else dict.fromkeys(MINUTES, minutes)
+    job = Job(device, small, limits, data, stages, levers, results, end)
     if device == "cuda":
         run_part(job, "build", run_build)
-    for part in chosen:
+    for part in parts:
         run_part(job, part, RUNNERS[part])
-    click.echo(f"{out}: {len(job.results.content['results'])} results")
+    text = gpu_results.table([results.content])
+    with atomic_write(path.with_suffix(".md"), "w") as f:
+        f.write(text)
+    click.echo(f"\n{text}\n{path}: {len(results.content['results'])} results")
 
 
 if __name__ == "__main__":

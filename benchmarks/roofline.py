@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gpu
+from benchmarks import gpu_training
 from training.config import TrainConfig
 from training.run import roofline
 
@@ -29,7 +29,7 @@ def config(resolution: int, micro_batch: int, small: bool) -> TrainConfig:
     """Options of a stage of recipes/imagenet256.yaml on eight GPUs."""
     batch = 2048 if resolution < 128 else 256
     guidance = 8 if resolution >= 64 and not small else 0
-    cfg = gpu.make_config(small, batch, gpu.LEVERS[0])
+    cfg = gpu_training.make_config(small, batch, gpu_training.LEVERS[0])
     return cfg.override({"run.gpus": PROCESSES, "run.batch_gpu": micro_batch, "loss.cls_weight": guidance})
 
 
@@ -64,7 +64,7 @@ def main(stages: list[int], small: bool) -> None:
     rows.append("|---" * (3 + len(names)) + "|")
     for resolution in stages:
         with torch.device("meta"):
-            G = gpu.published_generator(resolution, small)
+            G = gpu_training.published_generator(resolution, small)
         for micro_batch in MICRO_BATCHES:
             cfg = config(resolution, micro_batch, small)
             step = roofline.count(cfg, G)

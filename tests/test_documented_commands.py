@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command line printed in README.md, docs/ and the scripts' own help parses, and what it names is
-there.
+"""Every command line printed in README.md, docs/, benchmarks/ and the scripts' own help parses, and what it
+names is there.
 """
 
 import importlib
@@ -32,7 +32,8 @@ SCRIPTS = (
     "run_inversion",
     "train_classifier",
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+BENCHMARKS = tuple(path.stem for path in sorted((ROOT / "benchmarks").glob("[a-z]*.py")))
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 INLINE = re.compile(r"`((?:python (?:-m )?|torchrun |make |(?:" + "|".join(SCRIPTS) + r")\.py )[^`]+)`")
 
 
@@ -42,7 +43,8 @@ def printed(path: Path) -> list[str]:
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        text = str(importlib.import_module(path.stem).__doc__)
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        text = str(importlib.import_module(name).__doc__)
         return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -63,14 +65,15 @@ def words_of(line: str) -> list[str]:
 
 def commands() -> list[tuple[str, str]]:
     """(where, line) of every printed command that runs something of the project."""
-    pages = [*PAGES, *(ROOT / f"{name}.py" for name in SCRIPTS)]
+    scripts = [*SCRIPTS, *(f"benchmarks/{name}" for name in BENCHMARKS)]
+    pages = [*PAGES, *(ROOT / f"{name}.py" for name in scripts)]
     lines = [(str(path.relative_to(ROOT)), line) for path in pages for line in printed(path)]
     return [(where, line) for where, line in lines if target_of(words_of(line)) is not None]
 
 
 def target_of(words: list[str]) -> tuple[str, str, list[str]] | None:
-    """('script', name, arguments), ('module', name, arguments) or ('make', target, []); None for other
-    lines.
+    """('script' or 'benchmark', name, arguments), ('module', name, arguments) or ('make', target, []); None
+    for other lines.
     """
     if words[:1] == ["make"] and len(words) > 1:
         return "make", words[1], []
@@ -80,6 +83,8 @@ def target_of(words: list[str]) -> tuple[str, str, list[str]] | None:
         run = words[i - 1 : i] == ["python"] or (
             words[i + 1 : i + 2] and words[i + 1].startswith(("-", "..."))
         )  # not named in a sentence
+        if word.startswith("benchmarks/") and words[i - 1 : i] == ["python"]:
+            return "benchmark", word.removeprefix("benchmarks/").removesuffix(".py"), words[i + 1 :]
         if word.endswith(".py") and word[:-3] in SCRIPTS and run:
             return "script", word[:-3], words[i + 1 :]
     return None
@@ -90,6 +95,8 @@ def test_commands_are_found():
     assert len(found) > 80
     for name in SCRIPTS:
         assert any(target_of(words_of(line))[:2] == ("script", name) for _, line in found), name
+    gpu = [line for where, line in found if where == "benchmarks/README.md" and "gpu.py --parts" in line]
+    assert len(gpu) == 3, "one line for each third of the half hour with a GPU"
     assert any(
         where.startswith("docs") and "--recipe=demo64" in line for where, line in found
     )  # inside of a table
@@ -105,7 +112,9 @@ def test_a_printed_command_parses(where, line):
         assert importlib.util.find_spec(name) is not None
         return
     given = [word for word in arguments if word != "..."]
-    command = importlib.import_module(name).main
+    command = importlib.import_module(name if kind == "script" else f"benchmarks.{name}").main
+    if not isinstance(command, click.Command):
+        return  # of argparse
     if isinstance(command, click.Group) and given[:1] and given[0] in command.commands:
         command, given = command.commands[given[0]], given[1:]
     try:

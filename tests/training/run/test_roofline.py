@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu
+from benchmarks import gpu_training
 from benchmarks import roofline as table
 from torch_utils.ops.backend import library
 from training.generator import build_stem
@@ -14,7 +14,7 @@ from training.run import roofline
 
 def network(resolution: int) -> torch.nn.Module:
     with torch.device("meta"):
-        return gpu.published_generator(resolution, small=True)
+        return gpu_training.published_generator(resolution, small=True)
 
 
 @pytest.fixture(scope="module")
