@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-# Before torch is imported, and for the processes that tests start: threads that wait for each other on a busy
-# machine use many times the CPU time of the work.
+# Before torch is imported, and for the processes that tests start: their sums round alike, and threads that
+# wait for each other on a busy machine use many times the CPU time of the work.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch

@@ -52,10 +52,10 @@ class _EmptyFigure:
 
 
 def quick_environment(**more: str) -> dict[str, str]:
-    """Environment of real processes of a test: one thread, empty curves in them and in those they start."""
+    """Environment of real processes of a test: empty curves in them and in those they start."""
     here = Path(__file__).resolve().parent
     paths = [str(here / "startup"), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **more}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
 class _Adopted:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training runs of a few steps on the smallest networks that have every part."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -118,4 +117,4 @@ class Killed(BaseException):
 
 
 def start_training(arguments: list[str]) -> Script:
-    return Script(ROOT / "train.py", arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return Script(ROOT / "train.py", arguments)

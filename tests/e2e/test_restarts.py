@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -53,14 +52,6 @@ def after_checkpoint(run_dir: Path, process: subprocess.Popen, nimg: int = 0) ->
     """Wait for a checkpoint of more than `nimg` images."""
     folder = run_folder.checkpoint_folder(run_dir)
     waiting.until(lambda: (checkpoint.newest_nimg(folder) or 0) > nimg, process)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """In the processes that this one starts, as in those of `quick_environment`: sums round alike."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -314,7 +314,7 @@ def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp
     assert result.exit_code == train_command.RESTART_EXIT_CODE and len(list(tmp_path.iterdir())) == 2
 
 
-def test_one_and_two_processes_agree(data, tmp_path, monkeypatch):
+def test_one_and_two_processes_agree(data, tmp_path):
     """One step of 16 images by 1 x 16 and 2 x 8: the same gradients (with beta1 = 0, Adam's first moment is
     the last gradient) and images shown.
 
@@ -331,7 +331,6 @@ def test_one_and_two_processes_agree(data, tmp_path, monkeypatch):
         "--pl-start-kimg=0",
         "--precision=fp32",
     ]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for processes in (1, 2):
         result = CliRunner().invoke(
             train.main, [f"--outdir={tmp_path / str(processes)}", f"--gpus={processes}", *common]
