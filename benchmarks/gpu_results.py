@@ -33,6 +33,11 @@ SHARES: tuple[tuple[str, dict[str, tuple[float, float]]], ...] = (
 Row = dict[str, Any]
 
 
+def rows_of(content: Row, part: str) -> list[Row]:
+    """Return the results of a part."""
+    return [row for row in content["results"] if row["part"] == part]
+
+
 class Results:
     """The results file of a run, rewritten after every result; several processes write it in turns.
 
@@ -60,7 +65,7 @@ class Results:
 
     def rows(self, part: str) -> list[Row]:
         """Return the results of a part."""
-        return [row for row in self.content["results"] if row["part"] == part]
+        return rows_of(self.content, part)
 
     def add(self, part: str, **result: Any) -> None:
         """Store and print a result."""
@@ -74,8 +79,7 @@ class Results:
     def complete(self, part: str, more: Iterable[Row]) -> None:
         """Add fields to the results of a part, in their order."""
         content = self.content
-        rows = [row for row in content["results"] if row["part"] == part]
-        for row, fields in zip(rows, more, strict=False):
+        for row, fields in zip(rows_of(content, part), more, strict=False):
             row |= fields
         self._write(content)
 
@@ -163,9 +167,7 @@ def _operations(content: Row) -> list[str]:
 def _steps(content: Row) -> list[str]:
     gpu = _gpu(content)
     rows = []
-    for row in content["results"]:
-        if row["part"] != "steps":
-            continue
+    for row in rows_of(content, "steps"):
         speed, predicted = row.get("images_per_second"), row.get("predicted_images_per_second") or {}
         rows.append(
             (
@@ -190,9 +192,7 @@ def _steps(content: Row) -> list[str]:
 def _real(content: Row) -> list[str]:
     gpu = _gpu(content)
     rows = []
-    for row in content["results"]:
-        if row["part"] != "real":
-            continue
+    for row in rows_of(content, "real"):
         numbers = row.get("last_statistics", {})
         rows.append(
             (
