@@ -69,7 +69,7 @@ def checkpoint_activations(G: Generator) -> None:
     """
     for name in G.head_layer_names:
         layer = getattr(G.synthesis, name)
-        # Public only in torch.compile: what takes the place of a module's call, and is not copied or saved.
+        # What takes the place of a module's call, and is not copied or saved; torch.compile sets it, too.
         layer._compiled_call_impl = functools.partial(_checkpointed, layer)
 
 
