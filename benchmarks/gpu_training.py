@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts 'networks' and 'steps' of benchmarks/gpu.py, in a process of their own.
 
+    python benchmarks/gpu_training.py --part=steps --results=benchmarks/results/gpu.json --stages=16
+
+The results are added to a file that benchmarks/gpu.py has begun.
+
 An error of a kernel makes a CUDA device unusable for its process. A process that meets one ends with the
 status `UNUSABLE`; the next one begins with the next case. Networks have random weights, also the frozen ones;
 the speed does not depend on them.
