@@ -69,15 +69,18 @@ def test_a_training_step_is_measured_beside_its_prediction(in_process, tmp_path)
 
 
 @pytest.mark.exhaustive
-def test_every_part_runs_on_a_cpu(tmp_path) -> None:
+def test_every_part_runs_on_a_cpu(monkeypatch, tmp_path) -> None:
+    """With stages that end after some images, however long these take: status 0 and not 3."""
+    real_options = gpu.real_options
+    monkeypatch.setattr(gpu, "real_options", lambda *args: [*real_options(*args), "--kimg=0.032"])
     data = write_dataset(tmp_path / "toy.zip", n=32, size=64, class_names=["a", "b"])
     out = tmp_path / "out.json"
-    options = ["--stages", "16", "--levers", "four", "--data", str(data), "--minutes", "2"]
+    options = ["--stages", "16", "--levers", "four", "--data", str(data), "--minutes", "1000"]
     assert run(out, *options).exit_code == 0
     rows = results(out)
     assert {row["part"] for row in rows} == set(gpu.PARTS)
     assert [row["stage"] for row in rows if row["part"] == "real"] == list(gpu.REAL_STAGES)
-    assert all(row.get("status", "ok") in ("ok", row.get("expected", "0")) for row in rows), rows
+    assert all(row.get("status", "ok") in ("ok", "0") for row in rows), rows
     assert (tmp_path / "out" / "real-16-curves.png").exists()
 
 
