@@ -348,7 +348,7 @@ def usable(device: str) -> bool:
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--part", type=click.Choice(["networks", "steps"]), required=True)
-@click.option("--results", type=click.Path(exists=True, path_type=Path), required=True, help="The file.")
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="File of benchmarks/gpu.py.")
 @click.option("--device", default="cuda")
 @click.option("--small", is_flag=True)
 @click.option("--stages", default="16,64,256", help="Resolutions of the part 'steps'.")
@@ -356,6 +356,8 @@ def usable(device: str) -> bool:
 @click.option("--skip", default=0, help="Cases that have a result.")
 def main(part: str, results: Path, device: str, small: bool, stages: str, levers: str, skip: int) -> None:
     """Run the cases of a part; the help text is the module's docstring."""
+    if not results.is_file():
+        raise click.ClickException(f"--results: {results} is not a file; benchmarks/gpu.py begins it")
     chosen = cases(part, tuple(int(stage) for stage in stages.split(",")), levers)[skip:]
     for case, result in zip(chosen, measured(chosen, device, small), strict=True):
         Results(results).add(part, **case.facts(), **result)

@@ -133,7 +133,7 @@ def test_a_layer_without_part_in_the_output_is_refused():
 
 
 def test_an_example_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"Body does not accept the example: RuntimeError: mat1") as error:
+    with pytest.raises(ValueError, match=r"Body does not accept the example: RuntimeError: .*mat1") as error:
         san.convert(Body(), "head", example=torch.randn(4, 5))
     assert "\n" not in str(error.value)
 
