@@ -163,8 +163,8 @@ CASES = {
 # One case with the path length, and one with guidance on a stage's own layers, are enough for another
 # rounding.
 AGAIN = {"loss_lite_cond_pl", "loss_superres_headonly_cls"}
-# What these have, a case of two networks or of a superresolution stage has, too.
-REPEATS = {"loss_lite_cond", "loss_lite_cond_noblur_cls"}
+# What these have, others have, too; a discriminator of both networks is in test_discriminator.py.
+REPEATS = {"loss_both_cond", "loss_lite_cond_noblur_cls"}
 
 
 def marked(case: str) -> Any:
