@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -42,15 +42,36 @@ from torch_utils import images as image_tools
 
 Z, SIDE = 64, 28
 SETTINGS = ("unconditional", "conditional")
-KINDS = ("GAN", "SAN")
 CURVE_POINTS, CURVE_IMAGES = 10, 500  # of the classifier's scores during training
+
+
+class Method(NamedTuple):
+    """The last layer of the discriminator, and the losses.
+
+    Attributes:
+        head: gan, san, or (with classes only) sona.
+        d_loss: name in san.objectives.DISCRIMINATOR_LOSSES.
+        g_loss: name in san.objectives.GENERATOR_OBJECTIVES.
+    """
+
+    head: str = "gan"
+    d_loss: str = "hinge"
+    g_loss: str = "logit"
+
+    @property
+    def compares_with_real(self) -> bool:
+        """Whether generated images are compared with real ones of their class."""
+        return self.head == "sona" or san.objectives.is_paired(self.d_loss)
+
+
+KINDS = {"GAN": Method("gan"), "SAN": Method("san")}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Settings of the training.
 
-    It uses the hinge loss, Adam with betas (0, 0.9), and one generator step per discriminator step.
+    It uses Adam with betas (0, 0.9), and one generator step per discriminator step.
 
     Attributes:
         steps: number of steps.
@@ -102,10 +123,10 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Maps images [N, 1, 28, 28] to logits [N, 1]: linear(h), with classes linear(h) + <embed(c), h>.
 
-    The projection is from Miyato & Koyama, ICLR 2018.
+    The projection is from Miyato & Koyama, ICLR 2018. With `sona`, a san.SONAHead takes the place of both.
     """
 
-    def __init__(self, classes: int, plan: Plan) -> None:
+    def __init__(self, classes: int, plan: Plan, sona: bool = False) -> None:
         super().__init__()
         self.bf16, width = plan.bf16, plan.width
         self.body = nn.Sequential(
@@ -116,64 +137,96 @@ class Discriminator(nn.Module):
             spectral_norm(nn.Conv2d(2 * width, 4 * width, 3, 1, 1)),
             nn.LeakyReLU(0.1),
         )
-        self.linear = nn.Linear(4 * width, 1)
-        self.embed = nn.Embedding(classes, 4 * width) if classes else None
+        self.sona = san.SONAHead(4 * width, classes) if sona else None
+        if not sona:
+            self.linear = nn.Linear(4 * width, 1)
+            self.embed = nn.Embedding(classes, 4 * width) if classes else None
 
     def forward(self, x: Tensor, c: Tensor | None) -> Any:
         """Compute the logits."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             h = self.body(x)
         h = h.float().sum((2, 3)) / 7
+        if self.sona is not None:
+            return self.sona(h, c)
         logits = self.linear(h)
         return logits if self.embed is None else logits + (self.embed(c) * h).sum(1, keepdim=True)
 
 
-def discriminator(classes: int, is_san: bool, plan: Plan) -> nn.Module:
-    """Return the discriminator, converted to a SAN if `is_san`."""
-    D = Discriminator(classes, plan)
-    return san.convert(D, ["linear", "embed"] if classes else "linear") if is_san else D
+def discriminator(classes: int, head: str, plan: Plan) -> nn.Module:
+    """Return the discriminator with a head of `Method`.
+
+    Raises:
+        ValueError: SONA without classes.
+    """
+    if head == "sona" and not classes:
+        raise ValueError("SONA needs classes")
+    D = Discriminator(classes, plan, head == "sona")
+    return san.convert(D, ["linear", "embed"] if classes else "linear") if head == "san" else D
+
+
+def _d_loss(method: Method, real: Any, fake: Any, weights: Tensor) -> Tensor:
+    if method.head == "sona":
+        return san.sona_discriminator_terms(real, fake, weights, method.d_loss).total()
+    return san.discriminator_objective(real, fake, method.d_loss)
+
+
+def _g_loss(method: Method, fake: Any, real: Any) -> Tensor:
+    """`real`: logits of real images of the same classes, for a method that compares with them."""
+    if method.head == "sona":
+        return san.sona_generator_terms(fake, real, method.g_loss).total()
+    return san.generator_terms(fake, method.g_loss, real).mean()
 
 
 def train(
     pixels: Tensor,
     labels: Tensor,
     classes: int,
-    is_san: bool,
+    method: Method,
     seed: int,
     plan: Plan,
     watch: Callable[[int, Generator], None] = lambda step, G: None,
 ) -> Generator:
     """Train one GAN and return the moving average of its generator.
 
+    Runs of the same seed have the same generator at the start, order of the data and latents.
+
     Args:
         pixels: float [N, 1, 28, 28] in [-1, 1].
         labels: int64 [N].
         classes: number of classes; 0 = unconditional.
-        is_san: train a SAN.
+        method: head and losses.
         seed: seed of the run.
         plan: settings.
         watch: called with the step and the average before training and at CURVE_POINTS equally spaced steps.
     """
     torch.manual_seed(seed)
-    G, D = Generator(classes, plan), discriminator(classes, is_san, plan)
+    G = Generator(classes, plan)
+    with torch.random.fork_rng(devices=()):
+        D = discriminator(classes, method.head, plan)
+    weights = san.SONAWeights()
     swa: Any = torch.optim.swa_utils
     average = swa.AveragedModel(G, multi_avg_fn=swa.get_ema_multi_avg_fn(plan.ema), use_buffers=True)
     averaged: Generator = average.module.eval()
-    g_opt, d_opt = (torch.optim.Adam(m.parameters(), plan.lr, betas=(0.0, 0.9)) for m in (G, D))
+    trained: dict[str, Any] = {"lr": plan.lr, "betas": (0.0, 0.9)}
+    g_opt = torch.optim.Adam(G.parameters(), **trained)
+    d_opt = torch.optim.Adam([*D.parameters(), *weights.parameters()], **trained)
     san.normalize_(D)
     watch(0, averaged)
     for step in range(1, plan.steps + 1):
         pick = torch.randint(len(pixels), (plan.batch,))
-        c = labels[torch.randint(len(labels), (plan.batch,))] if classes else None
+        drawn = labels[torch.randint(len(labels), (plan.batch,))]
+        real_c = labels[pick] if classes else None
+        c = real_c if method.compares_with_real or real_c is None else drawn
         with torch.no_grad():
             fake = G(torch.randn(plan.batch, Z), c)
-        real_logits, fake_logits = D(pixels[pick], labels[pick] if classes else None), D(fake, c)
-        torch.autograd.backward(san.discriminator_objective(real_logits, fake_logits, "hinge"))
+        torch.autograd.backward(_d_loss(method, D(pixels[pick], real_c), D(fake, c), weights()))
         d_opt.step()
         d_opt.zero_grad()
         san.normalize_(D)
-        logits = D(G(torch.randn(plan.batch, Z), c), c)
-        torch.autograd.backward(san.generator_terms(logits.fun if is_san else logits, "logit").mean())
+        with torch.no_grad():
+            real = D(pixels[pick], real_c) if method.compares_with_real else None
+        torch.autograd.backward(_g_loss(method, D(G(torch.randn(plan.batch, Z), c), c), real))
         g_opt.step()
         g_opt.zero_grad()
         d_opt.zero_grad()
@@ -211,7 +264,7 @@ class Bench:
         self.judge = Judge(raw, labels, classes)
         self.distance = FeatureDistance(raw[: plan.generate])
 
-    def run(self, classes: int, is_san: bool, seed: int) -> tuple[Generator, dict[str, Any]]:
+    def run(self, classes: int, method: Method, seed: int) -> tuple[Generator, dict[str, Any]]:
         """Train one GAN (classes = 0: unconditional) and measure it.
 
         Returns:
@@ -226,7 +279,7 @@ class Bench:
                 curve.setdefault(name, []).append(value)
 
         started = time.process_time()
-        G = train(self.pixels, self.labels, classes, is_san, seed, self.plan, watch)
+        G = train(self.pixels, self.labels, classes, method, seed, self.plan, watch)
         seconds = time.process_time() - started
         pixels, asked = generate(G, self.plan.generate, classes)
         return G, {
@@ -326,7 +379,7 @@ def main(
         if bench is None:
             bench = Bench(torch.from_numpy(raw).unsqueeze(1), torch.from_numpy(raw_labels), classes, plan)
             accuracy = bench.judge.held_out_accuracy
-        G, run = bench.run(classes if setting == "conditional" else 0, kind == "SAN", seed)
+        G, run = bench.run(classes if setting == "conditional" else 0, KINDS[kind], seed)
         with atomic_write(network) as file:
             torch.save(G.state_dict(), file)
         runs.setdefault(name, {})[str(seed)] = run

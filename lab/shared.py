@@ -37,6 +37,12 @@ def text(summary: dict[str, float], digits: int = 3) -> str:
     return f"{summary['mean']:.{digits}f} ± {summary['half_width']:.{digits}f}"
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
 def verdict(difference: dict[str, float]) -> str:
     """Interpret the 95% interval of a paired difference (positive = better)."""
     if difference["mean"] - difference["half_width"] > 0:

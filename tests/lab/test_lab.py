@@ -224,9 +224,11 @@ def test_dcgan_trains_every_kind(tmp_path):
     assert pixels.shape == (48, 28, 28) and classes == 2
     x, y = dcgan.image_tools.to_float(torch.from_numpy(pixels).unsqueeze(1)), torch.from_numpy(labels)
     plan = dcgan.Plan(steps=2, batch=4)
+    relativistic = dcgan.Method("gan", "relativistic", "ns")
     for conditioned in (0, 2):
-        for is_san in (False, True):
-            G = dcgan.train(x, y, conditioned, is_san, 0, plan)
+        sona = [dcgan.Method("sona", "bce")] * bool(conditioned)
+        for method in (*dcgan.KINDS.values(), relativistic, *sona):
+            G = dcgan.train(x, y, conditioned, method, 0, plan)
             images, asked = dcgan.generate(G, 6, conditioned)
             assert images.shape == (6, 1, 28, 28) and images.dtype == torch.uint8
             assert (asked is None) == (conditioned == 0)
@@ -235,9 +237,9 @@ def test_dcgan_trains_every_kind(tmp_path):
 def test_dcgan_gan_and_san_start_alike():
     x, c = torch.randn(3, 1, 28, 28), torch.tensor([0, 1, 1])
     outputs = []
-    for is_san in (False, True):
+    for head in ("gan", "san"):
         torch.manual_seed(0)
-        D = dcgan.discriminator(2, is_san, dcgan.Plan(bf16=False)).eval()
+        D = dcgan.discriminator(2, head, dcgan.Plan(bf16=False)).eval()
         outputs.append(D(x, c))
     torch.testing.assert_close(outputs[0], outputs[1].fun)
 
