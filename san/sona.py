@@ -223,8 +223,8 @@ def _mismatches(real: SONALogits) -> Tensor:
     naturalness = _scores(real) - real.align
     table = (naturalness[:, None] + real.crossed).unflatten(0, (-1, size))  # [groups, j, k]
     gaps = table.diagonal(dim1=1, dim2=2)[:, None, :] - table
-    others = ~torch.eye(size, dtype=torch.bool, device=gaps.device)
-    found: Tensor = gaps[:, others]
+    # Without its first element, the flat table has an element of the diagonal after each row of size others.
+    found: Tensor = gaps.flatten(1)[:, 1:].unflatten(1, (size - 1, size + 1))[:, :, :-1].flatten(1)
     return found
 
 
