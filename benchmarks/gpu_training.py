@@ -57,6 +57,7 @@ class Levers:
     tf32: bool = True
     fused: bool = True
     batch_factor: int = 1
+    micro_batch: int | None = None  # images; None = the whole batch
 
 
 LEVERS = (
@@ -64,7 +65,9 @@ LEVERS = (
     Levers("discriminator in fp32, without TF32, as published", d_precision="fp32", tf32=False),
     Levers("discriminator in fp32", d_precision="fp32"),
     Levers("compiled", compiled="regions"),
-    Levers("compiled with CUDA graphs", compiled="graphs"),
+    Levers("CUDA graphs", compiled="graphs"),
+    Levers("micro-batches of 8 images", micro_batch=8),
+    Levers("micro-batches of 8 images, CUDA graphs", micro_batch=8, compiled="graphs"),
     Levers("float32 generator", precision="fp32"),
     Levers("bfloat16 generator", precision="bf16"),
     Levers("channels_last", channels_last=True),
@@ -206,7 +209,7 @@ def apply_levers(state: TrainState, levers: Levers) -> None:
         state.guard.deferred = False  # which needs fused optimizers
     if levers.compiled != "off":
         torch._dynamo.reset()
-        compiled.compile_networks(state, levers.compiled)
+        compiled.compile_step(state, levers.compiled)
 
 
 def time_steps(
@@ -261,15 +264,17 @@ def time_steps(
 def step_config(small: bool, resolution: int, levers: Levers) -> TrainConfig:
     """Return the options of a case of the part 'steps'."""
     batch = (SMALL_BATCH if small else BATCHES[resolution]) * levers.batch_factor
-    return make_config(small, batch, levers)
+    return make_config(small, batch, levers).override({"run.batch_gpu": levers.micro_batch or batch})
 
 
 @functools.cache
 def _counted(
-    small: bool, resolution: int, precision: str, d_precision: str, factor: int
+    small: bool, resolution: int, precision: str, d_precision: str, factor: int, micro_batch: int | None
 ) -> tuple[roofline.Step, float]:
     """Return the operations of a step, and the estimate of its memory in GiB."""
-    levers = Levers("", precision=precision, d_precision=d_precision, batch_factor=factor)
+    levers = Levers(
+        "", precision=precision, d_precision=d_precision, batch_factor=factor, micro_batch=micro_batch
+    )
     cfg = step_config(small, resolution, levers)
     with roofline.META:
         G = published_generator(resolution, small)
@@ -280,9 +285,10 @@ def _counted(
 def predict(small: bool, resolution: int, levers: Levers) -> dict[str, Any]:
     """Predict images per second, at most, on each GPU of the roofline model, and estimate the memory.
 
-    Nothing is predicted for compiled networks: they read and write fewer bytes than the model counts.
+    Nothing is predicted for torch.compile: its kernels read and write fewer bytes than the model counts.
     """
-    step, gb = _counted(small, resolution, levers.precision, levers.d_precision, levers.batch_factor)
+    counted = levers.precision, levers.d_precision, levers.batch_factor, levers.micro_batch
+    step, gb = _counted(small, resolution, *counted)
     step = dataclasses.replace(step, tf32=levers.tf32)
     seconds = {g.name: step.sec_per_kimg(g, levers.compiled == compiled.GRAPHS) for g in roofline.GPUS}
     speeds = {name: 1000 / s for name, s in seconds.items()} if levers.compiled != compiled.REGIONS else None

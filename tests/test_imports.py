@@ -32,6 +32,7 @@ TRAINING_ORDER = [
         "schedules",
         "bundle",
         "guard",
+        "graphs",
         "data",
         "inputs",
         "run_folder",

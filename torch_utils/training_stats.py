@@ -8,10 +8,11 @@ device has no float64 (mps). Non-finite values raise no error: the mean of their
 the next interval is not affected.
 """
 
+import functools
 import math
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +31,7 @@ _device: dict[torch.device, dict[str, torch.Tensor]] = {}  # the same for tensor
 _names: set[str] = set()  # all names ever reported, after a synchronisation those of all processes
 _samples: dict[str, torch.Tensor] = {}  # the newest values of `sample`
 _collectors: "weakref.WeakSet[Collector]" = weakref.WeakSet()
+_recorded: list[Callable[[], object]] | None = None  # what `recorded` returns, within it
 _process: tuple[int, bool] | None = None  # (rank, whether to synchronise), set by init_multiprocessing()
 
 
@@ -67,8 +69,10 @@ def report(name: str, value: Any) -> Any:
             moments = torch.stack(
                 [torch.full((), x.numel(), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()]
             )
-            accumulated = _device.setdefault(x.device, {})
-            accumulated[name] = accumulated[name] + moments if name in accumulated else moments
+            _now_or_later(_add_on_device, name, moments)
+        return value
+    if _recorded is not None and isinstance(value, torch.Tensor):
+        _now_or_later(report, name, value.detach())
         return value
     array = (
         value.detach().to(torch.float64).numpy()
@@ -82,9 +86,36 @@ def report(name: str, value: Any) -> Any:
     return value
 
 
+def _add_on_device(name: str, moments: torch.Tensor) -> None:
+    accumulated = _device.setdefault(moments.device, {})
+    accumulated[name] = moments.clone() if name not in accumulated else accumulated[name] + moments
+
+
+def _now_or_later(add: Callable[..., object], name: str, x: torch.Tensor) -> None:
+    if _recorded is None:
+        add(name, x)
+    else:
+        _recorded.append(functools.partial(add, name, x))
+
+
+@contextmanager
+def recorded() -> Iterator[list[Callable[[], object]]]:
+    """Add no tensor that is reported in this context; return the functions that add them.
+
+    For tensors whose values come later, and change: a CUDA graph computes them again in each replay. Numbers
+    and arrays are added at once.
+    """
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
 def sample(name: str, value: torch.Tensor) -> None:
     """Keep a tensor, in place of the one before, for a histogram of `samples`."""
-    _samples[name] = value.detach()
+    _now_or_later(_samples.__setitem__, name, value.detach())
 
 
 def samples() -> dict[str, torch.Tensor]:

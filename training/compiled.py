@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other ways to run the networks of a training step: torch.compile, and activation checkpointing.
+"""Other ways to run a training step: torch.compile, CUDA graphs, and activation checkpointing.
 
-With torch.compile, the generator's synthesis and the discriminator are one graph each, without breaks. The
-mapping network and the step around them stay as they are. A network that the compiler refuses runs as it is.
+With torch.compile (--compile=regions), the generator's synthesis and the discriminator are one graph each,
+without breaks. The mapping network and the step around them stay as they are. A network that the compiler
+refuses runs as it is. CUDA graphs are in graphs.py.
 """
 
 from __future__ import annotations
@@ -18,30 +19,36 @@ from torch.utils.checkpoint import checkpoint
 from torch_utils import distributed
 from training.config import COMPILE_MODES
 from training.generator import Generator
+from training.graphs import CudaRecorder, Graphs
 from training.state import TrainState
 
 OFF, REGIONS, GRAPHS = COMPILE_MODES
 BACKEND = "inductor"
 
 
-def compile_networks(state: TrainState, mode: str) -> None:
+def compile_step(state: TrainState, mode: str) -> None:
     """Compile at the first use. Names in state dicts do not change, and copies are not compiled.
 
     Args:
         state: on its device.
-        mode: 'off', 'regions', or 'graphs': in CUDA graphs, on other devices as 'regions'.
+        mode: 'off'; 'regions': the networks, with torch.compile; 'graphs': CUDA graphs of the step's
+            phases, on other devices as 'off'.
     """
-    if mode == OFF:
-        return
-    if mode == GRAPHS and state.pl_mean.device.type != "cuda":
-        _say(f"--compile={GRAPHS} needs CUDA: using --compile={REGIONS}")
-        mode = REGIONS
+    device = state.pl_mean.device
+    if mode == GRAPHS and device.type == "cuda":
+        state.graphs = Graphs(CudaRecorder(device))
+    elif mode == GRAPHS:
+        _say(f"--compile={GRAPHS} needs CUDA: using --compile={OFF}")
+    elif mode == REGIONS:
+        _compile_networks(state)
+
+
+def _compile_networks(state: TrainState) -> None:
     functorch = torch._functorch.config
     if hasattr(functorch, "force_non_lazy_backward_lowering"):
         functorch.force_non_lazy_backward_lowering = True  # so that the first forward pass shows all errors
-    options: dict[str, Any] = {"mode": "reduce-overhead"} if mode == GRAPHS else {}
     for name, module in (("generator", state.G.synthesis), ("discriminator", state.D)):
-        module.compile(backend=BACKEND, fullgraph=True, dynamic=False, **options)
+        module.compile(backend=BACKEND, fullgraph=True, dynamic=False)
         compiled: Callable[..., Any] = module._compiled_call_impl  # type: ignore[assignment]
         module._compiled_call_impl = functools.partial(_call, module, name, compiled)
 
@@ -91,9 +98,3 @@ def eager(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         module._compiled_call_impl = compiled
-
-
-def begin(module: torch.nn.Module) -> None:
-    """Begin an optimizer step: CUDA graphs may overwrite the tensors of the one before."""
-    if module._compiled_call_impl is not None:
-        torch.compiler.cudagraph_mark_step_begin()

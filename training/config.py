@@ -438,8 +438,9 @@ class RunConfig:
     )
     compile: str = opt(
         "off",
-        "Compile generator and discriminator with torch.compile: off, regions (each as one graph) or graphs "
-        "(in CUDA graphs, too). What cannot be compiled runs as it is.",
+        "off, regions (generator and discriminator with torch.compile) or graphs (the passes of a "
+        "micro-batch as one CUDA graph, without torch.compile). What cannot be compiled or captured runs as "
+        "it is.",
         OURS,
     )
     checkpoint_activations: bool = opt(
@@ -693,7 +694,7 @@ def _check_run(run: RunConfig) -> None:
     _require(not unknown, f"--tracker={','.join(unknown)}: use {', '.join(TRACKERS)} or none")
     _require(run.compile in COMPILE_MODES, f"--compile={run.compile}: use {', '.join(COMPILE_MODES)}")
     _require(
-        run.compile == "off" or not run.checkpoint_activations,
+        run.compile != "regions" or not run.checkpoint_activations,
         f"--checkpoint-activations=True: not supported with --compile={run.compile}; use one of them",
     )
     _require(

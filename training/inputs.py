@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,7 @@ from training.discriminator.augment import NUM_DRAWS
 from training.discriminator.discriminator import BACKGROUND
 
 
-@dataclass
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """The generated samples of one micro-batch of one process, before the generator runs."""
 
     z: torch.Tensor  # [b, Z]
@@ -31,8 +31,7 @@ class MicroBatch:
     samples: Sequence[int]  # global sample indices within the step
 
 
-@dataclass
-class RealMicroBatch:
+class RealMicroBatch(NamedTuple):
     """The real samples of one micro-batch of one process."""
 
     images: torch.Tensor  # [b, C, R, R] in [-1, 1]

@@ -59,7 +59,7 @@ def train_until_stopped(
     chosen = build.describe_precision(cfg, device)
     if chosen is not None and distributed.is_main():
         print(chosen)
-    compiled.compile_networks(state, cfg.run.compile)
+    compiled.compile_step(state, cfg.run.compile)
     classifier = build.classifier_on(device, cfg, dataset)
     world, rank, alpha = distributed.world_size(), distributed.rank(), dataset.num_channels == 4
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, world, rank, alpha)

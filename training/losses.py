@@ -27,21 +27,27 @@ SONA = Mapping[str, SONALogits]  # the same with align [N] and crossed [N, g]
 ADVERSARIAL_SCALE = 8.0
 
 
-def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Blur images with the kernel 2^-(x/sigma)^2 of radius floor(3 sigma) (StyleGAN-XL, section 3.2).
+def blur_kernel(sigma: float, device: torch.device | str = "cpu") -> torch.Tensor | None:
+    """Return the kernel 2^-(x/sigma)^2 of radius floor(3 sigma) (StyleGAN-XL, section 3.2).
 
     Args:
-        images: [N, C, R, R].
-        sigma: Width of the kernel in pixels.
+        sigma: Width in pixels.
+        device: Where to compute it.
+
+    Returns:
+        float32 [2 radius + 1] with the sum 1, or None if the radius is 0.
     """
     radius = int(sigma * 3)
     if radius == 0:
-        return images
-    full = torch.promote_types(images.dtype, torch.float32)
-    taps = (
-        torch.arange(-radius, radius + 1, device=images.device, dtype=full).div(sigma).square().neg().exp2()
-    )
-    return upfirdn2d.filter2d(images, taps / taps.sum())
+        return None
+    x = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+    taps = x.div(sigma).square().neg().exp2()
+    return taps / taps.sum()
+
+
+def blur(images: torch.Tensor, kernel: torch.Tensor | None) -> torch.Tensor:
+    """Blur images [N, C, R, R] with a kernel [n] along both axes; None = not at all."""
+    return images if kernel is None else upfirdn2d.filter2d(images, kernel)
 
 
 def generator_adversarial(

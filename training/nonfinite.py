@@ -22,29 +22,36 @@ GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 
 
 def find(
-    state: TrainState, micro_batches: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
+    state: TrainState,
+    micro_batches: Sequence[MicroBatch],
+    reals: Sequence[RealMicroBatch],
+    kernel: torch.Tensor | None,
 ) -> Cause | None:
     """The first tensor that is not finite, from the weights to the logits and back to the images.
 
-    The weights are those of the beginning of the step. All processes must call it.
+    The weights are those of the beginning of the step, and the kernel is that of the blur. All processes must
+    call it.
 
     Returns:
         The same in all processes; None if all tensors are finite.
     """
     with compiled.eager(state.D), compiled.eager(state.G.synthesis):
-        here = next(_causes(state, micro_batches, reals, blur_sigma), None)
+        here = next(_causes(state, micro_batches, reals, kernel), None)
     return next((cause for cause in distributed.all_gather_object(here) if cause is not None), None)
 
 
 def _causes(
-    state: TrainState, micro_batches: Sequence[MicroBatch], reals: Sequence[RealMicroBatch], blur_sigma: float
+    state: TrainState,
+    micro_batches: Sequence[MicroBatch],
+    reals: Sequence[RealMicroBatch],
+    kernel: torch.Tensor | None,
 ) -> Iterator[Cause]:
     for network, module in ((DISCRIMINATOR, state.D), (GENERATOR, state.G)):
         for name, x in itertools.chain(module.named_parameters(), module.named_buffers()):
             if not _is_finite(x):
                 yield Cause(network, f"'{name}'")
     for real in reals:
-        yield from _in_logits(state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws), "real")
+        yield from _in_logits(state.D(losses.blur(real.images, kernel), real.labels, real.draws), "real")
     for r in micro_batches:
         with torch.no_grad():
             images = state.G(r.z, r.labels)
@@ -52,7 +59,7 @@ def _causes(
             yield Cause(GENERATOR, "an image")
         with torch.enable_grad():
             images.requires_grad_(True)
-            logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
+            logits = state.D(losses.blur(images, kernel), r.labels, r.draws)
         yield from _in_logits(logits, "generated")
         for name, x in logits.items():
             (gradient,) = torch.autograd.grad(x.fun.sum(), images, retain_graph=True)

@@ -12,6 +12,7 @@ import torch
 from training.config import OptimConfig
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
+from training.graphs import Graphs
 from training.guard import Guard
 from training.networks.stems import Lineage
 from training.schedules import lazy_adam
@@ -40,7 +41,7 @@ class Progress:
     best_others: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainState:
     """Networks, optimizers, running statistics and counters.
 
@@ -58,6 +59,7 @@ class TrainState:
     guard: Guard
     progress: Progress = field(default_factory=Progress)
     started_from: dict[str, Any] | None = None  # the report of --init-from
+    graphs: Graphs | None = None  # --compile=graphs
     lineage: Lineage = field(
         default_factory=Lineage
     )  # kept beside this state in a checkpoint, since it names files

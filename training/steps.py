@@ -3,17 +3,18 @@
 
 Each part accumulates gradients over its micro-batches, averages them over processes, refuses anything
 non-finite before a weight moves, and takes one optimizer step. Loss weights are such that the gradient is
-that of the mean over the whole batch.
+that of the mean over the whole batch. Forward and backward passes of a micro-batch are a function,
+`_..._micro_batch`, of which --compile=graphs makes a CUDA graph (graphs.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from torch_utils.reduction import Reduction
 from training import compiled, losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
 from training.discriminator import ProjectedDiscriminator
+from training.graphs import During, Phase
 from training.guard import Cause, Guard
 from training.inputs import InputSource, MicroBatch, RealMicroBatch
 from training.state import TrainState
@@ -148,21 +150,21 @@ def _conditioned(
     if not wanted:
         return micro_batches
     assert reals is not None
-    return [dataclasses.replace(r, labels=x.labels) for r, x in zip(micro_batches, reals, strict=True)]
+    return [r._replace(labels=x.labels) for r, x in zip(micro_batches, reals, strict=True)]
 
 
 @torch.no_grad()
-def _no_grad_logits(state: TrainState, reals: RealMicroBatch, blur_sigma: float) -> Any:
-    return state.D(losses.blur(reals.images, blur_sigma), reals.labels, reals.draws)
+def _no_grad_logits(state: TrainState, reals: RealMicroBatch, kernel: torch.Tensor | None) -> Any:
+    return state.D(losses.blur(reals.images, kernel), reals.labels, reals.draws)
 
 
 def _adversarial(
     state: TrainState, images: torch.Tensor, r: MicroBatch, real: RealMicroBatch | None, cfg: LossConfig,
-    blur_sigma: float,
+    kernel: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
     """Return the adversarial loss of generated images; `real` is None unless it is needed."""
-    logits = state.D(losses.blur(images, blur_sigma), r.labels, r.draws)
-    logits_real = None if real is None else _no_grad_logits(state, real, blur_sigma)
+    logits = state.D(losses.blur(images, kernel), r.labels, r.draws)
+    logits_real = None if real is None else _no_grad_logits(state, real, kernel)
     _report("fake", logits)
     if not state.D.sona:
         return losses.generator_adversarial(logits, cfg.g_loss, cfg.adversarial_scale, logits_real)
@@ -172,11 +174,52 @@ def _adversarial(
     return terms.total()
 
 
+def _run(
+    state: TrainState,
+    name: str,
+    phase: Phase,
+    params: dict[str, torch.nn.Parameter],
+    args: tuple[Any, ...],
+    during: During,
+    eager: bool = False,
+) -> Any:
+    """Run the passes of one micro-batch: from a CUDA graph, if there is to be one.
+
+    Args:
+        state: Its first argument.
+        name: Of the step.
+        phase: The passes.
+        params: What they train.
+        args: Its further arguments.
+        during: Context of the last backward pass, in which means over processes begin; a graph has none, and
+            they begin after it.
+        eager: Without a graph.
+    """
+    if state.graphs is None or eager:
+        return phase(state, *args, during=during)
+    return state.graphs.run(name, phase, params, (state, *args), during, state.progress.step)
+
+
 def _trainable(state: TrainState, which: str) -> None:
     for p in state.g_params.values():
         p.requires_grad_(which == "G")
     for p in state.d_params.values():
         p.requires_grad_(which == "D")
+
+
+def _generator_micro_batch(
+    state: TrainState, cfg: LossConfig, classifier: Classifier | None, count: int, r: MicroBatch,
+    real: RealMicroBatch | None, kernel: torch.Tensor | None, during: During,
+) -> None:  # fmt: skip
+    images = state.G(r.z, r.labels)
+    loss = _adversarial(state, images, r, real, cfg, kernel)
+    if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
+        guidance = losses.guidance(classifier, images, r.labels)
+        training_stats.report("Loss/G/guidance_loss", guidance)
+        loss = loss + cfg.cls_weight * guidance
+    training_stats.report("Loss/G/loss", loss)
+    with during():
+        loss.div(count).backward()
 
 
 def g_step(
@@ -199,28 +242,41 @@ def g_step(
     """
     watchdog.phase("G")
     _trainable(state, "G")
-    compiled.begin(state.D)
     pairs = (pairs_generator(cfg) or state.D.sona) and reals is not None
     micro_batches = _conditioned(state.D.sona, micro_batches, reals)
+    kernel = losses.blur_kernel(blur_sigma, state.pl_mean.device)
     reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
-        images = state.G(r.z, r.labels)
         real = reals[i] if pairs and reals is not None else None
-        loss = _adversarial(state, images, r, real, cfg, blur_sigma)
-        if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
-            guidance = losses.guidance(classifier, images, r.labels)
-            training_stats.report("Loss/G/guidance_loss", guidance)
-            loss = loss + cfg.cls_weight * guidance
-        training_stats.report("Loss/G/loss", loss)
-        with reduction.during(last=i == len(micro_batches) - 1):
-            loss.div(len(micro_batches)).backward()
+        args = (cfg, classifier, len(micro_batches), r._replace(samples=()), real, kernel)
+        during = functools.partial(reduction.during, i == len(micro_batches) - 1)
+        _run(state, "G", _generator_micro_batch, state.g_params, args, during)
     cause = functools.partial(
-        nonfinite.find, state, micro_batches, reals if pairs and reals is not None else (), blur_sigma
+        nonfinite.find, state, micro_batches, reals if pairs and reals is not None else (), kernel
     )
     apply_gradients(
         state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause, reduction, state.guard
     )
+
+
+def _path_length_micro_batch(
+    state: TrainState, cfg: LossConfig, count: int, r: MicroBatch, noise: torch.Tensor, during: During
+) -> None:
+    ws = state.G.mapping(r.z, r.labels)
+    if not ws.requires_grad:  # a frozen mapping network
+        ws.requires_grad_(True)
+    with compiled.eager(state.G.synthesis):  # no second derivatives in compiled graphs
+        images = state.G.synthesis(ws)
+    with conv2d_gradfix.no_weight_gradients():
+        lengths = losses.path_lengths(images, ws, noise)
+    everyone = distributed.all_gather_cat(lengths.detach())
+    penalty, mean, surrogate = losses.path_length_penalty(lengths, state.pl_mean, cfg.pl_decay, everyone)
+    state.pl_mean.copy_(mean)
+    training_stats.report("Loss/pl_penalty", penalty)
+    training_stats.report("Loss/G/reg", penalty * cfg.pl_weight)
+    with during():
+        surrogate.mul(cfg.pl_weight / count).backward()
 
 
 def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: LossConfig, seed: int) -> None:
@@ -231,28 +287,43 @@ def path_length_step(state: TrainState, micro_batches: list[MicroBatch], cfg: Lo
     watchdog.phase("path length")
     _trainable(state, "G")
     reduction = reduction_of(state.g_params)
+    shape = (state.G.img_channels, state.G.img_resolution, state.G.img_resolution)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
-        ws = state.G.mapping(r.z, r.labels)
-        if not ws.requires_grad:  # a frozen mapping network
-            ws.requires_grad_(True)
-        with compiled.eager(state.G.synthesis):  # no second derivatives in compiled graphs
-            images = state.G.synthesis(ws)
-        noise = devices.upload(
-            rng.normal(seed, "path_length", state.progress.nimg, r.samples, tuple(images.shape[1:])),
-            images.device,
-        )
-        with conv2d_gradfix.no_weight_gradients():
-            lengths = losses.path_lengths(images, ws, noise)
-        everyone = distributed.all_gather_cat(lengths.detach())
-        penalty, mean, surrogate = losses.path_length_penalty(lengths, state.pl_mean, cfg.pl_decay, everyone)
-        state.pl_mean.copy_(mean)
-        training_stats.report("Loss/pl_penalty", penalty)
-        training_stats.report("Loss/G/reg", penalty * cfg.pl_weight)
-        with reduction.during(last=i == len(micro_batches) - 1):
-            surrogate.mul(cfg.pl_weight / len(micro_batches)).backward()
+        noise = rng.normal(seed, "path_length", state.progress.nimg, r.samples, shape)
+        args = (cfg, len(micro_batches), r._replace(samples=()), devices.upload(noise, state.pl_mean.device))
+        during = functools.partial(reduction.during, i == len(micro_batches) - 1)
+        eager = distributed.world_size() > 1  # its gather is no part of a graph
+        _run(state, "path length", _path_length_micro_batch, state.g_params, args, during, eager)
     where = _where("path length regularisation", state)
     apply_gradients(state.g_params, state.g_opt, where, lambda: None, reduction, state.guard)
+
+
+def _discriminator_micro_batch(
+    state: TrainState, cfg: LossConfig, count: int, fake: MicroBatch, real: RealMicroBatch,
+    kernel: torch.Tensor | None, diagnosis: _Diagnosis, during: During,
+) -> torch.Tensor:  # fmt: skip
+    """Return w of the generated images, [N, W]."""
+    with torch.no_grad():
+        ws = state.G.mapping(fake.z, fake.labels)
+        generated = state.G.synthesis(ws)
+    with diagnosis.side("fake"):
+        logits_fake = state.D(losses.blur(generated, kernel), fake.labels, fake.draws)
+
+    def real_logits() -> Any:
+        with diagnosis.side("real"):
+            return state.D(losses.blur(real.images, kernel), real.labels, real.draws)
+
+    def backward(loss: torch.Tensor, last: bool = True) -> None:
+        with during() if last else nullcontext():
+            loss.div(count).backward()
+
+    if state.D.sona:
+        _sona_backward(state, logits_fake, real_logits, backward, cfg)
+    else:
+        _san_backward(logits_fake, real_logits, backward, cfg)
+    w: torch.Tensor = ws[:, 0]
+    return w
 
 
 def d_step(
@@ -275,38 +346,21 @@ def d_step(
     """
     watchdog.phase("D")
     _trainable(state, "D")
-    compiled.begin(state.D)
     styles: _Styles = []
-    gathered: Callable[[], _Styles] = list
     diagnosis = _diagnosis(state, cfg)
+    kernel = losses.blur_kernel(blur_sigma, state.pl_mean.device)
     reduction = reduction_of(state.d_params)
     micro_batches = _conditioned(state.D.sona or cfg.match_classes, micro_batches, reals)
-    for fake, real in zip(micro_batches, reals, strict=True):
+    for i, (fake, real) in enumerate(zip(micro_batches, reals, strict=True)):
         watchdog.progress()
-        with torch.no_grad():
-            ws = state.G.mapping(fake.z, fake.labels)
-            generated = state.G.synthesis(ws)
-        styles.append((ws[:, 0], fake.labels))
-        last = len(styles) == len(micro_batches)
-        if last:
-            gathered = _start_gathering(state, styles)
-        with diagnosis.side("fake"):
-            logits_fake = state.D(losses.blur(generated, blur_sigma), fake.labels, fake.draws)
-
-        def real_logits(real: RealMicroBatch = real) -> Any:
-            with diagnosis.side("real"):
-                return state.D(losses.blur(real.images, blur_sigma), real.labels, real.draws)
-
-        def backward(loss: torch.Tensor, last: bool = last) -> None:
-            with reduction.during(last):
-                loss.div(len(micro_batches)).backward()
-
-        if state.D.sona:
-            _sona_backward(state, logits_fake, real_logits, backward, cfg)
-        else:
-            _san_backward(logits_fake, real_logits, backward, cfg)
+        args = (cfg, len(micro_batches), fake._replace(samples=()), real, kernel, diagnosis)
+        during = functools.partial(reduction.during, i == len(micro_batches) - 1)
+        eager = diagnosis.recorder is not None  # its hooks are no part of a graph
+        w = _run(state, "D", _discriminator_micro_batch, state.d_params, args, during, eager)
+        styles.append((w, fake.labels))
+    gathered = _start_gathering(state, styles)
     diagnosis.finish()
-    cause = functools.partial(nonfinite.find, state, micro_batches, reals, blur_sigma)
+    cause = functools.partial(nonfinite.find, state, micro_batches, reals, kernel)
     apply_gradients(
         state.d_params, state.d_opt, _where(nonfinite.DISCRIMINATOR, state), cause, reduction, state.guard
     )
@@ -365,11 +419,12 @@ def _report_d(fun: torch.Tensor, direction: torch.Tensor, total: torch.Tensor) -
     training_stats.report("Loss/D/loss", total)
 
 
+@dataclass(frozen=True)
 class _Diagnosis:
     """Reads the heads during the passes of one discriminator step; with no recorder, nothing."""
 
-    def __init__(self, D: ProjectedDiscriminator, recorder: Recorder | None) -> None:
-        self.D, self.recorder = D, recorder
+    D: ProjectedDiscriminator
+    recorder: Recorder | None
 
     @contextmanager
     def side(self, kind: str) -> Iterator[None]:

@@ -146,3 +146,19 @@ def test_infinite_and_nan_sums_stay_so():
         report("large", 1.7e308)
     collector.update()
     assert collector["inf"] == math.inf and math.isnan(collector["nan"]) and collector["large"] == math.inf
+
+
+def test_recorded_tensors_are_added_later_with_the_values_that_they_have_then():
+    collector, x = Collector("r/.*"), torch.ones(2)
+    with training_stats.recorded() as reports:
+        report("r/a", x)
+        training_stats.sample("r/a", x)
+    collector.update()
+    assert collector.num("r/a") == 0
+    for value in (3.0, 5.0):
+        x.fill_(value)
+        for add in reports:
+            add()
+    collector.update()
+    assert (collector.num("r/a"), collector["r/a"]) == (4, 4.0)
+    assert training_stats.samples()["r/a"].tolist() == [5.0, 5.0]

@@ -37,16 +37,23 @@ def traced(monkeypatch):
 def test_steps_of_compiled_networks_are_those_of_others(fresh, capsys):
     """Path lengths, and the diagnostics of heads in the first step of a tick, run without the compiler."""
     states = []
-    for mode in (compiled.OFF, compiled.GRAPHS):
+    for mode in (compiled.OFF, compiled.REGIONS):
         cfg, state, inputs, pixels, labels = copy.deepcopy(fresh)
-        compiled.compile_networks(state, mode)
+        compiled.compile_step(state, mode)
         steps.train_step(state, inputs, cfg, pixels, labels)
         states.append(state)
-    assert capsys.readouterr().out == "Warning: --compile=graphs needs CUDA: using --compile=regions\n"
+    assert capsys.readouterr().out == ""
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # G with and without gradients, D
     torch.testing.assert_close(states[1].tensors(), states[0].tensors(), rtol=1e-4, atol=1e-5)
     assert states[1].state_dict().keys() == states[0].state_dict().keys()
     assert copy.deepcopy(states[1].G.synthesis)._compiled_call_impl is None
+
+
+def test_graphs_need_cuda(fresh, capsys):
+    _, state, *_ = copy.deepcopy(fresh)
+    compiled.compile_step(state, compiled.GRAPHS)
+    assert capsys.readouterr().out == "Warning: --compile=graphs needs CUDA: using --compile=off\n"
+    assert state.graphs is None and state.D._compiled_call_impl is None
 
 
 def test_transformers_are_one_graph():
@@ -67,7 +74,7 @@ def test_a_network_that_cannot_be_compiled_runs_without(fresh, monkeypatch, caps
         return forward(img, c, draws)
 
     monkeypatch.setattr(state.D, "forward", breaking)
-    compiled.compile_networks(state, compiled.REGIONS)
+    compiled.compile_step(state, compiled.REGIONS)
     images = torch.zeros(8, 3, 16, 16)
     wanted = forward(images, labels)
     for _ in range(2):
@@ -107,7 +114,7 @@ def test_checkpointed_activations_change_no_bit_and_keep_less(fresh):
 
 def test_errors_of_the_network_are_not_errors_of_the_compiler(fresh):
     _, state, *_ = copy.deepcopy(fresh)
-    compiled.compile_networks(state, compiled.REGIONS)
+    compiled.compile_step(state, compiled.REGIONS)
     with pytest.raises(ValueError, match="images of shape"):
         state.D(torch.zeros(8, 3, 4, 4))
 
@@ -117,3 +124,4 @@ def test_compiled_networks_keep_their_activations():
         ValueError, match="--checkpoint-activations=True: not supported with --compile=regions"
     ):
         config("x.zip", run__compile="regions", run__checkpoint_activations=True).validate()
+    config("x.zip", run__compile="graphs", run__checkpoint_activations=True).validate()

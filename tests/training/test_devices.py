@@ -8,7 +8,6 @@ operators that CUDA tensors take.
 """
 
 import copy
-import dataclasses
 import functools
 from typing import Any
 
@@ -70,9 +69,9 @@ def moved_round(r: Any) -> Any:
         else {key: fake(t) for key, t in value.items()}
         if isinstance(value, dict)
         else value
-        for name, value in vars(r).items()
+        for name, value in r._asdict().items()
     }
-    return dataclasses.replace(r, **fields)
+    return r._replace(**fields)
 
 
 class Waits(TorchDispatchMode):
