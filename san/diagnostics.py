@@ -162,7 +162,8 @@ class Recorder:
     def __init__(
         self, module: nn.Module, projections: Mapping[str, str] | None = None, limit: int = 64
     ) -> None:
-        self.limit, self._current = limit, ""
+        self.limit = limit
+        self._current: tuple[str, ...] = ()
         modules = dict(module.named_modules())
         pairs = dict(projections or {})
         for name in [*pairs, *pairs.values()]:
@@ -197,22 +198,30 @@ class Recorder:
         self._handles = []
 
     @contextmanager
-    def side(self, kind: str) -> Iterator[None]:
-        """Declare that the forward passes in this context are of "real" or "fake" samples."""
-        if kind not in ("real", "fake"):
-            raise ValueError(f"side '{kind}': use 'real' or 'fake'")
-        self._current = kind
+    def side(self, *kinds: str) -> Iterator[None]:
+        """Declare that the forward passes in this context are of "real" or "fake" samples.
+
+        Args:
+            kinds: one of them, or both in the order in which a pass has them, half of its samples each.
+
+        Raises:
+            ValueError: another kind.
+        """
+        for kind in kinds:
+            if kind not in ("real", "fake"):
+                raise ValueError(f"side '{kind}': use 'real' or 'fake'")
+        self._current = kinds
         try:
             yield
         finally:
-            self._current = ""
+            self._current = ()
 
     def _append(self, name: str, what: str, values: Tensor) -> None:
-        if self._current:
-            kept = getattr(self._sides[name][self._current], what)
-            room = self.limit - sum(len(part) for part in kept)
+        for kind, part in zip(self._current, values.detach().chunk(max(1, len(self._current))), strict=False):
+            kept = getattr(self._sides[name][kind], what)
+            room = self.limit - sum(len(x) for x in kept)
             if room > 0:
-                kept.append(values.detach()[:room].clone())
+                kept.append(part[:room].clone())
 
     def _keep_features(self, name: str) -> Any:
         return lambda layer, args, output: self._append(name, "features", layer.features(args[0]))

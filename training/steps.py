@@ -13,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,21 +307,11 @@ def _discriminator_micro_batch(
     with torch.no_grad():
         ws = state.G.mapping(fake.z, fake.labels)
         generated = state.G.synthesis(ws)
-    with diagnosis.side("fake"):
-        logits_fake = state.D(losses.blur(generated, kernel), fake.labels, fake.draws)
-
-    def real_logits() -> Any:
-        with diagnosis.side("real"):
-            return state.D(losses.blur(real.images, kernel), real.labels, real.draws)
-
-    def backward(loss: torch.Tensor, last: bool = True) -> None:
-        with during() if last else nullcontext():
-            loss.div(count).backward()
-
-    if state.D.sona:
-        _sona_backward(state, logits_fake, real_logits, backward, cfg)
-    else:
-        _san_backward(logits_fake, real_logits, backward, cfg)
+    with diagnosis.reading():
+        logits = _both_logits(state, generated, fake, real, kernel)
+    loss = _sona_loss(state, *logits, cfg) if state.D.sona else _san_loss(*logits, cfg)
+    with during():
+        loss.div(count).backward()
     w: torch.Tensor = ws[:, 0]
     return w
 
@@ -369,41 +359,48 @@ def d_step(
         state.D.normalize_()
 
 
-def _san_backward(
-    fake: losses.Logits,
-    real_logits: Callable[[], losses.Logits],
-    backward: Callable[..., None],
-    cfg: LossConfig,
-) -> None:
-    """Backward passes of the discriminator's loss for one micro-batch, and their reports."""
+def _both_logits(
+    state: TrainState,
+    generated: torch.Tensor,
+    fake: MicroBatch,
+    real: RealMicroBatch,
+    kernel: torch.Tensor | None,
+) -> tuple[Any, Any]:
+    """Return the logits of generated and of real images, from one pass.
+
+    Deviation: the published algorithm has two passes. Batch statistics are apart here too, so the results
+    differ by rounding alone. One pass reads and normalises the weights of the heads once.
+    """
+    images = losses.blur(torch.cat([generated, real.images]), kernel)
+    labels = None if fake.labels is None or real.labels is None else torch.cat([fake.labels, real.labels])
+    draws = None
+    if fake.draws is not None and real.draws is not None:
+        draws = {name: torch.cat([u, real.draws[name]]) for name, u in fake.draws.items()}
+    on_fake, on_real = {}, {}
+    for name, x in state.D(images, labels, draws, batches=2).items():
+        on_fake[name], on_real[name] = map(type(x)._make, zip(*(part.chunk(2) for part in x), strict=True))
+    return on_fake, on_real
+
+
+def _san_loss(fake: losses.Logits, real: losses.Logits, cfg: LossConfig) -> torch.Tensor:
+    """Return the discriminator's loss for one micro-batch, and report it."""
     options = (cfg.d_loss, cfg.adversarial_scale, cfg.san)
     if is_paired(cfg.d_loss):
-        real = real_logits()
         loss = losses.discriminator_pairs(real, fake, *options)
-        backward(loss.fun + loss.dir)
     else:
         on_fake = losses.discriminator(fake, False, *options)
-        backward(on_fake.fun + on_fake.dir, last=False)  # frees its graph before the next is made
-        real = real_logits()
         on_real = losses.discriminator(real, True, *options)
-        backward(on_real.fun + on_real.dir)
         loss = SANLogits(on_fake.fun + on_real.fun, on_fake.dir + on_real.dir)
     _report("fake", fake)
     _report("real", real)
     _report_d(loss.fun, loss.dir, loss.fun + loss.dir)
+    return loss.fun + loss.dir
 
 
-def _sona_backward(
-    state: TrainState,
-    fake: losses.SONA,
-    real_logits: Callable[[], losses.SONA],
-    backward: Callable[[torch.Tensor], None],
-    cfg: LossConfig,
-) -> None:
+def _sona_loss(state: TrainState, fake: losses.SONA, real: losses.SONA, cfg: LossConfig) -> torch.Tensor:
     """The same for SONA heads."""
-    real, weights = real_logits(), state.D.sona_weights()
+    weights = state.D.sona_weights()
     terms = losses.sona_discriminator(real, fake, weights, cfg.d_loss, cfg.adversarial_scale)
-    backward(terms.total())
     _report("fake", fake)
     _report("real", real)
     _report_d(terms.fun, terms.dir, terms.total())
@@ -411,6 +408,7 @@ def _sona_backward(
     training_stats.report("Loss/D/matching", terms.matching)
     for term, s in zip(TERMS, torch.stack(list(weights.values())).detach().unbind(1), strict=True):
         training_stats.report(f"SONA/weight/{term}", s)
+    return terms.total()
 
 
 def _report_d(fun: torch.Tensor, direction: torch.Tensor, total: torch.Tensor) -> None:
@@ -427,12 +425,12 @@ class _Diagnosis:
     recorder: Recorder | None
 
     @contextmanager
-    def side(self, kind: str) -> Iterator[None]:
-        """Within, D sees images of a kind."""
+    def reading(self) -> Iterator[None]:
+        """Within, D sees generated images and as many real ones after them."""
         if self.recorder is None:
             yield
             return
-        with self.recorder.side(kind), compiled.eager(self.D):  # a compiled network calls no hooks
+        with self.recorder.side("fake", "real"), compiled.eager(self.D):  # a compiled network calls no hooks
             yield
 
     def finish(self) -> None:

@@ -107,7 +107,11 @@ def test_recorder_reads_class_embeddings():
         for kind, x in (("real", real), ("fake", fake)):
             with recorder.side(kind):
                 head(x, c)
-    assert recorder.report()["embed"].direction == pytest.approx(1, abs=1e-5)
+    apart = recorder.report()["embed"]
+    assert apart.direction == pytest.approx(1, abs=1e-5)
+    with diagnostics.Recorder(head, {"embed": "body"}) as recorder, recorder.side("fake", "real"):
+        head(torch.cat([fake, real]), torch.cat([c, c]))
+    assert recorder.report()["embed"] == pytest.approx(apart, rel=1e-4)
 
 
 def test_recorder_reads_converted_layers():

@@ -122,6 +122,18 @@ def test_batch_norm_groups():
     assert not torch.allclose(grouped(x), whole(x))
 
 
+@pytest.mark.parametrize("heads", ["projection", "sona"])
+@pytest.mark.parametrize("count", [4, 8, 6])  # fewer than a group, a multiple of it, neither
+def test_two_batches_in_a_pass_share_no_statistics(heads, count):
+    D = make(heads=heads, bn_group=4)
+    x, c = images(2 * count), labels(2 * count, 10)
+    x[count:] *= 0.3
+    with torch.no_grad():
+        alone = [D(x[part], c[part])[LITE0] for part in (slice(count), slice(count, None))]
+        for together, *parts in zip(D(x, c, batches=2)[LITE0], *alone, strict=True):
+            torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-4)
+
+
 def test_discriminator_step_records_no_graph_through_features():
     D = make()
     maps = D._features(LITE0, images(2))

@@ -31,7 +31,7 @@ class TinyDiscriminator(torch.nn.Module):
         self.discriminators = torch.nn.ModuleDict({"a": head, "b": other})
         self.passes = 0
 
-    def forward(self, img, c, draws):
+    def forward(self, img, c, draws, batches=1):
         self.passes += 1
         head, other = self.discriminators["a"], self.discriminators["b"]
         h, row = head.cls(img), head.embed(c)

@@ -70,8 +70,10 @@ def test_logits_that_overflow_are_the_discriminators(run, monkeypatch):
     state, train = run
     real = state.D.forward
 
-    def overflowing(img, c=None, draws=None):
-        return {name: SANLogits(x.fun * 1e38 * 1e38, x.dir) for name, x in real(img, c, draws).items()}
+    def overflowing(img, c=None, draws=None, batches=1):
+        return {
+            name: SANLogits(x.fun * 1e38 * 1e38, x.dir) for name, x in real(img, c, draws, batches).items()
+        }
 
     monkeypatch.setattr(state.D, "forward", overflowing)
     message = refused(train)
@@ -85,8 +87,8 @@ def test_a_gradient_through_the_discriminator_is_its_own(run, monkeypatch):
     state, train = run
     real = state.D.forward
 
-    def steep(img, c=None, draws=None):
-        logits = real(img, c, draws)
+    def steep(img, c=None, draws=None, batches=1):
+        logits = real(img, c, draws, batches)
         edge = torch.sqrt((img * 0).sum())  # 0, with an infinite slope
         return {name: SANLogits(x.fun + edge, x.dir) for name, x in logits.items()}
 
@@ -124,8 +126,8 @@ def test_a_fault_of_the_discriminators_own_step_is_named_there(run, monkeypatch)
     state, train = run
     real = state.D.forward
 
-    def of_reals(img, c=None, draws=None):
-        logits = real(img, c, draws)
+    def of_reals(img, c=None, draws=None, batches=1):
+        logits = real(img, c, draws, batches)
         return (
             logits
             if img.requires_grad or not torch.is_grad_enabled()
@@ -161,8 +163,8 @@ def spoil_once(state, monkeypatch, network: str) -> None:
     """Make the logits of one pass of a network's next step not finite."""
     real = state.D.forward
 
-    def once(img, c=None, draws=None):
-        logits = real(img, c, draws)
+    def once(img, c=None, draws=None, batches=1):
+        logits = real(img, c, draws, batches)
         if img.requires_grad == (network == nonfinite.GENERATOR):
             monkeypatch.setattr(state.D, "forward", real)
             return {k: SANLogits(x.fun * float("nan"), x.dir) for k, x in logits.items()}

@@ -130,7 +130,11 @@ class ProjectedDiscriminator(nn.Module):
         self.normalize_()
 
     def forward(
-        self, img: Tensor, c: Tensor | None = None, draws: Mapping[str, Tensor] | None = None
+        self,
+        img: Tensor,
+        c: Tensor | None = None,
+        draws: Mapping[str, Tensor] | None = None,
+        batches: int = 1,
     ) -> Mapping[str, SANLogits | SONALogits]:
         """Compute the logits per backbone. Changes no state.
 
@@ -139,6 +143,7 @@ class ProjectedDiscriminator(nn.Module):
             c: int64 [N] in 0..c_dim-1. Required if the network is conditional, otherwise ignored.
             draws: Uniform draws [N, 7] for DiffAugment, by backbone name; None = no augmentation. With four
                 channels also [N, 3] by BACKGROUND: the colours below transparent pixels; white without.
+            batches: The images are this many batches of equal size, which share no batch statistics.
 
         Returns:
             Backbone name -> SANLogits of float32 [N, K], or SONALogits of SONA heads.
@@ -155,7 +160,7 @@ class ProjectedDiscriminator(nn.Module):
                 if name not in draws:
                     raise ValueError(f"no augmentation draws for {name}: got {sorted(draws)}")
                 x = diff_augment(x, draws[name], self.diffaug)
-            logits[name] = self.discriminators[key](self._features(key, x), c)
+            logits[name] = self.discriminators[key](self._features(key, x), c, batches)
         return logits
 
     def network_input(self, key: str, img: Tensor) -> Tensor:

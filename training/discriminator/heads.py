@@ -26,6 +26,18 @@ POWER_ITERATIONS_AT_START = 15
 EPS = 1e-12  # lower bound of the norms that the power iteration divides by
 
 
+def group_size(count: int, group: int | None, batches: int = 1) -> int:
+    """Return the number of consecutive samples that share batch statistics.
+
+    Args:
+        count: N samples of a pass, which are `batches` batches of equal size.
+        group: The wanted size; None or 0 = the whole batch, and so is a batch that is not a multiple of it.
+        batches: Number of batches.
+    """
+    size = count // batches
+    return group if group and size % group == 0 else size
+
+
 class SpectralConv2d(nn.Module):
     """Convolution without bias whose weight is divided by an estimate of its largest singular value.
 
@@ -118,13 +130,11 @@ class GroupedBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to the same shape and type."""
-        count = x.shape[0]
-        group = self.group if self.group and count % self.group == 0 else count
+    def forward(self, x: Tensor, batches: int = 1) -> Tensor:
+        """Map [N, C, H, W], which are `batches` batches, to the same shape and type."""
         parts = [
             F.batch_norm(part, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for part in torch.split(x, group)
+            for part in torch.split(x, group_size(x.shape[0], self.group, batches))
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -149,14 +159,25 @@ class DownBlock(nn.Module):
         conv.register_buffer("bias", torch.zeros(out_channels))
         self.main = nn.Sequential(conv, GroupedBatchNorm2d(out_channels, bn_group))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, C', H/2, W/2]."""
-        return F.leaky_relu_(self.main(x), 0.2)
+    def forward(self, x: Tensor, batches: int = 1) -> Tensor:
+        """Map [N, C, H, W], which are `batches` batches, to [N, C', H/2, W/2]."""
+        conv, norm = self.main
+        return F.leaky_relu_(norm(conv(x), batches), 0.2)
 
 
 def _full(x: Tensor) -> Tensor:
     """Return x in float32, or in float64 if it has that type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Blocks(nn.Sequential):
+    """Consecutive DownBlocks."""
+
+    def forward(self, x: Tensor, batches: int = 1) -> Tensor:
+        """Apply the blocks to [N, C, H, W], which are `batches` batches."""
+        for block in self:
+            x = block(x, batches)
+        return x
 
 
 class Head(nn.Module):
@@ -182,7 +203,7 @@ class Head(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.main = nn.Sequential(*(DownBlock(a, b, bn_group, generator) for a, b in pairwise(channels)))
+        self.main = Blocks(*(DownBlock(a, b, bn_group, generator) for a, b in pairwise(channels)))
         self.conditional = c_dim > 0
         if self.conditional:
             self.cls = SpectralConv2d(channels[-1], cond_channels, generator=generator)
@@ -190,17 +211,18 @@ class Head(nn.Module):
         else:
             self.last_layer = SANConv2d(channels[-1], 1, KERNEL, bias=False, generator=generator)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> SANLogits:
+    def forward(self, x: Tensor, c: Tensor | None = None, batches: int = 1) -> SANLogits:
         """Compute logits.
 
         Args:
             x: Feature map [N, C, H, W].
             c: Labels, int64 [N]; None if unconditional.
+            batches: As for `group_size`.
 
         Returns:
             Logits in float32, whatever the type of x (float64 for float64).
         """
-        h = self.main(x)
+        h = self.main(x, batches)
         if not self.conditional:
             logits: SANLogits = self.last_layer(_full(h))
             return logits
@@ -256,16 +278,17 @@ class SONAProjectedHead(nn.Module):
         if c_dim < 1:
             raise ValueError("SONA heads need classes: use projection heads for unconditional training")
         self.bn_group = bn_group
-        self.main = nn.Sequential(*(DownBlock(a, b, bn_group, generator) for a, b in pairwise(channels)))
+        self.main = Blocks(*(DownBlock(a, b, bn_group, generator) for a, b in pairwise(channels)))
         self.cls = SpectralConv2d(channels[-1], cond_channels, generator=generator)
         self.sona = SONAHead(cond_channels, c_dim, bias=False, generator=generator)
 
-    def forward(self, x: Tensor, c: Tensor) -> SONALogits:
+    def forward(self, x: Tensor, c: Tensor, batches: int = 1) -> SONALogits:
         """Compute logits in float32, whatever the type of x, from [N, C, H, W] and labels [N].
 
         Conditions are compared within the groups of the batch normalisation.
         """
-        logits: SONALogits = self.sona(_full(self.cls(self.main(x))), c, self.bn_group)
+        group = group_size(x.shape[0], self.bn_group, batches)
+        logits: SONALogits = self.sona(_full(self.cls(self.main(x, batches))), c, group)
         return logits
 
 
@@ -294,17 +317,20 @@ class HeadSet(nn.Module):
         )
         self.weights = SONAWeights() if sona else None
 
-    def forward(self, maps: Sequence[Tensor], c: Tensor | None = None) -> SANLogits | SONALogits:
+    def forward(
+        self, maps: Sequence[Tensor], c: Tensor | None = None, batches: int = 1
+    ) -> SANLogits | SONALogits:
         """Compute the logits of all levels.
 
         Args:
             maps: One feature map [N, C_l, H_l, W_l] per level.
             c: Labels, int64 [N]; None if unconditional.
+            batches: As for `group_size`.
 
         Returns:
             SANLogits, or SONALogits of SONA heads: [N, K] in float32, ordered by level.
         """
-        logits = [head(x, c) for head, x in zip(self.mini_discs, maps, strict=True)]
+        logits = [head(x, c, batches) for head, x in zip(self.mini_discs, maps, strict=True)]
         if self.weights is not None:
             return concatenated(logits)
         return SANLogits(
