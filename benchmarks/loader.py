@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the loader and dataset_tool.py beside bare Pillow loops over the same images.
+"""Measures the loader, dataset_tool.py and writing pictures, beside bare Pillow loops over the same images.
 
     python benchmarks/loader.py                    # 500 images of 256 pixels, about a minute
     python benchmarks/loader.py --out benchmarks/results/loader.json
@@ -9,7 +9,8 @@
 All numbers are images per CPU second of one process, the medians of rounds in which every row runs once.
 "filtered" sets have the PNGs that Pillow writes at level 0, as the published tool and version 0.1 do.
 "plain" sets have those that dataset_tool.py writes by default. Rows with threads are images per second of the
-clock, and the time of a batch of 64 when none is ready; they need idle cores.
+clock, and the time of a batch of 64 when none is ready; they need idle cores. The last two rows are the PNG
+files of gen_images.py, one after the other and by its threads, of images that are there at once.
 """
 
 import io
@@ -23,13 +24,16 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import machine, rounds
 from dnnlib.records import write_json
+from generation import pictures
 from image_data import conversion, sources
+from torch_utils.images import grid, save_png
 from training.data.dataset import ImageDataset, Loader
 
 BATCH = 64
@@ -87,6 +91,21 @@ def threaded(path: Path, workers: int) -> tuple[float, float]:
         for _ in loader:
             pass
     return len(dataset) / (time.perf_counter() - started), first
+
+
+def write_pictures(folder: Path, pixels: np.ndarray, in_threads: bool) -> float:
+    """Write uint8 images [N, H, W, C] as PNG files. Returns images per second of the clock."""
+    folder.mkdir(exist_ok=True)
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    started = time.perf_counter()
+    if in_threads:
+        with pictures.PictureWriter(pixels[0, :, :, 0].size) as writer:
+            for i in range(len(planes)):
+                writer.save(planes[i : i + 1], 1, 1, folder / f"{i}.png", {})
+    else:
+        for i in range(len(planes)):
+            save_png(grid(planes[i : i + 1], 1), folder / f"{i}.png")
+    return len(planes) / (time.perf_counter() - started)
 
 
 def small_files(folder: Path, count: int) -> dict[str, float]:
@@ -150,10 +169,13 @@ def main(count: int, repeats: int, files: int, smoke: bool, out: str | None) -> 
         found = rounds.medians(rows, rate, repeats)
         other: dict[str, float] = {}
         for workers in (1, 2):
-            speeds, firsts = zip(*(threaded(plain, workers) for _ in range(repeats)), strict=True)
+            rates, firsts = zip(*(threaded(plain, workers) for _ in range(repeats)), strict=True)
             title = f"plain: loader, {workers} thread{'s' * (workers > 1)}"
-            other[f"{title}, per s"] = statistics.median(speeds)
+            other[f"{title}, per s"] = statistics.median(rates)
             other[f"{title}, first batch, ms"] = 1000 * statistics.median(firsts)
+        for title, in_threads in (("one by one", False), ("in threads", True)):
+            speeds = [write_pictures(Path(folder, "pictures"), pixels, in_threads) for _ in range(repeats)]
+            other[f"write pictures {title}, per s"] = statistics.median(speeds)
         if files:
             other |= small_files(Path(folder), files)
     click.echo(f"{machine.processor()}, {count} images of {size} pixels, images per CPU second")

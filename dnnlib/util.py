@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time as time  # existing callers expect the name here
 import urllib.parse
 import urllib.request
@@ -29,6 +30,7 @@ from dnnlib.progress import Progress
 from dnnlib.progress import format_time as format_time  # a published name of this module
 
 _T = TypeVar("_T")
+_UMASK_LOCK = threading.Lock()
 
 
 class Damaged(ValueError):
@@ -343,9 +345,15 @@ def _atomic_write(target: Path, mode: str) -> Iterator[IO[Any]]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK_LOCK:  # two threads at once would leave the mask at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:

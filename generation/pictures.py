@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
@@ -13,10 +16,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.util import available_cores
 from generation import render, w_files
 from generation.commands import progress_bar
 from generation.render import Network
 from torch_utils import images
+
+_MAX_THREADS = 4
+_MAX_WAITING_PIXELS = 2**24
+
+
+class PictureWriter:
+    """Writes PNG files in threads while the next images are computed.
+
+        with PictureWriter(size) as writer:
+            for ...:
+                writer.save(pixels, columns, scale, path, about)
+
+    The block ends when all files are written. An error of a thread is raised by the next call or at the end
+    of the block. After an error or Ctrl-C, files that no thread has begun are not written, and none is left
+    incomplete.
+
+    Args:
+        pixels: pixels of a picture. At most _MAX_WAITING_PIXELS wait; larger pictures are written at once.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        threads = min(_MAX_THREADS, available_cores())
+        self._most = min(2 * threads, _MAX_WAITING_PIXELS // max(1, pixels))
+        self._waiting: deque[Future[None]] = deque()
+        self._pool = ThreadPoolExecutor(threads, "picture-writer") if self._most else None
+
+    def save(self, pixels: Tensor, columns: int, scale: int, path: Path, about: dict[str, Any]) -> None:
+        """Write uint8 images [N, C, H, W] as one picture; `path` and `about` as for `images.save_png`."""
+        if self._pool is None:
+            _save(pixels, columns, scale, path, about)
+            return
+        while self._waiting and (len(self._waiting) >= self._most or self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(_save, pixels, columns, scale, path, about))
+
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while error is None and self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+
+
+def _save(pixels: Tensor, columns: int, scale: int, path: Path, about: dict[str, Any]) -> None:
+    images.save_png(magnified(images.grid(pixels, columns), scale), path, about)
 
 
 def check_size(
@@ -56,15 +111,14 @@ def write_seeds(
     most = images.MAX_PICTURE_PIXELS // (batch_sz * network.G.img_resolution**2)
     seeds_at_once = max(1, min(batch // batch_sz, most))
     columns = math.ceil(math.sqrt(batch_sz))
-    with progress_bar(len(seeds) * batch_sz, "Images") as done:
+    size = batch_sz * (network.G.img_resolution * scale) ** 2
+    with PictureWriter(size) as writer, progress_bar(len(seeds) * batch_sz, "Images") as done:
         for start in range(0, len(seeds), seeds_at_once):
             chunk = seeds[start : start + seeds_at_once]
             pixels = render_seeds(network, chunk, batch_sz, index, batch=batch, done=done, **render_kwargs)
             for seed, group in zip(chunk, torch.split(pixels, batch_sz), strict=True):
                 text = render.about(network, [seed], _classes(network, [seed], batch_sz, index), **about)
-                images.save_png(
-                    magnified(images.grid(group, columns), scale), folder / f"seed{seed:04d}.png", text
-                )
+                writer.save(group, columns, scale, folder / f"seed{seed:04d}.png", text)
     click.echo(f"{len(seeds)} PNG files in {folder}")
 
 
@@ -93,7 +147,8 @@ def write_codes(
     text = {**render.about(network, [], None, **about), "truncation": None, "centroids": None}
     size = 1 if network.device.type == "cpu" else batch
     parts = []
-    with progress_bar(len(ws), "Images") as done:
+    writer = PictureWriter((network.G.img_resolution * scale) ** 2)
+    with writer, progress_bar(len(ws), "Images") as done:
         for start in range(0, len(ws), size):
             pixels = render.synthesize(network, ws[start : start + size], noise_mode)
             done(len(pixels))
@@ -101,8 +156,7 @@ def write_codes(
                 parts.append(pixels)
                 continue
             for row, picture in enumerate(pixels, start):
-                shown = magnified(images.grid(picture[None], 1), scale)
-                images.save_png(shown, folder / f"proj{row:02d}.png", {**text, "w_row": row})
+                writer.save(picture[None], 1, scale, folder / f"proj{row:02d}.png", {**text, "w_row": row})
     if columns is not None:
         picture = magnified(images.grid(torch.cat(parts), columns), scale)
         images.save_png(picture, folder / "grid.png", text)

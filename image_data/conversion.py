@@ -32,7 +32,7 @@ from PIL import ImageColor
 
 from dnnlib import outputs
 from dnnlib.progress import Progress as Progress  # scripts pass it to `convert`
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, available_cores
 from image_data import archives, sources, transforms
 from image_data import labels as label_rule
 from image_data.classes import balance
@@ -616,7 +616,7 @@ def count_workers(workers: int | None) -> int:
     Raises:
         ValueError: less than 1, or far more than there are cores.
     """
-    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    cores = available_cores()
     most = min(max(MIN_MOST_WORKERS, 4 * cores), MAX_WORKERS)
     if workers is not None and not 1 <= workers <= most:
         raise ValueError(f"--workers={workers} must be between 1 and {most} on a machine with {cores} cores")

@@ -220,8 +220,7 @@ def _child(folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     distributed.leave_after(parent.join)
     util.plain_warnings()
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // world))
+        torch.set_num_threads(max(1, util.available_cores() // world))
     code = 0
     try:
         value = fn(*args)

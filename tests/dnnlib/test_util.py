@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,21 @@ def test_a_folder_that_is_not_there_is_told_with_the_file(tmp_path) -> None:
     with pytest.raises(FileNotFoundError) as caught, util.atomic_write(tmp_path / "none" / "x.pkl"):
         pass
     assert caught.value.filename == str(tmp_path / "none" / "x.pkl")
+
+
+def test_files_of_several_threads_keep_the_umask(tmp_path) -> None:
+    def write(i: int) -> None:
+        with util.atomic_write(tmp_path / f"{i}") as file:
+            file.write(b"x")
+
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(200)))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 def test_atomic_write(tmp_path) -> None:
