@@ -166,12 +166,15 @@ class _PrepareTask:
         except ValueError as error:
             return _Item("", 0, 0, None, str(error))
         data = payload if isinstance(payload, bytes) else np.ascontiguousarray(payload).tobytes()
+        checked = self.opener.checked_crc(ref) if isinstance(self.opener, sources.ArchiveOpener) else None
+        crc = zlib.crc32(data) if checked is None else checked
         try:
             if self.first is not None and (width := _width(payload)) != self.first[1]:
                 raise ValueError(_other_size(width, self.first))
-            return _Item(name, len(data), zlib.crc32(data), transforms.prepare(payload, self.preparation))
+            pngs = transforms.prepare(payload, self.preparation, is_checked=checked is not None)
+            return _Item(name, len(data), crc, pngs)
         except ValueError as error:
-            return _Item(name, len(data), zlib.crc32(data), None, f"{name}: {error}")
+            return _Item(name, len(data), crc, None, f"{name}: {error}")
 
 
 def _width(payload: bytes | np.ndarray) -> int:

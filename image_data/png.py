@@ -120,35 +120,51 @@ def decode_into(data: bytes, out: np.ndarray, is_checked: bool = False) -> bool:
         Whether the file has that size, layout and number of channels. If not, `out` has any contents.
     """
     channels, height, width = out.shape
-    if len(data) != file_size(width, height, channels):
+    found = _rows(data, width, height, channels, is_checked)
+    if found is None:
         return False
+    for first, end, rows in found:
+        for channel in range(channels):
+            out[channel, first:end] = rows[:, channel::channels]
+    return True
+
+
+def _rows(
+    data: bytes, width: int, height: int, channels: int, is_checked: bool
+) -> list[tuple[int, int, np.ndarray]] | None:
+    """Return (first row, end row, pixels [rows, channels * width]) per block, or None for another file."""
+    if len(data) != file_size(width, height, channels):
+        return None
     layout, row_bytes = _layout(width, height, channels), 1 + channels * width
     tail = layout.size - _AFTER_DATA
     if not data.startswith(layout.before) or data[tail + 8 :] != _END:
-        return False
-    content = np.frombuffer(data, dtype=np.uint8)
+        return None
+    content, found = np.frombuffer(data, dtype=np.uint8), []
     for start, head, first, end in layout.blocks:
         if data[start : start + _BLOCK_HEAD] != head:
-            return False
+            return None
         start += _BLOCK_HEAD
         rows = content[start : start + (end - first) * row_bytes].reshape(end - first, row_bytes)
         if rows[:, 0].any():  # another filter than 0
-            return False
-        for channel in range(channels):
-            out[channel, first:end] = rows[:, 1 + channel :: channels]
+            return None
+        found.append((first, end, rows[:, 1:]))
     crc = int.from_bytes(data[tail + 4 : tail + 8], "big")
-    return is_checked or zlib.crc32(memoryview(data)[_IDAT : tail + 4]) == crc
+    return found if is_checked or zlib.crc32(memoryview(data)[_IDAT : tail + 4]) == crc else None
 
 
-def decode(data: bytes) -> np.ndarray | None:
-    """The pixels [H, W], [H, W, 3] or [H, W, 4] of a file that `encode` has written; None for all others."""
+def decode(data: bytes, is_checked: bool = False) -> np.ndarray | None:
+    """The pixels [H, W], [H, W, 3] or [H, W, 4] of a file that `encode` has written; None for all others.
+
+    `is_checked` as for `decode_into`.
+    """
     if len(data) < _BEFORE_DATA or not data.startswith(SIGNATURE):
         return None
     width, height = struct.unpack(">II", data[16:24])
     channels = _CHANNELS.get(data[25], 0)
-    if channels == 0 or len(data) != file_size(width, height, channels):
+    found = _rows(data, width, height, channels, is_checked) if channels else None
+    if found is None:
         return None
-    pixels = np.empty([height, width, channels], dtype=np.uint8)
-    if not decode_into(data, pixels.transpose(2, 0, 1)):
-        return None
-    return pixels[:, :, 0] if channels == 1 else pixels
+    pixels = np.empty([height, width * channels], dtype=np.uint8)
+    for first, end, rows in found:
+        pixels[first:end] = rows
+    return pixels if channels == 1 else pixels.reshape(height, width, channels)

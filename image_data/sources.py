@@ -51,6 +51,10 @@ class ArchiveOpener(NamedTuple):
 
     reader: archives.Reader
 
+    def checked_crc(self, ref: archives.Entry) -> int | None:
+        """The CRC-32 with which `load` compares the whole file; None if the archive has none."""
+        return ref.crc if ref.crc >= 0 else None
+
     def load(self, ref: archives.Entry) -> tuple[str, bytes]:
         """See `Opener.load`."""
         return ref.name, self.reader.read(ref)

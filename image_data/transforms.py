@@ -48,7 +48,10 @@ class Preparation:
 
 
 def decode(
-    payload: bytes | np.ndarray, background: tuple[int, int, int] = (255, 255, 255), channels: int = 3
+    payload: bytes | np.ndarray,
+    background: tuple[int, int, int] = (255, 255, 255),
+    channels: int = 3,
+    is_checked: bool = False,
 ) -> Image.Image:
     """Decode an image to upright 8-bit RGB, grey or RGBA.
 
@@ -56,11 +59,12 @@ def decode(
         payload: an encoded image, or uint8 pixels [H, W], [H, W, 3] or [H, W, 4].
         background: RGB colour under transparent pixels.
         channels: 1 = grey (luminance of the RGB image), 3 = RGB, 4 = RGBA, not premultiplied.
+        is_checked: as for `png.decode_into`.
 
     Raises:
         ValueError: the image cannot be decoded.
     """
-    pixels = payload if isinstance(payload, np.ndarray) else png.decode(payload)
+    pixels = payload if isinstance(payload, np.ndarray) else png.decode(payload, is_checked)
     if pixels is not None:
         return _in_channels(Image.fromarray(pixels), background, channels)
     assert isinstance(payload, bytes)
@@ -249,8 +253,15 @@ def encode_png(image: Image.Image, compress_level: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def prepare(payload: bytes | np.ndarray, preparation: Preparation) -> list[bytes] | None:
+def prepare(
+    payload: bytes | np.ndarray, preparation: Preparation, is_checked: bool = False
+) -> list[bytes] | None:
     """Encode an image as PNG at every size of the preparation, each resized from the decoded original.
+
+    Args:
+        payload: as for `decode`.
+        preparation: how.
+        is_checked: as for `png.decode_into`.
 
     Returns:
         The PNGs, or None if the transform omits the image.
@@ -258,7 +269,7 @@ def prepare(payload: bytes | np.ndarray, preparation: Preparation) -> list[bytes
     Raises:
         ValueError: the image cannot be decoded, or does not have the required shape.
     """
-    image = decode(payload, preparation.background, preparation.channels)
+    image = decode(payload, preparation.background, preparation.channels, is_checked)
     results = [transform(image, size, preparation) for size in preparation.sizes]
     # An image that is omitted at one size is omitted at all, so that the data sets of one call contain the
     # same images.

@@ -100,6 +100,14 @@ def test_damaged_files_are_refused_and_never_written_outside_the_image(is_checke
     assert decoded(data + b"\0", pixels.shape, is_checked) is None
 
 
+def test_a_checksum_that_the_caller_has_checked_is_not_computed_again():
+    pixels = random_pixels(5, 6000)
+    data = bytearray(encoded(pixels))
+    data[-16] ^= 0xFF  # the CRC-32 of the pixels
+    assert png.decode(bytes(data)) is None
+    assert np.array_equal(png.decode(bytes(data), is_checked=True), pixels)
+
+
 def test_headers_that_lie_are_refused():
     data = encoded(random_pixels(8, 8))
     for width, height in ((4, 16), (2**31, 2**31), (0, 0), (8, 9), (2**32 - 1, 1)):
