@@ -4,14 +4,17 @@
     python benchmarks/train_step.py                                   # every row, one thread
     python benchmarks/train_step.py --rows lite0-128 --repeats 5
     python benchmarks/train_step.py --out benchmarks/results/train_step.json
+    python benchmarks/train_step.py --activations                     # --checkpoint-activations
     python benchmarks/train_step.py --smoke                           # tiny networks, a few seconds
 
 A step trains the generator, then the discriminator, and averages the weights, all with the default options
 of train.py for this machine. The small generator is that of demo.py. Frozen networks other than lite0 have
-random weights, which take the same time.
+random weights, which take the same time. --activations measures a forward and a backward pass of a generator
+of two stages in float32, of which the second one trains, with and without --checkpoint-activations.
 """
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleaved
 from benchmarks.published import Published
-from torch_utils import timm_weights
-from training import build, generator, loop, steps
+from torch_utils import memory, timm_weights
+from training import build, compiled, generator, loop, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
 from training.networks.stems import Lineage
@@ -54,6 +57,8 @@ ROWS = {
     "imagenet": Row("ImageNet-size G at 16 pixels, lite0 at 224, batch 2", 2, large=True),
 }
 SMOKE = {"smoke": Row("tiny networks, batch 4", 4, 32, tiny=True)}
+HEAD = Row("head from 32 to 128 pixels, 128 channels, batch 4", 4, resolution=32)
+HEAD_SMOKE = dataclasses.replace(HEAD, title="tiny head, batch 4", tiny=True, resolution=16)
 
 
 def make_generator(row: Row, seed: int = 0) -> generator.Generator:
@@ -126,10 +131,41 @@ def here(row: Row, precision: str = "auto") -> interleaved.Work:
     return step
 
 
+def make_stages(row: Row) -> generator.Generator:
+    """Return a frozen stem and a head of four times its resolution."""
+    torch.manual_seed(0)
+    channels = {"cbase": 256, "cmax": 4} if row.tiny else {"cbase": 16384, "cmax": 64}
+    stem = generator.build_stem("stylegan3-t", row.resolution, CLASSES, w_dim=128, **channels)
+    return generator.build_superres(stem, "stylegan3-t", up_factor=4)
+
+
+def passes(row: Row, recompute: bool = False) -> interleaved.Work:
+    """Return a forward and a backward pass of a generator; `recompute`: with --checkpoint-activations."""
+    memory.keep_freed_memory()
+    G = make_stages(row)
+    if recompute:
+        compiled.checkpoint_activations(G)
+    z, c = torch.randn(row.batch, G.z_dim), torch.arange(row.batch) % CLASSES
+
+    def work() -> None:
+        G(z, c).square().mean().backward()
+        G.zero_grad(set_to_none=True)
+
+    return work
+
+
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @interleaved.options(ROWS, ",".join(ROWS))
-def main(rows: str, smoke: bool, **options: Any) -> None:
+@click.option("--activations", is_flag=True, help="Measure --checkpoint-activations, and no step.")
+def main(rows: str, smoke: bool, activations: bool, **options: Any) -> None:
     """Measure the rows; the help text is the module's docstring."""
+    if activations:
+        recomputing: dict[str, interleaved.Maker] = {
+            "kept": passes,
+            "computed again": functools.partial(passes, recompute=True),
+        }
+        interleaved.run(recomputing, {"head": HEAD_SMOKE if smoke else HEAD}, smoke=smoke, **options)
+        return
     chosen = SMOKE if smoke else interleaved.chosen(rows, ROWS)
     interleaved.run({"published": published, "here": here}, chosen, smoke=smoke, **options)
 
