@@ -30,8 +30,10 @@ FAULTS = {
     8: ("leaves out an output", "unwritten", "16 of 1024 bytes of out are never written, the first at 28"),
     9: ("writes its input", "memory", "writes its input in"),
     10: ("two blocks write one output", "race", "of out"),
+    14: ("no barrier of the warp", "race", "shared memory"),
+    15: ("reads what another warp wrote", "race", "shared memory"),
 }
-CONFLICTS, SCATTERED = 11, 12
+CONFLICTS, SCATTERED, OWN_WARP = 11, 12, 13
 
 
 @pytest.fixture
@@ -64,9 +66,9 @@ def test_mistakes_are_reported(checker: Checker, fault: int) -> None:
         assert all(f.other is not None and f.other.line > 0 for f in found)
 
 
-def test_right_kernel_passes(checker: Checker) -> None:
-    assert checker.sample(0) and not checker.sample(max(FAULTS) + 3)
-    clean(checker, {"sample reverse_kernel 0"})
+def test_right_kernels_pass(checker: Checker) -> None:
+    assert checker.sample(0) and checker.sample(OWN_WARP) and not checker.sample(max(FAULTS) + 1)
+    clean(checker, {"sample reverse_kernel 0", f"sample reverse_kernel {OWN_WARP}"})
 
 
 def test_warp_instructions_are_counted(checker: Checker) -> None:

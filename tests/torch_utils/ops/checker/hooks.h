@@ -34,6 +34,7 @@ void begin_block(unsigned block, const void* shared, size_t shared_bytes, size_t
 void enter(unsigned thread, const void* stack, size_t stack_bytes);
 void leave();
 void end_interval();
+void end_warp_interval(unsigned first);
 void end_launch();
 
 inline size_t size_of(ops::Dtype dtype) { return dtype == ops::kFloat64 ? 8 : dtype == ops::kFloat32 ? 4 : 2; }

@@ -3,8 +3,9 @@
 // each access, and are linked with the functions below in place of the sanitizer's own. For each access:
 //
 //   memory     it lies inside a buffer of the launch, inside the shared memory asked for, or is the thread's own
-//   race       no other thread touches a byte of shared memory between the same two barriers, or a byte of a written buffer in the same
-//              launch, if one of the two writes. Decided from who may run at once, not from the order in which the host ran them.
+//   race       no other thread touches a byte of shared memory between the same two barriers (of the block, or of the warp that both are
+//              in), or a byte of a written buffer in the same launch, if one of the two writes. Decided from who may run at once, not from
+//              the order in which the host ran them.
 //   unwritten  somebody has written a byte of shared memory in this block, or of an output in this launch, before it is read, and all of
 //              an output by the end
 //   alignment  the address is a multiple of the access's size
@@ -34,11 +35,17 @@ constexpr size_t kMaxFindings = 200;
 
 typedef uint32_t Place;  // of an instruction: its offset in this library
 
+// An access by a thread, after a number of its warp's barriers.
+struct Visit {
+    unsigned thread = kNobody;
+    uint32_t barriers = 0;
+    Place place = 0;
+};
+
 // Who touched a byte in the interval `epoch`. Two readers are enough to know one that is not the writer.
 struct Cell {
     uint32_t epoch = 0, written_in = 0;
-    unsigned writer = kNobody, reader = kNobody, reader2 = kNobody;
-    Place writer_place = 0, reader_place = 0, reader2_place = 0;
+    Visit writer, reader, reader2;
 };
 
 struct Range {
@@ -87,6 +94,7 @@ struct Checker {
     std::vector<Target> targets;
     std::vector<Cell> cells;
     std::vector<std::vector<Event>> events;
+    std::vector<uint32_t> warp_barriers;  // of each warp since the last barrier of the block
     std::vector<std::string> kernels;
     std::map<FindingKey, Finding> findings;
     std::map<UsageKey, Usage> usage;
@@ -111,26 +119,30 @@ void find(Checker& c, const char* what, Place place, Place other, const std::str
 Cell& renewed(Cell& cell, uint32_t epoch) {
     if (cell.epoch != epoch) {
         cell.epoch = epoch;
-        cell.writer = cell.reader = cell.reader2 = kNobody;
+        cell.writer = cell.reader = cell.reader2 = Visit();
     }
     return cell;
 }
 
+bool same_warp(const Visit& a, const Visit& b) { return a.thread / kWarp == b.thread / kWarp; }
+
+// Whether an access may happen at the same time as an earlier one in the list: no barrier of their warp lies between them.
+bool at_once(const Visit& earlier, const Visit& now) {
+    return earlier.thread != kNobody && earlier.thread != now.thread && !(same_warp(earlier, now) && earlier.barriers < now.barriers);
+}
+
 // Enters an access into a byte's record; returns the place of an access by another thread that races with it, or 0.
-Place meet(Cell& cell, unsigned thread, Place place, bool write) {
-    Place other = 0;
-    if (cell.writer != kNobody && cell.writer != thread) other = cell.writer_place;
+Place meet(Cell& cell, const Visit& now, bool write) {
+    Place other = at_once(cell.writer, now) ? cell.writer.place : 0;
     if (write) {
-        if (cell.reader != kNobody && cell.reader != thread) other = cell.reader_place;
-        if (cell.reader2 != kNobody && cell.reader2 != thread) other = cell.reader2_place;
-        cell.writer = thread;
-        cell.writer_place = place;
-    } else if (cell.reader == kNobody || cell.reader == thread) {
-        cell.reader = thread;
-        cell.reader_place = place;
+        for (const Visit& reader : {cell.reader, cell.reader2}) {
+            if (at_once(reader, now)) other = reader.place;
+        }
+        cell.writer = now;
+    } else if (cell.reader.thread == kNobody || !at_once(cell.reader, now)) {
+        cell.reader = now;
     } else {
-        cell.reader2 = thread;
-        cell.reader2_place = place;
+        cell.reader2 = now;
     }
     return other;
 }
@@ -142,7 +154,7 @@ void check_shared(Checker& c, uintptr_t address, size_t bytes, bool write, Place
         if (!write && cell.written_in != c.block_epoch) {
             find(c, "unwritten", place, 0, "byte " + std::to_string(i) + " of shared memory is read before it is written (" + here(c) + ")");
         }
-        const Place other = meet(cell, c.thread, place, write);
+        const Place other = meet(cell, {c.thread, c.warp_barriers[c.thread / kWarp], place}, write);
         if (other != 0) find(c, "race", place, other, "byte " + std::to_string(i) + " of shared memory (" + here(c) + ")");
         if (write) cell.written_in = c.block_epoch;
     }
@@ -160,7 +172,7 @@ void check_global(Checker& c, Target& t, uintptr_t address, size_t bytes, bool w
         if (!write && t.buffer.use != kUpdate && cell.written_in != c.launch_epoch) {
             find(c, "unwritten", place, 0, "read before it is written: " + at());
         }
-        const Place other = meet(cell, c.block * c.threads + c.thread, place, write);
+        const Place other = meet(cell, {c.block * c.threads + c.thread, 0, place}, write);
         if (other != 0) find(c, "race", place, other, at());
         if (write) cell.written_in = c.launch_epoch;
     }
@@ -270,7 +282,10 @@ void count_instruction(Checker& c, const std::vector<Event>& lanes, const std::v
     }
 }
 
-void analyse_warp(Checker& c, unsigned first, unsigned last) {
+// Counts what the threads of a warp did since its last barrier.
+void analyse_warp(Checker& c, unsigned first) {
+    if (!c.analyse) return;
+    const unsigned last = std::min(first + kWarp, c.threads);
     std::vector<size_t> at(last - first, 0);
     std::vector<Event> lanes;
     std::vector<int> numbers;
@@ -279,7 +294,7 @@ void analyse_warp(Checker& c, unsigned first, unsigned last) {
         for (unsigned i = first; i < last; i++) {
             if (at[i - first] < c.events[i].size()) next = std::min(next, c.events[i][at[i - first]].place);
         }
-        if (next == ~Place{0}) return;
+        if (next == ~Place{0}) break;
         lanes.clear();
         numbers.clear();
         for (unsigned i = first; i < last; i++) {
@@ -290,6 +305,7 @@ void analyse_warp(Checker& c, unsigned first, unsigned last) {
         }
         if (lanes[0].space != kStep) count_instruction(c, lanes, numbers);
     }
+    for (unsigned i = first; i < last; i++) c.events[i].clear();
 }
 
 int segments(dl_phdr_info* info, size_t, void* data) {
@@ -343,6 +359,7 @@ void start(const char* kernel, const Buffers& buffers, unsigned, unsigned thread
     }
     c.threads = threads;
     if (c.events.size() < threads) c.events.resize(threads);
+    c.warp_barriers.assign((threads + kWarp - 1) / kWarp, 0);
     c.launch_epoch = ++c.epoch;
     c.launches++;
 }
@@ -369,9 +386,14 @@ void leave() { the().active = false; }
 void end_interval() {
     Checker& c = the();
     c.epoch++;
-    if (!c.analyse) return;
-    for (unsigned first = 0; first < c.threads; first += kWarp) analyse_warp(c, first, std::min(first + kWarp, c.threads));
-    for (auto& events : c.events) events.clear();
+    std::fill(c.warp_barriers.begin(), c.warp_barriers.end(), 0);
+    for (unsigned first = 0; first < c.threads; first += kWarp) analyse_warp(c, first);
+}
+
+void end_warp_interval(unsigned first) {
+    Checker& c = the();
+    c.warp_barriers[first / kWarp]++;
+    analyse_warp(c, first);
 }
 
 void end_launch() {

@@ -19,6 +19,9 @@ enum Fault {
     kSharedOutput,  // all blocks write the same output
     kConflicts,     // every thread of a warp in the same bank
     kScattered,     // every thread of a warp in another sector
+    kOwnWarp,        // right: only what the same warp wrote, after its barrier
+    kNoWarpBarrier,  // the same without the barrier
+    kOtherWarp,      // what another warp wrote, after a barrier of the warp
     kFaults
 };
 
@@ -55,8 +58,12 @@ __global__ void reverse_kernel(SampleParams p) {
         int value = p.in[first + source + (p.fault == kOutOfInput ? 1 : 0)];
         if ((p.fault != kUninitialised || t != 7) && (p.fault != kMisaligned || t >= 2)) stretch[t * pitch + (p.fault == kOutOfShared ? 1 : 0)] = value;
         if (p.fault == kMisaligned && t == 0) *reinterpret_cast<Pair*>(stretch) = *reinterpret_cast<const Pair*>(p.in + first + 1);
-        if (p.fault != kNoBarrier) __syncthreads();
-        value = stretch[(kThreads - 1 - t) * pitch];
+        if (p.fault == kOwnWarp || p.fault == kOtherWarp) {
+            warp_barrier();
+        } else if (p.fault != kNoBarrier && p.fault != kNoWarpBarrier) {
+            __syncthreads();
+        }
+        value = stretch[(p.fault == kOwnWarp || p.fault == kNoWarpBarrier ? t ^ 31 : kThreads - 1 - t) * pitch];
         if (p.fault == kInputWritten) const_cast<int*>(p.in)[first + t] = value;
         if (p.fault != kUnwritten || t != 7) p.out[first + t + (p.fault == kOutOfOutput ? 1 : 0)] = value;
         if (p.fault != kNoBarrierInLoop) __syncthreads();
