@@ -32,3 +32,4 @@ def host(monkeypatch):
     ops = getattr(torch.ops, NAMESPACE)
     yield ops
     ops.set_limits()
+    ops.use_tensor_cores(False)

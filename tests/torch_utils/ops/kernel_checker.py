@@ -255,6 +255,7 @@ def checked(analyse: bool = False) -> Iterator[Checker]:
     finally:
         library.cpu_namespace = before
         checker.ops.set_limits()
+        checker.ops.use_tensor_cores(False)
 
 
 def merge(usage: Sequence[Usage]) -> list[Usage]:

@@ -177,6 +177,23 @@ def test_fused_filtered_lrelu(checker: Checker, name: str) -> None:
         clean(checker, {f"filtered_lrelu {kernel} {str(dtype)[6:]}" for kernel in FUSED[name]})
 
 
+BANDED = {
+    "same": [f"2, 2, {mode}" for mode in range(3)],
+    "crop": [f"2, 2, {mode}" for mode in range(3)],
+    "up": [*(f"4, 2, {mode}" for mode in range(3)), "2, 4, 2"],
+}
+
+
+@pytest.mark.parametrize("name", BANDED)
+def test_filtered_lrelu_on_tensor_cores(checker: Checker, name: str) -> None:
+    checker.ops.use_tensor_cores(True)
+    for size, dtype, blocks in (((36, 38), torch.float16, 1), ((75, 42), torch.bfloat16, 0)):
+        checker.ops.set_limits(blocks=blocks)
+        run_layer(LAYERS[name], (1, 2, *size), dtype, dtype, "cuda", 0.8)
+        kind, of = {torch.float16: ("half_t", "float16"), torch.bfloat16: ("bfloat_t", "bfloat16")}[dtype]
+        clean(checker, {f"filtered_lrelu banded_kernel<{kind}, {n}> {of}" for n in BANDED[name]})
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_filtered_lrelu_in_passes(checker: Checker, name: str) -> None:
     for dtype, blocks in ((torch.float16, 0), (torch.float32, 2), (torch.float64, 0)):
@@ -205,10 +222,12 @@ def test_fused_kernels_use_shared_memory_well(checker: Checker) -> None:
     """
     for name, size, output, limits in (
         ("same", 38, 36, {"separable_kernel": 1.5}),
+        ("same", 38, 36, {"banded_kernel": 1.01}),
         ("same radial", 36, 36, {"full_down_kernel": 1.1, "full_up_kernel": 1.2}),
         ("up radial", 36, 52, {"full_down_kernel": 1.3, "full_up_kernel": 1.2}),
     ):
         checker.reset(analyse=True)
+        checker.ops.use_tensor_cores("banded_kernel" in limits)
         assert (
             run_layer(LAYERS[name], (1, 2, size, size), torch.float16, torch.float16, "cuda", 0.8)[0].shape[3]
             == output

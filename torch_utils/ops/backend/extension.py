@@ -41,12 +41,14 @@ from dnnlib.util import code_cache_path, file_lock, make_cache_dir_path
 SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "csrc"
 CUDA_SOURCES = (
     "bias_act.cu",
+    "filtered_lrelu_banded.cu",
     "filtered_lrelu_radial.cu",
     "filtered_lrelu_separable.cu",
     "gate.cu",
     "upfirdn2d.cu",
 )
 FOLDER_VARIABLE = "STYLESAN_XL_OPS"
+TENSOR_CORES_VARIABLE = "STYLESAN_XL_TENSOR_CORES"
 # Common GPUs in clusters: machine code for Ampere and Hopper, PTX for anything newer.
 DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "compute_80")
 # The bindings use torch's stable C interface of version 2.11.
@@ -384,13 +386,29 @@ def _code_flags(architectures: Sequence[str]) -> str:
     )
 
 
+def wants_tensor_cores() -> bool:
+    """Return whether filtered_lrelu is to use tensor cores where it can.
+
+    Raises:
+        ValueError: the environment variable has another value than 'on' or 'off'.
+    """
+    value = os.environ.get(TENSOR_CORES_VARIABLE, "off")
+    if value not in ("on", "off"):
+        raise ValueError(f"{TENSOR_CORES_VARIABLE}={value} must be 'on' or 'off'")
+    return value == "on"
+
+
 @functools.cache
 def load() -> bool:
     """Find or build the CUDA kernels and register them, once per process.
 
     Returns:
         Whether the kernels can be used. If not, there was a warning.
+
+    Raises:
+        ValueError: an environment variable has a wrong value.
     """
+    tensor_cores = wants_tensor_cores()
     warn_of_open_cache()
     try:
         architectures = device_architectures()
@@ -405,4 +423,6 @@ def load() -> bool:
                 stacklevel=2,
             )
         return False
+    if tensor_cores:
+        torch.ops.stylesan_xl.use_tensor_cores(True)
     return True

@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ops.h"
@@ -106,6 +107,7 @@ constexpr int64_t kMaxDirectWindow = 16;  // nonzero taps per output: 4 x 4, or 
 ops::Limits test_limits{};
 int64_t test_max_slice = 0;
 bool test_fuse = true;
+bool tensor_cores = false;
 
 Tensor run_bias_act(
     int order, const Tensor& first, const optional<Tensor>& second, const optional<Tensor>& x, const optional<Tensor>& b, const optional<Tensor>& y,
@@ -319,7 +321,8 @@ bool run_fused(const Plan& plan, const Tensor& x, const Tensor& y, const optiona
     p.up_gain = static_cast<float>(plan.up_gain), p.gain = static_cast<float>(plan.gain);
     p.slope = static_cast<float>(plan.slope), p.clamp = static_cast<float>(plan.clamp);
     p.limits = test_limits;
-    const bool done = ops::filtered_lrelu_separable(p, launch.stream(), false) || ops::filtered_lrelu_radial(p, launch.stream(), false);
+    const bool done = (tensor_cores && ops::filtered_lrelu_banded(p, launch.stream())) ||
+        ops::filtered_lrelu_separable(p, launch.stream(), false) || ops::filtered_lrelu_radial(p, launch.stream(), false);
     launch.check();
     return done;
 }
@@ -396,16 +399,24 @@ void set_limits(int64_t blocks, int64_t slice, int64_t tail, bool fuse) {
     test_fuse = fuse;
 }
 
+// Whether filtered_lrelu uses tensor cores where it can; returns whether it did before.
+bool use_tensor_cores(bool use) { return std::exchange(tensor_cores, use); }
+
 }  // namespace
 
 // The macros do not expand their arguments; these do, so that the build can define the names.
 #define OPS_FRAGMENT(name, m) STABLE_TORCH_LIBRARY_FRAGMENT(name, m)
 #define OPS_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
 
-OPS_FRAGMENT(OPS_NAMESPACE, m) { m.def("set_limits(int blocks=0, int slice=0, int tail=0, bool fuse=True) -> ()"); }
+OPS_FRAGMENT(OPS_NAMESPACE, m) {
+    m.def("set_limits(int blocks=0, int slice=0, int tail=0, bool fuse=True) -> ()");
+    m.def("use_tensor_cores(bool use) -> bool");
+}
 
-OPS_IMPL(OPS_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("set_limits", TORCH_BOX(&set_limits)); }
-
+OPS_IMPL(OPS_NAMESPACE, CompositeExplicitAutograd, m) {
+    m.impl("set_limits", TORCH_BOX(&set_limits));
+    m.impl("use_tensor_cores", TORCH_BOX(&use_tensor_cores));
+}
 
 OPS_IMPL(OPS_NAMESPACE, OPS_KEY, m) {
     m.impl("bias_act", TORCH_BOX(&bias_act));

@@ -17,8 +17,9 @@ struct Limits {
     int64_t tail;
 
     int64_t first(int64_t work) const { return tail > 0 && tail < work ? work - tail : 0; }
-    unsigned grid(int64_t work, int64_t most = 1 << 30) const {
-        const int64_t needed = work - first(work), limit = blocks > 0 ? blocks : most;
+    unsigned grid(int64_t work, int64_t most = 1 << 30) const { return fit(work - first(work), most); }
+    unsigned fit(int64_t needed, int64_t most) const {
+        const int64_t limit = blocks > 0 ? blocks : most;
         return static_cast<unsigned>(needed < limit ? needed : limit);
     }
 };
@@ -107,5 +108,7 @@ void gate(const GateParams& p, void* stream);
 // Return whether a fused kernel supports the case, and launch it unless `probe`.
 bool filtered_lrelu_separable(const FilteredLreluParams& p, void* stream, bool probe);
 bool filtered_lrelu_radial(const FilteredLreluParams& p, void* stream, bool probe);
+// On tensor cores; not also in float32, and never on GPUs before Ampere.
+bool filtered_lrelu_banded(const FilteredLreluParams& p, void* stream);
 
 }  // namespace ops

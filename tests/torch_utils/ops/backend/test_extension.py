@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 import warnings
 from pathlib import Path
 
@@ -268,6 +269,28 @@ def test_one_warning_when_nothing_can_be_built(monkeypatch, tmp_path) -> None:
     assert (
         len(caught) == 1 and "nvcc not found" in str(caught[0].message) and "doctor" in str(caught[0].message)
     )
+
+
+@needs_rights
+@pytest.mark.parametrize("value", ["on", "off"])
+def test_tensor_cores_are_used_on_request(monkeypatch, open_cache, value: str) -> None:
+    open_cache[0].parent.chmod(0o700)
+    monkeypatch.setattr(extension, "device_architectures", lambda: ["sm_90"])
+    monkeypatch.setattr(extension, "problems", list)
+    monkeypatch.setattr(extension, "_compile", lambda target, *rest: target.write_text("library"))
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    asked: list[bool] = []
+    namespace = types.SimpleNamespace(use_tensor_cores=asked.append)
+    monkeypatch.setattr(torch.ops, "stylesan_xl", namespace)
+    monkeypatch.setenv(extension.TENSOR_CORES_VARIABLE, value)
+    assert extension.load() and asked == [True] * (value == "on")
+
+
+def test_a_wrong_choice_of_tensor_cores_is_one_line(monkeypatch) -> None:
+    monkeypatch.setenv(extension.TENSOR_CORES_VARIABLE, "yes")
+    extension.load.cache_clear()
+    with pytest.raises(ValueError, match=r"^STYLESAN_XL_TENSOR_CORES=yes must be 'on' or 'off'$"):
+        extension.load()
 
 
 def test_doctor_speaks_plainly(monkeypatch, tmp_path) -> None:

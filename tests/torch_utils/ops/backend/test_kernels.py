@@ -6,6 +6,7 @@ Outputs, codes and shared memory start as NaN patterns in the host build, so an 
 write fails its comparison.
 """
 
+import functools
 import os
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.torch_utils.ops.references import (
     compare_layer,
     normal,
     radial,
+    run_layer,
 )
 from torch_utils.ops.backend import library
 from torch_utils.ops.backend.activations import activation_funcs
@@ -257,6 +259,155 @@ def test_gradient_on_the_kinks_themselves(host, fuse: bool, dtype: torch.dtype, 
     check_gradient_on_the_kinks(dtype, full, channels=1)
 
 
+@pytest.fixture
+def tensor_cores(host):  # noqa: F811
+    """The kernels on the host, of which filtered_lrelu uses emulated tensor cores where it can."""
+    host.use_tensor_cores(True)
+    return host
+
+
+HALF = [torch.float16, torch.bfloat16]
+BANDED = ["same", "crop", "up"]
+
+
+def through(host, tensor_cores: bool, call):  # noqa: F811
+    """The result of a call with or without tensor cores."""
+    before = host.use_tensor_cores(tensor_cores)
+    try:
+        return call()
+    finally:
+        host.use_tensor_cores(before)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("size", [(36, 38), (27, 122), (68, 42)])
+@pytest.mark.parametrize("name", BANDED)
+def test_images_through_tensor_cores(tensor_cores, name: str, size: tuple[int, int], dtype) -> None:
+    shape = (1, 3, *size)
+    y, *_, plain = run_layer(LAYERS[name], shape, dtype, dtype, "cuda", 0.8)
+    close(y, run_layer(LAYERS[name], shape, dtype, torch.float64, "ref", 0.8)[0], 2 * TOLERANCES[dtype])
+    torch.testing.assert_close(plain, y, rtol=0, atol=0)
+    others = through(tensor_cores, False, lambda: run_layer(LAYERS[name], shape, dtype, dtype, "cuda", 0.8))
+    assert not torch.equal(y, others[0])  # another kernel ran
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", BANDED)
+def test_derivatives_through_tensor_cores(name: str, dtype: torch.dtype, tensor_cores) -> None:
+    """Without kinks, where rounding decides on the slope of a sample."""
+    compare_layer(LAYERS[name], (1, 2, 36, 58), dtype, TOLERANCES[dtype], clamp=None, slope=1.0)
+
+
+@relaxed
+@given(
+    name=st.sampled_from(BANDED),
+    size=st.tuples(st.integers(16, 50), st.integers(8, 25).map(lambda n: 2 * n)),
+    pads=st.tuples(*[st.integers(-20, 14)] * 4),
+    dtype=st.sampled_from(HALF),
+    transposed=st.booleans(),
+    blocks=st.sampled_from([0, 1, 3]),
+)
+def test_gates_through_tensor_cores(tensor_cores, name, size, pads, dtype, transposed, blocks) -> None:
+    """With any codes and paddings, as in float32 outside the tensor cores."""
+    up, down, taps_up, taps_down, _, _ = LAYERS[name]
+    fu, fd = normal(taps_up, seed=5).float() / taps_up**0.5, normal(taps_down, seed=7).float() / 3
+    (h, w), (left, right, top, bottom) = size, pads
+    out = [
+        ((n * up + a + b - taps_up + 1) - taps_down) // down + 1
+        for n, a, b in ((w, left, right), (h, top, bottom))
+    ]
+    if min(out) < 1:
+        return
+    mid_w, mid_h = ((n - 1) * down + taps_down for n in out)
+    geometry = [up, up, down, down, left, top, w, h, mid_w, mid_h, *out]
+    codes = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (1, 2, mid_h, -(-mid_w // 4)), np.uint8)
+    )
+    t = normal(1, 2, *((out[1], out[0]) if transposed else (h, w)), seed=8).to(dtype)
+
+    def gated(t: torch.Tensor) -> torch.Tensor:
+        rest = (codes, None, None, geometry, False, -1.5, 0.2, 0.8, transposed)
+        return tensor_cores.filtered_lrelu_gated(t, fu, fd, *rest)
+
+    tensor_cores.set_limits(blocks=blocks)
+    wanted = through(tensor_cores, False, lambda: gated(t.float()))
+    # an output may be a sum of few of the terms
+    close(gated(t), wanted.double(), 4 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", BANDED)
+def test_tensor_cores_save_the_codes_of_the_other_kernels(
+    tensor_cores, name: str, dtype: torch.dtype
+) -> None:
+    """But for samples so near to zero or the clamp that rounding decides."""
+    up, down, taps_up, taps_down, padding, _ = LAYERS[name]
+    fu, fd = normal(taps_up, seed=5).float(), normal(taps_down, seed=7).float()
+    leaf = normal(1, 2, 75, 70).to(dtype).requires_grad_()
+
+    def codes() -> torch.Tensor:
+        y = library.filtered_lrelu(NAMESPACE, *_operator_arguments(leaf, fu, fd, up, down, padding))
+        return next(t for t in y.grad_fn.saved_tensors if t is not None and t.dtype == torch.uint8)
+
+    found, wanted = codes(), through(tensor_cores, False, codes)
+    assert found.shape == wanted.shape
+    for bits in (1, 2, 4, 8, 16, 32, 64, 128):
+        assert float(((found ^ wanted) & bits != 0).double().mean()) < 3 * TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_gradient_on_the_kinks_through_tensor_cores(tensor_cores, dtype: torch.dtype) -> None:
+    check_gradient_on_the_kinks(dtype, False, channels=2)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_grid_changes_no_bit_on_tensor_cores(tensor_cores, dtype: torch.dtype) -> None:
+    results = []
+    for blocks in (0, 1):
+        tensor_cores.set_limits(blocks=blocks)
+        results.append(run_layer(LAYERS["same"], (1, 2, 80, 66), dtype, dtype, "cuda", 0.8))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (36, 37)},
+        {"slope": -0.1},
+        {"slope": 0.0},
+        {"slope": 1.5},
+        {"gain": -1.0},
+        {"name": "same radial"},
+        {"dtype": torch.float32},
+    ],
+)
+def test_where_tensor_cores_cannot_be_used_the_other_kernels_run(tensor_cores, options) -> None:
+    layer, dtype = LAYERS[options.pop("name", "same")], options.pop("dtype", torch.float16)
+    shape = (1, 2, *options.pop("size", (36, 38)))
+
+    def output() -> torch.Tensor:
+        return run_layer(layer, shape, dtype, dtype, "cuda", 0.8, **options)[0]
+
+    torch.testing.assert_close(output(), through(tensor_cores, False, output), rtol=0, atol=0)
+
+
+def test_an_unaligned_image_does_not_go_through_tensor_cores(tensor_cores) -> None:
+    f = normal(12, seed=5).float() / 3
+    x = normal(1 + 36 * 38).half()[1:].view(1, 1, 36, 38)
+    call = functools.partial(filtered_lrelu, x, f, f, up=2, down=2, padding=9)
+    torch.testing.assert_close(call(), through(tensor_cores, False, call), rtol=0, atol=0)
+
+
+def test_nan_goes_through_tensor_cores(tensor_cores) -> None:
+    f, x = normal(12, seed=5).float() / 3, normal(1, 2, 36, 38)
+    x[0, 1, 20, 9] = torch.nan
+    arguments = {"up": 2, "down": 2, "padding": [9, 8, 9, 8], "clamp": 1.0}
+    found = filtered_lrelu(x.half(), f, f, **arguments).isnan()
+    assert bool((found | ~filtered_lrelu(x, f.double(), f.double(), impl="ref", **arguments).isnan()).all())
+    assert not found[0, 0].any() and not found[0, 1, :, 26:].any()
+
+
 def _operator_arguments(x, fu, fd, up, down, padding):
     from torch_utils.ops.backend.resampling import AxisPlan
 
@@ -342,6 +493,25 @@ def test_filtered_lrelu_counts_beyond_32_bits(host, name: str) -> None:  # noqa:
     (dx,) = torch.autograd.grad(y, x, huge(gradient, size=y.shape[3]))
     close(y.detach()[1, 0, -8:, -8:], wanted.detach()[0, 0, -8:, -8:], 4 * TOLERANCES[torch.half])
     close(dx[1, 0, -8:, -8:], wanted_dx[0, 0, -8:, -8:], 4 * TOLERANCES[torch.half])
+
+
+def test_tensor_cores_count_beyond_32_bits(tensor_cores) -> None:
+    """The last of many planes, like one alone."""
+    f = normal(12, seed=5).float() / 3
+    arguments = {"up": 2, "down": 2, "padding": [9, 8, 9, 8], "clamp": 1.0}
+    corner, gradient = normal(1, 1, 60, 50, seed=1).half(), normal(1, 1, 58, 48, seed=2).half()
+    planes = (1 << 31) // corner.numel() + 2
+    x, dy = zeros(1, planes, 60, 50), zeros(1, planes, 58, 48)
+    x[0, -1], dy[0, -1] = corner[0, 0], gradient[0, 0]
+    results = []
+    tensor_cores.set_limits(tail=1)
+    for image, by in ((x, dy), (corner, gradient)):
+        y = filtered_lrelu(image.requires_grad_(), f, f, **arguments)
+        (dx,) = torch.autograd.grad(y, image, by)
+        results.append((y.detach()[0, -1], dx[0, -1]))
+        tensor_cores.set_limits()
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 def test_passes_count_beyond_32_bits(host) -> None:  # noqa: F811
