@@ -14,7 +14,8 @@ one for each), and all together one of --total-minutes; the results say if a par
                backward, and on a deliberate error that memcheck must find
     networks   gradients of a generator and a discriminator step on the device, compared with float32 on the
                CPU
-    ops        benchmarks/ops.py: every layer of the recipes compared with a copy and with torch's operations
+    ops        benchmarks/ops.py: every layer of the recipes compared with a copy and with torch's operations,
+               and filtered_lrelu on tensor cores with the other kernels
     steps      images per second, peak memory and share of peak arithmetic of training steps at ImageNet's
                published sizes, with one optimisation at a time
     real       train.py on --data, class-conditional, at 16, 32 and 64 pixels; statistics, curves, images
@@ -200,8 +201,14 @@ def every_kernel(device: str) -> None:
     require_kernels(device)
     f, radial = torch.ones(12, device=device) / 12, torch.ones(12, 12, device=device) / 144
     f4 = torch.ones(24, device=device) / 24
-    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        x = torch.randn(2, 3, 37, 41, device=device).to(dtype).requires_grad_()
+    runs = [(dtype, False) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)]
+    if device == "cuda":
+        runs += [(torch.float16, True), (torch.bfloat16, True)]
+    for dtype, tensor_cores in runs:
+        if device == "cuda":
+            torch.ops.stylesan_xl.use_tensor_cores(tensor_cores)
+        # Tensor cores take even widths only.
+        x = torch.randn(2, 3, 37, 42 if tensor_cores else 41, device=device).to(dtype).requires_grad_()
         b = torch.randn(3, device=device).to(dtype).requires_grad_()
         results = [bias_act(x, b, act=act, clamp=2.0) for act in activation_funcs]
         for taps in (f, radial[:4, :3].contiguous()):
@@ -321,7 +328,9 @@ def run_ops(job: Job) -> None:
     """Run benchmarks/ops.py."""
     # torch.compile takes seconds per case: run it last, and for one type only.
     small = ["--scale", "256", "--batch", "1", "--repeats", "1", "--dtypes", "float32", "--cases", "52"]
-    runs = {"small": small} if job.small else {"eager": [], "compiled": ["--compile", "--dtypes", "float16"]}
+    runs = {"eager": [], "tensor-cores": ["--tensor-cores"], "compiled": ["--compile", "--dtypes", "float16"]}
+    if job.small:
+        runs = {"small": small}
     for name, options in runs.items():
         out = job.folder / f"ops-{name}.json"
         out.unlink(missing_ok=True)  # of an earlier run

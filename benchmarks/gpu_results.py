@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dnnlib.util import atomic_write
 
 BEGIN, END = "<!-- results of benchmarks/gpu.py -->", "<!-- end of the results -->"
+ON_TENSOR_CORES = "filtered_lrelu on tensor cores"
 # Predicted shares of a copy's bandwidth, forward: docs/kernels.md. The floors there are those of float16, so
 # float32 moves twice the bytes in the same time until memory is the limit.
 SHARES: tuple[tuple[str, dict[str, tuple[float, float]]], ...] = (
     ("bias_act", {"16": (0.8, 0.9), "32": (0.8, 0.9)}),
     ("upfirdn2d blur", {"16": (0.15, 0.3), "32": (0.15, 0.3)}),
     ("upfirdn2d", {"16": (0.2, 0.5), "32": (0.2, 0.5)}),
+    (ON_TENSOR_CORES, {"16": (0.35, 0.55)}),
     ("filtered_lrelu radial", {"16": (1 / 14, 1 / 10), "32": (1 / 7, 1 / 5)}),
     ("filtered_lrelu", {"16": (1 / 7, 1 / 5), "32": (1 / 3.5, 1 / 2.5)}),
 )
@@ -126,6 +128,8 @@ def _checks(content: Row) -> list[str]:
 
 
 def _group(case: str) -> str:
+    if case.startswith(ON_TENSOR_CORES):
+        return ON_TENSOR_CORES
     if case.startswith("filtered_lrelu"):
         return "filtered_lrelu radial" if case.endswith("radial") else "filtered_lrelu"
     return case
@@ -154,12 +158,12 @@ def _operations(content: Row) -> list[str]:
                 median(cases, "forward_copy_share", ".2f"),
                 f"{low:.2f} to {high:.2f}",
                 median(cases, "both_copy_share", ".2f"),
-                *(median(cases, f"{kind}_both_ratio", ".1f") for kind in ("eager", "compiled")),
+                *(median(cases, f"{kind}_both_ratio", ".1f") for kind in ("eager", "compiled", "without")),
             )
         )
     return _table(
         "| operation, medians | type | cases | share of a copy, forward | predicted | forward and backward "
-        "| torch's own: times as long | compiled |",
+        "| torch's own: times as long | compiled | without tensor cores |",
         rows,
     )
 

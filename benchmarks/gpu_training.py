@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_results import Results, one_line
 from torch_utils import timm_weights
+from torch_utils.ops.backend import extension
 from training import build, compiled, generator, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
@@ -54,6 +55,7 @@ class Levers:
     d_precision: str = "auto"  # bfloat16 on a GPU
     channels_last: bool = False
     compiled: str = "off"  # as --compile
+    tensor_cores: bool = False  # of filtered_lrelu
     tf32: bool = True
     fused: bool = True
     batch_factor: int = 1
@@ -68,6 +70,7 @@ LEVERS = (
     Levers("CUDA graphs", compiled="graphs"),
     Levers("micro-batches of 8 images", micro_batch=8),
     Levers("micro-batches of 8 images, CUDA graphs", micro_batch=8, compiled="graphs"),
+    Levers("filtered_lrelu on tensor cores", tensor_cores=True),
     Levers("float32 generator", precision="fp32"),
     Levers("bfloat16 generator", precision="bf16"),
     Levers("channels_last", channels_last=True),
@@ -199,6 +202,8 @@ def apply_levers(state: TrainState, levers: Levers) -> None:
     """Enable the optimisations for which the training configuration has no option."""
     use_tf32(levers.tf32)
     torch.backends.cudnn.benchmark = True
+    if state.pl_mean.is_cuda and extension.load():
+        torch.ops.stylesan_xl.use_tensor_cores(levers.tensor_cores)
     if levers.channels_last:
         for module in (state.G.synthesis, state.D):
             module.to(memory_format=torch.channels_last)

@@ -2,11 +2,13 @@
 """Measures time and bandwidth of bias_act, upfirdn2d and filtered_lrelu at the layers of the recipes.
 
     python benchmarks/ops.py --out benchmarks/results/ops.json            # on a GPU
+    python benchmarks/ops.py --tensor-cores                               # filtered_lrelu on tensor cores
     python benchmarks/ops.py --device cpu --scale 16 --repeats 1          # a test run of the same code
 
 The bandwidth counts the bytes that an operation must read and write. `copy` is this bandwidth relative to
 that of a copy of a gigabyte in the same run. `eager` and `compiled` are how many times as long impl='ref'
-takes. The layers come from the tables of the published networks in tests/parity/goldens.
+takes. With --tensor-cores, `without` is how many times as long the other kernels take. The layers come from
+the tables of the published networks in tests/parity/goldens.
 """
 
 import argparse
@@ -27,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dnnlib
 from benchmarks import machine
+from benchmarks.gpu_results import ON_TENSOR_CORES
+from torch_utils.ops.backend import extension
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
@@ -115,6 +119,16 @@ def _layer_case(layer: dict[str, Any], batch: int, scale: int, device: str) -> C
         f"{channels}{' radial' if layer['down_radial'] else ''}"
     )
     return Case(name, (batch, channels, height, width), call, batch * channels * mid_h * -(-mid_w // 4))
+
+
+def tensor_core_cases(batch: int, scale: int, device: str) -> list[Case]:
+    """Return the layers whose filtered_lrelu can use tensor cores: those with separable filters."""
+    layers = layer_cases(batch, scale, device)
+    return [
+        case._replace(name=case.name.replace("filtered_lrelu", ON_TENSOR_CORES))
+        for case in layers
+        if not case.name.endswith("radial")
+    ]
 
 
 def other_cases(batch: int, scale: int, device: str) -> list[Case]:
@@ -224,6 +238,14 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
         "forward_copy_share": floors.forward / ours.forward / copy,
         "both_copy_share": floors.both / ours.both / copy,
     }
+    if args.tensor_cores:
+        torch.ops.stylesan_xl.use_tensor_cores(False)
+        others = measure(case.call, "cuda", x, args.device, args.repeats)
+        torch.ops.stylesan_xl.use_tensor_cores(True)
+        return row | {
+            "without_forward_ratio": others.forward / ours.forward,
+            "without_both_ratio": others.both / ours.both,
+        }
     baselines: list[tuple[str, Call]] = [("eager", case.call)]
     if args.compile:
         torch._dynamo.reset()
@@ -243,18 +265,14 @@ def run_case(case: Case, dtype: torch.dtype, args: argparse.Namespace, copy: flo
 
 def format_row(row: dict[str, Any]) -> str:
     """Format a line of the table."""
-    ratios = {
-        name: row.get(name, float("nan"))
-        for name in ("eager_forward_ratio", "eager_both_ratio", "compiled_both_ratio")
-    }
-    forward = (
-        f"{row['forward_us']:10.1f}{row['forward_copy_share']:6.2f}{ratios['eager_forward_ratio']:6.1f}x"
+    baseline = "without" if "without_both_ratio" in row else "eager"
+    forward_ratio, both_ratio, compiled_ratio = (
+        row.get(f"{name}_ratio", float("nan"))
+        for name in (f"{baseline}_forward", f"{baseline}_both", "compiled_both")
     )
-    both = (
-        f"{row['both_us']:10.1f}{row['both_copy_share']:6.2f}{ratios['eager_both_ratio']:6.1f}x"
-        f"{ratios['compiled_both_ratio']:8.1f}x"
-    )
-    return f"{row['case']:44s}{row['dtype']:>9s}{forward}{both}"
+    forward = f"{row['forward_us']:10.1f}{row['forward_copy_share']:6.2f}{forward_ratio:7.1f}x"
+    both = f"{row['both_us']:10.1f}{row['both_copy_share']:6.2f}{both_ratio:7.1f}x{compiled_ratio:8.1f}x"
+    return f"{row['case']:54s}{row['dtype']:>9s}{forward}{both}"
 
 
 def main() -> None:
@@ -271,24 +289,37 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="compare with impl='ref' under torch.compile, too (slow start)"
     )
+    parser.add_argument(
+        "--tensor-cores", action="store_true", help="only filtered_lrelu on tensor cores, and without them"
+    )
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     args = parser.parse_args()
+    if args.tensor_cores and args.device != "cuda":
+        parser.error("--tensor-cores needs --device cuda")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device found; --device cpu runs the same code on a CPU")
+    dtypes = args.dtypes.split(",")
+    size = (args.batch, args.scale, args.device)
+    cases = layer_cases(*size) + other_cases(*size)
+    if args.tensor_cores:
+        if not extension.load():
+            parser.error("the kernels cannot be used: run python -m torch_utils.ops doctor")
+        torch.ops.stylesan_xl.use_tensor_cores(True)
+        dtypes = [name for name in dtypes if name != "float32"]
+        cases = tensor_core_cases(*size)
     copy = copy_bandwidth(args.device, args.repeats)
     facts = machine.describe(args.device) | {"copy_bytes_per_second": copy}
     print(json.dumps(facts))
+    baseline = "without" if args.tensor_cores else "eager"
     print(
-        f"{'case':44s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{'eager':>7s}"
-        f"{'both us':>10s}{'copy':>6s}{'eager':>7s}{'compiled':>9s}"
+        f"{'case':54s}{'dtype':>9s}{'fwd us':>10s}{'copy':>6s}{baseline:>8s}"
+        f"{'both us':>10s}{'copy':>6s}{baseline:>8s}{'compiled':>9s}"
     )
     rows = []
-    for case in layer_cases(args.batch, args.scale, args.device) + other_cases(
-        args.batch, args.scale, args.device
-    ):
+    for case in cases:
         if args.cases not in case.name:
             continue
-        for dtype in args.dtypes.split(","):
+        for dtype in dtypes:
             row = run_case(case, getattr(torch, dtype), args, copy)
             rows.append(row)
             print(format_row(row), flush=True)

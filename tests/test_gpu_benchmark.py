@@ -237,6 +237,7 @@ OPERATION = {
     "both_copy_share": 0.4,
     "predicted_forward_copy_share": (0.8, 0.9),
 }
+LAYER = f"{gpu_results.ON_TENSOR_CORES} 36 -> 36 x 1024"
 STEP = {
     "part": "steps",
     "stage": 64,
@@ -256,6 +257,7 @@ def test_tables_have_predictions_of_the_device_beside_what_was_measured(tmp_path
             "rows": [OPERATION, OPERATION | {"case": "bias_act swish 256", "both_copy_share": 0.2}],
         },
         {"part": "ops", "rows": [OPERATION | {"compiled_both_ratio": 1.5}]},
+        {"part": "ops", "rows": [OPERATION | {"case": LAYER, "without_both_ratio": 2.5}]},
         STEP,
         STEP | {"levers": "a|b", "images_per_second": None, "status": "out of time"},
         {"part": "real", "stage": 16, "status": "3", "fd_lite0": [9.0, 8.5], "predicted_sec_per_kimg": {}},
@@ -271,7 +273,8 @@ def test_tables_have_predictions_of_the_device_beside_what_was_measured(tmp_path
     assert text.startswith(f"before\n{gpu_results.BEGIN}\n") and text.endswith(f"{gpu_results.END}\nafter\n")
     assert "old" not in text and "torch 2.11, CUDA 13.0, Python 3.12, commit cccccccccc: `x`." in text
     for line in (
-        "| bias_act lrelu 256 | float16 | 1 | 0.50 | 0.80 to 0.90 | 0.40 |  | 1.5 |",
+        "| bias_act lrelu 256 | float16 | 1 | 0.50 | 0.80 to 0.90 | 0.40 |  | 1.5 |  |",
+        "| filtered_lrelu on tensor cores | float16 | 1 | 0.50 | 0.80 to 0.90 | 0.40 |  |  | 2.5 |",
         "| 64 | as train.py does it | 128 | 100 | 134 | 10 |  |  | 25% |",
         "| 16 |  |  |  |  | 9.0 8.5 | 3 |",
     ):
@@ -295,6 +298,10 @@ def test_every_operation_has_a_prediction() -> None:
         for dtype in ("float16", "float32"):
             low, high = gpu_results.predicted_share(case.name, dtype)
             assert 0 < low < high < 1
+    (least, most), without = (
+        gpu_results.predicted_share(name, "bfloat16") for name in (LAYER, "filtered_lrelu 36 -> 36")
+    )
+    assert without[0] < least < most < 1 and len(ops.tensor_core_cases(1, 256, "cpu")) > 10
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
     python -m tools.check_kernels                               # exit status 1 if an error is found
     python -m tools.check_kernels --cases upfirdn2d --lines     # some cases, with a row per source line
+    python -m tools.check_kernels --tensor-cores                # filtered_lrelu on tensor cores
 
 It runs the layers of benchmarks/ops.py with one plane each (forward, forward with codes, and backward) in the
 kernels as tests/torch_utils/ops/kernel_checker.py builds them. It prints errors (out of bounds, races, reads
@@ -72,18 +73,23 @@ def print_table(usage: list[Usage], lines: bool) -> None:
 @click.option("--cases", default="", help="Run only cases whose name contains this.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float16", help="Type of the images.")
 @click.option("--lines", is_flag=True, help="Print a row per source line of each kernel.")
-def main(cases: str, dtype: str, lines: bool) -> None:
+@click.option("--tensor-cores", is_flag=True, help="Only filtered_lrelu, where it can use tensor cores.")
+def main(cases: str, dtype: str, lines: bool, tensor_cores: bool) -> None:
     """Check the chosen cases; the help text is the module's docstring."""
     if kernel_checker.missing():
         raise click.ClickException("not found: " + ", ".join(kernel_checker.missing()))
     found = 0
-    all_cases = benchmark.other_cases(1, _ONE_PLANE, "cpu") + benchmark.layer_cases(1, _ONE_PLANE, "cpu")
+    size = (1, _ONE_PLANE, "cpu")
+    all_cases = benchmark.tensor_core_cases(*size)
+    if not tensor_cores:
+        all_cases = benchmark.other_cases(*size) + benchmark.layer_cases(*size)
     chosen = list({(case.name, case.shape): case for case in all_cases if cases in case.name}.values())
     if not chosen:
         raise click.ClickException(
             f"--cases={cases}: no such case; known are: " + ", ".join(case.name for case in all_cases)
         )
     with kernel_checker.checked(analyse=True) as checker:
+        checker.ops.use_tensor_cores(tensor_cores)
         for case in chosen:
             checker.reset(analyse=True)
             run_case(case, DTYPES[dtype])

@@ -88,6 +88,45 @@ def test_filtered_lrelu(name: str, size: tuple[int, int], dtype: torch.dtype) ->
     compare(call, away_from_the_kink(size, dtype, upsample), dtype)
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs Ampere or newer"
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(36, 38), (75, 42), (150, 150), (27, 278)])
+@pytest.mark.parametrize("name", ["same", "crop", "up"])
+def test_filtered_lrelu_on_tensor_cores(name: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Images compared with float64, and derivatives with those of the other kernels."""
+    assert extension.load()
+    ops = torch.ops.stylesan_xl
+    up, down, taps_up, taps_down, padding, _ = LAYERS[name]
+    fu, fd = ((normal(n, seed=s) / n**0.5).float().cuda() for n, s in ((taps_up, 5), (taps_down, 6)))
+    arguments = {"up": up, "down": down, "padding": padding, "clamp": 0.8}
+    x, b = normal(2, 3, *size).to(dtype).cuda(), normal(3, seed=1).to(dtype).cuda()
+    results = []
+    for use in (True, False):
+        ops.use_tensor_cores(use)
+        try:
+            leaf = x.clone().requires_grad_()
+            image = filtered_lrelu(leaf, fu, fd, b, **arguments)
+            # Slope 1 without a clamp is linear: no rounding decides on a gradient.
+            y = filtered_lrelu(leaf, fu, fd, b, **arguments | {"slope": 1.0, "clamp": None})
+            dy = normal(*y.shape, seed=3).to(dtype).cuda().requires_grad_()
+            (dx,) = torch.autograd.grad(y, leaf, dy, create_graph=True)
+            (second,) = torch.autograd.grad(dx, dy, x)
+            results.append([t.detach() for t in (image, y, dx, second)])
+        finally:
+            ops.use_tensor_cores(False)
+    wanted = filtered_lrelu(x.double(), fu.double(), fd.double(), b.double(), impl="ref", **arguments)
+    torch.testing.assert_close(
+        results[0][0].double(), wanted, rtol=0, atol=TOLERANCES[dtype] * float(wanted.abs().max())
+    )
+    for found, other in zip(*results, strict=True):
+        assert not torch.equal(found, other)  # another kernel ran
+        torch.testing.assert_close(
+            found, other, rtol=0, atol=2 * TOLERANCES[dtype] * float(other.abs().max())
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("act", activation_funcs)
 def test_bias_act(act: str, dtype: torch.dtype) -> None:

@@ -242,6 +242,8 @@ def test_command(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(check_kernels.main, ["--cases", "36 -> 16", "--lines"])
     assert result.exit_code == 0 and "2 cases, 0 findings" in result.output
     assert "separable_kernel<2, 6, 2, 12, 2> float16 filtered_lrelu.h" in result.output
+    result = CliRunner().invoke(check_kernels.main, ["--cases", "36 -> 16", "--tensor-cores"])
+    assert result.exit_code == 0 and "banded_kernel<half_t, 2, 2, 2> float16" in result.output
     result = CliRunner().invoke(check_kernels.main, ["--cases", "nothing"])
     assert result.exit_code == 1 and result.output.startswith(
         "Error: --cases=nothing: no such case; known are: bias_act"
