@@ -79,6 +79,8 @@ class LmdbOpener:
     def load(self, ref: bytes) -> tuple[str, bytes]:
         """See `Opener.load`."""
         if self._pid != os.getpid():
+            if self._environment is not None:  # of the parent process: lmdb opens no path twice in a process
+                self._environment.close()
             self._environment, self._pid = _open_lmdb(self.path), os.getpid()
         name = ref.decode("utf-8", "backslashreplace")
         with self._environment.begin(buffers=True) as transaction:
