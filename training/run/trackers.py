@@ -24,6 +24,8 @@ from training import run_folder
 from training.config import TRACKERS
 
 _PROJECT = "stylesan-xl"
+# Without it, wandb waits without end if the connection is lost before a run ends.
+_WANDB_ENDS = {"WANDB_FINISH_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT_RAISES": "true"}  # seconds
 
 
 class Tracker(Protocol):
@@ -96,6 +98,9 @@ class Board:
     """
 
     def __init__(self, module: str, run_dir: Path, config: Mapping[str, Any], nimg: int) -> None:
+        if module == "wandb":
+            for name, value in _WANDB_ENDS.items():
+                os.environ.setdefault(name, value)
         self.module: Any = importlib.import_module(module)
         self.run_dir = run_dir
         project = os.environ.get(f"{module.upper()}_PROJECT", _PROJECT)

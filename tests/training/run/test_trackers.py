@@ -2,6 +2,7 @@
 """Trackers get what a run measures, and none of them ends it."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -72,6 +73,19 @@ def test_boards_get_everything_by_images_shown(board, folder):
     assert kind == "Histogram" and values.tolist() == [1.0, 3.0]
     assert logged[2][0]["fakes"] == ("Image", str(folder / "fakes000000.png"))
     assert [call for call, *_ in runs[0].calls][-2:] == ["alert", "finish"]
+
+
+@pytest.mark.parametrize("board", ["wandb"], indirect=True)
+def test_the_end_of_a_run_waits_for_wandb_within_bounds(board, folder, monkeypatch):
+    for name in ("WANDB_FINISH_TIMEOUT", "WANDB_FINISH_TIMEOUT_RAISES"):
+        monkeypatch.setenv(name, "5")
+        monkeypatch.delenv(name)
+    Trackers(["wandb"], folder, CONFIG, 0)
+    assert os.environ["WANDB_FINISH_TIMEOUT"] == "60"
+    assert os.environ["WANDB_FINISH_TIMEOUT_RAISES"] == "true"
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
+    Trackers(["wandb"], folder, CONFIG, 0)
+    assert os.environ["WANDB_FINISH_TIMEOUT"] == "5"
 
 
 def test_a_resumed_run_continues_its_board(board, folder):
