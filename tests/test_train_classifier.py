@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """train_classifier.py: a classifier that train.py's guidance takes for a data set's own classes."""
 
+import contextlib
+import errno
 import json
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import train_classifier
+from dnnlib import util
 from torch_utils import features, timm_weights
 from training import build, losses
 from training.config import TrainConfig
@@ -33,6 +36,7 @@ def test_the_guidance_takes_it(trained, toy_zip):
     """Its classes are those of the data set, by name, and it recognises the images it was fitted to."""
     dest, output = trained
     assert f"--cls_weights={dest}" in output and "held-out images recognised" in output
+    assert "The images have 16 pixels. StyleGAN-XL uses guidance from 64 on" in output
     dataset = ImageDataset(toy_zip, use_labels=True)
     assert json.loads((dest.parent / f"{dest.name}.classes.json").read_text()) == dataset.class_names
     cfg = TrainConfig().override(
@@ -74,6 +78,26 @@ def test_images_are_held_out_of_every_class():
         classifier.chosen(labels, 4, 20, seed=0)
 
 
+def test_a_full_disk_leaves_other_weights_and_their_names(trained, tmp_path, monkeypatch):
+    dest = tmp_path / "c.safetensors"
+    network = features.classifier(timm_weights.LITE0, str(trained[0]))
+    weight, bias = network.body.get_classifier().weight, network.body.get_classifier().bias
+    head = classifier.Head(weight.detach(), bias.detach(), 0.1, 1.0, [1.0] * 3)
+    classifier.write(dest, network, head, list("abc"), {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    @contextlib.contextmanager
+    def full(path, mode="wb"):
+        with util.atomic_write(path, mode) as file:
+            yield file
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(classifier, "atomic_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        classifier.write(dest, network, head, list("xyz"), {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_images_with_alpha_are_on_white(tmp_path):
     (tmp_path / "images").mkdir()
     PIL.Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "images" / "clear.png")
@@ -94,6 +118,10 @@ def test_bad_input_is_one_line(toy_zip, tmp_path, monkeypatch):
         result = invoke(*arguments)
         assert result.exit_code == 1 and message in result.output and result.output.count("\n") == 1
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(classifier, "compute_features", None)  # the mistake is found before the work
+    result = invoke(f"--data={toy_zip}", f"--dest={tmp_path / 'file' / 'c.safetensors'}")
+    assert result.exit_code == 1 and result.output.count("\n") == 1
     network = features.classifier(timm_weights.LITE0, timm_weights.RANDOM)
     monkeypatch.setattr(network.body, "get_classifier", lambda: (1, 2))
     with pytest.raises(ValueError, match="does not end with one linear layer"):

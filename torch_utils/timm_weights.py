@@ -250,7 +250,7 @@ def class_count(name: str, state: Mapping[str, Tensor]) -> int:
     heads = _pretrained_cfg(name).get("classifier") or "head"
     head = heads if isinstance(heads, str) else heads[0]
     if f"{head}.weight" not in state:
-        raise ValueError(f"weights of {name} contain no classifier ('{head}.weight')")
+        raise ValueError(f"weights of {name} contain no classifier ('{head}.weight'): give those of {name}")
     return state[f"{head}.weight"].shape[0]
 
 

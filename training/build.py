@@ -383,10 +383,7 @@ def make_classifier(
         return classifier
     descriptions = features.imagenet_descriptions() if names == classifier.class_names else None
     places, missing = class_names.class_map(dataset.class_names, names, descriptions)
-    remedy = (
-        "use --cls_weight=0, or a classifier of these classes with --cls_model, --cls_weights and "
-        "--cls-classes"
-    )
+    remedy = "use --cls_weight=0, or train a classifier of these classes with train_classifier.py"
     if missing:
         raise ValueError(
             f"--cls_weight={cfg.cls_weight:g}: {len(missing)} of the {dataset.label_dim} classes of "
@@ -426,9 +423,8 @@ def _check_class_count(cfg: LossConfig, classifier: features.Classifier, dataset
     if classifier.num_classes != dataset.label_dim:
         raise ValueError(
             f"--cls_weight={cfg.cls_weight:g}: {cfg.cls_model} has {classifier.num_classes} classes, but "
-            f"--data={dataset.path} has {dataset.label_dim}: use --cls_weight=0, or give a classifier of "
-            "these "
-            "classes with --cls_model and --cls_weights"
+            f"--data={dataset.path} has {dataset.label_dim}: use --cls_weight=0, or train a classifier of "
+            "these classes with train_classifier.py"
         )
 
 

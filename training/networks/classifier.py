@@ -46,7 +46,10 @@ def chosen(labels: np.ndarray, classes: int, most: int, seed: int) -> tuple[np.n
     counts = np.minimum(np.bincount(labels, minlength=classes), most)
     few = np.flatnonzero(counts < 2)
     if few.size:
-        raise ValueError(f"class {few[0]} has {counts[few[0]]} images; a classifier needs two of every class")
+        raise ValueError(
+            f"class {few[0]} has {counts[few[0]]} images; a classifier needs two of every class: add images, "
+            "or leave the class out (dataset_tool.py --classes)"
+        )
     held = np.maximum(1, counts // HELD_OUT)[labels]  # images held out of the class of each image
     ranks = rng.ranks_within(labels, seed, "classifier/choice")
     return np.flatnonzero((ranks >= held) & (ranks < most)), np.flatnonzero(ranks < held)
@@ -153,8 +156,10 @@ def write(
     state = {name: x.detach().cpu().contiguous() for name, x in network.body.state_dict().items()}
     layer = layer_name(network)
     state |= {f"{layer}.weight": head.weight, f"{layer}.bias": head.bias}
-    with atomic_write(f"{dest}.classes.json", "w") as f:
-        f.write(json.dumps(names, indent=1) + "\n")
     content = safetensors.torch.save(state, {key: json.dumps(value) for key, value in about.items()})
     with atomic_write(dest) as f:
         f.write(content)
+        f.flush()
+        # Before the weights get their name, and not if the disk is full: other weights keep their names.
+        with atomic_write(f"{dest}.classes.json", "w") as names_file:
+            names_file.write(json.dumps(names, indent=1) + "\n")
