@@ -6,6 +6,7 @@ shards a hash of the names, positions, sizes and CRC-32 of all images, for folde
 times. A folder becomes a zip, which is one file instead of millions.
 """
 
+import errno
 import glob
 import hashlib
 import os
@@ -25,6 +26,7 @@ from image_data.shards import ShardReader
 _BLOCK_BYTES = 2**22
 _ENTRY_BYTES = 512  # upper bound of what a zip adds per image, without its name
 _SPARE_BYTES = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def local_copy(archive: Archive, folder: str, flag: str) -> Archive:
@@ -54,9 +56,10 @@ def local_copy(archive: Archive, folder: str, flag: str) -> Archive:
                 _make(archive, target)
                 found = _opened(archive, target)
     except OSError as error:
+        space = f" with at least {format_bytes(needed_bytes(archive))} of free space"
         raise ValueError(
-            f"{flag}={folder}: cannot copy {archive.path} ({error.strerror or error}): choose a folder with "
-            f"at least {format_bytes(needed_bytes(archive))} of free space, or remove the flag"
+            f"{flag}={folder}: cannot copy {archive.path} ({error.strerror or error}): choose another folder"
+            f"{space if error.errno in _FULL else ''}, or remove the flag"
         ) from None
     if found is None:
         raise ValueError(f"{flag}={folder}: the copy in {target} differs from {archive.path}: delete it")

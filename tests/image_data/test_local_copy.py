@@ -68,8 +68,15 @@ def test_a_copy_is_made_once_and_read_in_place_of_the_original(source: Path, tmp
     }
     for path in stamps:
         path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(ValueError, match=re.escape(str(cache))):  # the copy is damaged, not the original
+    # The copy is damaged, not the original.
+    message = rf"^{re.escape(str(cache / copy))}: .*: delete this copy, and it is made again$"
+    with pytest.raises(ValueError, match=message):
         again.load(np.arange(1))
+    for path in source.rglob("*.*") if source.is_dir() else [source]:
+        path.unlink() if path.suffix == ".png" else path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(source))}: .*") as error:  # so is the original
+        again.load(np.arange(1))
+    assert "delete this copy" not in str(error.value)
 
 
 def test_zips_with_the_same_images_in_another_order_are_not_mixed_up(tmp_path: Path) -> None:
@@ -126,7 +133,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(local_copy, "_flush", full)
         with pytest.raises(
-            ValueError, match=r"cannot copy .* \(No space left on device\): choose a folder"
+            ValueError, match=r"cannot copy .* \(No space left on device\): choose another folder with"
         ) as e:
             local_copy.local_copy(archive, str(cache), "--data-cache")
     assert remains(cache) == [] and "\n" not in str(e.value)

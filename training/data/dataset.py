@@ -80,6 +80,7 @@ class ImageDataset:
     ):
         self.path = os.fspath(path)
         self.local_copies: str | None = None  # the folder of `use_local_copy`
+        self._original: archives.Reader | None = None  # what the copy was made of
         whole = archives.open_archive(self.path, index=True)
         if whole.duplicates:
             raise ValueError(f"{self.path}: {whole.twice(whole.duplicates[0])}")
@@ -246,6 +247,7 @@ class ImageDataset:
         Raises:
             ValueError: The copy cannot be made.
         """
+        self._original = self._archive.reader
         self._archive = local_copy.local_copy(self._archive, folder, "--data-cache")
         self.local_copies = folder
 
@@ -257,8 +259,22 @@ class ImageDataset:
         try:
             return self._archive.reader.read(entry)
         except ValueError as error:
-            path = self.path if self.local_copies is None else self._archive.reader.path
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(self._damage(entry, str(error))) from None
+
+    def _damage(self, entry: archives.Entry, error: str) -> str:
+        """The message about an image that cannot be read."""
+        reader = self._archive.reader
+        shard = reader.shards[entry.shard] if isinstance(reader, shards.ShardReader) else None
+        if self._original is not None:
+            try:
+                self._original.read(entry)
+            except ValueError as damaged:  # and copied as it is
+                error = str(damaged)
+            else:
+                copy = os.path.dirname(shard or reader.path)
+                return f"{copy}: {error}: delete this copy, and it is made again"
+        remedy = ": copy the shard again, or delete its index" if shard else ""
+        return f"{self.path}: {error}{remedy}"
 
     def _open(self, entry: archives.Entry, data: bytes) -> Any:
         try:
@@ -302,7 +318,7 @@ def _find_resolution(where: str, size: tuple[int, int], wanted: int | None) -> i
 def _find_channels(path: str, metadata: dict[str, Any], wanted: int | None) -> int:
     """The number of channels: `wanted`, or that of the metadata."""
     found = metadata.get("channels", 3) if wanted is None else wanted
-    if not isinstance(found, int) or found not in MODES:
+    if type(found) is not int or found not in MODES:
         where = "channels" if wanted is not None else f'{path}: "channels" of {archives.INDEX_NAME}'
         raise ValueError(f"{where} is {str(found)[:40]}: 1, 3 and 4 are supported")
     return int(found)
