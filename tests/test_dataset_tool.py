@@ -31,6 +31,7 @@ from tests.toy_data import pixels, png, write_folder, write_zip
 from training.data.dataset import ImageDataset
 
 ROOT = Path(__file__).resolve().parent.parent
+Twin = tuple[list[np.ndarray], list[int] | None, list[str] | None]  # images, labels, class names
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
@@ -381,6 +382,64 @@ def test_lsun_lmdb(tmp_path: Path) -> None:
     assert_images(tmp_path / "1.zip", list(range(40)))
     assert read(tmp_path / "1.zip")[1] is None
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
+
+
+def lmdb_twin(folder: Path) -> tuple[Path, Twin]:
+    """LSUN's databases have no labels."""
+    lmdb = pytest.importorskip("lmdb")
+    environment = lmdb.open(str(folder / "x_lmdb"), map_size=2**24)
+    with environment.begin(write=True) as transaction:
+        for i in range(5):
+            transaction.put(f"{i:040x}".encode(), png(i))
+    environment.close()
+    return folder / "x_lmdb", ([pixels(i) for i in range(5)], None, None)
+
+
+def idx_twin(folder: Path) -> tuple[Path, Twin]:
+    path = write_idx(folder / "mnist", size=16)
+    images = np.random.RandomState(0).randint(0, 256, [12, 16, 16], dtype=np.uint8)
+    return path, (list(images), [i % 10 for i in range(12)], [str(i) for i in range(10)])
+
+
+def cifar_twin(folder: Path, kind: int) -> tuple[Path, Twin]:
+    path, batches = write_cifar(folder / "c.tar.gz", kind), 5 if kind == 10 else 1
+    rows = [np.random.RandomState(b).randint(0, 256, [4, 3072], dtype=np.uint8) for b in range(batches)]
+    images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return path, (list(images), [i % kind for i in range(len(images))], [f"class {i}" for i in range(kind)])
+
+
+def ilsvrc_twin(folder: Path) -> tuple[Path, Twin]:
+    tree = {f"ILSVRC/Data/CLS-LOC/train/n0000000{i // 2}/{i}.JPEG": png(i) for i in range(6)}
+    images = [pixels(i) for i in range(6)]
+    names = [f"n0000000{i}" for i in range(3)]
+    return write_folder(folder / "imagenet", tree), (images, [i // 2 for i in range(6)], names)
+
+
+KNOWN_SETS: dict[str, Callable[[Path], tuple[Path, Twin]]] = {
+    "lmdb": lmdb_twin,
+    "idx": idx_twin,
+    "cifar-10": lambda folder: cifar_twin(folder, 10),
+    "cifar-100": lambda folder: cifar_twin(folder, 100),
+    "ilsvrc": ilsvrc_twin,
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN_SETS)
+def test_a_known_set_gives_the_same_bytes_as_a_folder(kind: str, tmp_path: Path) -> None:
+    """As tests/image_data/test_sources.py tests it for the other formats."""
+    source, (images, labels, class_names) = KNOWN_SETS[kind](tmp_path)
+    files = {f"{i:03d}.png": png(image) for i, image in enumerate(images)}
+    pairs = None if labels is None else list(zip(files, labels, strict=True))
+    index = {"labels": pairs, "metadata": {"class_names": class_names} if class_names else {}}
+    twin = write_folder(tmp_path / "twin", {**files, "dataset.json": json.dumps(index).encode()})
+    found = []
+    for path, dest in ((source, tmp_path / "set.zip"), (twin, tmp_path / "folder.zip")):
+        dataset_tool.convert(path, dest, workers=1)
+        with zipfile.ZipFile(dest) as archive:
+            found.append({name: archive.read(name) for name in archive.namelist() if name.endswith(".png")})
+            written = json.loads(archive.read("dataset.json"))
+            found.append((written["labels"], written["metadata"].get("class_names")))
+    assert found[:2] == found[2:] and len(found[0]) == len(images)
 
 
 def test_lmdb_without_the_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
