@@ -288,7 +288,7 @@ def _join_counts(counts: Counter[str]) -> str:
 # Command line.
 
 
-def _parse_class_names(text: str | None) -> list[str] | None:
+def _parse_class_names(flag: str, text: str | None) -> list[str] | None:
     """Parse 'a,b,c', or '@file' with one name per line."""
     if text is None:
         return None
@@ -296,8 +296,10 @@ def _parse_class_names(text: str | None) -> list[str] | None:
         return [name.strip() for name in text.split(",")]
     try:
         return [line.strip() for line in bounded.read_text(text[1:]).splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"class names {text}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{flag}={text}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{flag}=@{error}") from None
 
 
 def _print_report(report: ConvertReport) -> None:
@@ -478,8 +480,8 @@ def _run_convert(
         source,
         dest,
         parse_resolutions(resolution) if resolution is not None else None,
-        class_names=_parse_class_names(class_names),
-        classes=_parse_class_names(classes),
+        class_names=_parse_class_names("--class-names", class_names),
+        classes=_parse_class_names("--classes", classes),
         subset=None if subset is None else Subset.read(subset),
         columns=Columns(image_column, label_column),
         channels=int(channels),

@@ -27,10 +27,10 @@ from typing import IO, Any, NamedTuple
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dnnlib import util
-from image_data import shards
-from image_data.classes import MAX_NAMELESS_CLASSES, parse_label
+from image_data import parts, shards
+from image_data.classes import MAX_NAMELESS_CLASSES, one_hot_length, parse_label
+from image_data.entries import AGAIN, check_name, pread_all
 from image_data.entries import Entry as Entry
-from image_data.entries import check_name, pread_all
 
 INDEX_NAME = "dataset.json"
 CONVERTIBLE = (".parquet", ".h5", ".hdf5", ".he5", ".npz")  # sources of dataset_tool.py, not data sets
@@ -391,7 +391,7 @@ def open_archive(
         if found is not None:
             return found
     if not os.path.exists(path):
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(parts.missing(path))
     if not os.path.isfile(path):
         raise ValueError(f"{path}: neither a file nor a folder")  # reading a pipe would block
     ending = os.path.splitext(path)[1].lower()
@@ -416,7 +416,7 @@ def _list_zip(path: str) -> Archive:
         EOFError,
         struct.error,
     ) as error:
-        raise ValueError(f"{path}: not a readable zip file ({error})") from None
+        raise ValueError(f"{path}: not a readable zip file ({error}): {AGAIN}") from None
     archive = Archive(path, ZipReader(path))
     seen: set[str] = set()
     for info in infos:
@@ -744,7 +744,6 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
     if isinstance(pairs, dict):
         pairs = list(pairs.items())
     labels: dict[str, int] = {}
-    num_classes = 0
     for pair in pairs:
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(
@@ -754,8 +753,7 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
         if name in labels:
             raise ValueError(f"{where} has two labels for {name}")
         labels[name] = parse_label(pair[1], f"{where}: label of {name}")
-        num_classes = max(num_classes, len(pair[1]) if isinstance(pair[1], list) else labels[name] + 1)
-    return labels, num_classes
+    return labels, max(one_hot_length((pair[1] for pair in pairs), where), max(labels.values()) + 1)
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -78,7 +78,7 @@ def classes(where: str, name: str, values: np.ndarray, count: int) -> Classes:
         return with_names(values.argmax(axis=1).astype(np.int64), where, None, values.shape[1])
     if values.ndim != 1:
         raise ValueError(f"{where} has shape {list(values.shape)}: {ONE_CLASS}")
-    if values.dtype.kind in "iu":
+    if values.dtype.kind in "iu" and values.dtype != np.uint64:  # which int64 would wrap
         return with_names(values.astype(np.int64), where, None)
     texts = [
         value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values.tolist()

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from dnnlib import util
+from image_data.entries import AGAIN
 
 MAX_UNPACKED_BYTES = 2**30  # per tarball; CIFAR's have 178 MB
 MAX_BATCH_BYTES = 2**28
@@ -135,7 +136,7 @@ def open_tar(path: str, file: IO[bytes]) -> tuple[Members, Callable[[tarfile.Tar
     except _TooLarge:
         raise ValueError(too_large) from None
     except _DAMAGE as error:
-        raise ValueError(f"{path}: damaged tarball ({error})") from None
+        raise ValueError(f"{path}: damaged tarball ({error}): {AGAIN}") from None
 
     def read(member: tarfile.TarInfo) -> bytes:
         try:
@@ -148,7 +149,7 @@ def open_tar(path: str, file: IO[bytes]) -> tuple[Members, Callable[[tarfile.Tar
         except _TooLarge:
             raise ValueError(too_large) from None
         except _DAMAGE as error:
-            raise ValueError(f"{path}: damaged tarball ({error})") from None
+            raise ValueError(f"{path}: damaged tarball ({error}): {AGAIN}") from None
 
     return members, read
 

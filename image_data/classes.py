@@ -4,7 +4,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ MAX_NAMELESS_CLASSES = 2**15
 SHOWN = 4  # names in a message
 ONE_CLASS = "only one class per image is supported"
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_NUMBERS = re.compile(r"\d+([\s,;|]+\d+)+")
 
 
 class Classes(NamedTuple):
@@ -32,8 +34,8 @@ def classes_of(
 ) -> Classes:
     """Convert label values to class indices.
 
-    Integers, also as text or floats, and one-hot lists are indices. Texts are names of classes, numbered in
-    the order of `sorted_classes`.
+    Integers, also as text or floats, and one-hot lists are indices. Other texts are names of classes,
+    numbered in the order of `sorted_classes`.
 
     Args:
         values: one value per image.
@@ -42,24 +44,26 @@ def classes_of(
         class_names: names of the indices, if the file has them.
 
     Raises:
-        ValueError: a value is missing, negative or no class; numbers and names are mixed; an index has no
-            name.
+        ValueError: a value is missing, negative, continuous, several classes or none; numbers and names, or
+            lists and numbers are mixed; an index has no name.
     """
     texts = [value for value in values if isinstance(value, str) and value.strip()]
-    named = next((text for text in texts if not _INTEGER.fullmatch(text.strip())), None)
+    known = class_names is not None and set(texts) <= set(class_names)
+    several = None if known else next((text for text in texts if _is_list(text.strip())), None)
+    if several is not None:
+        raise ValueError(f"{where}: {several[:60]!r} is a list: {ONE_CLASS}")
+    number = _INTEGER if known else _NUMBER
+    named = next((text for text in texts if not number.fullmatch(text.strip())), None)
     if named is not None:
-        known = class_names is not None and set(texts) <= set(class_names)
-        number = None if known else next((value for value in values if _is_number(value)), None)
-        if number is not None:
-            raise ValueError(
-                f"{where}: names ({named!r}) and numbers ({number!r}) are mixed: use one of them"
-            )
+        other = None if known else next((value for value in values if _is_number(value)), None)
+        if other is not None:
+            raise ValueError(f"{where}: names ({named!r}) and numbers ({other!r}) are mixed: use one of them")
         return _from_names(values, where, names, class_names if known else None)
     labels = np.array(
         [_index(value, f"{where}: label of {name}") for value, name in zip(values, names, strict=True)],
         dtype=np.int64,
     )
-    return with_names(labels, where, class_names, max(map(_one_hot_length, values), default=0))
+    return with_names(labels, where, class_names, one_hot_length(values, where))
 
 
 def with_names(labels: np.ndarray, where: str, class_names: list[str] | None, least: int = 0) -> Classes:
@@ -102,8 +106,15 @@ def _from_names(
     return Classes(np.array([places[text] for text in texts], dtype=np.int64), len(known), known)
 
 
+def _is_list(text: str) -> bool:
+    """Whether a text has several values: '[0, 1]', "['a', 'b']", '[0.5]', '0 1', '0,1'; not '20-29'."""
+    if text[:1] == "[" and text[-1:] == "]":
+        return "," in text or not any(character.isalpha() for character in text)
+    return _NUMBERS.fullmatch(text) is not None
+
+
 def _is_number(value: Any) -> bool:
-    return bool(_INTEGER.fullmatch(value.strip())) if isinstance(value, str) else value is not None
+    return bool(_NUMBER.fullmatch(value.strip())) if isinstance(value, str) else value is not None
 
 
 def _index(value: Any, where: str) -> int:
@@ -111,14 +122,29 @@ def _index(value: Any, where: str) -> int:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"{where} is missing")
     if isinstance(value, str):
-        value = int(value)
+        value = int(value) if _INTEGER.fullmatch(value.strip()) else float(value)
     elif isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     return parse_label(value, where)
 
 
-def _one_hot_length(value: Any) -> int:
-    return len(value) if isinstance(value, list | np.ndarray) else 0
+def one_hot_length(values: Iterable[Any], where: str) -> int:
+    """The length of all one-hot lists among labels; 0 without lists.
+
+    Args:
+        values: labels that `parse_label` accepts.
+        where: the file and column, for messages.
+
+    Raises:
+        ValueError: lists of one value, of different lengths, or beside labels that are no lists.
+    """
+    lengths = sorted({len(value) if isinstance(value, list | np.ndarray) else 0 for value in values})
+    if len(lengths) > 1:
+        what = "labels are lists and numbers" if lengths[0] == 0 else "lists of labels differ in length"
+        raise ValueError(f"{where}: {what}: write one class index per image, or one-hot lists of one length")
+    if lengths == [1]:
+        raise ValueError(f"{where}: labels are lists of one value: write a class index instead of a list")
+    return lengths[0] if lengths else 0
 
 
 def parse_label(value: Any, where: str) -> int:
@@ -144,7 +170,10 @@ def parse_label(value: Any, where: str) -> int:
         or abs(value) >= MAX_CLASSES
         or not float(value).is_integer()
     ):
-        raise ValueError(f"{where} is {str(repr(value))[:60]}; expected a class index (0, 1, ...)")
+        expected = "expected a class index (0, 1, ...)"
+        if isinstance(value, float):
+            expected += "; continuous values are not supported"
+        raise ValueError(f"{where} is {str(repr(value))[:60]}; {expected}")
     if value < 0:
         raise ValueError(f'{where} is {value}, which means "unknown", but every image needs a class index')
     return int(value)

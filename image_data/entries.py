@@ -5,6 +5,8 @@ import os
 import zipfile
 from typing import NamedTuple
 
+AGAIN = "copy or download it again"  # what to do about a damaged file
+
 
 class Entry(NamedTuple):
     """One file of an archive. In a folder only the name is known; zips and indexed shards list the rest."""

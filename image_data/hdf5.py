@@ -8,6 +8,7 @@ from dnnlib import util
 from image_data import array_layout
 from image_data.array_layout import Shape
 from image_data.classes import Classes
+from image_data.entries import AGAIN
 from image_data.streams import Item, Streamed
 
 ENDINGS = (".h5", ".hdf5", ".he5")
@@ -45,7 +46,7 @@ def open_images(path: str, image_column: str | None = None, label_column: str | 
             try:
                 values = arrays[labels][()]
             except Exception as error:  # h5py raises OSError, RuntimeError and others for damaged data
-                raise ValueError(f"{path}: {labels} cannot be read ({util.reason(error)})") from None
+                raise ValueError(f"{path}: {labels} cannot be read ({util.reason(error)}): {AGAIN}") from None
             found = array_layout.classes(path, labels, values, count)
     refs = Streamed(path, count, _Blocks(path, images, count, rows), lambda index: index // rows * rows)
     return Found(refs, found, labels)
@@ -59,7 +60,7 @@ def _open(path: str) -> Any:
     try:
         return h5py.File(path, "r")
     except Exception as error:  # OSError, or others for damaged files
-        raise ValueError(f"{path}: not a readable HDF5 file ({util.reason(error)})") from None
+        raise ValueError(f"{path}: not a readable HDF5 file ({util.reason(error)}): {AGAIN}") from None
 
 
 def _arrays(file: Any) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class _Blocks:
                 except Exception as error:  # as in open_images
                     where = f"{self.path}: {self.name}"
                     raise ValueError(
-                        f"{where}: damaged after image {first:,} ({util.reason(error)})"
+                        f"{where}: damaged after image {first:,} ({util.reason(error)}): {AGAIN}"
                     ) from None
                 pixels = enumerate(block, first)
                 yield first, [(f"image {i}", array_layout.pixels_of(row)) for i, row in pixels]

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dnnlib import arrays
+from dnnlib.util import Damaged
 from image_data import array_layout
 from image_data.array_layout import IMAGE_ARRAYS, LABEL_ARRAYS, Shape
 from image_data.classes import Classes
+from image_data.entries import AGAIN
 
 IMAGES, LABELS = IMAGE_ARRAYS[0], LABEL_ARRAYS[0]
 
@@ -66,17 +68,29 @@ def find(path: str, image_column: str | None = None, label_column: str | None = 
         ValueError: one line with the actual content of the file.
         OSError: the file cannot be read.
     """
+    try:
+        return _find(path, image_column, label_column)
+    except Damaged as error:
+        raise ValueError(f"{error}: {AGAIN}") from None
+
+
+def _find(path: str, image_column: str | None, label_column: str | None) -> Found:
     members = arrays.members(path)
     shapes = {name: Shape(member.shape, member.dtype) for name, member in members.items()}
     images, labels = array_layout.choose(path, shapes, image_column, label_column)
     rows = arrays.Rows(members[images])
     if labels is None:
         return Found(rows, None, None)
+    # arr_1 is the second array of any file; only ADM's has labels.
+    shape = shapes[labels]
+    is_sure = labels != LABELS or label_column is not None
+    is_sure = is_sure or (shape.dtype.kind in "iu" and shape.shape == (len(rows),))
     try:
         values = arrays.read(path, [labels], array_layout.MAX_BYTES)[labels]
         return Found(rows, array_layout.classes(path, labels, values, len(rows)), labels)
-    except ValueError:
-        # arr_1 is the second array of any file; only ADM's has labels.
-        if labels == LABELS and label_column is None:
-            return Found(rows, None, None)
+    except Damaged:
         raise
+    except ValueError:
+        if is_sure:
+            raise
+        return Found(rows, None, None)

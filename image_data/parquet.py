@@ -16,8 +16,16 @@ import numpy as np
 
 from dnnlib import util
 from image_data import archives, parts
-from image_data.classes import LABEL_COLUMNS, Classes, classes_of, listed, pick_column, with_names
-from image_data.entries import check_name
+from image_data.classes import (
+    LABEL_COLUMNS,
+    ONE_CLASS,
+    Classes,
+    classes_of,
+    listed,
+    pick_column,
+    with_names,
+)
+from image_data.entries import AGAIN, check_name
 from image_data.streams import Item, Streamed
 
 ENDING = ".parquet"
@@ -41,6 +49,7 @@ class _Schema(NamedTuple):
     image: str
     label: str | None
     class_names: list[str] | None
+    has_lists: bool  # of classes, as labels
 
 
 def find(path: str) -> tuple[list[str], list[str]]:
@@ -50,7 +59,7 @@ def find(path: str) -> tuple[list[str], list[str]]:
         ValueError: a file of a pattern is missing, or the folder has several sets.
     """
     if parts.is_pattern(path, ENDING):
-        return parts.expand(path), []
+        return parts.files(path), []
     if os.path.isfile(path):
         return ([path], []) if path.endswith(ENDING) else ([], [])
     found = parts.in_folder(path, ENDING) if os.path.isdir(path) else []
@@ -73,13 +82,16 @@ def open_images(
     """
     files, others = find(path)
     readers = [_open(file) for file in files]
+    rows = [reader.metadata.num_rows for reader in readers]
+    if not any(rows):
+        raise ValueError(f"{path}: contains no rows")
     schemas = [
         _schema(file, reader, image_column, label_column) for file, reader in zip(files, readers, strict=True)
     ]
     for file, schema in zip(files[1:], schemas[1:], strict=True):
         if schema != schemas[0]:
             raise ValueError(f"{file}: its columns or class names differ from those of {files[0]}")
-    schema, rows = schemas[0], [reader.metadata.num_rows for reader in readers]
+    schema = schemas[0]
     opened = list(zip(files, readers, strict=True))
     names = [name for file, reader in opened for name in _names(file, reader, schema)]
     classes = None
@@ -104,7 +116,7 @@ def _open(path: str) -> Any:
         # Without these options whole row groups, up to gigabytes, are read at once.
         return module.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except Exception as error:  # ArrowInvalid, OSError, and others for damaged metadata
-        raise ValueError(f"{path}: not a readable Parquet file ({util.reason(error)})") from None
+        raise ValueError(f"{path}: not a readable Parquet file ({util.reason(error)}): {AGAIN}") from None
 
 
 def _schema(path: str, reader: Any, image_column: str | None, label_column: str | None) -> _Schema:
@@ -125,10 +137,11 @@ def _schema(path: str, reader: Any, image_column: str | None, label_column: str 
     labelled = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     known = [*(name for name in LABEL_COLUMNS if name in labelled), *labelled, *LABEL_COLUMNS]
     label = pick_column(path, columns, label_column, known, LABEL_FLAG)
-    names = features.get(label or "", {}).get("names")
+    feature = features.get(label or "", {})
+    names = feature.get("names")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{path}: the class names of column {label} are not a list of strings")
-    return _Schema(image, label, names)
+    return _Schema(image, label, names, _lists_classes(feature))
 
 
 def _features(path: str, reader: Any) -> dict[str, dict[str, Any]]:
@@ -138,9 +151,19 @@ def _features(path: str, reader: Any) -> dict[str, dict[str, Any]]:
         return {}
     try:
         features = json.loads(stored)["info"]["features"]
-        return {str(name): feature for name, feature in features.items() if isinstance(feature, dict)}
+        return {
+            str(name): {"_type": "List", "feature": feature[0]} if isinstance(feature, list) else feature
+            for name, feature in features.items()
+            if isinstance(feature, dict) or (isinstance(feature, list) and feature)
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f'{path}: the metadata "huggingface" of the schema is damaged') from None
+
+
+def _lists_classes(feature: dict[str, Any]) -> bool:
+    """Whether a feature is a list of classes."""
+    inside = feature.get("feature")
+    return isinstance(inside, dict) and inside.get("_type") == "ClassLabel"
 
 
 def _image_columns(arrow: Any, features: dict[str, dict[str, Any]]) -> list[str]:
@@ -173,7 +196,7 @@ def _column(path: str, reader: Any, column: str) -> Any:
     try:
         return reader.read(columns=[column], use_threads=False).column(0).combine_chunks()
     except Exception as error:  # as in _open
-        raise ValueError(f"{path}: column {column} cannot be read ({util.reason(error)})") from None
+        raise ValueError(f"{path}: column {column} cannot be read ({util.reason(error)}): {AGAIN}") from None
 
 
 def _names(path: str, reader: Any, schema: _Schema) -> list[str]:
@@ -189,11 +212,20 @@ def _classes(where: str, schema: _Schema, columns: Sequence[Any], names: Sequenc
     import pyarrow.types as types
 
     where = f"{where}: column {schema.label}"
-    if all(types.is_integer(column.type) and not column.null_count for column in columns):
+    if schema.has_lists:
+        raise ValueError(
+            f"{where} has lists of classes: {ONE_CLASS}; choose another with {LABEL_FLAG}, or use "
+            "--labels=none"
+        )
+    if all(_fits_int64(types, column) for column in columns):
         labels = np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns])
         return with_names(labels.astype(np.int64), where, schema.class_names)
     values = list(itertools.chain.from_iterable(column.to_pylist() for column in columns))
     return classes_of(values, where, names, schema.class_names)
+
+
+def _fits_int64(types: Any, column: Any) -> bool:
+    return types.is_integer(column.type) and not types.is_uint64(column.type) and not column.null_count
 
 
 def _group_starts(readers: Sequence[Any]) -> list[int]:
@@ -234,7 +266,7 @@ class _Blocks:
                 batch = next(batches, None)
                 payloads = [] if batch is None else batch.column(0).to_pylist()
             except Exception as error:  # as in _open
-                raise ValueError(f"{file}: damaged Parquet file ({util.reason(error)})") from None
+                raise ValueError(f"{file}: damaged Parquet file ({util.reason(error)}): {AGAIN}") from None
             if batch is None:
                 return
             names = self.names[first : first + len(payloads)]

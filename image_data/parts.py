@@ -60,6 +60,25 @@ def expand(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*pieces)]
 
 
+def missing(path: str) -> str:
+    """The message for a path that does not exist."""
+    remedy = ": give the folder, or a pattern such as train-{000..009}.tar" if re.search("[*?]", path) else ""
+    return f"{path}: no such file or folder{remedy}"
+
+
+def files(pattern: str) -> list[str]:
+    """The files of a brace pattern.
+
+    Raises:
+        ValueError: as `expand`, or one does not exist.
+    """
+    found = expand(pattern)
+    missing = next((path for path in found if not os.path.isfile(path)), None)
+    if missing is not None:
+        raise ValueError(f"{pattern}: {missing} does not exist")
+    return found
+
+
 def in_folder(folder: str, ending: str) -> list[str]:
     """The files with an ending directly in a folder, or else those in the folders directly below it."""
     found = _in_folder(folder, ending)

@@ -38,7 +38,7 @@ class Subset(NamedTuple):
             raise ValueError(f"--subset={path}: {error.strerror or error}") from None
         except ValueError as error:
             raise ValueError(f"--subset={error}") from None
-        lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+        lines = tuple(line.strip().removeprefix("./") for line in text.splitlines() if line.strip())
         if not lines:
             raise ValueError(f"--subset={path}: the list is empty")
         twice = next((line for line, count in Counter(lines).items() if count > 1), None)
@@ -83,7 +83,9 @@ class Subset(NamedTuple):
             chosen = [exact[line]] if line in exact else places.get(line, [])
             if len(chosen) != 1:
                 problem = (
-                    f"names {len(chosen)} images; give its folder, too" if chosen else "is not in the source"
+                    f"names {len(chosen)} images; give its folder, too"
+                    if chosen
+                    else f"is not in the source, whose first image is {names[0]}"
                 )
                 raise ValueError(f"--subset={self.path}: {line} {problem}")
             found += chosen
@@ -138,6 +140,8 @@ def select(
         if max_images < len(indices):
             left_out.add("beyond --max-images", count=len(indices) - max_images)
         indices = indices[np.sort(order[:max_images])]
+    if not len(indices):
+        raise ValueError(f"{source.name}: --subset and --classes leave no images")
     return indices, source
 
 

@@ -27,7 +27,7 @@ from dnnlib.locks import file_lock
 from dnnlib.progress import Progress
 from image_data import parts
 from image_data.classes import LABEL_COLUMNS
-from image_data.entries import Entry, check_name, pread_all
+from image_data.entries import AGAIN, Entry, check_name, pread_all
 
 ENDING = ".tar"
 LABEL, RECORD = "cls", "json"  # extensions of the files with labels
@@ -113,8 +113,8 @@ class ShardReader:
             raise ValueError(f"{entry.name}: {shard}: {error.strerror or error}") from None
         if len(data) != entry.size or (entry.crc >= 0 and zlib.crc32(data) != entry.crc):
             raise ValueError(
-                f"{entry.name}: {shard} has changed since it was listed, or is damaged: its size or CRC does "
-                "not match"
+                f"{entry.name}: {shard} has changed since it was listed, or is damaged (its size or CRC does "
+                "not match)"
             )
         return data
 
@@ -132,10 +132,7 @@ def find(path: str) -> tuple[list[str], list[str]]:
         ValueError: a shard of the pattern is missing, two have the same name, or the folder has several sets.
     """
     if parts.is_pattern(path, ENDING):
-        found = parts.expand(path)
-        missing = next((name for name in found if not os.path.isfile(name)), None)
-        if missing is not None:
-            raise ValueError(f"{path}: {missing} does not exist")
+        found = parts.files(path)
         names = Counter(map(os.path.basename, found))
         twice = next((name for name, count in names.items() if count > 1), None)
         if twice is not None:  # the index and copies know shards by their names
@@ -233,7 +230,7 @@ def _headers(read: Callable[[], _T]) -> _T:
 
 
 def _ends_early(count: int) -> str:
-    return f"the shard is damaged or ends early, after {count:,} files: copy or download it again"
+    return f"the shard is damaged or ends early, after {count:,} files: {AGAIN}"
 
 
 def _checksum(file: IO[bytes], info: tarfile.TarInfo) -> int:
@@ -373,19 +370,31 @@ def _load(path: Path, shards: Sequence[str], identity: dict[str, str]) -> Listin
     try:
         arrays = bounded.read_npz(path, _MAX_INDEX_BYTES)
         text = json.loads(arrays["text"].tobytes().decode("utf-8", "surrogatepass"))
-        names, labels, known, version = (text[key] for key in ("names", "labels", "shards", "version"))
+        if text["version"] != INDEX_VERSION:
+            raise ValueError(f"its version is {str(text['version'])[:20]}, not {INDEX_VERSION}")
+        names, labels, known = (text[key] for key in ("names", "labels", "shards"))
         known = dict(known)
-        columns = [arrays[key].astype(np.int64).tolist() for key in ("size", "crc", "offset", "shard")]
+        keys = ("size", "crc", "offset", "shard")
+        columns = [arrays[key].astype(np.int64, casting="safe").tolist() for key in keys]
         entries = [
             Entry(check_name(name, str(path)), size, crc, offset, size, shard=shard)
             for name, size, crc, offset, shard in zip(names, *columns, strict=True)
         ]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: not a readable index of shards ({util.reason(error)}): {remedy}") from None
-    if not isinstance(labels, dict) or any(e.size < 0 or not 0 <= e.shard < len(known) for e in entries):
-        raise ValueError(f"{path}: not a readable index of shards (impossible values): {remedy}")
-    if version != INDEX_VERSION or known != identity:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        what = util.reason(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a readable index of shards ({what}): {remedy}") from None
+    if known != identity:
         other = [name for name in identity if known.get(name) != identity[name]]
         what = f"{other[0]} has changed" if other else f"it has {len(known)} shards, not {len(shards)}"
         raise ValueError(f"{path} is the index of other shards ({what}): {remedy}")
+    sizes = [os.path.getsize(shard) for shard in shards]
+    if not isinstance(labels, dict) or not all(_is_possible(entry, sizes) for entry in entries):
+        raise ValueError(f"{path}: not a readable index of shards (impossible values): {remedy}")
     return Listing(list(shards), entries, labels)
+
+
+def _is_possible(entry: Entry, sizes: Sequence[int]) -> bool:
+    """Whether an entry lies within its shard, of `sizes` bytes each."""
+    if not (0 <= entry.shard < len(sizes) and entry.size >= 0):
+        return False
+    return _BLOCK_BYTES <= entry.offset <= sizes[entry.shard] - entry.size

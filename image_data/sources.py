@@ -16,13 +16,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from image_data import archives, cifar, hdf5, npz, parquet, parts, shards
 from image_data import labels as label_rule
 from image_data.classes import Classes, check_distinct, listed
+from image_data.entries import AGAIN
 from image_data.streams import StreamOpener
 
 IDX_IMAGES_MAGIC = 0x00000803
@@ -213,11 +214,7 @@ def open_source(
     source = _recognise(_Request(path, labels, subfolder, follow_links, columns))
     _check_columns(source, columns)
     if len(source) == 0:
-        raise ValueError(
-            f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and others are supported, .heic "
-            "and "
-            f"raw photographs are not; left out: {source.left_out}"
-        )
+        _refuse_empty(source, path)
     if labels == "none":
         source.labels, source.class_names = None, None
     if class_names is not None:
@@ -234,6 +231,15 @@ def open_source(
         source.class_names = class_names
     check_distinct(source.class_names or [], f"{path}: the classes of {source.origin}")
     return source
+
+
+def _refuse_empty(source: Source, path: str) -> NoReturn:
+    if not isinstance(source.opener, ArchiveOpener):
+        raise ValueError(f"{path}: contains no images")
+    raise ValueError(
+        f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and others are supported, .heic and "
+        f"raw photographs are not; left out: {source.left_out}"
+    )
 
 
 class _Request(NamedTuple):
@@ -270,7 +276,7 @@ def _recognise(request: _Request) -> Source:
     if parts.is_pattern(path, parquet.ENDING):
         return _parquet_source(request)
     if not os.path.exists(path):
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(parts.missing(path))
     if not os.path.isfile(path):
         raise ValueError(f"{path}: neither a file nor a folder")  # reading a pipe would block
     return _recognise_file(request)
@@ -287,9 +293,9 @@ def _recognise_file(request: _Request) -> Source:
     if zipfile.is_zipfile(path):
         return _archive_source(request, "zip")
     if ending == ".zip":
-        raise ValueError(f"{path}: not a readable zip file")
-    if shards.find(path)[0] and len(source := _archive_source(request, "tar")):
-        return source
+        raise ValueError(f"{path}: not a readable zip file: {AGAIN}")
+    if shards.find(path)[0]:
+        return _archive_source(request, "tar")
     if request.subfolder:
         raise ValueError(f"--subfolder={request.subfolder}: {path} is neither a folder nor a zip")
     return _packed_file_source(path, request.mode)
@@ -308,15 +314,15 @@ def _packed_file_source(path: str, mode: str) -> Source:
         if cifar.is_tar(file):
             return _cifar_source(path, *cifar.open_tar(path, file))
     raise ValueError(
-        f"{path}: not a folder or zip of images, an IDX image file, a CIFAR-10/100 python tarball or an "
-        "LMDB folder"
+        f"{path}: not a folder or zip of images, tar shards, Parquet, .npz, HDF5, an IDX image file, a "
+        "CIFAR-10/100 python tarball or an LMDB folder"
     )
 
 
 def _npz_source(request: _Request) -> Source:
     found = npz.find(request.path, *request.columns)
     count = len(found.rows)
-    origin = found.label_array or f"the file has no {npz.LABELS}"
+    origin = found.label_array or f"the file has no {npz.LABELS} with classes"
     source = Source(_base_name(request.path), "npz", npz.Opener(found.rows), range(count), origin=origin)
     return _with_classes(source, found.classes)
 
@@ -490,11 +496,11 @@ def _read_idx(where: str, file: IO[bytes], dimensions: int) -> np.ndarray:
                 )
             data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{where}: damaged IDX file ({error})") from None
+        raise ValueError(f"{where}: damaged IDX file ({error}): {AGAIN}") from None
     if len(data) != count:
         raise ValueError(
             f"{where}: the header declares {list(shape)} = {count} bytes, but the file contains "
-            f"{'more' if len(data) > count else len(data)}"
+            f"{'more' if len(data) > count else len(data)}: {AGAIN}"
         )
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 

@@ -16,6 +16,7 @@ from image_data.entries import check_name
 FILE_COLUMN = "file_name"
 FLAG = "--label-column"
 _BASE_BYTES = 4 * 2**20
+_Rows = tuple[list[str], list[dict[str, Any]]]  # names of the columns; rows, values by column
 
 
 class Table(NamedTuple):
@@ -47,8 +48,9 @@ def read(archive: Archive, entry: Entry, column: str | None) -> Table | None:
         raise ValueError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except ValueError as error:
         raise ValueError(f"{archive.path}: {error}") from None
-    rows = _csv_rows(text, where) if entry.name.endswith(".csv") else _json_rows(text, where)
-    columns = list(dict.fromkeys(name for row in rows[:1] for name in row))
+    columns, rows = _csv_rows(text, where) if entry.name.endswith(".csv") else _json_rows(text, where)
+    if not rows:
+        raise ValueError(f"{where} has no rows: remove it, or use --labels=folders or --labels=none")
     found = pick_column(where, columns, column, LABEL_COLUMNS, FLAG)
     if found is None:
         return None
@@ -70,20 +72,32 @@ def read(archive: Archive, entry: Entry, column: str | None) -> Table | None:
     return Table(found, values)
 
 
-def _csv_rows(text: str, where: str) -> list[dict[str, Any]]:
+def _csv_rows(text: str, where: str) -> _Rows:
     try:
-        rows = list(csv.DictReader(io.StringIO(text), strict=True))
+        reader = csv.DictReader(io.StringIO(text), strict=True)
+        rows = list(reader)
     except csv.Error as error:
         raise ValueError(f"{where} is not a CSV file ({error})") from None
+    columns = list(reader.fieldnames or [])
+    _check_header(columns, where)
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise ValueError(
                 f"{where}: row {number} has {'more' if None in row else 'fewer'} columns than the header"
             )
-    return rows
+    return columns, rows
 
 
-def _json_rows(text: str, where: str) -> list[dict[str, Any]]:
+def _check_header(columns: list[str], where: str) -> None:
+    """Raise ValueError for columns that are not separated by commas, or have the same name."""
+    if len(columns) == 1 and (other := next((c for c in ";\t|" if c in columns[0]), None)):
+        raise ValueError(f"{where}: its columns are separated by {other!r}: separate them by commas")
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where} has two columns {twice!r}: rename or remove one")
+
+
+def _json_rows(text: str, where: str) -> _Rows:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -95,4 +109,4 @@ def _json_rows(text: str, where: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: line {number} must be an object, not a {type(row).__name__}")
         rows.append(row)
-    return rows
+    return list(rows[0]) if rows else [], rows

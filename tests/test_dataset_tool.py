@@ -158,7 +158,7 @@ def test_same_images_same_bytes_whatever_the_container(tmp_path: Path) -> None:
 
 
 def test_dataset_json_is_honoured(write_source: Any, tmp_path: Path) -> None:
-    labels = [["x/1.png", 1], ["y/1.png", [1, 0, 0]]]
+    labels = [["x/1.png", [0, 1, 0]], ["y/1.png", [1, 0, 0]]]
     index = {"labels": labels, "metadata": {"class_names": list("pqr"), "filter": "box"}}
     source = write_source({"x/1.png": png(0), "y/1.png": png(1), "dataset.json": json.dumps(index).encode()})
     run("--source", source, "--dest", tmp_path / "out.zip")
@@ -316,9 +316,13 @@ def test_cifar_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ):
         with pytest.raises(ValueError, match=message):
             image_sources.open_source(write_cifar(tmp_path / "bad.tar.gz", batches={"data_batch_5": content}))
-    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+    with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as tar:
         tar.add(__file__, "x.py")
     with pytest.raises(ValueError, match="not the python version of CIFAR"):
+        image_sources.open_source(tmp_path / "other.tar.gz")
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        tar.add(__file__, "x.py")
+    with pytest.raises(ValueError, match=r"other\.tar: no images found; .*1 with an unsupported extension"):
         image_sources.open_source(tmp_path / "other.tar")
 
 

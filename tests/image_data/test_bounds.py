@@ -303,7 +303,7 @@ def test_files_of_class_names_end(tmp_path: Path) -> None:
             dataset_tool.main,
             ["--source", str(path), "--dest", str(tmp_path / "o.zip"), "--class-names=@/dev/zero"],
         )
-    assert result.exit_code == 1 and "class names @/dev/zero: /dev/zero: larger than 16 MiB" in result.output
+    assert result.exit_code == 1 and "--class-names=@/dev/zero: larger than 16 MiB" in result.output
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,22 @@ from image_data.classes import balance, classes_of
         ([2, 0, 1], [2, 0, 1], None),
         (["2", " 0", "1"], [2, 0, 1], None),
         ([2.0, 0.0, 1.0], [2, 0, 1], None),
+        (["10.0", "2.0", "2"], [10, 2, 2], None),  # as tables of floats are written
         ([[0, 1], [1, 0], [0, 1]], [1, 0, 1], None),
         (["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"]),
         (["x10", "x2", "x2"], [0, 1, 1], ["x10", "x2"]),
+        (["20-29", "[UNK]", "20-29"], [0, 1, 0], ["20-29", "[UNK]"]),
     ],
 )
 def test_values(values: list[Any], labels: list[int], names: list[str] | None) -> None:
     found = classes_of(values, "file", ["a", "b", "c"])
     assert found.labels.tolist() == labels and found.class_names == names
     assert found.num_classes == max(labels) + 1
+
+
+def test_known_names_may_be_numbers() -> None:
+    found = classes_of(["2.5", "1,5"], "file", ["a", "b"], ["1,5", "2.5"])
+    assert found.labels.tolist() == [1, 0] and found.class_names == ["1,5", "2.5"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +41,16 @@ def test_values(values: list[Any], labels: list[int], names: list[str] | None) -
         (["cat", 3], None, r"names \('cat'\) and numbers \(3\) are mixed"),
         (["cat", "3"], None, r"names \('cat'\) and numbers \('3'\) are mixed"),
         ([0, -1], None, 'label of b is -1, which means "unknown"'),
-        ([0, 0.5], None, "label of b is 0.5; expected a class index"),
+        ([0, 0.5], None, r"label of b is 0.5; expected a class index \(0, 1, ...\); continuous values are"),
+        (["0.5", "0.25"], None, "label of a is 0.5; .*continuous values are not supported"),
+        (["cat", "2.5"], None, r"names \('cat'\) and numbers \('2.5'\) are mixed"),
+        (["[0, 1]", "[1]"], None, r"'\[0, 1\]' is a list: only one class per image is supported"),
+        (["['x', 'y']", "['x']"], None, "is a list: only one class per image"),
+        (["[0.5 1.5]", "[1]"], None, "is a list"),
+        (["1 2", "3"], None, "'1 2' is a list"),
+        ([[1], [1]], None, "labels are lists of one value: write a class index instead of a list"),
+        ([[0, 1], [0, 1, 0]], None, "lists of labels differ in length: write one class index per image"),
+        ([[0, 1], 1], None, "labels are lists and numbers"),
         ([0, True], None, "label of b is True"),
         ([[0, 1], [1, 1]], None, r"label of b is \[1, 1\].*only one class per image is supported"),
         ([{"a": 1}, 0], None, "label of a is {'a': 1}"),

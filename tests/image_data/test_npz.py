@@ -47,5 +47,30 @@ def test_other_layouts_are_refused_in_one_line(tmp_path, content, message):
 
 def test_what_is_no_npz_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x05\x06 not")
-    with pytest.raises(ValueError, match=r"not a numpy \.npz file"):
+    with pytest.raises(ValueError, match=r"not a numpy \.npz file .*: copy or download it again$"):
         sources.open_source(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, -1, 0]), 'arr_1: -1 means "unknown"'),
+        (np.array([0, 2**63 + 5, 0, 0], np.uint64), "label of image 1 is 9223372036854775813"),
+    ],
+)
+def test_bad_class_indices_are_no_other_array(tmp_path, labels, message):
+    """`arr_1` may be anything, but integers for every image are labels."""
+    np.savez(tmp_path / "a.npz", pixels(), labels)
+    with pytest.raises(ValueError, match=message):
+        sources.open_source(tmp_path / "a.npz")
+
+
+def test_damaged_labels_are_not_left_out(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, pixels(), np.arange(4))
+    content = bytearray(path.read_bytes())
+    place = content.index(np.arange(4).tobytes())
+    content[place : place + 8] = b"\1" * 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"arr_1.*CRC.*: copy or download it again$"):
+        sources.open_source(path)

@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from image_data.conversion import convert
@@ -72,6 +73,8 @@ def test_images_beside_the_file_and_rows_without_one(tmp_path: Path) -> None:
         ({"label": [0.0, 0.5, 0.0, 0.0, 0.0]}, "label of 001.png is 0.5"),
         ({"label": [[0, 1], [1], [0], [0], [0]]}, "only one class per image"),
         ({"label": [0, 1, 2, 0, 0]}, "label 2 has no name: there are 2 names"),
+        ({"label": np.full(5, 2**63, np.uint64)}, "label of 000.png is 9223372036854775808"),
+        ({"image": [], "label": []}, "contains no rows"),
     ],
 )
 def test_mistakes(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -95,7 +98,23 @@ def test_missing_columns_mixed_types_and_damage(tmp_path: Path) -> None:
     second.write_bytes(second.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"train-00001.*: not a readable Parquet file") as error:
         open_source(folder)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).endswith(": copy or download it again")
+    pattern = folder / "train-{00000..00001}-of-00002.parquet"
+    second.unlink()
+    with pytest.raises(ValueError, match=r"\}-of.*: .*train-00001-of-00002\.parquet does not exist"):
+        open_source(pattern)
+
+
+@pytest.mark.parametrize("kind", ["Sequence", "List", None])
+def test_lists_of_classes_are_no_one_hot_labels(kind: str | None, tmp_path: Path) -> None:
+    inside = {"_type": "ClassLabel", "names": formats.CLASSES}
+    feature: Any = [inside] if kind is None else {"_type": kind, "feature": inside}
+    features = {"image": {"_type": "Image"}, "label": feature}
+    columns = {"image": formats.image_structs(), "label": [[0, 1]] * 5}
+    path = formats.write_parquet(tmp_path / "x.parquet", columns, features)
+    with pytest.raises(ValueError, match="column label has lists of classes: only one class per image"):
+        open_source(path)
+    assert open_source(path, labels="none").labels is None
 
 
 def test_a_file_damaged_in_the_middle(tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ def test_patterns_are_bounded(pattern: str) -> None:
         parts.expand(pattern)
 
 
+def test_paths_that_do_not_exist() -> None:
+    assert parts.missing("x.tar") == "x.tar: no such file or folder"
+    assert parts.missing("s/*.tar").endswith(": give the folder, or a pattern such as train-{000..009}.tar")
+    with pytest.raises(ValueError, match=r"none-\{0\.\.1\}\.tar: none-0\.tar does not exist"):
+        parts.files("none-{0..1}.tar")
+
+
 def test_one_set_of_several() -> None:
     train = ["in1k-train-0000.tar", "in1k-train-0001.tar"]
     assert parts.training_set("x", [*train, "in1k-validation-00.tar"]) == (train, ["in1k-validation-00.tar"])

@@ -25,6 +25,7 @@ def chosen(tmp_path: Path, text: str) -> list[int]:
 def test_names_base_names_and_indices(tmp_path: Path) -> None:
     assert chosen(tmp_path, "b/1b.png\n\n0a.png\na/x.png\n") == [0, 3, 5]
     assert chosen(tmp_path, "7\n2\n") == [2, 7]
+    assert chosen(tmp_path, "./b/1b.png\n") == [5]  # as `find .` lists files
     (tmp_path / "list.txt").write_text("1\n4\n5\n6\n")
     subset = Subset.read(str(tmp_path / "list.txt"))
     indices, rest = select(source(tmp_path), 2, None, ["b"], subset)
@@ -38,7 +39,7 @@ def test_names_base_names_and_indices(tmp_path: Path) -> None:
         ("", "the list is empty"),
         ("1\n1\n", "1 occurs twice"),
         ("8\n", "index 8: the source has 8 images"),
-        ("c.png\n", "c.png is not in the source"),
+        ("c.png\n", r"c\.png is not in the source, whose first image is a/0a\.png"),
         ("x.png\n", "x.png names 2 images; give its folder, too"),
         ("a/0a.png\n0a.png\n", "listed twice"),
     ],
@@ -46,6 +47,12 @@ def test_names_base_names_and_indices(tmp_path: Path) -> None:
 def test_mistakes(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^--subset=.*{message}"):
         chosen(tmp_path, text)
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    subset = Subset("list.txt", ("0", "1"))
+    with pytest.raises(ValueError, match="d: --subset and --classes leave no images"):
+        select(source(tmp_path), None, None, ["b"], subset)
 
 
 def test_a_missing_list_and_names_of_arrays(tmp_path: Path) -> None:

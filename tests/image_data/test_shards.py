@@ -7,9 +7,11 @@ import pickle
 import re
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from image_data import archives, shards
@@ -62,7 +64,8 @@ def test_a_key_of_the_records_is_chosen(tmp_path: Path) -> None:
     [
         ([0, 1, "cat", 1, 0], r"names \('cat'\) and numbers \('0'\) are mixed"),
         ([0, -1, 0, 1, 0], "label of 001.png is -1"),
-        ([0, "1 2", 0, 1, 0], "are mixed"),
+        ([0, "1 2", 0, 1, 0], "'1 2' is a list: only one class per image is supported"),
+        ([0.5, 1, 0, 1, 0], "label of 000.png is 0.5; .*continuous values are not supported"),
     ],
 )
 def test_labels_that_are_no_classes(values: list[Any], message: str, tmp_path: Path) -> None:
@@ -173,6 +176,46 @@ def test_an_index_of_other_shards_is_refused(tmp_path: Path) -> None:
         index.write_bytes(damage)
         with pytest.raises(ValueError, match=r"index\.npz: not a readable index of shards .*: delete "):
             archives.open_archive(folder / "train-{000..001}.tar", index=True)
+
+
+def change_column(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda columns, text: columns.update({name: value(columns[name])})
+
+
+def change_text(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda columns, text: text.update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_column("size", lambda x: x - 10**6), "impossible values"),
+        (change_column("size", lambda x: x + 10**12), "impossible values"),
+        (change_column("offset", lambda x: x - 10**6), "impossible values"),
+        (change_column("offset", lambda x: x + 10**12), "impossible values"),
+        (change_column("shard", lambda x: x + 2), "impossible values"),
+        (change_column("offset", lambda x: x + 0.5), "float64"),
+        (change_column("offset", lambda x: x[1:]), "shorter"),
+        (change_text("names", [1] * 10), "int"),
+        (change_text("names", 3), "int"),
+        (change_text("labels", []), "impossible values"),
+        (change_text("shards", 3), "int"),
+        (change_text("version", 99), "its version is 99, not 1"),
+    ],
+)
+def test_an_index_with_other_values_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    folder = formats.write_shards(tmp_path / "s")
+    archives.open_archive(folder, index=True)
+    index = next(folder.glob("*.index.npz"))
+    columns = dict(np.load(index))
+    text = json.loads(columns["text"].tobytes())
+    change(columns, text)
+    columns["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
+    np.savez(index, **columns)
+    with pytest.raises(ValueError, match=r"not a readable index of shards") as error:
+        archives.open_archive(folder, index=True)
+    assert message in str(error.value) and str(error.value).count(str(index)) == 2
+    assert "\n" not in str(error.value) and str(error.value).endswith("to index the shards again")
 
 
 def test_the_index_of_a_folder_that_is_not_writable_is_in_the_cache(
