@@ -109,7 +109,8 @@ def fresh_generator(
     return build_stem(
         cfg.cfg, resolution, c_dim, syn_layers=cfg.syn_layers, cbase=cfg.cbase or STEM_CBASE,
         cmax=cfg.cmax or STEM_CMAX, embed_dim=embed_dim,
-        z_dim=cfg.z_dim, w_dim=cfg.w_dim, margin_size=cfg.margin_size, img_channels=img_channels,
+        z_dim=cfg.z_dim, w_dim=cfg.w_dim, map_lr_multiplier=cfg.map_lr_multiplier,
+        margin_size=cfg.margin_size, img_channels=img_channels,
     )  # fmt: skip
 
 

@@ -157,6 +157,13 @@ class GeneratorConfig:
     )
     z_dim: int = opt(64, "Stem: dimensions of the latent vector z.", XL, low=1, high=2**14)
     w_dim: int = opt(512, "Stem: dimensions of the style vector w.", SG3, low=1, high=2**14)
+    map_lr_multiplier: float = opt(
+        0.01,
+        "Stem: learning rate of the mapping network's layers, as a multiple of --glr. Larger values let z "
+        "and the class change the images earlier.",
+        SG3,
+        low=0,
+    )
     margin_size: int = opt(10, "Stem: extra pixels on each side of every feature map.", SG3, low=0, high=256)
     superres: bool = opt(
         False, "Train a superresolution head on a frozen stem. Needs --path_stem.", XL, switch=True
@@ -602,6 +609,7 @@ def _check_generator(gen: GeneratorConfig) -> None:
         f"--path_stem={gen.path_stem} has no effect without --superres: add --superres or remove --path_stem",
     )
     _require(gen.up_factor in (2, 4, 8, 16), f"--up_factor={gen.up_factor}: use 2, 4, 8 or 16")
+    _require(gen.map_lr_multiplier > 0, f"--map-lr-multiplier={gen.map_lr_multiplier:g}: must be positive")
 
 
 def _check_discriminator(disc: DiscriminatorConfig) -> None:

@@ -1203,6 +1203,7 @@ def build_stem(
     w_dim: int = 512,
     img_channels: int = 3,
     mapping_layers: int = 2,
+    map_lr_multiplier: float = 0.01,
     magnitude_ema_beta: float = 0.999,
     margin_size: int = MARGIN,
 ) -> Generator:
@@ -1233,7 +1234,12 @@ def build_stem(
         img_resolution=resolution,
         img_channels=img_channels,
         layers=[layer.to_dict() for layer in layers],
-        mapping_kwargs=dict(num_layers=mapping_layers, embed_dim=embed_dim, num_embeddings=num_embeddings),
+        mapping_kwargs=dict(
+            num_layers=mapping_layers,
+            lr_multiplier=map_lr_multiplier,
+            embed_dim=embed_dim,
+            num_embeddings=num_embeddings,
+        ),
         channel_base=width * cbase,
         channel_max=width * cmax,
     )

@@ -87,6 +87,11 @@ def test_every_number_has_a_smallest_value_and_its_default_is_no_smaller():
                     TrainConfig().override({f"{section}.{key}": float("nan")}).validate()
 
 
+def test_a_mapping_network_that_does_not_learn_is_refused():
+    with pytest.raises(ValueError, match="--map-lr-multiplier=0: must be positive"):
+        changed(generator__map_lr_multiplier=0.0).validate()
+
+
 def test_origins():
     rows = {
         name: (value, origin)
@@ -173,6 +178,7 @@ COPIES = [
     (plan_superres, {}, GeneratorConfig),
     (Generator, {}, GeneratorConfig),
     (MappingNetwork, {}, DataConfig),
+    (MappingNetwork, {"lr_multiplier": "map_lr_multiplier"}, GeneratorConfig),
     (ProjectedDiscriminator, {}, DiscriminatorConfig),
     (losses.generator_adversarial, {"objective": "g_loss", "scale": "adversarial_scale"}, LossConfig),
     (losses.discriminator, {"objective": "d_loss", "scale": "adversarial_scale"}, LossConfig),

@@ -244,6 +244,21 @@ def test_the_mapping_changes_nothing_unless_asked():
     assert changed == ["mapping.w_avg"]
 
 
+def test_the_mapping_multiplier_scales_the_steps_and_not_the_start():
+    moved, start = {}, {}
+    for multiplier in (0.01, 0.1):
+        G = small(map_lr_multiplier=multiplier)
+        layer = G.mapping.fc1
+        before = (layer.weight * layer.weight_gain).detach()
+        G.mapping(*draw(G)).square().sum().backward()
+        torch.optim.Adam([layer.weight], 0.001).step()
+        start[multiplier] = before
+        after = (layer.weight * layer.weight_gain).detach()
+        moved[multiplier] = float((after - before).abs().mean())
+    torch.testing.assert_close(start[0.01], start[0.1])
+    assert moved[0.1] == pytest.approx(10 * moved[0.01], rel=1e-3)
+
+
 def test_truncation_goes_to_the_class_average():
     G = small()
     G.mapping.w_avg.normal_()

@@ -107,6 +107,20 @@ def test_the_same_run_takes_everything(old, tmp_path):
     )
 
 
+def test_another_learning_rate_of_the_mapping_network_draws_the_same_images(old, tmp_path):
+    changes = {"generator__map_lr_multiplier": 0.1, "run__init_from": old}
+    state = state_of(config(dataset(tmp_path, OLD), **changes))
+    assert state.G.mapping.fc0.bias_gain == state.G.mapping.fc1.bias_gain == 0.1
+    assert set(states(state.started_from).values()) == {"kept"}
+    theirs = files.read(old).generators["G"]
+    assert theirs.mapping.fc0.bias_gain == 0.01
+    assert same_images(state.G, theirs, torch.tensor([0, 2]), torch.tensor([0, 2]), atol=1e-5)
+    persistence.save_network_pickle(tmp_path / "new.pkl", {"G_ema": state.G, "training_set_kwargs": {}})
+    again = files.read(str(tmp_path / "new.pkl")).generators["G_ema"]
+    assert again.mapping.fc1.bias_gain == 0.1
+    assert same_images(again, state.G, torch.tensor([0, 2]), torch.tensor([0, 2]))
+
+
 def test_classes_are_carried_over_by_name(old, tmp_path):
     state = state_of(config(dataset(tmp_path, NEW), run__init_from=old))
     file = files.read(old)
