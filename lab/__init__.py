@@ -6,6 +6,7 @@
     python -m lab.monoflow     particles moved along the field of each h; where `vanilla` vanishes
     python -m lab.dcgan        a DCGAN on Fashion-MNIST, GAN and SAN, conditional and unconditional
     python -m lab.projected    StyleSAN-XL and StyleGAN-XL: train.py with --san=True and --san=False
+    python -m lab.recognition  which share of a network's images shows the class asked for, by class
     python -m lab.noise        the gradient of class directions with independent and with equal classes
     python -m lab.power        which differences between two methods the seeds of these experiments can show
     python -m lab.claims       writes the tables of docs/method.md from all numbers

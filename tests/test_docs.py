@@ -110,7 +110,7 @@ def recipe_rows() -> list[str]:
             gen, run = config.generator, config.run
             layers = f"head {gen.head_layers}" if gen.superres else f"stem {gen.syn_layers}"
             cells = [f"`{path.stem}`", stage.resolution, gen.cfg[-1], layers, run.batch, f"{run.kimg:g}"]
-            cells += [f"{config.loss.cls_weight:g}", f"{run.tick * run.snap:g}", run.metrics[0]]
+            cells += [f"{config.loss.cls_weight:g}", f"{run.tick * run.snap:g}", (*run.metrics, "none")[0]]
             rows.append("| " + " | ".join(map(str, [*cells, run.patience or "none"])) + " |")
     return rows
 

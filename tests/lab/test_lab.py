@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
-from lab import claims, dcgan, direction, judge, mixture, monoflow, projected, shared, toy
+from lab import claims, dcgan, direction, judge, mixture, monoflow, projected, recognition, shared, toy
 from lab.judge import Judge
 from tests.toy_data import write_dataset
 from torch_utils.persistence import save_network_pickle
@@ -195,6 +195,44 @@ def test_projected_measures_every_snapshot_once(tmp_path, monkeypatch):
         collected["fd_lite0"]["runs"]["StyleSAN-XL"]["0"]["kimg"] == [2]
         and "last" not in collected["fd_lite0"]
     ), "no pair, no comparison"
+
+
+def test_recognition_by_class(tmp_path):
+    """Shares by hand, the command with and without a test set, and mistakes in one line."""
+    seen = torch.tensor([0, 0, 1, 1, 1, 0])
+    table = recognition.confusion(seen, torch.tensor([0, 0, 0, 1, 1, 1]), 3)
+    assert table[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0]) and table[2].sum() == 0
+    assert recognition.lines(table, ["hat", "shoe", "bag"]) == [
+        "  hat    66.7%, 33.3% seen as shoe",
+        "  shoe   66.7%, 33.3% seen as hat",
+        "  bag     0.0%",
+    ]
+    data = write_dataset(tmp_path / "data.zip", 24, 16, ["dark", "light"])
+    torch.manual_seed(0)
+    G = build_stem("stylegan3-t", 16, 2, syn_layers=4, cbase=64, cmax=4, z_dim=8, w_dim=16, embed_dim=8)
+    network = str(tmp_path / "network.pkl")
+    save_network_pickle(network, {"G_ema": G, "training_set_kwargs": {}})
+    options = [f"--data={data}", "--generate=8", "--epochs=1"]
+    tested = CliRunner().invoke(
+        recognition.main, [*options, f"--test={data}", network], catch_exceptions=False
+    )
+    assert tested.exit_code == 0 and "of 24 recognised" in tested.output
+    assert "% of 8 recognised" in tested.output and tested.output.count("  dark ") == 2
+    untested = CliRunner().invoke(recognition.main, [*options, network], catch_exceptions=False)
+    assert "of held-out images" in untested.output
+    compared = CliRunner().invoke(
+        recognition.main, [*options, f"--test={data}", "--features", network], catch_exceptions=False
+    )
+    assert compared.output.count("  8 images: fd_lite0") == 2
+    assert "fd_lite0 0.0, recall 1.000, coverage 1.000" in compared.output  # the test set is the data set
+    larger = write_dataset(tmp_path / "larger.zip", 4, 32, ["dark", "light"])
+    refused = CliRunner().invoke(recognition.main, [f"--data={larger}", network])
+    assert refused.exit_code == 1 and "draws 2 classes at 16 pixels" in refused.output
+    plain = write_dataset(tmp_path / "plain.zip", 4, 16)
+    refused = CliRunner().invoke(recognition.main, [f"--data={plain}", network])
+    assert refused.exit_code == 1 and "no labels" in refused.output
+    refused = CliRunner().invoke(recognition.main, [f"--data={data}", str(tmp_path / "none.pkl")])
+    assert refused.exit_code == 1 and refused.output.count("\n") == 1
 
 
 def test_dcgan_keeps_what_is_finished(tmp_path, monkeypatch):
