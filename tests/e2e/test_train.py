@@ -129,7 +129,7 @@ def test_resume_is_exact_at_any_step(data, tmp_path, monkeypatch):
         for d in ("whole", "killed")
     }
     assert [x["kimg"] for x in lines["whole"]] == [x["kimg"] for x in lines["killed"]]
-    for name in ("Loss/D/loss", "Variety/within", "Variety/between"):
+    for name in ("Loss/D/loss", "Variety/within", "Variety/between", "Variety/recall"):
         assert lines["whole"][-1][name] == lines["killed"][-1][name]
     columns = [
         sorted((p.name, p.read_bytes()) for p in (tmp_path / d / "contact").iterdir())

@@ -89,6 +89,8 @@ class Statistics:
         ]
         if self.collector.num("Variety/within"):
             fields.append(f"variety {mean('Variety/within'):<5.2f}")
+        if self.collector.num("Variety/recall"):
+            fields.append(f"recall {mean('Variety/recall'):<5.2f}")
         if self.device.type == "cuda":
             fields.append(f"gpumem {mean('Resources/peak_gpu_mem_gb'):<6.2f}")
         return " ".join(fields)

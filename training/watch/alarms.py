@@ -6,7 +6,9 @@ resumed run raises the same ones.
 
     variety     Samples of a class (unconditional: all samples) become alike: their spread is far below that
                 of the data, or below its own best.
-    classes     Classes become alike: the same for the class means.
+    shapes      Samples of a class miss kinds of images that the data have: their recall is far below that of
+                the data, or below its own best. Few shapes can have the spread of the data.
+    classes     Classes become alike: as variety, for the class means.
     saturated   The discriminator separates all images and its loss is near zero: the generator gets no
                 useful gradient.
     metric      The first metric has not improved for several evaluations and is clearly worse than its best.
@@ -31,10 +33,10 @@ WINDOW = 5  # the rules use medians over this many ticks, so that one odd tick r
 STREAK = 3  # the rule must hold for this many windows in a row
 WARM_UP_STEPS, WARM_UP_TICKS = 1000, 20  # low variety is normal at the start of training
 AGAIN_AFTER = 50  # ticks until an alarm with the same cause is printed again
-FLOORS = {"Variety/within": 0.5, "Variety/between": 0.3}  # fractions of the data's spread
-# Fraction of a run's own best spread since the warm-up. The best counts as at most 1, because early artefacts
+FLOORS = {"Variety/within": 0.5, "Variety/recall": 0.15, "Variety/between": 0.3}  # fractions of the data's
+# Fraction of a run's own best value since the warm-up. The best counts as at most 1, because early artefacts
 # vary more than images.
-FALL = 0.65
+FALLS = {"Variety/within": 0.65, "Variety/recall": 0.5, "Variety/between": 0.65}
 SIGN = 0.97  # mean sign of the logits
 SATURATED_TICKS = 10  # ticks in a row
 SPENT = 0.05  # loss as a fraction of its first values
@@ -86,6 +88,7 @@ def find(
         return []
     rules: list[tuple[str, Callable[[], tuple[float, str, str] | None]]] = [
         ("variety", lambda: _alike(stats, "Variety/within", cfg)),
+        ("shapes", lambda: _alike(stats, "Variety/recall", cfg)),
         ("classes", lambda: _alike(stats, "Variety/between", cfg)),
         ("saturated", lambda: _saturated(stats, cfg)),
         ("metric", lambda: _worse(metrics, metric_name, best, cfg)),
@@ -132,17 +135,18 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
     x = x[WINDOW - 1 :]
     grown = np.where(x * 1000 >= WARM_UP_STEPS * cfg.run.batch, medians, 0.0)
     best = np.minimum(np.maximum.accumulate(grown), 1.0)
-    streak = _streak((medians < FLOORS[name]) | (medians < FALL * best))
+    streak = _streak((medians < FLOORS[name]) | (medians < FALLS[name] * best))
     if streak < STREAK:
         return None
     peak = int(np.argmax(grown))
-    who = (
-        ("the classes", "class means")
-        if name == "Variety/between"
-        else ("samples of a class" if cfg.data.cond else "the images", "features")
-    )
+    samples = "samples of a class" if cfg.data.cond else "the images"
+    what = {
+        "Variety/within": f"{samples} look alike: the spread of their features is",
+        "Variety/recall": f"{samples} miss kinds of images that the data have: their recall is",
+        "Variety/between": "the classes look alike: the spread of their class means is",
+    }[name]
     best_at = f"at best {grown[peak]:.2f}, at {kimg_text(x[peak])} kimg"
-    seen = f"{who[0]} look alike: the spread of their {who[1]} is {medians[-1]:.2f} of the data's ({best_at})"
+    seen = f"{what} {medians[-1]:.2f} of the data's ({best_at})"
     return (
         float(x[-streak]),
         seen,

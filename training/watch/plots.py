@@ -109,7 +109,11 @@ _STATS_PANELS: tuple[tuple[str, tuple[float, float] | None, bool, tuple[tuple[st
         "Class variety  (1: as varied as the data)",
         None,
         True,
-        (("Variety/within", "within classes", _BLUE), ("Variety/between", "between classes", _ORANGE)),
+        (
+            ("Variety/within", "within classes", _BLUE),
+            ("Variety/between", "between classes", _ORANGE),
+            ("Variety/recall", "recall within classes", _GREEN),
+        ),
     ),
     (
         "SAN's conditions, mean over heads  (1: met)",
@@ -409,6 +413,7 @@ def panel_svg(panel: Panel, kimg: float) -> bytes:
 _STAGE_PANELS: tuple[tuple[str, str, tuple[float, float] | None, bool], ...] = (
     ("Variety within classes  (1: as varied as the data)", "Variety/within", None, True),
     ("Variety between classes  (1: as varied as the data)", "Variety/between", None, True),
+    ("Recall within classes  (1: as that of the data)", "Variety/recall", None, True),
     ("Sign of the logits of real images", "Loss/signs/real", (-1.05, 1.05), True),
     ("Discriminator loss, fun", "Loss/D/fun", None, True),
     ("Discriminator loss, dir", "Loss/D/dir", None, True),

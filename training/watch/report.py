@@ -297,6 +297,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
     for name, title in (
         ("Variety/within", "variety within classes"),
         ("Variety/between", "variety between classes"),
+        ("Variety/recall", "recall within classes"),
     ):
         if math.isfinite(run.last(name)):
             cards.append(_card(title, f"{run.last(name):.2f}", "1 = as varied as the data"))
@@ -457,6 +458,7 @@ def _stage_row(run: Run) -> tuple[str, ...]:
         "" if best is None else f"{best[0]} {best[1]:.4g} at {_kimg(best[2])} kimg",
         _short(run.last("Variety/within")),
         _short(run.last("Variety/between")),
+        _short(run.last("Variety/recall")),
         str(len(run.alarms)),
         _final(run.folder),
     )
@@ -464,7 +466,7 @@ def _stage_row(run: Run) -> tuple[str, ...]:
 
 _STAGE_HEAD = (
     *("stage", "state", "kimg", "trained", "img/s", "best"),
-    *("variety within", "between", "alarms", "at the last resolution"),
+    *("variety within", "between", "recall", "alarms", "at the last resolution"),
 )
 
 

@@ -5,19 +5,24 @@
     python -m training.watch.variety training-runs/00000-stylegan3-t-emoji16 0.7  # psi = 0.7
 
 At every tick, G_ema generates images from a small fixed set of latents and classes. A frozen feature network
-of the discriminator turns them into pooled features, and two spreads are compared with those of real images
-of the same classes:
+of the discriminator turns them into pooled features, which are compared with those of real images of the same
+classes:
 
     within     root mean square distance of a sample's features from the mean of its class (unconditional:
                from the overall mean)
     between    root mean square distance of the class means from their common mean, minus what `within`
                contributes by chance
+    recall     share of the real images that lie near a generated image of their class: within the distance
+               from it to its second nearest generated image of that class (Kynkaanniemi et al. 2019, within
+               classes). A few shapes in many brightnesses and patterns can have the spread of the data, and
+               recall is low.
 
-Both are divided by the values of the data: 1 = as varied as the data, 0 = all alike. Values above 1 are
-common early in training, because artefacts vary, too.
+All are divided by the values of the data; for recall, that is how one half of the real images recalls the
+other. 1 = as varied as the data, 0 = all alike. Spreads above 1 are common early in training, because
+artefacts vary, too.
 
 Measuring does not affect training: latents and choices are functions of the seed, and the only state is the
-spreads of the data. Shapes: N images, C classes, F features.
+features of the data. Shapes: N images, C classes, F features.
 """
 
 from __future__ import annotations
@@ -45,7 +50,9 @@ MIN_IMAGES = 16
 # A tick shows at least this many times as many images as are generated here: at most 2% of its time
 # (docs/performance.md).
 TICK_SHARE = 16
-REALS_PER_FAKE = 2  # the spreads of the data are measured only once, with more images
+REALS_PER_FAKE = 2  # real images are measured only once; half of them recall the others
+NEIGHBOURS = 2  # radius of a generated image, in neighbours of its class
+SPLITS = 16  # random halves over which the recall of the data is averaged
 
 
 class Spread(NamedTuple):
@@ -53,6 +60,14 @@ class Spread(NamedTuple):
 
     within: float
     between: float | None
+
+
+class Measured(NamedTuple):
+    """Spreads and recall, divided by those of the data. None: there is nothing to compare with."""
+
+    within: float
+    between: float | None
+    recall: float | None
 
 
 def spread(features: Tensor, labels: Tensor) -> Spread:
@@ -82,6 +97,34 @@ def spread(features: Tensor, labels: Tensor) -> Spread:
     return Spread(within**0.5, max(between, 0.0) ** 0.5)
 
 
+def recall(real: Tensor, real_labels: Tensor, generated: Tensor, labels: Tensor) -> float | None:
+    """The share of real rows in a ball around a generated row of their class.
+
+    The ball reaches to the NEIGHBOURS-th nearest other generated row of the class, or to the farthest one if
+    there are fewer.
+
+    Args:
+        real: [M, F].
+        real_labels: [M].
+        generated: [N, F].
+        labels: [N]. Classes with fewer than two rows are ignored on both sides.
+
+    Returns:
+        The share; None if no class has real rows and two generated ones.
+    """
+    found, total = 0, 0
+    for label in torch.unique(labels).tolist():
+        x, y = real[real_labels == label].double(), generated[labels == label].double()
+        if len(y) < 2 or len(x) == 0:
+            continue
+        to_others = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist")
+        radii = to_others.kthvalue(min(NEIGHBOURS, len(y) - 1) + 1).values  # each row is its own nearest
+        near = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") <= radii
+        found += int(near.any(dim=1).sum())
+        total += len(x)
+    return found / total if total else None
+
+
 class Variety:
     """Compares G_ema with the data. All processes share the work: each creates one and calls `measure`."""
 
@@ -105,22 +148,47 @@ class Variety:
         self.classes, per_class, reals = _choose(dataset, count, seed)
         self.labels = torch.tensor(self.classes).repeat_interleave(per_class)  # [N]; unconditional: all 0
         picked = [int(i) for i in reals]
-        found = self._features(
+        self.reals = self._features(
             lambda part: torch.stack([torch.from_numpy(np.array(dataset[picked[i]][0])) for i in part]),
             len(picked),
         )
-        real_labels = (
+        self.real_labels = (
             torch.zeros(len(picked)) if dataset.labels is None else torch.from_numpy(dataset.labels[picked])
         )
-        self.data = spread(found, real_labels)
+        self.data = spread(self.reals, self.real_labels)
         if not np.isfinite(self.data.within):
             raise ValueError(
                 f"{self.network} computes features that are not finite for {dataset.path}; check its weights"
             )
+        self.halves = {
+            int(c): min(per_class, int((self.real_labels == c).sum()) // 2) for c in set(self.labels.tolist())
+        }
+        self.recallers = self._first(self.labels)
+        self.data_recall = self._recall_of_data()
+
+    def _first(self, labels: Tensor) -> Tensor:
+        """Indices of the first images of each class: at most half as many as real ones."""
+        places = [torch.nonzero(labels == c)[:half, 0] for c, half in self.halves.items()]
+        return torch.cat(places)
+
+    def _recall_of_data(self) -> float | None:
+        """How one half of the real images recalls the other, mean over SPLITS random halves."""
+        values = []
+        for i in range(SPLITS):
+            order = torch.from_numpy(rng.permutation(self.seed, "variety/halves", i, len(self.reals)))
+            x, labels = self.reals[order], self.real_labels[order]
+            half = self._first(labels)
+            others = torch.ones(len(x), dtype=torch.bool)
+            others[half] = False
+            values.append(recall(x[others], labels[others], x[half], labels[half]))
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
 
     @torch.no_grad()
-    def measure(self, G: Generator, psi: float = 1.0) -> Spread:
-        """The spreads of G's images divided by those of the data; 0 if the data's are 0 (identical images).
+    def measure(self, G: Generator, psi: float = 1.0) -> Measured:
+        """The spreads and the recall of G's images divided by those of the data.
+
+        Spreads are 0 if the data's are 0 (identical images). Recall is None if the data's is 0 or unknown.
 
         Args:
             G: the generator.
@@ -135,11 +203,18 @@ class Variety:
                 G(z[part].to(device), self.labels[part].to(device) if G.c_dim > 0 else None, **truncation)
             )
 
-        mine = spread(self._features(draw, len(self.labels)), self.labels)
+        found = self._features(draw, len(self.labels))
+        mine = spread(found, self.labels)
         within = mine.within / self.data.within if self.data.within > 0 else 0.0
-        if mine.between is None or self.data.between is None:
-            return Spread(within, None)
-        return Spread(within, mine.between / self.data.between if self.data.between > 0 else 0.0)
+        between = None
+        if mine.between is not None and self.data.between is not None:
+            between = mine.between / self.data.between if self.data.between > 0 else 0.0
+        recalled = None
+        if self.data_recall:
+            picked = self.recallers
+            share = recall(self.reals, self.real_labels, found[picked], self.labels[picked])
+            recalled = None if share is None else share / self.data_recall
+        return Measured(within, between, recalled)
 
     @torch.no_grad()
     def _features(self, pixels: Callable[[list[int]], Tensor], count: int) -> Tensor:
@@ -208,11 +283,9 @@ def main() -> int:
         D = build.fresh_discriminator(cfg, dataset)
         variety = Variety(dataset, D, cfg.run.variety or 64, max(cfg.batch_gpu, 8), cfg.run.seed)
         for path in snapshot_files(folder):
-            within, between = variety.measure(load(str(path)).eval(), psi)
-            print(
-                f"{path.name}  within {within:.3f}" + ("" if between is None else f"  between {between:.3f}"),
-                flush=True,
-            )
+            found = variety.measure(load(str(path)).eval(), psi)._asdict()
+            values = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+            print("  ".join([path.name, *values]), flush=True)
     except (ValueError, OSError) as err:
         print(f"Error: {folder}: {err}", file=sys.stderr)
         return 1

@@ -87,9 +87,9 @@ class Watch:
         started = time.monotonic()
         found = self.variety.measure(G)
         training_stats.report0("Timing/variety_sec", time.monotonic() - started)
-        training_stats.report0("Variety/within", found.within)
-        if found.between is not None:
-            training_stats.report0("Variety/between", found.between)
+        for name, value in found._asdict().items():
+            if value is not None:
+                training_stats.report0(f"Variety/{name}", value)
 
     def alarm(self, stats: dict[str, Any]) -> list[str]:
         """Check the statistics after a tick; print, store and return new alarms. Main process only."""

@@ -18,6 +18,7 @@ def _stats(n=100, **curves):
     noise = np.random.RandomState(0)
     healthy = {
         "Variety/within": lambda t: 0.85 - 0.4 * np.exp(-t / 10),
+        "Variety/recall": lambda t: 0.6 - 0.5 * np.exp(-t / 10),
         "Variety/between": lambda t: 0.95 - 0.6 * np.exp(-t / 15),
         "Loss/signs/real": lambda t: 0.6,
         "Loss/signs/fake": lambda t: -0.6,
@@ -66,6 +67,8 @@ def test_healthy_runs_raise_none():
         ("variety", {"Variety/within": lambda t: 0.9 if t < 60 else 0.2}, "samples of a class look alike"),
         ("variety", {"Variety/within": lambda t: 0.9 if t < 60 else 0.5}, "samples of a class look alike"),
         ("variety", {"Variety/within": lambda t: 0.3}, "samples of a class look alike"),
+        ("shapes", {"Variety/recall": lambda t: 0.6 if t < 60 else 0.25}, "samples of a class miss kinds"),
+        ("shapes", {"Variety/recall": lambda t: 0.04}, "recall is 0.04 of the data's"),
         ("classes", {"Variety/between": lambda t: 0.9 - 0.8 * (t > 60)}, "the classes look alike"),
         (
             "saturated",

@@ -13,7 +13,7 @@ from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import build_stem
-from training.watch.variety import Spread, Variety, _choose, images_per_tick, main, spread
+from training.watch.variety import Spread, Variety, _choose, images_per_tick, main, recall, spread
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,48 @@ def test_awkward_spreads():
     assert alike.between == 0.0
 
 
+def _classes(shapes, per_class, seed, classes=8, features=16):
+    """Features of classes with `shapes` shapes each, around which samples vary; the same classes for all.
+
+    The shapes of a class are the first ones of eight. Samples vary along four of the features, as brightness
+    and pattern do, with the same spread as the shapes.
+    """
+    g = torch.Generator().manual_seed(0)
+    centres = 20 * torch.randn(classes, 1, features, generator=g)
+    offsets = 6 * torch.randn(classes, 8, features, generator=g)
+    g = torch.Generator().manual_seed(seed)
+    picked = torch.randint(shapes, (classes, per_class), generator=g)
+    vary = torch.zeros(classes, per_class, features)
+    vary[..., :4] = 6 * torch.randn(classes, per_class, 4, generator=g)
+    x = centres + torch.gather(offsets, 1, picked[..., None].expand(-1, -1, features)) + vary
+    return x.reshape(-1, features), torch.arange(classes).repeat_interleave(per_class)
+
+
+def test_recall_sees_missing_shapes_that_the_spread_does_not():
+    real = _classes(8, 24, seed=1)
+    spreads, recalls = [], []
+    for shapes in (8, 3, 1):
+        fakes = [_classes(shapes, 12, seed) for seed in range(2, 7)]
+        spreads.append(np.mean([spread(*fake).within for fake in fakes]) / spread(*real).within)
+        recalls.append(np.mean([recall(*real, *fake) for fake in fakes]))
+    assert spreads[0] == pytest.approx(1, abs=0.1) and spreads[1] > 0.85
+    assert recalls[0] > 0.8 and recalls[1] < 0.6 * recalls[0] and recalls[2] < 0.2 * recalls[0]
+
+
+def test_recall_by_hand():
+    """One class on a line: radii reach the second neighbour, and edges count."""
+    fakes = torch.tensor([[0.0], [1.0], [3.0], [10.0]])  # radii 3, 2, 3, 9
+    reals = torch.tensor([[-3.0], [-3.5], [6.0], [19.0], [19.5]])
+    zeros = torch.zeros
+    assert recall(reals, zeros(5), fakes, zeros(4)) == 3 / 5
+    both = recall(torch.cat([reals, reals]), torch.arange(10) // 5, fakes, zeros(4))
+    assert both == 3 / 5  # class 1 has no generated rows
+    other = recall(reals, torch.ones(5), fakes, torch.ones(4) - torch.eye(4)[0])
+    assert other == recall(reals, zeros(5), fakes[1:], zeros(3))  # one row alone is no class
+    assert recall(reals, zeros(5), fakes[:1], zeros(1)) is None
+    assert recall(reals, zeros(5), fakes[2:], zeros(2)) == 3 / 5  # two rows: the radius is their distance, 7
+
+
 class _Painter(torch.nn.Module):
     """In a generator's place: images that a function makes of latents and labels."""
 
@@ -89,12 +131,12 @@ def test_collapse_is_seen(tmp_path):
     healthy = variety.measure(
         _Painter(lambda z, c: torch.stack([by_class[next(turn) % 16, int(k)] for k in c]), 8, 3)
     )
-    assert 0.8 < healthy.within < 1.2
+    assert 0.8 < healthy.within < 1.2 and healthy.recall > 0.7
     variety.data = Spread(variety.data.within, variety.data.within)  # classes of noise differ by chance alone
     one_each = variety.measure(_Painter(lambda z, c: by_class[0, c], 8, 3))
-    assert one_each.within == 0.0 and one_each.between > 0.5
+    assert one_each.within == 0.0 and one_each.between > 0.5 and one_each.recall < 0.2
     one = variety.measure(_Painter(lambda z, c: by_class[0, 0].expand(len(z), 3, 16, 16), 8, 3))
-    assert one == Spread(0.0, 0.0)
+    assert one[:2] == (0.0, 0.0) and one.recall < 0.1
 
 
 def test_measuring_leaves_no_trace(tmp_path, backbone):
@@ -124,7 +166,7 @@ def test_without_several_classes(tmp_path, backbone, names):
         write_dataset(tmp_path / "d.zip", 12, class_names=names), backbone, cond=names is not None
     )
     found = variety.measure(G)
-    assert found.within > 0 and found.between is None
+    assert found.within > 0 and found.between is None and found.recall is not None
 
 
 def test_what_is_chosen(tmp_path):
@@ -171,7 +213,8 @@ def test_command_line(tmp_path, backbone, monkeypatch, capsys):
     found = variety.measure(G)
     assert (
         capsys.readouterr().out
-        == f"network-snapshot-000001.pkl  within {found.within:.3f}  between {found.between:.3f}\n"
+        == f"network-snapshot-000001.pkl  within {found.within:.3f}  between {found.between:.3f}  "
+        f"recall {found.recall:.3f}\n"
     )
     monkeypatch.setattr("sys.argv", ["variety", str(tmp_path / "nowhere")])
     assert main() == 1 and "nowhere" in capsys.readouterr().err
