@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# One more test process than cores, because some tests wait; at most four, each with up to 3 GB.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
 
 .PHONY: setup demo test test-all test-rounding lint docs clean
 
@@ -26,12 +28,12 @@ lint: $(STAMP)
 # Byte code is kept, whatever the environment says: half of the time to collect the tests goes into compiling them.
 test test-all: export PYTHONDONTWRITEBYTECODE =
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	$(BIN)/python -m tools.rounding --short
 
 # With tests marked `exhaustive`, and all examples of hypothesis.
 test-all: lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" --hypothesis-profile=default
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" --hypothesis-profile=default
 	$(BIN)/python -m tools.rounding
 
 # The parity and ops tests as other processors round: instruction sets, threads, without kernels, without a compiler.
