@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # One more test process than cores, because some tests wait; at most four, each with up to 3 GB.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
 
-.PHONY: setup demo test test-all test-rounding lint docs clean
+.PHONY: setup demo test test-all test-rounding lint style types suite docs clean
 
 setup: $(STAMP)
 
@@ -20,15 +20,22 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python demo.py
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy .
+
+suite: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Byte code is kept, whatever the environment says: half of the time to collect the tests goes into compiling them.
 test test-all: export PYTHONDONTWRITEBYTECODE =
-test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test: style
+	@$(MAKE) --no-print-directory -j 2 types suite
 	$(BIN)/python -m tools.rounding --short
 
 # With tests marked `exhaustive`, and all examples of hypothesis.

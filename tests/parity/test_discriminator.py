@@ -62,6 +62,7 @@ def test_projected_lite0(lite0, case, rel):
             close(strided(tensor, expected), expected, rel)
 
 
+@pytest.mark.exhaustive  # test_whole_both has the same projection
 @pytest.mark.once
 @torch.no_grad()
 def test_projected_deit(deit):

@@ -140,7 +140,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# What they have beyond the others runs within the captured functions.
+REPEATS = {"pairs, unconditional", "an expression, guidance"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.exhaustive] * (case in REPEATS)) for case in CASES]
+)
 def test_steps_from_graphs_are_those_of_others(case, toy_zip):
     cfg = config(toy_zip, **CASES[case])
     recorder, states, statistics = Recorder(), [], []
