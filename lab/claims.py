@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from dnnlib.util import atomic_write
-from lab import power, shared
+from lab import power, screening, shared
 
 PAGE = shared.RESULTS.parent / "method.md"
 ANSWERS = {"better": "yes", "worse": "no: worse", "no difference seen": "no difference seen"}
@@ -75,7 +75,7 @@ def _rows(folder: Path) -> Iterator[list[str]]:
 def comparison(folder: Path) -> str:
     """Return the table of GAN and SAN: a row per claim and experiment."""
     heads = ["SAN's claim", "experiment", "seeds", "GAN", "SAN", "improvement", "holds?", "shown from"]
-    return _table([heads, *_rows(folder)])
+    return shared.markdown([heads, *_rows(folder)])
 
 
 def monoflow(folder: Path) -> str:
@@ -102,12 +102,14 @@ def monoflow(folder: Path) -> str:
             for c in cells
         ]
         rows.append([f"`{objective}`", *(text for part in parts for text in part)])
-    return _table([heads, *rows])
+    return shared.markdown([heads, *rows])
 
 
-def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+def screened(folder: Path) -> str:
+    """Return the table of lab.screening."""
+    found = shared.read(folder, "screening")
+    assert found is not None, f"{folder}/screening.json is missing: run python -m lab.screening"
+    return screening.table(screening.compared(found["runs"]))
 
 
 def page(text: str, folder: Path) -> str:
@@ -116,7 +118,7 @@ def page(text: str, folder: Path) -> str:
     Raises:
         ValueError: `text` has no place for a table.
     """
-    for name, table in (("comparison", comparison), ("monoflow", monoflow)):
+    for name, table in (("comparison", comparison), ("screening", screened), ("monoflow", monoflow)):
         place = re.search(rf"(?<=<!-- begin {name} -->\n).*?(?=\n<!-- end {name} -->)", text, re.DOTALL)
         if place is None:
             raise ValueError(f"no '<!-- begin {name} -->' ... '<!-- end {name} -->' found for the table")
