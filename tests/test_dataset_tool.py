@@ -366,13 +366,17 @@ def test_ilsvrc_tree(tmp_path: Path, start: str) -> None:
     assert image_sources.open_source(root / start).class_names == ["n01440764", "n02012849", "n03126707"]
 
 
-def test_lsun_lmdb(tmp_path: Path) -> None:
+def write_lmdb(path: Path, count: int) -> None:
     lmdb = pytest.importorskip("lmdb")
-    environment = lmdb.open(str(tmp_path / "bedroom_train_lmdb"), map_size=2**24)
+    environment = lmdb.open(str(path), map_size=2**24)
     with environment.begin(write=True) as transaction:
-        for i in range(40):
+        for i in range(count):
             transaction.put(f"{i:040x}".encode(), png(i))
     environment.close()
+
+
+def test_lsun_lmdb(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "bedroom_train_lmdb", 40)
     for workers in (1, 2):
         result = run(
             "--source",
@@ -390,12 +394,7 @@ def test_lsun_lmdb(tmp_path: Path) -> None:
 
 def lmdb_twin(folder: Path) -> tuple[Path, Twin]:
     """LSUN's databases have no labels."""
-    lmdb = pytest.importorskip("lmdb")
-    environment = lmdb.open(str(folder / "x_lmdb"), map_size=2**24)
-    with environment.begin(write=True) as transaction:
-        for i in range(5):
-            transaction.put(f"{i:040x}".encode(), png(i))
-    environment.close()
+    write_lmdb(folder / "x_lmdb", 5)
     return folder / "x_lmdb", ([pixels(i) for i in range(5)], None, None)
 
 

@@ -18,19 +18,11 @@ from training.state import TrainState
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("full_float32"),
 ]
 DEVICE = torch.device("cuda", 0)
 PATH_LENGTHS = {"loss__pl_start_kimg": 0, "loss__pl_interval": 1}
 SONA = {"discriminator__heads": "sona", "discriminator__bn_group": 4, "loss__d_loss": "bce"}
-
-
-@pytest.fixture(autouse=True)
-def full_float32():
-    """No TF32, whose rounding would hide an error."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 class Run:

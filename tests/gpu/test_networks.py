@@ -13,18 +13,10 @@ from training.discriminator import ProjectedDiscriminator
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("full_float32"),
 ]
 CLASSES = 10
 SMALL = {"feature_size": 32, "proj_channels": 8, "head_channels": 8, "cond_channels": 8}
-
-
-@pytest.fixture(autouse=True)
-def full_float32():
-    """As train.py has it: no TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(params=["stylegan3-t", "stylegan3-r"])
