@@ -26,6 +26,7 @@ from lab.projected import generate
 from metrics import detectors
 from metrics.fid import frechet_distance
 from metrics.precision_recall import prdc
+from metrics.statistics import Moments
 from training.data.dataset import ImageDataset
 from training.networks.reader import load as load_generator
 
@@ -87,20 +88,16 @@ class Comparison:
     def line(self, pixels: Tensor) -> str:
         """Return the values of `count` random images of uint8 [N, C, R, R] in one line."""
         found = self._features(pixels)
-        moments = [f(x) for x in (found, self.real) for f in (_mean, _covariance)]
+        mine, theirs = _moments(found), _moments(self.real)
+        distance = frechet_distance(mine.mean, mine.covariance, theirs.mean, theirs.covariance)
         _, recall, _, coverage = prdc(self.real, found)
-        return (
-            f"  {len(found)} images: fd_lite0 {frechet_distance(*moments):.1f}, recall {recall:.3f}, "
-            f"coverage {coverage:.3f}"
-        )
+        return f"  {len(found)} images: fd_lite0 {distance:.1f}, recall {recall:.3f}, coverage {coverage:.3f}"
 
 
-def _mean(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x.mean(axis=0, dtype=np.float64))
-
-
-def _covariance(x: np.ndarray) -> np.ndarray:
-    return np.cov(x.astype(np.float64), rowvar=False, bias=True)
+def _moments(features: np.ndarray) -> Moments:
+    found = Moments(features.shape[1])
+    found.append(features)
+    return found
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
@@ -134,16 +131,18 @@ def main(
     if held_out is None:
         click.echo(f"The classifier is right for {judge.held_out_accuracy:.1%} of held-out images of {data}.")
     else:
-        table = confusion(judge.classes_of(held_out[0]), held_out[1], len(names))
-        right = (judge.classes_of(held_out[0]) == held_out[1]).double().mean()
+        seen = judge.classes_of(held_out[0])
+        table = confusion(seen, held_out[1], len(names))
+        right = (seen == held_out[1]).double().mean()
         click.echo("\n".join([f"{test}: {right:.1%} of {len(held_out[0])} recognised", *lines(table, names)]))
         if comparison is not None:
             click.echo(comparison.line(held_out[0]))
     for path, G in generators.items():
         drawn, asked = generate(G, count)
         assert asked is not None
-        table = confusion(judge.classes_of(drawn), asked, len(names))
-        right = (table.diagonal() * torch.bincount(asked, minlength=len(names))).sum() / count
+        seen = judge.classes_of(drawn)
+        table = confusion(seen, asked, len(names))
+        right = (seen == asked).double().mean()
         head = f"{path}: {right:.1%} of {count} recognised, {table.diagonal().min():.1%} in the worst class"
         click.echo("\n".join([head, *lines(table, names)]))
         if comparison is not None:
