@@ -30,6 +30,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
+from dnnlib.files import NO_SPACE
 from dnnlib.locks import file_lock
 
 SCHEMES = ("http", "https")
@@ -49,7 +50,7 @@ _MAX_WAIT_SECONDS = 30.0
 _RETRY_STATUS = (408, 425, 429)
 _GONE_STATUS = (404, 410)
 _PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+_FULL = (*NO_SPACE, errno.EFBIG)
 # Characters of a URL that have a meaning or are part of an encoding, and must not be encoded.
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 

@@ -92,7 +92,8 @@ def _is_dead(owner: str) -> bool:
     return False
 
 
-_WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", None))
+NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # not every platform has quotas
+_WRITE_ERRORS = (*NO_SPACE, errno.EFBIG, errno.EIO)
 
 
 @contextlib.contextmanager

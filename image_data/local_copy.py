@@ -6,7 +6,6 @@ shards a hash of the names, positions, sizes and CRC-32 of all images, for folde
 times. A folder becomes a zip, which is one file instead of millions.
 """
 
-import errno
 import glob
 import hashlib
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from dnnlib import outputs, trust
+from dnnlib.files import NO_SPACE
 from dnnlib.locks import file_lock
 from dnnlib.progress import Progress
 from dnnlib.util import format_bytes, sha256_file
@@ -26,7 +26,6 @@ from image_data.shards import ShardReader
 _BLOCK_BYTES = 2**22
 _ENTRY_BYTES = 512  # upper bound of what a zip adds per image, without its name
 _SPARE_BYTES = 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def local_copy(archive: Archive, folder: str, flag: str) -> Archive:
@@ -59,7 +58,7 @@ def local_copy(archive: Archive, folder: str, flag: str) -> Archive:
         space = f" with at least {format_bytes(needed_bytes(archive))} of free space"
         raise ValueError(
             f"{flag}={folder}: cannot copy {archive.path} ({error.strerror or error}): choose another folder"
-            f"{space if error.errno in _FULL else ''}, or remove the flag"
+            f"{space if error.errno in NO_SPACE else ''}, or remove the flag"
         ) from None
     if found is None:
         raise ValueError(f"{flag}={folder}: the copy in {target} differs from {archive.path}: delete it")
