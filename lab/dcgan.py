@@ -300,8 +300,7 @@ def table(runs: dict[str, Any]) -> dict[str, Any]:
         seeds = sorted(gan.keys() & own.keys())
         for score in gan[seeds[0]]["scores"] if seeds else ():
             a, b = ([kind[s]["scores"][score] for s in seeds] for kind in (gan, own))
-            sign = -1 if score == "fd_lite0" else 1
-            improvement = shared.interval([sign * (y - x) for x, y in zip(a, b, strict=True)])
+            improvement = shared.improvement(a, b, score == "fd_lite0")
             rows.setdefault(setting, {})[score] = {
                 "GAN": shared.interval(a),
                 "SAN": shared.interval(b),

@@ -69,7 +69,7 @@ def table(arms: dict[str, Any]) -> dict[str, Any]:
         rows[loss] = {}
         for score, (sign, _) in SCORES.items():
             gan, own = (arms[f"{kind} {loss}"]["scores"][score] for kind in ("GAN", "SAN"))
-            improvement = shared.interval([sign * (b - a) for a, b in zip(gan, own, strict=True)])
+            improvement = shared.improvement(gan, own, sign < 0)
             rows[loss][score] = {
                 "GAN": shared.interval(gan),
                 "SAN": shared.interval(own),

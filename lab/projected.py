@@ -219,12 +219,12 @@ def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
 
 def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[str, Any]:
     """Compare two methods over the seeds that both have; empty without any."""
-    runs, sign = row["runs"], -1 if row["lower is better"] else 1
+    runs = row["runs"]
     both = sorted(runs[first].keys() & runs[second].keys())
     if not both:
         return {}
     values = [[runs[kind][seed][which] for seed in both] for kind in (first, second)]
-    improvement = shared.interval([sign * (y - x) for x, y in zip(*values, strict=True)])
+    improvement = shared.improvement(values[0], values[1], row["lower is better"])
     return {
         first: shared.interval(values[0]),
         second: shared.interval(values[1]),

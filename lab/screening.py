@@ -92,9 +92,8 @@ def compared(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         for score in SCORES:
             cell: dict[str, Any] = {"value": shared.interval([run["scores"][score] for run in own.values()])}
             if len(seeds) > 1:
-                sign = -1 if score in LOWER_IS_BETTER else 1
-                pairs = ((own[seed]["scores"][score], base[seed]["scores"][score]) for seed in seeds)
-                improvement = shared.interval([sign * (x - y) for x, y in pairs])
+                a, b = ([method[seed]["scores"][score] for seed in seeds] for method in (base, own))
+                improvement = shared.improvement(a, b, score in LOWER_IS_BETTER)
                 cell |= {
                     "than": base_name,
                     "improvement": improvement,

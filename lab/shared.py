@@ -32,6 +32,20 @@ def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
     return {"mean": float(x.mean()), "half_width": half, "std": spread, "n": len(x)}
 
 
+def improvement(
+    reference: Sequence[float], own: Sequence[float], lower_is_better: bool = False
+) -> dict[str, float]:
+    """Return the interval of the differences of two methods, paired by seed; positive = `own` is better.
+
+    Args:
+        reference: a value per seed.
+        own: values of the same seeds.
+        lower_is_better: of the values.
+    """
+    sign = -1 if lower_is_better else 1
+    return interval([sign * (y - x) for x, y in zip(reference, own, strict=True)])
+
+
 def text(summary: dict[str, float], digits: int = 3) -> str:
     """Format an interval as "mean ± half width"."""
     return f"{summary['mean']:.{digits}f} ± {summary['half_width']:.{digits}f}"
