@@ -458,6 +458,19 @@ def plan_superres(
     return kept, head
 
 
+def _unread_samples(padding: Sequence[int], up_factor: int) -> int:
+    """Return how many samples on every side of a map upsampling with this padding does not read.
+
+    Upsampling puts zeros after each sample, and a negative padding then removes what is outside.
+
+    Args:
+        padding: [left, right, top, bottom] after upsampling.
+        up_factor: Upsampling factor.
+    """
+    left, right, top, bottom = padding
+    return max(0, min(-(left // up_factor), -right // up_factor, -(top // up_factor), -bottom // up_factor))
+
+
 def _normalize_rms(x: torch.Tensor) -> torch.Tensor:
     """Divide x [N, C] by its root mean square over C."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
@@ -950,12 +963,17 @@ class SynthesisLayer(torch.nn.Module):
         exact = x.device.type == "cpu" and (
             torch.is_grad_enabled() or not _is_one_image(x) or dtype == torch.float16
         )
+        # Where a margin ends, upsampling reads the middle of the map only: the rest is not computed.
+        unread = _unread_samples(self.padding, self.up_factor)
+        border = self.conv_kernel - 1 - unread  # zeros around the input; negative: samples that are left out
+        if border < 0:
+            x = x[:, :, -border:border, -border:border]
         x = modulated_conv2d(
             x.to(full if exact else dtype),
             self.weight,
             styles,
             demodulate=not self.is_torgb,
-            padding=self.conv_kernel - 1,
+            padding=max(border, 0),
             input_gain=self.magnitude_ema.rsqrt(),
             dtype=dtype,
         )
@@ -966,7 +984,7 @@ class SynthesisLayer(torch.nn.Module):
             b=self.bias.to(x.dtype),
             up=self.up_factor,
             down=self.down_factor,
-            padding=self.padding,
+            padding=[side + unread * self.up_factor for side in self.padding],
             gain=1 if self.is_torgb else math.sqrt(2),
             slope=1 if self.is_torgb else 0.2,
             clamp=self.conv_clamp,

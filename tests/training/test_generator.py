@@ -126,6 +126,26 @@ def test_separable_filters_are_scipys_to_the_last_bit():
 
 
 @pytest.mark.parametrize("config", ["stylegan3-t", "stylegan3-r"])
+def test_what_upsampling_does_not_read_is_not_computed(config, monkeypatch):
+    torch.manual_seed(0)
+    G = g.build_superres(g.build_stem(config, 16, 2, syn_layers=5, cbase=256, cmax=4, w_dim=8), config, 4)
+    layers = [getattr(G.synthesis, name) for name in G.synthesis.layer_names]
+    unread = [g._unread_samples(layer.padding, layer.up_factor) for layer in layers]
+    assert sum(count > 0 for count in unread) > 2  # where the margin ends, and where it halves
+    z, c = draw(G, 2)
+
+    def values():
+        G.zero_grad()
+        images = G(z, c)
+        images.square().sum().backward()
+        return [images.detach(), *(p.grad for p in G.parameters() if p.grad is not None)]
+
+    found = values()
+    monkeypatch.setattr(g, "_unread_samples", lambda padding, up_factor: 0)
+    torch.testing.assert_close(found, values(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", ["stylegan3-t", "stylegan3-r"])
 @pytest.mark.parametrize("truncation", [1, 0.5])
 def test_an_image_does_not_depend_on_its_batch(config, truncation):
     G = small(config=config)
