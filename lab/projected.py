@@ -6,12 +6,15 @@ r"""Compares StyleSAN-XL and StyleGAN-XL: train.py with --san=True and --san=Fal
     python -m lab.projected --seeds=3 --collect-only                      # the table of existing runs
 
     python -m lab.projected --arm="SONA=--heads=sona --d-loss=bce" --seeds=5 -- ...    # a third method
+    python -m lab.projected --only-arms --arm="from scratch=" --arm="fine-tuned=--init-from=digits.pkl" \
+        --name=finetuning -- --metrics=fd_lite0_1k ...                    # other methods, in other files
 
 Options after `--` are passed to train.py; --cfg=stylegan3-t, --gpus=1 and --metrics=none are added if
 missing. The heads of both kinds are the same networks with the same initial weights. Without SAN, their
 directions are trained by the hinge loss like all other weights (they are weight-normalised linear layers).
 Each --arm adds a method with options of its own; all are compared with StyleGAN-XL, seed by seed: the runs of
-a seed have the same order of the data and the same latents.
+a seed have the same order of the data and the same latents. With --only-arms, the methods of --arm are
+compared with the first of them.
 The runs are in --runs, a folder per kind and seed. Finished runs are kept, unfinished ones are resumed, and
 all are continued if --kimg is increased.
 
@@ -19,7 +22,8 @@ At every snapshot it measures, if there are classes, accuracy (the share of --ge
 classifier, trained on the data set, assigns to the requested class) and balance (the entropy of the predicted
 classes over log(classes)). At the last snapshot it measures fd_lite0, the Frechet distance between lite0
 features of these images and of as many images of the data set. The metrics that train.py evaluates are
-included. Writes projected.json (values, intervals, differences paired by seed) and projected.png.
+included, and so is the number of images after which a method is as good as the reference at its end. Writes
+projected.json (values, intervals, differences paired by seed) and projected.png.
 """
 
 from __future__ import annotations
@@ -58,20 +62,27 @@ def run_dirs(runs: Path, kind: str, seed: int) -> list[Path]:
     return sorted((runs / f"{kind}-seed{seed}").glob("[0-9]*-*"))
 
 
-def arms(texts: Sequence[str]) -> Kinds:
+def arms(texts: Sequence[str], alone: bool = False) -> Kinds:
     """Return KINDS and the methods of --arm, "NAME=FLAGS".
 
+    Args:
+        texts: Values of --arm.
+        alone: Leave KINDS out.
+
     Raises:
-        ValueError: a text has another form, or a name is taken or cannot be part of a folder name.
+        ValueError: a text has another form, or a name is taken or cannot be part of a folder name; or there
+            are fewer than two methods.
     """
-    found = dict(KINDS)
+    found = {} if alone else dict(KINDS)
     for text in texts:
         name, _, flags = text.partition("=")
-        if not re.fullmatch(r"[\w.+ -]+", name) or not flags.startswith("--"):
+        if not re.fullmatch(r"[\w.+ -]+", name) or "=" not in text or not (flags + "--").startswith("--"):
             raise ValueError(f"--arm={text}: write NAME=FLAGS, such as SONA=--heads=sona")
         if name in found:
             raise ValueError(f"--arm={text}: there is a method {name} already; choose another name")
         found[name] = tuple(shlex.split(flags))
+    if len(found) < 2:
+        raise ValueError("--only-arms compares the methods of --arm: give at least two")
     return found
 
 
@@ -181,9 +192,10 @@ def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
 
     Returns:
         For each metric, the values by kind and seed, and intervals of the last and the best value and of the
-        improvement. The improvement is paired by seed, for the seeds that both kinds have; positive =
-        StyleSAN-XL is better. "power" has the smallest difference that so many seeds can show (lab/power.py).
-        "others" has the same for the methods of --arm.
+        improvement. The improvement is paired by seed, for the seeds that both kinds have; positive = the
+        second kind is better. "power" has the smallest difference that so many seeds can show (lab/power.py),
+        "reached" the kimg of each seed after which the second kind is as good as the first one's last value
+        (None = never). "others" has the same for the other kinds.
     """
     found: dict[str, Any] = {}
     places = [
@@ -224,13 +236,23 @@ def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[st
     if not both:
         return {}
     values = [[runs[kind][seed][which] for seed in both] for kind in (first, second)]
-    improvement = shared.improvement(values[0], values[1], row["lower is better"])
+    lower = row["lower is better"]
+    improvement = shared.improvement(values[0], values[1], lower)
+
+    def reached(seed: str) -> float | None:
+        run, goal = runs[second][seed], runs[first][seed]["last"]
+        good = (
+            k for k, v in zip(run["kimg"], run["values"], strict=True) if (v <= goal if lower else v >= goal)
+        )
+        return next(good, None)
+
     return {
         first: shared.interval(values[0]),
         second: shared.interval(values[1]),
         "improvement": improvement,
         f"{second} is": shared.verdict(improvement),
         "power": power.statement(improvement["std"], len(both)),
+        "reached": [reached(seed) for seed in both],
     }
 
 
@@ -240,7 +262,7 @@ def still_rises(row: dict[str, Any]) -> float:
     Above about 1 the seeds differ mostly in when they began to improve, and longer runs differ less.
     """
     values = [run["values"] for by_seed in row["runs"].values() for run in by_seed.values()]
-    spread = np.mean([row["last"][kind]["std"] for kind in KINDS])
+    spread = np.mean([row["last"][kind]["std"] for kind in list(row["runs"])[:2]])
     changes = [abs(v[-1] - v[-2]) for v in values if len(v) > 1]
     return float(np.mean(changes) / spread) if changes and spread > 0 else 0.0
 
@@ -289,16 +311,18 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
 )
 @click.option("--generate", "count", default=500, show_default=True, help="Images per measurement.")
 @click.option("--arm", "arm", multiple=True, help='A further method: NAME="train.py flags".')
+@click.option("--only-arms", is_flag=True, help="Compare the methods of --arm with the first of them.")
+@click.option("--name", default="projected", show_default=True, help="Name of the result files.")
 @click.option("--out", default=str(shared.RESULTS), show_default=True, callback=outputs.checked_folder)
 @click.option("--collect-only", is_flag=True, help="Do not train.")
 @click.argument("options", nargs=-1)
 def main(
-    seeds: int, runs: str, count: int, arm: tuple[str, ...], out: str, collect_only: bool,
-    options: tuple[str, ...],
+    seeds: int, runs: str, count: int, arm: tuple[str, ...], only_arms: bool, name: str, out: str,
+    collect_only: bool, options: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train one run after the other, then measure and print the table."""
     try:
-        kinds = arms(arm)
+        kinds = arms(arm, only_arms)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     for seed in range(0 if collect_only else seeds):
@@ -317,16 +341,16 @@ def main(
         raise click.ClickException(
             f"--runs={runs} contains no finished run: train some (without --collect-only)"
         )
-    shared.write(Path(out), "projected", {"seeds": seeds, "images": count, "metrics": found})
-    picture(Path(runs), found, Path(out) / "projected.png")
+    shared.write(Path(out), name, {"seeds": seeds, "images": count, "metrics": found})
+    picture(Path(runs), found, Path(out) / f"{name}.png")
     for text in lines_of(found):
         click.echo(text)
 
 
 def lines_of(found: dict[str, Any]) -> Iterator[str]:
     """Yield the lines to print about the results of `collect`."""
-    first, second = KINDS
     for name, row in found.items():
+        first, second, *_ = row["runs"]
         for which in [w for w in ("last", "best") if w in row]:
             for other, cell in {second: row[which], **row[which].get("others", {})}.items():
                 pair = "   ".join(f"{kind} {shared.text(cell[kind])}" for kind in (first, other))
@@ -334,6 +358,11 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
                     f"{name} ({which}): {pair}   {other} is {cell[f'{other} is']} "
                     f"(so many seeds show differences from {cell['power']['detectable']:.3g})"
                 )
+                if which == "last" and (kimg := [k for k in cell["reached"] if k is not None]):
+                    yield (
+                        f"{name}: {other} reaches the last value of {first} after {np.mean(kimg):.3g} kimg "
+                        f"({min(kimg):g} to {max(kimg):g}), in {len(kimg)} of {len(cell['reached'])} seeds"
+                    )
         if "last" in row and (rise := still_rises(row)) > 1:
             yield (
                 f"{name}: the last two measurements differ by {rise:.1f} times the std between seeds: the "

@@ -357,10 +357,18 @@ def test_projected_compares_further_methods(tmp_path):
     assert found["accuracy"]["last"]["others"]["SONA"]["improvement"]["mean"] == pytest.approx(0.2)
     assert found["accuracy"]["last"]["others"]["SONA"]["SONA is"] == "better"
     lines = list(projected.lines_of(found))
-    assert lines[1].startswith(
+    assert lines[2].startswith(
         "accuracy (last): StyleGAN-XL 0.250 ± 0.635   SONA 0.450 ± 0.635   SONA is better"
     )
     assert any("the runs end during the rise" in line for line in lines)
+    assert any(
+        "SONA reaches the last value of StyleGAN-XL after 1 kimg (1 to 1), in 2 of 2" in line
+        for line in lines
+    )
+    alone = projected.arms(["StyleSAN-XL=", "SONA=--heads=sona"], alone=True)
+    assert alone == {"StyleSAN-XL": (), "SONA": ("--heads=sona",)}
+    (line,) = (line for line in projected.lines_of(projected.collect(tmp_path, 2, alone)) if "(last)" in line)
+    assert line.startswith("accuracy (last): StyleSAN-XL 0.350 ± 0.635   SONA 0.450")
     projected.picture(tmp_path, found, tmp_path / "projected.png")
     for text, says in (
         ("SONA", "write NAME=FLAGS"),
@@ -369,6 +377,8 @@ def test_projected_compares_further_methods(tmp_path):
     ):
         result = CliRunner().invoke(projected.main, [f"--arm={text}"])
         assert result.exit_code == 1 and says in result.output
+    result = CliRunner().invoke(projected.main, ["--arm=SONA=", "--only-arms"])
+    assert result.exit_code == 1 and "at least two" in result.output
 
 
 def test_the_page_says_what_was_measured():
