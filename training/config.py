@@ -31,6 +31,7 @@ DIFFAUG = ("color", "translation", "cutout")  # the published default, in the or
 BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 TRACKERS = ("tensorboard", "wandb", "trackio", "prometheus")
 COMPILE_MODES = ("off", "regions", "graphs")
+THREADS, PROCESSES = WORKERS_KINDS = ("threads", "processes")
 EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
 # The names of san's tables, for --help: san imports torch.
 DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic", "ls_softplus")
@@ -92,10 +93,16 @@ class DataConfig:
     )
     workers: int = opt(
         3,
-        "Threads per process that decode images. 0 = decode in the training thread.",
+        "Threads or processes that decode images, per training process. 0 = decode in the training thread.",
         SG3,
         low=0,
         high=256,
+    )
+    workers_kind: str = opt(
+        THREADS,
+        "What --workers counts: threads, or processes, which do not wait for each other and need memory of "
+        "their own. The images are the same. Data sets that fit in --cache-mb are decoded by threads.",
+        OURS,
     )
     cache_mb: int = opt(
         1024,
@@ -593,6 +600,10 @@ def _check_data(data: DataConfig) -> None:
     )
     _require(data.channels != 2, "--channels=2: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     _require(not data.balanced or data.cond, "--balanced needs --cond True: it balances classes")
+    _require(
+        data.workers_kind in WORKERS_KINDS,
+        f"--workers-kind={data.workers_kind}: use {' or '.join(WORKERS_KINDS)}",
+    )
 
 
 def _check_generator(gen: GeneratorConfig) -> None:

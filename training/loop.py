@@ -65,8 +65,14 @@ def train_until_stopped(
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, world, rank, alpha)
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
     indices = inputs.real_indices(state.progress.nimg, len(dataset))
-    workers, cache_mb, pinned = cfg.data.workers, cfg.data.cache_mb, device.type == "cuda"
-    with Loader(dataset, indices, workers=workers, cache_mb=cache_mb, pinned=pinned) as loader:
+    with Loader(
+        dataset,
+        indices,
+        workers=cfg.data.workers,
+        cache_mb=cfg.data.cache_mb,
+        pinned=device.type == "cuda",
+        kind=cfg.data.workers_kind,
+    ) as loader:
         try:
             periodic.begin(state, running)
             outcome = run(cfg, state, inputs, loader, classifier, periodic, stop)

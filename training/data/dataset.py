@@ -16,21 +16,23 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 import torch
 
-from dnnlib import util
 from dnnlib.progress import Progress
-from image_data import archives, labels, local_copy, png, shards
+from image_data import archives, labels, local_copy, shards
 from image_data.transforms import MODES
 from torch_utils import rng
-from training.data.views import views
+from training.config import THREADS, WORKERS_KINDS
+from training.data import decoding, processes
+from training.data.decoding import Decoder
+from training.data.views import View, views
 
-CHUNK_IMAGES = 64  # images that a thread decodes per task
+CHUNK_IMAGES = 64  # images that a thread decodes per task, at most
 
 
 class ImageDetails(NamedTuple):
@@ -60,6 +62,7 @@ class ImageDataset:
             those in the metadata of the data set, or else 3.
 
     Attributes:
+        decoder: Reads and decodes the images.
         views: The copies. With n images and V views, index i + k n is copy `views[k]` of image i.
 
     Raises:
@@ -80,7 +83,6 @@ class ImageDataset:
     ):
         self.path = os.fspath(path)
         self.local_copies: str | None = None  # the folder of `use_local_copy`
-        self._original: archives.Reader | None = None  # what the copy was made of
         whole = archives.open_archive(self.path, index=True)
         if whole.duplicates:
             raise ValueError(f"{self.path}: {whole.twice(whole.duplicates[0])}")
@@ -95,10 +97,13 @@ class ImageDataset:
         self.name = self._archive.name
         self.metadata: dict[str, Any] = self._index.metadata
         first = self._archive.images[0]
-        with self._open(first, self._read(first)) as image:
+        with decoding.open_image(
+            self.path, first, decoding.read(self.path, self._archive.reader, first)
+        ) as image:
             self.resolution = _find_resolution(f"{self.path}: {first.name}", image.size, resolution)
         self.num_channels = _find_channels(self.path, self.metadata, channels)
         self.image_shape = [self.num_channels, self.resolution, self.resolution]
+        self.decoder = Decoder(self.path, self._archive.reader, self.resolution, self.num_channels)
         self.views = views(xflip, yflip, quarter_turns)
 
         num_raw = len(self._archive.images)
@@ -169,6 +174,13 @@ class ImageDataset:
         raw_index = int(self._raw_indices[row])
         label = -1 if self.labels is None else int(self.labels[row])
         return ImageDetails(self._archive.images[raw_index].name, raw_index, self.views[copy].xflip, label)
+
+    def locate(self, index: int) -> tuple[archives.Entry, View]:
+        """Return the place of image `index` in the archive, and which copy it is."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        copy, row = divmod(index, len(self._raw_indices))
+        return self._archive.images[self._raw_indices[row]], self.views[copy]
 
     def load(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Load images.
@@ -247,52 +259,21 @@ class ImageDataset:
         Raises:
             ValueError: The copy cannot be made.
         """
-        self._original = self._archive.reader
+        original = self._archive.reader
         self._archive = local_copy.local_copy(self._archive, folder, "--data-cache")
+        self.decoder = replace(self.decoder, reader=self._archive.reader, original=original)
         self.local_copies = folder
 
     def close(self) -> None:
         """Release the file handle. The next read opens it again."""
         self._archive.reader.close()
 
-    def _read(self, entry: archives.Entry) -> bytes:
-        try:
-            return self._archive.reader.read(entry)
-        except ValueError as error:
-            raise ValueError(self._damage(entry, str(error))) from None
-
-    def _damage(self, entry: archives.Entry, error: str) -> str:
-        """The message about an image that cannot be read."""
-        reader = self._archive.reader
-        shard = reader.shards[entry.shard] if isinstance(reader, shards.ShardReader) else None
-        if self._original is not None:
-            try:
-                self._original.read(entry)
-            except ValueError as damaged:  # and copied as it is
-                error = str(damaged)
-            else:
-                copy = os.path.dirname(shard or reader.path)
-                return f"{copy}: {error}: delete this copy, and it is made again"
-        remedy = ": copy the shard again, or delete its index" if shard else ""
-        return f"{self.path}: {error}{remedy}"
-
-    def _open(self, entry: archives.Entry, data: bytes) -> Any:
-        try:
-            return archives.open_image(data)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {entry.name}: {error}") from None
-
     def _load_row(self, row: int, out: np.ndarray) -> None:
         """Write an image, not flipped, to `out`, uint8 [C, R, R] of any strides."""
         if self._cache is not None and self._cache.filled[row]:
             out[...] = self._cache.images[row]
             return
-        entry = self._archive.images[self._raw_indices[row]]
-        data = self._read(entry)
-        if not png.decode_into(data, out, is_checked=self._archive.reader.checks_content):
-            with self._open(entry, data) as image:
-                where = f"{self.path}: {entry.name}"
-                out[...] = _decode(where, image, self.resolution, self.num_channels)
+        self.decoder.decode(self._archive.images[self._raw_indices[row]], out)
         if self._cache is not None:
             self._cache.images[row] = out  # two threads may get here; both write the same bytes
             self._cache.filled[row] = True
@@ -322,25 +303,6 @@ def _find_channels(path: str, metadata: dict[str, Any], wanted: int | None) -> i
         where = "channels" if wanted is not None else f'{path}: "channels" of {archives.INDEX_NAME}'
         raise ValueError(f"{where} is {str(found)[:40]}: 1, 3 and 4 are supported")
     return int(found)
-
-
-def _decode(where: str, image: PIL.Image.Image, resolution: int, channels: int) -> np.ndarray:
-    """Decode a file that dataset_tool.py does not write by default. Returns uint8 [C, R, R]."""
-    if image.size != (resolution, resolution):
-        raise ValueError(
-            f"{where} is {image.width}x{image.height}, but the first image is {resolution}x{resolution}"
-        )
-    transparent = image.mode not in ("RGB", "L", "1", "P") or "transparency" in image.info
-    if transparent and not (channels == 4 and image.mode in ("RGBA", "LA", "P", "L", "RGB")):
-        raise ValueError(
-            f"{where} has mode {image.mode} or transparency; prepare the images with dataset_tool.py"
-        )
-    mode = MODES[channels]
-    try:
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{where} cannot be decoded ({util.reason(error)})") from None
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Labelling, str, str]:
@@ -462,25 +424,100 @@ def sample_indices(
     return result
 
 
-class _Batch(NamedTuple):
-    indices: np.ndarray
-    images: torch.Tensor  # uint8 [B, C, R, R]
-    parts: list[Future[None]]
+class _Threads:
+    """Decodes batches in threads; with 0 of them, in the thread that starts a batch."""
+
+    def __init__(self, dataset: ImageDataset, workers: int, pinned: bool) -> None:
+        self._dataset, self._workers, self._pinned = dataset, workers, pinned
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader") if workers else None
+        self._stop = threading.Event()
+
+    def start(self, indices: np.ndarray) -> tuple[torch.Tensor, list[Future[None]]]:
+        """Start decoding images."""
+        batch = torch.empty(
+            [len(indices), *self._dataset.image_shape], dtype=torch.uint8, pin_memory=self._pinned
+        )
+        images = batch.numpy()
+        if self._pool is None:
+            self._fill(indices, images)
+            return batch, []
+        size = min(CHUNK_IMAGES, max(1, -(-len(indices) // self._workers)))
+        starts = range(0, len(indices), size)
+        parts = [self._pool.submit(self._fill, indices[i : i + size], images[i : i + size]) for i in starts]
+        return batch, parts
+
+    def finish(self, started: tuple[torch.Tensor, list[Future[None]]]) -> torch.Tensor:
+        """Wait for a batch. Returns uint8 [B, C, R, R], or raises the error of an image."""
+        batch, parts = started
+        for part in parts:
+            part.result()
+        return batch
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._stop.set()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fill(self, indices: np.ndarray, images: np.ndarray) -> None:
+        if not self._stop.is_set():
+            self._dataset.load(indices, out=images)
+
+
+class _Processes:
+    """Decodes batches in processes, which are started with the first batch."""
+
+    def __init__(self, dataset: ImageDataset, workers: int, pinned: bool, prefetch: int) -> None:
+        self._dataset, self._workers, self._pinned = dataset, workers, pinned
+        self._blocks = prefetch + 2  # two are with the consumer while it replaces one batch by the next
+        self._most = 0  # images of a batch
+        self._pool: processes.Processes | None = None
+
+    def start(self, indices: np.ndarray) -> processes.Batch:
+        """Start decoding images."""
+        if self._pool is None:
+            self._most = len(indices)
+            self._pool = processes.Processes(self._dataset.decoder, self._workers, self._most, self._blocks)
+        if len(indices) > self._most:
+            raise ValueError(
+                f"a batch of {len(indices)} images follows one of {self._most}: processes need the largest "
+                "batch first"
+            )
+        return self._pool.start([self._dataset.locate(index) for index in indices.tolist()])
+
+    def finish(self, started: processes.Batch) -> torch.Tensor:
+        """Wait for a batch. Returns uint8 [B, C, R, R], or raises the error of an image."""
+        assert self._pool is not None
+        if not self._pinned:
+            return torch.from_numpy(self._pool.finish(started))
+        batch = torch.empty([started.count, *self._dataset.image_shape], dtype=torch.uint8, pin_memory=True)
+        self._pool.finish(started, out=batch.numpy())
+        return batch
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.close()
 
 
 class Loader:
     """Iterates over (uint8 tensor [B, C, R, R], int64 tensor [B] or None) in the order of `index_batches`.
 
-    Threads decode images ahead of time. An image that cannot be read raises its ValueError when its batch is
-    due. Use it as a context manager, or call close().
+    Threads or processes decode images ahead of time. An image that cannot be read raises its ValueError when
+    its batch is due. Use it as a context manager, or call close().
 
     Args:
         dataset: The images.
-        index_batches: Index arrays [B], finite or infinite; advanced by the consuming thread only.
-        workers: Decoding threads; 0 = decode in the consuming thread.
+        index_batches: Index arrays [B], finite or infinite; advanced by the consuming thread only. With
+            processes, none is larger than the first.
+        workers: Decoding threads or processes; 0 = decode in the consuming thread.
         prefetch: Number of batches in flight.
         cache_mb: Keep the decoded images if the whole data set fits in this many MiB.
-        pinned: Decode into pinned memory, which CUDA copies without waiting.
+        pinned: Decode into pinned memory, which CUDA copies without waiting. With processes, copy into it.
+        kind: One of WORKERS_KINDS. Images that `cache_mb` keeps are decoded once, by threads.
+
+    Attributes:
+        kind: What decodes.
     """
 
     def __init__(
@@ -491,19 +528,26 @@ class Loader:
         prefetch: int = 2,
         cache_mb: float = 512,
         pinned: bool = False,
+        kind: str = THREADS,
     ):
-        if workers < 0 or prefetch < 1:
+        if workers < 0 or prefetch < 1 or kind not in WORKERS_KINDS:
             raise ValueError(
-                f"Loader needs workers >= 0 and prefetch >= 1; got workers={workers}, prefetch={prefetch}"
+                f"Loader needs workers >= 0, prefetch >= 1 and kind in {', '.join(WORKERS_KINDS)}; got "
+                f"workers={workers}, prefetch={prefetch}, kind={kind}"
             )
-        dataset.use_cache(cache_mb)
         self._dataset = dataset
         self._index_batches = iter(index_batches)
-        self._prefetch = prefetch
-        self._pinned = pinned
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader") if workers else None
-        self._stop = threading.Event()
-        self._pending: deque[_Batch] = deque()
+        self._has_workers = workers > 0
+        self._ahead = prefetch if workers else 1
+        is_cached = dataset.use_cache(cache_mb)
+        self.kind = THREADS if is_cached or not workers else kind
+        self._pool: _Threads | _Processes = (
+            _Threads(dataset, workers, pinned)
+            if self.kind == THREADS
+            else _Processes(dataset, workers, pinned, prefetch)
+        )
+        self._is_closed = False
+        self._pending: deque[tuple[np.ndarray, Any]] = deque()  # indices, and what the pool has started
 
     def __enter__(self) -> "Loader":
         return self
@@ -515,30 +559,25 @@ class Loader:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._stop.is_set():
+        if self._is_closed:
             raise StopIteration
-        ahead = self._prefetch if self._pool is not None else 1
-        while len(self._pending) < ahead and self._submit():
+        while len(self._pending) < self._ahead and self._submit():
             pass
         if not self._pending:
             self.close()
             raise StopIteration
-        batch = self._pending.popleft()
-        for part in batch.parts:
-            part.result()
-        if self._pool is not None:
+        indices, started = self._pending.popleft()
+        images = self._pool.finish(started)
+        if self._has_workers:
             self._submit()  # before the consumer trains on this batch
-        labels = (
-            None if self._dataset.labels is None else torch.from_numpy(self._dataset.labels[batch.indices])
-        )
-        return batch.images, labels
+        labels = None if self._dataset.labels is None else torch.from_numpy(self._dataset.labels[indices])
+        return images, labels
 
     def close(self) -> None:
-        """Stop the threads and end the iteration. Can be called more than once."""
-        self._stop.set()
+        """Stop the threads or processes and end the iteration. Can be called more than once."""
+        self._is_closed = True
         self._pending.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     def _submit(self) -> bool:
         """Start decoding the next index batch. Returns False if there is none."""
@@ -546,21 +585,5 @@ class Loader:
         if indices is None:
             return False
         indices = np.asarray(indices, dtype=np.int64)
-        shape = [len(indices), *self._dataset.image_shape]
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
-        images = batch.numpy()
-        starts = range(0, len(indices), CHUNK_IMAGES)
-        if self._pool is None:
-            self._fill(indices, images)
-            self._pending.append(_Batch(indices, batch, []))
-        else:
-            parts = [
-                self._pool.submit(self._fill, indices[i : i + CHUNK_IMAGES], images[i : i + CHUNK_IMAGES])
-                for i in starts
-            ]
-            self._pending.append(_Batch(indices, batch, parts))
+        self._pending.append((indices, self._pool.start(indices)))
         return True
-
-    def _fill(self, indices: np.ndarray, images: np.ndarray) -> None:
-        if not self._stop.is_set():
-            self._dataset.load(indices, out=images)

@@ -12,6 +12,7 @@ import hashlib
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from dnnlib import trust
@@ -61,6 +62,7 @@ def planned(dataset: ImageDataset, resolution: int) -> ImageDataset:
     smaller = copy.copy(dataset)
     smaller.is_planned = True
     smaller.resolution = resolution
+    smaller.decoder = replace(dataset.decoder, resolution=resolution)
     smaller.image_shape = [dataset.num_channels, resolution, resolution]
     smaller.name = _name(dataset, resolution)
     return smaller

@@ -482,13 +482,13 @@ def test_loader_gives_the_batches_in_order(
 def test_loader_decodes_a_cached_set_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = data.ImageDataset(small, xflip=True)
     decoded: list[str] = []
-    original = data.ImageDataset._read
+    original = archives.ZipReader.read
 
-    def counted(self: data.ImageDataset, entry: archives.Entry) -> bytes:
+    def counted(self: archives.ZipReader, entry: archives.Entry, limit: int | None = None) -> bytes:
         decoded.append(entry.name)
-        return original(self, entry)
+        return original(self, entry, limit)
 
-    monkeypatch.setattr(data.ImageDataset, "_read", counted)
+    monkeypatch.setattr(archives.ZipReader, "read", counted)
     batches = [np.arange(20)] * 4
     with data.Loader(dataset, batches, workers=0, cache_mb=1) as loader:
         assert all(labels is None for _, labels in loader)
