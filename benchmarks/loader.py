@@ -8,12 +8,15 @@
 
 All numbers are images per CPU second of one process, the medians of rounds in which every row runs once.
 "filtered" sets have the PNGs that Pillow writes at level 0, as the published tool and version 0.1 do.
-"plain" sets have those that dataset_tool.py writes by default. Rows with threads are images per second of the
-clock, and the time of a batch of 64 when none is ready; they need idle cores. The last two rows are the PNG
-files of gen_images.py, one after the other and by its threads, of images that are there at once.
+"plain" sets have those that dataset_tool.py writes by default. Rows with threads or processes read the set
+several times: images per second of the clock, CPU time per image of all processes, both from the first batch
+of 64 on, and the time until that is there, the start of processes included. They need idle cores. The last
+two rows are the PNG files of gen_images.py, one after the other and by its threads, of images that are there
+at once.
 """
 
 import io
+import os
 import statistics
 import sys
 import tempfile
@@ -24,19 +27,19 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine, rounds
+from benchmarks import rounds
 from dnnlib.records import write_json
-from generation import pictures
 from image_data import conversion, sources
-from torch_utils.images import grid, save_png
-from training.data.dataset import ImageDataset, Loader
+from training.config import WORKERS_KINDS
+
+# torch is imported where it is used: processes that decode import this file, as they import train.py.
 
 BATCH = 64
+KIND_OF_ONE = {"threads": "thread", "processes": "process"}
 
 
 def make_images(count: int, size: int) -> np.ndarray:
@@ -74,27 +77,59 @@ def pillow_loop(path: Path, size: int | None = None) -> int:
 
 def load(path: Path) -> int:
     """Read every image of a data set with the loader of training. Returns the number of images."""
+    from training.data.dataset import ImageDataset, Loader
+
     dataset = ImageDataset(path)
     batches = [np.arange(start, min(start + BATCH, len(dataset))) for start in range(0, len(dataset), BATCH)]
     with Loader(dataset, batches, cache_mb=0) as loader:
         return sum(len(images) for images, _ in loader)
 
 
-def threaded(path: Path, workers: int) -> tuple[float, float]:
-    """Read a data set with decoding threads. Returns images per second, and seconds of the first batch."""
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it has started and waited for."""
+    times = os.times()  # in steps of 10 ms
+    return time.process_time() + times.children_user + times.children_system
+
+
+def read(path: Path, workers: int, kind: str, num_batches: int) -> tuple[float, float, float]:
+    """Read a data set again and again with threads or processes.
+
+    Returns:
+        Seconds until the first batch, seconds of the rest, and CPU seconds of all.
+    """
+    from training.data.dataset import ImageDataset, Loader
+
     dataset = ImageDataset(path)
-    batches = [np.arange(start, min(start + BATCH, len(dataset))) for start in range(0, len(dataset), BATCH)]
-    started = time.perf_counter()
-    with Loader(dataset, batches, workers=workers, cache_mb=0) as loader:
+    batches = (np.arange(i * BATCH, (i + 1) * BATCH) % len(dataset) for i in range(num_batches))
+    started, before = time.perf_counter(), cpu_seconds()
+    with Loader(dataset, batches, workers=workers, cache_mb=0, kind=kind) as loader:
         next(loader)
-        first = time.perf_counter() - started
+        first = time.perf_counter()
         for _ in loader:
             pass
-    return len(dataset) / (time.perf_counter() - started), first
+        rest = time.perf_counter() - first
+    return first - started, rest, cpu_seconds() - before
+
+
+def in_workers(path: Path, workers: int, kind: str, num_images: int) -> dict[str, float]:
+    """The rows of a number of threads or processes."""
+    batches = max(num_images // BATCH, 1)
+    _, _, cpu_of_start = read(path, workers, kind, 1)
+    first, rest, cpu = read(path, workers, kind, 1 + batches)
+    return {
+        "per s": batches * BATCH / rest,
+        "CPU ms": 1000 * (cpu - cpu_of_start) / (batches * BATCH),
+        "first batch, ms": 1000 * first,
+    }
 
 
 def write_pictures(folder: Path, pixels: np.ndarray, in_threads: bool) -> float:
     """Write uint8 images [N, H, W, C] as PNG files. Returns images per second of the clock."""
+    import torch
+
+    from generation import pictures
+    from torch_utils.images import grid, save_png
+
     folder.mkdir(exist_ok=True)
     planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     started = time.perf_counter()
@@ -110,6 +145,8 @@ def write_pictures(folder: Path, pixels: np.ndarray, in_threads: bool) -> float:
 
 def small_files(folder: Path, count: int) -> dict[str, float]:
     """Open a folder of `count` images of 16 pixels, and read a thousand of them at random."""
+    from training.data.dataset import ImageDataset, Loader
+
     target = folder / "small"
     pixels = make_images(64, 16)
     pngs = []
@@ -150,6 +187,11 @@ def rate(work: Callable[[], int]) -> float:
 @click.option("--out", help="JSON file for the results.")
 def main(count: int, repeats: int, files: int, smoke: bool, out: str | None) -> None:
     """Measure all rows; the help text is the module's docstring."""
+    import torch
+
+    from benchmarks import machine
+
+    torch.set_num_threads(1)
     count, repeats, size = (8, 1, 32) if smoke else (count, repeats, 256)
     with tempfile.TemporaryDirectory() as folder:
         filtered, plain = Path(folder, "filtered.zip"), Path(folder, "plain.zip")
@@ -168,11 +210,21 @@ def main(count: int, repeats: int, files: int, smoke: bool, out: str | None) -> 
         }
         found = rounds.medians(rows, rate, repeats)
         other: dict[str, float] = {}
-        for workers in (1, 2):
-            rates, firsts = zip(*(threaded(plain, workers) for _ in range(repeats)), strict=True)
-            title = f"plain: loader, {workers} thread{'s' * (workers > 1)}"
-            other[f"{title}, per s"] = statistics.median(rates)
-            other[f"{title}, first batch, ms"] = 1000 * statistics.median(firsts)
+        places = [
+            (name, path, kind, workers)
+            for name, path in (("plain", plain), ("filtered", filtered))[: 1 if smoke else 2]
+            for kind in WORKERS_KINDS
+            for workers in (1, 2)
+        ]
+        passes = 1 if smoke else 8
+        results = [
+            [in_workers(path, workers, kind, passes * count) for _, path, kind, workers in places]
+            for _ in range(repeats)
+        ]
+        for (name, _, kind, workers), rows_of_place in zip(places, zip(*results, strict=True), strict=True):
+            title = f"{name}: loader, {workers} {kind if workers > 1 else KIND_OF_ONE[kind]}"
+            for what in rows_of_place[0]:
+                other[f"{title}, {what}"] = statistics.median(row[what] for row in rows_of_place)
         for title, in_threads in (("one by one", False), ("in threads", True)):
             speeds = [write_pictures(Path(folder, "pictures"), pixels, in_threads) for _ in range(repeats)]
             other[f"write pictures {title}, per s"] = statistics.median(speeds)

@@ -490,7 +490,7 @@ class _Processes:
         assert self._pool is not None
         if not self._pinned:
             return torch.from_numpy(self._pool.finish(started))
-        batch = torch.empty([started.count, *self._dataset.image_shape], dtype=torch.uint8, pin_memory=True)
+        batch = torch.empty([started.size, *self._dataset.image_shape], dtype=torch.uint8, pin_memory=True)
         self._pool.finish(started, out=batch.numpy())
         return batch
 

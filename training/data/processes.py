@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """A batch that is being decoded."""
 
     block: int
-    count: int  # of images
+    size: int  # number of images
     parts: int  # the first so many processes decode one part each
 
 
@@ -95,7 +95,7 @@ class Processes:
             ValueError: The first error of its images, or that a process has ended.
         """
         errors = [error for error in map(self._answer, range(batch.parts)) if error is not None]
-        images = self._blocks[batch.block, : batch.count]
+        images = self._blocks[batch.block, : batch.size]
         if out is None and self._free and not errors:
             weakref.finalize(images, self._free.append, batch.block).atexit = False
             return images
