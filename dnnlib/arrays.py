@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from dnnlib.util import Damaged
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of name and extra field
 _LOCAL_SIGNATURE = b"PK\3\4"
+_CHECK_BYTES = 2**20  # read at once to compare a CRC-32
 
 
 class Member(NamedTuple):
@@ -117,6 +118,26 @@ class Rows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["member"])  # type: ignore[misc]
+
+    def check(self, done: Callable[[int, int], object] = lambda read, total: None) -> None:
+        """Compare an uncompressed member with its CRC-32. A compressed one is compared as it is unpacked.
+
+        Args:
+            done: called with the bytes read and their total.
+
+        Raises:
+            Damaged: they differ, or the file ends early.
+        """
+        if self.member.info.compress_type != zipfile.ZIP_STORED:
+            return
+        total, read = self.member.info.file_size, 0
+        try:
+            with zipfile.ZipFile(self.member.path) as archive, archive.open(self.member.info) as stream:
+                while data := stream.read(_CHECK_BYTES):  # zipfile compares the CRC-32 at the end
+                    read += len(data)
+                    done(read, total)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise Damaged(f"{self.member.path}: {self.member.name} is damaged ({error})") from None
 
     def _mapped(self, index: int) -> bytes:
         if self._map is None:

@@ -234,6 +234,7 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
         click.echo("\n".join(dry_run.lines(config, given, dataset, resumed)))
+        run_plan.check_guidance(config, dataset)
         evaluator = measures.make_evaluator(config, dataset)
         evaluator.check_data()
         missing = print_missing(measures.missing_files([config]))
@@ -314,7 +315,12 @@ def print_recipe_plan(
         for p in planned
         if p.dataset is not None
     }
-    for evaluator in evaluators.values():
+    for p, evaluator in evaluators.items():
+        assert p.dataset is not None
+        try:
+            run_plan.check_guidance(p.config, p.dataset)
+        except ValueError as error:
+            raise ValueError(f"stage {p.stage.resolution}: {error}") from None
         evaluator.check_data()
     if print_missing(measures.missing_files([p.config for p in planned], schedule.recipe.final_metric)):
         return

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dnnlib import arrays
+from dnnlib.progress import Progress
 from dnnlib.util import Damaged
 from image_data import array_layout
 from image_data.array_layout import IMAGE_ARRAYS, LABEL_ARRAYS, Shape
@@ -70,6 +71,20 @@ def find(path: str, image_column: str | None = None, label_column: str | None = 
     """
     try:
         return _find(path, image_column, label_column)
+    except Damaged as error:
+        raise ValueError(f"{error}: {AGAIN}") from None
+
+
+def check(rows: arrays.Rows) -> None:
+    """Read images once, and compare them with their CRC-32: single rows of a mapped file have none.
+
+    Raises:
+        ValueError: one line: they are damaged.
+        OSError: the file cannot be read.
+    """
+    progress = Progress(label=f"Checking {rows.member.path}", unit="bytes", silent=5)
+    try:
+        rows.check(progress)
     except Damaged as error:
         raise ValueError(f"{error}: {AGAIN}") from None
 

@@ -321,6 +321,7 @@ def _packed_file_source(path: str, mode: str) -> Source:
 
 def _npz_source(request: _Request) -> Source:
     found = npz.find(request.path, *request.columns)
+    npz.check(found.rows)
     count = len(found.rows)
     origin = found.label_array or f"the file has no {npz.LABELS} with classes"
     source = Source(_base_name(request.path), "npz", npz.Opener(found.rows), range(count), origin=origin)

@@ -214,6 +214,11 @@ def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -
         if path is None:
             return timm.create_model(name, pretrained=False), f"{RANDOM}:{seed}"
         state, sha256 = read_resolved(name, weights, path)
+        for tensor, value in state.items():
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"'{path}': {tensor} has values that are not finite: give other weights of {name}"
+                )
         if "_conv_stem.weight" in state:
             state = lite0_to_timm(state)
         options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 
@@ -199,6 +200,25 @@ def test_torchrun_and_gpus_must_agree(command, tmp_path, monkeypatch):
             and "--gpus=1, but torchrun started 4 processes" in result.output
             and not list(tmp_path.iterdir())
         )
+
+
+def test_the_plan_compares_the_classes_of_the_guidance_with_those_of_the_data(command, tmp_path):
+    weights = tmp_path / "classifier.pth"
+    state = timm.create_model("resnet10t", num_classes=4).state_dict()
+    guidance = ["--cls_weight=8", "--cls_model=resnet10t", f"--cls_weights={weights}"]
+    result = invoke(f"--outdir={tmp_path / 'runs'}", *command, *guidance, "--dry-run")
+    assert result.exit_code == 0 and f"file '{weights}' not found" in result.output, result.output
+    torch.save(state, weights)
+    result = invoke(f"--outdir={tmp_path / 'runs'}", *command, *guidance, "--dry-run")
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 1 and line.startswith("Error: stage 8: ") and "4 classes" in line
+    state["fc.bias"][0] = float("inf")
+    torch.save(state, weights)
+    for more in ([], ["--dry-run"]):
+        result = invoke(f"--outdir={tmp_path / 'runs'}", *command, *guidance, *more)
+        (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+        assert result.exit_code == 1 and "fc.bias has values that are not finite" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tmp_path, monkeypatch):

@@ -74,3 +74,16 @@ def test_damaged_labels_are_not_left_out(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"arr_1.*CRC.*: copy or download it again$"):
         sources.open_source(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_pixels_are_an_error_in_one_line(tmp_path, save):
+    save(tmp_path / "a.npz", pixels(n=40))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz: arr_0 (is damaged|cannot be unpacked) \(") as error:
+        source = sources.open_source(tmp_path / "a.npz")
+        for ref in source.refs:
+            source.opener.load(ref)
+    assert "\n" not in str(error.value)

@@ -224,6 +224,19 @@ def test_unfit_files_are_one_line(tmp_path, content, match, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("load", [features.load, features.classifier])
+def test_weights_that_are_not_finite_are_refused_in_one_line(tmp_path, load):
+    path = tmp_path / "weights.pth"
+    state = timm.create_model("resnet10t").state_dict()
+    state["fc.weight"][3, 5] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(
+        ValueError, match=r"weights\.pth': fc\.weight has values that are not finite"
+    ) as error:
+        load("resnet10t", str(path))
+    assert "\n" not in str(error.value)
+
+
 def test_damaged_file_is_one_line(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"not a zip")

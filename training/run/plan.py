@@ -97,6 +97,21 @@ def check(
         build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
 
 
+def check_guidance(cfg: TrainConfig, dataset: ImageDataset) -> None:
+    """Check that the guidance classifier knows the classes, if its weights are here: for --dry-run.
+
+    Raises:
+        ValueError: As `build.make_classifier`.
+    """
+    if cfg.loss.cls_weight == 0:
+        return
+    try:
+        timm_weights.check(cfg.loss.cls_model, cfg.loss.cls_weights, download=False)
+    except FileNotFoundError:  # --dry-run prints what is missing
+        return
+    build.make_classifier(cfg.loss, dataset, quiet=True)
+
+
 def check_memory(cfg: TrainConfig, device: torch.device, G: Generator, D: ProjectedDiscriminator) -> None:
     """Refuse a run on a CPU whose estimated memory is far above what is free: the system would kill it.
 
