@@ -73,6 +73,9 @@ def train_until_stopped(
         pinned=device.type == "cuda",
         kind=cfg.data.workers_kind,
     ) as loader:
+        kind = cfg.data.workers_kind
+        if loader.kind != kind and cfg.data.workers and distributed.is_main():
+            print(f"--workers-kind={kind}: all images fit in --cache-mb: threads decode them")
         try:
             periodic.begin(state, running)
             outcome = run(cfg, state, inputs, loader, classifier, periodic, stop)

@@ -325,6 +325,18 @@ def test_what_ends_a_run_is_in_its_log(name, ending, saved, data, tmp_path, monk
     assert run_folder.has_checkpoint(run_dir) == saved
 
 
+def test_processes_that_decode_resume_the_run_of_threads(data, tmp_path, capsys):
+    options = {"data__workers": 2, "data__cache_mb": 0, "run__tick": 0.008}
+    train_here(config(data, **options, run__kimg=0.032), tmp_path / "threads")
+    for kimg in (0.016, 0.032):
+        cfg = config(data, **options, run__kimg=kimg, data__workers_kind="processes")
+        train_here(cfg, tmp_path / "processes")
+    assert "--workers-kind" not in capsys.readouterr().out
+    assert_equal_states(final_state(tmp_path / "processes"), final_state(tmp_path / "threads"))
+    train_here(config(data, data__workers_kind="processes", run__kimg=0.008), tmp_path / "cached")
+    assert "--workers-kind=processes: all images fit in --cache-mb" in capsys.readouterr().out
+
+
 def test_a_damaged_lineage_is_that_of_the_checkpoint(data, tmp_path):
     train_here(config(data, run__kimg=0.008), tmp_path / "stem")
     data32 = make_zip(tmp_path, "three32", classes=3, count=24, resolution=32)

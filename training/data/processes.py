@@ -72,7 +72,7 @@ class Processes:
 
     def start(self, images: list[tuple[Entry, View]]) -> Batch:
         """Start to decode images, each into one copy. A block must be free: `finish` leaves one."""
-        block, size = self._free.popleft(), -(-len(images) // len(self._processes))
+        block, size = self._free.popleft(), max(1, -(-len(images) // len(self._processes)))
         starts = range(0, len(images), size)
         for number, first in enumerate(starts):
             try:
