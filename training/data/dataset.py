@@ -168,18 +168,14 @@ class ImageDataset:
 
     def get_details(self, index: int) -> ImageDetails:
         """Return the name, position in the archive, flip and label of image `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        copy, row = divmod(int(index), len(self._raw_indices))
+        copy, row = self._place(int(index))
         raw_index = int(self._raw_indices[row])
         label = -1 if self.labels is None else int(self.labels[row])
         return ImageDetails(self._archive.images[raw_index].name, raw_index, self.views[copy].xflip, label)
 
     def locate(self, index: int) -> tuple[archives.Entry, View]:
         """Return the place of image `index` in the archive, and which copy it is."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        copy, row = divmod(index, len(self._raw_indices))
+        copy, row = self._place(index)
         return self._archive.images[self._raw_indices[row]], self.views[copy]
 
     def load(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -194,11 +190,8 @@ class ImageDataset:
         """
         if out is None:
             out = np.empty([len(indices), *self.image_shape], dtype=np.uint8)
-        num_rows = len(self._raw_indices)
         for position, index in enumerate(np.asarray(indices).tolist()):
-            if not 0 <= index < len(self):
-                raise IndexError(f"image {index} of {len(self)}")
-            copy, row = divmod(index, num_rows)
+            copy, row = self._place(index)
             self._load_row(row, self.views[copy].target(out[position]))
         return out
 
@@ -267,6 +260,12 @@ class ImageDataset:
     def close(self) -> None:
         """Release the file handle. The next read opens it again."""
         self._archive.reader.close()
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(Copy, row of the originals) of image `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return divmod(index, len(self._raw_indices))
 
     def _load_row(self, row: int, out: np.ndarray) -> None:
         """Write an image, not flipped, to `out`, uint8 [C, R, R] of any strides."""
