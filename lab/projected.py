@@ -21,9 +21,10 @@ all are continued if --kimg is increased.
 At every snapshot it measures, if there are classes, accuracy (the share of --generate images that a
 classifier, trained on the data set, assigns to the requested class) and balance (the entropy of the predicted
 classes over log(classes)). At the last snapshot it measures fd_lite0, the Frechet distance between lite0
-features of these images and of as many images of the data set. The metrics that train.py evaluates are
-included, and so is the number of images after which a method is as good as the reference at its end. Writes
-projected.json (values, intervals, differences paired by seed) and projected.png.
+features of these images and of as many images of the data set. Included are variety and recall within
+classes, which train.py measures at every tick, the metrics that it evaluates, and the number of images after
+which a method is as good as the reference at its end. Writes projected.json (values, intervals, differences
+paired by seed) and projected.png.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from training.run_folder import better_direction
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
+VARIETY = ("Variety/within", "Variety/recall")  # of every tick (training/watch/variety.py)
 Kinds = Mapping[str, tuple[str, ...]]  # method -> its options of train.py; the first one is the reference
 KINDS: Kinds = {"StyleGAN-XL": ("--san=False",), "StyleSAN-XL": ("--san=True",)}
 
@@ -177,6 +179,10 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     for name in [key for key in (lines[-1] if lines else {}) if key != "kimg"]:
         having = [line for line in lines if name in line]
         found[name] = [line["kimg"] for line in having], [line[name] for line in having], name == "fd_lite0"
+    ticks = run_folder.read_jsonl(folder / run_folder.STATS_FILE)
+    for name in (name for name in VARIETY if any(name in line for line in ticks)):
+        having = [line for line in ticks if name in line]
+        found[name] = [line["kimg"] for line in having], [line[name]["mean"] for line in having], False
     for path in run_folder.metric_files(folder):
         lines = run_folder.read_jsonl(path)
         for name in lines[-1]["results"] if lines else ():

@@ -283,6 +283,13 @@ class LossConfig:
         low=0,
         flag=None,
     )
+    energy_weight: float = opt(
+        0.0,
+        "Weight of the energy distance between the shapes of generated and real images of a class, in the "
+        "generator's loss. Keeps the images of a class varied in short runs with few classes. 0 = none.",
+        OURS,
+        low=0,
+    )
     cls_weight: float = opt(0.0, "Weight of the classifier guidance. 0 = none.", XL, low=0)
     cls_model: str = opt(
         "deit_small_distilled_patch16_224",

@@ -207,12 +207,21 @@ def _trainable(state: TrainState, which: str) -> None:
         p.requires_grad_(which == "D")
 
 
+def _pairs_logits(state: TrainState, cfg: LossConfig) -> bool:
+    """Whether the adversarial loss of generated images needs the logits of real ones."""
+    return pairs_generator(cfg) or bool(state.D.sona)
+
+
 def _generator_micro_batch(
     state: TrainState, cfg: LossConfig, classifier: Classifier | None, count: int, r: MicroBatch,
     real: RealMicroBatch | None, kernel: torch.Tensor | None, during: During,
 ) -> None:  # fmt: skip
     images = state.G(r.z, r.labels)
-    loss = _adversarial(state, images, r, real, cfg, kernel)
+    loss = _adversarial(state, images, r, real if _pairs_logits(state, cfg) else None, cfg, kernel)
+    if cfg.energy_weight > 0 and real is not None:
+        energy = losses.energy_distance(images, real.images, r.labels)
+        training_stats.report("Loss/G/energy_distance", energy)
+        loss = loss + cfg.energy_weight * energy
     if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
         guidance = losses.guidance(classifier, images, r.labels)
         training_stats.report("Loss/G/guidance_loss", guidance)
@@ -238,22 +247,22 @@ def g_step(
         cfg: of the losses.
         blur_sigma: of all images, in pixels.
         classifier: for guidance; None = without.
-        reals: real images of each micro-batch, for relativistic pairing and SONA heads.
+        reals: real images of each micro-batch, for relativistic pairing, SONA heads and the energy distance.
     """
     watchdog.phase("G")
     _trainable(state, "G")
-    pairs = (pairs_generator(cfg) or state.D.sona) and reals is not None
-    micro_batches = _conditioned(state.D.sona, micro_batches, reals)
+    needs_reals = (_pairs_logits(state, cfg) or cfg.energy_weight > 0) and reals is not None
+    micro_batches = _conditioned(state.D.sona or cfg.energy_weight > 0, micro_batches, reals)
     kernel = losses.blur_kernel(blur_sigma, state.pl_mean.device)
     reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
-        real = reals[i] if pairs and reals is not None else None
+        real = reals[i] if needs_reals and reals is not None else None
         args = (cfg, classifier, len(micro_batches), r._replace(samples=()), real, kernel)
         during = functools.partial(reduction.during, i == len(micro_batches) - 1)
         _run(state, "G", _generator_micro_batch, state.g_params, args, during)
     cause = functools.partial(
-        nonfinite.find, state, micro_batches, reals if pairs and reals is not None else (), kernel
+        nonfinite.find, state, micro_batches, reals if needs_reals and reals is not None else (), kernel
     )
     apply_gradients(
         state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause, reduction, state.guard

@@ -127,6 +127,7 @@ def test_a_training_step_stays_on_its_device_and_never_waits_for_it(
             "discriminator.backbone_weights": {timm_weights.LITE0: timm_weights.RANDOM},
             "loss.diagnostics": False,
             "loss.cls_weight": 1,
+            "loss.energy_weight": 1,
         }
     )
     G = generator.build_superres(stem(family), family, 2, 4) if superres else stem(family)
@@ -154,7 +155,7 @@ def test_a_training_step_stays_on_its_device_and_never_waits_for_it(
             monkeypatch.setattr(optimizer, "step", functools.partial(masked_step, optimizer))
         rounds, pl_rounds, reals = ([moved_round(r) for r in part] for part in drawn)
         state.D.advance_spectral_norms()
-        steps.g_step(state, rounds, cfg.loss, 2.0, moved(classifier))
+        steps.g_step(state, rounds, cfg.loss, 2.0, moved(classifier), reals)
         if not superres:
             steps.path_length_step(state, pl_rounds, cfg.loss, 0)
         steps.d_step(state, rounds, reals, cfg.loss, 2.0)

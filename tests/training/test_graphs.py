@@ -129,8 +129,9 @@ CASES = {
         "loss__pl_start_kimg": 0,
         "loss__pl_interval": 1,
     },
-    "SONA": {
+    "SONA, energy distance": {
         "run__batch_gpu": 4,
+        "loss__energy_weight": 4,
         "discriminator__heads": "sona",
         "discriminator__bn_group": 4,
         "loss__d_loss": "bce",

@@ -143,6 +143,57 @@ def test_relativistic_generator_reads_real_images_only_where_they_matter():
     )
 
 
+def test_the_energy_distance_is_zero_for_equal_distributions_only():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(spread, mean=0.0, count=4000):
+        return mean + spread * torch.randn(count, 1, 4, 4, generator=generator)
+
+    base = torch.randn(1, 1, 4, 4, generator=generator)
+    same = losses.energy_distance(draw(0.5, base), draw(0.5, base), None)
+    alike = losses.energy_distance(draw(0.1, base), draw(0.5, base), None)
+    other = losses.energy_distance(draw(0.5, -base), draw(0.5, base), None)
+    assert abs(same) < 0.01 and alike > 0.05 and other > 1
+    brighter = losses.energy_distance(3 * draw(0.5, base) + 1, draw(0.5, base), None)
+    assert abs(brighter) < 0.01, "shapes only"
+
+
+def test_the_energy_distance_compares_samples_of_a_class_and_group():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(16, 3, 64, 64, generator=generator) for _ in range(2))
+    labels = torch.arange(16) % 3
+    whole = losses.energy_distance(x, y, labels)
+    halves = [losses.energy_distance(x[i : i + 8], y[i : i + 8], labels[i : i + 8]) for i in (0, 8)]
+    torch.testing.assert_close(whole, torch.stack(halves).mean())
+    assert losses.energy_distance(x, y, torch.arange(16)) == 0, "no pairs"
+    by_hand = []
+    for first in (0, 8):
+        u = [torch.nn.functional.adaptive_avg_pool2d(v[first : first + 8], 32).flatten(1) for v in (x, y)]
+        u, v = (torch.nn.functional.normalize(w - w.mean(dim=1, keepdim=True)).double() for w in u)
+        terms = [
+            (u[i] - v[j]).norm() + (u[j] - v[i]).norm() - (u[i] - u[j]).norm() - (v[i] - v[j]).norm()
+            for i in range(8)
+            for j in range(i)
+            if labels[first + i] == labels[first + j]
+        ]
+        by_hand.append(torch.stack(terms).mean())
+    torch.testing.assert_close(whole.double(), torch.stack(by_hand).mean(), rtol=0, atol=2e-3)
+    alike = torch.ones(8, 1, 8, 8, requires_grad=True)
+    losses.energy_distance(alike, torch.ones(8, 1, 8, 8), None).backward()
+    assert alike.grad.isfinite().all()
+
+
+def test_generator_steps_take_the_energy_distance():
+    changed = []
+    for weight in (0.0, 2.0):
+        state, (fake, real) = make_state(), batch(0)
+        other = fake._replace(labels=1 - fake.labels)  # replaced by those of the real images
+        steps.g_step(state, [other], LossConfig(energy_weight=weight), 0.0, None, [real])
+        assert state.D.passes == 1, "the logits of real images are not needed"
+        changed.append(state.G.synthesis.input.weight.detach().clone())
+    assert not torch.equal(*changed)
+
+
 def test_diagnostics_once_per_tick():
     collector = training_stats.Collector(keep_previous=False)
     state = make_state()

@@ -143,7 +143,8 @@ def test_a_long_chain_of_recipes_is_refused(tmp_path):
 def test_an_unknown_recipe_lists_the_shipped_ones():
     with pytest.raises(
         ValueError,
-        match="cifar10, demo64, fashion32, ffhq1024, ffhq256, imagenet1024, imagenet256, imagenet512, small",
+        match="cifar10, demo64, emoji64, fashion32, ffhq1024, ffhq256, imagenet1024, imagenet256, "
+        "imagenet512, small",
     ):
         recipe.find("imagenet")
 
