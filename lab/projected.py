@@ -47,6 +47,7 @@ from lab import power, shared
 from lab.judge import FeatureDistance, Judge
 from torch_utils import images as image_tools
 from training import run_folder
+from training.config import DataConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
 from training.networks.reader import load as load_generator
@@ -126,8 +127,8 @@ def generate(G: Generator, count: int) -> tuple[Tensor, Tensor | None]:
 class Bench:
     """Measures the snapshots of runs on one data set, and keeps the results in the run folders."""
 
-    def __init__(self, data: str, cond: bool, count: int) -> None:
-        dataset = ImageDataset(data, use_labels=cond)
+    def __init__(self, data: DataConfig, count: int) -> None:
+        dataset = ImageDataset(data.path, use_labels=data.cond, channels=data.channels)
         pixels = torch.from_numpy(np.stack([dataset[i][0] for i in range(len(dataset))]))
         self.count, self.distance = count, FeatureDistance(pixels[:count])
         self.judge = (
@@ -167,8 +168,7 @@ def measure(runs: Path, seeds: int, count: int, kinds: Kinds = KINDS) -> None:
         for seed in range(seeds):
             for folder in run_dirs(runs, kind, seed)[:1]:
                 if command(runs, kind, seed, [], kinds) is None:
-                    data = run_folder.load_run(str(folder)).data
-                    bench = bench or Bench(data.path, data.cond, count)
+                    bench = bench or Bench(run_folder.load_run(str(folder)).data, count)
                     bench.measure(folder)
 
 
