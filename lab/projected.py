@@ -21,10 +21,10 @@ all are continued if --kimg is increased.
 At every snapshot it measures, if there are classes, accuracy (the share of --generate images that a
 classifier, trained on the data set, assigns to the requested class) and balance (the entropy of the predicted
 classes over log(classes)). At the last snapshot it measures fd_lite0, the Frechet distance between lite0
-features of these images and of as many images of the data set. Included are variety and recall within
-classes, which train.py measures at every tick, the metrics that it evaluates, and the number of images after
-which a method is as good as the reference at its end. Writes projected.json (values, intervals, differences
-paired by seed) and projected.png.
+features of these images and of as many images of the data set. Included are the metrics that train.py
+evaluates, variety and recall within classes at every tick (their nearness to those of the data, at most 1),
+and the number of images from which on a method is as good as the reference at its end. Writes projected.json
+(values, intervals, differences paired by seed) and projected.png.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ from training.generator import Generator
 from training.networks.reader import load as load_generator
 from training.run_folder import better_direction
 
+EXPERIMENTS = ("dcgan", "direction", "mixture", "monoflow", "projected", "screening")  # names in docs/lab
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"cfg": "stylegan3-t", "gpus": "1", "metrics": "none"}
-VARIETY = ("Variety/within", "Variety/recall")  # of every tick (training/watch/variety.py)
+VARIETY = ("Variety/within", "Variety/recall")  # of every tick, 1 = as the data (training/watch/variety.py)
 Kinds = Mapping[str, tuple[str, ...]]  # method -> its options of train.py; the first one is the reference
 KINDS: Kinds = {"StyleGAN-XL": ("--san=False",), "StyleSAN-XL": ("--san=True",)}
 
@@ -79,7 +80,8 @@ def arms(texts: Sequence[str], alone: bool = False) -> Kinds:
     found = {} if alone else dict(KINDS)
     for text in texts:
         name, _, flags = text.partition("=")
-        if not re.fullmatch(r"[\w.+ -]+", name) or "=" not in text or not (flags + "--").startswith("--"):
+        bad = not re.fullmatch(r"\w[\w.+ -]*", name) or "=" not in text
+        if bad or (flags and not flags.startswith("--")):
             raise ValueError(f"--arm={text}: write NAME=FLAGS, such as SONA=--heads=sona")
         if name in found:
             raise ValueError(f"--arm={text}: there is a method {name} already; choose another name")
@@ -182,13 +184,22 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
     ticks = run_folder.read_jsonl(folder / run_folder.STATS_FILE)
     for name in (name for name in VARIETY if any(name in line for line in ticks)):
         having = [line for line in ticks if name in line]
-        found[name] = [line["kimg"] for line in having], [line[name]["mean"] for line in having], False
+        found[name] = (
+            [line["kimg"] for line in having],
+            [_nearness(line[name]["mean"]) for line in having],
+            False,
+        )
     for path in run_folder.metric_files(folder):
         lines = run_folder.read_jsonl(path)
         for name in lines[-1]["results"] if lines else ():
             lower = better_direction(lines[-1]) != "max"
             found[name] = [line["kimg"] for line in lines], [line["results"][name] for line in lines], lower
     return found
+
+
+def _nearness(ratio: float) -> float:
+    """Return how near a ratio to the data's value is to 1, the best: artefacts can make spreads larger."""
+    return min(ratio, 1 / ratio) if ratio > 0 else 0.0
 
 
 def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
@@ -200,7 +211,7 @@ def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
         For each metric, the values by kind and seed, and intervals of the last and the best value and of the
         improvement. The improvement is paired by seed, for the seeds that both kinds have; positive = the
         second kind is better. "power" has the smallest difference that so many seeds can show (lab/power.py),
-        "reached" the kimg of each seed after which the second kind is as good as the first one's last value
+        "reached" the kimg of each seed from which on the second kind is as good as the first one's last value
         (None = never). "others" has the same for the other kinds.
     """
     found: dict[str, Any] = {}
@@ -246,11 +257,12 @@ def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[st
     improvement = shared.improvement(values[0], values[1], lower)
 
     def reached(seed: str) -> float | None:
-        run, goal = runs[second][seed], runs[first][seed]["last"]
-        good = (
-            k for k, v in zip(run["kimg"], run["values"], strict=True) if (v <= goal if lower else v >= goal)
-        )
-        return next(good, None)
+        run, goal, found = runs[second][seed], runs[first][seed]["last"], None
+        for kimg, value in zip(reversed(run["kimg"]), reversed(run["values"]), strict=True):
+            if value > goal if lower else value < goal:
+                break
+            found = kimg
+        return found
 
     return {
         first: shared.interval(values[0]),
@@ -329,6 +341,10 @@ def main(
     """Train one run after the other, then measure and print the table."""
     try:
         kinds = arms(arm, only_arms)
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"--name={name}: use letters, digits, '_', '.' and '-'")
+        if name in EXPERIMENTS and (only_arms or name != "projected"):
+            raise ValueError(f"--name={name} is that of other results: choose another name")
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     for seed in range(0 if collect_only else seeds):

@@ -286,7 +286,8 @@ class LossConfig:
     energy_weight: float = opt(
         0.0,
         "Weight of the energy distance between the shapes of generated and real images of a class, in the "
-        "generator's loss. Keeps the images of a class varied in short runs with few classes. 0 = none.",
+        "generator's loss, against images of a class that look alike in short runs with few classes. 0 = "
+        "none.",
         OURS,
         low=0,
     )
@@ -564,6 +565,11 @@ class TrainConfig:
         _check_generator(self.generator)
         _check_discriminator(self.discriminator)
         _check_loss(self.loss, self.data.cond)
+        _require(
+            self.loss.energy_weight == 0 or self.batch_gpu > 1,
+            f"--energy-weight={self.loss.energy_weight:g} compares the images of a micro-batch: --batch-gpu "
+            "must be at least 2, and is best a multiple of 8",
+        )
         _check_heads(self)
         _check_batch(self.run, self.batch_gpu)
         _check_run(self.run)

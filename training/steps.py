@@ -218,7 +218,8 @@ def _generator_micro_batch(
 ) -> None:  # fmt: skip
     images = state.G(r.z, r.labels)
     loss = _adversarial(state, images, r, real if _pairs_logits(state, cfg) else None, cfg, kernel)
-    if cfg.energy_weight > 0 and real is not None:
+    if cfg.energy_weight > 0:
+        assert real is not None, "the energy distance compares with real images"
         energy = losses.energy_distance(images, real.images, r.labels)
         training_stats.report("Loss/G/energy_distance", energy)
         loss = loss + cfg.energy_weight * energy

@@ -678,6 +678,7 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
         (["--metrics=fid50kfull"], "fid50k_full"),
         (["--data=/nowhere.zip"], "/nowhere.zip"),
         (["--cls_weight=8"], "--cls_weight needs --cond True"),
+        (["--energy-weight=4", "--batch-gpu=1"], "--energy-weight=4 compares the images of a micro-batch"),
         (["--backbones=efficientnet_nonsense", "--dry-run"], "efficientnet_nonsense"),
         (
             ["--resume=nowhere.pkl"],

@@ -377,8 +377,35 @@ def test_projected_compares_further_methods(tmp_path):
     ):
         result = CliRunner().invoke(projected.main, [f"--arm={text}"])
         assert result.exit_code == 1 and says in result.output
-    result = CliRunner().invoke(projected.main, ["--arm=SONA=", "--only-arms"])
-    assert result.exit_code == 1 and "at least two" in result.output
+    two = ["--only-arms", "--arm=A=", "--arm=B=--x"]
+    for options, says in (
+        (["--arm=SONA=", "--only-arms"], "at least two"),
+        (two, "--name=projected is that of other results"),
+        ([*two, "--name=screening"], "is that of other results"),
+        ([*two, "--name=sub/x"], "--name=sub/x: use letters"),
+        (["--arm=A=-"], "write NAME=FLAGS"),
+        (["--arm=..="], "write NAME=FLAGS"),
+    ):
+        result = CliRunner().invoke(projected.main, options)
+        assert result.exit_code == 1 and says in result.output
+
+
+def test_projected_reads_variety_and_says_from_when_on_a_method_is_as_good(tmp_path):
+    for kind, within, recall in (
+        ("A", (2.0, 0.5, 0.8), (0, 0.2, 0.3)),
+        ("B", (1.0, 1.25, 1.0), (0.4, 0.2, 0.3)),
+    ):
+        folder = tmp_path / f"{kind}-seed0" / "00000-x"
+        folder.mkdir(parents=True)
+        lines = [
+            {"kimg": k, "Variety/within": {"mean": w}, "Variety/recall": {"mean": r}}
+            for k, w, r in zip((1, 2, 3), within, recall, strict=True)
+        ]
+        (folder / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = projected.collect(tmp_path, 1, {"A": (), "B": ()})
+    assert found["Variety/within"]["runs"]["A"]["0"]["values"] == [0.5, 0.5, 0.8], "nearness to 1"
+    assert found["Variety/within"]["last"]["reached"] == [1]
+    assert found["Variety/recall"]["last"]["reached"] == [3], "and stays so"
 
 
 def test_the_page_says_what_was_measured():

@@ -79,7 +79,8 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
         ValueError: None fits.
     """
     refused = None
-    smallest = 2 if cfg.discriminator.heads == "sona" else 1  # SONA heads compare images of a micro-batch
+    # SONA heads and the energy distance compare images of a micro-batch.
+    smallest = 2 if cfg.discriminator.heads == "sona" or cfg.loss.energy_weight > 0 else 1
     for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group):
         if n < smallest:
             continue
