@@ -55,6 +55,7 @@ TRAIN_OPTIONS = {
     "blur-init-sigma": 0,
     "glr": 0.005,
     "dlr": 0.004,
+    "energy-weight": 15,
     "gpus": 1,
     "batch": 16,
     "kimg": 20,
