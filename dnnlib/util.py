@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import io
 import os
+import pickle
 import re
 import sys
 import tempfile
@@ -299,6 +300,20 @@ def reason(error: BaseException) -> str:
         words[:300]
         or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(error).__name__).lower()
     )
+
+
+def pickled_error(error: BaseException) -> bytes:
+    """An exception as bytes that any process can load.
+
+    One that pickle cannot restore becomes a ValueError or RuntimeError that describes it.
+    """
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+        return data
+    except Exception:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        return pickle.dumps(kind(f"{type(error).__name__}: {error}"))
 
 
 @contextlib.contextmanager

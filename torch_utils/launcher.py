@@ -253,17 +253,7 @@ def end_process(error: Exception) -> NoReturn:
 def _write_report(folder: str, index: int, error: BaseException) -> None:
     now, text = time.monotonic(), traceback.format_exc()
     with contextlib.suppress(OSError):  # the parent and its folder are gone
-        Path(folder, f"{index}.pickle").write_bytes(pickle.dumps((now, pickled(error), text)))
-
-
-def pickled(error: BaseException) -> bytes:
-    """An exception as bytes; a RuntimeError that describes it, if it cannot be pickled."""
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)
-        return data
-    except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        Path(folder, f"{index}.pickle").write_bytes(pickle.dumps((now, util.pickled_error(error), text)))
 
 
 def _read_report(folder: Path, index: int) -> _Report | None:

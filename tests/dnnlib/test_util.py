@@ -550,3 +550,18 @@ def test_a_convenience_warns_of_files_alone(tmp_path):
         (tmp_path / "nowhere" / "curves.png").write_text("")
     with pytest.raises(ValueError, match="a mistake"), util.warn_if_unwritable("curves.png"):
         raise ValueError("a mistake")
+
+
+def test_an_error_that_cannot_travel_is_described() -> None:
+    class Local(Exception):
+        pass
+
+    class LocalValue(ValueError):
+        pass
+
+    error = pickle.loads(util.pickled_error(Local("reason")))
+    assert type(error) is RuntimeError and str(error) == "Local: reason"
+    error = pickle.loads(util.pickled_error(LocalValue("reason")))
+    assert type(error) is ValueError and str(error) == "LocalValue: reason"
+    error = pickle.loads(util.pickled_error(util.Damaged("reason")))
+    assert type(error) is util.Damaged and str(error) == "reason"

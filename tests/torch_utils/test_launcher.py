@@ -2,7 +2,6 @@
 """How groups of processes fail, stop and start again. Two gloo processes, four launches."""
 
 import os
-import pickle
 import signal
 import threading
 
@@ -134,14 +133,6 @@ def test_a_stopped_process_is_found_and_ended(tmp_path):
         launcher.launch(_sleeps, 2, tmp_path)
     (stacks,) = (tmp_path / "ranks").iterdir()
     assert stacks.name == "000-stacks.txt" and "in _sleeps" in stacks.read_text()
-
-
-def test_an_exception_that_cannot_travel_is_described():
-    class Local(Exception):
-        pass
-
-    assert str(pickle.loads(launcher.pickled(Local("reason")))) == "Local: reason"
-    assert isinstance(pickle.loads(launcher.pickled(click.ClickException("x"))), click.ClickException)
 
 
 def test_torchrun_is_recognised(monkeypatch):

@@ -3,12 +3,19 @@
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from multiprocessing import heap
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import psutil
@@ -19,7 +26,9 @@ from image_data import conversion, sources
 from tests import waiting
 from tests.image_data import formats
 from training.config import PROCESSES, THREADS, TrainConfig
+from training.data import processes
 from training.data.dataset import ImageDataset, Loader, sample_indices
+from training.data.processes import Processes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -94,15 +103,29 @@ def test_batches_and_labels_are_kept(zipped: Path) -> None:
 
 
 def test_memory_of_a_batch_is_used_again_once_nothing_refers_to_it(zipped: Path) -> None:
-    dataset = ImageDataset(zipped)
-    with Loader(dataset, [np.arange(8)] * 40, workers=1, cache_mb=0, kind=PROCESSES) as loader:
-        places, part = set(), None
-        for images, _ in loader:
-            places.add(images.data_ptr())
-            if part is None:
-                part, before = images[3:5].transpose(2, 3), images[3:5].transpose(2, 3).clone()
-        assert part is not None and torch.equal(part, before)  # a view keeps its batch
-        assert len(places) <= 6
+    dataset, indices = ImageDataset(zipped), batches(40, images=12)
+    with Loader(dataset, indices, workers=1, cache_mb=0, kind=PROCESSES) as loader:
+        images, _ = next(loader)
+        part = images[3:5].transpose(2, 3)  # a view keeps its batch
+        pool: Any = loader._pool
+        blocks = pool._pool._blocks
+        ends = blocks.ctypes.data + np.array([0, blocks.nbytes])
+        places = [images.data_ptr() for images, _ in loader]
+    expected = torch.from_numpy(dataset.load(indices[0])[3:5]).transpose(2, 3)
+    assert torch.equal(part, expected)
+    inside = [place for place in places if ends[0] <= place < ends[1]]  # the others are copies
+    assert len(inside) > len(set(inside)) and len(set(inside)) < len(blocks)
+
+
+def test_views_of_arrays_keep_their_memory(zipped: Path) -> None:
+    dataset, indices = ImageDataset(zipped), batches(9, images=12)
+    images = [[dataset.locate(index) for index in batch.tolist()] for batch in indices]
+    with closing(Processes(dataset.decoder, 1, 7, 3)) as pool:
+        part = pool.finish(pool.start(images[0]))[3:5]
+        for batch in images[1:]:
+            pool.finish(pool.start(batch))
+        np.testing.assert_array_equal(part, dataset.load(indices[0])[3:5])
+        assert len(pool.finish(pool.start([]))) == 0
 
 
 def test_sets_in_the_cache_are_decoded_by_threads(zipped: Path) -> None:
@@ -169,11 +192,177 @@ def test_signals_to_all_processes_are_left_to_the_parent(zipped: Path, real_proc
     assert torch.equal(rest[-1], torch.from_numpy(dataset.load(batches(6, images=12)[-1])))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")
-def test_the_memory_has_no_name(zipped: Path) -> None:
-    with Loader(ImageDataset(zipped), batches(2, images=12), cache_mb=0, kind=PROCESSES) as loader:
-        next(loader)
-        assert not list(Path("/dev/shm").glob(f"*-{os.getpid()}-*"))
+# Sends each of its processes signals as soon as it has been started.
+SIGNALS = """
+import os, pickle, signal, sys
+from multiprocessing.context import SpawnProcess
+
+if __name__ == "__main__":
+    from training.data.processes import Processes
+
+    start = SpawnProcess.start
+
+    def start_and_send(process):
+        start(process)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            os.kill(process.pid, number)
+
+    SpawnProcess.start = start_and_send
+    with open(sys.argv[1], "rb") as file:
+        decoder, images = pickle.load(file)
+    pool = Processes(decoder, 2, len(images), 2)
+    sys.stdout.buffer.write(pool.finish(pool.start(images)).tobytes())
+    pool.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_signals_during_the_start_are_left_to_the_parent(zipped: Path, tmp_path: Path) -> None:
+    dataset = ImageDataset(zipped)
+    script, arguments = tmp_path / "signals.py", tmp_path / "arguments.pickle"
+    script.write_text(SIGNALS)
+    arguments.write_bytes(pickle.dumps((dataset.decoder, [dataset.locate(index) for index in range(4)])))
+    command = [sys.executable, str(script), str(arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = waiting.run(command, env=environment, text=False)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout == dataset.load(np.arange(4)).tobytes()
+
+
+class TwoArgumentsError(ValueError):
+    """Pickle calls it with one."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+class HandleError(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("no handle")
+        self.warn = warnings.catch_warnings().__enter__
+
+
+@dataclass
+class Failing:
+    """In the place of a Decoder."""
+
+    how: str
+    channels: int = 3
+    resolution: int = 8
+
+    def decode(self, entry: Any, out: np.ndarray) -> NoReturn:
+        if self.how == "two arguments":
+            raise TwoArgumentsError("what", "why")
+        if self.how == "handle":
+            raise HandleError
+        os._exit(3)
+
+
+@contextmanager
+def failing(how: str, dataset: ImageDataset) -> Iterator[tuple[Processes, list[Any]]]:
+    decoder: Any = Failing(how)
+    with closing(Processes(decoder, 1, 2, 2)) as pool:
+        yield pool, [dataset.locate(0)]
+
+
+def test_errors_that_cannot_be_pickled_are_described(zipped: Path) -> None:
+    dataset = ImageDataset(zipped)
+    with failing("two arguments", dataset) as (pool, images):
+        for _ in range(3):
+            with pytest.raises(ValueError, match=r"^TwoArgumentsError: what: why$"):
+                pool.finish(pool.start(images))
+    with (
+        failing("handle", dataset) as (pool, images),
+        pytest.raises(RuntimeError, match=r"^HandleError: no handle$"),
+    ):
+        pool.finish(pool.start(images))
+
+
+def test_the_end_of_a_process_is_remembered(zipped: Path) -> None:
+    with failing("exit", ImageDataset(zipped)) as (pool, images):
+        batch = pool.start(images)
+        pool._processes[0].join()
+        message = "^a process that decodes images ended with exit code 3: see the error above$"
+        for _ in range(4):  # more than there are blocks
+            with pytest.raises(ValueError, match=message):
+                pool.start(images)
+        assert len(pool._free) == 1  # all but that of the batch
+        with pytest.raises(ValueError, match=message):
+            pool.finish(batch)
+        pool.close()
+        with pytest.raises(ValueError, match=message):
+            pool.start(images)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_the_others_are_not_asked_after_the_end_of_one(zipped: Path) -> None:
+    dataset = ImageDataset(zipped)
+    images = [dataset.locate(index) for index in range(2)]
+    with closing(Processes(dataset.decoder, 2, 2, 2)) as pool:
+        pool._processes[1].kill()
+        pool._processes[1].join()
+        for batch in (images, images[:1]):  # the second would need the first process alone
+            with pytest.raises(ValueError, match="killed by signal 9"):
+                pool.start(batch)
+
+
+def test_nothing_is_decoded_after_the_end(zipped: Path) -> None:
+    with failing("exit", ImageDataset(zipped)) as (pool, images):
+        pool.close()
+        for _ in range(3):
+            with pytest.raises(ValueError, match="have been closed"):
+                pool.start(images)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_how_a_process_ended() -> None:
+    memory = "memory may be short; use"
+    assert processes._ending(-9, 2) == (
+        f"was killed by signal 9: {memory} fewer --workers than 2, or --workers-kind=threads"
+    )
+    assert processes._ending(-9, 1) == f"was killed by signal 9: {memory} --workers-kind=threads"
+    assert memory in processes._ending(-signal.SIGBUS, 1)
+    for code in (None, 0, 1, -signal.SIGSEGV):
+        assert "memory" not in processes._ending(code, 2)
+    assert "exit code" not in processes._ending(None, 2)
+
+
+def mapped_file(address: int) -> str:
+    """What this process has mapped at an address, or ""."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        places, *_, name = line.split(maxsplit=5)
+        first, end = (int(place, 16) for place in places.split("-"))
+        if first <= address < end:
+            return name
+    return ""
+
+
+def forbidden(*args: Any) -> NoReturn:
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("memory", ["memfd", "/dev/shm", "disk"])
+def test_the_memory_has_no_name(memory: str, zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ImageDataset(zipped)
+    images = [dataset.locate(index) for index in range(12)]
+    if memory != "memfd":
+        monkeypatch.setattr(os, "memfd_create", forbidden)
+    space = 0 if memory == "disk" else 2**30
+    monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())  # which has nothing left of other tests
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=space, f_frsize=1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pool = Processes(dataset.decoder, 2, 12, 2)
+    with closing(pool):
+        np.testing.assert_array_equal(pool.finish(pool.start(images)), dataset.load(np.arange(12)))
+        name = mapped_file(pool._blocks.ctypes.data)
+    assert name.endswith("(deleted)") and name.startswith("/memfd:") == (memory == "memfd")
+    assert name.startswith("/dev/shm/") == (memory == "/dev/shm")
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == (memory == "disk") and all("--shm-size" in text for text in found)
 
 
 # Prints the ids of its processes, and ends in a way that gives the loader no say.
