@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import context, reduction
+from multiprocessing import context, forkserver, reduction
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -116,6 +116,7 @@ def get_context(method: str | None = None) -> Any:
         return real_get_context(method)
     forked = _Context()
     forked.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()  # with the signal mask of now: one of a start would be that of all it forks
     return forked
 
 
