@@ -147,16 +147,13 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
     }[name]
     best_at = f"at best {grown[peak]:.2f}, at {kimg_text(x[peak])} kimg"
     seen = f"{what} {medians[-1]:.2f} of the data's ({best_at})"
-    return (
-        float(x[-streak]),
-        seen,
-        _advice(
-            cfg,
-            "are the labels right (dataset_tool.py --check)"
-            if name == "Variety/between"
-            else "more images per class",
-        ),
-    )
+    if name == "Variety/between":
+        first = "are the labels right (dataset_tool.py --check)"
+    elif cfg.data.cond and cfg.loss.energy_weight == 0:
+        first = "--energy-weight=40 (with few classes), more images per class"
+    else:
+        first = "more images per class"
+    return float(x[-streak]), seen, _advice(cfg, first)
 
 
 def _saturated(stats: Sequence[dict[str, Any]], cfg: TrainConfig) -> tuple[float, str, str] | None:
