@@ -211,8 +211,8 @@ def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
         For each metric, the values by kind and seed, and intervals of the last and the best value and of the
         improvement. The improvement is paired by seed, for the seeds that both kinds have; positive = the
         second kind is better. "power" has the smallest difference that so many seeds can show (lab/power.py),
-        "reached" the kimg of each seed from which on the second kind is as good as the first one's last value
-        (None = never). "others" has the same for the other kinds.
+        "reached" the kimg from which on the second kind is as good as the first one's last value, for each seed
+        with several measurements (None = never). "others" has the same for the other kinds.
     """
     found: dict[str, Any] = {}
     places = [
@@ -270,7 +270,7 @@ def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[st
         "improvement": improvement,
         f"{second} is": shared.verdict(improvement),
         "power": power.statement(improvement["std"], len(both)),
-        "reached": [reached(seed) for seed in both],
+        "reached": [reached(seed) for seed in both if len(runs[second][seed]["kimg"]) > 1],
     }
 
 
