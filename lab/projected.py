@@ -210,9 +210,9 @@ def collect(runs: Path, seeds: int, kinds: Kinds = KINDS) -> dict[str, Any]:
     Returns:
         For each metric, the values by kind and seed, and intervals of the last and the best value and of the
         improvement. The improvement is paired by seed, for the seeds that both kinds have; positive = the
-        second kind is better. "power" has the smallest difference that so many seeds can show (lab/power.py),
-        "reached" the kimg from which on the second kind is as good as the first one's last value, for each seed
-        with several measurements (None = never). "others" has the same for the other kinds.
+        second kind is better. "power" has the smallest difference that so many seeds can show (lab/power.py).
+        "reached" has the kimg from which on the second kind is as good as the first one's last value, for
+        each seed with several measurements (None = never). "others" has the same for the other kinds.
     """
     found: dict[str, Any] = {}
     places = [
@@ -303,7 +303,7 @@ def picture(runs: Path, found: dict[str, Any], path: Path) -> None:
         if folders and (folders[0] / run_folder.NEWEST_NETWORK).is_file():
             G = load_generator(str(folders[0] / run_folder.NEWEST_NETWORK))
             columns = G.c_dim if 1 < G.c_dim <= 20 else 10
-            axes.imshow(image_tools.grid(generate(G, 6 * columns)[0], columns))
+            axes.imshow(image_tools.grid(generate(G, 6 * columns)[0], columns), cmap="gray")
         axes.set_title(kind, fontsize=10)
         axes.axis("off")
     for axes, (name, row) in zip(
