@@ -183,12 +183,8 @@ def series(folder: Path) -> dict[str, tuple[list[float], list[float], bool]]:
         found[name] = [line["kimg"] for line in having], [line[name] for line in having], name == "fd_lite0"
     ticks = run_folder.read_jsonl(folder / run_folder.STATS_FILE)
     for name in (name for name in VARIETY if any(name in line for line in ticks)):
-        having = [line for line in ticks if name in line]
-        found[name] = (
-            [line["kimg"] for line in having],
-            [_nearness(line[name]["mean"]) for line in having],
-            False,
-        )
+        points = [(line["kimg"], _nearness(line[name]["mean"])) for line in ticks if name in line]
+        found[name] = [kimg for kimg, _ in points], [value for _, value in points], False
     for path in run_folder.metric_files(folder):
         lines = run_folder.read_jsonl(path)
         for name in lines[-1]["results"] if lines else ():

@@ -252,19 +252,17 @@ def g_step(
     """
     watchdog.phase("G")
     _trainable(state, "G")
-    needs_reals = (_pairs_logits(state, cfg) or cfg.energy_weight > 0) and reals is not None
+    compared = reals if _pairs_logits(state, cfg) or cfg.energy_weight > 0 else None
     micro_batches = _conditioned(state.D.sona or cfg.energy_weight > 0, micro_batches, reals)
     kernel = losses.blur_kernel(blur_sigma, state.pl_mean.device)
     reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
-        real = reals[i] if needs_reals and reals is not None else None
+        real = None if compared is None else compared[i]
         args = (cfg, classifier, len(micro_batches), r._replace(samples=()), real, kernel)
         during = functools.partial(reduction.during, i == len(micro_batches) - 1)
         _run(state, "G", _generator_micro_batch, state.g_params, args, during)
-    cause = functools.partial(
-        nonfinite.find, state, micro_batches, reals if needs_reals and reals is not None else (), kernel
-    )
+    cause = functools.partial(nonfinite.find, state, micro_batches, compared or (), kernel)
     apply_gradients(
         state.g_params, state.g_opt, _where(nonfinite.GENERATOR, state), cause, reduction, state.guard
     )
