@@ -17,6 +17,7 @@ from san.objectives import discriminator_pair_terms, discriminator_terms, gan_lo
 from san.sona import SONAGeneratorTerms, SONATerms, sona_discriminator_terms, sona_generator_terms
 from torch_utils.images import to_rgb
 from torch_utils.ops import upfirdn2d
+from training.discriminator.heads import group_size
 
 Logits = Mapping[str, SANLogits]  # backbone -> fun, dir [N, K]
 SONA = Mapping[str, SONALogits]  # the same with align [N] and crossed [N, g]
@@ -181,14 +182,12 @@ def energy_distance(images: torch.Tensor, real: torch.Tensor, labels: torch.Tens
         The mean over the pairs of a group of ENERGY_GROUP consecutive samples, averaged over groups. A group
         without a pair adds 0. If N is not a multiple of ENERGY_GROUP, all samples are one group.
     """
-    size = ENERGY_GROUP if len(images) % ENERGY_GROUP == 0 else len(images)
+    size = group_size(len(images), ENERGY_GROUP)
     x, y = (_shapes(v).unflatten(0, (-1, size)) for v in (images, real))  # [groups, size, features]
     pairs = torch.ones((size, size), dtype=torch.bool, device=x.device).triu(1)[None]
     if labels is not None:
         groups = labels.unflatten(0, (-1, size))
         pairs = pairs & (groups[:, :, None] == groups[:, None, :])
-    else:
-        pairs = pairs.expand(len(x), size, size)
     crossed = _distances(x, y)
     terms = crossed + crossed.transpose(1, 2) - _distances(x, x) - _distances(y, y)
     counts = pairs.sum(dim=(1, 2)).clamp(min=1)
