@@ -203,12 +203,16 @@ class NetworkOptions:
             OSError: a file cannot be read.
         """
         from generation import render
+        from torch_utils import memory
         from torch_utils.devices import pick_device
 
         specs = self.specs(several)
+        device = pick_device(self.device, local_rank)
+        if device.type == "cpu":
+            memory.keep_freed_memory()
         network = render.load_network(
             self.network,
-            pick_device(self.device, local_rank),
+            device,
             self.data,
             trust_pickle=self.trust_pickle,
             precision=self.precision,

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from dnnlib import trust
 from dnnlib.util import atomic_write, code_cache_path, file_lock
-from torch_utils.ops.backend import weight_gradient
+from torch_utils.ops.backend import weight_gradient, winograd
 
 MARGIN = 1.25
 _LOCK_SECONDS = 60.0
@@ -45,6 +45,7 @@ class Choices:
         onednn_linear: oneDNN for float32 linear layers with constant weights, not MKL.
         product_gradients: weight gradients of float32 convolutions as matrix products.
         product_gradients_bf16: the same in bfloat16.
+        winograd: Winograd's algorithm for wide 3x3 convolutions in float32.
         plain_attention: attention in bfloat16 by matrix products and softmax.
         bf16_ratio: speed of bfloat16 relative to float32; 0 = not measured.
     """
@@ -53,6 +54,7 @@ class Choices:
     onednn_linear: bool = False
     product_gradients: bool = False
     product_gradients_bf16: bool = False
+    winograd: bool = False
     plain_attention: bool = False
     bf16_ratio: float = 0.0
 
@@ -136,6 +138,7 @@ def measure() -> Choices:
             onednn_linear=_onednn_is_faster(),
             product_gradients=_faster(products, direct),
             product_gradients_bf16=product_bf16,
+            winograd=_winograd_is_faster(),
             plain_attention=plain_attention,
             bf16_ratio=round(full / half, 2),
         )
@@ -165,6 +168,16 @@ def _onednn_is_faster() -> bool:
         lambda: (onednn_linear(x, weight, bias), onednn_linear(grad, weight.t(), None)),
     )
     return _faster(onednn, default)
+
+
+def _winograd_is_faster() -> bool:
+    """Return whether a wide convolution is faster by Winograd's algorithm, where freed memory is reused."""
+    x, weight = torch.ones(2, 256, 34, 34), torch.ones(256, 256, 3, 3)
+    # Unlike training and generation, this process may return freed memory to the system, which takes a
+    # quarter of the time. glibc returns at most twice the size of a mapped block that was freed before.
+    torch.empty(7 << 20)
+    direct, by_winograd = _seconds(lambda: F.conv2d(x, weight), lambda: winograd.convolve(x, weight, (0, 0)))
+    return _faster(by_winograd, direct)
 
 
 def _read(path: Path) -> Choices | None:

@@ -156,14 +156,15 @@ def test_an_image_does_not_depend_on_its_batch(config, truncation):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_dense_modulation_is_the_grouped_convolution():
+@pytest.mark.parametrize("size", [6, 12])  # the weight is larger than one image, and smaller
+def test_dense_modulation_is_the_grouped_convolution(size):
     torch.manual_seed(0)
-    x, weight, styles = torch.randn(3, 4, 6, 6), torch.randn(5, 4, 3, 3), torch.randn(3, 4) + 1
+    x, weight, styles = torch.randn(3, 4, size, size), torch.randn(5, 4, 3, 3), torch.randn(3, 4) + 1
     w = weight[None] * styles[:, None, :, None, None]  # [N, O, I, k, k]
     w = w * (w.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt() * 1.5
     expected = torch.nn.functional.conv2d(
-        x.reshape(1, 12, 6, 6), w.reshape(15, 4, 3, 3), padding=2, groups=3
-    ).reshape(3, 5, 8, 8)
+        x.reshape(1, 12, size, size), w.reshape(15, 4, 3, 3), padding=2, groups=3
+    ).reshape(3, 5, size + 2, size + 2)
     torch.testing.assert_close(
         g.modulated_conv2d(x, weight, styles, padding=2, input_gain=torch.tensor(1.5)),
         expected,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions whose weight gradient can be switched off during a backward pass, and is fast on CPUs.
+"""Convolutions whose weight gradient can be switched off during a backward pass, and which are fast on CPUs.
 
 Path-length regularisation differentiates the image with respect to the latents and then differentiates the
 result again. The first of the two passes does not need weight gradients, and `no_weight_gradients()` skips
@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils import cpu_speed
-from torch_utils.ops.backend import library, weight_gradient
+from torch_utils.ops.backend import library, winograd
+from torch_utils.ops.backend.convolution import Convolution
 
 # For callers that set it. False = torch's own convolutions, on which no_weight_gradients() has no effect.
 enabled = True
 
 _MIN_OUT, _MIN_WINDOW = 128, 1024  # O and I k k from which products win
+_MIN_CHANNELS, _MIN_TILES = 128, 64  # I and O, and tiles of 4x4 pixels of a batch, from which Winograd wins
 
 _weight_gradients_disabled = False
 
@@ -66,16 +68,14 @@ def conv2d(
         groups: as in torch.
     """
     weight = _gated(weight)
-    if (
-        weight.requires_grad
-        and torch.is_grad_enabled()
-        and (bias, groups, _pair(dilation)) == (None, 1, (1, 1))
-        and _products_win(input, weight)
-        and not library.transforms()
-    ):
-        geometry = _pair(stride), _pair(padding)
-        y: torch.Tensor = weight_gradient.Convolution.apply(input, weight, *geometry, _gradients_are_off)
-        return y
+    if (bias, groups, _pair(dilation)) == (None, 1, (1, 1)) and _is_plain(input):
+        by_winograd = _winograd_wins(input, weight, stride, padding)
+        trained = weight.requires_grad and torch.is_grad_enabled()
+        if by_winograd or (trained and _products_win(input, weight)):
+            y: torch.Tensor = Convolution.apply(
+                input, weight, _pair(stride), _pair(padding), by_winograd, _gradients_are_off
+            )
+            return y
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -104,16 +104,37 @@ def conv_transpose2d(
     return F.conv_transpose2d(input, _gated(weight), bias, stride, padding, output_padding, groups, dilation)
 
 
+def _is_plain(x: torch.Tensor) -> bool:
+    """Return whether x is a batch of images on the CPU that is neither traced nor transformed."""
+    return (
+        x.device.type == "cpu"
+        and x.ndim == 4
+        and x.numel() > 0
+        and not (torch.compiler.is_compiling() or torch._C._get_tracing_state() or library.transforms())
+    )
+
+
+def _winograd_wins(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> bool:
+    """Return whether all passes are faster by Winograd's algorithm."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and weight.shape[2:] == (winograd.KERNEL, winograd.KERNEL)
+        and min(weight.shape[:2]) >= _MIN_CHANNELS
+        and _pair(stride) == (1, 1)
+        and 0 <= min(_pair(padding)) <= max(_pair(padding)) < winograd.KERNEL
+        and x.shape[1] == weight.shape[1]
+        and x.is_contiguous()
+        and winograd.tiles(x, _pair(padding)) >= _MIN_TILES
+        and cpu_speed.choices().winograd
+    )
+
+
 def _products_win(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Return whether the gradient of this weight is faster as matrix products."""
     if (
-        x.device.type != "cpu"
-        or x.ndim != 4
-        or weight.shape[0] < _MIN_OUT
+        weight.shape[0] < _MIN_OUT
         or weight[0].numel() < _MIN_WINDOW
         or weight.shape[2] * weight.shape[3] == 1
-        or x.numel() == 0
-        or torch.compiler.is_compiling()
     ):
         return False
     if x.dtype == torch.float32:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from torch_utils import cpu_speed
 from torch_utils.ops import conv2d_gradfix
-from torch_utils.ops.backend import weight_gradient
+from torch_utils.ops.backend import weight_gradient, winograd
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter
 
@@ -157,3 +157,82 @@ def test_weight_gradients_by_products_are_those_of_torch(
         found.append((y, *first, *torch.autograd.grad(dx.square().sum(), [x, w])))
     for ours, theirs in zip(*found, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def winograd_case(shape, outputs, padding):
+    """An input, a weight and a gradient of the output, and the padding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    w = torch.randn((outputs, shape[1], 3, 3), generator=generator)
+    height, width = (shape[dim + 2] + 2 * padding[dim] - 2 for dim in (0, 1))
+    return x, w, torch.randn((shape[0], outputs, height, width), generator=generator), padding
+
+
+WINOGRAD = {
+    "whole tiles": ((2, 5, 10, 18), 3, (0, 0)),
+    "parts of tiles": ((3, 4, 9, 12), 6, (1, 1)),
+    "uneven padding": ((1, 7, 5, 8), 2, (0, 2)),
+    "one output": ((2, 3, 3, 3), 4, (0, 0)),
+    "one pixel": ((1, 3, 1, 1), 4, (2, 1)),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+@pytest.mark.parametrize("case", WINOGRAD)
+def test_passes_by_winograd_are_those_of_torch(monkeypatch, case: str, chunk: int) -> None:
+    x, w, grad, padding = winograd_case(*WINOGRAD[case])
+    monkeypatch.setattr(winograd, "_CHUNK", chunk)
+    monkeypatch.setattr(winograd, "_CHUNK_TILES", 1)
+    leaves = [x.double().requires_grad_(), w.double().requires_grad_()]
+    y = F.conv2d(*leaves, padding=padding)
+    wanted = y, *torch.autograd.grad(y, leaves, grad.double())
+    found = (
+        winograd.convolve(x, w, padding),
+        winograd.input_gradient(grad, w, padding),
+        winograd.weight_gradient(x, w, grad, padding),
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.shape == theirs.shape
+        assert float((ours - theirs).norm() / theirs.norm()) < 2e-5
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_wide_convolutions_in_float32_use_winograd(monkeypatch, trained: bool) -> None:
+    """Values, gradients and second derivatives are torch's; nothing else than the stated case is taken."""
+    x, w, _, _ = winograd_case((6, 128, 14, 18), 130, (1, 2))
+    monkeypatch.setattr(cpu_speed, "choices", lambda: cpu_speed.Choices(winograd=True))
+    used = []
+    convolve = winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *a: used.append(a) or convolve(*a))
+
+    def uses(x=x, w=w, **options) -> bool:
+        used.clear()
+        conv2d_gradfix.conv2d(x, w, **options)
+        return bool(used)
+
+    assert uses(padding=(1, 2)) and uses()
+    for changed in (
+        {"x": x[:1]},
+        {"x": x.to(memory_format=torch.channels_last)},
+        {"x": x.double(), "w": w.double()},
+        {"w": w[:100]},
+        {"w": w[..., :1]},
+        {"padding": 3},
+        {"stride": 2},
+        {"dilation": 2},
+        {"bias": torch.zeros(130)},
+    ):
+        assert not uses(**changed), changed
+
+    x.requires_grad_()
+    w.requires_grad_(trained)
+    found = []
+    for convolution in (conv2d_gradfix.conv2d, F.conv2d):
+        y = convolution(x, w, padding=(1, 2))
+        leaves = [x, w] if trained else [x]
+        first = torch.autograd.grad(y.square().mean(), leaves, retain_graph=True)
+        with conv2d_gradfix.no_weight_gradients():
+            (dx,) = torch.autograd.grad(y.square().mean(), [x], create_graph=True)
+        found.append((y, *first, *torch.autograd.grad(dx.square().sum(), leaves)))
+    for ours, theirs in zip(*found, strict=True):
+        assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 2e-5

@@ -3,18 +3,14 @@
 
 oneDNN computes weight gradients at half the speed of the forward pass. The product of all windows of the
 input, laid out with the channels last, with the gradient of the output is as fast as the forward pass for
-wide layers. The second derivative is torch's own.
+wide layers.
 
 Shapes: N batch, I O input and output channels, H W height and width, h w those of the output, k kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 
 Pair = tuple[int, int]
 
@@ -25,7 +21,9 @@ def by_torch(
     x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, stride: Pair, padding: Pair
 ) -> torch.Tensor:
     """Return the gradient [O, I, k, k] by torch's convolution."""
-    found: torch.Tensor = _backward(grad, x, weight, stride, padding, [False, True])[1]
+    found: torch.Tensor = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [False, True, False]
+    )[1]
     return found
 
 
@@ -72,42 +70,3 @@ def _channels_last(x: torch.Tensor, padding: Pair) -> torch.Tensor:
         padded.narrow(dim, padded.shape[dim] - pad, pad).zero_()
     padded[:, top : top + height, left : left + width] = images
     return padded
-
-
-def _backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, wanted: list[bool]
-) -> Any:
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*wanted, False]
-    )
-
-
-class Convolution(torch.autograd.Function):
-    """A convolution without bias and dilation, in one group, whose weight gradient is a product."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        stride: Pair,
-        padding: Pair,
-        unwanted: Callable[[], bool],
-    ) -> torch.Tensor:
-        """Compute F.conv2d. `unwanted`: whether weight gradients are off at the time of a backward pass."""
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.unwanted = stride, padding, unwanted
-        return F.conv2d(x, weight, None, stride, padding)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        """Compute the gradients of x and weight."""
-        x, weight = ctx.saved_tensors
-        stride, padding = ctx.stride, ctx.padding
-        of_x, of_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not ctx.unwanted()
-        if torch.is_grad_enabled():  # the result is differentiated again
-            dx, dw = _backward(grad, x, weight, stride, padding, [of_x, of_weight])[:2]
-            return dx, dw, None, None, None
-        dx = _backward(grad, x, weight, stride, padding, [True, False])[0] if of_x else None
-        dw = by_products(x, weight, grad, stride, padding) if of_weight else None
-        return dx, dw, None, None, None
