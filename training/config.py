@@ -41,6 +41,7 @@ HEADS = ("projection", "sona")
 MAX_RESOLUTION = 8192  # largest power of two within image_data.archives.MAX_PIXELS
 MAX_LAYERS = 256  # per network; published networks have up to 42
 STEM_CBASE, STEM_CMAX = 32768, 512  # --cbase and --cmax of a stem, if not given
+EMA_RAMPUP = 0.05  # largest half-life of the moving average as a share of the images shown (StyleGAN3)
 
 
 @dataclass(frozen=True)
@@ -353,7 +354,7 @@ class OptimConfig:
     ema_rampup: float | None = opt(
         None,
         "Limit the half-life to this fraction of the images shown. 0 = no limit. "
-        "If not set: 0.05, or 0 with --init-from.",
+        f"If not set: {EMA_RAMPUP:g}, or 0 with --init-from.",
         SG3,
         low=0,
     )
@@ -535,7 +536,7 @@ class TrainConfig:
         Default: 0.05, or 0 (no limit) for a run that starts from a network, because its average is already
         useful (StyleGAN3).
         """
-        default = 0.0 if self.run.init_from else 0.05
+        default = 0.0 if self.run.init_from else EMA_RAMPUP
         return default if self.optim.ema_rampup is None else self.optim.ema_rampup
 
     def override(self, changes: dict[str, Any]) -> TrainConfig:

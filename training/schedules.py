@@ -6,6 +6,8 @@ Units: nimg = images, kimg = thousands of images.
 
 from __future__ import annotations
 
+from training.config import EMA_RAMPUP
+
 
 def blur_sigma(nimg: int, init_sigma: float = 2.0, fade_kimg: float = 300.0) -> float:
     """Width of the blur before the discriminator in pixels: linear from `init_sigma` to 0 (StyleGAN-XL).
@@ -20,7 +22,7 @@ def blur_sigma(nimg: int, init_sigma: float = 2.0, fade_kimg: float = 300.0) -> 
     return init_sigma * max(1 - nimg / (fade_kimg * 1000), 0.0)
 
 
-def ema_beta(nimg: int, batch: int, half_life_kimg: float, rampup: float = 0.05) -> float:
+def ema_beta(nimg: int, batch: int, half_life_kimg: float, rampup: float = EMA_RAMPUP) -> float:
     """Weight of the old average in one step: 0.5 ** (batch / half-life) (StyleGAN2, with its ramp-up).
 
     Args:

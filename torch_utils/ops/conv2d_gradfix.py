@@ -105,12 +105,17 @@ def conv_transpose2d(
 
 
 def _is_plain(x: torch.Tensor) -> bool:
-    """Return whether x is a batch of images on the CPU that is neither traced nor transformed."""
+    """Return whether x is a batch of images on the CPU that nothing traces, transforms or casts."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0
-        and not (torch.compiler.is_compiling() or torch._C._get_tracing_state() or library.transforms())
+        and not (
+            torch.compiler.is_compiling()
+            or torch._C._get_tracing_state()
+            or torch.is_autocast_enabled("cpu")
+            or library.transforms()
+        )
     )
 
 

@@ -23,7 +23,7 @@ import torch
 
 import dnnlib
 from torch_utils.features import imagenet_descriptions
-from training.config import TrainConfig, to_json
+from training.config import EMA_RAMPUP, TrainConfig, to_json
 from training.data.class_names import class_map, has_names
 from training.discriminator import ProjectedDiscriminator
 from training.generator import FullyConnectedLayer, Generator, LayerSpec
@@ -553,7 +553,23 @@ _DECISIVE = {
 }
 
 
-def warning(source: Source, report: TransferSummary, cfg: TrainConfig) -> str | None:
+def warnings(source: Source, report: TransferSummary, cfg: TrainConfig) -> list[str]:
+    """Return a line for each thing in a run from a network that may not be wanted."""
+    return [line for line in (_little_warning(source, report, cfg), _average_warning(cfg)) if line]
+
+
+def _average_warning(cfg: TrainConfig) -> str | None:
+    """Return a warning if the average of the weights would lag behind in a run this short, else None."""
+    if cfg.ema_rampup > 0 or cfg.ema_kimg <= EMA_RAMPUP * cfg.run.kimg:
+        return None
+    return (
+        f"Warning: images are those of a moving average with a half-life of {cfg.ema_kimg:g} kimg, in a run "
+        f"of {cfg.run.kimg:g} kimg: they lag behind. --ema-rampup={EMA_RAMPUP:g} limits it to "
+        f"{EMA_RAMPUP:.0%} of the images shown, as in a run from random weights"
+    )
+
+
+def _little_warning(source: Source, report: TransferSummary, cfg: TrainConfig) -> str | None:
     """Return a warning if little of one of the networks was copied, else None.
 
     It names the options that differ from those of the run of the file.

@@ -139,4 +139,4 @@ def start_report(cfg: TrainConfig, dataset: ImageDataset) -> str:
     G = build.make_generator(cfg.generator, dataset, embed_dim, cfg.run.seed)
     D = build.fresh_discriminator(cfg, dataset)
     _, report = finetune.start(source, G, D, dataset.class_names, torch.zeros(dataset.label_dim, embed_dim))
-    return "\n".join(filter(None, (begins, report.table(), finetune.warning(source, report, cfg))))
+    return "\n".join([begins, report.table(), *finetune.warnings(source, report, cfg)])

@@ -94,7 +94,7 @@ def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -
     state.G_ema.load_state_dict(G_ema.state_dict())
     state.started_from = report.as_dict()
     if distributed.is_main():
-        print("\n".join(filter(None, (report.table(), finetune.warning(source, report, cfg)))))
+        print("\n".join([report.table(), *finetune.warnings(source, report, cfg)]))
     return state
 
 

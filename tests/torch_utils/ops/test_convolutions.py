@@ -223,6 +223,10 @@ def test_wide_convolutions_in_float32_use_winograd(monkeypatch, trained: bool) -
         {"bias": torch.zeros(130)},
     ):
         assert not uses(**changed), changed
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not uses()
+    traced = torch.jit.trace(lambda x: conv2d_gradfix.conv2d(x, w), x, check_trace=False)
+    assert traced(x[:1, :, :8, :8]).shape == (1, 130, 6, 6)
 
     x.requires_grad_()
     w.requires_grad_(trained)

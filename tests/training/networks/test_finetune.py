@@ -212,7 +212,13 @@ def test_another_resolution_keeps_what_has_the_same_place(old, tmp_path, capsys)
 
 def test_little_that_fits_is_said_in_one_line(old, tmp_path, capsys):
     state = state_of(
-        config(dataset(tmp_path, OLD), run__init_from=old, generator__cmax=8, generator__w_dim=24)
+        config(
+            dataset(tmp_path, OLD),
+            run__init_from=old,
+            run__kimg=1000,
+            generator__cmax=8,
+            generator__w_dim=24,
+        )
     )
     assert state.started_from["generator"]["share"] < 0.5
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
@@ -222,6 +228,16 @@ def test_little_that_fits_is_said_in_one_line(old, tmp_path, capsys):
         and warnings[0].endswith("use the options of its run: --cmax=4 --w-dim=16")
     )
     assert torch.isfinite(state.G(torch.zeros(1, 8), torch.tensor([0]))).all()
+
+
+def test_an_average_that_lags_behind_is_said_in_one_line(old, tmp_path, capsys):
+    cfg = config(dataset(tmp_path, OLD), run__init_from=old, run__batch=16, run__kimg=8)
+    state_of(cfg)
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning"))
+    assert "half-life of 5 kimg, in a run of 8 kimg" in warning and "--ema-rampup=0.05" in warning
+    for changes in ({"run.kimg": 100}, {"optim.ema_rampup": 0.05}, {"optim.ema_kimg": 0.4}):
+        state_of(cfg.override(changes))
+        assert "Warning" not in capsys.readouterr().out
 
 
 def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path, capsys):
@@ -373,7 +389,7 @@ def test_a_started_run_trains_and_resumes_without_the_pickle(old, tmp_path):
 
 def test_dry_run_says_what_would_be_kept(old, tmp_path):
     data = dataset(tmp_path, NEW, 32)
-    cfg = config(data, run__init_from=old, data__resolution=16)
+    cfg = config(data, run__init_from=old, run__kimg=1000, data__resolution=16)
     planned = build.make_dataset(cfg.data, 0, prepare=False)
     text = dry_run.start_report(cfg, planned)
     assert "2 of 3 classes copied, 1 new\n" in text and "Warning" not in text and "discriminator: 9" in text
