@@ -31,6 +31,7 @@ import click
 import numpy as np
 
 from dnnlib import bounded, outputs, util
+from dnnlib.one_path import OnePath
 from image_data import archives
 from image_data import labels as label_rule
 from image_data.classes import balance, check_distinct
@@ -330,8 +331,9 @@ def _print_report(report: ConvertReport) -> None:
 )
 @click.option(
     "--source",
+    cls=OnePath,
     help="Folder or zip of images, tar shards, Parquet, .npz or HDF5 files, IDX file of images, CIFAR "
-    "tarball, ILSVRC tree or LSUN LMDB folder. Several files: train-{000..009}.tar.",
+    "tarball, ILSVRC tree or LSUN LMDB folder. Several files: 'train-{000..009}.tar', in quotes.",
     metavar="PATH",
 )
 @click.option(

@@ -36,6 +36,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
+from dnnlib.one_path import OnePath
 from generation import commands
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _check_together(
 @click.option("--outdir", metavar="DIR", help="Folder for the PNG files. Existing ones are replaced.")
 @click.option(
     "--to",
+    cls=OnePath,
     metavar="DIR|ZIP|NPZ|TAR",
     help="Write one image per seed into a new folder, x.zip (a data set), x.npz (ADM's layout) or "
     "x-{000000..000099}.tar (webdataset). The same command resumes after a kill.",

@@ -37,6 +37,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
+from dnnlib.one_path import OnePath
 from training.config import FLAGS
 from training.options import Option
 
@@ -68,9 +69,11 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
             command = click.option(*names, flag, is_flag=True, default=None, help=text)(command)
         else:
             repeated = option.kind is tuple  # lists may be given in parts
+            more: dict[str, Any] = {"multiple": True, "callback": _joined} if repeated else {}
+            if flag == "data":
+                more["cls"] = OnePath
             command = click.option(
-                *names, flag, type=OptionType(option), default=None, help=text,
-                multiple=repeated, callback=_joined if repeated else None,
+                *names, flag, type=OptionType(option), default=None, help=text, **more
             )(command)  # fmt: skip
     return command
 

@@ -50,7 +50,8 @@ class DataConfig:
 
     path: str = opt(
         "",
-        "Data set made by dataset_tool.py: a zip file, a folder, or tar shards (train-{000..009}.tar).",
+        "Data set made by dataset_tool.py: a zip file, a folder, or tar shards ('train-{000..009}.tar', in "
+        "quotes).",
         OURS,
         flag="data",
         required=True,

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shell expands a pattern without quotes: the commands do not take its last file for the whole set."""
+
+import pytest
+
+import dataset_tool
+import gen_images
+import train
+from tests.support import run
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [(dataset_tool.main, "--source"), (gen_images.main, "--to"), (train.main, "--data")]
+)
+def test_an_expanded_pattern_is_refused(command, flag):
+    error = run(command, *(f"{flag}=t-{i}.tar" for i in range(3)), code=2).output
+    assert f"{flag} has 3 files, t-0.tar to t-2.tar, as if the shell had expanded a pattern" in error
+
+
+def test_other_values_may_be_repeated_and_the_last_one_counts():
+    assert (
+        "b.zip" in run(dataset_tool.main, "--source=a.zip", "--source=b.zip", "--dest=c.zip", code=1).output
+    )
+    assert "--source and --dest are required" in run(dataset_tool.main, "--dest=c.zip", code=1).output
