@@ -13,20 +13,39 @@ Shapes: N batch, I inputs, O outputs, D embedding width.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPS = 1e-12  # smallest norm that a direction is divided by
+_PAIR = (
+    "SANLogits are a pair, not a tensor: compute with .fun and .dir, as in "
+    "san.SANLogits(a.fun + b.fun, a.dir + b.dir)"
+)
 
 
 class SANLogits(NamedTuple):
-    """The two outputs of a SAN layer: equal values, different gradients (see the module docstring)."""
+    """The two outputs of a SAN layer: equal values, different gradients (see the module docstring).
+
+    Sums and multiples, which would be those of a tuple, raise TypeError.
+    """
 
     fun: Tensor
     dir: Tensor
+
+    def __add__(self, other: object) -> NoReturn:
+        """Refuse to append to the pair."""
+        raise TypeError(_PAIR)
+
+    def __mul__(self, other: object) -> NoReturn:
+        """Refuse to repeat the pair."""
+        raise TypeError(_PAIR)
+
+    def __rmul__(self, other: object) -> NoReturn:
+        """Refuse to repeat the pair."""
+        raise TypeError(_PAIR)
 
 
 class SONALogits(NamedTuple):

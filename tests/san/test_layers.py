@@ -114,6 +114,13 @@ def test_normalize_leaves_the_optimizer_alone():
     assert layer.weight in optimizer.state
 
 
+def test_arithmetic_on_the_pair_of_logits_is_refused():
+    logits = san.SANLinear(6, 1)(torch.randn(4, 6))
+    for wrong in (lambda: logits + logits, lambda: 2 * logits, lambda: logits * 2):
+        with pytest.raises(TypeError, match=r"a pair, not a tensor: compute with \.fun and \.dir"):
+            wrong()
+
+
 def test_generator_decides_the_initial_weights():
     torch.manual_seed(1)
     state = torch.get_rng_state()
