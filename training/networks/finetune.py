@@ -578,7 +578,8 @@ def _little_warning(source: Source, report: TransferSummary, cfg: TrainConfig) -
     if not little:
         return None
     config = (source.file.provenance or {}).get("config")
-    options = []
+    options: list[str] = []
+    unset: list[str] = []  # given here, but not to that run
     for network in little:
         theirs = config.get(network) if isinstance(config, dict) else None
         ours = to_json(cfg)[network]
@@ -590,13 +591,17 @@ def _little_warning(source: Source, report: TransferSummary, cfg: TrainConfig) -
         options += [
             f"--{key.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, list) else v}"
             for key, v in differing.items()
+            if v is not None
         ]
+        unset += [f"--{key.replace('_', '-')}" for key, v in differing.items() if v is None]
     shares = " and ".join(f"{report.share(network):.0%} of the {network}" for network in little)
     specs = source.G.synthesis.specs()
     plan = (
         f"{source.G.img_resolution}x{source.G.img_resolution}, {len(specs) - 1} layers, up to "
         f"{max(s.out_channels for s in specs)} channels"
     )
+    if unset:
+        options.append(f"without {' '.join(unset)}")
     remedy = (
         f"to copy more, use the options of its run: {' '.join(options)}"
         if options

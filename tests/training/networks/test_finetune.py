@@ -240,6 +240,14 @@ def test_an_average_that_lags_behind_is_said_in_one_line(old, tmp_path, capsys):
         assert "Warning" not in capsys.readouterr().out
 
 
+def test_options_that_the_run_of_the_file_did_not_have_are_not_advised_as_none(old, tmp_path):
+    source = finetune.read(str(old))
+    source.file.provenance["config"]["generator"]["cbase"] = None
+    report = finetune.TransferSummary(str(old), "", "by name")
+    cfg = config(dataset(tmp_path, OLD), run__init_from=old, generator__cbase=64, generator__w_dim=24)
+    assert finetune.warnings(source, report, cfg)[0].endswith("of its run: --w-dim=16 without --cbase")
+
+
 def test_other_backbone_weights_rebuild_the_discriminator(old, tmp_path, capsys):
     cfg = config(
         dataset(tmp_path, OLD),
