@@ -35,6 +35,7 @@ from typing import Any
 
 import click
 
+from dnnlib.one_path import OnePath
 from generation import commands, metric_commands
 from metrics import names
 
@@ -56,6 +57,7 @@ from metrics import names
 )
 @click.option(
     "--data",
+    cls=OnePath,
     metavar="ZIP|DIR|NPZ",
     help="data set, images or statistics to compare with  [default: the data set named in the network file]",
 )

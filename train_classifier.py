@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from dnnlib import outputs
+from dnnlib.one_path import OnePath
 from generation import commands
 
 MODEL = "tf_efficientnet_lite0"
@@ -25,7 +26,9 @@ GUIDED_RESOLUTION = 64  # StyleGAN-XL trains smaller stages without guidance
 
 
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option("--data", required=True, metavar="ZIP|DIR", help="Data set with labels, of any resolution.")
+@click.option(
+    "--data", cls=OnePath, required=True, metavar="ZIP|DIR", help="Data set with labels, of any resolution."
+)
 @click.option("--dest", required=True, metavar="FILE", help="Weights file to write: FILE.safetensors.")
 @click.option(
     "--model", default=MODEL, show_default=True, help="timm network with one linear layer at its end."

@@ -3,14 +3,23 @@
 
 import pytest
 
+import calc_metrics
 import dataset_tool
 import gen_images
 import train
+import train_classifier
 from tests.support import run
 
 
 @pytest.mark.parametrize(
-    ("command", "flag"), [(dataset_tool.main, "--source"), (gen_images.main, "--to"), (train.main, "--data")]
+    ("command", "flag"),
+    [
+        (dataset_tool.main, "--source"),
+        (gen_images.main, "--to"),
+        (train.main, "--data"),
+        (train_classifier.main, "--data"),
+        (calc_metrics.main, "--data"),
+    ],
 )
 def test_an_expanded_pattern_is_refused(command, flag):
     error = run(command, *(f"{flag}=t-{i}.tar" for i in range(3)), code=2).output
