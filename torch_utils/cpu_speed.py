@@ -3,10 +3,10 @@
 
 Processors differ by more than their instruction sets tell: bfloat16 is twice as fast as float32 with
 avx512_bf16 or AMX and ten times slower where it is emulated, and float32 products of MKL run at half speed on
-AMD processors with AVX-512. The measurement takes less than a second of one thread. Its result is a file in the
-cache folder, so that all processes of a run, and the runs that resume it, compute with the same operations. A
-faster alternative is chosen only if it is at least MARGIN times as fast, so that a busy machine does not
-change the choice. Without a usable cache folder nothing is measured, and torch's defaults are used.
+AMD processors with AVX-512. The measurement takes less than a second of one thread. Its result is a file in
+the cache folder, so that all processes of a run, and the runs that resume it, compute with the same
+operations. A faster alternative is chosen only if it is at least MARGIN times as fast, so that a busy machine
+does not change the choice. Without a usable cache folder nothing is measured, and torch's defaults are used.
 """
 
 from __future__ import annotations
