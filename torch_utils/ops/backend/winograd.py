@@ -56,7 +56,7 @@ _CHUNK, _CHUNK_TILES = 1 << 22, 512
 @functools.cache
 def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the transforms of both axes: [36, 36] of windows, [36, 9] of weights, [16, 36] of outputs."""
-    axes = (torch.tensor(rows, dtype=torch.float64) for rows in (_INPUT, _WEIGHT, _OUTPUT))
+    axes = (torch.tensor(rows, dtype=torch.float64, device="cpu") for rows in (_INPUT, _WEIGHT, _OUTPUT))
     of_input, of_weight, of_output = (torch.kron(axis, axis).float() for axis in axes)
     return of_input, of_weight, of_output
 
