@@ -27,6 +27,7 @@ import numpy as np
 
 import dnnlib.util
 from dnnlib import bounded, outputs
+from dnnlib.one_path import OnePath
 from dnnlib.progress import Progress
 from generation import commands
 
@@ -96,7 +97,11 @@ def source_options(function: Any) -> Any:
             help="images; of a data set a random subset  [default: all; required for networks]",
         ),
         click.option(
-            "--source", required=True, metavar="PKL|ZIP|DIR|NPZ", help="network, data set or images"
+            "--source",
+            cls=OnePath,
+            required=True,
+            metavar="PKL|ZIP|DIR|NPZ",
+            help="network, data set or images",
         ),
     ):
         function = option(function)

@@ -51,7 +51,12 @@ from metrics import names
     help="network file to measure (.pkl, or .safetensors with its .json), run folder or hf://OWNER/NAME",
 )
 @click.option("--trust-pickle", is_flag=True, help=commands.TRUST_HELP)
-@click.option("--images", metavar="DIR|ZIP|NPZ", help="images or statistics to measure, instead of a network")
+@click.option(
+    "--images",
+    cls=OnePath,
+    metavar="DIR|ZIP|NPZ",
+    help="images or statistics to measure, instead of a network",
+)
 @click.option(
     "--metrics", default="fid50k_full", show_default=True, metavar="LIST", help="comma-separated names"
 )

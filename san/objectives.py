@@ -218,6 +218,16 @@ def _san_heads(*sides: Any) -> list[tuple[SANLogits, ...]]:
     return heads
 
 
+def _differences(first: Tensor, second: Tensor) -> Tensor:
+    """Return the differences of pairs of logits. Raises ValueError if there are not equally many."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"logits of shape {tuple(first.shape)} and {tuple(second.shape)} are not pairs: "
+            "give as many real as generated samples"
+        )
+    return first - second
+
+
 def _summed(terms: Sequence[SANLogits], logits: Any) -> SANLogits:
     """Return the terms of a single head; for a list, tuple or dict of heads, the sum of their means."""
     if _is_head(logits):
@@ -289,7 +299,8 @@ def discriminator_pair_terms(real: Logits, fake: Logits, loss: str = "relativist
         sides = [(discriminator_terms(r, True, loss), discriminator_terms(f, False, loss)) for r, f in heads]
         return _summed([SANLogits(a.fun + b.fun, a.dir + b.dir) for a, b in sides], real)
     terms = [
-        SANLogits(on_pair(r.fun - f.fun), direction.real(r.dir) + direction.fake(f.dir)) for r, f in heads
+        SANLogits(on_pair(_differences(r.fun, f.fun)), direction.real(r.dir) + direction.fake(f.dir))
+        for r, f in heads
     ]
     return _summed(terms, real)
 
@@ -332,7 +343,7 @@ def _san_objective(real: SANLogits, fake: SANLogits, loss: str) -> Tensor:
 def _gan_objective(real: Tensor, fake: Tensor, loss: str) -> Tensor:
     chosen = discriminator_loss(loss)
     if chosen.pair is not None:
-        return chosen.pair(real - fake).mean()
+        return chosen.pair(_differences(real, fake)).mean()
     assert chosen.real is not None and chosen.fake is not None
     return chosen.real(real).mean() + chosen.fake(fake).mean()
 
@@ -415,7 +426,7 @@ def generator_terms(
     terms = []
     for head in heads:
         fake, *real = (x.fun if isinstance(x, SANLogits) else x for x in head)
-        terms.append(-h(fake - real[0] if real else fake))
+        terms.append(-h(_differences(fake, real[0]) if real else fake))
     return terms[0] if _is_head(fun) else _sum([t.mean() for t in terms])
 
 

@@ -3,6 +3,7 @@
 
 import pytest
 
+import avg_spectra
 import calc_metrics
 import dataset_tool
 import gen_images
@@ -19,6 +20,8 @@ from tests.support import run
         (train.main, "--data"),
         (train_classifier.main, "--data"),
         (calc_metrics.main, "--data"),
+        (calc_metrics.main, "--images"),
+        (avg_spectra.calc, "--source"),
     ],
 )
 def test_an_expanded_pattern_is_refused(command, flag):

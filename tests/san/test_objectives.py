@@ -127,6 +127,19 @@ def s_squared_slope(d):
 DIRECTION_SLOPES = {"ls_softplus": (s_squared_slope, lambda d: -s_squared_slope(d))}
 
 
+@pytest.mark.parametrize("reals", [1, 3])
+def test_pairs_need_as_many_real_as_generated_samples(reals: int):
+    """A single real sample would be paired with all generated ones."""
+    real, fake = (san.SANLogits(torch.zeros(n, 1), torch.zeros(n, 1)) for n in (reals, 4))
+    with pytest.raises(ValueError, match="not pairs: give as many real as generated samples"):
+        san.discriminator_objective(real, fake, "relativistic")
+    with pytest.raises(ValueError, match="not pairs"):
+        san.generator_terms(fake, "ns", real)
+    with pytest.raises(ValueError, match="not pairs"):
+        san.discriminator_objective(real.fun, fake.fun, "relativistic")
+    assert torch.isfinite(san.discriminator_objective(real, fake, "hinge"))
+
+
 @pytest.mark.parametrize("name", [*BY_HAND, "relativistic"])
 def test_san_form_adds_the_loss_of_the_direction_on_dir(name):
     """On fun the gradient is the GAN's own; on dir it is that of the direction's loss: -1/n on real and +1/n
