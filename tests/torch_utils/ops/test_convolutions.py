@@ -160,12 +160,12 @@ def test_weight_gradients_by_products_are_those_of_torch(
 
 
 def winograd_case(shape, outputs, padding):
-    """An input, a weight and a gradient of the output, and the padding."""
+    """An input, a weight and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     w = torch.randn((outputs, shape[1], 3, 3), generator=generator)
     height, width = (shape[dim + 2] + 2 * padding[dim] - 2 for dim in (0, 1))
-    return x, w, torch.randn((shape[0], outputs, height, width), generator=generator), padding
+    return x, w, torch.randn((shape[0], outputs, height, width), generator=generator)
 
 
 WINOGRAD = {
@@ -180,7 +180,8 @@ WINOGRAD = {
 @pytest.mark.parametrize("chunk", [1, 1 << 22])
 @pytest.mark.parametrize("case", WINOGRAD)
 def test_passes_by_winograd_are_those_of_torch(monkeypatch, case: str, chunk: int) -> None:
-    x, w, grad, padding = winograd_case(*WINOGRAD[case])
+    shape, outputs, padding = WINOGRAD[case]
+    x, w, grad = winograd_case(shape, outputs, padding)
     monkeypatch.setattr(winograd, "_CHUNK", chunk)
     monkeypatch.setattr(winograd, "_CHUNK_TILES", 1)
     leaves = [x.double().requires_grad_(), w.double().requires_grad_()]
@@ -199,7 +200,7 @@ def test_passes_by_winograd_are_those_of_torch(monkeypatch, case: str, chunk: in
 @pytest.mark.parametrize("trained", [False, True])
 def test_wide_convolutions_in_float32_use_winograd(monkeypatch, trained: bool) -> None:
     """Values, gradients and second derivatives are torch's; nothing else than the stated case is taken."""
-    x, w, _, _ = winograd_case((6, 128, 14, 18), 130, (1, 2))
+    x, w, _ = winograd_case((6, 128, 14, 18), 130, (1, 2))
     monkeypatch.setattr(cpu_speed, "choices", lambda: cpu_speed.Choices(winograd=True))
     used = []
     convolve = winograd.convolve

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops.backend import weight_gradient, winograd
+from torch_utils.ops.backend import winograd
+from torch_utils.ops.backend.weight_gradient import by_products, torch_gradients
 
 Pair = tuple[int, int]
 
@@ -48,19 +49,11 @@ class Convolution(torch.autograd.Function):
         of_x, of_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not ctx.unwanted()
         dx = dw = None
         if torch.is_grad_enabled():  # the result is differentiated again
-            dx, dw = _backward(grad, x, weight, stride, padding, [of_x, of_weight])
+            dx, dw = torch_gradients(x, weight, grad, stride, padding, [of_x, of_weight])
         elif ctx.by_winograd:
             dx = winograd.input_gradient(grad, weight, padding) if of_x else None
             dw = winograd.weight_gradient(x, weight, grad, padding) if of_weight else None
         else:
-            dx = _backward(grad, x, weight, stride, padding, [True, False])[0] if of_x else None
-            dw = weight_gradient.by_products(x, weight, grad, stride, padding) if of_weight else None
+            dx = torch_gradients(x, weight, grad, stride, padding, [True, False])[0] if of_x else None
+            dw = by_products(x, weight, grad, stride, padding) if of_weight else None
         return dx, dw, None, None, None, None
-
-
-def _backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, wanted: list[bool]
-) -> Any:
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*wanted, False]
-    )[:2]

@@ -10,6 +10,8 @@ Shapes: N batch, I O input and output channels, H W height and width, h w those 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 Pair = tuple[int, int]
@@ -17,13 +19,20 @@ Pair = tuple[int, int]
 _CHUNK = 1 << 22  # elements of the windows that are copied at once: they stay in the caches
 
 
+def torch_gradients(
+    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, stride: Pair, padding: Pair, wanted: list[bool]
+) -> Any:
+    """Return the gradients of x and weight by torch's convolution; None where they are not wanted."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*wanted, False]
+    )[:2]
+
+
 def by_torch(
     x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, stride: Pair, padding: Pair
 ) -> torch.Tensor:
     """Return the gradient [O, I, k, k] by torch's convolution."""
-    found: torch.Tensor = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [False, True, False]
-    )[1]
+    found: torch.Tensor = torch_gradients(x, weight, grad, stride, padding, [False, True])[1]
     return found
 
 

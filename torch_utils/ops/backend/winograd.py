@@ -78,9 +78,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, padding: Pair) -> torch.Tens
         weight: float32 [O, I, 3, 3].
         padding: zeros around x, (y, x).
     """
-    outputs, channels = weight.shape[:2]
-    transform = _matrices()[1]
-    return _convolve(x, (transform @ weight.reshape(-1, 9).t()).view(_POINTS, outputs, channels), padding)
+    return _convolve(x, _transformed_weights(weight, _matrices()[1]), padding)
 
 
 def input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: Pair) -> torch.Tensor:
@@ -91,10 +89,8 @@ def input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: Pair) -> t
         weight: float32 [O, I, 3, 3].
         padding: zeros around the input, (y, x), at most 2.
     """
-    outputs, channels = weight.shape[:2]
-    turned = _matrices()[1].flip(1)
-    transformed = (turned @ weight.reshape(-1, 9).t()).view(_POINTS, outputs, channels).transpose(1, 2)
-    return _convolve(grad, transformed, (KERNEL - 1 - padding[0], KERNEL - 1 - padding[1]))
+    turned = _transformed_weights(weight, _matrices()[1].flip(1)).transpose(1, 2)
+    return _convolve(grad, turned, (KERNEL - 1 - padding[0], KERNEL - 1 - padding[1]))
 
 
 def weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, padding: Pair) -> torch.Tensor:
@@ -118,6 +114,11 @@ def weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, p
         found = torch.bmm(left, right) if found is None else found.baddbmm_(left, right)
     assert found is not None
     return (of_weight.t() @ found.view(_POINTS, -1)).t().reshape(weight.shape)
+
+
+def _transformed_weights(weight: torch.Tensor, transform: torch.Tensor) -> torch.Tensor:
+    """Return the weights [36, O, I] after a transform [36, 9]."""
+    return (transform @ weight.reshape(-1, KERNEL**2).t()).view(_POINTS, *weight.shape[:2])
 
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor, padding: Pair) -> torch.Tensor:
