@@ -162,6 +162,7 @@ def plain_layers() -> Iterator[None]:
     patch = mock.patch.object
     with (
         patch(features, "replace_depthwise_", lambda body: None),
+        patch(features, "fuse_relu6_", lambda body: None),
         patch(features, "replace_linear_", lambda body: None),
     ):
         yield

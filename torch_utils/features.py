@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_utils.frozen_convolutions import fold_batchnorm_, replace_depthwise_
+from torch_utils.frozen_convolutions import fold_batchnorm_, fuse_relu6_, replace_depthwise_
 from torch_utils.frozen_linear import attention_layers, choose_attention_, replace_linear_
 from torch_utils.timm_weights import LITE0, RANDOM, class_count, lite0_to_timm, read_resolved, resolve
 
@@ -96,6 +96,7 @@ class FeatureNetwork(_Frozen):
         if fold_batchnorm:
             fold_batchnorm_(body)
         replace_depthwise_(body)
+        fuse_relu6_(body)
         replace_linear_(body)
         super().__init__(body, cfg["mean"], cfg["std"])
         self.attention = attention_layers(body)

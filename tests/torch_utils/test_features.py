@@ -92,6 +92,41 @@ def test_speedups_keep_the_function(size):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[1].abs().max()))
 
 
+@pytest.mark.parametrize("size", [64, 50])
+def test_fused_relu6_keeps_the_function(size, monkeypatch):
+    """oneDNN's clamped convolutions against convolutions and ReLU6: values and input gradients."""
+    net = features.load()
+    assert not any(isinstance(module, torch.nn.ReLU6) for module in net.modules())
+    x = image(size).requires_grad_()
+    found = []
+    for fuses in (frozen_convolutions._fuses, lambda x: False):
+        monkeypatch.setattr(frozen_convolutions, "_fuses", fuses)
+        maps = net(x)
+        found.append((*maps, torch.autograd.grad(sum((y * y).mean() for y in maps), x)[0]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.detach().abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_relu6_of_a_convolution_in_every_type(groups, dtype):
+    plain = torch.nn.Conv2d(4, 4, 3, 2, 1, groups=groups)
+    own = (frozen_convolutions.FrozenDepthwiseConv2d if groups > 1 else frozen_convolutions.FrozenConv2d)(
+        plain
+    )
+    own.relu6 = True
+    x = (8 * torch.randn(2, 4, 9, 7)).to(dtype).requires_grad_()
+    own.requires_grad_(False).to(dtype)
+    y = own(x)
+    before = plain(x)
+    expected = torch.nn.functional.relu6(before)
+    loose = {} if dtype in (torch.float32, torch.float64) else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(y, expected, **loose)
+    kinks = ((before - 3).abs() - 3).abs() < 0.1  # rounding can cross them
+    r = torch.randn_like(y).masked_fill(kinks, 0)
+    torch.testing.assert_close(*(torch.autograd.grad(out, x, r)[0] for out in (y, expected)), **loose)
+
+
 def test_depthwise_double_backward():
     conv = frozen_convolutions.FrozenDepthwiseConv2d(
         torch.nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, dtype=torch.float64)
