@@ -33,9 +33,9 @@ from training.networks import stems
 from training.progressive import launch as recipe_launch
 from training.progressive import plan as recipe_plan
 from training.progressive.stages import Schedule
-from training.run import dry_run, local_copies, slurm
+from training.run import dry_run, restore, slurm
 from training.run import plan as run_plan
-from training.run_folder import description, has_checkpoint, load_run, run_folders, unfinished_run
+from training.run_folder import description, load_run, run_folders, unfinished_run
 
 RESTART_EXIT_CODE = 3
 
@@ -230,6 +230,9 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     if existing is None and values["restart_every"] is not None:
         existing = unfinished_run(outdir, desc, config)
     resumed = None if values["from_scratch"] else existing
+    saved = restore.checkpoint_here(config, resumed) if resumed else None
+    if resumed and saved:
+        restore.check(config, dataset, resumed, saved)
     print_labels([dataset])
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
@@ -241,10 +244,8 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
         print_preparation([] if missing else measures.work_before(config, dataset, resumed, evaluator))
         click.echo(f"Run folder: {target}")
         return None
-    local = config.run.local_checkpoint
-    has_state = resumed is not None and (local_copies.exists(local, resumed) or has_checkpoint(resumed))
-    lineage = stems.read(resumed) if resumed and has_state else None
-    run_plan.check(config, dataset, lineage=lineage, resuming=has_state)
+    lineage = stems.read(resumed) if resumed and saved else None
+    run_plan.check(config, dataset, lineage=lineage, resuming=saved is not None)
     evaluator = measures.make_evaluator(config, dataset)
     evaluator.check()
     warn_of_changes(evaluator, resumed)
@@ -277,6 +278,8 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     planned = recipe_plan.plan(schedule, folder)
     for p in planned:
         launch.check_processes(p.config)
+    if folder is not None and not values["from_scratch"]:
+        recipe_plan.check_resumed(planned, folder, bool(values["stages"] and values["resume"]))
     print_labels(p.dataset for p in planned)
     if values["dry_run"]:
         print_recipe_plan(schedule, planned, None if values["from_scratch"] else folder)

@@ -374,13 +374,40 @@ def load_with_digest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]
     """The state given to save(), and the sha256 of the bytes it was loaded from. Raises as `load`."""
     path = Path(path)
     record, digest = retry_io(lambda: _read(path), path)
+    return _state(record, path), digest
+
+
+def load_mapped(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state given to save(), with tensors that are read from the file when they are used.
+
+    The checksum is not compared: for a path from `latest`, which has done it.
+
+    Raises:
+        ValueError, OSError: as `load`.
+    """
+    path = Path(path)
+    try:
+        return _state(retry_io(lambda: tensor_files.load_mapped(path), path), path)
+    except (OSError, ValueError):
+        raise
+    except Exception as e:
+        raise _not_a_checkpoint(path, e) from e
+
+
+def _state(record: Any, path: Path) -> dict[str, Any]:
     if (
         not isinstance(record, dict)
         or record.get("version") != _VERSION
         or not isinstance(record.get("state"), dict)
     ):
         raise ValueError(f"{path} is not a checkpoint of version {_VERSION} of this program")
-    return record["state"], digest
+    state: dict[str, Any] = record["state"]
+    return state
+
+
+def _not_a_checkpoint(path: Path, error: Exception) -> ValueError:
+    """For errors of torch, pickle and zip alike: the file is not what it should be."""
+    return ValueError(f"{path} is not a checkpoint ({util.reason(error)})")
 
 
 def _read(path: Path) -> tuple[Any, str]:
@@ -399,5 +426,5 @@ def _read(path: Path) -> tuple[Any, str]:
             return tensor_files.load_from(f), digest
         except OSError:
             raise
-        except Exception as e:  # torch, pickle and zip errors alike: the file is not what it should be
-            raise ValueError(f"{path} is not a checkpoint ({util.reason(e)})") from e
+        except Exception as e:
+            raise _not_a_checkpoint(path, e) from e

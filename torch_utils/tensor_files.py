@@ -47,6 +47,16 @@ def load_from(file: BinaryIO) -> Any:
     return content
 
 
+def load_mapped(path: str | os.PathLike[str]) -> Any:
+    """As `load`, but tensors are read from the disk when they are used: shapes cost nothing.
+
+    Raises:
+        OSError: the file could not be read.
+        Exception: torch's errors for files of another kind.
+    """
+    return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+
+
 def _tensors(content: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested dicts, lists and tuples. Each container is visited once."""
     seen: set[int] = set()

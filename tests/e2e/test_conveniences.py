@@ -148,3 +148,29 @@ def test_status_line_report_and_dry_run_tell_the_same_time(tmp_path, monkeypatch
         assert format_time(report.Run.read(folder).seconds_left) == etas[count - 1].strip()
     (folder / "stats.jsonl").write_text("".join(lines[:7]))
     assert f"Time: about {etas[6].strip()} left" in run(f"--resume={folder}", "-n")
+
+
+def test_a_resume_with_other_networks_is_refused_before_anything_else(tmp_path):
+    """By --dry-run as by the run: one line that names the option, and the run folder stays as it was."""
+    data = write_dataset(tmp_path / "data.zip", n=24, class_names=NAMES)
+    other = write_dataset(tmp_path / "other.zip", n=23, class_names=NAMES)
+    runs = tmp_path / "runs"
+    run(f"--outdir={runs}", f"--data={data}", *COMMON, "--kimg=0.016")
+    (folder,) = runs.iterdir()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for flags, began in (
+        (["--cmax=8"], "--cmax=4"),
+        (["--syn-layers=5"], "--syn-layers=4"),
+        (["--z-dim=4", "--glr=0.1"], "--z-dim=8"),
+        (["--cond=False"], "--cond=True"),
+        (["--heads=sona", "--d-loss=bce"], "--heads=projection"),
+        (["--proj-channels=8"], "--proj-channels=4"),
+        ([f"--data={other}"], ""),
+    ):
+        planned, refused = (run(f"--resume={folder}", *flags, *more, code=1) for more in (["-n"], []))
+        assert planned == refused and planned.count("\n") == 1, planned
+        assert planned.startswith(f"Error: {flags[0]}"), planned
+        assert (f": the run started with {began}, and" if began else " has changed since ") in planned
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert "Run folder: " in run(f"--resume={folder}", "--glr=0.1", "--mirror=True", "-n")
+    assert "Run folder: " in run(f"--resume={folder}", "--from-scratch", "--cmax=8", "-n")

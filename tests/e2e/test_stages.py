@@ -221,6 +221,21 @@ def test_the_plan_compares_the_classes_of_the_guidance_with_those_of_the_data(co
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_stage_with_other_networks_is_refused_before_anything_else(whole):
+    """By --dry-run as by the run; a stage that is done and not asked for again does not resume."""
+    kept = (whole / "recipe.json").read_bytes()
+    for more in (["--dry-run"], []):
+        result = invoke(f"--resume={whole}", "--stages=16", "--head-layers=5", *more)
+        assert result.exit_code == 1, result.output
+        assert result.output.startswith(
+            "Error: stage 16: --head_layers=5: the run started with 4, and a resumed run cannot change its"
+        )
+        result = invoke(f"--resume={whole}", "--stages=8", "--heads=sona", "--d-loss=bce", *more)
+        assert result.output.startswith("Error: stage 8: --heads=sona: the run started with --heads=project")
+    assert (whole / "recipe.json").read_bytes() == kept
+    assert invoke(f"--resume={whole}", "--cmax=8", "--dry-run").exit_code == 0
+
+
 def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tmp_path, monkeypatch):
     """`batch_gpu: auto` in the YAML file."""
     source = Path(recipe_file).read_text().replace("gpus: 1", "gpus: 1\n  batch_gpu: auto")

@@ -165,6 +165,20 @@ def test_load_refuses_other_files(tmp_path):
         checkpoint.load(tmp_path / "x.pt")
 
 
+def test_a_mapped_checkpoint_has_the_same_contents_and_refuses_the_same_files(tmp_path):
+    state = {"x": torch.arange(6.0).reshape(2, 3), "more": [{"y": torch.zeros(0, 4)}, 3, "text"]}
+    path = checkpoint.save(tmp_path, 8, state)
+    mapped = checkpoint.load_mapped(path)
+    assert torch.equal(mapped["x"], state["x"]) and mapped["more"][0]["y"].shape == (0, 4)
+    assert mapped["more"][1:] == [3, "text"]
+    (tmp_path / "text").write_text("no checkpoint")
+    torch.save([1], tmp_path / "list")
+    with pytest.raises(ValueError, match="text is not a checkpoint \\("):
+        checkpoint.load_mapped(tmp_path / "text")
+    with pytest.raises(ValueError, match="list is not a checkpoint of version"):
+        checkpoint.load_mapped(tmp_path / "list")
+
+
 def test_nothing_in_the_file_runs(tmp_path):
     class Trap:
         def __reduce__(self):

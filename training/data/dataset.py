@@ -216,6 +216,11 @@ class ImageDataset:
             raise ValueError(f"{self.path}: the data set is used without labels")
         return np.bincount(self.labels, minlength=self.label_dim)
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether `content_hash` needs no image to be read."""
+        return self._content_hash is not None or all(entry.crc >= 0 for entry in self._archive.images)
+
     def content_hash(self) -> str:
         """Return a sha256 (hex) of dataset.json and the name, size and CRC-32 of every image.
 

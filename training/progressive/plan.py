@@ -20,7 +20,7 @@ from training.networks import stems
 from training.progressive import recipe, stages
 from training.progressive.recipe import Stage
 from training.progressive.stages import Schedule
-from training.run import auto_batch, roofline
+from training.run import auto_batch, restore, roofline
 from training.run import plan as run_plan
 from training.run.dry_run import data_line
 from training.run_folder import best_network
@@ -149,6 +149,29 @@ def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
         check_data(planned)
     check_stems(schedule, folder, c_dim)
     return planned
+
+
+def check_resumed(planned: Sequence[Planned], folder: Path, explicit: bool) -> None:
+    """Check that stages that have begun can resume with their present options and data.
+
+    Args:
+        planned: the selected stages.
+        folder: folder of the schedule.
+        explicit: as for `stages.run`.
+
+    Raises:
+        ValueError, OSError: as `restore.check`; the message names the stage.
+    """
+    for p in planned:
+        run_dir = folder / p.stage.name
+        if p.dataset is None or (stages.is_trained(run_dir) and not explicit):
+            continue
+        try:
+            saved = restore.checkpoint_here(p.config, run_dir)
+            if saved is not None:
+                restore.check(p.config, p.dataset, run_dir, saved)
+        except ValueError as err:
+            raise ValueError(f"stage {p.stage.resolution}: {err}") from None
 
 
 def _stage_data(resolution: int, config: TrainConfig) -> ImageDataset:

@@ -30,12 +30,12 @@ def folder(local: str | None, run_dir: Path) -> Path | None:
     return Path(local) / f"stylesan-xl-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def exists(local: str | None, run_dir: Path) -> bool:
-    """Whether this node has a copy of a checkpoint of this run."""
+def newest(local: str | None, run_dir: Path) -> Path | None:
+    """The newest checkpoint of this run of which this node has a whole copy, or None."""
     if not local or not (run_dir / run_folder.IDENTITY_FILE).is_file():
-        return False
+        return None
     place = folder(local, run_dir)
-    return place is not None and checkpoint.newest_nimg(place) is not None
+    return None if place is None else _newest(place)
 
 
 def restore_newest(local: str | None, run_dir: Path) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,24 @@ import torch
 import dnnlib
 from torch_utils import agreement, checkpoint, distributed
 from training import build, run_folder
-from training.config import GeneratorConfig, TrainConfig
+from training.config import OPTIONS, GeneratorConfig, TrainConfig
 from training.data.dataset import ImageDataset
+from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks import finetune, stems
 from training.networks.stems import Lineage, Stem, read_stem, restore_file, stem_file
-from training.run import local_copies, stop
+from training.run import local_copies, plan, stop
 from training.run_folder import kimg_text
 from training.state import TrainState
+
+# The options that determine which tensors the networks have.
+NETWORK_OPTIONS = (
+    *(f"data.{key}" for key in ("path", "resolution", "channels", "cond")),
+    *(f"generator.{key}" for key in ("cfg", "syn_layers", "cbase", "cmax", "z_dim", "w_dim", "margin_size")),
+    *(f"generator.{key}" for key in ("superres", "path_stem", "up_factor", "head_layers")),
+    *(f"discriminator.{key}" for key in ("backbones", "heads", "feature_size")),
+    *(f"discriminator.{key}" for key in ("proj_channels", "head_channels", "cond_channels")),
+)
 
 
 def make_state(
@@ -70,6 +80,97 @@ def newest_checkpoint(run_dir: str) -> Path | None:
     if error is not None:
         raise error
     return path
+
+
+def checkpoint_here(cfg: TrainConfig, run_dir: Path) -> Path | None:
+    """The checkpoint that a run would resume from, as this process sees it. Nothing is copied or changed.
+
+    Raises:
+        ValueError, OSError: as `run_folder.newest_checkpoint`.
+    """
+    mine = local_copies.newest(cfg.run.local_checkpoint, run_dir)
+    if mine is not None:
+        shared = checkpoint.latest(run_folder.checkpoint_folder(run_dir))
+        return shared if shared and checkpoint.nimg_of(shared) >= checkpoint.nimg_of(mine) else mine
+    return run_folder.newest_checkpoint(run_dir)
+
+
+def check(cfg: TrainConfig, dataset: ImageDataset, run_dir: Path, path: Path) -> None:
+    """Check that a run can resume from a checkpoint, before its folder is changed. Loads no weights.
+
+    The hash of a data set that has no checksums is left to the run itself, since it reads all images.
+
+    Args:
+        cfg: Configuration of the run.
+        dataset: Its data set; one that is planned is not compared with that of the checkpoint.
+        run_dir: The run folder.
+        path: See `checkpoint_here`.
+
+    Raises:
+        ValueError: As `make_state`.
+    """
+    saved = checkpoint.load_mapped(path)
+    if not dataset.is_planned and dataset.has_checksums:
+        check_data(dataset, saved, path)
+    planned = cfg.override({"data.embed_dim": saved_embed_dim(cfg, saved)})
+    G, D = plan.plan(planned, dataset, lineage=Lineage(**saved.get("lineage", {})))
+    check_networks(cfg, G, D, saved, path, run_dir)
+
+
+def check_data(dataset: ImageDataset, saved: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError unless the data set is that of a checkpoint."""
+    if saved["data_hash"] != dataset.content_hash():
+        raise ValueError(
+            f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run "
+            "with --init-from"
+        )
+
+
+def saved_embed_dim(cfg: TrainConfig, saved: Mapping[str, Any]) -> int:
+    """The width of the class embedding in a checkpoint; that of the options if it has none."""
+    embedding = saved["train"]["G"].get("mapping.embed.weight")
+    return cfg.data.embed_dim if embedding is None else int(embedding.shape[1])
+
+
+def check_networks(
+    cfg: TrainConfig,
+    G: Generator,
+    D: ProjectedDiscriminator,
+    saved: Mapping[str, Any],
+    path: str | Path,
+    run_dir: str | Path,
+) -> None:
+    """Compare the shapes of networks, which may be on the meta device, with those of a checkpoint.
+
+    Raises:
+        ValueError: They differ. The message names the options that are not those of the run folder, or else
+            the first tensor.
+    """
+    difference = ""
+    for name, own in (("G", G.state_dict()), ("D", D.saved_state_dict())):
+        theirs = saved["train"][name]
+        for key in [*own, *(key for key in theirs if key not in own)]:
+            ours, wanted = (list(x[key].shape) if key in x else None for x in (own, theirs))
+            if ours != wanted:
+                difference = difference or (
+                    f"{name}'s {key} has shape {wanted or 'none'} there, {ours or 'none'} with these options"
+                )
+    if not difference:
+        return
+    recorded = run_folder.load_run(str(run_dir)) if run_folder.is_run_folder(run_dir) else cfg
+    changed = [option for name in NETWORK_OPTIONS if (option := OPTIONS[name]).of(cfg) != option.of(recorded)]
+    if not changed:
+        raise ValueError(
+            f"{path} is of networks with other options: resume with those of its run ({difference})"
+        )
+    given, began = (
+        ", ".join(f"{option.shown_flag}={option.text(option.of(config))}" for option in changed)
+        for config in (cfg, recorded)
+    )
+    raise ValueError(
+        f"{given}: the run started with {began}, and a resumed run cannot change its architecture; to use "
+        f"its weights in another one, start a new run with --init-from={run_dir}"
+    )
 
 
 def fresh_state(cfg: TrainConfig, dataset: ImageDataset, device: torch.device) -> TrainState:
@@ -132,24 +233,17 @@ def saved_state(
         ValueError: as `make_state`.
     """
     saved = load_everywhere(path)
-    if saved["data_hash"] != dataset.content_hash():
-        raise ValueError(
-            f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run "
-            "with --init-from"
-        )
-    embedding = saved["train"]["G"].get("mapping.embed.weight")
-    embed_dim = cfg.data.embed_dim if embedding is None else embedding.shape[1]
-    state = build.assemble(
-        cfg,
-        *build.make_networks(cfg, dataset, embed_dim, Lineage(**saved.get("lineage", {})), device),
-        device,
-    )
+    check_data(dataset, saved, path)
+    lineage = Lineage(**saved.get("lineage", {}))
+    G, D, lineage = build.make_networks(cfg, dataset, saved_embed_dim(cfg, saved), lineage, device)
+    check_networks(cfg, G, D, saved, path, run_dir)
+    state = build.assemble(cfg, G, D, lineage, device)
     try:
         state.load_state_dict(saved["train"])
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{path} is of networks with other options: resume with those of {run_dir} ({reason})"
+            f"{path} cannot be loaded ({dnnlib.util.reason(error)}): resume from an earlier checkpoint, or "
+            "start a new run with --init-from"
         ) from None
     if distributed.is_main():
         print(f"Resuming from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")

@@ -8,7 +8,7 @@ from tests.toy_data import make_zip
 from tests.toy_runs import assert_equal_states, config
 from torch_utils import checkpoint
 from training import build, run_folder
-from training.run import restore
+from training.run import local_copies, restore
 
 CPU = torch.device("cpu")
 
@@ -61,9 +61,41 @@ def test_other_networks_and_other_data_are_refused_in_one_line(saved, toy_zip, t
     folder, _ = saved
     other = make_zip(tmp_path, "other", classes=3, count=12)
     for cfg, message in (
-        (config(toy_zip, generator__cmax=8), "is of networks with other options"),
+        (config(toy_zip, generator__cmax=8), r"is of networks with other options: .* \(G's .* has shape \["),
+        (config(toy_zip, data__cond=False), r"\(G's \S+ has shape \[.*\] there, .* with these options\)$"),
+        (config(toy_zip, discriminator__heads="sona", loss__d_loss="bce"), r"\(D's \S+ has shape none there"),
         (config(other), f"--data={other} has changed since .*checkpoint-"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             make(cfg, folder)
         assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_does_not_load_says_why_in_one_line(saved, toy_zip, tmp_path):
+    folder, _ = saved
+    path = run_folder.newest_checkpoint(folder)
+    content = checkpoint.load(path)
+    del content["train"]["pl_mean"]
+    checkpoint.save(run_folder.checkpoint_folder(tmp_path), 16, content)
+    with pytest.raises(ValueError, match=r"cannot be loaded \(no 'pl_mean'\): resume from an earlier"):
+        make(config(toy_zip), tmp_path)
+
+
+def test_what_a_process_would_resume_from(saved, toy_zip, tmp_path):
+    """The newest of the run folder and of this node's copy; nothing is copied."""
+    source, _ = saved
+    folder, local = tmp_path / "run", str(tmp_path / "disk")
+    folder.mkdir()
+    cfg = config(toy_zip, run__local_checkpoint=local)
+    assert restore.checkpoint_here(cfg, folder) is None
+    run_folder.identity(folder)
+    place = local_copies.folder(local, folder)
+    place.mkdir(parents=True)
+    old, new = sorted(run_folder.checkpoint_folder(source).glob("*.pt"))
+    mine = checkpoint.copy(new, place)
+    assert restore.checkpoint_here(cfg, folder) == mine
+    shared = checkpoint.copy(old, run_folder.checkpoint_folder(folder))
+    assert restore.checkpoint_here(cfg, folder) == mine
+    mine.unlink()
+    assert restore.checkpoint_here(cfg, folder) == shared
+    assert [path.name for path in run_folder.checkpoint_folder(folder).iterdir()] == [old.name]
