@@ -26,14 +26,15 @@ def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
     """Return the names of the last linear layers if they are unambiguous.
 
     They are if `module` is such a layer; if it is an nn.Sequential (or ends in one, or has one child) that
-    ends in it; or if exactly one layer, or the same layer of several numbered branches, has a single output.
-    They are ambiguous if there is an nn.Embedding as well, which can be a projection head or an input.
+    ends in it; or if exactly one layer, or the same or last layer of several branches (numbered modules, or
+    those of a ModuleList or ModuleDict), has a single output. They are ambiguous if there is an
+    nn.Embedding as well, which can be a projection head or an input.
 
     Args:
         module: the discriminator.
         order: names of the modules with parameters in the order of their calls. If given, the result is also
             ambiguous if another module with a weight is called after all layers that can be converted, and
-            the error suggests the layer that is called last.
+            the error suggests the layer that is called last, and its likes in other branches.
 
     Raises:
         ValueError: the layers are ambiguous. One line with the candidates.
@@ -45,7 +46,7 @@ def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
     if found is None:
         single = [name for name, m in options.items() if not isinstance(m, nn.Embedding) and _outputs(m) == 1]
         other = _last_of_another_kind(module, options, order)
-        if len({_branch_pattern(name) for name in single}) != 1 or other is not None:
+        if len({_branch_pattern(module, name) for name in single}) != 1 or other is not None:
             raise ValueError(_which(module, options, single, other, order))
         found = single
     embeddings = [name for name, m in options.items() if isinstance(m, nn.Embedding)]
@@ -87,25 +88,47 @@ def _which(
     """Return the error message that asks for the layers. It suggests layers if they seem to be the last."""
     names = single or list(options)[-5:]
     last = [name for name in order if name in options][-1:] or single[-1:]
+    if last:
+        pattern = _branch_pattern(module, last[0])
+        alike = single if last[0] in single else options
+        last = [name for name in alike if last[0] in single or _branch_pattern(module, name) == pattern]
     if other is not None:
         kind = type(module.get_submodule(other)).__name__
         how = f"'{other}', a {kind}, comes last and cannot be converted: "
         how += "replace it by torch's Linear or Conv, or name the layers"
     elif last:
-        how = f"Name them, as in san.convert(D, {last[0]!r})"
+        them, names_of = ("them all", last) if last[1:] else ("them", last[0])
+        how = f"Name {them}, as in san.convert(D, {names_of!r})"
     else:
         how = "Name them, or give an example input to trace the calls, san.convert(D, example=images)"
     kind = type(module).__name__
     return f"which layers of {kind} compute its logits? {how}; candidates: {', '.join(names)}"
 
 
-def _branch_pattern(name: str) -> str:
-    """Return the name without branch numbers.
+def _branch_pattern(module: nn.Module, name: str) -> str:
+    """Return the name of a layer without its branch, the same for the layers that end parallel branches.
 
-    heads.0.conv and heads.1.conv are the same layer of two branches; main.3 and main.5 are not.
+    heads.0.conv and heads.1.conv are the same layer of two branches; main.3 and main.5 of a Sequential are
+    not. In a ModuleList or ModuleDict, heads.0 and heads.1 are, and so are the ends heads.0.2 and heads.1.4
+    of Sequential branches.
     """
-    *branches, last = name.split(".")
-    return ".".join(["*" if part.isdigit() else part for part in branches] + [last])
+    parts = name.split(".")
+    pattern = []
+    for i, part in enumerate(parts):
+        parent = module.get_submodule(".".join(parts[:i]))
+        is_branch = isinstance(parent, (nn.ModuleList, nn.ModuleDict))
+        pattern.append("*" if is_branch or (part.isdigit() and i < len(parts) - 1) else part)
+        if is_branch and _is_end(parent.get_submodule(part), parts[i + 1 :]):
+            return ".".join(pattern)
+    return ".".join(pattern)
+
+
+def _is_end(branch: nn.Module, parts: list[str]) -> bool:
+    """Return whether these parts of a name lead to the layer in which a branch ends."""
+    try:
+        return _end_of(branch, "") == [".".join(parts)]
+    except ValueError:
+        return False
 
 
 def _outputs(layer: nn.Module) -> int:

@@ -107,6 +107,25 @@ class Named(nn.Module):
         return {"style": self.style(h), "content": self.content(h)}
 
 
+class SummedHeads(nn.Module):
+    """Multi-scale heads in a container, whose logits are summed."""
+
+    def __init__(self, heads: nn.ModuleList | nn.ModuleDict) -> None:
+        super().__init__()
+        self.body, self.heads = nn.Linear(5, 6), heads
+
+    def forward(self, x):
+        h = torch.relu(self.body(x))
+        heads = self.heads.values() if isinstance(self.heads, nn.ModuleDict) else self.heads
+        return sum(head(h * scale) for scale, head in enumerate(heads, start=1))
+
+
+def shallow_and_deep(outputs: int = 1) -> nn.ModuleList:
+    """Two heads of different depth."""
+    deep = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, outputs))
+    return nn.ModuleList([nn.Sequential(nn.Linear(6, outputs)), deep])
+
+
 def sequential_mlp():
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2), nn.Flatten()))
 
@@ -147,6 +166,17 @@ CASES = {  # name -> (module, input shape, layers to name)
         None,
     ),
     "multi-scale": (MultiScale, (2, 2, 12), None),
+    "heads in a list": (
+        lambda: SummedHeads(nn.ModuleList(nn.Linear(6, 1) for _ in range(3))),
+        (4, 5),
+        None,
+    ),
+    "heads in a dict": (
+        lambda: SummedHeads(nn.ModuleDict({"coarse": nn.Linear(6, 1), "fine": nn.Linear(6, 1)})),
+        (4, 5),
+        None,
+    ),
+    "heads of different depth": (lambda: SummedHeads(shallow_and_deep()), (4, 5), None),
     "patches": (Patches, (2, 3, 32, 32), None),
     "patches, spectral_norm": (lambda: Patches(parametrizations.spectral_norm), (2, 3, 32, 32), None),
     "another parametrization": (lambda: nn.Sequential(halved()), (4, 5), None),
@@ -469,10 +499,34 @@ class WithSigmoid(nn.Module):
         return torch.sigmoid(self.fc(self.body(x)))
 
 
+def converted_names(D: nn.Module) -> list[str]:
+    return [name for name, m in D.named_modules() if isinstance(m, ConvertedLayer)]
+
+
+def test_all_heads_of_a_container_are_converted_or_named():
+    """One of several summed heads would be a SAN in part only, and nothing would say so."""
+    x = torch.randn(4, 5)
+    for example in (None, x):
+        D = san.convert(SummedHeads(nn.ModuleList(nn.Linear(6, 1) for _ in range(3))), example=example)
+        assert converted_names(D) == ["heads.0", "heads.1", "heads.2"]
+        D = san.convert(SummedHeads(shallow_and_deep()), example=example)
+        assert converted_names(D) == ["heads.0.0", "heads.1.2"]
+    assert converted_names(san.convert(nn.ModuleList([nn.Linear(3, 1), nn.Linear(2, 1)]))) == ["0", "1"]
+    with pytest.raises(
+        ValueError, match=r"Name them all, as in san.convert\(D, \['heads.0.0', 'heads.1.2'\]"
+    ):
+        san.convert(SummedHeads(shallow_and_deep(outputs=3)), example=x)
+    chain = nn.Sequential(nn.Linear(5, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    assert converted_names(san.convert(chain)) == ["2"]
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: san.convert(TwoHeads()), r"Name them, as in san.convert\(D, 'b'\); candidates: a, b"),
+        (
+            lambda: san.convert(TwoHeads()),
+            r"Name them all, as in san.convert\(D, \['a', 'b'\]\); candidates: a, b",
+        ),
         (lambda: san.convert(Projection()), "projection head"),
         (lambda: san.convert(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())), "ends in Sigmoid"),
         (lambda: san.convert(WithSigmoid())(torch.randn(2, 3)), "'sigmoid' is applied after"),
