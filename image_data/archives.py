@@ -29,7 +29,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from dnnlib import util
 from image_data import parts, shards
 from image_data.classes import MAX_NAMELESS_CLASSES, one_hot_length, parse_label
-from image_data.entries import AGAIN, check_name, pread_all
+from image_data.entries import AGAIN, plain_name, pread_all
 from image_data.entries import Entry as Entry
 
 INDEX_NAME = "dataset.json"
@@ -420,13 +420,13 @@ def _list_zip(path: str) -> Archive:
     archive = Archive(path, ZipReader(path))
     seen: set[str] = set()
     for info in infos:
-        name = check_name(_entry_name(info), path)
+        name = plain_name(_entry_name(info), path)
         if hidden := hidden_part(name):
             if not name.endswith("/"):
                 archive.left_out.add(HIDDEN, hidden)
             continue
         if name.endswith("/"):
-            archive.directories.add(name.rstrip("/"))
+            archive.directories.update({name.rstrip("/")} - {""})  # "./" is the archive itself
             continue
         folder = name.rpartition("/")[0]
         while folder and folder not in archive.directories:
@@ -749,7 +749,7 @@ def _parse_labels(pairs: Any, where: str) -> tuple[dict[str, int] | None, int]:
             raise ValueError(
                 f'{where}: "labels" must be a list of [file name, class index], found {str(pair)[:80]}'
             )
-        name = check_name(pair[0], where)
+        name = plain_name(pair[0], where)
         if name in labels:
             raise ValueError(f"{where} has two labels for {name}")
         labels[name] = parse_label(pair[1], f"{where}: label of {name}")

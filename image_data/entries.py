@@ -35,6 +35,15 @@ def check_name(name: str, where: str) -> str:
     return clean
 
 
+def plain_name(name: str, where: str) -> str:
+    """Return `check_name` in its shortest form: './a//b.png' -> 'a/b.png'. A '/' at the end stays."""
+    clean = check_name(name, where)
+    if clean.startswith("./") or "/./" in clean or "//" in clean:
+        shortest = "/".join(part for part in clean.split("/") if part not in ("", "."))
+        clean = shortest + "/" * clean.endswith("/")
+    return clean
+
+
 def pread_all(fd: int, count: int, offset: int) -> bytes:
     """Read `count` bytes at a position. One system call reads at most 2 GiB and may return fewer bytes."""
     parts = []

@@ -27,7 +27,7 @@ from dnnlib.locks import file_lock
 from dnnlib.progress import Progress
 from image_data import parts
 from image_data.classes import LABEL_COLUMNS
-from image_data.entries import AGAIN, Entry, check_name, pread_all
+from image_data.entries import AGAIN, Entry, check_name, plain_name, pread_all
 
 ENDING = ".tar"
 LABEL, RECORD = "cls", "json"  # extensions of the files with labels
@@ -208,7 +208,7 @@ def _list_shard(
             while (info := _headers(tar.next)) is not None:
                 tar.members.clear()  # which would keep every header in memory
                 if info.isreg() and not info.issparse():
-                    name = check_name(info.name.removeprefix("./"), shard)
+                    name = plain_name(info.name, shard)
                     crc = _checksum(file, info) if checked else -1
                     entry = Entry(name, info.size, crc, info.offset_data, info.size, shard=number)
                     found.entries.append(entry)

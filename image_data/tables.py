@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from image_data.archives import INDEX_BYTES_PER_IMAGE, MAX_INDEX_BYTES, Archive, Entry
 from image_data.classes import LABEL_COLUMNS, listed, pick_column
-from image_data.entries import check_name
+from image_data.entries import plain_name
 
 FILE_COLUMN = "file_name"
 FLAG = "--label-column"
@@ -65,7 +65,7 @@ def read(archive: Archive, entry: Entry, column: str | None) -> Table | None:
         if not isinstance(name, str) or not name or found not in row:
             missing = found if isinstance(name, str) and name else FILE_COLUMN
             raise ValueError(f"{where}: row {number} has no {missing}")
-        name = check_name(name, where).removeprefix("./")
+        name = plain_name(name, where)
         if name in values:
             raise ValueError(f"{where}: row {number} is a second row for {name}")
         values[name] = row[found]

@@ -297,6 +297,29 @@ def test_an_empty_dataset_json_says_nothing(write: Any) -> None:
     assert found(write_index(write("cat/1.png", "dog/1.png"), "dataset.json", b"{}"))[0] == ["cat", "dog"]
 
 
+def test_names_of_labels_and_of_files_are_compared_in_their_shortest_form(write: Any, tmp_path: Path) -> None:
+    """As `find .` and `zip` write them; what leads out of the folder stays refused."""
+    archive = write_index(
+        write("a/0.png", "a/1.png"), "dataset.json", index(["./a/0.png", "./a//././1.png"], [1, 0])
+    )
+    assert found(archive)[1:] == ([1, 0], ["a/0.png", "a/1.png"])
+    path = write_zip(tmp_path / "dots.zip", {"./": b"", "./a/0.png": IMAGE, "a/./1.png": IMAGE})
+    archive = write_index(archives.open_archive(path), "./dataset.json", index(["a/0.png", "./a/1.png"]))
+    assert found(archive)[1:] == ([0, 1], ["a/0.png", "a/1.png"])
+    assert str(archive.left_out) == "nothing"
+    for name, message in (
+        ("./../0.png", "leads out of the folder"),
+        ("/a/0.png", "leads out of the folder"),
+        ("a/0.png", "two labels for a/0.png"),
+    ):
+        folder = write_folder(tmp_path / "bad", {"a/0.png": IMAGE})
+        (Path(folder) / "dataset.json").write_bytes(index(["./a/0.png", name]))
+        with pytest.raises(ValueError, match=message):
+            labels.label(archives.open_archive(folder))
+    twice = write_zip(tmp_path / "twice.zip", {"a.png": IMAGE, "./a.png": IMAGE})
+    assert archives.open_archive(twice).duplicates == ["a.png"]
+
+
 def test_labels_of_files_that_are_not_used_say_why(write: Any) -> None:
     archive = write("a.png", raw=b"x")
     archive = write_index(archive, "b.heic", b"x")
