@@ -61,15 +61,16 @@ SYSTEM_FOLDERS = frozenset(
 _MAYBE_HIDDEN = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, sorted(SYSTEM_FOLDERS))]))
 
 # Reasons why files of an archive are skipped: the words after the count.
-ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL, SECOND_IMAGE = (
+ENDING, MISNAMED, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL, SECOND_IMAGE = (
     "with an unsupported extension",
+    "not read because of the letter case of its name (rename it to lower case)",
     "hidden or system files",
     "links to folders (use --follow-links to read them)",
     "links to a folder that contains them",
     "neither files nor folders",
     "further images of a sample",
 )
-LISTED = (ENDING, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL, SECOND_IMAGE)
+LISTED = (ENDING, MISNAMED, HIDDEN, FOLDER_LINK, CIRCLE, SPECIAL, SECOND_IMAGE)
 SHOWN = 4  # examples per reason
 
 
@@ -272,7 +273,8 @@ class Archive:
     duplicates: list[str] = field(default_factory=list)
     index: Entry | None = None  # dataset.json
     inner_indices: list[Entry] = field(default_factory=list)  # dataset.json files in subfolders
-    others: list[Entry] = field(default_factory=list)  # files that are not images, hidden or dataset.json
+    misnamed: list[Entry] = field(default_factory=list)  # Dataset.json, Metadata.csv and the like
+    others: list[Entry] = field(default_factory=list)  # further files that are not images or hidden
     left_out: LeftOut = field(default_factory=LeftOut)
     synset_names: Entry | None = None
     tables: list[Entry] = field(default_factory=list)  # metadata.csv and metadata.jsonl
@@ -553,6 +555,9 @@ def _sort_in(archive: Archive, entry: Entry) -> None:
         archive.synset_names = min(entry, archive.synset_names or entry, key=lambda found: len(found.name))
     elif entry.name.rpartition("/")[2] in TABLE_NAMES:
         archive.tables.append(entry)
+    elif entry.name.rpartition("/")[2].lower() in (INDEX_NAME, *TABLE_NAMES):
+        archive.misnamed.append(entry)
+        archive.left_out.add(MISNAMED, entry.name)
     else:
         archive.others.append(entry)
         archive.left_out.add(ENDING, os.path.splitext(entry.name)[1].lower() or "none")
@@ -635,6 +640,7 @@ def below(archive: Archive, prefix: str) -> Archive:
         [name[len(prefix) :] for name in archive.duplicates if name.startswith(prefix)],
         next((entry for entry in indices if entry.name == INDEX_NAME), None if prefix else archive.index),
         [entry for entry in indices if entry.name != INDEX_NAME],
+        inner(archive.misnamed),
         inner(archive.others),
         synset_names=archive.synset_names,
         tables=inner(archive.tables),

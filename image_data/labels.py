@@ -101,6 +101,7 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "", column: str
         return _unlabelled(archive)
     if mode in ("auto", "json"):
         archive = _unwrap_index(archive)
+        _check_index_name(archive)
         found = _from_dataset_json(archive, mode)
         if found is None and mode == "auto":
             found = _from_table(archive, column) or _from_samples(archive)
@@ -187,6 +188,19 @@ def _unwrap_index(archive: Archive) -> Archive:
         f"{archive.where}: it contains a data set ({found}) beside other images: select it "
         f"(dataset_tool.py --subfolder={outer.rstrip('/')}), or move it out; {ASK}"
     )
+
+
+def _check_index_name(archive: Archive) -> None:
+    """Raise Undecided if a Dataset.json, of another letter case, is where dataset.json would be read."""
+    for entry in archive.misnamed if archive.index is None else ():
+        folder, slash, name = entry.name.rpartition("/")
+        if name.lower() == archives.INDEX_NAME and all(
+            image.name.startswith(folder + slash) for image in archive.images
+        ):
+            raise Undecided(
+                f"{archive.where}: {entry.name} is not read because of its letter case: rename it to "
+                f"{archives.INDEX_NAME}, or remove it; --labels=folders and --labels=none ignore it"
+            )
 
 
 def unwrapped(archive: Archive) -> Archive:

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+import dataset_tool
 from image_data import archives, labels
 from tests.toy_data import png, write_folder, write_zip
+from training.data.dataset import ImageDataset
 
 IMAGE = png(0, 8)
 SYNSETS = "n01440764 tench, Tinca tinca\nn02012849 crane\n"
@@ -318,6 +321,41 @@ def test_names_of_labels_and_of_files_are_compared_in_their_shortest_form(write:
             labels.label(archives.open_archive(folder))
     twice = write_zip(tmp_path / "twice.zip", {"a.png": IMAGE, "./a.png": IMAGE})
     assert archives.open_archive(twice).duplicates == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["Dataset.json", "top/DATASET.JSON"])
+def test_a_dataset_json_in_another_letter_case_is_refused_where_it_would_be_read(
+    write: Any, name: str
+) -> None:
+    archive = write_index(write("top/cat/1.png", "top/dog/1.png"), name, index(["cat/1.png", "dog/1.png"]))
+    for mode in ("auto", "json"):
+        with pytest.raises(labels.Undecided, match=rf"{name} is not read .*: rename it to dataset\.json"):
+            labels.label(archive, mode)
+    assert found(archive, "folders")[0] == ["cat", "dog"]
+    told = f"1 not read because of the letter case of its name (rename it to lower case) ({name})"
+    assert str(archive.left_out) == told
+    with pytest.raises(ValueError, match="rename it to dataset"):
+        ImageDataset(archive.path, use_labels=True)
+    assert "is not read because of its letter case" in ImageDataset(archive.path).labels_summary
+    result = CliRunner().invoke(dataset_tool.main, ["--check", archive.path])
+    assert result.exit_code == 1 and f"{name} is not read because of its letter case" in result.output
+
+
+def test_other_files_in_another_letter_case_are_counted(write: Any) -> None:
+    archive = write("cat/1.png", "dog/1.png")
+    archive = write_index(archive, "cat/Dataset.json", b"{}")
+    archive = write_index(archive, "Metadata.csv", b"id,text")
+    assert found(archive)[0] == ["cat", "dog"]
+    assert (
+        labels.label(archive)
+        .summary()
+        .endswith(
+            "left out: 2 not read because of the letter case of its name (rename it to lower case) "
+            "(Metadata.csv 1, cat/Dataset.json 1)"
+        )
+    )
+    archive = write_index(archive, "dataset.json", index(["cat/1.png", "dog/1.png"]))
+    assert found(archive)[1] == [0, 1]
 
 
 def test_labels_of_files_that_are_not_used_say_why(write: Any) -> None:
