@@ -31,6 +31,7 @@ from training.networks import files, hub, stems
 
 T = TypeVar("T")
 FEW_CLASSES = 5  # an error message lists up to this many
+SHOWN_CLASSES = 20  # and so many if no name is similar
 
 
 @dataclasses.dataclass
@@ -200,19 +201,21 @@ def _folded(name: str) -> str:
 
 
 def _near_classes(text: str, network: Network, by_name: dict[str, int]) -> str:
-    """'the classes are 0 cat, 1 dog' if they are few, else the most similar names.
+    """'the classes are 0 cat, 1 dog' if they are few, else the most similar names, else the first ones.
 
     Names that contain `text` come first, then names with a similar spelling.
     """
     names = network.class_names or []
-    if len(names) <= FEW_CLASSES:
-        return f"the classes are {', '.join(network.label_text(index) for index in range(len(names)))}"
     wanted = _folded(text)
     holding = sorted((name for name in by_name if wanted and wanted in name), key=lambda name: by_name[name])
-    alike = difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.6) or difflib.get_close_matches(
-        wanted, by_name, n=1, cutoff=0.0
-    )
-    near = list(dict.fromkeys([*holding, *([] if holding else alike)]))[:3]
+    near = (holding or difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.6))[:3]
+    if not near or len(names) <= FEW_CLASSES:
+        if names == [str(index) for index in range(len(names))]:
+            return f"the classes are 0 to {len(names) - 1}"
+        shown = ", ".join(network.label_text(index) for index in range(min(len(names), SHOWN_CLASSES)))
+        return f"the classes are {shown}" + (
+            f", ... (0 to {len(names) - 1})" if names[SHOWN_CLASSES:] else ""
+        )
     listed = ", ".join(f"{names[by_name[name]]!r} ({by_name[name]})" for name in near)
     return f"the closest of {len(names)} names {'is' if len(near) == 1 else 'are'} {listed}"
 

@@ -333,7 +333,7 @@ def parse_metric(name: str, num_gen: int | None = None) -> Metric:
         num_gen: replaces the count in the name.
 
     Raises:
-        ValueError: the name is unknown; the message has the nearest known one.
+        ValueError: the name is unknown; the message has a known one that is similar.
     """
     for family in sorted(FAMILIES.values(), key=lambda f: -len(f.name)):
         prefix = re.escape(family.prefix or family.name)
@@ -349,10 +349,11 @@ def parse_metric(name: str, num_gen: int | None = None) -> Metric:
                 )
             bare = not digits and family.bare_full and not family.bare_is_full
             return make(family, num_gen or count, bool(full) or bare)
-    nearest = difflib.get_close_matches(name, EXAMPLES, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(name, EXAMPLES, n=1)
+    hint = f"; the nearest known one is {near[0]!r}" if near else ""
     raise ValueError(
-        f"unknown metric {name!r}; the nearest known one is {nearest!r} (known: {', '.join(EXAMPLES[:5])}; "
-        "any count may replace 50k; docs/metrics.md lists all)"
+        f"unknown metric {name!r}{hint} (known: {', '.join(EXAMPLES[:5])}; any count may replace 50k; "
+        "docs/metrics.md lists all)"
     )
 
 

@@ -376,7 +376,20 @@ def test_of_many_classes_the_nearest_name_is_told(folder):
     ):
         with pytest.raises(ValueError, match=rf"unknown class '{text}'; the closest of 6 names {near}"):
             render.class_index(network, text)
+    everything = "the classes are 0 smileys-emotion, 1 people-body, 2 food, 3 travel, 4 objects, 5 caf\u00e9$"
+    with pytest.raises(ValueError, match=f"unknown class 'xylophone'; {everything}"):
+        render.class_index(network, "xylophone")
     assert render.class_index(network, "CAFE\u0301") == 5  # the other spelling of the accent
+
+
+def test_no_name_is_suggested_that_is_not_similar(folder):
+    network = render.load_network(str(folder / "cond.pkl"))
+    network.G.c_dim, network.class_names = 10, [str(digit) for digit in range(10)]
+    with pytest.raises(ValueError, match=r"unknown class 'three'; the classes are 0 to 9$"):
+        render.class_index(network, "three")
+    network.G.c_dim, network.class_names = 30, [f"n{i:08d}" for i in range(30)]
+    with pytest.raises(ValueError, match=r"19 n00000019, \.\.\. \(0 to 29\)$"):
+        render.class_index(network, "three")
 
 
 @pytest.mark.parametrize(

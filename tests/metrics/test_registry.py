@@ -73,6 +73,11 @@ def test_unknown_names_get_the_nearest_known_one(wrong, near):
     assert "\n" not in str(error.value)
 
 
+def test_unlike_names_get_no_suggestion():
+    with pytest.raises(ValueError, match=r"^unknown metric 'speed' \(known: "):
+        registry.parse_metric("speed")
+
+
 def test_impossible_counts_and_references():
     with pytest.raises(ValueError, match="at least 2"):
         registry.parse_metric("fid1_full")
