@@ -51,7 +51,7 @@ def open_source(
     """
     from generation import render
     from metrics.image_sets import GeneratedImages, ImageFiles, RealImages
-    from torch_utils.devices import pick_device
+    from torch_utils.devices import use_device
     from training import run_folder
     from training.networks import hub
 
@@ -61,7 +61,7 @@ def open_source(
         return images, len(images)
     if num is None:
         raise ValueError(f"--num is missing: {path} is a network, which can generate any number of images")
-    device = pick_device(options["device"])
+    device = use_device(options["device"])
     network = render.load_network(path, device, trust_pickle=options["trust_pickle"])
     return GeneratedImages(network.G, seed, device, None, None), num
 

@@ -129,11 +129,11 @@ def main(**options: Any) -> None:
         commands.note_ignored("--w-init", start)
     from generation import inversion_job, render
     from metrics import detectors
-    from torch_utils.devices import pick_device
+    from torch_utils.devices import use_device
 
     options["weights"] = detectors.parse_weights(options.pop("detector"))
     options["w_init"] = options["w_init"] or None
-    device = pick_device(device_name)
+    device = use_device(device_name)
     job = inversion_job.Job(**options)
 
     def load() -> render.Network:

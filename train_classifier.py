@@ -52,8 +52,8 @@ def main(
     """Parse and check the command line, compute features, fit the layer and write it."""
     import torch
 
-    from torch_utils import features, memory
-    from torch_utils.devices import pick_device
+    from torch_utils import features
+    from torch_utils.devices import use_device
     from training.data.dataset import ImageDataset
     from training.networks import classifier
 
@@ -65,9 +65,7 @@ def main(
     if labels is None or classes < 2:
         raise ValueError(f"--data={data} has {classes or 'no'} classes: a classifier needs at least two")
     fitted, held_out = classifier.chosen(labels, classes, max_per_class, seed)
-    network = features.classifier(model, weights).to(pick_device(device))
-    if network.mean.device.type == "cpu":
-        memory.keep_freed_memory()
+    network = features.classifier(model, weights).to(use_device(device))
     classifier.layer_name(network)
     Path(dest).parent.mkdir(parents=True, exist_ok=True)  # a mistake in --dest ends here, not after the work
     with commands.progress_bar(len(fitted) + len(held_out), "Features") as done:

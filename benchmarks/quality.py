@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import train_step
 from benchmarks.published import Published
 from dnnlib.records import write_json
-from torch_utils import features
+from torch_utils import devices, features
 from training import build, loop, steps
 from training.networks.stems import Lineage
 
@@ -108,7 +108,7 @@ def curve(variant: str, images: torch.Tensor, seed: int, count: int, every: int)
     """
     precision = "bf16" if variant == "bf16" else "fp32"
     cfg = train_step.make_config(ROW, precision).override({"run.seed": seed, **SHORT_RUN})
-    loop.configure(cfg, torch.device("cpu"))
+    loop.configure(cfg, devices.use_device("cpu"))
     G = train_step.make_generator(ROW, seed)
     D = build.make_discriminator(
         cfg.discriminator,

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleaved
 from benchmarks.published import Published
-from torch_utils import memory, timm_weights
+from torch_utils import devices, memory, timm_weights
 from training import build, compiled, generator, loop, steps
 from training.config import TrainConfig
 from training.inputs import InputSource
@@ -119,7 +119,7 @@ def published(row: Row) -> interleaved.Work:
 def here(row: Row, precision: str = "auto") -> interleaved.Work:
     """Return a step as train.py runs it."""
     cfg, G = make_config(row, precision), make_generator(row)
-    loop.configure(cfg, torch.device("cpu"))
+    loop.configure(cfg, devices.use_device("cpu"))
     D = build.make_discriminator(cfg.discriminator, CLASSES, row.resolution, 0, torch.device("cpu"))
     state = build.assemble(cfg, G, D, Lineage(), torch.device("cpu"))
     data = Data.of(cfg, G.z_dim, row.resolution)

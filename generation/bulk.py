@@ -29,7 +29,7 @@ from generation import render
 from generation.commands import NetworkOptions, progress_bar
 from generation.containers import Parts, Target, assemble
 from torch_utils import distributed, images, launcher
-from torch_utils.devices import pick_device
+from torch_utils.devices import use_device
 
 PART_BYTES, PART_IMAGES = 2**26, 64  # at most, in one part
 JOB_FILE, LOCK_FILE = "job.json", ".lock"
@@ -121,7 +121,7 @@ def generate(job: Job, processes: int) -> None:
 
 def run(job: Job) -> None:
     """Do the work of one process; the first one prepares and assembles."""
-    device = pick_device(job.options.device)
+    device = use_device(job.options.device)
     distributed.init(device.type)
     threads = torch.get_num_threads()
     if device.type == "cpu":

@@ -47,7 +47,7 @@ CHUNK_VALUES = 2**25  # of a block of distances: 128 MiB
 def main(network: str, dest: str, num: int, samples: int, iterations: int, seed: int, device: str) -> None:
     """Compute cluster centres of a network's style codes."""
     from generation import render
-    from torch_utils.devices import pick_device
+    from torch_utils.devices import use_device
 
     outputs.check_output("--dest", dest, inputs={"--network": network})
     if Path(dest).suffix.lower() != ".npy":
@@ -57,7 +57,7 @@ def main(network: str, dest: str, num: int, samples: int, iterations: int, seed:
     for path in (Path(dest), Path(dest).with_suffix(".json")):
         if path.exists():
             raise ValueError(f"--dest={dest}: {path} exists: remove it, or choose another name")
-    loaded = render.load_network(network, pick_device(device))
+    loaded = render.load_network(network, use_device(device))
     with commands.progress_bar(samples, "Style codes") as done:
         codes = sample(loaded, samples, seed, done)
     with commands.progress_bar(iterations, "Iterations") as done:

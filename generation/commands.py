@@ -203,13 +203,10 @@ class NetworkOptions:
             OSError: a file cannot be read.
         """
         from generation import render
-        from torch_utils import memory
-        from torch_utils.devices import pick_device
+        from torch_utils.devices import use_device
 
         specs = self.specs(several)
-        device = pick_device(self.device, local_rank)
-        if device.type == "cpu":
-            memory.keep_freed_memory()
+        device = use_device(self.device, local_rank)
         network = render.load_network(
             self.network,
             device,

@@ -15,7 +15,7 @@ import torch
 from dnnlib import outputs
 from generation import commands, direction_files, direction_labels, direction_methods, edits, render
 from torch_utils import images, memory
-from torch_utils.devices import pick_device
+from torch_utils.devices import use_device
 
 PATHS = (
     "network",
@@ -64,7 +64,7 @@ def _check_samples(samples: int, classes: int, w_dim: int) -> None:
 def closed_form(method: str, *, network: str, dest: str, layers: str | None, **options: Any) -> None:
     """`directions.py sefa` and `directions.py pca`."""
     check_dest(dest, network)
-    loaded = render.load_network(network, pick_device(options["device"]))
+    loaded = render.load_network(network, use_device(options["device"]))
     G = direction_files.check_generator(loaded, f"--network={network}")
     rows = None if layers is None else commands.parse_layers("--layers", layers, G.num_ws, network)
     num = int(options["num"])
@@ -98,7 +98,7 @@ def attribute(*, network: str, dest: str, layers: str | None, **options: Any) ->
     check_dest(dest, network, **{"--labels": options["labels"]})
     commands.check_finite("--trunc", options["trunc"])
     _check_source(options)
-    loaded = render.load_network(network, pick_device(options["device"]))
+    loaded = render.load_network(network, use_device(options["device"]))
     G = direction_files.check_generator(loaded, f"--network={network}")
     rows = None if layers is None else commands.parse_layers("--layers", layers, G.num_ws, network)
     samples = _samples(loaded, options)

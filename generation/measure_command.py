@@ -19,8 +19,8 @@ import dnnlib.util
 from dnnlib import outputs
 from generation import commands, metric_commands, metric_report, metric_sources, render
 from metrics import evaluate
-from torch_utils import distributed, launcher, memory, timm_weights
-from torch_utils.devices import pick_device
+from torch_utils import distributed, launcher, timm_weights
+from torch_utils.devices import pick_device, use_device
 from training import run_folder
 
 
@@ -134,8 +134,7 @@ def measure(options: dict[str, Any]) -> None:
 
 
 def _measure(options: dict[str, Any]) -> None:
-    memory.keep_freed_memory()
-    device = distributed.init(pick_device(options["device"]).type)
+    device = distributed.init(use_device(options["device"]).type)
     network = metric_sources.load_network(options, device)
     evaluator = metric_sources.make_evaluator(options, network, device)
     folder = options["records"]

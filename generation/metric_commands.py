@@ -145,7 +145,7 @@ def statistics(**options: Any) -> None:
     """
     from generation import metric_sources
     from metrics import export
-    from torch_utils.devices import pick_device
+    from torch_utils.devices import use_device
 
     check_one_source(options)
     if options["images"] and (options["data"] or options["truncation"] != 1):
@@ -161,7 +161,7 @@ def statistics(**options: Any) -> None:
     written: dict[str, Any]
     if options["network"]:
         options = {**options, "centroids_path": None}
-        network = metric_sources.load_network(options, pick_device(options["device"]))
+        network = metric_sources.load_network(options, use_device(options["device"]))
         assert network is not None
         evaluator = _statistics_evaluator(options, metric_sources.labels_source(options, network))
         identity = metric_sources.identity_of(network, options)
@@ -182,13 +182,13 @@ def statistics(**options: Any) -> None:
 def _statistics_evaluator(options: dict[str, Any], dataset: Any) -> Evaluator:
     """The evaluator of the command `statistics`; its detectors' weights are there."""
     from metrics import detectors, evaluate
-    from torch_utils.devices import pick_device
+    from torch_utils.devices import use_device
 
     evaluator = evaluate.Evaluator(
         dataset,
         options["metrics"],
         num_gen=options["num_gen"],
-        device=pick_device(options["device"]),
+        device=use_device(options["device"]),
         batch=options["batch"],
         seed=options["seed"],
         labels=options["labels"],

@@ -16,7 +16,7 @@ import dnnlib.util
 from generation import clip, commands, direction_files, edits, render, stylemc, video, w_files, walk
 from generation.direction_command import command_line
 from torch_utils import images
-from torch_utils.devices import pick_device
+from torch_utils.devices import use_device
 
 DIRECTION, BEFORE, AFTER = "direction.safetensors", "before.png", "after.png"
 FRAMES, FPS = 60, 30  # of the video: from strength 0 to the whole, and back
@@ -28,7 +28,7 @@ def run(
     """Find the direction of a text and apply it."""
     prompts = stylemc.prompts_of(options["text_prompt"])
     clip.check_installed()
-    device = pick_device(options["device"])
+    device = use_device(options["device"])
     network = render.load_network(options["network"], device)
     G = direction_files.check_generator(network, f"--network={options['network']}")
     layers = layers_of(options["layers"], G.synthesis.layer_names, options["network"])

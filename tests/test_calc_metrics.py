@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 
 import calc_metrics
 import dnnlib.util
-from generation import measure_command
 from generation.measured import MeasuredGenerator
 from metrics import detectors, vgg16
 from tests.support import TinyDetector
 from tests.toy_data import write_dataset
 from tests.toy_networks import write_network
+from torch_utils import devices
 from training.data.dataset import ImageDataset
 
 NAMES = ["a", "b", "c"]
@@ -452,7 +452,7 @@ def test_samples_in_adms_layout(network, data, tmp_path, tiny):
 
 def test_a_run_folder_is_a_network(tmp_path, data, tiny, monkeypatch):
     kept = []
-    monkeypatch.setattr(measure_command.memory, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(devices.memory, "keep_freed_memory", lambda: kept.append(True))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "training_options.json").write_text("{}")
     write_network(tmp_path / "run" / "best_model.pkl", data)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from torch_utils import cpu_speed
+from torch_utils import cpu_speed, memory
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -30,6 +30,17 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device=mps, but torch finds no Apple GPU: use --device=cpu")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def use_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return `pick_device`, and prepare this process for networks on it: on a CPU, freed memory is kept.
+
+    For processes of commands. It stays in force, so a library leaves the choice to the program that calls it.
+    """
+    device = pick_device(name, local_rank)
+    if device.type == "cpu":
+        memory.keep_freed_memory()
+    return device
 
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}

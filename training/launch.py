@@ -31,7 +31,7 @@ MakeEvaluate = Callable[[TrainConfig, torch.device], Evaluate | None]
 
 def join(config: TrainConfig) -> torch.device:
     """Make this process one of the run's, and return its device."""
-    device = devices.pick_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
+    device = devices.use_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
     return distributed.init(device.type, config.run.collective_timeout)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch_utils import agreement, devices, distributed, memory, training_stats, watchdog
+from torch_utils import agreement, devices, distributed, training_stats, watchdog
 from training import build, compiled, steps
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset, Loader
@@ -119,8 +119,6 @@ def run(
 def configure(cfg: TrainConfig, device: torch.device) -> None:
     """Process-wide switches."""
     training_stats.init_multiprocessing(distributed.rank(), device if distributed.world_size() > 1 else None)
-    if device.type == "cpu":
-        memory.keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not cfg.run.nobench
         torch.backends.cuda.matmul.allow_tf32 = cfg.run.allow_tf32

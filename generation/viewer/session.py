@@ -22,7 +22,7 @@ from generation import edits as editing
 from generation.network import Network
 from generation.viewer import layers
 from generation.viewer.state import State, source_name
-from torch_utils.devices import pick_device, pick_precision
+from torch_utils.devices import pick_precision, use_device
 from training import run_folder
 from training.networks import hub
 
@@ -148,7 +148,7 @@ class Viewer:
 
     Args:
         sources: Values of --network.
-        device: See `pick_device`.
+        device: See `use_device`.
         centroids_path: A .npy file of cluster centres.
         data: Data set that provides class names.
         edits: Direction files with a slider for each direction: FILE, FILE#INDEX or FILE#INDEX:STRENGTH.
@@ -166,7 +166,7 @@ class Viewer:
         data: str | None = None,
         edits: Sequence[str] = (),
     ) -> None:
-        self.device, self.centroids_path, self.data = pick_device(device), centroids_path, data
+        self.device, self.centroids_path, self.data = use_device(device), centroids_path, data
         self.choices = [choice for source in sources for choice in choices_of(source)]
         self.requests = Requests()
         self._loaded: OrderedDict[tuple[str, Any], Network] = OrderedDict()

@@ -7,6 +7,7 @@ operation on tensors of two devices raises, as on a GPU, and there are no values
 operators that CUDA tensors take.
 """
 
+import ast
 import copy
 import functools
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support import ROOT
 from torch_utils import cpu_speed, devices, features, timm_weights, training_stats
 from torch_utils.ops.backend import library
 from torch_utils.ops.bias_act import bias_act
@@ -203,3 +205,26 @@ def test_automatic_precision_follows_a_measurement_on_cpus_and_the_units_of_gpus
     assert build.discriminator_options(DiscriminatorConfig(), cpu)["compute_dtype"] == expected
     assert build.describe_precision(TrainConfig(), cuda) is None
     assert "2 times as fast" in str(build.describe_precision(TrainConfig(), cpu))
+
+
+def test_commands_keep_freed_memory_on_a_cpu(monkeypatch):
+    kept = []
+    monkeypatch.setattr(devices.memory, "keep_freed_memory", lambda: kept.append(True))
+    assert devices.use_device("cpu") == torch.device("cpu") and kept == [True]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.use_device("mps") == torch.device("mps") and kept == [True]
+
+
+def test_only_checks_and_the_library_choose_a_device_without_using_it():
+    """What runs networks on its own calls `use_device`; a command with `pick_device` would be slower."""
+    library, plans = {"generation/network.py"}, {"training/run/auto_batch.py", "training/run/plan.py"}
+    mistakes_first, own_precision = {"generation/measure_command.py"}, {"demo.py"}
+    folders = ("generation", "metrics", "training")
+    files = [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "pick_device"
+    }
+    assert found == library | plans | mistakes_first | own_precision

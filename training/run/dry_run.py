@@ -10,7 +10,7 @@ import torch
 
 from dnnlib.util import format_time
 from torch_utils import features
-from torch_utils.devices import pick_device
+from torch_utils.devices import use_device
 from training import build, run_folder
 from training.config import AUTO, EMBEDDING_NETWORK, TrainConfig, describe
 from training.data import class_embedding
@@ -81,7 +81,7 @@ def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> li
     )
     if not embedded or (run_dir and has_checkpoint(run_dir)):
         return []
-    device = pick_device(config.run.device)
+    device = use_device(config.run.device)
     line = class_embedding.announce(build.plain_dataset(dataset), features.load(EMBEDDING_NETWORK).to(device))
     return [] if line is None else [line]
 
