@@ -300,13 +300,7 @@ def table(runs: dict[str, Any]) -> dict[str, Any]:
         seeds = sorted(gan.keys() & own.keys())
         for score in gan[seeds[0]]["scores"] if seeds else ():
             a, b = ([kind[s]["scores"][score] for s in seeds] for kind in (gan, own))
-            improvement = shared.improvement(a, b, score == "fd_lite0")
-            rows.setdefault(setting, {})[score] = {
-                "GAN": shared.interval(a),
-                "SAN": shared.interval(b),
-                "improvement": improvement,
-                "SAN is": shared.verdict(improvement),
-            }
+            rows.setdefault(setting, {})[score] = shared.compared(a, b, score == "fd_lite0")
     return rows
 
 

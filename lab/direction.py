@@ -39,9 +39,7 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
             for kind in ("GAN", "SAN"):
                 series = np.array(results["arms"][f"{kind} {loss}"]["history"][quantity])
                 means[kind] = series[min(max(1, len(series) // 10), len(series) - 1) :].mean(0)
-            improvement = shared.interval(means["SAN"] - means["GAN"])
-            rows[loss][quantity] = {kind: shared.interval(values) for kind, values in means.items()}
-            rows[loss][quantity] |= {"improvement": improvement, "SAN is": shared.verdict(improvement)}
+            rows[loss][quantity] = shared.compared(means["GAN"], means["SAN"])
     return rows
 
 

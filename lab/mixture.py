@@ -69,13 +69,7 @@ def table(arms: dict[str, Any]) -> dict[str, Any]:
         rows[loss] = {}
         for score, (sign, _) in SCORES.items():
             gan, own = (arms[f"{kind} {loss}"]["scores"][score] for kind in ("GAN", "SAN"))
-            improvement = shared.improvement(gan, own, sign < 0)
-            rows[loss][score] = {
-                "GAN": shared.interval(gan),
-                "SAN": shared.interval(own),
-                "improvement": improvement,
-                "SAN is": shared.verdict(improvement),
-            }
+            rows[loss][score] = shared.compared(gan, own, sign < 0)
     return rows
 
 

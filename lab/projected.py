@@ -250,7 +250,7 @@ def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[st
         return {}
     values = [[runs[kind][seed][which] for seed in both] for kind in (first, second)]
     lower = row["lower is better"]
-    improvement = shared.improvement(values[0], values[1], lower)
+    compared = shared.compared(values[0], values[1], lower, (first, second))
 
     def reached(seed: str) -> float | None:
         run, goal, found = runs[second][seed], runs[first][seed]["last"], None
@@ -261,11 +261,8 @@ def _paired(row: dict[str, Any], which: str, first: str, second: str) -> dict[st
         return found
 
     return {
-        first: shared.interval(values[0]),
-        second: shared.interval(values[1]),
-        "improvement": improvement,
-        f"{second} is": shared.verdict(improvement),
-        "power": power.statement(improvement["std"], len(both)),
+        **compared,
+        "power": power.statement(compared["improvement"]["std"], len(both)),
         "reached": [reached(seed) for seed in both if len(runs[second][seed]["kimg"]) > 1],
     }
 

@@ -46,6 +46,29 @@ def improvement(
     return interval([sign * (y - x) for x, y in zip(reference, own, strict=True)])
 
 
+def compared(
+    reference: Sequence[float],
+    own: Sequence[float],
+    lower_is_better: bool = False,
+    names: tuple[str, str] = ("GAN", "SAN"),
+) -> dict[str, Any]:
+    """Return a row of a table: the intervals of two methods, their `improvement` and its verdict.
+
+    Args:
+        reference: as for `improvement`.
+        own: as for `improvement`.
+        lower_is_better: of the values.
+        names: of the reference and of the other method.
+    """
+    difference = improvement(reference, own, lower_is_better)
+    return {
+        names[0]: interval(reference),
+        names[1]: interval(own),
+        "improvement": difference,
+        f"{names[1]} is": verdict(difference),
+    }
+
+
 def text(summary: dict[str, float], digits: int = 3) -> str:
     """Format an interval as "mean ± half width"."""
     return f"{summary['mean']:.{digits}f} ± {summary['half_width']:.{digits}f}"

@@ -29,6 +29,14 @@ def test_interval():
     assert shared.verdict({"mean": -1.0, "half_width": 1.5}) == "no difference seen"
 
 
+def test_a_row_compares_two_methods_by_seed():
+    row = shared.compared([1.0, 2.0, 4.0], [0.5, 1.6, 3.4], True, ("plain", "new"))
+    assert list(row) == ["plain", "new", "improvement", "new is"]
+    assert row["plain"] == shared.interval([1.0, 2.0, 4.0]) and row["new"]["mean"] == pytest.approx(5.5 / 3)
+    assert row["improvement"]["mean"] == pytest.approx(0.5) and row["new is"] == "better"
+    assert shared.compared([1.0, 2.0, 4.0], [0.5, 1.6, 3.4])["SAN is"] == "worse"
+
+
 def test_scores_know_the_mixture_and_a_collapse():
     generator = torch.Generator().manual_seed(0)
     good = toy.mixture((2, 4000), generator)
