@@ -302,8 +302,8 @@ MUTANTS = (
     _m(
         _SHARED,
         "last tile of full height",
-        "t.out_h = t.last_y ? p.out_h - t.out_y0 : p.tile_h;",
-        "t.out_h = p.tile_h;",
+        "o.out_h = o.last_y ? p.out_h - o.out_y0 : p.tile_h;",
+        "o.out_h = p.tile_h;",
     ),
     _m(
         _SHARED,

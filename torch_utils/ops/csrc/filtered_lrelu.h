@@ -21,26 +21,36 @@ constexpr int kMaxThreads = 256;
 constexpr size_t kMaxShared = 64 * 1024;
 constexpr uint32_t kOutside = 0xaaaaaaaau;  // codes of samples with zero slope
 
-// Position of a tile. Samples are numbered from (mid_x0, mid_y0), the first one that the tile's outputs depend on.
-struct Tile {
+// Outputs of a tile: the plane, the first one, how many, and whether the tile is the last one of its row or column.
+struct Outputs {
     int64_t plane;
     int out_x0, out_y0, out_w, out_h;
+    bool last_x, last_y;
+};
+
+__device__ __forceinline__ Outputs tile_outputs(const FilteredLreluParams& p, int64_t work) {
+    Outputs o;
+    const int tiles = p.tiles_x * p.tiles_y, index = static_cast<int>(work % tiles), column = index % p.tiles_x, row = index / p.tiles_x;
+    o.plane = work / tiles;
+    o.out_x0 = column * p.tile_w;
+    o.out_y0 = row * p.tile_h;
+    o.last_x = column == p.tiles_x - 1;
+    o.last_y = row == p.tiles_y - 1;
+    o.out_w = o.last_x ? p.out_w - o.out_x0 : p.tile_w;
+    o.out_h = o.last_y ? p.out_h - o.out_y0 : p.tile_h;
+    return o;
+}
+
+// Position of a tile. Samples are numbered from (mid_x0, mid_y0), the first one that the tile's outputs depend on.
+struct Tile : Outputs {
     int mid_x0, mid_y0, mid_w, mid_h;
     int lead_x, lead_y;    // samples from the group boundary to mid_x0, mid_y0
     int group_x0, group_y0;
-    bool last_x, last_y;
 };
 
 __device__ __forceinline__ Tile make_tile(const FilteredLreluParams& p, int64_t work) {
     Tile t;
-    const int tiles = p.tiles_x * p.tiles_y, index = static_cast<int>(work % tiles), column = index % p.tiles_x, row = index / p.tiles_x;
-    t.plane = work / tiles;
-    t.out_x0 = column * p.tile_w;
-    t.out_y0 = row * p.tile_h;
-    t.last_x = column == p.tiles_x - 1;
-    t.last_y = row == p.tiles_y - 1;
-    t.out_w = t.last_x ? p.out_w - t.out_x0 : p.tile_w;
-    t.out_h = t.last_y ? p.out_h - t.out_y0 : p.tile_h;
+    static_cast<Outputs&>(t) = tile_outputs(p, work);
     t.mid_x0 = t.out_x0 * p.down - p.crop_x;
     t.mid_y0 = t.out_y0 * p.down - p.crop_y;
     t.mid_w = (t.out_w - 1) * p.down + p.down_taps;

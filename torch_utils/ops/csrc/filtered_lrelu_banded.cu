@@ -146,24 +146,14 @@ __device__ __forceinline__ void make_tables(const FilteredLreluParams& p, uint16
 }
 
 // A warp's tile: a strip of outputs, where the samples and pixels that it depends on begin, and its memory.
-struct Work {
-    int64_t plane;
-    int out_x0, out_y0, out_w, out_h;
+struct Work : Outputs {
     int mid_x0, mid_y0, in_x0, in_y0;
-    bool last_x, last_y;
 };
 
 template <int UP, int DOWN>
 __device__ __forceinline__ Work make_work(const FilteredLreluParams& p, int64_t index, const Axis& x, const Axis& y) {
     Work w;
-    const int tiles = p.tiles_x * p.tiles_y, tile = static_cast<int>(index % tiles), column = tile % p.tiles_x, row = tile / p.tiles_x;
-    w.plane = index / tiles;
-    w.out_x0 = column * p.tile_w;
-    w.out_y0 = row * p.tile_h;
-    w.last_x = column == p.tiles_x - 1;
-    w.last_y = row == p.tiles_y - 1;
-    w.out_w = w.last_x ? p.out_w - w.out_x0 : p.tile_w;
-    w.out_h = w.last_y ? p.out_h - w.out_y0 : p.tile_h;
+    static_cast<Outputs&>(w) = tile_outputs(p, index);
     w.mid_x0 = first_sample(w.out_x0, DOWN, p.crop_x, x.lead);
     w.mid_y0 = first_sample(w.out_y0, DOWN, p.crop_y, y.lead);
     w.in_x0 = first_pixel(w.mid_x0, UP, p.pad_x, 2);
