@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -327,6 +327,16 @@ def _dest_paths(dest: str, sizes: Sequence[Size]) -> list[str]:
     return paths
 
 
+def _checked_paths(
+    dest: str, sizes: Sequence[Size], overwrite: bool, source: str | os.PathLike[str] | Source
+) -> list[str]:
+    """The paths of the data sets. Raises ValueError as `_check_dest`."""
+    paths = _dest_paths(dest, sizes)
+    for path in paths:
+        _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
+    return paths
+
+
 def _image_name(index: int) -> str:
     return f"{index // 1000:05d}/img{index:08d}.png"
 
@@ -482,16 +492,12 @@ def convert(
         ValueError: one line about the arguments or the source. No incomplete data set remains.
     """
     started = time.monotonic()
-    if channels not in transforms.MODES:
-        raise ValueError(f"--channels={channels}: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     if on_error not in ("skip", "fail"):
         raise ValueError(f"--on-error={on_error}: must be skip or fail")
     workers = count_workers(workers)
     sizes = [(size, size) if isinstance(size, int) else size for size in resolutions or []]
-    preparation = replace(_plan(sizes, transform, filter, background, compress_level), channels=channels)
-    paths = _dest_paths(os.fspath(dest), sizes)
-    for path in paths:
-        _check_dest(path, overwrite, None if isinstance(source, Source) else os.fspath(source))
+    preparation = _plan(sizes, transform, filter, background, channels, compress_level)
+    paths = _checked_paths(os.fspath(dest), sizes, overwrite, source)
     if not isinstance(source, Source):
         source = sources.open_source(source, labels, class_names, subfolder, follow_links, columns)
     indices, source = select(source, max_images, subset_seed, classes, subset)
@@ -538,8 +544,16 @@ def _report(job: _Job, consumer: _Consumer, seconds: float) -> ConvertReport:
 
 
 def _plan(
-    sizes: list[Size], transform: str, filter: str | None, background: str, compress_level: int
+    sizes: list[Size],
+    transform: str,
+    filter: str | None,
+    background: str,
+    channels: int,
+    compress_level: int,
 ) -> Preparation:
+    """The checked options of the images. Raises ValueError."""
+    if channels not in transforms.MODES:
+        raise ValueError(f"--channels={channels}: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     if transform not in TRANSFORMS:
         raise ValueError(f"--transform={transform}: choose one of {', '.join(TRANSFORMS)}")
     if filter is not None and filter not in FILTERS:
@@ -562,6 +576,7 @@ def _plan(
         transform,
         filter or "lanczos",
         (red, green, blue),
+        channels=channels,
         compress_level=compress_level,
     )
 
