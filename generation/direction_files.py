@@ -9,6 +9,7 @@ layer. The metadata is JSON: format, space, method, layers, the hash of the mapp
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -118,13 +119,22 @@ def write(
 def read(path: str) -> Directions:
     """Read a direction file. No code in it is run.
 
+    The last files are kept in memory, until they change on the disk: the viewer reads them for every picture.
+
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: It is not a direction file, or is damaged. One line.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
-    if os.path.getsize(path) > MAX_BYTES:
+    now = os.stat(path)
+    return _read(path, (now.st_mtime_ns, now.st_size, now.st_ino))
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str, state: tuple[int, int, int]) -> Directions:
+    """`read` for a file in this state (st_mtime_ns, st_size, st_ino)."""
+    if state[1] > MAX_BYTES:
         raise ValueError(f"{path}: larger than {MAX_BYTES // 2**20} MiB, so not a direction file")
     metadata, tensors = _content(path)
     if metadata.get("format") != FORMAT:

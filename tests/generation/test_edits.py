@@ -190,6 +190,22 @@ def test_the_average_of_w_does_not_make_another_network(network, files):
         network.G.mapping.w_avg.copy_(before)
 
 
+def test_a_direction_file_is_read_once_until_it_changes(network, files, tmp_path, monkeypatch):
+    path, other, contents = tmp_path / "w.safetensors", files / "all.safetensors", []
+    path.write_bytes((files / "w.safetensors").read_bytes())
+    real = direction_files._content
+    monkeypatch.setattr(direction_files, "_content", lambda path: contents.append(path) or real(path))
+    spec = edits.parse(f"{path}:2")
+    for _ in range(3):
+        found = edits.load([spec], network).edits[0].directions
+    assert len(found) == 2 and contents == [str(path)]
+    path.write_bytes(other.read_bytes())
+    assert len(edits.load([spec], network).edits[0].directions) == 1 and len(contents) == 2
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        edits.load([spec], network)
+
+
 def test_directions_that_are_not_finite_are_not_written(network, tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(ValueError, match="contains NaN or Inf, so it was not written"):
