@@ -233,11 +233,13 @@ def run_once(values: dict[str, Any], resume: str | None) -> str | None:
     saved = restore.checkpoint_here(config, resumed) if resumed else None
     if resumed and saved:
         restore.check(config, dataset, resumed, saved)
+    if values["dry_run"]:
+        run_plan.check_options(config, dataset, resuming=saved is not None, download=False)
+        run_plan.check_guidance(config, dataset)
     print_labels([dataset])
     if values["dry_run"]:
         target = existing or Path(outdir) / f"{max(run_folders(outdir), default=-1) + 1:05d}-{desc}"
         click.echo("\n".join(dry_run.lines(config, given, dataset, resumed)))
-        run_plan.check_guidance(config, dataset)
         evaluator = measures.make_evaluator(config, dataset)
         evaluator.check_data()
         missing = print_missing(measures.missing_files([config]))
@@ -280,6 +282,8 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         launch.check_processes(p.config)
     if folder is not None and not values["from_scratch"]:
         recipe_plan.check_resumed(planned, folder, bool(values["stages"] and values["resume"]))
+    if values["dry_run"]:
+        recipe_plan.check_options(planned, None if values["from_scratch"] else folder)
     print_labels(p.dataset for p in planned)
     if values["dry_run"]:
         print_recipe_plan(schedule, planned, None if values["from_scratch"] else folder)
@@ -318,12 +322,7 @@ def print_recipe_plan(
         for p in planned
         if p.dataset is not None
     }
-    for p, evaluator in evaluators.items():
-        assert p.dataset is not None
-        try:
-            run_plan.check_guidance(p.config, p.dataset)
-        except ValueError as error:
-            raise ValueError(f"stage {p.stage.resolution}: {error}") from None
+    for evaluator in evaluators.values():
         evaluator.check_data()
     if print_missing(measures.missing_files([p.config for p in planned], schedule.recipe.final_metric)):
         return

@@ -8,6 +8,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.tensorboard
@@ -148,6 +149,24 @@ def test_status_line_report_and_dry_run_tell_the_same_time(tmp_path, monkeypatch
         assert format_time(report.Run.read(folder).seconds_left) == etas[count - 1].strip()
     (folder / "stats.jsonl").write_text("".join(lines[:7]))
     assert f"Time: about {etas[6].strip()} left" in run(f"--resume={folder}", "-n")
+
+
+def test_a_dry_run_refuses_values_and_files_that_the_run_refuses(tmp_path):
+    data = write_dataset(tmp_path / "data.zip", n=24, size=64, class_names=NAMES)
+    np.save(tmp_path / "seven.npy", np.zeros((7, 8), dtype=np.float32))
+    (tmp_path / "text.pkl").write_text("no network")
+    for args, stage in ((COMMON, ""), (["--recipe=demo64"], "stage 16: ")):
+        for flag, message in (
+            ("--grid=99x99x9", "--grid=99x99x9"),
+            (f"--class-embedding={tmp_path}/none.npy", f"--class-embedding={tmp_path}/none.npy: file not"),
+            (f"--class-embedding={tmp_path}/seven.npy", f"--class-embedding={tmp_path}/seven.npy has shape"),
+            (f"--init-from={tmp_path}/text.pkl", str(tmp_path / "text.pkl")),
+        ):
+            command = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", *args, flag]
+            planned, refused = (run(*command, *more, code=1).splitlines() for more in (["-n"], []))
+            assert planned[-1] == refused[-1] and len(planned) == 1, (planned, refused)
+            assert planned[0].startswith(f"Error: {stage}{message}"), planned
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_resume_with_other_networks_is_refused_before_anything_else(tmp_path):

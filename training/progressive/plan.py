@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from training import build
+from training import build, run_folder
 from training.config import AUTO, OPTIONS, TrainConfig
 from training.data import downscaling
 from training.data.dataset import ImageDataset
@@ -170,6 +170,27 @@ def check_resumed(planned: Sequence[Planned], folder: Path, explicit: bool) -> N
             saved = restore.checkpoint_here(p.config, run_dir)
             if saved is not None:
                 restore.check(p.config, p.dataset, run_dir, saved)
+        except ValueError as err:
+            raise ValueError(f"stage {p.stage.resolution}: {err}") from None
+
+
+def check_options(planned: Sequence[Planned], folder: Path | None) -> None:
+    """Check what --dry-run can check of all stages that have data.
+
+    Args:
+        planned: the selected stages.
+        folder: folder of the schedule if its stages resume.
+
+    Raises:
+        ValueError, OSError: as `run_plan.check_options` and `run_plan.check_guidance`; names the stage.
+    """
+    for p in planned:
+        if p.dataset is None:
+            continue
+        began = folder is not None and run_folder.newest_checkpoint_nimg(folder / p.stage.name) is not None
+        try:
+            run_plan.check_options(p.config, p.dataset, began, download=False)
+            run_plan.check_guidance(p.config, p.dataset)
         except ValueError as err:
             raise ValueError(f"stage {p.stage.resolution}: {err}") from None
 

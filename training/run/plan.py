@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dnnlib.util import format_bytes
+from dnnlib.util import format_bytes, is_url
 from torch_utils import distributed, memory, timm_weights
 from torch_utils.devices import pick_device
 from training import build
@@ -87,14 +87,31 @@ def check(
         ValueError, OSError: The run could not start; one line says why.
     """
     device = pick_device(cfg.run.device)
-    grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
+    check_options(cfg, dataset, resuming)
     frozen.check_weights(cfg)
     check_memory(cfg, device, *plan(cfg, dataset, stem, lineage))
     build.make_classifier(cfg.loss, dataset, quiet=True)
-    if cfg.run.init_from and not resuming:
-        finetune.read(cfg.run.init_from)
+
+
+def check_options(
+    cfg: TrainConfig, dataset: ImageDataset, resuming: bool = False, download: bool = True
+) -> None:
+    """The part of `check` that needs neither the device nor frozen weights, for --dry-run as well.
+
+    Args:
+        cfg: As for `check`.
+        dataset: As for `check`.
+        resuming: As for `check`.
+        download: Also read a network of --init-from that is a URL.
+
+    Raises:
+        ValueError, OSError: The run could not start; one line says why.
+    """
+    grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
     if cfg.data.class_embedding not in ("auto", "random"):
         build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
+    if cfg.run.init_from and not resuming and (download or not is_url(cfg.run.init_from)):
+        finetune.read(cfg.run.init_from)
 
 
 def check_guidance(cfg: TrainConfig, dataset: ImageDataset) -> None:
