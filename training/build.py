@@ -245,6 +245,7 @@ def discriminator_options(cfg: DiscriminatorConfig, device: torch.device | None 
         "cond_channels": cfg.cond_channels,
         "heads": cfg.heads,
         "bn_group": cfg.bn_group,
+        "mbstd": cfg.mbstd,
         "augment": cfg.augment,
         "diffaug": cfg.diffaug,
         "compute_dtype": pick_discriminator_precision(cfg.precision, device),

@@ -90,6 +90,14 @@ class DataConfig:
         "size.",
         OURS,
     )
+    class_run: int = opt(
+        1,
+        "Order the data so that this many consecutive images share a class: more pairs of a class for "
+        "--mbstd and --energy-weight. 1 = any order.",
+        OURS,
+        low=1,
+        high=4096,
+    )
     max_images: int | None = opt(
         None, "Use a random subset of this many images. If not set: all images.", OURS, low=1
     )
@@ -234,6 +242,12 @@ class DiscriminatorConfig:
     )
     bn_group: int = opt(
         8, "Samples that share batch statistics in the heads. 0 = the whole micro-batch.", XL, low=0
+    )
+    mbstd: bool = opt(
+        False,
+        "Show the heads how much the images of a class differ: the standard deviation of every feature over "
+        "those of the group of --bn-group, against images of a class that look alike.",
+        OURS,
     )
     augment: bool = opt(True, "Apply DiffAugment before each backbone.", PG)
     diffaug: tuple[str, ...] = opt(
@@ -572,7 +586,14 @@ class TrainConfig:
             f"--energy-weight={self.loss.energy_weight:g} compares the images of a micro-batch: --batch-gpu "
             "must be at least 2, and is best a multiple of 8",
         )
+        runs = self.data.class_run
+        _require(
+            self.batch_gpu % runs == 0,
+            f"--class-run={runs}: a micro-batch must consist of whole runs, and --batch-gpu={self.batch_gpu} "
+            "is not a multiple",
+        )
         _check_heads(self)
+        _check_mbstd(self.discriminator, self.batch_gpu)
         _check_batch(self.run, self.batch_gpu)
         _check_run(self.run)
         _require(
@@ -615,6 +636,9 @@ def _check_data(data: DataConfig) -> None:
     )
     _require(data.channels != 2, "--channels=2: use 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     _require(not data.balanced or data.cond, "--balanced needs --cond True: it balances classes")
+    _require(
+        data.class_run == 1 or data.cond, "--class-run needs --cond True: without classes all runs are one"
+    )
     _require(
         data.workers_kind in WORKERS_KINDS,
         f"--workers-kind={data.workers_kind}: use {' or '.join(WORKERS_KINDS)}",
@@ -694,6 +718,15 @@ def _check_heads(config: TrainConfig) -> None:
     _require(
         size > 1 and group != 1,
         f"--heads=sona compares images within groups of --bn-group={group} in a micro-batch of {size}: both "
+        "must be at least 2",
+    )
+
+
+def _check_mbstd(disc: DiscriminatorConfig, batch_gpu: int) -> None:
+    group = disc.bn_group
+    _require(
+        not disc.mbstd or (batch_gpu > 1 and group != 1),
+        f"--mbstd compares images within groups of --bn-group={group} in a micro-batch of {batch_gpu}: both "
         "must be at least 2",
     )
 

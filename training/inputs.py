@@ -8,6 +8,7 @@ process p takes the global samples [(i P + p) b, (i P + p + 1) b) of the step. E
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import torch
 
 from torch_utils import devices, images, rng
 from training.config import TrainConfig
-from training.data.dataset import BalancedClasses, sample_indices
+from training.data.dataset import BalancedClasses, ClassRuns, EpochOrder, sample_indices
 from training.discriminator.augment import NUM_DRAWS
 from training.discriminator.discriminator import BACKGROUND
 
@@ -55,6 +56,7 @@ class InputSource:
         backbones: Names of the backbones that get augmentation draws. Empty = no augmentation.
         balanced: Draw real images and the labels of generated images evenly over these classes. None = as
             often as the data set has them.
+        class_run: Consecutive real images that share a class.
         alpha: Images have an alpha channel: draw a background colour for each.
     """
 
@@ -68,6 +70,7 @@ class InputSource:
     rank: int
     batch_gpu: int
     balanced: BalancedClasses | None = None
+    class_run: int = 1
     alpha: bool = False
 
     @classmethod
@@ -103,6 +106,7 @@ class InputSource:
             rank=rank,
             batch_gpu=cfg.batch_gpu,
             balanced=BalancedClasses(labels) if cfg.data.balanced and labels is not None else None,
+            class_run=cfg.data.class_run,
             alpha=alpha,
         )
 
@@ -174,6 +178,13 @@ class InputSource:
             micro_batches.append(RealMicroBatch(x, c, self.augment_draws("real", nimg, samples)))
         return micro_batches
 
+    @functools.cached_property
+    def _order(self) -> EpochOrder | None:
+        """The epochs of real images; None = permutations of the data set."""
+        if self.labels is None or self.class_run == 1:
+            return self.balanced
+        return ClassRuns(self.labels, self.class_run, self.balanced)
+
     def real_indices(self, nimg: int, dataset_size: int) -> Iterator[np.ndarray]:
         """Yield the data set indices of this process's real images, one array per step, from `nimg` on.
 
@@ -181,5 +192,5 @@ class InputSource:
         """
         mine = np.concatenate(micro_batch_samples(self.batch, self.processes, self.rank, self.batch_gpu))
         while True:
-            yield sample_indices(self.seed, nimg, self.batch, dataset_size, self.balanced)[mine]
+            yield sample_indices(self.seed, nimg, self.batch, dataset_size, self._order)[mine]
             nimg += self.batch

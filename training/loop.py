@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from torch_utils import agreement, devices, distributed, training_stats, watchdog
-from training import build, compiled, steps
+from torch_utils import agreement, devices, distributed, memory, training_stats, watchdog
+from training import build, compiled, energy, steps
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset, Loader
 from training.inputs import InputSource
@@ -61,6 +62,7 @@ def train_until_stopped(
         print(chosen)
     compiled.compile_step(state, cfg.run.compile)
     classifier = build.classifier_on(device, cfg, dataset)
+    reals = energy.choose(dataset, cfg.run.seed, device) if cfg.loss.energy_weight > 0 else None
     world, rank, alpha = distributed.world_size(), distributed.rank(), dataset.num_channels == 4
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, world, rank, alpha)
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
@@ -78,7 +80,7 @@ def train_until_stopped(
             print(f"--workers-kind={kind}: all images fit in --cache-mb: threads decode them")
         try:
             periodic.begin(state, running)
-            outcome = run(cfg, state, inputs, loader, classifier, periodic, stop)
+            outcome = run(cfg, state, inputs, loader, classifier, reals, periodic, stop)
         except Stopped:  # in an evaluation: the checkpoint before it says that the score is missing
             outcome = INTERRUPTED
         except BaseException:
@@ -95,13 +97,14 @@ def run(
     inputs: InputSource,
     loader: Iterator[Any],
     classifier: steps.Classifier | None,
+    reals: energy.Reals | None,
     periodic: Periodic,
     stop: StopRequest,
 ) -> str:
     """Steps and ticks until the run is over or is stopped. Returns the outcome; everything is saved."""
     while not is_over(cfg, state):
         agreed = stop.ask(periodic.checkpoint_is_due)
-        one_step(cfg, state, inputs, loader, classifier)
+        one_step(cfg, state, inputs, loader, classifier, reals)
         periodic.after_step(state)
         done = state.progress.nimg >= cfg.run.kimg * 1000
         if done or state.progress.nimg >= state.progress.tick_start_nimg + cfg.run.tick * 1000:
@@ -157,13 +160,14 @@ def one_step(
     inputs: InputSource,
     loader: Iterator[Any],
     classifier: steps.Classifier | None,
+    reals: energy.Reals | None,
 ) -> None:
     """One training step on the loader's next images, and its seconds."""
     started = time.monotonic()
     watchdog.phase("data", step=state.progress.step + 1)
     pixels, labels = next(loader)
     training_stats.report("Timing/data_wait_sec", time.monotonic() - started)
-    steps.train_step(state, inputs, cfg, pixels, labels, classifier)
+    steps.train_step(state, inputs, cfg, pixels, labels, classifier, reals_of_classes=reals)
     state.progress.seconds += time.monotonic() - started
 
 

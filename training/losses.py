@@ -17,7 +17,6 @@ from san.objectives import discriminator_pair_terms, discriminator_terms, gan_lo
 from san.sona import SONAGeneratorTerms, SONATerms, sona_discriminator_terms, sona_generator_terms
 from torch_utils.images import to_rgb
 from torch_utils.ops import upfirdn2d
-from training.discriminator.heads import group_size
 
 Logits = Mapping[str, SANLogits]  # backbone -> fun, dir [N, K]
 SONA = Mapping[str, SONALogits]  # the same with align [N] and crossed [N, g]
@@ -26,9 +25,6 @@ SONA = Mapping[str, SONALogits]  # the same with align [N] and crossed [N, g]
 # averages over logits only. Its micro-batches have 8 samples, so the term is 8 times a mean. This code uses 8
 # times the mean for every micro-batch size.
 ADVERSARIAL_SCALE = 8.0
-# Samples among which the energy distance makes pairs, so that it does not depend on the size of micro-batches
-# of whole groups, and the side of the images that it compares, in pixels.
-ENERGY_GROUP, ENERGY_SIZE = 8, 32
 
 
 def blur_kernel(sigma: float, device: torch.device | str = "cpu") -> torch.Tensor | None:
@@ -162,53 +158,6 @@ def sona_generator(
     """
     terms = [sona_generator_terms(fake[name], real[name], objective) for name in fake]
     return SONAGeneratorTerms(*(scale * torch.stack(parts).sum() for parts in zip(*terms, strict=True)))
-
-
-def energy_distance(images: torch.Tensor, real: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    """Energy distance between the shapes of generated and real images of the same class, from pairs.
-
-    A pair of samples i, j of the same class and group contributes |x_i - y_j| + |x_j - y_i| - |x_i - x_j| -
-    |y_i - y_j|. The expectation is the energy distance (Szekely and Rizzo, 2013; in GANs: Bellemare et al.,
-    "The Cramer Distance", 2017). It is 0 only if both distributions are the same, so images of a class that
-    are more alike than those of the data make it larger. Images are compared by shape, which leaves out
-    brightness and contrast: without their mean, of unit length, averaged to at most ENERGY_SIZE pixels.
-
-    Args:
-        images: Generated images x [N, C, R, R]; the result is differentiable in them.
-        real: Real images y of the same shape and classes.
-        labels: int64 [N]; None = all samples are of one class.
-
-    Returns:
-        The mean over the pairs of a group of ENERGY_GROUP consecutive samples, averaged over groups. A group
-        without a pair adds 0. If N is not a multiple of ENERGY_GROUP, all samples are one group.
-    """
-    size = group_size(len(images), ENERGY_GROUP)
-    x, y = (_shapes(v).unflatten(0, (-1, size)) for v in (images, real))  # [groups, size, features]
-    pairs = torch.ones((size, size), dtype=torch.bool, device=x.device).triu(1)[None]
-    if labels is not None:
-        groups = labels.unflatten(0, (-1, size))
-        pairs = pairs & (groups[:, :, None] == groups[:, None, :])
-    crossed = _distances(x, y)
-    terms = crossed + crossed.transpose(1, 2) - _distances(x, x) - _distances(y, y)
-    counts = pairs.sum(dim=(1, 2)).clamp(min=1)
-    return ((terms * pairs).sum(dim=(1, 2)) / counts).mean()
-
-
-def _shapes(images: torch.Tensor) -> torch.Tensor:
-    """Return images [N, C, R, R] as float32 [N, features] without mean, of unit length; 0 if constant."""
-    x = images.float()
-    if x.shape[1] == 4:  # what alpha hides has no shape
-        alpha = (x[:, 3:] + 1) / 2
-        x = torch.cat([(x[:, :3] + 1) * alpha, x[:, 3:]], dim=1)
-    if x.shape[-1] > ENERGY_SIZE:
-        x = F.avg_pool2d(x, x.shape[-1] // ENERGY_SIZE)
-    x = x.flatten(1)
-    return F.normalize(x - x.mean(dim=1, keepdim=True), eps=1e-3)
-
-
-def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return |a_i - b_j| [groups, size, size]. Products would lose small distances, above all in TF32."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def guidance(

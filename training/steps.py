@@ -26,7 +26,7 @@ from san.sona import TERMS
 from torch_utils import devices, distributed, rng, training_stats, watchdog
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.reduction import Reduction
-from training import compiled, losses, nonfinite, schedules
+from training import compiled, energy, losses, nonfinite, schedules
 from training.config import LossConfig, TrainConfig
 from training.discriminator import ProjectedDiscriminator
 from training.graphs import During, Phase
@@ -47,6 +47,7 @@ def train_step(
     labels: torch.Tensor | None,
     classifier: Classifier | None = None,
     most: int | None = None,
+    reals_of_classes: energy.Reals | None = None,
 ) -> None:
     """G, path length, D, EMA: in this order, with the image count before the step (StyleGAN-XL).
 
@@ -58,12 +59,13 @@ def train_step(
         labels: their classes, int64 [n].
         classifier: for guidance; None = without.
         most: micro-batches of every part, for trials; None = all.
+        reals_of_classes: for the energy distance; None = without.
     """
     p, loss = state.progress, cfg.loss
     reals = inputs.real_micro_batches(p.nimg, pixels, labels)[:most]
     sigma = schedules.blur_sigma(p.nimg, cfg.blur_init_sigma, loss.blur_fade_kimg)
     state.D.advance_spectral_norms()
-    g_step(state, inputs.micro_batches("G", p.nimg)[:most], loss, sigma, classifier, reals)
+    g_step(state, inputs.micro_batches("G", p.nimg)[:most], loss, sigma, classifier, reals, reals_of_classes)
     if (
         loss.pl_weight > 0
         and not cfg.generator.superres
@@ -143,9 +145,10 @@ def _conditioned(
 ) -> list[MicroBatch]:
     """Replace the classes of generated images by those of the real ones, if they are to be the same.
 
-    SONA heads compare images by class. With --match-classes, the numbers of real and generated images of a
-    class are equal in every discriminator step. If they differ, the gradient of the class's direction
-    contains their difference times the mean feature, which is larger than the difference that it is for.
+    SONA heads, --mbstd and the energy distance compare images by class. With --match-classes, the numbers of
+    real and generated images of a class are equal in every discriminator step. If they differ, the gradient
+    of the class's direction contains their difference times the mean feature, which is larger than the
+    difference that it is for.
     """
     if not wanted:
         return micro_batches
@@ -214,15 +217,15 @@ def _pairs_logits(state: TrainState, cfg: LossConfig) -> bool:
 
 def _generator_micro_batch(
     state: TrainState, cfg: LossConfig, classifier: Classifier | None, count: int, r: MicroBatch,
-    real: RealMicroBatch | None, kernel: torch.Tensor | None, during: During,
+    real: RealMicroBatch | None, reals_of_classes: energy.Reals | None, kernel: torch.Tensor | None,
+    during: During,
 ) -> None:  # fmt: skip
     images = state.G(r.z, r.labels)
-    loss = _adversarial(state, images, r, real if _pairs_logits(state, cfg) else None, cfg, kernel)
-    if cfg.energy_weight > 0:
-        assert real is not None, "the energy distance compares with real images"
-        energy = losses.energy_distance(images, real.images, r.labels)
-        training_stats.report("Loss/G/energy_distance", energy)
-        loss = loss + cfg.energy_weight * energy
+    loss = _adversarial(state, images, r, real, cfg, kernel)
+    if reals_of_classes is not None:
+        distance = energy.distance(images, r.labels, reals_of_classes)
+        training_stats.report("Loss/G/energy_distance", distance)
+        loss = loss + cfg.energy_weight * distance
     if classifier is not None and cfg.cls_weight > 0 and r.labels is not None:
         guidance = losses.guidance(classifier, images, r.labels)
         training_stats.report("Loss/G/guidance_loss", guidance)
@@ -239,6 +242,7 @@ def g_step(
     blur_sigma: float,
     classifier: Classifier | None = None,
     reals: list[RealMicroBatch] | None = None,
+    reals_of_classes: energy.Reals | None = None,
 ) -> None:
     """Generator: minimise -h(fun of generated images) + guidance (MonoFlow; StyleGAN-XL, eq. 1).
 
@@ -248,18 +252,20 @@ def g_step(
         cfg: of the losses.
         blur_sigma: of all images, in pixels.
         classifier: for guidance; None = without.
-        reals: real images of each micro-batch, for relativistic pairing, SONA heads and the energy distance.
+        reals: real images of each micro-batch, for relativistic pairing and SONA heads, and their classes.
+        reals_of_classes: for the energy distance; None = without.
     """
     watchdog.phase("G")
     _trainable(state, "G")
-    compared = reals if _pairs_logits(state, cfg) or cfg.energy_weight > 0 else None
-    micro_batches = _conditioned(state.D.sona or cfg.energy_weight > 0, micro_batches, reals)
+    compared = reals if _pairs_logits(state, cfg) else None
+    by_class = state.D.sona or state.D.mbstd or reals_of_classes is not None
+    micro_batches = _conditioned(by_class, micro_batches, reals)
     kernel = losses.blur_kernel(blur_sigma, state.pl_mean.device)
     reduction = reduction_of(state.g_params)
     for i, r in enumerate(micro_batches):
         watchdog.progress()
         real = None if compared is None else compared[i]
-        args = (cfg, classifier, len(micro_batches), r._replace(samples=()), real, kernel)
+        args = (cfg, classifier, len(micro_batches), r._replace(samples=()), real, reals_of_classes, kernel)
         during = functools.partial(reduction.during, i == len(micro_batches) - 1)
         _run(state, "G", _generator_micro_batch, state.g_params, args, during)
     cause = functools.partial(nonfinite.find, state, micro_batches, compared or (), kernel)
@@ -348,7 +354,8 @@ def d_step(
     diagnosis = _diagnosis(state, cfg)
     kernel = losses.blur_kernel(blur_sigma, state.pl_mean.device)
     reduction = reduction_of(state.d_params)
-    micro_batches = _conditioned(state.D.sona or cfg.match_classes, micro_batches, reals)
+    by_class = state.D.sona or state.D.mbstd or cfg.match_classes
+    micro_batches = _conditioned(by_class, micro_batches, reals)
     for i, (fake, real) in enumerate(zip(micro_batches, reals, strict=True)):
         watchdog.progress()
         args = (cfg, len(micro_batches), fake._replace(samples=()), real, kernel, diagnosis)

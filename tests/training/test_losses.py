@@ -16,7 +16,7 @@ from training.state import TrainState
 class TinyDiscriminator(torch.nn.Module):
     """Two heads on pixels, one per kind, under the names that training expects of a discriminator."""
 
-    sona = False
+    sona = mbstd = False
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -141,91 +141,6 @@ def test_relativistic_generator_reads_real_images_only_where_they_matter():
     torch.testing.assert_close(
         found, torch.nn.functional.softplus(-(logits["x"].fun - reals["x"].fun)).mean()
     )
-
-
-def test_the_energy_distance_is_zero_for_equal_distributions_only():
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(spread, mean=0.0, count=4000):
-        return mean + spread * torch.randn(count, 1, 4, 4, generator=generator)
-
-    base = torch.randn(1, 1, 4, 4, generator=generator)
-    same = losses.energy_distance(draw(0.5, base), draw(0.5, base), None)
-    alike = losses.energy_distance(draw(0.1, base), draw(0.5, base), None)
-    other = losses.energy_distance(draw(0.5, -base), draw(0.5, base), None)
-    assert abs(same) < 0.01 and alike > 0.05 and other > 1
-    brighter = losses.energy_distance(3 * draw(0.5, base) + 1, draw(0.5, base), None)
-    assert abs(brighter) < 0.01, "shapes only"
-
-
-def test_the_energy_distance_compares_samples_of_a_class_and_group():
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(16, 3, 64, 64, generator=generator) for _ in range(2))
-    y += 3 * torch.randn(1, 3, 64, 64, generator=generator) + 1
-    labels = torch.arange(16) % 3
-    whole = losses.energy_distance(x, y, labels)
-    halves = [losses.energy_distance(x[i : i + 8], y[i : i + 8], labels[i : i + 8]) for i in (0, 8)]
-    torch.testing.assert_close(whole, torch.stack(halves).mean())
-    assert losses.energy_distance(x, y, torch.arange(16)) == 0, "no pairs"
-    by_hand = []
-    for first in (0, 8):
-        parts = (v[first : first + 8].double().unflatten(3, (32, 2)).mean(dim=4) for v in (x, y))
-        u, v = (w.unflatten(2, (32, 2)).mean(dim=3).flatten(1) for w in parts)
-        u, v = (torch.nn.functional.normalize(w - w.mean(dim=1, keepdim=True)) for w in (u, v))
-        terms = [
-            (u[i] - v[j]).norm() + (u[j] - v[i]).norm() - (u[i] - u[j]).norm() - (v[i] - v[j]).norm()
-            for i in range(8)
-            for j in range(i)
-            if labels[first + i] == labels[first + j]
-        ]
-        by_hand.append(torch.stack(terms).mean())
-    assert whole > 0.5
-    torch.testing.assert_close(whole.double(), torch.stack(by_hand).mean(), rtol=0, atol=1e-5)
-
-
-def test_blank_images_are_alike_and_transparent_pixels_have_no_colour():
-    generator = torch.Generator().manual_seed(0)
-    blank, real = torch.ones(8, 1, 8, 8, requires_grad=True), torch.randn(8, 1, 8, 8, generator=generator)
-    alike = losses.energy_distance(blank, real, None)
-    varied = losses.energy_distance(torch.randn(8, 1, 8, 8, generator=generator), real, None)
-    assert alike > 0.3 > abs(varied)
-    alike.backward()
-    assert blank.grad.isfinite().all()
-    visible = (torch.rand(1, 1, 8, 8, generator=generator) > 0.5).float().expand(8, 1, 8, 8)
-    colours = [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(2)]
-    shown = torch.randn(8, 3, 8, 8, generator=generator)
-    a, b = (torch.cat([torch.where(visible > 0, shown, c), 2 * visible - 1], dim=1) for c in colours)
-    torch.testing.assert_close(losses.energy_distance(a, b, None), losses.energy_distance(a, a, None))
-
-
-def test_generator_steps_add_the_energy_distance_to_real_images_of_the_same_classes(monkeypatch):
-    fake, real = batch(0)
-    seen = []
-
-    def term(images, reals, labels):
-        seen.append((reals, labels))
-        return images.square().mean()
-
-    monkeypatch.setattr(losses, "energy_distance", term)
-    gradients = {}
-
-    def keep(params, *_):
-        gradients[weight] = [p.grad.clone() for p in params.values()]
-
-    monkeypatch.setattr(steps, "apply_gradients", keep)
-    for weight in (0.0, 3.0):
-        state = make_state()
-        steps.g_step(state, [fake], LossConfig(energy_weight=weight), 0.0, None, [real])
-        assert state.D.passes == 1, "the logits of real images are not needed"
-    term(state.G(fake.z, fake.labels), real.images, real.labels).backward()
-    added = [p.grad - g for p, g in zip(state.g_params.values(), gradients[3.0], strict=True)]
-    for both, without, alone in zip(gradients[3.0], gradients[0.0], added, strict=True):
-        torch.testing.assert_close(both, without + 3 * alone, rtol=1e-4, atol=1e-4)
-    seen.clear()
-    other = fake._replace(labels=1 - fake.labels)
-    steps.g_step(make_state(), [other], LossConfig(energy_weight=weight), 0.0, None, [real])
-    ((images, labels),) = seen
-    assert images is real.images and torch.equal(labels, real.labels)
 
 
 def test_diagnostics_once_per_tick():

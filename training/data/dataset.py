@@ -389,26 +389,66 @@ class BalancedClasses:
         return indices
 
 
+class ClassRuns:
+    """Orders the images of each epoch so that runs of consecutive ones share a class.
+
+    Runs start at the positions of training that are multiples of their length. The images of a class that
+    fill no run, fewer than one run per class, are at the end of the epoch, or at its beginning up to such a
+    position.
+
+    Args:
+        labels: Labels of the images, int64 [n].
+        length: Images per run.
+        balanced: The epochs to be ordered; None = permutations of the data set.
+    """
+
+    def __init__(self, labels: np.ndarray, length: int, balanced: BalancedClasses | None = None):
+        self._labels, self.length, self._balanced = labels, length, balanced
+        self.epoch_length = len(labels) if balanced is None else balanced.epoch_length
+
+    def epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """Return the image indices of one epoch, int64 [epoch_length]."""
+        if self._balanced is None:
+            order = _epoch_order(seed, epoch, self.epoch_length)
+        else:
+            order = self._balanced.epoch(seed, epoch)
+        labels = self._labels[order]
+        by_class = np.argsort(labels, kind="stable")
+        runs, rest = [], []
+        for places in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
+            full = len(places) // self.length * self.length
+            runs.append(places[:full].reshape(-1, self.length))
+            rest.append(places[full:])
+        of_runs, others = np.concatenate(runs), np.sort(np.concatenate(rest))
+        of_runs = of_runs[np.argsort(of_runs[:, -1])]  # as the order completes them
+        lead = -epoch * self.epoch_length % self.length
+        if lead > len(others) and len(of_runs):
+            of_runs, others = of_runs[:-1], np.concatenate([others, of_runs[-1]])
+        indices: np.ndarray = order[np.concatenate([others[:lead], of_runs.reshape(-1), others[lead:]])]
+        return indices
+
+
+EpochOrder = BalancedClasses | ClassRuns
+
+
 @functools.lru_cache(maxsize=2)
-def _balanced_order(balanced: BalancedClasses, seed: int, epoch: int) -> np.ndarray:
-    return balanced.epoch(seed, epoch)
+def _order_of(order: EpochOrder, seed: int, epoch: int) -> np.ndarray:
+    return order.epoch(seed, epoch)
 
 
-def sample_indices(
-    seed: int, start: int, count: int, n: int, balanced: BalancedClasses | None = None
-) -> np.ndarray:
+def sample_indices(seed: int, start: int, count: int, n: int, order: EpochOrder | None = None) -> np.ndarray:
     """Return the image indices of training positions start .. start + count - 1.
 
-    Position p is in epoch p // n, and every epoch is its own permutation of the data set. With `balanced`,
-    the epochs are those of `BalancedClasses`. The result is a pure function of the arguments, so a run can
-    resume at any position, and splitting a range over processes or calls gives the same sequence.
+    Position p is in epoch p // n, and every epoch is its own permutation of the data set. With `order`, the
+    epochs are its own. The result is a pure function of the arguments, so a run can resume at any position,
+    and splitting a range over processes or calls gives the same sequence.
 
     Args:
         seed: Seed of the permutations.
         start: First position.
         count: Number of positions.
         n: Number of images.
-        balanced: Draw classes equally often; None = plain permutations.
+        order: The epochs; None = plain permutations.
 
     Returns:
         int64 [count], each in [0, n).
@@ -420,9 +460,9 @@ def sample_indices(
     result = np.empty(count, dtype=np.int64)
     done = 0
     while done < count:
-        epoch, offset = divmod(start + done, balanced.epoch_length if balanced else n)
-        order = _balanced_order(balanced, seed, epoch) if balanced else _epoch_order(seed, epoch, n)
-        part = order[offset : offset + count - done]
+        epoch, offset = divmod(start + done, order.epoch_length if order else n)
+        indices = _order_of(order, seed, epoch) if order else _epoch_order(seed, epoch, n)
+        part = indices[offset : offset + count - done]
         result[done : done + len(part)] = part
         done += len(part)
     return result

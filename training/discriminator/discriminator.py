@@ -50,6 +50,7 @@ class ProjectedDiscriminator(nn.Module):
         num_levels: Number of levels with a head, counted from the finest (None: all four). A level whose map
             is smaller than 4x4 pixels has no head.
         bn_group: Consecutive samples that share batch statistics in the heads; None or 0 = the whole batch.
+        mbstd: Whether the heads also see the standard deviations of `class_deviations`.
         augment: Whether to apply DiffAugment when draws are given.
         diffaug: The operations of DiffAugment.
         compute_dtype: torch.bfloat16 = run backbones, projection and head convolutions in it; statistics and
@@ -79,6 +80,7 @@ class ProjectedDiscriminator(nn.Module):
         heads: str = "projection",
         num_levels: int | None = None,
         bn_group: int | None = 8,
+        mbstd: bool = False,
         augment: bool = True,
         diffaug: Sequence[str] = DIFFAUG,
         compute_dtype: torch.dtype = torch.float32,
@@ -93,7 +95,7 @@ class ProjectedDiscriminator(nn.Module):
             raise ValueError(f"num_levels={num_levels}: backbones have 4 levels, use 1 to 4 or None for all")
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.augment, self.diffaug, self.compute_dtype = augment, tuple(diffaug), compute_dtype
-        self.sona = heads == "sona"
+        self.sona, self.mbstd = heads == "sona", mbstd
         self.names = {_key(name): name for name in names}
         self.feature_networks = nn.ModuleDict()
         self.projections = nn.ModuleDict()
@@ -121,6 +123,7 @@ class ProjectedDiscriminator(nn.Module):
                 bn_group,
                 generator,
                 self.sona,
+                mbstd,
             )
             self.feature_sizes[key] = size
             self.feature_networks[key] = _prepared(network, compute_dtype)

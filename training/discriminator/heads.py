@@ -23,6 +23,7 @@ from torch_utils.ops import conv2d_gradfix
 LAST_SIZE = 8  # a head halves its map until it is at most this wide
 KERNEL = 4
 POWER_ITERATIONS_AT_START = 15
+VARIANCE_EPS = 1e-6  # added to variances below a root
 EPS = 1e-12  # lower bound of the norms that the power iteration divides by
 
 
@@ -292,10 +293,39 @@ class SONAProjectedHead(nn.Module):
         return logits
 
 
+def class_deviations(x: Tensor, c: Tensor | None, group: int) -> Tensor:
+    """Return the standard deviation of every feature over the samples of the same class and group.
+
+    Source: the minibatch standard deviation of Karras et al. (ICLR 2018), there over all samples and averaged
+    over features. With it the discriminator sees if the images of a class are more alike than those of the
+    data, which a single image does not show.
+
+    Args:
+        x: Feature map [N, C, H, W].
+        c: Labels, int64 [N]; None = all samples are of one class.
+        group: Consecutive samples that are compared; N is a multiple of it.
+
+    Returns:
+        [N, C, H, W] in the type of x; 0 for a sample that is alone.
+    """
+    values = _full(x).unflatten(0, (-1, group)).flatten(2)  # [groups, group, C H W]
+    if c is None:
+        deviations = (values.var(dim=1, keepdim=True, correction=0) + VARIANCE_EPS).sqrt().expand_as(values)
+    else:
+        labels = c.unflatten(0, (-1, group))
+        same = (labels[:, :, None] == labels[:, None, :]).to(values.dtype)
+        weights = same / same.sum(dim=2, keepdim=True)
+        squares = (values - weights @ values).square()
+        deviations = (weights @ squares + VARIANCE_EPS).sqrt()
+    found: Tensor = (deviations - math.sqrt(VARIANCE_EPS)).reshape(x.shape).to(x.dtype)
+    return found
+
+
 class HeadSet(nn.Module):
     """The heads of one backbone, one per level. Their logits are concatenated.
 
-    SONA heads share one set of `weights`, and their alignment is averaged over all logit maps.
+    SONA heads share one set of `weights`, and their alignment is averaged over all logit maps. With `mbstd`,
+    the heads also see `class_deviations` of their maps, as further channels.
     """
 
     def __init__(
@@ -308,9 +338,13 @@ class HeadSet(nn.Module):
         bn_group: int | None = 8,
         generator: torch.Generator | None = None,
         sona: bool = False,
+        mbstd: bool = False,
     ) -> None:
         super().__init__()
         head = SONAProjectedHead if sona else Head
+        self.bn_group, self.mbstd = bn_group, mbstd
+        if mbstd:
+            in_channels = [2 * channels for channels in in_channels]
         self.mini_discs = nn.ModuleList(
             head(head_channels(channels, size, width), c_dim, cond_channels, bn_group, generator)
             for channels, size in zip(in_channels, sizes, strict=True)
@@ -330,6 +364,9 @@ class HeadSet(nn.Module):
         Returns:
             SANLogits, or SONALogits of SONA heads: [N, K] in float32, ordered by level.
         """
+        if self.mbstd:
+            group = group_size(maps[0].shape[0], self.bn_group, batches)
+            maps = [torch.cat([x, class_deviations(x, c, group)], dim=1) for x in maps]
         logits = [head(x, c, batches) for head, x in zip(self.mini_discs, maps, strict=True)]
         if self.weights is not None:
             return concatenated(logits)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_utils import devices, distributed, memory, rng, training_stats
-from training import build, steps
+from training import build, energy, steps
 from training.config import TrainConfig
 from training.data.dataset import ImageDataset
 from training.generator import Generator
@@ -79,10 +79,11 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
         ValueError: None fits.
     """
     refused = None
-    # SONA heads and the energy distance compare images of a micro-batch.
-    smallest = 2 if cfg.discriminator.heads == "sona" or cfg.loss.energy_weight > 0 else 1
+    # SONA heads, --mbstd and the energy distance compare images of a micro-batch.
+    comparing = cfg.discriminator.heads == "sona" or cfg.discriminator.mbstd or cfg.loss.energy_weight > 0
+    smallest = 2 if comparing else 1
     for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group):
-        if n < smallest:
+        if n < smallest or n % cfg.data.class_run:
             continue
         if fits(n):
             return n, refused
@@ -156,6 +157,7 @@ class Trial:
         self.dataset, self.device, self.lineage = dataset, device, lineage
         self.state: TrainState | None = None
         self.classifier: steps.Classifier | None = None
+        self.reals: energy.Reals | None = None
         self.world, self.rank = distributed.world_size(), distributed.rank()
 
     def fits(self, n: int) -> bool:
@@ -189,6 +191,8 @@ class Trial:
         state = self.state
         if self.classifier is None:
             self.classifier = build.classifier_on(self.device, cfg, self.dataset, quiet=True)
+        if self.reals is None and cfg.loss.energy_weight > 0:
+            self.reals = energy.choose(self.dataset, cfg.run.seed, self.device)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
         inputs = InputSource.of(
             settled(cfg, n),
@@ -201,7 +205,9 @@ class Trial:
         )
         pixels, chosen = self._images()  # for a whole step, as in training
         for _ in range(2):
-            steps.train_step(state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_MICRO_BATCHES)
+            steps.train_step(
+                state, inputs, cfg, pixels, chosen, self.classifier, TRIAL_MICRO_BATCHES, self.reals
+            )
         state.guard.check()
         del margin
 
