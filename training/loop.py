@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from torch_utils import agreement, devices, distributed, training_stats, watchdog
-from torch_utils import agreement, devices, distributed, memory, training_stats, watchdog
 from training import build, compiled, energy, steps
 from training.config import TrainConfig, to_json
 from training.data.dataset import ImageDataset, Loader

@@ -8,7 +8,13 @@ import torch
 
 from torch_utils import features, timm_weights
 from training.discriminator import ProjectedDiscriminator
-from training.discriminator.heads import GroupedBatchNorm2d, Head, SpectralConv2d, head_channels
+from training.discriminator.heads import (
+    GroupedBatchNorm2d,
+    Head,
+    SpectralConv2d,
+    class_deviations,
+    head_channels,
+)
 from training.discriminator.projection import RandomProjection
 
 LITE0 = timm_weights.LITE0
@@ -132,6 +138,57 @@ def test_two_batches_in_a_pass_share_no_statistics(heads, count):
         alone = [D(x[part], c[part])[LITE0] for part in (slice(count), slice(count, None))]
         for together, *parts in zip(D(x, c, batches=2)[LITE0], *alone, strict=True):
             torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-4)
+
+
+def test_deviations_are_those_of_a_class_in_a_group():
+    x = torch.randn(12, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    c = torch.tensor([0, 1, 0, 0, 1, 2] * 2)
+    c[6:] = torch.tensor([0, 0, 1, 1, 1, 1])
+    found = class_deviations(x, c, 6)
+    for members in ([0, 2, 3], [1, 4], [6, 7], [8, 9, 10, 11]):
+        expected = x[members].std(dim=0, correction=0)
+        torch.testing.assert_close(
+            found[members], expected.expand(len(members), -1, -1, -1), rtol=0, atol=1e-3
+        )
+    assert found[5].abs().max() == 0, "alone"
+    torch.testing.assert_close(
+        class_deviations(x, None, 6)[:6],
+        x[:6].std(dim=0, correction=0).expand(6, -1, -1, -1),
+        rtol=0,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("c", [torch.tensor([0, 1, 0, 2]), None])
+def test_deviations_have_finite_gradients_where_images_are_equal(c):
+    x = torch.ones(4, 3, 2, 2, requires_grad=True)
+    class_deviations(x, c, 4).sum().backward()
+    assert x.grad.abs().max() == 0
+    y = torch.randn(4, 2, 1, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: class_deviations(v, c, 4), y)
+
+
+@pytest.mark.parametrize("heads", ["projection", "sona"])
+def test_heads_that_see_deviations_tell_alike_images_from_varied_ones(heads):
+    """The logits of an image depend on the images of its class in its group, and on no others."""
+    D = make(10, heads=heads, bn_group=4, mbstd=True)
+    plain = make(10, heads=heads, bn_group=4)
+    assert D.trainable_parameters().keys() == plain.trainable_parameters().keys()
+    key = f"discriminators.{LITE0}.mini_discs.0.main.0.main.0.weight_orig"
+    assert D.state_dict()[key].shape[1] == 2 * plain.state_dict()[key].shape[1]
+    x, c = images(4), torch.tensor([0, 0, 1, 2])
+    maps = D._features(LITE0, x)
+    seen = []
+    head = D.discriminators[LITE0].mini_discs[0]
+    head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    D(x, c)
+    width = maps[0].shape[1]
+    torch.testing.assert_close(seen[0][:, :width], maps[0])
+    deviations = seen[0][:, width:]
+    assert deviations[:2].max() > 0 and torch.equal(deviations[0], deviations[1])
+    assert deviations[2:].abs().max() == 0
+    D(torch.cat([x, x]), torch.cat([c, c]), batches=2)
+    torch.testing.assert_close(seen[1], torch.cat([seen[0], seen[0]]))
 
 
 def test_discriminator_step_records_no_graph_through_features():

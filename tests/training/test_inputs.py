@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs of a step: the same samples whatever the number of processes, the same rounds in every process."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,17 @@ def test_real_rounds_pair_images_labels_and_draws():
             assert torch.equal(part.images, whole.images[samples])
             assert torch.equal(part.labels, labels[samples])
             assert torch.equal(part.draws["net"], whole.draws["net"][samples])
+
+
+def test_processes_share_runs_of_a_class():
+    labels = np.arange(96) % 6
+    whole = dataclasses.replace(source(16, 1, 0, 16), labels=labels, class_run=4)
+    indices = next(whole.real_indices(0, 96))
+    assert (labels[indices].reshape(4, 4) == labels[indices][::4, None]).all()
+    for rank in range(2):
+        part = dataclasses.replace(source(16, 2, rank, 4), labels=labels, class_run=4)
+        samples = np.concatenate(micro_batch_samples(16, 2, rank, 4))
+        assert next(part.real_indices(0, 96)).tolist() == indices[samples].tolist()
 
 
 def test_balanced_classes_in_real_and_generated_samples():

@@ -447,6 +447,32 @@ def test_balanced_epochs_show_every_class_equally_often() -> None:
     assert not np.array_equal(data.sample_indices(6, 0, 51, 49, balanced), shown[:51])
 
 
+@pytest.mark.parametrize("length", [2, 3, 4])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_runs_of_a_class_are_epochs_in_another_order(length: int, balanced: bool) -> None:
+    labels = np.random.RandomState(0).permutation(LABELS)
+    inner = data.BalancedClasses(labels) if balanced else None
+    order = data.ClassRuns(labels, length, inner)
+    assert order.epoch_length == (51 if balanced else 49)
+    shown = data.sample_indices(5, 0, 12 * order.epoch_length, 49, order)
+    plain = data.sample_indices(5, 0, 12 * order.epoch_length, 49, inner)
+    epochs, expected = (x.reshape(12, order.epoch_length) for x in (shown, plain))
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.sort(expected, axis=1))
+    whole = labels[shown][: len(shown) // length * length].reshape(-1, length)
+    alike = (whole == whole[:, :1]).all(axis=1).reshape(-1)
+    # at most length - 1 images of each of three classes fill no run, and one run may be split at a boundary
+    mixed = 12 * (3 * (length - 1) + length) / length
+    assert (~alike).sum() <= mixed < len(whole) / 2
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 12
+    of_runs = labels[shown[: len(shown) // length * length : length]]
+    assert (of_runs[1:] == of_runs[:-1]).mean() < 0.85, "not one class after the other"
+
+
+def test_runs_longer_than_every_class_leave_the_order_as_it_is() -> None:
+    order = data.ClassRuns(LABELS, 64)
+    np.testing.assert_array_equal(data.sample_indices(5, 0, 98, 49, order), data.sample_indices(5, 0, 98, 49))
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     start=st.integers(0, 400), counts=st.lists(st.integers(0, 60), max_size=4), seed=st.integers(0, 2**31 - 1)
