@@ -679,6 +679,9 @@ def test_published_commands_dry_run(name, published_files, tmp_path, monkeypatch
         (["--data=/nowhere.zip"], "/nowhere.zip"),
         (["--cls_weight=8"], "--cls_weight needs --cond True"),
         (["--energy-weight=4", "--batch-gpu=1"], "--energy-weight=4 compares the images of a micro-batch"),
+        (["--mbstd=1", "--batch-gpu=1"], "--mbstd compares images within groups of --bn-group=8"),
+        (["--class-run=4"], "--class-run needs --cond True"),
+        (["--cond=1", "--class-run=3"], "--class-run=3: a micro-batch must consist of whole runs, and"),
         (["--backbones=efficientnet_nonsense", "--dry-run"], "efficientnet_nonsense"),
         (
             ["--resume=nowhere.pkl"],

@@ -65,7 +65,7 @@ def run(monkeypatch, answers=None, due_at: int = -1, **options):
 
     monkeypatch.setattr(loop, "one_step", one_step)
     stop = Answers(state, answers or {})
-    outcome = loop.run(cfg, state, None, None, None, periodic, stop)
+    outcome = loop.run(cfg, state, None, None, None, None, periodic, stop)
     return outcome, state.progress.nimg, periodic.calls
 
 

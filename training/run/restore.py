@@ -34,7 +34,7 @@ NETWORK_OPTIONS = (
     *(f"data.{key}" for key in ("path", "resolution", "channels", "cond")),
     *(f"generator.{key}" for key in ("cfg", "syn_layers", "cbase", "cmax", "z_dim", "w_dim", "margin_size")),
     *(f"generator.{key}" for key in ("superres", "path_stem", "up_factor", "head_layers")),
-    *(f"discriminator.{key}" for key in ("backbones", "heads", "feature_size")),
+    *(f"discriminator.{key}" for key in ("backbones", "heads", "mbstd", "feature_size")),
     *(f"discriminator.{key}" for key in ("proj_channels", "head_channels", "cond_channels")),
 )
 

@@ -150,7 +150,9 @@ def _alike(stats: Sequence[dict[str, Any]], name: str, cfg: TrainConfig) -> tupl
     if name == "Variety/between":
         first = "are the labels right (dataset_tool.py --check)"
     elif cfg.data.cond and cfg.loss.energy_weight == 0:
-        first = "--energy-weight=40 (with few classes), more images per class"
+        first = "--energy-weight=100 --class-run=4 (with few classes), more images per class"
+    elif cfg.data.cond and not cfg.discriminator.mbstd:
+        first = "a new run with --mbstd=True --class-run=4 (with few classes), more images per class"
     else:
         first = "more images per class"
     return float(x[-streak]), seen, _advice(cfg, first)

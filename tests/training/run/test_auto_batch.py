@@ -53,6 +53,12 @@ def test_the_first_that_fits_is_taken(data):
     assert auto_batch.largest(cfg, lambda n: asked.append(n) or n <= 20) == (16, 32)
     assert asked == [64, 32, 16]
     assert auto_batch.largest(cfg, lambda n: True) == (64, None)
+    runs = cfg.override({"data.cond": True, "data.class_run": 16, "discriminator.mbstd": True})
+    assert auto_batch.largest(runs, lambda n: asked.append(n) or n <= 20) == (16, 32)
+    asked.clear()
+    with pytest.raises(ValueError, match="not even one image"):
+        auto_batch.largest(runs, lambda n: asked.append(n))
+    assert asked == [64, 32, 16], "whole runs only"
     with pytest.raises(ValueError, match="--batch-gpu=auto: not even one image"):
         auto_batch.largest(cfg, lambda n: False)
 

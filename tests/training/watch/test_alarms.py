@@ -229,11 +229,13 @@ def test_advice_names_what_is_off():
     assert alarms.find(low, [], unconditional)[0].seen.startswith("the images look alike")
 
 
-def test_advice_on_images_that_look_alike_is_the_energy_distance_unless_it_is_on():
+def test_advice_on_images_that_look_alike_is_what_is_not_on_yet():
     low = _stats(**{"Variety/within": lambda t: 0.1})
-    assert alarms.find(low, [], CFG)[0].advice.startswith("--energy-weight=40")
+    assert alarms.find(low, [], CFG)[0].advice.startswith("--energy-weight=100 --class-run=4")
     on = CFG.override({"loss.energy_weight": 10.0})
-    assert alarms.find(low, [], on)[0].advice.startswith("more images per class")
+    assert alarms.find(low, [], on)[0].advice.startswith("a new run with --mbstd=True")
+    both = on.override({"discriminator.mbstd": True})
+    assert alarms.find(low, [], both)[0].advice.startswith("more images per class")
 
 
 def test_a_rising_metric():
