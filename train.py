@@ -90,7 +90,7 @@ UNSUPPORTED = {
     "aug": "DiffAugment replaces ADA and is on by default; remove the flag, or see --augment and --diffaug",
     "target": "DiffAugment replaces ADA and is on by default; remove the flag",
     "p": "DiffAugment replaces ADA and is on by default; remove the flag",
-    "mbstd-group": "a projected discriminator has no minibatch statistics; remove the flag",
+    "mbstd-group": "--mbstd=True compares the images of --bn-group; remove the flag, or replace it",
     "subset": "use --max-images instead",
 }
 

@@ -34,6 +34,7 @@ TRAINING_ORDER = [
         "guard",
         "graphs",
         "data",
+        "energy",
         "inputs",
         "run_folder",
         "networks",
