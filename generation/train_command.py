@@ -154,17 +154,32 @@ def resolve_start(values: dict[str, Any], resuming: bool) -> None:
     """Set values["init_from"] to the network file that --resume or --init-from names.
 
     Raises:
-        ValueError: The file does not exist, or both flags name a start.
+        ValueError: The file does not exist or is a run's checkpoint or record, or both flags name a start.
     """
     resume = values["resume"]
     if resume is not None and not resuming:
         if values["init_from"]:
             raise ValueError("--resume with a network file and --init-from do the same: give one of them")
+        check_is_network(resume)
         values["init_from"] = stems.network_file("--resume", resume)
     elif values["init_from"]:
         values["init_from"] = stems.network_path("--init-from", values["init_from"])
     if resuming and values["init_from"]:
         raise ValueError(f"--resume={resume} uses the weights of that run: remove --init-from")
+
+
+def check_is_network(resume: str) -> None:
+    """Check that --resume does not name a checkpoint or a record of a run in place of its folder.
+
+    Raises:
+        ValueError: It does.
+    """
+    path = Path(resume)
+    is_checkpoint = path.parent.name == run_folder.CHECKPOINT_FOLDER
+    folder = path.parent.parent if is_checkpoint else path.parent
+    is_run = run_folder.is_run_folder(folder) or run_folder.is_recipe_folder(folder)
+    if is_run and path.is_file() and (is_checkpoint or path.suffix == ".json"):
+        raise ValueError(f"--resume={resume} is no network: to resume its run, use --resume={folder}")
 
 
 def check_from_scratch(values: dict[str, Any], resuming: bool) -> None:

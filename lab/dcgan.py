@@ -354,17 +354,16 @@ def main(
         raise click.ClickException(
             f"--seeds={seeds} --steps={steps} --generate={count}: at least 1, 1 and 2 are needed"
         )
+    plan, results, bench = Plan(steps=steps, width=width, generate=count, bf16=bf16), Path(out), None
     try:
         raw, raw_labels, classes = load(data, limit)
+        settings = {"plan": dataclasses.asdict(plan), "images": len(raw)}
+        found = shared.read_same(results, "dcgan", settings)
     except (ValueError, OSError) as err:
         raise click.ClickException(str(err)) from None
-    plan, results, bench = Plan(steps=steps, width=width, generate=count, bf16=bf16), Path(out), None
     Path(folder).mkdir(parents=True, exist_ok=True)
-    settings = {"plan": dataclasses.asdict(plan), "images": len(raw)}
-    found = shared.read(results, "dcgan") or {}
-    fresh = {k: found.get(k) for k in settings} != settings
-    runs: dict[str, Any] = {} if fresh else found.get("runs", {})
-    accuracy = None if fresh else found.get("accuracy of the classifier on held-out images")
+    runs: dict[str, Any] = found.get("runs", {})
+    accuracy = found.get("accuracy of the classifier on held-out images")
     for seed, setting, kind in itertools.product(range(seeds), SETTINGS, KINDS):
         name, network = f"{kind} {setting}", Path(folder) / f"{kind}-{setting}-seed{seed}.pt"
         if str(seed) in runs.get(name, {}) and network.is_file():

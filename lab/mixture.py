@@ -2,7 +2,7 @@
 """Compares GAN and SAN on a mixture of eight Gaussians with the losses of the SAN paper.
 
     python -m lab.mixture                        # 16 seeds, 3000 steps per kind; a few minutes on one core
-    python -m lab.mixture --seeds=4 --steps=200  # a quick test
+    python -m lab.mixture --seeds=4 --steps=200 --out=quick  # a quick test
 
 It measures covered modes, the share of samples near a mode, and the sliced distance. Writes mixture.json and
 mixture.png. Finished kinds are kept; a second call trains only the missing ones.
@@ -44,9 +44,11 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
 
     Returns:
         All results, with intervals over seeds and paired differences.
+
+    Raises:
+        ValueError: the file has those of another plan.
     """
-    found = shared.read(out, "mixture") or {}
-    arms = found.get("arms", {}) if found.get("plan") == dataclasses.asdict(plan) else {}
+    arms = shared.read_same(out, "mixture", {"plan": dataclasses.asdict(plan)}).get("arms", {})
     for arm in ARMS:
         if arm.name not in arms:
             started = time.process_time()
@@ -121,7 +123,10 @@ def main(seeds: int, steps: int, out: str) -> None:
     if seeds < 2 or steps < 1:
         raise click.ClickException(f"--seeds={seeds} --steps={steps}: at least 2 seeds and 1 step are needed")
     torch.set_num_threads(1)
-    results = run(Plan(seeds=seeds, steps=steps), Path(out))
+    try:
+        results = run(Plan(seeds=seeds, steps=steps), Path(out))
+    except ValueError as err:
+        raise click.ClickException(str(err)) from None
     for loss, rows in results["table"].items():
         for score, row in rows.items():
             click.echo(

@@ -169,12 +169,11 @@ def main(
     chosen = [parse(text) for text in methods.split(",")]
     chosen += [r for r in dict.fromkeys(map(reference_of, chosen)) if r not in chosen]
     plan, results = dcgan.Plan(steps=steps, generate=generate, bf16=bf16), Path(out)
-    found = shared.read(results, "screening") or {}
     settings: dict[str, Any] = {"plan": dataclasses.asdict(plan), "limit": limit}
-    if found and {name: found.get(name) for name in settings} != settings:
-        raise click.ClickException(
-            f"{results / 'screening.json'} has runs of other options: give another --out"
-        )
+    try:
+        found = shared.read_same(results, "screening", settings)
+    except ValueError as err:
+        raise click.ClickException(str(err)) from None
     runs: dict[str, dict[str, Any]] = found.get("runs", {})
     todo = missing(runs, chosen, seeds)
     if todo:

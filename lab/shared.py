@@ -120,6 +120,18 @@ def read(out: Path, name: str) -> dict[str, Any] | None:
     return found
 
 
+def read_same(out: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Read OUT/NAME.json to go on with it; {} if it does not exist.
+
+    Raises:
+        ValueError: it has runs of other settings, which would be lost.
+    """
+    found = read(out, name) or {}
+    if found and {key: found.get(key) for key in settings} != settings:
+        raise ValueError(f"{out / name}.json has runs of other options: give another --out")
+    return found
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -40,10 +40,15 @@ class _HashingWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._hash = hashlib.sha256()
+        self.error: OSError | None = None  # torch reports it as a wrong position in the file
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -241,6 +246,7 @@ def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
     """Write a new, durable checkpoint. Raises OSError if that fails."""
     stem = f"checkpoint-{nimg:012d}"
     partial = directory / f"{temporary_prefix(stem)}x.tmp"
+    writer: _HashingWriter | None = None
     try:
         with open(partial, "wb") as f:
             writer = _HashingWriter(f)
@@ -252,9 +258,10 @@ def _write(directory: Path, nimg: int, record: dict[str, Any]) -> Path:
         path = directory / f"{stem}-{writer.digest()}.pt"
         os.replace(partial, path)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
+        reason = (writer and writer.error) or e
         raise OSError(
-            f"cannot write the checkpoint of {nimg} images to {directory} ({e}); earlier checkpoints are "
-            "intact"
+            f"cannot write the checkpoint of {nimg} images to {directory} ({reason}); earlier checkpoints "
+            "are intact"
         ) from e
     finally:
         partial.unlink(missing_ok=True)

@@ -744,6 +744,19 @@ def test_a_damaged_run_folder_is_named(content, tmp_path):
     assert result.exit_code == 1 and str(tmp_path) in result.output and OPTIONS_FILE in result.output
 
 
+def test_a_file_of_a_run_in_place_of_its_folder_is_named(tmp_path):
+    checkpoint, options = tmp_path / "checkpoints" / "checkpoint-000000000008-0.pt", tmp_path / OPTIONS_FILE
+    checkpoint.parent.mkdir()
+    for file in (checkpoint, options):
+        file.write_bytes(b"{}")
+    for file in (checkpoint, options):
+        result = CliRunner().invoke(train.main, [f"--resume={file}"])
+        assert result.exit_code == 1
+        assert result.output == (
+            f"Error: --resume={file} is no network: to resume its run, use --resume={tmp_path}\n"
+        )
+
+
 def test_a_missing_required_flag_is_named(data):
     result = CliRunner().invoke(train.main, [f"--data={data}", "--cfg=stylegan3-t"])
     assert result.exit_code == 1 and "missing --outdir, --gpus, --batch" in result.output

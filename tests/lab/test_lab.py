@@ -114,6 +114,10 @@ def test_commands(tmp_path):
         json.loads((tmp_path / f"{name}.json").read_text())
     assert (tmp_path / "monoflow.gif").stat().st_size > 1000
     assert "s of CPU" not in CliRunner().invoke(mixture.main, small, catch_exceptions=False).output
+    kept = (tmp_path / "mixture.json").read_bytes()
+    result = CliRunner().invoke(mixture.main, [*small, "--steps=3"])
+    assert result.exit_code == 1 and "mixture.json has runs of other options: give another" in result.output
+    assert (tmp_path / "mixture.json").read_bytes() == kept
     result = CliRunner().invoke(mixture.main, ["--seeds=1"])
     assert result.exit_code != 0 and "--seeds=1" in result.output
 
@@ -260,6 +264,10 @@ def test_dcgan_keeps_what_is_finished(tmp_path, monkeypatch):
     assert (tmp_path / "dcgan.png").stat().st_size > 1000
     (tmp_path / "dcgan.png").unlink()
     (tmp_path / "runs" / "SAN-conditional-seed0.pt").unlink()
+    kept = (tmp_path / "dcgan.json").read_bytes()
+    result = CliRunner().invoke(dcgan.main, [*options, "--steps=3"])
+    assert result.exit_code == 1 and "dcgan.json has runs of other options: give another" in result.output
+    assert (tmp_path / "dcgan.json").read_bytes() == kept
     second = CliRunner().invoke(dcgan.main, options, catch_exceptions=False)
     assert second.output.count("seed 0") == 1 and "SAN conditional, seed 0" in second.output
     assert (tmp_path / "dcgan.png").stat().st_size > 1000

@@ -3,6 +3,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -200,6 +201,22 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="earlier checkpoints are intact"):
         checkpoint.save(tmp_path, 2, {"x": 2}, keep=1)
     assert list(tmp_path.iterdir()) == [good]
+
+
+@pytest.mark.parametrize("room", [0, 3000])
+def test_a_disk_that_fills_up_within_a_write_is_named(room, tmp_path, monkeypatch):
+    """torch.save itself reports a position in the file that it did not expect."""
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "open", lambda path, mode: Disk(path, "w"), raising=False)
+    with pytest.raises(OSError, match=r"of 2 images to .*No space left on device\); earlier"):
+        checkpoint.save(tmp_path, 2, {"x": torch.zeros(5000)})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

@@ -257,9 +257,15 @@ def test_a_run_that_goes_on_names_its_snapshots_alike():
         assert snapshots.number(nimg) == whole[i]
         kept = json.loads(json.dumps(snapshots.newest))
         snapshots = make_snapshots()
-        snapshots.begin(Progress(nimg=nimg), kept)
+        snapshots.begin(Progress(nimg=nimg), {"snapshot": kept})
         assert snapshots.number(nimg) == whole[i]  # its score is made up for
     assert make_snapshots().newest is None
+
+
+def test_a_checkpoint_before_the_first_snapshot_takes_no_name():
+    snapshots = make_snapshots()
+    snapshots.begin(Progress(nimg=4500), {"snapshot": None})
+    assert [snapshots.number(nimg) for nimg in (4900, 4950)] == ["000004", "000004_950"]
 
 
 def test_a_checkpoint_of_version_0_1_knows_no_snapshot():
@@ -267,6 +273,10 @@ def test_a_checkpoint_of_version_0_1_knows_no_snapshot():
     snapshots.begin(Progress(nimg=4500, unscored=True), None)
     assert snapshots.path(4500).name == "network-snapshot-000004.pkl"  # as that version named it
     assert snapshots.path(4900).name == "network-snapshot-000004_900.pkl"
+    snapshots = make_snapshots()
+    snapshots.begin(Progress(nimg=4500), {"statistics": None, "tick_seconds": 0.0})
+    assert snapshots.number(4900) == "000004_900"
+    snapshots = make_snapshots()
     snapshots.begin(Progress(), None)
     assert snapshots.number(16) == "000000"
 

@@ -24,12 +24,14 @@ from training.run_folder import (
     NEWEST_NETWORK,
     STATUS_FILE,
     best_network,
+    is_recipe_folder,
     kimg_text,
     metric_at,
     newest_checkpoint,
     read_json,
     read_object,
     set_aside,
+    stage_folders,
     write_json,
 )
 
@@ -81,6 +83,13 @@ def network_in(flag: str, folder: str) -> str:
         ValueError: There is none. The message names the flag.
     """
     found = best_network(folder)
+    if found is None and is_recipe_folder(folder):
+        networks = (best_network(stage) for stage in reversed(stage_folders(Path(folder))))
+        newest = next((path for path in networks if path is not None), None)
+        example = "which have no network yet" if newest is None else f"such as {newest.parent}"
+        raise ValueError(
+            f"{flag}={folder} is a recipe's folder: give the folder of one of its stages, {example}"
+        )
     if found is None:
         raise ValueError(
             f"{flag}={folder}: the folder contains neither {BEST_NETWORK} nor {NEWEST_NETWORK}; give a run "

@@ -43,8 +43,9 @@ NOT_HERE = {
     "data": "pass it on the command line",
     "path_stem": "the stem of a stage is the previous stage; pass a first stem on the command line",
     "superres": "every stage except the first is a superresolution stage",
-    "desc": "pass it on the command line",
+    **dict.fromkeys(("desc", "outdir", "resume", "stages"), "pass it on the command line"),
     "init_from": "pass it on the command line, for the first stage",
+    "recipe": "use extends",
 }
 
 

@@ -179,7 +179,7 @@ def parse_selected(text: str | None, source: Recipe) -> tuple[int, ...]:
         return tuple(known)
     wanted = [part.strip() for part in text.split(",")]
     for part in wanted:
-        if not part.isdigit() or int(part) not in known:
+        if not part.isdecimal() or int(part) not in known:
             raise ValueError(
                 f"--stages={text}: '{part}' is not a stage of recipe {source.name}; its stages are "
                 f"{', '.join(map(str, known))}"

@@ -90,7 +90,7 @@ class Periodic:
         p = state.progress
         self.clock.begin(running["tick_seconds"] if running else 0.0)
         self.statistics.begin(p, running["statistics"] if running else None)
-        self.snapshots.begin(p, running.get("snapshot") if running else None)
+        self.snapshots.begin(p, running)
         if self.main:
             self.evaluation.begin(p)
             self.watch.begin(state, self.grids.rows)

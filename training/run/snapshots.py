@@ -27,13 +27,20 @@ class Snapshots:
         self.cfg, self.run_dir, self.dataset = cfg, run_dir, dataset
         self.newest: dict[str, Any] | None = None  # {"nimg", "number"} (`run_folder.snapshot_number`)
 
-    def begin(self, progress: Progress, newest: dict[str, Any] | None) -> None:
-        """Go on after the `newest` snapshot that a checkpoint knows. All processes.
+    def begin(self, progress: Progress, running: dict[str, Any] | None) -> None:
+        """Go on after the newest snapshot at a checkpoint. All processes.
 
-        A checkpoint of version 0.1 knows none: what it may have written has the published number.
+        A checkpoint of version 0.1 does not say which it was: it may have the published number.
+
+        Args:
+            progress: of the run.
+            running: what `Periodic.running` returned for the checkpoint; None = the run begins.
         """
-        published = {"nimg": progress.nimg, "number": run_folder.snapshot_number(progress.nimg, None)}
-        self.newest = newest or (published if progress.nimg else None)
+        if running is not None and "snapshot" in running:
+            self.newest = running["snapshot"]
+        elif progress.nimg:
+            number = run_folder.snapshot_number(progress.nimg, None)
+            self.newest = {"nimg": progress.nimg, "number": number}
 
     def number(self, nimg: int) -> str:
         """The number of the snapshot at `nimg` images shown, the newest one or the next. All processes."""

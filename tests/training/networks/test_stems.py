@@ -39,3 +39,15 @@ def test_flags_are_named_where_there_is_no_network(tmp_path):
         stems.network_path("--init-from", str(tmp_path))
     with pytest.raises(ValueError, match=r"^--path_stem=.*x.pkl: no such file"):
         stems.stem_file(str(tmp_path / "x.pkl"))
+
+
+def test_the_folder_of_a_recipe_names_its_newest_stage(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^--network=.* one of its stages, which have no network yet"):
+        stems.network_path("--network", str(tmp_path))
+    for size in (16, 32, 64):
+        (tmp_path / f"stage-{size:03d}x{size:03d}").mkdir()
+    for size in (16, 32):
+        (tmp_path / f"stage-{size:03d}x{size:03d}" / "network-snapshot.pkl").touch()
+    with pytest.raises(ValueError, match=r"^--network=.* is a recipe's folder: .*, such as .*stage-032x032$"):
+        stems.network_path("--network", str(tmp_path))

@@ -78,6 +78,8 @@ def test_a_recipe_extends_another(tmp_path):
         ("resolution: 64", "glr: 0.1", r"a stage has no resolution"),
         ("up_factor: 4", "up_factor: 2", r"line 15: up_factor 2, but 16 to 64 pixels is 4"),
         ("up_factor: 4", "data: x.zip", r"'data' cannot be set in a recipe: pass it on the command line"),
+        ("up_factor: 4", "outdir: runs", r"'outdir' cannot be set in a recipe: pass it on the command line"),
+        ("up_factor: 4", "recipe: small", r"'recipe' cannot be set in a recipe: use extends"),
         ("up_factor: 4", "kimg: 3", r"line 15: 'kimg' occurs twice"),
         ("name: two", "name: a/b", r"line 1: name 'a/b' becomes part of a folder name"),
         ("  kimg: 4", "  resolution: 8", r"line 9: 'resolution' must be set for each stage"),

@@ -84,6 +84,8 @@ def test_selected_stages(text, selected):
     assert stages.parse_selected(text, whole("demo64").recipe) == selected
     with pytest.raises(ValueError, match=r"'48' is not a stage of recipe demo64; its stages are 16, 32, 64"):
         stages.parse_selected("16,48", whole("demo64").recipe)
+    with pytest.raises(ValueError, match="'²' is not a stage of recipe demo64"):
+        stages.parse_selected("²", whole("demo64").recipe)
 
 
 def test_differences_name_what_changed():
