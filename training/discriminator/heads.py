@@ -308,7 +308,9 @@ def class_deviations(x: Tensor, c: Tensor | None, group: int) -> Tensor:
     Returns:
         [N, C, H, W] in the type of x; 0 for a sample that is alone.
     """
-    values = _full(x).unflatten(0, (-1, group)).flatten(2)  # [groups, group, C H W]
+    count, channels, height, width = x.shape
+    # of channels-last maps, as the backbones' are, a view
+    values = _full(x).permute(0, 2, 3, 1).reshape(-1, group, height * width * channels)
     if c is None:
         deviations = (values.var(dim=1, keepdim=True, correction=0) + VARIANCE_EPS).sqrt().expand_as(values)
     else:
@@ -317,8 +319,8 @@ def class_deviations(x: Tensor, c: Tensor | None, group: int) -> Tensor:
         weights = same / same.sum(dim=2, keepdim=True)
         squares = (values - weights @ values).square()
         deviations = (weights @ squares + VARIANCE_EPS).sqrt()
-    found: Tensor = (deviations - math.sqrt(VARIANCE_EPS)).reshape(x.shape).to(x.dtype)
-    return found
+    found = (deviations - math.sqrt(VARIANCE_EPS)).to(x.dtype).reshape(count, height, width, channels)
+    return found.permute(0, 3, 1, 2)
 
 
 class HeadSet(nn.Module):
