@@ -184,6 +184,9 @@ def run_in_folder(
 ) -> str:
     """Record the options in a run folder that has been `entered`, and start the processes.
 
+    A run that resumes records them once its checkpoint is loaded, so that a resume that is refused records
+    nothing.
+
     Args:
         config: the options.
         run_dir: the folder.
@@ -194,13 +197,14 @@ def run_in_folder(
     Returns:
         The outcome.
     """
-    if distributed.is_main():
-        record = {
-            "config": to_json(config),
-            "command": sys.argv,
-            "torch": str(torch.__version__),
-            "resumed": (run_dir / OPTIONS_FILE).is_file(),
-        }
+    resumed = distributed.on_main(lambda: (run_dir / OPTIONS_FILE).is_file())
+    record = {
+        "config": to_json(config),
+        "command": sys.argv,
+        "torch": str(torch.__version__),
+        "resumed": resumed,
+    }
+    if not resumed and distributed.is_main():
         write_json(run_dir / OPTIONS_FILE, record)
     distributed.barrier()
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
@@ -213,12 +217,19 @@ def run_in_folder(
             str(run_dir),
             str(resume or run_dir),
             make_evaluate,
+            record,
             restart=restart.Restarts(run_dir, config.run.max_restarts),
         )
     return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
 
-def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate: MakeEvaluate) -> None:
+def train_process(
+    tree: dict[str, Any],
+    run_dir: str,
+    resume: str,
+    make_evaluate: MakeEvaluate,
+    record: dict[str, Any] | None = None,
+) -> None:
     """One process of a run.
 
     Args:
@@ -226,6 +237,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
         run_dir: the run folder.
         resume: what to give to --resume, for messages: the run folder, or that of its recipe.
         make_evaluate: for the metrics.
+        record: as for `loop.train`.
 
     Raises:
         ValueError: a gradient is not finite, the processes disagree, or memory is short: one line that says
@@ -243,7 +255,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
     try:
         hint = memory_remedy(config, f"; resume with --resume={resume}")
         with dog, log, memory.out_of_memory_hint(device, hint):
-            outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
+            outcome = loop.train(config, run_dir, device, make_evaluate(config, device), record)
             if distributed.is_main():
                 saved = {
                     run_folder.INTERRUPTED: f"Saved. Resume with --resume={resume}",
