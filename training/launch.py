@@ -71,11 +71,12 @@ def fit_processes(config: TrainConfig) -> TrainConfig:
         )
     changes: dict[str, Any] = {"run.gpus": started}
     if isinstance(run.batch_gpu, int) and run.batch_gpu:
-        share = run.batch // started
-        changes["run.batch_gpu"] = max(
-            n for n in range(1, share + 1) if share % n == 0 and n <= run.batch_gpu
-        )
-    return config.override(changes)
+        share, runs = run.batch // started, config.data.class_run
+        divisors = [n for n in range(1, min(share, run.batch_gpu) + 1) if share % n == 0]
+        changes["run.batch_gpu"] = max(divisors, key=lambda n: (n % runs == 0, n))
+    fitted = config.override(changes)
+    fitted.validate()
+    return fitted
 
 
 def memory_remedy(config: TrainConfig, then: str = "") -> str:
@@ -136,7 +137,9 @@ def start(
             with terminated_as_interrupted():
                 return run_in_folder(config, run_dir, make_evaluate)
         except KeyboardInterrupt:  # outside of the loop, which answers signals itself
-            print(f"Stopped. Resume with --resume={run_dir}", flush=True)
+            began = run_folder.is_run_folder(run_dir)
+            remedy = f"Resume with --resume={run_dir}" if began else "Start again: nothing is recorded yet"
+            print(f"Stopped. {remedy}", flush=True)
             return run_folder.INTERRUPTED
 
 
@@ -159,7 +162,7 @@ def settle_batch_gpu(config: TrainConfig, existing: Path | None, again: bool) ->
         return config
     recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
-    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
+    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0 == kept % config.data.class_run:
         return auto_batch.settled(config, kept)
     choice = launcher.launch(batch_gpu_process, config.run.gpus, to_json(config), resumed_lineage(existing))
     if distributed.is_main():
