@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import dnnlib.util
 from dnnlib import outputs
 from dnnlib.one_path import OnePath
 from generation import commands
@@ -166,7 +165,7 @@ def main(
     commands.check_save_w(save_w, inputs)
     commands.check_finite("--rotate", rotate)
     seed_list = [] if projected_w else commands.parse_seeds(str(seeds))
-    offset = dnnlib.util.parse_vec2(translate)
+    offset = commands.parse_translate(translate)
     shape = commands.parse_grid(grid) if grid else None
     if shape and not projected_w:
         _check_cells(str(grid), shape, len(seed_list) * batch_sz, "--seeds and --batch-sz make")

@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import dnnlib.util
 from dnnlib import outputs
 from generation import commands, edits
 
@@ -205,7 +204,7 @@ def _walk(
         files=projected_w,
         classes=classes,
         truncations=edits.numbers("--truncs:", truncs) if truncs else [truncation],
-        shifts=[dnnlib.util.parse_vec2(text) for text in translate or ("0,0",)],
+        shifts=[commands.parse_translate(text) for text in translate or ("0,0",)],
         rotations=edits.numbers("--rotate:", rotate) if rotate else [0.0],
     )
 

@@ -53,6 +53,14 @@ def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
     return seeds
 
 
+def parse_translate(text: str) -> tuple[float, float]:
+    """Parse a value of --translate: '0.5,-1' -> (0.5, -1.0). Raises ValueError."""
+    numbers = edits.numbers(f"--translate={text[:40]}:", text)
+    if len(numbers) != 2:
+        raise ValueError(f"--translate={text[:40]}: give two numbers, right and down, for example 0.5,-1")
+    return numbers[0], numbers[1]
+
+
 def check_finite(flag: str, value: float) -> None:
     """Raise ValueError for NaN, infinities, and what is infinite in float32."""
     if not abs(value) <= edits.MAX_NUMBER:

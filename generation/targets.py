@@ -86,15 +86,13 @@ def read(
     """Read an image and make it a target (`from_bytes`).
 
     Raises:
-        ValueError: It is not an image. One line with its name.
+        ValueError: It is not an image. One line with its path.
     """
     try:
         return from_bytes(name, reader.read(entry), resolution, channels)
     except ValueError as error:
-        text = str(error)
-        raise ValueError(
-            f"--target={text if text.startswith(entry.name) else f'{entry.name}: {text}'}"
-        ) from None
+        reason = str(error).removeprefix(f"{entry.name}: ")
+        raise ValueError(f"--target={os.path.join(reader.path, entry.name)}: {reason}") from None
 
 
 def from_bytes(name: str, data: bytes, resolution: int, channels: int = 3) -> Target:

@@ -90,8 +90,16 @@ def check_outputs(values: dict[str, Any]) -> None:
     """Check the output folders.
 
     Raises:
-        ValueError: A folder cannot be written to, lies inside a data set, or --desc contains a slash.
+        ValueError: A folder cannot be written to, lies inside a data set, or has no effect, or --desc
+            contains a slash.
     """
+    outdir, resume = values["outdir"], values["resume"]
+    own = os.path.dirname(os.path.realpath(resume)) if resume and os.path.isdir(resume) else None
+    if outdir and own and os.path.realpath(outdir) != own:
+        raise ValueError(
+            f"--outdir={outdir} has no effect: --resume={resume} goes on in that folder; remove --outdir, or "
+            f"start a new run from its network with --init-from={resume}"
+        )
     data: list[str | None] = [
         *glob.glob("*".join(glob.escape(part) for part in (values["data"] or "").split("{res}")))
     ]
@@ -296,7 +304,10 @@ def run_recipe(values: dict[str, Any]) -> str | None:
     for p in planned:
         launch.check_processes(p.config)
     if folder is not None and not values["from_scratch"]:
-        recipe_plan.check_resumed(planned, folder, bool(values["stages"] and values["resume"]))
+        recipe_plan.check_resumed(schedule, planned, folder, bool(values["stages"] and values["resume"]))
+        note = recipe_launch.note_of_done(values, schedule, folder) if values["resume"] else ""
+        if note and distributed.is_main():
+            click.echo(note, err=True)
     if values["dry_run"]:
         recipe_plan.check_options(planned, None if values["from_scratch"] else folder)
     print_labels(p.dataset for p in planned)

@@ -423,7 +423,9 @@ def test_no_name_is_suggested_that_is_not_similar(folder):
         ),
         (["--network={}/cond.pkl", "--seeds=0", "--samples-per-class=3"], "needs --classes"),
         (["--network={}/cond.pkl", "--seeds=0", "--class=0", "--classes=0"], "remove --class and --grid"),
-        (["--network={}/cond.pkl", "--seeds=0", "--translate=1"], "as two numbers"),
+        (["--network={}/cond.pkl", "--seeds=0", "--translate=1"], "--translate=1: give two numbers"),
+        (["--network={}/cond.pkl", "--seeds=0", "--translate=a,b"], "--translate=a,b: 'a' is not a number"),
+        (["--network={}/cond.pkl", "--seeds=0", "--translate=0,inf"], "--translate=0,inf: inf is not a"),
         (["--network={}/cond.pkl", "--seeds=0", "--trunc=nan"], "--trunc=nan is not a finite number"),
     ],
 )

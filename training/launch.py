@@ -71,11 +71,12 @@ def fit_processes(config: TrainConfig) -> TrainConfig:
         )
     changes: dict[str, Any] = {"run.gpus": started}
     if isinstance(run.batch_gpu, int) and run.batch_gpu:
-        share = run.batch // started
-        changes["run.batch_gpu"] = max(
-            n for n in range(1, share + 1) if share % n == 0 and n <= run.batch_gpu
-        )
-    return config.override(changes)
+        share, runs = run.batch // started, config.data.class_run
+        divisors = [n for n in range(1, min(share, run.batch_gpu) + 1) if share % n == 0]
+        changes["run.batch_gpu"] = max(divisors, key=lambda n: (n % runs == 0, n))
+    fitted = config.override(changes)
+    fitted.validate()
+    return fitted
 
 
 def memory_remedy(config: TrainConfig, then: str = "") -> str:
@@ -136,7 +137,9 @@ def start(
             with terminated_as_interrupted():
                 return run_in_folder(config, run_dir, make_evaluate)
         except KeyboardInterrupt:  # outside of the loop, which answers signals itself
-            print(f"Stopped. Resume with --resume={run_dir}", flush=True)
+            began = run_folder.is_run_folder(run_dir)
+            remedy = f"Resume with --resume={run_dir}" if began else "Start again: nothing is recorded yet"
+            print(f"Stopped. {remedy}", flush=True)
             return run_folder.INTERRUPTED
 
 
@@ -159,7 +162,7 @@ def settle_batch_gpu(config: TrainConfig, existing: Path | None, again: bool) ->
         return config
     recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
-    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0:
+    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0 == kept % config.data.class_run:
         return auto_batch.settled(config, kept)
     choice = launcher.launch(batch_gpu_process, config.run.gpus, to_json(config), resumed_lineage(existing))
     if distributed.is_main():
@@ -184,6 +187,9 @@ def run_in_folder(
 ) -> str:
     """Record the options in a run folder that has been `entered`, and start the processes.
 
+    A run that resumes records them once its checkpoint is loaded, so that a resume that is refused records
+    nothing.
+
     Args:
         config: the options.
         run_dir: the folder.
@@ -194,13 +200,14 @@ def run_in_folder(
     Returns:
         The outcome.
     """
-    if distributed.is_main():
-        record = {
-            "config": to_json(config),
-            "command": sys.argv,
-            "torch": str(torch.__version__),
-            "resumed": (run_dir / OPTIONS_FILE).is_file(),
-        }
+    resumed = distributed.on_main(lambda: (run_dir / OPTIONS_FILE).is_file())
+    record = {
+        "config": to_json(config),
+        "command": sys.argv,
+        "torch": str(torch.__version__),
+        "resumed": resumed,
+    }
+    if not resumed and distributed.is_main():
         write_json(run_dir / OPTIONS_FILE, record)
     distributed.barrier()
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
@@ -213,12 +220,19 @@ def run_in_folder(
             str(run_dir),
             str(resume or run_dir),
             make_evaluate,
+            record,
             restart=restart.Restarts(run_dir, config.run.max_restarts),
         )
     return recorded_outcome(run_dir) or run_folder.INTERRUPTED
 
 
-def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate: MakeEvaluate) -> None:
+def train_process(
+    tree: dict[str, Any],
+    run_dir: str,
+    resume: str,
+    make_evaluate: MakeEvaluate,
+    record: dict[str, Any] | None = None,
+) -> None:
     """One process of a run.
 
     Args:
@@ -226,6 +240,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
         run_dir: the run folder.
         resume: what to give to --resume, for messages: the run folder, or that of its recipe.
         make_evaluate: for the metrics.
+        record: as for `loop.train`.
 
     Raises:
         ValueError: a gradient is not finite, the processes disagree, or memory is short: one line that says
@@ -243,7 +258,7 @@ def train_process(tree: dict[str, Any], run_dir: str, resume: str, make_evaluate
     try:
         hint = memory_remedy(config, f"; resume with --resume={resume}")
         with dog, log, memory.out_of_memory_hint(device, hint):
-            outcome = loop.train(config, run_dir, device, make_evaluate(config, device))
+            outcome = loop.train(config, run_dir, device, make_evaluate(config, device), record)
             if distributed.is_main():
                 saved = {
                     run_folder.INTERRUPTED: f"Saved. Resume with --resume={resume}",

@@ -18,14 +18,27 @@ from training.inputs import InputSource
 from training.run import restore
 from training.run.periodic import Evaluate, Periodic, check_agreement
 from training.run.stop import Stopped, StopRequest
-from training.run_folder import FINISHED, INTERRUPTED, RESTART, write_status
+from training.run_folder import FINISHED, INTERRUPTED, RESTART, record_start, write_status
 from training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project
 
 
-def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None = None) -> str:
+def train(
+    cfg: TrainConfig,
+    run_dir: str,
+    device: torch.device,
+    evaluate: Evaluate | None = None,
+    record: dict[str, Any] | None = None,
+) -> str:
     """Train from the newest checkpoint in `run_dir`, or from the start, until the run ends or is stopped.
+
+    Args:
+        cfg: the options.
+        run_dir: the run folder.
+        device: of this process.
+        evaluate: measures G_ema; None = no metrics.
+        record: what to write to training_options.json once the state is made; None = nothing.
 
     Returns:
         "finished" (--kimg or --patience), "interrupted" (a signal) or "restart" (--restart_every).
@@ -37,13 +50,18 @@ def train(cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evalua
     configure(cfg, device)
     stop = StopRequest(cfg.run.restart_every)
     try:
-        return train_until_stopped(cfg, run_dir, device, evaluate, stop)
+        return train_until_stopped(cfg, run_dir, device, evaluate, record, stop)
     finally:
         stop.close()
 
 
 def train_until_stopped(
-    cfg: TrainConfig, run_dir: str, device: torch.device, evaluate: Evaluate | None, stop: StopRequest
+    cfg: TrainConfig,
+    run_dir: str,
+    device: torch.device,
+    evaluate: Evaluate | None,
+    record: dict[str, Any] | None,
+    stop: StopRequest,
 ) -> str:
     """As `train`, whose arguments these are."""
     watchdog.phase("build")
@@ -56,6 +74,8 @@ def train_until_stopped(
             write_status(Path(run_dir), INTERRUPTED, 0)
         return INTERRUPTED
     check_agreement(state)
+    if distributed.is_main():
+        record_start(Path(run_dir), record)
     chosen = build.describe_precision(cfg, device)
     if chosen is not None and distributed.is_main():
         print(chosen)

@@ -331,10 +331,12 @@ def identity(run_dir: Path, file: str = IDENTITY_FILE, digits: int = 32) -> str:
     return known
 
 
-def clear_status(run_dir: Path) -> None:
-    """Remove the status of the previous process when a process starts."""
+def record_start(run_dir: Path, options: dict[str, Any] | None = None) -> None:
+    """Remove the status of the previous process, and write the options of the one that starts, if given."""
     set_aside_if_damaged(run_dir / STATUS_FILE)
     (run_dir / STATUS_FILE).unlink(missing_ok=True)
+    if options is not None:
+        write_json(run_dir / OPTIONS_FILE, options)
 
 
 def newest_checkpoint(run_dir: str | os.PathLike[str], set_aside: bool = False) -> Path | None:

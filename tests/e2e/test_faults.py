@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,24 @@ def test_a_disk_that_is_away_stops_a_resume_and_changes_nothing(run_dir, monkeyp
     assert [line["kimg"] for line in lines] == [0.016, 0.032, 0.048] and final_state(run_dir)["progress"][
         "nimg"
     ] == 48 > state["progress"]["nimg"]
+
+
+def test_a_resume_that_finds_other_data_records_nothing(run_dir, data, tmp_path):
+    with zipfile.ZipFile(data) as archive:
+        archive.extractall(tmp_path / "images")
+    index = tmp_path / "images" / "dataset.json"
+    index.write_text(index.read_text() + " ")
+    before = contents(run_dir)
+    line = the_error(invoke(f"--resume={run_dir}", f"--data={tmp_path / 'images'}", "--kimg=0.048"))
+    assert "has changed since" in line and contents(run_dir) == before
+
+
+def test_another_outdir_is_refused_with_a_run_to_resume(run_dir, tmp_path):
+    before = contents(run_dir)
+    line = the_error(invoke(f"--resume={run_dir}", f"--outdir={tmp_path / 'other'}", "--kimg=0.048"))
+    assert line.startswith(f"Error: --outdir={tmp_path / 'other'} has no effect: --resume={run_dir} goes on")
+    assert contents(run_dir) == before and not (tmp_path / "other").exists()
+    assert invoke(f"--resume={run_dir}", f"--outdir={run_dir.parent}", "--dry-run").exit_code == 0
 
 
 @pytest.mark.parametrize("harm", ["damaged", "gone", "folder gone"])

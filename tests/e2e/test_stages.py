@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,44 @@ def test_a_stage_with_other_networks_is_refused_before_anything_else(whole):
         assert result.output.startswith("Error: stage 8: --heads=sona: the run started with --heads=project")
     assert (whole / "recipe.json").read_bytes() == kept
     assert invoke(f"--resume={whole}", "--cmax=8", "--dry-run").exit_code == 0
+
+
+def test_options_are_not_recorded_for_stages_that_are_done(whole, tmp_path):
+    """They neither train with them nor refuse later what they would have to train with."""
+    folder = Path(shutil.copytree(whole, tmp_path / "runs" / whole.name))
+    (folder / "stage-032x032" / run_folder.STATUS_FILE).unlink()
+    result = invoke(f"--resume={folder}", "--syn_layers=8", "--snap=3")
+    note = "note: done, and not changed by --syn_layers=8 --snap=3: 8, 16; to train one of these stages with"
+    assert result.exit_code == 0 and note in result.output, result.output
+    overrides = json.loads((folder / "recipe.json").read_text())["overrides"]
+    assert overrides[-1] == {"stages": [32], "flags": {"syn_layers": 8, "snap": 3}}
+    assert run_folder.load_run(str(folder / "stage-032x032")).run.snap == 3
+    for _ in range(2):
+        kept = (folder / "recipe.json").read_text()
+        result = invoke(f"--resume={folder}", "--syn_layers=8")
+        assert result.exit_code == 0 and "8, 16, 32" not in result.output
+        assert json.loads((folder / "recipe.json").read_text())["overrides"] == json.loads(kept)["overrides"]
+    result = invoke(f"--resume={folder}", "--stages=8", "--kimg=0.024")
+    assert result.exit_code == 0, result.output
+    assert run_folder.recorded_nimg(folder / "stage-008x008") == 24
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stage_refuses_other_data_and_nothing_is_recorded(begun, whole, data, tmp_path):
+    """The images are read, for their hash, when the stage resumes."""
+    folder = Path(shutil.copytree(whole, tmp_path / "runs" / whole.name))
+    if begun:
+        (folder / "stage-032x032" / run_folder.STATUS_FILE).unlink()
+    with zipfile.ZipFile(data) as archive:
+        archive.extractall(tmp_path / "images")
+    index = tmp_path / "images" / "dataset.json"
+    index.write_text(index.read_text() + " ")
+    kept = {p: p.read_bytes() for p in folder.rglob("*.json")}
+    arguments = [f"--resume={folder}", f"--data={tmp_path / 'images'}", "--snap=3"]
+    result = invoke(*arguments, *([] if begun else ["--stages=32"]))
+    assert result.exit_code == 1 and "has changed since" in result.output, result.output
+    assert {p: p.read_bytes() for p in folder.rglob("*.json")} == kept
+    assert invoke(f"--resume={folder}").exit_code == 0
 
 
 def test_each_stage_finds_its_own_rounds_and_keeps_them(command, recipe_file, tmp_path, monkeypatch):

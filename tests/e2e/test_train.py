@@ -302,6 +302,16 @@ def test_an_interruption_before_the_first_step_says_how_to_go_on(data, tmp_path,
     assert result.exit_code == 130 and result.output.endswith(f"Stopped. Resume with --resume={run_dir}\n")
 
 
+def test_an_interruption_before_the_options_are_recorded_says_to_start_again(data, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "run_in_folder", interrupted)
+    result = CliRunner().invoke(train.main, command_line(tmp_path, data))
+    assert result.exit_code == 130
+    assert result.output.endswith("Stopped. Start again: nothing is recorded yet\n")
+
+
 def test_restart_every_leaves_with_3_and_goes_on_with_the_same_command(data, tmp_path):
     command = command_line(tmp_path, data, "--restart-every=0")
     for expected in (8, 16, 24):

@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(tmp_path):
     def fails(path: Path, match: str, error: type[Exception] = ValueError) -> None:
         with pytest.raises(error, match=match) as caught:
             read(path)
-        assert str(caught.value).startswith("--target=") and "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"--target={path}") and "\n" not in str(caught.value)
 
     fails(tmp_path / "gone.png", "gone.png: no such file", FileNotFoundError)
     (tmp_path / "a.png").write_text("hello")

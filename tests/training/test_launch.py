@@ -37,6 +37,23 @@ def test_elastic_runs_take_what_torchrun_starts_and_keep_the_batch(torchrun):
     assert launch.fit_processes(whole).run.batch_gpu == 0
 
 
+def test_micro_batches_of_elastic_runs_consist_of_whole_class_runs(torchrun):
+    cfg = config(
+        "x",
+        run__gpus=2,
+        run__batch=24,
+        run__batch_gpu=4,
+        run__elastic=True,
+        data__cond=True,
+        data__class_run=2,
+    )
+    torchrun(4)
+    assert launch.fit_processes(cfg).run.batch_gpu == 2
+    torchrun(8)
+    with pytest.raises(ValueError, match="--class-run=2: a micro-batch must consist of whole runs"):
+        launch.check_processes(cfg)
+
+
 def test_a_batch_that_cannot_be_divided_names_the_numbers_that_can(torchrun):
     torchrun(5)
     with pytest.raises(ValueError, match=r"--batch=8 cannot be divided among the 5 .* 1, 2, 4, 8$"):

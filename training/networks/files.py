@@ -307,7 +307,7 @@ def write_safetensors(
 ) -> Path:
     """Write the tensors to `path` and the rest to a JSON file, by default NAME.json.
 
-    Both files are written atomically.
+    Both files are written atomically, and after an error neither is replaced.
 
     Returns:
         The path of the JSON file.
@@ -329,8 +329,9 @@ def write_safetensors(
     config_path = Path(config_path) if config_path else Path(path).with_suffix(".json")
     with dnnlib.util.atomic_write(config_path, "w") as stream:
         stream.write(config + "\n")
-    with dnnlib.util.atomic_write(path) as stream:
-        stream.write(save(tensors, metadata={"format": "pt"}))
+        stream.flush()
+        with dnnlib.util.atomic_write(path) as weights:
+            weights.write(save(tensors, metadata={"format": "pt"}))
     return config_path
 
 

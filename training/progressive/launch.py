@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import sha256_file
+from dnnlib.util import atomic_write, sha256_file
 from torch_utils import devices, distributed, launcher, memory
 from training import build, launch, run_folder
-from training.config import AUTO, FLAGS, TrainConfig, from_json, to_json
+from training.config import AUTO, FLAGS, TrainConfig, changes_of, from_json, to_json
 from training.networks import files, stems
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
@@ -38,6 +39,37 @@ class Measures:
     evaluate: launch.MakeEvaluate
     # (config of the last stage, metric, device) -> evaluator(generator, ...) -> its records
     final: Callable[[TrainConfig, str, torch.device], Any]
+
+
+OF_FIRST = ("path_stem", "init_from")  # flags of the first selected stage alone
+
+
+def given_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a command line that are options of the stages."""
+    return {
+        flag: values[flag] for flag in FLAGS if values[flag] is not None and flag not in ("data", *OF_FIRST)
+    }
+
+
+def note_of_done(values: dict[str, Any], schedule: stages.Schedule, folder: Path) -> str:
+    """A line about stages that are done and keep their options; '' if that goes without saying.
+
+    Args:
+        values: the flags of the command line by name.
+        schedule: see `schedule_of`.
+        folder: the recipe's folder that is resumed.
+    """
+    given = given_flags(values)
+    done = [s for s in schedule.stages if stages.is_stage_done(schedule, s, folder)]
+    changes = changes_of(given)
+    unlike = [s for s in done if (own := schedule.config(s)).override(changes) != own]
+    if values["stages"] or not unlike:
+        return ""
+    names = ", ".join(str(s.resolution) for s in unlike)
+    return (
+        f"note: done, and not changed by {stages.describe_override(stages.Override(given))}: {names}; to "
+        f"train one of these stages with it, add --stages={unlike[-1].resolution}"
+    )
 
 
 def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
@@ -69,21 +101,19 @@ def schedule_of(values: dict[str, Any], folder: Path | None) -> stages.Schedule:
                 "resume "
                 "with the recorded one, or start a new folder with --outdir"
             )
-    explicit = folder is None or values["stages"] is not None
-    selected = stages.parse_selected(values["stages"], schedule.recipe) if explicit else schedule.selected
-    of_first = ("path_stem", "init_from")
-    given = {
-        flag: values[flag] for flag in FLAGS if values[flag] is not None and flag not in ("data", *of_first)
-    }
-    first = {flag: values[flag] for flag in of_first if values[flag]}
-    new = [
-        stages.Override(given, selected if values["stages"] else None),
-        stages.Override(first, selected[:1]),
-    ]
-    overrides = (*schedule.overrides, *(o for o in new if o.flags))
-    schedule = dataclasses.replace(
-        schedule, data=values["data"] or schedule.data, overrides=overrides, selected=selected
-    )
+    given = given_flags(values)
+    first = {flag: values[flag] for flag in OF_FIRST if values[flag]}
+    schedule = dataclasses.replace(schedule, data=values["data"] or schedule.data)
+    if folder is not None and values["stages"] is None:
+        schedule = stages.changed(schedule, given, first, folder)
+    else:
+        selected = stages.parse_selected(values["stages"], schedule.recipe)
+        new = [
+            stages.Override(given, selected if values["stages"] else None),
+            stages.Override(first, selected[:1]),
+        ]
+        overrides = (*schedule.overrides, *(o for o in new if o.flags))
+        schedule = dataclasses.replace(schedule, overrides=overrides, selected=selected)
     if not all("gpus" in schedule.flags(s) for s in schedule.stages) and not values["dry_run"]:
         raise ValueError("missing --gpus: this recipe does not define the number of processes")
     return schedule
@@ -147,6 +177,7 @@ def start(
     if distributed.is_main():
         folder = folder or new_run_folder(values["outdir"], desc)
         stack.enter_context(locked(folder))
+        stack.enter_context(restored_if_refused(folder, schedule))
         write_json(
             folder / run_folder.RECIPE_FILE,
             {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
@@ -181,6 +212,30 @@ def start(
             _say(f"Stopped. Resume with --resume={folder}")
             outcome = run_folder.INTERRUPTED
     return outcome
+
+
+@contextlib.contextmanager
+def restored_if_refused(folder: Path, schedule: stages.Schedule) -> Iterator[None]:
+    """Within, an error before a selected stage has begun or resumed restores the recorded schedule."""
+    path = folder / run_folder.RECIPE_FILE
+    records = [folder / stage.name / run_folder.OPTIONS_FILE for stage in schedule.stages]
+    before = path.read_bytes() if path.exists() else None
+    stamps = [_stamp(record) for record in records]
+    try:
+        yield
+    except (ValueError, OSError):
+        if before is not None and [_stamp(record) for record in records] == stamps:
+            with atomic_write(path) as f:
+                f.write(before)
+        raise
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced; None if there is none."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _say(line: str) -> None:

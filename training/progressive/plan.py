@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from torch_utils import checkpoint
 from training import build, run_folder
 from training.config import AUTO, OPTIONS, TrainConfig
 from training.data import downscaling
@@ -23,7 +24,7 @@ from training.progressive.stages import Schedule
 from training.run import auto_batch, restore, roofline
 from training.run import plan as run_plan
 from training.run.dry_run import data_line
-from training.run_folder import best_network
+from training.run_folder import best_network, checkpoint_folder
 from training.watch.estimate import ticks_and_snapshots
 
 
@@ -151,11 +152,12 @@ def plan(schedule: Schedule, folder: Path | None) -> list[Planned]:
     return planned
 
 
-def check_resumed(planned: Sequence[Planned], folder: Path, explicit: bool) -> None:
+def check_resumed(schedule: Schedule, planned: Sequence[Planned], folder: Path, explicit: bool) -> None:
     """Check that stages that have begun can resume with their present options and data.
 
     Args:
-        planned: the selected stages.
+        schedule: the schedule.
+        planned: its selected stages.
         folder: folder of the schedule.
         explicit: as for `stages.run`.
 
@@ -164,8 +166,10 @@ def check_resumed(planned: Sequence[Planned], folder: Path, explicit: bool) -> N
     """
     for p in planned:
         run_dir = folder / p.stage.name
-        if p.dataset is None or (stages.is_trained(run_dir) and not explicit):
+        if p.dataset is None or (not explicit and stages.is_stage_done(schedule, p.stage, folder)):
             continue
+        if not explicit and stages.is_trained(run_dir) and not checkpoint.exists(checkpoint_folder(run_dir)):
+            continue  # what is left to do needs its network alone
         try:
             saved = restore.checkpoint_here(p.config, run_dir)
             if saved is not None:

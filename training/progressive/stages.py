@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +220,36 @@ def is_measured(run_dir: Path, metric: str | None) -> bool:
     )
 
 
+def is_stage_done(schedule: Schedule, stage: Stage, folder: Path) -> bool:
+    """Whether a stage is trained and evaluated."""
+    run_dir = folder / stage.name
+    return is_trained(run_dir) and is_measured(run_dir, schedule.recipe.final_metric)
+
+
 def is_done(schedule: Schedule, folder: Path) -> bool:
     """Whether all selected stages are trained and evaluated."""
-    metric = schedule.recipe.final_metric
-    return all(is_trained(folder / s.name) and is_measured(folder / s.name, metric) for s in schedule.stages)
+    return all(is_stage_done(schedule, stage, folder) for stage in schedule.stages)
+
+
+def changed(schedule: Schedule, flags: dict[str, Any], first: dict[str, Any], folder: Path) -> Schedule:
+    """The schedule of `folder` with flags of a command line that selects no stages.
+
+    They are not recorded for stages that are done, which do not train with them.
+
+    Args:
+        schedule: the schedule.
+        flags: for all stages.
+        first: for the first selected stage.
+        folder: its folder.
+    """
+    left = tuple(s.resolution for s in schedule.recipe.stages if not is_stage_done(schedule, s, folder))
+    everywhere = len(left) == len(schedule.recipe.stages)
+    new = []
+    if flags and left:
+        new.append(Override(flags, None if everywhere else left))
+    if first and schedule.selected[0] in left:
+        new.append(Override(first, schedule.selected[:1]))
+    return replace(schedule, overrides=(*schedule.overrides, *new))
 
 
 def stage_record(folder: Path, stage: Stage) -> dict[str, Any] | None:

@@ -82,7 +82,6 @@ def entered(run_dir: Path, from_scratch: bool = False, local: str | None = None)
                     print(f"Starting anew; what was there is in {put_away(run_dir)}", flush=True)
                 local_copies.restore_newest(local, run_dir)
             run_folder.newest_checkpoint(run_dir, set_aside=True)
-            run_folder.clear_status(run_dir)
         yield
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def metric_share(progress: Progress) -> float:
 def _is_best(score: Score, progress: Progress) -> bool:
     """Whether the first metric has improved; counts the evaluations since it has in `progress`."""
     value = score.value if score.lower_is_better else -score.value
-    improved = progress.best_metric is None or value < progress.best_metric
+    improved = value < (math.inf if progress.best_metric is None else progress.best_metric)  # NaN: never
     if improved:
         progress.best_metric, progress.best_nimg = value, progress.nimg
     progress.stale = 0 if improved else progress.stale + 1

@@ -194,6 +194,7 @@ class Periodic:
         watchdog.phase("end")
         self.checkpoints.end(outcome)
         if self.main:
+            self.watch.redraw(page=True, outcome=outcome)
+            # last, because a stage of a recipe whose status is finished is not entered again
             run_folder.write_status(self.run_dir, outcome, state.progress.nimg)
-            self.watch.redraw(page=True)
             self.trackers.close()

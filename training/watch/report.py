@@ -420,9 +420,10 @@ def _metrics(run: Run) -> list[tuple[Any, ...]]:
     return rows
 
 
-def run_page(folder: Path) -> str:
-    """The page of a run folder."""
+def run_page(folder: Path, outcome: str | None = None) -> str:
+    """The page of a run folder. `outcome`: as for `write`."""
     run = Run.read(folder)
+    run.outcome = outcome or run.outcome
     return _page(
         "run.html.jinja",
         folder.name,
@@ -499,17 +500,21 @@ def recipe_page(folder: Path) -> str:
     )
 
 
-def write(folder: str | Path) -> Path | None:
+def write(folder: str | Path, outcome: str | None = None) -> Path | None:
     """Write report.html of a run folder or a recipe's folder, atomically.
 
     Never raises, because a page must not stop a training run. A failure is a warning.
+
+    Args:
+        folder: the folder.
+        outcome: how the run in it ends; None = as recorded.
 
     Returns:
         The path; None after a failure.
     """
     path = Path(folder).resolve()
     try:
-        page = recipe_page(path) if run_folder.stage_folders(path) else run_page(path)
+        page = recipe_page(path) if run_folder.stage_folders(path) else run_page(path, outcome)
         with atomic_write(str(path / run_folder.REPORT_FILE), "w") as f:
             f.write(page)
         return path / run_folder.REPORT_FILE

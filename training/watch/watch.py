@@ -120,11 +120,16 @@ class Watch:
         with warn_if_unwritable(CONTACT_SHEET_FILE):
             self.sheet.add(state.G_ema, state.progress.nimg, network)
 
-    def redraw(self, page: bool) -> None:
-        """Draw curves.png and, with `page`, report.html. Main process only."""
+    def redraw(self, page: bool, outcome: str | None = None) -> None:
+        """Draw curves.png and, with `page`, report.html. Main process only.
+
+        Args:
+            page: whether to write report.html.
+            outcome: how the run ends, if it ends now.
+        """
         plots.redraw(self.run_dir)
         if page:
-            report.write(self.run_dir)
+            report.write(self.run_dir, outcome)
 
 
 def _excerpt(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 that are run on request only.
 """
 
+import errno
 import json
 import os
 import pickle
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.parity.fill import GOLDENS
@@ -69,6 +71,22 @@ def test_published_there_and_back(path, tmp_path):
     third = files.read(tmp_path / "n.pkl")
     third.tensors.pop("D")  # an empty one: the tools insist on a module
     same(first, third)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_leaves_both_files_as_they_were(exists, snapshot, tmp_path, monkeypatch):
+    """A JSON file alone would be taken for that of another network, and refuse the next attempt."""
+    if exists:
+        files.write_safetensors(tmp_path / "n.safetensors", files.NetworkFile({"G_ema": network(2)}))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(safetensors.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_safetensors(tmp_path / "n.safetensors", files.read(snapshot))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_one_network_stands_for_both(tmp_path):

@@ -2,6 +2,7 @@
 """The share of time that metrics may take, and the best network of each metric, with injected times."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,15 @@ def test_each_metric_keeps_its_best_network(tmp_path):
     assert run_folder.best_nimg(tmp_path) == 4000
     assert run.state.progress.best_others == {"is50k": -9.0}
     assert not list(tmp_path.glob("best-fid*"))
+
+
+def test_a_score_that_is_no_number_is_not_the_best(tmp_path):
+    run = Run(tmp_path, [(math.nan, 1.0), (3.0, 1.0), (math.nan, 1.0)])
+    for best in (None, "2000", "2000"):
+        run.train(1)
+        first = run_folder.best_file(tmp_path)
+        assert (first.read_text() if first.exists() else None) == best
+    assert (run.state.progress.best_metric, run.state.progress.stale) == (3.0, 1)
 
 
 def test_a_resumed_run_does_not_replace_a_better_network(tmp_path):

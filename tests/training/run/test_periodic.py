@@ -53,6 +53,21 @@ def test_ticks_snapshots_checkpoints_and_scores(made, monkeypatch):
     assert best == (folder / "network-snapshot.pkl").read_bytes()
 
 
+def test_the_report_of_a_finished_run_is_drawn_before_its_status(made, monkeypatch):
+    """A kill between the two must not leave a stage that is done with the report of one that runs."""
+    periodic, state, folder, _ = made
+    periodic.begin(state)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "write_status", killed)
+    with pytest.raises(KeyboardInterrupt):
+        periodic.end(state, run_folder.FINISHED)
+    assert run_folder.recorded_outcome(folder) is None
+    assert "finished" in (folder / "report.html").read_text()
+
+
 def test_a_score_that_a_killed_run_lost_is_made_up_for(made):
     periodic, state, folder, scores = made
     state.progress.nimg = state.progress.tick_start_nimg = 16
