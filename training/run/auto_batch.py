@@ -81,16 +81,19 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
     refused = None
     # SONA heads, --mbstd and the energy distance compare images of a micro-batch.
     comparing = cfg.discriminator.heads == "sona" or cfg.discriminator.mbstd or cfg.loss.energy_weight > 0
-    smallest = 2 if comparing else 1
-    for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group):
-        if n < smallest or n % cfg.data.class_run:
-            continue
+    allowed = [
+        n
+        for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group)
+        if n >= (2 if comparing else 1) and n % cfg.data.class_run == 0
+    ]
+    for n in allowed:
         if fits(n):
             return n, refused
         refused = n
+    fewest = min(allowed, default=1)
     raise ValueError(
-        "--batch-gpu=auto: not even one image per micro-batch fits into memory: lower --cbase or --cmax, or "
-        "use a device with more memory"
+        f"--batch-gpu=auto: not even {'one image' if fewest == 1 else f'{fewest} images'} per micro-batch "
+        "fits into memory: lower --cbase or --cmax, or use a device with more memory"
     )
 
 

@@ -56,7 +56,7 @@ def test_the_first_that_fits_is_taken(data):
     runs = cfg.override({"data.cond": True, "data.class_run": 16, "discriminator.mbstd": True})
     assert auto_batch.largest(runs, lambda n: asked.append(n) or n <= 20) == (16, 32)
     asked.clear()
-    with pytest.raises(ValueError, match="not even one image"):
+    with pytest.raises(ValueError, match="not even 16 images"):
         auto_batch.largest(runs, lambda n: asked.append(n))
     assert asked == [64, 32, 16], "whole runs only"
     with pytest.raises(ValueError, match="--batch-gpu=auto: not even one image"):
