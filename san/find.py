@@ -88,10 +88,11 @@ def _which(
     """Return the error message that asks for the layers. It suggests layers if they seem to be the last."""
     names = single or list(options)[-5:]
     last = [name for name in order if name in options][-1:] or single[-1:]
-    if last:
+    if last and last[0] in single:
+        last = [*single]
+    elif last:
         pattern = _branch_pattern(module, last[0])
-        alike = single if last[0] in single else options
-        last = [name for name in alike if last[0] in single or _branch_pattern(module, name) == pattern]
+        last = [name for name in options if _branch_pattern(module, name) == pattern]
     if other is not None:
         kind = type(module.get_submodule(other)).__name__
         how = f"'{other}', a {kind}, comes last and cannot be converted: "

@@ -80,16 +80,19 @@ def _fuses(x: Tensor) -> bool:
     """Return whether oneDNN can clamp the result of a convolution of x."""
     return (
         x.device.type == "cpu"
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_has_bfloat16()))
-        and x.numel() > 0
         and not torch.compiler.is_compiling()
+        and x.dtype in _fused_types()
+        and x.numel() > 0
     )
 
 
 @functools.cache
-def _onednn_has_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _fused_types() -> tuple[torch.dtype, ...]:
+    """Return the types in which oneDNN clamps results on this CPU."""
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return ()
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
 
 
 def _convolve(

@@ -593,7 +593,8 @@ class TrainConfig:
             "is not a multiple",
         )
         _check_heads(self)
-        _check_mbstd(self.discriminator, self.batch_gpu)
+        if self.discriminator.mbstd:
+            _check_groups("--mbstd", self.discriminator.bn_group, self.batch_gpu)
         _check_batch(self.run, self.batch_gpu)
         _check_run(self.run)
         _require(
@@ -714,19 +715,13 @@ def _check_heads(config: TrainConfig) -> None:
         not is_paired(loss.d_loss),
         f"--d-loss={loss.d_loss} compares pairs: use another one with --heads=sona, such as bce",
     )
-    group = config.discriminator.bn_group
-    _require(
-        size > 1 and group != 1,
-        f"--heads=sona compares images within groups of --bn-group={group} in a micro-batch of {size}: both "
-        "must be at least 2",
-    )
+    _check_groups("--heads=sona", config.discriminator.bn_group, size)
 
 
-def _check_mbstd(disc: DiscriminatorConfig, batch_gpu: int) -> None:
-    group = disc.bn_group
+def _check_groups(flag: str, group: int, batch_gpu: int) -> None:
     _require(
-        not disc.mbstd or (batch_gpu > 1 and group != 1),
-        f"--mbstd compares images within groups of --bn-group={group} in a micro-batch of {batch_gpu}: both "
+        batch_gpu > 1 and group != 1,
+        f"{flag} compares images within groups of --bn-group={group} in a micro-batch of {batch_gpu}: both "
         "must be at least 2",
     )
 

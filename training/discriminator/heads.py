@@ -312,13 +312,13 @@ def class_deviations(x: Tensor, c: Tensor | None, group: int) -> Tensor:
     # of channels-last maps, as the backbones' are, a view
     values = _full(x).permute(0, 2, 3, 1).reshape(-1, group, height * width * channels)
     if c is None:
-        deviations = (values.var(dim=1, keepdim=True, correction=0) + VARIANCE_EPS).sqrt().expand_as(values)
+        same = values.new_ones(1, group, group)
     else:
         labels = c.unflatten(0, (-1, group))
         same = (labels[:, :, None] == labels[:, None, :]).to(values.dtype)
-        weights = same / same.sum(dim=2, keepdim=True)
-        squares = (values - weights @ values).square()
-        deviations = (weights @ squares + VARIANCE_EPS).sqrt()
+    weights = same / same.sum(dim=2, keepdim=True)
+    squares = (values - weights @ values).square()
+    deviations = (weights @ squares + VARIANCE_EPS).sqrt()
     found = (deviations - math.sqrt(VARIANCE_EPS)).to(x.dtype).reshape(count, height, width, channels)
     return found.permute(0, 3, 1, 2)
 
