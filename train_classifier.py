@@ -8,6 +8,9 @@ The classifier is a pretrained timm network whose last layer is replaced: a logi
 features, which takes about as long as running the network over the images once. One image in five is held out
 to measure the accuracy and to choose the penalty. DEST.classes.json has the class names, and train.py finds
 it there.
+
+The guidance sees generated images at the size of --size: with lite0 at 64 pixels and not its own 224, a
+classifier of small images is about as accurate and ten times as fast.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dnnlib.one_path import OnePath
 from generation import commands
 
 MODEL = "tf_efficientnet_lite0"
+SIZES = (32, 1024)
 GUIDED_RESOLUTION = 64  # StyleGAN-XL trains smaller stages without guidance
 
 
@@ -35,6 +39,10 @@ GUIDED_RESOLUTION = 64  # StyleGAN-XL trains smaller stages without guidance
 )
 @click.option("--weights", metavar="FILE", help="Its pretrained weights; if not set, found as train.py does.")
 @click.option(
+    "--size", type=click.IntRange(*SIZES),
+    help="Pixels at which the network sees the images. If not set: its own size, such as 224.",
+)  # fmt: skip
+@click.option(
     "--max-per-class", type=click.IntRange(min=2), default=500, show_default=True,
     help="Images of every class to use, chosen at random.",
 )  # fmt: skip
@@ -46,13 +54,13 @@ GUIDED_RESOLUTION = 64  # StyleGAN-XL trains smaller stages without guidance
 @commands.device_option
 @commands.one_line_errors
 def main(
-    data: str, dest: str, model: str, weights: str | None, max_per_class: int, batch: int, workers: int,
-    seed: int, device: str,
+    data: str, dest: str, model: str, weights: str | None, size: int | None, max_per_class: int, batch: int,
+    workers: int, seed: int, device: str,
 ) -> None:  # fmt: skip
     """Parse and check the command line, compute features, fit the layer and write it."""
     import torch
 
-    from torch_utils import features
+    from torch_utils import features, timm_weights
     from torch_utils.devices import use_device
     from training.data.dataset import ImageDataset
     from training.networks import classifier
@@ -65,7 +73,7 @@ def main(
     if labels is None or classes < 2:
         raise ValueError(f"--data={data} has {classes or 'no'} classes: a classifier needs at least two")
     fitted, held_out = classifier.chosen(labels, classes, max_per_class, seed)
-    network = features.classifier(model, weights).to(use_device(device))
+    network = features.classifier(model, weights, size=size).to(use_device(device))
     classifier.layer_name(network)
     Path(dest).parent.mkdir(parents=True, exist_ok=True)  # a mistake in --dest ends here, not after the work
     with commands.progress_bar(len(fitted) + len(held_out), "Features") as done:
@@ -79,6 +87,7 @@ def main(
     names = dataset.class_names or [str(c) for c in range(classes)]
     about = {
         "model": model,
+        timm_weights.SIZE_ENTRY: network.input_size,
         "weights_sha256": network.sha256,
         "data": dataset.name,
         "images": len(fitted) + len(held_out),

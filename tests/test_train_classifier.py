@@ -8,6 +8,7 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 
@@ -50,6 +51,39 @@ def test_the_guidance_takes_it(trained, toy_zip):
     with torch.no_grad():
         predicted = network(x).argmax(dim=1)
     assert predicted.tolist() == [dataset[i][1] for i in range(0, len(dataset), 4)]
+
+
+def test_the_guidance_sees_images_at_the_recorded_size(trained, toy_zip, tmp_path):
+    """With --size, at that size, whatever the network's own; and by faster layers of the same function."""
+    assert features.classifier(timm_weights.LITE0, str(trained[0])).input_size == 224
+    dest = tmp_path / "small.safetensors"
+    result = invoke(f"--data={toy_zip}", f"--dest={dest}", "--size=40", "--workers=0")
+    assert result.exit_code == 0, result.output
+    plain = features.classifier(timm_weights.LITE0, str(dest))
+    assert plain.input_size == 40
+    cfg = TrainConfig().override(
+        {"loss.cls_weight": 8.0, "loss.cls_model": timm_weights.LITE0, "loss.cls_weights": str(dest)}
+        | {"discriminator.precision": "fp32"}
+    )
+    fast = build.classifier_on(torch.device("cpu"), cfg, ImageDataset(toy_zip, use_labels=True))
+    assert fast is not None
+    images = torch.rand(4, 3, 16, 16).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 0])
+    found, expected = (losses.guidance(network, images, labels) for network in (fast, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    gradients = [torch.autograd.grad(loss, images)[0] for loss in (found, expected)]
+    assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
+
+
+def test_sizes_that_a_network_cannot_see(trained, tmp_path):
+    with pytest.raises(ValueError, match="accepts images of 224x224 pixels only, not of 64x64"):
+        features.classifier("deit_tiny_patch16_224", timm_weights.RANDOM, size=64)
+    state = safetensors.torch.load_file(trained[0])
+    for number, entry in enumerate(("0", "-5", "64.0", "99999999", "")):
+        path = tmp_path / f"{number}.safetensors"
+        safetensors.torch.save_file(state, path, {timm_weights.SIZE_ENTRY: entry})
+        with pytest.raises(ValueError, match="which is no size in pixels: train it again"):
+            features.classifier(timm_weights.LITE0, str(path))
 
 
 def test_the_layer_is_a_logistic_regression():

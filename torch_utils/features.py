@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from torch_utils.frozen_convolutions import fold_batchnorm_, fuse_relu6_, replace_depthwise_
 from torch_utils.frozen_linear import attention_layers, choose_attention_, replace_linear_
-from torch_utils.timm_weights import LITE0, RANDOM, class_count, lite0_to_timm, read_resolved, resolve
+from torch_utils.timm_weights import (
+    LITE0,
+    RANDOM,
+    class_count,
+    lite0_to_timm,
+    read_resolved,
+    recorded_size,
+    resolve,
+)
 
 CNN_REDUCTIONS = (4, 8, 16, 32)  # strides of the four levels of a convolutional network
 
@@ -87,24 +95,20 @@ class FeatureNetwork(_Frozen):
 
     def __init__(self, body: nn.Module, name: str, sha256: str, fold_batchnorm: bool = True) -> None:
         cfg: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
-        kind = "vit" if hasattr(body, "patch_embed") and hasattr(body, "num_prefix_tokens") else "cnn"
+        kind = _kind(body)
         levels = _feature_levels(body, name, kind)
         indices = [index for index, _ in levels]
         if hasattr(body, "prune_intermediate_layers"):
             # Free the classifier and the layers after the last level: they never run. The indices stay valid.
             body.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)  # type: ignore[operator]
-        if fold_batchnorm:
-            fold_batchnorm_(body)
-        replace_depthwise_(body)
-        fuse_relu6_(body)
-        replace_linear_(body)
+        _accelerate_(body, fold_batchnorm)
         super().__init__(body, cfg["mean"], cfg["std"])
         self.attention = attention_layers(body)
         self.name = name
         self.sha256 = sha256
         self.input_size = int(cfg["input_size"][-1])
         self.kind = kind
-        self.fixed_size = kind == "vit" or bool(cfg.get("fixed_input_size"))
+        self.fixed_size = _has_fixed_size(body)
         self.indices = indices
         self.channels = [int(info["num_chs"]) for _, info in levels]
         self.reductions = [int(info["reduction"]) for _, info in levels]
@@ -141,26 +145,39 @@ class Classifier(_Frozen):
     """A frozen timm classifier, for classifier guidance.
 
     Attributes:
+        input_size: size in pixels at which it sees images.
         class_map: int64 [classes of the data set], the classifier's class for each class of the data set;
             None = both use the same class numbers.
     """
 
     class_map: Tensor | None
 
-    def __init__(self, body: nn.Module, name: str, sha256: str) -> None:
+    def __init__(self, body: nn.Module, name: str, sha256: str, size: int | None = None) -> None:
         cfg: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
+        native = int(cfg["input_size"][-1])
+        if size not in (None, native) and _has_fixed_size(body):
+            raise ValueError(f"{name} accepts images of {native}x{native} pixels only, not of {size}x{size}")
         super().__init__(body, cfg["mean"], cfg["std"])
         self.name = name
         self.sha256 = sha256
-        self.input_size = int(cfg["input_size"][-1])
+        self.input_size = native if size is None else size
+        self.attention: list[Any] = []
         self.num_classes: int = body.num_classes  # type: ignore[assignment]
         # WordNet ids in ImageNet's order. The names of other class lists are not known here.
         self.class_names = list(imagenet_descriptions()) if self.num_classes == 1000 else None
         self.register_buffer("class_map", None, persistent=False)
 
+    def accelerate_(self) -> "Classifier":
+        """Replace layers by faster ones of the same function. The names of the state change."""
+        _accelerate_(self.body, fold_batchnorm=True)
+        self.attention = attention_layers(self.body)
+        return self.to(memory_format=torch.channels_last)
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute float32 logits [N, classes] of normalised images x [N, 3, input_size, input_size]."""
-        logits: Tensor = self.body(x.to(self.dtype))
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        choose_attention_(self.attention, x)
+        logits: Tensor = self.body(x)
         return logits.float()
 
 
@@ -186,14 +203,26 @@ def load(
 
 
 def classifier(
-    name: str = "deit_small_distilled_patch16_224", weights: str | None = None, seed: int = 0
+    name: str = "deit_small_distilled_patch16_224",
+    weights: str | None = None,
+    seed: int = 0,
+    size: int | None = None,
 ) -> Classifier:
-    """Load a frozen classifier, in float32 on the CPU. Arguments and errors are those of `load`.
+    """Load a frozen classifier, in float32 on the CPU. Other arguments and errors are those of `load`.
 
     The weights file determines the number of classes.
+
+    Args:
+        name: a timm model.
+        weights: as for `load`.
+        seed: seed of random weights.
+        size: size in pixels at which it sees images; None = as train_classifier.py recorded it in the
+            weights file, else the network's own.
     """
+    if size is None:
+        size = recorded_size(weights)
     body, sha256 = _build(name, weights, seed, num_classes="from weights")
-    return Classifier(body, name, sha256)
+    return Classifier(body, name, sha256, size)
 
 
 def imagenet_descriptions() -> dict[str, str]:
@@ -232,6 +261,24 @@ def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"'{path}' does not fit {name}: {reason[:200]}") from None
+
+
+def _accelerate_(body: nn.Module, fold_batchnorm: bool) -> None:
+    """Replace frozen layers by faster ones of the same function."""
+    if fold_batchnorm:
+        fold_batchnorm_(body)
+    replace_depthwise_(body)
+    fuse_relu6_(body)
+    replace_linear_(body)
+
+
+def _kind(body: nn.Module) -> str:
+    return "vit" if hasattr(body, "patch_embed") and hasattr(body, "num_prefix_tokens") else "cnn"
+
+
+def _has_fixed_size(body: nn.Module) -> bool:
+    cfg: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
+    return _kind(body) == "vit" or bool(cfg.get("fixed_input_size"))
 
 
 def _feature_levels(body: nn.Module, name: str, kind: str) -> list[tuple[int, dict[str, Any]]]:

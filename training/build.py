@@ -353,7 +353,7 @@ def classifier_on(
     if classifier is None:
         return None
     dtype = pick_discriminator_precision(cfg.discriminator.precision, device)
-    return classifier.to(device=device, dtype=dtype)
+    return classifier.accelerate_().to(device=device, dtype=dtype)
 
 
 def make_classifier(

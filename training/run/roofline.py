@@ -327,6 +327,7 @@ def count(cfg: TrainConfig, G: Generator) -> Step:
 def _classifier(cfg: TrainConfig) -> features.Classifier | None:
     if cfg.loss.cls_weight == 0:
         return None
+    size = timm_weights.recorded_size(cfg.loss.cls_weights)
     with META:
-        classifier = features.classifier(cfg.loss.cls_model, timm_weights.RANDOM)
+        classifier = features.classifier(cfg.loss.cls_model, timm_weights.RANDOM, size=size)
     return classifier.to(dtype=devices.pick_discriminator_precision(cfg.discriminator.precision, META))
