@@ -194,8 +194,8 @@ class Trial:
         state = self.state
         if self.classifier is None:
             self.classifier = build.classifier_on(self.device, cfg, self.dataset, quiet=True)
-        if self.reals is None and cfg.loss.energy_weight > 0:
-            self.reals = energy.choose(self.dataset, cfg.run.seed, self.device)
+        if self.reals is None:
+            self.reals = build.make_reals(cfg, self.dataset, self.device)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
         inputs = InputSource.of(
             settled(cfg, n),

@@ -12,7 +12,7 @@ import torch
 
 from tests.toy_runs import config, final_state
 from torch_utils import distributed, launcher
-from training import build, loop, run_folder
+from training import build, energy, loop, run_folder
 from training.run.periodic import Score
 from training.run.stop import Stopped, StopRequest, pause
 
@@ -68,9 +68,13 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_score_is_made_up_for(data
 
 
 @pytest.mark.e2e
-def test_a_signal_during_the_class_embeddings_leaves_a_run_that_can_begin(data, tmp_path, monkeypatch):
-    cfg = config(data, run__kimg=0.008)
-    compute = build.make_class_embedding
+@pytest.mark.parametrize(("module", "name"), [(build, "make_class_embedding"), (energy, "choose")])
+def test_a_signal_during_the_preparation_leaves_a_run_that_can_begin(
+    module, name, data, tmp_path, monkeypatch
+):
+    """Class embeddings, and the real images of the energy distance."""
+    cfg = config(data, run__kimg=0.008, loss__energy_weight=1.0)
+    compute = getattr(module, name)
 
     def interrupted(*args):
         ask_to_stop()
@@ -81,7 +85,7 @@ def test_a_signal_during_the_class_embeddings_leaves_a_run_that_can_begin(data, 
     run_dir.mkdir()
     assert loop.train(cfg, str(run_dir), torch.device("cpu")) == run_folder.INTERRUPTED
     assert json.loads((run_dir / "status.json").read_text()) == {"outcome": "interrupted", "nimg": 0}
-    monkeypatch.setattr(build, "make_class_embedding", compute)
+    monkeypatch.setattr(module, name, compute)
     assert loop.train(cfg, str(run_dir), torch.device("cpu")) == run_folder.FINISHED
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
