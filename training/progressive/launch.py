@@ -24,7 +24,7 @@ from training.networks import files, stems
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
 from training.run import restart
-from training.run.enter import ending_logged, entered, locked
+from training.run.enter import check_free, ending_logged, locked
 from training.run.stop import terminated_as_interrupted
 from training.run_folder import new_run_folder, run_folders, write_json
 
@@ -171,47 +171,60 @@ def start(
     last = schedule.config(schedule.recipe.stages[-1])
     if distributed.under_torchrun():
         launch.join(last)
-    stack = ExitStack()
-    folder = distributed.broadcast_object(folder) or restart.folder_of_job(values["outdir"] or "", desc)
-    from_scratch = values["from_scratch"] and not (folder and restart.is_of_job(folder))
-    if distributed.is_main():
-        folder = folder or new_run_folder(values["outdir"], desc)
-        stack.enter_context(locked(folder))
-        stack.enter_context(restored_if_refused(folder, schedule))
-        write_json(
-            folder / run_folder.RECIPE_FILE,
-            {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
-        )
-        print(f"Recipe folder: {folder}")
-    folder = distributed.broadcast_object(folder)
-    assert folder is not None
-    restart.note_job(folder)
+    existing = distributed.broadcast_object(folder) or restart.folder_of_job(values["outdir"] or "", desc)
+    from_scratch = values["from_scratch"] and not (existing and restart.is_of_job(existing))
     resumed = values["resume"] is not None
     again = resumed and values["batch_gpu"] == AUTO
+    with ExitStack() as stack, terminated_as_interrupted():
+        target = existing or distributed.on_main(lambda: new_run_folder(values["outdir"], desc))
+        distributed.on_main(lambda: enter(stack, schedule, target))
+        restart.note_job(target)
 
-    def train_stage(config: TrainConfig, run_dir: Path) -> str:
-        with ExitStack() as inner:
-            if distributed.is_main():
-                run_dir.mkdir(exist_ok=True)
-                inner.enter_context(entered(run_dir, from_scratch, config.run.local_checkpoint))
-            config = launch.settle_batch_gpu(launch.fit_processes(config), run_dir, again)
-            return launch.run_in_folder(
-                config, run_dir, measures.evaluate, folder, deadline - time.monotonic()
-            )
+        def is_done() -> bool:
+            return stages.is_done(schedule, target)
 
-    def measure(network: Path, run_dir: Path, metric: str) -> None:
-        arguments = (to_json(last), str(network), str(run_dir), metric, measures.final)
-        with ending_logged(run_dir):
-            launcher.launch(measure_process, launch.fit_processes(last).run.gpus, *arguments)
+        def train_stage(config: TrainConfig, run_dir: Path) -> str:
+            with ExitStack() as inner:
+                distributed.on_main(lambda: run_dir.mkdir(exist_ok=True))
+                launch.enter(inner, run_dir, config, from_scratch)
+                config = launch.settle_batch_gpu(launch.fit_processes(config), run_dir, again)
+                ending = launch.run_in_folder(
+                    config, run_dir, measures.evaluate, target, deadline - time.monotonic()
+                )
+            finished = ending.outcome == run_folder.FINISHED
+            if finished and ending.was_asked and not distributed.on_main(is_done):
+                _say(f"Stopped. Resume with --resume={target}")
+                return run_folder.INTERRUPTED
+            return ending.outcome
 
-    with stack, terminated_as_interrupted():
+        def measure(network: Path, run_dir: Path, metric: str) -> None:
+            arguments = (to_json(last), str(network), str(run_dir), metric, measures.final)
+            with ending_logged(run_dir):
+                launcher.launch(measure_process, launch.fit_processes(last).run.gpus, *arguments)
+
         try:
             hooks = stages.Hooks(train_stage, measure, _say, deadline)
-            outcome = stages.run(schedule, folder, bool(values["stages"] and resumed), hooks)
+            return stages.run(schedule, target, bool(values["stages"] and resumed), hooks)
         except KeyboardInterrupt:
-            _say(f"Stopped. Resume with --resume={folder}")
-            outcome = run_folder.INTERRUPTED
-    return outcome
+            _say(f"Stopped. Resume with --resume={target}")
+            return run_folder.INTERRUPTED
+
+
+def enter(stack: ExitStack, schedule: stages.Schedule, folder: Path) -> None:
+    """Lock the folder of a recipe until `stack` is closed, and record the schedule in it. Process 0.
+
+    Raises:
+        ValueError: another process is there, or in the folder of a selected stage. Nothing has been changed.
+    """
+    stack.enter_context(locked(folder))
+    for stage in schedule.stages:
+        check_free(folder / stage.name)
+    stack.enter_context(restored_if_refused(folder, schedule))
+    write_json(
+        folder / run_folder.RECIPE_FILE,
+        {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
+    )
+    print(f"Recipe folder: {folder}")
 
 
 @contextlib.contextmanager

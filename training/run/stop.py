@@ -12,6 +12,7 @@ from typing import Any
 from torch_utils import distributed, watchdog
 
 _current: StopRequest | None = None  # of this process: signals are the process's, too
+_signalled = False  # during the last StopRequest that was closed
 
 
 class Stopped(Exception):
@@ -37,8 +38,8 @@ class StopRequest:
 
     def close(self) -> None:
         """Restore the signal handlers."""
-        global _current
-        _current = None
+        global _current, _signalled
+        _current, _signalled = None, self.signalled
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -76,6 +77,14 @@ def pause(alone: bool = False) -> None:
         mine = int(_current.signalled)
         if mine if alone else distributed.start_highest(mine)():
             raise Stopped
+
+
+def was_asked() -> bool:
+    """Whether a signal has asked any process of the run that ended last to stop. All processes call it.
+
+    If that run has finished all the same, the signal is for what follows it.
+    """
+    return any(distributed.all_gather_object(_signalled))
 
 
 @contextlib.contextmanager

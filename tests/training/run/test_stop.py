@@ -14,7 +14,7 @@ from tests.toy_runs import config, final_state
 from torch_utils import distributed, launcher
 from training import build, energy, loop, run_folder
 from training.run.periodic import Score
-from training.run.stop import Stopped, StopRequest, pause
+from training.run.stop import Stopped, StopRequest, pause, was_asked
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,9 @@ def test_a_pause_raises_after_a_signal_alone():
     finally:
         stop.close()
     pause()
+    assert was_asked()
+    StopRequest(restart_every=1e9).close()
+    assert not was_asked()
 
 
 @pytest.mark.e2e
@@ -80,7 +83,7 @@ def test_a_signal_during_the_preparation_leaves_a_run_that_can_begin(
         ask_to_stop()
         args[-1]()
 
-    monkeypatch.setattr(build, "make_class_embedding", interrupted)
+    monkeypatch.setattr(module, name, interrupted)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     assert loop.train(cfg, str(run_dir), torch.device("cpu")) == run_folder.INTERRUPTED
