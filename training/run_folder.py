@@ -140,8 +140,11 @@ def best_nimg(run_dir: Path) -> int | None:
     return None
 
 
-def write_best_nimg(run_dir: Path, nimg: int) -> None:
-    """Store the images shown when the best network was written."""
+def write_best_nimg(run_dir: Path, nimg: int | None) -> None:
+    """Store the images shown when the best network was written; None = unknown."""
+    if nimg is None:
+        (run_dir / BEST_NIMG_FILE).unlink(missing_ok=True)
+        return
     with atomic_write(run_dir / BEST_NIMG_FILE, "w") as f:
         f.write(f"{nimg}\n")
 

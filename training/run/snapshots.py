@@ -81,6 +81,23 @@ class Snapshots:
             if metric is None:
                 run_folder.write_best_nimg(self.run_dir, progress.nimg)
 
+    def change_first(self, former: str, first: str, nimg: int | None) -> None:
+        """Rename the best networks, when another metric than the `former` one is the first.
+
+        Args:
+            former: Its name.
+            first: Name of the metric that is the first from now on.
+            nimg: Images shown at its best network so far; None if unknown.
+        """
+        best, own = (run_folder.best_file(self.run_dir, name) for name in (None, first))
+        with warn_if_unwritable(best.name):
+            if best.exists():
+                run_folder.replace_with_copy(best, run_folder.best_file(self.run_dir, former))
+            if own.exists():
+                run_folder.replace_with_copy(own, best)
+                own.unlink()
+                run_folder.write_best_nimg(self.run_dir, nimg)
+
 
 def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:
     """What a network pickle holds, in the published order."""
