@@ -135,6 +135,7 @@ def run(
             periodic.save_between_ticks(state)
             if request != stop.SAVE:
                 return INTERRUPTED if request == stop.INTERRUPTED else RESTART
+    periodic.finish(state)
     return FINISHED
 
 

@@ -44,10 +44,15 @@ class Snapshots:
 
     def number(self, nimg: int) -> str:
         """The number of the snapshot at `nimg` images shown, the newest one or the next. All processes."""
-        if self.newest is None or self.newest["nimg"] != nimg:
-            last = None if self.newest is None else self.newest["nimg"]
+        last = self.newest_nimg
+        if self.newest is None or last != nimg:
             self.newest = {"nimg": nimg, "number": run_folder.snapshot_number(nimg, last)}
         return str(self.newest["number"])
+
+    @property
+    def newest_nimg(self) -> int | None:
+        """Images shown at the newest snapshot; None before the first one. All processes."""
+        return None if self.newest is None else int(self.newest["nimg"])
 
     def path(self, nimg: int) -> Path:
         """The file of that snapshot."""
