@@ -130,7 +130,7 @@ def provenance(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> di
             "images": len(dataset),
             "metadata": dataset.metadata,
         },
-        "backbones": {name: network.sha256 for name, network in state.D.feature_networks.items()},
+        "backbones": state.D.backbone_hashes(),
         "init_from": state.started_from,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
