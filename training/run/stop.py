@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to stop (SIGINT, SIGTERM, the restart deadline), on which all processes agree."""
+"""Requests to stop (signals, the restart deadline), on which all processes agree."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch_utils import distributed, watchdog
+from torch_utils import distributed, launcher, watchdog
 
 _current: StopRequest | None = None  # of this process: signals are the process's, too
 _signalled = False  # during the last StopRequest that was closed
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM was answered in the middle of long work."""
+    """A signal was answered in the middle of long work."""
 
 
 class StopRequest:
-    """SIGINT, SIGTERM or the --restart_every deadline: the run saves and leaves between two steps."""
+    """A signal or the --restart_every deadline: the run saves and leaves between two steps.
+
+    The signals are those of `launcher.answered`.
+    """
 
     GO_ON, SAVE, INTERRUPTED, RESTART = 0, 1, 2, 3
 
@@ -28,7 +31,7 @@ class StopRequest:
         global _current
         self.deadline = time.monotonic() + restart_every
         self.signalled = False
-        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {s: signal.signal(s, self._on_signal) for s in launcher.answered()}
         _current = self
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -65,7 +68,7 @@ class StopRequest:
 
 
 def pause(alone: bool = False) -> None:
-    """Raise Stopped after SIGINT or SIGTERM; for calls between the parts of long work.
+    """Raise Stopped after a signal; for calls between the parts of long work.
 
     The restart deadline is not answered here: a restart would begin the work again, and might never end it.
 
@@ -89,13 +92,14 @@ def was_asked() -> bool:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, where no StopRequest answers it: what is done is on disk."""
+    """Signals raise KeyboardInterrupt, where no StopRequest answers them: what is done is on disk."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in launcher.answered()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from tests.toy_runs import config, final_state
 from torch_utils import distributed, launcher
 from training import build, energy, loop, run_folder
 from training.run.periodic import Score
-from training.run.stop import Stopped, StopRequest, pause, was_asked
+from training.run.stop import Stopped, StopRequest, pause, terminated_as_interrupted, was_asked
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,39 @@ def test_a_pause_raises_after_a_signal_alone():
     assert was_asked()
     StopRequest(restart_every=1e9).close()
     assert not was_asked()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_signals_of_users_terminals_and_queues_ask_a_run_to_stop(name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        stop = StopRequest(restart_every=1e9)
+        try:
+            ask_to_stop(number)
+            assert stop.ask(lambda: False)() == stop.INTERRUPTED
+        finally:
+            stop.close()
+        with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+            ask_to_stop(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest(restart_every=1e9)
+        try:
+            ask_to_stop(signal.SIGHUP)
+            assert not stop.signalled and signal.SIGHUP not in launcher.answered()
+        finally:
+            stop.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.e2e
