@@ -204,7 +204,9 @@ def start(
 
         try:
             hooks = stages.Hooks(train_stage, measure, _say, deadline)
-            return stages.run(schedule, target, bool(values["stages"] and resumed), hooks)
+            outcome = stages.run(schedule, target, bool(values["stages"] and resumed), hooks)
+            distributed.on_main(lambda: run_folder.write_status(target, outcome))
+            return outcome
         except KeyboardInterrupt:
             _say(f"Stopped. Resume with --resume={target}")
             return run_folder.INTERRUPTED
@@ -212,6 +214,9 @@ def start(
 
 def enter(stack: ExitStack, schedule: stages.Schedule, folder: Path) -> None:
     """Lock the folder of a recipe until `stack` is closed, and record the schedule in it. Process 0.
+
+    Its status is "interrupted" from now on, until `start` knows the outcome: the process may be killed where
+    all stages that have begun are finished.
 
     Raises:
         ValueError: another process is there, or in the folder of a selected stage. Nothing has been changed.
@@ -224,22 +229,27 @@ def enter(stack: ExitStack, schedule: stages.Schedule, folder: Path) -> None:
         folder / run_folder.RECIPE_FILE,
         {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
     )
+    run_folder.write_status(folder, run_folder.INTERRUPTED)
     print(f"Recipe folder: {folder}")
 
 
 @contextlib.contextmanager
 def restored_if_refused(folder: Path, schedule: stages.Schedule) -> Iterator[None]:
-    """Within, an error before a selected stage has begun or resumed restores the recorded schedule."""
-    path = folder / run_folder.RECIPE_FILE
+    """Within, an error before a selected stage has begun or resumed restores the recorded schedule.
+
+    So it does the status of the recipe.
+    """
+    paths = [folder / name for name in (run_folder.RECIPE_FILE, run_folder.STATUS_FILE)]
     records = [folder / stage.name / run_folder.OPTIONS_FILE for stage in schedule.stages]
-    before = path.read_bytes() if path.exists() else None
+    before = {path: path.read_bytes() for path in paths if path.exists()}
     stamps = [_stamp(record) for record in records]
     try:
         yield
     except (ValueError, OSError):
-        if before is not None and [_stamp(record) for record in records] == stamps:
-            with atomic_write(path) as f:
-                f.write(before)
+        if [_stamp(record) for record in records] == stamps:
+            for path, content in before.items():
+                with atomic_write(path) as f:
+                    f.write(content)
         raise
 
 

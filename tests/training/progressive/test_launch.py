@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a recipe starts and is stopped. Its stages are trained in e2e tests."""
 
+import dataclasses
 from contextlib import ExitStack
 
 import pytest
@@ -35,6 +36,18 @@ def test_a_stage_that_another_process_trains_refuses_the_recipe_before_anything_
     assert lock.lock.last_holder() is not None, "a check must not hide who was in the folder last"
 
 
+def test_a_recipe_is_unfinished_from_its_start_on_and_a_refused_resume_changes_nothing(schedule, tmp_path):
+    with ExitStack() as stack:
+        recipe_launch.enter(stack, schedule, tmp_path)
+        assert run_folder.recorded_outcome(tmp_path) == run_folder.INTERRUPTED
+    run_folder.write_status(tmp_path, run_folder.FINISHED)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    with pytest.raises(ValueError, match="refused"), ExitStack() as stack:
+        recipe_launch.enter(stack, dataclasses.replace(schedule, data="other.zip"), tmp_path)
+        raise ValueError("refused")
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before and len(before) == 2
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_signal_too_late_for_a_stage_stops_the_recipe_before_the_next(
     asked, schedule, tmp_path, monkeypatch, capsys
@@ -57,4 +70,6 @@ def test_a_signal_too_late_for_a_stage_stops_the_recipe_before_the_next(
     names = [stage.name for stage in schedule.stages]
     assert trained == (names[:1] if asked else names) and len(names) > 1
     assert outcome == (run_folder.INTERRUPTED if asked else run_folder.FINISHED)
+    (folder,) = tmp_path.glob("0*")
+    assert run_folder.recorded_outcome(folder) == outcome
     assert (f"Stopped. Resume with --resume={tmp_path}" in capsys.readouterr().out) is asked
