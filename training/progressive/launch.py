@@ -130,8 +130,12 @@ def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path
     return None
 
 
-def check(planned: list[plan.Planned]) -> None:
+def check(planned: list[plan.Planned], folder: Path | None = None) -> None:
     """Find problems of any stage before the first one starts.
+
+    Args:
+        planned: the selected stages.
+        folder: folder of the schedule if its stages resume.
 
     Raises:
         ValueError: one line.
@@ -140,7 +144,7 @@ def check(planned: list[plan.Planned]) -> None:
     for p in planned:
         assert p.dataset is not None
         try:
-            run_plan.check(p.config, p.dataset, p.stem)
+            run_plan.check(p.config, p.dataset, p.stem, resuming=plan.has_begun(p.stage, folder))
             if p.config.loss.cls_weight > 0:
                 build.make_classifier(p.config.loss, p.dataset)
         except ValueError as err:

@@ -3,6 +3,7 @@
 
 import dataclasses
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,3 +74,24 @@ def test_a_signal_too_late_for_a_stage_stops_the_recipe_before_the_next(
     (folder,) = tmp_path.glob("0*")
     assert run_folder.recorded_outcome(folder) == outcome
     assert (f"Stopped. Resume with --resume={tmp_path}" in capsys.readouterr().out) is asked
+
+
+def test_what_a_stage_started_from_is_not_needed_once_it_has_begun(schedule, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        recipe_launch.run_plan, "check", lambda config, dataset, stem, resuming: seen.append(resuming)
+    )
+    planned = [
+        SimpleNamespace(stage=stage, config=schedule.config(stage), dataset=object(), stem=None)
+        for stage in schedule.stages
+    ]
+    done, begun = (tmp_path / stage.name for stage in schedule.stages[:2])
+    done.mkdir()
+    run_folder.write_status(done, run_folder.FINISHED, 16)
+    (done / run_folder.NEWEST_NETWORK).touch()
+    checkpoints = run_folder.checkpoint_folder(begun)
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "checkpoint-000000000016-0123456789abcdef.pt").touch()
+    for folder in (tmp_path, None):
+        recipe_launch.check(planned, folder)
+    assert seen == [True, True, False, False, False, False]
