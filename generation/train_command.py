@@ -308,13 +308,14 @@ def run_recipe(values: dict[str, Any]) -> str | None:
         note = recipe_launch.note_of_done(values, schedule, folder) if values["resume"] else ""
         if note and distributed.is_main():
             click.echo(note, err=True)
+    resumed = None if values["from_scratch"] else folder
     if values["dry_run"]:
-        recipe_plan.check_options(planned, None if values["from_scratch"] else folder)
+        recipe_plan.check_options(planned, resumed)
     print_labels(p.dataset for p in planned)
     if values["dry_run"]:
-        print_recipe_plan(schedule, planned, None if values["from_scratch"] else folder)
+        print_recipe_plan(schedule, planned, resumed)
         return None
-    recipe_launch.check(planned)
+    recipe_launch.check(planned, resumed)
     for p in planned:
         assert p.dataset is not None
         evaluator = measures.make_evaluator(p.config, p.dataset)

@@ -37,7 +37,14 @@ from dnnlib import util
 from torch_utils import distributed
 
 MIN_MOST_PROCESSES = 32  # may be asked for on any machine
-_SIGNAL_GRACE = 120  # seconds to save and leave after SIGINT or SIGTERM, before SIGKILL
+# What asks processes to save and leave: the user, the system, a terminal that closes, and a queue whose users
+# choose the signal that announces the end.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+_SIGNAL_GRACE = 120  # seconds to save and leave after one of them, before SIGKILL
 _FAILURE_GRACE = 10  # the same after another process failed: there is nothing consistent left to save
 _POLL_SECONDS = 0.1
 # They log every failure with a traceback; launch() raises it instead.
@@ -88,8 +95,8 @@ def check_local(num_processes: int) -> None:
 def launch(fn: Callable[..., Any], num_processes: int, *args: Any, restart: Restart | None = None) -> Any:
     """Run fn(*args) in `num_processes` processes on this machine.
 
-    With one process, or under torchrun, fn runs in this process. Otherwise SIGINT and SIGTERM are forwarded
-    to all processes, and the first failure ends all of them. When a process leaves by SystemExit (an agreed
+    With one process, or under torchrun, fn runs in this process. Otherwise STOP_SIGNALS are forwarded to all
+    processes, and the first failure ends all of them. When a process leaves by SystemExit (an agreed
     exit code), so does the caller.
 
     Args:
@@ -312,8 +319,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def answered() -> list[int]:
+    """STOP_SIGNALS without those that this process ignores from its start, such as SIGHUP after nohup.
+
+    SIGINT and SIGTERM are always among them.
+    """
+    always = (signal.SIGINT, signal.SIGTERM)
+    return [n for n in STOP_SIGNALS if n in always or signal.getsignal(n) not in (signal.SIG_IGN, None)]
+
+
 class _Signals:
-    """Within, SIGINT and SIGTERM are forwarded to every process, once there are some.
+    """Within, the `answered` signals are forwarded to every process, once there are some.
 
     torch's own handlers, which start_processes sets, raise an exception wherever they interrupt the launcher
     and kill processes that save; they are replaced.
@@ -322,11 +338,12 @@ class _Signals:
     def __init__(self) -> None:
         self.received: list[tuple[int, float]] = []  # (number, time.monotonic())
         self.before: dict[int, Any] = {}
+        self.answered = answered()
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():  # only it may set handlers
             names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")  # those of start_processes
-            numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+            numbers = {*self.answered, *(getattr(signal, name) for name in names if hasattr(signal, name))}
             self.before = {number: signal.getsignal(number) for number in numbers}
         return self
 
@@ -341,7 +358,7 @@ class _Signals:
                         os.kill(child.pid, number)
 
         for number, handler in self.before.items():
-            signal.signal(number, forward if number in (signal.SIGINT, signal.SIGTERM) else handler)
+            signal.signal(number, forward if number in self.answered else handler)
 
     def overdue(self) -> bool:
         """Whether the time to leave is up, or the user has asked three times."""

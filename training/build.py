@@ -13,7 +13,7 @@ import torch
 from dnnlib import bounded
 from torch_utils import cpu_speed, distributed, features, rng
 from torch_utils.devices import pick_discriminator_precision, pick_precision
-from training import compiled
+from training import compiled, energy
 from training.config import (
     EMBEDDING_NETWORK,
     STEM_CBASE,
@@ -428,6 +428,18 @@ def _check_class_count(cfg: LossConfig, classifier: features.Classifier, dataset
             f"--data={dataset.path} has {dataset.label_dim}: use --cls_weight=0, or train a classifier of "
             "these classes with train_classifier.py"
         )
+
+
+def make_reals(
+    cfg: TrainConfig,
+    dataset: ImageDataset,
+    device: torch.device,
+    pause: Callable[[], None] = lambda: None,
+) -> energy.Reals | None:
+    """Return the real images of the energy distance, or None at weight 0. pause: as for `energy.choose`."""
+    if cfg.loss.energy_weight == 0:
+        return None
+    return energy.choose(dataset, cfg.run.seed, device, pause)
 
 
 def training_set_kwargs(cfg: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Sources: Szekely and Rizzo, "Energy statistics", 2013; in GANs: Bellemare et al.
 Shapes: N images, C classes, K real images of a class, F features (pixels that are compared).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,10 +32,21 @@ class Reals(NamedTuple):
     spread: Tensor  # float32 [C], the mean distance between two of a class
 
 
-def choose(dataset: ImageDataset, seed: int, device: torch.device | str = "cpu") -> Reals:
+def choose(
+    dataset: ImageDataset,
+    seed: int,
+    device: torch.device | str = "cpu",
+    pause: Callable[[], None] = lambda: None,
+) -> Reals:
     """Choose real images of every class: up to MOST, fewer with many classes, the same in every process.
 
     A class with fewer images shows them repeatedly. Without labels all images are one class.
+
+    Args:
+        dataset: The training set.
+        seed: Of the choice.
+        device: Of the result.
+        pause: Called before each class; an exception it raises stops the choice.
     """
     labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
     classes = max(dataset.label_dim, 1)
@@ -44,6 +56,7 @@ def choose(dataset: ImageDataset, seed: int, device: torch.device | str = "cpu")
     sizes = np.bincount(labels, minlength=classes)
     found, spread = [], []
     for members in np.split(by_class, np.cumsum(sizes)[:-1]):
+        pause()
         picked = np.resize(members, count) if len(members) else members
         own = [torch.from_numpy(np.array(dataset[int(i)][0])) for i in picked]
         pixels = torch.stack(own) if own else torch.zeros(count, *dataset.image_shape, dtype=torch.uint8)

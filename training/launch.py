@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -21,12 +21,24 @@ from training.networks.stems import Lineage, resumed_lineage
 from training.run import auto_batch, restart
 from training.run.enter import RunLock, append_to_log, ending_logged, entered
 from training.run.periodic import Evaluate
-from training.run.stop import terminated_as_interrupted
+from training.run.stop import terminated_as_interrupted, was_asked
 from training.run_folder import OPTIONS_FILE, load_run, new_run_folder, recorded_outcome, write_json
 
 # What measures G_ema in a process of the run, or None. A function of a module or script, since other
 # processes receive it.
 MakeEvaluate = Callable[[TrainConfig, torch.device], Evaluate | None]
+
+
+class Ending(NamedTuple):
+    """How the processes of a run ended.
+
+    Attributes:
+        outcome: as status.json records it.
+        was_asked: a signal asked them to stop, be it too late for this run.
+    """
+
+    outcome: str
+    was_asked: bool
 
 
 def join(config: TrainConfig) -> torch.device:
@@ -122,22 +134,21 @@ def start(
         join(config)
     existing = distributed.broadcast_object(existing) or restart.folder_of_job(outdir, desc)
     from_scratch = from_scratch and not (existing and restart.is_of_job(existing))
-    with ExitStack() as stack:
-        if existing is not None:
-            enter(stack, existing, config, from_scratch)
-        config = settle_batch_gpu(config, existing, again)
-        run_dir = existing
-        if run_dir is None:
-            run_dir = distributed.on_main(lambda: new_run_folder(outdir, desc))
-            enter(stack, run_dir, config)
-        restart.note_job(run_dir)
-        if distributed.is_main():
-            print(f"Run folder: {run_dir}")
+    run_dir = existing
+    with ExitStack() as stack, terminated_as_interrupted():
         try:
-            with terminated_as_interrupted():
-                return run_in_folder(config, run_dir, make_evaluate)
+            if run_dir is not None:
+                enter(stack, run_dir, config, from_scratch)
+            config = settle_batch_gpu(config, run_dir, again)
+            if run_dir is None:
+                run_dir = distributed.on_main(lambda: new_run_folder(outdir, desc))
+                enter(stack, run_dir, config)
+            restart.note_job(run_dir)
+            if distributed.is_main():
+                print(f"Run folder: {run_dir}")
+            return run_in_folder(config, run_dir, make_evaluate).outcome
         except KeyboardInterrupt:  # outside of the loop, which answers signals itself
-            began = run_folder.is_run_folder(run_dir)
+            began = run_dir is not None and run_folder.is_run_folder(run_dir)
             remedy = f"Resume with --resume={run_dir}" if began else "Start again: nothing is recorded yet"
             print(f"Stopped. {remedy}", flush=True)
             return run_folder.INTERRUPTED
@@ -154,15 +165,15 @@ def settle_batch_gpu(config: TrainConfig, existing: Path | None, again: bool) ->
 
     Args:
         config: the options.
-        existing: the run folder that is resumed, if any. Its recorded number is kept if the batch is still a
-            multiple of it.
+        existing: the run folder that is resumed, if any. Its recorded number is kept if the options still
+            allow it.
         again: search even so.
     """
     if config.run.batch_gpu != AUTO:
         return config
     recorded = existing is not None and (existing / OPTIONS_FILE).is_file() and not again
     kept = distributed.broadcast_object(load_run(str(existing)).batch_gpu if recorded else None)
-    if kept is not None and config.run.batch % (config.run.gpus * kept) == 0 == kept % config.data.class_run:
+    if kept in auto_batch.allowed(config):
         return auto_batch.settled(config, kept)
     choice = launcher.launch(batch_gpu_process, config.run.gpus, to_json(config), resumed_lineage(existing))
     if distributed.is_main():
@@ -184,7 +195,7 @@ def run_in_folder(
     make_evaluate: MakeEvaluate,
     resume: Path | None = None,
     seconds: float | None = None,
-) -> str:
+) -> Ending:
     """Record the options in a run folder that has been `entered`, and start the processes.
 
     A run that resumes records them once its checkpoint is loaded, so that a resume that is refused records
@@ -198,7 +209,7 @@ def run_in_folder(
         seconds: replaces --restart_every for the processes.
 
     Returns:
-        The outcome.
+        How they ended.
     """
     resumed = distributed.on_main(lambda: (run_dir / OPTIONS_FILE).is_file())
     record = {
@@ -213,7 +224,7 @@ def run_in_folder(
     limited = config if seconds is None else config.override({"run.restart_every": max(seconds, 0.0)})
     process = f"Process {distributed.rank()}: " if distributed.world_size() > 1 else ""
     with ending_logged(run_dir, process):
-        launcher.launch(
+        asked = launcher.launch(
             train_process,
             config.run.gpus,
             to_json(limited),
@@ -223,7 +234,7 @@ def run_in_folder(
             record,
             restart=restart.Restarts(run_dir, config.run.max_restarts),
         )
-    return recorded_outcome(run_dir) or run_folder.INTERRUPTED
+    return Ending(recorded_outcome(run_dir) or run_folder.INTERRUPTED, asked)
 
 
 def train_process(
@@ -232,7 +243,7 @@ def train_process(
     resume: str,
     make_evaluate: MakeEvaluate,
     record: dict[str, Any] | None = None,
-) -> None:
+) -> bool:
     """One process of a run.
 
     Args:
@@ -241,6 +252,9 @@ def train_process(
         resume: what to give to --resume, for messages: the run folder, or that of its recipe.
         make_evaluate: for the metrics.
         record: as for `loop.train`.
+
+    Returns:
+        Whether a signal asked any process to stop.
 
     Raises:
         ValueError: a gradient is not finite, the processes disagree, or memory is short: one line that says
@@ -265,6 +279,7 @@ def train_process(
                     run_folder.RESTART: "Saved for the restart.",
                 }
                 print(saved.get(outcome, "Finished."))
+            return was_asked()
     except NonFiniteError as err:
         raise ValueError(f"{err}. {nan_remedy(Path(run_dir), resume)}") from None
     except agreement.Disagreement as err:

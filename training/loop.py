@@ -17,7 +17,7 @@ from training.data.dataset import ImageDataset, Loader
 from training.inputs import InputSource
 from training.run import restore
 from training.run.periodic import Evaluate, Periodic, check_agreement
-from training.run.stop import Stopped, StopRequest
+from training.run.stop import Stopped, StopRequest, pause
 from training.run_folder import FINISHED, INTERRUPTED, RESTART, record_start, write_status
 from training.state import TrainState
 
@@ -81,7 +81,6 @@ def train_until_stopped(
         print(chosen)
     compiled.compile_step(state, cfg.run.compile)
     classifier = build.classifier_on(device, cfg, dataset)
-    reals = energy.choose(dataset, cfg.run.seed, device) if cfg.loss.energy_weight > 0 else None
     world, rank, alpha = distributed.world_size(), distributed.rank(), dataset.num_channels == 4
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, device, world, rank, alpha)
     periodic = Periodic(cfg, run_dir, dataset, state, evaluate)
@@ -98,6 +97,7 @@ def train_until_stopped(
         if loader.kind != kind and cfg.data.workers and distributed.is_main():
             print(f"--workers-kind={kind}: all images fit in --cache-mb: threads decode them")
         try:
+            reals = build.make_reals(cfg, dataset, device, pause)
             periodic.begin(state, running)
             outcome = run(cfg, state, inputs, loader, classifier, reals, periodic, stop)
         except Stopped:  # in an evaluation: the checkpoint before it says that the score is missing
@@ -135,6 +135,7 @@ def run(
             periodic.save_between_ticks(state)
             if request != stop.SAVE:
                 return INTERRUPTED if request == stop.INTERRUPTED else RESTART
+    periodic.finish(state)
     return FINISHED
 
 

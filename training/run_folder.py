@@ -37,7 +37,7 @@ FINISHED, INTERRUPTED, RESTART = "finished", "interrupted", "restart"
 
 # The files of a run folder.
 OPTIONS_FILE = "training_options.json"  # the configuration and the command line
-STATUS_FILE = "status.json"  # how the last process ended: {"outcome", "nimg"}
+STATUS_FILE = "status.json"  # how the last process ended: {"outcome", "nimg"}; of a recipe: {"outcome"}
 LOG_FILE = "log.txt"  # console output, and the error that ended the run
 STATS_FILE = "stats.jsonl"  # a line per tick
 ALARMS_FILE = "alarms.jsonl"  # a line per alarm
@@ -140,8 +140,11 @@ def best_nimg(run_dir: Path) -> int | None:
     return None
 
 
-def write_best_nimg(run_dir: Path, nimg: int) -> None:
-    """Store the images shown when the best network was written."""
+def write_best_nimg(run_dir: Path, nimg: int | None) -> None:
+    """Store the images shown when the best network was written; None = unknown."""
+    if nimg is None:
+        (run_dir / BEST_NIMG_FILE).unlink(missing_ok=True)
+        return
     with atomic_write(run_dir / BEST_NIMG_FILE, "w") as f:
         f.write(f"{nimg}\n")
 
@@ -303,9 +306,9 @@ def recorded_nimg(run_dir: Path) -> int | None:
     return nimg if type(nimg) is int else None
 
 
-def write_status(run_dir: Path, outcome: str, nimg: int) -> None:
-    """Store how a process ended, and the images shown by then."""
-    write_json(run_dir / STATUS_FILE, {"outcome": outcome, "nimg": nimg})
+def write_status(run_dir: Path, outcome: str, nimg: int | None = None) -> None:
+    """Store how a process ended, and the images shown by then; None for a recipe, whose stages count them."""
+    write_json(run_dir / STATUS_FILE, {"outcome": outcome} | ({} if nimg is None else {"nimg": nimg}))
 
 
 def job_agents(run_dir: Path) -> set[str]:

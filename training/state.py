@@ -24,8 +24,9 @@ class Progress:
 
     Real images shown, steps, finished ticks, where the current tick began, seconds of training, the best
     score so far and where it was, evaluations since then, and whether the last snapshot still waits for its
-    evaluation. metric_seconds: spent on evaluations. best_others: the best values of the metrics after the
-    first, by name, negated where higher is better.
+    evaluation. metric_seconds: spent on evaluations. first_metric: what the best score is of; None before
+    the first evaluation. best_others: the best values of other metrics, by name. Best values are negated
+    where higher is better.
     """
 
     nimg: int = 0
@@ -38,6 +39,7 @@ class Progress:
     stale: int = 0
     unscored: bool = False
     metric_seconds: float = 0.0
+    first_metric: str | None = None
     best_others: dict[str, float] = field(default_factory=dict)
 
 

@@ -35,7 +35,8 @@ def test_one_failure_stops_all_and_keeps_its_type(tmp_path, capfd, monkeypatch):
 def _saves_when_asked(folder):
     distributed.init("cpu")
     asked = []
-    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda *_: asked.append(1))
     (folder / f"up{distributed.rank()}").touch()
     while not asked:
         threading.Event().wait(0.02)
@@ -45,15 +46,16 @@ def _saves_when_asked(folder):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_ctrl_c_lets_every_process_save_once(tmp_path):
-    over = threading.Event()
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+def test_a_signal_lets_every_process_save_once(name, tmp_path):
+    number, over = getattr(signal, name), threading.Event()
 
     def press():
         while not over.wait(0.02):
             if len(list(tmp_path.glob("up*"))) == 2:
-                return os.kill(os.getpid(), signal.SIGINT)
+                return os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     thread = threading.Thread(target=press)
     thread.start()
     try:
@@ -62,7 +64,7 @@ def test_ctrl_c_lets_every_process_save_once(tmp_path):
         over.set()
         thread.join()
     assert sorted(p.name for p in tmp_path.glob("saved*")) == ["saved0-1", "saved1-1"]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_the_first_cause_of_a_failure_is_raised():

@@ -18,7 +18,7 @@ from training.run import restore
 @pytest.fixture(scope="module")
 def fresh(toy_zip):
     """(config, state, inputs, pixels, labels) of a run at its start."""
-    cfg = config(toy_zip, loss__pl_start_kimg=0, loss__pl_interval=1)
+    cfg = config(toy_zip, loss__pl_start_kimg=0, loss__pl_interval=1, discriminator__mbstd=True)
     dataset = build.make_dataset(cfg.data, 0)
     state = restore.fresh_state(cfg, dataset, torch.device("cpu"))
     inputs = InputSource.of(cfg, dataset.labels, state.G.z_dim, torch.device("cpu"), 1, 0)

@@ -125,6 +125,12 @@ def test_real_images_are_chosen_within_classes_and_by_the_seed(monkeypatch):
     assert energy.choose(dataset(None, 22), 0).shapes.shape == (1, 6, 16)
 
 
+def test_the_choice_of_real_images_can_be_stopped_between_classes():
+    pauses = []
+    energy.choose(dataset([0, 1, 2] * 2, 6), 0, pause=lambda: pauses.append(None))
+    assert len(pauses) == 3
+
+
 @pytest.mark.parametrize(("classes", "each"), [(1, 128), (10, 128), (64, 64), (4096, 8)])
 def test_many_classes_have_fewer_real_images_each(classes, each):
     labels = [i % classes for i in range(300)]

@@ -95,7 +95,7 @@ class Run:
         self.cfg, self.dataset = cfg, build.make_dataset(cfg.data, 0)
         self.state = restore.fresh_state(cfg, self.dataset, CPU)
         self.state.graphs = graphs_of
-        self.classifier = None
+        self.classifier, self.reals = None, build.make_reals(cfg, self.dataset, CPU)
         if cfg.loss.cls_weight > 0:
             self.classifier = features.classifier(BACKBONE, timm_weights.RANDOM)
             self.classifier.class_map = torch.arange(self.dataset.label_dim)
@@ -106,7 +106,9 @@ class Run:
             images = [self.dataset[i] for i in indices]
             pixels = torch.stack([torch.from_numpy(x.copy()) for x, _ in images])
             labels = torch.tensor([label for _, label in images])
-            steps.train_step(self.state, inputs, self.cfg, pixels, labels, self.classifier)
+            steps.train_step(
+                self.state, inputs, self.cfg, pixels, labels, self.classifier, reals_of_classes=self.reals
+            )
         return self.state
 
 
@@ -129,9 +131,10 @@ CASES = {
         "loss__pl_start_kimg": 0,
         "loss__pl_interval": 1,
     },
-    "SONA, energy distance": {
+    "SONA, energy distance, deviations within classes": {
         "run__batch_gpu": 4,
         "loss__energy_weight": 4,
+        "discriminator__mbstd": True,
         "discriminator__heads": "sona",
         "discriminator__bn_group": 4,
         "loss__d_loss": "bce",

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many processes a run has under torchrun. Runs are started in e2e tests."""
 
+import signal
+
 import pytest
 
 from tests.toy_runs import config
-from training import launch
+from training import launch, run_folder
 
 
 @pytest.fixture
@@ -58,3 +60,22 @@ def test_a_batch_that_cannot_be_divided_names_the_numbers_that_can(torchrun):
     torchrun(5)
     with pytest.raises(ValueError, match=r"--batch=8 cannot be divided among the 5 .* 1, 2, 4, 8$"):
         launch.check_processes(config("x", run__gpus=4, run__elastic=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_search_for_a_micro_batch_ends_it_in_one_line(
+    number, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(launch, "settle_batch_gpu", lambda *_: signal.raise_signal(number))
+    outcome = launch.start(config("x", run__batch_gpu="auto"), None, str(tmp_path), "x", None)
+    assert outcome == run_folder.INTERRUPTED and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == "Stopped. Start again: nothing is recorded yet\n"
+
+
+def test_a_recorded_micro_batch_is_kept_if_the_options_allow_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.launcher, "launch", lambda *_: launch.auto_batch.Choice(4, "found"))
+    recorded = config("x", run__batch_gpu=1)
+    run_folder.write_json(tmp_path / run_folder.OPTIONS_FILE, {"config": launch.to_json(recorded)})
+    auto = config("x", run__batch_gpu="auto")
+    for changes, found in (({}, 1), ({"loss.energy_weight": 1.0}, 4), ({"data.class_run": 2}, 4)):
+        assert launch.settle_batch_gpu(auto.override(changes), tmp_path, again=False).run.batch_gpu == found

@@ -19,7 +19,7 @@ class Calls:
 
     def __init__(self, due_at: int = -1) -> None:
         self.calls: list[tuple] = []
-        self.due_at, self.checked = due_at, []
+        self.due_at, self.checked, self.finished = due_at, [], False
 
     def after_step(self, state) -> None:
         self.now = state.progress.nimg
@@ -28,6 +28,9 @@ class Calls:
         assert self.checked[-1] == state.progress.nimg  # before anything is written
         self.calls.append(("tick", state.progress.nimg, done))
         state.progress.tick_start_nimg = state.progress.nimg
+
+    def finish(self, state) -> None:
+        self.finished = True
 
     def checkpoint_is_due(self) -> bool:
         return self.now == self.due_at
@@ -66,6 +69,7 @@ def run(monkeypatch, answers=None, due_at: int = -1, **options):
     monkeypatch.setattr(loop, "one_step", one_step)
     stop = Answers(state, answers or {})
     outcome = loop.run(cfg, state, None, None, None, None, periodic, stop)
+    assert periodic.finished is (outcome == FINISHED)
     return outcome, state.progress.nimg, periodic.calls
 
 

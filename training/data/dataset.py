@@ -33,6 +33,7 @@ from training.data.decoding import Decoder
 from training.data.views import View, views
 
 CHUNK_IMAGES = 64  # images that a thread decodes per task, at most
+SAMPLE_IMAGES = 16  # that `ImageDataset.sample_hash` reads
 
 
 class ImageDetails(NamedTuple):
@@ -126,6 +127,7 @@ class ImageDataset:
         self.is_planned = False  # its images do not exist yet (training.data.downscaling.planned)
         self._cache: _ImageCache | None = None
         self._content_hash: str | None = None
+        self._sample_hash: str | None = None
 
     def __len__(self) -> int:
         return len(self._raw_indices) * len(self.views)
@@ -242,14 +244,31 @@ class ImageDataset:
         self._content_hash = digest.hexdigest()
         return self._content_hash
 
+    def sample_hash(self) -> str:
+        """Return a sha256 (hex) of dataset.json, the names of all images and the bytes of SAMPLE_IMAGES.
+
+        If it differs, so does `content_hash`, which reads all images of a folder.
+        """
+        if self._sample_hash is None:
+            digest = hashlib.sha256(self._index.raw)
+            digest.update("\0".join(entry.name for entry in self._archive.images).encode())
+            for data in self._some_files(SAMPLE_IMAGES):
+                digest.update(data)
+            self._sample_hash = digest.hexdigest()
+        return self._sample_hash
+
     def first_bytes(self, count: int) -> list[bytes]:
         """Return the first bytes of at most `count` image files, evenly spaced over the archive.
 
         They show the encoding of the images.
         """
+        return [data[:16] for data in self._some_files(count)]
+
+    def _some_files(self, count: int) -> list[bytes]:
+        """Read at most `count` image files, evenly spaced over the archive."""
         entries = self._archive.images
         places = np.unique(np.linspace(0, len(entries) - 1, min(count, len(entries))).astype(int))
-        return [self._archive.reader.read(entries[i])[:16] for i in places]
+        return [self._archive.reader.read(entries[i]) for i in places]
 
     def use_local_copy(self, folder: str) -> None:
         """Read the images from a copy in `folder`, which is made if it does not exist.

@@ -243,6 +243,10 @@ class ProjectedDiscriminator(nn.Module):
         self.discriminators.requires_grad_(requires_grad)
         return self
 
+    def backbone_hashes(self) -> dict[str, str]:
+        """Return the sha256 of each backbone's weights file, or 'random:SEED', by name."""
+        return {name: str(network.sha256) for name, network in self.feature_networks.items()}
+
     def saved_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint stores: heads and random projection.
 

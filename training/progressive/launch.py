@@ -24,7 +24,7 @@ from training.networks import files, stems
 from training.progressive import plan, recipe, stages
 from training.run import plan as run_plan
 from training.run import restart
-from training.run.enter import ending_logged, entered, locked
+from training.run.enter import check_free, ending_logged, locked
 from training.run.stop import terminated_as_interrupted
 from training.run_folder import new_run_folder, run_folders, write_json
 
@@ -130,8 +130,12 @@ def unfinished_folder(outdir: str, desc: str, schedule: stages.Schedule) -> Path
     return None
 
 
-def check(planned: list[plan.Planned]) -> None:
+def check(planned: list[plan.Planned], folder: Path | None = None) -> None:
     """Find problems of any stage before the first one starts.
+
+    Args:
+        planned: the selected stages.
+        folder: folder of the schedule if its stages resume.
 
     Raises:
         ValueError: one line.
@@ -140,7 +144,7 @@ def check(planned: list[plan.Planned]) -> None:
     for p in planned:
         assert p.dataset is not None
         try:
-            run_plan.check(p.config, p.dataset, p.stem)
+            run_plan.check(p.config, p.dataset, p.stem, resuming=plan.has_begun(p.stage, folder))
             if p.config.loss.cls_weight > 0:
                 build.make_classifier(p.config.loss, p.dataset)
         except ValueError as err:
@@ -171,62 +175,85 @@ def start(
     last = schedule.config(schedule.recipe.stages[-1])
     if distributed.under_torchrun():
         launch.join(last)
-    stack = ExitStack()
-    folder = distributed.broadcast_object(folder) or restart.folder_of_job(values["outdir"] or "", desc)
-    from_scratch = values["from_scratch"] and not (folder and restart.is_of_job(folder))
-    if distributed.is_main():
-        folder = folder or new_run_folder(values["outdir"], desc)
-        stack.enter_context(locked(folder))
-        stack.enter_context(restored_if_refused(folder, schedule))
-        write_json(
-            folder / run_folder.RECIPE_FILE,
-            {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
-        )
-        print(f"Recipe folder: {folder}")
-    folder = distributed.broadcast_object(folder)
-    assert folder is not None
-    restart.note_job(folder)
+    existing = distributed.broadcast_object(folder) or restart.folder_of_job(values["outdir"] or "", desc)
+    from_scratch = values["from_scratch"] and not (existing and restart.is_of_job(existing))
     resumed = values["resume"] is not None
     again = resumed and values["batch_gpu"] == AUTO
+    with ExitStack() as stack, terminated_as_interrupted():
+        target = existing or distributed.on_main(lambda: new_run_folder(values["outdir"], desc))
+        distributed.on_main(lambda: enter(stack, schedule, target))
+        restart.note_job(target)
 
-    def train_stage(config: TrainConfig, run_dir: Path) -> str:
-        with ExitStack() as inner:
-            if distributed.is_main():
-                run_dir.mkdir(exist_ok=True)
-                inner.enter_context(entered(run_dir, from_scratch, config.run.local_checkpoint))
-            config = launch.settle_batch_gpu(launch.fit_processes(config), run_dir, again)
-            return launch.run_in_folder(
-                config, run_dir, measures.evaluate, folder, deadline - time.monotonic()
-            )
+        def is_done() -> bool:
+            return stages.is_done(schedule, target)
 
-    def measure(network: Path, run_dir: Path, metric: str) -> None:
-        arguments = (to_json(last), str(network), str(run_dir), metric, measures.final)
-        with ending_logged(run_dir):
-            launcher.launch(measure_process, launch.fit_processes(last).run.gpus, *arguments)
+        def train_stage(config: TrainConfig, run_dir: Path) -> str:
+            with ExitStack() as inner:
+                distributed.on_main(lambda: run_dir.mkdir(exist_ok=True))
+                launch.enter(inner, run_dir, config, from_scratch)
+                config = launch.settle_batch_gpu(launch.fit_processes(config), run_dir, again)
+                ending = launch.run_in_folder(
+                    config, run_dir, measures.evaluate, target, deadline - time.monotonic()
+                )
+            finished = ending.outcome == run_folder.FINISHED
+            if finished and ending.was_asked and not distributed.on_main(is_done):
+                _say(f"Stopped. Resume with --resume={target}")
+                return run_folder.INTERRUPTED
+            return ending.outcome
 
-    with stack, terminated_as_interrupted():
+        def measure(network: Path, run_dir: Path, metric: str) -> None:
+            arguments = (to_json(last), str(network), str(run_dir), metric, measures.final)
+            with ending_logged(run_dir):
+                launcher.launch(measure_process, launch.fit_processes(last).run.gpus, *arguments)
+
         try:
             hooks = stages.Hooks(train_stage, measure, _say, deadline)
-            outcome = stages.run(schedule, folder, bool(values["stages"] and resumed), hooks)
+            outcome = stages.run(schedule, target, bool(values["stages"] and resumed), hooks)
+            distributed.on_main(lambda: run_folder.write_status(target, outcome))
+            return outcome
         except KeyboardInterrupt:
-            _say(f"Stopped. Resume with --resume={folder}")
-            outcome = run_folder.INTERRUPTED
-    return outcome
+            _say(f"Stopped. Resume with --resume={target}")
+            return run_folder.INTERRUPTED
+
+
+def enter(stack: ExitStack, schedule: stages.Schedule, folder: Path) -> None:
+    """Lock the folder of a recipe until `stack` is closed, and record the schedule in it. Process 0.
+
+    Its status is "interrupted" from now on, until `start` knows the outcome: the process may be killed where
+    all stages that have begun are finished.
+
+    Raises:
+        ValueError: another process is there, or in the folder of a selected stage. Nothing has been changed.
+    """
+    stack.enter_context(locked(folder))
+    for stage in schedule.stages:
+        check_free(folder / stage.name)
+    stack.enter_context(restored_if_refused(folder, schedule))
+    write_json(
+        folder / run_folder.RECIPE_FILE,
+        {**schedule.to_json(), "command": sys.argv, "torch": str(torch.__version__)},
+    )
+    run_folder.write_status(folder, run_folder.INTERRUPTED)
+    print(f"Recipe folder: {folder}")
 
 
 @contextlib.contextmanager
 def restored_if_refused(folder: Path, schedule: stages.Schedule) -> Iterator[None]:
-    """Within, an error before a selected stage has begun or resumed restores the recorded schedule."""
-    path = folder / run_folder.RECIPE_FILE
+    """Within, an error before a selected stage has begun or resumed restores the recorded schedule.
+
+    So it does the status of the recipe.
+    """
+    paths = [folder / name for name in (run_folder.RECIPE_FILE, run_folder.STATUS_FILE)]
     records = [folder / stage.name / run_folder.OPTIONS_FILE for stage in schedule.stages]
-    before = path.read_bytes() if path.exists() else None
+    before = {path: path.read_bytes() for path in paths if path.exists()}
     stamps = [_stamp(record) for record in records]
     try:
         yield
     except (ValueError, OSError):
-        if before is not None and [_stamp(record) for record in records] == stamps:
-            with atomic_write(path) as f:
-                f.write(before)
+        if [_stamp(record) for record in records] == stamps:
+            for path, content in before.items():
+                with atomic_write(path) as f:
+                    f.write(content)
         raise
 
 

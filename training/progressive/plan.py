@@ -178,6 +178,14 @@ def check_resumed(schedule: Schedule, planned: Sequence[Planned], folder: Path, 
             raise ValueError(f"stage {p.stage.resolution}: {err}") from None
 
 
+def has_begun(stage: Stage, folder: Path | None) -> bool:
+    """Whether a stage has a checkpoint or a result in `folder`: what it started from is no longer needed."""
+    if folder is None:
+        return False
+    run_dir = folder / stage.name
+    return run_folder.newest_checkpoint_nimg(run_dir) is not None or stages.is_trained(run_dir)
+
+
 def check_options(planned: Sequence[Planned], folder: Path | None) -> None:
     """Check what --dry-run can check of all stages that have data.
 
@@ -191,9 +199,8 @@ def check_options(planned: Sequence[Planned], folder: Path | None) -> None:
     for p in planned:
         if p.dataset is None:
             continue
-        began = folder is not None and run_folder.newest_checkpoint_nimg(folder / p.stage.name) is not None
         try:
-            run_plan.check_options(p.config, p.dataset, began, download=False)
+            run_plan.check_options(p.config, p.dataset, has_begun(p.stage, folder), download=False)
             run_plan.check_guidance(p.config, p.dataset)
         except ValueError as err:
             raise ValueError(f"stage {p.stage.resolution}: {err}") from None

@@ -2,6 +2,7 @@
 """Run the stages of a recipe in order. Each is an ordinary run folder inside the recipe's folder.
 
     00000-imagenet256/recipe.json        the recipe, the data, and all overrides from command lines, by stage
+    00000-imagenet256/status.json        how the last process ended; "interrupted" while one runs
     00000-imagenet256/lineage.json       for each stage: how it ended, its best network, its stem, and its
                                          metric at the resolution of the last stage
     00000-imagenet256/stage-016x016/     as written by train.py, plus final.json: that metric

@@ -72,6 +72,17 @@ def _statistics_note(cfg: TrainConfig, n: int) -> str:
     )
 
 
+def allowed(cfg: TrainConfig) -> list[int]:
+    """The candidates of a run, in the order in which they are tried."""
+    # SONA heads, --mbstd and the energy distance compare images of a micro-batch.
+    comparing = cfg.discriminator.heads == "sona" or cfg.discriminator.mbstd or cfg.loss.energy_weight > 0
+    return [
+        n
+        for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group)
+        if n >= (2 if comparing else 1) and n % cfg.data.class_run == 0
+    ]
+
+
 def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | None]:
     """The first candidate that fits, and the last one that did not (None if the first one fits).
 
@@ -79,18 +90,11 @@ def largest(cfg: TrainConfig, fits: Callable[[int], bool]) -> tuple[int, int | N
         ValueError: None fits.
     """
     refused = None
-    # SONA heads, --mbstd and the energy distance compare images of a micro-batch.
-    comparing = cfg.discriminator.heads == "sona" or cfg.discriminator.mbstd or cfg.loss.energy_weight > 0
-    allowed = [
-        n
-        for n in candidates(cfg.run.batch // cfg.run.gpus, cfg.discriminator.bn_group)
-        if n >= (2 if comparing else 1) and n % cfg.data.class_run == 0
-    ]
-    for n in allowed:
+    for n in allowed(cfg):
         if fits(n):
             return n, refused
         refused = n
-    fewest = min(allowed, default=1)
+    fewest = min(allowed(cfg), default=1)
     raise ValueError(
         f"--batch-gpu=auto: not even {'one image' if fewest == 1 else f'{fewest} images'} per micro-batch "
         "fits into memory: lower --cbase or --cmax, or use a device with more memory"
@@ -194,8 +198,8 @@ class Trial:
         state = self.state
         if self.classifier is None:
             self.classifier = build.classifier_on(self.device, cfg, self.dataset, quiet=True)
-        if self.reals is None and cfg.loss.energy_weight > 0:
-            self.reals = energy.choose(self.dataset, cfg.run.seed, self.device)
+        if self.reals is None:
+            self.reals = build.make_reals(cfg, self.dataset, self.device)
         margin = torch.empty(self._margin_bytes(state), dtype=torch.uint8, device=self.device)
         inputs = InputSource.of(
             settled(cfg, n),

@@ -51,6 +51,8 @@ class Checkpoints:
                 "train": state.state_dict(),
                 "running": running,
                 "data_hash": self.dataset.content_hash(),
+                "data_sample": self.dataset.sample_hash(),
+                "backbones": state.D.backbone_hashes(),
             }
             saved["lineage"] = vars(state.lineage)
             self.writer.save(state.progress.nimg, saved)

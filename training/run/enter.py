@@ -30,12 +30,12 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, writer: bool = False) -> None:
-        self.lock = self._take(run_dir, run_folder.WRITER_LOCK_FILE if writer else run_folder.LOCK_FILE)
+        self.lock = _take(run_dir, run_folder.WRITER_LOCK_FILE if writer else run_folder.LOCK_FILE)
         self.dead: list[str] = []  # who was in the folder before, as temporaries name them
         holders = [self.lock.last_holder()]
         if not writer:
             try:
-                other = self._take(run_dir, run_folder.WRITER_LOCK_FILE)
+                other = _take(run_dir, run_folder.WRITER_LOCK_FILE)
             except ValueError:
                 self.lock.release()
                 raise
@@ -46,19 +46,28 @@ class RunLock:
             self.dead = sorted(others)
             self.lock.write_holder()
 
-    @staticmethod
-    def _take(run_dir: Path, name: str) -> Lock:
-        lock = Lock(run_dir / name)
-        if not lock.acquire():
-            raise ValueError(
-                f"{run_dir} is in use by another training process ({lock.holder_text()}): wait for it or "
-                "stop it"
-            )
-        return lock
-
     def release(self) -> None:
         """Release the lock."""
         self.lock.release()
+
+
+def _take(run_dir: Path, name: str) -> Lock:
+    lock = Lock(run_dir / name)
+    if not lock.acquire():
+        raise ValueError(
+            f"{run_dir} is in use by another training process ({lock.holder_text()}): wait for it or stop it"
+        )
+    return lock
+
+
+def check_free(run_dir: Path) -> None:
+    """Check that no other process is in a run folder, which need not exist; `RunLock` keeps them out.
+
+    Raises:
+        ValueError: another process is there.
+    """
+    for name in (run_folder.LOCK_FILE, run_folder.WRITER_LOCK_FILE) if run_dir.is_dir() else ():
+        _take(run_dir, name).release()
 
 
 @contextlib.contextmanager

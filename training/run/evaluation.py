@@ -79,6 +79,8 @@ class Evaluation:
             scores = self.evaluate(state.G_ema)
             state.progress.metric_seconds += float(distributed.broadcast_object(self.now() - started))
             for i, score in enumerate(scores):
+                if i == 0:
+                    self._begin_first(score.name, state.progress)
                 improved = (
                     _is_best(score, state.progress) if i == 0 else _is_best_other(score, state.progress)
                 )
@@ -86,6 +88,28 @@ class Evaluation:
                     self._record(score, state.progress, improved, is_first=i == 0)
         state.progress.unscored = False
         return True
+
+    def _begin_first(self, name: str, progress: Progress) -> None:
+        """Note which metric is the first. If it was another one before, the best networks change places."""
+        former, progress.first_metric = progress.first_metric, name
+        if former in (None, name):
+            return
+        if progress.best_metric is not None:
+            progress.best_others[former] = progress.best_metric
+        progress.best_metric, progress.stale = progress.best_others.pop(name, None), 0
+        progress.best_nimg = distributed.on_main(lambda: self._nimg_of(name, progress.best_metric))
+        if distributed.is_main():
+            self.snapshots.change_first(former, name, progress.best_nimg)
+
+    def _nimg_of(self, name: str, best: float | None) -> int | None:
+        """Images shown at the best value of a metric, from its records; None if unknown."""
+        if best is None:
+            return None
+        for record in run_folder.read_jsonl(run_folder.metric_file(self.run_dir, name)):
+            if (record.get("results") or {}).get(name) in (best, -best) and "kimg" in record:
+                kimg: float = record["kimg"]
+                return round(kimg * 1000)
+        return None
 
     def _is_skipped(self, progress: Progress) -> bool:
         """Whether metrics have taken more than their share of the time. The last evaluation always runs."""

@@ -134,13 +134,25 @@ class Periodic:
                 self.trackers.alarm(line, p.nimg)
         due = done or p.tick % self.cfg.run.snap == 0
         if due:
-            p.unscored = self.evaluation.evaluate is not None
-            self.snapshot(state)
-            self.score(state)
+            self.snapshot_and_score(state)
         watchdog.phase("report")
         if self.main:
             self.watch.redraw(page=due)
         self.clock.next_tick(tick)
+
+    def finish(self, state: TrainState) -> None:
+        """Make the last snapshot, if there is none: a run that resumes may be over at once.
+
+        --kimg or --patience may have been lowered, below what a checkpoint between snapshots has.
+        """
+        if self.snapshots.newest_nimg != state.progress.nimg:
+            self.snapshot_and_score(state)
+
+    def snapshot_and_score(self, state: TrainState) -> None:
+        """Make a snapshot and evaluate it. All processes must call it."""
+        state.progress.unscored = self.evaluation.evaluate is not None
+        self.snapshot(state)
+        self.score(state)
 
     def snapshot(self, state: TrainState) -> None:
         """Network pickle, fake grid, contact sheet, checkpoint. All processes must call it."""

@@ -14,7 +14,7 @@ from torch_utils.devices import pick_device
 from training import build
 from training.config import AUTO, DiscriminatorConfig, TrainConfig
 from training.data import downscaling
-from training.data.dataset import ImageDataset
+from training.data.dataset import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks import finetune, frozen
@@ -81,7 +81,8 @@ def check(
         dataset: Data set of the run.
         stem: As for `plan`.
         lineage: As for `plan`.
-        resuming: The run has a checkpoint, so the network of --init-from is no longer needed.
+        resuming: The run has a checkpoint, so that what it started from is no longer needed: the network of
+            --init-from, the file of --class-embedding.
 
     Raises:
         ValueError, OSError: The run could not start; one line says why.
@@ -108,10 +109,30 @@ def check_options(
         ValueError, OSError: The run could not start; one line says why.
     """
     grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
-    if cfg.data.class_embedding not in ("auto", "random"):
+    check_class_run(cfg, dataset)
+    own_embedding = not resuming and not cfg.generator.superres
+    if own_embedding and cfg.data.class_embedding not in ("auto", "random"):
         build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
     if cfg.run.init_from and not resuming and (download or not is_url(cfg.run.init_from)):
         finetune.read(cfg.run.init_from)
+
+
+def check_class_run(cfg: TrainConfig, dataset: ImageDataset) -> None:
+    """Check that an epoch has a run of --class-run images of a class.
+
+    Raises:
+        ValueError: Every class shows fewer images.
+    """
+    if cfg.data.class_run == 1 or dataset.labels is None:
+        return
+    most = int(dataset.label_distribution().max())
+    if cfg.data.balanced:
+        most = BalancedClasses(dataset.labels).per_class
+    if most < cfg.data.class_run:
+        raise ValueError(
+            f"--class-run={cfg.data.class_run} has no effect: in an epoch of --data={dataset.path} a class "
+            f"shows at most {most} images; lower --class-run, or remove it"
+        )
 
 
 def check_guidance(cfg: TrainConfig, dataset: ImageDataset) -> None:

@@ -25,6 +25,7 @@ from training.discriminator import ProjectedDiscriminator
 from training.generator import Generator
 from training.networks import finetune, stems
 from training.networks.stems import Lineage, Stem, read_stem, restore_file, stem_file
+from training.options import Option
 from training.run import local_copies, plan, stop
 from training.run_folder import kimg_text
 from training.state import TrainState
@@ -37,6 +38,11 @@ NETWORK_OPTIONS = (
     *(f"discriminator.{key}" for key in ("backbones", "heads", "mbstd", "feature_size")),
     *(f"discriminator.{key}" for key in ("proj_channels", "head_channels", "cond_channels")),
 )
+
+
+# Options that act at the start of a run alone, and one whose value is part of what the weights mean: a
+# checkpoint has their results, whatever the options say. They do not concern superresolution stages.
+FIXED_OPTIONS = ("data.class_embedding", "data.embed_dim", "generator.map_lr_multiplier")
 
 
 def make_state(
@@ -98,7 +104,8 @@ def checkpoint_here(cfg: TrainConfig, run_dir: Path) -> Path | None:
 def check(cfg: TrainConfig, dataset: ImageDataset, run_dir: Path, path: Path) -> None:
     """Check that a run can resume from a checkpoint, before its folder is changed. Loads no weights.
 
-    The hash of a data set that has no checksums is left to the run itself, since it reads all images.
+    The hash of a data set that has no checksums is left to the run itself, since it reads all images; a
+    sample of them is compared here.
 
     Args:
         cfg: Configuration of the run.
@@ -110,8 +117,11 @@ def check(cfg: TrainConfig, dataset: ImageDataset, run_dir: Path, path: Path) ->
         ValueError: As `make_state`.
     """
     saved = checkpoint.load_mapped(path)
-    if not dataset.is_planned and dataset.has_checksums:
-        check_data(dataset, saved, path)
+    check_fixed(cfg, run_dir)
+    if not dataset.is_planned:
+        check_sample(dataset, saved, path)
+        if dataset.has_checksums:
+            check_data(dataset, saved, path)
     planned = cfg.override({"data.embed_dim": saved_embed_dim(cfg, saved)})
     G, D = plan.plan(planned, dataset, lineage=Lineage(**saved.get("lineage", {})))
     check_networks(cfg, G, D, saved, path, run_dir)
@@ -120,10 +130,69 @@ def check(cfg: TrainConfig, dataset: ImageDataset, run_dir: Path, path: Path) ->
 def check_data(dataset: ImageDataset, saved: Mapping[str, Any], path: str | Path) -> None:
     """Raise ValueError unless the data set is that of a checkpoint."""
     if saved["data_hash"] != dataset.content_hash():
+        raise _other_data(dataset, path)
+
+
+def check_sample(dataset: ImageDataset, saved: Mapping[str, Any], path: str | Path) -> None:
+    """As `check_data`, from a few images alone: other data may pass, and all do at older checkpoints."""
+    if saved.get("data_sample") not in (None, dataset.sample_hash()):
+        raise _other_data(dataset, path)
+
+
+def _other_data(dataset: ImageDataset, path: str | Path) -> ValueError:
+    return ValueError(
+        f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run with "
+        "--init-from"
+    )
+
+
+def check_fixed(cfg: TrainConfig, run_dir: str | Path) -> None:
+    """Raise ValueError if one of FIXED_OPTIONS is not that of the run folder."""
+    recorded = recorded_options(run_dir)
+    if cfg.generator.superres or recorded is None:
+        return
+    changed = [option for name in FIXED_OPTIONS if (option := OPTIONS[name]).of(cfg) != option.of(recorded)]
+    if changed:
+        given, began = (shown(changed, config) for config in (cfg, recorded))
         raise ValueError(
-            f"--data={dataset.path} has changed since {path} was written: restore it, or start a new run "
-            "with --init-from"
+            f"{given}: the run started with {began}, which its checkpoints contain: remove the option, or "
+            f"start a new run with --init-from={run_dir}"
         )
+
+
+def check_backbones(D: ProjectedDiscriminator, saved: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError if a backbone has other weights than at a checkpoint, where it says which it had."""
+    own = D.backbone_hashes()
+    other = [name for name, found in saved.get("backbones", own).items() if own.get(name) != found]
+    if other:
+        raise ValueError(
+            f"--backbone-weights: {', '.join(other)} has other weights than {path} was trained with: use "
+            "those (random ones depend on --seed), or start a new run with --init-from"
+        )
+
+
+def recorded_options(run_dir: str | Path) -> TrainConfig | None:
+    """The options with which a run started last; None if they cannot be read."""
+    try:
+        return run_folder.load_run(str(run_dir))
+    except ValueError:
+        return None
+
+
+def shown(options: Iterable[Option], cfg: TrainConfig) -> str:
+    """Options with their values as a command line gives them, separated by commas."""
+    return ", ".join(f"{option.shown_flag}={option.text(option.of(cfg))}" for option in options)
+
+
+def changes_since(cfg: TrainConfig, run_dir: str | Path) -> str:
+    """A line about the options that are not those with which the run started last; '' if there are none."""
+    recorded = recorded_options(run_dir)
+    if recorded is None:
+        return ""
+    # of a recipe's stages, --restart-every is what is left of it
+    others = [option for name, option in OPTIONS.items() if name != "run.restart_every"]
+    changed = [option for option in others if option.of(cfg) != option.of(recorded)]
+    return f"Changed since: {shown(changed, cfg)} (before: {shown(changed, recorded)})" if changed else ""
 
 
 def saved_embed_dim(cfg: TrainConfig, saved: Mapping[str, Any]) -> int:
@@ -157,16 +226,13 @@ def check_networks(
                 )
     if not difference:
         return
-    recorded = run_folder.load_run(str(run_dir)) if run_folder.is_run_folder(run_dir) else cfg
+    recorded = recorded_options(run_dir) or cfg
     changed = [option for name in NETWORK_OPTIONS if (option := OPTIONS[name]).of(cfg) != option.of(recorded)]
     if not changed:
         raise ValueError(
             f"{path} is of networks with other options: resume with those of its run ({difference})"
         )
-    given, began = (
-        ", ".join(f"{option.shown_flag}={option.text(option.of(config))}" for option in changed)
-        for config in (cfg, recorded)
-    )
+    given, began = (shown(changed, config) for config in (cfg, recorded))
     raise ValueError(
         f"{given}: the run started with {began}, and a resumed run cannot change its architecture; to use "
         f"its weights in another one, start a new run with --init-from={run_dir}"
@@ -233,10 +299,12 @@ def saved_state(
         ValueError: as `make_state`.
     """
     saved = load_everywhere(path)
+    check_fixed(cfg, run_dir)
     check_data(dataset, saved, path)
     lineage = Lineage(**saved.get("lineage", {}))
     G, D, lineage = build.make_networks(cfg, dataset, saved_embed_dim(cfg, saved), lineage, device)
     check_networks(cfg, G, D, saved, path, run_dir)
+    check_backbones(D, saved, path)
     state = build.assemble(cfg, G, D, lineage, device)
     try:
         state.load_state_dict(saved["train"])
@@ -247,6 +315,8 @@ def saved_state(
         ) from None
     if distributed.is_main():
         print(f"Resuming from {path} at {kimg_text(state.progress.nimg / 1000)} kimg")
+        if changes := changes_since(cfg, run_dir):
+            print(changes)
     if cfg.generator.superres:
         if distributed.is_main():
             restore_file(state.lineage, run_dir)

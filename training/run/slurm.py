@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from training.run_folder import FINISHED, INTERRUPTED, RESTART, STATUS_FILE, recorded_outcome, run_folders
+from training.run_folder import FINISHED, RESTART, STATUS_FILE, recorded_outcome, run_folders
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
 SCRIPT = ROOT / "train.py"
@@ -47,12 +47,12 @@ class Job:
         group = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         job = os.environ.get("SLURM_JOB_ID") or os.environ["SUBMITIT_LOCAL_JOB_ID"]
         folder = Path(self.outdir, f"job-{job}")
-        if outcomes(folder) == {FINISHED}:
+        if is_finished(folder):
             print(f"job {job}: its run in {folder} is finished, nothing is left to do", flush=True)
             return 0
         code = self._train(folder)
-        ended = outcomes(folder) & {INTERRUPTED, RESTART}
-        if group.rank == 0 and ended and (self.warned or RESTART in ended):
+        unfinished = self.warned and not is_finished(folder)
+        if group.rank == 0 and (unfinished or RESTART in outcomes(folder)):
             print(f"job {job}: requeued, its run in {folder} is saved", flush=True)
             requeue(job)
         elif code not in (0, 130):
@@ -92,8 +92,13 @@ def requeue(job: str) -> None:
     subprocess.run(["scontrol", "requeue", job], check=True)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a job's folder is finished, or all stages of its recipe."""
+    return outcomes(folder) == {FINISHED}
+
+
 def outcomes(folder: Path) -> set[str | None]:
-    """Outcomes of the runs in a job's folder, those of a recipe's stages included."""
+    """Outcomes of the runs in a job's folder, those of a recipe and its stages included."""
     runs = run_folders(str(folder)).values() if folder.is_dir() else ()
     stages = [stage for run in runs for stage in (run, *run.iterdir()) if stage.is_dir()]
     return {recorded_outcome(stage) for stage in stages if (stage / STATUS_FILE).is_file()}

@@ -44,10 +44,15 @@ class Snapshots:
 
     def number(self, nimg: int) -> str:
         """The number of the snapshot at `nimg` images shown, the newest one or the next. All processes."""
-        if self.newest is None or self.newest["nimg"] != nimg:
-            last = None if self.newest is None else self.newest["nimg"]
+        last = self.newest_nimg
+        if self.newest is None or last != nimg:
             self.newest = {"nimg": nimg, "number": run_folder.snapshot_number(nimg, last)}
         return str(self.newest["number"])
+
+    @property
+    def newest_nimg(self) -> int | None:
+        """Images shown at the newest snapshot; None before the first one. All processes."""
+        return None if self.newest is None else int(self.newest["nimg"])
 
     def path(self, nimg: int) -> Path:
         """The file of that snapshot."""
@@ -81,6 +86,23 @@ class Snapshots:
             if metric is None:
                 run_folder.write_best_nimg(self.run_dir, progress.nimg)
 
+    def change_first(self, former: str, first: str, nimg: int | None) -> None:
+        """Rename the best networks, when another metric than the `former` one is the first.
+
+        Args:
+            former: Its name.
+            first: Name of the metric that is the first from now on.
+            nimg: Images shown at its best network so far; None if unknown.
+        """
+        best, own = (run_folder.best_file(self.run_dir, name) for name in (None, first))
+        with warn_if_unwritable(best.name):
+            if best.exists():
+                run_folder.replace_with_copy(best, run_folder.best_file(self.run_dir, former))
+            if own.exists():
+                run_folder.replace_with_copy(own, best)
+                own.unlink()
+                run_folder.write_best_nimg(self.run_dir, nimg)
+
 
 def network_pickle(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> dict[str, Any]:
     """What a network pickle holds, in the published order."""
@@ -108,7 +130,7 @@ def provenance(cfg: TrainConfig, dataset: ImageDataset, state: TrainState) -> di
             "images": len(dataset),
             "metadata": dataset.metadata,
         },
-        "backbones": {name: network.sha256 for name, network in state.D.feature_networks.items()},
+        "backbones": state.D.backbone_hashes(),
         "init_from": state.started_from,
         "torch": str(torch.__version__),
         "python": platform.python_version(),

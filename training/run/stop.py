@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to stop (SIGINT, SIGTERM, the restart deadline), on which all processes agree."""
+"""Requests to stop (signals, the restart deadline), on which all processes agree."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch_utils import distributed, watchdog
+from torch_utils import distributed, launcher, watchdog
 
 _current: StopRequest | None = None  # of this process: signals are the process's, too
+_signalled = False  # during the last StopRequest that was closed
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM was answered in the middle of long work."""
+    """A signal was answered in the middle of long work."""
 
 
 class StopRequest:
-    """SIGINT, SIGTERM or the --restart_every deadline: the run saves and leaves between two steps."""
+    """A signal or the --restart_every deadline: the run saves and leaves between two steps.
+
+    The signals are those of `launcher.answered`.
+    """
 
     GO_ON, SAVE, INTERRUPTED, RESTART = 0, 1, 2, 3
 
@@ -27,7 +31,7 @@ class StopRequest:
         global _current
         self.deadline = time.monotonic() + restart_every
         self.signalled = False
-        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {s: signal.signal(s, self._on_signal) for s in launcher.answered()}
         _current = self
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -37,8 +41,8 @@ class StopRequest:
 
     def close(self) -> None:
         """Restore the signal handlers."""
-        global _current
-        _current = None
+        global _current, _signalled
+        _current, _signalled = None, self.signalled
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -64,7 +68,7 @@ class StopRequest:
 
 
 def pause(alone: bool = False) -> None:
-    """Raise Stopped after SIGINT or SIGTERM; for calls between the parts of long work.
+    """Raise Stopped after a signal; for calls between the parts of long work.
 
     The restart deadline is not answered here: a restart would begin the work again, and might never end it.
 
@@ -78,15 +82,24 @@ def pause(alone: bool = False) -> None:
             raise Stopped
 
 
+def was_asked() -> bool:
+    """Whether a signal has asked any process of the run that ended last to stop. All processes call it.
+
+    If that run has finished all the same, the signal is for what follows it.
+    """
+    return any(distributed.all_gather_object(_signalled))
+
+
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, where no StopRequest answers it: what is done is on disk."""
+    """Signals raise KeyboardInterrupt, where no StopRequest answers them: what is done is on disk."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in launcher.answered()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

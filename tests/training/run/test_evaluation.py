@@ -93,6 +93,34 @@ def test_a_score_that_is_no_number_is_not_the_best(tmp_path):
     assert (run.state.progress.best_metric, run.state.progress.stale) == (3.0, 1)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_another_first_metric_has_its_own_best_network(known, tmp_path):
+    """A score of one metric is not compared with scores of another, and no best network is lost."""
+    run = Run(tmp_path, [(3.0, 1.0), (2.0, 9.0), (4.0, 5.0)])
+    for _ in range(3):
+        run.train(1)
+    resumed = Run(tmp_path, [(1.5, 8.0), (9.0, 10.0)])
+    resumed.state.progress = Progress(**json.loads(json.dumps(vars(run.state.progress))))
+    if not known:  # it was not measured before
+        resumed.state.progress.best_others.clear()
+        run_folder.best_file(tmp_path, "is50k").unlink()
+        run_folder.metric_file(tmp_path, "is50k").unlink()
+    scores = resumed.evaluation.evaluate
+    resumed.evaluation.evaluate = lambda generator: scores(generator)[::-1]
+    resumed.train(1)
+    progress = resumed.state.progress
+    best = run_folder.best_file(tmp_path)
+    expected = ("2000", -9.0, 2000, 1) if known else ("4000", -8.0, 4000, 0)
+    assert (best.read_text(), progress.best_metric, progress.best_nimg, progress.stale) == expected
+    assert run_folder.best_nimg(tmp_path) == expected[2]
+    assert run_folder.best_file(tmp_path, "fid50k_full").read_text() == "4000"
+    assert progress.best_others == {"fid50k_full": 1.5}
+    assert not run_folder.best_file(tmp_path, "is50k").exists()
+    resumed.train(1)
+    assert (best.read_text(), progress.best_metric, progress.stale) == ("5000", -10.0, 0)
+    assert run_folder.best_file(tmp_path, "fid50k_full").read_text() == "4000"
+
+
 def test_a_resumed_run_does_not_replace_a_better_network(tmp_path):
     run = Run(tmp_path, [(3.0, 5.0)])
     run.train(1)

@@ -53,6 +53,22 @@ def test_ticks_snapshots_checkpoints_and_scores(made, monkeypatch):
     assert best == (folder / "network-snapshot.pkl").read_bytes()
 
 
+def test_a_run_that_is_over_when_it_resumes_has_a_snapshot_of_its_last_state(made):
+    """As with a --kimg below that of a checkpoint between two snapshots."""
+    periodic, state, folder, scores = made
+    periodic.begin(state)
+    state.progress.nimg = 16
+    periodic.tick(state, done=False)
+    assert not run_folder.snapshot_files(folder)
+    for _ in range(2):
+        periodic.finish(state)
+        (snapshot,) = run_folder.snapshot_files(folder)
+        assert snapshot.read_bytes() == (folder / "best_model.pkl").read_bytes() and len(scores) == 2
+    periodic.end(state, run_folder.FINISHED)
+    newest = checkpoint.load(checkpoint.latest(run_folder.checkpoint_folder(folder)))
+    assert newest["running"]["snapshot"]["nimg"] == 16 and not newest["train"]["progress"]["unscored"]
+
+
 def test_the_report_of_a_finished_run_is_drawn_before_its_status(made, monkeypatch):
     """A kill between the two must not leave a stage that is done with the report of one that runs."""
     periodic, state, folder, _ = made

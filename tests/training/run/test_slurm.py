@@ -6,6 +6,7 @@ run only. Slurm's commands are stand-ins that run the job here.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterator
@@ -195,6 +196,21 @@ def test_a_requeue_after_the_end_and_a_cancelled_job(cluster, monkeypatch, capsy
     monkeypatch.setattr(slurm.subprocess, "run", lambda command, check: asked.append(command))
     monkeypatch.setattr(job, "_train", lambda folder: 3)
     assert job() == 3 and asked == [["scontrol", "requeue", "77"]]
+    (run / "status.json").write_text('{"outcome": "interrupted"}')  # a recipe, between two stages
+    (run / "stage-016x016").mkdir()
+    (run / "stage-016x016" / "status.json").write_text('{"outcome": "finished", "nimg": 8}')
+    job.warned = True
+    monkeypatch.setattr(job, "_train", lambda folder: 130)
+    assert job() == 130 and len(asked) == 2
+    shutil.rmtree(run / "stage-016x016")
+    (run / "status.json").unlink()  # before the first step
+    assert job() == 130 and len(asked) == 3
+    (run / "status.json").write_text('{"outcome": "finished", "nimg": 8}')
+    with monkeypatch.context() as patch:
+        finished = iter([False, True])
+        patch.setattr(slurm, "is_finished", lambda folder: next(finished))
+        assert job() == 130 and len(asked) == 3, "the run has finished after the warning"
+    job.warned = False
     (run / "status.json").unlink()
     monkeypatch.setattr(job, "_train", lambda folder: 1)
     with pytest.raises(SystemExit):

@@ -12,9 +12,9 @@ import torch
 
 from tests.toy_runs import config, final_state
 from torch_utils import distributed, launcher
-from training import build, loop, run_folder
+from training import build, energy, loop, run_folder
 from training.run.periodic import Score
-from training.run.stop import Stopped, StopRequest, pause
+from training.run.stop import Stopped, StopRequest, pause, terminated_as_interrupted, was_asked
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,42 @@ def test_a_pause_raises_after_a_signal_alone():
     finally:
         stop.close()
     pause()
+    assert was_asked()
+    StopRequest(restart_every=1e9).close()
+    assert not was_asked()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_signals_of_users_terminals_and_queues_ask_a_run_to_stop(name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        stop = StopRequest(restart_every=1e9)
+        try:
+            ask_to_stop(number)
+            assert stop.ask(lambda: False)() == stop.INTERRUPTED
+        finally:
+            stop.close()
+        with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+            ask_to_stop(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest(restart_every=1e9)
+        try:
+            ask_to_stop(signal.SIGHUP)
+            assert not stop.signalled and signal.SIGHUP not in launcher.answered()
+        finally:
+            stop.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.e2e
@@ -68,20 +104,24 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_score_is_made_up_for(data
 
 
 @pytest.mark.e2e
-def test_a_signal_during_the_class_embeddings_leaves_a_run_that_can_begin(data, tmp_path, monkeypatch):
-    cfg = config(data, run__kimg=0.008)
-    compute = build.make_class_embedding
+@pytest.mark.parametrize(("module", "name"), [(build, "make_class_embedding"), (energy, "choose")])
+def test_a_signal_during_the_preparation_leaves_a_run_that_can_begin(
+    module, name, data, tmp_path, monkeypatch
+):
+    """Class embeddings, and the real images of the energy distance."""
+    cfg = config(data, run__kimg=0.008, loss__energy_weight=1.0)
+    compute = getattr(module, name)
 
     def interrupted(*args):
         ask_to_stop()
         args[-1]()
 
-    monkeypatch.setattr(build, "make_class_embedding", interrupted)
+    monkeypatch.setattr(module, name, interrupted)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     assert loop.train(cfg, str(run_dir), torch.device("cpu")) == run_folder.INTERRUPTED
     assert json.loads((run_dir / "status.json").read_text()) == {"outcome": "interrupted", "nimg": 0}
-    monkeypatch.setattr(build, "make_class_embedding", compute)
+    monkeypatch.setattr(module, name, compute)
     assert loop.train(cfg, str(run_dir), torch.device("cpu")) == run_folder.FINISHED
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
