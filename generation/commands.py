@@ -17,6 +17,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
+from dnnlib.one_path import OnePath
 from dnnlib.progress import Progress
 from generation import edits
 
@@ -169,6 +170,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),
         click.option(
             "--network",
+            cls=OnePath,
             required=True,
             metavar="PATH|URL",
             help="Network pickle, .safetensors file, run folder (its best network), or hf://OWNER/NAME.",
