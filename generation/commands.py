@@ -100,6 +100,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         from torch_utils import memory
 
         dnnlib.util.plain_warnings()
+        dnnlib.util.print_any_name()
         try:
             remedy = memory_remedy(kwargs.get("batch"))
             with (
