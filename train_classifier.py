@@ -54,13 +54,16 @@ def main(
 
     from torch_utils import features
     from torch_utils.devices import use_device
-    from training.data.dataset import ImageDataset
+    from training.data.dataset import ImageDataset, Unlabelled
     from training.networks import classifier
 
     outputs.check_output("--dest", dest, inputs={"--data": data, "--weights": weights})
     if Path(dest).suffix != ".safetensors":
         raise ValueError(f"--dest={dest}: end the name with .safetensors")
-    dataset = ImageDataset(data, use_labels=True)
+    try:
+        dataset = ImageDataset(data, use_labels=True)
+    except Unlabelled as error:
+        raise ValueError(f"{error.problem}: prepare the data with one sub-folder per class") from None
     labels, classes = dataset.labels, dataset.label_dim
     if labels is None or classes < 2:
         raise ValueError(f"--data={data} has {classes or 'no'} classes: a classifier needs at least two")
