@@ -793,8 +793,11 @@ def _refusal(data: bytes) -> str:
         factory, accept = Image.OPEN[name]
         try:
             accepted = accept is not None and accept(data[:16])
-            if isinstance(accepted, str):
-                return accepted
+        except Exception:  # of a file shorter than a header
+            continue
+        if isinstance(accepted, str):
+            return accepted
+        try:
             if accepted:
                 factory(io.BytesIO(data), "")
         except Exception as error:  # as in open_image

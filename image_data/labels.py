@@ -39,6 +39,7 @@ NO_INDEX = f"no {archives.INDEX_NAME}"
 ASK = "use dataset_tool.py --labels=folders to treat them as classes, or --labels=none to ignore them"
 STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z0-9]+", re.IGNORECASE)
 FFHQ_IMAGE = re.compile(r"(\d{5})/(\d{5})\.[a-z0-9]+", re.IGNORECASE)
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 # If all images are in one folder with such a name, it is a container, not a class.
 CONTAINER = re.compile(
     r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files",
@@ -326,7 +327,10 @@ def _in_order(archive: Archive, labels: dict[str, Any], origin: str) -> list[Any
     unlabelled = [name for name in names if name not in labels]
     if unlabelled:
         what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
-        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
+        other = (
+            f"; it has labels for {listed(list(labels))}" if len(unlabelled) == len(names) and labels else ""
+        )
+        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}{other}")
     if len(labels) > len(names):
         raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
     return [labels[name] for name in names]
@@ -421,7 +425,7 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
         )
     top = [name.partition("/")[0] for name in below if "/" in name]
     if not top:
-        return Labelling(archive, f"{NO_INDEX} and no class folders")
+        return Labelling(archive, f"{NO_INDEX} and no class folders{_unread_tables(archive)}")
     if mode == "auto":
         _check_splits(archive, prefix, below)
     if len(top) < len(names):
@@ -433,7 +437,8 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
         _check_numbered(archive, folders, below)
         one = folders[0] if len(folders) == 1 else ""
         if one and (CONTAINER.fullmatch(one) or split_of(one) or one == archive.name):
-            return Labelling(archive, f"{NO_INDEX}; the only folder, {prefix}{one}, contains all images")
+            what = f"the only folder, {prefix}{one}, contains all images"
+            return Labelling(archive, f"{NO_INDEX}; {what}{_unread_tables(archive)}")
     empty = sorted(_folders_in(archive, prefix) - set(folders))
     if empty:
         what = f"class folder {empty[0]!r} contains no images"
@@ -447,6 +452,14 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
     inside = f", {deeper:,} folders inside them are not classes" if deeper else ""
     values = np.array([indices[name] for name in top], dtype=np.int64)
     return Labelling(archive, f"the folders {listed(folders)}{inside}", values, len(folders), class_names)
+
+
+def _unread_tables(archive: Archive) -> str:
+    """What to do about files that may have the labels of an archive without class folders, or ''."""
+    found = sorted(entry.name for entry in archive.others if entry.name.lower().endswith(TABLES))
+    if not found:
+        return ""
+    return f"; {listed(found)} not read: labels are in metadata.csv, with the columns file_name and label"
 
 
 def wrapper(archive: Archive) -> str:

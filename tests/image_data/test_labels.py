@@ -403,3 +403,15 @@ def test_a_folder_that_is_not_there(write: Any) -> None:
 def test_class_names_beside_the_labels_are_read(write: Any) -> None:
     index = b'{"labels": {"1.png": 1, "2.png": 0}, "class_names": ["ant", "bee"]}'
     assert found(write_index(write("1.png", "2.png"), "dataset.json", index))[:2] == (["ant", "bee"], [1, 0])
+
+
+@pytest.mark.parametrize(("folder", "table"), [("", "labels.csv"), ("images/", "annotations/all.json")])
+def test_tables_of_other_names_are_told(write: Any, folder: str, table: str) -> None:
+    summary = labels.label(write(f"{folder}1.png", f"{folder}2.png", table)).summary()
+    assert f"; {table} not read: labels are in metadata.csv, with the columns file_name and label" in summary
+
+
+def test_names_of_labels_are_shown_if_none_fits(write: Any) -> None:
+    archive = write_index(write("images/1.png"), "dataset.json", b'{"labels": {"1.png": 0}}')
+    with pytest.raises(labels.Undecided, match=r"the first is images/1\.png; it has labels for 1\.png$"):
+        labels.label(archive)
