@@ -60,6 +60,11 @@ def main(
     outputs.check_output("--dest", dest, inputs={"--data": data, "--weights": weights})
     if Path(dest).suffix != ".safetensors":
         raise ValueError(f"--dest={dest}: end the name with .safetensors")
+    if Path(dest).exists() and not Path(f"{dest}.classes.json").exists():
+        raise ValueError(
+            f"--dest={dest} is no classifier of this command, such as a network, and would be replaced: "
+            "choose another name"
+        )
     try:
         dataset = ImageDataset(data, use_labels=True)
     except Unlabelled as error:

@@ -115,3 +115,10 @@ def test_the_hash_of_the_mapping_network_is_computed_once(monkeypatch):
     with torch.no_grad():
         next(G.mapping.parameters()).add_(1)
     assert render.mapping_sha256(G) != first
+
+
+def test_the_settings_of_another_program_are_kept(network, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"config.json belongs to another program"):
+        network.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
