@@ -264,6 +264,10 @@ def test_missing_inception_is_said_before_any_work(network, tmp_path):
         ),
         (["--network={}/n.pkl", "--metrics=none"], "--metrics names no metric"),
         (["--metrics=fd_lite0"], "give either --network or --images"),
+        (
+            ["--network={}/n.pkl", "--metrics=fd_lite0", "--resolution=8"],
+            "--resolution=8: the network makes images of 16 pixels; use --force",
+        ),
         (["--network={}/n.pkl", "--images={}/data.zip"], "give either --network or --images"),
         (["--images={}/data.zip", "--metrics=fd_lite0"], "--data is missing"),
         (["--images={}/data.zip", "--data={}/data.zip", "--truncation=0.5"], "are for networks"),
