@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from metrics.image_sets import GeneratedImages, RealImages
 
-_NETWORKS = (".pkl", ".safetensors")
+_NETWORKS = (".pkl", ".pickle", ".safetensors")
 _LEVELS = (-40, 20)  # dB of the colours of a heatmap
 
 
@@ -55,7 +55,9 @@ def open_source(
     from training import run_folder
     from training.networks import hub
 
-    is_network = path.endswith(_NETWORKS) or hub.is_repository(path) or run_folder.is_run_folder(path)
+    is_run = run_folder.is_run_folder(path) or run_folder.is_recipe_folder(path)
+    named = path.lower().endswith(_NETWORKS) or dnnlib.util.is_url(path)
+    is_network = named or hub.is_repository(path) or is_run
     if not is_network:
         images = RealImages(ImageFiles(path), num)
         return images, len(images)
@@ -67,11 +69,13 @@ def open_source(
 
 
 def batches(source: GeneratedImages | RealImages, count: int, size: int) -> Iterator[Tensor]:
-    """The images of a source in parts, with progress on stderr."""
+    """The images of a source in parts, with progress on stderr: RGB, transparent pixels laid on white."""
+    from torch_utils.images import to_rgb
+
     with Progress(label="Images", unit="", silent=5) as progress:
         for start in range(0, count, size):
             part = range(start, min(start + size, count))
-            yield source(part)
+            yield to_rgb(source(part))
             progress(part.stop, count)
 
 

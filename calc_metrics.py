@@ -47,6 +47,7 @@ from metrics import names
 )
 @click.option(
     "--network",
+    cls=OnePath,
     metavar="PATH|URL",
     help="network file to measure (.pkl, or .safetensors with its .json), run folder or hf://OWNER/NAME",
 )

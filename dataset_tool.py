@@ -437,6 +437,7 @@ def _print_report(report: ConvertReport) -> None:
 def main(**values: Any) -> None:
     """Prepare a StyleGAN data set, or --check one."""
     util.plain_warnings()
+    util.print_any_name()
     values = outputs.expand_home(values)
     check_path = values.pop("check_path")
     try:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 GENERATED = 1000
 METRIC = "fd_lite0_500"
+DATA = "digits16.zip"
 
 EXPECTED = {"accuracy": 0.8, "fd_ratio": 3}  # the demo fails below these
 
@@ -72,6 +73,14 @@ def train_options(kimg: float) -> dict[str, object]:
 
     fast = pick_precision("auto", pick_device("auto")) is not None
     return {**TRAIN_OPTIONS, "d-precision": "bf16" if fast else "fp32", "kimg": kimg}
+
+
+def is_of_demo(name: str) -> bool:
+    """Whether a file or folder in --outdir is one of the demo's, with what is kept beside the data set."""
+    from training import run_folder
+
+    results = ("runs", "grid.png", "sheet-grid.png", run_folder.CURVES_FILE, "summary.json")
+    return name in results or name.startswith("digits")
 
 
 def write_digits(folder: Path) -> None:
@@ -134,12 +143,18 @@ def main(outdir: str, kimg: float) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     out = Path(outdir)
-    if out.exists() and any(out.iterdir()) and not (out / "digits16.zip").exists():
+    data = out / DATA
+    foreign = sorted(p.name for p in out.iterdir() if not is_of_demo(p.name)) if out.exists() else []
+    if foreign:
+        raise click.ClickException(
+            f"--outdir={outdir} is not empty and not only an earlier demo, because of {foreign[0]}: choose "
+            "another folder"
+        )
+    if out.exists() and any(out.iterdir()) and not data.exists():
         raise click.ClickException(
             f"--outdir={outdir} is not empty and not an earlier demo: choose another folder"
         )
     shutil.rmtree(out, ignore_errors=True)
-    data = out / "digits16.zip"
     write_digits(out / "digits")
     run("dataset_tool.py", f"--source={out / 'digits'}", f"--dest={data}", "--resolution=16x16")
     options = [f"--{name}={value}" for name, value in train_options(kimg).items()]

@@ -27,6 +27,7 @@ from typing import Any
 import click
 
 from dnnlib import outputs
+from dnnlib.one_path import OnePath
 from generation import commands, metric_commands
 from metrics.names import PERCEPTUAL
 
@@ -34,6 +35,7 @@ from metrics.names import PERCEPTUAL
 @click.command(context_settings={"max_content_width": 140}, help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option(
     "--network",
+    cls=OnePath,
     required=True,
     metavar="PATH|URL",
     help="Network pickle, .safetensors file, run folder (its best network), or hf://OWNER/NAME.",

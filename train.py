@@ -196,6 +196,7 @@ def main(**values: Any) -> None:
     """Parse and check the command line, choose the run folder, and start the processes."""
     values = outputs.expand_home(values)
     dnnlib.util.plain_warnings()
+    dnnlib.util.print_any_name()
     if values["fp32"]:
         values["precision"] = "fp32"
     from generation import train_command

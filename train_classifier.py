@@ -62,13 +62,21 @@ def main(
 
     from torch_utils import features, timm_weights
     from torch_utils.devices import use_device
-    from training.data.dataset import ImageDataset
+    from training.data.dataset import ImageDataset, Unlabelled
     from training.networks import classifier
 
     outputs.check_output("--dest", dest, inputs={"--data": data, "--weights": weights})
     if Path(dest).suffix != ".safetensors":
         raise ValueError(f"--dest={dest}: end the name with .safetensors")
-    dataset = ImageDataset(data, use_labels=True)
+    if Path(dest).exists() and not Path(f"{dest}.classes.json").exists():
+        raise ValueError(
+            f"--dest={dest} is no classifier of this command, such as a network, and would be replaced: "
+            "choose another name"
+        )
+    try:
+        dataset = ImageDataset(data, use_labels=True)
+    except Unlabelled as error:
+        raise ValueError(f"{error.problem}: prepare the data with one sub-folder per class") from None
     labels, classes = dataset.labels, dataset.label_dim
     if labels is None or classes < 2:
         raise ValueError(f"--data={data} has {classes or 'no'} classes: a classifier needs at least two")

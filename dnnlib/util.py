@@ -436,6 +436,13 @@ def plain_warnings() -> None:
         warnings.formatwarning = plain
 
 
+def print_any_name() -> None:
+    """Let stdout escape what its encoding lacks, as stderr does: names of files need not be text."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def warn_if_unwritable(what: str) -> Iterator[None]:
     """Turn an OSError inside the block into a warning, for files that the work does not depend on.

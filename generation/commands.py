@@ -17,6 +17,7 @@ import click
 
 import dnnlib.util
 from dnnlib import outputs
+from dnnlib.one_path import OnePath
 from dnnlib.progress import Progress
 from generation import edits
 
@@ -99,6 +100,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         from torch_utils import memory
 
         dnnlib.util.plain_warnings()
+        dnnlib.util.print_any_name()
         try:
             remedy = memory_remedy(kwargs.get("batch"))
             with (
@@ -169,6 +171,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--trust-pickle", is_flag=True, help=TRUST_HELP),
         click.option(
             "--network",
+            cls=OnePath,
             required=True,
             metavar="PATH|URL",
             help="Network pickle, .safetensors file, run folder (its best network), or hf://OWNER/NAME.",

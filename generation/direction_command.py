@@ -47,6 +47,14 @@ def check_dest(dest: str, network: str, **inputs: str | None) -> None:
     outputs.check_output("--dest", dest, inputs={"--network": network, **inputs})
     if Path(dest).suffix.lower() != direction_files.ENDING:
         raise ValueError(f"--dest={dest}: end the name with {direction_files.ENDING}")
+    if os.path.exists(dest):
+        try:
+            direction_files.read(dest)
+        except ValueError:
+            raise ValueError(
+                f"--dest={dest} is no direction file, such as a network, and would be replaced: choose "
+                "another name"
+            ) from None
 
 
 def _check_samples(samples: int, classes: int, w_dim: int) -> None:

@@ -38,6 +38,7 @@ def run(options: dict[str, Any]) -> None:
     network = metric_sources.load_network(options, "cpu")
     if network is not None:
         options["network"] = network.path  # the file, where a run folder was named
+        check_resolution(options, network)
         if options["centroids_path"]:
             render.load_centroids(options["centroids_path"], network.G.w_dim)
     evaluator = metric_sources.make_evaluator(options, network, pick_device(options["device"]))
@@ -62,6 +63,15 @@ def check_options(options: dict[str, Any]) -> None:
     if options["report"] is not None:
         outputs.check_output(
             "--report", options["report"], data=inputs, inputs={"--network": options["network"]}
+        )
+
+
+def check_resolution(options: dict[str, Any], network: render.Network) -> None:
+    """Raises ValueError for a --resolution that the network does not have, before the data are resized."""
+    asked, made = options["resolution"], network.G.img_resolution
+    if asked not in (None, made) and not options["force"]:
+        raise ValueError(
+            f"--resolution={asked}: the network makes images of {made} pixels; use --force to compare them"
         )
 
 

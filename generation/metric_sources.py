@@ -19,9 +19,10 @@ from generation.measured import MeasuredGenerator
 from image_data import archives, labels
 from metrics import collect, detectors, evaluate, registry
 from metrics.statistics_file import open_npz
+from training import run_folder
 from training.build import make_dataset
 from training.config import DataConfig
-from training.data.dataset import ImageDataset
+from training.data.dataset import ImageDataset, Unlabelled
 
 Options = Mapping[str, Any]  # of the command line
 
@@ -110,10 +111,16 @@ def labels_source(options: Options, network: render.Network) -> Any:
 
 
 def is_prepared(path: str) -> bool:
-    """Whether a folder or zip has a dataset.json; its images are then taken as they are."""
+    """Whether a folder or zip has a dataset.json; its images are then taken as they are.
+
+    Raises:
+        ValueError: It has one in another letter case.
+    """
     if is_npz(path) or (not os.path.isdir(path) and not zipfile.is_zipfile(path)):
         return False
-    return labels.unwrapped(archives.open_archive(path)).index is not None
+    archive = labels.unwrapped(archives.open_archive(path))
+    labels.check_index_name(archive)
+    return archive.index is not None
 
 
 def is_npz(path: str) -> bool:
@@ -136,12 +143,20 @@ def open_reference(options: Options, network: render.Network | None, needs_label
         with contextlib.suppress(ValueError):  # the page has classes, if there are some
             return open_reference({**options, "report": None}, network, True)
     data = DataConfig(path=path, cond=needs_labels, resolution=options["resolution"])
-    return make_dataset(data, options["seed"])
+    evenly = "use --labels=uniform, which draws the classes of generated images evenly"
+    try:
+        return make_dataset(data, options["seed"])
+    except Unlabelled as error:
+        raise ValueError(f"{error.problem}: {evenly}") from None
+    except labels.Undecided as error:
+        raise ValueError(f"{error}; or {evenly}") from None
 
 
 def open_image_set(options: Options, reference: Any) -> Any:
     """The images or statistics to measure: a data set as it is, other images in the reference's size."""
     path = options["images"]
+    if run_folder.is_run_folder(path) or run_folder.is_recipe_folder(path):
+        raise ValueError(f"--images={path} is the folder of a run, whose pictures are grids: use --network")
     if is_prepared(path):
         with contextlib.suppress(ValueError):  # without labels, or damaged: the next line says which
             return ImageDataset(path, use_labels=True)

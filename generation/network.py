@@ -213,8 +213,13 @@ class Network(render.Network):
         return files.NetworkFile({"G_ema": self.G}, {}, self.training_set_kwargs or None, provenance or None)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write model.safetensors and config.json into a folder, for `from_pretrained`."""
+        """Write model.safetensors and config.json into a folder, for `from_pretrained`.
+
+        Raises:
+            ValueError: The config.json in the folder is of another program.
+        """
         folder = Path(save_directory)
+        files.check_free(folder / hub.CONFIG, folder / hub.WEIGHTS)
         folder.mkdir(parents=True, exist_ok=True)
         files.write_safetensors(folder / hub.WEIGHTS, self.file(), folder / hub.CONFIG)
 

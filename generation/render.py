@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
+from weakref import WeakKeyDictionary
 
 import click
 import numpy as np
@@ -25,11 +26,15 @@ from dnnlib.records import read_json
 from torch_utils import images
 from torch_utils.devices import PRECISIONS
 from training.data import class_names
-from training.data.dataset import ImageDataset
+from training.data.dataset import ImageDataset, Unlabelled
 from training.generator import Generator
 from training.networks import files, hub, stems
 
 T = TypeVar("T")
+# Of each mapping network: address and version of its weights, and their hash.
+_mapping_hashes: WeakKeyDictionary[torch.nn.Module, tuple[list[tuple[str, int, int]], str]] = (
+    WeakKeyDictionary()
+)
 FEW_CLASSES = 5  # an error message lists up to this many
 SHOWN_CLASSES = 20  # and so many if no name is similar
 
@@ -145,7 +150,10 @@ def _class_names(
     if not num_classes:
         return None
     if data is not None:
-        names = ImageDataset(data, use_labels=True).class_names
+        try:
+            names = ImageDataset(data, use_labels=True).class_names
+        except Unlabelled as error:
+            raise ValueError(f"--data={error.problem}: name a data set with the network's classes") from None
         if names is not None and len(names) != num_classes:
             raise ValueError(
                 f"--data={data}: the data set has {len(names)} classes, but the network has {num_classes}"
@@ -267,12 +275,19 @@ def load_centroids(path: str, w_dim: int) -> Tensor:
 def mapping_sha256(G: Any) -> str:
     """A hash of the weights of the mapping network, which all stages of a network share.
 
-    The average of w is not part of it: other code updates it in later stages, too.
+    The average of w is not part of it: other code updates it in later stages, too. The hash is computed again
+    only if the weights have changed: the viewer asks for it with every picture.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(G.mapping.named_parameters()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    parameters = sorted(G.mapping.named_parameters())
+    state = [(name, value.data_ptr(), value._version) for name, value in parameters]
+    known, found = _mapping_hashes.get(G.mapping, (None, ""))
+    if known != state:
+        digest = hashlib.sha256()
+        for name, value in parameters:
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        found = digest.hexdigest()
+        _mapping_hashes[G.mapping] = state, found
+    return found
 
 
 def check_centroids(path: str, G: Any) -> None:

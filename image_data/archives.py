@@ -707,7 +707,7 @@ def read_index(archive: Archive) -> Index:
     metadata = content.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise ValueError(f'{where}: "metadata" must be an object')
-    class_names = metadata.get("class_names")
+    class_names = metadata.get("class_names", content.get("class_names"))
     if class_names is not None and not (
         isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
     ):
@@ -735,7 +735,8 @@ def _no_labels_key(where: str, keys: list[str]) -> str:
     found = others if near is None else repr(near)
     return (
         f'{where} has no "labels" (found {found}): write {{"labels": [["a/0.png", 0], ...]}}, or '
-        '{"labels": null} for images without classes; --labels=folders and --labels=none ignore this file'
+        '{"labels": null} for images without classes; dataset_tool.py --labels=folders and --labels=none '
+        "ignore this file"
     )
 
 
@@ -792,8 +793,11 @@ def _refusal(data: bytes) -> str:
         factory, accept = Image.OPEN[name]
         try:
             accepted = accept is not None and accept(data[:16])
-            if isinstance(accepted, str):
-                return accepted
+        except Exception:  # of a file shorter than a header
+            continue
+        if isinstance(accepted, str):
+            return accepted
+        try:
             if accepted:
                 factory(io.BytesIO(data), "")
         except Exception as error:  # as in open_image

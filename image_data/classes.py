@@ -186,8 +186,20 @@ def sorted_classes(names: set[str]) -> list[str]:
     return sorted(names, key=int) if numbered else sorted(names)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; that of a file in another encoding cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_distinct(names: Sequence[str], what: str) -> None:
-    """Raise ValueError if two classes have the same name, or if a name is empty."""
+    """Raise ValueError if two classes have the same name, or if a name is empty or no text."""
+    broken = next((name for name in names if not _is_text(name)), None)
+    if broken is not None:
+        raise ValueError(f"{what} contain the name {broken!a}, which is not UTF-8 text: rename it")
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{what} contain the name {twice!r} twice: class names must be unique")

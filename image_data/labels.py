@@ -31,14 +31,15 @@ from dnnlib import bounded
 from image_data import archives, shards, tables
 from image_data.archives import Archive, Index
 from image_data.classes import SHOWN, check_distinct, classes_of, listed, sorted_classes
-from image_data.parts import split_of
+from image_data.parts import SYNSET, split_of
 
 MODES = ("auto", "json", "folders", "none")
 NO_INDEX = f"no {archives.INDEX_NAME}"
-ASK = "use --labels=folders to treat them as classes, or --labels=none to ignore them"
-SYNSET = re.compile(r"n\d{8}")
+# Options of dataset_tool.py, because other commands that read data sets have none for labels.
+ASK = "use dataset_tool.py --labels=folders to treat them as classes, or --labels=none to ignore them"
 STYLEGAN_IMAGE = re.compile(r"\d{5}/img\d{8}\.[a-z0-9]+", re.IGNORECASE)
 FFHQ_IMAGE = re.compile(r"(\d{5})/(\d{5})\.[a-z0-9]+", re.IGNORECASE)
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 # If all images are in one folder with such a name, it is a container, not a class.
 CONTAINER = re.compile(
     r"images?|imgs?|pictures?|pics?|photos?|data|dataset|jpegimages|png|jpe?g|files",
@@ -101,7 +102,7 @@ def label(archive: Archive, mode: str = "auto", subfolder: str = "", column: str
         return _unlabelled(archive)
     if mode in ("auto", "json"):
         archive = _unwrap_index(archive)
-        _check_index_name(archive)
+        check_index_name(archive)
         found = _from_dataset_json(archive, mode)
         if found is None and mode == "auto":
             found = _from_table(archive, column) or _from_samples(archive)
@@ -190,8 +191,22 @@ def _unwrap_index(archive: Archive) -> Archive:
     )
 
 
-def _check_index_name(archive: Archive) -> None:
-    """Raise Undecided if a Dataset.json, of another letter case, is where dataset.json would be read."""
+def _check_class_shards(archive: Archive) -> None:
+    """Raise Undecided for ImageNet's tar files of one class each, whose images have no other label."""
+    paths = archive.reader.shards if isinstance(archive.reader, shards.ShardReader) else []
+    names = [Path(path).stem for path in paths]
+    if len(names) > 1 and all(map(SYNSET.fullmatch, names)) and not archive.directories:
+        raise Undecided(
+            f"{archive.where}: {listed(names)} seem to be classes, but tar files give no labels: unpack each "
+            "into a folder of its name, or use dataset_tool.py --labels=none to ignore them"
+        )
+
+
+def check_index_name(archive: Archive) -> None:
+    """Raise Undecided if a Dataset.json, of another letter case, is where dataset.json would be read.
+
+    Callers that need no labels use it, too, if they treat prepared data sets differently.
+    """
     for entry in archive.misnamed if archive.index is None else ():
         folder, slash, name = entry.name.rpartition("/")
         if name.lower() == archives.INDEX_NAME and all(
@@ -199,7 +214,8 @@ def _check_index_name(archive: Archive) -> None:
         ):
             raise Undecided(
                 f"{archive.where}: {entry.name} is not read because of its letter case: rename it to "
-                f"{archives.INDEX_NAME}, or remove it; --labels=folders and --labels=none ignore it"
+                f"{archives.INDEX_NAME}, or remove it; dataset_tool.py --labels=folders and --labels=none "
+                "ignore it"
             )
 
 
@@ -244,7 +260,9 @@ def _from_index(archive: Archive, index: Index) -> Labelling:
     if index.labels is None:
         folders = class_folders(archive)
         unused = (
-            f"; use --labels=folders to treat the folders {listed(folders)} as classes" if folders else ""
+            f"; use dataset_tool.py --labels=folders to treat the folders {listed(folders)} as classes"
+            if folders
+            else ""
         )
         return Labelling(archive, f"{origin} has no labels{unused}", metadata=index.metadata)
     values = np.array(_in_order(archive, index.labels, origin), dtype=np.int64)
@@ -279,6 +297,7 @@ def _from_table(archive: Archive, column: str | None) -> Labelling | None:
 def _from_samples(archive: Archive) -> Labelling | None:
     """The labels in the .cls or .json files of tar shards; None without any."""
     if not archive.sample_labels:
+        _check_class_shards(archive)
         return None
     keys = {entry.name: shards.sample_key(entry.name)[0] for entry in archive.images}
     values = {name: archive.sample_labels[key] for name, key in keys.items() if key in archive.sample_labels}
@@ -308,7 +327,10 @@ def _in_order(archive: Archive, labels: dict[str, Any], origin: str) -> list[Any
     unlabelled = [name for name in names if name not in labels]
     if unlabelled:
         what = f"{len(unlabelled)} of {len(names)} images have no label in {origin}"
-        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}")
+        other = (
+            f"; it has labels for {listed(list(labels))}" if len(unlabelled) == len(names) and labels else ""
+        )
+        raise Undecided(f"{archive.where}: {what}, the first is {unlabelled[0]}{other}")
     if len(labels) > len(names):
         raise Undecided(f"{archive.where}: {origin} {missing_images(archive, labels)}")
     return [labels[name] for name in names]
@@ -403,23 +425,26 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
         )
     top = [name.partition("/")[0] for name in below if "/" in name]
     if not top:
-        return Labelling(archive, f"{NO_INDEX} and no class folders")
+        return Labelling(archive, f"{NO_INDEX} and no class folders{_unread_tables(archive)}")
     if mode == "auto":
         _check_splits(archive, prefix, below)
     if len(top) < len(names):
         loose = next(name for name, rest in zip(names, below, strict=True) if "/" not in rest)
         what = f"{loose} is beside class folders"
-        raise Undecided(f"{archive.where}: {what}; move it into one, or use --labels=none")
+        raise Undecided(f"{archive.where}: {what}; move it into one, or use dataset_tool.py --labels=none")
     folders = sorted_classes(set(top))
     if mode == "auto":
         _check_numbered(archive, folders, below)
         one = folders[0] if len(folders) == 1 else ""
         if one and (CONTAINER.fullmatch(one) or split_of(one) or one == archive.name):
-            return Labelling(archive, f"{NO_INDEX}; the only folder, {prefix}{one}, contains all images")
+            what = f"the only folder, {prefix}{one}, contains all images"
+            return Labelling(archive, f"{NO_INDEX}; {what}{_unread_tables(archive)}")
     empty = sorted(_folders_in(archive, prefix) - set(folders))
     if empty:
         what = f"class folder {empty[0]!r} contains no images"
-        raise Undecided(f"{archive.where}: {what}; remove it, add images, or use --labels=none")
+        raise Undecided(
+            f"{archive.where}: {what}; remove it, add images, or use dataset_tool.py --labels=none"
+        )
     class_names = [unicodedata.normalize("NFC", name) for name in folders]
     check_distinct(class_names, f"{archive.where}: the class folders")
     indices = {name: index for index, name in enumerate(folders)}
@@ -427,6 +452,14 @@ def _from_folders(archive: Archive, mode: str, prefix: str | None = None) -> Lab
     inside = f", {deeper:,} folders inside them are not classes" if deeper else ""
     values = np.array([indices[name] for name in top], dtype=np.int64)
     return Labelling(archive, f"the folders {listed(folders)}{inside}", values, len(folders), class_names)
+
+
+def _unread_tables(archive: Archive) -> str:
+    """What to do about files that may have the labels of an archive without class folders, or ''."""
+    found = sorted(entry.name for entry in archive.others if entry.name.lower().endswith(TABLES))
+    if not found:
+        return ""
+    return f"; {listed(found)} not read: labels are in metadata.csv, with the columns file_name and label"
 
 
 def wrapper(archive: Archive) -> str:

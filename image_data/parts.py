@@ -19,6 +19,7 @@ SPLIT = re.compile(
 )
 # The number of a part at the end of its name: train-000012, train-00000-of-00004, 00012.
 _NUMBER = re.compile(r"[-_.]?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,32})?$")
+SYNSET = re.compile(r"n\d{8}")  # of WordNet; the name of a class of ImageNet
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -93,12 +94,13 @@ def _in_folder(folder: str, ending: str) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(names)]
 
 
-def training_set(where: str, paths: Iterable[str]) -> tuple[list[str], list[str]]:
+def training_set(where: str, paths: Iterable[str], otherwise: str = "") -> tuple[list[str], list[str]]:
     """Choose one set among files that may belong to several, such as train-*.tar and val-*.tar.
 
     Args:
         where: the folder, for messages.
         paths: the files.
+        otherwise: for the message, what else to do about several sets.
 
     Returns:
         (the files of the only set, or of the training split; all others).
@@ -120,6 +122,6 @@ def training_set(where: str, paths: Iterable[str]) -> tuple[list[str], list[str]
         first = sets[names[0]][0]
         raise ValueError(
             f"{where}: contains the files of {len(names)} sets ({listed(names)}): give those of one, such as "
-            f"{os.path.basename(first)}"
+            f"{os.path.basename(first)}{otherwise}"
         )
     return sets[chosen[0]], [path for name in names if name != chosen[0] for path in sets[name]]

@@ -40,6 +40,7 @@ _SAMPLE_BYTES = 2**16  # of a shard, read to recognise it
 _MAX_HEADER_BYTES = 2**20
 _MAX_LABEL_BYTES, _MAX_RECORD_BYTES = 4096, 2**20
 _MAX_INDEX_BYTES = 2**34
+_UNPACK = "; if each has the images of one class, unpack each into a folder of its name"
 _T = TypeVar("_T")
 
 
@@ -143,7 +144,7 @@ def find(path: str) -> tuple[list[str], list[str]]:
     if os.path.isfile(path):
         return ([path], []) if path.endswith(ENDING) and not _is_packed(path) else ([], [])
     found = parts.in_folder(path, ENDING) if os.path.isdir(path) else []
-    return parts.training_set(path, found) if found else ([], [])
+    return parts.training_set(path, found, _UNPACK) if found else ([], [])
 
 
 def _is_packed(path: str) -> bool:

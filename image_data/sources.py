@@ -31,6 +31,7 @@ IDX_LABELS_MAGIC = 0x00000801
 MAX_IDX_BYTES = 16 * 2**30  # unpacked
 # unpacked : packed size, above a minimum of bytes; that of handwritten digits is 5
 MAX_RATIO, RATIO_FLOOR_BYTES = 100, 16 * 2**20
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 LMDB_ENTRY_BYTES = 16  # minimum bytes of the file per key
 # (kind, file with the class names, batches of training images, key of the labels, key of the class names)
 CIFAR = (
@@ -236,9 +237,11 @@ def open_source(
 def _refuse_empty(source: Source, path: str) -> NoReturn:
     if not isinstance(source.opener, ArchiveOpener):
         raise ValueError(f"{path}: contains no images")
+    packed = any(name in PACKED for name in source.left_out.examples.get(archives.ENDING, ()))
+    unpack = "unpack the archives in it; " if packed else ""
     raise ValueError(
-        f"{path}: no images found; .png, .jpg, .webp, .tif, .gif, .bmp and others are supported, .heic and "
-        f"raw photographs are not; left out: {source.left_out}"
+        f"{path}: no images found; {unpack}.png, .jpg, .webp, .tif, .gif, .bmp and others are supported, "
+        f".heic and raw photographs are not; left out: {source.left_out}"
     )
 
 

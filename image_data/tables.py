@@ -50,14 +50,16 @@ def read(archive: Archive, entry: Entry, column: str | None) -> Table | None:
         raise ValueError(f"{archive.path}: {error}") from None
     columns, rows = _csv_rows(text, where) if entry.name.endswith(".csv") else _json_rows(text, where)
     if not rows:
-        raise ValueError(f"{where} has no rows: remove it, or use --labels=folders or --labels=none")
+        raise ValueError(
+            f"{where} has no rows: remove it, or use dataset_tool.py --labels=folders or --labels=none"
+        )
     found = pick_column(where, columns, column, LABEL_COLUMNS, FLAG)
     if found is None:
         return None
     if FILE_COLUMN not in columns:
         raise ValueError(
             f"{where} has no column {FILE_COLUMN} (it has {listed(columns)}), so its column {found} belongs "
-            "to no images: add it, or use --labels=folders or --labels=none"
+            "to no images: add it, or use dataset_tool.py --labels=folders or --labels=none"
         )
     values: dict[str, Any] = {}
     for number, row in enumerate(rows, 1):

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from san import probe
-from san.find import KINDS, find_last
+from san.find import KINDS, TRANSPOSED, find_last, substitute
 from san.layers import SANEmbedding, SANLogits, _SANLayer, _SANWeighted, tied, unit_directions
 from san.logits import DualLogits, Record, inside, run_pass
 from san.weights import (
@@ -359,7 +359,8 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"'{name}' is a {kind} without a size: run a pass first, or give an example")
     if not isinstance(layer, KINDS):
         able = ", ".join(k.__name__ for k in KINDS[:-1])
-        raise ValueError(f"'{name}' is a {kind}: only {able} and Embedding layers can be converted")
+        remedy = f": {substitute(layer)}" if isinstance(layer, TRANSPOSED) else ""
+        raise ValueError(f"'{name}' is a {kind}: only {able} and Embedding layers can be converted{remedy}")
     base: Any = _kind(layer)
     methods = ("forward", "_conv_forward", "__call__")
     own = any(getattr(type(layer), name, None) is not getattr(base, name, None) for name in methods)

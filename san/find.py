@@ -15,11 +15,21 @@ PASSIVE: tuple[type[nn.Module], ...] = (
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.Fold, nn.Unfold),
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
 )
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def candidates(module: nn.Module) -> dict[str, nn.Module]:
     """Return all layers that `convert` can turn into SAN layers, by name, in order of registration."""
     return {name: m for name, m in module.named_modules() if isinstance(m, KINDS)}
+
+
+def substitute(layer: nn.Module) -> str:
+    """Return what an error message suggests in place of a layer that cannot be converted."""
+    for dimensions, kind in enumerate(TRANSPOSED, 1):
+        if isinstance(layer, kind):
+            shuffle = ", or by Conv2d and PixelShuffle" if dimensions == 2 else ""
+            return f"replace it by Upsample and Conv{dimensions}d{shuffle}"
+    return "replace it by torch's Linear or Conv"
 
 
 def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
@@ -42,7 +52,8 @@ def find_last(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
     found = _end_of(module, "")
     options = candidates(module)
     if not options:
-        raise ValueError(f"{type(module).__name__} has no Linear, Conv or Embedding layer to convert")
+        remedy = f": {substitute(module)}" if isinstance(module, TRANSPOSED) else ""
+        raise ValueError(f"{type(module).__name__} has no Linear, Conv or Embedding layer to convert{remedy}")
     if found is None:
         single = [name for name, m in options.items() if not isinstance(m, nn.Embedding) and _outputs(m) == 1]
         other = _last_of_another_kind(module, options, order)
@@ -94,9 +105,9 @@ def _which(
         pattern = _branch_pattern(module, last[0])
         last = [name for name in options if _branch_pattern(module, name) == pattern]
     if other is not None:
-        kind = type(module.get_submodule(other)).__name__
-        how = f"'{other}', a {kind}, comes last and cannot be converted: "
-        how += "replace it by torch's Linear or Conv, or name the layers"
+        layer = module.get_submodule(other)
+        how = f"'{other}', a {type(layer).__name__}, comes last and cannot be converted: "
+        how += f"{substitute(layer)}, or name the layers"
     elif last:
         them, names_of = ("them all", last) if last[1:] else ("them", last[0])
         how = f"Name {them}, as in san.convert(D, {names_of!r})"
@@ -153,6 +164,10 @@ def _end_of(module: nn.Module, name: str) -> list[str] | None:
     leaf = next(last.children(), None) is None
     if leaf and type(last).__module__.startswith("torch.nn.") and not isinstance(last, KINDS):
         kind = type(last).__name__
+        if isinstance(last, (*TRANSPOSED, nn.Bilinear, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)):
+            raise ValueError(
+                f"the discriminator ends in {kind}, which cannot be converted: {substitute(last)}"
+            )
         raise ValueError(f"the discriminator ends in {kind}, but a SAN needs logits: remove it first")
     return _end_of(last, f"{name}.{key}".lstrip("."))
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from click.testing import CliRunner
 
 import avg_spectra
@@ -47,6 +48,7 @@ def test_data_and_a_network_from_statistics_to_pictures(folder):
     ("args", "message"),
     [
         (["stats", "--source=nowhere.zip"], "nowhere.zip: no such file"),
+        (["stats", "--source=https://host/n.pkl?download=1"], "--num is missing"),
         (["calc", "--source={}/n.pkl", "--dest={}/x.npz", "--mean=0", "--std=1"], "--num is missing"),
         (
             ["calc", "--source={}/data.zip", "--dest={}/x.npz", "--mean=0", "--std=0"],
@@ -67,3 +69,10 @@ def test_mistakes_are_one_line(folder, args, message):
     result = run(*(arg.format(folder) for arg in args), code=1)
     assert message in result.output and len(result.output.strip().splitlines()) == 1
     assert not list(folder.glob("x.*")) and not list(folder.glob(".*"))
+
+
+def test_transparent_images_are_laid_on_white():
+    """As those of image files are, with which the spectrum of a network is compared."""
+    seen = torch.tensor([10, 20, 30, 0], dtype=torch.uint8).view(1, 4, 1, 1).expand(1, 4, 8, 8)
+    (found,) = avg_spectra.batches(lambda part: seen, 1, 1)
+    assert found.shape == (1, 3, 8, 8) and bool((found == 255).all())

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,10 @@ def test_missing_inception_is_said_before_any_work(network, tmp_path):
         ),
         (["--network={}/n.pkl", "--metrics=none"], "--metrics names no metric"),
         (["--metrics=fd_lite0"], "give either --network or --images"),
+        (
+            ["--network={}/n.pkl", "--metrics=fd_lite0", "--resolution=8"],
+            "--resolution=8: the network makes images of 16 pixels; use --force",
+        ),
         (["--network={}/n.pkl", "--images={}/data.zip"], "give either --network or --images"),
         (["--images={}/data.zip", "--metrics=fd_lite0"], "--data is missing"),
         (["--images={}/data.zip", "--data={}/data.zip", "--truncation=0.5"], "are for networks"),
@@ -277,6 +282,36 @@ def test_missing_inception_is_said_before_any_work(network, tmp_path):
 def test_mistakes_are_one_line(network, tmp_path, args, message):
     result = run(*(arg.format(tmp_path) for arg in args), code=1)
     assert message in result.output and len(result.output.strip().splitlines()) == 1
+
+
+def test_a_set_without_labels_names_a_flag_of_this_command(network, tmp_path):
+    unlabelled = write_dataset(tmp_path / "unlabelled.zip")
+    result = run("--network", network, "--data", unlabelled, "--metrics=fd_lite0_4", code=1)
+    assert (
+        "no labels in dataset.json: use --labels=uniform" in result.output and "--cond" not in result.output
+    )
+    for split in ("train", "val"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+        PIL.Image.new("RGB", (16, 16)).save(tmp_path / "splits" / split / "0.png")
+    result = run("--network", network, "--data", tmp_path / "splits", "--metrics=fd_lite0_4", code=1)
+    assert "dataset_tool.py --labels=folders" in result.output and "or use --labels=uniform" in result.output
+
+
+@pytest.mark.parametrize("flag", ["--images", "--data"])
+def test_a_prepared_set_with_a_misnamed_index_is_refused(tmp_path, data, flag):
+    with zipfile.ZipFile(data) as source, zipfile.ZipFile(tmp_path / "misnamed.zip", "w") as target:
+        for name in source.namelist():
+            target.writestr(name.replace("dataset.json", "Dataset.json"), source.read(name))
+    paths = {"--images": data, "--data": data, flag: tmp_path / "misnamed.zip"}
+    result = run(*(f"{name}={path}" for name, path in paths.items()), "--metrics=fd_lite0", code=1)
+    assert "Dataset.json is not read because of its letter case: rename it" in result.output
+
+
+def test_the_pictures_of_a_run_are_no_images(tmp_path, data):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training_options.json").write_text("{}")
+    result = run("--images", tmp_path / "run", "--data", data, "--metrics=fd_lite0", code=1)
+    assert "is the folder of a run, whose pictures are grids: use --network" in result.output
 
 
 def test_a_pickle_whose_data_is_gone_asks_for_it(tmp_path):

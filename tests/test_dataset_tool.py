@@ -1244,3 +1244,21 @@ def test_a_subset_columns_and_channels_of_the_command_line(tmp_path: Path) -> No
     assert "1 (L)" in run("--check", tmp_path / "o.zip", "--workers=1").output
     result = run("--source", tmp_path / "x.npz", "--dest", tmp_path / "p.zip", "--subset=missing.txt")
     assert result.exit_code == 1 and "--subset=missing.txt: No such file" in result.output
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A class of such a name is refused; elsewhere it is printed with escapes."""
+    no_text = os.fsdecode(b"caf\xe9")
+    write_folder(tmp_path / "classes", {f"{no_text}/1.png": png(0), "b/1.png": png(1)})
+    result = run("--source", tmp_path / "classes", "--dest", tmp_path / "x.zip")
+    assert result.exit_code == 1 and r"'caf\udce9', which is not UTF-8 text: rename it" in result.output
+    write_folder(tmp_path / "images", {f"{no_text}.png": png(0), f"Dataset.json.{no_text}": b""})
+    result = run("--source", tmp_path / "images", "--dest", tmp_path / "y.zip")
+    assert result.exit_code == 0 and r".caf\udce9" in result.output
+    assert len(ImageDataset(tmp_path / "images").content_hash()) == 64
+
+
+def test_archives_in_an_archive_are_to_be_unpacked(tmp_path: Path) -> None:
+    write_folder(tmp_path / "sets", {"cats.zip": b"x"})
+    result = run("--source", tmp_path / "sets", "--dest", tmp_path / "x.zip")
+    assert "no images found; unpack the archives in it; .png" in result.output

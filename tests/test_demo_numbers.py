@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import demo
 
@@ -28,3 +29,11 @@ def test_bf16_is_for_machines_that_have_it(monkeypatch, fast, precision):
     """On a CPU without such units it takes many times as long as float32."""
     monkeypatch.setattr("torch_utils.devices.pick_precision", lambda name, device: fast)
     assert demo.train_options(3.0) == {**demo.TRAIN_OPTIONS, "d-precision": precision, "kimg": 3.0}
+
+
+def test_files_of_others_are_not_removed(tmp_path):
+    (tmp_path / "digits16.zip").write_bytes(b"")
+    (tmp_path / "thesis.txt").write_text("mine")
+    result = CliRunner().invoke(demo.main, [f"--outdir={tmp_path}"])
+    assert result.exit_code == 1 and "because of thesis.txt" in result.output
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

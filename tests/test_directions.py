@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import convert
 import directions
 import gen_images
 from generation import Network, direction_command, direction_files, direction_labels, direction_methods
@@ -146,3 +147,14 @@ def test_mistakes_are_one_line(made, toy_networks, tmp_path):
         ).output
         assert message in output and output.count("\n") == 1, (args, output)
     assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_a_network_is_not_replaced_by_directions(toy_networks, tmp_path):
+    dest = tmp_path / "net.safetensors"
+    run(convert.main, f"--source={toy_networks / 'cond.pkl'}", f"--dest={dest}")
+    before = dest.read_bytes()
+    sefa = ["sefa", f"--network={toy_networks / 'cond.pkl'}", "--samples=20", "--num=1", "--device=cpu"]
+    result = run(directions.main, *sefa, f"--dest={dest}", code=1)
+    assert "is no direction file" in result.output and dest.read_bytes() == before
+    for _ in range(2):  # a direction file is replaced
+        run(directions.main, *sefa, f"--dest={tmp_path / 'sefa.safetensors'}")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import train_classifier
 from dnnlib import util
+from tests.toy_data import write_dataset
 from torch_utils import features, timm_weights
 from training import build, losses
 from training.config import TrainConfig
@@ -160,3 +161,18 @@ def test_bad_input_is_one_line(toy_zip, tmp_path, monkeypatch):
     monkeypatch.setattr(network.body, "get_classifier", lambda: (1, 2))
     with pytest.raises(ValueError, match="does not end with one linear layer"):
         classifier.layer_name(network)
+
+
+def test_other_weights_are_not_replaced(toy_zip, tmp_path):
+    dest = tmp_path / "network.safetensors"
+    dest.write_bytes(b"a network")
+    result = invoke(f"--data={toy_zip}", f"--dest={dest}")
+    assert result.exit_code == 1 and "is no classifier of this command" in result.output
+    assert dest.read_bytes() == b"a network"
+
+
+def test_a_set_without_labels_is_to_be_prepared(tmp_path):
+    data = write_dataset(tmp_path / "unlabelled.zip")
+    result = invoke(f"--data={data}", f"--dest={tmp_path / 'c.safetensors'}")
+    assert "no labels in dataset.json: prepare the data with one sub-folder" in result.output
+    assert "--cond" not in result.output

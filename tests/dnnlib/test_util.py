@@ -6,6 +6,7 @@ this process.
 import errno
 import hashlib
 import http.server
+import io
 import os
 import pickle
 import socket
@@ -540,6 +541,14 @@ def test_warnings_of_scripts_are_lines(monkeypatch):
     assert ": DeprecationWarning: gone soon" in warnings.formatwarning(
         DeprecationWarning("gone soon"), DeprecationWarning, ours, 7
     )
+
+
+def test_stdout_escapes_what_it_cannot_write(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    util.print_any_name()
+    print("caf\xe9 \udce9", end="", flush=True)
+    assert stream.buffer.getvalue() == rb"caf\xe9 \udce9"
 
 
 def test_a_convenience_warns_of_files_alone(tmp_path):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import gen_images
-from generation import Network
+from generation import Network, render
 from tests.support import ROOT, FolderHub, read_pixels, run
-from tests.toy_networks import NAMES
+from tests.toy_data import write_dataset
+from tests.toy_networks import NAMES, tiny
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,27 @@ def test_a_missing_file_and_a_file_with_code(foreign, tmp_path):
             Network.from_pretrained(name)
     with pytest.raises(ValueError, match=r"foreign\.pkl"):
         Network.from_pretrained(foreign)
+
+
+def test_a_data_set_without_classes_has_no_names(toy_networks, tmp_path):
+    path = write_dataset(tmp_path / "unlabelled.zip")
+    with pytest.raises(ValueError, match=r"^--data=.*unlabelled.zip: no labels in .*: name a data set"):
+        Network.from_pretrained(toy_networks / "cond.pkl", data=str(path))
+
+
+def test_the_hash_of_the_mapping_network_is_computed_once(monkeypatch):
+    G = tiny(3)
+    first = render.mapping_sha256(G)
+    monkeypatch.setattr(render.hashlib, "sha256", None)
+    assert render.mapping_sha256(G) == first
+    monkeypatch.undo()
+    with torch.no_grad():
+        next(G.mapping.parameters()).add_(1)
+    assert render.mapping_sha256(G) != first
+
+
+def test_the_settings_of_another_program_are_kept(network, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"config.json belongs to another program"):
+        network.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

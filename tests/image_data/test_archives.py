@@ -335,6 +335,7 @@ def test_texts_are_unpacked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> No
         (b"<!DOCTYPE html><html>", r"unknown image format, starting with b'<!DOCTYPE ht'"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "PNG: "),
         (b"GIF89a", "GIF: "),
+        (b"x", "unknown image format, starting with"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "unknown image format, starting with"),
     ],
 )

@@ -186,7 +186,7 @@ def test_other_numbered_folders_are_asked_for(write: Any, names: list[str]) -> N
     archive = write(*names)
     with pytest.raises(
         labels.Undecided,
-        match=r"could be numbered parts of one set or classes: use --labels=folders .* --labels=none",
+        match=r"of one set or classes: use dataset_tool.py --labels=folders .* --labels=none",
     ):
         labels.label(archive)
     assert len(found(archive, "folders")[0] or []) == len({name.partition("/")[0] for name in names})
@@ -260,7 +260,7 @@ def test_null_labels_beside_class_folders_are_told(write: Any) -> None:
     archive = write_index(write("cat/1.png", "dog/1.png"), "dataset.json", b'{"labels": null}')
     assert found(archive)[:2] == (None, None)
     expected = (
-        "no classes (dataset.json has no labels; use --labels=folders to treat the folders "
+        "no classes (dataset.json has no labels; use dataset_tool.py --labels=folders to treat the folders "
         "cat, dog as classes); left out: nothing"
     )
     assert labels.label(archive).summary() == expected
@@ -398,3 +398,20 @@ def test_two_spellings_of_one_class_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(write: Any) -> None:
     with pytest.raises(ValueError, match="contains no folder tain; its folders are: train, val"):
         labels.label(write("train/1.png", "val/1.png"), subfolder="tain")
+
+
+def test_class_names_beside_the_labels_are_read(write: Any) -> None:
+    index = b'{"labels": {"1.png": 1, "2.png": 0}, "class_names": ["ant", "bee"]}'
+    assert found(write_index(write("1.png", "2.png"), "dataset.json", index))[:2] == (["ant", "bee"], [1, 0])
+
+
+@pytest.mark.parametrize(("folder", "table"), [("", "labels.csv"), ("images/", "annotations/all.json")])
+def test_tables_of_other_names_are_told(write: Any, folder: str, table: str) -> None:
+    summary = labels.label(write(f"{folder}1.png", f"{folder}2.png", table)).summary()
+    assert f"; {table} not read: labels are in metadata.csv, with the columns file_name and label" in summary
+
+
+def test_names_of_labels_are_shown_if_none_fits(write: Any) -> None:
+    archive = write_index(write("images/1.png"), "dataset.json", b'{"labels": {"1.png": 0}}')
+    with pytest.raises(labels.Undecided, match=r"the first is images/1\.png; it has labels for 1\.png$"):
+        labels.label(archive)

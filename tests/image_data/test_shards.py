@@ -235,3 +235,19 @@ def test_the_index_of_a_folder_that_is_not_writable_is_in_the_cache(
     assert len(list((tmp_path / "cache").rglob("*.index.npz"))) == 1 and not list(folder.glob("*.npz"))
     monkeypatch.setattr(shards, "_save", None)
     assert len(archives.open_archive(folder, index=True).images) == 5
+
+
+def test_tar_files_of_one_class_each_are_not_unlabelled(tmp_path: Path) -> None:
+    for synset in ("n01440764", "n01443537"):
+        formats.write_tar(
+            tmp_path / "train" / f"{synset}.tar", {f"{synset}_{i}.JPEG": png(i) for i in range(2)}
+        )
+    with pytest.raises(
+        ValueError, match=r"n01440764, n01443537 seem to be classes.*: unpack each into a folder"
+    ):
+        open_source(tmp_path / "train")
+    assert len(open_source(tmp_path / "train", labels="none")) == 4
+    for name in ("cat", "dog"):
+        formats.write_tar(tmp_path / "pets" / f"{name}.tar", {f"{name}.png": png(0)})
+    with pytest.raises(ValueError, match=r"such as cat\.tar; if each has .* one class, unpack each"):
+        open_source(tmp_path / "pets")

@@ -54,7 +54,7 @@ def test_another_column(tmp_path: Path) -> None:
         (b'file_name,label\na.png,"[0, 1]"\nb.png,[1]\n', r"'\[0, 1\]' is a list: only one class per image"),
         (b"file_name;label\na.png;0\nb.png;1\n", "its columns are separated by ';': separate them by commas"),
         (b"file_name,label,label\na.png,0,1\nb.png,1,0\n", "has two columns 'label': rename or remove one"),
-        (b"file_name,label\n", "has no rows: remove it, or use --labels=folders"),
+        (b"file_name,label\n", "has no rows: remove it, or use dataset_tool.py --labels=folders"),
         (b"", "has no rows"),
         (b"file_name,label\n/etc/x.png,0\n", "leads out of the folder"),
         (b"\xff\xfe", "not UTF-8"),

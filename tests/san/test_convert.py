@@ -563,10 +563,29 @@ def test_all_heads_of_a_container_are_converted_or_named():
                 nn.MaxPool1d(2),
                 nn.PReLU(),
                 nn.LogSoftmax(1),
-                nn.ConvTranspose1d(2, 1, 1),
                 nn.Threshold(0, 0),
             )
         ],
+        *[
+            (
+                lambda last=last: san.convert(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), last)),
+                f"ends in {type(last).__name__}, which cannot be converted: {remedy}$",
+            )
+            for last, remedy in (
+                (nn.ConvTranspose1d(2, 1, 1), "replace it by Upsample and Conv1d"),
+                (
+                    nn.ConvTranspose2d(2, 1, 1),
+                    "replace it by Upsample and Conv2d, or by Conv2d and PixelShuffle",
+                ),
+                (nn.Bilinear(2, 2, 1), "replace it by torch's Linear or Conv"),
+                (nn.GRU(2, 1), "replace it by torch's Linear or Conv"),
+            )
+        ],
+        (lambda: san.convert(nn.ConvTranspose3d(2, 1, 1)), "to convert: replace it by Upsample and Conv3d"),
+        (
+            lambda: san.convert(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ConvTranspose2d(2, 1, 1)), "1"),
+            "can be converted: replace it by Upsample and Conv2d, or",
+        ),
         (lambda: san.convert(nn.DataParallel(nn.Linear(2, 1))), "before wrapping it in DataParallel"),
         (
             lambda: san.convert(torch.compile(sequential_mlp(), backend="eager")),
@@ -589,6 +608,19 @@ def test_mistakes_take_one_line(call, says):
     with pytest.raises(ValueError, match=says) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda: [nn.Upsample(scale_factor=2), nn.Conv2d(4, 1, 3, padding=1)],
+        lambda: [nn.Conv2d(4, 4, 3, padding=1), nn.PixelShuffle(2)],
+    ],
+)
+def test_what_takes_the_place_of_a_transposed_convolution_can_be_converted(ending):
+    x = torch.randn(2, 3, 5, 5)
+    D = san.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), *ending()), example=x)
+    assert D(x).fun.shape == nn.ConvTranspose2d(3, 1, 4, stride=2, padding=1)(x).shape
 
 
 def test_slices_of_a_converted_sequential_work():

@@ -36,6 +36,18 @@ CHUNK_IMAGES = 64  # images that a thread decodes per task, at most
 SAMPLE_IMAGES = 16  # that `ImageDataset.sample_hash` reads
 
 
+class Unlabelled(ValueError):
+    """A data set whose labels are to be used has none. Its only argument is the problem."""
+
+    @property
+    def problem(self) -> str:
+        """The message without what to do about it when training."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.problem}; train without --cond, or prepare the data with one sub-folder per class"
+
+
 class ImageDetails(NamedTuple):
     """The origin of one image of the data set."""
 
@@ -240,7 +252,7 @@ class ImageDataset:
                 data = self._archive.reader.read(entry)
                 size, crc = len(data), zlib.crc32(data)
                 progress(done, len(entries))
-            digest.update(f"{entry.name}\0{size}\0{crc}\n".encode())
+            digest.update(f"{entry.name}\0{size}\0{crc}\n".encode(errors="surrogateescape"))
         self._content_hash = digest.hexdigest()
         return self._content_hash
 
@@ -338,7 +350,8 @@ def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Lab
             same result.
 
     Raises:
-        ValueError: One line about what is wrong with the labels, or that there are none.
+        Unlabelled: There are no labels.
+        ValueError: One line about what is wrong with them.
     """
     try:
         found = labels.label(archive)
@@ -350,8 +363,7 @@ def find_labels(archive: archives.Archive, use_labels: bool) -> tuple[labels.Lab
     if use_labels and found.labels is None:
         has_index = found.archive.index is not None
         problem = f"no labels in {archives.INDEX_NAME}" if has_index else f"no labels: {found.origin}"
-        remedy = "train without --cond, or prepare the data with one sub-folder per class"
-        raise ValueError(f"{archive.path}: {problem}; {remedy}")
+        raise Unlabelled(f"{archive.path}: {problem}")
     if not use_labels and found.labels is not None:
         return found, f"not used; there are {found.num_classes:,}, from {found.origin}", "auto"
     return found, found.origin, "auto"

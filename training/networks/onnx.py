@@ -87,7 +87,7 @@ def reference_ops() -> Iterator[None]:
 def export(G: Generator, prefix: str | os.PathLike[str]) -> list[Path]:
     """Write PREFIX.mapping.onnx and PREFIX.synthesis.onnx for a generator on the CPU.
 
-    A file gets its name only when it is complete.
+    The files get their names only when both are complete.
 
     Returns:
         The two paths.
@@ -110,14 +110,14 @@ def export(G: Generator, prefix: str | os.PathLike[str]) -> list[Path]:
         ),
         ("synthesis", SynthesisForExport(G.synthesis), (ws,), ["ws"], "images", ({0: batch},)),
     ]
-    paths = []
-    for name, module, args, inputs, output, shapes in parts:
-        content = _export_one(module.eval(), args, inputs, output, shapes)
-        path = Path(f"{os.fspath(prefix)}.{name}.onnx")
-        with dnnlib.util.atomic_write(path) as file:
-            file.write(content)
-        paths.append(path)
-    return paths
+    contents = {
+        Path(f"{os.fspath(prefix)}.{name}.onnx"): _export_one(module.eval(), args, inputs, output, shapes)
+        for name, module, args, inputs, output, shapes in parts
+    }
+    with contextlib.ExitStack() as stack:
+        for path, content in contents.items():
+            stack.enter_context(dnnlib.util.atomic_write(path)).write(content)
+    return list(contents)
 
 
 def require_onnx() -> None:

@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from tests.toy_networks import tiny
 from training import generator as g
 from training.networks import onnx
 
@@ -69,3 +70,22 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match=r"pip install onnx onnxscript onnxruntime"):
         onnx.require_onnx()
+
+
+def test_no_file_is_left_alone(tmp_path, monkeypatch):
+    def export_one(module, *args):
+        if isinstance(module, onnx.SynthesisForExport):
+            raise ValueError("too large")
+        return b"mapping"
+
+    monkeypatch.setattr(onnx, "require_onnx", lambda: None)
+    monkeypatch.setattr(onnx, "_export_one", export_one)
+    with pytest.raises(ValueError, match="too large"):
+        onnx.export(tiny(3), tmp_path / "network")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(onnx, "_export_one", lambda module, *args: b"content")
+    assert [path.name for path in onnx.export(tiny(3), tmp_path / "n")] == [
+        "n.mapping.onnx",
+        "n.synthesis.onnx",
+    ]
+    assert all(path.read_bytes() == b"content" for path in tmp_path.iterdir())
