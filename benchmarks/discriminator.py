@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the speed of the projected discriminator, and the gain from optimising its frozen network.
+"""Measures the projected discriminator and the guidance, and the gain from optimising their frozen networks.
 
     python benchmarks/discriminator.py                     # one thread, all configurations; 2 to 3 minutes
     python benchmarks/discriminator.py --quick
+    python benchmarks/discriminator.py --guidance          # classifier guidance alone; seconds
     python benchmarks/discriminator.py --threads 2         # on an otherwise idle machine
 
 Ratios are relative to timm's original network (BatchNorm not folded, torch's backward pass of depthwise
 convolutions) in the same run. Seconds are the process's CPU time divided by the number of threads. With one
-thread, they depend little on other work on the machine; with more, idle threads spin.
+thread, they depend little on other work on the machine; with more, idle threads spin. bfloat16 is measured where the processor has
+it.
 """
 
 import contextlib
@@ -23,7 +25,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.published import plain_layers
-from torch_utils import features, timm_weights
+from torch_utils import cpu_speed, features, memory, timm_weights
+from training import losses
 from training.discriminator import ProjectedDiscriminator
 
 # feature_size, head_channels, proj_channels, batch; the first is the published configuration
@@ -107,15 +110,46 @@ def discriminator_rates(
     return sum(p.numel() for p in D.parameters()) / 1e6, batch / seconds(d_pass), batch / seconds(g_pass)
 
 
+def guidance_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, float]:
+    """Return images/s of lite0's classifier, forward and backward to the images: ours, and timm's layers."""
+    rates = []
+    for ours in (True, False):
+        network = features.classifier(timm_weights.LITE0, size=size).to(dtype)
+        if ours:
+            network.accelerate_()
+        x = torch.randn(batch, 3, 32, 32).requires_grad_()
+        labels = torch.arange(batch)
+
+        def step(
+            network: features.Classifier = network, x: torch.Tensor = x, y: torch.Tensor = labels
+        ) -> None:
+            torch.autograd.grad(losses.guidance(network, x, y), x)
+
+        rates.append(batch / seconds(step))
+    return rates[0], rates[1]
+
+
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--threads", default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="Run only the small configurations.")
-def main(threads: int, quick: bool) -> None:
-    """Print both tables."""
+@click.option("--guidance", is_flag=True, help="Measure only the guidance.")
+def main(threads: int, quick: bool, guidance: bool) -> None:
+    """Print the tables."""
     torch.set_num_threads(threads)
+    memory.keep_freed_memory()
+    dtypes = [torch.float32] + [torch.bfloat16] * cpu_speed.choices().bf16
     print(f"torch {torch.__version__}, {threads} threads; images/s")
+    print("guidance, lite0 | forward + backward to the images (plain timm)")
+    for dtype in dtypes:
+        for size in (64, 224)[: 1 if quick else None]:
+            ours, plain = guidance_rates(dtype, size, 16)
+            print(
+                f"{str(dtype)[6:]:8s} {size:4d}   | {ours:6.0f} ({plain:.0f}) x{ours / plain:.1f}", flush=True
+            )
+    if guidance:
+        return
     print("lite0           | forward (plain timm)  | forward + backward to the input (plain timm)")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         for size, batch in ((64, 32), (128, 16), (224, 8))[: 1 if quick else None]:
             forward, both, plain_forward, plain_both = network_rates(dtype, size, batch)
             print(
@@ -128,7 +162,7 @@ def main(threads: int, quick: bool) -> None:
         "discriminator: type, feature size, head and projection width | M parameters | D forward + backward "
         "| G forward + backward"
     )
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         for size, heads, projection, batch in CONFIGURATIONS[-3 if quick else 0 :]:
             parameters, d, g = discriminator_rates(dtype, size, heads, projection, batch)
             print(
