@@ -8,8 +8,8 @@
 
 Ratios are relative to timm's original network (BatchNorm not folded, torch's backward pass of depthwise
 convolutions) in the same run. Seconds are the process's CPU time divided by the number of threads. With one
-thread, they depend little on other work on the machine; with more, idle threads spin. bfloat16 is measured where the processor has
-it.
+thread, they depend little on other work on the machine; with more, idle threads spin. bfloat16 is measured
+where the processor has it.
 """
 
 import contextlib
