@@ -15,6 +15,7 @@ from torch_utils import cpu_speed, distributed, features, rng
 from torch_utils.devices import pick_discriminator_precision, pick_precision
 from training import compiled, energy
 from training.config import (
+    COMPUTED_EMBEDDINGS,
     EMBEDDING_NETWORK,
     STEM_CBASE,
     STEM_CMAX,
@@ -29,6 +30,7 @@ from training.data.class_embedding import (
     compute_class_embedding,
     random_class_embedding,
     spread_class_embedding,
+    whitened_class_embedding,
 )
 from training.data.dataset import ImageDataset
 from training.discriminator import ProjectedDiscriminator
@@ -180,15 +182,15 @@ def make_class_embedding(
         return None
     if cfg.class_embedding == "random":
         return random_class_embedding(dataset.label_dim, cfg.embed_dim, seed)
-    if cfg.class_embedding == "auto":
+    if cfg.class_embedding in COMPUTED_EMBEDDINGS:
         network = features.load(EMBEDDING_NETWORK).to(device)
-        return spread_class_embedding(
-            compute_class_embedding(plain_dataset(dataset), network, device=device, pause=pause)
-        )
+        means = compute_class_embedding(plain_dataset(dataset), network, device=device, pause=pause)
+        whitened = cfg.class_embedding == "whitened"
+        return whitened_class_embedding(means) if whitened else spread_class_embedding(means)
     if not os.path.isfile(cfg.class_embedding):
         raise ValueError(
-            f"--class-embedding={cfg.class_embedding}: file not found; use auto, random, or a .npy file of "
-            "shape [classes, width]"
+            f"--class-embedding={cfg.class_embedding}: file not found; use auto, whitened, random, or a .npy "
+            "file of shape [classes, width]"
         )
     try:
         table = bounded.read_npy(cfg.class_embedding)

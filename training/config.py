@@ -32,7 +32,8 @@ BACKBONES = ("deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
 TRACKERS = ("tensorboard", "wandb", "trackio", "prometheus")
 COMPILE_MODES = ("off", "regions", "graphs")
 THREADS, PROCESSES = WORKERS_KINDS = ("threads", "processes")
-EMBEDDING_NETWORK = "tf_efficientnet_lite0"  # used by --class-embedding=auto
+COMPUTED_EMBEDDINGS = ("auto", "whitened")  # values of --class-embedding that need EMBEDDING_NETWORK
+EMBEDDING_NETWORK = "tf_efficientnet_lite0"
 # The names of san's tables, for --help: san imports torch.
 DISCRIMINATOR_LOSSES = ("hinge", "bce", "ns", "ls", "ls01", "wasserstein", "relativistic", "ls_softplus")
 GENERATOR_OBJECTIVES = ("logit", "ns", "vanilla", "mle", "arcsinh", "ls_softplus")
@@ -129,8 +130,8 @@ class DataConfig:
     )
     class_embedding: str = opt(
         "auto",
-        "Initial class embedding: auto (computed from the data set with EfficientNet-Lite0), random, or a "
-        ".npy file of shape [classes, width].",
+        "Initial class embedding: auto (computed from the data set with EfficientNet-Lite0), whitened (the "
+        "same, with all classes equally far apart), random, or a .npy file of shape [classes, width].",
         OURS,
     )
     embed_dim: int = opt(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch_utils import timm_weights
-from training.config import EMBEDDING_NETWORK, TrainConfig
+from training.config import COMPUTED_EMBEDDINGS, EMBEDDING_NETWORK, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def needed_weights(cfg: TrainConfig) -> list[NeededNetwork]:
         NeededNetwork(name, disc.backbone_weights.get(name), "backbone", f"--backbone-weights={name}=FILE")
         for name in disc.backbones
     ]
-    if cfg.data.cond and cfg.data.class_embedding == "auto" and not cfg.generator.superres:
+    if cfg.data.cond and cfg.data.class_embedding in COMPUTED_EMBEDDINGS and not cfg.generator.superres:
         needed.append(
             NeededNetwork(EMBEDDING_NETWORK, None, "class embedding", "or use --class-embedding=random")
         )

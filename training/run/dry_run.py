@@ -12,7 +12,7 @@ from dnnlib.util import format_time
 from torch_utils import features
 from torch_utils.devices import use_device
 from training import build, run_folder
-from training.config import AUTO, EMBEDDING_NETWORK, TrainConfig, describe
+from training.config import AUTO, COMPUTED_EMBEDDINGS, EMBEDDING_NETWORK, TrainConfig, describe
 from training.data import class_embedding
 from training.data.dataset import ImageDataset
 from training.generator import Generator
@@ -76,9 +76,8 @@ def lines(config: TrainConfig, given: set[str], dataset: ImageDataset, run_dir: 
 
 def once(config: TrainConfig, dataset: ImageDataset, run_dir: Path | None) -> list[str]:
     """Lines on what a run computes once before its first step, with the time it takes on this machine."""
-    embedded = (
-        dataset.label_dim > 0 and config.data.class_embedding == "auto" and not config.generator.superres
-    )
+    computed = config.data.class_embedding in COMPUTED_EMBEDDINGS
+    embedded = dataset.label_dim > 0 and computed and not config.generator.superres
     if not embedded or (run_dir and has_checkpoint(run_dir)):
         return []
     device = use_device(config.run.device)

@@ -12,7 +12,7 @@ from dnnlib.util import format_bytes, is_url
 from torch_utils import distributed, memory, timm_weights
 from torch_utils.devices import pick_device
 from training import build
-from training.config import AUTO, DiscriminatorConfig, TrainConfig
+from training.config import AUTO, COMPUTED_EMBEDDINGS, DiscriminatorConfig, TrainConfig
 from training.data import downscaling
 from training.data.dataset import BalancedClasses, ImageDataset
 from training.discriminator import ProjectedDiscriminator
@@ -111,7 +111,7 @@ def check_options(
     grid_shape(cfg.run, dataset.resolution, dataset.label_dim)
     check_class_run(cfg, dataset)
     own_embedding = not resuming and not cfg.generator.superres
-    if own_embedding and cfg.data.class_embedding not in ("auto", "random"):
+    if own_embedding and cfg.data.class_embedding not in (*COMPUTED_EMBEDDINGS, "random"):
         build.make_class_embedding(cfg.data, dataset, cfg.run.seed, torch.device("cpu"))
     if cfg.run.init_from and not resuming and (download or not is_url(cfg.run.init_from)):
         finetune.read(cfg.run.init_from)

@@ -263,6 +263,28 @@ def test_random_embedding():
     )
 
 
+def test_whitened_classes_are_equally_far_apart():
+    """Also two that are similar; the table stays as near as it can, and what agrees stays one."""
+    draw = torch.Generator().manual_seed(0)
+    table = torch.full((6, 64), 10.0) + torch.randn(6, 64, generator=draw)
+    table[1] = table[0] + 0.05 * torch.randn(64, generator=draw)
+    spread, whitened = (
+        function(table)
+        for function in (class_embedding.spread_class_embedding, class_embedding.whitened_class_embedding)
+    )
+    assert torch.pdist(spread).min() < 0.1 * torch.pdist(spread).mean()
+    assert torch.pdist(whitened).min() > 0.999 * torch.pdist(whitened).max()
+    assert float(whitened.square().mean()) == pytest.approx(1, rel=1e-5)
+    assert (torch.nn.functional.cosine_similarity(spread, whitened) > 0.5).all()
+    table[1] = table[0]
+    same = class_embedding.whitened_class_embedding(table)
+    torch.testing.assert_close(same[0], same[1])
+    many = class_embedding.whitened_class_embedding(torch.randn(200, 16, generator=draw))
+    assert many.isfinite().all() and float(many.square().mean()) == pytest.approx(1, rel=1e-5)
+    assert torch.equal(class_embedding.whitened_class_embedding(table[:1]), table[:1])
+    assert class_embedding.whitened_class_embedding(torch.ones(3, 4)).eq(0).all()
+
+
 def test_spread_embeddings_point_apart():
     table = torch.full((5, 64), 10.0) + torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     spread = class_embedding.spread_class_embedding(table)
