@@ -114,9 +114,7 @@ def guidance_rates(dtype: torch.dtype, size: int, batch: int) -> tuple[float, fl
     """Return images/s of lite0's classifier, forward and backward to the images: ours, and timm's layers."""
     rates = []
     for ours in (True, False):
-        network = features.classifier(timm_weights.LITE0, size=size).to(dtype)
-        if ours:
-            network.accelerate_()
+        network = features.classifier(timm_weights.LITE0, size=size, fast=ours).to(dtype)
         x = torch.randn(batch, 3, 32, 32).requires_grad_()
         labels = torch.arange(batch)
 

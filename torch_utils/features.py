@@ -152,26 +152,24 @@ class Classifier(_Frozen):
 
     class_map: Tensor | None
 
-    def __init__(self, body: nn.Module, name: str, sha256: str, size: int | None = None) -> None:
+    def __init__(
+        self, body: nn.Module, name: str, sha256: str, size: int | None = None, fast: bool = False
+    ) -> None:
         cfg: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
         native = int(cfg["input_size"][-1])
         if size not in (None, native) and _has_fixed_size(body):
             raise ValueError(f"{name} accepts images of {native}x{native} pixels only, not of {size}x{size}")
+        if fast:
+            _accelerate_(body, fold_batchnorm=True)
         super().__init__(body, cfg["mean"], cfg["std"])
         self.name = name
         self.sha256 = sha256
         self.input_size = native if size is None else size
-        self.attention: list[Any] = []
+        self.attention = attention_layers(body) if fast else []
         self.num_classes: int = body.num_classes  # type: ignore[assignment]
         # WordNet ids in ImageNet's order. The names of other class lists are not known here.
         self.class_names = list(imagenet_descriptions()) if self.num_classes == 1000 else None
         self.register_buffer("class_map", None, persistent=False)
-
-    def accelerate_(self) -> "Classifier":
-        """Replace layers by faster ones of the same function. The names of the state change."""
-        _accelerate_(self.body, fold_batchnorm=True)
-        self.attention = attention_layers(self.body)
-        return self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute float32 logits [N, classes] of normalised images x [N, 3, input_size, input_size]."""
@@ -207,6 +205,7 @@ def classifier(
     weights: str | None = None,
     seed: int = 0,
     size: int | None = None,
+    fast: bool = False,
 ) -> Classifier:
     """Load a frozen classifier, in float32 on the CPU. Other arguments and errors are those of `load`.
 
@@ -218,11 +217,12 @@ def classifier(
         seed: seed of random weights.
         size: size in pixels at which it sees images; None = as train_classifier.py recorded it in the
             weights file, else the network's own.
+        fast: replace layers by faster ones of the same function; the names of the state change.
     """
     if size is None:
         size = recorded_size(weights)
     body, sha256 = _build(name, weights, seed, num_classes="from weights")
-    return Classifier(body, name, sha256, size)
+    return Classifier(body, name, sha256, size, fast)
 
 
 def imagenet_descriptions() -> dict[str, str]:
@@ -264,7 +264,7 @@ def _build(name: str, weights: str | None, seed: int, num_classes: str | None) -
 
 
 def _accelerate_(body: nn.Module, fold_batchnorm: bool) -> None:
-    """Replace frozen layers by faster ones of the same function."""
+    """Replace layers by faster ones of the same function, while their weights are still parameters."""
     if fold_batchnorm:
         fold_batchnorm_(body)
     replace_depthwise_(body)

@@ -355,7 +355,7 @@ def classifier_on(
     if classifier is None:
         return None
     dtype = pick_discriminator_precision(cfg.discriminator.precision, device)
-    return classifier.accelerate_().to(device=device, dtype=dtype)
+    return classifier.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
 
 
 def make_classifier(
@@ -371,7 +371,7 @@ def make_classifier(
     """
     if cfg.cls_weight == 0:
         return None
-    classifier = features.classifier(cfg.cls_model, cfg.cls_weights)
+    classifier = features.classifier(cfg.cls_model, cfg.cls_weights, fast=True)
     names, where = _classifier_names(cfg, classifier)
     if not class_names.has_names(names) or not class_names.has_names(dataset.class_names):
         _check_class_count(cfg, classifier, dataset)

@@ -370,3 +370,11 @@ def test_classifier(tmp_path):
     assert network.to(torch.bfloat16)(x).dtype == torch.float32
     imagenet = features.classifier(name, "random")
     assert imagenet.num_classes == 1000 and imagenet.class_names[0] == "n01440764"
+
+
+def test_a_fast_classifier_follows_type_and_device_and_has_no_parameters():
+    network = features.classifier("tf_efficientnet_lite0", "random", fast=True)
+    assert not list(network.parameters())
+    x = image(32)
+    assert network.to(torch.bfloat16)(x).dtype == torch.float32
+    assert network.to("meta")(x.to("meta")).shape == (len(x), 1000)

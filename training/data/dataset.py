@@ -263,7 +263,8 @@ class ImageDataset:
         """
         if self._sample_hash is None:
             digest = hashlib.sha256(self._index.raw)
-            digest.update("\0".join(entry.name for entry in self._archive.images).encode())
+            names = "\0".join(entry.name for entry in self._archive.images)
+            digest.update(names.encode(errors="surrogateescape"))
             for data in self._some_files(SAMPLE_IMAGES):
                 digest.update(data)
             self._sample_hash = digest.hexdigest()

@@ -239,18 +239,20 @@ def enter(stack: ExitStack, schedule: stages.Schedule, folder: Path) -> None:
 
 @contextlib.contextmanager
 def restored_if_refused(folder: Path, schedule: stages.Schedule) -> Iterator[None]:
-    """Within, an error before a selected stage has begun or resumed restores the recorded schedule.
+    """Within, an error before a selected stage has begun or resumed restores the schedule and status.
 
-    So it does the status of the recipe.
+    A recipe of an older version has no status.
     """
-    paths = [folder / name for name in (run_folder.RECIPE_FILE, run_folder.STATUS_FILE)]
+    schedule_file, status_file = folder / run_folder.RECIPE_FILE, folder / run_folder.STATUS_FILE
     records = [folder / stage.name / run_folder.OPTIONS_FILE for stage in schedule.stages]
-    before = {path: path.read_bytes() for path in paths if path.exists()}
+    before = {path: path.read_bytes() for path in (schedule_file, status_file) if path.exists()}
     stamps = [_stamp(record) for record in records]
     try:
         yield
     except (ValueError, OSError):
-        if [_stamp(record) for record in records] == stamps:
+        if schedule_file in before and [_stamp(record) for record in records] == stamps:
+            if status_file not in before:
+                status_file.unlink(missing_ok=True)
             for path, content in before.items():
                 with atomic_write(path) as f:
                     f.write(content)

@@ -89,15 +89,18 @@ class Snapshots:
     def change_first(self, former: str, first: str, nimg: int | None) -> None:
         """Rename the best networks, when another metric than the `former` one is the first.
 
+        A run that was killed before the next checkpoint does it again, which must not replace the best
+        network of the `former` metric by that of the new one.
+
         Args:
             former: Its name.
             first: Name of the metric that is the first from now on.
             nimg: Images shown at its best network so far; None if unknown.
         """
-        best, own = (run_folder.best_file(self.run_dir, name) for name in (None, first))
+        best, own, other = (run_folder.best_file(self.run_dir, name) for name in (None, first, former))
         with warn_if_unwritable(best.name):
-            if best.exists():
-                run_folder.replace_with_copy(best, run_folder.best_file(self.run_dir, former))
+            if best.exists() and not other.exists():
+                run_folder.replace_with_copy(best, other)
             if own.exists():
                 run_folder.replace_with_copy(own, best)
                 own.unlink()

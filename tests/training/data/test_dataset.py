@@ -190,6 +190,14 @@ def test_content_hash_sees_pixels_names_and_labels(tmp_path: Path, small: Path) 
     assert len(hashes) == 4
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_hashes_of_images_whose_names_are_not_text(tmp_path: Path) -> None:
+    for i in range(2):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff%d.png" % i)).write_bytes(png(pixels(i)))
+    dataset = data.ImageDataset(tmp_path)
+    assert len(dataset.sample_hash()) == len(dataset.content_hash()) == 64
+
+
 @pytest.mark.parametrize(
     "labels, expected",
     [

@@ -37,16 +37,24 @@ def test_a_stage_that_another_process_trains_refuses_the_recipe_before_anything_
     assert lock.lock.last_holder() is not None, "a check must not hide who was in the folder last"
 
 
-def test_a_recipe_is_unfinished_from_its_start_on_and_a_refused_resume_changes_nothing(schedule, tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_a_recipe_is_unfinished_from_its_start_on_and_a_refused_resume_changes_nothing(
+    old, schedule, tmp_path
+):
+    """Recipes of older versions have no status."""
     with ExitStack() as stack:
         recipe_launch.enter(stack, schedule, tmp_path)
         assert run_folder.recorded_outcome(tmp_path) == run_folder.INTERRUPTED
-    run_folder.write_status(tmp_path, run_folder.FINISHED)
+    if old:
+        (tmp_path / run_folder.STATUS_FILE).unlink()
+    else:
+        run_folder.write_status(tmp_path, run_folder.FINISHED)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
     with pytest.raises(ValueError, match="refused"), ExitStack() as stack:
         recipe_launch.enter(stack, dataclasses.replace(schedule, data="other.zip"), tmp_path)
         raise ValueError("refused")
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before and len(before) == 2
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+    assert len(before) == (1 if old else 2)
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -116,6 +116,8 @@ def test_another_first_metric_has_its_own_best_network(known, tmp_path):
     assert run_folder.best_file(tmp_path, "fid50k_full").read_text() == "4000"
     assert progress.best_others == {"fid50k_full": 1.5}
     assert not run_folder.best_file(tmp_path, "is50k").exists()
+    resumed.snapshots.change_first("fid50k_full", "is50k", progress.best_nimg)  # killed before a checkpoint
+    assert run_folder.best_file(tmp_path, "fid50k_full").read_text() == "4000"
     resumed.train(1)
     assert (best.read_text(), progress.best_metric, progress.stale) == ("5000", -10.0, 0)
     assert run_folder.best_file(tmp_path, "fid50k_full").read_text() == "4000"
