@@ -437,10 +437,14 @@ def plain_warnings() -> None:
 
 
 def print_any_name() -> None:
-    """Let stdout escape what its encoding lacks, as stderr does: names of files need not be text."""
+    """Let stdout escape what its encoding lacks, as stderr does: names of files need not be text.
+
+    A stdout that is closed, or has become a pipe, may not allow it and stays as it is.
+    """
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError, ValueError):
+            reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -549,6 +549,8 @@ def test_stdout_escapes_what_it_cannot_write(monkeypatch):
     util.print_any_name()
     print("caf\xe9 \udce9", end="", flush=True)
     assert stream.buffer.getvalue() == rb"caf\xe9 \udce9"
+    stream.close()
+    util.print_any_name()  # of a program without a stdout: nothing to do
 
 
 def test_a_convenience_warns_of_files_alone(tmp_path):
